@@ -1,0 +1,144 @@
+"""Shared memory between processes, passed as descriptors and never as data.
+
+    import forkshm as mp
+
+General layout, in the order of the data's way; imports point up only:
+
+    backend/       0  what this kernel can do
+    region/        1  bytes mapped in this process, and the arena that carries copies
+    descriptor/    2  small values that name those bytes
+    pickler/       3  objects to and from (payload, descriptors)
+    channel/       4  messages between processes
+    pool/          5  processes that do the work
+    context.py     6  the door shaped like multiprocessing
+    integrations/     optional libraries, loaded when first met
+    errors.py         every exception
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
+from forkshm.context import Process, get_context
+from forkshm.errors import (
+    ChannelBrokenError,
+    ChannelClosedError,
+    ChannelError,
+    ForkshmError,
+    ForkshmWarning,
+    MissingDependencyError,
+    NotPicklableError,
+    NotUnpicklableError,
+    PoolClosedError,
+    RegionBusyError,
+    RegionClosedError,
+    RegionCreateError,
+    RegionError,
+    RegionGoneError,
+    SerializationError,
+    TaskTimeoutError,
+    UnsupportedError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerStartError,
+)
+from forkshm.pool import AsyncResult, Pool, PoolStatistics
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+
+if TYPE_CHECKING:
+    from forkshm.integrations.numpy import (
+        SharedArray,
+        array,
+        asarray,
+        empty,
+        empty_like,
+        full,
+        full_like,
+        ones,
+        ones_like,
+        zeros,
+        zeros_like,
+    )
+
+__version__ = "0.1.0.dev0"
+
+__all__ = (
+    "AsyncResult",
+    "ChannelBrokenError",
+    "ChannelClosedError",
+    "ChannelError",
+    "ForkshmError",
+    "ForkshmWarning",
+    "MappedRegion",
+    "MissingDependencyError",
+    "Mode",
+    "NotPicklableError",
+    "NotUnpicklableError",
+    "Pool",
+    "PoolClosedError",
+    "PoolStatistics",
+    "Process",
+    "RegionBusyError",
+    "RegionClosedError",
+    "RegionCreateError",
+    "RegionError",
+    "RegionGoneError",
+    "SerializationError",
+    "SharedArray",
+    "TaskTimeoutError",
+    "TimeoutError",
+    "UnsupportedError",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerStartError",
+    "anonymous_shared_memory",
+    "array",
+    "asarray",
+    "current_process",
+    "empty",
+    "empty_like",
+    "full",
+    "full_like",
+    "get_context",
+    "ones",
+    "ones_like",
+    "zeros",
+    "zeros_like",
+)
+
+# Names that need NumPy: found when first used, so that forkshm works without it.
+_NUMPY = frozenset(
+    {
+        "SharedArray",
+        "array",
+        "asarray",
+        "empty",
+        "empty_like",
+        "full",
+        "full_like",
+        "ones",
+        "ones_like",
+        "zeros",
+        "zeros_like",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NUMPY:
+        raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
+    try:
+        from forkshm.integrations import numpy
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise MissingDependencyError(
+            f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
+        ) from error
+    value = globals()[name] = getattr(numpy, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,149 @@
+"""The contract of a backend."""
+
+from __future__ import annotations
+
+import abc
+import enum
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+
+class Access(enum.Enum):
+    """What a mapping may do with the memory behind it."""
+
+    #: Reads; sees what others write.
+    READ = "read"
+    #: Reads and writes; everybody sees it.
+    SHARED = "shared"
+    #: Reads and writes; nobody else sees the writes.
+    PRIVATE = "private"
+    #: Reads; may or may not see what others write later.
+    SNAPSHOT = "snapshot"
+
+
+class Identity(NamedTuple):
+    """The kernel's own name for a memory object, unique while the object lives."""
+
+    device: int
+    inode: int
+
+
+class Backend(abc.ABC):
+    """The operations of one operating system.
+
+    Every method raises ``OSError`` with the kernel's errno when it is refused, and
+    leaves nothing behind when it raises.
+    """
+
+    #: Mappings start and end on multiples of this many bytes.
+    page_size: int
+
+    # -- memory objects -------------------------------------------------------------
+
+    @abc.abstractmethod
+    def create_memory(self, size: int, label: str) -> int:
+        """Create a zero-filled memory object without a name; return its fd.
+
+        It can never shrink, so no process can turn another's reads into SIGBUS.
+        *label* is shown in ``/proc/<pid>/maps``.
+        """
+
+    @abc.abstractmethod
+    def reopen(self, fd: int) -> int:
+        """Open the same object again: a new open file description, with its own locks."""
+
+    @abc.abstractmethod
+    def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
+        """Open the object that process *pid* knows as *fd*, if it is still that object.
+
+        It is looked at before it is opened: opening a stranger can have effects. When
+        it is another object, the errno is ``ESTALE``.
+        """
+
+    @abc.abstractmethod
+    def identify(self, fd: int) -> tuple[Identity, int]:
+        """Return the identity and the size in bytes of the object behind *fd*."""
+
+    # -- mappings -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
+        """Map *size* bytes from *offset*, both multiples of the page size; return the address."""
+
+    @abc.abstractmethod
+    def unmap(self, address: int, size: int) -> None:
+        """Take a mapping away."""
+
+    @abc.abstractmethod
+    def discard(self, address: int, size: int) -> None:
+        """Give the pages of a shared mapping back; they read as zero afterwards."""
+
+    @abc.abstractmethod
+    def window(self, address: int, size: int) -> Any:
+        """Return a weakly referenceable object that exports *size* bytes at *address*.
+
+        It owns nothing. Buffers taken from it keep it alive, so its death is the
+        moment at which the last view is gone.
+        """
+
+    @abc.abstractmethod
+    def address_of(self, buffer: Buffer) -> int:
+        """Return the address of the first byte of a contiguous buffer."""
+
+    @abc.abstractmethod
+    def copy(self, address: int, source: Buffer, nbytes: int) -> None:
+        """Copy *nbytes* of a contiguous buffer to *address*; lets other threads run."""
+
+    # -- leases ---------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def lock_shared(self, fd: int, position: int) -> None:
+        """Let the open file description of *fd* hold one byte, beside other holders."""
+
+    @abc.abstractmethod
+    def unlock(self, fd: int, position: int) -> None:
+        """Let go of the byte."""
+
+    @abc.abstractmethod
+    def is_held(self, fd: int, position: int) -> bool:
+        """Tell whether any *other* open file description holds the byte."""
+
+    # -- messages -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def message_sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Return two connected sockets that keep message boundaries and carry fds."""
+
+    @abc.abstractmethod
+    def unread_bytes(self, sender: socket.socket) -> int:
+        """Return how much of what *sender* sent has not been received; 0 when all has."""
+
+    @abc.abstractmethod
+    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+        """Return the fds that came beside a message."""
+
+    # -- processes ------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def open_process(self, pid: int) -> int:
+        """Return an fd that becomes readable when the process ends."""
+
+    @abc.abstractmethod
+    def start_time(self, pid: int) -> int:
+        """Return when *pid* was started, in a unit of the kernel: tells a reused pid."""
+
+    @abc.abstractmethod
+    def die_with(self, lifeline: int) -> int:
+        """Have the kernel kill this process when the other end of *lifeline* is closed.
+
+        Args:
+            lifeline: The reading end of a pipe.
+
+        Returns:
+            An fd that must stay open for as long as the arrangement is wanted.
+        """

@@ -1,0 +1,157 @@
+"""Linux: memfd, seals, OFD locks, SEQPACKET sockets, pidfd."""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import mmap as _mmap
+import os
+import signal
+import socket
+import struct
+import termios
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import _syscalls
+from forkshm.backend._interface import Access, Backend, Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+# <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
+F_ADD_SEALS = 1033
+F_SEAL_SHRINK = 0x0002
+F_OFD_GETLK = 36
+F_OFD_SETLK = 37
+F_SETSIG = 10
+
+_MAP_SHARED = _mmap.MAP_SHARED
+_MAP_PRIVATE = _mmap.MAP_PRIVATE
+_MADV_REMOVE = 9
+
+_FLAGS = {
+    Access.READ: (_mmap.PROT_READ, _MAP_SHARED),
+    Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, _MAP_SHARED),
+    Access.PRIVATE: (_mmap.PROT_READ | _mmap.PROT_WRITE, _MAP_PRIVATE),
+    Access.SNAPSHOT: (_mmap.PROT_READ, _MAP_PRIVATE),
+}
+
+# struct flock: type, whence, start, len, pid. For OFD locks pid must be 0.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _one_byte(kind: int, position: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
+
+
+class LinuxBackend(Backend):
+    """Linux 5.3 and newer (pidfd_open(2) is the newest call needed)."""
+
+    def __init__(self) -> None:
+        self.page_size = os.sysconf("SC_PAGE_SIZE")
+
+    def create_memory(self, size: int, label: str) -> int:
+        fd = os.memfd_create(f"forkshm-{label}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            # memfd_create(2), "File sealing": nobody can shrink it under our feet.
+            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def reopen(self, fd: int) -> int:
+        # dup(2) would share the description, and with it the locks; proc(5) gives a new one.
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+    def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
+        path = f"/proc/{pid}/fd/{fd}"
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) == identity:
+            opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if self.identify(opened)[0] == identity:
+                return opened
+            os.close(opened)  # replaced between the two looks
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    def identify(self, fd: int) -> tuple[Identity, int]:
+        status = os.fstat(fd)
+        return Identity(status.st_dev, status.st_ino), status.st_size
+
+    def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
+        prot, flags = _FLAGS[access]
+        return _syscalls.mmap(fd, size, prot, flags, offset)
+
+    def unmap(self, address: int, size: int) -> None:
+        _syscalls.munmap(address, size)
+
+    def discard(self, address: int, size: int) -> None:
+        # MADV_REMOVE punches a hole in the object itself: the pages are gone for every
+        # process that maps it. MADV_DONTNEED would only drop our own page table.
+        _syscalls.madvise(address, size, _MADV_REMOVE)
+
+    def window(self, address: int, size: int) -> Any:
+        return _syscalls.window(address, size)
+
+    def address_of(self, buffer: Buffer) -> int:
+        return _syscalls.address_of(buffer)
+
+    def copy(self, address: int, source: Buffer, nbytes: int) -> None:
+        _syscalls.copy(address, source, nbytes)
+
+    def lock_shared(self, fd: int, position: int) -> None:
+        fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))
+
+    def unlock(self, fd: int, position: int) -> None:
+        fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_UNLCK, position))
+
+    def is_held(self, fd: int, position: int) -> bool:
+        # F_OFD_GETLK asks whether a write lock *could* be placed, and places none: half
+        # the price of trying. Locks of this same description do not count.
+        answer = fcntl.fcntl(fd, F_OFD_GETLK, _one_byte(fcntl.F_WRLCK, position))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def message_sockets(self) -> tuple[socket.socket, socket.socket]:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def unread_bytes(self, sender: socket.socket) -> int:
+        # unix(7): SIOCOUTQ; on Linux it has the number of TIOCOUTQ.
+        pending = array.array("i", [0])
+        fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, pending)
+        return pending[0]
+
+    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return list(fds)
+
+    def open_process(self, pid: int) -> int:
+        return os.pidfd_open(pid)
+
+    def start_time(self, pid: int) -> int:
+        with open(f"/proc/{pid}/stat", "rb") as status:
+            # proc(5), field 22; the name in parentheses may itself hold anything.
+            return int(status.read().rpartition(b")")[2].split()[19])
+
+    def die_with(self, lifeline: int) -> int:
+        # PR_SET_PDEATHSIG would fire when the *thread* that forked us ends, and a pool
+        # forks from whichever thread notices a death. A pipe has no such trap: fcntl(2)
+        # F_SETSIG with O_ASYNC sends the signal when its last writer is gone. Both are
+        # attributes of the open file description, so this process needs its own.
+        own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(own, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+        try:
+            gone = os.read(own, 1) == b""
+        except BlockingIOError:
+            gone = False
+        if gone:  # the parent died before we were armed
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own

@@ -1,0 +1,23 @@
+"""Layer 4 of 6. Takes parcels, hands on messages between processes.
+
+The kernel keeps the queue: sockets that keep message boundaries, shared by any number of
+senders and receivers. A message is delivered whole, to exactly one receiver, with its
+fds, or not at all; there is no lock that a dying process could keep.
+"""
+
+from forkshm.channel._endpoint import Received, Receiver, Sender, close_in_children, pair
+from forkshm.channel._message import Kind, Message, open_answer, read_header, read_message, write_message
+
+__all__ = (
+    "Kind",
+    "Message",
+    "Received",
+    "Receiver",
+    "Sender",
+    "close_in_children",
+    "open_answer",
+    "pair",
+    "read_header",
+    "read_message",
+    "write_message",
+)

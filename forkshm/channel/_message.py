@@ -1,0 +1,126 @@
+"""A message: what it is about, a number, and parcels."""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forkshm.errors import ChannelBrokenError
+from forkshm.pickler import Arrival, Parcel, open_plain, receive, skip
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from forkshm.channel._endpoint import Received
+
+__all__ = ("Kind", "Message", "open_answer", "read_header", "read_message", "write_message")
+
+_HEADER = struct.Struct("<3sBBB2xQQ")
+_MAGIC = b"fsm"
+_VERSION = 1
+
+
+class Kind(enum.IntEnum):
+    """What a message is about."""
+
+    #: Parcels: function; (arguments, keyword arguments).
+    CALL = 1
+    #: Parcels: function; list of single arguments.
+    MAP = 2
+    #: Parcels: function; list of argument tuples.
+    STARMAP = 3
+    #: Parcel: what a task returned.
+    RESULT = 4
+    #: Parcels: what a task raised; the traceback as text.
+    ERROR = 5
+    #: Parcels: what the initializer raised; the traceback as text.
+    INITIALIZER_FAILED = 6
+    #: Parcels: function; (MAP or STARMAP, chunks). Each chunk is a task: the first has the
+    #: message's number, the others the following.
+    BATCH = 8
+    #: No parcels, nothing to do: somebody should look up.
+    WAKE = 7
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Message(NamedTuple):
+    """A received message, parcels not yet opened."""
+
+    kind: Kind
+    #: Which task it is about.
+    number: int
+    #: Of a task: those of one group have the same function parcel; 0 is no group. Of a
+    #: result: the nanoseconds that the task took.
+    group: int
+    #: None stands for a function parcel that the receiver has from its group already.
+    parcels: list[Arrival | None]
+
+
+def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> tuple[bytes, list[int]]:
+    """Return the bytes of a message, and the fds to send beside them."""
+    header = _HEADER.pack(_MAGIC, _VERSION, kind, len(parcels), number, group)
+    if len(parcels) == 1:
+        return header + parcels[0].data, parcels[0].fds
+    return header + b"".join([parcel.data for parcel in parcels]), [fd for parcel in parcels for fd in parcel.fds]
+
+
+def read_header(data: bytes) -> tuple[Kind, int, int]:
+    """Return kind, number and group of a message without looking at its parcels.
+
+    Raises:
+        ChannelBrokenError: The bytes are not a message.
+    """
+    try:
+        magic, version, kind, _, number, group = _HEADER.unpack_from(data)
+    except struct.error:
+        raise ChannelBrokenError(f"received {len(data)} bytes, too few for a message of forkshm") from None
+    if magic != _MAGIC or version != _VERSION or kind not in _KINDS:
+        raise ChannelBrokenError(f"received bytes that are not a message of forkshm {_VERSION}: {data[:16]!r}")
+    return _KINDS[kind], number, group
+
+
+def open_answer(data: bytes) -> Any:
+    """Unpickle the one plain parcel of a small answer.
+
+    Raises:
+        LookupError: There is more to it: use `read_message`.
+        Exception: Whatever unpickling raises.
+    """
+    if data[5] != 1:
+        raise LookupError("not one parcel")
+    return open_plain(data, _HEADER.size)
+
+
+def read_message(received: Received, known_groups: Container[int] = ()) -> Message:
+    """Read a message and take over its memory; its fds are used up in every case.
+
+    The first parcel is passed over when the message's group is one of *known_groups*.
+
+    Raises:
+        ChannelBrokenError: The bytes are not a message.
+        RegionGoneError: Memory that it names did not arrive.
+        OSError: The kernel refused a mapping or a lock.
+    """
+    data, fds = received.data, received.fds
+    try:
+        kind, number, group = read_header(data)
+        position = _HEADER.size
+        parcels: list[Arrival | None] = []
+        for index in range(data[5]):
+            if index == 0 and group in known_groups:
+                position = skip(data, position, fds)
+                parcels.append(None)
+            else:
+                arrival, position = receive(data, position, fds)
+                parcels.append(arrival)
+        if position != len(data) or fds:
+            raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
+        return Message(kind, number, group, parcels)
+    finally:
+        for fd in fds:
+            os.close(fd)
+        fds.clear()

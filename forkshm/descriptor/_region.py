@@ -1,0 +1,101 @@
+"""RegionDescriptor: a region named by process, fd and kernel identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+
+from forkshm.backend import Identity, kernel
+from forkshm.errors import RegionGoneError
+from forkshm.region._mapped import MappedRegion, Mode, attach, region_of
+
+__all__ = ("RegionDescriptor", "describe")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionDescriptor:
+    """Names a region of a living process, in a few dozen bytes that pickle.
+
+    Forkshm's own channels carry the kernel's handle beside the message and need no
+    descriptor of this kind. This one can go through any channel, to any process of the
+    same user on the same machine. It does not keep the memory alive: it can be attached
+    for as long as the process that made it keeps the region open.
+
+    Attributes:
+        pid: The process that holds the region open.
+        start_time: When that process started, so that a reused pid is noticed.
+        fd: The fd by which that process knows the memory object.
+        device: Kernel identity of the object, so that a reused fd is noticed.
+        inode: The same.
+        offset: Where the region starts in the object, in bytes.
+        size: Bytes.
+        mode: What the region may be used for.
+
+    Example:
+        >>> from forkshm import anonymous_shared_memory
+        >>> region = anonymous_shared_memory(3)
+        >>> descriptor = describe(region)
+        >>> region.buf[:] = b"abc"
+        >>> bytes(descriptor.attach().buf)
+        b'abc'
+    """
+
+    pid: int
+    start_time: int
+    fd: int
+    device: int
+    inode: int
+    offset: int
+    size: int
+    mode: Mode
+
+    def attach(self) -> MappedRegion:
+        """Map the region in this process, or return it where it is mapped already.
+
+        Raises:
+            RegionGoneError: The process ended or closed the region, or this process may
+                not look into it; the message says which. Nothing was mapped.
+            RegionCreateError: The kernel refused the mapping.
+        """
+        what = f"region of {self.size:,} bytes that process {self.pid} had as fd {self.fd}"
+        identity = Identity(self.device, self.inode)
+        try:
+            if kernel.start_time(self.pid) != self.start_time:
+                raise RegionGoneError(f"cannot attach the {what}: that process ended, and its pid was used again")
+            fd = kernel.open_remote(self.pid, self.fd, identity)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            reason = "it closed the region" if os.path.exists(f"/proc/{self.pid}") else "that process ended"
+            raise RegionGoneError(
+                f"cannot attach the {what}: {reason}; keep the region open until it has been received"
+            ) from error
+        except PermissionError as error:
+            raise RegionGoneError(f"cannot attach the {what}: this process may not look into that one") from error
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise RegionGoneError(
+                f"cannot attach the {what}: that fd is another object now, so the region was closed"
+            ) from error
+        return region_of(*attach(fd, self.offset, self.size, self.mode))
+
+
+def describe(region: MappedRegion) -> RegionDescriptor:
+    """Return a descriptor of *region*, good for as long as this process keeps it open.
+
+    Raises:
+        RegionClosedError: The region was closed.
+    """
+    fd = region.fileno()
+    identity, _ = kernel.identify(fd)
+    pid = os.getpid()
+    return RegionDescriptor(
+        pid=pid,
+        start_time=kernel.start_time(pid),
+        fd=fd,
+        device=identity.device,
+        inode=identity.inode,
+        offset=region.offset,
+        size=region.size,
+        mode=region.mode,
+    )

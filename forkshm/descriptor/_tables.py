@@ -1,0 +1,181 @@
+"""The tables at the head of a parcel: which bytes its buffers are, in wire form.
+
+A parcel is one pickled object on its way. Its buffers are *spans*: of the one block that
+carries the copies, or of regions that both sides share. The fds of these come beside the
+message, the block's lease first, then one of each region, in order.
+
+These are named tuples because they are made for every array sent: a frozen dataclass
+takes four times as long.
+
+Everything is checked while it is read: a parcel that was cut or changed is refused, and
+never leads to a view of other memory than it names.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from forkshm.errors import ChannelBrokenError
+from forkshm.region import Mode
+
+__all__ = (
+    "BLOCK",
+    "BlockRef",
+    "Head",
+    "RegionRef",
+    "Span",
+    "Tables",
+    "body_tables",
+    "is_plain",
+    "read_head",
+    "read_tables",
+    "write",
+    "write_plain",
+)
+
+#: ``Span.region`` of bytes that lie in the parcel's own block.
+BLOCK = -1
+
+_HEAD = struct.Struct("<BxxxIIQQQ")
+_REGION = struct.Struct("<QQB")
+_SPAN = struct.Struct("<iQQ")
+
+_HAS_BLOCK = 1
+#: Tables and stream did not fit the message: they are the first bytes of the block.
+_BODY_IN_BLOCK = 2
+_PRIVATE = 4
+
+_MODES = tuple(Mode)
+
+# Flags, number of regions, number of spans.
+_PLAIN_START = bytes(12)
+
+
+class BlockRef(NamedTuple):
+    """Part of the segment whose lease comes beside the message."""
+
+    offset: int
+    size: int
+    #: Others were given the block too: map it copy-on-write.
+    private: bool
+
+
+class RegionRef(NamedTuple):
+    """Part of the memory object whose fd comes beside the message."""
+
+    offset: int
+    size: int
+    mode: Mode
+
+
+class Span(NamedTuple):
+    """One buffer: bytes of a region, or of the block."""
+
+    region: int
+    offset: int
+    nbytes: int
+
+
+class Head(NamedTuple):
+    """The fixed part of a parcel."""
+
+    block: BlockRef | None
+    body_in_block: bool
+    regions: int
+    spans: int
+    body_size: int
+
+    @property
+    def fds(self) -> int:
+        """How many fds belong to the parcel."""
+        return (self.block is not None) + self.regions
+
+
+class Tables(NamedTuple):
+    """What a parcel's body says before its stream begins."""
+
+    regions: tuple[RegionRef, ...]
+    spans: tuple[Span, ...]
+    #: Where in the body the pickle stream begins.
+    stream: int
+
+
+def body_tables(regions: list[RegionRef], spans: list[Span]) -> bytes:
+    """Return the wire form of the tables."""
+    parts = [_REGION.pack(ref.offset, ref.size, _MODES.index(ref.mode)) for ref in regions]
+    parts += [_SPAN.pack(span.region, span.offset, span.nbytes) for span in spans]
+    return b"".join(parts)
+
+
+def write(head: Head) -> bytes:
+    """Return the wire form of a head."""
+    block = head.block
+    if block is None:
+        return _HEAD.pack(0, head.regions, head.spans, head.body_size, 0, 0)
+    flags = _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
+    return _HEAD.pack(flags, head.regions, head.spans, head.body_size, block.offset, block.size)
+
+
+def write_plain(body_size: int) -> bytes:
+    """Return the wire form of a head with no block and no tables: nearly all are."""
+    return _HEAD.pack(0, 0, 0, body_size, 0, 0)
+
+
+def is_plain(data: bytes, position: int) -> int:
+    """Return where the stream begins, of a parcel that is nothing but a stream; else 0."""
+    start = position + _HEAD.size
+    return start if len(data) >= start and data[position : position + 12] == _PLAIN_START else 0
+
+
+def read_head(data: bytes, position: int) -> tuple[Head, int]:
+    """Read a head; return it and where the body begins, unless that is in the block.
+
+    Raises:
+        ChannelBrokenError: These bytes are not a parcel.
+    """
+    try:
+        flags, regions, spans, body_size, offset, size = _HEAD.unpack_from(data, position)
+    except struct.error:
+        raise _broken(f"its head needs {_HEAD.size} bytes, {len(data) - position} are there") from None
+    if flags & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (flags and not flags & _HAS_BLOCK):
+        raise _broken(f"unknown flags {flags:#x}")
+    block = BlockRef(offset, size, bool(flags & _PRIVATE)) if flags else None
+    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size)
+    room = size if head.body_in_block else len(data) - position - _HEAD.size
+    if body_size > room or regions * _REGION.size + spans * _SPAN.size > body_size:
+        raise _broken(
+            f"{regions} regions and {spans} spans in a body of {body_size:,} bytes, of which {room:,} are there"
+        )
+    return head, position + _HEAD.size
+
+
+def read_tables(head: Head, body: memoryview) -> Tables:
+    """Read the tables at the start of *body*, which has ``head.body_size`` bytes.
+
+    Raises:
+        ChannelBrokenError: They name memory that does not belong to the parcel.
+    """
+    here = head.regions * _REGION.size
+    regions = []
+    for offset, size, mode in _REGION.iter_unpack(body[:here]):
+        if mode >= len(_MODES) or size < 1 or offset + size > 2**63 - 1:
+            raise _broken(f"region of {size:,} bytes at {offset:,} with mode {mode}")
+        regions.append(RegionRef(offset, size, _MODES[mode]))
+    stream = here + head.spans * _SPAN.size
+    spans = []
+    for region, offset, nbytes in _SPAN.iter_unpack(body[here:stream]):
+        if region == BLOCK:
+            room = head.block.size if head.block is not None else 0
+        elif 0 <= region < len(regions):
+            room = regions[region].size
+        else:
+            raise _broken(f"span of region {region}, but there are {len(regions)}")
+        if offset + nbytes > room:
+            raise _broken(f"span of {nbytes:,} bytes at {offset:,}, but there are {room:,}")
+        spans.append(Span(region, offset, nbytes))
+    return Tables(tuple(regions), tuple(spans), stream)
+
+
+def _broken(what: str) -> ChannelBrokenError:
+    return ChannelBrokenError(f"received a parcel that forkshm did not send, or only part of one: {what}")

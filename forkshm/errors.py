@@ -1,0 +1,230 @@
+"""Every exception and warning of forkshm, split by what you should conclude.
+
+*Closed* means you did it, *broken* or *gone* means the world did it, *busy* means
+somebody still uses it. Each class also derives from the type that the standard
+library or the kernel would have raised, so that ``except`` clauses written for
+``multiprocessing`` keep working. All of them survive pickling with their attributes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal as _signal
+from typing import Any
+
+from forkshm._multiprocess import TimeoutError as _MultiprocessTimeoutError
+
+__all__ = (
+    "ChannelBrokenError",
+    "ChannelClosedError",
+    "ChannelError",
+    "ForkshmError",
+    "ForkshmWarning",
+    "MissingDependencyError",
+    "NotPicklableError",
+    "NotUnpicklableError",
+    "PoolClosedError",
+    "RegionBusyError",
+    "RegionClosedError",
+    "RegionCreateError",
+    "RegionError",
+    "RegionGoneError",
+    "RemoteTraceback",
+    "SerializationError",
+    "TaskTimeoutError",
+    "UnsupportedError",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerStartError",
+)
+
+
+def _rebuild(cls: type[ForkshmError], args: tuple[Any, ...], state: dict[str, Any]) -> ForkshmError:
+    error = cls.__new__(cls)
+    error.args = args
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
+
+class ForkshmError(Exception):
+    """Base of everything this library objects to."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = dict(self.__dict__)
+        if isinstance(self, OSError):
+            # The C part of OSError keeps these outside __dict__.
+            state.update(errno=self.errno, strerror=self.strerror)
+        return _rebuild, (type(self), self.args, state)
+
+
+class RegionError(ForkshmError):
+    """Something about mapped memory."""
+
+
+class RegionCreateError(RegionError, OSError):
+    """The kernel refused to create or map memory.
+
+    Attributes:
+        errno: What the kernel said; ``ENOMEM`` means address space or memory limits,
+            ``EMFILE`` the limit on open files (``ulimit -n``).
+        size: Bytes that were asked for.
+    """
+
+    size: int
+
+    def __init__(self, errno: int, message: str, *, size: int) -> None:
+        super().__init__(errno, message)
+        self.size = size
+
+
+class RegionClosedError(RegionError, ValueError):
+    """The region was closed in this process, by this process."""
+
+
+class RegionBusyError(RegionError, BufferError):
+    """``close()`` was called while views of the region are alive.
+
+    Attributes:
+        exports: How many buffers taken from ``region.buf`` are still alive. Release
+            or delete them (and the arrays made from them), then close again.
+    """
+
+    exports: int
+
+    def __init__(self, message: str, *, exports: int) -> None:
+        super().__init__(message)
+        self.exports = exports
+
+
+class RegionGoneError(RegionError, LookupError):
+    """A descriptor names memory that this process cannot reach any more."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class SerializationError(ForkshmError):
+    """An object could not cross between processes."""
+
+
+class NotPicklableError(SerializationError, pickle.PicklingError):
+    """An argument, function or result cannot be sent; ``__cause__`` says why."""
+
+
+class NotUnpicklableError(SerializationError, pickle.UnpicklingError):
+    """Something arrived, and could not be turned back into an object."""
+
+
+class ChannelError(ForkshmError):
+    """Something about messages between processes."""
+
+
+class ChannelClosedError(ChannelError, OSError, ValueError):
+    """This end was closed in this process."""
+
+
+class ChannelBrokenError(ChannelError, EOFError, BrokenPipeError):
+    """The other end is gone, or what it sent is not a message of ours."""
+
+
+class WorkerError(ForkshmError):
+    """Something about the processes of a pool."""
+
+
+class WorkerStartError(WorkerError, OSError):
+    """The kernel refused to start a worker; ``errno`` says why."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+
+class WorkerDiedError(WorkerError):
+    """The process that ran a task died before it answered.
+
+    Only the task it was running fails with this; the worker is replaced and the
+    pool goes on.
+
+    Attributes:
+        pid: Process id of the dead worker.
+        exitcode: As in ``Process.exitcode``: negative means killed by that signal.
+        signal: The signal's name, for example ``"SIGKILL"``, or None.
+        task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
+    """
+
+    pid: int
+    exitcode: int | None
+    signal: str | None
+    task: str | None
+
+    def __init__(self, pid: int, exitcode: int | None, *, name: str = "worker", task: str | None = None) -> None:
+        self.pid = pid
+        self.exitcode = exitcode
+        self.signal = signal_name(exitcode)
+        self.task = task
+        how = f"was killed by {self.signal}" if self.signal else f"exited with code {exitcode}"
+        doing = f"while running {task}" if task else "before it could run a task"
+        hint = "; the usual cause is the kernel's out-of-memory killer" if self.signal == "SIGKILL" else ""
+        super().__init__(f"{name} (pid {pid}) {how} {doing}{hint}")
+
+
+class PoolClosedError(ForkshmError, ValueError):
+    """The pool was closed or terminated, or belongs to another process."""
+
+
+class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):
+    """No result within the time given; the task goes on."""
+
+
+class UnsupportedError(ForkshmError, NotImplementedError):
+    """This system lacks what was asked for.
+
+    Attributes:
+        capability: The missing capability, in one word.
+    """
+
+    capability: str
+
+    def __init__(self, message: str, *, capability: str) -> None:
+        super().__init__(message)
+        self.capability = capability
+
+
+class MissingDependencyError(ForkshmError, ImportError):
+    """An optional library is needed for this.
+
+    Attributes:
+        extra: The extra that installs it: ``pip install 'forkshm[<extra>]'``.
+    """
+
+    extra: str
+
+    def __init__(self, message: str, *, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+
+class ForkshmWarning(UserWarning):
+    """Base of the warnings of forkshm."""
+
+
+class RemoteTraceback(Exception):
+    """The worker's traceback as text; found in ``__cause__`` of what a task raised."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def signal_name(exitcode: int | None) -> str | None:
+    """Name of the signal that ended a process with *exitcode*, or None."""
+    if exitcode is None or exitcode >= 0:
+        return None
+    try:
+        return _signal.Signals(-exitcode).name
+    except ValueError:
+        return f"signal {-exitcode}"

@@ -1,0 +1,289 @@
+"""NumPy: arrays in shared memory, and how arrays cross."""
+
+from __future__ import annotations
+
+import operator
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forkshm.pickler._policy import OUT_OF_BAND
+from forkshm.pickler._reducers import register
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+from forkshm.region._mapped import region_at
+from forkshm.region._table import mapping_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal, SupportsIndex
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+    Shape = SupportsIndex | Sequence[SupportsIndex]
+    Order = Literal["C", "F"]
+
+__all__ = (
+    "SharedArray",
+    "array",
+    "asarray",
+    "empty",
+    "empty_like",
+    "full",
+    "full_like",
+    "ones",
+    "ones_like",
+    "zeros",
+    "zeros_like",
+)
+
+
+class SharedArray(np.ndarray[Any, Any]):
+    """An ndarray whose elements lie in an anonymous region.
+
+    It is used as any array, and passes to other processes as a descriptor: they see the
+    same elements. So do plain views of it (``np.asarray(a)``), slices, transposes and
+    reversals. Arithmetic and copies give plain arrays.
+
+    Make one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The
+    memory lives until the last view in the last process is gone.
+    """
+
+    @property
+    def region(self) -> MappedRegion | None:
+        """The region that holds the elements; None when they are in private memory."""
+        return _region_of(self)
+
+    def __array_finalize__(self, parent: Any) -> None:
+        pass
+
+    def __array_wrap__(self, result: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return result[()] if return_scalar else np.asarray(result)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        plain = tuple(_plain(value) for value in inputs)
+        if out is None:
+            return getattr(ufunc, method)(*plain, **kwargs)
+        results = getattr(ufunc, method)(*plain, out=tuple(_plain(value) for value in out), **kwargs)
+        # What was asked to be written into is what is returned, as ever.
+        return out[0] if len(out) == 1 and results is not None else results
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return _owned(super().__array_function__(func, types, args, kwargs))
+
+    def __getitem__(self, key: Any) -> Any:
+        return _owned(super().__getitem__(key))
+
+    def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:
+        """Return a plain array with the same elements in memory of its own."""
+        return np.array(self, order=order, copy=True, subok=False)
+
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the elements as *dtype*; a plain array where that takes a copy."""
+        return _owned(super().astype(dtype, *args, **kwargs))
+
+    def flatten(self, order: Any = "C") -> np.ndarray[Any, Any]:
+        """Return a plain one-dimensional copy."""
+        return np.asarray(self).flatten(order)
+
+    def __copy__(self) -> np.ndarray[Any, Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> np.ndarray[Any, Any]:
+        return self.copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A plain pickle goes anywhere, so it carries the elements, as a plain array.
+        # The pickler of our channels never comes here.
+        return np.asarray(self).__reduce_ex__(protocol)
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__()
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, SharedArray) else value
+
+
+def _owned(value: Any) -> Any:
+    """Let a SharedArray that is not in shared memory be a plain array."""
+    if isinstance(value, SharedArray) and value.region is None:
+        return value.view(np.ndarray)
+    return value
+
+
+def _region_of(array: np.ndarray[Any, Any]) -> MappedRegion | None:
+    return region_at(array.__array_interface__["data"][0])
+
+
+# -- making ---------------------------------------------------------------------------
+
+
+def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+    """Return a new array in an anonymous region of its own; it happens to be all zeros.
+
+    Args:
+        shape: As for `numpy.empty`. Arrays of no elements are allowed.
+        dtype: Any type without Python objects in it.
+        order: ``"C"`` for rows, ``"F"`` for columns, one after the other.
+
+    Raises:
+        TypeError: *dtype* has Python objects: their addresses mean nothing elsewhere.
+        ValueError: *shape* is negative or too large.
+        RegionCreateError: The kernel refused the memory.
+
+    Example:
+        >>> import forkshm
+        >>> a = forkshm.empty((2, 3), "float32")
+        >>> a.region.size
+        24
+    """
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise TypeError(f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process")
+    extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)  # type: ignore[union-attr,arg-type]  # iterable() tells which
+    if any(extent < 0 for extent in extents):
+        raise ValueError(f"an array cannot have a negative extent, got shape {extents}")
+    nbytes = kind.itemsize
+    for extent in extents:
+        nbytes *= extent
+    region = anonymous_shared_memory(max(nbytes, 1))
+    return SharedArray(extents, kind, buffer=region.buf, order=order)
+
+
+def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+    """Return a new shared array of zeros; pages take memory when first written. See `empty`."""
+    return empty(shape, dtype, order)  # the kernel clears what it gives
+
+
+def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+    """Return a new shared array of ones; see `empty`."""
+    return full(shape, 1, dtype, order)
+
+
+def full(shape: Shape, fill_value: Any, dtype: DTypeLike = None, order: Order = "C") -> SharedArray:
+    """Return a new shared array of *fill_value*; its type is the value's by default. See `empty`."""
+    made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
+    made[...] = fill_value
+    return made
+
+
+def array(values: ArrayLike, dtype: DTypeLike = None, order: Literal["K", "A", "C", "F"] = "K") -> SharedArray:
+    """Return a new shared array with a copy of *values*: the one copy there ever is.
+
+    Args:
+        values: Anything `numpy.asarray` accepts, of any strides.
+        dtype: By default that of *values*.
+        order: As for `numpy.array`; ``"K"`` keeps the order of *values*.
+
+    Raises:
+        TypeError: The elements are Python objects.
+        RegionCreateError: The kernel refused the memory.
+    """
+    source = np.asarray(values, dtype)
+    columns = order == "F" or (order in ("A", "K") and source.flags.fnc)
+    made = empty(source.shape, source.dtype, "F" if columns else "C")
+    np.copyto(np.asarray(made), source)
+    return made
+
+
+def asarray(values: ArrayLike, dtype: DTypeLike = None) -> SharedArray:
+    """Return *values* as a shared array, without a copy if they are in shared memory."""
+    source = np.asarray(values, dtype)
+    mapping = mapping_at(source.__array_interface__["data"][0]) if source.size else None
+    if mapping is not None and mapping.mode is Mode.read_write:
+        return source.view(SharedArray)
+    return array(source)
+
+
+def _like(prototype: ArrayLike, dtype: DTypeLike, shape: Shape | None) -> tuple[Any, Any, Order]:
+    source = np.asarray(prototype)
+    return (
+        source.shape if shape is None else shape,
+        source.dtype if dtype is None else dtype,
+        "F" if source.flags.fnc else "C",
+    )
+
+
+def empty_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+    """Return a new shared array with the shape, type and order of *prototype*; see `empty`."""
+    return empty(*_like(prototype, dtype, shape))
+
+
+def zeros_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+    """Return a new shared array of zeros with the shape, type and order of *prototype*."""
+    return zeros(*_like(prototype, dtype, shape))
+
+
+def ones_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+    """Return a new shared array of ones with the shape, type and order of *prototype*."""
+    return ones(*_like(prototype, dtype, shape))
+
+
+def full_like(
+    prototype: ArrayLike, fill_value: Any, dtype: DTypeLike = None, shape: Shape | None = None
+) -> SharedArray:
+    """Return a new shared array of *fill_value* with the shape, type and order of *prototype*."""
+    where, kind, order = _like(prototype, dtype, shape)
+    return full(where, fill_value, kind, order)
+
+
+# -- crossing -------------------------------------------------------------------------
+
+
+def reduce_array(array: np.ndarray[Any, Any]) -> Any:
+    """Send an array: in place if it lies in shared memory, else its elements, once.
+
+    A contiguous plain array takes NumPy's own way: its buffer is recognised by its
+    address as well.
+    """
+    is_shared_type = type(array) is SharedArray
+    flags = array.flags
+    contiguous = flags.forc
+    dtype = array.dtype
+    if dtype.hasobject or not array.size or (contiguous and not is_shared_type):
+        return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
+    address = array.__array_interface__["data"][0]
+    mapping = mapping_at(address)
+    if mapping is None or not mapping.shares_writes:
+        if is_shared_type:
+            return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        if array.nbytes < OUT_OF_BAND:
+            return NotImplemented
+        packed = np.ascontiguousarray(array)
+        return rebuild_array, (pickle.PickleBuffer(packed), dtype, packed.shape, packed.strides, 0, False)
+    # A plain type by its name: pickling a dtype takes ten times as long.
+    named = dtype.str if dtype.isbuiltin == 1 else dtype
+    if contiguous:
+        return rebuild_array, (pickle.PickleBuffer(array), named, array.shape, array.strides, 0, is_shared_type)
+    # All bytes between the first and the last element, which may come before the first
+    # item's address when strides are negative.
+    reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
+    low = address + sum(distance for distance in reach if distance < 0)
+    high = address + sum(distance for distance in reach if distance > 0) + array.itemsize
+    region = region_at(low)
+    if region is None or high > region.address + region.size:
+        return NotImplemented  # as_strided beyond the memory: let NumPy say what it thinks
+    window = region.buf[low - region.address : high - region.address]
+    if not flags.writeable:
+        window = window.toreadonly()
+    return rebuild_array, (
+        pickle.PickleBuffer(window),
+        named,
+        array.shape,
+        array.strides,
+        address - low,
+        is_shared_type,
+    )
+
+
+def rebuild_array(
+    buffer: Any, dtype: np.dtype[Any] | str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int, shared: bool
+) -> np.ndarray[Any, Any]:
+    """Return the array whose bytes arrived."""
+    kind = SharedArray if shared else np.ndarray
+    return kind(shape, dtype, buffer, offset, strides)
+
+
+register(np.ndarray, reduce_array)
+register(SharedArray, reduce_array)

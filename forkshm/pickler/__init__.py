@@ -1,0 +1,11 @@
+"""Layer 3 of 6. Takes objects, hands on parcels: payload and descriptors; and back.
+
+`pack` makes a `Parcel`, `receive` an `Arrival`. Which buffers are copied and which cross
+as descriptors is decided in `_policy`.
+"""
+
+from forkshm.pickler._pack import Parcel, pack
+from forkshm.pickler._reducers import register, register_lazy
+from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
+
+__all__ = ("Arrival", "Parcel", "open_plain", "pack", "receive", "register", "register_lazy", "skip")

@@ -1,0 +1,68 @@
+"""Which types cross in a way of their own.
+
+Each has a pair of functions, ``reduce_x`` here and ``rebuild_x`` at the other end. A
+buffer inside shared memory needs no entry: it is recognised by its address.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.errors import NotPicklableError, RegionGoneError
+from forkshm.region import MappedRegion, Mode
+from forkshm.region._mapped import region_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("find", "register", "register_lazy")
+
+_reducers: dict[type, Callable[[Any], Any]] = {}
+_lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy"}
+
+
+def register(kind: type, reduce: Callable[[Any], Any]) -> None:
+    """Let *reduce* say how objects of exactly this type cross.
+
+    It returns what ``__reduce__`` would, or NotImplemented for pickle's own way.
+    """
+    _reducers[kind] = reduce
+
+
+def register_lazy(package: str, integration: str) -> None:
+    """Import module *integration* when the first object of *package* is to be sent."""
+    _lazy[package] = integration
+
+
+def find(kind: type) -> Callable[[Any], Any] | None:
+    """Return the reducer of a type, or None."""
+    reduce = _reducers.get(kind)
+    if reduce is None and _lazy:
+        integration = _lazy.pop(kind.__module__.partition(".")[0], None)
+        if integration is not None:
+            importlib.import_module(integration)
+            return _reducers.get(kind)
+    return reduce
+
+
+def reduce_region(region: MappedRegion) -> tuple[Any, ...]:
+    """Send a region: its bytes are recognised by their address, so none is copied."""
+    if region.mode not in (Mode.read_write, Mode.read_only):
+        raise NotPicklableError(
+            f"cannot send {region!r}: what was written to it is seen by this process only; send bytes(region.buf)"
+        )
+    return rebuild_region, (pickle.PickleBuffer(region.buf),)
+
+
+def rebuild_region(buffer: memoryview) -> MappedRegion:
+    """Return the region whose bytes arrived."""
+    region = region_at(kernel.address_of(buffer))
+    if region is None:
+        raise RegionGoneError("the memory of a region did not arrive as shared memory")
+    return region
+
+
+register(MappedRegion, reduce_region)

@@ -1,0 +1,149 @@
+"""Parcels to objects."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+from forkshm.descriptor._tables import BLOCK, is_plain, read_head, read_tables
+from forkshm.errors import ChannelBrokenError, RegionGoneError
+from forkshm.region._mapped import attach
+from forkshm.region._segment import claim
+
+__all__ = ("Arrival", "open_plain", "receive", "skip")
+
+
+class Arrival:
+    """A received parcel: its memory is held, its object not yet made.
+
+    Attributes:
+        copied: Bytes that were copied for it.
+        shared: Bytes that crossed as descriptors.
+    """
+
+    __slots__ = ("_buffers", "_stream", "copied", "shared", "windows")
+
+    def __init__(self, stream: memoryview, buffers: list[memoryview]) -> None:
+        self._stream = stream
+        self._buffers = buffers
+        #: Of the regions that it names: whoever keeps them keeps those mapped.
+        self.windows: list[memoryview] = []
+        self.copied = 0
+        self.shared = 0
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether nothing came but the stream."""
+        return not self._buffers and not self.copied
+
+    def stream_bytes(self) -> bytes:
+        """The pickle stream, for telling whether it is the same as another."""
+        return bytes(self._stream)
+
+    def open(self) -> Any:
+        """Unpickle the object; its buffers are the received memory itself.
+
+        Raises:
+            Exception: Whatever unpickling raises.
+        """
+        return pickle.loads(self._stream, buffers=self._buffers)
+
+
+def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
+    """Take a parcel out of a message.
+
+    Args:
+        data: The message.
+        position: Where the parcel begins.
+        fds: What came beside the message, as far as it is not used up. The parcel's are
+            taken off the front, and are closed or owned by its memory afterwards, also
+            when this raises.
+
+    Returns:
+        The arrival, and where the next parcel begins.
+
+    Raises:
+        ChannelBrokenError: The bytes are not a parcel.
+        RegionGoneError: The memory it names did not arrive, or is not what it says.
+        OSError: The kernel refused a mapping or a lock.
+    """
+    if start := is_plain(data, position):
+        head, _ = read_head(data, position)
+        end = start + head.body_size
+        return Arrival(memoryview(data)[start:end], []), end
+    head, position = read_head(data, position)
+    if len(fds) < head.fds:
+        raise RegionGoneError(
+            f"a message named {head.fds} memory objects and only {len(fds)} arrived: "
+            "this process has too many files open; raise the limit (ulimit -n) or pass fewer arrays at once"
+        )
+    mine = fds[: head.fds]
+    del fds[: head.fds]
+    try:
+        whole: memoryview | None = None
+        if head.block is not None:
+            window = claim(mine.pop(0), head.block.offset, head.block.size, private=head.block.private)
+            whole = memoryview(window).cast("B")
+            del window
+        if head.body_in_block and whole is not None:
+            body = whole[: head.body_size]
+        else:
+            body = memoryview(data)[position : position + head.body_size]
+            position += head.body_size
+        tables = read_tables(head, body)
+        windows = []
+        for ref in tables.regions:
+            _, region_window = attach(mine.pop(0), ref.offset, ref.size, ref.mode)
+            windows.append(memoryview(region_window).cast("B"))
+            del region_window
+    except ValueError as error:
+        if isinstance(error, ChannelBrokenError):
+            raise
+        raise RegionGoneError(f"a message names memory that is not what arrived beside it: {error}") from error
+    finally:
+        for fd in mine:
+            os.close(fd)
+    arrival = Arrival(body[tables.stream :], [])
+    arrival.windows = windows
+    if head.body_in_block:
+        arrival.copied += head.body_size
+    for span in tables.spans:
+        if span.region == BLOCK:
+            if whole is None:
+                raise ChannelBrokenError("a span names a block, but the parcel has none")
+            source = whole
+            arrival.copied += span.nbytes
+        else:
+            source = windows[span.region]
+            arrival.shared += span.nbytes
+        arrival._buffers.append(source[span.offset : span.offset + span.nbytes])
+    return arrival, position
+
+
+def open_plain(data: bytes, position: int) -> Any:
+    """Unpickle a parcel that is the last of its message and nothing but a stream.
+
+    The short way for the answers of small tasks.
+
+    Raises:
+        LookupError: It is not such a parcel.
+        Exception: Whatever unpickling raises.
+    """
+    start = is_plain(data, position)
+    if not start:
+        raise LookupError("not a plain parcel")
+    return pickle.loads(memoryview(data)[start:])
+
+
+def skip(data: bytes, position: int, fds: list[int]) -> int:
+    """Pass over a parcel, close its fds, and return where the next begins.
+
+    Raises:
+        ChannelBrokenError: The bytes are not a parcel.
+    """
+    head, position = read_head(data, position)
+    for fd in fds[: head.fds]:
+        os.close(fd)
+    del fds[: head.fds]
+    return position if head.body_in_block else position + head.body_size

@@ -1,0 +1,209 @@
+"""The workers of a pool: started, watched, buried."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.channel import Kind, close_in_children, pair, write_message
+from forkshm.errors import WorkerStartError
+from forkshm.pool._status import Status
+from forkshm.pool._worker import Assignment, run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkshm._multiprocess import process
+
+__all__ = ("Crew", "Worker")
+
+#: How long a worker may take to end after SIGTERM, before SIGKILL.
+_GRACE_SECONDS = 1.0
+
+
+@dataclasses.dataclass(eq=False)
+class Worker:
+    """One worker process, as its parent sees it."""
+
+    slot: int
+    process: process.BaseProcess
+    #: Readable when the process has ended.
+    sentinel: int
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid or -1
+
+
+class _PrivateFd:
+    """An fd that no child may keep."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        close_in_children(self)
+
+    def close(self) -> None:
+        """Close it. Closing twice is allowed."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Crew:
+    """The processes of one pool, and the channels to and from them.
+
+    Guarantees: no worker outlives this process, however it ends. Once the tasks channel
+    has ended, workers finish what is queued and leave.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        make_process: Callable[..., process.BaseProcess],
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks: int | None,
+    ) -> None:
+        self.size = size
+        self.owner = os.getpid()
+        self._make_process = make_process
+        self.max_tasks = max_tasks
+        self._birth = (initializer, initargs, max_tasks)
+        self.workers: list[Worker] = []
+        self._by_sentinel: dict[int, Worker] = {}
+        self.started = 0
+        self._open: list[Any] = []
+        try:
+            self._open_channels()
+            for slot in range(size):
+                self.start(slot)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _open_channels(self) -> None:
+        self.status = Status(self.size)
+        self._open.append(self.status)
+        # Workers and tasks share these: the kernel gives each message to one worker.
+        self.tasks, self._tasks_end = pair()
+        self._open += [self.tasks, self._tasks_end]
+        self._results_end, self.results = pair()
+        self._open += [self._results_end, self.results]
+        # No child keeps any of them, not even by accident: an end that somebody holds
+        # keeps messages, and what they lease, alive. Workers are given their own fds.
+        close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
+        read_end, write_end = os.pipe()
+        self._lifeline = _PrivateFd(write_end)
+        self._lifeline_end = _PrivateFd(read_end)
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        self._bell = _PrivateFd(write_end)
+        self._bell_end = _PrivateFd(read_end)
+        self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
+        self.events = select.poll()
+        self.events.register(self.results.fileno(), select.POLLIN)
+
+    def start(self, slot: int) -> None:
+        """Start a worker in *slot*.
+
+        Raises:
+            WorkerStartError: fork(2) was refused.
+        """
+        self.status.reset(slot)
+        with contextlib.ExitStack() as copies:
+            try:
+                tasks = copies.enter_context(contextlib.closing(self._tasks_end.duplicate()))
+                results = copies.enter_context(contextlib.closing(self._results_end.duplicate()))
+                lifeline = os.dup(self._lifeline_end.fd)
+                copies.callback(os.close, lifeline)
+                bell = os.dup(self._bell_end.fd)
+                copies.callback(os.close, bell)
+                assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth)
+                process = self._make_process(target=run_worker, args=(assignment,))
+                process.name = process.name.replace("Process", "PoolWorker")
+                process.daemon = True
+                process.start()
+            except OSError as error:
+                raise WorkerStartError(
+                    error.errno or 0,
+                    f"cannot start worker {slot + 1} of {self.size} ({error.strerror}): "
+                    "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
+                ) from error
+        try:
+            sentinel = kernel.open_process(process.pid or -1)
+        except OSError:
+            process.kill()
+            process.join()
+            raise
+        worker = Worker(slot, process, sentinel)
+        self.workers.append(worker)
+        self._by_sentinel[sentinel] = worker
+        self.events.register(sentinel, select.POLLIN)
+        self.started += 1
+
+    def ring(self, how_many: int) -> None:
+        """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
+        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
+            os.write(self._bell.fd, b"." * how_many)
+
+    def dismiss(self) -> None:
+        """Let the workers leave once the queue is empty."""
+        self.tasks.end()
+        self.ring(len(self.workers))
+
+    def wait(self, timeout: float | None) -> list[Worker]:
+        """Wait until a result is there or a worker has ended; return those that have."""
+        ready = self.events.poll(None if timeout is None else math.ceil(timeout * 1000))
+        return [self._by_sentinel[fd] for fd, _ in ready if fd in self._by_sentinel]
+
+    def wake(self) -> None:
+        """Make `wait` return, in whichever thread it is called."""
+        # When there is no room, it has something to return for anyway.
+        self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
+
+    def bury(self, worker: Worker) -> int | None:
+        """Forget a worker that has ended; return its exit code."""
+        worker.process.join()
+        exitcode = worker.process.exitcode
+        self.workers.remove(worker)
+        del self._by_sentinel[worker.sentinel]
+        self.events.unregister(worker.sentinel)
+        os.close(worker.sentinel)
+        worker.process.close()
+        return exitcode
+
+    def kill(self) -> None:
+        """End all workers: SIGTERM, a second's grace, SIGKILL; the time is bounded."""
+        for worker in self.workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        alive = {worker.sentinel for worker in self.workers}
+        poll = select.poll()
+        for sentinel in alive:
+            poll.register(sentinel, select.POLLIN)
+        while alive and (left := deadline - time.monotonic()) > 0:
+            for sentinel, _ in poll.poll(left * 1000):
+                poll.unregister(sentinel)
+                alive.discard(sentinel)
+        for worker in self.workers:
+            if worker.sentinel in alive:
+                os.kill(worker.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End all workers and close everything. Stopping twice is allowed."""
+        if os.getpid() != self.owner:
+            return  # a forked child inherited this object; the workers are not its own
+        self.kill()
+        for worker in list(self.workers):
+            self.bury(worker)
+        for thing in self._open:
+            thing.close()
+        self._open.clear()

@@ -1,0 +1,43 @@
+"""Says in a few words what a task was."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel import Kind
+
+if TYPE_CHECKING:
+    from forkshm.pool._dispatch import Task
+
+__all__ = ("describe_task",)
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 40
+
+
+def describe_task(task: Task, item: int | None) -> str:
+    """Return, for example, ``"resize(ndarray float64 (8, 8), scale=2)"``."""
+    function = task.function.function
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    if task.kind is Kind.CALL:
+        args, kwargs = task.arguments
+        parts = [_describe(value) for value in args]
+        parts += [f"{key}={_describe(value)}" for key, value in kwargs.items()]
+        return f"{name}({', '.join(parts)})"
+    items = task.arguments
+    if item is not None and item < len(items):
+        return f"{name}({_describe(items[item])}), item {item} of a chunk of {len(items)}"
+    return f"{name} over a chunk of {len(items)} items"
+
+
+def _describe(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None:
+        return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")
+    if isinstance(value, (bytes, bytearray, str, list, tuple, dict, set)) and len(value) > 6:
+        return f"{type(value).__name__} of {len(value):,}"
+    try:
+        return _short.repr(value)
+    except Exception:
+        return type(value).__name__

@@ -1,0 +1,553 @@
+"""Sends tasks, takes results, notices deaths: by whichever thread is waiting.
+
+There is no thread of the pool's own. A thread that waits for a result *leads*: it sends
+what is queued, receives what has come, for everybody, and buries the dead. Others that
+wait follow: they sleep until their result is there or the lead is free. Only what nobody
+waits for needs a helper thread, which lives while there is such work: callbacks, and
+asynchronous calls that do not fit the kernel's queue at once.
+
+Which task did a dead worker hold? Its slot says (see `_status`), but for one gap: a
+worker that died while claiming may have taken a message and not named it. Then, once the
+queue is empty and no worker is claiming, a task that was sent, and is in no slot, and not
+answered, was that one. It was never begun, so it is sent again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel import Kind, read_header, read_message, write_message
+from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
+from forkshm.pickler import Parcel, pack
+from forkshm.pickler._pack import pickled_by_reference
+from forkshm.pool._describe import describe_task
+from forkshm.pool._results import Outcome
+from forkshm.pool._spin import SPIN_SECONDS
+from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING
+from forkshm.region._segment import forget_abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forkshm.pool._crew import Crew, Worker
+    from forkshm.pool._results import Job
+
+__all__ = ("Dispatcher", "Function", "Task")
+
+#: Tasks on their way at a time, beyond two for each worker: enough to keep tiny tasks
+#: flowing, few enough to stay below the kernel's queue of about 270 messages.
+_WINDOW = 96
+#: Copies on their way at a time, in bytes, beyond two tasks for each worker.
+_WINDOW_BYTES = 64 * 2**20
+#: The longest sleep: then whoever leads rings for tasks that were left lying, as by a
+#: worker that was stopped (SIGSTOP) right after it had been woken for one.
+_LOOK_AGAIN_SECONDS = 0.1
+_AUDIT_SECONDS = 0.001
+#: Workers that may die in a row before they are through their initializer.
+_FAILED_STARTS = 3
+
+# Parcels of functions that cross by name never change, so they are made once.
+_by_reference: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
+
+
+class Function:
+    """What the tasks of one call run: pickled once, sent with each."""
+
+    def __init__(self, function: Callable[..., Any], group: int = 0) -> None:
+        self.function = function
+        #: Not 0 when several tasks share the parcel.
+        self.group = group
+        #: Tasks that are not answered yet.
+        self.users = 0
+        self._parcel: Parcel | None = None
+        self._cached = False
+
+    def parcel(self) -> Parcel:
+        """Return the parcel; made on first use."""
+        if self._parcel is None:
+            known = _known_parcel(self.function)
+            self._cached = known is not None
+            self._parcel = known or pack(self.function, for_many=self.group != 0)
+        return self._parcel
+
+    def done(self) -> None:
+        """One task less; with the last, let go of the memory held for sending."""
+        self.users -= 1
+        if not self.users and self._parcel is not None:
+            if not self._cached:
+                self._parcel.close()
+            self._parcel = None
+
+
+def _known_parcel(function: Callable[..., Any]) -> Parcel | None:
+    try:
+        if function not in _by_reference:
+            _by_reference[function] = pack(function) if pickled_by_reference(function) else None
+        return _by_reference[function]
+    except TypeError:  # not hashable, or without weak references
+        return None
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """One message to be answered by one message."""
+
+    kind: Kind
+    function: Function
+    #: (args, kwargs) of a call, or the items of a chunk.
+    arguments: Any
+    job: Job
+    #: Which part of the job it answers.
+    position: int
+    parcel: Parcel | None = None
+    copied: int = 0
+    #: Whether it may go in one message with others.
+    batched: bool = False
+
+
+class Dispatcher:
+    """The parent's half of a pool.
+
+    Fork and threads:
+        Any thread may submit and drive. Of no use in a forked child.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._next_number = FIRST_TASK
+        self._groups = itertools.count(1)
+        # The state. Reentrant because failing a task may start the helper; none of the
+        # user's code ever runs under it.
+        self._lock = threading.RLock()
+        # Who receives. Reentrant: arguments are pickled under it, and an object's
+        # __reduce__ may use the pool.
+        self._lead = threading.RLock()
+        self._changed = threading.Condition(threading.Lock())
+        self._followers = 0
+        self._backlog: collections.deque[Task] = collections.deque()
+        # Tasks taken from the backlog that are being pickled.
+        self._in_hand = 0
+        self._sent: dict[int, Task] = {}
+        self._sent_bytes = 0
+        self._audit = False
+        self._failed_starts = 0
+        self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
+        self._helper: threading.Thread | None = None
+        self._broken: BaseException | None = None
+        self._accepting = True
+        self._tasks_answered = 0
+        self._messages = 0
+        self._bytes_copied = 0
+        self._bytes_shared = 0
+
+    # -- submitting -------------------------------------------------------------------
+
+    def new_group(self) -> int:
+        """Return a number for tasks that share a function parcel."""
+        return next(self._groups)
+
+    def submit(self, tasks: Sequence[Task], *, waited_for: bool) -> None:
+        """Send tasks now or as soon as there is room.
+
+        Args:
+            tasks: What to do, in this order as far as it is begun.
+            waited_for: The caller is going to drive until they are answered.
+
+        Raises:
+            PoolClosedError: The pool takes no more tasks.
+            Exception: What pickling the arguments of the first raised.
+        """
+        self.check_accepting()
+        for task in tasks:
+            task.function.users += 1
+        if not self._backlog and self._has_room():
+            # Before anything is changed, so that what cannot be pickled is told at once.
+            try:
+                self._pack(tasks[0])
+            except BaseException:
+                for task in tasks:
+                    task.function.done()
+                raise
+        with self._lock:
+            self.check_accepting()
+            self._backlog.extend(tasks)
+        self._feed()
+        if not waited_for and self._backlog:
+            self.start_helper()
+
+    def check_accepting(self) -> None:
+        """Raise unless tasks can be submitted."""
+        if self._crew.owner != os.getpid():
+            raise PoolClosedError(
+                f"this pool belongs to process {self._crew.owner}, and this is its child {os.getpid()}: "
+                "make a pool in this process"
+            )
+        if self._broken is not None:
+            raise self._broken
+        if not self._accepting:
+            raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
+
+    def is_idle(self) -> bool:
+        """Whether everything that was submitted has been answered."""
+        return not self._sent and not self._backlog and not self._in_hand
+
+    def stop_accepting(self) -> None:
+        """Take no more tasks; let the workers go once all is answered."""
+        with self._lock:
+            self._accepting = False
+            if self.is_idle():
+                self._crew.dismiss()
+
+    def _has_room(self) -> bool:
+        on_their_way = len(self._sent)
+        if on_their_way < 2 * self._crew.size:
+            return True
+        return on_their_way < _WINDOW and self._sent_bytes < _WINDOW_BYTES
+
+    def _pack(self, task: Task) -> None:
+        if task.parcel is None:
+            parcel = task.parcel = pack(task.arguments)
+            function = task.function.parcel()
+            task.copied = parcel.copied
+            with self._lock:
+                first = task.position == 0
+                self._bytes_copied += parcel.copied + (function.copied if first else 0)
+                self._bytes_shared += parcel.shared + (function.shared if first else 0)
+
+    def _feed(self) -> None:
+        """Send from the backlog while there is room."""
+        while True:
+            with self._lock:
+                # During an audit the queue has to run empty.
+                if self._audit or not self._backlog or not self._has_room():
+                    return
+                tasks = self._take_batch()
+                self._in_hand += len(tasks)
+            try:
+                sent = self._send(tasks)
+            except Exception as error:
+                with self._lock:
+                    if len(tasks) == 1:
+                        self._finish(tasks[0], Outcome(error=error))
+                    else:  # one of them is to blame: send them one by one
+                        for task in tasks:
+                            task.batched = False
+                        self._backlog.extendleft(reversed(tasks))
+                continue
+            finally:
+                with self._lock:
+                    self._in_hand -= len(tasks)
+            if not sent:
+                return
+
+    def _take_batch(self) -> list[Task]:
+        """Take a task off the backlog, with those like it that may go in one message."""
+        backlog = self._backlog
+        first = backlog.popleft()
+        tasks = [first]
+        if first.parcel is None and first.batched:
+            limit = min(first.job.pace.batch, len(backlog) // (4 * self._crew.size))
+            while len(tasks) < limit and backlog[0].function is first.function and backlog[0].batched:
+                tasks.append(backlog.popleft())
+        return tasks
+
+    def _send(self, tasks: list[Task]) -> bool:
+        """Send tasks in one message, or put them back and return False."""
+        first = tasks[0]
+        if len(tasks) == 1:
+            self._pack(first)
+            kind, parcel = first.kind, first.parcel
+        else:
+            kind = Kind.BATCH
+            parcel = pack((first.kind, [task.arguments for task in tasks]))
+        if parcel is None:
+            raise RuntimeError("a task without its parcel: please report this")
+        function = first.function
+        try:
+            with self._lock:
+                # During an audit nothing may be sent: the queue has to run empty.
+                if self._audit:
+                    sent = False
+                else:
+                    number = self._next_number
+                    data, fds = write_message(kind, number, function.parcel(), parcel, group=function.group)
+                    for task in tasks:  # before an answer can come
+                        self._sent[self._next_number] = task
+                        self._next_number += 1
+                    first.copied = parcel.copied
+                    self._sent_bytes += parcel.copied
+                    sent = False
+                    try:
+                        sent = self._crew.tasks.send(data, fds, wait=False)
+                    finally:
+                        if not sent:
+                            for taken in range(number, self._next_number):
+                                self._take_sent(taken)
+                if not sent:
+                    self._backlog.extendleft(reversed(tasks))
+                    return False
+                self._messages += 1
+                if kind is Kind.BATCH:
+                    self._bytes_copied += parcel.copied
+                    self._bytes_shared += parcel.shared
+            first.parcel = None
+            self._ring()
+            return True
+        finally:
+            if first.parcel is None:
+                parcel.close()
+
+    def _ring(self) -> None:
+        """Wake sleeping workers when the others will not get to all that was sent."""
+        states = self._crew.status.states()
+        asleep = states.count(IDLE) + states.count(LAST_LOOK)
+        if asleep:
+            # Sent and unanswered, but for those that are being worked on or will be
+            # taken by somebody who is looking.
+            waiting = len(self._sent) - (len(states) - asleep - states.count(STARTING))
+            if waiting > 0:
+                self._crew.ring(min(waiting, asleep))
+
+    def _take_sent(self, number: int) -> Task | None:
+        with self._lock:
+            task = self._sent.pop(number, None)
+            if task is not None:
+                self._sent_bytes -= task.copied
+            return task
+
+    # -- waiting ----------------------------------------------------------------------
+
+    def drive(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Keep the pool going until *done* returns True, or *timeout* seconds.
+
+        Returns:
+            Whether *done* is True.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not done():
+            if not self.is_idle() and self._lead.acquire(blocking=False):
+                try:
+                    while not done() and not self.is_idle():
+                        if not self._step(deadline):
+                            return done()
+                finally:
+                    self._lead.release()
+                    self._notify()
+            else:
+                with self._changed:
+                    self._followers += 1
+                    try:
+                        # Looked at again under the condition, so that neither the result
+                        # nor the lead can become free unnoticed.
+                        if done() or (not self.is_idle() and self._is_lead_free()):
+                            continue
+                        left = None if deadline is None else deadline - time.monotonic()
+                        if left is not None and left <= 0:
+                            return False
+                        self._changed.wait(left)
+                    finally:
+                        self._followers -= 1
+        return True
+
+    def _is_lead_free(self) -> bool:
+        free = self._lead.acquire(blocking=False)
+        if free:
+            self._lead.release()
+        return free
+
+    def _notify(self) -> None:
+        if self._followers:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _step(self, deadline: float | None) -> bool:
+        """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
+        if self._backlog:
+            self._feed()
+        if self._receive():
+            return True
+        now = time.perf_counter()
+        spin_until = now + SPIN_SECONDS
+        while now < spin_until:
+            if self._receive():
+                return True
+            now = time.perf_counter()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        look_again = _AUDIT_SECONDS if self._audit else _LOOK_AGAIN_SECONDS
+        for worker in self._crew.wait(look_again if left is None else min(left, look_again)):
+            self._bury(worker)
+        self._ring()
+        if self._audit:
+            self._resolve_audit()
+        return deadline is None or time.monotonic() < deadline or self._receive()
+
+    def _receive(self) -> bool:
+        """Take every answer that is there. Needs the lead."""
+        got = False
+        results = self._crew.results
+        while True:
+            try:
+                received = results.receive_nowait()
+            except BlockingIOError:
+                return got
+            if received is None:
+                return got
+            got = True
+            self._messages += 1
+            kind, number, nanoseconds = read_header(received.data)
+            if received.fds:
+                # Take over the memory now; the fds are dear. Unpickling can wait.
+                try:
+                    outcome = Outcome(message=read_message(received))
+                except Exception as error:
+                    outcome = Outcome(error=error)
+                else:
+                    copied, shared = outcome.traffic()
+                    self._bytes_copied += copied
+                    self._bytes_shared += shared
+            else:
+                outcome = Outcome(received=received)
+            if kind is Kind.INITIALIZER_FAILED:
+                self._break(outcome.open()[1])
+            elif kind in (Kind.RESULT, Kind.ERROR):
+                task = self._take_sent(number)
+                if task is not None:
+                    task.job.pace.note(nanoseconds, len(received.data))
+                    self._finish(task, outcome)
+
+    def _finish(self, task: Task, outcome: Outcome) -> None:
+        self._tasks_answered += 1
+        if task.parcel is not None:
+            task.parcel.close()
+            task.parcel = None
+        task.function.done()
+        task.job.deliver(task.position, outcome)
+        if not self._accepting and self.is_idle():
+            self._crew.dismiss()
+        self._notify()
+
+    # -- deaths -----------------------------------------------------------------------
+
+    def _bury(self, worker: Worker) -> None:
+        # All it sent before it died is in the queue by now, and counts.
+        self._receive()
+        state = self._crew.status.state(worker.slot)
+        item = self._crew.status.item(worker.slot)
+        name, pid = worker.process.name, worker.pid
+        exitcode = self._crew.bury(worker)
+        forget_abandoned()
+        if state >= FIRST_TASK:
+            task = self._take_sent(state)
+            if task is not None:
+                what = describe_task(task, item)
+                self._finish(task, Outcome(error=WorkerDiedError(pid, exitcode, name=name, task=what)))
+        elif state in (CLAIMING, LAST_LOOK):
+            self._audit = bool(self._sent)
+        if state == STARTING and exitcode != 0:
+            self._failed_starts += 1
+            if self._failed_starts >= _FAILED_STARTS and self._broken is None:
+                error = WorkerDiedError(pid, exitcode, name=name, task="its initializer")
+                self._break(error)
+        elif state != STARTING:
+            self._failed_starts = 0
+        if self._broken is None and (self._accepting or not self.is_idle()):
+            try:
+                self._crew.start(worker.slot)
+            except (WorkerStartError, OSError) as error:
+                # The others go on; with none left, nobody would ever answer.
+                if not self._crew.workers:
+                    self._break(error)
+
+    def _resolve_audit(self) -> None:
+        with self._lock:
+            if self._crew.tasks.unread_bytes():
+                return
+            states = [self._crew.status.state(worker.slot) for worker in self._crew.workers]
+            if CLAIMING in states or LAST_LOOK in states:
+                return
+            # A worker that was seen between tasks has sent its answer before that.
+            self._receive()
+            for number in sorted(set(self._sent) - set(states), reverse=True):
+                task = self._take_sent(number)
+                if task is not None:
+                    self._backlog.appendleft(task)
+            self._audit = False
+        self._feed()
+
+    def _break(self, error: BaseException) -> None:
+        """Fail everything with *error*, now and later."""
+        with self._lock:
+            self._broken = error
+            self._fail_all(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Answer all open tasks with *error*, and take no more."""
+        with self._lock:
+            self._accepting = False
+            self._fail_all(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        tasks = [*self._sent.values(), *self._backlog]
+        self._sent.clear()
+        self._sent_bytes = 0
+        self._backlog.clear()
+        for task in tasks:
+            self._finish(task, Outcome(error=error))
+
+    def under_lead(self, action: Callable[[], None]) -> None:
+        """Run *action* while no thread drives."""
+        self._crew.wake()
+        with self._lead:
+            action()
+        self._notify()
+
+    def statistics(self) -> PoolStatistics:
+        """Return the counters."""
+        return PoolStatistics(
+            tasks=self._tasks_answered,
+            messages=self._messages,
+            bytes_copied=self._bytes_copied,
+            bytes_shared=self._bytes_shared,
+            workers_replaced=self._crew.started - self._crew.size,
+        )
+
+    # -- the helper -------------------------------------------------------------------
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Let the helper thread call *callback*."""
+        with self._lock:
+            self._callbacks.append(callback)
+        self.start_helper()
+
+    def start_helper(self) -> None:
+        """See to it that things move although nobody waits."""
+        with self._lock:
+            if self._helper is None:
+                self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
+                self._helper.start()
+        self._notify()
+
+    def _help(self) -> None:
+        while True:
+            self.drive(lambda: bool(self._callbacks) or self.is_idle())
+            with self._lock:
+                if not self._callbacks:
+                    # Decided under the lock: work that comes from now on starts a new one.
+                    self._helper = None
+                    return
+                callback = self._callbacks.popleft()
+            try:
+                callback()
+            except Exception:
+                sys.excepthook(*sys.exc_info())
+            self._notify()
+            del callback

@@ -1,0 +1,334 @@
+"""Pool: the standard library's interface over descriptors and kernel queues.
+
+The life of one task::
+
+    caller                       kernel                        worker
+    pack: pickle, copy large  ->
+    buffers into the arena
+    lease the block
+    send  ------------------->   message + fds  ----------->   take: "I hold task 17"
+    close the lease              (keeps the lease)              claim the block
+    drive: spin, then sleep                                     unpickle, call the function
+                                                                pack the result
+    receive  <----------------   message + fds  <-----------    send
+    claim the block                                             let go of the arguments
+    unpickle: plain arrays
+    over the worker's block
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from forkshm import _multiprocess
+from forkshm.channel import Kind
+from forkshm.errors import PoolClosedError
+from forkshm.pool._crew import Crew
+from forkshm.pool._dispatch import Dispatcher, Function, Task
+from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, chunked
+from forkshm.pool._statistics import PoolStatistics
+from forkshm.region._arena import arena
+from forkshm.region._segment import forget_abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from typing_extensions import Self
+
+__all__ = ("Pool",)
+
+T = TypeVar("T")
+
+#: Chunks of an ``imap`` that are on their way, for each worker.
+_IMAP_WINDOW = 4
+
+#: A chunk of a range that is shorter than this pickles faster as a list.
+_RANGE_PAYS = 16
+
+
+class Pool:
+    """A pool of worker processes, as ``multiprocessing.Pool``.
+
+    The interface, defaults and answers are the standard library's. What differs:
+
+    * Arrays and regions of shared memory cross as descriptors, also those made after the
+      pool. Other large buffers are copied once, at memcpy speed, and arrive writable.
+    * A worker that dies fails the task it was running with `WorkerDiedError` and is
+      replaced; nothing else is affected.
+    * Functions may be lambdas, closures or defined in ``__main__`` after the pool was made.
+    * Terminating the pool answers what is open with `PoolClosedError`.
+
+    Args:
+        processes: How many workers; by default as many as this process may use cores.
+        initializer: Called once in each worker before its first task. If it raises, the
+            pool fails with that exception.
+        initargs: Its arguments.
+        maxtasksperchild: After so many tasks (chunks of a map count as one) a worker
+            makes room for a fresh one; None for never.
+        context: A context of forkshm; by default the one of `get_context`.
+
+    Raises:
+        ValueError: *processes* or *maxtasksperchild* is less than 1.
+        TypeError: *initializer* cannot be called.
+        WorkerStartError: fork(2) was refused.
+
+    Fork and threads:
+        Any thread may use the pool. Synchronous calls start no thread. A forked child
+        cannot use its parent's pool and is told so. The workers end with this process,
+        whatever ends it.
+
+    Example:
+        >>> from forkshm import Pool
+        >>> with Pool(2) as pool:
+        ...     pool.map(abs, [-1, 2, -3])
+        [1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: _multiprocess.context.BaseContext | None = None,
+    ) -> None:
+        if processes is None:
+            processes = len(os.sched_getaffinity(0))
+        if processes < 1:
+            raise ValueError(f"number of processes must be at least 1, got {processes}")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild < 1):
+            raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        if context is None:
+            from forkshm.context import get_context
+
+            context = get_context()
+        make_process: Callable[..., _multiprocess.process.BaseProcess] = context.Process  # type: ignore[attr-defined]  # each concrete context has it
+        self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild)
+        self._dispatcher = Dispatcher(self._crew)
+        self._imaps: list[IMapIterator[Any]] = []
+        self._state = "RUN"
+        # When the pool is collected, or at exit. The order matters to nobody: workers
+        # whose parent is gone are killed by their lifeline.
+        self._finalizer = weakref.finalize(self, self._crew.stop)
+
+    # -- calls ------------------------------------------------------------------------
+
+    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
+        """Call ``func(*args, **kwds)`` in a worker; return its result.
+
+        Raises:
+            PoolClosedError: The pool was closed or terminated.
+            WorkerDiedError: The worker died while running it.
+            Exception: What the call, or pickling its arguments, raised.
+        """
+        result: ApplyResult[T] = ApplyResult(self._dispatcher)
+        self._dispatcher.submit([_call(func, args, kwds, result)], waited_for=True)
+        return result.get()
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> ApplyResult[T]:
+        """Like `apply`, but return at once with an `AsyncResult`.
+
+        Args:
+            func: What to call.
+            args: Its arguments.
+            kwds: Its keyword arguments.
+            callback: Called with the result, in a thread of the pool.
+            error_callback: Called with the exception instead, when there is one.
+        """
+        result: ApplyResult[T] = ApplyResult(self._dispatcher, callback, error_callback)
+        self._submit_async([_call(func, args, kwds, result)], result)
+        return result
+
+    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+        """Return ``[func(item) for item in iterable]``, computed by the workers.
+
+        Args:
+            func: Called with each item.
+            iterable: Taken whole before the first task is sent.
+            chunksize: Items in one task; by default such that each worker gets about four.
+        """
+        result, tasks = self._map(Kind.MAP, func, iterable, chunksize)
+        if tasks:
+            self._dispatcher.submit(tasks, waited_for=True)
+        return result.get()
+
+    def map_async(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """Like `map`, but return at once with an `AsyncResult`."""
+        result, tasks = self._map(Kind.MAP, func, iterable, chunksize, callback, error_callback)
+        self._submit_async(tasks, result)
+        return result
+
+    def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
+        """Return ``[func(*item) for item in iterable]``, computed by the workers."""
+        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize)
+        if tasks:
+            self._dispatcher.submit(tasks, waited_for=True)
+        return result.get()
+
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """Like `starmap`, but return at once with an `AsyncResult`."""
+        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize, callback, error_callback)
+        self._submit_async(tasks, result)
+        return result
+
+    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator[T]:
+        """Return an iterator over the results, in order, that takes input as it is needed.
+
+        At most four chunks for each worker are on their way, or answered and not yet
+        taken from the iterator.
+        """
+        return self._imap(IMapIterator, func, iterable, chunksize)
+
+    def imap_unordered(
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
+    ) -> IMapUnorderedIterator[T]:
+        """Like `imap`, but in the order in which results come."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+
+    def _map(
+        self,
+        kind: Kind,
+        func: Callable[..., T],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> tuple[MapResult[T], list[Task]]:
+        self._dispatcher.check_accepting()
+        items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
+        if chunksize is None:
+            chunksize, extra = divmod(len(items), self._crew.size * 4)
+            chunksize += bool(extra)
+        if items:
+            _check_chunksize(chunksize)
+        function = Function(func, self._dispatcher.new_group())
+        if isinstance(items, range) and chunksize < _RANGE_PAYS:
+            items = list(items)
+        chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
+        result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback)
+        batched = self._crew.max_tasks is None
+        return result, [
+            Task(kind, function, chunk, result, position, batched=batched) for position, chunk in enumerate(chunks)
+        ]
+
+    def _imap(self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int) -> Any:
+        self._dispatcher.check_accepting()
+        _check_chunksize(chunksize)
+        function = Function(func, self._dispatcher.new_group())
+        chunks = chunked(iter(iterable), chunksize)
+        dispatcher = self._dispatcher
+
+        def submit(job: IMapIterator[T]) -> bool:
+            chunk = next(chunks, None)
+            if chunk is None:
+                return False
+            dispatcher.submit([Task(Kind.MAP, function, chunk, job, job.next_position())], waited_for=True)
+            return True
+
+        job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
+        job.fill(_IMAP_WINDOW * self._crew.size)
+        self._imaps = [other for other in self._imaps if not other.is_done()]
+        self._imaps.append(job)
+        return job
+
+    def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
+        if tasks:
+            self._dispatcher.submit(tasks, waited_for=False)
+            if result.wants_callback:
+                self._dispatcher.start_helper()
+
+    # -- the end ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more tasks. Workers leave when all that was submitted is answered."""
+        if self._state == "RUN":
+            self._state = "CLOSE"
+            for job in self._imaps:
+                job.fill(None)
+            self._dispatcher.stop_accepting()
+
+    def terminate(self) -> None:
+        """End the workers now; what is open is answered with `PoolClosedError`.
+
+        Returns within about a second, whatever the workers do.
+        """
+        if self._state != "TERMINATE":
+            self._state = "TERMINATE"
+            self._dispatcher.fail_all(PoolClosedError("the pool was terminated before this task was answered"))
+            self._dispatcher.under_lead(self._release)
+
+    def join(self) -> None:
+        """Wait for the workers to end; after `close` or `terminate`.
+
+        Raises:
+            ValueError: The pool is still running.
+        """
+        if self._state == "RUN":
+            raise ValueError("cannot join: the pool is still running; close() or terminate() it first")
+        if self._state == "CLOSE":
+            self._dispatcher.drive(self._dispatcher.is_idle)
+            self._dispatcher.under_lead(self._see_off)
+            self._state = "TERMINATE"
+
+    def _see_off(self) -> None:
+        for worker in list(self._crew.workers):
+            worker.process.join()
+        self._release()
+
+    def _release(self) -> None:
+        self._finalizer()
+        forget_abandoned()
+        arena.trim()
+
+    def statistics(self) -> PoolStatistics:
+        """Return what has been moved so far."""
+        return self._dispatcher.statistics()
+
+    def __enter__(self) -> Self:
+        self._dispatcher.check_accepting()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+
+
+def _call(func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]) -> Task:
+    return Task(Kind.CALL, Function(func), (tuple(args), dict(kwds)), result, 0)
+
+
+def _check_chunksize(chunksize: int) -> None:
+    if chunksize < 1:
+        raise ValueError(f"chunksize must be at least 1, got {chunksize}")

@@ -1,0 +1,23 @@
+"""What a pool has moved."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ("PoolStatistics",)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolStatistics:
+    """Counters of one pool since it was made, both directions together."""
+
+    #: Tasks answered, failed ones too; a chunk of a map is one task.
+    tasks: int
+    #: Messages sent and received.
+    messages: int
+    #: Bytes of buffers and pickle streams that were copied into an arena.
+    bytes_copied: int
+    #: Bytes of buffers that crossed as descriptors.
+    bytes_shared: int
+    #: Workers that died and were replaced, retired ones (``maxtasksperchild``) included.
+    workers_replaced: int

@@ -1,0 +1,259 @@
+"""The loop that runs in the child."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import select
+import signal
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+from forkshm.channel import Kind, Message, Received, Receiver, Sender, read_header, read_message, write_message
+from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
+from forkshm.pickler import Arrival, Parcel, pack
+from forkshm.pool._spin import SPIN_SECONDS, SPINNERS
+from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
+from forkshm.region._arena import arena
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("Assignment", "run_worker")
+
+#: Functions that a worker keeps, so that each is unpickled once and not for every task.
+_FUNCTIONS_KEPT = 32
+
+#: After this long without a task a worker gives the free memory of its arena back.
+_IDLE_MILLISECONDS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """What a worker is given at birth."""
+
+    #: Its slot in the status region.
+    slot: int
+    tasks: Receiver
+    results: Sender
+    status: Status
+    #: Reading end of a pipe whose writing end only the parent has.
+    lifeline: int
+    #: Reading end of a pipe, shared by all workers: each byte wakes one of them.
+    bell: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    #: Tasks after which it makes room for a fresh process; None for never.
+    max_tasks: int | None
+
+
+def run_worker(assignment: Assignment) -> None:
+    """Take tasks until there are no more; the target of a worker process."""
+    armed = kernel.die_with(assignment.lifeline)
+    os.close(assignment.lifeline)
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _multiprocess.let_have_children()
+    try:
+        _Worker(assignment).run()
+    except ChannelBrokenError:
+        pass  # the pool is gone, and nobody waits for an answer
+    finally:
+        os.close(armed)
+
+
+class _Worker:
+    def __init__(self, assignment: Assignment) -> None:
+        self._tasks = assignment.tasks
+        self._results = assignment.results
+        self._words = assignment.status.words
+        self._state = 2 * assignment.slot
+        self._initializer = assignment.initializer
+        self._initargs = assignment.initargs
+        self._max_tasks = assignment.max_tasks
+        # Functions by their parcel, and the one with large buffers by its group. The
+        # latter holds memory of the parent's arena, so it goes when the worker sleeps.
+        self._by_parcel: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
+        self._by_group: dict[int, Any] = {}
+        self._kept: list[memoryview] = []
+        self._bell = assignment.bell
+
+    def run(self) -> None:
+        if self._initializer is not None:
+            try:
+                self._initializer(*self._initargs)
+            except Exception as error:
+                self._send_error(Kind.INITIALIZER_FAILED, 0, error)
+                raise SystemExit(1) from None
+        done = 0
+        while self._max_tasks is None or done < self._max_tasks:
+            received = self._next()
+            if received is None:
+                break
+            self._answer(received)
+            del received
+            done += 1
+        self._words[self._state] = IDLE
+
+    # -- taking -----------------------------------------------------------------------
+
+    def _next(self) -> Received | None:
+        """Wait for a task: spin briefly, because being woken takes 60 us, then sleep."""
+        words, state, tasks = self._words, self._state, self._tasks
+        words[state] = CLAIMING
+        # One core is for whoever fills the queue.
+        others = words[::2].tolist().count(CLAIMING) - 1
+        spin_until = time.perf_counter() + SPIN_SECONDS if others < SPINNERS else 0.0
+        while True:
+            try:
+                received = tasks.receive_nowait()
+            except BlockingIOError:
+                if words[state] == CLAIMING:
+                    if time.perf_counter() >= spin_until:
+                        words[state] = LAST_LOOK
+                    continue
+            else:
+                if received is not None:
+                    # From here on a death is this task's.
+                    words[state] = read_header(received.data)[1]
+                return received
+            words[state] = IDLE
+            if not self._sleep():
+                return None
+            words[state] = CLAIMING
+            spin_until = 0.0
+
+    def _sleep(self) -> bool:
+        """Wait for the bell; False when nobody is left to ring it."""
+        # An idle worker holds no memory of others, and after a while none of its own.
+        self._by_group.clear()
+        self._kept.clear()
+        if arena.has_excess():
+            waiting = select.poll()
+            waiting.register(self._bell, select.POLLIN)
+            if not waiting.poll(_IDLE_MILLISECONDS):
+                arena.trim()
+        return os.read(self._bell, 1) != b""
+
+    # -- doing ------------------------------------------------------------------------
+
+    def _answer(self, received: Received) -> None:
+        kind, number, _ = read_header(received.data)
+        if kind is Kind.WAKE:
+            return
+        try:
+            message = read_message(received, self._by_group)
+            function = self._function(message)
+            arguments = _opened(message.parcels, 1)
+            # Regions stay mapped until the next task is here, which often names the same:
+            # mapping 1 GB and touching it takes longer than a small task.
+            self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
+            del message
+        except Exception as error:
+            self._send_error(Kind.ERROR, number, error)
+            return
+        if kind is not Kind.BATCH:
+            self._do(kind, number, function, arguments)
+            return
+        # Each is a task of its own, with a number of its own, answered on its own.
+        batch_kind, chunks = arguments
+        del arguments
+        for chunk in chunks:
+            self._words[self._state] = number
+            self._do(batch_kind, number, function, chunk)
+            number += 1
+
+    def _do(self, kind: Kind, number: int, function: Callable[..., Any], arguments: Any) -> None:
+        began = time.perf_counter_ns()
+        try:
+            if kind is Kind.CALL:
+                args, kwargs = arguments
+                value = function(*args, **kwargs)
+                del args, kwargs
+            else:
+                value = self._do_chunk(function, arguments, starred=kind is Kind.STARMAP)
+        except Exception as error:
+            del arguments
+            self._send_error(Kind.ERROR, number, error)
+            return
+        finally:
+            self._words[self._state + 1] = 0
+        del arguments
+        try:
+            parcel = pack(value)
+        except Exception as error:
+            refusal = NotPicklableError(f"the result of a task, a {type(value).__name__}, cannot be sent: {error}")
+            refusal.__cause__ = error
+            del value
+            self._send_error(Kind.ERROR, number, refusal)
+            return
+        # Before the answer goes out, so that the parent can use the memory of the
+        # arguments, which is warm, for what it sends next.
+        del value
+        try:
+            self._send(Kind.RESULT, number, parcel, nanoseconds=time.perf_counter_ns() - began)
+        except ChannelBrokenError:
+            raise
+        except OSError as error:  # too many fds in flight, for example
+            self._send_error(Kind.ERROR, number, error)
+
+    def _do_chunk(self, function: Callable[..., Any], items: Any, *, starred: bool) -> list[Any]:
+        words, item = self._words, self._state + 1
+        values = []
+        for count, argument in enumerate(items, 1):
+            words[item] = count
+            values.append(function(*argument) if starred else function(argument))
+        return values
+
+    def _function(self, message: Message) -> Any:
+        arrival = message.parcels[0]
+        if arrival is None:
+            return self._by_group[message.group]
+        if not arrival.is_inline:
+            function = arrival.open()
+            if message.group:
+                self._by_group.clear()
+                self._by_group[message.group] = function
+            return function
+        key = arrival.stream_bytes()
+        known = self._by_parcel
+        if key in known:
+            known.move_to_end(key)
+            return known[key]
+        function = known[key] = arrival.open()
+        if len(known) > _FUNCTIONS_KEPT:
+            known.popitem(last=False)
+        return function
+
+    # -- answering --------------------------------------------------------------------
+
+    def _send(self, kind: Kind, number: int, *parcels: Parcel, nanoseconds: int = 0) -> None:
+        try:
+            # In an answer the place of the group says how long the task took.
+            self._results.send(*write_message(kind, number, *parcels, group=nanoseconds))
+        finally:
+            for parcel in parcels:
+                parcel.close()
+
+    def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        # The frames of the traceback hold the arguments; now that it is text, let them go.
+        error.__traceback__ = None
+        try:
+            parcel = pack(error)
+        except Exception as refusal:
+            parcel = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
+        del error
+        self._send(kind, number, parcel, pack(text))
+
+
+def _opened(parcels: list[Arrival | None], index: int) -> Any:
+    arrival = parcels[index]
+    if arrival is None:
+        raise ForkshmError(f"parcel {index} of a task is missing: please report this")
+    return arrival.open()

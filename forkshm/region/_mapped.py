@@ -1,0 +1,289 @@
+"""MappedRegion: shared memory, mapped into this process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import operator
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from forkshm.backend import kernel
+from forkshm.errors import NotPicklableError, RegionBusyError, RegionClosedError, RegionCreateError
+from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of")
+
+
+class Mappable(Protocol):
+    """Anything that can be mapped: it has an fd."""
+
+    def fileno(self) -> int:
+        """Return the fd."""
+        ...
+
+
+#: References to a window that are not views: the region's own, and the argument of
+#: ``sys.getrefcount``.
+_OWN_REFERENCES = 2
+
+#: What a file offset can hold, and so the largest memory object there can be.
+MAX_SIZE = 2**63 - 1
+
+
+class MappedRegion:
+    """A range of addresses of this process that is backed by shareable memory.
+
+    You get a region from `anonymous_shared_memory`, or by mapping anything that has a
+    ``fileno()``. The memory stays mapped until `close`, or until the region *and* every
+    buffer and array taken from it have been collected. The kernel frees the memory
+    itself when no process maps it and no fd of it is open, however they ended.
+
+    Passed through a forkshm channel (an argument or result of a `forkshm.Pool`), a
+    region arrives as a region of the same memory: its descriptor crosses, not its bytes.
+
+    Args:
+        mappable: Anything with ``fileno()``. The region keeps an fd of its own; yours
+            may be closed afterwards.
+        mode: What the memory may be used for.
+        offset: Where the region starts in the object, in bytes; need not be a multiple
+            of the page size.
+        size: Bytes to map, at least 1; by default all from *offset* to the end.
+
+    Raises:
+        ValueError: *offset* is negative or past the end, or *size* is less than 1 or
+            reaches past the end.
+        RegionCreateError: The kernel refused, see ``errno``: ``ENOMEM`` for address
+            space or memory limits, ``EACCES`` when the fd does not allow *mode*,
+            ``EMFILE`` for the limit on open files.
+
+    Fork and threads:
+        Safe to use from any thread. A forked child inherits the mapping and sees the
+        same bytes; closing it there leaves the parent's alone. Writes are not ordered
+        between processes: use a lock or a channel to say "ready".
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     _ = file.write(b"hello world")
+        ...     file.flush()
+        ...     region = MappedRegion(file, Mode.read_only, offset=6)
+        >>> bytes(region.buf)
+        b'world'
+        >>> region.close()
+
+    See Also:
+        ``mapped_region`` of Boost.Interprocess; mmap(2).
+    """
+
+    def __init__(
+        self,
+        mappable: Mappable,
+        mode: Mode | str = Mode.read_write,
+        offset: int = 0,
+        size: int | None = None,
+    ) -> None:
+        mode = Mode(mode)
+        offset = operator.index(offset)
+        _, whole = kernel.identify(mappable.fileno())
+        if not 0 <= offset < max(whole, 1):
+            raise ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
+        size = whole - offset if size is None else checked_size(size)
+        if size < 1:
+            raise ValueError("cannot map an object of 0 bytes: give it a size first")
+        if offset + size > whole:
+            raise ValueError(
+                f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
+            )
+        try:
+            fd = os.dup(mappable.fileno())
+            try:
+                mapping, window = new_mapping(fd, offset, size, mode)
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise map_refused(error, size, mode) from error
+        self._adopt(mapping, window)
+
+    def _adopt(self, mapping: Mapping, window: Any) -> None:
+        self._mapping = mapping
+        self._window: Any = window
+        mapping.region = weakref.ref(self)
+
+    @property
+    def buf(self) -> memoryview:
+        """The bytes, as a new memoryview of format ``"B"``.
+
+        It keeps the memory mapped for as long as it, a slice of it, or an array made
+        from it is alive.
+
+        Raises:
+            RegionClosedError: The region was closed.
+        """
+        return memoryview(self._open_window()).cast("B")
+
+    @property
+    def size(self) -> int:
+        """Usable bytes; what you asked for, not rounded to pages."""
+        return self._mapping.size
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte in this process; it differs in others.
+
+        Raises:
+            RegionClosedError: The region was closed.
+        """
+        self._open_window()
+        return self._mapping.address
+
+    @property
+    def mode(self) -> Mode:
+        """What the region may be used for."""
+        return self._mapping.mode
+
+    @property
+    def offset(self) -> int:
+        """Where in its memory object the region starts, in bytes."""
+        return self._mapping.offset
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._window is None
+
+    def fileno(self) -> int:
+        """Return the fd of the memory object, which stays the region's: do not close it.
+
+        Raises:
+            RegionClosedError: The region was closed.
+        """
+        self._open_window()
+        return self._mapping.fd
+
+    def close(self) -> None:
+        """Unmap the region and close its fd in this process. Closing twice is allowed.
+
+        Other processes are not affected.
+
+        Raises:
+            RegionBusyError: Buffers or arrays taken from the region are alive. Nothing
+                was changed: release or delete them, then close again.
+        """
+        if self._window is None:
+            return
+        exports = sys.getrefcount(self._window) - _OWN_REFERENCES
+        if exports > 0:
+            raise RegionBusyError(
+                f"cannot close {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
+                f"{'is' if exports == 1 else 'are'} alive; release them and delete the arrays made from them first",
+                exports=exports,
+            )
+        self._window = None
+
+    def _open_window(self) -> Any:
+        window = self._window
+        if window is None:
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
+        return window
+
+    def __len__(self) -> int:
+        return self._mapping.size
+
+    def __enter__(self) -> Self:
+        self._open_window()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            # The traceback of what went wrong may hold views; the last one unmaps.
+            with contextlib.suppress(RegionBusyError):
+                self.close()
+
+    def __repr__(self) -> str:
+        where = "closed" if self._window is None else f"at {self._mapping.address:#x}"
+        return f"<{type(self).__name__} {self._mapping.size:,} bytes {self._mapping.mode} {where}>"
+
+    def __reduce__(self) -> Any:
+        raise NotPicklableError(
+            f"cannot pickle {self!r}: a plain pickle cannot carry shared memory; "
+            "pass the region to a forkshm.Pool, or send bytes(region.buf)"
+        )
+
+
+def checked_size(size: int) -> int:
+    """Return *size* as an int, or raise with what is wrong about it."""
+    number = operator.index(size)
+    if number < 1:
+        raise ValueError(f"size must be at least 1 byte, got {number}")
+    if number > MAX_SIZE:
+        raise ValueError(f"size must be at most 2**63 - 1 bytes, which is all an object can have, got {number}")
+    return number
+
+
+def map_refused(error: OSError, size: int, mode: Mode) -> RegionCreateError:
+    """Turn the kernel's refusal into an error that says what to do."""
+    number = error.errno or 0
+    advice = {
+        errno.ENOMEM: "address space or a memory limit is exhausted: map less, or raise the limit (ulimit -v)",
+        errno.EMFILE: "too many files are open: close regions, or raise the limit (ulimit -n)",
+        errno.ENFILE: "the system has too many open files",
+        errno.EACCES: f"the fd does not allow a {mode} mapping",
+        errno.EPERM: f"the object is sealed against a {mode} mapping",
+        errno.ENODEV: "this kind of file cannot be mapped",
+        errno.EFBIG: "the object would be larger than a file may be",
+    }.get(number, "see the error number")
+    return RegionCreateError(
+        number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size
+    )
+
+
+def region_of(mapping: Mapping, window: Any) -> MappedRegion:
+    """Return the region of a live mapping: the one there is, or a new one."""
+    region: MappedRegion | None = mapping.region() if mapping.region is not None else None
+    if region is None or region.closed:
+        region = MappedRegion.__new__(MappedRegion)
+        region._adopt(mapping, window)
+    return region
+
+
+def region_at(address: int) -> MappedRegion | None:
+    """Return the region that holds *address* in this process, or None."""
+    mapping = mapping_at(address)
+    window = mapping.window() if mapping is not None and mapping.window is not None else None
+    return None if mapping is None or window is None else region_of(mapping, window)
+
+
+def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
+    """Map what a descriptor names, or find it mapped; takes over *fd* in every case.
+
+    Returns:
+        The mapping and its window. Keep the window: it is what keeps the memory.
+
+    Raises:
+        ValueError: The object is not as large as the descriptor says.
+        RegionCreateError: The kernel refused.
+    """
+    try:
+        identity, whole = kernel.identify(fd)
+        if offset + size > whole:
+            raise ValueError(f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}")
+        found = mapping_of(identity, offset, size, mode)
+        if found is None:
+            made = new_mapping(fd, offset, size, mode)
+            fd = -1
+            return made
+    except OSError as error:
+        raise map_refused(error, size, mode) from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return found

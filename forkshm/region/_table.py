@@ -1,0 +1,145 @@
+"""Which mapped memory does this address, or this kernel object, belong to?
+
+An array is recognised by where its memory lies, so plain views, slices and transposes
+of shared memory are recognised as well, whoever made them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import enum
+import os
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import Access, Identity, kernel
+from forkshm.region._lifetime import guard, settle, watch
+
+if TYPE_CHECKING:
+    import weakref
+
+__all__ = ("Mapping", "Mode", "mapping_at", "mapping_of", "new_mapping", "round_up")
+
+
+class Mode(str, enum.Enum):
+    """What a region may be used for; Boost.Interprocess' ``mode_t``.
+
+    A member equals its name: ``region.mode == "read_write"``.
+    """
+
+    #: Reads, and sees what others write.
+    read_only = "read_only"
+    #: Reads and writes, for everybody to see.
+    read_write = "read_write"
+    #: Reads and writes; the writes stay in this process.
+    copy_on_write = "copy_on_write"
+    #: Reads; may keep a private snapshot.
+    read_private = "read_private"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ACCESS = {
+    Mode.read_only: Access.READ,
+    Mode.read_write: Access.SHARED,
+    Mode.copy_on_write: Access.PRIVATE,
+    Mode.read_private: Access.SNAPSHOT,
+}
+
+
+@dataclasses.dataclass(eq=False)
+class Mapping:
+    """One mapping of one memory object in this process.
+
+    It ends, and its fd is closed, when the last buffer taken from its window is gone.
+    """
+
+    #: First usable byte; not necessarily the start of a page.
+    address: int
+    #: Usable bytes.
+    size: int
+    #: Our own fd of the object, to hand it on.
+    fd: int
+    #: The kernel's name of the object.
+    identity: Identity
+    #: Where in the object the first usable byte lies.
+    offset: int
+    #: What may be done with it.
+    mode: Mode
+    #: The one MappedRegion made of it, if it is alive.
+    region: weakref.ref[Any] | None = None
+    #: The exporter, if any view is alive.
+    window: weakref.ref[Any] | None = None
+
+    @property
+    def shares_writes(self) -> bool:
+        """Whether another process that maps the same object sees the same bytes."""
+        return self.mode in (Mode.read_write, Mode.read_only)
+
+
+# Sorted start addresses, and the mapping that starts at each. Mappings never overlap.
+_starts: list[int] = []
+_by_start: dict[int, Mapping] = {}
+_by_identity: dict[Identity, list[Mapping]] = {}
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Smallest multiple of *multiple* that is at least *value*."""
+    return -(-value // multiple) * multiple
+
+
+def new_mapping(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
+    """Map part of an object, and take over *fd*, which stays the caller's on failure.
+
+    Returns:
+        The mapping and its window. Keep the window: it is what keeps the memory.
+    """
+    settle()
+    identity, _ = kernel.identify(fd)
+    slack = offset % kernel.page_size
+    length = round_up(size + slack, kernel.page_size)
+    start = kernel.map(fd, length, ACCESS[mode], offset - slack)
+    mapping = Mapping(start + slack, size, fd, identity, offset, mode)
+    window = kernel.window(mapping.address, size)
+    with guard:
+        bisect.insort(_starts, mapping.address)
+        _by_start[mapping.address] = mapping
+        _by_identity.setdefault(identity, []).append(mapping)
+
+    def end() -> None:
+        # First out of the tables, then unmapped: the kernel may give the address to
+        # somebody else the moment it is free.
+        del _starts[bisect.bisect_left(_starts, mapping.address)]
+        del _by_start[mapping.address]
+        same = _by_identity[identity]
+        same.remove(mapping)
+        if not same:
+            del _by_identity[identity]
+        kernel.unmap(start, length)
+        os.close(fd)
+
+    mapping.window = watch(window, end)
+    return mapping, window
+
+
+def mapping_at(address: int) -> Mapping | None:
+    """Return the mapping that holds *address*, or None."""
+    settle()
+    with guard:
+        position = bisect.bisect_right(_starts, address) - 1
+        if position < 0:
+            return None
+        mapping = _by_start[_starts[position]]
+    return mapping if address < mapping.address + mapping.size else None
+
+
+def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any] | None:
+    """Return a live mapping of that part of that object, with its window, or None."""
+    with guard:
+        for mapping in _by_identity.get(identity, ()):
+            if mapping.offset == offset and mapping.size == size and mapping.mode is mode:
+                window = mapping.window() if mapping.window is not None else None
+                if window is not None:
+                    return mapping, window
+    return None

@@ -1,0 +1,5 @@
+"""For tests, yours and ours: what this process holds, and whether that grew."""
+
+from forkshm.testing._leaks import Holdings, check_leaks, holdings
+
+__all__ = ("Holdings", "check_leaks", "holdings")

@@ -1,0 +1,103 @@
+"""What this process holds now, and a check that it holds no more afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from forkshm.region._arena import arena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("Holdings", "check_leaks", "holdings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdings:
+    """What a process can leak."""
+
+    #: Open fds but those of the arena, which stays warm: number and what it is.
+    fds: frozenset[tuple[int, str]]
+    #: Process ids of children, zombies too.
+    children: frozenset[int]
+    #: Names of threads.
+    threads: frozenset[tuple[int, str]]
+    #: Names below /dev/shm.
+    named: frozenset[str]
+    #: Memory objects of forkshm that are mapped, but those of the arena.
+    mappings: int
+    #: Blocks of the arena that somebody holds.
+    blocks: int
+
+
+def _fds() -> frozenset[tuple[int, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the one that listed the directory
+        if "forkshm-arena" not in target and not target.startswith("/proc/"):
+            found.add((int(name), target))
+    return frozenset(found)
+
+
+def _children() -> frozenset[int]:
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        # A thread may end between the two looks.
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/children") as children:
+            found.update(int(pid) for pid in children.read().split())
+    return frozenset(found)
+
+
+def holdings() -> Holdings:
+    """Look at what this process holds, after a garbage collection."""
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        mappings = sum("memfd:forkshm-region" in line for line in maps)
+    return Holdings(
+        fds=_fds(),
+        children=_children(),
+        threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
+        named=frozenset(os.listdir("/dev/shm")),
+        mappings=mappings,
+        blocks=arena.statistics().blocks,
+    )
+
+
+@contextlib.contextmanager
+def check_leaks(patience: float = 5.0) -> Iterator[None]:
+    """Raise AssertionError if this process holds more after the block than before.
+
+    Args:
+        patience: Seconds to wait for processes and threads that are on their way out.
+
+    Raises:
+        AssertionError: Something is left; the message lists it.
+    """
+    before = holdings()
+    yield
+    deadline = time.monotonic() + patience
+    while left := _left(before, holdings()):
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind: " + "; ".join(left))
+        time.sleep(0.01)
+
+
+def _left(before: Holdings, after: Holdings) -> list[str]:
+    left = []
+    for field in dataclasses.fields(Holdings):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if isinstance(new, int):
+            if new > old:
+                left.append(f"{new - old} {field.name}")
+        elif new - old:
+            left.append(f"{field.name} {sorted(new - old)}")
+    return left

@@ -1,0 +1,90 @@
+"""Fixtures of every test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+import forkshm
+from forkshm.testing import check_leaks
+
+
+@pytest.fixture(autouse=True)
+def no_leaks():
+    """Every test gives back the fds, processes, threads, mappings and blocks that it took."""
+    with check_leaks():
+        yield
+
+
+@pytest.fixture(scope="session")
+def _warm_up():
+    # What the first pool of a process leaves: modules, the resource tracker of nobody.
+    with forkshm.Pool(1) as pool:
+        pool.apply(int)
+
+
+@pytest.fixture
+def pool(_warm_up):
+    """A pool of two workers."""
+    with forkshm.Pool(2) as made:
+        yield made
+
+
+@pytest.fixture
+def wait_until():
+    """Poll for a condition, with a deadline."""
+
+    def wait(condition, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{condition} did not come true within {seconds} s"
+            time.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a program in a fresh interpreter, which has one thread, and return what it printed."""
+
+    def run(source, *args, check=True, timeout=60, **options):
+        path = tmp_path / "script.py"
+        path.write_text(source)
+        done = subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", str(path), *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            **options,
+        )
+        if check:
+            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+            return done.stdout
+        return done
+
+    return run
+
+
+@pytest.fixture
+def in_child():
+    """Fork, run a callable in the child, and return its exit code; it always ends."""
+
+    def run(action):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = int(action() or 0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run
