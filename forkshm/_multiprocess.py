@@ -6,25 +6,51 @@ standard library it was forked from. Every seam that forkshm leans on is listed 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multiprocessing import TimeoutError
-    from multiprocessing import context as context
-    from multiprocessing import process as process
-    from multiprocessing import util as util
+    from multiprocessing import TimeoutError, context, process, util  # noqa: A004
 else:
-    from multiprocess import (
-        TimeoutError,  # noqa: A004
-        context,
-        process,
-        util,
-    )
+    from multiprocess import TimeoutError, context, process, util  # noqa: A004
 
-__all__ = ("TimeoutError", "context", "current_process", "get_logger", "let_have_children", "process", "util")
+__all__ = (
+    "TimeoutError",
+    "context",
+    "current_process",
+    "exit_code",
+    "get_logger",
+    "let_have_children",
+    "process",
+    "util",
+)
 
 current_process = process.current_process
 get_logger = util.get_logger
+
+
+def exit_code(ended: process.BaseProcess) -> int | None:
+    """Collect a process that has ended, and let go of it; None when another did so before.
+
+    Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
+    codes away; ``join()`` would then see a process that runs for ever.
+    """
+    ended.join()
+    code = ended.exitcode
+    if code is None:
+        ended._popen.returncode = 255  # type: ignore[attr-defined]  # or close() would refuse
+    ended.close()
+    process._children.discard(ended)  # type: ignore[attr-defined]
+    return code
+
+
+def _forget_siblings() -> None:
+    # At its exit multiprocess ends all that it takes for its children. In a process that
+    # was forked by other means than Process they are its parent's.
+    process._children.clear()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_forget_siblings)
 
 
 def let_have_children() -> None:

@@ -25,7 +25,7 @@ class ForkContext(_multiprocess.context.ForkContext, multiprocessing.context.Bas
     ``multiprocessing``, so libraries that check accept it.
     """
 
-    Process = Process  # type: ignore[assignment]  # the two bases each name their own
+    Process = Process
 
     def Pool(  # type: ignore[override]  # noqa: N802 - the standard library's name
         self,

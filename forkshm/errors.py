@@ -148,7 +148,8 @@ class WorkerDiedError(WorkerError):
 
     Attributes:
         pid: Process id of the dead worker.
-        exitcode: As in ``Process.exitcode``: negative means killed by that signal.
+        exitcode: As in ``Process.exitcode``: negative means killed by that signal. None
+            when something else in this process collected it.
         signal: The signal's name, for example ``"SIGKILL"``, or None.
         task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
     """
@@ -163,7 +164,12 @@ class WorkerDiedError(WorkerError):
         self.exitcode = exitcode
         self.signal = signal_name(exitcode)
         self.task = task
-        how = f"was killed by {self.signal}" if self.signal else f"exited with code {exitcode}"
+        if self.signal:
+            how = f"was killed by {self.signal}"
+        elif exitcode is not None:
+            how = f"exited with code {exitcode}"
+        else:
+            how = "ended (another wait in this process took its exit code)"
         doing = f"while running {task}" if task else "before it could run a task"
         hint = "; the usual cause is the kernel's out-of-memory killer" if self.signal == "SIGKILL" else ""
         super().__init__(f"{name} (pid {pid}) {how} {doing}{hint}")
@@ -173,7 +179,7 @@ class PoolClosedError(ForkshmError, ValueError):
     """The pool was closed or terminated, or belongs to another process."""
 
 
-class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):
+class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):  # type: ignore[misc]  # two classes at run time
     """No result within the time given; the task goes on."""
 
 
@@ -209,7 +215,7 @@ class ForkshmWarning(UserWarning):
     """Base of the warnings of forkshm."""
 
 
-class RemoteTraceback(Exception):
+class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
     """The worker's traceback as text; found in ``__cause__`` of what a task raised."""
 
     def __init__(self, text: str) -> None:

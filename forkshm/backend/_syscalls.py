@@ -33,7 +33,7 @@ def _refused(call: str) -> OSError:
 
 
 def mmap(fd: int, size: int, prot: int, flags: int, offset: int) -> int:
-    """mmap(2); return the address."""
+    """Map as mmap(2) says; return the address."""
     address = _libc.mmap(None, size, prot, flags, fd, offset)
     if address == _MAP_FAILED:
         raise _refused("mmap")
@@ -41,13 +41,13 @@ def mmap(fd: int, size: int, prot: int, flags: int, offset: int) -> int:
 
 
 def munmap(address: int, size: int) -> None:
-    """munmap(2)."""
+    """Unmap as munmap(2) says."""
     if _libc.munmap(address, size) != 0:
         raise _refused("munmap")
 
 
 def madvise(address: int, size: int, advice: int) -> None:
-    """madvise(2)."""
+    """Advise as madvise(2) says."""
     if _libc.madvise(address, size, advice) != 0:
         raise _refused("madvise")
 

@@ -74,7 +74,7 @@ class SharedArray(np.ndarray[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         return _owned(super().__getitem__(key))
 
-    def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:
+    def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:  # type: ignore[override]  # plain, on purpose
         """Return a plain array with the same elements in memory of its own."""
         return np.array(self, order=order, copy=True, subok=False)
 
@@ -86,10 +86,10 @@ class SharedArray(np.ndarray[Any, Any]):
         """Return a plain one-dimensional copy."""
         return np.asarray(self).flatten(order)
 
-    def __copy__(self) -> np.ndarray[Any, Any]:
+    def __copy__(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
         return self.copy()
 
-    def __deepcopy__(self, memo: Any) -> np.ndarray[Any, Any]:
+    def __deepcopy__(self, memo: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
         return self.copy()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -141,7 +141,7 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process")
-    extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)  # type: ignore[union-attr,arg-type]  # iterable() tells which
+    extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)
     if any(extent < 0 for extent in extents):
         raise ValueError(f"an array cannot have a negative extent, got shape {extents}")
     nbytes = kind.itemsize
@@ -161,14 +161,14 @@ def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedAr
     return full(shape, 1, dtype, order)
 
 
-def full(shape: Shape, fill_value: Any, dtype: DTypeLike = None, order: Order = "C") -> SharedArray:
+def full(shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C") -> SharedArray:
     """Return a new shared array of *fill_value*; its type is the value's by default. See `empty`."""
     made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
     made[...] = fill_value
     return made
 
 
-def array(values: ArrayLike, dtype: DTypeLike = None, order: Literal["K", "A", "C", "F"] = "K") -> SharedArray:
+def array(values: ArrayLike, dtype: DTypeLike | None = None, order: Literal["K", "A", "C", "F"] = "K") -> SharedArray:
     """Return a new shared array with a copy of *values*: the one copy there ever is.
 
     Args:
@@ -187,7 +187,7 @@ def array(values: ArrayLike, dtype: DTypeLike = None, order: Literal["K", "A", "
     return made
 
 
-def asarray(values: ArrayLike, dtype: DTypeLike = None) -> SharedArray:
+def asarray(values: ArrayLike, dtype: DTypeLike | None = None) -> SharedArray:
     """Return *values* as a shared array, without a copy if they are in shared memory."""
     source = np.asarray(values, dtype)
     mapping = mapping_at(source.__array_interface__["data"][0]) if source.size else None
@@ -196,7 +196,7 @@ def asarray(values: ArrayLike, dtype: DTypeLike = None) -> SharedArray:
     return array(source)
 
 
-def _like(prototype: ArrayLike, dtype: DTypeLike, shape: Shape | None) -> tuple[Any, Any, Order]:
+def _like(prototype: ArrayLike, dtype: DTypeLike | None, shape: Shape | None) -> tuple[Any, Any, Order]:
     source = np.asarray(prototype)
     return (
         source.shape if shape is None else shape,
@@ -205,23 +205,23 @@ def _like(prototype: ArrayLike, dtype: DTypeLike, shape: Shape | None) -> tuple[
     )
 
 
-def empty_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+def empty_like(prototype: ArrayLike, dtype: DTypeLike | None = None, shape: Shape | None = None) -> SharedArray:
     """Return a new shared array with the shape, type and order of *prototype*; see `empty`."""
     return empty(*_like(prototype, dtype, shape))
 
 
-def zeros_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+def zeros_like(prototype: ArrayLike, dtype: DTypeLike | None = None, shape: Shape | None = None) -> SharedArray:
     """Return a new shared array of zeros with the shape, type and order of *prototype*."""
     return zeros(*_like(prototype, dtype, shape))
 
 
-def ones_like(prototype: ArrayLike, dtype: DTypeLike = None, shape: Shape | None = None) -> SharedArray:
+def ones_like(prototype: ArrayLike, dtype: DTypeLike | None = None, shape: Shape | None = None) -> SharedArray:
     """Return a new shared array of ones with the shape, type and order of *prototype*."""
     return ones(*_like(prototype, dtype, shape))
 
 
 def full_like(
-    prototype: ArrayLike, fill_value: Any, dtype: DTypeLike = None, shape: Shape | None = None
+    prototype: ArrayLike, fill_value: Any, dtype: DTypeLike | None = None, shape: Shape | None = None
 ) -> SharedArray:
     """Return a new shared array of *fill_value* with the shape, type and order of *prototype*."""
     where, kind, order = _like(prototype, dtype, shape)
@@ -251,11 +251,18 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         if array.nbytes < OUT_OF_BAND:
             return NotImplemented
         packed = np.ascontiguousarray(array)
-        return rebuild_array, (pickle.PickleBuffer(packed), dtype, packed.shape, packed.strides, 0, False)
+        return rebuild_array, (pickle.PickleBuffer(packed.data), dtype, packed.shape, packed.strides, 0, False)
     # A plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
-        return rebuild_array, (pickle.PickleBuffer(array), named, array.shape, array.strides, 0, is_shared_type)
+        return rebuild_array, (
+            pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer in Python < 3.12
+            named,
+            array.shape,
+            array.strides,
+            0,
+            is_shared_type,
+        )
     # All bytes between the first and the last element, which may come before the first
     # item's address when strides are negative.
     reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]

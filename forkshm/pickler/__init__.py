@@ -4,8 +4,21 @@
 as descriptors is decided in `_policy`.
 """
 
-from forkshm.pickler._pack import Parcel, pack
+from forkshm.pickler._names import Known, known_now
+from forkshm.pickler._pack import Parcel, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
 
-__all__ = ("Arrival", "Parcel", "open_plain", "pack", "receive", "register", "register_lazy", "skip")
+__all__ = (
+    "Arrival",
+    "Known",
+    "Parcel",
+    "crosses_by_name",
+    "known_now",
+    "open_plain",
+    "pack",
+    "receive",
+    "register",
+    "register_lazy",
+    "skip",
+)

@@ -10,6 +10,7 @@ import cloudpickle
 
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, RegionRef, Span, body_tables, write, write_plain
+from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import find
 from forkshm.region._arena import arena
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from forkshm.region._segment import Lease
 
-__all__ = ("Parcel", "pack", "pickled_by_reference")
+__all__ = ("Parcel", "crosses_by_name", "pack")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -129,17 +130,24 @@ _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "nump
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with reducers of ours in front."""
 
+    known: Known = NOTHING_KNOWN
+
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
-        if kind is FunctionType and thing.__module__ in _BY_NAME:
-            return NotImplemented  # what cloudpickle would find out, in a tenth of the time
+        if kind is FunctionType:
+            if thing.__module__ in _BY_NAME or is_known(thing, self.known):
+                # By name: pickle's own way, in a tenth of the time that cloudpickle
+                # takes to find that out, or where it would send a copy.
+                return NotImplemented
+        elif isinstance(thing, type) and is_known(thing, self.known):
+            return NotImplemented
         reduce = find(kind)
         if reduce is not None:
             return reduce(thing)
         return super().reducer_override(thing)
 
 
-def pack(thing: Any, *, for_many: bool = False) -> Parcel:
+def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN) -> Parcel:
     """Pickle *thing*; copy its large buffers, once, into one block of the arena.
 
     Args:
@@ -147,6 +155,7 @@ def pack(thing: Any, *, for_many: bool = False) -> Parcel:
             as descriptors.
         for_many: The parcel goes to more than one receiver: each maps the copies
             copy-on-write, so that none sees another's writes.
+        known: What of ``__main__`` the receivers have, and so crosses by name.
 
     Raises:
         OSError: The kernel has no memory or fds for the copies.
@@ -161,7 +170,9 @@ def pack(thing: Any, *, for_many: bool = False) -> Parcel:
             return Parcel(write_plain(len(stream)) + stream)
     sink = _Sink()
     buffers = _Buffers()
-    _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers).dump(thing)
+    pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers)
+    pickler.known = known
+    pickler.dump(thing)
     if not buffers.spans and sink.size <= INLINE_LIMIT:
         return Parcel(b"".join([write_plain(sink.size), *sink.pieces]))
     return _assemble(sink, buffers, for_many=for_many)
@@ -215,15 +226,14 @@ def _assemble(sink: _Sink, buffers: _Buffers, *, for_many: bool) -> Parcel:
     return parcel
 
 
-def pickled_by_reference(function: Callable[..., Any]) -> bool:
-    """Tell whether *function* crosses as its name only, so that its parcel never changes.
-
-    Functions of ``__main__`` and those made on the spot cross by value.
-    """
+def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:
+    """Tell whether *function* crosses as its name only, so that its parcel never changes."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
-    if not module or module == "__main__" or not name or "<" in name:
+    if not module or not name or "<" in name:
         return False
+    if module == "__main__":
+        return isinstance(function, (FunctionType, type)) and is_known(function, known)
     sink = _Sink()
     _Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(function)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from forkshm.descriptor._tables import BLOCK, is_plain, read_head, read_tables
 from forkshm.errors import ChannelBrokenError, RegionGoneError
-from forkshm.region._mapped import attach
+from forkshm.region._mapped import attach, view_of
 from forkshm.region._segment import claim
 
 __all__ = ("Arrival", "open_plain", "receive", "skip")
@@ -94,9 +94,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         tables = read_tables(head, body)
         windows = []
         for ref in tables.regions:
-            _, region_window = attach(mine.pop(0), ref.offset, ref.size, ref.mode)
-            windows.append(memoryview(region_window).cast("B"))
-            del region_window
+            windows.append(view_of(*attach(mine.pop(0), ref.offset, ref.size, ref.mode)))
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise

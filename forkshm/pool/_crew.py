@@ -11,9 +11,11 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, close_in_children, pair, write_message
 from forkshm.errors import WorkerStartError
+from forkshm.pickler import known_now
 from forkshm.pool._status import Status
 from forkshm.pool._worker import Assignment, run_worker
 
@@ -41,6 +43,12 @@ class Worker:
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid or -1
+
+
+def _signal(worker: Worker, number: int) -> None:
+    # Through its pidfd: a pid may be somebody else's by now.
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(worker.sentinel, number)
 
 
 class _PrivateFd:
@@ -81,6 +89,8 @@ class Crew:
         self._by_sentinel: dict[int, Worker] = {}
         self.started = 0
         self._open: list[Any] = []
+        # Workers that are started later have more, and that does no harm.
+        self.known = known_now()
         try:
             self._open_channels()
             for slot in range(size):
@@ -171,19 +181,17 @@ class Crew:
 
     def bury(self, worker: Worker) -> int | None:
         """Forget a worker that has ended; return its exit code."""
-        worker.process.join()
-        exitcode = worker.process.exitcode
+        exitcode = _multiprocess.exit_code(worker.process)
         self.workers.remove(worker)
         del self._by_sentinel[worker.sentinel]
         self.events.unregister(worker.sentinel)
         os.close(worker.sentinel)
-        worker.process.close()
         return exitcode
 
     def kill(self) -> None:
         """End all workers: SIGTERM, a second's grace, SIGKILL; the time is bounded."""
         for worker in self.workers:
-            worker.process.terminate()
+            _signal(worker, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
         alive = {worker.sentinel for worker in self.workers}
         poll = select.poll()
@@ -195,7 +203,7 @@ class Crew:
                 alive.discard(sentinel)
         for worker in self.workers:
             if worker.sentinel in alive:
-                os.kill(worker.pid, signal.SIGKILL)
+                _signal(worker, signal.SIGKILL)
 
     def stop(self) -> None:
         """End all workers and close everything. Stopping twice is allowed."""

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind, read_header, read_message, write_message
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, pack
-from forkshm.pickler._pack import pickled_by_reference
+from forkshm.pickler import Parcel, crosses_by_name, pack
 from forkshm.pool._describe import describe_task
 from forkshm.pool._results import Outcome
 from forkshm.pool._spin import SPIN_SECONDS
@@ -38,6 +37,7 @@ from forkshm.region._segment import forget_abandoned
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from forkshm.channel import Received
     from forkshm.pool._crew import Crew, Worker
     from forkshm.pool._results import Job
 
@@ -55,17 +55,15 @@ _AUDIT_SECONDS = 0.001
 #: Workers that may die in a row before they are through their initializer.
 _FAILED_STARTS = 3
 
-# Parcels of functions that cross by name never change, so they are made once.
-_by_reference: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
-
 
 class Function:
     """What the tasks of one call run: pickled once, sent with each."""
 
-    def __init__(self, function: Callable[..., Any], group: int = 0) -> None:
+    def __init__(self, dispatcher: Dispatcher, function: Callable[..., Any], *, for_many: bool) -> None:
+        self._dispatcher = dispatcher
         self.function = function
         #: Not 0 when several tasks share the parcel.
-        self.group = group
+        self.group = dispatcher.new_group() if for_many else 0
         #: Tasks that are not answered yet.
         self.users = 0
         self._parcel: Parcel | None = None
@@ -74,9 +72,7 @@ class Function:
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
         if self._parcel is None:
-            known = _known_parcel(self.function)
-            self._cached = known is not None
-            self._parcel = known or pack(self.function, for_many=self.group != 0)
+            self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
         return self._parcel
 
     def done(self) -> None:
@@ -86,15 +82,6 @@ class Function:
             if not self._cached:
                 self._parcel.close()
             self._parcel = None
-
-
-def _known_parcel(function: Callable[..., Any]) -> Parcel | None:
-    try:
-        if function not in _by_reference:
-            _by_reference[function] = pack(function) if pickled_by_reference(function) else None
-        return _by_reference[function]
-    except TypeError:  # not hashable, or without weak references
-        return None
 
 
 @dataclasses.dataclass(eq=False)
@@ -108,10 +95,21 @@ class Task:
     job: Job
     #: Which part of the job it answers.
     position: int
-    parcel: Parcel | None = None
-    copied: int = 0
     #: Whether it may go in one message with others.
     batched: bool = False
+    parcel: Parcel | None = None
+    #: Bytes copied for its message.
+    copied: int = 0
+    #: Once sent: the numbers of the first and the last task of its message.
+    message: int = 0
+    last: int = 0
+
+    def close(self) -> None:
+        """Let go of what is held for sending it."""
+        if self.parcel is not None:
+            self.parcel.close()
+            self.parcel = None
+        self.function.done()
 
 
 class Dispatcher:
@@ -125,6 +123,9 @@ class Dispatcher:
         self._crew = crew
         self._next_number = FIRST_TASK
         self._groups = itertools.count(1)
+        # Parcels of functions that cross by name never change, so they are made once.
+        # None stands for one that crosses by value.
+        self._by_name: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
         # The state. Reentrant because failing a task may start the helper; none of the
         # user's code ever runs under it.
         self._lock = threading.RLock()
@@ -138,11 +139,14 @@ class Dispatcher:
         self._in_hand = 0
         self._sent: dict[int, Task] = {}
         self._sent_bytes = 0
+        # Messages by the number of their first task, and how many of theirs are unanswered.
+        self._open: dict[int, int] = {}
         self._audit = False
         self._failed_starts = 0
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
         self._helper: threading.Thread | None = None
-        self._broken: BaseException | None = None
+        # Why the pool takes no more tasks: it broke, or was terminated.
+        self._failure: BaseException | None = None
         self._accepting = True
         self._tasks_answered = 0
         self._messages = 0
@@ -169,20 +173,33 @@ class Dispatcher:
         self.check_accepting()
         for task in tasks:
             task.function.users += 1
-        if not self._backlog and self._has_room():
-            # Before anything is changed, so that what cannot be pickled is told at once.
-            try:
+        try:
+            if not self._backlog and self._has_room():
+                # Before anything is changed, so that what cannot be pickled is told at once.
                 self._pack(tasks[0])
-            except BaseException:
-                for task in tasks:
-                    task.function.done()
-                raise
-        with self._lock:
-            self.check_accepting()
-            self._backlog.extend(tasks)
+            with self._lock:
+                self.check_accepting()
+                self._backlog.extend(tasks)
+        except BaseException:
+            for task in tasks:
+                task.close()
+            raise
         self._feed()
         if not waited_for and self._backlog:
             self.start_helper()
+
+    def pack_function(self, function: Callable[..., Any], *, for_many: bool) -> tuple[Parcel, bool]:
+        """Return the parcel of a function, and whether it is kept here for the next time."""
+        known = self._crew.known
+        try:
+            if function not in self._by_name:
+                self._by_name[function] = pack(function, known=known) if crosses_by_name(function, known) else None
+            parcel = self._by_name[function]
+        except TypeError:  # not hashable, or without weak references
+            parcel = None
+        if parcel is not None:
+            return parcel, True
+        return pack(function, for_many=for_many, known=known), False
 
     def check_accepting(self) -> None:
         """Raise unless tasks can be submitted."""
@@ -191,10 +208,10 @@ class Dispatcher:
                 f"this pool belongs to process {self._crew.owner}, and this is its child {os.getpid()}: "
                 "make a pool in this process"
             )
-        if self._broken is not None:
-            raise self._broken
         if not self._accepting:
             raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
+        if self._failure is not None:
+            raise self._failure
 
     def is_idle(self) -> bool:
         """Whether everything that was submitted has been answered."""
@@ -215,7 +232,7 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            parcel = task.parcel = pack(task.arguments)
+            parcel = task.parcel = pack(task.arguments, known=self._crew.known)
             function = task.function.parcel()
             task.copied = parcel.copied
             with self._lock:
@@ -235,19 +252,30 @@ class Dispatcher:
             try:
                 sent = self._send(tasks)
             except Exception as error:
-                with self._lock:
-                    if len(tasks) == 1:
-                        self._finish(tasks[0], Outcome(error=error))
-                    else:  # one of them is to blame: send them one by one
-                        for task in tasks:
-                            task.batched = False
-                        self._backlog.extendleft(reversed(tasks))
-                continue
+                if len(tasks) == 1:
+                    self._finish(tasks[0], Outcome(error=error))
+                else:  # one of them is to blame: they go one by one
+                    for task in tasks:
+                        task.batched = False
+                    self._put_back(tasks)
+                sent = True
+            except BaseException:  # Ctrl-C: it is the caller's, the tasks may be others'
+                self._put_back(tasks)
+                raise
             finally:
                 with self._lock:
                     self._in_hand -= len(tasks)
             if not sent:
                 return
+
+    def _put_back(self, tasks: Sequence[Task]) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._backlog.extendleft(reversed(tasks))
+                return
+            failure = self._failure
+        for task in tasks:
+            self._finish(task, Outcome(error=failure))
 
     def _take_batch(self) -> list[Task]:
         """Take a task off the backlog, with those like it that may go in one message."""
@@ -265,64 +293,73 @@ class Dispatcher:
         first = tasks[0]
         if len(tasks) == 1:
             self._pack(first)
-            kind, parcel = first.kind, first.parcel
+            kind = first.kind
         else:
             kind = Kind.BATCH
-            parcel = pack((first.kind, [task.arguments for task in tasks]))
+            first.parcel = pack((int(first.kind), [task.arguments for task in tasks]), known=self._crew.known)
+            first.copied = first.parcel.copied
+        parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
-        function = first.function
-        try:
-            with self._lock:
-                # During an audit nothing may be sent: the queue has to run empty.
-                if self._audit:
-                    sent = False
-                else:
-                    number = self._next_number
-                    data, fds = write_message(kind, number, function.parcel(), parcel, group=function.group)
-                    for task in tasks:  # before an answer can come
-                        self._sent[self._next_number] = task
-                        self._next_number += 1
-                    first.copied = parcel.copied
-                    self._sent_bytes += parcel.copied
-                    sent = False
-                    try:
-                        sent = self._crew.tasks.send(data, fds, wait=False)
-                    finally:
-                        if not sent:
-                            for taken in range(number, self._next_number):
-                                self._take_sent(taken)
-                if not sent:
-                    self._backlog.extendleft(reversed(tasks))
-                    return False
+        with self._lock:
+            sent = False
+            # During an audit nothing may be sent: the queue has to run empty.
+            if self._failure is None and not self._audit:
+                number = self._next_number
+                data, fds = write_message(kind, number, function.parcel(), parcel, group=function.group)
+                self._enter(number, tasks)  # before an answer can come
+                try:
+                    sent = self._crew.tasks.send(data, fds, wait=False)
+                finally:
+                    if not sent:
+                        for taken in range(number, self._next_number):
+                            self._take_sent(taken)
+            if sent:
                 self._messages += 1
                 if kind is Kind.BATCH:
                     self._bytes_copied += parcel.copied
                     self._bytes_shared += parcel.shared
+        if sent or kind is Kind.BATCH:
             first.parcel = None
+            parcel.close()
+        if sent:
             self._ring()
-            return True
-        finally:
-            if first.parcel is None:
-                parcel.close()
+        else:
+            self._put_back(tasks)
+        return sent
 
-    def _ring(self) -> None:
-        """Wake sleeping workers when the others will not get to all that was sent."""
-        states = self._crew.status.states()
-        asleep = states.count(IDLE) + states.count(LAST_LOOK)
-        if asleep:
-            # Sent and unanswered, but for those that are being worked on or will be
-            # taken by somebody who is looking.
-            waiting = len(self._sent) - (len(states) - asleep - states.count(STARTING))
-            if waiting > 0:
-                self._crew.ring(min(waiting, asleep))
+    def _enter(self, number: int, tasks: Sequence[Task]) -> None:
+        last = number + len(tasks) - 1
+        for task in tasks:
+            task.message, task.last = number, last
+            self._sent[self._next_number] = task
+            self._next_number += 1
+        self._sent_bytes += tasks[0].copied
+        self._open[number] = len(tasks)
 
     def _take_sent(self, number: int) -> Task | None:
         with self._lock:
             task = self._sent.pop(number, None)
             if task is not None:
                 self._sent_bytes -= task.copied
+                task.copied = 0
+                self._open[task.message] -= 1
+                if not self._open[task.message]:
+                    del self._open[task.message]
             return task
+
+    def _ring(self) -> bool:
+        """Wake sleepers for messages that nobody else will get to; tell whether there were any."""
+        states = self._crew.status.states()
+        asleep = states.count(IDLE) + states.count(LAST_LOOK)
+        if not asleep:
+            return False
+        # Unanswered, but for those that are being worked on, or will be taken by somebody
+        # who is looking. Too many at worst: an answer may be there and not received.
+        left = len(self._open) - (len(states) - asleep - states.count(STARTING))
+        if left > 0:
+            self._crew.ring(min(left, asleep))
+        return left > 0
 
     # -- waiting ----------------------------------------------------------------------
 
@@ -375,17 +412,19 @@ class Dispatcher:
             self._feed()
         if self._receive():
             return True
-        now = time.perf_counter()
-        spin_until = now + SPIN_SECONDS
+        now = time.monotonic()
+        spin_until = now + SPIN_SECONDS if deadline is None else min(now + SPIN_SECONDS, deadline)
         while now < spin_until:
             if self._receive():
                 return True
-            now = time.perf_counter()
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        look_again = _AUDIT_SECONDS if self._audit else _LOOK_AGAIN_SECONDS
-        for worker in self._crew.wait(look_again if left is None else min(left, look_again)):
+            now = time.monotonic()
+        pause = None if deadline is None else max(0.0, deadline - now)
+        if self._ring():
+            pause = _LOOK_AGAIN_SECONDS if pause is None else min(pause, _LOOK_AGAIN_SECONDS)
+        if self._audit:
+            pause = _AUDIT_SECONDS if pause is None else min(pause, _AUDIT_SECONDS)
+        for worker in self._crew.wait(pause):
             self._bury(worker)
-        self._ring()
         if self._audit:
             self._resolve_audit()
         return deadline is None or time.monotonic() < deadline or self._receive()
@@ -404,32 +443,33 @@ class Dispatcher:
             got = True
             self._messages += 1
             kind, number, nanoseconds = read_header(received.data)
-            if received.fds:
-                # Take over the memory now; the fds are dear. Unpickling can wait.
-                try:
-                    outcome = Outcome(message=read_message(received))
-                except Exception as error:
-                    outcome = Outcome(error=error)
-                else:
-                    copied, shared = outcome.traffic()
-                    self._bytes_copied += copied
-                    self._bytes_shared += shared
-            else:
-                outcome = Outcome(received=received)
+            outcome = self._take_over(received)
             if kind is Kind.INITIALIZER_FAILED:
                 self._break(outcome.open()[1])
             elif kind in (Kind.RESULT, Kind.ERROR):
+                self._failed_starts = 0
                 task = self._take_sent(number)
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
                     self._finish(task, outcome)
 
+    def _take_over(self, received: Received) -> Outcome:
+        if not received.fds:
+            return Outcome(received=received)
+        # Fds are dear, so its memory is taken over now; unpickling can wait.
+        try:
+            outcome = Outcome(message=read_message(received))
+        except Exception as error:
+            return Outcome(error=error)
+        copied, shared = outcome.traffic()
+        with self._lock:
+            self._bytes_copied += copied
+            self._bytes_shared += shared
+        return outcome
+
     def _finish(self, task: Task, outcome: Outcome) -> None:
         self._tasks_answered += 1
-        if task.parcel is not None:
-            task.parcel.close()
-            task.parcel = None
-        task.function.done()
+        task.close()
         task.job.deliver(task.position, outcome)
         if not self._accepting and self.is_idle():
             self._crew.dismiss()
@@ -447,25 +487,31 @@ class Dispatcher:
         forget_abandoned()
         if state >= FIRST_TASK:
             task = self._take_sent(state)
+            # Of a batch, those after it were not begun.
+            self._send_again([n for n, other in self._sent.items() if other.message <= state < n])
             if task is not None:
                 what = describe_task(task, item)
                 self._finish(task, Outcome(error=WorkerDiedError(pid, exitcode, name=name, task=what)))
         elif state in (CLAIMING, LAST_LOOK):
             self._audit = bool(self._sent)
-        if state == STARTING and exitcode != 0:
+        if state == STARTING:
             self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS and self._broken is None:
-                error = WorkerDiedError(pid, exitcode, name=name, task="its initializer")
-                self._break(error)
-        elif state != STARTING:
-            self._failed_starts = 0
-        if self._broken is None and (self._accepting or not self.is_idle()):
+            if self._failed_starts >= max(_FAILED_STARTS, 2 * self._crew.size) and self._failure is None:
+                self._break(WorkerDiedError(pid, exitcode, name=name, task="its initializer"))
+        if self._failure is None and (self._accepting or not self.is_idle()):
             try:
                 self._crew.start(worker.slot)
             except (WorkerStartError, OSError) as error:
                 # The others go on; with none left, nobody would ever answer.
                 if not self._crew.workers:
                     self._break(error)
+
+    def _send_again(self, numbers: list[int]) -> None:
+        with self._lock:
+            for number in sorted(numbers, reverse=True):
+                task = self._take_sent(number)
+                if task is not None:
+                    self._backlog.appendleft(task)
 
     def _resolve_audit(self) -> None:
         with self._lock:
@@ -476,28 +522,34 @@ class Dispatcher:
                 return
             # A worker that was seen between tasks has sent its answer before that.
             self._receive()
-            for number in sorted(set(self._sent) - set(states), reverse=True):
-                task = self._take_sent(number)
-                if task is not None:
-                    self._backlog.appendleft(task)
+            self._send_again(
+                [
+                    number
+                    for number, task in self._sent.items()
+                    if not any(task.message <= state <= task.last for state in states)
+                ]
+            )
             self._audit = False
         self._feed()
 
     def _break(self, error: BaseException) -> None:
         """Fail everything with *error*, now and later."""
         with self._lock:
-            self._broken = error
+            if self._failure is None:
+                self._failure = error
             self._fail_all(error)
 
     def fail_all(self, error: BaseException) -> None:
         """Answer all open tasks with *error*, and take no more."""
         with self._lock:
             self._accepting = False
+            self._failure = error
             self._fail_all(error)
 
     def _fail_all(self, error: BaseException) -> None:
         tasks = [*self._sent.values(), *self._backlog]
         self._sent.clear()
+        self._open.clear()
         self._sent_bytes = 0
         self._backlog.clear()
         for task in tasks:

@@ -18,6 +18,7 @@ The life of one task::
 
 from __future__ import annotations
 
+import operator
 import os
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,7 +99,7 @@ class Pool:
             processes = len(os.sched_getaffinity(0))
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild < 1):
+        if maxtasksperchild is not None and operator.index(maxtasksperchild) < 1:
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
@@ -126,7 +127,7 @@ class Pool:
             Exception: What the call, or pickling its arguments, raised.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
-        self._dispatcher.submit([_call(func, args, kwds, result)], waited_for=True)
+        self._dispatcher.submit([self._call(func, args, kwds, result)], waited_for=True)
         return result.get()
 
     def apply_async(
@@ -147,7 +148,7 @@ class Pool:
             error_callback: Called with the exception instead, when there is one.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher, callback, error_callback)
-        self._submit_async([_call(func, args, kwds, result)], result)
+        self._submit_async([self._call(func, args, kwds, result)], result)
         return result
 
     def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
@@ -204,13 +205,21 @@ class Pool:
         At most four chunks for each worker are on their way, or answered and not yet
         taken from the iterator.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize)
+        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize)
+        return job
 
     def imap_unordered(
         self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
     ) -> IMapUnorderedIterator[T]:
         """Like `imap`, but in the order in which results come."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+        return job
+
+    def _call(
+        self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]
+    ) -> Task:
+        function = Function(self._dispatcher, func, for_many=False)
+        return Task(Kind.CALL, function, (tuple(args), dict(kwds)), result, 0)
 
     def _map(
         self,
@@ -228,7 +237,7 @@ class Pool:
             chunksize += bool(extra)
         if items:
             _check_chunksize(chunksize)
-        function = Function(func, self._dispatcher.new_group())
+        function = Function(self._dispatcher, func, for_many=True)
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
@@ -241,7 +250,7 @@ class Pool:
     def _imap(self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int) -> Any:
         self._dispatcher.check_accepting()
         _check_chunksize(chunksize)
-        function = Function(func, self._dispatcher.new_group())
+        function = Function(self._dispatcher, func, for_many=True)
         chunks = chunked(iter(iterable), chunksize)
         dispatcher = self._dispatcher
 
@@ -253,6 +262,7 @@ class Pool:
             return True
 
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
+        job.keeps = self
         job.fill(_IMAP_WINDOW * self._crew.size)
         self._imaps = [other for other in self._imaps if not other.is_done()]
         self._imaps.append(job)
@@ -260,6 +270,7 @@ class Pool:
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
+            result.keeps = self
             self._dispatcher.submit(tasks, waited_for=False)
             if result.wants_callback:
                 self._dispatcher.start_helper()
@@ -268,7 +279,7 @@ class Pool:
 
     def close(self) -> None:
         """Take no more tasks. Workers leave when all that was submitted is answered."""
-        if self._state == "RUN":
+        if self._state == "RUN" and self._is_ours():
             self._state = "CLOSE"
             for job in self._imaps:
                 job.fill(None)
@@ -279,7 +290,7 @@ class Pool:
 
         Returns within about a second, whatever the workers do.
         """
-        if self._state != "TERMINATE":
+        if self._state != "TERMINATE" and self._is_ours():
             self._state = "TERMINATE"
             self._dispatcher.fail_all(PoolClosedError("the pool was terminated before this task was answered"))
             self._dispatcher.under_lead(self._release)
@@ -290,12 +301,18 @@ class Pool:
         Raises:
             ValueError: The pool is still running.
         """
+        if not self._is_ours():
+            return
         if self._state == "RUN":
             raise ValueError("cannot join: the pool is still running; close() or terminate() it first")
         if self._state == "CLOSE":
             self._dispatcher.drive(self._dispatcher.is_idle)
             self._dispatcher.under_lead(self._see_off)
             self._state = "TERMINATE"
+
+    def _is_ours(self) -> bool:
+        # In a forked child the object is there, and the workers are its parent's.
+        return self._crew.owner == os.getpid()
 
     def _see_off(self) -> None:
         for worker in list(self._crew.workers):
@@ -323,10 +340,6 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
-
-
-def _call(func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]) -> Task:
-    return Task(Kind.CALL, Function(func), (tuple(args), dict(kwds)), result, 0)
 
 
 def _check_chunksize(chunksize: int) -> None:

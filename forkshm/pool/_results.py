@@ -55,7 +55,8 @@ class Outcome:
                 return False, _cannot_unpickle(error)
         try:
             message = self._message if self._received is None else read_message(self._received)
-            value, *text = message.parcels if message is not None else ()
+            parcels = [] if message is None else message.parcels
+            value, *text = parcels or [None]
             if value is None:
                 raise NotUnpicklableError("an answer came without its parcel: please report this")
         except Exception as error:
@@ -67,11 +68,11 @@ class Outcome:
                 return False, _cannot_unpickle(error)
         traceback = RemoteTraceback(text[0].open() if text[0] is not None else "")
         try:
-            error = value.open()
+            raised: BaseException = value.open()
         except Exception as reason:
-            error = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
-        error.__cause__ = traceback
-        return False, error
+            raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
+        raised.__cause__ = traceback
+        return False, raised
 
 
 def _cannot_unpickle(reason: Exception) -> NotUnpicklableError:
@@ -112,6 +113,8 @@ class Job:
 
     def __init__(self) -> None:
         self.pace = Pace()
+        #: The pool, which must not be collected before the answer is there.
+        self.keeps: object = None
 
     def deliver(self, position: int, outcome: Outcome) -> None:
         """Take the answer of the task at *position*. Called by whoever drives the pool."""
@@ -151,6 +154,7 @@ class ApplyResult(Job, Generic[T]):
         self._answer()
 
     def _answer(self) -> None:
+        self.keeps = None
         if self.wants_callback:
             # The helper thread calls it, and marks the result answered afterwards: as in
             # the standard library, get() returns after the callback did.
@@ -292,7 +296,7 @@ class IMapIterator(Job, Generic[T]):
         while not self._exhausted and (window is None or self._submitted - self._taken < window):
             try:
                 self._exhausted = not self._submit(self)
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203 - once
                 # As in the standard library, the consumer sees it at its place in the order.
                 self._input_error = error
                 self._exhausted = True
@@ -300,6 +304,8 @@ class IMapIterator(Job, Generic[T]):
     def deliver(self, position: int, outcome: Outcome) -> None:
         self._outcomes[position] = outcome
         self._delivered += 1
+        if self.is_done():
+            self.keeps = None
 
     def is_done(self) -> bool:
         """Whether all input was taken and answered."""

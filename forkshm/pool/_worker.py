@@ -15,7 +15,7 @@ from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Message, Received, Receiver, Sender, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, pack
+from forkshm.pickler import Arrival, Parcel, known_now, pack
 from forkshm.pool._spin import SPIN_SECONDS, SPINNERS
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.region._arena import arena
@@ -80,6 +80,8 @@ class _Worker:
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
         self._by_parcel: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
+        # What the parent has as well: all that was there at the fork.
+        self._known = known_now()
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
 
@@ -165,7 +167,7 @@ class _Worker:
         del arguments
         for chunk in chunks:
             self._words[self._state] = number
-            self._do(batch_kind, number, function, chunk)
+            self._do(Kind(batch_kind), number, function, chunk)
             number += 1
 
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], arguments: Any) -> None:
@@ -185,7 +187,7 @@ class _Worker:
             self._words[self._state + 1] = 0
         del arguments
         try:
-            parcel = pack(value)
+            parcel = pack(value, known=self._known)
         except Exception as error:
             refusal = NotPicklableError(f"the result of a task, a {type(value).__name__}, cannot be sent: {error}")
             refusal.__cause__ = error
@@ -245,7 +247,7 @@ class _Worker:
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None
         try:
-            parcel = pack(error)
+            parcel = pack(error, known=self._known)
         except Exception as refusal:
             parcel = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
         del error

@@ -17,7 +17,7 @@ from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_map
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of")
+__all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of", "view_of")
 
 
 class Mappable(Protocol):
@@ -118,7 +118,7 @@ class MappedRegion:
 
     @property
     def buf(self) -> memoryview:
-        """The bytes, as a new memoryview of format ``"B"``.
+        """The bytes, as a new memoryview of format ``"B"``; read-only where the mode is.
 
         It keeps the memory mapped for as long as it, a slice of it, or an array made
         from it is alive.
@@ -126,7 +126,7 @@ class MappedRegion:
         Raises:
             RegionClosedError: The region was closed.
         """
-        return memoryview(self._open_window()).cast("B")
+        return view_of(self._mapping, self._open_window())
 
     @property
     def size(self) -> int:
@@ -244,6 +244,12 @@ def map_refused(error: OSError, size: int, mode: Mode) -> RegionCreateError:
     return RegionCreateError(
         number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size
     )
+
+
+def view_of(mapping: Mapping, window: Any) -> memoryview:
+    """Return the bytes of a live mapping; a view for reading where a write would be a SIGSEGV."""
+    view = memoryview(window).cast("B")
+    return view if mapping.mode in (Mode.read_write, Mode.copy_on_write) else view.toreadonly()
 
 
 def region_of(mapping: Mapping, window: Any) -> MappedRegion:

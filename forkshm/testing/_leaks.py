@@ -49,7 +49,7 @@ def _fds() -> frozenset[tuple[int, str]]:
 
 
 def _children() -> frozenset[int]:
-    found = set()
+    found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         # A thread may end between the two looks.
         with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/children") as children:
@@ -66,7 +66,7 @@ def holdings() -> Holdings:
         fds=_fds(),
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
-        named=frozenset(os.listdir("/dev/shm")),
+        named=frozenset(os.listdir("/dev/shm")),  # noqa: S108
         mappings=mappings,
         blocks=arena.statistics().blocks,
     )

@@ -1,0 +1,136 @@
+"""The life of a task x the ways to die: only that task fails, and the pool goes on."""
+
+import os
+import signal
+
+import functions as f
+import pytest
+
+import forkshm
+from forkshm import WorkerDiedError
+
+# Where in its life, and the call that dies there. {how} is the way to die.
+LIVES = {
+    "while its arguments are unpickled": lambda how: (f.nothing, (f.DieAtUnpickle(how),)),
+    "while it runs": lambda how: (f.die, (how,)),
+    "while its result is pickled": lambda how: (f.make, (f.DieAtPickle, how, os.getpid())),
+}
+WAYS = {
+    "SIGKILL": (-signal.SIGKILL, "SIGKILL"),
+    "SIGSEGV": (-signal.SIGSEGV, "SIGSEGV"),
+    "SIGTERM": (-signal.SIGTERM, "SIGTERM"),
+    "exit": (17, None),
+    "sys.exit": (17, None),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_crash_reports(monkeypatch):
+    # A worker that segfaults on purpose would print the stacks of faulthandler.
+    import faulthandler
+
+    enabled = faulthandler.is_enabled()
+    faulthandler.disable()
+    yield
+    if enabled:
+        faulthandler.enable()
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("where", LIVES)
+def test_only_the_task_whose_worker_died_fails(pool, where, how):
+    exitcode, name = WAYS[how]
+    function, args = LIVES[where](how)
+    others = [pool.apply_async(f.square, (x,)) for x in range(50)]
+    with pytest.raises(WorkerDiedError) as caught:
+        pool.apply(function, args)
+    error = caught.value
+    assert error.exitcode == exitcode
+    assert error.signal == name
+    assert error.pid > 0
+    assert function.__name__ in error.task
+    assert str(error.pid) in str(error)
+    assert (name or "code 17") in str(error)
+    assert [other.get() for other in others] == [x * x for x in range(50)]
+    assert pool.map(f.square, range(100)) == [x * x for x in range(100)]
+    assert pool.statistics().workers_replaced == 1
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "exit"])
+def test_a_map_raises_for_the_item_that_killed_its_worker(pool, how):
+    with pytest.raises(WorkerDiedError, match=r"die_on_three\(3, '.*'\)|die_on_three") as caught:
+        pool.starmap(f.die_on_three, [(x, how) for x in range(10)], chunksize=1)
+    assert "3" in caught.value.task
+    results = pool.imap(lambda x: f.die_on_three(x, how), range(8))
+    got = []
+    while True:
+        try:
+            got.append(next(results))
+        except WorkerDiedError:
+            got.append("died")
+        except StopIteration:
+            break
+    assert got == [0, 1, 2, "died", 4, 5, 6, 7]
+
+
+def test_the_error_names_the_item_of_a_chunk(pool):
+    with pytest.raises(WorkerDiedError, match="item 3 of a chunk of 10"):
+        pool.map(lambda x: f.die_on_three(x, "SIGKILL"), range(10), chunksize=10)
+
+
+def test_the_tasks_behind_it_in_a_batch_are_done_all_the_same(pool, tmp_path):
+    marks = tmp_path / "marks"
+
+    def work(x):
+        if x == 2500:
+            f.end("SIGKILL")
+        return f.touch_file(marks, x)
+
+    # Fast enough before and after for several to share a message.
+    result = pool.map_async(work, range(3000), chunksize=1)
+    with pytest.raises(WorkerDiedError, match="work"):
+        result.get()
+    done = [int(line) for line in marks.read_text().split()]
+    assert sorted(done) == [x for x in range(3000) if x != 2500]
+
+
+def test_every_worker_dying_at_once_fails_its_own_task_only():
+    with forkshm.Pool(4) as pool:
+        doomed = [pool.apply_async(f.die, ("SIGKILL",)) for _ in range(12)]
+        fine = [pool.apply_async(f.square, (x,)) for x in range(30)]
+        assert [each.get() for each in fine] == [x * x for x in range(30)]
+        for each in doomed:
+            with pytest.raises(WorkerDiedError):
+                each.get()
+        assert pool.statistics().workers_replaced == 12
+
+
+def test_callbacks_hear_of_a_death(pool, wait_until):
+    heard = []
+    pool.apply_async(f.die, ("exit",), error_callback=heard.append)
+    wait_until(lambda: heard)
+    assert isinstance(heard[0], WorkerDiedError)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "exit", "sys.exit"])
+def test_workers_that_die_in_the_initializer_end_the_pool_not_the_machine(how):
+    with forkshm.Pool(2, f.initializer_dies, (how,)) as pool:
+        with pytest.raises(WorkerDiedError, match="its initializer"):
+            pool.map(f.square, range(10))
+        with pytest.raises(WorkerDiedError):
+            pool.apply(f.square, (1,))
+
+
+def test_memory_of_a_dead_worker_comes_back(pool):
+    import numpy as np
+
+    from forkshm.region._arena import arena
+
+    def die_with(array):
+        f.end("SIGKILL")
+
+    big = np.ones(1_000_000)
+    for _ in range(5):
+        with pytest.raises(WorkerDiedError, match=r"die_with\(ndarray float64 \(1000000,\)\)"):
+            pool.apply(die_with, (big,))
+    assert arena.statistics().blocks == 0

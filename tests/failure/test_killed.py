@@ -1,0 +1,270 @@
+"""SIGKILL from outside: idle workers, busy ones, the parent, all at once."""
+
+import os
+import random
+import signal
+
+import functions as f
+import numpy as np
+import pytest
+
+import forkshm
+from forkshm import WorkerDiedError
+
+
+def workers_of(pool):
+    return [worker.pid for worker in pool._crew.workers]
+
+
+def test_an_idle_worker_may_be_killed(pool):
+    for _ in range(5):
+        for pid in workers_of(pool):
+            os.kill(pid, signal.SIGKILL)
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+def test_an_idle_worker_may_be_killed_while_tasks_come(pool):
+    """Whatever a worker was at, each task is answered: done, or failed as its own."""
+    for _ in range(30):
+        results = [pool.apply_async(f.square, (x,)) for x in range(20)]
+        os.kill(workers_of(pool)[0], signal.SIGKILL)
+        failed = 0
+        for x, result in enumerate(results):
+            try:
+                assert result.get(timeout=60) == x * x
+            except WorkerDiedError:
+                failed += 1
+        assert failed <= 1
+
+
+def test_random_kills_under_load_lose_and_double_nothing(tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    marks = tmp_path / "marks"
+    table = np.arange(50_000)
+
+    def work(x, array):
+        f.touch_file(marks, x)
+        return x, int(array.sum())
+
+    answered = failed = 0
+    with forkshm.Pool(3) as pool:
+        results = {}
+        for x in range(600):
+            results[x] = pool.apply_async(work, (x, table))
+            if chance.random() < 0.05:
+                os.kill(chance.choice(workers_of(pool)), signal.SIGKILL)
+        for x, result in results.items():
+            try:
+                assert result.get(timeout=60) == (x, 1249975000)
+                answered += 1
+            except WorkerDiedError:
+                failed += 1
+        assert answered + failed == 600
+        assert failed <= pool.statistics().workers_replaced
+    lines = [int(line) for line in marks.read_text().split()]
+    assert len(lines) == len(set(lines)), "a task ran twice"
+    assert len(lines) >= answered
+
+
+def test_exit_codes_that_others_collect_do_not_confuse_the_pool(run_script):
+    out = run_script("""
+import os, signal, sys, forkshm
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel keeps no exit codes
+pool = forkshm.Pool(1)
+try:
+    pool.apply(os._exit, (3,))
+except forkshm.WorkerDiedError as error:
+    print(error.exitcode, "_exit(3)" in str(error))
+print(pool.apply(abs, (-1,)))
+pool.close()
+pool.join()
+""")
+    assert out == "None True\n1\n"
+
+
+def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
+    """It was not begun, so it is sent again; the caller notices nothing."""
+    assert pool.apply(f.square, (2,)) == 4
+
+    from forkshm.channel import Receiver
+
+    original = Receiver.receive_nowait
+    # Workers that are born now die right after their first message; their successors,
+    # born after the patch is gone, do not.
+    parent = os.getpid()
+
+    def deadly(self):
+        received = original(self)
+        if os.getpid() != parent and received is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return received
+
+    monkeypatch.setattr(Receiver, "receive_nowait", deadly)
+    with forkshm.Pool(2) as doomed:
+        monkeypatch.undo()
+        results = [doomed.apply_async(f.square, (x,)) for x in range(40)]
+        assert [result.get(timeout=60) for result in results] == [x * x for x in range(40)]
+        assert doomed.statistics().workers_replaced == 2
+
+
+def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):
+    """The answer counts."""
+    from forkshm.pool import _worker
+
+    original = _worker._Worker._send
+
+    def send_and_die(self, kind, number, *parcels, **options):
+        original(self, kind, number, *parcels, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(_worker._Worker, "_send", send_and_die)
+    with forkshm.Pool(2) as pool:
+        monkeypatch.undo()
+        assert pool.map(f.square, range(40), chunksize=1) == [x * x for x in range(40)]
+
+
+PARENT = """
+import os, sys, time, forkshm, numpy as np
+sys.path.insert(0, {tests!r})
+import functions as f
+pool = forkshm.Pool(3)
+shared = forkshm.ones(1_000_000)
+pool.apply(np.sum, (np.ones(1_000_000),))
+results = [pool.apply_async(f.hang, ({path!r} + str(i),)) for i in range(2)]
+kept = pool.apply(np.ones, (100_000,))
+while not all(os.path.exists({path!r} + str(i)) for i in range(2)):
+    pool.apply(f.nothing)
+print(os.getpid(), *[worker.pid for worker in pool._crew.workers], flush=True)
+os.kill(os.getpid(), 9) if {suicide} else time.sleep(100)
+"""
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as status:
+            return status.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_end_with_a_parent_that_is_killed(run_script, tmp_path, wait_until):
+    before = set(os.listdir("/dev/shm"))
+    source = PARENT.format(tests=os.path.dirname(f.__file__), path=str(tmp_path / "begun"), suicide=True)
+    done = run_script(source, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 4
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive(run_script, tmp_path, wait_until):
+    source = """
+import os, time, forkshm, sys
+pool = forkshm.Pool(1)
+if os.fork() == 0:
+    time.sleep(30)
+    os._exit(0)
+print(pool._crew.workers[0].pid, flush=True)
+os.close(1)
+os.kill(os.getpid(), 9)
+"""
+    import subprocess
+    import sys
+
+    path = tmp_path / "script.py"
+    path.write_text(source)
+    process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, start_new_session=True)
+    with process:
+        worker = int(process.stdout.readline())
+        process.wait()
+        wait_until(lambda: not alive(worker))
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_a_map_and_leaves_no_process(tmp_path, wait_until):
+    import subprocess
+    import sys
+
+    path = tmp_path / "script.py"
+    path.write_text(
+        f"""
+import sys, forkshm
+sys.path.insert(0, {os.path.dirname(f.__file__)!r})
+import functions as f
+with forkshm.Pool(2) as pool:
+    print(*[worker.pid for worker in pool._crew.workers], flush=True)
+    pool.map(f.hang, [{str(tmp_path)!r} + "/" + str(i) for i in range(8)], chunksize=1)
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait() == -signal.SIGINT
+    assert errors.count("Traceback (most recent call last)") == 1
+    assert "KeyboardInterrupt" in errors
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_terminate_returns_whatever_the_workers_do(tmp_path, wait_until):
+    def stubborn(path):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        f.hang(path)
+
+    pool = forkshm.Pool(2)
+    pool.apply_async(stubborn, (tmp_path / "begun",))
+    wait_until((tmp_path / "begun").exists)
+    pids = workers_of(pool)
+    os.kill(pids[0], signal.SIGSTOP)
+    os.kill(pids[1], signal.SIGSTOP)
+    pool.terminate()
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_stopped_worker_does_not_hold_the_others_back(pool):
+    stopped = workers_of(pool)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        done = 0
+        for _ in range(20):
+            try:
+                assert pool.apply_async(f.square, (3,)).get(timeout=5) == 9
+                done += 1
+            except forkshm.TaskTimeoutError:
+                pass  # the one that the stopped worker had taken
+        assert done >= 19
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def test_a_pool_in_a_forked_child_says_whose_it_is(pool, in_child):
+    parent = os.getpid()
+
+    def use():
+        with pytest.raises(forkshm.PoolClosedError, match=f"belongs to process {parent}"):
+            pool.apply(f.square, (1,))
+        pool.terminate()
+
+    assert in_child(use) == 0
+    assert pool.apply(f.square, (2,)) == 4
+
+
+def test_a_child_that_ends_normally_does_not_end_its_parents_pool(run_script):
+    out = run_script("""
+import os, sys, forkshm
+pool = forkshm.Pool(1)
+shared = forkshm.ones(10)
+if os.fork() == 0:
+    shared[0] = 5
+    sys.exit(0)  # with atexit and finalizers
+os.wait()
+print(pool.apply(abs, (-1,)), shared[0])
+""")
+    assert out == "1 5.0\n"

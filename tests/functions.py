@@ -1,0 +1,181 @@
+"""Functions and classes that cross by name; in a module of their own, so that they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def nothing(*args, **kwargs):
+    return None
+
+
+def square(x):
+    return x * x
+
+
+def add(x, y=0):
+    return x + y
+
+
+def echo(*args, **kwargs):
+    return args, kwargs
+
+
+def fail(x):
+    raise ValueError(f"bad {x}")
+
+
+def fail_on_three(x):
+    if x == 3:
+        raise ValueError("three")
+    return x
+
+
+def pid(*_):
+    return os.getpid()
+
+
+def die(how):
+    end(how)
+
+
+def die_on_three(x, how):
+    if x == 3:
+        end(how)
+    return x
+
+
+def end(how):
+    if how == "exit":
+        os._exit(17)
+    if how == "sys.exit":
+        sys.exit(17)
+    os.kill(os.getpid(), getattr(signal, how))
+    time.sleep(60)
+
+
+def hang(path):
+    """Say that the task has begun, and never end."""
+    open(path, "w").close()
+    threading.Event().wait()
+
+
+def threads_here():
+    return threading.active_count()
+
+
+def die_once(path, value):
+    """Die the first time; the second time return."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return value
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+class Custom(Exception):
+    """An exception that survives pickling."""
+
+    def __init__(self, message, code):
+        super().__init__(message, code)
+        self.code = code
+
+
+class Unbuildable(Exception):
+    """An exception that does not survive pickling: its arguments are not its constructor's."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def raise_custom():
+    raise Custom("no", 42)
+
+
+def raise_unbuildable():
+    raise Unbuildable(1, 2)
+
+
+class DieAtPickle:
+    """Ends the process that pickles it."""
+
+    def __init__(self, how, where):
+        self.how, self.where = how, where
+
+    def __reduce__(self):
+        if os.getpid() != self.where:
+            end(self.how)
+        return DieAtPickle, (self.how, self.where)
+
+
+class DieAtUnpickle:
+    """Ends the process that unpickles it, unless that is the one it was made in."""
+
+    def __init__(self, how):
+        self.how, self.where = how, os.getpid()
+
+    def __reduce__(self):
+        return unpickle_and_die, (self.how, self.where)
+
+
+def unpickle_and_die(how, where):
+    if os.getpid() != where:
+        end(how)
+
+
+class RaiseAtPickle:
+    def __reduce__(self):
+        raise RuntimeError("will not be pickled")
+
+
+def unpickle_and_raise():
+    raise RuntimeError("will not be unpickled")
+
+
+class RaiseAtUnpickle:
+    def __reduce__(self):
+        return unpickle_and_raise, ()
+
+
+def make(kind, *args):
+    return kind(*args)
+
+
+def touch_file(path, value):
+    """Leave a mark for each time it runs."""
+    with open(path, "a") as file:
+        file.write(f"{value}\n")
+    return value
+
+
+def hold(event_path, until_path):
+    """Say that the task has begun, and wait until told to go on."""
+    open(event_path, "w").close()
+    while not os.path.exists(until_path):
+        time.sleep(0.001)
+    return os.getpid()
+
+
+STATE = None
+
+
+def set_state(value):
+    global STATE
+    STATE = value
+
+
+def get_state(*_):
+    return STATE
+
+
+def initializer_fails(*_):
+    raise LookupError("initializer says no")
+
+
+def initializer_dies(how):
+    end(how)

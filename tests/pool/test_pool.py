@@ -1,0 +1,449 @@
+"""Pool: the standard library's interface and answers."""
+
+import gc
+import multiprocessing
+import os
+import threading
+
+import functions as f
+import numpy as np
+import pytest
+
+import forkshm
+from forkshm import PoolClosedError, TaskTimeoutError, UnsupportedError
+
+
+def test_apply_calls_in_another_process(pool):
+    assert pool.apply(f.pid) != os.getpid()
+    assert pool.apply(f.add, (1,), {"y": 2}) == 3
+    assert pool.apply(f.echo, [1, 2], {"a": 3}) == ((1, 2), {"a": 3})
+
+
+def test_map_keeps_the_order_for_every_chunksize(pool):
+    for count in (0, 1, 2, 7, 100):
+        for chunksize in (None, 1, 2, 3, 100, 1000):
+            assert pool.map(f.square, range(count), chunksize) == [x * x for x in range(count)]
+
+
+def test_map_takes_any_iterable(pool):
+    assert pool.map(f.square, iter([1, 2, 3])) == [1, 4, 9]
+    assert pool.map(f.square, {4: "a", 5: "b"}) == [16, 25]
+    assert pool.map(str.upper, "abc") == ["A", "B", "C"]
+    assert pool.map(f.square, np.arange(3)) == [0, 1, 4]
+
+
+def test_map_of_many_tiny_tasks_answers_each_once(pool):
+    # Enough for the dispatcher to send several in a message.
+    assert pool.map(f.square, range(5000), chunksize=1) == [x * x for x in range(5000)]
+
+
+def test_starmap_spreads_the_arguments(pool):
+    assert pool.starmap(f.add, [(1, 2), (3, 4), (5,)]) == [3, 7, 5]
+    assert pool.starmap(pow, zip(range(50), [2] * 50, strict=True), chunksize=7) == [x * x for x in range(50)]
+
+
+def test_asynchronous_calls_return_the_standard_interface(pool):
+    result = pool.apply_async(f.square, (7,))
+    assert result.get(timeout=20) == 49
+    assert result.ready()
+    assert result.successful()
+    assert result.get() == 49
+    assert pool.map_async(f.square, range(10), 3).get() == [x * x for x in range(10)]
+    assert pool.map_async(f.square, []).get() == []
+    assert pool.starmap_async(f.add, [(1, 2)]).get() == [3]
+
+
+def test_a_failed_call_is_ready_and_not_successful(pool):
+    result = pool.apply_async(f.fail, (1,))
+    result.wait()
+    assert result.ready()
+    assert not result.successful()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bad 1"):
+            result.get()
+
+
+def test_an_unanswered_call_is_not_ready(pool, tmp_path, wait_until):
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    result = pool.apply_async(f.hold, (begun, go))
+    wait_until(begun.exists)
+    assert not result.ready()
+    with pytest.raises(ValueError, match="not ready"):
+        result.successful()
+    with pytest.raises(TaskTimeoutError, match=r"no result within 0\.01 seconds"):
+        result.get(timeout=0.01)
+    with pytest.raises(multiprocessing.TimeoutError):
+        result.get(timeout=0)
+    with pytest.raises(forkshm.TimeoutError):
+        result.get(timeout=0)
+    result.wait(0.01)
+    assert not result.ready()
+    go.touch()
+    assert result.get() > 0
+
+
+def test_callbacks_are_called_before_get_returns(pool):
+    got, failed = [], []
+    assert pool.apply_async(f.square, (3,), callback=got.append).get() == 9
+    assert got == [9]
+    with pytest.raises(ValueError, match="bad 4"):
+        pool.apply_async(f.fail, (4,), callback=got.append, error_callback=failed.append).get()
+    assert got == [9]
+    assert [str(error) for error in failed] == ["bad 4"]
+    assert pool.map_async(f.square, range(3), callback=got.append).get() == [0, 1, 4]
+    assert pool.map_async(f.square, [], callback=got.append).get() == []
+    assert got == [9, [0, 1, 4], []]
+
+
+def test_callbacks_are_called_although_nobody_waits(pool, wait_until):
+    got = []
+    for x in range(300):
+        pool.apply_async(f.square, (x,), callback=got.append)
+    wait_until(lambda: len(got) == 300)
+    assert sorted(got) == [x * x for x in range(300)]
+
+
+def test_a_callback_may_use_the_pool(pool):
+    inner = []
+    pool.apply_async(f.square, (3,), callback=lambda value: inner.append(pool.apply(f.square, (value,)))).get()
+    assert inner == [81]
+
+
+@pytest.mark.filterwarnings("default::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_raises_does_not_stop_the_pool(pool, capsys):
+    result = pool.apply_async(f.square, (3,), callback=lambda _: 1 / 0)
+    assert result.get() == 9
+    assert pool.apply_async(f.square, (4,), callback=lambda _: None).get() == 16
+
+
+def test_more_asynchronous_calls_than_the_kernel_can_queue(pool):
+    results = [pool.apply_async(f.square, (x,)) for x in range(2000)]
+    assert [result.get() for result in results] == [x * x for x in range(2000)]
+
+
+def test_imap_yields_in_order_and_unordered_yields_all(pool):
+    for chunksize in (1, 2, 7, 100):
+        assert list(pool.imap(f.square, range(50), chunksize)) == [x * x for x in range(50)]
+        assert sorted(pool.imap_unordered(f.square, range(50), chunksize)) == [x * x for x in range(50)]
+    assert list(pool.imap(f.square, [])) == []
+    assert list(pool.imap_unordered(f.square, [])) == []
+
+
+def test_imap_takes_only_what_is_needed(pool):
+    taken = []
+
+    def source():
+        for x in range(10_000):
+            taken.append(x)
+            yield x
+
+    results = pool.imap(f.square, source())
+    assert next(results) == 0
+    assert len(taken) <= 2 + 4 * 2
+    pool.terminate()
+
+
+def test_imap_next_takes_a_timeout(pool, tmp_path):
+    go = tmp_path / "go"
+    results = pool.imap(lambda _: f.hold(tmp_path / "begun", go), [1])
+    with pytest.raises(TaskTimeoutError):
+        results.next(timeout=0.01)
+    go.touch()
+    assert results.next() > 0
+    with pytest.raises(StopIteration):
+        results.next()
+
+
+def test_imap_raises_what_its_input_raises_in_its_place(pool):
+    def source():
+        yield 1
+        yield 2
+        raise KeyError("input")
+
+    results = pool.imap(f.square, source())
+    assert [next(results), next(results)] == [1, 4]
+    with pytest.raises(KeyError, match="input"):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_imap_goes_on_after_a_failed_item(pool):
+    results = pool.imap(f.fail_on_three, range(6))
+    got = []
+    while True:
+        try:
+            got.append(next(results))
+        except ValueError as error:
+            got.append(str(error))
+        except StopIteration:
+            break
+    assert got == [0, 1, 2, "three", 4, 5]
+
+
+def test_what_a_task_raises_arrives_as_itself_with_the_traceback(pool):
+    with pytest.raises(f.Custom) as caught:
+        pool.apply(f.raise_custom)
+    assert caught.value.code == 42
+    assert caught.value.args == ("no", 42)
+    assert "in raise_custom" in str(caught.value.__cause__)
+    with pytest.raises(ValueError, match="three"):
+        pool.map(f.fail_on_three, range(10))
+
+
+def test_an_exception_that_cannot_be_rebuilt_is_told(pool):
+    with pytest.raises(forkshm.NotUnpicklableError, match="Unbuildable") as caught:
+        pool.apply(f.raise_unbuildable)
+    assert "in raise_unbuildable" in str(caught.value.__cause__)
+
+
+def test_what_cannot_be_pickled_is_told_at_once(pool):
+    with pytest.raises(TypeError, match="pickle"):
+        pool.apply(f.nothing, (threading.Lock(),))
+    with pytest.raises(RuntimeError, match="will not be pickled"):
+        pool.apply_async(f.nothing, (f.RaiseAtPickle(),))
+    with pytest.raises(RuntimeError, match="will not be pickled"):
+        pool.map(f.nothing, [1, 2, f.RaiseAtPickle(), 4] * 100, chunksize=1)
+    with pytest.raises(RuntimeError, match="will not be unpickled"):
+        pool.apply(f.nothing, (f.RaiseAtUnpickle(),))
+    with pytest.raises(forkshm.NotPicklableError, match="result of a task, a lock"):
+        pool.apply(threading.Lock)
+    with pytest.raises(forkshm.NotUnpicklableError, match="will not be unpickled"):
+        pool.apply(f.make, (f.RaiseAtUnpickle,))
+    assert pool.apply(f.square, (5,)) == 25
+
+
+def test_functions_made_on_the_spot(pool):
+    factor = 3
+    assert pool.map(lambda x: x * factor, range(4)) == [0, 3, 6, 9]
+
+    class Local:
+        def __init__(self, value):
+            self.value = value
+
+        def doubled(self):
+            return self.value * 2
+
+    assert pool.apply(Local(4).doubled) == 8
+    assert pool.apply(Local, (5,)).value == 5
+
+
+def test_a_function_by_value_is_new_when_its_closure_is(pool):
+    for factor in range(5):
+        assert pool.map(lambda x, factor=factor: x * factor, [10]) == [10 * factor]
+
+
+def test_initializer_runs_once_in_each_worker():
+    with forkshm.Pool(2, f.set_state, ("ready",)) as pool:
+        assert pool.map(f.get_state, range(20), chunksize=1) == ["ready"] * 20
+    assert f.get_state() is None
+
+
+def test_an_initializer_that_raises_fails_the_pool_with_that():
+    with forkshm.Pool(2, f.initializer_fails) as pool:
+        with pytest.raises(LookupError, match="initializer says no") as caught:
+            pool.map(f.square, range(10))
+        assert "in initializer_fails" in str(caught.value.__cause__)
+        with pytest.raises(LookupError):
+            pool.apply(f.square, (1,))
+
+
+def test_maxtasksperchild_makes_room_for_fresh_workers():
+    with forkshm.Pool(1, maxtasksperchild=2) as pool:
+        pids = [pool.apply(f.pid) for _ in range(6)]
+        assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4] == pids[5]
+    with forkshm.Pool(2, maxtasksperchild=1) as pool:
+        assert len(set(pool.map(f.pid, range(20), chunksize=1))) == 20
+        assert pool.statistics().workers_replaced >= 18
+
+
+def test_close_and_join_finish_what_was_submitted():
+    pool = forkshm.Pool(2)
+    results = [pool.apply_async(f.square, (x,)) for x in range(500)]
+    lazy = pool.imap(f.square, range(100))
+    pool.close()
+    with pytest.raises(PoolClosedError, match="closed"):
+        pool.apply(f.square, (1,))
+    with pytest.raises(ValueError):
+        pool.map(f.square, [1])
+    pool.join()
+    assert [result.get() for result in results] == [x * x for x in range(500)]
+    assert list(lazy) == [x * x for x in range(100)]
+
+
+def test_join_before_close_is_refused(pool):
+    with pytest.raises(ValueError, match="still running"):
+        pool.join()
+
+
+def test_closing_and_terminating_twice_is_allowed():
+    pool = forkshm.Pool(1)
+    pool.close()
+    pool.close()
+    pool.join()
+    pool.join()
+    pool.terminate()
+    pool.terminate()
+    pool.join()
+    with forkshm.Pool(1) as pool:
+        pool.close()
+        pool.join()
+
+
+def test_terminate_answers_what_is_open(tmp_path, wait_until):
+    pool = forkshm.Pool(1)
+    result = pool.apply_async(f.hang, (tmp_path / "begun",))
+    queued = [pool.apply_async(f.square, (x,)) for x in range(200)]
+    wait_until((tmp_path / "begun").exists)
+    pool.terminate()
+    for each in [result, *queued]:
+        with pytest.raises(PoolClosedError, match="terminated"):
+            each.get()
+
+
+def test_terminate_wakes_a_thread_that_waits(tmp_path, wait_until):
+    pool = forkshm.Pool(1)
+    caught = []
+
+    def wait():
+        try:
+            pool.apply(f.hang, (tmp_path / "begun",))
+        except PoolClosedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_until((tmp_path / "begun").exists)
+    pool.terminate()
+    thread.join()
+    assert len(caught) == 1
+
+
+def test_a_pool_that_nobody_refers_to_goes_away():
+    pool = forkshm.Pool(2)
+    assert pool.apply(f.square, (2,)) == 4
+    del pool
+    gc.collect()
+
+
+def test_a_result_keeps_its_pool():
+    assert forkshm.Pool(1).apply_async(f.square, (5,)).get() == 25
+    assert list(forkshm.Pool(1).imap(f.square, range(30))) == [x * x for x in range(30)]
+
+
+def test_many_threads_may_use_one_pool(pool):
+    errors = []
+
+    def work(base):
+        try:
+            for x in range(base, base + 30):
+                assert pool.apply(f.square, (x,)) == x * x
+            assert pool.map(f.square, range(base, base + 50), chunksize=3) == [x * x for x in range(base, base + 50)]
+            assert pool.apply_async(f.square, (base,)).get() == base * base
+            assert list(pool.imap(f.square, range(20))) == [x * x for x in range(20)]
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(1000 * n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_pickling_an_argument_may_use_the_pool(pool):
+    class Nested:
+        def __reduce__(self):
+            return int, (pool.apply(f.square, (6,)),)
+
+    assert pool.apply(f.add, (Nested(), 1)) == 37
+    assert pool.map(f.add, [Nested() for _ in range(10)]) == [36] * 10
+
+
+def test_workers_may_have_pools_of_their_own(pool):
+    def nested(x):
+        with forkshm.Pool(2) as inner:
+            return inner.map(f.square, range(x))
+
+    assert pool.map(nested, [2, 3]) == [[0, 1], [0, 1, 4]]
+
+
+def test_synchronous_calls_start_no_thread(pool):
+    before = threading.active_count()
+    pool.map(f.square, range(1000), chunksize=1)
+    pool.apply(f.square, (1,))
+    list(pool.imap(f.square, range(50)))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"processes": 0}, ValueError, "at least 1, got 0"),
+        ({"processes": -1}, ValueError, "at least 1, got -1"),
+        ({"processes": "2"}, TypeError, "str"),
+        ({"maxtasksperchild": 0}, ValueError, "positive int or None, got 0"),
+        ({"maxtasksperchild": 1.5}, TypeError, "float"),
+        ({"initializer": 3}, TypeError, "callable, got 3"),
+    ],
+)
+def test_bad_options_are_refused(options, error, text):
+    with pytest.raises(error, match=text):
+        forkshm.Pool(**{"processes": 1, **options})
+
+
+def test_a_bad_chunksize_is_refused(pool):
+    for chunksize in (0, -1):
+        with pytest.raises(ValueError, match="chunksize must be at least 1"):
+            pool.map(f.square, [1, 2], chunksize)
+        with pytest.raises(ValueError, match="chunksize must be at least 1"):
+            pool.imap(f.square, [1, 2], chunksize)
+
+
+def test_a_pool_cannot_be_pickled(pool):
+    with pytest.raises(NotImplementedError, match="cannot be passed"):
+        pool.apply(f.nothing, (pool,))
+
+
+def test_repr_says_state_and_size(pool):
+    assert repr(pool) == "<forkshm.pool._pool.Pool state=RUN pool_size=2>"
+
+
+def test_contexts():
+    context = forkshm.get_context("fork")
+    assert context is forkshm.get_context()
+    assert isinstance(context, multiprocessing.context.BaseContext)
+    with context.Pool(1) as pool:
+        assert isinstance(pool, forkshm.Pool)
+        assert pool.apply(f.square, (3,)) == 9
+    with pytest.raises(ValueError, match="cannot find context for 'knife'"):
+        forkshm.get_context("knife")
+    with pytest.raises(UnsupportedError, match="spawn"):
+        forkshm.get_context("spawn")
+
+
+def test_process_shares_regions_made_before_it():
+    region = forkshm.anonymous_shared_memory(4)
+
+    def write():
+        region.buf[:] = b"done"
+
+    process = forkshm.Process(target=write)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    process.close()
+    assert bytes(region.buf) == b"done"
+
+
+def test_statistics_count_what_moved(pool):
+    before = pool.statistics()
+    plain, shared = np.ones(1_000_000), forkshm.ones(1_000_000)
+    assert pool.apply(np.sum, (plain,)) == 1e6
+    assert pool.apply(np.sum, (shared,)) == 1e6
+    after = pool.statistics()
+    assert after.tasks - before.tasks == 2
+    assert after.messages - before.messages == 4
+    assert after.bytes_copied - before.bytes_copied == plain.nbytes
+    assert after.bytes_shared - before.bytes_shared == shared.nbytes

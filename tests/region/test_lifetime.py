@@ -1,0 +1,197 @@
+"""When regions end: collections at any moment, other threads, forks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+
+from forkshm import anonymous_shared_memory
+from forkshm.region import _lifetime, _table
+from forkshm.region._lifetime import guard, settle, watch
+from forkshm.region._mapped import region_at
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Thing:
+    """Something that can be watched."""
+
+
+def test_an_action_runs_once_when_the_thing_is_collected():
+    ran = []
+    thing = Thing()
+    watch(thing, lambda: ran.append(guard.locked()))
+    gc.collect()
+    assert ran == []
+    del thing
+    assert ran == [True]
+    settle()
+    assert ran == [True]
+    assert not guard.locked()
+
+
+def test_an_action_that_falls_due_while_the_lock_is_held_waits_for_its_release():
+    ran = []
+    thing = Thing()
+    watch(thing, lambda: ran.append(1))
+    with guard:
+        del thing
+        settle()
+        assert ran == []
+    settle()
+    assert ran == [1]
+
+
+def test_an_action_that_makes_another_due_has_it_run_too():
+    ran = []
+    things = [Thing(), Thing()]
+    watch(things[1], lambda: ran.append("second"))
+    watch(things[0], lambda: (ran.append("first"), things.pop()))
+    del things[0]
+    assert ran == ["first", "second"]
+
+
+def test_a_region_dropped_while_the_lock_is_held_is_unmapped_afterwards():
+    region = anonymous_shared_memory(PAGE)
+    address = region.address
+    with guard:
+        del region
+    assert region_at(address) is None
+
+
+def test_regions_made_and_dropped_in_many_threads_leave_the_tables_as_they_were():
+    before = len(_table._starts), len(_table._by_identity), len(_lifetime._watched)
+    wrong = []
+
+    def work(number):
+        try:
+            kept = []
+            for turn in range(100):
+                region = anonymous_shared_memory(1 + (turn * 977) % (3 * PAGE))
+                region.buf[-1] = number
+                assert region_at(region.address) is region
+                kept.append(region.buf if turn % 3 else region)
+                if len(kept) > 5:
+                    assert kept[0].nbytes if isinstance(kept[0], memoryview) else kept[0].buf[-1] == number
+                    del kept[0]
+                del region
+        except BaseException as error:
+            wrong.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    settle()
+    assert (len(_table._starts), len(_table._by_identity), len(_lifetime._watched)) == before
+
+
+def test_a_region_made_here_may_be_dropped_by_another_thread():
+    handed_over = [anonymous_shared_memory(PAGE)]
+    address = handed_over[0].address
+    thread = threading.Thread(target=handed_over.clear)
+    thread.start()
+    thread.join()
+    assert region_at(address) is None
+
+
+def test_collections_inside_every_allocation_do_not_deadlock():
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            cycle = [anonymous_shared_memory(PAGE)]
+            cycle.append(cycle)
+            del cycle
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+@pytest.fixture
+def busy_thread():
+    """A thread that makes and drops regions all the time."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            anonymous_shared_memory(PAGE).close()
+            view = anonymous_shared_memory(PAGE).buf
+            del view
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def test_a_child_forked_while_a_thread_changes_the_tables_can_use_regions(busy_thread, in_child):
+    def use():
+        assert not guard.locked()
+        with anonymous_shared_memory(PAGE) as region:
+            assert region_at(region.address) is region
+            region.buf[0] = 1
+        assert region_at(region._mapping.address) is None
+
+    for _ in range(30):
+        assert in_child(use) == 0
+
+
+def test_what_is_dropped_in_a_child_ends_in_the_child_only(in_child):
+    holder = [anonymous_shared_memory(PAGE)]
+    address, fd = holder[0].address, holder[0].fileno()
+
+    def drop():
+        holder.clear()
+        assert region_at(address) is None
+        try:
+            os.fstat(fd)
+        except OSError:
+            return 0
+        return 2
+
+    assert in_child(drop) == 0
+    assert region_at(address) is holder[0]
+    holder[0].buf[0] = 1
+    holder[0].close()
+
+
+def test_views_that_outlive_everything_do_not_disturb_the_exit(run_script):
+    script = """
+import sys, forkshm
+region = forkshm.anonymous_shared_memory(4096)
+sys.view = region.buf
+class Late:
+    def __init__(self, view): self.view = view
+    def __del__(self): print("late", self.view[0])
+sys.late = Late(region.buf)
+region.buf[0] = 9
+"""
+    done = run_script(script, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_that_fails_leaves_the_lock_free(in_child):
+    import resource
+
+    def fail():
+        os.setgroups([])
+        os.setresuid(65534, 65534, 65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        try:
+            os.fork()
+        except BlockingIOError:
+            assert not guard.locked()
+            anonymous_shared_memory(PAGE).close()
+            return 0
+        return 2
+
+    if os.getuid() != 0:
+        pytest.skip("only root can become a user who may not fork")
+    assert in_child(fail) == 0
