@@ -164,7 +164,7 @@ def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Ta
         table.add_column(heading, justify="right")
     for code in np.argsort(mean[-1]):
         cells = [
-            f"{mean[kind][code]:.1f} [{low[kind, code]:5.1f}, {high[kind, code]:5.1f}]" for kind in range(len(DELAYS))
+            f"{mean[kind][code]:.1f} [{low[kind, code]:5.1f}, {high[kind, code]:4.1f}]" for kind in range(len(DELAYS))
         ]
         table.add_row(airlines[code], f"{count[code]:,}", *cells)
     return table
@@ -172,7 +172,7 @@ def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Ta
 
 def report_runs(runs: Sequence[Run], workers: int) -> Table:
     """Return what it took."""
-    table = Table(title=f"The same tasks in three ways, {workers} workers in each pool", box=SIMPLE_HEAD)
+    table = Table(title=f"The same tasks in three ways (workers in each pool: {workers})", box=SIMPLE_HEAD)
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")

@@ -65,7 +65,8 @@ class RegionDescriptor:
                 raise RegionGoneError(f"cannot attach the {what}: that process ended, and its pid was used again")
             fd = kernel.open_remote(self.pid, self.fd, identity)
         except (FileNotFoundError, ProcessLookupError) as error:
-            reason = "it closed the region" if os.path.exists(f"/proc/{self.pid}") else "that process ended"
+            # A process that ended and was not waited for is still in /proc, without a program.
+            reason = "it closed the region" if os.path.exists(f"/proc/{self.pid}/exe") else "that process ended"
             raise RegionGoneError(
                 f"cannot attach the {what}: {reason}; keep the region open until it has been received"
             ) from error
@@ -77,7 +78,10 @@ class RegionDescriptor:
             raise RegionGoneError(
                 f"cannot attach the {what}: that fd is another object now, so the region was closed"
             ) from error
-        return region_of(*attach(fd, self.offset, self.size, self.mode))
+        try:
+            return region_of(*attach(fd, self.offset, self.size, self.mode))
+        except ValueError as error:
+            raise RegionGoneError(f"cannot attach the {what}: {error}; the file was cut since") from error
 
 
 def describe(region: MappedRegion) -> RegionDescriptor:

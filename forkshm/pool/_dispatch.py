@@ -29,7 +29,7 @@ from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, crosses_by_name, pack
 from forkshm.pool._describe import describe_task
 from forkshm.pool._results import Outcome
-from forkshm.pool._spin import SPIN_SECONDS
+from forkshm.pool._spin import Spin
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING
 from forkshm.region._segment import forget_abandoned
@@ -141,6 +141,7 @@ class Dispatcher:
         self._sent_bytes = 0
         # Messages by the number of their first task, and how many of theirs are unanswered.
         self._open: dict[int, int] = {}
+        self._spin = Spin()
         self._audit = False
         self._failed_starts = 0
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
@@ -412,10 +413,13 @@ class Dispatcher:
             self._feed()
         if self._receive():
             return True
-        now = time.monotonic()
-        spin_until = now + SPIN_SECONDS if deadline is None else min(now + SPIN_SECONDS, deadline)
+        began = now = time.monotonic()
+        spin_until = now + self._spin.begin()
+        if deadline is not None:
+            spin_until = min(spin_until, deadline)
         while now < spin_until:
             if self._receive():
+                self._spin.end(now - began)
                 return True
             now = time.monotonic()
         pause = None if deadline is None else max(0.0, deadline - now)
@@ -423,7 +427,10 @@ class Dispatcher:
             pause = _LOOK_AGAIN_SECONDS if pause is None else min(pause, _LOOK_AGAIN_SECONDS)
         if self._audit:
             pause = _AUDIT_SECONDS if pause is None else min(pause, _AUDIT_SECONDS)
-        for worker in self._crew.wait(pause):
+        ended = self._crew.wait(pause)
+        if self._receive():
+            self._spin.end(time.monotonic() - began)
+        for worker in ended:
             self._bury(worker)
         if self._audit:
             self._resolve_audit()

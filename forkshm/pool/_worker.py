@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, Message, Received, Receiver, Sender, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, known_now, pack
-from forkshm.pool._spin import SPIN_SECONDS, SPINNERS
+from forkshm.pool._spin import SPINNERS, Spin
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.region._arena import arena
 
@@ -82,6 +82,7 @@ class _Worker:
         self._by_group: dict[int, Any] = {}
         # What the parent has as well: all that was there at the fork.
         self._known = known_now()
+        self._spin = Spin()
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
 
@@ -110,7 +111,8 @@ class _Worker:
         words[state] = CLAIMING
         # One core is for whoever fills the queue.
         others = words[::2].tolist().count(CLAIMING) - 1
-        spin_until = time.perf_counter() + SPIN_SECONDS if others < SPINNERS else 0.0
+        began = time.perf_counter()
+        spin_until = began + self._spin.begin() if others < SPINNERS else 0.0
         while True:
             try:
                 received = tasks.receive_nowait()
@@ -121,6 +123,7 @@ class _Worker:
                     continue
             else:
                 if received is not None:
+                    self._spin.end(time.perf_counter() - began)
                     # From here on a death is this task's.
                     words[state] = read_header(received.data)[1]
                 return received

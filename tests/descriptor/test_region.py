@@ -184,7 +184,9 @@ def test_another_program_is_told_that_the_region_was_closed(run_script):
     region = anonymous_shared_memory(1234)
     stream = pickle.dumps(describe(region)).hex()
     region.close()
-    assert "it closed the region" in run_script(ATTACH_WHAT_IS_GONE, stream)
+    # Its fd may have been used again for the pipes of that program.
+    said = run_script(ATTACH_WHAT_IS_GONE, stream)
+    assert "it closed the region" in said or "so the region was closed" in said
 
 
 def test_a_region_of_an_ended_process_is_gone(child_with_region):
@@ -219,7 +221,8 @@ def test_an_fd_that_is_a_pipe_now_is_noticed_without_opening_it():
     descriptor = describe(region)
     region.close()
     read_end, write_end = os.pipe()
-    os.dup2(read_end, descriptor.fd, inheritable=False)
+    if descriptor.fd not in (read_end, write_end):
+        os.dup2(read_end, descriptor.fd, inheritable=False)
     for fd in {read_end, write_end} - {descriptor.fd}:
         os.close(fd)
     try:

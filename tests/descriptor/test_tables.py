@@ -55,17 +55,10 @@ def parse(data, body=None, position=0):
     return head, read_tables(head, view), bytes(view[read_tables(head, view).stream :])
 
 
-@pytest.fixture(params=[False, True], ids=["body in message", "body in block"])
-def body_in_block(request):
-    return request.param
-
-
-@pytest.fixture(params=PARCELS)
-def parcel(request, body_in_block):
-    block, regions, spans = PARCELS[request.param]
-    if body_in_block and block is None:
-        pytest.skip("there is no block")
-    return wire(block, regions, spans, body_in_block=body_in_block)
+@pytest.fixture(params=[*PARCELS, "block, body in it", "both, body in it"])
+def parcel(request):
+    name, _, where = request.param.partition(", ")
+    return wire(*PARCELS[name], body_in_block=bool(where))
 
 
 @pytest.mark.parametrize("name", PARCELS)

@@ -106,7 +106,8 @@ def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
         monkeypatch.undo()
         results = [doomed.apply_async(f.square, (x,)) for x in range(40)]
         assert [result.get(timeout=60) for result in results] == [x * x for x in range(40)]
-        assert doomed.statistics().workers_replaced == 2
+        # Both, unless the successor of the first was faster than the second.
+        assert doomed.statistics().workers_replaced in (1, 2)
 
 
 def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):

@@ -1,0 +1,58 @@
+"""Fixtures of the tests of packing and receiving."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import pytest
+
+from forkshm.pickler import pack, receive
+
+
+@dataclasses.dataclass
+class Crossing:
+    """An object that went through a parcel, and what that took."""
+
+    value: Any
+    #: Bytes of the message.
+    message: int
+    #: Bytes copied, bytes shared, fds: as the parcel says.
+    copied: int
+    shared: int
+    fds: int
+
+
+@pytest.fixture
+def cross():
+    """Pack an object, let its fds go the way the kernel lets them go, and open it again."""
+
+    def through(thing, *, for_many=False):
+        parcel = pack(thing, for_many=for_many)
+        data, copied, shared = parcel.data, parcel.copied, parcel.shared
+        fds = [os.dup(fd) for fd in parcel.fds]
+        count = len(fds)
+        parcel.close()
+        arrival, end = receive(data, 0, fds)
+        assert end == len(data)
+        assert fds == []
+        assert (arrival.copied, arrival.shared) == (copied, shared)
+        assert len(data) < 64 * 1024
+        return Crossing(arrival.open(), len(data), copied, shared, count)
+
+    return through
+
+
+@pytest.fixture
+def received_twice():
+    """Pack an object for many receivers, and open it as two of them."""
+
+    def through(thing):
+        parcel = pack(thing, for_many=True)
+        fds = [[os.dup(fd) for fd in parcel.fds] for _ in range(2)]
+        parcel.close()
+        first, second = (receive(parcel.data, 0, mine)[0] for mine in fds)
+        return first.open(), second.open()
+
+    return through

