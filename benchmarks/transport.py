@@ -609,7 +609,7 @@ def cells(row: Row) -> list[str]:
         in_unit(ours.percentile(99)),
         in_unit(peer and peer.median),
         in_unit(limit and limit.median),
-        number(row.ratio("peer", "ours"), "{:.1f}x"),
+        number(row.ratio("peer", "ours"), "{:,.2f}x"),
         to_limit,
         str(row.bound),
         row.verdict,

@@ -99,7 +99,7 @@ def run_all(flights: Flights, parts: Sequence[range], workers: int) -> tuple[Run
         serial = Run("serial", serial_starmap, flights)
         theirs = Run("multiprocessing.Pool", their_pool.starmap, flights)
         ours = Run("forkshm.Pool", our_pool.starmap, in_shared_memory)
-        # By turns, so that whatever else this machine does slows all three alike.
+        # By turns, so that whatever else this machine is doing falls on all three.
         step = -(-len(parts) // ROUNDS)
         for first in range(0, len(parts), step):
             for run in (serial, theirs, ours):
@@ -113,11 +113,12 @@ def run_all(flights: Flights, parts: Sequence[range], workers: int) -> tuple[Run
 
 def find_faults(serial: Run, theirs: Run, ours: Run, tasks: int) -> list[str]:
     """Return what is wrong with the answers and the counts, if anything is."""
-    faults = [
-        f"{np.sum(run.means != serial.means)} of the {serial.means.size} means of {run.name} differ from the serial run"
-        for run in (theirs, ours)
-        if not np.array_equal(run.means, serial.means)
-    ]
+    faults = []
+    for run in (theirs, ours):
+        if run.means.shape != serial.means.shape:
+            faults.append(f"{run.name} gave means of shape {run.means.shape}, the serial run {serial.means.shape}")
+        elif differ := np.count_nonzero(run.means != serial.means):
+            faults.append(f"{differ} of the {serial.means.size} means of {run.name} differ from the serial run")
     table = nbytes(serial.flights)
     if ours.bytes_shared < tasks * table:
         faults.append(f"{tasks} tasks with a table of {table} bytes, but only {ours.bytes_shared} bytes were shared")
@@ -153,12 +154,16 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def new_table(title: str) -> Table:
+    return Table(title=f"\n{title}", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
 def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Table:
     """Return what was computed, the most punctual airline first."""
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     count = np.bincount(flights["carrier"])
     mean = [np.bincount(flights["carrier"], flights[delay]) / count for delay in DELAYS]
-    table = Table(title="Mean delays in minutes [95% confidence interval]", box=SIMPLE_HEAD)
+    table = new_table("Mean delays in minutes [95% confidence interval]")
     table.add_column("airline")
     for heading in ("flights", "departure", "arrival"):
         table.add_column(heading, justify="right")
@@ -172,7 +177,7 @@ def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Ta
 
 def report_runs(runs: Sequence[Run], workers: int) -> Table:
     """Return what it took."""
-    table = Table(title=f"The same tasks in three ways (workers in each pool: {workers})", box=SIMPLE_HEAD)
+    table = new_table(f"The same tasks in three ways (workers in each pool: {workers})")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
@@ -215,7 +220,7 @@ def main() -> int:
         for fault in faults:
             print(f"quickstart: {fault}", file=sys.stderr)
         return 1
-    console.print("results equal to serial run: yes")
+    console.print("\nresults equal to serial run: yes")
     console.print(f"forkshm.Pool was {theirs.seconds / ours.seconds:.2f} times as fast as multiprocessing.Pool")
     return 0
 

@@ -25,11 +25,15 @@ __all__ = (
     "NotPicklableError",
     "NotUnpicklableError",
     "PoolClosedError",
+    "RegionAccessError",
+    "RegionAddressError",
     "RegionBusyError",
     "RegionClosedError",
     "RegionCreateError",
     "RegionError",
+    "RegionExistsError",
     "RegionGoneError",
+    "RegionNotFoundError",
     "RemoteTraceback",
     "SerializationError",
     "TaskTimeoutError",
@@ -77,6 +81,41 @@ class RegionCreateError(RegionError, OSError):
     def __init__(self, errno: int, message: str, *, size: int) -> None:
         super().__init__(errno, message)
         self.size = size
+
+
+class RegionExistsError(RegionError, FileExistsError):
+    """``create_only`` was asked for, and there is an object of that name already."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+
+class RegionNotFoundError(RegionError, FileNotFoundError):
+    """There is no object of that name."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+
+class RegionAccessError(RegionError, PermissionError):
+    """The object is another user's, or its permissions or your mode do not allow this."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+
+class RegionAddressError(RegionError, OSError):
+    """Memory could not be mapped at the address asked for: something is there.
+
+    Attributes:
+        address: Where it should have been mapped.
+    """
+
+    address: int
+
+    def __init__(self, errno: int, message: str, *, address: int) -> None:
+        super().__init__(errno, message)
+        self.address = address
 
 
 class RegionClosedError(RegionError, ValueError):

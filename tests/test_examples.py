@@ -76,7 +76,7 @@ def quickstart():
         (None, {}, None),
         ("theirs", {"answers": [1.0, 3.0]}, "1 of the 2 means of multiprocessing.Pool differ from the serial run"),
         ("ours", {"answers": [1.0, 3.0]}, "1 of the 2 means of forkshm.Pool differ from the serial run"),
-        ("ours", {"answers": [1.0]}, "forkshm.Pool"),
+        ("ours", {"answers": [1.0, 2.0, 3.0]}, "forkshm.Pool gave means of shape (3,), the serial run (2,)"),
         ("ours", {"bytes_shared": 319}, "only 319 bytes were shared"),
         ("ours", {"bytes_copied": 176}, "yet 176 bytes were copied"),
     ],
@@ -108,6 +108,31 @@ def test_quickstart_answers_do_not_depend_on_the_parts(quickstart):
     parts = [quickstart.resample(flights, part) for part in (range(1), range(1, 4), range(4, 6))]
     assert whole.shape == (6, 2, 3)
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+# A worker that computes something else: pools find the function by its name, which is that of the real one.
+WRONG_IN_WORKERS = """
+import functools, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import quickstart
+
+real, parent = quickstart.resample, os.getpid()
+
+@functools.wraps(real)
+def resample(flights, numbers):
+    return real(flights, numbers) + (os.getpid() != parent)
+
+quickstart.resample = resample
+sys.exit(quickstart.main())
+"""
+
+
+def test_quickstart_fails_when_answers_differ(quickstart, run_script):
+    done = run_script(WRONG_IN_WORKERS, EXAMPLES, "--resamples", "2", check=False)
+    assert done.returncode == 1, f"{done.stdout}\n{done.stderr}"
+    assert "quickstart: 64 of the 64 means of multiprocessing.Pool differ from the serial run" in done.stderr
+    assert "quickstart: 64 of the 64 means of forkshm.Pool differ from the serial run" in done.stderr
+    assert "equal" not in done.stdout
 
 
 def test_quickstart_refuses_nonsense(quickstart):

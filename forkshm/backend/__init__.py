@@ -6,11 +6,11 @@ choice is made once, at import, and is deliberately not a plugin point.
 """
 
 from forkshm.backend._capabilities import Capabilities, probe
-from forkshm.backend._interface import Access, Backend, Identity
+from forkshm.backend._interface import Access, Advice, Backend, Identity
 from forkshm.backend._linux import LinuxBackend
 from forkshm.errors import UnsupportedError
 
-__all__ = ("Access", "Backend", "Capabilities", "Identity", "capabilities", "kernel")
+__all__ = ("Access", "Advice", "Backend", "Capabilities", "Identity", "capabilities", "kernel")
 
 
 def _choose(found: Capabilities) -> Backend:

@@ -26,6 +26,31 @@ class Access(enum.Enum):
     SNAPSHOT = "snapshot"
 
 
+class Advice(str, enum.Enum):
+    """How memory is going to be used; Boost.Interprocess' ``advice_types``, and three of Linux.
+
+    A member equals its name.
+    """
+
+    #: Nothing special.
+    normal = "normal"
+    #: From front to back: read ahead, and drop what was read.
+    sequential = "sequential"
+    #: Here and there: do not read ahead.
+    random = "random"
+    #: Soon: read now.
+    willneed = "willneed"
+    #: Not soon: may be dropped from memory. No byte is lost.
+    dontneed = "dontneed"
+    #: Use huge pages where the kernel has them.
+    huge_pages = "huge_pages"
+    #: Take memory for all pages now, instead of when each is first touched.
+    populate = "populate"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class Identity(NamedTuple):
     """The kernel's own name for a memory object, unique while the object lives."""
 
@@ -54,6 +79,28 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
+    def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
+        """Open the object *name* of the system, or create it with size 0; return its fd.
+
+        What is there is not opened by *create*, but ``EEXIST``. Symbolic links are not followed.
+        """
+
+    @abc.abstractmethod
+    def unlink_named(self, name: str) -> None:
+        """Take the name away; the object lives until nobody uses it."""
+
+    @abc.abstractmethod
+    def resize(self, fd: int, size: int) -> None:
+        """Give an object a size, and reserve its memory; new bytes are zero.
+
+        When there is no room (``ENOSPC``), the size is what it was.
+        """
+
+    @abc.abstractmethod
+    def seal_writes(self, fd: int) -> None:
+        """Forbid for ever new writable mappings, writes and changes of size. Existing mappings stay."""
+
+    @abc.abstractmethod
     def reopen(self, fd: int) -> int:
         """Open the same object again: a new open file description, with its own locks."""
 
@@ -74,6 +121,22 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         """Map *size* bytes from *offset*, both multiples of the page size; return the address."""
+
+    @abc.abstractmethod
+    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        """Map at *address*, or raise ``EEXIST`` if any byte of it is taken."""
+
+    @abc.abstractmethod
+    def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        """Map at *address*, in place of what is there."""
+
+    @abc.abstractmethod
+    def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
+        """Write changed pages of a file mapping back; *address* is that of a page."""
+
+    @abc.abstractmethod
+    def advise(self, address: int, size: int, advice: Advice) -> None:
+        """Tell how the memory is going to be used; *address* is that of a page."""
 
     @abc.abstractmethod
     def unmap(self, address: int, size: int) -> None:

@@ -14,7 +14,7 @@ import termios
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import _syscalls
-from forkshm.backend._interface import Access, Backend, Identity
+from forkshm.backend._interface import Access, Advice, Backend, Identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +23,31 @@ if TYPE_CHECKING:
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
 F_ADD_SEALS = 1033
+F_SEAL_SEAL = 0x0001
 F_SEAL_SHRINK = 0x0002
+F_SEAL_GROW = 0x0004
+F_SEAL_FUTURE_WRITE = 0x0010
 F_OFD_GETLK = 36
 F_OFD_SETLK = 37
 F_SETSIG = 10
 
 _MAP_SHARED = _mmap.MAP_SHARED
 _MAP_PRIVATE = _mmap.MAP_PRIVATE
+# <asm-generic/mman.h>
+_MAP_FIXED = 0x10
+_MAP_FIXED_NOREPLACE = 0x100000
+_MS_ASYNC = 1
+_MS_SYNC = 4
 _MADV_REMOVE = 9
+_ADVICE = {
+    Advice.normal: 0,
+    Advice.random: 1,
+    Advice.sequential: 2,
+    Advice.willneed: 3,
+    Advice.dontneed: 4,
+    Advice.huge_pages: 14,
+    Advice.populate: 23,  # MADV_POPULATE_WRITE, Linux 5.14
+}
 
 _FLAGS = {
     Access.READ: (_mmap.PROT_READ, _MAP_SHARED),
@@ -64,6 +81,38 @@ class LinuxBackend(Backend):
             raise
         return fd
 
+    def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
+        # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
+        # its type. The C library adds the other two; to say so costs nothing.
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
+        if create:
+            try:
+                os.fchmod(fd, permissions)  # whatever the umask
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def unlink_named(self, name: str) -> None:
+        _syscalls.shm_unlink(os.fsencode("/" + name))
+
+    def resize(self, fd: int, size: int) -> None:
+        before = os.fstat(fd).st_size
+        if size > before:
+            # posix_fallocate(3) sets the size as well, and takes back what it did when
+            # there is no room. Where the file system cannot, a size has to do.
+            try:
+                os.posix_fallocate(fd, before, size - before)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        os.ftruncate(fd, size)
+
+    def seal_writes(self, fd: int) -> None:
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
+
     def reopen(self, fd: int) -> int:
         # dup(2) would share the description, and with it the locks; proc(5) gives a new one.
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -85,6 +134,23 @@ class LinuxBackend(Backend):
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         prot, flags = _FLAGS[access]
         return _syscalls.mmap(fd, size, prot, flags, offset)
+
+    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        prot, flags = _FLAGS[access]
+        got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
+        if got != address:  # a kernel before 4.17 takes the address for a wish
+            _syscalls.munmap(got, size)
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        prot, flags = _FLAGS[access]
+        _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED, offset, address)
+
+    def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
+        _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
+
+    def advise(self, address: int, size: int, advice: Advice) -> None:
+        _syscalls.madvise(address, size, _ADVICE[advice])
 
     def unmap(self, address: int, size: int) -> None:
         _syscalls.munmap(address, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ _libc.mmap.argtypes = (
     ctypes.c_int64,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+# shm_open is part of libc since glibc 2.34 and in musl, and of librt before.
+_librt = _libc if hasattr(_libc, "shm_open") else ctypes.CDLL("librt.so.1", use_errno=True)
+_librt.shm_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_uint)
+_librt.shm_unlink.argtypes = (ctypes.c_char_p,)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -32,9 +38,9 @@ def _refused(call: str) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
-def mmap(fd: int, size: int, prot: int, flags: int, offset: int) -> int:
+def mmap(fd: int, size: int, prot: int, flags: int, offset: int, where: int | None = None) -> int:
     """Map as mmap(2) says; return the address."""
-    address = _libc.mmap(None, size, prot, flags, fd, offset)
+    address = _libc.mmap(where, size, prot, flags, fd, offset)
     if address == _MAP_FAILED:
         raise _refused("mmap")
     return int(address)
@@ -44,6 +50,28 @@ def munmap(address: int, size: int) -> None:
     """Unmap as munmap(2) says."""
     if _libc.munmap(address, size) != 0:
         raise _refused("munmap")
+
+
+def msync(address: int, size: int, flags: int) -> None:
+    """Write back as msync(2) says."""
+    if _libc.msync(address, size, flags) != 0:
+        raise _refused("msync")
+
+
+def shm_open(name: bytes, flags: int, permissions: int) -> int:
+    """Open as shm_open(3) says; return the fd."""
+    while True:
+        fd = int(_librt.shm_open(name, flags, permissions))
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno.EINTR:
+            raise _refused("shm_open")
+
+
+def shm_unlink(name: bytes) -> None:
+    """Unlink as shm_unlink(3) says."""
+    if _librt.shm_unlink(name) != 0:
+        raise _refused("shm_unlink")
 
 
 def madvise(address: int, size: int, advice: int) -> None:

@@ -96,7 +96,7 @@ class Sender:
                 return False
             if error.errno in _GONE:
                 raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
-            if error.errno == errno.EBADF:
+            if error.errno == errno.EBADF and self._socket.fileno() < 0:  # else one of the fds is bad
                 raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
             raise
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class SharedArray(np.ndarray[Any, Any]):
         pass
 
     def __array_wrap__(self, result: Any, context: Any = None, return_scalar: bool = False) -> Any:
-        return result[()] if return_scalar else np.asarray(result)
+        return result[()] if return_scalar else _owned(result.view(SharedArray))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         plain = tuple(_plain(value) for value in inputs)
@@ -66,7 +67,9 @@ class SharedArray(np.ndarray[Any, Any]):
             return getattr(ufunc, method)(*plain, **kwargs)
         results = getattr(ufunc, method)(*plain, out=tuple(_plain(value) for value in out), **kwargs)
         # What was asked to be written into is what is returned, as ever.
-        return out[0] if len(out) == 1 and results is not None else results
+        if len(out) == 1:
+            return out[0]
+        return tuple(made if asked is None else asked for asked, made in zip(out, results, strict=True))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return _owned(super().__array_function__(func, types, args, kwargs))
@@ -112,7 +115,27 @@ def _owned(value: Any) -> Any:
     return value
 
 
+def _owning(name: str) -> Any:
+    """Return a method of NumPy's that copies, or may have to, with a plain array as its result then."""
+    method = getattr(np.ndarray, name)
+
+    @functools.wraps(method)
+    def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
+        return _owned(method(self, *args, **kwargs))
+
+    return call
+
+
+for _name in ("argpartition", "argsort", "byteswap", "choose", "compress", "ravel", "repeat", "reshape", "take"):
+    setattr(SharedArray, _name, _owning(_name))
+del _name
+
+
 def _region_of(array: np.ndarray[Any, Any]) -> MappedRegion | None:
+    if not array.size:
+        # An empty slice may start where the next region does: look where its owner starts.
+        while isinstance(array.base, np.ndarray):
+            array = array.base
     return region_at(array.__array_interface__["data"][0])
 
 
@@ -241,7 +264,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
-    if dtype.hasobject or not array.size or (contiguous and not is_shared_type):
+    if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
     address = array.__array_interface__["data"][0]
     mapping = mapping_at(address)
@@ -250,19 +273,12 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
             return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if array.nbytes < OUT_OF_BAND:
             return NotImplemented
-        packed = np.ascontiguousarray(array)
-        return rebuild_array, (pickle.PickleBuffer(packed.data), dtype, packed.shape, packed.strides, 0, False)
+        packed = array if contiguous else np.ascontiguousarray(array)
+        return rebuild_array, (_buffer_of(packed), dtype, packed.shape, packed.strides, 0, False)
     # A plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
-        return rebuild_array, (
-            pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer in Python < 3.12
-            named,
-            array.shape,
-            array.strides,
-            0,
-            is_shared_type,
-        )
+        return rebuild_array, (_buffer_of(array), named, array.shape, array.strides, 0, is_shared_type)
     # All bytes between the first and the last element, which may come before the first
     # item's address when strides are negative.
     reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
@@ -282,6 +298,15 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         address - low,
         is_shared_type,
     )
+
+
+#: Kinds of dtypes that the buffer protocol may not know: dates, and structures with dates.
+_NO_BUFFER = "mMV"
+
+
+def _buffer_of(array: np.ndarray[Any, Any]) -> pickle.PickleBuffer:
+    """Return the buffer of a contiguous array: its plain bytes where NumPy would refuse."""
+    return pickle.PickleBuffer((array.ravel("K").view(np.uint8) if array.dtype.kind in _NO_BUFFER else array).data)
 
 
 def rebuild_array(

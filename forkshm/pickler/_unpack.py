@@ -92,9 +92,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = []
-        for ref in tables.regions:
-            windows.append(view_of(*attach(mine.pop(0), ref.offset, ref.size, ref.mode)))
+        windows = [view_of(*attach(mine.pop(0), ref.offset, ref.size, ref.mode)) for ref in tables.regions]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise

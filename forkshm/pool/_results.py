@@ -296,7 +296,7 @@ class IMapIterator(Job, Generic[T]):
         while not self._exhausted and (window is None or self._submitted - self._taken < window):
             try:
                 self._exhausted = not self._submit(self)
-            except Exception as error:  # noqa: PERF203 - once
+            except Exception as error:
                 # As in the standard library, the consumer sees it at its place in the order.
                 self._input_error = error
                 self._exhausted = True

@@ -24,7 +24,11 @@ STREAM = b"the pickle stream"
 #: As large as the segment that the blocks of these tests lie in.
 SEGMENT = 2**24
 
-REGIONS = [RegionRef(0, 4096, Mode.read_write), RegionRef(4099, 77, Mode.read_only), RegionRef(2**40, 2**41, Mode.read_private)]
+REGIONS = [
+    RegionRef(0, 4096, Mode.read_write),
+    RegionRef(4099, 77, Mode.read_only),
+    RegionRef(2**40, 2**41, Mode.read_private),
+]
 SPANS = [Span(0, 0, 4096), Span(1, 70, 7), Span(2, 2**40, 2**40), Span(0, 17, 0)]
 IN_BLOCK = [Span(BLOCK, 0, 100), Span(BLOCK, 8000, 192)]
 

@@ -62,6 +62,10 @@ PRIVATE = {
     "bool": lambda: numbers() % 2 == 0,
     "text": lambda: numbers().astype("U8"),
     "raw bytes": lambda: numbers().astype("S8"),
+    "durations, strided": lambda: numbers().astype("m8[s]")[::2, ::-1],
+    "dates in columns": lambda: in_fortran_order().astype("M8[s]"),
+    "structures with dates": lambda: np.zeros(3000, [("at", "M8[s]"), ("x", "f4")]),
+    "items of no bytes": lambda: np.zeros(30_000, "V0"),
     "dates": lambda: np.arange("2000-01-01", "2100-01-01", dtype="datetime64[D]"),
     "objects": lambda: np.array([1, "two", [3]], dtype=object),
     "at the threshold": lambda: np.ones(OUT_OF_BAND, np.uint8),
@@ -96,7 +100,7 @@ def test_what_arrives_by_value_is_writable_and_the_receivers_own(cross, name):
     before = sent.copy()
     value = cross(sent).value
     assert value.flags.writeable
-    if value.size:
+    if value.nbytes:
         value[...] = np.zeros((), value.dtype)
     np.testing.assert_array_equal(sent, before)
 
@@ -210,13 +214,13 @@ VIEWS = {
 }
 
 
-@pytest.fixture
-def shared():
+def make_shared():
     return forkshm.array(numbers((100, 200)))
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_of_shared_memory_crosses_without_a_copy(cross, shared, name):
+def test_a_view_of_shared_memory_crosses_without_a_copy(cross, name):
+    shared = make_shared()
     view = VIEWS[name](shared)
     crossing = cross([view])
     value = crossing.value[0]
@@ -229,7 +233,8 @@ def test_a_view_of_shared_memory_crosses_without_a_copy(cross, shared, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(VIEWS) - {"broadcast"}))
-def test_writes_to_a_view_of_shared_memory_are_seen_in_both_directions(cross, shared, name):
+def test_writes_to_a_view_of_shared_memory_are_seen_in_both_directions(cross, name):
+    shared = make_shared()
     view = VIEWS[name](shared)
     value = cross(view).value
     value[...] = 7
@@ -238,7 +243,8 @@ def test_writes_to_a_view_of_shared_memory_are_seen_in_both_directions(cross, sh
     assert (np.asarray(value) == 9).all()
 
 
-def test_a_read_only_view_of_shared_memory_stays_read_only(cross, shared):
+def test_a_read_only_view_of_shared_memory_stays_read_only(cross):
+    shared = make_shared()
     for view in (np.asarray(shared), shared[::2], shared[::-1, ::-1]):
         view.flags.writeable = False
         crossing = cross(view)
@@ -247,7 +253,8 @@ def test_a_read_only_view_of_shared_memory_stays_read_only(cross, shared):
     shared[0, 0] = 5
 
 
-def test_views_of_the_same_memory_stay_views_of_the_same_memory(cross, shared):
+def test_views_of_the_same_memory_stay_views_of_the_same_memory(cross):
+    shared = make_shared()
     crossing = cross([shared, shared[2:], shared.T, np.asarray(shared)[::-1]])
     whole, rows, columns, backwards = crossing.value
     assert (crossing.copied, crossing.fds) == (0, 1)
@@ -255,7 +262,8 @@ def test_views_of_the_same_memory_stay_views_of_the_same_memory(cross, shared):
     assert rows[0, 3] == columns[3, 2] == backwards[97, 3] == -5
 
 
-def test_shared_and_private_memory_in_one_object_each_go_their_way(cross, shared):
+def test_shared_and_private_memory_in_one_object_each_go_their_way(cross):
+    shared = make_shared()
     private = numbers()
     crossing = cross({"shared": shared, "private": private, "part": [shared[0]]})
     assert (crossing.copied, crossing.fds) == (private.nbytes, 2)
@@ -264,17 +272,31 @@ def test_shared_and_private_memory_in_one_object_each_go_their_way(cross, shared
     assert (shared[0, 0], private[0, 0], crossing.value["part"][0][0]) == (-1, 0, -1)
 
 
-def test_a_shared_array_for_many_is_shared_by_all_of_them(received_twice, shared):
+def test_a_shared_array_for_many_is_shared_by_all_of_them(received_twice):
+    shared = make_shared()
     first, second = received_twice(shared)
     first[0, 0] = -1
     assert second[0, 0] == shared[0, 0] == -1
 
 
-def test_a_closure_over_a_shared_array_takes_no_copy(cross, shared):
+def test_a_closure_over_a_shared_array_takes_no_copy(cross):
+    shared = make_shared()
     crossing = cross(lambda: shared.sum())
     assert (crossing.copied, crossing.fds) == (0, 1)
     shared[...] = 1
     assert crossing.value() == shared.size
+
+
+@pytest.mark.parametrize("kind", ["M8[D]", "m8[ns]", [("at", "M8[s]"), ("x", "f4")], "V7", "U3", ">i2", "f2", "c16"])
+@pytest.mark.parametrize("view", [lambda a: a, np.asarray, lambda a: a[::-1], lambda a: a.T], ids=list("sprt"))
+def test_shared_memory_of_every_type_crosses_without_a_copy(cross, kind, view):
+    made = view(forkshm.zeros((30, 40), kind))
+    crossing = cross(made)
+    assert crossing.copied == 0
+    assert type(crossing.value) is type(made)
+    assert crossing.value.dtype == made.dtype
+    assert crossing.value.strides == made.strides
+    assert crossing.value.ctypes.data == made.ctypes.data
 
 
 @pytest.mark.parametrize("count", [2, 253, 300])

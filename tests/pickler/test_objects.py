@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import decimal
 import gc
 import os
 import pickle
 import threading
+import typing
 
 import pytest
 
 from forkshm import MappedRegion, NotPicklableError, anonymous_shared_memory
 from forkshm.errors import ChannelBrokenError, RegionGoneError
-from forkshm.pickler import open_plain, pack, receive, register, skip
-from forkshm.pickler import _reducers
+from forkshm.pickler import _reducers, open_plain, pack, receive, register, skip
 from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
 from forkshm.region._arena import arena
 
-Point = collections.namedtuple("Point", "x y")
+
+class Point(typing.NamedTuple):
+    x: int
+    y: object
 
 
 @dataclasses.dataclass

@@ -35,7 +35,9 @@ class Model:
         return things.pop(self.chance.randrange(len(things))) if things else None
 
     def allocate(self):
-        block = self.arena.allocate(self.chance.choice([1, PAGE, 3 * PAGE + 1, 100_000, self.chance.randrange(300_000)]))
+        block = self.arena.allocate(
+            self.chance.choice([1, PAGE, 3 * PAGE + 1, 100_000, self.chance.randrange(300_000)])
+        )
         for other, _ in self.live().values():
             assert (
                 other.carved is not block.carved

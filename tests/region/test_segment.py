@@ -220,10 +220,10 @@ def test_a_lease_received_and_not_claimed_by_a_killed_process_is_free(fresh_aren
 
 def test_a_forked_child_holds_what_its_parent_held(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
-    view = claimed(os.dup(lease.fd), block)
+    holder = [claimed(os.dup(lease.fd), block)]
     lease.close()
-    pid = child_that_holds(lambda: bytes(view[:7]) == b"content" or os._exit(1))
-    del view
+    pid = child_that_holds(lambda: bytes(holder[0][:7]) == b"content" or os._exit(1))
+    holder.clear()
     assert blocks(fresh_arena) == 1
     child_that_holds.end(pid)
     assert blocks(fresh_arena) == 0
@@ -249,22 +249,22 @@ def test_what_a_child_lets_go_of_its_parent_still_holds(fresh_arena, child_that_
 
 def test_a_grandchild_holds_too(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
-    view = claimed(os.dup(lease.fd), block)
+    holder = [claimed(os.dup(lease.fd), block)]
     lease.close()
     read_end, write_end = os.pipe()
 
     def have_a_child_and_let_go():
-        holder = [view]
         grandchild = os.fork()
         if grandchild == 0:
             os.close(write_end)
             os.read(read_end, 1)  # until the test closes its end
             os._exit(0 if bytes(holder[0][:7]) == b"content" else 1)
         os.close(write_end)
+        holder.clear()
 
     pid = child_that_holds(have_a_child_and_let_go)
     child_that_holds.end(pid)
-    del view
+    holder.clear()
     assert blocks(fresh_arena) == 1
     os.close(write_end)
     os.close(read_end)

@@ -1,0 +1,131 @@
+"""FileMapping: a file, to be mapped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError, RegionNotFoundError
+from forkshm.region._object import checked_mode
+from forkshm.region._table import Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ("FileMapping",)
+
+
+class FileMapping:
+    """An existing file, opened to be mapped with `MappedRegion`.
+
+    Closing it closes the file; regions made from it stay. The file keeps what was
+    written to a ``read_write`` region; `MappedRegion.flush` waits until it is on disk.
+
+    Args:
+        path: Of a regular file, which must exist.
+        mode: ``read_write`` or ``read_only``.
+
+    Raises:
+        RegionNotFoundError: There is no such file.
+        RegionAccessError: Its permissions do not allow *mode*.
+        RegionCreateError: It is a directory, or the kernel refused otherwise.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from forkshm import FileMapping, MappedRegion
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data"
+        >>> _ = path.write_bytes(b"hello world")
+        >>> with FileMapping(path) as file, MappedRegion(file, "read_write", offset=6) as region:
+        ...     region.buf[:] = b"there"
+        ...     region.flush()
+        >>> path.read_bytes()
+        b'hello there'
+        >>> FileMapping.remove(path)
+        True
+
+    See Also:
+        ``file_mapping`` of Boost.Interprocess.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: Mode | str = Mode.read_write) -> None:
+        self._fd = -1
+        self._name = os.fspath(path)
+        self._mode = checked_mode(mode)
+        flags = os.O_RDWR if self._mode is Mode.read_write else os.O_RDONLY
+        try:
+            self._fd = os.open(self._name, flags | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: there is none") from error
+        except PermissionError as error:
+            raise RegionAccessError(
+                error.errno or errno.EACCES,
+                f"cannot map file {self._name!r} as {self._mode}: its permissions forbid it",
+            ) from error
+        except OSError as error:
+            number = error.errno or 0
+            raise RegionCreateError(
+                number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
+            ) from error
+        self._finalizer = weakref.finalize(self, os.close, self._fd)
+
+    @property
+    def name(self) -> str:
+        """The path, as given."""
+        return self._name
+
+    @property
+    def mode(self) -> Mode:
+        """``read_write`` or ``read_only``."""
+        return self._mode
+
+    @property
+    def size(self) -> int:
+        """Bytes the file has now.
+
+        Raises:
+            RegionClosedError: The file was closed.
+        """
+        return os.fstat(self.fileno()).st_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """Return the fd, which stays the object's: do not close it.
+
+        Raises:
+            RegionClosedError: The file was closed.
+        """
+        if self._fd < 0:
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the file. Regions made from it stay. Closing twice is allowed."""
+        if self._fd >= 0:
+            self._fd = -1
+            self._finalizer()
+
+    @staticmethod
+    def remove(path: str | os.PathLike[str]) -> bool:
+        """Delete the file; return whether there was one that could be deleted."""
+        try:
+            os.remove(path)
+        except OSError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._fd < 0 else ""
+        return f"<{type(self).__name__} {self._name!r} {self._mode}{state}>"

@@ -1,0 +1,338 @@
+"""SharedMemoryObject: memory with a name, which outlives its creator."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import operator
+import os
+import stat
+import weakref
+from typing import TYPE_CHECKING
+
+from forkshm.backend import kernel
+from forkshm.errors import (
+    RegionAccessError,
+    RegionClosedError,
+    RegionCreateError,
+    RegionExistsError,
+    RegionNotFoundError,
+)
+from forkshm.region._mapped import MAX_SIZE
+from forkshm.region._table import Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ("Creation", "SharedMemoryObject", "remove_on_exit")
+
+
+class Creation(str, enum.Enum):
+    """Boost.Interprocess' creation tags. A member equals its name."""
+
+    #: Create; fail if the name is taken.
+    create_only = "create_only"
+    #: Open what is there, or else create.
+    open_or_create = "open_or_create"
+    #: Open; fail if there is nothing.
+    open_only = "open_only"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class SharedMemoryObject:
+    """Memory with a name, shared by whoever knows the name.
+
+    It is created with size 0: give it one with `truncate`, then map it with
+    `MappedRegion`. It lives until it is removed *and* nobody has it open or mapped; a
+    creator that ends or is killed does not take it along. No tracker watches it.
+
+    The names are those of shm_open(3): ``multiprocessing.shared_memory.SharedMemory(name)``
+    and Boost.Interprocess' ``shared_memory_object`` open the same objects.
+
+    Args:
+        creation: ``create_only``, ``open_or_create`` or ``open_only``; see `Creation`.
+        name: 1 to 255 bytes, without slash or NUL.
+        mode: ``read_write`` or ``read_only``: what this opening may be mapped for.
+        permissions: Of a new object; by default nobody but its owner.
+        any_owner: Open an object that belongs to another user. Without it that is
+            refused: a stranger may have put it there first, to read what you write.
+
+    Raises:
+        RegionExistsError: ``create_only``, and the name is taken.
+        RegionNotFoundError: ``open_only``, and there is no such object.
+        RegionAccessError: The permissions do not allow it, or it is another user's.
+        RegionCreateError: The kernel refused otherwise, see ``errno``.
+        ValueError: The name, the mode or the permissions are not allowed ones.
+
+    Fork and threads:
+        Safe to use from any thread. A forked child inherits the open object.
+
+    Example:
+        >>> import os
+        >>> from forkshm import MappedRegion, SharedMemoryObject
+        >>> name = f"forkshm-example-{os.getpid()}"
+        >>> with SharedMemoryObject("create_only", name) as shm:
+        ...     shm.truncate(1000)
+        ...     region = MappedRegion(shm)
+        >>> region.buf[:5] = b"hello"
+        >>> with SharedMemoryObject("open_only", name, "read_only") as again:
+        ...     bytes(MappedRegion(again, "read_only").buf[:5])
+        b'hello'
+        >>> SharedMemoryObject.remove(name), SharedMemoryObject.remove(name)
+        (True, False)
+
+    See Also:
+        ``shared_memory_object`` of Boost.Interprocess; shm_open(3).
+    """
+
+    def __init__(
+        self,
+        creation: Creation | str,
+        name: str,
+        mode: Mode | str = Mode.read_write,
+        permissions: int = 0o600,
+        *,
+        any_owner: bool = False,
+    ) -> None:
+        self._fd = -1
+        creation = Creation(creation)
+        self._name = checked_name(name)
+        self._mode = checked_mode(mode)
+        if not 0 <= operator.index(permissions) <= 0o777:
+            raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
+        self._fd = self._open(creation, permissions)
+        try:
+            self._check(any_owner=any_owner)
+        except BaseException:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+        self._finalizer = weakref.finalize(self, os.close, self._fd)
+
+    def _open(self, creation: Creation, permissions: int) -> int:
+        writable = self._mode is Mode.read_write
+        while True:
+            try:
+                if creation is not Creation.open_only:
+                    try:
+                        return kernel.open_named(self._name, create=True, writable=writable, permissions=permissions)
+                    except FileExistsError:
+                        if creation is Creation.create_only:
+                            raise
+                return kernel.open_named(self._name, create=False, writable=writable)
+            except FileNotFoundError as error:
+                if creation is Creation.open_or_create:
+                    continue  # it went between the two attempts: the next creates it
+                raise RegionNotFoundError(
+                    errno.ENOENT, f"cannot open shared memory object {self._name!r}: there is none of that name"
+                ) from error
+            except FileExistsError as error:
+                raise RegionExistsError(
+                    errno.EEXIST,
+                    f"cannot create shared memory object {self._name!r}: there is one of that name already; "
+                    "open it with open_or_create, or remove it first",
+                ) from error
+            except PermissionError as error:
+                raise RegionAccessError(
+                    error.errno or errno.EACCES,
+                    f"cannot open shared memory object {self._name!r} as {self._mode}: its permissions forbid it",
+                ) from error
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise RegionAccessError(
+                        errno.ELOOP, f"cannot open shared memory object {self._name!r}: the name is a symbolic link"
+                    ) from error
+                number = error.errno or 0
+                raise RegionCreateError(
+                    number, f"cannot open shared memory object {self._name!r}: {os.strerror(number)}", size=0
+                ) from error
+
+    def _check(self, *, any_owner: bool) -> None:
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise RegionAccessError(
+                errno.EACCES, f"cannot open shared memory object {self._name!r}: something else has that name"
+            )
+        if status.st_uid != os.geteuid() and not any_owner:
+            raise RegionAccessError(
+                errno.EPERM,
+                f"cannot open shared memory object {self._name!r}: it belongs to user {status.st_uid}, and you are "
+                f"{os.geteuid()}; if you trust them, pass any_owner=True",
+            )
+
+    @property
+    def name(self) -> str:
+        """The name, as given."""
+        return self._name
+
+    @property
+    def mode(self) -> Mode:
+        """``read_write`` or ``read_only``."""
+        return self._mode
+
+    @property
+    def size(self) -> int:
+        """Bytes it has now.
+
+        Raises:
+            RegionClosedError: The object was closed.
+        """
+        return os.fstat(self.fileno()).st_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._fd < 0
+
+    def truncate(self, size: int) -> None:
+        """Give the object a size, and reserve its memory; new bytes are zero.
+
+        Nobody who maps it is asked: whoever touches bytes behind a smaller size is ended
+        by SIGBUS.
+
+        Args:
+            size: Bytes, at least 0.
+
+        Raises:
+            OSError: There is no room (``ENOSPC``), here and now, and never as a SIGBUS
+                later. The size is what it was.
+            RegionAccessError: The object was opened ``read_only``.
+            ValueError: *size* is negative, or more than an object can have.
+            RegionClosedError: The object was closed.
+        """
+        fd = self.fileno()
+        size = operator.index(size)
+        if not 0 <= size <= MAX_SIZE:
+            raise ValueError(f"size must be between 0 and 2**63 - 1 bytes, got {size}")
+        if self._mode is not Mode.read_write:
+            raise RegionAccessError(errno.EACCES, f"cannot truncate {self!r}: it was opened read_only")
+        try:
+            kernel.resize(fd, size)
+        except OSError as error:
+            number = error.errno or 0
+            advice = {
+                errno.ENOSPC: "its file system (/dev/shm) is full; anonymous_shared_memory() does not use it",
+                errno.EFBIG: "no object may be so large",
+            }.get(number, "see the error number")
+            raise RegionCreateError(
+                number, f"cannot give {self!r} {size:,} bytes ({os.strerror(number)}): {advice}", size=size
+            ) from error
+
+    def fileno(self) -> int:
+        """Return the fd, which stays the object's: do not close it.
+
+        Raises:
+            RegionClosedError: The object was closed.
+        """
+        if self._fd < 0:
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the object here. Regions made from it, and its name, stay. Twice is allowed."""
+        if self._fd >= 0:
+            self._fd = -1
+            self._finalizer()
+
+    @staticmethod
+    def remove(name: str) -> bool:
+        """Take the name away, so that it can be created again; memory in use stays.
+
+        Returns:
+            Whether there was an object of that name.
+
+        Raises:
+            RegionAccessError: There is one, and you may not remove it.
+            ValueError: The name is not an allowed one.
+        """
+        try:
+            kernel.unlink_named(checked_name(name))
+        except FileNotFoundError:
+            return False
+        except PermissionError as error:
+            raise RegionAccessError(
+                error.errno or errno.EACCES,
+                f"cannot remove shared memory object {name!r}: it belongs to somebody else",
+            ) from error
+        return True
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._fd < 0 else ""
+        return f"<{type(self).__name__} {self._name!r} {self._mode}{state}>"
+
+
+class remove_on_exit:  # noqa: N801 - used like a function
+    """Remove the shared memory object *name* when the ``with`` block, or the program, ends.
+
+    For scripts: the one place that says who cleans up. A forked child does not remove it.
+    A program that is killed does not either; `SharedMemoryObject.remove` at the start
+    takes care of what such a run left.
+
+    Args:
+        name: As for `SharedMemoryObject`.
+
+    Example:
+        >>> from forkshm import SharedMemoryObject, remove_on_exit
+        >>> with remove_on_exit("forkshm-doc-example"):
+        ...     shm = SharedMemoryObject("create_only", "forkshm-doc-example")
+        >>> SharedMemoryObject.remove("forkshm-doc-example")
+        False
+
+    See Also:
+        ``remove_shared_memory_on_destroy`` of Boost.Interprocess.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = checked_name(name)
+        self._finalizer = weakref.finalize(_program, _remove, self.name, os.getpid())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finalizer()
+
+
+class _Program:
+    """Lives as long as the program: what is finalized with it is finalized at exit."""
+
+
+_program = _Program()
+
+
+def _remove(name: str, owner: int) -> None:
+    if os.getpid() == owner:
+        with contextlib.suppress(RegionAccessError):
+            SharedMemoryObject.remove(name)
+
+
+def checked_name(name: str) -> str:
+    """Return *name*, or raise with what is wrong about it."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
+    if not name or name in (".", ".."):
+        raise ValueError(f"name must not be {name!r}")
+    if "/" in name or "\0" in name:
+        raise ValueError(f"name must be without slash and NUL, got {name!r}")
+    length = len(os.fsencode(name))
+    if length > 255:
+        raise ValueError(f"name must have at most 255 bytes, {name[:20]!r}... has {length}")
+    return name
+
+
+def checked_mode(mode: Mode | str) -> Mode:
+    """Return the mode of an opening, or raise: two of the four can be opened."""
+    mode = Mode(mode)
+    if mode not in (Mode.read_only, Mode.read_write):
+        raise ValueError(f"mode must be read_only or read_write, got {mode}: that is for MappedRegion")
+    return mode

@@ -1,0 +1,257 @@
+"""What the layers above rely on: each operation of the backend against the real kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gc
+import os
+import signal
+import weakref
+
+import pytest
+
+from forkshm.backend import Access, Capabilities, Identity, _choose, capabilities, kernel
+from forkshm.errors import UnsupportedError
+
+PAGE = kernel.page_size
+
+
+@pytest.fixture
+def memory():
+    fd = kernel.create_memory(4 * PAGE, "region-test")
+    yield fd
+    os.close(fd)
+
+
+def view(address, size):
+    return memoryview(kernel.window(address, size)).cast("B")
+
+
+# -- capabilities ---------------------------------------------------------------------
+
+
+def test_all_capabilities_are_found_here():
+    assert capabilities.missing() == []
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Capabilities)])
+def test_a_missing_capability_is_named(name):
+    found = dataclasses.replace(capabilities, **{name: False})
+    assert found.missing() == [name]
+    with pytest.raises(UnsupportedError, match=f"forkshm needs {name} and this system has not: Linux 5.3") as caught:
+        _choose(found)
+    assert caught.value.capability == name
+
+
+# -- memory ---------------------------------------------------------------------------
+
+
+def test_memory_is_zero_filled_nameless_and_not_inherited(memory):
+    assert os.fstat(memory).st_size == 4 * PAGE
+    assert os.pread(memory, 4 * PAGE, 0) == bytes(4 * PAGE)
+    assert not os.get_inheritable(memory)
+    assert os.readlink(f"/proc/self/fd/{memory}") == "/memfd:forkshm-region-test (deleted)"
+
+
+def test_identity_tells_objects_apart_and_not_fds(memory):
+    other = kernel.create_memory(PAGE, "other")
+    again = kernel.reopen(memory)
+    assert kernel.identify(memory) == kernel.identify(again) != kernel.identify(other)
+    assert isinstance(kernel.identify(memory)[0], Identity)
+    os.close(other)
+    os.close(again)
+
+
+@pytest.mark.parametrize("access", list(Access))
+def test_a_mapping_shows_the_object_from_its_offset(memory, access):
+    os.pwrite(memory, b"abc", PAGE)
+    address = kernel.map(memory, 2 * PAGE, access, PAGE)
+    assert bytes(view(address, 4)) == b"abc\0"
+    kernel.unmap(address, 2 * PAGE)
+
+
+@pytest.mark.parametrize(("access", "seen"), [(Access.SHARED, b"x"), (Access.PRIVATE, b"\0")])
+def test_writes_are_seen_by_others_or_not(memory, access, seen):
+    address = kernel.map(memory, PAGE, access)
+    view(address, 1)[0] = ord("x")
+    assert os.pread(memory, 1, 0) == seen
+    kernel.unmap(address, PAGE)
+
+
+def test_a_refused_mapping_keeps_the_errno(memory):
+    with pytest.raises(OSError, match="mmap") as caught:
+        kernel.map(memory, 2**62, Access.SHARED)
+    assert caught.value.errno == errno.ENOMEM
+    with pytest.raises(OSError, match="mmap") as caught:
+        kernel.map(memory, PAGE, Access.SHARED, 1)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match="munmap"):
+        kernel.unmap(1, PAGE)
+
+
+def test_discarded_pages_are_zero_and_given_back(memory):
+    address = kernel.map(memory, 4 * PAGE, Access.SHARED)
+    view(address, 4 * PAGE)[:] = b"x" * (4 * PAGE)
+    kernel.discard(address + PAGE, 2 * PAGE)
+    content = bytes(view(address, 4 * PAGE))
+    # Part of what the kernel keeps in one piece it may clear and keep; all of it, it gives back.
+    kernel.discard(address, 4 * PAGE)
+    kernel.unmap(address, 4 * PAGE)
+    assert content == b"x" * PAGE + bytes(2 * PAGE) + b"x" * PAGE
+    assert os.fstat(memory).st_blocks == 0
+
+
+def test_a_window_dies_with_its_last_view(memory):
+    address = kernel.map(memory, PAGE, Access.SHARED)
+    window = kernel.window(address, PAGE)
+    died = weakref.ref(window)
+    parts = [memoryview(window)[1:], memoryview(window).cast("B")[5:7].toreadonly()]
+    del window
+    gc.collect()
+    assert died() is not None
+    del parts[0]
+    assert died() is not None
+    parts.clear()
+    assert died() is None
+    kernel.unmap(address, PAGE)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(data)[:]])
+def test_bytes_are_copied_to_an_address_from_any_buffer(memory, kind):
+    address = kernel.map(memory, PAGE, Access.SHARED)
+    source = kind(b"hello world")
+    kernel.copy(address + 3, source, 5)
+    assert bytes(view(address, 10)) == b"\0\0\0hello\0\0"
+    with pytest.raises(ValueError, match="source holds 11 bytes, 12 were to be copied"):
+        kernel.copy(address, source, 12)
+    with pytest.raises(TypeError):
+        kernel.copy(address, "text", 1)
+    kernel.unmap(address, PAGE)
+
+
+def test_the_address_of_a_buffer_is_where_its_first_byte_is(memory):
+    address = kernel.map(memory, PAGE, Access.SHARED)
+    window = view(address, PAGE)
+    assert kernel.address_of(window) == address
+    assert kernel.address_of(window[7:9].toreadonly()) == address + 7
+    kernel.unmap(address, PAGE)
+
+
+# -- other processes' memory ----------------------------------------------------------
+
+
+def test_what_another_process_has_open_is_opened_if_it_is_that_object(memory):
+    identity, _ = kernel.identify(memory)
+    fd = kernel.open_remote(os.getpid(), memory, identity)
+    assert kernel.identify(fd)[0] == identity
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+def test_what_is_another_object_is_not_opened(memory):
+    other = kernel.create_memory(PAGE, "other")
+    identity, _ = kernel.identify(other)
+    with pytest.raises(OSError, match="Stale") as caught:
+        kernel.open_remote(os.getpid(), memory, identity)
+    assert caught.value.errno == errno.ESTALE
+    os.close(other)
+    with pytest.raises(FileNotFoundError):
+        kernel.open_remote(os.getpid(), 2**20, identity)
+
+
+# -- leases ---------------------------------------------------------------------------
+
+
+def test_a_lock_is_seen_by_other_descriptions_and_not_by_its_own(memory):
+    one, other = kernel.reopen(memory), kernel.reopen(memory)
+    kernel.lock_shared(one, 7)
+    kernel.lock_shared(one, 7)
+    assert kernel.is_held(other, 7)
+    assert not kernel.is_held(one, 7)
+    assert not kernel.is_held(other, 6)
+    assert not kernel.is_held(other, 8)
+    kernel.lock_shared(other, 7)
+    kernel.unlock(one, 7)
+    assert kernel.is_held(one, 7)
+    assert not kernel.is_held(other, 7)
+    os.close(other)
+    assert not kernel.is_held(one, 7)
+    os.close(one)
+
+
+def test_a_lock_lives_as_long_as_any_fd_of_its_description(memory):
+    one = kernel.reopen(memory)
+    kernel.lock_shared(one, 2**62)
+    twin = os.dup(one)
+    os.close(one)
+    assert kernel.is_held(memory, 2**62)
+    os.close(twin)
+    assert not kernel.is_held(memory, 2**62)
+
+
+def test_closing_another_fd_of_the_file_does_not_let_go(memory):
+    """As it would with the traditional locks of POSIX."""
+    one, other = kernel.reopen(memory), kernel.reopen(memory)
+    kernel.lock_shared(one, 0)
+    os.close(other)
+    assert kernel.is_held(memory, 0)
+    os.close(one)
+
+
+# -- processes ------------------------------------------------------------------------
+
+
+def test_the_start_time_stays_and_differs_from_that_of_nobody():
+    assert kernel.start_time(os.getpid()) == kernel.start_time(os.getpid()) > 0
+    with pytest.raises(FileNotFoundError):
+        kernel.start_time(2**22 + 1)
+
+
+def test_the_start_time_is_found_behind_any_name(in_child):
+    def look():
+        expected = kernel.start_time(os.getpid())
+        with open("/proc/self/comm", "w") as name:
+            name.write(") 1 2 (3 )")
+        assert kernel.start_time(os.getpid()) == expected
+
+    assert in_child(look) == 0
+
+
+def test_an_fd_of_a_process_is_readable_when_it_ends(wait_until):
+    import select
+
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    fd = kernel.open_process(pid)
+    assert select.select([fd], [], [], 0)[0] == []
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([fd], [], [])[0] == [fd]
+    os.waitpid(pid, 0)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("dies_first", [False, True])
+def test_a_process_dies_with_the_other_end_of_its_lifeline(dies_first):
+    lifeline, held = os.pipe()
+    ready, say = os.pipe()
+    if dies_first:
+        os.close(held)
+    pid = os.fork()
+    if pid == 0:
+        if not dies_first:
+            os.close(held)
+        kernel.die_with(lifeline)
+        os.write(say, b"!")
+        while True:
+            signal.pause()
+    os.close(say)
+    if not dies_first:
+        assert os.read(ready, 1) == b"!"
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        os.close(held)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    os.close(lifeline)
+    os.close(ready)

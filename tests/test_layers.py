@@ -1,0 +1,112 @@
+"""Imports point up only: each layer knows those above it and none below."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+import forkshm
+
+ROOT = pathlib.Path(forkshm.__file__).parent
+
+#: In the order of the data's way. What stands beside them may be imported by all.
+LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "context"]
+BESIDE = {"errors", "_multiprocess"}
+OPEN = {"integrations", "testing"}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(module):
+    """forkshm.region._table is part of region; forkshm itself is part of nothing."""
+    return [*module.split("."), ""][1]
+
+
+def name_of(path, root=ROOT):
+    return ".".join(["forkshm", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imports(path):
+    """Every import: the module's full name, its line, and whether it runs at import."""
+    tree = ast.parse(path.read_text())
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            inside.update(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        at_import = id(node) not in inside
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, at_import
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            for alias in node.names:
+                # ``from forkshm import region`` names a module, ``from forkshm.region import x`` need not.
+                whole = f"{node.module}.{alias.name}"
+                is_module = (ROOT.parent / whole.replace(".", "/")).is_dir() or (
+                    ROOT.parent / (whole.replace(".", "/") + ".py")
+                ).is_file()
+                yield whole if is_module else node.module, node.lineno, at_import
+
+
+def wrong_imports(path, root=ROOT):
+    """Imports of *path* that point down, each as one line with an arrow."""
+    mine = part_of(name_of(path, root))
+    for imported, line, at_import in imports(path):
+        theirs = part_of(imported)
+        if imported.partition(".")[0] != "forkshm" or theirs in BESIDE or mine in OPEN or mine == "":
+            continue
+        arrow = f"forkshm/{path.relative_to(root)}:{line}: {mine} -> {theirs or 'forkshm'} ({imported})"
+        if theirs in OPEN:
+            if at_import:
+                yield f"{arrow}: only when it is needed, inside a function"
+        elif mine in BESIDE:
+            yield f"{arrow}: {mine} stands beside the layers and imports none"
+        elif theirs not in LAYERS:
+            yield f"{arrow}: not a layer"
+        elif mine not in LAYERS:
+            yield f"{arrow}: {mine} is not a layer: enter it in this test"
+        elif LAYERS.index(theirs) > LAYERS.index(mine):
+            yield f"{arrow}: points down"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_up_only(path):
+    wrong = list(wrong_imports(path))
+    assert not wrong, "\n".join(["an import points the wrong way:", *wrong])
+
+
+def test_a_wrong_arrow_would_be_seen(tmp_path):
+    path = tmp_path / "region" / "_low.py"
+    path.parent.mkdir()
+    path.write_text("def f():\n    from forkshm.pool import Pool\nfrom forkshm.integrations.numpy import zeros\n")
+    assert sorted(line.split(": ")[1] for line in wrong_imports(path, tmp_path)) == [
+        "region -> integrations (forkshm.integrations.numpy)",
+        "region -> pool (forkshm.pool)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("ctypes", {"backend/_syscalls.py"}),
+        ("multiprocess", {"_multiprocess.py"}),
+        ("numpy", {"integrations/numpy.py"}),
+        ("pandas", set()),
+        ("cloudpickle", {"pickler/_pack.py"}),
+    ],
+)
+def test_a_library_is_imported_in_its_one_place(library, allowed):
+    users = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        for imported, _, _ in imports(path)
+        if imported.partition(".")[0] == library
+    }
+    assert users <= allowed
+
+
+def test_every_module_says_what_it_is():
+    assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []

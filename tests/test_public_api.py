@@ -1,0 +1,109 @@
+"""What `import forkshm` gives, and what it costs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import forkshm
+
+PACKAGES = [
+    "forkshm",
+    "forkshm.backend",
+    "forkshm.channel",
+    "forkshm.descriptor",
+    "forkshm.errors",
+    "forkshm.integrations.numpy",
+    "forkshm.pickler",
+    "forkshm.pool",
+    "forkshm.region",
+    "forkshm.testing",
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_everything_that_is_offered_is_there(package):
+    module = importlib.import_module(package)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_everything_public_is_offered():
+    """All that the package imports for its users is in __all__, and nothing else."""
+    source = pathlib.Path(forkshm.__file__).read_text()
+    imported = {
+        name.strip()
+        for names in re.findall(r"^\s*from forkshm\.\S+ import (?:\(([^)]*)\)|(.*))$", source, re.MULTILINE)
+        for name in re.sub(r"#.*", "", ",".join(names)).replace("\n", ",").split(",")
+        if name.strip()
+    }
+    imported = {name.rpartition(" as ")[2] for name in imported} - {"numpy"}
+    assert imported <= set(forkshm.__all__)
+    assert "SharedArray" in imported
+
+
+def test_the_order_of_all_can_be_searched():
+    assert list(forkshm.__all__) == sorted(forkshm.__all__)
+
+
+def test_dir_shows_what_is_offered_also_before_it_was_used(run_script):
+    said = run_script("import forkshm; print(*dir(forkshm))")
+    assert said.split() == sorted(forkshm.__all__) == dir(forkshm)
+
+
+def test_a_star_import_gives_all_of_it(run_script):
+    said = run_script("from forkshm import *; print(zeros(3).tolist(), Pool.__name__, Mode.read_only)")
+    assert said == "[0.0, 0.0, 0.0] Pool read_only\n"
+
+
+@pytest.mark.parametrize("library", ["numpy", "pandas", "forkshm.integrations.numpy", "asyncio"])
+def test_importing_it_imports_no_optional_library(run_script, library):
+    assert run_script(f"import sys, forkshm; print({library!r} in sys.modules)") == "False\n"
+
+
+def test_importing_it_starts_nothing(run_script):
+    script = """
+import os, threading
+before = sorted(os.listdir("/proc/self/fd"))
+import forkshm
+assert threading.active_count() == 1
+assert sorted(os.listdir("/proc/self/fd")) == before
+assert not open("/proc/self/task/%d/children" % os.getpid()).read()
+"""
+    run_script(
+        script.replace('not open("/proc', 'not __import__("pathlib").Path("/proc').replace(").read()", ").read_text()")
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'forkshm' has no attribute 'no_such_thing'"):
+        forkshm.no_such_thing  # noqa: B018
+    assert not hasattr(forkshm, "no_such_thing")
+
+
+def test_the_version_is_one():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.?(dev|a|b|rc)\d+)?", forkshm.__version__)
+
+
+def public_callables():
+    for name in forkshm.__all__:
+        thing = getattr(forkshm, name)
+        if callable(thing) and getattr(thing, "__module__", "").startswith("forkshm"):
+            yield name, thing
+            if inspect.isclass(thing):
+                for attribute, value in vars(thing).items():
+                    if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
+                        yield f"{name}.{attribute}", value
+
+
+def test_everything_that_can_be_called_has_a_docstring():
+    assert [name for name, thing in public_callables() if not inspect.getdoc(thing)] == []
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (pathlib.Path(forkshm.__file__).parent / "py.typed").exists()
