@@ -31,11 +31,15 @@ from forkshm.errors import (
     NotPicklableError,
     NotUnpicklableError,
     PoolClosedError,
+    RegionAccessError,
+    RegionAddressError,
     RegionBusyError,
     RegionClosedError,
     RegionCreateError,
     RegionError,
+    RegionExistsError,
     RegionGoneError,
+    RegionNotFoundError,
     SerializationError,
     TaskTimeoutError,
     UnsupportedError,
@@ -44,7 +48,16 @@ from forkshm.errors import (
     WorkerStartError,
 )
 from forkshm.pool import AsyncResult, Pool, PoolStatistics
-from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+from forkshm.region import (
+    Creation,
+    FileMapping,
+    MappedRegion,
+    Mode,
+    SharedMemoryObject,
+    WindowsSharedMemory,
+    anonymous_shared_memory,
+    remove_on_exit,
+)
 
 if TYPE_CHECKING:
     from forkshm.integrations.numpy import (
@@ -68,6 +81,8 @@ __all__ = (
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
+    "Creation",
+    "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
     "MappedRegion",
@@ -79,16 +94,22 @@ __all__ = (
     "PoolClosedError",
     "PoolStatistics",
     "Process",
+    "RegionAccessError",
+    "RegionAddressError",
     "RegionBusyError",
     "RegionClosedError",
     "RegionCreateError",
     "RegionError",
+    "RegionExistsError",
     "RegionGoneError",
+    "RegionNotFoundError",
     "SerializationError",
     "SharedArray",
+    "SharedMemoryObject",
     "TaskTimeoutError",
     "TimeoutError",
     "UnsupportedError",
+    "WindowsSharedMemory",
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
@@ -103,6 +124,7 @@ __all__ = (
     "get_context",
     "ones",
     "ones_like",
+    "remove_on_exit",
     "zeros",
     "zeros_like",
 )

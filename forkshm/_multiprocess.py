@@ -19,11 +19,15 @@ __all__ = (
     "context",
     "current_process",
     "exit_code",
+    "fork_context",
     "get_logger",
     "let_have_children",
     "process",
     "util",
 )
+
+#: Starts the workers of a pool that was not made by a context.
+fork_context = context.ForkContext()
 
 current_process = process.current_process
 get_logger = util.get_logger

@@ -37,7 +37,9 @@ __all__ = (
     "RemoteTraceback",
     "SerializationError",
     "TaskTimeoutError",
+    "UnplaceableTypeError",
     "UnsupportedError",
+    "WildPointerError",
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
@@ -57,7 +59,7 @@ class ForkshmError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
-        if isinstance(self, OSError):
+        if isinstance(self, OSError) and self.errno is not None:
             # The C part of OSError keeps these outside __dict__.
             state.update(errno=self.errno, strerror=self.strerror)
         return _rebuild, (type(self), self.args, state)
@@ -137,6 +139,34 @@ class RegionBusyError(RegionError, BufferError):
         self.exports = exports
 
 
+class UnplaceableTypeError(RegionError, TypeError):
+    """A type cannot live in a region: part of it means something in one process only.
+
+    Attributes:
+        path: The part, for example ``"Node.items[].next"``.
+    """
+
+    path: str
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class WildPointerError(RegionError, ValueError):
+    """A pointer leads outside the region it lies in, or is null where a target is needed.
+
+    Attributes:
+        address: Where it leads in this process; 0 for null.
+    """
+
+    address: int
+
+    def __init__(self, message: str, *, address: int) -> None:
+        super().__init__(message)
+        self.address = address
+
+
 class RegionGoneError(RegionError, LookupError):
     """A descriptor names memory that this process cannot reach any more."""
 
@@ -164,7 +194,7 @@ class ChannelClosedError(ChannelError, OSError, ValueError):
     """This end was closed in this process."""
 
 
-class ChannelBrokenError(ChannelError, EOFError, BrokenPipeError):
+class ChannelBrokenError(ChannelError, BrokenPipeError, EOFError):
     """The other end is gone, or what it sent is not a message of ours."""
 
 

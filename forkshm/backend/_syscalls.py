@@ -118,6 +118,10 @@ _release_buffer.restype = None
 
 def address_of(buffer: Buffer) -> int:
     """Address of a contiguous buffer's first byte, read-only ones too."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):
+        pass  # read-only, or empty: three times as long
     view = _PyBuffer()
     where = ctypes.addressof(view)
     _get_buffer(buffer, where, 0)

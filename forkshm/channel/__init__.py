@@ -6,9 +6,19 @@ fds, or not at all; there is no lock that a dying process could keep.
 """
 
 from forkshm.channel._endpoint import Received, Receiver, Sender, close_in_children, pair
-from forkshm.channel._message import Kind, Message, open_answer, read_header, read_message, write_message
+from forkshm.channel._message import (
+    HEADER_SIZE,
+    Kind,
+    Message,
+    open_answer,
+    read_header,
+    read_message,
+    write_answers,
+    write_message,
+)
 
 __all__ = (
+    "HEADER_SIZE",
     "Kind",
     "Message",
     "Received",
@@ -19,5 +29,6 @@ __all__ = (
     "pair",
     "read_header",
     "read_message",
+    "write_answers",
     "write_message",
 )

@@ -15,10 +15,21 @@ if TYPE_CHECKING:
 
     from forkshm.channel._endpoint import Received
 
-__all__ = ("Kind", "Message", "open_answer", "read_header", "read_message", "write_message")
+__all__ = (
+    "HEADER_SIZE",
+    "Kind",
+    "Message",
+    "open_answer",
+    "read_header",
+    "read_message",
+    "write_answers",
+    "write_message",
+)
 
 _HEADER = struct.Struct("<3sBBB2xQQ")
 _MAGIC = b"fsm"
+#: Bytes before the parcels.
+HEADER_SIZE = _HEADER.size
 _VERSION = 1
 
 
@@ -40,6 +51,8 @@ class Kind(enum.IntEnum):
     #: Parcels: function; (MAP or STARMAP, chunks). Each chunk is a task: the first has the
     #: message's number, the others the following.
     BATCH = 8
+    #: No parcels, but many small answers one after the other; see `Outbox` of the pool.
+    ANSWERS = 9
     #: No parcels, nothing to do: somebody should look up.
     WAKE = 7
 
@@ -66,6 +79,11 @@ def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> 
     if len(parcels) == 1:
         return header + parcels[0].data, parcels[0].fds
     return header + b"".join([parcel.data for parcel in parcels]), [fd for parcel in parcels for fd in parcel.fds]
+
+
+def write_answers(content: bytes) -> bytes:
+    """Return the message that brings the content of an outbox."""
+    return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
 def read_header(data: bytes) -> tuple[Kind, int, int]:

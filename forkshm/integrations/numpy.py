@@ -59,7 +59,7 @@ class SharedArray(np.ndarray[Any, Any]):
         pass
 
     def __array_wrap__(self, result: Any, context: Any = None, return_scalar: bool = False) -> Any:
-        return result[()] if return_scalar else _owned(result.view(SharedArray))
+        return result[()] if return_scalar else _owned(np.asarray(result).view(SharedArray))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         plain = tuple(_plain(value) for value in inputs)
@@ -264,6 +264,17 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
+    if is_shared_type and contiguous and dtype.isbuiltin == 1 and array.base is not None and dtype.kind not in "mMVO":
+        # The way of most, made short: whether its buffer is shared is found out by the
+        # pickler, from the address. One that owns its elements is not.
+        return rebuild_array, (
+            pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
+            dtype.str,
+            array.shape,
+            array.strides,
+            0,
+            True,
+        )
     if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
     address = array.__array_interface__["data"][0]

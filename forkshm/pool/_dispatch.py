@@ -24,14 +24,14 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm.channel import Kind, read_header, read_message, write_message
+from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, crosses_by_name, pack
 from forkshm.pool._describe import describe_task
 from forkshm.pool._results import Outcome
 from forkshm.pool._spin import Spin
 from forkshm.pool._statistics import PoolStatistics
-from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING
+from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
 from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
@@ -450,6 +450,9 @@ class Dispatcher:
             got = True
             self._messages += 1
             kind, number, nanoseconds = read_header(received.data)
+            if kind is Kind.ANSWERS:
+                self._take_answers(received.data, HEADER_SIZE)
+                continue
             outcome = self._take_over(received)
             if kind is Kind.INITIALIZER_FAILED:
                 self._break(outcome.open()[1])
@@ -459,6 +462,16 @@ class Dispatcher:
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
                     self._finish(task, outcome)
+
+    def _take_answers(self, content: bytes, position: int) -> None:
+        with self._lock:
+            for number, nanoseconds, parcel in answers_in(content, position):
+                self._failed_starts = 0
+                task = self._take_sent(number)
+                if task is not None:  # or it was found in the outbox of a dead worker already
+                    task.job.pace.note(nanoseconds, len(parcel))
+                    self._finish(task, Outcome(parcel=parcel), notify=False)
+        self._notify()
 
     def _take_over(self, received: Received) -> Outcome:
         if not received.fds:
@@ -474,13 +487,14 @@ class Dispatcher:
             self._bytes_shared += shared
         return outcome
 
-    def _finish(self, task: Task, outcome: Outcome) -> None:
+    def _finish(self, task: Task, outcome: Outcome, *, notify: bool = True) -> None:
         self._tasks_answered += 1
         task.close()
         task.job.deliver(task.position, outcome)
         if not self._accepting and self.is_idle():
             self._crew.dismiss()
-        self._notify()
+        if notify:
+            self._notify()
 
     # -- deaths -----------------------------------------------------------------------
 
@@ -489,6 +503,8 @@ class Dispatcher:
         self._receive()
         state = self._crew.status.state(worker.slot)
         item = self._crew.status.item(worker.slot)
+        # What it had answered and not sent.
+        self._take_answers(self._crew.status.outbox(worker.slot).content(), 0)
         name, pid = worker.process.name, worker.pid
         exitcode = self._crew.bury(worker)
         forget_abandoned()

@@ -104,9 +104,7 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
         if context is None:
-            from forkshm.context import get_context
-
-            context = get_context()
+            context = _multiprocess.fork_context
         make_process: Callable[..., _multiprocess.process.BaseProcess] = context.Process  # type: ignore[attr-defined]  # each concrete context has it
         self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild)
         self._dispatcher = Dispatcher(self._crew)

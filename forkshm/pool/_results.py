@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import open_answer, read_message
 from forkshm.errors import NotUnpicklableError, RemoteTraceback, TaskTimeoutError
+from forkshm.pickler import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,15 +26,17 @@ T = TypeVar("T")
 class Outcome:
     """The answer to one task: what it returned or raised, not yet unpickled."""
 
-    __slots__ = ("_error", "_message", "_received")
+    __slots__ = ("_error", "_message", "_parcel", "_received")
 
     def __init__(
         self,
         received: Received | None = None,
         message: Message | None = None,
         error: BaseException | None = None,
+        parcel: bytes | None = None,
     ) -> None:
         self._received = received
+        self._parcel = parcel
         self._message = message
         self._error = error
 
@@ -46,6 +49,11 @@ class Outcome:
         """Unpickle: (True, value), or (False, exception)."""
         if self._error is not None:
             return False, self._error
+        if self._parcel is not None:
+            try:
+                return True, open_plain(self._parcel, 0)
+            except Exception as error:
+                return False, _cannot_unpickle(error)
         if self._received is not None:
             try:
                 return True, open_answer(self._received.data)

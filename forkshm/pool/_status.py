@@ -16,9 +16,15 @@ other, and no message is left to sleepers.
 
 from __future__ import annotations
 
+import struct
+from typing import TYPE_CHECKING
+
 from forkshm.region import anonymous_shared_memory
 
-__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Status")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Outbox", "Status", "answers_in")
 
 #: Not yet through its initializer.
 STARTING = 0
@@ -33,18 +39,81 @@ FIRST_TASK = 16
 
 _WORDS = 2  # state; which item of a chunk, counted from 1
 
+#: Bytes of answers that a worker may collect before it sends them.
+_OUTBOX = 16 * 1024
+
+# Of one answer: number of the task, nanoseconds it took, bytes of the parcel that follows.
+_ANSWER = struct.Struct("<QQI")
+
+
+class Outbox:
+    """Where a worker collects the answers of a batch, to send them in one message.
+
+    It lies in the status region, so what a dying worker had answered and not sent is not
+    lost: the parent finds it here. An answer counts once `used` says so, which is
+    written after it; one that was sent and is still here is found twice, and known.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._used = memory[:8].cast("Q")
+        self._memory = memory[8:]
+
+    def add(self, number: int, nanoseconds: int, parcel: bytes) -> bool:
+        """Add an answer; False if it does not fit."""
+        used = self._used[0]
+        start = used + _ANSWER.size
+        end = start + len(parcel)
+        if end > len(self._memory):
+            return False
+        _ANSWER.pack_into(self._memory, used, number, nanoseconds, len(parcel))
+        self._memory[start:end] = parcel
+        self._used[0] = end
+        return True
+
+    def content(self) -> bytes:
+        """What was added since `clear`."""
+        return bytes(self._memory[: self._used[0]])
+
+    def clear(self) -> None:
+        """Empty it."""
+        self._used[0] = 0
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._used.release()
+        self._memory.release()
+
+
+def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, nanoseconds and parcel of each answer in the content of an outbox."""
+    while position < len(content):
+        number, nanoseconds, nbytes = _ANSWER.unpack_from(content, position)
+        position += _ANSWER.size
+        yield number, nanoseconds, content[position : position + nbytes]
+        position += nbytes
+
 
 class Status:
     """The slots of one pool. Each word has one writer, and is written in one store."""
 
     def __init__(self, workers: int) -> None:
-        self._region = anonymous_shared_memory(workers * _WORDS * 8)
-        self.words = self._region.buf.cast("Q")
+        words = workers * _WORDS * 8
+        self._region = anonymous_shared_memory(words + workers * _OUTBOX)
+        self.words = self._region.buf[:words].cast("Q")
+        self._outboxes = [
+            Outbox(self._region.buf[start : start + _OUTBOX])
+            for start in range(words, words + workers * _OUTBOX, _OUTBOX)
+        ]
 
     def reset(self, worker: int) -> None:
         """Make a slot ready for a new worker."""
         self.words[worker * _WORDS] = STARTING
         self.words[worker * _WORDS + 1] = 0
+        self._outboxes[worker].clear()
+
+    def outbox(self, worker: int) -> Outbox:
+        """Where the worker collects answers."""
+        return self._outboxes[worker]
 
     def state(self, worker: int) -> int:
         """What the worker says it does."""
@@ -60,5 +129,7 @@ class Status:
 
     def close(self) -> None:
         """Give the region back."""
+        for outbox in self._outboxes:
+            outbox.close()
         self.words.release()
         self._region.close()

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
-from forkshm.channel import Kind, Message, Received, Receiver, Sender, read_header, read_message, write_message
+from forkshm.channel import (
+    Kind,
+    Message,
+    Received,
+    Receiver,
+    Sender,
+    read_header,
+    read_message,
+    write_answers,
+    write_message,
+)
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, known_now, pack
 from forkshm.pool._spin import SPINNERS, Spin
@@ -30,6 +40,9 @@ _FUNCTIONS_KEPT = 32
 
 #: After this long without a task a worker gives the free memory of its arena back.
 _IDLE_MILLISECONDS = 1000
+
+#: Answers of a batch are held back for no longer than this, but for the task at hand.
+_COLLECT_NS = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +96,9 @@ class _Worker:
         # What the parent has as well: all that was there at the fork.
         self._known = known_now()
         self._spin = Spin()
+        self._outbox = assignment.status.outbox(assignment.slot)
+        # When the first of the answers in it was begun; 0 when answers go out at once.
+        self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
 
@@ -165,13 +181,18 @@ class _Worker:
         if kind is not Kind.BATCH:
             self._do(kind, number, function, arguments)
             return
-        # Each is a task of its own, with a number of its own, answered on its own.
+        # Each is a task of its own, with a number of its own.
         batch_kind, chunks = arguments
         del arguments
-        for chunk in chunks:
-            self._words[self._state] = number
-            self._do(Kind(batch_kind), number, function, chunk)
-            number += 1
+        self._collecting_since = time.perf_counter_ns()
+        try:
+            for chunk in chunks:
+                self._words[self._state] = number
+                self._do(Kind(batch_kind), number, function, chunk)
+                number += 1
+            self._flush()
+        finally:
+            self._collecting_since = 0
 
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], arguments: Any) -> None:
         began = time.perf_counter_ns()
@@ -200,12 +221,27 @@ class _Worker:
         # Before the answer goes out, so that the parent can use the memory of the
         # arguments, which is warm, for what it sends next.
         del value
+        ended = time.perf_counter_ns()
+        if self._collecting_since:
+            if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):
+                if ended - self._collecting_since > _COLLECT_NS:
+                    self._flush()
+                return
+            self._flush()
         try:
-            self._send(Kind.RESULT, number, parcel, nanoseconds=time.perf_counter_ns() - began)
+            self._send(Kind.RESULT, number, parcel, nanoseconds=ended - began)
         except ChannelBrokenError:
             raise
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
+
+    def _flush(self) -> None:
+        """Send the answers collected."""
+        content = self._outbox.content()
+        if content:
+            self._results.send(write_answers(content))
+            self._outbox.clear()
+        self._collecting_since = time.perf_counter_ns()
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, *, starred: bool) -> list[Any]:
         words, item = self._words, self._state + 1

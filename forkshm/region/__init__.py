@@ -5,6 +5,19 @@ itself to carry copies. Both end when the kernel sees that nobody uses them.
 """
 
 from forkshm.region._anonymous import anonymous_shared_memory
-from forkshm.region._mapped import MappedRegion, Mode
+from forkshm.region._file import FileMapping
+from forkshm.region._mapped import MappedRegion
+from forkshm.region._object import Creation, SharedMemoryObject, remove_on_exit
+from forkshm.region._table import Mode
+from forkshm.region._windows import WindowsSharedMemory
 
-__all__ = ("MappedRegion", "Mode", "anonymous_shared_memory")
+__all__ = (
+    "Creation",
+    "FileMapping",
+    "MappedRegion",
+    "Mode",
+    "SharedMemoryObject",
+    "WindowsSharedMemory",
+    "anonymous_shared_memory",
+    "remove_on_exit",
+)
