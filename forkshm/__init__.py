@@ -49,6 +49,7 @@ from forkshm.errors import (
 )
 from forkshm.pool import AsyncResult, Pool, PoolStatistics
 from forkshm.region import (
+    Advice,
     Creation,
     FileMapping,
     MappedRegion,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = (
+    "Advice",
     "AsyncResult",
     "ChannelBrokenError",
     "ChannelClosedError",

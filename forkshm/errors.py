@@ -19,10 +19,15 @@ __all__ = (
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
+    "DeadlockError",
     "ForkshmError",
     "ForkshmWarning",
+    "LockTimeoutError",
     "MissingDependencyError",
+    "NotConstructedError",
+    "NotOwnerError",
     "NotPicklableError",
+    "NotRecoverableError",
     "NotUnpicklableError",
     "PoolClosedError",
     "RegionAccessError",
@@ -36,6 +41,7 @@ __all__ = (
     "RegionNotFoundError",
     "RemoteTraceback",
     "SerializationError",
+    "SyncError",
     "TaskTimeoutError",
     "UnplaceableTypeError",
     "UnsupportedError",
@@ -278,6 +284,36 @@ class MissingDependencyError(ForkshmError, ImportError):
     def __init__(self, message: str, *, extra: str) -> None:
         super().__init__(message)
         self.extra = extra
+
+
+class SyncError(ForkshmError):
+    """Something about the locks in a region."""
+
+
+class DeadlockError(SyncError, RuntimeError):
+    """This thread holds the lock already; waiting for it would be for ever."""
+
+
+class LockTimeoutError(SyncError, TimeoutError):
+    """``with lock.read(timeout)`` or ``with lock.write(timeout)`` did not get the lock in time."""
+
+
+class NotConstructedError(SyncError, LookupError):
+    """There is no such lock at that place of the region: not yet, or another one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class NotOwnerError(SyncError, RuntimeError):
+    """This thread does not hold the lock that it wanted to release, repair or wait with."""
+
+
+class NotRecoverableError(SyncError):
+    """A holder died, and the next one released the lock without making it consistent.
+
+    What the lock guards is in an unknown state. Construct both anew.
+    """
 
 
 class ForkshmWarning(UserWarning):

@@ -6,9 +6,13 @@ import ctypes
 import errno
 import functools
 import os
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from typing_extensions import Buffer
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,3 +145,155 @@ def copy(address: int, source: Buffer, nbytes: int) -> None:
         ctypes.memmove(address, view.buf, nbytes)
     finally:
         _release_buffer(where)
+
+
+# -- locks in shared memory: pthread_mutexattr_setrobust(3), sem_overview(7), futex(2) ------
+
+#: Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known. A test
+#: compares it with the C compiler's sizeof.
+MUTEX_SIZE = 64
+#: Room for a ``sem_t``: 16 or 32 bytes in glibc and musl.
+SEMAPHORE_SIZE = 64
+#: How this process lays these out, in one word: glibc or another libc, and the size of a pointer.
+LOCK_LAYOUT = (1 if hasattr(_libc, "gnu_get_libc_version") else 2) << 8 | ctypes.sizeof(ctypes.c_void_p)
+
+# glibc and musl agree on these.
+_SHARED = 1
+_ROBUST = 1
+_ERROR_CHECKING = 2
+
+_FUTEX_WAIT = 0
+_FUTEX_WAKE = 1
+# Not in any header that Python shows. 64-bit architectures of the common table have 98.
+_FUTEX_NUMBERS = {"x86_64": 202, "i686": 240, "armv7l": 240, "ppc64le": 221, "s390x": 238}
+_FUTEX_NUMBERS |= dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 98)
+_futex_number = _FUTEX_NUMBERS.get(os.uname().machine) if ctypes.sizeof(ctypes.c_void_p) == 8 else 240
+
+#: What this system lacks for locks in shared memory, or None.
+locks_missing = (
+    "robust mutexes"
+    if not hasattr(_libc, "pthread_mutexattr_setrobust")
+    else "futex"
+    if _futex_number is None or sys.platform != "linux"
+    else None
+)
+
+
+class _Timespec(ctypes.Structure):
+    """``struct timespec`` of the calls without a suffix: two longs."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def _timespec(seconds: float) -> _Timespec:
+    whole = int(seconds)
+    return _Timespec(whole, int((seconds - whole) * 1e9))
+
+
+# What cannot block is called without giving up the GIL: that is faster, and no other thread comes between.
+_quick = ctypes.PyDLL(None, use_errno=True)
+
+
+def _prototype(library: Any, name: str, *arguments: Any) -> Any:
+    function = getattr(library, name, None)
+    if function is not None:
+        function.restype = ctypes.c_int
+        function.argtypes = arguments
+    return function
+
+
+_where, _moment = ctypes.c_void_p, ctypes.POINTER(_Timespec)
+
+#: 0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it; musl says EBUSY).
+mutex_trylock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_trylock", _where)
+#: 0, or EPERM: this thread does not have it.
+mutex_unlock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_unlock", _where)
+#: 0, or EINVAL: its last owner did not die.
+mutex_consistent: Callable[[int], int] = _prototype(_quick, "pthread_mutex_consistent", _where)
+#: 0, or -1: SEM_VALUE_MAX is reached.
+sem_post: Callable[[int], int] = _prototype(_quick, "sem_post", _where)
+
+_mutex_init = _prototype(_libc, "pthread_mutex_init", _where, _where)
+_mutex_timedlock = _prototype(_libc, "pthread_mutex_timedlock", _where, _moment)
+# Of glibc since 2.30. The others wait by the wall clock, and longer when it is set back meanwhile.
+_mutex_clocklock = _prototype(_libc, "pthread_mutex_clocklock", _where, ctypes.c_int, _moment)
+_mutexattr = {
+    name: _prototype(_libc, f"pthread_mutexattr_{name}", _where, ctypes.c_int)
+    for name in ("setpshared", "setrobust", "settype")
+}
+_mutexattr_init = _prototype(_libc, "pthread_mutexattr_init", _where)
+_mutexattr_destroy = _prototype(_libc, "pthread_mutexattr_destroy", _where)
+_sem_init = _prototype(_libc, "sem_init", _where, ctypes.c_int, ctypes.c_uint)
+_sem_trywait = _prototype(_quick, "sem_trywait", _where)
+_sem_timedwait = _prototype(_libc, "sem_timedwait", _where, _moment)
+_sem_clockwait = _prototype(_libc, "sem_clockwait", _where, ctypes.c_int, _moment)
+_sem_getvalue = _prototype(_quick, "sem_getvalue", _where, ctypes.POINTER(ctypes.c_int))
+
+_syscall = ctypes.CDLL(None, use_errno=True)["syscall"]  # an object of its own: it has these argtypes
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long, _where, ctypes.c_int, ctypes.c_uint32, _moment)
+
+
+def mutex_init(address: int) -> int:
+    """Make a mutex: between processes, robust, and with errors where others would deadlock."""
+    attributes = ctypes.create_string_buffer(64)
+    where = ctypes.addressof(attributes)
+    code = int(_mutexattr_init(where))
+    if code != 0:
+        return code
+    try:
+        for name, value in (("setpshared", _SHARED), ("setrobust", _ROBUST), ("settype", _ERROR_CHECKING)):
+            code = int(_mutexattr[name](where, value))
+            if code != 0:
+                return code
+        return int(_mutex_init(address, where))
+    finally:
+        _mutexattr_destroy(where)
+
+
+def mutex_lock(address: int, seconds: float) -> int:
+    """Lock, as `mutex_trylock` or, after *seconds*, ETIMEDOUT; here musl says EDEADLK, too."""
+    if _mutex_clocklock is None:
+        return int(_mutex_timedlock(address, _timespec(time.time() + seconds)))
+    return int(_mutex_clocklock(address, time.CLOCK_MONOTONIC, _timespec(time.monotonic() + seconds)))
+
+
+def sem_init(address: int, value: int) -> int:
+    """Make a semaphore between processes."""
+    return 0 if _sem_init(address, 1, value) == 0 else ctypes.get_errno()
+
+
+def sem_try(address: int) -> Iterator[int]:
+    """Return a call that is ready to be made: whoever asks for its one result makes it.
+
+    The result is 0 when a permit was taken, else -1. Taken by ``answer[:] = sem_try(...)``, it
+    is stored before any signal handler can run: no permit is lost to a KeyboardInterrupt.
+    """
+    return map(_sem_trywait, (address,))
+
+
+def sem_wait(address: int, seconds: float) -> Iterator[int]:
+    """Like `sem_try`, and waits; -1 also after a signal."""
+    if _sem_clockwait is None:
+        return map(_sem_timedwait, (address,), (_timespec(time.time() + seconds),))
+    until = _timespec(time.monotonic() + seconds)
+    return map(_sem_clockwait, (address,), (time.CLOCK_MONOTONIC,), (until,))
+
+
+def sem_value(address: int) -> int:
+    """Permits that are there."""
+    value = ctypes.c_int()
+    _sem_getvalue(address, value)
+    return value.value
+
+
+def futex_wait(address: int, expected: int, seconds: float) -> int:
+    """Wait for a wake-up while the word is *expected*: 0, EAGAIN (it is not), ETIMEDOUT, or EINTR."""
+    if _syscall(_futex_number, address, _FUTEX_WAIT, expected, _timespec(seconds)) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def futex_wake(address: int, count: int) -> int:
+    """Wake up to *count* of those who wait for the word; return how many there were. A full memory barrier."""
+    return int(_syscall(_futex_number, address, _FUTEX_WAKE, min(count, 0x7FFFFFFF), None))

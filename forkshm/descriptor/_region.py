@@ -101,5 +101,5 @@ def describe(region: MappedRegion) -> RegionDescriptor:
         inode=identity.inode,
         offset=region.offset,
         size=region.size,
-        mode=region.mode,
+        mode=region._mapping.sent_as,
     )

@@ -117,7 +117,7 @@ class _Buffers:
             if window is None:
                 return None
             known = self.mappings[id(mapping)] = len(self.refs)
-            self.refs.append(RegionRef(mapping.offset, mapping.size, mapping.mode))
+            self.refs.append(RegionRef(mapping.offset, mapping.size, mapping.sent_as))
             self.in_order.append(mapping)
             self.windows.append(window)
         return known

@@ -50,7 +50,7 @@ def find(kind: type) -> Callable[[Any], Any] | None:
 
 def reduce_region(region: MappedRegion) -> tuple[Any, ...]:
     """Send a region: its bytes are recognised by their address, so none is copied."""
-    if region.mode not in (Mode.read_write, Mode.read_only):
+    if region.mode is Mode.copy_on_write:
         raise NotPicklableError(
             f"cannot send {region!r}: what was written to it is seen by this process only; send bytes(region.buf)"
         )

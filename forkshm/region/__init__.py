@@ -4,6 +4,7 @@ Regions are what users ask for and hold; the arena is memory that forkshm carves
 itself to carry copies. Both end when the kernel sees that nobody uses them.
 """
 
+from forkshm.backend import Advice
 from forkshm.region._anonymous import anonymous_shared_memory
 from forkshm.region._file import FileMapping
 from forkshm.region._mapped import MappedRegion
@@ -12,6 +13,7 @@ from forkshm.region._table import Mode
 from forkshm.region._windows import WindowsSharedMemory
 
 __all__ = (
+    "Advice",
     "Creation",
     "FileMapping",
     "MappedRegion",

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 
 from forkshm.backend import kernel
-from forkshm.region._mapped import MappedRegion, Mode, checked_size, map_refused, region_of
+from forkshm.region._mapped import (
+    MappedRegion,
+    Mode,
+    checked_address,
+    checked_size,
+    map_refused,
+    prepare,
+    region_of,
+)
 from forkshm.region._table import new_mapping
 
 __all__ = ("anonymous_shared_memory",)
 
 
-def anonymous_shared_memory(size: int) -> MappedRegion:
+def anonymous_shared_memory(
+    size: int, address: int | None = None, *, populate: bool = False, huge_pages: bool = False
+) -> MappedRegion:
     """Create a shared region with no name.
 
     The region is zero-filled, readable and writable. It belongs to this process, to
@@ -24,13 +34,21 @@ def anonymous_shared_memory(size: int) -> MappedRegion:
     Args:
         size: Usable bytes, at least 1. The kernel rounds the mapping up to whole pages;
             ``region.size`` and ``len(region.buf)`` are what you asked for.
+        address: Map exactly there; a multiple of the page size. What is there is never
+            overwritten.
+        populate: Take memory for all pages now: creation takes longer, first writes do
+            not. Where the kernel cannot, they are taken as they are touched.
+        huge_pages: Ask for huge pages. Where the kernel has none for shared memory
+            (``/sys/kernel/mm/transparent_hugepage/shmem_enabled``), they are ordinary.
 
     Returns:
         The mapped region. Use it as a context manager, or call ``close()``, or let it go.
 
     Raises:
         TypeError: *size* is not an integer.
-        ValueError: *size* is less than 1 or more than ``2**63 - 1``.
+        ValueError: *size* is less than 1 or more than ``2**63 - 1``, or *address* is
+            not a multiple of the page size.
+        RegionAddressError: Something is mapped at *address* already.
         RegionCreateError: The kernel refused; an ``OSError``, see ``errno``. ``ENOMEM``
             means address space or memory limits.
 
@@ -52,13 +70,16 @@ def anonymous_shared_memory(size: int) -> MappedRegion:
         ``anonymous_shared_memory`` of Boost.Interprocess; memfd_create(2).
     """
     size = checked_size(size)
+    address = checked_address(address, 0)
     try:
         fd = kernel.create_memory(size, "region")
         try:
-            mapping, window = new_mapping(fd, 0, size, Mode.read_write)
+            mapping, window = new_mapping(fd, 0, size, Mode.read_write, address)
         except BaseException:
             os.close(fd)
             raise
     except OSError as error:
-        raise map_refused(error, size, Mode.read_write) from error
-    return region_of(mapping, window)
+        raise map_refused(error, size, Mode.read_write, address) from error
+    region = region_of(mapping, window)
+    prepare(region, populate=populate, huge_pages=huge_pages)
+    return region

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "settle", "watch")
+__all__ = ("at_fork", "guard", "settle", "unwatch", "watch")
 
 #: The one lock of this layer. Not reentrant; held for microseconds, and never while
 #: anything of the user's runs. A bare Lock, entered by ``with`` only: its enter and exit
@@ -43,6 +43,11 @@ def watch(thing: Any, action: Callable[[], None]) -> weakref.ref[Any]:
     reference = weakref.ref(thing, _collected)
     _watched[id(reference)] = reference, action
     return reference
+
+
+def unwatch(reference: weakref.ref[Any] | None) -> None:
+    """Forget what was to be done when that thing is collected."""
+    _watched.pop(id(reference), None)
 
 
 def _collected(reference: weakref.ref[Any]) -> None:

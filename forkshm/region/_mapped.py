@@ -10,9 +10,17 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from forkshm.backend import kernel
-from forkshm.errors import NotPicklableError, RegionBusyError, RegionClosedError, RegionCreateError
-from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping
+from forkshm.backend import Advice, kernel
+from forkshm.errors import (
+    NotPicklableError,
+    RegionAddressError,
+    RegionBusyError,
+    RegionClosedError,
+    RegionCreateError,
+    RegionError,
+    UnsupportedError,
+)
+from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping, shrink
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,10 +62,18 @@ class MappedRegion:
         offset: Where the region starts in the object, in bytes; need not be a multiple
             of the page size.
         size: Bytes to map, at least 1; by default all from *offset* to the end.
+        address: Map exactly there, in every process that does the same; a multiple of
+            the page size, as *offset* must be then. What is there is never overwritten.
+        populate: Take memory for all pages now, instead of when each is first touched.
+            Where the kernel cannot, they are taken as they are touched.
+        huge_pages: Ask for huge pages. Where the kernel has none for this kind of
+            memory, the pages are ordinary.
 
     Raises:
         ValueError: *offset* is negative or past the end, or *size* is less than 1 or
-            reaches past the end.
+            reaches past the end; or *address* is given and not a multiple of the page
+            size, or *offset* is not.
+        RegionAddressError: Something is mapped at *address* already.
         RegionCreateError: The kernel refused, see ``errno``: ``ENOMEM`` for address
             space or memory limits, ``EACCES`` when the fd does not allow *mode*,
             ``EMFILE`` for the limit on open files.
@@ -87,9 +103,14 @@ class MappedRegion:
         mode: Mode | str = Mode.read_write,
         offset: int = 0,
         size: int | None = None,
+        address: int | None = None,
+        *,
+        populate: bool = False,
+        huge_pages: bool = False,
     ) -> None:
         mode = Mode(mode)
         offset = operator.index(offset)
+        address = checked_address(address, offset)
         _, whole = kernel.identify(mappable.fileno())
         if not 0 <= offset < max(whole, 1):
             raise ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
@@ -103,13 +124,14 @@ class MappedRegion:
         try:
             fd = os.dup(mappable.fileno())
             try:
-                mapping, window = new_mapping(fd, offset, size, mode)
+                mapping, window = new_mapping(fd, offset, size, mode, address)
             except BaseException:
                 os.close(fd)
                 raise
         except OSError as error:
-            raise map_refused(error, size, mode) from error
+            raise map_refused(error, size, mode, address) from error
         self._adopt(mapping, window)
+        prepare(self, populate=populate, huge_pages=huge_pages)
 
     def _adopt(self, mapping: Mapping, window: Any) -> None:
         self._mapping = mapping
@@ -167,6 +189,158 @@ class MappedRegion:
         self._open_window()
         return self._mapping.fd
 
+    @staticmethod
+    def page_size() -> int:
+        """Bytes of a page: fixed addresses and their offsets are multiples of it."""
+        return kernel.page_size
+
+    def flush(self, offset: int = 0, size: int | None = None, asynchronous: bool = False) -> None:
+        """Write what was changed back to the file; of memory without a file, do nothing.
+
+        Args:
+            offset: First byte, counted in the region, not in the file; any byte.
+            size: Bytes, by default to the end of the region.
+            asynchronous: Only have it begun. Otherwise all is on its way to the disk's
+                own keeping when this returns.
+
+        Raises:
+            ValueError: The range does not lie in the region.
+            OSError: The disk is full or broken.
+            RegionClosedError: The region was closed.
+
+        See Also:
+            msync(2); ``mapped_region::flush`` of Boost.Interprocess, whose offset must
+            be that of a page.
+        """
+        self._open_window()
+        start, length = self._range(offset, size)
+        if length:
+            kernel.flush(start, length, asynchronous=asynchronous)
+
+    def advise(self, advice: Advice | str) -> bool:
+        """Tell the kernel how the region is going to be used; no byte ever changes.
+
+        Args:
+            advice: See `Advice`.
+
+        Returns:
+            Whether the kernel took the advice.
+
+        Raises:
+            ValueError: There is no such advice.
+            RegionClosedError: The region was closed.
+
+        See Also:
+            madvise(2); ``mapped_region::advise`` of Boost.Interprocess.
+        """
+        advice = Advice(advice)
+        self._open_window()
+        if advice is Advice.dontneed and self.mode is Mode.copy_on_write:
+            return False  # it would throw away what was written
+        if advice is Advice.populate and self.mode not in (Mode.read_write, Mode.copy_on_write):
+            return False
+        try:
+            kernel.advise(*self._mapping.pages, advice)
+        except OSError:
+            return False
+        return True
+
+    def shrink_by(self, nbytes: int, from_back: bool = True) -> None:
+        """Let the region end, or with ``from_back=False`` begin, *nbytes* earlier or later.
+
+        Pages that are no longer part of it are unmapped; the memory object keeps its
+        size. By all its bytes, it closes the region.
+
+        Raises:
+            ValueError: *nbytes* is negative, or more than there are.
+            RegionBusyError: Views of the region are alive. Nothing was changed.
+            RegionClosedError: The region was closed.
+
+        See Also:
+            ``mapped_region::shrink_by`` of Boost.Interprocess, which changes the size
+            even when it fails.
+        """
+        self._open_window()
+        nbytes = operator.index(nbytes)
+        if not 0 <= nbytes <= self.size:
+            raise ValueError(f"cannot shrink {self!r} by {nbytes:,} bytes")
+        self._check_no_views("shrink")
+        if nbytes == self.size:
+            self._window = None
+        elif nbytes:
+            self._window = shrink(self._mapping, nbytes, from_back=from_back)
+
+    def seal(self) -> None:
+        """Let nobody but this process write to the memory, from now on and for ever.
+
+        The kernel enforces it: no process, not even root's, can map the memory for
+        writing, write to its fd or change its size. This region stays writable, here;
+        where it is passed to it arrives ``read_only``, and in a forked child it becomes
+        so. Children that are forked by C code, without Python's ``os.fork``, keep a
+        writable mapping, and so does who mapped the memory before it was sealed.
+
+        Raises:
+            UnsupportedError: The memory has a name or is a file's, which cannot be sealed.
+            ValueError: The region is not ``read_write``.
+            RegionClosedError: The region was closed.
+
+        Fork and threads:
+            A forked child that writes through an array made before ends by SIGSEGV.
+
+        Example:
+            >>> from forkshm import anonymous_shared_memory
+            >>> region = anonymous_shared_memory(3)
+            >>> region.seal()
+            >>> region.buf[:] = b"abc"
+            >>> MappedRegion(region, "read_write")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ...
+            forkshm.errors.RegionCreateError: [Errno 1] cannot map 3 bytes as read_write ...
+
+        See Also:
+            ``F_SEAL_FUTURE_WRITE`` of fcntl(2).
+        """
+        self._open_window()
+        if self._mapping.sealed:
+            return
+        if self.mode is not Mode.read_write:
+            raise ValueError(f"cannot seal {self!r}: only a read_write region can be sealed")
+        try:
+            kernel.seal_writes(self._mapping.fd)
+        except OSError as error:
+            raise UnsupportedError(
+                f"cannot seal {self!r} ({os.strerror(error.errno or 0)}): only anonymous memory can be, "
+                "and none that was sealed otherwise",
+                capability="seals",
+            ) from error
+        self._mapping.sealed = True
+
+    @property
+    def sealed(self) -> bool:
+        """Whether `seal` was called here."""
+        return self._mapping.sealed
+
+    def _range(self, offset: int, size: int | None) -> tuple[int, int]:
+        """Return the pages around a range of the region: address and size."""
+        offset = operator.index(offset)
+        if not 0 <= offset <= self.size:
+            raise ValueError(f"offset must lie in the region's {self.size:,} bytes, got {offset:,}")
+        size = self.size - offset if size is None else operator.index(size)
+        if size < 0 or offset + size > self.size:
+            raise ValueError(f"{size:,} bytes at {offset:,} do not lie in the region's {self.size:,}")
+        first = self._mapping.address + offset
+        start = first - first % kernel.page_size
+        return start, first + size - start if size else 0
+
+    def _check_no_views(self, what: str) -> None:
+        exports = sys.getrefcount(self._window) - _OWN_REFERENCES
+        if exports > 0:
+            raise RegionBusyError(
+                f"cannot {what} {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
+                f"{'is' if exports == 1 else 'are'} alive; release them and delete the arrays made from them first",
+                exports=exports,
+            )
+
     def close(self) -> None:
         """Unmap the region and close its fd in this process. Closing twice is allowed.
 
@@ -176,22 +350,19 @@ class MappedRegion:
             RegionBusyError: Buffers or arrays taken from the region are alive. Nothing
                 was changed: release or delete them, then close again.
         """
-        if self._window is None:
-            return
-        exports = sys.getrefcount(self._window) - _OWN_REFERENCES
-        if exports > 0:
-            raise RegionBusyError(
-                f"cannot close {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
-                f"{'is' if exports == 1 else 'are'} alive; release them and delete the arrays made from them first",
-                exports=exports,
-            )
-        self._window = None
+        if self._window is not None:
+            self._check_no_views("close")
+            self._window = None
 
     def _open_window(self) -> Any:
         window = self._window
         if window is None:
             raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
         return window
+
+    def __buffer__(self, flags: int) -> memoryview:
+        # From Python 3.12 on, memoryview(region) and np.frombuffer(region) work.
+        return self.buf
 
     def __len__(self) -> int:
         return self._mapping.size
@@ -229,9 +400,37 @@ def checked_size(size: int) -> int:
     return number
 
 
-def map_refused(error: OSError, size: int, mode: Mode) -> RegionCreateError:
+def checked_address(address: int | None, offset: int) -> int | None:
+    """Return *address*, or raise: the kernel maps whole pages."""
+    if address is None:
+        return None
+    address = operator.index(address)
+    page = kernel.page_size
+    if address <= 0 or address % page:
+        raise ValueError(f"address must be a positive multiple of the page size, {page:,} bytes, got {address:#x}")
+    if offset % page:
+        raise ValueError(f"with an address, offset must be a multiple of the page size, {page:,} bytes, got {offset:,}")
+    return address
+
+
+def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
+    """Ask for what was wished; a kernel that cannot changes nothing but the speed."""
+    if huge_pages:
+        region.advise(Advice.huge_pages)
+    if populate:
+        region.advise(Advice.populate)
+
+
+def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
     """Turn the kernel's refusal into an error that says what to do."""
     number = error.errno or 0
+    if address is not None and number in (errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ENOMEM):
+        reason = "something is mapped there" if number == errno.EEXIST else os.strerror(number)
+        return RegionAddressError(
+            number,
+            f"cannot map {size:,} bytes at {address:#x} ({reason}): choose another address, or none",
+            address=address,
+        )
     advice = {
         errno.ENOMEM: "address space or a memory limit is exhausted: map less, or raise the limit (ulimit -v)",
         errno.EMFILE: "too many files are open: close regions, or raise the limit (ulimit -n)",

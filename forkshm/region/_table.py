@@ -13,12 +13,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import guard, settle, watch
+from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
 
 if TYPE_CHECKING:
     import weakref
 
-__all__ = ("Mapping", "Mode", "mapping_at", "mapping_of", "new_mapping", "round_up")
+__all__ = ("Mapping", "Mode", "mapping_at", "mapping_of", "new_mapping", "round_up", "shrink")
 
 
 class Mode(str, enum.Enum):
@@ -67,15 +67,28 @@ class Mapping:
     offset: int
     #: What may be done with it.
     mode: Mode
+    #: Nobody but the process that sealed it can write to the object.
+    sealed: bool = False
     #: The one MappedRegion made of it, if it is alive.
     region: weakref.ref[Any] | None = None
     #: The exporter, if any view is alive.
     window: weakref.ref[Any] | None = None
 
     @property
+    def pages(self) -> tuple[int, int]:
+        """Address and size of the whole pages that are mapped."""
+        start = self.address - self.address % kernel.page_size
+        return start, round_up(self.address + self.size, kernel.page_size) - start
+
+    @property
+    def sent_as(self) -> Mode:
+        """The mode in which others get it."""
+        return Mode.read_only if self.sealed else self.mode
+
+    @property
     def shares_writes(self) -> bool:
         """Whether another process that maps the same object sees the same bytes."""
-        return self.mode in (Mode.read_write, Mode.read_only)
+        return self.mode is not Mode.copy_on_write
 
 
 # Sorted start addresses, and the mapping that starts at each. Mappings never overlap.
@@ -89,7 +102,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def new_mapping(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
+def new_mapping(fd: int, offset: int, size: int, mode: Mode, address: int | None = None) -> tuple[Mapping, Any]:
     """Map part of an object, and take over *fd*, which stays the caller's on failure.
 
     Returns:
@@ -99,28 +112,66 @@ def new_mapping(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, A
     identity, _ = kernel.identify(fd)
     slack = offset % kernel.page_size
     length = round_up(size + slack, kernel.page_size)
-    start = kernel.map(fd, length, ACCESS[mode], offset - slack)
+    if address is None:
+        start = kernel.map(fd, length, ACCESS[mode], offset - slack)
+    else:
+        start = address
+        kernel.map_at(address, fd, length, ACCESS[mode], offset)
     mapping = Mapping(start + slack, size, fd, identity, offset, mode)
-    window = kernel.window(mapping.address, size)
     with guard:
-        bisect.insort(_starts, mapping.address)
-        _by_start[mapping.address] = mapping
-        _by_identity.setdefault(identity, []).append(mapping)
+        _enter(mapping)
+    return mapping, _new_window(mapping)
 
-    def end() -> None:
-        # First out of the tables, then unmapped: the kernel may give the address to
-        # somebody else the moment it is free.
-        del _starts[bisect.bisect_left(_starts, mapping.address)]
-        del _by_start[mapping.address]
-        same = _by_identity[identity]
-        same.remove(mapping)
-        if not same:
-            del _by_identity[identity]
-        kernel.unmap(start, length)
-        os.close(fd)
 
-    mapping.window = watch(window, end)
-    return mapping, window
+def _new_window(mapping: Mapping) -> Any:
+    window = kernel.window(mapping.address, mapping.size)
+    mapping.window = watch(window, lambda: _end(mapping))
+    return window
+
+
+def _enter(mapping: Mapping) -> None:
+    bisect.insort(_starts, mapping.address)
+    _by_start[mapping.address] = mapping
+    _by_identity.setdefault(mapping.identity, []).append(mapping)
+
+
+def _leave(mapping: Mapping) -> None:
+    del _starts[bisect.bisect_left(_starts, mapping.address)]
+    del _by_start[mapping.address]
+    same = _by_identity[mapping.identity]
+    same.remove(mapping)
+    if not same:
+        del _by_identity[mapping.identity]
+
+
+def _end(mapping: Mapping) -> None:
+    # First out of the tables, then unmapped: the kernel may give the address to somebody
+    # else the moment it is free.
+    _leave(mapping)
+    kernel.unmap(*mapping.pages)
+    os.close(mapping.fd)
+
+
+def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
+    """Let a mapping have *nbytes* less, and unmap the pages it has no part in any more.
+
+    Nobody may have views of it. Returns the new window.
+    """
+    unwatch(mapping.window)
+    with guard:
+        start, length = mapping.pages
+        _leave(mapping)
+        if not from_back:
+            mapping.address += nbytes
+            mapping.offset += nbytes
+        mapping.size -= nbytes
+        left, left_length = mapping.pages
+        if left > start:
+            kernel.unmap(start, left - start)
+        if left + left_length < start + length:
+            kernel.unmap(left + left_length, start + length - left - left_length)
+        _enter(mapping)
+    return _new_window(mapping)
 
 
 def mapping_at(address: int) -> Mapping | None:
@@ -143,3 +194,16 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
                 if window is not None:
                     return mapping, window
     return None
+
+
+def _in_child() -> None:
+    # The parent's mapping of a sealed object is the one that can write. A child inherits
+    # it; a new mapping in its place cannot, and mprotect(2) cannot change that.
+    for mapping in _by_start.values():
+        if mapping.sealed and mapping.mode is Mode.read_write:
+            start, length = mapping.pages
+            kernel.replace(start, mapping.fd, length, Access.READ, mapping.offset - mapping.offset % kernel.page_size)
+            mapping.mode = Mode.read_only
+
+
+at_fork(in_child=_in_child)
