@@ -129,7 +129,7 @@ class LinuxBackend(Backend):
 
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)
-        return Identity(status.st_dev, status.st_ino), status.st_size
+        return Identity._make((status.st_dev, status.st_ino)), status.st_size
 
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         prot, flags = _FLAGS[access]

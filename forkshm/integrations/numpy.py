@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forkshm.pickler._policy import OUT_OF_BAND
-from forkshm.pickler._reducers import register
+from forkshm.pickler._reducers import register, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.region._mapped import region_at
 from forkshm.region._table import mapping_at
@@ -330,3 +330,4 @@ def rebuild_array(
 
 register(np.ndarray, reduce_array)
 register(SharedArray, reduce_array)
+register_simple(SharedArray)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ("find", "register", "register_lazy")
 
 _reducers: dict[type, Callable[[Any], Any]] = {}
+#: For picklers that take a table instead of asking `find`: the same dict.
+dispatch_table = _reducers
 _lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy"}
 
 
@@ -35,6 +37,15 @@ def register(kind: type, reduce: Callable[[Any], Any]) -> None:
 def register_lazy(package: str, integration: str) -> None:
     """Import module *integration* when the first object of *package* is to be sent."""
     _lazy[package] = integration
+
+
+#: Types that a plain pickler with these reducers sends right, without cloudpickle.
+simple_kinds: set[type] = {int, float, bool, type(None), complex}
+
+
+def register_simple(*kinds: type) -> None:
+    """Say that objects of these types need nothing of cloudpickle, nor what is in them."""
+    simple_kinds.update(kinds)
 
 
 def find(kind: type) -> Callable[[Any], Any] | None:
@@ -66,3 +77,4 @@ def rebuild_region(buffer: memoryview) -> MappedRegion:
 
 
 register(MappedRegion, reduce_region)
+register_simple(MappedRegion)

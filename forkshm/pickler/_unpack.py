@@ -92,7 +92,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [view_of(*attach(mine.pop(0), ref.offset, ref.size, ref.mode)) for ref in tables.regions]
+        windows = [view_of(*attach(mine.pop(0), offset, size, mode)) for offset, size, mode in tables.regions]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
@@ -104,16 +104,16 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     arrival.windows = windows
     if head.body_in_block:
         arrival.copied += head.body_size
-    for span in tables.spans:
-        if span.region == BLOCK:
+    for region, offset, nbytes in tables.spans:
+        if region == BLOCK:
             if whole is None:
                 raise ChannelBrokenError("a span names a block, but the parcel has none")
             source = whole
-            arrival.copied += span.nbytes
+            arrival.copied += nbytes
         else:
-            source = windows[span.region]
-            arrival.shared += span.nbytes
-        arrival._buffers.append(source[span.offset : span.offset + span.nbytes])
+            source = windows[region]
+            arrival.shared += nbytes
+        arrival._buffers.append(source[offset : offset + nbytes])
     return arrival, position
 
 

@@ -20,8 +20,9 @@ _cores = len(os.sched_getaffinity(0))
 SPINNERS = _cores - 1
 
 _SECONDS = 150e-6
-#: Of so many waits, one tries the other way.
+#: Of so many waits, one tries the other way; of more, where that was far worse.
 _EXPLORE = 16
+_EXPLORE_FAR_WORSE = 64
 #: How much the last wait counts in the average.
 _WEIGHT = 1 / 8
 #: Longer waits say nothing about waking up; they count as this.
@@ -39,13 +40,16 @@ class Spin:
         self._count = 0
         self._looks = False
 
-    def begin(self) -> float:
+    def begin(self, *, may_look: bool = True) -> float:
         """Begin a wait; return how many seconds to look."""
-        if not SPINNERS:
+        self._looks = False
+        if not SPINNERS or not may_look:
             return 0.0
         sleeping, looking = self._average
+        better, worse = sorted(self._average)
         self._count += 1
-        self._looks = (looking <= sleeping) != (self._count % _EXPLORE == 0)
+        explore = self._count % (_EXPLORE if worse < 2 * better else _EXPLORE_FAR_WORSE) == 0
+        self._looks = (looking <= sleeping) != explore
         return _SECONDS if self._looks else 0.0
 
     def end(self, seconds: float) -> None:

@@ -128,7 +128,7 @@ class _Worker:
         # One core is for whoever fills the queue.
         others = words[::2].tolist().count(CLAIMING) - 1
         began = time.perf_counter()
-        spin_until = began + self._spin.begin() if others < SPINNERS else 0.0
+        spin_until = began + self._spin.begin(may_look=others < SPINNERS)
         while True:
             try:
                 received = tasks.receive_nowait()
