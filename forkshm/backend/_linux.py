@@ -99,12 +99,12 @@ class LinuxBackend(Backend):
         _syscalls.shm_unlink(os.fsencode("/" + name))
 
     def resize(self, fd: int, size: int) -> None:
-        before = os.fstat(fd).st_size
-        if size > before:
-            # posix_fallocate(3) sets the size as well, and takes back what it did when
-            # there is no room. Where the file system cannot, a size has to do.
+        if size:
+            # posix_fallocate(3) sets a larger size as well, and takes back what it did when
+            # there is no room. From 0, because others may have left holes: to set a size
+            # alone reserves nothing. Where the file system cannot, a size has to do.
             try:
-                os.posix_fallocate(fd, before, size - before)
+                os.posix_fallocate(fd, 0, size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import weakref
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class FileMapping:
     Raises:
         RegionNotFoundError: There is no such file.
         RegionAccessError: Its permissions do not allow *mode*.
-        RegionCreateError: It is a directory, or the kernel refused otherwise.
+        RegionCreateError: It is no regular file, or the kernel refused otherwise.
 
     Example:
         >>> import pathlib, tempfile
@@ -55,7 +56,8 @@ class FileMapping:
         self._mode = checked_mode(mode)
         flags = os.O_RDWR if self._mode is Mode.read_write else os.O_RDONLY
         try:
-            self._fd = os.open(self._name, flags | os.O_CLOEXEC)
+            # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
+            self._fd = os.open(self._name, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: there is none") from error
         except PermissionError as error:
@@ -69,6 +71,9 @@ class FileMapping:
                 number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
             ) from error
         self._finalizer = weakref.finalize(self, os.close, self._fd)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            raise RegionCreateError(errno.ENODEV, f"cannot map {self._name!r}: it is not a regular file", size=0)
 
     @property
     def name(self) -> str:

@@ -74,6 +74,8 @@ class Part:
     layout: Layout
     #: The structure that declares it.
     owner: type | None = None
+    #: False for the members of a union but its first, which is the one that C initializes.
+    first: bool = True
 
 
 @dataclasses.dataclass
@@ -99,7 +101,7 @@ class Layout:
         if issubclass(self.kind, Relative):
             yield base, self.kind
         for part in self.parts:
-            if not self.union or part.name == f".{self.kind._fields_[0][0]}":
+            if part.first:
                 for number in range(part.count):
                     yield from part.layout.pointers(base + part.offset + number * part.stride)
 
@@ -115,7 +117,9 @@ class Layout:
         """Return the path of a union that holds a pointer, if there is one."""
         if self.union and self.parts:
             return path
-        return next((found for part in self.parts if (found := part.layout.union_with_pointers(path + part.name))), None)
+        return next(
+            (found for part in self.parts if (found := part.layout.union_with_pointers(path + part.name))), None
+        )
 
 
 # Types live as long as their module, as the ones that ctypes.POINTER makes and keeps.
@@ -146,9 +150,11 @@ def layout_of(kind: Any, path: str = "") -> Layout:
     Raises:
         UnplaceableTypeError: It holds something that means nothing in another process.
     """
-    layout = _layouts.get(kind)
+    layout = _layouts.get(kind) if isinstance(kind, type) else None
     if layout is None:
-        layout = _layouts[kind] = _read(kind, path or name_of(kind))
+        layout = _read(kind, path or name_of(kind))
+        if ctypes.sizeof(kind):  # else it may get its fields later
+            _layouts[kind] = layout
     return layout
 
 
@@ -222,14 +228,17 @@ def _read_simple(kind: Any, path: str) -> Layout:
 
 def _read_fields(kind: Any, path: str) -> Layout:
     parts = []
+    union = issubclass(kind, ctypes.Union)
+    names: set[str] = set()
     for owner in reversed(kind.__mro__):
         for name, field_kind, *_ in vars(owner).get("_fields_", ()):
             layout = layout_of(field_kind, f"{path}.{name}")
             if layout.has_pointers:
-                field = getattr(owner, name)
-                parts.append(Part(f".{name}", field.offset, 1, 0, layout, owner))
+                first = not union or not names
+                parts.append(Part(f".{name}", getattr(owner, name).offset, 1, 0, layout, owner, first))
                 _assign_by_field(owner, name, layout)
-    return Layout(kind, tuple(parts), union=issubclass(kind, ctypes.Union))
+            names.add(name)
+    return Layout(kind, tuple(parts), union)
 
 
 def _refuse(path: str, what: str, instead: str) -> NoReturn:
@@ -272,8 +281,6 @@ def _assign_by_field(owner: type, name: str, layout: Layout) -> None:
 
 
 def _assign_by_items(kind: Any) -> None:
-    is_pointer = issubclass(kind._type_, Relative)
-
     def set_item(self: Any, index: Any, value: Any) -> None:
         if isinstance(index, slice):
             places = self[index]
@@ -286,7 +293,7 @@ def _assign_by_items(kind: Any) -> None:
         for write in [_assignment(place, value) for place, value in zip(places, values, strict=True)]:
             write()
 
-    if not is_pointer or "__setitem__" not in vars(kind):
+    if "__setitem__" not in vars(kind):
         kind.__setitem__ = set_item
 
 
@@ -300,7 +307,7 @@ def assign(destination: Any, source: Any) -> None:
     Args:
         destination: Where to; a ctypes object in a region.
         source: What; an object of the same type in the same region, or in no region with
-            pointers that are null, or a tuple to make one of.
+            pointers that are null, or a tuple to make such a one of.
 
     Raises:
         TypeError: The types differ; or there is a union that holds a pointer: nobody

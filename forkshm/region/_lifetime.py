@@ -50,8 +50,10 @@ def unwatch(reference: weakref.ref[Any] | None) -> None:
     _watched.pop(id(reference), None)
 
 
-def _collected(reference: weakref.ref[Any]) -> None:
-    found = _watched.pop(id(reference), None)
+# At the end of the program the names of this module may be gone before the last views: hence
+# a default for the one that is needed then.
+def _collected(reference: weakref.ref[Any], watched: dict[int, Any] = _watched) -> None:
+    found = watched.pop(id(reference), None)
     if found is not None:
         _due.append(found[1])
         settle()

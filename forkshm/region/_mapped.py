@@ -8,7 +8,7 @@ import operator
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from forkshm.backend import Advice, kernel
 from forkshm.errors import (
@@ -20,12 +20,15 @@ from forkshm.errors import (
     RegionError,
     UnsupportedError,
 )
-from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping, shrink
+from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping, seal, shrink
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of", "view_of")
+
+
+T = TypeVar("T")
 
 
 class Mappable(Protocol):
@@ -111,7 +114,11 @@ class MappedRegion:
         mode = Mode(mode)
         offset = operator.index(offset)
         address = checked_address(address, offset)
-        _, whole = kernel.identify(mappable.fileno())
+        theirs = mappable.fileno()
+        try:
+            _, whole = kernel.identify(theirs)
+        except OSError as error:
+            raise map_refused(error, size or 0, mode) from error
         if not 0 <= offset < max(whole, 1):
             raise ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
         size = whole - offset if size is None else checked_size(size)
@@ -122,7 +129,7 @@ class MappedRegion:
                 f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
             )
         try:
-            fd = os.dup(mappable.fileno())
+            fd = os.dup(theirs)
             try:
                 mapping, window = new_mapping(fd, offset, size, mode, address)
             except BaseException:
@@ -277,7 +284,8 @@ class MappedRegion:
         writing, write to its fd or change its size. This region stays writable, here;
         where it is passed to it arrives ``read_only``, and in a forked child it becomes
         so. Children that are forked by C code, without Python's ``os.fork``, keep a
-        writable mapping, and so does who mapped the memory before it was sealed.
+        writable mapping, and so does who mapped the memory before it was sealed. Who may
+        debug this process (ptrace(2)) can write through it.
 
         Raises:
             UnsupportedError: The memory has a name or is a file's, which cannot be sealed.
@@ -306,19 +314,58 @@ class MappedRegion:
         if self.mode is not Mode.read_write:
             raise ValueError(f"cannot seal {self!r}: only a read_write region can be sealed")
         try:
-            kernel.seal_writes(self._mapping.fd)
+            seal(self._mapping)
         except OSError as error:
             raise UnsupportedError(
                 f"cannot seal {self!r} ({os.strerror(error.errno or 0)}): only anonymous memory can be, "
                 "and none that was sealed otherwise",
                 capability="seals",
             ) from error
-        self._mapping.sealed = True
 
     @property
     def sealed(self) -> bool:
-        """Whether `seal` was called here."""
+        """Whether `seal` was called here, on this region or another one of the same memory."""
         return self._mapping.sealed
+
+    def place(self, kind: type[T], offset: int = 0) -> T:
+        """Return a view of a ctypes type in the region, of what is there already.
+
+        It keeps the memory mapped, as any view does.
+
+        Args:
+            kind: A ctypes structure, union, array or simple type. Raw pointers, Python
+                objects and functions mean nothing to other processes, and are refused.
+            offset: Where it lies, in bytes; a multiple of its alignment.
+
+        Raises:
+            UnplaceableTypeError: The type has a part that means something in one
+                process only; the message names the field, and what to use instead.
+            ValueError: It does not fit there, or is not aligned.
+            RegionClosedError: The region was closed.
+        """
+        from forkshm.region._place import place
+
+        return place(self, kind, offset)
+
+    def construct(self, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
+        """Make a new object of a ctypes type in the region, and return a view of it.
+
+        Bytes that the arguments do not set are zero, and each `OffsetPtr` is null.
+
+        Args:
+            kind: As for `place`.
+            offset: As for `place`.
+            args: As for ``kind(...)``.
+            kwargs: The same.
+
+        Raises:
+            UnplaceableTypeError: As for `place`.
+            ValueError: As for `place`.
+            RegionClosedError: The region was closed.
+        """
+        from forkshm.region._place import construct
+
+        return construct(self, kind, offset, *args, **kwargs)
 
     def _range(self, offset: int, size: int | None) -> tuple[int, int]:
         """Return the pages around a range of the region: address and size."""
@@ -408,6 +455,8 @@ def checked_address(address: int | None, offset: int) -> int | None:
     page = kernel.page_size
     if address <= 0 or address % page:
         raise ValueError(f"address must be a positive multiple of the page size, {page:,} bytes, got {address:#x}")
+    if address > 2 * sys.maxsize:
+        raise ValueError(f"address must be one that a pointer can hold, got {address:#x}")
     if offset % page:
         raise ValueError(f"with an address, offset must be a multiple of the page size, {page:,} bytes, got {offset:,}")
     return address
@@ -438,6 +487,7 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
         errno.EACCES: f"the fd does not allow a {mode} mapping",
         errno.EPERM: f"the object is sealed against a {mode} mapping",
         errno.ENODEV: "this kind of file cannot be mapped",
+        errno.EBADF: "its fd is not open",
         errno.EFBIG: "the object would be larger than a file may be",
     }.get(number, "see the error number")
     return RegionCreateError(

@@ -25,7 +25,14 @@ from forkshm.region._table import Mode
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ("Creation", "SharedMemoryObject", "remove_on_exit")
+__all__ = (
+    "Creation",
+    "SharedMemoryObject",
+    "create_only",
+    "open_only",
+    "open_or_create",
+    "remove_on_exit",
+)
 
 
 class Creation(str, enum.Enum):
@@ -40,6 +47,11 @@ class Creation(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+create_only = Creation.create_only
+open_or_create = Creation.open_or_create
+open_only = Creation.open_only
 
 
 class SharedMemoryObject:
@@ -256,6 +268,10 @@ class SharedMemoryObject:
             raise RegionAccessError(
                 error.errno or errno.EACCES,
                 f"cannot remove shared memory object {name!r}: it belongs to somebody else",
+            ) from error
+        except IsADirectoryError as error:
+            raise RegionAccessError(
+                errno.EISDIR, f"cannot remove shared memory object {name!r}: something else has that name"
             ) from error
         return True
 

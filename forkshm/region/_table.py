@@ -18,7 +18,20 @@ from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
 if TYPE_CHECKING:
     import weakref
 
-__all__ = ("Mapping", "Mode", "mapping_at", "mapping_of", "new_mapping", "round_up", "shrink")
+__all__ = (
+    "Mapping",
+    "Mode",
+    "copy_on_write",
+    "mapping_at",
+    "mapping_of",
+    "new_mapping",
+    "read_only",
+    "read_private",
+    "read_write",
+    "round_up",
+    "seal",
+    "shrink",
+)
 
 
 class Mode(str, enum.Enum):
@@ -39,6 +52,11 @@ class Mode(str, enum.Enum):
     def __str__(self) -> str:
         return self.value
 
+
+read_only = Mode.read_only
+read_write = Mode.read_write
+copy_on_write = Mode.copy_on_write
+read_private = Mode.read_private
 
 ACCESS = {
     Mode.read_only: Access.READ,
@@ -172,6 +190,18 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
             kernel.unmap(left + left_length, start + length - left - left_length)
         _enter(mapping)
     return _new_window(mapping)
+
+
+def seal(mapping: Mapping) -> None:
+    """Seal the object against writes, and note it for all of its mappings here that can write.
+
+    Under the lock that fork takes: no child comes between the two.
+    """
+    with guard:
+        kernel.seal_writes(mapping.fd)
+        for same in _by_identity[mapping.identity]:
+            same.sealed = same.mode is Mode.read_write
+    settle()
 
 
 def mapping_at(address: int) -> Mapping | None:

@@ -1,0 +1,198 @@
+"""What all locks in a region have in common: a place, a header, and how to wait."""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import os
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from forkshm.backend import _syscalls
+from forkshm.errors import NotConstructedError, RegionAccessError, RegionClosedError, SyncError, UnsupportedError
+from forkshm.region import _lifetime
+from forkshm.region._table import Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from forkshm.region._mapped import MappedRegion
+
+__all__ = ("HEADER", "LINE", "SLICE", "Placed", "checked_timeout", "give_back", "held", "take")
+
+#: Bytes of a cache line. What different processes write at the same time lies in different ones.
+LINE = 64
+#: The first bytes of each lock: 16 words, of which 0 and 1 say what it is.
+HEADER = LINE
+_MAGIC, _LAYOUT = 0, 1
+#: "FS", the version of the layout, and in the low byte the kind of lock.
+_SIGNATURE = 0x46530100
+
+#: Longest wait in one call of C. No signal handler runs in such a call, so this is how long ^C takes. And
+#: it repairs what the kernel cannot: a wake-up that went to a process that was killed before it acted.
+SLICE = 0.1
+
+#: The memory of every mutex that a thread of this process holds, by its address. The C library links the
+#: mutexes that a thread holds, by address, and the kernel follows these links when the thread dies: so a
+#: mutex that is held must stay mapped, even if nobody knows its Python object any more.
+held: dict[int, Any] = {}
+
+# A child holds nothing: ownership is the thread's, and these threads are the parent's.
+_lifetime.at_fork(in_child=held.clear)
+
+
+class Placed:
+    """A lock that lives in a region, and this process's way to it.
+
+    Guarantees:
+        * The memory stays mapped while this object lives, or while a thread of this process holds the
+          lock: ``region.close()`` says `RegionBusyError`. `detach` ends the first.
+        * Whoever attaches finds a lock that is complete and of this kind, or gets an error.
+
+    This relies on:
+        * Words of 4 bytes at multiples of 4 being read and written in one piece.
+        * The signature being written last, after a system call, which is a full memory barrier.
+    """
+
+    #: Bytes it takes in the region.
+    SIZE: ClassVar[int] = HEADER
+    #: Its address must be a multiple of this.
+    ALIGNMENT: ClassVar[int] = LINE
+    _KIND: ClassVar[int] = 0
+
+    _region: MappedRegion
+    _offset: int
+    _address: int
+    _words: memoryview | None
+
+    def _place(self, region: MappedRegion, offset: int, size: int) -> memoryview:
+        if _syscalls.locks_missing:
+            raise UnsupportedError(
+                f"{type(self).__name__} needs {_syscalls.locks_missing}, and this system has none",
+                capability=_syscalls.locks_missing,
+            )
+        name = type(self).__name__
+        offset = operator.index(offset)
+        if region.mode is not Mode.read_write:
+            raise RegionAccessError(
+                errno.EACCES, f"a {name} needs a region that is mapped read_write, and {region!r} is {region.mode}"
+            )
+        if not 0 <= offset <= region.size - size:
+            raise ValueError(
+                f"{name} takes {size:,} bytes, which do not fit at offset {offset:,} into a region of "
+                f"{region.size:,} bytes"
+            )
+        address = region.address + offset
+        if address % self.ALIGNMENT:
+            raise ValueError(
+                f"{name} must start at a multiple of {self.ALIGNMENT} bytes: offset {offset:,} is at address "
+                f"{address:#x}"
+            )
+        self._region, self._offset, self._address = region, offset, address
+        words = region.buf[offset : offset + size].cast("I")
+        self._words = words
+        return words
+
+    def _construct(self, region: MappedRegion, offset: int, size: int) -> memoryview:
+        """Clear the place. Until `_complete`, nobody can attach to it."""
+        words = self._place(region, offset, size)
+        if any(self._address <= address < self._address + size for address in held):
+            raise SyncError(f"cannot construct {self!r}: this process holds a lock at that place")
+        words[_MAGIC] = 0
+        _syscalls.futex_wake(self._address, 0)
+        for index in range(1, len(words)):
+            words[index] = 0
+        words[_LAYOUT] = _syscalls.LOCK_LAYOUT
+        return words
+
+    def _complete(self, words: memoryview) -> None:
+        _syscalls.futex_wake(self._address, 0)
+        words[_MAGIC] = _SIGNATURE | self._KIND
+
+    @classmethod
+    def _find(cls, region: MappedRegion, offset: int, size: int) -> tuple[Self, memoryview]:
+        found = cls.__new__(cls)
+        words = found._place(region, offset, size)
+        if words[_MAGIC] != _SIGNATURE | cls._KIND:
+            there = {kind._KIND: kind.__name__ for kind in _kinds(Placed)}.get(words[_MAGIC] - _SIGNATURE)
+            raise NotConstructedError(
+                f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: there is "
+                + (f"a {there}" if there else "none, or not yet; whoever makes the region constructs the locks in it")
+            )
+        if words[_LAYOUT] != _syscalls.LOCK_LAYOUT:
+            raise NotConstructedError(
+                f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: it was constructed by a process "
+                f"with another C library or word size ({words[_LAYOUT]:#x}, this process has "
+                f"{_syscalls.LOCK_LAYOUT:#x})"
+            )
+        return found, words
+
+    def _live(self) -> memoryview:
+        words = self._words
+        if words is None:
+            raise RegionClosedError(f"cannot use {self!r}: it was detached in this process")
+        return words
+
+    def detach(self) -> None:
+        """Let go of the region, so that it can be closed; the lock stays in it. Twice is allowed."""
+        self._words = None
+
+    def __repr__(self) -> str:
+        where = "detached" if self._words is None else f"at offset {self._offset:,} of {self._region!r}"
+        return f"<{type(self).__name__} {where}>"
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (self._region, self._offset)
+
+    def __reduce__(self) -> Any:
+        # Through a forkshm channel the region crosses as a descriptor. A plain pickle refuses it.
+        self._live()
+        return type(self).attach, self._arguments()  # type: ignore[attr-defined]  # each kind has its own
+
+
+def _kinds(kind: type[Placed]) -> list[type[Placed]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
+
+
+def checked_timeout(timeout: float | None) -> float:
+    """Return seconds to wait, infinite for None, or raise."""
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be None, 0 or more seconds, got {timeout}")
+    return timeout
+
+
+def take(address: int, timeout: float) -> int:
+    """Lock a bare robust mutex: 0, EOWNERDEAD, EDEADLK, ENOTRECOVERABLE, or EBUSY after *timeout*."""
+    code = _syscalls.mutex_trylock(address)
+    if code != errno.EBUSY or timeout <= 0:
+        return code
+    deadline = time.monotonic() + timeout
+    while True:
+        code = _syscalls.mutex_lock(address, max(min(SLICE, deadline - time.monotonic()), 0.0))
+        if code != errno.ETIMEDOUT:
+            return code
+        if time.monotonic() >= deadline:
+            return errno.EBUSY
+
+
+def give_back(address: int) -> bool:
+    """Unlock a bare mutex if this thread has it, after something came between taking and noting it.
+
+    Returns:
+        Whether its last owner had died, and nobody had noted that.
+    """
+    # EDEADLK: this thread has it. 0 or EOWNERDEAD: it has it now. With EBUSY somebody else has, and in musl
+    # perhaps this thread; unlock() knows.
+    died = _syscalls.mutex_trylock(address) != errno.EBUSY and _syscalls.mutex_consistent(address) == 0
+    _syscalls.mutex_unlock(address)
+    return died
+
+
+def mutex_made(address: int, kind: str) -> None:
+    """Make a bare robust mutex, or raise."""
+    code = _syscalls.mutex_init(address)
+    if code != 0:
+        raise SyncError(f"cannot construct a {kind}: the C library refused ({os.strerror(code)})")

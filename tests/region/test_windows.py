@@ -1,0 +1,62 @@
+"""WindowsSharedMemory, where there is none: it says so, and what to use instead."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+
+import pytest
+
+from forkshm import Creation, Mode, UnsupportedError, WindowsSharedMemory
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="here it works")
+
+
+@pytest.mark.parametrize("creation", list(Creation))
+@pytest.mark.parametrize("mode", [Mode.read_only, Mode.read_write, Mode.copy_on_write])
+def test_every_way_to_make_one_is_refused_with_what_to_use_instead(creation, mode):
+    for arguments in ((creation, "name", mode), (creation.value, None, mode.value, 1000), (creation, r"Local\name")):
+        with pytest.raises(UnsupportedError) as caught:
+            WindowsSharedMemory(*arguments)
+        assert caught.value.capability == "windows_sections"
+        for telling in ("Windows only", "anonymous_shared_memory()", "SharedMemoryObject"):
+            assert telling in str(caught.value)
+
+
+def test_the_refusal_is_a_not_implemented_error_and_survives_pickling():
+    with pytest.raises(NotImplementedError) as caught:
+        WindowsSharedMemory("create_only", "name", "read_write", 1000)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.capability) == (UnsupportedError, str(caught.value), "windows_sections")
+
+
+@pytest.mark.parametrize(("creation", "mode"), [("create", "read_write"), ("create_only", "rw")])
+def test_a_wrong_argument_is_said_on_every_system(creation, mode):
+    with pytest.raises(ValueError, match="is not a valid"):
+        WindowsSharedMemory(creation, "name", mode)
+
+
+def test_it_has_the_shape_of_the_other_mappable_objects():
+    """What Boost.Interprocess leaves out is left out: no truncate, no remove."""
+    for member in ("name", "mode", "size", "closed", "fileno", "close", "__enter__", "__exit__"):
+        assert hasattr(WindowsSharedMemory, member)
+    assert not hasattr(WindowsSharedMemory, "truncate")
+    assert not hasattr(WindowsSharedMemory, "remove")
+    assert list(inspect.signature(WindowsSharedMemory).parameters) == ["creation", "name", "mode", "size", "permissions"]
+
+
+def test_even_one_that_was_made_by_force_refuses_each_use():
+    made = WindowsSharedMemory.__new__(WindowsSharedMemory)
+    for use in (
+        lambda: made.name,
+        lambda: made.mode,
+        lambda: made.size,
+        lambda: made.closed,
+        made.fileno,
+        made.close,
+        made.__enter__,
+        lambda: made.__exit__(None, None, None),
+    ):
+        with pytest.raises(UnsupportedError):
+            use()
