@@ -28,7 +28,7 @@ class Holdings:
     children: frozenset[int]
     #: Names of threads.
     threads: frozenset[tuple[int, str]]
-    #: Names below /dev/shm.
+    #: Names below /dev/shm that carry the id of this process; others' come and go.
     named: frozenset[str]
     #: Memory objects of forkshm that are mapped, but those of the arena.
     mappings: int
@@ -66,7 +66,7 @@ def holdings() -> Holdings:
         fds=_fds(),
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
-        named=frozenset(os.listdir("/dev/shm")),  # noqa: S108
+        named=frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name),  # noqa: S108
         mappings=mappings,
         blocks=arena.statistics().blocks,
     )
