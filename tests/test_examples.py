@@ -6,13 +6,19 @@ import importlib.util
 import os
 import pathlib
 import runpy
+import secrets
 import subprocess
 import sys
 import types
 
 import pytest
 
+import forkshm
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+# Of the kernel objects of this run: parallel ones never meet.
+NAME = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
 
 # Options that make an example short, the modules it needs, and what it must print.
 EXPECTED = {
@@ -29,6 +35,33 @@ EXPECTED = {
             "bytes copied",
             "bytes shared",
             "results equal to serial run: yes",
+        ],
+    ),
+    "anonymous_memory.py": ([], [], ["1,000 bytes at 0x", "wrote all 1,000 bytes, was killed, and left them"]),
+    "file_mapping.py": ([], [], ["saw 10,000 ones, then byte 5,000 become 2, and so did the file"]),
+    "shared_memory_server.py": (
+        ["--name", NAME + "-server"],
+        [],
+        [
+            f"server: wrote 1,000 ones to shared memory object '{NAME}-server', and closed it",
+            f"client: all 1,000 bytes that another program wrote are 1, and '{NAME}-server' is removed",
+        ],
+    ),
+    "shared_memory_client.py": (
+        ["--name", NAME + "-client"],
+        [],
+        [
+            f"client: cannot open shared memory object '{NAME}-client': there is none of that name: starting",
+            f"server: wrote 1,000 ones to shared memory object '{NAME}-client', and closed it",
+            f"client: all 1,000 bytes that another program wrote are 1, and '{NAME}-client' is removed",
+        ],
+    ),
+    "windows_shared_memory.py": (
+        [],
+        [],
+        [
+            "not supported here: WindowsSharedMemory exists on Windows only: use anonymous_shared_memory()",
+            "another process found all 1,000 bytes to be 1",
         ],
     ),
 }
@@ -61,6 +94,18 @@ def test_example_runs(name):
     assert not done.stderr
     missing = [line for line in lines if line not in done.stdout]
     assert not missing, done.stdout
+
+
+def test_the_client_finds_what_the_server_left_and_says_what_is_wrong_with_it():
+    name = NAME + "-both"
+    with forkshm.remove_on_exit(name):
+        assert run("shared_memory_server.py", "--leave", "--name", name, "--size", "5001").returncode == 0
+        with forkshm.SharedMemoryObject("open_only", name) as shm, forkshm.MappedRegion(shm) as region:
+            region.buf[5000] = 2
+        done = run("shared_memory_client.py", "--name", name)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "client: 1 of 5,001 bytes are not 1; removed: True\n"
+        assert not forkshm.SharedMemoryObject.remove(name)
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,12 @@ class LinuxBackend(Backend):
         path = f"/proc/{pid}/fd/{fd}"
         status = os.stat(path)
         if (status.st_dev, status.st_ino) == identity:
-            opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS, errno.ETXTBSY):
+                    raise
+                opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file that may only be read
             if self.identify(opened)[0] == identity:
                 return opened
             os.close(opened)  # replaced between the two looks

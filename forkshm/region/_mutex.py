@@ -72,8 +72,7 @@ class Mutex(Placed):
         was before the call.
 
     Example:
-        >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region._sync import Mutex
+        >>> from forkshm import Mutex, anonymous_shared_memory
         >>> region = anonymous_shared_memory(Mutex.SIZE)
         >>> mutex = Mutex(region)
         >>> with mutex:
@@ -292,8 +291,7 @@ class RecursiveMutex(Mutex):
         As for `Mutex`. However often it was held by one who died, the next one has it once.
 
     Example:
-        >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region._sync import RecursiveMutex
+        >>> from forkshm import RecursiveMutex, anonymous_shared_memory
         >>> mutex = RecursiveMutex(anonymous_shared_memory(RecursiveMutex.SIZE))
         >>> with mutex, mutex:
         ...     mutex.acquire(timeout=0)

@@ -91,8 +91,7 @@ class RWLock(Placed):
         two that tried would wait for each other.
 
     Example:
-        >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region._sync import RWLock
+        >>> from forkshm import RWLock, anonymous_shared_memory
         >>> lock = RWLock(anonymous_shared_memory(RWLock.SIZE))
         >>> with lock.read(), lock.read(timeout=1):
         ...     pass
@@ -278,6 +277,7 @@ class RWLock(Placed):
         slot = self._free_slot(words, deadline)
         if slot is None:
             return False
+        held[slot] = get_native_id(), words
         _holds.by_address[self._address] = _Hold(slot, 1)
         if words[_STATE] == _WRITING:
             # No writer holds the lock, for this thread has a part of it. So the one who wrote this died.
@@ -293,27 +293,28 @@ class RWLock(Placed):
         start = get_native_id() % len(slots)
         while True:
             writer = words[_WRITER]
-            if writer and self._enter(words, self._gate, 0.0) == 0:
+            if writer and self._enter(self._gate) == 0:
                 # That one died, or has just gone: it does not have the gate.
                 self._no_writer(words)
                 self._leave(self._gate)
                 writer = 0
             if not writer:
-                order: tuple[int, ...] = (*slots[start:], *slots[:start])
-                for slot in order:
-                    if self._enter(words, slot, 0.0) == 0:
+                for number in range(start, start + len(slots)):
+                    slot: int = slots[number % len(slots)]
+                    if self._enter(slot) == 0:
                         return slot
-            left = deadline - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            if now >= deadline:
                 return None
             if writer:
-                _syscalls.futex_wait(self._address + _WRITER * _WORD, writer, min(left, SLICE))
+                _syscalls.futex_wait(self._address + _WRITER * _WORD, writer, min(deadline - now, SLICE))
                 continue
             # Not for long: it may be another slot that becomes free.
-            brief = min(left, SLICE / 10)
-            code = self._enter(words, slots[start], brief)
+            brief = min(deadline - now, SLICE / 10)
+            slot = slots[start]
+            code = self._enter(slot, now + brief)
             if code == 0:
-                return slots[start]
+                return slot
             if code == errno.EDEADLK:
                 time.sleep(brief)  # this thread's own, through another mapping
 
@@ -336,13 +337,15 @@ class RWLock(Placed):
 
     def _all_slots(self, words: memoryview, deadline: float) -> bool:
         for mutex in (self._gate, *self._slots):
-            code = self._enter(words, mutex, max(deadline - time.monotonic(), 0.0))
+            code = self._enter(mutex, deadline)
             if code == errno.EDEADLK:
                 raise DeadlockError(f"cannot acquire {self!r} for writing: this thread has it through another mapping")
             if code != 0:
                 self._leave_all(words, mutex)
                 return False
             if mutex == self._gate:
+                # The slots are in the same memory: one pin is enough.
+                held[mutex] = get_native_id(), words
                 words[_WRITER] = get_native_id()
         return True
 
@@ -352,18 +355,21 @@ class RWLock(Placed):
         if not self._write(max(deadline - time.monotonic(), 0.0) if math.isfinite(deadline) else None):
             return False
         words[_STATE] = _SOUND
+        held[slot] = get_native_id(), words
         _holds.by_address[self._address] = _Hold(slot, 1)
         self._leave_all(words, keep=slot)
         return True
 
-    def _enter(self, words: memoryview, mutex: int, seconds: float) -> int:
+    def _enter(self, mutex: int, deadline: float = 0.0) -> int:
         """Take one: 0, EBUSY or EDEADLK."""
-        code = take(mutex, seconds)
+        code = _syscalls.mutex_trylock(mutex)
+        if code == 0:
+            return 0
+        if code == errno.EBUSY:
+            code = take(mutex, deadline - time.monotonic())
         if code == errno.EOWNERDEAD:
             code = _syscalls.mutex_consistent(mutex)
-        if code == 0:
-            held[mutex] = get_native_id(), words
-        elif code not in (errno.EBUSY, errno.EDEADLK):
+        if code not in (0, errno.EBUSY, errno.EDEADLK):
             raise SyncError(f"cannot acquire {self!r}: a part of it is unusable (errno {code})")
         return code
 
@@ -379,7 +385,7 @@ class RWLock(Placed):
             if slot == until:
                 break
             if slot != keep:
-                self._leave(slot)
+                _syscalls.mutex_unlock(slot)
         if words[_WRITER] == get_native_id():
             self._no_writer(words)
         self._leave(self._gate)

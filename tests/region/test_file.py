@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes  # noqa: TID251 - prctl(2)
 import errno
 import os
 import pathlib
@@ -18,6 +19,7 @@ from forkshm import (
     RegionCreateError,
     RegionNotFoundError,
 )
+from forkshm.descriptor._region import describe
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NOBODY = 65534
@@ -198,3 +200,28 @@ def test_a_forked_child_shares_the_file(path, in_child):
         assert in_child(write) == 0
         assert bytes(region.buf) == b"hullo world"
         assert file.size == 11
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_file_that_one_may_only_read_is_reached_by_its_descriptor(in_child):
+    def stranger():
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE: setuid(2) took it away
+        with FileMapping(path, "read_only") as file, MappedRegion(file, "read_only", offset=6) as region:
+            descriptor = describe(region)
+
+            def attach():
+                region.close()
+                again = descriptor.attach()
+                assert (again.mode, bytes(again.buf)) == ("read_only", b"world")
+
+            return in_child(attach)
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = pathlib.Path(folder) / "file"
+        path.write_bytes(b"hello world")
+        path.chmod(0o444)
+        assert in_child(stranger) == 0

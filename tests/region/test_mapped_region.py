@@ -6,7 +6,7 @@ Rows of "behaviour measured on Boost" are those of Boost.Interprocess' ``mapped_
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import ctypes  # noqa: TID251 - raw addresses are looked at
 import errno
 import faulthandler
 import gc
@@ -381,7 +381,7 @@ class TestLifetime:
     def test_what_was_closed_cannot_be_mapped(self, make):
         mappable = make()
         mappable.close()
-        with pytest.raises((RegionError, ValueError), match="closed|its fd is not open") as caught:
+        with pytest.raises((RegionError, ValueError), match=r"closed|its fd is not open") as caught:
             MappedRegion(mappable)
         if isinstance(caught.value, OSError):
             assert caught.value.errno == errno.EBADF

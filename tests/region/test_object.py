@@ -174,7 +174,9 @@ def test_a_name_is_a_str(bad):
             use(bad)
 
 
-@pytest.mark.parametrize("tail", ["", " with spaces", "\N{SNOWMAN} \u00e9", "\n", "...", "%s", "x" * 255, "\u00e9" * 127])
+@pytest.mark.parametrize(
+    "tail", ["", " with spaces", "\N{SNOWMAN} \u00e9", "\n", "...", "%s", "x" * 255, "\u00e9" * 127]
+)
 def test_other_names_are_allowed_up_to_255_bytes(name, tail):
     whole = os.fsdecode(os.fsencode(name + tail)[:255] if len(tail) == 255 else os.fsencode(name + tail))
     if len(tail) == 127:

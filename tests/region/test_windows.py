@@ -43,7 +43,13 @@ def test_it_has_the_shape_of_the_other_mappable_objects():
         assert hasattr(WindowsSharedMemory, member)
     assert not hasattr(WindowsSharedMemory, "truncate")
     assert not hasattr(WindowsSharedMemory, "remove")
-    assert list(inspect.signature(WindowsSharedMemory).parameters) == ["creation", "name", "mode", "size", "permissions"]
+    assert list(inspect.signature(WindowsSharedMemory).parameters) == [
+        "creation",
+        "name",
+        "mode",
+        "size",
+        "permissions",
+    ]
 
 
 def test_even_one_that_was_made_by_force_refuses_each_use():

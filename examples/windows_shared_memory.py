@@ -1,0 +1,49 @@
+"""Native shared memory of Windows, and what to use where there is none.
+
+What is special about it is how long it lives: as long as any process has it, and no longer. On every other system
+`WindowsSharedMemory` says that it is not there. Memory without a name lives just as long, and a pool's workers get it
+as an argument: that is what this program uses then.
+
+    pip install forkshm
+    python examples/windows_shared_memory.py
+"""
+
+from __future__ import annotations
+
+import sys
+
+import forkshm
+from forkshm import MappedRegion, WindowsSharedMemory, anonymous_shared_memory, create_only, read_write
+
+SIZE = 1000
+
+
+def check(region: MappedRegion) -> int:
+    """In another process: count the ones."""
+    return bytes(region.buf).count(1)
+
+
+def make() -> MappedRegion:
+    """Native memory, or what does the same here."""
+    try:
+        with WindowsSharedMemory(create_only, "shared_memory", read_write, SIZE) as shm:
+            return MappedRegion(shm, read_write)
+    except forkshm.UnsupportedError as error:
+        print(f"not supported here: {error}")
+        return anonymous_shared_memory(SIZE)
+
+
+def main() -> int:
+    """Fill the memory with ones, and have another process count them."""
+    with forkshm.Pool(1) as pool, make() as region:
+        region.buf[:] = b"\1" * region.size
+        ones = pool.apply(check, (region,))
+    if ones != SIZE:
+        print(f"windows_shared_memory: {ones:,} of {SIZE:,} bytes are 1", file=sys.stderr)
+        return 1
+    print(f"another process found all {ones:,} bytes to be 1; the memory is gone with the last that had it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
