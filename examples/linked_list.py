@@ -19,8 +19,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import forkshm
-from forkshm.region._offset_ptr import OffsetPtr
-from forkshm.region._place import aligned, construct, place
+from forkshm.region import OffsetPtr, aligned, construct, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -37,6 +37,16 @@ EXPECTED = {
             "results equal to serial run: yes",
         ],
     ),
+    "linked_list.py": (
+        ["--nodes", "500"],
+        [],
+        ["built 500 nodes", "here it has 500 nodes now: the pointers are right at both addresses"],
+    ),
+    "robust_mutex.py": (
+        [],
+        [],
+        ["acquired = False after 0.2 s", "died = True", "proved: 5 holders were killed, 5 repairs were made"],
+    ),
     "anonymous_memory.py": ([], [], ["1,000 bytes at 0x", "wrote all 1,000 bytes, was killed, and left them"]),
     "file_mapping.py": ([], [], ["saw 10,000 ones, then byte 5,000 become 2, and so did the file"]),
     "shared_memory_server.py": (

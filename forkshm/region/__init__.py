@@ -17,6 +17,7 @@ from forkshm.region._object import (
     remove_on_exit,
 )
 from forkshm.region._offset_ptr import OffsetPtr, Pointer
+from forkshm.region._place import aligned, assign, construct, place
 from forkshm.region._sync import Barrier, Condition, Mutex, RecursiveMutex, RWLock, Semaphore
 from forkshm.region._table import Mode, copy_on_write, read_only, read_private, read_write
 from forkshm.region._windows import WindowsSharedMemory
@@ -37,11 +38,15 @@ __all__ = (
     "Semaphore",
     "SharedMemoryObject",
     "WindowsSharedMemory",
+    "aligned",
     "anonymous_shared_memory",
+    "assign",
+    "construct",
     "copy_on_write",
     "create_only",
     "open_only",
     "open_or_create",
+    "place",
     "read_only",
     "read_private",
     "read_write",
