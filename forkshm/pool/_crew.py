@@ -169,9 +169,9 @@ class Crew:
         self.tasks.end()
         self.ring(len(self.workers))
 
-    def wait(self, timeout: float | None) -> list[Worker]:
+    def wait(self, timeout: float) -> list[Worker]:
         """Wait until a result is there or a worker has ended; return those that have."""
-        ready = self.events.poll(None if timeout is None else math.ceil(timeout * 1000))
+        ready = self.events.poll(math.ceil(timeout * 1000))
         return [self._by_sentinel[fd] for fd, _ in ready if fd in self._by_sentinel]
 
     def wake(self) -> None:

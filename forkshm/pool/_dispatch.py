@@ -48,8 +48,10 @@ __all__ = ("Dispatcher", "Function", "Task")
 _WINDOW = 96
 #: Copies on their way at a time, in bytes, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
-#: The longest sleep: then whoever leads rings for tasks that were left lying, as by a
-#: worker that was stopped (SIGSTOP) right after it had been woken for one.
+#: Whoever leads looks up this often whatever happens.
+_LONGEST_SLEEP_SECONDS = 1.0
+#: And this often while somebody sleeps although a task lies there, as with a worker that
+#: was stopped (SIGSTOP) right after it had been woken for it: then it rings again.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
 #: Workers that may die in a row before they are through their initializer.
@@ -254,7 +256,7 @@ class Dispatcher:
                 sent = self._send(tasks)
             except Exception as error:
                 if len(tasks) == 1:
-                    self._finish(tasks[0], Outcome(error=error))
+                    self._fail_in_hand(tasks, error)
                 else:  # one of them is to blame: they go one by one
                     for task in tasks:
                         task.batched = False
@@ -263,20 +265,24 @@ class Dispatcher:
             except BaseException:  # Ctrl-C: it is the caller's, the tasks may be others'
                 self._put_back(tasks)
                 raise
-            finally:
-                with self._lock:
-                    self._in_hand -= len(tasks)
             if not sent:
                 return
 
     def _put_back(self, tasks: Sequence[Task]) -> None:
         with self._lock:
-            if self._failure is None:
+            failure = self._failure
+            if failure is None:
+                self._in_hand -= len(tasks)
                 self._backlog.extendleft(reversed(tasks))
                 return
-            failure = self._failure
+        self._fail_in_hand(tasks, failure)
+
+    def _fail_in_hand(self, tasks: Sequence[Task], error: BaseException) -> None:
+        with self._lock:
+            self._in_hand -= len(tasks)
         for task in tasks:
-            self._finish(task, Outcome(error=failure))
+            self._finish(task, Outcome(error=error))
+        self._crew.wake()  # who leads may be waiting for these
 
     def _take_batch(self) -> list[Task]:
         """Take a task off the backlog, with those like it that may go in one message."""
@@ -316,6 +322,9 @@ class Dispatcher:
                         for taken in range(number, self._next_number):
                             self._take_sent(taken)
             if sent:
+                # In the same breath as they were entered: there is no moment at which
+                # they were answered and still seem to be in hand.
+                self._in_hand -= len(tasks)
                 self._messages += 1
                 if kind is Kind.BATCH:
                     self._bytes_copied += parcel.copied
@@ -325,6 +334,7 @@ class Dispatcher:
             parcel.close()
         if sent:
             self._ring()
+            self._notify()  # there is something to lead for
         else:
             self._put_back(tasks)
         return sent
@@ -372,9 +382,9 @@ class Dispatcher:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not done():
-            if not self.is_idle() and self._lead.acquire(blocking=False):
+            if self._may_lead() and self._lead.acquire(blocking=False):
                 try:
-                    while not done() and not self.is_idle():
+                    while not done() and self._may_lead():
                         if not self._step(deadline):
                             return done()
                 finally:
@@ -386,7 +396,7 @@ class Dispatcher:
                     try:
                         # Looked at again under the condition, so that neither the result
                         # nor the lead can become free unnoticed.
-                        if done() or (not self.is_idle() and self._is_lead_free()):
+                        if done() or (self._may_lead() and self._is_lead_free()):
                             continue
                         left = None if deadline is None else deadline - time.monotonic()
                         if left is not None and left <= 0:
@@ -395,6 +405,14 @@ class Dispatcher:
                     finally:
                         self._followers -= 1
         return True
+
+    def _may_lead(self) -> bool:
+        """Whether something is going to come through the channel, or can be sent.
+
+        Else there is nothing to wait for there: another thread pickles what it will then
+        send and wait for itself, or runs a callback.
+        """
+        return bool(self._sent or self._backlog)
 
     def _is_lead_free(self) -> bool:
         free = self._lead.acquire(blocking=False)
@@ -422,11 +440,11 @@ class Dispatcher:
                 self._spin.end(now - began)
                 return True
             now = time.monotonic()
-        pause = None if deadline is None else max(0.0, deadline - now)
+        pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
         if self._ring():
-            pause = _LOOK_AGAIN_SECONDS if pause is None else min(pause, _LOOK_AGAIN_SECONDS)
+            pause = min(pause, _LOOK_AGAIN_SECONDS)
         if self._audit:
-            pause = _AUDIT_SECONDS if pause is None else min(pause, _AUDIT_SECONDS)
+            pause = min(pause, _AUDIT_SECONDS)
         ended = self._crew.wait(pause)
         if self._receive():
             self._spin.end(time.monotonic() - began)

@@ -104,9 +104,11 @@ def test_callbacks_are_called_although_nobody_waits(pool, wait_until):
 
 
 def test_a_callback_may_use_the_pool(pool):
-    inner = []
-    pool.apply_async(f.square, (3,), callback=lambda value: inner.append(pool.apply(f.square, (value,)))).get()
-    assert inner == [81]
+    # Many times: the thread that waits and the one that calls back hand the lead on.
+    for _ in range(200):
+        inner = []
+        pool.apply_async(f.square, (3,), callback=lambda value: inner.append(pool.apply(f.square, (value,)))).get()
+        assert inner == [81]
 
 
 @pytest.mark.filterwarnings("default::pytest.PytestUnhandledThreadExceptionWarning")

@@ -908,6 +908,9 @@ assert not _placed.held, _placed.held
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="before 3.11 a signal may come between a call and the store of its result"
+)
 @pytest.mark.parametrize("what", ["mutex", "recursive", "semaphore", "read", "write"])
 def test_an_interruption_at_any_moment_undoes_the_call(run_script, what):
     assert run_script(STORM, what) == ""
