@@ -111,7 +111,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=MIB, help="bytes to map (default: 1 MiB)")
     parser.add_argument("--times", type=int, default=1000, help="calls in a round")
     options = parser.parse_args()
-    print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {options.size:,} bytes, medians of {ROUNDS} rounds")
+    print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}; medians of {ROUNDS} rounds")
+    print(f"regions of {options.size:,} bytes")
     print(f"{'':40} {'forkshm':>10} {'peer':>10} {'ratio':>7}")
     for row in rows(options.size):
         ours, peers = [], []

@@ -95,3 +95,10 @@ def test_an_unknown_row_is_refused_by_name():
     done = run(BENCHMARKS / "transport.py", "--rows", "aply")
     assert done.returncode == 2
     assert "no such row: aply; there are: apply, map_single" in done.stderr
+
+
+def test_what_a_region_costs_is_printed_beside_its_peer():
+    done = run(BENCHMARKS / "regions.py", "--times", "2", "--size", "4096")
+    assert done.returncode == 0, done.stderr
+    assert "map an fd and close" in done.stdout
+    assert done.stdout.count("x") >= 4

@@ -107,7 +107,11 @@ def test_a_callback_may_use_the_pool(pool):
     # Many times: the thread that waits and the one that calls back hand the lead on.
     for _ in range(200):
         inner = []
-        pool.apply_async(f.square, (3,), callback=lambda value: inner.append(pool.apply(f.square, (value,)))).get()
+
+        def call_back(value, inner=inner):
+            inner.append(pool.apply(f.square, (value,)))
+
+        pool.apply_async(f.square, (3,), callback=call_back).get()
         assert inner == [81]
 
 
