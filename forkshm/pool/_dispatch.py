@@ -634,6 +634,8 @@ class Dispatcher:
             self.drive(lambda: bool(self._callbacks) or self.is_idle())
             with self._lock:
                 if not self._callbacks:
+                    if not self.is_idle():
+                        continue  # more came since
                     # Decided under the lock: work that comes from now on starts a new one.
                     self._helper = None
                     return

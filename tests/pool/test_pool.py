@@ -101,6 +101,10 @@ def test_callbacks_are_called_although_nobody_waits(pool, wait_until):
         pool.apply_async(f.square, (x,), callback=got.append)
     wait_until(lambda: len(got) == 300)
     assert sorted(got) == [x * x for x in range(300)]
+    # One by one: each comes while the helper is about to leave for want of work.
+    for x in range(300, 500):
+        pool.apply_async(f.square, (x,), callback=got.append)
+        wait_until(lambda x=x: len(got) == x + 1)
 
 
 def test_a_callback_may_use_the_pool(pool):
