@@ -134,7 +134,7 @@ class LinuxBackend(Backend):
 
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)
-        return Identity._make((status.st_dev, status.st_ino)), status.st_size
+        return tuple.__new__(Identity, (status.st_dev, status.st_ino)), status.st_size
 
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         prot, flags = _FLAGS[access]

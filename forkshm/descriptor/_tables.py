@@ -33,8 +33,10 @@ __all__ = (
     "body_tables",
     "is_plain",
     "read_head",
+    "read_one_region",
     "read_tables",
     "write",
+    "write_one_region",
     "write_plain",
 )
 
@@ -49,6 +51,10 @@ _HAS_BLOCK = 1
 #: Tables and stream did not fit the message: they are the first bytes of the block.
 _BODY_IN_BLOCK = 2
 _PRIVATE = 4
+
+# A region and a span, without padding, as they stand one after the other.
+_ONE_REGION = struct.Struct("<QQBiQQ")
+_ONE_REGION_START = struct.pack("<BxxxII", 0, 1, 1)
 
 _MODES = tuple(Mode)
 _NUMBERS = {mode: number for number, mode in enumerate(_MODES)}
@@ -120,6 +126,33 @@ def write(head: Head) -> bytes:
         return _HEAD.pack(0, head.regions, head.spans, head.body_size, 0, 0)
     flags = _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
     return _HEAD.pack(flags, head.regions, head.spans, head.body_size, block.offset, block.size)
+
+
+def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode], int, int, int, int] | None:
+    """Read a parcel of one region, of which it has one span, and no block: one shared array.
+
+    Most parcels with tables are that, and the general way takes three times as long.
+
+    Returns:
+        The region, the span's offset and bytes, and where the stream begins and ends; or
+        None for another kind of parcel, and for one in which something is wrong.
+    """
+    if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
+        return None
+    body = position + _HEAD.size
+    body_size = _HEAD.unpack_from(data, position)[3]
+    offset, size, mode, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
+    fits = size >= 1 and offset + size < 2**63 and region == 0 and start + nbytes <= size and mode < len(_MODES)
+    if not fits or not _ONE_REGION.size <= body_size <= len(data) - body:
+        return None
+    return (offset, size, _MODES[mode]), start, nbytes, body + _ONE_REGION.size, body + body_size
+
+
+def write_one_region(region: tuple[int, int, Mode], span: tuple[int, int, int], stream_size: int) -> bytes:
+    """Return the wire form of head and tables of a parcel of one region and one span of it."""
+    offset, size, mode = region
+    head = _HEAD.pack(0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
+    return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], *span)
 
 
 def write_plain(body_size: int) -> bytes:

@@ -267,13 +267,11 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     if is_shared_type and contiguous and dtype.isbuiltin == 1 and array.base is not None and dtype.kind not in "mMVO":
         # The way of most, made short: whether its buffer is shared is found out by the
         # pickler, from the address. One that owns its elements is not.
-        return rebuild_array, (
+        return rebuild_shared, (
             pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
             dtype.str,
             array.shape,
             array.strides,
-            0,
-            True,
         )
     if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
@@ -326,6 +324,11 @@ def rebuild_array(
     """Return the array whose bytes arrived."""
     kind = SharedArray if shared else np.ndarray
     return kind(shape, dtype, buffer, offset, strides)
+
+
+def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> SharedArray:
+    """Return the contiguous SharedArray whose bytes arrived."""
+    return SharedArray(shape, dtype, buffer, 0, strides)
 
 
 register(np.ndarray, reduce_array)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_plain
+from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds
@@ -17,7 +17,7 @@ from forkshm.region._arena import arena
 from forkshm.region._table import Mapping, Mode, mapping_at, round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from forkshm.region._segment import Lease
 
@@ -39,7 +39,7 @@ class Parcel:
     __slots__ = ("_fds", "_keep", "_lease", "copied", "data", "shared")
 
     def __init__(
-        self, data: bytes, lease: Lease | None = None, mappings: tuple[Mapping, ...] = (), keep: Any = None
+        self, data: bytes, lease: Lease | None = None, mappings: Sequence[Mapping] = (), keep: Any = None
     ) -> None:
         self.data = data
         self._lease = lease
@@ -180,6 +180,11 @@ def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN) ->
         pickler.dump(thing)
     if not buffers.spans and sink.size <= INLINE_LIMIT:
         return Parcel(b"".join([write_plain(sink.size), *sink.pieces]))
+    if len(buffers.refs) == len(buffers.spans) == 1 and not buffers.copies and sink.size < INLINE_LIMIT // 2:
+        head_and_tables = write_one_region(buffers.refs[0], buffers.spans[0], sink.size)
+        parcel = Parcel(b"".join([head_and_tables, *sink.pieces]), None, buffers.in_order, buffers.windows)
+        parcel.shared = buffers.shared
+        return parcel
     return _assemble(sink, buffers, for_many=for_many)
 
 
@@ -239,7 +244,7 @@ def _assemble(sink: _Sink, buffers: _Buffers, *, for_many: bool) -> Parcel:
         )
     )
     data = head if body_in_block else b"".join([head, tables, *sink.pieces])
-    parcel = Parcel(data, lease, tuple(buffers.in_order), buffers.windows)
+    parcel = Parcel(data, lease, buffers.in_order, buffers.windows)
     parcel.copied = copied
     parcel.shared = buffers.shared
     return parcel

@@ -6,10 +6,11 @@ import os
 import pickle
 from typing import Any
 
-from forkshm.descriptor._tables import BLOCK, is_plain, read_head, read_tables
+from forkshm.descriptor._tables import BLOCK, is_plain, read_head, read_one_region, read_tables
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.region._mapped import attach, view_of
 from forkshm.region._segment import claim
+from forkshm.region._table import Mode
 
 __all__ = ("Arrival", "open_plain", "receive", "skip")
 
@@ -72,6 +73,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         head, _ = read_head(data, position)
         end = start + head.body_size
         return Arrival(memoryview(data)[start:end], []), end
+    if (one := read_one_region(data, position)) is not None and fds:
+        return _receive_one_region(data, one, fds)
     head, position = read_head(data, position)
     if len(fds) < head.fds:
         raise RegionGoneError(
@@ -96,7 +99,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
-        raise RegionGoneError(f"a message names memory that is not what arrived beside it: {error}") from error
+        raise _not_what_it_says(error) from error
     finally:
         for fd in mine:
             os.close(fd)
@@ -115,6 +118,24 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             arrival.shared += nbytes
         arrival._buffers.append(source[offset : offset + nbytes])
     return arrival, position
+
+
+def _receive_one_region(
+    data: bytes, one: tuple[tuple[int, int, Mode], int, int, int, int], fds: list[int]
+) -> tuple[Arrival, int]:
+    (offset, size, mode), start, nbytes, stream, end = one
+    try:
+        whole = view_of(*attach(fds.pop(0), offset, size, mode))
+    except ValueError as error:
+        raise _not_what_it_says(error) from error
+    arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
+    arrival.windows.append(whole)
+    arrival.shared = nbytes
+    return arrival, end
+
+
+def _not_what_it_says(error: ValueError) -> RegionGoneError:
+    return RegionGoneError(f"a message names memory that is not what arrived beside it: {error}")
 
 
 def open_plain(data: bytes, position: int) -> Any:
