@@ -271,7 +271,8 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
             pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
             dtype.str,
             array.shape,
-            array.strides,
+            # What NumPy takes by default need not be said.
+            None if array.ndim == 1 and array.strides[0] == dtype.itemsize else array.strides,
         )
     if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
@@ -326,7 +327,7 @@ def rebuild_array(
     return kind(shape, dtype, buffer, offset, strides)
 
 
-def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> SharedArray:
+def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Return the contiguous SharedArray whose bytes arrived."""
     return SharedArray(shape, dtype, buffer, 0, strides)
 
