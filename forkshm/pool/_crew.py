@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, close_in_children, pair, write_message
-from forkshm.errors import WorkerStartError
+from forkshm.errors import ChannelClosedError, WorkerStartError
 from forkshm.pickler import known_now
 from forkshm.pool._status import Status
 from forkshm.pool._worker import Assignment, run_worker
@@ -161,6 +161,8 @@ class Crew:
 
     def ring(self, how_many: int) -> None:
         """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
+        if self._bell.fd < 0:
+            return  # stopped: nobody sleeps there any more
         with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
             os.write(self._bell.fd, b"." * how_many)
 
@@ -176,8 +178,10 @@ class Crew:
 
     def wake(self) -> None:
         """Make `wait` return, in whichever thread it is called."""
-        # When there is no room, it has something to return for anyway.
-        self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
+        # When there is no room, it has something to return for anyway; and when the crew
+        # was stopped meanwhile, nobody waits.
+        with contextlib.suppress(ChannelClosedError):
+            self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
 
     def bury(self, worker: Worker) -> int | None:
         """Forget a worker that has ended; return its exit code."""

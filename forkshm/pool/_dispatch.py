@@ -429,6 +429,8 @@ class Dispatcher:
         """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
         if self._backlog:
             self._feed()
+            if self._failure is not None:
+                return True  # pickling an argument ended the pool: all is answered, and closed
         if self._receive():
             return True
         began = now = time.monotonic()

@@ -329,6 +329,21 @@ def test_terminate_wakes_a_thread_that_waits(tmp_path, wait_until):
     assert len(caught) == 1
 
 
+def test_a_pool_that_is_terminated_while_an_argument_is_pickled_says_so():
+    pool = forkshm.Pool(1)
+
+    class Terminates:
+        def __reduce__(self):
+            pool.terminate()
+            return int, ()
+
+    for items in ([Terminates()], [*range(500), Terminates()]):
+        with pytest.raises(PoolClosedError, match="terminated"):
+            pool.map(f.nothing, items, chunksize=1)
+        pool = forkshm.Pool(1)
+    pool.terminate()
+
+
 def test_a_pool_that_nobody_refers_to_goes_away():
     pool = forkshm.Pool(2)
     assert pool.apply(f.square, (2,)) == 4
