@@ -55,6 +55,7 @@ from forkshm.errors import (
     WorkerError,
     WorkerStartError,
 )
+from forkshm.pickler import view
 from forkshm.pool import AsyncResult, Pool, PoolStatistics
 from forkshm.region import (
     Advice,
@@ -173,6 +174,7 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
+    "view",
     "zeros",
     "zeros_like",
 )
