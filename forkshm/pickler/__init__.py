@@ -7,25 +7,27 @@ as descriptors is decided in `_policy`.
 from forkshm.pickler._names import Known, known_now
 from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
+from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
-from forkshm.pickler._view import Repeat, View, view
+from forkshm.pickler._view import View, view
 
 __all__ = (
     "Arrival",
     "Known",
     "Packing",
     "Parcel",
-    "Repeat",
     "Repeats",
     "View",
     "begin",
     "crosses_by_name",
     "known_now",
+    "mark",
     "open_plain",
     "pack",
     "receive",
     "register",
     "register_lazy",
+    "repeated",
     "skip",
     "view",
 )

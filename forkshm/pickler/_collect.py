@@ -33,25 +33,27 @@ class Repeats:
 
     def __init__(self) -> None:
         # By the object, by the how manieth of its buffers, and its bytes.
-        self.known: dict[tuple[int, int, int], tuple[Lease, tuple[int, int, Share]]] = {}
-        self.copied = 0
+        self._known: dict[tuple[int, int, int], tuple[Lease, tuple[int, int, Share]]] = {}
 
-    def lend(self, key: tuple[int, int, int], address: int) -> tuple[Lease, tuple[int, int, Share]]:
-        """Return a lease on the copy of a buffer, which is made the first time."""
-        found = self.known.get(key)
-        if found is None:
-            nbytes = key[2]
-            block = arena.allocate(nbytes)
-            kernel.copy_memory(block.address, address, nbytes)
-            found = self.known[key] = arena.lend(block), (block.offset, block.size, Share.private)
-            self.copied += nbytes
-        return found
+    def lend(self, key: tuple[int, int, int], address: int) -> tuple[Lease, tuple[int, int, Share], bool]:
+        """Return a lease on the copy of a buffer, where it is, and whether it had to be made."""
+        found = self._known.get(key)
+        if found is not None:
+            return *found, False
+        nbytes = key[2]
+        block = arena.allocate(nbytes)
+        kernel.copy_memory(block.address, address, nbytes)
+        lease = arena.lend(block)
+        found = self._known.setdefault(key, (lease, (block.offset, block.size, Share.private)))
+        if found[0] is not lease:  # another thread was faster
+            lease.close()
+        return *found, True
 
     def close(self) -> None:
         """Let go of the copies. Closing twice is allowed."""
-        for lease, _ in self.known.values():
+        for lease, _ in self._known.values():
             lease.close()
-        self.known.clear()
+        self._known.clear()
 
 
 class Copies(NamedTuple):
@@ -76,6 +78,8 @@ class Collector:
         self.refs: list[tuple[int, int, Mode | Share]] = []
         self.fds: list[int] = []
         self.shared = 0
+        #: Bytes that were copied already, for other parcels as well.
+        self.copied = 0
         #: Windows: their regions stay mapped.
         self.keep: list[Any] = []
         #: Of what is to be copied.
@@ -89,6 +93,8 @@ class Collector:
         self._modes: list[Mode] = []
         self._repeats = repeats
         self._repeated: list[int] | None = None
+        # Of what is repeated: its region, and where it lies here, for its views.
+        self._lent: list[tuple[int, int, int]] = []
 
     # -- marks in the stream ----------------------------------------------------------
 
@@ -138,9 +144,20 @@ class Collector:
                 f"cannot send {nbytes:,} bytes read_write: they lie in private memory of this process, so others "
                 "get a copy; make them shared first, with forkshm.asarray for an array",
             )
+        for index, start, end in self._lent:
+            if start <= address and address + nbytes <= end:
+                self.spans.append((index, address - start, nbytes))
+                return False
         if self._repeated is not None and self._repeats is not None and nbytes >= OUT_OF_BAND:
             self._repeated[1] += 1
-            lease, ref = self._repeats.lend((*self._repeated, nbytes), address)  # type: ignore[arg-type]
+            which, manieth = self._repeated
+            lease, ref, is_new = self._repeats.lend((which, manieth, nbytes), address)
+            if is_new:
+                self.copied += nbytes
+            else:
+                self.shared += nbytes
+            self._lent.append((len(self.refs), address, address + nbytes))
+            self._views.append(view)
             self.spans.append((len(self.refs), 0, nbytes))
             self.refs.append(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only))
             self.fds.append(lease.fd)

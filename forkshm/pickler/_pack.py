@@ -14,7 +14,8 @@ from forkshm.pickler._collect import Collector, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds
-from forkshm.pickler._view import Begin, End, Repeat, View, second
+from forkshm.pickler._repeat import Repeat
+from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
 from forkshm.region._table import round_up
 
@@ -119,8 +120,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return int, ()
 
 
-class _BeginRepeat(Repeat):
-    __slots__ = ()
+class _BeginRepeat:
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class _EndRepeat:
@@ -222,6 +226,7 @@ class Packing:
             for lease in collector.leases:
                 lease.close()
             raise
+        parcel.copied += collector.copied
         parcel.shared = collector.shared
         return parcel
 

@@ -79,15 +79,6 @@ class End:
     __slots__ = ()
 
 
-class Repeat:
-    """Something that several tasks of a call have in common; its large buffers are copied once."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
 def second(_: Any, value: Any, __: Any) -> Any:
     """Return what stands between two marks of the stream."""
     return value

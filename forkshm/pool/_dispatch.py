@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, crosses_by_name, pack
+from forkshm.pickler import Parcel, Repeats, crosses_by_name, mark, pack
 from forkshm.pool._describe import describe_task
 from forkshm.pool._results import Outcome
 from forkshm.pool._spin import Spin
@@ -61,7 +61,14 @@ _FAILED_STARTS = 3
 class Function:
     """What the tasks of one call run: pickled once, sent with each."""
 
-    def __init__(self, dispatcher: Dispatcher, function: Callable[..., Any], *, for_many: bool) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        function: Callable[..., Any],
+        *,
+        for_many: bool,
+        repeated: frozenset[int] = frozenset(),
+    ) -> None:
         self._dispatcher = dispatcher
         self.function = function
         #: Not 0 when several tasks share the parcel.
@@ -70,6 +77,15 @@ class Function:
         self.users = 0
         self._parcel: Parcel | None = None
         self._cached = False
+        # The ids of arguments that several tasks have in common, and the copies of those.
+        self._repeated = repeated
+        self.repeats = Repeats() if repeated else None
+
+    def arguments_of(self, task: Task) -> Any:
+        """Return the arguments to be pickled for a task."""
+        if not self._repeated:
+            return task.arguments
+        return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
 
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
@@ -80,7 +96,11 @@ class Function:
     def done(self) -> None:
         """One task less; with the last, let go of the memory held for sending."""
         self.users -= 1
-        if not self.users and self._parcel is not None:
+        if self.users:
+            return
+        if self.repeats is not None:
+            self.repeats.close()
+        if self._parcel is not None:
             if not self._cached:
                 self._parcel.close()
             self._parcel = None
@@ -235,8 +255,11 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            parcel = task.parcel = pack(task.arguments, known=self._crew.known)
-            function = task.function.parcel()
+            function_of_task = task.function
+            parcel = task.parcel = pack(
+                function_of_task.arguments_of(task), known=self._crew.known, repeats=function_of_task.repeats
+            )
+            function = function_of_task.parcel()
             task.copied = parcel.copied
             with self._lock:
                 first = task.position == 0
@@ -303,7 +326,11 @@ class Dispatcher:
             kind = first.kind
         else:
             kind = Kind.BATCH
-            first.parcel = pack((int(first.kind), [task.arguments for task in tasks]), known=self._crew.known)
+            first.parcel = pack(
+                (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
+                known=self._crew.known,
+                repeats=first.function.repeats,
+            )
             first.copied = first.parcel.copied
         parcel, function = first.parcel, first.function
         if parcel is None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from forkshm import _multiprocess
 from forkshm.channel import Kind
 from forkshm.errors import PoolClosedError
+from forkshm.pickler import repeated
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
 from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, chunked
@@ -235,7 +236,10 @@ class Pool:
             chunksize += bool(extra)
         if items:
             _check_chunksize(chunksize)
-        function = Function(self._dispatcher, func, for_many=True)
+        common: frozenset[int] = frozenset()
+        if chunksize < len(items) and not isinstance(items, range):
+            common = repeated(items, starred=kind is Kind.STARMAP)
+        function = Function(self._dispatcher, func, for_many=True, repeated=common)
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []

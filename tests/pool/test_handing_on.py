@@ -204,3 +204,82 @@ def test_echo_of_many_containers(pool):
     (answer,), _ = pool.apply(echo, (sent,))
     assert pool.statistics().bytes_copied - before == 3 * sent["a"].nbytes
     assert np.array_equal(answer["b"][1], sent["b"][1])
+
+
+# -- arguments that several tasks of a call have in common --------------------------------
+
+
+def total(array, index):
+    return float(array[index]), array.flags.writeable
+
+
+def overwrite(array, index):
+    before = float(array[index])
+    array[:] = -1
+    return before
+
+
+def total_of(holder):
+    return float(holder["array"].sum())
+
+
+def test_an_argument_of_many_tasks_is_copied_once(pool):
+    big = numbers()
+    before = pool.statistics()
+    answers = pool.starmap(total, [(big, index) for index in range(40)], chunksize=3)
+    assert answers == [(float(index), True) for index in range(40)]
+    after = pool.statistics()
+    assert after.bytes_copied - before.bytes_copied == big.nbytes
+    assert after.bytes_shared - before.bytes_shared == 13 * big.nbytes
+    assert arena.statistics().blocks == 0
+
+
+def test_what_one_task_writes_to_it_another_does_not_see(pool):
+    big = numbers()
+    assert pool.starmap(overwrite, [(big, index) for index in range(20)], chunksize=1) == list(map(float, range(20)))
+    assert np.array_equal(big, numbers())
+
+
+@pytest.mark.parametrize("wrap", [dict, list, "object"])
+def test_also_inside_of_what_is_common(pool, wrap):
+    array = numbers()
+    holder = {dict: {"array": array}, list: [array, array[5:]], "object": forkshm.view({"array": array}, "read_only")}[
+        wrap
+    ]
+    before = pool.statistics().bytes_copied
+    if wrap is list:
+        answers = pool.map(lambda pair: float(pair[0].sum()), [holder] * 10, chunksize=1)
+    else:
+        answers = pool.map(total_of, [holder] * 10, chunksize=1)
+    assert answers == [float(array.sum())] * 10
+    assert pool.statistics().bytes_copied - before == array.nbytes
+
+
+def test_a_common_data_frame(pool):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": numbers(), "b": numbers() + 1})
+    before = pool.statistics().bytes_copied
+    assert pool.map(lambda df: float(df.b[7]), [frame] * 20, chunksize=1) == [8.0] * 20
+    assert pool.statistics().bytes_copied - before < 2.1 * numbers().nbytes
+
+
+def test_different_arguments_are_not_taken_for_one(pool):
+    arrays = [np.full(50_000, value) for value in range(20)]
+    assert pool.map(lambda array: int(array[-1]), arrays, chunksize=1) == list(range(20))
+    # Made anew for each item: the same address again and again.
+    assert pool.map(lambda array: int(array[-1]), (np.full(50_000, v) for v in range(20)), chunksize=1) == list(
+        range(20)
+    )
+
+
+def test_a_common_argument_that_cannot_be_pickled_fails_the_call(pool):
+    class Wrong:
+        nbytes = 1 << 20
+
+        def __reduce__(self):
+            raise ValueError("no")
+
+    wrong = Wrong()
+    with pytest.raises(ValueError, match="no"):
+        pool.map(str, [wrong, wrong, 1], chunksize=1)
+    assert arena.statistics().blocks == 0
