@@ -23,7 +23,7 @@ __all__ = ("find", "register", "register_lazy")
 _reducers: dict[type, Callable[[Any], Any]] = {}
 #: For picklers that take a table instead of asking `find`: the same dict.
 dispatch_table = _reducers
-_lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy"}
+_lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy", "torch": "forkshm.integrations.torch"}
 
 
 def register(kind: type, reduce: Callable[[Any], Any]) -> None:

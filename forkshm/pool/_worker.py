@@ -7,6 +7,7 @@ import dataclasses
 import os
 import select
 import signal
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,10 @@ def run_worker(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
+    if "torch" in sys.modules:
+        from forkshm.integrations.torch import settle_worker
+
+        settle_worker()
     try:
         _Worker(assignment).run()
     except ChannelBrokenError:
