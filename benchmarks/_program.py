@@ -225,35 +225,40 @@ def header(report: dict[str, Any]) -> list[str]:
 
 
 def print_report(report: dict[str, Any]) -> None:
+    """Print two tables: ours and its bounds, and ours beside the peers."""
     print("\n".join(header(report)))
-    sides = [OURS, *(name for name in PEERS if name != OURS and name in report["versions"])]
-    headings = ["row", "limit", *(SHORT.get(name, name) for name in sides), "/limit", "bound", "verdict", "others"]
+    rows = report["rows"]
+    judged = any(row["bounds"] for row in rows)
+    headings = ["row", OURS, LIMIT, "over limit", *(["bound", "verdict"] * judged), "others"]
     lines = []
-    for row in report["rows"]:
-
-        def cell(side: str, row: dict[str, Any] = row) -> str:
-            if side in row["failed"]:
-                return "failed"
-            return with_unit(row["sides"][side]["median"], row["unit"]) if side in row["sides"] else "-"
-
-        over = row["over_limit"].get(OURS)
-        lines.append(
-            [
-                row["title"],
-                cell(LIMIT),
-                *map(cell, sides),
-                f"{over:.2f}x" if over else "-",
-                ", ".join(row["bounds"]),
-                verdict(row),
-                f"{row['others']:.0%}",
-            ]
-        )
+    for row in rows:
+        told = [", ".join(row["bounds"]), verdict(row)] * judged
+        lines.append([row["title"], cell(row, OURS), cell(row, LIMIT), over_limit(row), *told, f"{row['others']:.0%}"])
     print_table(headings, lines)
+    if peers := [name for name in PEERS if name != OURS and name in report["versions"]]:
+        lines = [[row["title"], *(cell(row, side) for side in (OURS, *peers))] for row in rows]
+        print_table(["row", OURS, *(SHORT.get(name, name) for name in peers)], lines)
     print(
-        "Medians. /limit: forkshm's; others: the part of the machine that other processes took meanwhile "
-        "(above 10%, measure again); -: see below."
+        "Medians. others: the part of the machine that other processes took meanwhile: above 10%, measure again. "
+        "mp: multiprocessing."
     )
     print_notes(report)
+
+
+def cell(row: dict[str, Any], side: str) -> str:
+    if side in row["failed"]:
+        return "failed"
+    return with_unit(row["sides"][side]["median"], row["unit"]) if side in row["sides"] else "-"
+
+
+def over_limit(row: dict[str, Any]) -> str:
+    """Return how many times the limit ours takes; how much longer, where that is the bound."""
+    if OURS not in row["sides"] or LIMIT not in row["sides"]:
+        return "-"
+    ours, limit = (row["sides"][side]["median"] for side in (OURS, LIMIT))
+    if any("limit +" in bound for bound in row["bounds"]):
+        return f"{(ours - limit) * 1e6:+,.1f} us"
+    return f"{ours / limit:.2f}x"
 
 
 def print_notes(report: dict[str, Any]) -> None:
@@ -298,5 +303,5 @@ def print_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None
     for line in lines:
         table.add_row(*line, style="bold red" if "MISSED" in line else None)
     # A file has no width; there, lines are as long as they have to be.
-    console = Console() if sys.stdout.isatty() else Console(width=240)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
