@@ -87,7 +87,7 @@ def marker(side: str) -> dict[str, Any]:
     if side == OURS:
         return {"marker": "o", "markersize": 9, "zorder": 5}
     if side == LIMIT:
-        return {"marker": "|", "markersize": 12, "markeredgewidth": 2.2, "zorder": 4}
+        return {"marker": "|", "markersize": 12, "markeredgewidth": 2.2, "zorder": 6}
     return {"marker": MARKERS[side], "markersize": 6, "zorder": 3, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 

@@ -115,6 +115,12 @@ class Peer:
         yield
 
     @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        """Have a call that gets *count* integers in shared memory that a worker made, and returns their middle."""
+        raise CannotDoError("a worker cannot pass shared memory back")
+        yield
+
+    @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
         """Have an array of ones in shared memory, and a call that lets all workers read it (`read_together`)."""
         raise CannotDoError("no shared memory that is passed to workers")
@@ -191,6 +197,10 @@ class Forkshm(PoolPeer):
         yield array, lambda: self.apply(_work.middle, array)
 
     @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        yield lambda: _work.middle(self.apply(_work.kept_shared_array, count))
+
+    @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
         array = self.library.ones(count, np.int64)
         yield lambda directory, readers: self.map(
@@ -235,6 +245,23 @@ class MemoryByName:
         with self.memory(count * 8) as memory:
             array: _work.Array = np.ndarray(count, np.int64, memory.buf)
             yield array, lambda: int(self.apply(_work.middle_of_memory, memory, count))
+
+    @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        # Whoever gets it has to unlink it; each worker made one.
+        got = {}
+
+        def look() -> int:
+            memory = self.apply(_work.kept_memory, self.memory_module, count)
+            found = _work.middle_of_memory(memory, count)
+            got[memory.name] = memory
+            return found
+
+        try:
+            yield look
+        finally:
+            for memory in got.values():
+                memory.unlink()
 
     @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:

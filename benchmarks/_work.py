@@ -6,6 +6,7 @@ import. Functions of ``__main__`` would be at a disadvantage that says nothing a
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 #: Seconds that workers wait for each other before they give up.
 PATIENCE = 60.0
 
-_kept: dict[int, bytes] = {}
+#: What a worker makes once.
+_kept: dict[int, Any] = {}
 
 
 def noop(_: object = None) -> None:
@@ -45,7 +47,7 @@ def ones(count: int) -> Array:
     return np.ones(count)
 
 
-def kept_bytes(nbytes: int) -> bytes:
+def kept_bytes(nbytes: int) -> Any:
     """Make bytes once in each worker, so that only sending them is measured."""
     if nbytes not in _kept:
         _kept[nbytes] = b"x" * nbytes
@@ -76,6 +78,22 @@ def consume(take: Any, answer: Any) -> None:
     """Read messages of a queue, as many as the first one says, and answer their sum; until told None."""
     while (count := take()) is not None:
         answer(sum(weigh_message(take()) for _ in range(count)))
+
+
+def kept_shared_array(count: int) -> Array:
+    """Return an array of integers in shared memory of forkshm, made once in each worker."""
+    if count not in _kept:
+        _kept[count] = importlib.import_module("forkshm").empty(count, np.int64)
+        _kept[count][count // 2] = count
+    return _kept[count]
+
+
+def kept_memory(module: str, count: int) -> Any:
+    """Return the same as a SharedMemory, which goes by name."""
+    if count not in _kept:
+        _kept[count] = importlib.import_module(module).SharedMemory(create=True, size=count * 8)
+        np.ndarray(count, np.int64, _kept[count].buf)[count // 2] = count
+    return _kept[count]
 
 
 def read_together(array: Array, directory: str, readers: int, root: int, index: int) -> tuple[float, int]:

@@ -146,6 +146,13 @@ def large_shared_argument(peer: Peer, scale: Scale) -> Iterator[Work]:
     yield from shared_as_argument(peer, scale.size(4 * GB) // 8)
 
 
+@ROWS.row("4 GB shared array as result", LimitPlus(15e-6), limit=_limits.noop, turns=20, burst=50)
+def shared_result(peer: Peer, scale: Scale) -> Iterator[Work]:
+    count = scale.size(4 * GB) // 8
+    with peer.ready(), peer.shared_by_worker(count) as look:
+        yield Work(look, lambda answer: answer == count)
+
+
 def copy_and_map(scale: Scale) -> Iterator[Work]:
     copy = _limits.memcpy(scale.size(100 * MB))
     ours = Forkshm()

@@ -27,6 +27,7 @@ ROWS = [
     "dict_argument",
     "shared_argument",
     "large_shared_argument",
+    "shared_result",
     "closure",
     "queue_small",
     "queue_arrays",
