@@ -150,7 +150,7 @@ PANELS = {
     "by_value": Panel("An array as argument, by value", "size", size, "time of a call"),
     "shared": Panel("An array in shared memory as argument", "size", size, "time of a call"),
     "tasks": Panel("A map of noops", "tasks", count, "tasks per second", is_rate=True),
-    "regions": Panel("Shared arrays, by turns", "live regions", count, "calls per second", is_rate=True),
+    "regions": Panel("One of many shared arrays as argument", "live regions", count, "calls per second", is_rate=True),
 }
 
 
@@ -183,16 +183,17 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict[str, Any]], sides: 
     axes.set_title(panel.title)
     axes.set_xlabel(panel.across, fontsize=8.5, color=FAINT)
     axes.set_ylabel(panel.up, fontsize=8.5, color=FAINT)
-    logarithmic(axes, "x", panel.across_text, base=2 if panel.across_text is size else 10)
+    logarithmic(axes, "x", panel.across_text)
+    axes.set_xticks(sorted(row["parameters"]["size"] for row in rows))
     logarithmic(axes, "y", count if panel.is_rate else seconds)
     axes.tick_params(labelsize=8.5)
     bare(axes)
 
 
-def logarithmic(axes: Axes, which: str, text: Callable[..., str], base: int = 10) -> None:
-    getattr(axes, f"set_{which}scale")("log", base=base)
+def logarithmic(axes: Axes, which: str, text: Callable[..., str]) -> None:
+    getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_locator(LogLocator(base=base, numticks=12 if base == 10 else 6))
+    axis.set_major_locator(LogLocator(numticks=12))
     axis.set_major_formatter(FuncFormatter(text))
     axis.set_minor_formatter(NullFormatter())
 

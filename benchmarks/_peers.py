@@ -38,6 +38,8 @@ class Peer:
     #: What to import, and the distribution whose version counts; None: the standard library's.
     module: str
     distribution: str | None = None
+    #: Fds of this process that a shared array takes.
+    fds_of_shared = 1
     #: Its processes work even when it is idle; so it is measured when all others are done.
     restless = False
 
@@ -218,6 +220,7 @@ class Forkshm(PoolPeer):
 class MemoryByName:
     """For libraries whose workers are forked by ``multiprocessing``: its SharedMemory as an argument."""
 
+    fds_of_shared = 2
     #: The module with ``SharedMemory``.
     memory_module = "multiprocessing.shared_memory"
     apply: Callable[..., Any]
@@ -334,6 +337,7 @@ class Joblib(Peer):
 
     name, module, distribution = "joblib", "joblib", "joblib"
     backend = "loky"
+    fds_of_shared = 2
 
     def make(self, workers: int) -> Any:
         return self.library.Parallel(n_jobs=workers, backend=self.backend)
@@ -417,6 +421,7 @@ class Ray(Peer):
 
     name = module = distribution = "ray"
     restless = True
+    fds_of_shared = 0
     store_bytes = 3 * 10**9
 
     def __init__(self) -> None:

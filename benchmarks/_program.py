@@ -127,7 +127,7 @@ def row_as_json(row: Row, parameters: dict[str, Any], measured: Measured, *, jud
             bounds[str(bound)] = None  # a side that it refers to was not measured
     return {
         "name": row.name,
-        "title": row.title + "".join(f": {value:,}" for value in parameters.values()),
+        "title": row.title.format(**parameters),
         "parameters": parameters,
         "unit": row.unit,
         "sides": {name: taken.as_json() for name, taken in timings.items()},

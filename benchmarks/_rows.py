@@ -120,6 +120,7 @@ class Row:
     """One kind of work, and how it is measured."""
 
     name: str
+    #: May have {parameters}.
     title: str
     #: For the workers of a library.
     measure: Callable[..., contextlib.AbstractContextManager[Work]]

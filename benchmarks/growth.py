@@ -1,6 +1,6 @@
 """How forkshm and its peers grow: with the size of arrays, the number of tasks, and of live regions.
 
-    python benchmarks/growth.py                             # some four minutes
+    python benchmarks/growth.py                             # some three minutes
     python benchmarks/growth.py --rows tasks --peers multiprocessing,ray
     python benchmarks/growth.py --quick                     # tiny sizes: does it still work?
     python benchmarks/growth.py --json FILE --chart FILE    # the numbers and a picture of them
@@ -46,7 +46,7 @@ def memcpy(_: Scale, size: int) -> Iterator[Work]:
     yield Work(_limits.memcpy(size))
 
 
-@ROWS.row("an array as argument, by value", limit=memcpy, turns=9)
+@ROWS.row("an array of {size:,} bytes as argument, by value", limit=memcpy, turns=9)
 def by_value(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
     array = np.ones(size // 8)
     with peer.ready():
@@ -57,7 +57,7 @@ def noop(scale: Scale, size: int) -> Iterator[Work]:
     yield from _limits.noop(scale)
 
 
-@ROWS.row("a shared array as argument", limit=noop, turns=9, burst=20)
+@ROWS.row("a shared array of {size:,} bytes as argument", limit=noop, turns=9, burst=20)
 def shared(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
     count = size // 8
     with peer.ready(), peer.shared(count) as (array, look):
@@ -66,16 +66,16 @@ def shared(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
         yield Work(look, lambda answer: answer == count)
 
 
-@ROWS.row("a map of noops, default chunks, per task", turns=7, burst=2)
+@ROWS.row("a map of {size:,} noops, default chunks, per task", turns=7, burst=2)
 def tasks(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
     items = range(size)
     with peer.ready_to_map():
         yield Work(lambda: peer.map(_work.noop, items), lambda answer: answer == [None] * size, size)
 
 
-@ROWS.row("a shared array as argument, while others live", turns=5, burst=100)
+@ROWS.row("one of {size:,} shared arrays as argument", turns=5, burst=100)
 def regions(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
-    room_for_fds(2 * size + 200)
+    room_for_fds(size * peer.fds_of_shared + 500)
     with peer.ready(), contextlib.ExitStack() as stack:
         looks = []
         for index in range(size):
@@ -95,12 +95,11 @@ def regions(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
 
 
 def room_for_fds(count: int) -> None:
-    """Let this process have so many fds; workers do not need them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count <= hard or hard == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
-    elif hard < count:
-        raise CannotDoError(f"this process may have {hard} fds only")
+    """Let this process have as many fds as it may; workers do not need them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise CannotDoError(f"it needs {count:,} fds, and a process may have {hard:,}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Enough:

@@ -1,6 +1,6 @@
 """What it costs to get work to other processes and back: forkshm, its peers, and the machine.
 
-    python benchmarks/transport.py                             # everything: some eight minutes
+    python benchmarks/transport.py                             # everything: some seven minutes
     python benchmarks/transport.py --rows apply,array_argument --peers multiprocessing,joblib
     python benchmarks/transport.py --quick                     # tiny sizes: does it still work?
     python benchmarks/transport.py --json FILE --chart FILE    # the numbers and a picture of them
