@@ -128,10 +128,12 @@ class Side:
             raise SideError(answer.strip())
         return answer
 
-    def end(self) -> None:
-        """End it, and what it leaves."""
+    def tell_to_end(self) -> None:
         with contextlib.suppress(OSError):
             self._connection.send(("end",))
+
+    def end(self) -> None:
+        """Wait until it has ended, and end what it leaves."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         self._connection.close()
@@ -157,6 +159,8 @@ def started(names: Sequence[str]) -> Iterator[tuple[list[Side], dict[str, str]]]
                 left_out[side.name] = last_line(error)
         yield [side for side in sides if side.name not in left_out], left_out
     finally:
+        for side in sides:
+            side.tell_to_end()
         for side in sides:
             side.end()
 

@@ -139,14 +139,6 @@ def test_a_full_run_of_one_row_is_judged(tmp_path):
     assert [type(kept) for kept in row["bounds"].values()] == [bool]
 
 
-def test_a_bound_that_refers_to_a_peer_that_is_not_there_is_not_judged(tmp_path):
-    path = tmp_path / "numbers.json"
-    done = run(BENCHMARKS / "transport.py", "--rows", "start", "--peers", "", "--json", path)
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(path.read_text())["rows"]
-    assert row["bounds"] == {"<= mp": None}
-
-
 def test_rows_can_be_chosen_and_rich_is_optional():
     done = run("-c", WITHOUT, "rich", BENCHMARKS, "--quick", "--peers", "", "--rows", "shared_argument,apply")
     assert done.returncode == 0, done.stderr
@@ -254,9 +246,10 @@ def modules(monkeypatch):
     """The benchmarks' own modules."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import _measure
+    import _program
     import _rows
 
-    return types.SimpleNamespace(measure=_measure, rows=_rows)
+    return types.SimpleNamespace(measure=_measure, program=_program, rows=_rows)
 
 
 def test_a_side_that_hangs_is_ended(modules, monkeypatch, tmp_path):
@@ -287,6 +280,14 @@ def test_bounds_are_kept_up_to_their_edge(modules, bound, ours, kept, missed):
     made = eval(bound, vars(modules.rows))
     assert made.is_kept(sides(kept))
     assert not made.is_kept(sides(missed))
+
+
+def test_a_bound_that_refers_to_a_side_that_is_not_there_is_not_judged(modules):
+    row = modules.rows.Row("row", "title", None, (modules.rows.TimesFaster(1), modules.rows.AtMost(2.0)))
+    measured = modules.measure.Measured({"forkshm": modules.measure.Timings([1.0])})
+    told = modules.program.row_as_json(row, {}, measured, judged=True)
+    assert list(told["bounds"].values()) == [None, True]
+    assert modules.program.verdict(told) == "-"
 
 
 def test_percentiles_need_enough_measurements(modules):
