@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-from _program import with_unit
+from _program import BUSY, with_unit
 from _rows import LIMIT, OURS, REFERENCE
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -77,9 +78,11 @@ def count(value: float, _: object = None) -> str:
 
 def footnote(report: dict[str, Any]) -> str:
     machine = report["machine"]
+    others = statistics.median(row["others"] for row in report["rows"])
     return (
         f"2 workers; medians, in one run. {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}, NumPy {machine['numpy']}"
+        + (f"; busy: other processes took {others:.0%} of the machine" if others > BUSY else "")
     )
 
 

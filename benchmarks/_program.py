@@ -18,6 +18,9 @@ from _rows import LIMIT, OURS, Row, Rows, Scale
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+#: When other processes take more than this part of the machine, what was measured is in doubt.
+BUSY = 0.1
+
 #: In the table, where a column must be narrow.
 SHORT = {
     "multiprocessing": "mp",
@@ -212,9 +215,11 @@ def with_unit(value: float, unit: str = "s") -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     kept = list(row["bounds"].values())
+    # On a busy machine the limits are not what the machine can do.
+    doubt = "?" if row["others"] > BUSY else ""
     if False in kept:
-        return "MISSED"
-    return "ok" if kept and None not in kept else "-"
+        return f"MISSED{doubt}"
+    return f"ok{doubt}" if kept and None not in kept else "-"
 
 
 def header(report: dict[str, Any]) -> list[str]:
@@ -239,8 +244,8 @@ def print_report(report: dict[str, Any]) -> None:
         lines = [[row["title"], *(cell(row, side) for side in (OURS, *peers))] for row in rows]
         print_table(["row", OURS, *(SHORT.get(name, name) for name in peers)], lines)
     print(
-        "Medians. others: the part of the machine that other processes took meanwhile: above 10%, measure again. "
-        "mp: multiprocessing."
+        f"Medians. others: the part of the machine that other processes took meanwhile; above {BUSY:.0%} verdicts have "
+        "a question mark: measure again. mp: multiprocessing."
     )
     print_notes(report)
 
@@ -301,7 +306,7 @@ def print_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None
         is_text = heading in ("row", "bound", "verdict")
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading not in ("row", "bound"))
     for line in lines:
-        table.add_row(*line, style="bold red" if "MISSED" in line else None)
+        table.add_row(*line, style="bold red" if any(cell.startswith("MISSED") for cell in line) else None)
     # A file has no width; there, lines are as long as they have to be.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

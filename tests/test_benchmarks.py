@@ -290,6 +290,16 @@ def test_a_bound_that_refers_to_a_side_that_is_not_there_is_not_judged(modules):
     assert modules.program.verdict(told) == "-"
 
 
+def test_a_verdict_on_a_busy_machine_is_in_doubt(modules):
+    def verdict(*kept, others):
+        return modules.program.verdict({"bounds": dict(enumerate(kept)), "others": others})
+
+    assert verdict(True, True, others=0.1) == "ok"
+    assert verdict(True, False, others=0.1) == "MISSED"
+    assert verdict(True, True, others=0.11) == "ok?"
+    assert verdict(None, False, others=0.11) == "MISSED?"
+
+
 def test_percentiles_need_enough_measurements(modules):
     few, many = modules.measure.Timings([1.0] * 9), modules.measure.Timings([*range(1, 101)])
     assert few.percentile(90) is None
