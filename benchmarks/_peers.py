@@ -1,0 +1,541 @@
+"""The sides of a comparison: one class each, with the same few methods.
+
+Each does the work in the way its own users would write it. What a library cannot do raises
+`CannotDoError` with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import _work
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+WORKERS = 2
+
+
+class CannotDoError(Exception):
+    """A library has no way to do this; the text says why."""
+
+
+class Peer:
+    """A library that runs functions in other processes.
+
+    Inside ``with peer.pool():`` there are `WORKERS` workers, or as many as were asked for.
+    """
+
+    name: str
+    #: What to import, and the distribution whose version counts; None: the standard library's.
+    module: str
+    distribution: str | None = None
+    #: Fds of this process that a shared array takes.
+    fds_of_shared = 1
+    #: Its processes work even when it is idle; so it is measured when all others are done.
+    restless = False
+
+    def __init__(self) -> None:
+        self.library = importlib.import_module(self.module)
+        self.workers: Any = None
+
+    @property
+    def version(self) -> str:
+        if self.distribution is None:
+            return "of Python"
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+
+    @contextlib.contextmanager
+    def pool(self, workers: int = WORKERS) -> Iterator[None]:
+        """Have workers."""
+        with self.make(workers) as self.workers:
+            yield
+
+    @contextlib.contextmanager
+    def born_shared_pool(self) -> Iterator[None]:
+        """Have workers whose large arrays lie in shared memory from the start."""
+        raise CannotDoError("arrays that any library makes cannot be born in shared memory")
+        yield
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Have workers that run: some libraries start them with the first task."""
+        with self.pool():
+            self.apply(_work.noop)
+            yield
+
+    @contextlib.contextmanager
+    def ready_to_map(self) -> Iterator[None]:
+        """Have workers that run and have mapped something."""
+        with self.pool():
+            self.map(_work.noop, range(2 * WORKERS), chunksize=1)
+            yield
+
+    def make(self, workers: int) -> Any:
+        """Return a context manager of the library's own."""
+        raise NotImplementedError
+
+    def start_and_end(self) -> None:
+        """Start workers, run one task, and end them."""
+        with self.make(WORKERS) as workers:
+            self.workers = workers
+            self.apply(_work.noop)
+
+    def before_start(self) -> None:
+        """Give up what is kept between pools, so that starting can be measured."""
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        raise NotImplementedError
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        raise NotImplementedError
+
+    def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
+        """Map a function that holds an array and returns the item's element, each item a task."""
+        return self.map(functools.partial(_work.item, array), items, chunksize=1)
+
+    @contextlib.contextmanager
+    def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
+        """Have *count* integers in shared memory, made after the workers.
+
+        Yields:
+            The array, to write to; and a call that sends it to a worker and returns its middle
+            element. Where that freezes the array, what was written before the first call counts.
+        """
+        raise CannotDoError("no shared memory that is passed to workers")
+        yield
+
+    @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        """Have a call that gets *count* integers in shared memory that a worker made, and returns their middle."""
+        raise CannotDoError("a worker cannot pass shared memory back")
+        yield
+
+    @contextlib.contextmanager
+    def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
+        """Have an array of ones in shared memory, and a call that lets all workers read it (`read_together`)."""
+        raise CannotDoError("no shared memory that is passed to workers")
+        yield
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
+        """Have a process that reads a queue: a call puts messages and returns the sum that it answers."""
+        raise CannotDoError("no queue between processes")
+        yield
+
+    def close(self) -> None:
+        """End what is kept between pools."""
+
+
+class PoolPeer(Peer):
+    """What has the interface of ``multiprocessing``."""
+
+    #: Of ``Pool``, ``Queue`` and ``Process``.
+    context: Any
+
+    def make(self, workers: int) -> Any:
+        return self.context.Pool(workers)
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.workers.apply(function, args)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        return list(self.workers.map(function, items, chunksize=chunksize))
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
+        there, back = self.context.Queue(), self.context.Queue()
+        child = self.context.Process(target=_work.consume, args=(there.get, back.put), daemon=True)
+        child.start()
+
+        def send(messages: Sequence[Any]) -> float:
+            there.put(len(messages))
+            for message in messages:
+                there.put(message)
+            return float(back.get())
+
+        try:
+            yield send
+        finally:
+            there.put(None)
+            child.join()
+            there.close()
+            back.close()
+
+
+class Forkshm(PoolPeer):
+    """Ours."""
+
+    name = module = distribution = "forkshm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = self.library
+
+    @contextlib.contextmanager
+    def born_shared_pool(self) -> Iterator[None]:
+        if "born_shared" not in inspect.signature(self.library.Pool).parameters:
+            raise CannotDoError("this forkshm.Pool has no born_shared")
+        with self.library.Pool(WORKERS, born_shared=True) as self.workers:
+            yield
+
+    def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
+        return self.map(lambda index: float(array[index]), items, chunksize=1)
+
+    @contextlib.contextmanager
+    def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
+        array = self.library.empty(count, np.int64)
+        yield array, lambda: self.apply(_work.middle, array)
+
+    @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        yield lambda: _work.middle(self.apply(_work.kept_shared_array, count))
+
+    @contextlib.contextmanager
+    def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
+        array = self.library.ones(count, np.int64)
+        yield lambda directory, readers: self.map(
+            functools.partial(_work.read_together, array, directory, readers, os.getpid()), range(readers), chunksize=1
+        )
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
+        if not hasattr(self.library, "Queue"):
+            raise CannotDoError("this forkshm has no Queue")
+        with super().exchange() as send:
+            yield send
+
+
+class MemoryByName:
+    """For libraries whose workers are forked by ``multiprocessing``: its SharedMemory as an argument."""
+
+    fds_of_shared = 2
+    #: The module with ``SharedMemory``.
+    memory_module = "multiprocessing.shared_memory"
+    apply: Callable[..., Any]
+    map: Callable[..., list[Any]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Started by the first worker that attaches, it would unlink the memory when that worker ends.
+        package = self.memory_module.partition(".")[0]
+        importlib.import_module(f"{package}.resource_tracker").ensure_running()
+
+    @contextlib.contextmanager
+    def memory(self, nbytes: int) -> Iterator[Any]:
+        memory = importlib.import_module(self.memory_module).SharedMemory(create=True, size=nbytes)
+        try:
+            yield memory
+        finally:
+            memory.unlink()
+            # The caller may still have the array; then the mapping ends with it.
+            with contextlib.suppress(BufferError):
+                memory.close()
+
+    @contextlib.contextmanager
+    def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
+        with self.memory(count * 8) as memory:
+            array: _work.Array = np.ndarray(count, np.int64, memory.buf)
+            yield array, lambda: int(self.apply(_work.middle_of_memory, memory, count))
+
+    @contextlib.contextmanager
+    def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
+        # Whoever gets it has to unlink it; each worker made one.
+        got = {}
+
+        def look() -> int:
+            memory = self.apply(_work.kept_memory, self.memory_module, count)
+            found = _work.middle_of_memory(memory, count)
+            got[memory.name] = memory
+            return found
+
+        try:
+            yield look
+        finally:
+            for memory in got.values():
+                memory.unlink()
+
+    @contextlib.contextmanager
+    def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
+        with self.memory(count * 8) as memory:
+            np.ndarray(count, np.int64, memory.buf)[:] = 1
+            yield lambda directory, readers: self.map(
+                functools.partial(_work.read_memory_together, memory, count, directory, readers, os.getpid()),
+                range(readers),
+                chunksize=1,
+            )
+
+
+class Multiprocessing(MemoryByName, PoolPeer):
+    name = module = "multiprocessing"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = self.library.get_context("fork")
+
+
+class Multiprocess(MemoryByName, PoolPeer):
+    """multiprocessing with dill."""
+
+    name = module = distribution = "multiprocess"
+    memory_module = "multiprocess.shared_memory"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = self.library.get_context("fork")
+
+
+class ExecutorPeer(Peer):
+    """What has the interface of ``concurrent.futures``."""
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.workers.submit(function, *args).result()
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        # One item a task is the default, and far too slow for many; this is what multiprocessing would take.
+        return list(self.workers.map(function, items, chunksize=chunksize or -(-len(items) // (4 * WORKERS))))
+
+
+class ConcurrentFutures(MemoryByName, ExecutorPeer):
+    name, module = "concurrent.futures", "concurrent.futures"
+
+    def make(self, workers: int) -> Any:
+        fork = importlib.import_module("multiprocessing").get_context("fork")
+        return self.library.ProcessPoolExecutor(workers, mp_context=fork)
+
+
+class Loky(ExecutorPeer):
+    """Its executor is made to be used again; that is how it is used here."""
+
+    name = module = distribution = "loky"
+
+    @contextlib.contextmanager
+    def pool(self, workers: int = WORKERS) -> Iterator[None]:
+        self.workers = self.library.get_reusable_executor(workers)
+        yield
+
+    def make(self, workers: int) -> Any:
+        return self.library.ProcessPoolExecutor(workers)
+
+    def close(self) -> None:
+        self.library.get_reusable_executor().shutdown(wait=True)
+
+
+class Joblib(Peer):
+    """Large arrays are dumped to a file below /dev/shm, which workers map for reading."""
+
+    name, module, distribution = "joblib", "joblib", "joblib"
+    backend = "loky"
+    fds_of_shared = 2
+
+    def make(self, workers: int) -> Any:
+        return self.library.Parallel(n_jobs=workers, backend=self.backend)
+
+    def before_start(self) -> None:
+        if self.backend == "loky":
+            importlib.import_module("joblib.externals.loky").get_reusable_executor().shutdown(wait=True)
+
+    def start_and_end(self) -> None:
+        super().start_and_end()
+        self.before_start()
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.workers([self.library.delayed(function)(*args)])[0]
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        self.workers.batch_size = chunksize or "auto"
+        delayed = self.library.delayed(function)
+        return list(self.workers(delayed(item) for item in items))
+
+    def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
+        self.workers.batch_size = 1
+        delayed = self.library.delayed(_work.item)
+        return list(self.workers(delayed(array, item) for item in items))
+
+    @contextlib.contextmanager
+    def mapped(self, count: int) -> Iterator[_work.Array]:
+        with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+            file.truncate(count * 8)
+            yield np.memmap(file.name, np.int64, "r+", shape=(count,))
+
+    @contextlib.contextmanager
+    def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
+        with self.mapped(count) as array:
+            yield array, lambda: int(self.apply(_work.middle, array))
+
+    @contextlib.contextmanager
+    def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
+        with self.mapped(count) as array:
+            array[:] = 1
+            delayed = self.library.delayed(_work.read_together)
+
+            def read(directory: str, readers: int) -> list[tuple[float, int]]:
+                self.workers.batch_size = 1
+                return list(
+                    self.workers(delayed(array, directory, readers, os.getpid(), index) for index in range(readers))
+                )
+
+            yield read
+
+
+class JoblibMultiprocessing(Joblib):
+    name, backend = "joblib (multiprocessing)", "multiprocessing"
+
+    def close(self) -> None:
+        pass
+
+
+class Mpire(MemoryByName, Peer):
+    name = module = distribution = "mpire"
+
+    def make(self, workers: int) -> Any:
+        return self.library.WorkerPool(n_jobs=workers, start_method="fork", keep_alive=True)
+
+    @contextlib.contextmanager
+    def pool(self, workers: int = WORKERS) -> Iterator[None]:
+        # A map after an apply calls its function with wrong arguments (2.10), so there is a pool for each; workers
+        # start with the first call.
+        with self.make(workers) as self.workers, self.make(workers) as self.mappers:
+            yield
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.workers.apply(function, args)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        return list(self.mappers.map(function, items, chunk_size=chunksize))
+
+
+class Ray(Peer):
+    """Tasks, with arguments in its object store; for a map of many items its Pool, which takes them in chunks."""
+
+    name = module = distribution = "ray"
+    restless = True
+    fds_of_shared = 0
+    store_bytes = 3 * 10**9
+
+    def __init__(self) -> None:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        super().__init__()
+        self.remote = functools.cache(self._remote)
+        self.cores_each = 1.0
+        #: Its Pool, once it was needed; kept, because its workers take a second to start.
+        self.mappers: Any = None
+
+    def _remote(self, function: Callable[..., Any], cores: float) -> Any:
+        return self.library.remote(num_cpus=cores)(function)
+
+    def begin(self) -> None:
+        if not self.library.is_initialized():
+            self.library.init(
+                num_cpus=WORKERS,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                object_store_memory=self.store_bytes,
+            )
+
+    @contextlib.contextmanager
+    def pool(self, workers: int = WORKERS) -> Iterator[None]:
+        self.begin()
+        # Not more than one task runs in a worker; a fraction of a core makes it start more workers than cores.
+        self.cores_each = WORKERS / workers
+        yield
+
+    def start_and_end(self) -> None:
+        self.begin()
+        self.apply(_work.noop)
+        self.close()
+
+    def before_start(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.mappers is not None:
+            self.mappers.terminate()
+            self.mappers = None
+        self.library.shutdown()
+        self.remote.cache_clear()
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.library.get(self.remote(function, self.cores_each).remote(*args))
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
+        if self.mappers is None:
+            self.mappers = importlib.import_module("ray.util.multiprocessing").Pool(WORKERS)
+        return list(self.mappers.map(function, items, chunksize=chunksize))
+
+    def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
+        return self._map_with(_work.item, self.library.put(array), [(item,) for item in items])
+
+    def _map_with(self, function: Callable[..., Any], stored: Any, rest: Sequence[tuple[Any, ...]]) -> list[Any]:
+        remote = self.remote(function, self.cores_each)
+        return list(self.library.get([remote.remote(stored, *args) for args in rest]))
+
+    @contextlib.contextmanager
+    def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
+        if count * 8 > self.store_bytes / 2:
+            raise CannotDoError(f"its object store was given {self.store_bytes / 1e9:g} GB")
+        array = np.zeros(count, np.int64)
+        stored: list[Any] = []
+
+        def look() -> int:
+            # What is in the store cannot be written to, so it goes there when it has been written.
+            if not stored:
+                stored.append(self.library.put(array))
+            return int(self.apply(_work.middle, stored[0]))
+
+        yield array, look
+
+    @contextlib.contextmanager
+    def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
+        stored = self.library.put(np.ones(count, np.int64))
+        yield lambda directory, readers: self._map_with(
+            _work.read_together, stored, [(directory, readers, os.getpid(), index) for index in range(readers)]
+        )
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
+        self.begin()
+        queue = importlib.import_module("ray.util.queue").Queue
+        there, back = queue(actor_options={"num_cpus": 0}), queue(actor_options={"num_cpus": 0})
+        child = self.remote(_consume_of_ray, 1).remote(there, back)
+
+        def send(messages: Sequence[Any]) -> float:
+            there.put(len(messages))
+            for message in messages:
+                there.put(message)
+            return float(back.get())
+
+        try:
+            yield send
+        finally:
+            there.put(None)
+            self.library.get(child)
+            there.shutdown()
+            back.shutdown()
+
+
+def _consume_of_ray(there: Any, back: Any) -> None:
+    _work.consume(there.get, back.put)
+
+
+#: In the order in which they have their turns.
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer
+    for peer in (
+        *(Forkshm, Multiprocessing, Multiprocess, ConcurrentFutures, Joblib, JoblibMultiprocessing),
+        *(Loky, Mpire, Ray),
+    )
+}
