@@ -4,7 +4,7 @@
 as descriptors is decided in `_policy`.
 """
 
-from forkshm.pickler._names import Known, known_now
+from forkshm.pickler._names import Known, known_after_import, known_now
 from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
@@ -20,6 +20,7 @@ __all__ = (
     "View",
     "begin",
     "crosses_by_name",
+    "known_after_import",
     "known_now",
     "mark",
     "open_plain",

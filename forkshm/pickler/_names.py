@@ -9,11 +9,17 @@ instance is the class that the other side knows.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import functools
 import sys
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ("NOTHING_KNOWN", "Known", "is_known", "known_now")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("NOTHING_KNOWN", "Known", "is_known", "known_after_import", "known_now")
 
 #: Functions and classes by their id; the objects are kept, so that no id is used again.
 Known = dict[int, Any]
@@ -25,6 +31,43 @@ def known_now() -> Known:
     """Return what a process forked now is going to have."""
     main = sys.modules.get("__main__")
     return {id(thing): thing for thing in list(vars(main).values()) if isinstance(thing, (FunctionType, type))}
+
+
+def known_after_import() -> Known:
+    """Return what a process is going to have that imports ``__main__`` anew, as spawned ones do.
+
+    That is what the program defines outside of ``if __name__ == "__main__"``. A notebook or
+    an interactive session is not imported: nothing is known.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if main is None or path is None or hasattr(sys, "ps1"):
+        return NOTHING_KNOWN
+    names = _defined_in(path)
+    return {
+        id(thing): thing
+        for name, thing in list(vars(main).items())
+        if name in names and isinstance(thing, (FunctionType, type))
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _defined_in(path: str) -> frozenset[str]:
+    with contextlib.suppress(OSError, SyntaxError, ValueError), open(path, "rb") as source:
+        return frozenset(_definitions(ast.parse(source.read()).body))
+    return frozenset()
+
+
+def _definitions(body: list[ast.stmt]) -> Iterator[str]:
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield statement.name
+        elif isinstance(statement, ast.If):
+            if "__name__" not in ast.dump(statement.test):
+                yield from _definitions(statement.body)
+            yield from _definitions(statement.orelse)
+        elif isinstance(statement, (ast.Try, ast.With)):
+            yield from _definitions(statement.body)
 
 
 def is_known(thing: Any, known: Known) -> bool:
