@@ -56,7 +56,10 @@ def _collected(reference: weakref.ref[Any], watched: dict[int, Any] = _watched) 
     found = watched.pop(id(reference), None)
     if found is not None:
         _due.append(found[1])
-        settle()
+        while _due and not guard.locked():
+            with guard:
+                while _due:
+                    _due.popleft()()
 
 
 def settle() -> None:
