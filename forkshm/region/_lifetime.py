@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "settle", "unwatch", "watch")
+__all__ = ("at_fork", "guard", "run_soon", "settle", "watch")
 
 #: The one lock of this layer. Not reentrant; held for microseconds, and never while
 #: anything of the user's runs. A bare Lock, entered by ``with`` only: its enter and exit
@@ -45,21 +45,18 @@ def watch(thing: Any, action: Callable[[], None]) -> weakref.ref[Any]:
     return reference
 
 
-def unwatch(reference: weakref.ref[Any] | None) -> None:
-    """Forget what was to be done when that thing is collected."""
-    _watched.pop(id(reference), None)
-
-
 # At the end of the program the names of this module may be gone before the last views: hence
 # a default for the one that is needed then.
 def _collected(reference: weakref.ref[Any], watched: dict[int, Any] = _watched) -> None:
     found = watched.pop(id(reference), None)
     if found is not None:
-        _due.append(found[1])
-        while _due and not guard.locked():
-            with guard:
-                while _due:
-                    _due.popleft()()
+        run_soon(found[1])
+
+
+def run_soon(action: Callable[[], None]) -> None:
+    """Run *action* under `guard`, now or, if somebody holds that, when it is free: for callbacks of the collector."""
+    _due.append(action)
+    settle()
 
 
 def settle() -> None:

@@ -6,18 +6,17 @@ of shared memory are recognised as well, whoever made them.
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import contextlib
 import dataclasses
 import enum
 import os
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import Any
 
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
-
-if TYPE_CHECKING:
-    import weakref
+from forkshm.region._lifetime import at_fork, guard, run_soon, settle
 
 __all__ = (
     "Mapping",
@@ -67,6 +66,10 @@ _ACCESS = {
 }
 
 
+_program_is_alive = [True]
+atexit.register(_program_is_alive.clear)
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Mapping:
     """One mapping of one memory object in this process.
@@ -95,12 +98,21 @@ class Mapping:
     #: The exporter, if any view is alive.
     window: weakref.ref[Any] | None = None
 
+    # `watch` would do, and takes longer: here the mapping keeps the reference.
+    # The default is there at the end of the program, when names of this module may be gone.
+    def last_view_gone(self, _: object, alive: list[bool] = _program_is_alive) -> None:
+        """Have the mapping end: called when its window is collected."""
+        if alive:
+            run_soon(self.end)
+
     def end(self) -> None:
         """Unmap the memory and close the fd; needs `guard`."""
         # First out of the tables, then unmapped: the kernel may give the address to somebody
         # else the moment it is free.
-        _leave(self)
-        _unmap(*self.pages)
+        if _new.pop(self.address, None) is None:
+            _leave(self)
+        start, length = self.pages
+        _unmap(start, length)
         os.close(self.fd)
 
     @property
@@ -149,14 +161,8 @@ def new_mapping(
     mapping = Mapping(start + slack, size, fd, identity, offset, mode, (start, length))
     _new[start + slack] = mapping
     window = _window(start + slack, size)
-    mapping.window = watch(window, mapping.end)
+    mapping.window = weakref.ref(window, mapping.last_view_gone)
     return mapping, window
-
-
-def _new_window(mapping: Mapping) -> Any:
-    window = _window(mapping.address, mapping.size)
-    mapping.window = watch(window, mapping.end)
-    return window
 
 
 def _enter_new() -> None:
@@ -168,8 +174,6 @@ def _enter_new() -> None:
 
 
 def _leave(mapping: Mapping) -> None:
-    if _new.pop(mapping.address, None) is not None:
-        return
     del _starts[bisect.bisect_left(_starts, mapping.address)]
     del _by_start[mapping.address]
     same = _by_identity[mapping.identity]
@@ -183,9 +187,10 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
 
     Nobody may have views of it. Returns the new window.
     """
-    unwatch(mapping.window)
+    mapping.window = None  # its end is not the mapping's
     with guard:
         start, length = mapping.pages
+        _enter_new()
         _leave(mapping)
         if not from_back:
             mapping.address += nbytes
@@ -199,7 +204,9 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         if left + left_length < start + length:
             kernel.unmap(left + left_length, start + length - left - left_length)
         _new[mapping.address] = mapping
-    return _new_window(mapping)
+    window = _window(mapping.address, mapping.size)
+    mapping.window = weakref.ref(window, mapping.last_view_gone)
+    return window
 
 
 def seal(mapping: Mapping) -> None:

@@ -19,7 +19,6 @@ from forkshm.pickler import _reducers, open_plain, pack, receive, register, skip
 from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
 from forkshm.region._arena import arena
 
-
 PAGE = kernel.page_size
 
 
