@@ -59,6 +59,8 @@ class MappedRegion:
 
     Passed through a forkshm channel (an argument or result of a `forkshm.Pool`), a
     region arrives as a region of the same memory: its descriptor crosses, not its bytes.
+    Of a ``copy_on_write`` region the pages that were written are copied, and the receiver
+    has them to itself, too.
 
     Args:
         mappable: Anything with ``fileno()``. The region keeps an fd of its own; yours
@@ -291,7 +293,10 @@ class MappedRegion:
             RegionClosedError: The region was closed.
 
         Fork and threads:
-            A forked child that writes through an array made before ends by SIGSEGV.
+            A forked child that writes through an array made before ends by SIGSEGV. One
+            that cannot map the memory anew for reading, because the kernel's is exhausted or
+            somebody closed the region's fd, ends at once with exit code ``os.EX_OSERR`` and a
+            message on stderr.
 
         Example:
             >>> from forkshm import anonymous_shared_memory

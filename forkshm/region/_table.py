@@ -16,7 +16,7 @@ import weakref
 from typing import Any
 
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, run_soon, settle
+from forkshm.region._lifetime import at_fork, guard, settle
 
 __all__ = (
     "Mapping",
@@ -103,7 +103,7 @@ class Mapping:
     def last_view_gone(self, _: object, alive: list[bool] = _program_is_alive) -> None:
         """Have the mapping end: called when its window is collected."""
         if alive:
-            run_soon(self.end)
+            settle(self.end)
 
     def end(self) -> None:
         """Unmap the memory and close the fd; needs `guard`."""
