@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import enum
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Access(enum.Enum):
+class Access(str, enum.Enum):
     """What a mapping may do with the memory behind it."""
 
     #: Reads; sees what others write.
@@ -51,11 +51,8 @@ class Advice(str, enum.Enum):
         return self.value
 
 
-class Identity(NamedTuple):
-    """The kernel's own name for a memory object, unique while the object lives."""
-
-    device: int
-    inode: int
+#: The kernel's own name for a memory object, device and inode: unique while the object lives.
+Identity: TypeAlias = tuple[int, int]
 
 
 class Backend(abc.ABC):
@@ -135,8 +132,19 @@ class Backend(abc.ABC):
         """Write changed pages of a file mapping back; *address* is that of a page."""
 
     @abc.abstractmethod
-    def advise(self, address: int, size: int, advice: Advice) -> None:
-        """Tell how the memory is going to be used; *address* is that of a page."""
+    def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
+        """Tell how the memory is going to be used; *address* is that of a page.
+
+        What is not *writable* is populated by reading: the pages of its object are taken as well.
+        """
+
+    @abc.abstractmethod
+    def own_pages(self, address: int, size: int) -> list[tuple[int, int]]:
+        """Return which pages of a private mapping were written: runs, as address and size.
+
+        Raises:
+            OSError: The kernel does not tell.
+        """
 
     @abc.abstractmethod
     def unmap(self, address: int, size: int) -> None:
@@ -169,10 +177,6 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         """Return a copy of the bytes at *address*."""
-
-    @abc.abstractmethod
-    def has_private_pages(self, address: int, nbytes: int) -> bool:
-        """Whether this process wrote to a copy-on-write mapping there; True when it cannot tell."""
 
     # -- leases ---------------------------------------------------------------------
 

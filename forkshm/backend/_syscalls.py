@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,
-)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+# What takes microseconds is called without giving up the GIL: that is faster, and no other thread comes between.
+_quick = ctypes.PyDLL(None, use_errno=True)
+# Without argtypes: to check six arguments takes longer than the call. What is not an int of C is
+# converted where it is called.
+_mmap = _quick.mmap
+_mmap.restype = ctypes.c_void_p
+_size_t = ctypes.c_size_t
+_off_t = ctypes.c_int64
+_START = _off_t(0)
+_libc.munmap.argtypes = _quick.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_munmap, _munmap_quick = _libc.munmap, _quick.munmap
+#: To unmap more than this may take long.
+_LARGE = 2**22
 _libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 # shm_open is part of libc since glibc 2.34 and in musl, and of librt before.
 _librt = _libc if hasattr(_libc, "shm_open") else ctypes.CDLL("librt.so.1", use_errno=True)
@@ -44,15 +47,22 @@ def _refused(call: str) -> OSError:
 
 def mmap(fd: int, size: int, prot: int, flags: int, offset: int, where: int | None = None) -> int:
     """Map as mmap(2) says; return the address."""
-    address = _libc.mmap(where, size, prot, flags, fd, offset)
+    address: int = _mmap(
+        where if where is None else ctypes.c_void_p(where),
+        _size_t(size),
+        prot,
+        flags,
+        fd,
+        _off_t(offset) if offset else _START,
+    )
     if address == _MAP_FAILED:
         raise _refused("mmap")
-    return int(address)
+    return address
 
 
 def munmap(address: int, size: int) -> None:
     """Unmap as munmap(2) says."""
-    if _libc.munmap(address, size) != 0:
+    if (_munmap if size > _LARGE else _munmap_quick)(address, size):
         raise _refused("munmap")
 
 
@@ -198,10 +208,6 @@ class _Timespec(ctypes.Structure):
 def _timespec(seconds: float) -> _Timespec:
     whole = int(seconds)
     return _Timespec(whole, int((seconds - whole) * 1e9))
-
-
-# What cannot block is called without giving up the GIL: that is faster, and no other thread comes between.
-_quick = ctypes.PyDLL(None, use_errno=True)
 
 
 def _prototype(library: Any, name: str, *arguments: Any) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import os
 
-from forkshm.backend import Identity, kernel
+from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
 from forkshm.region._mapped import MappedRegion, Mode, attach, region_of
 
@@ -59,7 +59,7 @@ class RegionDescriptor:
             RegionCreateError: The kernel refused the mapping.
         """
         what = f"region of {self.size:,} bytes that process {self.pid} had as fd {self.fd}"
-        identity = Identity(self.device, self.inode)
+        identity = self.device, self.inode
         try:
             if kernel.start_time(self.pid) != self.start_time:
                 raise RegionGoneError(f"cannot attach the {what}: that process ended, and its pid was used again")
@@ -91,14 +91,14 @@ def describe(region: MappedRegion) -> RegionDescriptor:
         RegionClosedError: The region was closed.
     """
     fd = region.fileno()
-    identity, _ = kernel.identify(fd)
+    (device, inode), _ = kernel.identify(fd)
     pid = os.getpid()
     return RegionDescriptor(
         pid=pid,
         start_time=kernel.start_time(pid),
         fd=fd,
-        device=identity.device,
-        inode=identity.inode,
+        device=device,
+        inode=inode,
         offset=region.offset,
         size=region.size,
         mode=region._mapping.sent_as,

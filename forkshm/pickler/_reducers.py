@@ -11,9 +11,9 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
-from forkshm.errors import NotPicklableError, RegionGoneError
+from forkshm.errors import RegionGoneError
 from forkshm.region import MappedRegion, Mode
-from forkshm.region._mapped import region_at
+from forkshm.region._mapped import own_parts, region_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +60,16 @@ def find(kind: type) -> Callable[[Any], Any] | None:
 
 
 def reduce_region(region: MappedRegion) -> tuple[Any, ...]:
-    """Send a region: its bytes are recognised by their address, so none is copied."""
-    if region.mode is Mode.copy_on_write:
-        raise NotPicklableError(
-            f"cannot send {region!r}: what was written to it is seen by this process only; send bytes(region.buf)"
-        )
-    return rebuild_region, (pickle.PickleBuffer(region.buf),)
+    """Send a region: its bytes are recognised by their address, so none is copied.
+
+    But for the pages of a ``copy_on_write`` region that were written: they are copied.
+    """
+    if region.mode is not Mode.copy_on_write:
+        return rebuild_region, (pickle.PickleBuffer(region.buf),)
+    view = region.buf
+    own = [(start, pickle.PickleBuffer(view[start:end])) for start, end in own_parts(region)]
+    shared = MappedRegion(region, Mode.read_only, region.offset, region.size)
+    return rebuild_private, (pickle.PickleBuffer(shared.buf), own)
 
 
 def rebuild_region(buffer: memoryview) -> MappedRegion:
@@ -73,6 +77,16 @@ def rebuild_region(buffer: memoryview) -> MappedRegion:
     region = region_at(kernel.address_of(buffer))
     if region is None:
         raise RegionGoneError("the memory of a region did not arrive as shared memory")
+    return region
+
+
+def rebuild_private(buffer: memoryview, own: list[tuple[int, memoryview]]) -> MappedRegion:
+    """Return a ``copy_on_write`` region of the memory that arrived, with what was written to the sender's."""
+    shared = rebuild_region(buffer)
+    region = MappedRegion(shared, Mode.copy_on_write, shared.offset, shared.size)
+    view = region.buf
+    for start, data in own:
+        view[start : start + len(data)] = data
     return region
 
 

@@ -74,7 +74,7 @@ def anonymous_shared_memory(
     try:
         fd = kernel.create_memory(size, "region")
         try:
-            mapping, window = new_mapping(fd, 0, size, Mode.read_write, address)
+            mapping, window = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
         except BaseException:
             os.close(fd)
             raise

@@ -5,20 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import weakref
-from typing import TYPE_CHECKING
 
-from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError, RegionNotFoundError
-from forkshm.region._object import checked_mode
+from forkshm.errors import RegionAccessError, RegionCreateError, RegionNotFoundError
+from forkshm.region._object import Opened
 from forkshm.region._table import Mode
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ("FileMapping",)
 
 
-class FileMapping:
+class FileMapping(Opened):
     """An existing file, opened to be mapped with `MappedRegion`.
 
     Closing it closes the file; regions made from it stay. The file keeps what was
@@ -51,13 +46,11 @@ class FileMapping:
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: Mode | str = Mode.read_write) -> None:
-        self._fd = -1
-        self._name = os.fspath(path)
-        self._mode = checked_mode(mode)
+        super().__init__(os.fspath(path), mode)
         flags = os.O_RDWR if self._mode is Mode.read_write else os.O_RDONLY
         try:
             # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
-            self._fd = os.open(self._name, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(self._name, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: there is none") from error
         except PermissionError as error:
@@ -70,50 +63,10 @@ class FileMapping:
             raise RegionCreateError(
                 number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
             ) from error
-        self._finalizer = weakref.finalize(self, os.close, self._fd)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        self._own(fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             self.close()
             raise RegionCreateError(errno.ENODEV, f"cannot map {self._name!r}: it is not a regular file", size=0)
-
-    @property
-    def name(self) -> str:
-        """The path, as given."""
-        return self._name
-
-    @property
-    def mode(self) -> Mode:
-        """``read_write`` or ``read_only``."""
-        return self._mode
-
-    @property
-    def size(self) -> int:
-        """Bytes the file has now.
-
-        Raises:
-            RegionClosedError: The file was closed.
-        """
-        return os.fstat(self.fileno()).st_size
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` has been called."""
-        return self._fd < 0
-
-    def fileno(self) -> int:
-        """Return the fd, which stays the object's: do not close it.
-
-        Raises:
-            RegionClosedError: The file was closed.
-        """
-        if self._fd < 0:
-            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
-        return self._fd
-
-    def close(self) -> None:
-        """Close the file. Regions made from it stay. Closing twice is allowed."""
-        if self._fd >= 0:
-            self._fd = -1
-            self._finalizer()
 
     @staticmethod
     def remove(path: str | os.PathLike[str]) -> bool:
@@ -123,14 +76,3 @@ class FileMapping:
         except OSError:
             return False
         return True
-
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = " closed" if self._fd < 0 else ""
-        return f"<{type(self).__name__} {self._name!r} {self._mode}{state}>"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "settle", "unwatch", "watch")
+__all__ = ("at_fork", "guard", "settle", "watch")
 
 #: The one lock of this layer. Not reentrant; held for microseconds, and never while
 #: anything of the user's runs. A bare Lock, entered by ``with`` only: its enter and exit
@@ -45,22 +45,18 @@ def watch(thing: Any, action: Callable[[], None]) -> weakref.ref[Any]:
     return reference
 
 
-def unwatch(reference: weakref.ref[Any] | None) -> None:
-    """Forget what was to be done when that thing is collected."""
-    _watched.pop(id(reference), None)
-
-
 # At the end of the program the names of this module may be gone before the last views: hence
 # a default for the one that is needed then.
 def _collected(reference: weakref.ref[Any], watched: dict[int, Any] = _watched) -> None:
     found = watched.pop(id(reference), None)
     if found is not None:
-        _due.append(found[1])
-        settle()
+        settle(found[1])
 
 
-def settle() -> None:
-    """Run what is due, unless somebody holds `guard`; whoever does calls this afterwards."""
+def settle(action: Callable[[], None] | None = None) -> None:
+    """Run what is due, and *action*, unless somebody holds `guard`; whoever does calls this afterwards."""
+    if action is not None:
+        _due.append(action)
     # A collection inside a guarded section of this very thread sees the lock taken and
     # leaves; so this never waits for itself.
     while _due and not guard.locked():

@@ -43,6 +43,8 @@ class Mappable(Protocol):
 #: ``sys.getrefcount``.
 _OWN_REFERENCES = 2
 
+_WRITABLE = (Mode.read_write, Mode.copy_on_write)
+
 #: What a file offset can hold, and so the largest memory object there can be.
 MAX_SIZE = 2**63 - 1
 
@@ -57,6 +59,8 @@ class MappedRegion:
 
     Passed through a forkshm channel (an argument or result of a `forkshm.Pool`), a
     region arrives as a region of the same memory: its descriptor crosses, not its bytes.
+    Of a ``copy_on_write`` region the pages that were written are copied, and the receiver
+    has them to itself, too.
 
     Args:
         mappable: Anything with ``fileno()``. The region keeps an fd of its own; yours
@@ -100,6 +104,8 @@ class MappedRegion:
         ``mapped_region`` of Boost.Interprocess; mmap(2).
     """
 
+    __slots__ = ("__weakref__", "_mapping", "_window")
+
     def __init__(
         self,
         mappable: Mappable,
@@ -111,38 +117,34 @@ class MappedRegion:
         populate: bool = False,
         huge_pages: bool = False,
     ) -> None:
-        mode = Mode(mode)
+        if type(mode) is not Mode:  # to ask the class takes ten times as long
+            mode = Mode(mode)
         offset = operator.index(offset)
-        address = checked_address(address, offset)
+        if address is not None:
+            address = checked_address(address, offset)
         theirs = mappable.fileno()
-        try:
-            _, whole = kernel.identify(theirs)
-        except OSError as error:
-            raise map_refused(error, size or 0, mode) from error
-        if not 0 <= offset < max(whole, 1):
-            raise ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
-        size = whole - offset if size is None else checked_size(size)
-        if size < 1:
-            raise ValueError("cannot map an object of 0 bytes: give it a size first")
-        if offset + size > whole:
-            raise ValueError(
-                f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
-            )
         try:
             fd = os.dup(theirs)
             try:
-                mapping, window = new_mapping(fd, offset, size, mode, address)
+                identity, whole = kernel.identify(fd)
+                size = whole - offset if size is None else checked_size(size)
+                if offset < 0 or not 0 < size <= whole - offset:
+                    raise outside(offset, size, whole)
+                mapping, window = new_mapping(fd, identity, offset, size, mode, address)
             except BaseException:
                 os.close(fd)
                 raise
         except OSError as error:
-            raise map_refused(error, size, mode, address) from error
-        self._adopt(mapping, window)
-        prepare(self, populate=populate, huge_pages=huge_pages)
+            raise map_refused(error, size or 0, mode, address) from error
+        self._mapping = mapping
+        self._window: Any = window
+        mapping.region = weakref.ref(self)
+        if populate or huge_pages:
+            prepare(self, populate=populate, huge_pages=huge_pages)
 
     def _adopt(self, mapping: Mapping, window: Any) -> None:
         self._mapping = mapping
-        self._window: Any = window
+        self._window = window
         mapping.region = weakref.ref(self)
 
     @property
@@ -244,10 +246,8 @@ class MappedRegion:
         self._open_window()
         if advice is Advice.dontneed and self.mode is Mode.copy_on_write:
             return False  # it would throw away what was written
-        if advice is Advice.populate and self.mode not in (Mode.read_write, Mode.copy_on_write):
-            return False
         try:
-            kernel.advise(*self._mapping.pages, advice)
+            kernel.advise(*self._mapping.pages, advice, writable=self.mode in _WRITABLE)
         except OSError:
             return False
         return True
@@ -293,7 +293,10 @@ class MappedRegion:
             RegionClosedError: The region was closed.
 
         Fork and threads:
-            A forked child that writes through an array made before ends by SIGSEGV.
+            A forked child that writes through an array made before ends by SIGSEGV. One
+            that cannot map the memory anew for reading, because the kernel's is exhausted or
+            somebody closed the region's fd, ends at once with exit code ``os.EX_OSERR`` and a
+            message on stderr.
 
         Example:
             >>> from forkshm import anonymous_shared_memory
@@ -398,7 +401,8 @@ class MappedRegion:
                 was changed: release or delete them, then close again.
         """
         if self._window is not None:
-            self._check_no_views("close")
+            if sys.getrefcount(self._window) > _OWN_REFERENCES:
+                self._check_no_views("close")
             self._window = None
 
     def _open_window(self) -> Any:
@@ -445,6 +449,17 @@ def checked_size(size: int) -> int:
     if number > MAX_SIZE:
         raise ValueError(f"size must be at most 2**63 - 1 bytes, which is all an object can have, got {number}")
     return number
+
+
+def outside(offset: int, size: int, whole: int) -> ValueError:
+    """Return what is wrong about a part that an object of *whole* bytes has not."""
+    if not 0 <= offset < max(whole, 1):
+        return ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
+    if size < 1:
+        return ValueError("cannot map an object of 0 bytes: give it a size first")
+    return ValueError(
+        f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
+    )
 
 
 def checked_address(address: int | None, offset: int) -> int | None:
@@ -498,7 +513,24 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
 def view_of(mapping: Mapping, window: Any) -> memoryview:
     """Return the bytes of a live mapping; a view for reading where a write would be a SIGSEGV."""
     view = memoryview(window).cast("B")
-    return view if mapping.mode in (Mode.read_write, Mode.copy_on_write) else view.toreadonly()
+    return view if mapping.mode in _WRITABLE else view.toreadonly()
+
+
+def own_parts(region: MappedRegion) -> list[tuple[int, int]]:
+    """Return which bytes of a ``copy_on_write`` region are this process' own, because it wrote to their pages.
+
+    All of them, where the kernel does not tell.
+
+    Returns:
+        First byte and the byte behind the last, of each run.
+    """
+    mapping = region._mapping
+    try:
+        runs = kernel.own_pages(*mapping.pages)
+    except OSError:
+        runs = [mapping.pages]
+    start, end = mapping.address, mapping.address + mapping.size
+    return [(max(first, start) - start, min(first + length, end) - start) for first, length in runs]
 
 
 def region_of(mapping: Mapping, window: Any) -> MappedRegion:
@@ -534,7 +566,7 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
         # What was written to a copy-on-write mapping is for those who have it already.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
-            made = new_mapping(fd, offset, size, mode)
+            made = new_mapping(fd, identity, offset, size, mode)
             fd = -1
             return made
     except OSError as error:

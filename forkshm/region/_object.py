@@ -54,7 +54,72 @@ open_or_create = Creation.open_or_create
 open_only = Creation.open_only
 
 
-class SharedMemoryObject:
+class Opened:
+    """What was opened to be mapped with `MappedRegion`: it has an fd, a name and a mode."""
+
+    _fd = -1
+
+    def __init__(self, name: str, mode: Mode | str) -> None:
+        self._name = name
+        self._mode = checked_mode(mode)
+
+    def _own(self, fd: int) -> None:
+        self._fd = fd
+        self._finalizer = weakref.finalize(self, os.close, fd)
+
+    @property
+    def name(self) -> str:
+        """The name or path, as given."""
+        return self._name
+
+    @property
+    def mode(self) -> Mode:
+        """``read_write`` or ``read_only``."""
+        return self._mode
+
+    @property
+    def size(self) -> int:
+        """Bytes there are now.
+
+        Raises:
+            RegionClosedError: It was closed.
+        """
+        return os.fstat(self.fileno()).st_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """Return the fd, which stays the object's: do not close it.
+
+        Raises:
+            RegionClosedError: It was closed.
+        """
+        if self._fd < 0:
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
+        return self._fd
+
+    def close(self) -> None:
+        """Close it here. Regions made from it, and its name, stay. Twice is allowed."""
+        if self._fd >= 0:
+            self._fd = -1
+            self._finalizer()
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._fd < 0 else ""
+        return f"<{type(self).__name__} {self._name!r} {self._mode}{state}>"
+
+
+class SharedMemoryObject(Opened):
     """Memory with a name, shared by whoever knows the name.
 
     It is created with size 0: give it one with `truncate`, then map it with
@@ -109,20 +174,17 @@ class SharedMemoryObject:
         *,
         any_owner: bool = False,
     ) -> None:
-        self._fd = -1
         creation = Creation(creation)
-        self._name = checked_name(name)
-        self._mode = checked_mode(mode)
+        super().__init__(checked_name(name), mode)
         if not 0 <= operator.index(permissions) <= 0o777:
             raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
-        self._fd = self._open(creation, permissions)
+        fd = self._open(creation, permissions)
         try:
-            self._check(any_owner=any_owner)
+            self._check(fd, any_owner=any_owner)
         except BaseException:
-            os.close(self._fd)
-            self._fd = -1
+            os.close(fd)
             raise
-        self._finalizer = weakref.finalize(self, os.close, self._fd)
+        self._own(fd)
 
     def _open(self, creation: Creation, permissions: int) -> int:
         writable = self._mode is Mode.read_write
@@ -162,8 +224,8 @@ class SharedMemoryObject:
                     number, f"cannot open shared memory object {self._name!r}: {os.strerror(number)}", size=0
                 ) from error
 
-    def _check(self, *, any_owner: bool) -> None:
-        status = os.fstat(self._fd)
+    def _check(self, fd: int, *, any_owner: bool) -> None:
+        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise RegionAccessError(
                 errno.EACCES, f"cannot open shared memory object {self._name!r}: something else has that name"
@@ -174,30 +236,6 @@ class SharedMemoryObject:
                 f"cannot open shared memory object {self._name!r}: it belongs to user {status.st_uid}, and you are "
                 f"{os.geteuid()}; if you trust them, pass any_owner=True",
             )
-
-    @property
-    def name(self) -> str:
-        """The name, as given."""
-        return self._name
-
-    @property
-    def mode(self) -> Mode:
-        """``read_write`` or ``read_only``."""
-        return self._mode
-
-    @property
-    def size(self) -> int:
-        """Bytes it has now.
-
-        Raises:
-            RegionClosedError: The object was closed.
-        """
-        return os.fstat(self.fileno()).st_size
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` has been called."""
-        return self._fd < 0
 
     def truncate(self, size: int) -> None:
         """Give the object a size, and reserve its memory; new bytes are zero.
@@ -233,22 +271,6 @@ class SharedMemoryObject:
                 number, f"cannot give {self!r} {size:,} bytes ({os.strerror(number)}): {advice}", size=size
             ) from error
 
-    def fileno(self) -> int:
-        """Return the fd, which stays the object's: do not close it.
-
-        Raises:
-            RegionClosedError: The object was closed.
-        """
-        if self._fd < 0:
-            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
-        return self._fd
-
-    def close(self) -> None:
-        """Close the object here. Regions made from it, and its name, stay. Twice is allowed."""
-        if self._fd >= 0:
-            self._fd = -1
-            self._finalizer()
-
     @staticmethod
     def remove(name: str) -> bool:
         """Take the name away, so that it can be created again; memory in use stays.
@@ -274,17 +296,6 @@ class SharedMemoryObject:
                 errno.EISDIR, f"cannot remove shared memory object {name!r}: something else has that name"
             ) from error
         return True
-
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = " closed" if self._fd < 0 else ""
-        return f"<{type(self).__name__} {self._name!r} {self._mode}{state}>"
 
 
 class remove_on_exit:  # noqa: N801 - used like a function

@@ -212,7 +212,13 @@ class Claim:
 
         False when this process wrote to its copy-on-write mapping, or cannot tell.
         """
-        return (self.in_place and self.share is not Share.private) or not kernel.has_private_pages(address, nbytes)
+        if self.in_place and self.share is not Share.private:
+            return True
+        start = address - address % kernel.page_size
+        try:
+            return not kernel.own_pages(start, round_up(address + nbytes, kernel.page_size) - start)
+        except OSError:
+            return False
 
 
 # Sorted addresses of the claims, and the claim at each. Claims never overlap.

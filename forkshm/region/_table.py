@@ -6,17 +6,17 @@ of shared memory are recognised as well, whoever made them.
 
 from __future__ import annotations
 
+import atexit
 import bisect
+import contextlib
 import dataclasses
 import enum
 import os
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import Any
 
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
-
-if TYPE_CHECKING:
-    import weakref
+from forkshm.region._lifetime import at_fork, guard, settle
 
 __all__ = (
     "Mapping",
@@ -58,7 +58,7 @@ read_write = Mode.read_write
 copy_on_write = Mode.copy_on_write
 read_private = Mode.read_private
 
-ACCESS = {
+_ACCESS = {
     Mode.read_only: Access.READ,
     Mode.read_write: Access.SHARED,
     Mode.copy_on_write: Access.PRIVATE,
@@ -66,7 +66,11 @@ ACCESS = {
 }
 
 
-@dataclasses.dataclass(eq=False)
+_program_is_alive = [True]
+atexit.register(_program_is_alive.clear)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
 class Mapping:
     """One mapping of one memory object in this process.
 
@@ -85,6 +89,8 @@ class Mapping:
     offset: int
     #: What may be done with it.
     mode: Mode
+    #: Address and size of the whole pages that are mapped.
+    pages: tuple[int, int]
     #: Nobody but the process that sealed it can write to the object.
     sealed: bool = False
     #: The one MappedRegion made of it, if it is alive.
@@ -92,11 +98,22 @@ class Mapping:
     #: The exporter, if any view is alive.
     window: weakref.ref[Any] | None = None
 
-    @property
-    def pages(self) -> tuple[int, int]:
-        """Address and size of the whole pages that are mapped."""
-        start = self.address - self.address % kernel.page_size
-        return start, round_up(self.address + self.size, kernel.page_size) - start
+    # `watch` would do, and takes longer: here the mapping keeps the reference.
+    # The default is there at the end of the program, when names of this module may be gone.
+    def last_view_gone(self, _: object, alive: list[bool] = _program_is_alive) -> None:
+        """Have the mapping end: called when its window is collected."""
+        if alive:
+            settle(self.end)
+
+    def end(self) -> None:
+        """Unmap the memory and close the fd; needs `guard`."""
+        # First out of the tables, then unmapped: the kernel may give the address to somebody
+        # else the moment it is free.
+        if _new.pop(self.address, None) is None:
+            _leave(self)
+        start, length = self.pages
+        _unmap(start, length)
+        os.close(self.fd)
 
     @property
     def sent_as(self) -> Mode:
@@ -109,6 +126,11 @@ class Mapping:
         return self.mode is not Mode.copy_on_write
 
 
+_page, _map, _unmap, _window = kernel.page_size, kernel.map, kernel.unmap, kernel.window
+
+# By start address, what nobody has looked for yet: many a mapping ends before anybody does.
+# Whoever looks takes `guard`, and enters these into the tables first.
+_new: dict[int, Mapping] = {}
 # Sorted start addresses, and the mapping that starts at each. Mappings never overlap.
 _starts: list[int] = []
 _by_start: dict[int, Mapping] = {}
@@ -120,37 +142,35 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def new_mapping(fd: int, offset: int, size: int, mode: Mode, address: int | None = None) -> tuple[Mapping, Any]:
+def new_mapping(
+    fd: int, identity: Identity, offset: int, size: int, mode: Mode, address: int | None = None
+) -> tuple[Mapping, Any]:
     """Map part of an object, and take over *fd*, which stays the caller's on failure.
 
     Returns:
         The mapping and its window. Keep the window: it is what keeps the memory.
     """
     settle()
-    identity, _ = kernel.identify(fd)
-    slack = offset % kernel.page_size
-    length = round_up(size + slack, kernel.page_size)
+    slack = offset % _page
+    length = -(-(size + slack) // _page) * _page
     if address is None:
-        start = kernel.map(fd, length, ACCESS[mode], offset - slack)
+        start = _map(fd, length, _ACCESS[mode], offset - slack)
     else:
         start = address
-        kernel.map_at(address, fd, length, ACCESS[mode], offset)
-    mapping = Mapping(start + slack, size, fd, identity, offset, mode)
-    with guard:
-        _enter(mapping)
-    return mapping, _new_window(mapping)
+        kernel.map_at(address, fd, length, _ACCESS[mode], offset)
+    mapping = Mapping(start + slack, size, fd, identity, offset, mode, (start, length))
+    _new[start + slack] = mapping
+    window = _window(start + slack, size)
+    mapping.window = weakref.ref(window, mapping.last_view_gone)
+    return mapping, window
 
 
-def _new_window(mapping: Mapping) -> Any:
-    window = kernel.window(mapping.address, mapping.size)
-    mapping.window = watch(window, lambda: _end(mapping))
-    return window
-
-
-def _enter(mapping: Mapping) -> None:
-    bisect.insort(_starts, mapping.address)
-    _by_start[mapping.address] = mapping
-    _by_identity.setdefault(mapping.identity, []).append(mapping)
+def _enter_new() -> None:
+    while _new:
+        _, mapping = _new.popitem()
+        bisect.insort(_starts, mapping.address)
+        _by_start[mapping.address] = mapping
+        _by_identity.setdefault(mapping.identity, []).append(mapping)
 
 
 def _leave(mapping: Mapping) -> None:
@@ -162,34 +182,31 @@ def _leave(mapping: Mapping) -> None:
         del _by_identity[mapping.identity]
 
 
-def _end(mapping: Mapping) -> None:
-    # First out of the tables, then unmapped: the kernel may give the address to somebody
-    # else the moment it is free.
-    _leave(mapping)
-    kernel.unmap(*mapping.pages)
-    os.close(mapping.fd)
-
-
 def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
     """Let a mapping have *nbytes* less, and unmap the pages it has no part in any more.
 
     Nobody may have views of it. Returns the new window.
     """
-    unwatch(mapping.window)
+    mapping.window = None  # its end is not the mapping's
     with guard:
         start, length = mapping.pages
+        _enter_new()
         _leave(mapping)
         if not from_back:
             mapping.address += nbytes
             mapping.offset += nbytes
         mapping.size -= nbytes
-        left, left_length = mapping.pages
+        left = mapping.address - mapping.address % kernel.page_size
+        left_length = round_up(mapping.address + mapping.size, kernel.page_size) - left
+        mapping.pages = left, left_length
         if left > start:
             kernel.unmap(start, left - start)
         if left + left_length < start + length:
             kernel.unmap(left + left_length, start + length - left - left_length)
-        _enter(mapping)
-    return _new_window(mapping)
+        _new[mapping.address] = mapping
+    window = _window(mapping.address, mapping.size)
+    mapping.window = weakref.ref(window, mapping.last_view_gone)
+    return window
 
 
 def seal(mapping: Mapping) -> None:
@@ -198,6 +215,7 @@ def seal(mapping: Mapping) -> None:
     Under the lock that fork takes: no child comes between the two.
     """
     with guard:
+        _enter_new()
         kernel.seal_writes(mapping.fd)
         for same in _by_identity[mapping.identity]:
             same.sealed = same.mode is Mode.read_write
@@ -208,6 +226,8 @@ def mapping_at(address: int) -> Mapping | None:
     """Return the mapping that holds *address*, or None."""
     settle()
     with guard:
+        if _new:
+            _enter_new()
         position = bisect.bisect_right(_starts, address) - 1
         if position < 0:
             return None
@@ -218,6 +238,8 @@ def mapping_at(address: int) -> Mapping | None:
 def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any] | None:
     """Return a live mapping of that part of that object, with its window, or None."""
     with guard:
+        if _new:
+            _enter_new()
         for mapping in _by_identity.get(identity, ()):
             if mapping.offset == offset and mapping.size == size and mapping.mode is mode:
                 window = mapping.window() if mapping.window is not None else None
@@ -229,11 +251,28 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
 def _in_child() -> None:
     # The parent's mapping of a sealed object is the one that can write. A child inherits
     # it; a new mapping in its place cannot, and mprotect(2) cannot change that.
+    _enter_new()
     for mapping in _by_start.values():
         if mapping.sealed and mapping.mode is Mode.read_write:
             start, length = mapping.pages
-            kernel.replace(start, mapping.fd, length, Access.READ, mapping.offset - mapping.offset % kernel.page_size)
+            try:
+                kernel.replace(start, mapping.fd, length, Access.READ, mapping.offset - mapping.offset % _page)
+            except OSError as error:
+                _end_child(mapping, error)
             mapping.mode = Mode.read_only
+
+
+def _end_child(mapping: Mapping, error: OSError) -> None:
+    # A child that could write would break the seal, an exception cannot leave a fork, and
+    # what is weaker than a new mapping, mprotect(2) can undo: so there is no child.
+    message = (
+        f"forkshm: process {os.getpid()} ends: it was forked from one that sealed {mapping.size:,} bytes at "
+        f"{mapping.address:#x}, and cannot map them anew for reading ({os.strerror(error.errno or 0)}); "
+        "check the limits on memory, and that nobody closed the region's fd\n"
+    )
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+    os._exit(os.EX_OSERR)
 
 
 at_fork(in_child=_in_child)

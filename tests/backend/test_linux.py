@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from forkshm.backend import Access, Capabilities, Identity, _choose, capabilities, kernel
+from forkshm.backend import Access, Capabilities, _choose, capabilities, kernel
 from forkshm.errors import UnsupportedError
 
 PAGE = kernel.page_size
@@ -58,7 +58,8 @@ def test_identity_tells_objects_apart_and_not_fds(memory):
     other = kernel.create_memory(PAGE, "other")
     again = kernel.reopen(memory)
     assert kernel.identify(memory) == kernel.identify(again) != kernel.identify(other)
-    assert isinstance(kernel.identify(memory)[0], Identity)
+    status = os.fstat(memory)
+    assert kernel.identify(memory) == ((status.st_dev, status.st_ino), status.st_size)
     os.close(other)
     os.close(again)
 
@@ -77,6 +78,53 @@ def test_writes_are_seen_by_others_or_not(memory, access, seen):
     view(address, 1)[0] = ord("x")
     assert os.pread(memory, 1, 0) == seen
     kernel.unmap(address, PAGE)
+
+
+def test_the_pages_of_a_private_mapping_that_were_written_are_told(memory):
+    os.pwrite(memory, b"x" * PAGE, 2 * PAGE)
+    address = kernel.map(memory, 4 * PAGE, Access.PRIVATE)
+    seen = view(address, 4 * PAGE)
+    assert kernel.own_pages(address, 4 * PAGE) == []
+    assert bytes(seen[2 * PAGE :]) == b"x" * PAGE + bytes(PAGE)  # read only
+    assert kernel.own_pages(address, 4 * PAGE) == []
+    seen[PAGE] = seen[2 * PAGE + 5] = 1
+    assert kernel.own_pages(address, 4 * PAGE) == [(address + PAGE, 2 * PAGE)]
+    seen[0] = seen[4 * PAGE - 1] = 0  # written, if with what was there
+    assert kernel.own_pages(address, 4 * PAGE) == [(address, 4 * PAGE)]
+    assert kernel.own_pages(address + 3 * PAGE, PAGE) == [(address + 3 * PAGE, PAGE)]
+    seen.release()
+    kernel.unmap(address, 4 * PAGE)
+
+
+def test_of_large_mappings_the_written_pages_are_found_wherever_they_are():
+    size = 2 * 2**15 * PAGE  # two readings of the kernel's table, and a page
+    memory = kernel.create_memory(size + PAGE, "region-test")
+    address = kernel.map(memory, size + PAGE, Access.PRIVATE)
+    seen = view(address, size + PAGE)
+    for page in (2**15 - 1, 2**15, 2**16):
+        seen[page * PAGE] = 1
+    expected = [(address + (2**15 - 1) * PAGE, 2 * PAGE), (address + size, PAGE)]
+    assert kernel.own_pages(address, size + PAGE) == expected
+    seen.release()
+    kernel.unmap(address, size + PAGE)
+    os.close(memory)
+
+
+def test_a_forked_child_knows_which_pages_it_and_its_parent_wrote(memory, in_child):
+    address = kernel.map(memory, 4 * PAGE, Access.PRIVATE)
+    seen = view(address, 4 * PAGE)
+    seen[0] = 1
+
+    def write():
+        inherited = kernel.own_pages(address, 4 * PAGE)
+        seen[2 * PAGE] = 1
+        assert inherited == [(address, PAGE)]
+        assert kernel.own_pages(address, 4 * PAGE) == [(address, PAGE), (address + 2 * PAGE, PAGE)]
+
+    assert in_child(write) == 0
+    assert kernel.own_pages(address, 4 * PAGE) == [(address, PAGE)]
+    seen.release()
+    kernel.unmap(address, 4 * PAGE)
 
 
 def test_a_refused_mapping_keeps_the_errno(memory):

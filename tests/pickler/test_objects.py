@@ -12,11 +12,14 @@ import typing
 
 import pytest
 
-from forkshm import MappedRegion, NotPicklableError, anonymous_shared_memory
+from forkshm import MappedRegion, anonymous_shared_memory
+from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler import _reducers, open_plain, pack, receive, register, skip
 from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
 from forkshm.region._arena import arena
+
+PAGE = kernel.page_size
 
 
 class Point(typing.NamedTuple):
@@ -178,11 +181,73 @@ def test_a_part_of_an_object_crosses_with_its_offset_and_mode(cross):
         del crossing
 
 
-def test_a_region_whose_writes_nobody_sees_cannot_be_sent():
-    with anonymous_shared_memory(4096) as region, MappedRegion(region, "copy_on_write") as private:
-        with pytest.raises(NotPicklableError, match="seen by this process only"):
-            pack([1, private])
-        assert not private.closed
+def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor(cross):
+    with anonymous_shared_memory(2**20) as whole, MappedRegion(whole, "copy_on_write", 5000, 2**19) as private:
+        whole.buf[5000:5003] = b"abc"
+        assert private.buf[0] == ord("a")
+        crossing = cross([private, private])
+        arrived, again = crossing.value
+        assert (crossing.copied, crossing.fds) == (0, 1)
+        assert again is arrived is not private
+        assert (arrived.offset, arrived.size, arrived.mode) == (5000, 2**19, "copy_on_write")
+        whole.buf[5000] = ord("d")  # it sees what others write, as the sender does
+        assert bytes(arrived.buf[:3]) == b"dbc"
+        arrived.buf[1] = 255
+        assert bytes(whole.buf[5000:5003]) == bytes(private.buf[:3]) == b"dbc"
+        del crossing, arrived, again
+
+
+@pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE])
+def test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied(cross, offset):
+    size = 100 * PAGE
+    with anonymous_shared_memory(size + PAGE) as whole, MappedRegion(whole, "copy_on_write", offset, size) as private:
+        whole.buf[:] = b"w" * (size + PAGE)
+        for position in (0, 5 * PAGE, 6 * PAGE, size - 1):
+            private.buf[position] = ord("p")
+        mine = bytes(private.buf)
+        crossing = cross(private)
+        assert bytes(crossing.value.buf) == mine
+        assert crossing.copied <= 5 * PAGE
+        assert bytes(whole.buf) == b"w" * (size + PAGE)
+        whole.buf[offset + 50 * PAGE] = whole.buf[offset] = ord(
+            "n"
+        )  # of a page that was not written, and of one that was
+        assert (crossing.value.buf[50 * PAGE], crossing.value.buf[0]) == (ord("n"), ord("p"))
+        assert (private.buf[50 * PAGE], private.buf[0]) == (ord("n"), ord("p"))
+        crossing.value.buf[5 * PAGE] = 0
+        assert private.buf[5 * PAGE] == ord("p")
+        del crossing
+
+
+def test_a_copy_on_write_region_that_was_written_all_over_crosses(cross):
+    with anonymous_shared_memory(2**20) as whole, MappedRegion(whole, "copy_on_write") as private:
+        private.buf[:] = bytes(range(256)) * 4096
+        crossing = cross({"private": private})
+        assert bytes(crossing.value["private"].buf) == bytes(private.buf)
+        assert crossing.copied == 2**20
+        del crossing
+
+
+def test_where_the_kernel_does_not_tell_what_was_written_all_of_it_is_copied(cross, monkeypatch):
+    def no_proc(address, size):
+        raise FileNotFoundError
+
+    with anonymous_shared_memory(3 * PAGE) as whole, MappedRegion(whole, "copy_on_write", 7) as private:
+        whole.buf[:] = b"w" * (3 * PAGE)
+        private.buf[-1] = 1
+        monkeypatch.setattr(kernel, "own_pages", no_proc)
+        crossing = cross(private)
+        assert bytes(crossing.value.buf) == bytes(private.buf)
+        del crossing
+
+
+def test_each_of_many_receivers_has_its_own_copy_on_write_region(received_twice):
+    with anonymous_shared_memory(64 * PAGE) as whole, MappedRegion(whole, "copy_on_write") as private:
+        private.buf[: 32 * PAGE] = b"p" * (32 * PAGE)
+        first, second = received_twice(private)
+        first.buf[0] = first.buf[-1] = 1
+        assert bytes(second.buf) == bytes(private.buf)
+        del first, second
 
 
 def test_a_closed_region_cannot_be_sent():

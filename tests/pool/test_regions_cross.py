@@ -97,12 +97,25 @@ def test_an_object_opened_for_reading_arrives_for_reading(pool, tmp_path):
         assert pool.apply(look, (region,)) == ("MappedRegion", "read_only", 1, SIZE - 1, pattern(SIZE)[1:], True)
 
 
-def test_what_was_written_copy_on_write_does_not_cross_and_this_is_said(pool, mappable):
-    with MappedRegion(mappable, "copy_on_write") as region:
-        region.buf[0] = 1
-        with pytest.raises(NotPicklableError, match=r"seen by this process only; send bytes\(region.buf\)"):
-            pool.apply(look, (region,))
-        assert pool.apply(bytes, (bytes(region.buf[:2]),)) == b"\1\1"
+def overwrite(region, position, value):
+    region.buf[position] = value
+    return region
+
+
+@pytest.mark.parametrize(("offset", "size"), PARTS)
+def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappable, offset, size):
+    content = pattern(SIZE)[offset:][:size]
+    with MappedRegion(mappable, "copy_on_write", offset, size) as region:
+        assert pool.apply(look, (region,)) == ("MappedRegion", "copy_on_write", offset, len(content), content, False)
+        region.buf[-1] = 255
+        written = content[:-1] + b"\xff"
+        assert pool.apply(look, (region,))[4] == written
+        # And back, with what the worker wrote.
+        returned = pool.apply(overwrite, (region, 0, 254))
+        assert look(returned)[1:5] == ("copy_on_write", offset, region.size, b"\xfe" + written[1:])
+        assert bytes(region.buf) == written
+        assert os.pread(mappable.fileno(), SIZE, 0) == pattern(SIZE)
+        returned.close()
 
 
 def test_a_sealed_region_arrives_read_only_and_the_creator_goes_on(pool):

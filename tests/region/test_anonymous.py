@@ -336,7 +336,7 @@ def test_the_repr_names_size_mode_and_address_or_closed():
 def test_many_regions_leave_nothing_behind():
     from forkshm.region import _table
 
-    before = len(_table._starts), len(_table._by_start), len(_table._by_identity)
+    before = len(_table._new) + len(_table._starts), len(_table._new) + len(_table._by_start)
     regions = [anonymous_shared_memory(1 + 37 * number) for number in range(500)]
     for number, region in enumerate(regions):
         region.buf[-1] = number % 251
@@ -344,7 +344,7 @@ def test_many_regions_leave_nothing_behind():
     for region in regions[::2]:
         region.close()
     del region, regions
-    assert (len(_table._starts), len(_table._by_start), len(_table._by_identity)) == before
+    assert (len(_table._new) + len(_table._starts), len(_table._new) + len(_table._by_start)) == before
 
 
 def test_a_reference_cycle_does_not_keep_the_memory():

@@ -63,7 +63,7 @@ def test_a_region_dropped_while_the_lock_is_held_is_unmapped_afterwards():
 
 
 def test_regions_made_and_dropped_in_many_threads_leave_the_tables_as_they_were():
-    before = len(_table._starts), len(_table._by_identity), len(_lifetime._watched)
+    before = len(_table._new) + len(_table._starts), len(_lifetime._watched)
     wrong = []
 
     def work(number):
@@ -89,7 +89,8 @@ def test_regions_made_and_dropped_in_many_threads_leave_the_tables_as_they_were(
         thread.join()
     assert not wrong
     settle()
-    assert (len(_table._starts), len(_table._by_identity), len(_lifetime._watched)) == before
+    assert (len(_table._new) + len(_table._starts), len(_lifetime._watched)) == before
+    assert not {m.address for same in _table._by_identity.values() for m in same} ^ set(_table._starts)
 
 
 def test_a_region_made_here_may_be_dropped_by_another_thread():

@@ -760,6 +760,27 @@ class TestPopulate:
             assert not any(region.buf)
 
     @pytest.mark.parametrize("mode", list(Mode))
+    @pytest.mark.parametrize("offset", [0, PAGE + 1])
+    def test_in_every_mode_and_no_byte_changes(self, make, mode, offset):
+        content = pattern(64 * PAGE)
+        mappable = make(64 * PAGE, content)
+        with MappedRegion(mappable, mode, offset) as region:
+            start, length = region._mapping.pages
+            assert resident(start) == 0
+            if not region.advise("populate"):
+                pytest.skip("this kernel cannot populate a mapping (before Linux 5.14)")
+            assert resident(start) == length
+            assert bytes(region.buf) == content[offset:]
+
+    @pytest.mark.parametrize("mode", ["read_only", "read_private"])
+    def test_what_was_opened_for_reading_can_be_populated(self, make, mode):
+        opened = make.for_reading(make(16 * PAGE))
+        with MappedRegion(opened, mode, populate=True) as region:
+            if not region.advise("populate"):
+                pytest.skip("this kernel cannot populate a mapping (before Linux 5.14)")
+            assert resident(region.address) == 16 * PAGE
+
+    @pytest.mark.parametrize("mode", list(Mode))
     def test_no_mode_is_refused(self, make, mode):
         with MappedRegion(make(content=pattern(SIZE)), mode, populate=True, huge_pages=True) as region:
             assert bytes(region.buf) == pattern(SIZE)

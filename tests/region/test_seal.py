@@ -479,6 +479,36 @@ def test_a_region_at_a_fixed_address_stays_there_in_the_child(in_child):
             assert in_child(lambda: write_through(view)) == -signal.SIGSEGV
 
 
+FORKED = """
+import os, sys, forkshm
+region = forkshm.anonymous_shared_memory(4096)
+region.seal()
+view = region.buf
+if sys.argv[1] == "closed":
+    os.close(region.fileno())
+else:
+    os.dup2(os.open("/dev/null", os.O_RDWR), region.fileno())  # nothing that can be mapped
+pid = os.fork()
+if pid == 0:
+    view[0] = 255
+    os._exit(0)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert code == os.EX_OSERR, code
+assert view[0] == 0
+view[0] = 1
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("what", "reason"), [("closed", "Bad file descriptor"), ("other", "No such device")])
+def test_a_child_that_cannot_map_it_for_reading_ends_and_says_so(run_script, what, reason):
+    done = run_script(FORKED, what, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ends: it was forked from one that sealed 4,096 bytes at 0x" in done.stderr
+    assert f"cannot map them anew for reading ({reason})" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_started_program_gets_no_fd_of_it(region):
     done = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False)
     assert "forkshm-region" not in done.stdout

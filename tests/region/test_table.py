@@ -71,6 +71,20 @@ def test_a_region_is_found_again_by_object_part_and_mode():
     assert mapping_of(identity, 0, 2 * PAGE, Mode.read_write) is None
 
 
+def test_a_region_is_entered_when_somebody_looks_for_any():
+    with anonymous_shared_memory(PAGE) as first, anonymous_shared_memory(PAGE) as second:
+        assert {first.address, second.address} <= set(_table._new)
+        assert region_at(second.address) is second
+        assert not _table._new
+        assert {first.address, second.address} <= set(_table._starts)
+        with anonymous_shared_memory(PAGE) as third:
+            assert list(_table._new) == [third.address]
+        assert not _table._new
+        second.shrink_by(1)
+        assert region_at(second.address) is second
+        assert region_at(second.address + second.size) is None
+
+
 def test_closing_takes_the_region_out_before_the_address_is_used_again():
     region = anonymous_shared_memory(PAGE)
     address = region.address
