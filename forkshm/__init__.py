@@ -20,8 +20,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
-from forkshm.context import Process, get_context
+from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
+from forkshm.context import Manager, Process, get_context
 from forkshm.errors import (
+    BufferTooShort,
     ChannelBrokenError,
     ChannelClosedError,
     ChannelError,
@@ -104,16 +106,20 @@ __all__ = (
     "Advice",
     "AsyncResult",
     "Barrier",
+    "BufferTooShort",
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
     "Condition",
+    "Connection",
     "Creation",
     "DeadlockError",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
+    "JoinableQueue",
     "LockTimeoutError",
+    "Manager",
     "MappedRegion",
     "MissingDependencyError",
     "Mode",
@@ -124,11 +130,13 @@ __all__ = (
     "NotRecoverableError",
     "NotUnpicklableError",
     "OffsetPtr",
+    "Pipe",
     "Pointer",
     "Pool",
     "PoolClosedError",
     "PoolStatistics",
     "Process",
+    "Queue",
     "RWLock",
     "RecursiveMutex",
     "RegionAccessError",
@@ -144,6 +152,7 @@ __all__ = (
     "SerializationError",
     "SharedArray",
     "SharedMemoryObject",
+    "SimpleQueue",
     "SyncError",
     "TaskTimeoutError",
     "TimeoutError",
