@@ -57,6 +57,7 @@ from forkshm.errors import (
     WorkerError,
     WorkerStartError,
 )
+from forkshm.pickler import view
 from forkshm.pool import AsyncResult, Pool, PoolStatistics
 from forkshm.region import (
     Advice,
@@ -182,6 +183,7 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
+    "view",
     "zeros",
     "zeros_like",
 )

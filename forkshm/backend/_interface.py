@@ -162,6 +162,18 @@ class Backend(abc.ABC):
     def copy(self, address: int, source: Buffer, nbytes: int) -> None:
         """Copy *nbytes* of a contiguous buffer to *address*; lets other threads run."""
 
+    @abc.abstractmethod
+    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
+        """Copy *nbytes* from the address *source* to *address*; lets other threads run."""
+
+    @abc.abstractmethod
+    def bytes_at(self, address: int, nbytes: int) -> bytes:
+        """Return a copy of the bytes at *address*."""
+
+    @abc.abstractmethod
+    def has_private_pages(self, address: int, nbytes: int) -> bool:
+        """Whether this process wrote to a copy-on-write mapping there; True when it cannot tell."""
+
     # -- leases ---------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,9 @@ _FLAGS = {
 }
 
 _lseek = os.lseek  # a lookup less where microseconds count
+
+# Of /proc/pid/pagemap to read at a time.
+_PAGEMAP_ENTRIES = 64 * 1024
 
 # struct flock: type, whence, start, len, pid. For OFD locks pid must be 0.
 _FLOCK = struct.Struct("hhqqi4x")
@@ -175,6 +179,34 @@ class LinuxBackend(Backend):
 
     def copy(self, address: int, source: Buffer, nbytes: int) -> None:
         _syscalls.copy(address, source, nbytes)
+
+    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
+        _syscalls.copy_memory(address, source, nbytes)
+
+    def bytes_at(self, address: int, nbytes: int) -> bytes:
+        return _syscalls.bytes_at(address, nbytes)
+
+    def has_private_pages(self, address: int, nbytes: int) -> bool:
+        # proc(5), /proc/pid/pagemap: eight bytes a page. In the topmost, bit 7 says that the page
+        # is there, bit 6 that it is swapped out, and bit 5 that it is the object's and not ours.
+        first = address // self.page_size
+        entries = (address + nbytes - 1) // self.page_size - first + 1
+        try:
+            fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while entries > 0:
+                    found = os.pread(fd, 8 * min(entries, _PAGEMAP_ENTRIES), 8 * first)
+                    if not found or len(found) % 8 or sys.byteorder != "little":
+                        return True
+                    if any(top & 0xC0 and not top & 0x20 for top in set(found[7::8])):
+                        return True
+                    first += len(found) // 8
+                    entries -= len(found) // 8
+            finally:
+                os.close(fd)
+        except OSError:
+            return True
+        return False
 
     def lock_shared(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))

@@ -147,6 +147,16 @@ def copy(address: int, source: Buffer, nbytes: int) -> None:
         _release_buffer(where)
 
 
+def copy_memory(address: int, source: int, nbytes: int) -> None:
+    """memcpy(3) between two addresses, without the GIL."""
+    ctypes.memmove(address, source, nbytes)
+
+
+def bytes_at(address: int, nbytes: int) -> bytes:
+    """Return a copy of the bytes at *address*."""
+    return ctypes.string_at(address, nbytes)
+
+
 # -- locks in shared memory: pthread_mutexattr_setrobust(3), sem_overview(7), futex(2) ------
 
 #: Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known. A test

@@ -306,7 +306,7 @@ def _bytes_of(data: bytes, fds: list[int]) -> memoryview:
             return memoryview(data)[1:]
         if data[0] == _IN_BLOCK and len(data) == _BLOCK.size and fds:
             _, offset, size, nbytes = _BLOCK.unpack(data)
-            view = memoryview(claim(fds.pop(0), offset, size, private=False)).cast("B")
+            view = memoryview(claim(fds.pop(0), offset, size)).cast("B")
             if nbytes > view.nbytes:
                 raise ChannelBrokenError(f"a message has {nbytes:,} bytes in a block of {view.nbytes:,}")
             return view[:nbytes]

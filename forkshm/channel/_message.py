@@ -11,7 +11,7 @@ from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import Arrival, Parcel, open_plain, receive, skip
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Sequence
 
     from forkshm.channel._endpoint import Received
 
@@ -73,7 +73,7 @@ class Message(NamedTuple):
     parcels: list[Arrival | None]
 
 
-def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> tuple[bytes, list[int]]:
+def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> tuple[bytes, Sequence[int]]:
     """Return the bytes of a message, and the fds to send beside them."""
     header = _HEADER.pack(_MAGIC, _VERSION, kind, len(parcels), number, group)
     if len(parcels) == 1:

@@ -1,8 +1,9 @@
 """The tables at the head of a parcel: which bytes its buffers are, in wire form.
 
 A parcel is one pickled object on its way. Its buffers are *spans*: of the one block that
-carries the copies, or of regions that both sides share. The fds of these come beside the
-message, the block's lease first, then one of each region, in order.
+carries the copies, of small copies at the end of the message itself, of regions that both
+sides share, or of blocks that came from elsewhere and are handed on. The fds come beside
+the message, the block's lease first, then one of each region or block handed on, in order.
 
 These are named tuples, and on the way of every array plain ones of the same form: making
 a frozen dataclass takes four times as long as a named tuple, and that ten times as long
@@ -19,12 +20,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
+from forkshm.region._segment import Share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = (
     "BLOCK",
+    "INLINE",
+    "READ_ONLY",
     "BlockRef",
     "Head",
     "RegionRef",
@@ -42,8 +46,12 @@ __all__ = (
 
 #: ``Span.region`` of bytes that lie in the parcel's own block.
 BLOCK = -1
+#: ``Span.region`` of bytes that lie at the end of the body.
+INLINE = -2
+#: Taken from either: the receiver may not write to them.
+READ_ONLY = 2
 
-_HEAD = struct.Struct("<BxxxIIQQQ")
+_HEAD = struct.Struct("<BxHIIQQQ")
 _REGION = struct.Struct("<QQB")
 _SPAN = struct.Struct("<iQQ")
 
@@ -54,12 +62,13 @@ _PRIVATE = 4
 
 # A region and a span, without padding, as they stand one after the other.
 _ONE_REGION = struct.Struct("<QQBiQQ")
-_ONE_REGION_START = struct.pack("<BxxxII", 0, 1, 1)
+_ONE_REGION_START = struct.pack("<BxHII", 0, 0, 1, 1)
 
-_MODES = tuple(Mode)
+#: What comes with an fd: a region of a mode, or a block that is handed on.
+_MODES: tuple[Mode | Share, ...] = (*Mode, *Share)
 _NUMBERS = {mode: number for number, mode in enumerate(_MODES)}
 
-# Flags, number of regions, number of spans.
+# Flags, bytes inline, number of regions, number of spans.
 _PLAIN_START = bytes(12)
 
 
@@ -77,11 +86,12 @@ class RegionRef(NamedTuple):
 
     offset: int
     size: int
-    mode: Mode
+    #: A `Mode` for a region; a `Share` when the fd is a lease, and this a block.
+    mode: Mode | Share
 
 
 class Span(NamedTuple):
-    """One buffer: bytes of a region, or of the block."""
+    """One buffer: bytes of a region, of the block, or of the body's end."""
 
     region: int
     offset: int
@@ -96,6 +106,8 @@ class Head(NamedTuple):
     regions: int
     spans: int
     body_size: int
+    #: Bytes at the end of the body that are small copies.
+    inline: int = 0
 
     @property
     def fds(self) -> int:
@@ -106,13 +118,13 @@ class Head(NamedTuple):
 class Tables(NamedTuple):
     """What a parcel's body says before its stream begins."""
 
-    regions: Sequence[tuple[int, int, Mode]]
+    regions: Sequence[tuple[int, int, Mode | Share]]
     spans: Sequence[tuple[int, int, int]]
     #: Where in the body the pickle stream begins.
     stream: int
 
 
-def body_tables(regions: Sequence[tuple[int, int, Mode]], spans: Sequence[tuple[int, int, int]]) -> bytes:
+def body_tables(regions: Sequence[tuple[int, int, Mode | Share]], spans: Sequence[tuple[int, int, int]]) -> bytes:
     """Return the wire form of the tables: of `RegionRef` and of `Span`."""
     parts = [_REGION.pack(offset, size, _NUMBERS[mode]) for offset, size, mode in regions]
     parts += [_SPAN.pack(*span) for span in spans]
@@ -123,12 +135,12 @@ def write(head: Head) -> bytes:
     """Return the wire form of a head."""
     block = head.block
     if block is None:
-        return _HEAD.pack(0, head.regions, head.spans, head.body_size, 0, 0)
+        return _HEAD.pack(0, head.inline, head.regions, head.spans, head.body_size, 0, 0)
     flags = _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
-    return _HEAD.pack(flags, head.regions, head.spans, head.body_size, block.offset, block.size)
+    return _HEAD.pack(flags, head.inline, head.regions, head.spans, head.body_size, block.offset, block.size)
 
 
-def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode], int, int, int, int] | None:
+def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode | Share], int, int, int, int] | None:
     """Read a parcel of one region, of which it has one span, and no block: one shared array.
 
     Most parcels with tables are that, and the general way takes three times as long.
@@ -140,7 +152,7 @@ def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode], 
     if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
         return None
     body = position + _HEAD.size
-    body_size = _HEAD.unpack_from(data, position)[3]
+    body_size = _HEAD.unpack_from(data, position)[4]
     offset, size, mode, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
     fits = size >= 1 and offset + size < 2**63 and region == 0 and start + nbytes <= size and mode < len(_MODES)
     if not fits or not _ONE_REGION.size <= body_size <= len(data) - body:
@@ -148,16 +160,16 @@ def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode], 
     return (offset, size, _MODES[mode]), start, nbytes, body + _ONE_REGION.size, body + body_size
 
 
-def write_one_region(region: tuple[int, int, Mode], span: tuple[int, int, int], stream_size: int) -> bytes:
+def write_one_region(region: tuple[int, int, Mode | Share], span: tuple[int, int, int], stream_size: int) -> bytes:
     """Return the wire form of head and tables of a parcel of one region and one span of it."""
     offset, size, mode = region
-    head = _HEAD.pack(0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
+    head = _HEAD.pack(0, 0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
     return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], *span)
 
 
 def write_plain(body_size: int) -> bytes:
     """Return the wire form of a head with no block and no tables: nearly all are."""
-    return _HEAD.pack(0, 0, 0, body_size, 0, 0)
+    return _HEAD.pack(0, 0, 0, 0, body_size, 0, 0)
 
 
 def is_plain(data: bytes, position: int) -> int:
@@ -173,17 +185,18 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
         ChannelBrokenError: These bytes are not a parcel.
     """
     try:
-        flags, regions, spans, body_size, offset, size = _HEAD.unpack_from(data, position)
+        flags, inline, regions, spans, body_size, offset, size = _HEAD.unpack_from(data, position)
     except struct.error:
         raise _broken(f"its head needs {_HEAD.size} bytes, {len(data) - position} are there") from None
     if flags & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (flags and not flags & _HAS_BLOCK):
         raise _broken(f"unknown flags {flags:#x}")
     block = BlockRef(offset, size, bool(flags & _PRIVATE)) if flags else None
-    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size)
+    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline)
     room = size if head.body_in_block else len(data) - position - _HEAD.size
-    if body_size > room or regions * _REGION.size + spans * _SPAN.size > body_size:
+    if body_size > room or regions * _REGION.size + spans * _SPAN.size + inline > body_size:
         raise _broken(
-            f"{regions} regions and {spans} spans in a body of {body_size:,} bytes, of which {room:,} are there"
+            f"{regions} regions, {spans} spans and {inline:,} bytes inline in a body of {body_size:,} bytes, "
+            f"of which {room:,} are there"
         )
     return head, position + _HEAD.size
 
@@ -205,8 +218,10 @@ def read_tables(head: Head, body: memoryview) -> Tables:
     for region, offset, nbytes in spans:
         if 0 <= region < len(regions):
             room = regions[region][1]
-        elif region == BLOCK:
+        elif region in (BLOCK, BLOCK - READ_ONLY):
             room = head.block.size if head.block is not None else 0
+        elif region in (INLINE, INLINE - READ_ONLY):
+            room = head.inline
         else:
             raise _broken(f"span of region {region}, but there are {len(regions)}")
         if offset + nbytes > room:

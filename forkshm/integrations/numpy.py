@@ -13,7 +13,13 @@ from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import register, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.region._mapped import region_at
+from forkshm.region._segment import Share, claim_at
 from forkshm.region._table import mapping_at
+
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # before NumPy 2
+    from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -278,36 +284,58 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
     address = array.__array_interface__["data"][0]
     mapping = mapping_at(address)
-    if mapping is None or not mapping.shares_writes:
-        if is_shared_type:
-            return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        if array.nbytes < OUT_OF_BAND:
-            return NotImplemented
-        packed = array if contiguous else np.ascontiguousarray(array)
-        return rebuild_array, (_buffer_of(packed), dtype, packed.shape, packed.strides, 0, False)
+    shared = mapping is not None and mapping.shares_writes
+    if is_shared_type and not shared:
+        return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     # A plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
         return rebuild_array, (_buffer_of(array), named, array.shape, array.strides, 0, is_shared_type)
     # All bytes between the first and the last element, which may come before the first
-    # item's address when strides are negative.
+    # item's address when strides are negative: so views stay views of one memory.
     reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
     low = address + sum(distance for distance in reach if distance < 0)
     high = address + sum(distance for distance in reach if distance > 0) + array.itemsize
-    region = region_at(low)
-    if region is None or high > region.address + region.size:
+    claim = claim_at(address)
+    views_are_free = shared or (claim is not None and claim.share is Share.shared)
+    if not views_are_free and not array.nbytes <= high - low <= _GAPS * array.nbytes:
+        if array.nbytes < OUT_OF_BAND:
+            return NotImplemented
+        packed = np.ascontiguousarray(array)
+        return rebuild_array, (_buffer_of(packed), named, packed.shape, packed.strides, 0, False)
+    owner: Any = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    first, last = byte_bounds(owner)
+    if low < first or high > last:
         return NotImplemented  # as_strided beyond the memory: let NumPy say what it thinks
-    window = region.buf[low - region.address : high - region.address]
-    if not flags.writeable:
-        window = window.toreadonly()
+    window = np.asarray(_Window(array, low, high - low))
     return rebuild_array, (
-        pickle.PickleBuffer(window),
+        pickle.PickleBuffer(window),  # type: ignore[arg-type]  # as above
         named,
         array.shape,
         array.strides,
         address - low,
         is_shared_type,
     )
+
+
+#: A view with gaps crosses with them, so that it stays a view, unless it is mostly gaps: when
+#: it spans more than this many times its bytes, its elements are copied alone.
+_GAPS = 2
+
+
+class _Window:
+    """The bytes around a view, for NumPy to make an array of."""
+
+    def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int) -> None:
+        self._array = array
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, not array.flags.writeable),
+        }
 
 
 #: Kinds of dtypes that the buffer protocol may not know: dates, and structures with dates.
@@ -324,12 +352,20 @@ def rebuild_array(
 ) -> np.ndarray[Any, Any]:
     """Return the array whose bytes arrived."""
     kind = SharedArray if shared else np.ndarray
-    return kind(shape, dtype, buffer, offset, strides)
+    return kind(shape, dtype, _firm(buffer), offset, strides)
 
 
 def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Return the contiguous SharedArray whose bytes arrived."""
-    return SharedArray(shape, dtype, buffer, 0, strides)
+    return SharedArray(shape, dtype, _firm(buffer), 0, strides)
+
+
+def _firm(buffer: Any) -> Any:
+    # Of a memoryview NumPy keeps what is behind it, which may be writeable: then setting
+    # flags.writeable would be allowed, and the first write end the process.
+    if isinstance(buffer, memoryview) and buffer.readonly:
+        return np.frombuffer(buffer, np.uint8)
+    return buffer
 
 
 register(np.ndarray, reduce_array)

@@ -5,14 +5,20 @@ as descriptors is decided in `_policy`.
 """
 
 from forkshm.pickler._names import Known, known_now
-from forkshm.pickler._pack import Parcel, crosses_by_name, pack
+from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
+from forkshm.pickler._view import Repeat, View, view
 
 __all__ = (
     "Arrival",
     "Known",
+    "Packing",
     "Parcel",
+    "Repeat",
+    "Repeats",
+    "View",
+    "begin",
     "crosses_by_name",
     "known_now",
     "open_plain",
@@ -21,4 +27,5 @@ __all__ = (
     "register",
     "register_lazy",
     "skip",
+    "view",
 )

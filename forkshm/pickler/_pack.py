@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.descriptor._tables import BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.pickler._collect import Collector, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
-from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
+from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds
+from forkshm.pickler._view import Begin, End, Repeat, View, second
 from forkshm.region._arena import arena
-from forkshm.region._table import Mapping, Mode, mapping_at, round_up
+from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.region._segment import Lease
 
-__all__ = ("Parcel", "crosses_by_name", "pack")
+__all__ = ("Packing", "Parcel", "Repeats", "begin", "crosses_by_name", "pack")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -36,27 +38,25 @@ class Parcel:
         shared: Bytes of buffers that cross as descriptors.
     """
 
-    __slots__ = ("_fds", "_keep", "_lease", "copied", "data", "shared")
+    __slots__ = ("_keep", "_leases", "copied", "data", "fds", "shared")
 
-    def __init__(
-        self, data: bytes, lease: Lease | None = None, mappings: Sequence[Mapping] = (), keep: Any = None
-    ) -> None:
+    def __init__(self, data: bytes, fds: Sequence[int] = (), leases: Sequence[Lease] = (), keep: Any = None) -> None:
         self.data = data
-        self._lease = lease
-        self._fds = [mapping.fd for mapping in mappings]
+        #: What goes beside the message.
+        self.fds = fds
+        self._leases = leases
         self._keep = keep  # the windows of the mappings: their fds stay open with them
         self.copied = 0
         self.shared = 0
 
-    @property
-    def fds(self) -> list[int]:
-        """What goes beside the message."""
-        return self._fds if self._lease is None else [self._lease.fd, *self._fds]
+    def finish(self, *, for_many: bool = False) -> Parcel:
+        """Return the parcel, which is ready; see `Packing.finish`."""
+        return self
 
     def close(self) -> None:
         """Let go of what was held for sending. Closing twice is allowed."""
-        if self._lease is not None:
-            self._lease.close()
+        for lease in self._leases:
+            lease.close()
         self._keep = None
 
 
@@ -76,53 +76,6 @@ class _Sink:
         return nbytes
 
 
-class _Buffers:
-    """Called with each out-of-band buffer; decides which cross how."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[int, int, int]] = []
-        self.copies: list[tuple[int, memoryview]] = []
-        self.copied = 0
-        self.shared = 0
-        self.mappings: dict[int, int] = {}
-        self.refs: list[tuple[int, int, Mode]] = []
-        self.in_order: list[Mapping] = []
-        self.windows: list[Any] = []
-
-    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
-        """Take the buffer out of band (False), or leave it in the stream (True)."""
-        view = buffer.raw()
-        nbytes = view.nbytes
-        if not nbytes:
-            return True
-        address = kernel.address_of(view)
-        mapping = mapping_at(address)
-        if mapping is not None and mapping.shares_writes:
-            region = self._region(mapping)
-            if region is not None and address + nbytes <= mapping.address + mapping.size:
-                self.spans.append((region, address - mapping.address, nbytes))
-                self.shared += nbytes
-                return False
-        if nbytes < OUT_OF_BAND:
-            return True
-        self.spans.append((BLOCK, self.copied, nbytes))
-        self.copies.append((self.copied, view))
-        self.copied = round_up(self.copied + nbytes, ALIGNMENT)
-        return False
-
-    def _region(self, mapping: Mapping) -> int | None:
-        known = self.mappings.get(id(mapping))
-        if known is None:
-            window = mapping.window() if mapping.window is not None else None
-            if window is None:
-                return None
-            known = self.mappings[id(mapping)] = len(self.refs)
-            self.refs.append((mapping.offset, mapping.size, mapping.sent_as))
-            self.in_order.append(mapping)
-            self.windows.append(window)
-        return known
-
-
 #: Modules whose functions are met in the pickle of nearly every array.
 _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "numpy.core.numeric"})
 
@@ -131,6 +84,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """cloudpickle's C pickler, with reducers of ours in front."""
 
     known: Known = NOTHING_KNOWN
+    collector: Collector
 
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
@@ -144,22 +98,62 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         reduce = find(kind)
         if reduce is not None:
             return reduce(thing)
+        if kind in _MARKS:
+            return self._mark(thing)
         return super().reducer_override(thing)
 
+    def _mark(self, thing: Any) -> Any:
+        # What is between two marks is pickled between them, and arrives without them.
+        if isinstance(thing, View):
+            return second, (Begin(thing.mode), thing.value, End())
+        if isinstance(thing, Repeat):
+            return second, (_BeginRepeat(thing.value), thing.value, _EndRepeat())
+        if isinstance(thing, Begin):
+            self.collector.begin(thing.mode)
+        elif isinstance(thing, End):
+            self.collector.end()
+        elif isinstance(thing, _BeginRepeat):
+            self.collector.begin_repeat(thing.value)
+        else:
+            self.collector.end_repeat()
+        return int, ()
 
-def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN) -> Parcel:
+
+class _BeginRepeat(Repeat):
+    __slots__ = ()
+
+
+class _EndRepeat:
+    __slots__ = ()
+
+
+_MARKS = frozenset({View, Repeat, Begin, End, _BeginRepeat, _EndRepeat})
+
+
+def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN, repeats: Repeats | None = None) -> Parcel:
     """Pickle *thing*; copy its large buffers, once, into one block of the arena.
 
     Args:
         thing: Anything that cloudpickle can pickle. Buffers inside shared memory cross
-            as descriptors.
+            as descriptors, and so do copies that arrived from others.
         for_many: The parcel goes to more than one receiver: each maps the copies
             copy-on-write, so that none sees another's writes.
         known: What of ``__main__`` the receivers have, and so crosses by name.
+        repeats: Copies that other parcels have in common with this one.
 
     Raises:
         OSError: The kernel has no memory or fds for the copies.
+        RegionAccessError: See `view`.
         Exception: Whatever pickling the object raises.
+    """
+    return begin(thing, known=known, repeats=repeats).finish(for_many=for_many)
+
+
+def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None = None) -> Packing | Parcel:
+    """Pickle *thing*, and leave the rest of `pack` to `Packing.finish`.
+
+    Who has no more use for *thing* drops it in between. Then memory that came from
+    elsewhere is the receiver's alone, and need not be mapped copy-on-write.
     """
     kind = type(thing)
     if kind in _PLAIN or (
@@ -169,23 +163,22 @@ def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN) ->
         if len(stream) <= INLINE_LIMIT:
             return Parcel(write_plain(len(stream)) + stream)
     sink = _Sink()
-    buffers = _Buffers()
-    if kind is tuple and _is_simple_call(thing):
-        simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers)
-        simple.dispatch_table = dispatch_table
-        simple.dump(thing)
-    else:
-        pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers)
-        pickler.known = known
-        pickler.dump(thing)
-    if not buffers.spans and sink.size <= INLINE_LIMIT:
-        return Parcel(b"".join([write_plain(sink.size), *sink.pieces]))
-    if len(buffers.refs) == len(buffers.spans) == 1 and not buffers.copies and sink.size < INLINE_LIMIT // 2:
-        head_and_tables = write_one_region(buffers.refs[0], buffers.spans[0], sink.size)
-        parcel = Parcel(b"".join([head_and_tables, *sink.pieces]), None, buffers.in_order, buffers.windows)
-        parcel.shared = buffers.shared
-        return parcel
-    return _assemble(sink, buffers, for_many=for_many)
+    collector = Collector(repeats)
+    try:
+        if kind is tuple and _is_simple_call(thing):
+            simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
+            simple.dispatch_table = dispatch_table
+            simple.dump(thing)
+        else:
+            pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
+            pickler.known = known
+            pickler.collector = collector
+            pickler.dump(thing)
+    except BaseException:
+        for lease in collector.leases:
+            lease.close()
+        raise
+    return Packing(sink, collector)
 
 
 def _is_simple_call(thing: tuple[Any, ...]) -> bool:
@@ -202,51 +195,82 @@ def _is_simple_call(thing: tuple[Any, ...]) -> bool:
     )
 
 
-def _assemble(sink: _Sink, buffers: _Buffers, *, for_many: bool) -> Parcel:
-    tables = body_tables(buffers.refs, buffers.spans)
-    body_size = len(tables) + sink.size
+class Packing:
+    """An object that is pickled, and not yet copied."""
+
+    __slots__ = ("_collector", "_sink")
+
+    def __init__(self, sink: _Sink, collector: Collector) -> None:
+        self._sink = sink
+        self._collector = collector
+
+    def finish(self, *, for_many: bool = False) -> Parcel:
+        """Copy what has to be, and return the parcel. Call it once."""
+        sink, collector = self._sink, self._collector
+        if not collector.spans and sink.size <= INLINE_LIMIT:
+            return Parcel(b"".join([write_plain(sink.size), *sink.pieces]))
+        try:
+            collector.settle(for_many=for_many)
+            if len(collector.refs) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
+                head_and_tables = write_one_region(collector.refs[0], collector.spans[0], sink.size)
+                parcel = Parcel(
+                    b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
+                )
+            else:
+                parcel = _assemble(sink, collector, for_many=for_many)
+        except BaseException:
+            for lease in collector.leases:
+                lease.close()
+            raise
+        parcel.shared = collector.shared
+        return parcel
+
+
+def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+    # Head and tables have the same length whatever stands in them.
+    tables_size = len(body_tables(collector.refs, collector.spans))
+    body_size = tables_size + sink.size
     body_in_block = body_size > INLINE_LIMIT
-    lease = None
-    block_ref = None
-    copied = sum(view.nbytes for _, view in buffers.copies)
-    if body_in_block or buffers.copies:
-        start = 0
-        if body_in_block:
-            # The spans were numbered from 0; now the body comes first.
-            start = round_up(body_size, ALIGNMENT)
-            spans = [
-                (region, offset + start if region == BLOCK else offset, nbytes)
-                for region, offset, nbytes in buffers.spans
-            ]
-            tables = body_tables(buffers.refs, spans)
-            copied += body_size
-        block = arena.allocate(start + buffers.copied)
+    copies = collector.place(round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block)
+    body = [body_tables(collector.refs, collector.spans), *sink.pieces]
+    if copies.inline_size:
+        inline = bytearray(copies.inline_size)
+        for address, nbytes, where in copies.inline:
+            inline[where : where + nbytes] = kernel.bytes_at(address, nbytes)
+        body.append(inline)
+        body_size += copies.inline_size
+    fds, leases, block_ref = collector.fds, collector.leases, None
+    copied = copies.copied
+    if copies.block_size:
+        block = arena.allocate(copies.block_size)
         try:
             if body_in_block:
+                copied += body_size
                 position = 0
-                for piece in (tables, *sink.pieces):
+                for piece in body:
                     block.write(position, piece, len(piece))
                     position += len(piece)
-            for offset, view in buffers.copies:
-                block.write(start + offset, view, view.nbytes)
+            for address, nbytes, where in copies.block:
+                block.copy(where, address, nbytes)
         except BaseException:
             arena.free(block)
             raise
         lease = arena.lend(block)
+        leases.append(lease)
+        fds = [lease.fd, *fds]
         block_ref = BlockRef(block.offset, block.size, for_many)
     head = write(
         Head(
             block_ref,
             body_in_block=body_in_block,
-            regions=len(buffers.refs),
-            spans=len(buffers.spans),
+            regions=len(collector.refs),
+            spans=len(collector.spans),
             body_size=body_size,
+            inline=copies.inline_size,
         )
     )
-    data = head if body_in_block else b"".join([head, tables, *sink.pieces])
-    parcel = Parcel(data, lease, buffers.in_order, buffers.windows)
+    parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
     parcel.copied = copied
-    parcel.shared = buffers.shared
     return parcel
 
 

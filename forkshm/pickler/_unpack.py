@@ -6,10 +6,10 @@ import os
 import pickle
 from typing import Any
 
-from forkshm.descriptor._tables import BLOCK, is_plain, read_head, read_one_region, read_tables
+from forkshm.descriptor._tables import INLINE, READ_ONLY, is_plain, read_head, read_one_region, read_tables
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.region._mapped import attach, view_of
-from forkshm.region._segment import claim
+from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode
 
 __all__ = ("Arrival", "open_plain", "receive", "skip")
@@ -86,16 +86,15 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     try:
         whole: memoryview | None = None
         if head.block is not None:
-            window = claim(mine.pop(0), head.block.offset, head.block.size, private=head.block.private)
-            whole = memoryview(window).cast("B")
-            del window
+            share = Share.private if head.block.private else Share.exclusive
+            whole = _block_of(mine.pop(0), head.block.offset, head.block.size, share)
         if head.body_in_block and whole is not None:
             body = whole[: head.body_size]
         else:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [view_of(*attach(mine.pop(0), offset, size, mode)) for offset, size, mode in tables.regions]
+        windows = [_memory_of(mine.pop(0), *ref) for ref in tables.regions]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
@@ -103,33 +102,66 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     finally:
         for fd in mine:
             os.close(fd)
-    arrival = Arrival(body[tables.stream :], [])
-    arrival.windows = windows
+    arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
+    # What is handed on is not kept for the next task: whoever has it last gives it back.
+    arrival.windows = [
+        window for window, ref in zip(windows, tables.regions, strict=True) if not isinstance(ref[2], Share)
+    ]
     if head.body_in_block:
         arrival.copied += head.body_size
+    # Small copies lie together in memory of this process.
+    inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
+    copies: list[tuple[int, int]] = []
     for region, offset, nbytes in tables.spans:
-        if region == BLOCK:
-            if whole is None:
-                raise ChannelBrokenError("a span names a block, but the parcel has none")
-            source = whole
-            arrival.copied += nbytes
-        else:
-            source = windows[region]
+        if region >= 0:
+            source: memoryview | None = windows[region]
             arrival.shared += nbytes
-        arrival._buffers.append(source[offset : offset + nbytes])
+        else:
+            if region in (INLINE, INLINE - READ_ONLY):
+                source = inline
+            else:
+                source = whole
+                copies.append((offset, offset + nbytes))
+            if source is None:
+                raise ChannelBrokenError("a span names copies, but the parcel has none")
+            if region <= -1 - READ_ONLY:
+                source = source.toreadonly()
+        arrival._buffers.append(source[offset : offset + nbytes])  # type: ignore[index]
+    arrival.copied += _covered(copies)
     return arrival, position
 
 
+def _covered(ranges: list[tuple[int, int]]) -> int:
+    """Return how many bytes lie in at least one of these ranges."""
+    covered = end = 0
+    for low, high in sorted(ranges):
+        covered += max(0, high - max(low, end))
+        end = max(end, high)
+    return covered
+
+
+def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
+    view = memoryview(claim(lease, offset, size, share)).cast("B")
+    return view.toreadonly() if share is Share.read_only else view
+
+
+def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share) -> memoryview:
+    if isinstance(mode, Share):
+        return _block_of(fd, offset, size, mode)
+    return view_of(*attach(fd, offset, size, mode))
+
+
 def _receive_one_region(
-    data: bytes, one: tuple[tuple[int, int, Mode], int, int, int, int], fds: list[int]
+    data: bytes, one: tuple[tuple[int, int, Mode | Share], int, int, int, int], fds: list[int]
 ) -> tuple[Arrival, int]:
     (offset, size, mode), start, nbytes, stream, end = one
     try:
-        whole = view_of(*attach(fds.pop(0), offset, size, mode))
+        whole = _memory_of(fds.pop(0), offset, size, mode)
     except ValueError as error:
         raise _not_what_it_says(error) from error
     arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
-    arrival.windows.append(whole)
+    if not isinstance(mode, Share):
+        arrival.windows.append(whole)
     arrival.shared = nbytes
     return arrival, end
 

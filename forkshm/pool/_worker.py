@@ -26,7 +26,7 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, known_now, pack
+from forkshm.pickler import Arrival, Parcel, begin, known_now, pack
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.region._arena import arena
 
@@ -170,7 +170,9 @@ class _Worker:
         try:
             message = read_message(received, self._by_group)
             function = self._function(message)
-            arguments = _opened(message.parcels, 1)
+            # In a list, so that whoever takes it out is the only one who has it: memory that
+            # a task returns is handed on as it is when nobody here has it any more.
+            arguments = [_opened(message.parcels, 1)]
             # Regions stay mapped until the next task is here, which often names the same:
             # mapping 1 GB and touching it takes longer than a small task.
             self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
@@ -182,20 +184,22 @@ class _Worker:
             self._do(kind, number, function, arguments)
             return
         # Each is a task of its own, with a number of its own.
-        batch_kind, chunks = arguments
-        del arguments
+        batch_kind, chunks = arguments.pop()
+        chunks.reverse()
         self._collecting_since = time.perf_counter_ns()
         try:
-            for chunk in chunks:
+            while chunks:
                 self._words[self._state] = number
-                self._do(Kind(batch_kind), number, function, chunk)
+                self._do(Kind(batch_kind), number, function, chunks)
                 number += 1
             self._flush()
         finally:
             self._collecting_since = 0
 
-    def _do(self, kind: Kind, number: int, function: Callable[..., Any], arguments: Any) -> None:
+    def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
+        """Run the last task of *pending*, which takes it off, and send the answer."""
         began = time.perf_counter_ns()
+        arguments = pending.pop()
         try:
             if kind is Kind.CALL:
                 args, kwargs = arguments
@@ -210,17 +214,20 @@ class _Worker:
         finally:
             self._words[self._state + 1] = 0
         del arguments
+        kind_of_value = type(value).__name__
         try:
-            parcel = pack(value, known=self._known)
-        except Exception as error:
-            refusal = NotPicklableError(f"the result of a task, a {type(value).__name__}, cannot be sent: {error}")
-            refusal.__cause__ = error
+            packing = begin(value, known=self._known)
+            # Before the answer goes out, so that the parent can use the memory of the
+            # arguments, which is warm, for what it sends next; and before the memory of the
+            # result is handed on, so that it is the parent's alone.
             del value
+            parcel = packing.finish()
+            del packing
+        except Exception as error:
+            refusal = NotPicklableError(f"the result of a task, a {kind_of_value}, cannot be sent: {error}")
+            refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
             return
-        # Before the answer goes out, so that the parent can use the memory of the
-        # arguments, which is warm, for what it sends next.
-        del value
         ended = time.perf_counter_ns()
         if self._collecting_since:
             if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from forkshm.backend import kernel
 from forkshm.region._lifetime import at_fork, guard, settle
-from forkshm.region._segment import CREATOR, Lease, Segment, add_segment, block_size
+from forkshm.region._segment import CREATOR, Claim, Lease, Segment, Share, add_segment, block_size, hold, mend
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -119,6 +119,12 @@ class Block:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
         kernel.copy(self.address + position, source, nbytes)
 
+    def copy(self, position: int, address: int, nbytes: int) -> None:
+        """Copy *nbytes* from an address of this process."""
+        if position + nbytes > self.size:
+            raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
+        kernel.copy_memory(self.address + position, address, nbytes)
+
 
 @dataclasses.dataclass(frozen=True)
 class ArenaStatistics:
@@ -184,6 +190,21 @@ class Arena:
             self._lent.append(block)
             return lease
 
+    def hold(self, block: Block, share: Share) -> Claim:
+        """Let memory of this process live in *block*; it comes back once the claim has ended.
+
+        Raises:
+            OSError: The kernel refused; the block is free again.
+        """
+        with guard:
+            try:
+                held = hold(block.carved.segment, block.offset, block.size, share)
+            except BaseException:
+                self._free(block)
+                raise
+            self._lent.append(block)
+            return held
+
     def free(self, block: Block) -> None:
         """Take back a block that was never lent."""
         with guard:
@@ -218,6 +239,8 @@ class Arena:
 
     def _take(self, size: int) -> Block | None:
         for carved in self._carved:
+            if carved.segment.stuck:
+                mend(carved.segment)
             start = carved.take(size)
             if start is not None:
                 return Block(carved, start, size)

@@ -531,7 +531,8 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
         identity, whole = kernel.identify(fd)
         if offset + size > whole:
             raise ValueError(f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}")
-        found = mapping_of(identity, offset, size, mode)
+        # What was written to a copy-on-write mapping is for those who have it already.
+        found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
             made = new_mapping(fd, offset, size, mode)
             fd = -1

@@ -10,6 +10,8 @@ any moment; so the kernel counts:
 * The receiver lets its own description of the segment hold the byte, closes the lease,
   and lets go when the last view of the block is collected (`claim`).
 * The arena may use the block again when nobody holds the byte.
+* Who has a block may lend it on: what arrived as a copy is not copied again. It stays the
+  copy that it was, so from then on whoever has it maps it copy-on-write, or is the only one.
 
 Guarantees: a block is never handed out while a view of it lives in any process; a killed
 process's leases vanish with it, an unread message's with its socket.
@@ -20,8 +22,10 @@ process or message (fcntl(2), "Open file description locks").
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
+import enum
 import os
 from typing import Any
 
@@ -29,11 +33,37 @@ from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle, watch
 from forkshm.region._table import round_up
 
-__all__ = ("CREATOR", "Lease", "Segment", "add_segment", "claim", "forget_abandoned", "segments_mapped")
+__all__ = (
+    "CREATOR",
+    "Claim",
+    "Lease",
+    "Segment",
+    "Share",
+    "add_segment",
+    "claim",
+    "claim_at",
+    "forget_abandoned",
+    "hold",
+    "mend",
+    "segments_mapped",
+)
 
 #: The byte that the creator of a segment holds for as long as it lives. Far behind the
 #: memory: locks may lie anywhere in the range of an offset.
 CREATOR = 2**62
+
+
+class Share(enum.Enum):
+    """What a block is to whoever has it."""
+
+    #: Nobody else has it.
+    exclusive = "exclusive"
+    #: Others may have it, too: each maps it copy-on-write.
+    private = "private"
+    #: The same, for reading only.
+    read_only = "read_only"
+    #: All see each other's writes.
+    shared = "shared"
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,6 +81,8 @@ class Segment:
     held: dict[int, int] = dataclasses.field(default_factory=dict)
     #: During fork: a description for the child, with the same locks.
     spare: int = -1
+    #: Address, size and offset of pages that the kernel refused to map shared again.
+    stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
 
 
 _segments: dict[Identity, Segment] = {}
@@ -95,6 +127,124 @@ def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
     return segment
 
 
+class Claim:
+    """A block that this process has views of. All of it under `guard`, but for `lend`."""
+
+    __slots__ = ("address", "count", "in_place", "offset", "segment", "share", "size")
+
+    def __init__(self, segment: Segment, offset: int, size: int, share: Share) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.size = size
+        self.share = share
+        #: Where the views are: in the mapping of the whole segment, or in one of their own.
+        self.in_place = share in (Share.exclusive, Share.shared)
+        self.address = segment.address + offset
+        #: Windows that are alive.
+        self.count = 1
+
+    def begin(self) -> None:
+        """Hold the block, and map it if need be."""
+        held = self.segment.held
+        count = held.get(self.offset, 0)
+        if not count:
+            kernel.lock_shared(self.segment.fd, self.offset)
+        held[self.offset] = count + 1
+        if not self.in_place:
+            access = Access.PRIVATE if self.share is Share.private else Access.READ
+            try:
+                self.address = kernel.map(self.segment.fd, self.size, access, self.offset)
+            except BaseException:
+                _release(self.segment, self.offset)
+                raise
+        bisect.insort(_claim_starts, self.address)
+        _claims[self.address] = self
+
+    def end(self) -> None:
+        """One window less; with the last, let go of the block."""
+        self.count -= 1
+        if self.count:
+            return
+        del _claim_starts[bisect.bisect_left(_claim_starts, self.address)]
+        del _claims[self.address]
+        if not self.in_place:
+            kernel.unmap(self.address, self.size)
+        elif self.share is Share.private:
+            try:
+                kernel.replace(self.address, self.segment.fd, self.size, Access.SHARED, self.offset)
+            except OSError:
+                self.segment.stuck.append((self.address, self.size, self.offset))
+        _release(self.segment, self.offset)
+
+    def lend(self) -> Lease:
+        """Return a lease to be sent to somebody else, while a view is alive.
+
+        Raises:
+            OSError: The kernel refused an fd or a lock.
+        """
+        with guard:
+            return Lease(self.segment, self.offset)
+
+    def share_out(self, *, to_many: bool) -> Share:
+        """Return what the block is to those who get the lease; decide it as late as can be.
+
+        If a view is still alive here and the block was this process' alone, it is mapped
+        copy-on-write from now on: neither side shall see what the other writes.
+
+        Raises:
+            OSError: The kernel refused the mapping.
+        """
+        with guard:
+            if self.share is Share.exclusive:
+                if not self.count and not to_many:
+                    return Share.exclusive
+                if self.count:
+                    self._part()
+                return Share.private
+            return self.share
+
+    def _part(self) -> None:
+        kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+        self.share = Share.private
+
+    def is_as_it_came(self, address: int, nbytes: int) -> bool:
+        """Whether these bytes are still those of the block, for everybody who has it.
+
+        False when this process wrote to its copy-on-write mapping, or cannot tell.
+        """
+        return (self.in_place and self.share is not Share.private) or not kernel.has_private_pages(address, nbytes)
+
+
+# Sorted addresses of the claims, and the claim at each. Claims never overlap.
+_claim_starts: list[int] = []
+_claims: dict[int, Claim] = {}
+
+
+def claim_at(address: int) -> Claim | None:
+    """Return the claim on the block that *address* lies in, or None."""
+    if not _claim_starts:
+        return None
+    settle()
+    with guard:
+        position = bisect.bisect_right(_claim_starts, address) - 1
+        if position < 0:
+            return None
+        found = _claims[_claim_starts[position]]
+    return found if address < found.address + found.size else None
+
+
+def mend(segment: Segment) -> None:
+    """Map shared again what could not be when its last view was gone. Needs `guard`.
+
+    Raises:
+        OSError: The kernel still refuses. The segment must not be used.
+    """
+    while segment.stuck:
+        address, size, offset = segment.stuck[-1]
+        kernel.replace(address, segment.fd, size, Access.SHARED, offset)
+        segment.stuck.pop()
+
+
 def _drop(segment: Segment) -> None:
     del _segments[segment.identity]
     kernel.unmap(segment.address, segment.size)
@@ -126,14 +276,14 @@ def _release(segment: Segment, position: int) -> None:
         _drop(segment)
 
 
-def claim(lease_fd: int, offset: int, size: int, *, private: bool) -> Any:
+def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive) -> Any:
     """Turn a received lease into memory that stays until the last view is gone.
 
     Args:
         lease_fd: As received; it is closed, also when this raises.
         offset: First byte of the block in its segment; a multiple of the page size.
         size: Bytes of the block; a multiple of the page size.
-        private: Map the block copy-on-write, because others have been given it too.
+        share: What the block is to this process.
 
     Returns:
         A window on the block's bytes: take buffers from it, and drop it.
@@ -151,29 +301,36 @@ def claim(lease_fd: int, offset: int, size: int, *, private: bool) -> Any:
                 raise ValueError(
                     f"block of {size:,} bytes at {offset:,} does not fit a segment of {segment.size:,} bytes"
                 )
-            count = segment.held.get(offset, 0)
-            if not count:
-                # The lease holds the byte until it is closed below: no moment is unprotected.
-                kernel.lock_shared(segment.fd, offset)
-            segment.held[offset] = count + 1
-            address = segment.address + offset
-            if private:
-                try:
-                    address = kernel.map(segment.fd, size, Access.PRIVATE, offset)
-                except BaseException:
-                    _release(segment, offset)
-                    raise
+            if segment.stuck:
+                mend(segment)
+            # The lease holds the byte until it is closed below: no moment is unprotected.
+            claimed = _begin(segment, offset, size, share)
     finally:
         os.close(lease_fd)
-
-    def end() -> None:
-        if private:
-            kernel.unmap(address, size)
-        _release(segment, offset)
-
-    window = kernel.window(address, size)
-    watch(window, end)
+    window = kernel.window(claimed.address, size)
+    watch(window, claimed.end)
     return window
+
+
+def _begin(segment: Segment, offset: int, size: int, share: Share) -> Claim:
+    there = _claims.get(segment.address + offset)
+    if there is not None:
+        if share is Share.shared is there.share and there.size == size:
+            there.count += 1
+            return there
+        # Somebody here has it already, so it is nobody's alone.
+        share = Share.private if share is not Share.read_only else share
+    claimed = Claim(segment, offset, size, share)
+    claimed.begin()
+    return claimed
+
+
+def hold(segment: Segment, offset: int, size: int, share: Share) -> Claim:
+    """Claim a block of our own arena, for memory that is born there. Needs `guard`.
+
+    It is held until its ``end`` is called, under `guard`.
+    """
+    return _begin(segment, offset, size, share)
 
 
 def _is_abandoned(segment: Segment) -> bool:
@@ -201,6 +358,13 @@ def segments_mapped() -> int:
 
 
 def _before_fork() -> None:
+    for claimed in _claims.values():
+        if claimed.share is Share.exclusive:
+            # It is a copy, and so it shall be to the child: neither sees the other's writes.
+            try:
+                claimed._part()
+            except OSError:
+                claimed.share = Share.shared  # no memory for mappings: it is what it is
     for segment in _segments.values():
         if segment.held:
             with contextlib.suppress(OSError):

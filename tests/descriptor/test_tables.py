@@ -6,6 +6,8 @@ import pytest
 
 from forkshm.descriptor._tables import (
     BLOCK,
+    INLINE,
+    READ_ONLY,
     BlockRef,
     Head,
     RegionRef,
@@ -19,6 +21,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
+from forkshm.region._segment import Share
 
 STREAM = b"the pickle stream"
 #: As large as the segment that the blocks of these tests lie in.
@@ -28,6 +31,7 @@ REGIONS = [
     RegionRef(0, 4096, Mode.read_write),
     RegionRef(4099, 77, Mode.read_only),
     RegionRef(2**40, 2**41, Mode.read_private),
+    RegionRef(8192, 4096, Share.private),
 ]
 SPANS = [Span(0, 0, 4096), Span(1, 70, 7), Span(2, 2**40, 2**40), Span(0, 17, 0)]
 IN_BLOCK = [Span(BLOCK, 0, 100), Span(BLOCK, 8000, 192)]
@@ -109,8 +113,10 @@ def assert_in_bounds(head, tables):
         assert 0 <= ref.offset
         assert ref.offset + ref.size < 2**63
     for span in (Span(*span) for span in tables.spans):
-        assert span.region == BLOCK or 0 <= span.region < len(tables.regions)
-        room = head.block.size if span.region == BLOCK else regions[span.region].size
+        copies = {BLOCK: head.block and head.block.size, INLINE: head.inline}
+        copies |= {region - READ_ONLY: room for region, room in copies.items()}
+        assert span.region in copies or 0 <= span.region < len(tables.regions)
+        room = copies[span.region] if span.region < 0 else regions[span.region].size
         assert 0 <= span.offset
         assert 0 <= span.nbytes
         assert span.offset + span.nbytes <= room
@@ -150,8 +156,9 @@ def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_wha
         (None, [], [Span(BLOCK, 0, 1)], "there are 0"),
         (BlockRef(0, 4096, private=False), [], [Span(BLOCK, 4096, 1)], "span of 1 bytes at 4,096, but there are 4,096"),
         (None, REGIONS, [Span(1, 0, 78)], "span of 78 bytes"),
-        (None, REGIONS, [Span(3, 0, 1)], "span of region 3, but there are 3"),
-        (None, REGIONS, [Span(-2, 0, 1)], "span of region -2"),
+        (None, REGIONS, [Span(4, 0, 1)], "span of region 4, but there are 4"),
+        (None, REGIONS, [Span(INLINE, 0, 1)], "there are 0"),
+        (None, REGIONS, [Span(INLINE - READ_ONLY - 1, 0, 1)], "span of region -5"),
         (None, [RegionRef(0, 0, Mode.read_write)], [], "region of 0 bytes"),
         (None, [RegionRef(2**63, 1, Mode.read_write)], [], "region of 1 bytes"),
         (None, [RegionRef(1, 2**63 - 1, Mode.read_write)], [], "region of"),
@@ -164,8 +171,8 @@ def test_tables_that_name_what_is_not_there_are_refused_with_the_values(block, r
 
 
 def test_the_pickler_and_the_mode_agree_on_every_mode():
-    data, _ = wire(None, [RegionRef(0, 1, mode) for mode in Mode], [])
-    assert [mode for _, _, mode in parse(data)[1].regions] == list(Mode)
+    data, _ = wire(None, [RegionRef(0, 1, mode) for mode in (*Mode, *Share)], [])
+    assert [mode for _, _, mode in parse(data)[1].regions] == [*Mode, *Share]
 
 
 def test_counts_that_do_not_fit_the_body_are_refused_before_anything_is_made_of_them():

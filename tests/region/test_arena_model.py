@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from forkshm.region._segment import claim
+from forkshm.region._segment import Share, claim
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -62,7 +62,12 @@ class Model:
     def claim(self):
         if self.leases:
             lease, block, tag = self.chance.choice(self.leases)
-            window = claim(os.dup(lease.fd), block.offset, block.size, private=self.chance.random() < 0.3)
+            window = claim(
+                os.dup(lease.fd),
+                block.offset,
+                block.size,
+                Share.private if self.chance.random() < 0.3 else Share.exclusive,
+            )
             self.views.append((memoryview(window).cast("B"), block, tag))
 
     def close(self):

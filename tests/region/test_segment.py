@@ -11,7 +11,7 @@ import pytest
 from forkshm.channel import pair
 from forkshm.region import _segment
 from forkshm.region._arena import Arena
-from forkshm.region._segment import claim, forget_abandoned, segments_mapped
+from forkshm.region._segment import Share, claim, forget_abandoned, segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -24,7 +24,7 @@ def lent(arena, text=b"content", nbytes=PAGE):
 
 def claimed(fd, block, *, private=False):
     """Claim, and return a view: the window itself is dropped as the pickler does."""
-    return memoryview(claim(fd, block.offset, block.size, private=private)).cast("B")
+    return memoryview(claim(fd, block.offset, block.size, Share.private if private else Share.exclusive)).cast("B")
 
 
 def blocks(arena):
@@ -159,7 +159,7 @@ def test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease(fresh_arena
     _, lease = lent(fresh_arena)
     fd = os.dup(lease.fd)
     with pytest.raises(ValueError, match=r"does not fit a segment of 16,777,216 bytes"):
-        claim(fd, offset, size, private=private)
+        claim(fd, offset, size, Share.private if private else Share.exclusive)
     assert not is_open(fd)
     assert fresh_arena._carved[0].segment.held == {}
     lease.close()
@@ -171,7 +171,7 @@ def test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it():
     read_end, write_end = os.pipe()
     os.close(write_end)
     with pytest.raises(OSError, match="mmap"):
-        claim(read_end, 0, PAGE, private=False)
+        claim(read_end, 0, PAGE)
     assert not is_open(read_end)
     forget_abandoned()
     assert segments_mapped() == before
@@ -182,7 +182,7 @@ def test_a_memory_object_that_was_never_a_segment_is_not_kept():
     fd = os.memfd_create("stranger")
     os.ftruncate(fd, PAGE)
     with pytest.raises(ValueError, match="does not fit"):
-        claim(fd, PAGE, PAGE, private=False)
+        claim(fd, PAGE, PAGE)
     forget_abandoned()
     assert segments_mapped() == before
 
@@ -293,7 +293,7 @@ def start_creator(child_that_holds, sender):
 def claim_from_creator(receiver):
     received = receiver.receive_nowait()
     offset, size = map(int, received.data.split())
-    return memoryview(claim(received.fds[0], offset, size, private=False)).cast("B")
+    return memoryview(claim(received.fds[0], offset, size)).cast("B")
 
 
 def test_a_view_outlives_the_process_that_made_the_block_and_then_the_segment_goes(channel, child_that_holds):

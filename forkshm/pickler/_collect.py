@@ -1,0 +1,239 @@
+"""Which buffers of an object cross how: as descriptors, or as the one copy there is.
+
+The pickler meets the buffers one after the other. Copies are made only when all are known:
+buffers that overlap, as those of an array and its views do, are copied as one, so that
+they are views of one memory at the other end as well.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forkshm.backend import kernel
+from forkshm.descriptor._tables import BLOCK, INLINE, READ_ONLY
+from forkshm.errors import RegionAccessError
+from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
+from forkshm.region._arena import arena
+from forkshm.region._segment import Share, claim_at
+from forkshm.region._table import Mapping, Mode, mapping_at, round_up
+
+if TYPE_CHECKING:
+    import pickle
+
+    from forkshm.region._segment import Claim, Lease
+
+__all__ = ("Collector", "Copies", "Repeats")
+
+_FOR_READING = frozenset({Mode.read_only, Mode.read_private})
+
+
+class Repeats:
+    """Copies that several parcels of one call have in common; close them when it has ended."""
+
+    def __init__(self) -> None:
+        # By the object, by the how manieth of its buffers, and its bytes.
+        self.known: dict[tuple[int, int, int], tuple[Lease, tuple[int, int, Share]]] = {}
+        self.copied = 0
+
+    def lend(self, key: tuple[int, int, int], address: int) -> tuple[Lease, tuple[int, int, Share]]:
+        """Return a lease on the copy of a buffer, which is made the first time."""
+        found = self.known.get(key)
+        if found is None:
+            nbytes = key[2]
+            block = arena.allocate(nbytes)
+            kernel.copy_memory(block.address, address, nbytes)
+            found = self.known[key] = arena.lend(block), (block.offset, block.size, Share.private)
+            self.copied += nbytes
+        return found
+
+    def close(self) -> None:
+        """Let go of the copies. Closing twice is allowed."""
+        for lease, _ in self.known.values():
+            lease.close()
+        self.known.clear()
+
+
+class Copies(NamedTuple):
+    """The bytes to be copied: addresses, bytes, and where they go."""
+
+    block: list[tuple[int, int, int]]
+    block_size: int
+    inline: list[tuple[int, int, int]]
+    inline_size: int
+    #: Bytes that go into the block, each counted once.
+    copied: int
+
+
+class Collector:
+    """Called with each out-of-band buffer."""
+
+    def __init__(self, repeats: Repeats | None = None) -> None:
+        #: Region, offset and bytes of each buffer; what is copied has its place since `place`.
+        self.spans: list[tuple[int, int, int]] = []
+        #: Of each region: offset, size, mode; of a block that is handed on, what it is to the
+        #: receiver is known only when the parcel is made.
+        self.refs: list[tuple[int, int, Mode | Share]] = []
+        self.fds: list[int] = []
+        self.shared = 0
+        #: Windows: their regions stay mapped.
+        self.keep: list[Any] = []
+        #: Of what is to be copied.
+        self._views: list[Any] = []
+        #: Leases of ours, to be closed with the parcel.
+        self.leases: list[Lease] = []
+        self.handed_on: list[tuple[int, Claim]] = []
+        #: Address, bytes, number of the span, and whether it is for reading.
+        self.copies: list[tuple[int, int, int, bool]] = []
+        self._indices: dict[tuple[int, Mode | None], int] = {}
+        self._modes: list[Mode] = []
+        self._repeats = repeats
+        self._repeated: list[int] | None = None
+
+    # -- marks in the stream ----------------------------------------------------------
+
+    def begin(self, mode: Mode) -> None:
+        """Send what follows in that mode."""
+        self._modes.append(mode)
+
+    def end(self) -> None:
+        """Send what follows as before."""
+        self._modes.pop()
+
+    def begin_repeat(self, thing: Any) -> None:
+        """Know that other parcels hold this, too."""
+        self._repeated = [id(thing), 0]
+
+    def end_repeat(self) -> None:
+        """Know that what follows is in this parcel only."""
+        self._repeated = None
+
+    # -- buffers ----------------------------------------------------------------------
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take the buffer out of band (False), or leave it in the stream (True)."""
+        view = buffer.raw()
+        nbytes = view.nbytes
+        if not nbytes:
+            return True
+        address = kernel.address_of(view)
+        asked = self._modes[-1] if self._modes else None
+        mapping = mapping_at(address)
+        if mapping is not None:
+            if mapping.shares_writes and address + nbytes <= mapping.address + mapping.size:
+                index = self._region(mapping, asked)
+                if index >= 0:
+                    self.spans.append((index, address - mapping.address, nbytes))
+                    self.shared += nbytes
+                    return False
+        elif (claim := claim_at(address)) is not None and address + nbytes <= claim.address + claim.size:
+            index = self._block(claim, address, nbytes, asked)
+            if index >= 0:
+                self.spans.append((index, address - claim.address, nbytes))
+                self.shared += nbytes
+                return False
+        if asked is Mode.read_write:
+            raise RegionAccessError(
+                errno.EACCES,
+                f"cannot send {nbytes:,} bytes read_write: they lie in private memory of this process, so others "
+                "get a copy; make them shared first, with forkshm.asarray for an array",
+            )
+        if self._repeated is not None and self._repeats is not None and nbytes >= OUT_OF_BAND:
+            self._repeated[1] += 1
+            lease, ref = self._repeats.lend((*self._repeated, nbytes), address)  # type: ignore[arg-type]
+            self.spans.append((len(self.refs), 0, nbytes))
+            self.refs.append(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only))
+            self.fds.append(lease.fd)
+            return False
+        self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
+        self.spans.append((BLOCK, 0, nbytes))
+        self._views.append(view)
+        return False
+
+    def _region(self, mapping: Mapping, asked: Mode | None) -> int:
+        known = self._indices.get((id(mapping), asked), -1)
+        if known < 0:
+            mode = mapping.sent_as
+            if asked is not None:
+                if asked is Mode.read_write is not mode:
+                    raise RegionAccessError(
+                        errno.EACCES, f"cannot send {mapping.size:,} bytes read_write: the region is {mode} to others"
+                    )
+                mode = asked
+            window = mapping.window() if mapping.window is not None else None
+            if window is None:
+                return -1
+            known = self._indices[id(mapping), asked] = len(self.refs)
+            self.refs.append((mapping.offset, mapping.size, mode))
+            self.fds.append(mapping.fd)
+            self.keep.append(window)
+        return known
+
+    def _block(self, claim: Claim, address: int, nbytes: int, asked: Mode | None) -> int:
+        known = self._indices.get((id(claim), asked), -1)
+        if claim.share is not Share.shared:
+            # A copy that arrived, or was born, here. Few bytes of it are not worth a lease.
+            if asked is Mode.read_write or nbytes < OUT_OF_BAND or not claim.is_as_it_came(address, nbytes):
+                return -1
+        elif asked is Mode.copy_on_write:
+            return -1  # the others' writes would show
+        if known < 0:
+            lease = claim.lend()
+            self.leases.append(lease)
+            known = self._indices[id(claim), asked] = len(self.refs)
+            self.refs.append((claim.offset, claim.size, Share.read_only))
+            self.fds.append(lease.fd)
+            if asked not in _FOR_READING:
+                self.handed_on.append((known, claim))
+        return known
+
+    # -- when all are known -----------------------------------------------------------
+
+    def settle(self, *, for_many: bool) -> None:
+        """Decide what the blocks that are handed on are to the receiver."""
+        for index, claim in self.handed_on:
+            offset, size, _ = self.refs[index]
+            self.refs[index] = offset, size, claim.share_out(to_many=for_many)
+
+    def place(self, start: int, *, inline: bool) -> Copies:
+        """Give each copy its place, and its span.
+
+        Args:
+            start: First byte of the block that is free.
+            inline: Small ones may go into the message.
+        """
+        block: list[tuple[int, int, int]] = []
+        small: list[tuple[int, int, int]] = []
+        copied, inline_size = 0, 0
+        for begin, end, members in _merged(self.copies):
+            nbytes = end - begin
+            if inline and nbytes < OUT_OF_BAND and inline_size + nbytes <= INLINE_LIMIT:
+                where, region = inline_size, INLINE
+                small.append((begin, nbytes, where))
+                inline_size = round_up(inline_size + nbytes, ALIGNMENT)
+            else:
+                where, region = start, BLOCK
+                copied += nbytes
+                block.append((begin, nbytes, where))
+                start = round_up(start + nbytes, ALIGNMENT)
+            for address, length, span, for_reading in members:
+                self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
+        return Copies(block, start, small, inline_size, copied)
+
+
+def _merged(
+    copies: list[tuple[int, int, int, bool]],
+) -> list[tuple[int, int, list[tuple[int, int, int, bool]]]]:
+    """Return the ranges of memory that *copies* cover, each with those that lie in it."""
+    ranges: list[tuple[int, int, list[tuple[int, int, int, bool]]]] = []
+    begin, end = 0, 0
+    for copy in sorted(copies):
+        address, nbytes = copy[:2]
+        if address < end:
+            end = max(end, address + nbytes)
+            ranges[-1][2].append(copy)
+            ranges[-1] = begin, end, ranges[-1][2]
+        else:
+            begin, end = address, address + nbytes
+            ranges.append((begin, end, [copy]))
+    return ranges

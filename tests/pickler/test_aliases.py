@@ -1,0 +1,192 @@
+"""Views of one memory arrive as views of one memory; view() says what may be done with it."""
+
+from __future__ import annotations
+
+import pytest
+
+import forkshm
+from forkshm import view
+
+np = pytest.importorskip("numpy")
+
+SIZES = [7, 300, 1000, 100_000]
+
+
+def one_memory(arrays):
+    """Whether a write through the first shows in all of them, which cover it whole."""
+    first = arrays[0]
+    first.reshape(-1)[:] = 77
+    return all((np.asarray(array) == 77).all() for array in arrays[1:])
+
+
+VIEWS = {
+    "itself": lambda a: a,
+    "end": lambda a: a[5:],
+    "reversed": lambda a: a[::-1],
+    "every other": lambda a: a[::2],
+    "one element": lambda a: a[3:4],
+    "columns": lambda a: a[: a.size // 7 * 7].reshape(7, -1).T,
+    "three axes": lambda a: a[:6].reshape(1, 2, 3).transpose(2, 0, 1),
+    "other type": lambda a: a.view(np.int32),
+}
+
+
+@pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("order", [1, -1], ids=["array first", "views first"])
+def test_views_of_an_array_arrive_as_views_of_it(cross, make, size, order):
+    array = make(size, np.int64)
+    array[:] = np.arange(size)
+    names = list(VIEWS)[::order]
+    value = dict(zip(names, cross([VIEWS[name](array) for name in names]).value, strict=True))
+    for name in names:
+        np.testing.assert_array_equal(value[name], VIEWS[name](array))
+    value["itself"][:] = 7
+    expected = np.full(size, 7)
+    for name in names:
+        np.testing.assert_array_equal(value[name], VIEWS[name](expected))
+    # What was sent by value is the receiver's own, what is shared is everybody's.
+    assert (array[2] == 7) == (make is forkshm.zeros)
+
+
+def test_the_list_of_the_readme(cross):
+    a = np.arange(60_000.0).reshape(200, 300)
+    crossing = cross((a, a[10:], a.T, a[::-1]))
+    whole, end, turned, reversed_ = crossing.value
+    assert crossing.copied == a.nbytes
+    whole[199, 299] = -5
+    assert end[189, 299] == turned[299, 199] == reversed_[0, 299] == -5
+
+
+def test_parts_that_overlap_without_the_whole_arrive_as_one_memory(cross):
+    a = np.arange(100_000)
+    first, second = cross((a[:60_000], a[40_000:])).value
+    first[50_000] = -1
+    assert second[10_000] == -1
+    assert np.array_equal(second[:5], a[40_000:40_005])
+
+
+def test_neighbours_stay_apart(cross):
+    # Two parts that touch and do not overlap are two buffers.
+    a = np.arange(100_000)
+    first, second = cross((a[:50_000], a[50_000:])).value
+    assert np.array_equal(first, a[:50_000])
+    assert np.array_equal(second, a[50_000:])
+
+
+def test_elements_far_apart_cross_alone(cross):
+    a = np.arange(1_000_000)
+    crossing = cross(a[::100])
+    assert crossing.copied == 80_000
+    assert np.array_equal(crossing.value, a[::100])
+
+
+def test_small_arrays_beside_a_large_one_do_not_keep_its_memory(cross):
+    small, _ = cross((np.arange(10), np.zeros(100_000))).value
+    owner = small
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert forkshm.region._segment.claim_at(small.ctypes.data) is None
+
+
+def test_as_strided_beyond_the_memory_is_left_to_numpy(cross):
+    a = np.arange(10_000)
+    overlapping = np.lib.stride_tricks.sliding_window_view(a, 50)
+    assert np.array_equal(cross(overlapping).value, overlapping)
+
+
+# -- view() -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["read_only", "read_private", "copy_on_write"])
+@pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
+def test_the_mode_decides_what_the_receiver_may_do(cross, make, size, mode):
+    array = make(size)
+    array[:] = 1
+    value = cross(view(array, mode)).value
+    assert isinstance(value, np.ndarray)
+    assert (value == 1).all()
+    assert value.flags.writeable == (mode == "copy_on_write")
+    if mode == "copy_on_write":
+        value[:] = 2
+        assert (array == 1).all()
+
+
+def test_read_only_shared_memory_shows_what_others_write_later(cross):
+    array = forkshm.zeros(1000)
+    value = cross(view(array, "read_only")).value
+    array[:] = 3
+    assert (value == 3).all()
+
+
+def test_read_only_cannot_be_undone_by_the_receiver(cross):
+    value = cross(view(forkshm.zeros(1000), "read_only")).value
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        value.flags.writeable = True
+
+
+def test_two_receivers_with_copy_on_write_do_not_see_each_other(received_twice):
+    array = forkshm.zeros(1000)
+    first, second = received_twice(view(array, "copy_on_write"))
+    first[:] = 1
+    second[:] = 2
+    assert (first == 1).all()
+    assert (array == 0).all()
+
+
+def test_the_mode_is_that_of_all_in_the_argument_and_of_nothing_else(cross):
+    shared, private = forkshm.ones(1000), np.ones(50_000)
+    first, inner, last = cross([shared, view({"a": [forkshm.ones(5), private]}, "read_only"), private[:60] + 1]).value
+    assert first.flags.writeable
+    assert not inner["a"][0].flags.writeable
+    assert not inner["a"][1].flags.writeable
+    assert last.flags.writeable
+
+
+def test_a_view_within_a_view_has_its_own_mode(cross):
+    outer = cross(view([view(np.ones(5), "copy_on_write"), np.ones(6)], "read_only")).value
+    assert [array.flags.writeable for array in outer] == [True, False]
+
+
+def test_a_region_arrives_with_the_mode(cross):
+    region = forkshm.anonymous_shared_memory(5000)
+    region.buf[0] = 1
+    value = cross(view(region, "read_only")).value
+    assert value.mode is forkshm.read_only
+    assert value.buf.readonly
+    region.buf[0] = 2
+    assert value.buf[0] == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_read_write_of_private_memory_is_refused(cross, size):
+    with pytest.raises(forkshm.RegionAccessError, match=r"cannot send [\d,]+ bytes read_write.*forkshm\.asarray"):
+        cross(view(np.zeros(size), "read_write"))
+
+
+def test_read_write_of_a_sealed_region_is_refused(cross):
+    region = forkshm.anonymous_shared_memory(5000)
+    region.seal()
+    with pytest.raises(forkshm.RegionAccessError, match="read_only to others"):
+        cross(view(region, "read_write"))
+
+
+def test_read_write_of_shared_memory_is_shared(cross):
+    array = forkshm.zeros(100)
+    value = cross(view(array, "read_write")).value
+    value[5] = 1
+    assert array[5] == 1
+
+
+def test_there_is_no_such_mode():
+    with pytest.raises(ValueError, match="write_only"):
+        view(1, "write_only")
+
+
+def test_a_plain_pickle_of_a_view_is_by_value():
+    import pickle
+
+    back = pickle.loads(pickle.dumps(view(np.arange(3), "read_only")))
+    assert back.mode is forkshm.read_only
+    assert np.array_equal(back.value, [0, 1, 2])

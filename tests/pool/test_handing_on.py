@@ -1,0 +1,206 @@
+"""Copies that are sent on cross by descriptor, and stay copies: nobody sees another's writes."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+from functions import echo
+
+import forkshm
+from forkshm.region import _segment
+from forkshm.region._arena import arena
+
+np = pytest.importorskip("numpy")
+
+MIB = 2**20
+
+
+def numbers():
+    return np.arange(MIB // 8, dtype=float)
+
+
+def block_of(array):
+    """The identity of the segment and the offset of the block that an array lies in."""
+    claim = _segment.claim_at(array.ctypes.data)
+    return claim and (claim.segment.identity, claim.offset)
+
+
+def returned(array):
+    return array
+
+
+kept = []
+
+
+def keep(array):
+    kept.append(array)
+    return array
+
+
+def change_kept(value):
+    kept[0][:] = value
+
+
+def read_kept():
+    return float(kept[0][5]), kept.clear()
+
+
+def test_an_array_that_is_returned_is_copied_once_only(pool):
+    sent = numbers()
+    before = pool.statistics()
+    answer = pool.apply(returned, (sent,))
+    after = pool.statistics()
+    assert np.array_equal(answer, sent)
+    assert after.bytes_copied - before.bytes_copied == sent.nbytes
+    assert after.bytes_shared - before.bytes_shared == sent.nbytes
+    assert answer.flags.writeable
+
+
+def test_what_the_worker_has_no_more_is_the_parents_alone(pool):
+    answer = pool.apply(returned, (numbers(),))
+    assert _segment.claim_at(answer.ctypes.data).share is _segment.Share.exclusive
+
+
+def test_who_keeps_what_it_handed_on_and_who_got_it_see_their_own_writes_only():
+    with forkshm.Pool(1) as pool:
+        answer = pool.apply(keep, (numbers(),))
+        answer[5] = -1
+        assert pool.apply(read_kept) == (5.0, None)
+        answer = pool.apply(keep, (numbers(),))
+        pool.apply(change_kept, (7,))
+        assert np.array_equal(answer, numbers())
+        assert pool.apply(read_kept) == (7.0, None)
+
+
+def test_the_sender_of_what_arrived_writes_for_itself_from_then_on(pool):
+    first = pool.apply(returned, (numbers(),))
+    pending = pool.apply_async(returned, (first,))
+    first[:] = 0
+    second = pending.get()
+    assert np.array_equal(second, numbers())
+    second[:] = 1
+    assert first.sum() == 0
+
+
+def test_what_was_changed_before_it_is_handed_on_arrives_changed(pool):
+    first = pool.apply(returned, (numbers(),))
+    first[100] = -1
+    second = pool.apply(returned, (first,))
+    assert second[100] == -1
+    # Now it is mapped copy-on-write here, and its own writes are in no block.
+    first[200] = -2
+    third = pool.apply(returned, (first,))
+    assert (third[100], third[200], third[300]) == (-1, -2, 300)
+    assert second[200] == 200
+
+
+def test_a_slice_of_what_arrived_is_handed_on_too(pool):
+    first = pool.apply(returned, (numbers(),))
+    before = pool.statistics()
+    part = pool.apply(returned, (first[1000:50_000],))
+    assert pool.statistics().bytes_copied == before.bytes_copied
+    assert np.array_equal(part, numbers()[1000:50_000])
+
+
+def test_few_bytes_of_a_large_block_are_copied(pool):
+    first = pool.apply(returned, (numbers(),))
+    part = pool.apply(returned, (first[:100],))
+    del first
+    gc.collect()
+    assert block_of(part) is None
+
+
+def test_the_memory_comes_back_when_the_last_has_let_go(pool):
+    sent = numbers()
+    answer = pool.apply(returned, (sent,))
+    again = pool.apply(returned, (answer,))
+    assert arena.statistics().blocks == 1
+    del answer
+    assert np.array_equal(again, sent)
+    assert arena.statistics().blocks == 1
+    del again
+    gc.collect()
+    assert arena.statistics().blocks == 0
+
+
+def test_a_block_that_was_parted_is_used_again_as_ever(pool):
+    for value in range(5):
+        first = pool.apply(returned, (np.full(MIB, value),))
+        second = pool.apply(returned, (first,))
+        first[:] = -1
+        assert (second == value).all()
+        del first, second
+
+
+def test_closures_and_what_is_shared_out_to_many_are_handed_on(pool):
+    answers = pool.map(returned, [numbers()] * 3, chunksize=1)
+    big = answers[0]
+    before = pool.statistics().bytes_copied
+    assert pool.map(lambda index: float(big[index]), range(20), chunksize=1) == list(map(float, range(20)))
+    assert pool.statistics().bytes_copied == before
+
+
+def test_a_forked_child_does_not_see_writes_to_a_copy(pool, in_child):
+    answer = pool.apply(returned, (numbers(),))
+
+    def child():
+        answer[3] = -3
+        return answer[4] != 4
+
+    assert in_child(child) == 0
+    assert answer[3] == 3
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        os.read(read_end, 1)
+        os._exit(0 if answer[7] == 7 else 1)
+    os.close(read_end)
+    answer[7] = -7
+    os.close(write_end)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_handed_on_through_three_processes(pool):
+    def through(array, levels):
+        if not levels:
+            return array
+        with forkshm.Pool(1) as inner:
+            return inner.apply(through, (array, levels - 1))
+
+    sent = numbers()
+    answer = pool.apply(through, (sent, 2))
+    assert np.array_equal(answer, sent)
+    answer[:] = 0
+
+
+def test_what_the_kernel_refuses_to_map_back_is_mapped_before_its_next_use(pool, monkeypatch):
+    first = pool.apply(returned, (numbers(),))
+    second = pool.apply(returned, (first,))  # first is copy-on-write now
+    real = _segment.kernel.replace
+    refusals = []
+
+    def refuse(address, *args):
+        refusals.append(address)
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(_segment.kernel, "replace", refuse)
+    first[:] = 9
+    address = first.ctypes.data
+    del first, second
+    gc.collect()
+    assert refusals == [address - address % 4096]
+    with pytest.raises(OSError, match="Cannot allocate"):
+        pool.apply(returned, (numbers(),))
+    monkeypatch.setattr(_segment.kernel, "replace", real)
+    assert np.array_equal(pool.apply(returned, (numbers(),)), numbers())
+
+
+def test_echo_of_many_containers(pool):
+    sent = {"a": numbers(), "b": [numbers() + 1, numbers() + 2]}
+    before = pool.statistics().bytes_copied
+    (answer,), _ = pool.apply(echo, (sent,))
+    assert pool.statistics().bytes_copied - before == 3 * sent["a"].nbytes
+    assert np.array_equal(answer["b"][1], sent["b"][1])
