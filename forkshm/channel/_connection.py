@@ -6,6 +6,7 @@ import errno
 import operator
 import os
 import pickle
+import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from forkshm.channel._endpoint import Receiver, Sender
 from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import known_now, pack
+from forkshm.pickler import known_now, pack, register
+from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region._arena import arena
 from forkshm.region._segment import claim
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from typing_extensions import Buffer, Self
@@ -321,3 +322,17 @@ def _bytes_of(data: bytes, fds: list[int]) -> memoryview:
     if (stream := stream_of(data)) is not None:
         return stream
     raise OSError("the message is an object with large buffers or shared memory, not bytes: receive it by recv()")
+
+
+def reduce_connection(connection: Connection) -> Any:
+    """Send a connection: the same end is open here and there then."""
+    handle = pickle.PickleBuffer(Handle(connection.fileno()))
+    return rebuild_connection, (handle, connection.readable, connection.writable)
+
+
+def rebuild_connection(received: ReceivedFd, readable: bool, writable: bool) -> Connection:
+    """Return the connection that arrived."""
+    return Connection(socket.socket(fileno=received.take()), readable=readable, writable=writable)
+
+
+register(Connection, reduce_connection)

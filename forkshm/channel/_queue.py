@@ -21,8 +21,10 @@ import errno
 import math
 import operator
 import os
+import pickle
 import queue
 import select
+import socket
 import sys
 import threading
 import time
@@ -34,11 +36,13 @@ from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import Parcel, known_now, pack
+from forkshm.pickler import Parcel, known_now, pack, register
+from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
     from forkshm._multiprocess import context
+    from forkshm.region import MappedRegion
 
 __all__ = ("JoinableQueue", "Queue", "SimpleQueue")
 
@@ -637,3 +641,64 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def reduce_simple_queue(what: SimpleQueue) -> Any:
+    """Send a queue: it is the same one at the other end."""
+    _opened(what._reader, what)
+    return rebuild_simple_queue, (_handle(what._writer), _handle(what._reader))
+
+
+def rebuild_simple_queue(writer: ReceivedFd, reader: ReceivedFd) -> SimpleQueue:
+    """Return the queue that arrived."""
+    found = SimpleQueue.__new__(SimpleQueue)
+    _take_ends(found, writer, reader)
+    found._ready()
+    return found
+
+
+def reduce_queue(what: Queue) -> Any:
+    """Send a queue: it is the same one at the other end."""
+    _opened(what._reader, what)
+    counters = [fd for fd in (what._counters.items, what._counters.unfinished) if fd >= 0]
+    handles = [pickle.PickleBuffer(Handle(fd)) for fd in counters]
+    return rebuild_queue, (
+        type(what),
+        what._maxsize,
+        what._region,
+        _handle(what._writer),
+        _handle(what._reader),
+        handles,
+    )
+
+
+def rebuild_queue(
+    kind: type[Queue],
+    maxsize: int,
+    region: MappedRegion,
+    writer: ReceivedFd,
+    reader: ReceivedFd,
+    counters: list[ReceivedFd],
+) -> Queue:
+    """Return the queue that arrived."""
+    found = kind.__new__(kind)
+    found._maxsize = maxsize
+    found._region = region
+    _take_ends(found, writer, reader)
+    found._counters = _Counters(*[counter.take() for counter in counters])
+    found._ready()
+    return found
+
+
+def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
+    return pickle.PickleBuffer(Handle(end.fileno()))
+
+
+def _take_ends(what: Queue | SimpleQueue, writer: ReceivedFd, reader: ReceivedFd) -> None:
+    what._writer = Sender(socket.socket(fileno=writer.take()))
+    what._reader = Receiver(socket.socket(fileno=reader.take()))
+
+
+register(SimpleQueue, reduce_simple_queue)
+register(Queue, reduce_queue)
+register(JoinableQueue, reduce_queue)
