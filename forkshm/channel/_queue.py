@@ -363,6 +363,7 @@ class Queue:
             if not self._backlog and self._writer.send(parcel.data, parcel.fds, wait=False):
                 parcel.close()
                 return
+            parcel.park()
             self._backlog.append(parcel)
             if self._feeder is None:
                 try:
@@ -383,6 +384,7 @@ class Queue:
         while backlog:
             parcel = backlog[0]
             try:
+                parcel.unpark()
                 if not self._writer.send(parcel.data, parcel.fds, wait=False):
                     return sent
             except ChannelBrokenError:

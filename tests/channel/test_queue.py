@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import resource
 import signal
 import threading
 import time
@@ -16,6 +17,8 @@ import pytest
 
 import forkshm
 from forkshm.backend import kernel
+from forkshm.region import _segment
+from forkshm.region._arena import arena
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 ITEMS = [
@@ -356,6 +359,33 @@ class TestOurs:
         assert np.array_equal(got, sent)
         got[0] += 1
         assert got[0] != sent[0]
+
+    def test_thousands_of_arrays_wait_whatever_the_limit_on_files(self, in_child):
+        def wait_and_get():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+            it = forkshm.Queue()
+            for number in range(3000):
+                it.put(np.full(2500, number))
+            for number in range(3000):
+                assert it.get(timeout=30).sum() == 2500 * number
+            assert it.qsize() == 0
+
+        assert in_child(wait_and_get) == 0
+
+    def test_a_child_lets_go_of_what_its_parent_has_yet_to_send(self, ours, in_child):
+        for _ in range(1000):
+            ours.put((np.ones(2500), "x" * 4000))
+        assert ours._backlog
+        held = arena.statistics().blocks
+
+        def look():
+            for segment in _segment._segments.values():
+                assert segment.held == {}
+
+        assert in_child(look) == 0
+        for _ in range(1000):
+            assert ours.get()[0].sum() == 2500
+        assert held == 1000
 
     def test_lambdas_and_classes_made_later_cross(self, ours):
         ours.put(lambda x: x + 1)
