@@ -603,10 +603,10 @@ class _Counters:
         self.items = items
         self.unfinished = unfinished
 
-    def close(self) -> None:
+    def close(self, close: Any = os.close) -> None:  # at the end of the program the name may be gone
         for fd in (self.items, self.unfinished):
             if fd >= 0:
-                os.close(fd)
+                close(fd)
         self.items = self.unfinished = -1
 
 

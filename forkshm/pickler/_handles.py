@@ -26,13 +26,20 @@ class Handle(bytearray):
         _outgoing[id(self)] = self.fd
 
     def __del__(self) -> None:
-        if _outgoing.pop(id(self), None) is not None:
-            os.close(self.fd)
+        if _let_go is not None:  # the end of the program
+            _let_go(id(self))
 
 
 # The duplicates open here: a forked child closes its copies, or the other end of a pipe
 # would never be told that everybody is gone.
 _outgoing: dict[int, int] = {}
+
+
+# With defaults: at the end of the program the names of this module may be gone.
+def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = os.close) -> None:
+    fd = outgoing.pop(key, None)
+    if fd is not None:
+        close(fd)
 
 
 def _in_child() -> None:
@@ -61,9 +68,9 @@ class ReceivedFd:
             raise ValueError("an fd that arrived was asked for twice")
         return fd
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = os.close) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
 
