@@ -20,8 +20,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
-from forkshm.context import Process, get_context
+from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
+from forkshm.context import Manager, Process, get_context
 from forkshm.errors import (
+    BufferTooShort,
     ChannelBrokenError,
     ChannelClosedError,
     ChannelError,
@@ -105,16 +107,20 @@ __all__ = (
     "Advice",
     "AsyncResult",
     "Barrier",
+    "BufferTooShort",
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
     "Condition",
+    "Connection",
     "Creation",
     "DeadlockError",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
+    "JoinableQueue",
     "LockTimeoutError",
+    "Manager",
     "MappedRegion",
     "MissingDependencyError",
     "Mode",
@@ -125,11 +131,13 @@ __all__ = (
     "NotRecoverableError",
     "NotUnpicklableError",
     "OffsetPtr",
+    "Pipe",
     "Pointer",
     "Pool",
     "PoolClosedError",
     "PoolStatistics",
     "Process",
+    "Queue",
     "RWLock",
     "RecursiveMutex",
     "RegionAccessError",
@@ -145,6 +153,7 @@ __all__ = (
     "SerializationError",
     "SharedArray",
     "SharedMemoryObject",
+    "SimpleQueue",
     "SyncError",
     "TaskTimeoutError",
     "TimeoutError",

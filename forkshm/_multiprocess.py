@@ -6,25 +6,38 @@ standard library it was forked from. Every seam that forkshm leans on is listed 
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multiprocessing import TimeoutError, context, process, util  # noqa: A004
+    from multiprocessing import BufferTooShort, TimeoutError, connection, context, managers, process, reduction, util  # noqa: A004
 else:
-    from multiprocess import TimeoutError, context, process, util  # noqa: A004
+    from multiprocess import BufferTooShort, TimeoutError, context, process, reduction, util  # noqa: A004
 
 __all__ = (
+    "BufferTooShort",
     "TimeoutError",
+    "connection",
     "context",
     "current_process",
     "exit_code",
     "fork_context",
     "get_logger",
     "let_have_children",
+    "managers",
     "process",
+    "reduction",
     "util",
 )
+
+
+def __getattr__(name: str) -> Any:
+    # These two take as long to import as all of forkshm, and few programs need them.
+    if name in ("connection", "managers"):
+        return importlib.import_module(f"multiprocess.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 #: Starts the workers of a pool that was not made by a context.
 fork_context = context.ForkContext()

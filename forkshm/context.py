@@ -6,13 +6,17 @@ import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm import channel as _channel
 from forkshm.errors import UnsupportedError
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("ForkContext", "Process", "get_context")
+    from forkshm.channel import Connection
+    from forkshm.channel._manager import SyncManager
+
+__all__ = ("ForkContext", "Manager", "Process", "get_context")
 
 #: A process, as ``multiprocessing.Process``; on Linux it is forked.
 Process = _multiprocess.context.ForkProcess
@@ -37,8 +41,61 @@ class ForkContext(_multiprocess.context.ForkContext, multiprocessing.context.Bas
         """Return a `forkshm.Pool` whose workers this context starts."""
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self)
 
+    def Queue(self, maxsize: int = 0) -> _channel.Queue:  # type: ignore[override]  # noqa: N802
+        """Return a `forkshm.Queue`."""
+        return _channel.Queue(maxsize)
+
+    def JoinableQueue(self, maxsize: int = 0) -> _channel.JoinableQueue:  # type: ignore[override]  # noqa: N802
+        """Return a `forkshm.JoinableQueue`."""
+        return _channel.JoinableQueue(maxsize)
+
+    def SimpleQueue(self) -> _channel.SimpleQueue:  # type: ignore[override]  # noqa: N802
+        """Return a `forkshm.SimpleQueue`."""
+        return _channel.SimpleQueue()
+
+    def Pipe(self, duplex: bool = True) -> tuple[Connection, Connection]:  # type: ignore[override]  # noqa: N802
+        """Return the two ends of a new pipe; see `forkshm.Pipe`."""
+        return _channel.Pipe(duplex)
+
+    def Manager(self) -> SyncManager:  # noqa: N802
+        """Start a manager and return it; see `forkshm.Manager`."""
+        from forkshm.channel._manager import SyncManager
+
+        manager = SyncManager(ctx=self)
+        manager.start()
+        return manager
+
 
 _fork = ForkContext()
+
+
+def Manager() -> SyncManager:  # noqa: N802 - the standard library's name
+    """Start a process that holds objects for others, and return its manager.
+
+    The objects are those of ``multiprocessing``: ``dict``, ``list``, ``Queue``, ``Lock``, ``Namespace``, ``Array``
+    and the rest; what you get are proxies. What they are given and what they return crosses as it does in every
+    channel of forkshm: memory that is shared as a descriptor. The process ends with ``shutdown()``, at the end of a
+    ``with`` block, when the manager is collected, and when the process that started it dies, however it does.
+
+    Raises:
+        OSError: The kernel refused the process.
+
+    Fork and threads:
+        Proxies may be used in any thread and any process forked later, and passed to others. The manager itself
+        belongs to the process that started it.
+
+    Example:
+        >>> from forkshm import Manager
+        >>> with Manager() as manager:
+        ...     shared = manager.dict(a=1)
+        ...     shared["b"] = 2
+        ...     sorted(shared.items())
+        [('a', 1), ('b', 2)]
+
+    See Also:
+        `multiprocessing.Manager`.
+    """
+    return _fork.Manager()
 
 
 def get_context(method: str | None = None) -> ForkContext:

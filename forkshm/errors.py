@@ -13,9 +13,11 @@ import pickle
 import signal as _signal
 from typing import Any
 
+from forkshm._multiprocess import BufferTooShort as _MultiprocessBufferTooShort
 from forkshm._multiprocess import TimeoutError as _MultiprocessTimeoutError
 
 __all__ = (
+    "BufferTooShort",
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
@@ -202,6 +204,10 @@ class ChannelClosedError(ChannelError, OSError, ValueError):
 
 class ChannelBrokenError(ChannelError, BrokenPipeError, EOFError):
     """The other end is gone, or what it sent is not a message of ours."""
+
+
+class BufferTooShort(ChannelError, _MultiprocessBufferTooShort, multiprocessing.BufferTooShort):  # type: ignore[misc]  # noqa: N818 - multiprocessing's name; two classes at run time
+    """A message does not fit the buffer given to ``recv_bytes_into``; ``args[0]`` is the message."""
 
 
 class WorkerError(ForkshmError):

@@ -14,10 +14,11 @@ from forkshm.testing import check_leaks
 
 
 @pytest.fixture(autouse=True)
-def no_leaks():
+def no_leaks(request):
     """Every test gives back the fds, processes, threads, mappings and blocks that it took."""
     with check_leaks():
         yield
+        request.node.funcargs.clear()  # what the test was given may be freed by now
 
 
 @pytest.fixture(scope="session")

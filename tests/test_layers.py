@@ -94,7 +94,8 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
         # Called in the first; the others need it as the language of layouts.
         ("ctypes", {"backend/_syscalls.py", "region/_layout.py", "region/_offset_ptr.py", "region/_place.py"}),
         ("multiprocess", {"_multiprocess.py"}),
-        ("numpy", {"integrations/numpy.py"}),
+        ("numpy", {"integrations/numpy.py", "integrations/torch.py"}),
+        ("torch", {"integrations/torch.py"}),
         ("pandas", set()),
         ("cloudpickle", {"pickler/_pack.py"}),
     ],

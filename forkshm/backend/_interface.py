@@ -192,6 +192,23 @@ class Backend(abc.ABC):
     def is_held(self, fd: int, position: int) -> bool:
         """Tell whether any *other* open file description holds the byte."""
 
+    # -- counters -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def create_counter(self, memory: int) -> int:
+        """Return an fd that counts from 0, for everyone who has it; *memory* is the fd of a memory object.
+
+        The count is the kernel's: no lock guards it, so none can die with its holder.
+        """
+
+    @abc.abstractmethod
+    def count(self, counter: int, change: int = 0) -> int:
+        """Add *change* in one step and return the new count; ``EINVAL`` if it were negative."""
+
+    @abc.abstractmethod
+    def clear_counter(self, counter: int) -> None:
+        """Let it count from 0 again."""
+
     # -- messages -------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -5,7 +5,8 @@ senders and receivers. A message is delivered whole, to exactly one receiver, wi
 fds, or not at all; there is no lock that a dying process could keep.
 """
 
-from forkshm.channel._endpoint import Received, Receiver, Sender, close_in_children, pair
+from forkshm.channel._connection import Connection, Pipe
+from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, pair
 from forkshm.channel._message import (
     HEADER_SIZE,
     Kind,
@@ -16,14 +17,21 @@ from forkshm.channel._message import (
     write_answers,
     write_message,
 )
+from forkshm.channel._queue import JoinableQueue, Queue, SimpleQueue
 
 __all__ = (
     "HEADER_SIZE",
+    "Connection",
+    "JoinableQueue",
     "Kind",
     "Message",
+    "Pipe",
+    "PrivateFd",
+    "Queue",
     "Received",
     "Receiver",
     "Sender",
+    "SimpleQueue",
     "close_in_children",
     "open_answer",
     "pair",

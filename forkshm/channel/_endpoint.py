@@ -16,7 +16,7 @@ from forkshm.errors import ChannelBrokenError, ChannelClosedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("Received", "Receiver", "Sender", "close_in_children", "pair")
+__all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "pair")
 
 #: Longer messages are not sent: parcels beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
@@ -27,7 +27,9 @@ MAX_FDS = 253
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_TRUNC)
-_RECEIVE = int(socket.MSG_DONTWAIT) | int(socket.MSG_CMSG_CLOEXEC)
+#: How to take a message: wait for one.
+WAIT = int(socket.MSG_CMSG_CLOEXEC)
+_RECEIVE = int(socket.MSG_DONTWAIT) | WAIT
 
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
@@ -45,6 +47,20 @@ class Received:
     data: bytes
     #: Owned by whoever holds this.
     fds: list[int]
+
+
+class PrivateFd:
+    """An fd that no child may keep."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        close_in_children(self)
+
+    def close(self) -> None:
+        """Close it. Closing twice is allowed."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Closable(Protocol):
@@ -108,6 +124,10 @@ class Sender:
         """Return the same end under another fd."""
         return Sender(self._socket.dup())
 
+    def grow(self, nbytes: int) -> None:
+        """Let the kernel hold up to so many bytes, as far as it allows."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
+
     def unread_bytes(self) -> int:
         """Return how much was sent and not yet received; 0 when everything was."""
         return kernel.unread_bytes(self._socket)
@@ -142,14 +162,29 @@ class Receiver:
         Returns:
             The message, or None when every sender is gone and all was received.
         """
+        taken = self.take(_RECEIVE)
+        return None if taken is None else Received(*taken)
+
+    def receive(self) -> Received | None:
+        """Wait for a message; otherwise as `receive_nowait`.
+
+        Of several processes and threads that wait here, the kernel wakes one.
+        """
+        taken = self.take(WAIT)
+        return None if taken is None else Received(*taken)
+
+    def take(self, how: int = _RECEIVE) -> tuple[bytes, list[int]] | None:
+        """As `receive_nowait`, for those who count the nanoseconds: the data and the fds as they are."""
         try:
             # CLOEXEC at once: between receiving an fd and setting the flag another
             # thread may start a program, which would inherit it.
-            data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE, _ANCILLARY, _RECEIVE)
+            data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE, _ANCILLARY, how)
         except BlockingIOError:
             raise
         except ConnectionResetError:
-            return None
+            # The other end closed before it had read all of ours: said once, and before
+            # what it had sent.
+            return self.take(how)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise ChannelClosedError(errno.EBADF, "cannot receive: this end of the channel was closed") from error
@@ -165,7 +200,7 @@ class Receiver:
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
-        return Received(data, fds)
+        return data, fds
 
     def duplicate(self) -> Receiver:
         """Return the same end under another fd."""

@@ -2,7 +2,7 @@
 
 A parcel is one pickled object on its way. Its buffers are *spans*: of the one block that
 carries the copies, of small copies at the end of the message itself, of regions that both
-sides share, or of blocks that came from elsewhere and are handed on. The fds come beside
+sides share, of blocks that came from elsewhere and are handed on, or no bytes at all but an fd. The fds come beside
 the message, the block's lease first, then one of each region or block handed on, in order.
 
 These are named tuples, and on the way of every array plain ones of the same form: making
@@ -15,6 +15,7 @@ never leads to a view of other memory than it names.
 
 from __future__ import annotations
 
+import enum
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "BLOCK",
+    "HANDLE",
     "INLINE",
     "READ_ONLY",
     "BlockRef",
@@ -64,8 +66,18 @@ _PRIVATE = 4
 _ONE_REGION = struct.Struct("<QQBiQQ")
 _ONE_REGION_START = struct.pack("<BxHII", 0, 0, 1, 1)
 
-#: What comes with an fd: a region of a mode, or a block that is handed on.
-_MODES: tuple[Mode | Share, ...] = (*Mode, *Share)
+
+class Bare(enum.Enum):
+    """An fd that names no memory."""
+
+    handle = "handle"
+
+
+#: In place of a mode: the fd itself is what is meant.
+HANDLE = Bare.handle
+
+#: What comes with an fd: a region of a mode, a block that is handed on, or the fd itself.
+_MODES: tuple[Mode | Share | Bare, ...] = (*Mode, *Share, *Bare)
 _NUMBERS = {mode: number for number, mode in enumerate(_MODES)}
 
 # Flags, bytes inline, number of regions, number of spans.
@@ -87,7 +99,7 @@ class RegionRef(NamedTuple):
     offset: int
     size: int
     #: A `Mode` for a region; a `Share` when the fd is a lease, and this a block.
-    mode: Mode | Share
+    mode: Mode | Share | Bare
 
 
 class Span(NamedTuple):
@@ -118,13 +130,15 @@ class Head(NamedTuple):
 class Tables(NamedTuple):
     """What a parcel's body says before its stream begins."""
 
-    regions: Sequence[tuple[int, int, Mode | Share]]
+    regions: Sequence[tuple[int, int, Mode | Share | Bare]]
     spans: Sequence[tuple[int, int, int]]
     #: Where in the body the pickle stream begins.
     stream: int
 
 
-def body_tables(regions: Sequence[tuple[int, int, Mode | Share]], spans: Sequence[tuple[int, int, int]]) -> bytes:
+def body_tables(
+    regions: Sequence[tuple[int, int, Mode | Share | Bare]], spans: Sequence[tuple[int, int, int]]
+) -> bytes:
     """Return the wire form of the tables: of `RegionRef` and of `Span`."""
     parts = [_REGION.pack(offset, size, _NUMBERS[mode]) for offset, size, mode in regions]
     parts += [_SPAN.pack(*span) for span in spans]
@@ -140,7 +154,9 @@ def write(head: Head) -> bytes:
     return _HEAD.pack(flags, head.inline, head.regions, head.spans, head.body_size, block.offset, block.size)
 
 
-def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode | Share], int, int, int, int] | None:
+def read_one_region(
+    data: bytes, position: int
+) -> tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int] | None:
     """Read a parcel of one region, of which it has one span, and no block: one shared array.
 
     Most parcels with tables are that, and the general way takes three times as long.
@@ -160,7 +176,9 @@ def read_one_region(data: bytes, position: int) -> tuple[tuple[int, int, Mode | 
     return (offset, size, _MODES[mode]), start, nbytes, body + _ONE_REGION.size, body + body_size
 
 
-def write_one_region(region: tuple[int, int, Mode | Share], span: tuple[int, int, int], stream_size: int) -> bytes:
+def write_one_region(
+    region: tuple[int, int, Mode | Share | Bare], span: tuple[int, int, int], stream_size: int
+) -> bytes:
     """Return the wire form of head and tables of a parcel of one region and one span of it."""
     offset, size, mode = region
     head = _HEAD.pack(0, 0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)

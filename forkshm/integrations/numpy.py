@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import register, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
@@ -368,6 +369,27 @@ def _firm(buffer: Any) -> Any:
     return buffer
 
 
+def reduce_foreign_array(array: SharedArray) -> Any:
+    """Send an array through a channel of the standard library: its region, and where in it the elements are."""
+    region = array.region
+    if region is None or region.mode is Mode.copy_on_write:
+        return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    where = array.__array_interface__["data"][0] - region.address
+    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
+    return rebuild_foreign_array, (send_region(region), *layout)
+
+
+def rebuild_foreign_array(
+    passage: Passage, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], where: int, writable: bool
+) -> SharedArray:
+    """Return the array of the region that arrived."""
+    made = SharedArray(shape, dtype, take_region(passage).buf, where, strides)
+    if not writable:
+        made.flags.writeable = False
+    return made
+
+
+register_foreign(SharedArray, reduce_foreign_array)
 register(np.ndarray, reduce_array)
 register(SharedArray, reduce_array)
 register_simple(SharedArray)

@@ -4,6 +4,7 @@
 as descriptors is decided in `_policy`.
 """
 
+from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now
 from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
@@ -20,6 +21,7 @@ __all__ = (
     "View",
     "begin",
     "crosses_by_name",
+    "forget_received",
     "known_after_import",
     "known_now",
     "mark",

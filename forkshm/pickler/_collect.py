@@ -11,8 +11,9 @@ import errno
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, INLINE, READ_ONLY
+from forkshm.descriptor._tables import BLOCK, HANDLE, INLINE, READ_ONLY, Bare
 from forkshm.errors import RegionAccessError
+from forkshm.pickler._handles import Handle
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.region._arena import arena
 from forkshm.region._segment import Share, claim_at
@@ -75,7 +76,7 @@ class Collector:
         self.spans: list[tuple[int, int, int]] = []
         #: Of each region: offset, size, mode; of a block that is handed on, what it is to the
         #: receiver is known only when the parcel is made.
-        self.refs: list[tuple[int, int, Mode | Share]] = []
+        self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
         self.fds: list[int] = []
         self.shared = 0
         #: Bytes that were copied already, for other parcels as well.
@@ -119,6 +120,8 @@ class Collector:
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Take the buffer out of band (False), or leave it in the stream (True)."""
         view = buffer.raw()
+        if type(view.obj) is Handle:
+            return self._handle(view.obj)
         nbytes = view.nbytes
         if not nbytes:
             return True
@@ -165,6 +168,13 @@ class Collector:
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
         self._views.append(view)
+        return False
+
+    def _handle(self, handle: Handle) -> bool:
+        self.spans.append((len(self.refs), 0, 1))
+        self.refs.append((0, 1, HANDLE))
+        self.fds.append(handle.fd)
+        self.keep.append(handle)
         return False
 
     def _region(self, mapping: Mapping, asked: Mode | None) -> int:

@@ -39,13 +39,14 @@ class Parcel:
         shared: Bytes of buffers that cross as descriptors.
     """
 
-    __slots__ = ("_keep", "_leases", "copied", "data", "fds", "shared")
+    __slots__ = ("_keep", "_leases", "_parked", "copied", "data", "fds", "shared")
 
     def __init__(self, data: bytes, fds: Sequence[int] = (), leases: Sequence[Lease] = (), keep: Any = None) -> None:
         self.data = data
         #: What goes beside the message.
         self.fds = fds
         self._leases = leases
+        self._parked: list[tuple[int, Lease]] = []
         self._keep = keep  # the windows of the mappings: their fds stay open with them
         self.copied = 0
         self.shared = 0
@@ -53,6 +54,28 @@ class Parcel:
     def finish(self, *, for_many: bool = False) -> Parcel:
         """Return the parcel, which is ready; see `Packing.finish`."""
         return self
+
+    def park(self) -> None:
+        """Keep the copies, and no fds for them, until `unpark`."""
+        places = {fd: place for place, fd in enumerate(self.fds)}
+        self._parked = [(places[lease.fd], lease) for lease in self._leases]
+        for lease in self._leases:
+            lease.park()
+
+    def unpark(self) -> None:
+        """Be ready to be sent again.
+
+        Raises:
+            OSError: The limit on open files is reached; try later.
+        """
+        if self._parked:
+            for _, lease in self._parked:
+                lease.unpark()
+            fds = list(self.fds)
+            for place, lease in self._parked:
+                fds[place] = lease.fd
+            self.fds = fds
+            self._parked = []
 
     def close(self) -> None:
         """Let go of what was held for sending. Closing twice is allowed."""

@@ -6,8 +6,18 @@ import os
 import pickle
 from typing import Any
 
-from forkshm.descriptor._tables import INLINE, READ_ONLY, is_plain, read_head, read_one_region, read_tables
+from forkshm.descriptor._tables import (
+    HANDLE,
+    INLINE,
+    READ_ONLY,
+    Bare,
+    is_plain,
+    read_head,
+    read_one_region,
+    read_tables,
+)
 from forkshm.errors import ChannelBrokenError, RegionGoneError
+from forkshm.pickler._handles import ReceivedFd
 from forkshm.region._mapped import attach, view_of
 from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode
@@ -25,7 +35,7 @@ class Arrival:
 
     __slots__ = ("_buffers", "_stream", "copied", "shared", "windows")
 
-    def __init__(self, stream: memoryview, buffers: list[memoryview]) -> None:
+    def __init__(self, stream: memoryview, buffers: list[Any]) -> None:
         self._stream = stream
         self._buffers = buffers
         #: Of the regions that it names: whoever keeps them keeps those mapped.
@@ -104,9 +114,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             os.close(fd)
     arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
     # What is handed on is not kept for the next task: whoever has it last gives it back.
-    arrival.windows = [
-        window for window, ref in zip(windows, tables.regions, strict=True) if not isinstance(ref[2], Share)
-    ]
+    arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
     if head.body_in_block:
         arrival.copied += head.body_size
     # Small copies lie together in memory of this process.
@@ -114,7 +122,10 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     copies: list[tuple[int, int]] = []
     for region, offset, nbytes in tables.spans:
         if region >= 0:
-            source: memoryview | None = windows[region]
+            source: Any = windows[region]
+            if type(source) is ReceivedFd:
+                arrival._buffers.append(source)
+                continue
             arrival.shared += nbytes
         else:
             if region in (INLINE, INLINE - READ_ONLY):
@@ -126,7 +137,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 raise ChannelBrokenError("a span names copies, but the parcel has none")
             if region <= -1 - READ_ONLY:
                 source = source.toreadonly()
-        arrival._buffers.append(source[offset : offset + nbytes])  # type: ignore[index]
+        arrival._buffers.append(source[offset : offset + nbytes])
     arrival.copied += _covered(copies)
     return arrival, position
 
@@ -145,22 +156,26 @@ def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
     return view.toreadonly() if share is Share.read_only else view
 
 
-def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share) -> memoryview:
+def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> Any:
+    if mode is HANDLE:
+        return ReceivedFd(fd)
     if isinstance(mode, Share):
         return _block_of(fd, offset, size, mode)
     return view_of(*attach(fd, offset, size, mode))
 
 
 def _receive_one_region(
-    data: bytes, one: tuple[tuple[int, int, Mode | Share], int, int, int, int], fds: list[int]
+    data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int], fds: list[int]
 ) -> tuple[Arrival, int]:
     (offset, size, mode), start, nbytes, stream, end = one
     try:
         whole = _memory_of(fds.pop(0), offset, size, mode)
     except ValueError as error:
         raise _not_what_it_says(error) from error
+    if mode is HANDLE:
+        return Arrival(memoryview(data)[stream:end], [whole]), end
     arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
-    if not isinstance(mode, Share):
+    if isinstance(mode, Mode):
         arrival.windows.append(whole)
     arrival.shared = nbytes
     return arrival, end

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
-from forkshm.channel import Kind, close_in_children, pair, write_message
+from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, WorkerStartError
 from forkshm.pickler import known_now
 from forkshm.pool._status import Status
@@ -49,20 +49,6 @@ def _signal(worker: Worker, number: int) -> None:
     # Through its pidfd: a pid may be somebody else's by now.
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(worker.sentinel, number)
-
-
-class _PrivateFd:
-    """An fd that no child may keep."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        close_in_children(self)
-
-    def close(self) -> None:
-        """Close it. Closing twice is allowed."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class Crew:
@@ -111,12 +97,12 @@ class Crew:
         # keeps messages, and what they lease, alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
         read_end, write_end = os.pipe()
-        self._lifeline = _PrivateFd(write_end)
-        self._lifeline_end = _PrivateFd(read_end)
+        self._lifeline = PrivateFd(write_end)
+        self._lifeline_end = PrivateFd(read_end)
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
-        self._bell = _PrivateFd(write_end)
-        self._bell_end = _PrivateFd(read_end)
+        self._bell = PrivateFd(write_end)
+        self._bell_end = PrivateFd(read_end)
         self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
         self.events = select.poll()
         self.events.register(self.results.fileno(), select.POLLIN)

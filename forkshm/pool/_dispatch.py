@@ -25,11 +25,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
+from forkshm.channel._spin import Spin
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, Repeats, crosses_by_name, mark, pack
 from forkshm.pool._describe import describe_task
 from forkshm.pool._results import Outcome
-from forkshm.pool._spin import Spin
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
 from forkshm.region._segment import forget_abandoned

@@ -25,9 +25,9 @@ from forkshm.channel import (
     write_answers,
     write_message,
 )
+from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, begin, known_now, pack
-from forkshm.pool._spin import SPINNERS, Spin
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.region._arena import arena
 

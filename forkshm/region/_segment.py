@@ -94,23 +94,57 @@ class Lease:
     Made under `guard`.
     """
 
-    __slots__ = ("fd",)
+    __slots__ = ("_parked", "_position", "_segment", "fd")
 
     def __init__(self, segment: Segment, position: int) -> None:
-        self.fd = kernel.reopen(segment.fd)
+        self._segment = segment
+        self._position = position
+        self._parked = False
+        self.fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        fd = kernel.reopen(self._segment.fd)
         try:
-            kernel.lock_shared(self.fd, position)
+            kernel.lock_shared(fd, self._position)
         except BaseException:
-            os.close(self.fd)
+            os.close(fd)
             raise
+        self.fd = fd
         _outgoing[id(self)] = self
+
+    def _shut(self) -> None:
+        if _outgoing.pop(id(self), None) is not None:
+            os.close(self.fd)
+            self.fd = -1
+
+    def park(self) -> None:
+        """Hold the block without an fd, until it is to be sent: those who wait are many, fds are few."""
+        with guard:
+            if self.fd >= 0:
+                _hold_byte(self._segment, self._position)
+                self._parked = True
+                self._shut()
+
+    def unpark(self) -> None:
+        """Have an fd again.
+
+        Raises:
+            OSError: There is none; the lease stays parked.
+        """
+        with guard:
+            if self._parked:
+                self._open()
+                self._parked = False
+                _release(self._segment, self._position)
 
     def close(self) -> None:
         """Let go of the block on our side. Closing twice is allowed."""
         with guard:
-            if _outgoing.pop(id(self), None) is not None:
-                os.close(self.fd)
-                self.fd = -1
+            self._shut()
+            if self._parked:
+                self._parked = False
+                _release(self._segment, self._position)
 
 
 # The leases open here, so that a forked child can close its copies: it would hold the
@@ -125,6 +159,14 @@ def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
     segment = Segment(identity, fd, address, size, ours)
     _segments[identity] = segment
     return segment
+
+
+def _hold_byte(segment: Segment, position: int) -> None:
+    """Let this process hold a block, once more. Needs `guard`."""
+    count = segment.held.get(position, 0)
+    if not count:
+        kernel.lock_shared(segment.fd, position)
+    segment.held[position] = count + 1
 
 
 class Claim:
@@ -145,11 +187,7 @@ class Claim:
 
     def begin(self) -> None:
         """Hold the block, and map it if need be."""
-        held = self.segment.held
-        count = held.get(self.offset, 0)
-        if not count:
-            kernel.lock_shared(self.segment.fd, self.offset)
-        held[self.offset] = count + 1
+        _hold_byte(self.segment, self.offset)
         if not self.in_place:
             access = Access.PRIVATE if self.share is Share.private else Access.READ
             try:

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from forkshm.pickler import forget_received
 from forkshm.region._arena import arena
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _children() -> frozenset[int]:
 def holdings() -> Holdings:
     """Look at what this process holds, after a garbage collection."""
     gc.collect()
+    forget_received()
     with open("/proc/self/maps") as maps:
         mappings = sum("memfd:forkshm-region" in line for line in maps)
     return Holdings(

@@ -1,0 +1,338 @@
+"""Connection and Pipe(): two ends, between two processes."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import pickle
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.channel._endpoint import Receiver, Sender
+from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
+from forkshm.channel._spin import Spin
+from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
+from forkshm.pickler import known_now, pack, register
+from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.region._arena import arena
+from forkshm.region._segment import claim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer, Self
+
+__all__ = ("Connection", "Pipe")
+
+# The first byte of a message that is no object: a parcel begins with less, a pickle with more.
+_BYTES = b"\x10"
+#: Bytes in a block: its offset and size, and how many of its bytes are meant.
+_BLOCK = struct.Struct("<B7xQQQ")
+_IN_BLOCK = 0x11
+#: Longer bytes go through a block.
+_INLINE = 16 * 1024
+
+
+class Connection:
+    """One end of a pipe, as ``multiprocessing.connection.Connection``. Made by `Pipe`.
+
+    Objects cross as they do everywhere in forkshm: memory that is shared as a descriptor, other large
+    buffers copied once. A message arrives whole or not at all: processes and threads may share an end, and each
+    message goes to one of those who receive.
+
+    The end is closed by `close`, at the end of a ``with`` block, or when it is collected. When every process has
+    closed the other end, or died, `recv` raises ``EOFError`` after the last message and `send`
+    ``BrokenPipeError``.
+
+    Fork and threads:
+        A child forked meanwhile shares both ends: close the one that a process does not use, or the
+        other side is not told when a process is gone. Safe to use from any thread.
+
+    Example:
+        >>> from forkshm import Pipe
+        >>> here, there = Pipe()
+        >>> with here, there:
+        ...     here.send({"answer": 42})
+        ...     there.recv()
+        {'answer': 42}
+
+    See Also:
+        `multiprocessing.connection.wait`, which takes these too.
+    """
+
+    def __init__(self, end: socket.socket, *, readable: bool = True, writable: bool = True) -> None:
+        self._end = end
+        self._sender = Sender(end)
+        self._receiver = Receiver(end)
+        self._readable = readable
+        self._writable = writable
+        self._spin = Spin()
+        # What of __main__ is there by now is there at the other end, too, or in a process
+        # that will be forked to hold it.
+        self._known = known_now()
+
+    def __del__(self) -> None:
+        end = getattr(self, "_end", None)
+        if end is not None:
+            end.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd {self.fileno()}"
+        return f"<{type(self).__name__} {state}>"
+
+    # -- objects ----------------------------------------------------------------------
+
+    def send(self, obj: Any) -> None:
+        """Send an object. Waits while the kernel's buffer is full.
+
+        Raises:
+            BrokenPipeError: Nobody has the other end any more.
+            OSError: This end is closed, or for receiving only; or the kernel has no memory or fds.
+            Exception: Whatever pickling *obj* raises; nothing was sent.
+        """
+        self._check_writable()
+        if (stream := small_stream(obj)) is not None:
+            self._send(stream)
+            return
+        parcel = pack(obj, known=self._known)
+        try:
+            self._send(parcel.data, parcel.fds)
+        finally:
+            parcel.close()
+
+    def recv(self) -> Any:
+        """Wait for the next message and return its object.
+
+        Raises:
+            EOFError: All was received, and nobody has the other end any more.
+            OSError: This end is closed, or for sending only.
+            Exception: Whatever unpickling raises; the message is used up.
+        """
+        data, fds = self._next()
+        kind = data[0]
+        if kind == _BYTES[0] or kind == _IN_BLOCK:
+            return pickle.loads(_bytes_of(data, fds))
+        return open_item(data, fds)
+
+    # -- bytes ------------------------------------------------------------------------
+
+    def send_bytes(self, buf: Buffer, offset: int = 0, size: int | None = None) -> None:
+        """Send bytes as one message; large ones are copied once, into shared memory.
+
+        Args:
+            buf: Any contiguous buffer.
+            offset: Where to begin, in bytes.
+            size: How many bytes; all that follow by default.
+
+        Raises:
+            ValueError: *offset* or *size* is negative or beyond the buffer.
+            BrokenPipeError: As for `send`; so are the other errors.
+        """
+        self._check_writable()
+        view = memoryview(buf).cast("B")
+        offset = operator.index(offset)
+        if not 0 <= offset <= view.nbytes:
+            raise ValueError(f"offset must be between 0 and the buffer's {view.nbytes:,} bytes, got {offset:,}")
+        size = view.nbytes - offset if size is None else operator.index(size)
+        if not 0 <= size <= view.nbytes - offset:
+            raise ValueError(f"size must be between 0 and the {view.nbytes - offset:,} bytes left, got {size:,}")
+        part = view[offset : offset + size]
+        if size <= _INLINE:
+            self._send(b"".join((_BYTES, part)))
+            return
+        block = arena.allocate(size)
+        try:
+            block.write(0, part, size)
+        except BaseException:
+            arena.free(block)
+            raise
+        lease = arena.lend(block)
+        try:
+            self._send(_BLOCK.pack(_IN_BLOCK, block.offset, block.size, size), [lease.fd])
+        finally:
+            lease.close()
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Wait for the next message and return its bytes, or those of the object's pickle.
+
+        Args:
+            maxlength: Refuse a longer message. The connection cannot be read from afterwards.
+
+        Raises:
+            ValueError: *maxlength* is negative.
+            EOFError: As for `recv`.
+            OSError: As for `recv`; or the message is longer than *maxlength*, or an object with memory that
+                has no bytes in its pickle: use `recv`.
+        """
+        if maxlength is not None and maxlength < 0:
+            raise ValueError(f"maxlength must be 0 or more, got {maxlength}")
+        view = _bytes_of(*self._next())
+        if maxlength is not None and view.nbytes > maxlength:
+            if self._writable:
+                self._readable = False
+            else:
+                self.close()
+            raise OSError(f"bad message length: {view.nbytes:,} bytes, and at most {maxlength:,} were allowed")
+        return view.tobytes()
+
+    def recv_bytes_into(self, buf: Buffer, offset: int = 0) -> int:
+        """Wait for the next message and write its bytes into a buffer; return how many.
+
+        Args:
+            buf: Any writable contiguous buffer.
+            offset: Where to begin writing, in bytes.
+
+        Raises:
+            BufferTooShort: The message does not fit; it is the exception's ``args[0]``.
+            ValueError: *offset* is negative or beyond the buffer.
+            EOFError: As for `recv_bytes`; so are the other errors.
+        """
+        target = memoryview(buf).cast("B")
+        if not 0 <= offset <= target.nbytes:
+            raise ValueError(f"offset must be between 0 and the buffer's {target.nbytes:,} bytes, got {offset:,}")
+        view = _bytes_of(*self._next())
+        if view.nbytes > target.nbytes - offset:
+            raise BufferTooShort(view.tobytes())
+        target[offset : offset + view.nbytes] = view
+        return view.nbytes
+
+    # -- both -------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Tell whether there is something to receive: a message, or the news that no more will come.
+
+        Args:
+            timeout: Seconds to wait for it; None waits for ever.
+
+        Raises:
+            OSError: This end is closed, or for sending only.
+        """
+        self._check_readable()
+        return wait_ready(self._receiver, timeout)
+
+    def fileno(self) -> int:
+        """Return the fd, for ``select`` and its relatives.
+
+        Raises:
+            OSError: This end is closed.
+        """
+        self._check_open()
+        return self._end.fileno()
+
+    def close(self) -> None:
+        """Close this end in this process. Closing twice is allowed."""
+        self._end.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed in this process."""
+        return self._end.fileno() < 0
+
+    @property
+    def readable(self) -> bool:
+        """Whether this end can receive."""
+        return self._readable
+
+    @property
+    def writable(self) -> bool:
+        """Whether this end can send."""
+        return self._writable
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(
+            f"{self!r} can only cross to other processes by fork or through a channel of forkshm: "
+            "a plain pickle has no place for its fd"
+        )
+
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        try:
+            self._sender.send(data, fds)
+        except ChannelBrokenError as error:
+            raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
+
+    def _next(self) -> tuple[bytes, list[int]]:
+        self._check_readable()
+        try:
+            received = self._receiver.take()
+        except BlockingIOError:
+            received = wait_message(self._receiver, self._spin, None)
+        if received is None:
+            raise ChannelBrokenError("nothing more to receive: every process at the other end is gone")
+        return received
+
+    def _check_open(self) -> None:
+        if self._end.fileno() < 0:
+            raise ChannelClosedError(errno.EBADF, "handle is closed: this end of the pipe was closed in this process")
+
+    def _check_readable(self) -> None:
+        self._check_open()
+        if not self._readable:
+            raise OSError("connection is write-only: receive from the other end")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if not self._writable:
+            raise OSError("connection is read-only: send from the other end")
+
+
+def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802 - the standard library's name
+    """Return the two ends of a new pipe.
+
+    Args:
+        duplex: Both ends send and receive. Otherwise the first only receives and the second only sends.
+
+    Raises:
+        OSError: The limit on open files is reached.
+
+    See Also:
+        `Connection`.
+    """
+    first, second = kernel.message_sockets()
+    return Connection(first, writable=duplex), Connection(second, readable=duplex)
+
+
+def _bytes_of(data: bytes, fds: list[int]) -> memoryview:
+    """Return the bytes of a message; its fds are used up in every case."""
+    try:
+        if data[0] == _BYTES[0]:
+            return memoryview(data)[1:]
+        if data[0] == _IN_BLOCK and len(data) == _BLOCK.size and fds:
+            _, offset, size, nbytes = _BLOCK.unpack(data)
+            view = memoryview(claim(fds.pop(0), offset, size)).cast("B")
+            if nbytes > view.nbytes:
+                raise ChannelBrokenError(f"a message has {nbytes:,} bytes in a block of {view.nbytes:,}")
+            return view[:nbytes]
+    except ValueError as error:
+        if isinstance(error, ChannelBrokenError):
+            raise
+        raise ChannelBrokenError(f"a message names a block that is not what arrived beside it: {error}") from error
+    finally:
+        for fd in fds:
+            os.close(fd)
+        fds.clear()
+    if (stream := stream_of(data)) is not None:
+        return stream
+    raise OSError("the message is an object with large buffers or shared memory, not bytes: receive it by recv()")
+
+
+def reduce_connection(connection: Connection) -> Any:
+    """Send a connection: the same end is open here and there then."""
+    handle = pickle.PickleBuffer(Handle(connection.fileno()))
+    return rebuild_connection, (handle, connection.readable, connection.writable)
+
+
+def rebuild_connection(received: ReceivedFd, readable: bool, writable: bool) -> Connection:
+    """Return the connection that arrived."""
+    return Connection(socket.socket(fileno=received.take()), readable=readable, writable=writable)
+
+
+register(Connection, reduce_connection)

@@ -1,0 +1,123 @@
+"""One object, one message: what queues and connections have in common."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import select
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel._endpoint import WAIT
+from forkshm.descriptor._tables import is_plain
+from forkshm.errors import ChannelBrokenError
+from forkshm.pickler import receive
+
+if TYPE_CHECKING:
+    from forkshm.channel._endpoint import Receiver
+    from forkshm.channel._spin import Spin
+
+__all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
+
+# What every pickle of protocol 2 and later begins with. A parcel begins with its flags, which are less.
+_STREAM = 0x80
+
+_dumps, _loads = pickle.dumps, pickle.loads
+_NUMBERS = frozenset({int, float, bool, type(None), complex})
+_FEW, _SHORT, _SMALL = 16, 1024, 16 * 1024
+
+
+def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> tuple[bytes, list[int]] | None:
+    """Wait for a message: look for a while, then sleep.
+
+    Raises:
+        BlockingIOError: There was none within *timeout* seconds.
+        ChannelClosedError: This end was closed.
+
+    Returns:
+        As `Receiver.take`.
+    """
+    began = time.perf_counter()
+    look = spin.begin()
+    look_until = began + (look if timeout is None else min(look, timeout))
+    while time.perf_counter() < look_until:
+        try:
+            received = receiver.take()
+        except BlockingIOError:
+            continue
+        spin.end(time.perf_counter() - began)
+        return received
+    if timeout is None:
+        received = receiver.take(WAIT)
+    else:
+        while True:
+            ready = wait_ready(receiver, began + timeout - time.perf_counter())
+            try:
+                received = receiver.take()
+                break
+            except BlockingIOError:
+                if not ready:
+                    raise
+                # Another receiver was faster.
+    spin.end(time.perf_counter() - began)
+    return received
+
+
+def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
+    """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+    poll = select.poll()
+    poll.register(receiver.fileno(), select.POLLIN)
+    return bool(poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000)))
+
+
+def small_stream(thing: Any) -> bytes | None:
+    """Return the pickle of a number, a short text, or a few of them; None for anything else.
+
+    Most items are that. They need nothing of our pickler, which takes four times as long, and go without a head.
+    """
+    kind = type(thing)
+    if kind is tuple or kind is list or kind is dict:
+        if len(thing) > _FEW:
+            return None
+        for item in thing if kind is not dict else (*thing, *thing.values()):
+            kind = type(item)
+            if kind not in _NUMBERS and ((kind is not str and kind is not bytes) or len(item) > _SHORT):
+                return None
+    elif kind not in _NUMBERS and ((kind is not str and kind is not bytes) or len(thing) > _SHORT):
+        return None
+    stream = _dumps(thing, 5)
+    return stream if len(stream) <= _SMALL else None
+
+
+def stream_of(data: bytes) -> memoryview | None:
+    """Return the pickle in a message that holds nothing else, or None."""
+    if data[0] == _STREAM:
+        return memoryview(data)
+    start = is_plain(data, 0)
+    return memoryview(data)[start:] if start else None
+
+
+def open_item(data: bytes, fds: list[int]) -> Any:
+    """Unpickle the one object of a message; its fds are used up in every case.
+
+    Raises:
+        ChannelBrokenError: The bytes are not a parcel.
+        RegionGoneError: Memory that it names did not arrive.
+        OSError: The kernel refused a mapping or a lock.
+        Exception: Whatever unpickling raises.
+    """
+    if not fds:
+        if data[0] == _STREAM:
+            return _loads(data)
+        if start := is_plain(data, 0):
+            return _loads(memoryview(data)[start:])
+    try:
+        arrival, position = receive(data, 0, fds)
+        if position != len(data) or fds:
+            raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
+    finally:
+        for fd in fds:
+            os.close(fd)
+        fds.clear()
+    return arrival.open()

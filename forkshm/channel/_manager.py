@@ -1,0 +1,186 @@
+"""SyncManager: a process that holds objects for others, reached through our connections.
+
+The manager and its proxies are those of ``multiprocess``; what is ours is the way between them. Imported when the
+first manager is started: that takes as long as all the rest of forkshm.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+from forkshm.channel._connection import Connection
+from forkshm.channel._endpoint import PrivateFd
+from forkshm.errors import ChannelClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Self
+
+__all__ = ("Client", "Listener", "SyncManager")
+
+_SERIALIZER = "forkshm"
+_AuthenticationError = _multiprocess.context.AuthenticationError
+
+# struct ucred of unix(7)
+_PEER = struct.Struct("iII")
+
+
+def _uid_of_peer(end: socket.socket) -> int:
+    uid: int = _PEER.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[1]
+    return uid
+
+
+class Listener:
+    """Where a manager is called: an abstract address (unix(7)), which is no file and leaves none behind.
+
+    Only processes of the same user are let in, and only those that know the key.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        family: str | None = None,
+        backlog: int = 128,
+        authkey: bytes | None = None,
+    ) -> None:
+        self._authkey = authkey
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.settimeout(None)
+            self.address = address or f"\0forkshm-{secrets.token_hex(16)}"
+            self._socket.bind(self.address)
+            self._socket.listen(backlog)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.last_accepted = None
+
+    def accept(self) -> Connection:
+        """Wait for a caller and return the connection.
+
+        Raises:
+            AuthenticationError: The caller does not know the key. One of another user is not let in at all.
+            OSError: The listener was closed, or the limit on open files is reached.
+        """
+        while True:
+            if self._socket.fileno() < 0:
+                raise ChannelClosedError(errno.EBADF, "listener is closed")
+            end, _ = self._socket.accept()
+            if _uid_of_peer(end) == os.geteuid():
+                return _greeted(end, self._authkey, listening=True)
+            end.close()
+
+    def close(self) -> None:
+        """Take no more calls. Closing twice is allowed."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close()
+
+
+def Client(  # noqa: N802 - the standard library's name
+    address: str, family: str | None = None, authkey: bytes | None = None
+) -> Connection:
+    """Call the manager at *address*.
+
+    Raises:
+        AuthenticationError: It is another user's, or has another key.
+        OSError: Nobody listens there.
+    """
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        end.settimeout(None)
+        end.connect(address)
+        if (uid := _uid_of_peer(end)) != os.geteuid():
+            raise _AuthenticationError(f"the manager is a process of user {uid}, and this is one of {os.geteuid()}")
+    except BaseException:
+        end.close()
+        raise
+    return _greeted(end, authkey, listening=False)
+
+
+def _greeted(end: socket.socket, authkey: bytes | None, *, listening: bool) -> Connection:
+    connection = Connection(end)
+    try:
+        end.settimeout(None)
+        if authkey is not None:
+            # The standard library's own: each side shows that it knows the key, and does not say it.
+            challenge = _multiprocess.connection
+            steps: list[Callable[[Any, bytes], None]] = [challenge.deliver_challenge, challenge.answer_challenge]
+            for step in steps if listening else reversed(steps):
+                step(connection, authkey)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+_multiprocess.managers.listener_client[_SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
+
+
+def _begin(lifeline: int, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+    """Run first in the manager's process: from here on it dies with its parent."""
+    kernel.die_with(lifeline)
+    os.close(lifeline)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+class SyncManager(_multiprocess.managers.SyncManager):
+    """The manager that `forkshm.Manager` starts; see there."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        authkey: bytes | None = None,
+        serializer: str = _SERIALIZER,
+        ctx: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(address, authkey, serializer, ctx, **options)
+
+    def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
+        """Start the process.
+
+        Args:
+            initializer: Called there first.
+            initargs: Its arguments.
+
+        Raises:
+            OSError: The kernel refused it.
+        """
+        read_end, write_end = os.pipe()
+        lifeline = PrivateFd(write_end)
+        try:
+            super().start(_begin, (read_end, initializer, tuple(initargs)))
+        except BaseException:
+            lifeline.close()
+            raise
+        finally:
+            os.close(read_end)
+        # What is left to do when the manager ends, in whichever of the standard library's ways.
+        _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _finalize_manager(process: Any, *rest: Any) -> None:
+        try:
+            _multiprocess.managers.SyncManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
+        finally:
+            lifeline = _lifelines.pop(process, None)
+            if lifeline is not None:
+                lifeline.close()
+
+
+#: The writing ends of what the processes of managers hang on.
+_lifelines: dict[Any, PrivateFd] = {}

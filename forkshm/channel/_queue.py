@@ -1,0 +1,706 @@
+"""Queue, JoinableQueue and SimpleQueue: any number of senders and receivers.
+
+The kernel keeps the items, in one socket that all processes share, and counts them, so nothing of this can die
+with its holder:
+
+    a put                                                             a get
+    pickle -> count + 1 -> is there room in the socket?  -- yes -> [ socket ] -> count - 1 -> unpickle
+                                 | no, also not soon                   ^
+                                 v                                     |
+                           backlog of this process -- feeder thread ---+
+
+Who is killed takes with it what was in its backlog, or the one item that it had received. Both were counted, and
+then a bounded queue has less room than it should have. Whoever waits for room notices: it sees the socket empty
+and the count unchanged for a while, and sets it right.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import math
+import operator
+import os
+import pickle
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import _syscalls, kernel
+from forkshm.channel._endpoint import Receiver, Sender, pair
+from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
+from forkshm.channel._spin import Spin
+from forkshm.errors import ChannelBrokenError, ChannelClosedError
+from forkshm.pickler import Parcel, known_now, pack, register
+from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.region import anonymous_shared_memory
+
+if TYPE_CHECKING:
+    from forkshm._multiprocess import context
+    from forkshm.region import MappedRegion
+
+__all__ = ("JoinableQueue", "Queue", "SimpleQueue")
+
+_count = kernel.count
+
+#: What the kernel is asked to hold; it gives what net.core.wmem_max allows, 208 KiB mostly.
+_SOCKET_BUFFER = 2**20
+
+#: How long a put waits for a receiver that is about to make room, before it begins a backlog.
+_PATIENCE_MILLISECONDS = 10
+
+#: Longest sleep of anybody here. It repairs what the kernel cannot: a wake-up that was to come from a process that
+#: was killed before. And it is how long the wrong count of a killed process is believed.
+_SLICE = 0.1
+
+#: A refusal for want of these passes when others give some back.
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+# Words of the region, each in a cache line of its own, as the number of the word.
+_LINE = 64
+_ROOM, _ROOM_WANTED, _DONE = 0, 16, 32
+_REGION_SIZE = 3 * _LINE
+
+
+class SimpleQueue:
+    """A queue without a limit of its own, and without a thread: `put` waits while the kernel's buffer is full.
+
+    Everybody who has it may put and get: processes forked after it was made, and those it is passed to. Each
+    item goes to one of those who get. Items stay when the process that put them ends. The kernel frees the
+    queue, with what is in it, when the last process has closed it or ended.
+
+    Args:
+        ctx: For code written for ``multiprocessing``; nothing of it is needed.
+
+    Raises:
+        OSError: The limit on open files is reached.
+
+    Fork and threads:
+        Safe to use from any process and any thread. Whoever is killed, at whatever it was, keeps nobody else
+        from going on; it loses at most the item that it had taken.
+
+    Example:
+        >>> from forkshm import SimpleQueue
+        >>> queue = SimpleQueue()
+        >>> queue.put("hello")
+        >>> queue.get()
+        'hello'
+        >>> queue.close()
+
+    See Also:
+        `multiprocessing.SimpleQueue`.
+    """
+
+    def __init__(self, *, ctx: context.BaseContext | None = None) -> None:
+        self._writer, self._reader = _new_channel()
+        self._ready()
+
+    def _ready(self) -> None:
+        self._spin = Spin()
+        # What of __main__ is there now, every process forked later has, too.
+        self._known = known_now()
+
+    def __del__(self) -> None:
+        for name in ("_writer", "_reader"):
+            end = getattr(self, name, None)
+            if end is not None:
+                end.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._reader.fileno() < 0 else f'fd {self._reader.fileno()}'}>"
+
+    def put(self, obj: Any) -> None:
+        """Put an object; wait while the kernel's buffer is full.
+
+        Raises:
+            OSError: This process closed the queue.
+            Exception: Whatever pickling *obj* raises.
+        """
+        if (stream := small_stream(obj)) is not None:
+            self._writer.send(stream)
+            return
+        parcel = pack(obj, known=self._known)
+        try:
+            self._writer.send(parcel.data, parcel.fds)
+        finally:
+            parcel.close()
+
+    def get(self) -> Any:
+        """Wait for an item, take it and return it.
+
+        Raises:
+            OSError: This process closed the queue.
+            Exception: Whatever unpickling raises; the item is used up.
+        """
+        try:
+            received = self._reader.take()
+        except BlockingIOError:
+            received = wait_message(self._reader, self._spin, None)
+        if received is None:
+            raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
+        return open_item(*received)
+
+    def empty(self) -> bool:
+        """Tell whether there is no item now.
+
+        Raises:
+            OSError: This process closed the queue.
+        """
+        return not wait_ready(_opened(self._reader, self), 0.0)
+
+    def close(self) -> None:
+        """Close it in this process; others may go on. Closing twice is allowed."""
+        self._writer.close()
+        self._reader.close()
+
+    def __reduce__(self) -> Any:
+        raise _only_shared(self)
+
+
+class Queue:
+    """A queue for any number of processes, as ``multiprocessing.Queue``.
+
+    Everybody who has it may put and get: processes forked after it was made, and those it is passed to. Each
+    item goes to one of those who get, and the items of each thread that puts come in order. Memory that is shared
+    crosses as a descriptor, other large buffers are copied once.
+
+    Where it differs from ``multiprocessing``:
+
+    * The object is pickled in `put`: what cannot be sent raises there, and later changes do not show.
+    * An item can be got as soon as `put` has returned, and stays when the process that put it ends.
+    * Nobody who is killed keeps others from going on: there is no lock. With it goes the item that it had taken, or
+      what it had put and the kernel had no room for.
+
+    No thread is needed while the kernel has room: for some hundreds of small items. Beyond, a thread of this process
+    sends the rest when there is room, and ends. A process that ends waits for that, unless
+    `cancel_join_thread` was called, or no other process can receive any more.
+
+    Args:
+        maxsize: How many items there may be; 0 or less for any number.
+        ctx: For code written for ``multiprocessing``; nothing of it is needed.
+
+    Raises:
+        OSError: The limit on open files is reached.
+
+    Fork and threads:
+        Safe to use from any process and any thread. A child forked meanwhile has the queue, and nothing of what this
+        process has yet to send.
+
+    Example:
+        >>> from forkshm import Queue
+        >>> queue = Queue()
+        >>> queue.put([1, 2, 3])
+        >>> queue.get()
+        [1, 2, 3]
+        >>> queue.close()
+
+    See Also:
+        `multiprocessing.Queue`, `queue.Full`, `queue.Empty`.
+    """
+
+    def __init__(self, maxsize: int = 0, *, ctx: context.BaseContext | None = None) -> None:
+        self._maxsize = max(operator.index(maxsize), 0)
+        self._writer, self._reader = _new_channel()
+        try:
+            self._region = anonymous_shared_memory(_REGION_SIZE)
+            self._counters = _Counters(kernel.create_counter(self._region.fileno()))
+        except BaseException:
+            self._writer.close()
+            self._reader.close()
+            raise
+        self._ready()
+
+    def _ready(self) -> None:
+        self._words = self._region.buf.cast("I")
+        self._spin = Spin()
+        self._known = known_now()
+        self._closed = False
+        self._cancelled = False
+        self._empty_since: float | None = None
+        self._start_backlog()
+        _queues.add(self)
+
+    def _start_backlog(self) -> None:
+        #: What was put and did not fit the kernel's buffer yet.
+        self._backlog: collections.deque[Parcel] = collections.deque()
+        # Guards the order in which the backlog is sent; and the two below.
+        self._lock = threading.Lock()
+        self._feeder: threading.Thread | None = None
+        self._idle = threading.Condition(self._lock)
+
+    def _in_child(self) -> None:
+        # The backlog is the parent's to send; its lock may be held by a thread that is not here.
+        backlog = self._backlog
+        self._start_backlog()
+        for parcel in backlog:
+            parcel.close()
+
+    def __del__(self) -> None:
+        for name in ("_writer", "_reader", "_counters"):
+            thing = getattr(self, name, None)
+            if thing is not None:
+                thing.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._closed else f'fd {self._reader.fileno()}'}>"
+
+    # -- putting ----------------------------------------------------------------------
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put an object.
+
+        Args:
+            obj: Anything that can be pickled; what is in shared memory stays there.
+            block: Wait for room, if the queue has a *maxsize*.
+            timeout: How many seconds to wait for it; None waits for ever.
+
+        Raises:
+            queue.Full: There was no room.
+            ValueError: This process closed the queue.
+            OSError: The kernel has no memory or fds for the copies.
+            Exception: Whatever pickling *obj* raises; nothing was put.
+        """
+        if self._closed:
+            raise self._is_closed()
+        counter = self._counters.items
+        if _count(counter, 1) > self._maxsize > 0:
+            _count(counter, -1)
+            self._wait_for_room(block, timeout)
+        try:
+            self._note_put()
+            try:
+                stream = small_stream(obj)
+                if stream is None:
+                    self._put_parcel(pack(obj, known=self._known), block)
+                elif self._backlog or not self._writer.send(stream, wait=False):
+                    self._send_later(Parcel(stream), patient=block)
+            except BaseException:
+                self._note_not_put()
+                raise
+        except BaseException:
+            self._give_room()
+            raise
+
+    def _put_parcel(self, parcel: Parcel, block: bool) -> None:
+        try:
+            if self._backlog or not self._writer.send(parcel.data, parcel.fds, wait=False):
+                self._send_later(parcel, patient=block)
+            else:
+                parcel.close()
+        except BaseException:
+            parcel.close()
+            raise
+
+    def put_nowait(self, obj: Any) -> None:
+        """Put an object if there is room at once; as ``put(obj, block=False)``."""
+        self.put(obj, False)
+
+    def _note_put(self) -> None:
+        """Another item is about to be put: for a queue that can be joined."""
+
+    def _note_not_put(self) -> None:
+        """It was not put after all."""
+
+    def _wait_for_room(self, block: bool, timeout: float | None) -> None:
+        words, address = self._words, self._region.address
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            seen = words[_ROOM]
+            words[_ROOM_WANTED] = 1
+            # The system call below comes between our writing that and looking.
+            if _count(self._counters.items, 1) <= self._maxsize:
+                self._empty_since = None
+                return
+            _count(self._counters.items, -1)
+            if self._count_is_wrong():
+                kernel.clear_counter(self._counters.items)
+                continue
+            left = deadline - time.monotonic()
+            if not block or left <= 0:
+                raise queue.Full
+            _syscalls.futex_wait(address + _ROOM * 4, seen, min(left, _SLICE))
+
+    def _count_is_wrong(self) -> bool:
+        """Whether the socket has been empty for a while although the count says that it is full."""
+        if self._backlog or wait_ready(self._reader, 0.0):
+            self._empty_since = None
+            return False
+        now = time.monotonic()
+        if self._empty_since is None:
+            self._empty_since = now
+            return False
+        if now - self._empty_since < _SLICE:
+            return False
+        self._empty_since = None
+        return True
+
+    def _give_room(self) -> None:
+        try:
+            _count(self._counters.items, -1)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # else somebody has set the count right, and took us for dead
+                raise
+        if self._maxsize and self._words[_ROOM_WANTED]:
+            self._words[_ROOM_WANTED] = 0
+            _wake(self._words, self._region.address, _ROOM)
+
+    # -- what the kernel has no room for ----------------------------------------------
+
+    def _send_later(self, parcel: Parcel, *, patient: bool) -> None:
+        with self._lock:
+            if patient and not self._backlog:
+                # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
+                # is cheaper than a thread.
+                poll = select.poll()
+                poll.register(self._writer.fileno(), select.POLLOUT)
+                poll.poll(_PATIENCE_MILLISECONDS)
+            self._flush()
+            if not self._backlog and self._writer.send(parcel.data, parcel.fds, wait=False):
+                parcel.close()
+                return
+            parcel.park()
+            self._backlog.append(parcel)
+            if self._feeder is None:
+                try:
+                    self._start_feeder()
+                except BaseException:
+                    self._backlog.remove(parcel)
+                    raise
+
+    def _start_feeder(self) -> None:
+        feeder = _Feeder(target=self._feed, name="QueueFeederThread", daemon=self._cancelled)
+        feeder.start()
+        self._feeder = feeder
+
+    def _flush(self) -> int:
+        """Send as much of the backlog as there is room for; return how many. Needs the lock."""
+        sent = 0
+        backlog = self._backlog
+        while backlog:
+            parcel = backlog[0]
+            try:
+                parcel.unpark()
+                if not self._writer.send(parcel.data, parcel.fds, wait=False):
+                    return sent
+            except ChannelBrokenError:
+                # Nobody can receive any more: nobody misses it.
+                while backlog:
+                    backlog.popleft().close()
+                return sent
+            except OSError as error:
+                if error.errno in _SCARCE:
+                    return sent
+                # Nobody is here to be told but whoever reads the log.
+                sys.excepthook(*sys.exc_info())
+                self._note_not_put()
+                self._give_room()
+            backlog.popleft().close()
+            sent += 1
+        return sent
+
+    def _feed(self) -> None:
+        poll = select.poll()
+        poll.register(self._writer.fileno(), select.POLLOUT)
+        main = threading.main_thread()
+        while True:
+            room = poll.poll(_SLICE * 1000)
+            with self._lock:
+                sent = self._flush()
+                if not self._backlog:
+                    self._end_feeder()
+                    return
+                if self._cancelled and not threading.current_thread().daemon:
+                    # The process need not wait for us any more, and it does for this thread.
+                    self._start_feeder()
+                    return
+            if not main.is_alive() and _only_feeders_left(main):
+                # This process ends, and receives no more. If no other can, sending fails.
+                self._reader.close()
+            if room and not sent:
+                time.sleep(_SLICE / 10)  # room, but not for fds: others have to close some
+
+    def _end_feeder(self) -> None:
+        self._feeder = None
+        if self._closed:
+            self._writer.close()
+        self._idle.notify_all()
+
+    # -- getting ----------------------------------------------------------------------
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take an item and return it.
+
+        Args:
+            block: Wait for one.
+            timeout: How many seconds to wait; None waits for ever.
+
+        Raises:
+            queue.Empty: There was none.
+            ValueError: This process closed the queue.
+            Exception: Whatever unpickling raises; the item is used up.
+        """
+        if self._closed:
+            raise self._is_closed()
+        try:
+            received = self._reader.take()
+        except BlockingIOError:
+            if not block:
+                raise queue.Empty from None
+            try:
+                received = wait_message(self._reader, self._spin, timeout)
+            except BlockingIOError:
+                raise queue.Empty from None
+        if received is None:
+            raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
+        self._give_room()
+        return open_item(*received)
+
+    def get_nowait(self) -> Any:
+        """Take an item if there is one; as ``get(block=False)``."""
+        return self.get(False)
+
+    # -- looking ----------------------------------------------------------------------
+
+    def qsize(self) -> int:
+        """Return how many items there are; by the time you look others may have come or gone.
+
+        Raises:
+            ValueError: This process closed the queue.
+        """
+        _opened(self._reader, self)
+        size = _count(self._counters.items)
+        if not self._backlog and not wait_ready(self._reader, 0.0):
+            return 0  # whoever was killed may have been counted
+        return min(size, self._maxsize) if self._maxsize else size
+
+    def empty(self) -> bool:
+        """Tell whether there is no item now.
+
+        Raises:
+            ValueError: This process closed the queue.
+        """
+        return not wait_ready(_opened(self._reader, self), 0.0)
+
+    def full(self) -> bool:
+        """Tell whether there are *maxsize* items now.
+
+        Raises:
+            ValueError: This process closed the queue.
+        """
+        return 0 < self._maxsize <= self.qsize()
+
+    # -- ending -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Say that this process puts and gets no more; what it has put is still sent. Closing twice is allowed."""
+        self._closed = True
+        self._reader.close()
+        with self._lock:
+            if self._feeder is None:
+                self._writer.close()
+
+    def join_thread(self) -> None:
+        """Wait until all that this process has put is in the kernel's hands; it must have closed the queue before.
+
+        Raises:
+            ValueError: The queue is not closed.
+        """
+        if not self._closed:
+            raise ValueError(f"close {self!r} before join_thread()")
+        with self._lock:
+            while self._feeder is not None:
+                self._idle.wait(_SLICE)
+
+    def cancel_join_thread(self) -> None:
+        """Let this process end without waiting for what it has put: that may be lost then."""
+        self._cancelled = True
+
+    def _is_closed(self) -> ChannelClosedError:
+        return ChannelClosedError(errno.EBADF, f"{self!r} is closed: this process closed the queue")
+
+    def __reduce__(self) -> Any:
+        raise _only_shared(self)
+
+
+class JoinableQueue(Queue):
+    """A `Queue` that knows which items are still being worked on, as ``multiprocessing.JoinableQueue``.
+
+    Whoever got an item calls `task_done` when it is done with it; `join` waits until all are. An item that was
+    got by a process that died is never done: wait for your workers too.
+
+    Args:
+        maxsize: As for `Queue`.
+        ctx: As for `Queue`.
+
+    Raises:
+        OSError: As for `Queue`.
+
+    Example:
+        >>> from forkshm import JoinableQueue
+        >>> queue = JoinableQueue()
+        >>> queue.put("work")
+        >>> queue.get()
+        'work'
+        >>> queue.task_done()
+        >>> queue.join()
+        >>> queue.close()
+
+    See Also:
+        `multiprocessing.JoinableQueue`.
+    """
+
+    def __init__(self, maxsize: int = 0, *, ctx: context.BaseContext | None = None) -> None:
+        super().__init__(maxsize, ctx=ctx)
+        self._counters.unfinished = kernel.create_counter(self._region.fileno())
+
+    def _note_put(self) -> None:
+        _count(self._counters.unfinished, 1)
+
+    def _note_not_put(self) -> None:
+        self.task_done()
+
+    def task_done(self) -> None:
+        """Say that an item that was got is done.
+
+        Raises:
+            ValueError: More often than items were put.
+        """
+        try:
+            left = _count(self._counters.unfinished, -1)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ValueError("task_done() called too many times") from None
+        if not left:
+            _wake(self._words, self._region.address, _DONE)
+
+    def join(self) -> None:
+        """Wait until every item that was put is done."""
+        while True:
+            seen = self._words[_DONE]
+            if not _count(self._counters.unfinished):
+                return
+            _syscalls.futex_wait(self._region.address + _DONE * 4, seen, _SLICE)
+
+
+class _Feeder(threading.Thread):
+    """Sends the backlog of a queue. Not a daemon: the interpreter waits for it, in every kind of process."""
+
+
+def _only_feeders_left(main: threading.Thread) -> bool:
+    return all(thread is main or thread.daemon or isinstance(thread, _Feeder) for thread in threading.enumerate())
+
+
+class _Counters:
+    """The fds that count; closed when their queue is collected."""
+
+    def __init__(self, items: int, unfinished: int = -1) -> None:
+        self.items = items
+        self.unfinished = unfinished
+
+    def close(self, close: Any = os.close) -> None:  # at the end of the program the name may be gone
+        for fd in (self.items, self.unfinished):
+            if fd >= 0:
+                close(fd)
+        self.items = self.unfinished = -1
+
+
+def _new_channel() -> tuple[Sender, Receiver]:
+    writer, reader = pair()
+    writer.grow(_SOCKET_BUFFER)
+    return writer, reader
+
+
+def _opened(reader: Receiver, what: Queue | SimpleQueue) -> Receiver:
+    if reader.fileno() < 0:
+        raise ChannelClosedError(errno.EBADF, f"{what!r} is closed: this process closed the queue")
+    return reader
+
+
+def _wake(words: memoryview, address: int, word: int) -> None:
+    words[word] = (words[word] + 1) & 0xFFFFFFFF
+    _syscalls.futex_wake(address + 4 * word, 2**31 - 1)
+
+
+def _only_shared(what: Queue | SimpleQueue) -> RuntimeError:
+    return RuntimeError(
+        f"{what!r} can only cross to other processes by fork or through a channel of forkshm: "
+        "a plain pickle has no place for its fds"
+    )
+
+
+_queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for known in list(_queues):
+        known._in_child()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def reduce_simple_queue(what: SimpleQueue) -> Any:
+    """Send a queue: it is the same one at the other end."""
+    _opened(what._reader, what)
+    return rebuild_simple_queue, (_handle(what._writer), _handle(what._reader))
+
+
+def rebuild_simple_queue(writer: ReceivedFd, reader: ReceivedFd) -> SimpleQueue:
+    """Return the queue that arrived."""
+    found = SimpleQueue.__new__(SimpleQueue)
+    _take_ends(found, writer, reader)
+    found._ready()
+    return found
+
+
+def reduce_queue(what: Queue) -> Any:
+    """Send a queue: it is the same one at the other end."""
+    _opened(what._reader, what)
+    counters = [fd for fd in (what._counters.items, what._counters.unfinished) if fd >= 0]
+    handles = [pickle.PickleBuffer(Handle(fd)) for fd in counters]
+    return rebuild_queue, (
+        type(what),
+        what._maxsize,
+        what._region,
+        _handle(what._writer),
+        _handle(what._reader),
+        handles,
+    )
+
+
+def rebuild_queue(
+    kind: type[Queue],
+    maxsize: int,
+    region: MappedRegion,
+    writer: ReceivedFd,
+    reader: ReceivedFd,
+    counters: list[ReceivedFd],
+) -> Queue:
+    """Return the queue that arrived."""
+    found = kind.__new__(kind)
+    found._maxsize = maxsize
+    found._region = region
+    _take_ends(found, writer, reader)
+    found._counters = _Counters(*[counter.take() for counter in counters])
+    found._ready()
+    return found
+
+
+def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
+    return pickle.PickleBuffer(Handle(end.fileno()))
+
+
+def _take_ends(what: Queue | SimpleQueue, writer: ReceivedFd, reader: ReceivedFd) -> None:
+    what._writer = Sender(socket.socket(fileno=writer.take()))
+    what._reader = Receiver(socket.socket(fileno=reader.take()))
+
+
+register(SimpleQueue, reduce_simple_queue)
+register(Queue, reduce_queue)
+register(JoinableQueue, reduce_queue)

@@ -1,0 +1,169 @@
+"""Regions through other people's channels: the queues and executors of the standard library.
+
+Their pipes carry bytes only, so what crosses is a `RegionDescriptor`, which names the memory and does not hold it. The
+sender holds it, by an fd of its own, until the receiver says that it has it:
+
+    sender                                          receiver
+    duplicate the fd; take a receipt, a word of
+    memory that both can see
+    pickle: descriptor, receipt          ------->   open the memory, then sign the receipt
+    at a later send: close the fd if signed
+
+What was never received is held until the sender ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing.reduction
+import os
+import threading
+from typing import Any
+
+from forkshm import _multiprocess
+from forkshm.backend import Identity
+from forkshm.descriptor import RegionDescriptor, describe
+from forkshm.errors import NotPicklableError
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+
+__all__ = ("Passage", "forget_received", "reduce_region", "register_foreign", "send_region", "take_region")
+
+_WORD = 8
+#: Memory that was not signed for yet, and more than so many: held until the process ends.
+_RECEIPTS = 128 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A region on its way through a foreign channel."""
+
+    region: RegionDescriptor
+    #: Memory in which the receiver signs; None when there was no room for another receipt.
+    receipts: RegionDescriptor | None
+    receipt: int
+    #: What it writes there: a receipt that is used again is not mistaken for signed.
+    signature: int
+
+
+@dataclasses.dataclass
+class _Held:
+    """One memory object that others have been told of."""
+
+    fd: int
+    passages: int
+
+
+class _Outstanding:
+    """What this process has sent, and nobody has signed for."""
+
+    def __init__(self) -> None:
+        # Taken by the feeder threads of the standard library, too.
+        self._lock = threading.Lock()
+        self._held: dict[Identity, _Held] = {}
+        # By the number of the receipt: the signature that it waits for, and for what.
+        self._waiting: dict[int, tuple[int, Identity]] = {}
+        self._receipts: MappedRegion | None = None
+        self._free: list[int] = []
+        self._next_signature = 1
+        self._sends_until_sweep = 0
+
+    def send(self, region: MappedRegion) -> Passage:
+        descriptor = describe(region)
+        identity = (descriptor.device, descriptor.inode)
+        with self._lock:
+            self._sends_until_sweep -= 1
+            if self._sends_until_sweep <= 0:
+                self._sweep()
+            if self._receipts is None:
+                self._receipts = anonymous_shared_memory(_RECEIPTS * _WORD)
+            held = self._held.get(identity)
+            if held is None:
+                held = self._held[identity] = _Held(os.dup(descriptor.fd), 0)
+            held.passages += 1
+            descriptor = dataclasses.replace(descriptor, fd=held.fd)
+            number = self._free.pop() if self._free else len(self._waiting)
+            if number >= _RECEIPTS:
+                return Passage(descriptor, None, 0, 0)
+            signature, self._next_signature = self._next_signature, self._next_signature + 1
+            self._waiting[number] = signature, identity
+            return Passage(descriptor, describe(self._receipts), number, signature)
+
+    def sweep(self) -> None:
+        with self._lock:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        if self._receipts is not None:
+            with memoryview(self._receipts.buf).cast("Q") as words:
+                signed = [number for number, (signature, _) in self._waiting.items() if words[number] == signature]
+            for number in signed:
+                _, identity = self._waiting.pop(number)
+                self._free.append(number)
+                held = self._held[identity]
+                held.passages -= 1
+                if not held.passages:
+                    os.close(held.fd)
+                    del self._held[identity]
+            if not self._waiting:
+                self._receipts = None
+                self._free.clear()
+        # A share of the sends, so that many that wait do not make each slow.
+        self._sends_until_sweep = len(self._waiting) // 8
+
+    def in_child(self) -> None:
+        # What its parent sent, its parent holds.
+        for held in self._held.values():
+            os.close(held.fd)
+        self.__init__()  # type: ignore[misc]
+
+
+_outstanding = _Outstanding()
+os.register_at_fork(after_in_child=_outstanding.in_child)
+
+
+def forget_received() -> None:
+    """Let go of the memory that was received since the last send."""
+    _outstanding.sweep()
+
+
+def send_region(region: MappedRegion) -> Passage:
+    """Hold a region for others, and say where it is.
+
+    Raises:
+        NotPicklableError: What is written to it is seen by this process only.
+        OSError: The limit on open files is reached.
+    """
+    if region.mode is Mode.copy_on_write:
+        raise NotPicklableError(
+            f"cannot send {region!r}: what was written to it is seen by this process only; send bytes(region.buf)"
+        )
+    return _outstanding.send(region)
+
+
+def take_region(passage: Passage) -> MappedRegion:
+    """Map a region that was sent, and tell the sender.
+
+    Raises:
+        RegionGoneError: The sender ended before; or it was received once already, and the sender has closed it.
+        RegionCreateError: The kernel refused the mapping.
+    """
+    region = passage.region.attach()
+    if passage.receipts is not None:
+        receipts = passage.receipts.attach()
+        with memoryview(receipts.buf).cast("Q") as words:
+            words[passage.receipt] = passage.signature
+    return region
+
+
+def reduce_region(region: MappedRegion) -> Any:
+    """Send a region through a pickler of the standard library's multiprocessing."""
+    return take_region, (send_region(region),)
+
+
+def register_foreign(kind: type, reduce: Any) -> None:
+    """Let *reduce* say how objects of this type cross in the standard library's channels, and in multiprocess'."""
+    multiprocessing.reduction.ForkingPickler.register(kind, reduce)
+    _multiprocess.reduction.ForkingPickler.register(kind, reduce)
+
+
+register_foreign(MappedRegion, reduce_region)

@@ -1,0 +1,150 @@
+"""Manager: the standard library's objects, reached through our connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+import forkshm
+from forkshm import _multiprocess
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_up():
+    # Modules, and what multiprocess makes once.
+    with forkshm.Manager():
+        pass
+
+
+@pytest.fixture
+def manager():
+    with forkshm.Manager() as made:
+        yield made
+
+
+def test_dicts_lists_and_the_rest(manager):
+    items = manager.list([3, 1, 2])
+    items.sort()
+    assert list(items) == [1, 2, 3]
+    mapping = manager.dict(a=1)
+    mapping["items"] = items
+    assert list(mapping["items"]) == [1, 2, 3]
+    space = manager.Namespace(x=1)
+    space.y = 2
+    assert (space.x, space.y) == (1, 2)
+    value = manager.Value("i", 5)
+    value.value += 1
+    assert value.value == 6
+    queue = manager.Queue()
+    queue.put("item")
+    assert queue.get() == "item"
+    with manager.Lock():
+        pass
+
+
+def test_errors_come_back(manager):
+    with pytest.raises(KeyError):
+        manager.dict()["missing"]
+    with pytest.raises(AttributeError):
+        getattr(manager.Namespace(), "missing")  # noqa: B009
+
+
+def test_shared_memory_passes_as_itself_and_other_arrays_by_value(manager):
+    mapping = manager.dict()
+    shared = forkshm.zeros(10)
+    mapping["shared"] = shared
+    mapping["shared"][3] = 7
+    assert shared[3] == 7
+    plain = np.arange(1_000_000)
+    mapping["plain"] = plain
+    got = mapping["plain"]
+    assert np.array_equal(got, plain)
+    got[0] = 1
+    assert mapping["plain"][0] == 0
+
+
+def test_children_and_workers_that_are_there_already_use_proxies(pool, in_child, manager):
+    items = manager.list()
+    pool.map(items.append, range(20))
+    assert sorted(items) == list(range(20))
+
+    assert in_child(lambda: items.append("child")) == 0
+    assert items[-1] == "child"
+
+
+def test_the_context_has_it_too():
+    with forkshm.get_context("fork").Manager() as manager:
+        assert manager.dict(a=1).copy() == {"a": 1}
+
+
+def test_a_wrong_key_is_refused(manager):
+    from forkshm.channel._manager import Client
+
+    with pytest.raises(_multiprocess.context.AuthenticationError, match="digest"):
+        Client(manager.address, authkey=b"wrong")
+    assert manager.dict(a=1)["a"] == 1
+
+
+def test_a_stranger_that_says_nothing_holds_nobody_up(manager):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(manager.address)
+        assert manager.dict(a=1)["a"] == 1
+        stranger.send(b"nonsense")
+        assert manager.dict(a=1)["a"] == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_another_user_is_not_let_in(manager, in_child):
+    from forkshm.channel._manager import Client
+
+    def call():
+        key = bytes(_multiprocess.current_process().authkey)
+        os.setuid(65534)
+        with pytest.raises(Exception, match="of user 0"):
+            Client(manager.address, authkey=key)
+
+    assert in_child(call) == 0
+    assert manager.dict(a=1)["a"] == 1
+
+
+def test_it_leaves_no_file(manager):
+    assert manager.address.startswith("\0forkshm-")
+
+
+def test_its_process_ends_with_a_parent_that_is_killed(run_script, wait_until):
+    done = run_script(
+        """
+import forkshm, os
+manager = forkshm.Manager()
+print(manager._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+""",
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+
+    def gone():
+        try:
+            with open(f"/proc/{pid}/stat") as status:
+                return status.read().rpartition(")")[2].split()[0] in "ZX"
+        except FileNotFoundError:
+            return True
+
+    wait_until(gone)
+
+
+def test_a_killed_manager_is_told(manager):
+    mapping = manager.dict(a=1)
+    os.kill(manager._process.pid, signal.SIGKILL)
+    with pytest.raises((EOFError, OSError)):
+        for _ in range(3):
+            mapping["a"]
+
+
+def test_it_ends_when_it_is_collected():
+    forkshm.Manager().dict(a=1)  # the leak check looks

@@ -1,0 +1,573 @@
+"""Queues: the standard library's contract, and what is ours."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import resource
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import forkshm
+from forkshm.backend import kernel
+from forkshm.region import _segment
+from forkshm.region._arena import arena
+
+KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
+ITEMS = [
+    None,
+    7,
+    -(2**70),
+    1.5,
+    "text",
+    b"bytes",
+    "x" * 2000,
+    (1, "a", None),
+    [1, [2, [3]]],
+    {"a": 1, "b": [2]},
+    {1, 2},
+]
+
+
+@contextlib.contextmanager
+def made(thing):
+    """Close a queue at the end."""
+    try:
+        yield thing
+    finally:
+        thing.close()
+        if hasattr(thing, "join_thread"):
+            thing.join_thread()
+            thing._writer.close()  # the standard library's stays open if nothing was put
+
+
+@pytest.fixture(params=KINDS)
+def any_queue(request, mp):
+    with made(getattr(mp, request.param)()) as it:
+        yield it
+
+
+@pytest.fixture
+def a_queue(mp):
+    with made(mp.Queue()) as it:
+        yield it
+
+
+@pytest.fixture
+def ours():
+    with made(forkshm.Queue()) as it:
+        yield it
+
+
+def eventually(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class TestContract:
+    """What multiprocessing promises; both are asked."""
+
+    def test_what_is_put_is_got_in_order(self, any_queue):
+        for item in ITEMS:
+            any_queue.put(item)
+        assert [any_queue.get() for _ in ITEMS] == ITEMS
+
+    def test_a_child_gets_and_answers(self, mp, run):
+        with made(mp.Queue()) as there, made(mp.SimpleQueue()) as back:
+
+            def work():
+                while (item := there.get()) is not None:
+                    back.put(item * 2)
+
+            run(work)
+            for number in range(200):
+                there.put(number)
+            there.put(None)
+            assert [back.get() for _ in range(200)] == [2 * number for number in range(200)]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_each_item_goes_to_one_of_many_and_each_sender_is_in_order(self, mp, run, kind):
+        with made(getattr(mp, kind)()) as there, made(mp.Queue()) as back:
+
+            def produce(who):
+                for number in range(300):
+                    there.put((who, number))
+
+            def consume():
+                while (item := there.get()) is not None:
+                    back.put((os.getpid(), *item))
+
+            consumers = [run(consume) for _ in range(3)]
+            producers = [run(produce, who) for who in range(3)]
+            got = [back.get(timeout=30) for _ in range(900)]
+            for process in producers:
+                process.join()
+            for _ in consumers:
+                there.put(None)
+            assert sorted((who, number) for _, who, number in got) == [(w, n) for w in range(3) for n in range(300)]
+            for consumer in {pid for pid, _, _ in got}:
+                for who in range(3):
+                    seen = [n for pid, w, n in got if (pid, w) == (consumer, who)]
+                    assert seen == sorted(seen)
+
+    def test_an_empty_queue_says_so(self, a_queue):
+        assert a_queue.empty()
+        assert a_queue.qsize() == 0
+        for call in (a_queue.get_nowait, lambda: a_queue.get(False), lambda: a_queue.get(timeout=0)):
+            with pytest.raises(queue.Empty):
+                call()
+        began = time.monotonic()
+        with pytest.raises(queue.Empty):
+            a_queue.get(timeout=0.05)
+        assert time.monotonic() - began >= 0.05
+
+    def test_a_full_queue_says_so(self, mp):
+        with made(mp.Queue(2)) as it:
+            assert not it.full()
+            it.put(1)
+            it.put(2)
+            assert it.full()
+            assert it.qsize() == 2
+            for call in (lambda: it.put_nowait(3), lambda: it.put(3, False), lambda: it.put(3, timeout=0)):
+                with pytest.raises(queue.Full):
+                    call()
+            began = time.monotonic()
+            with pytest.raises(queue.Full):
+                it.put(3, timeout=0.05)
+            assert time.monotonic() - began >= 0.05
+            assert it.get() == 1
+            it.put(3)
+            assert [it.get(), it.get()] == [2, 3]
+            assert it.qsize() == 0
+            assert not it.full()
+
+    def test_put_waits_for_room(self, mp, run):
+        with made(mp.Queue(3)) as it:
+            run(lambda: [it.put(number) for number in range(500)])
+            assert [it.get(timeout=30) for _ in range(500)] == list(range(500))
+
+    def test_the_bound_holds_with_many_senders(self, mp, run):
+        with made(mp.Queue(2)) as it:
+            for _ in range(3):
+                run(lambda: [it.put(number) for number in range(100)])
+            for _ in range(300):
+                it.get(timeout=30)
+                assert it.qsize() <= 2
+
+    def test_get_waits_for_an_item(self, a_queue, run):
+        ready = threading.Event()
+        got = []
+
+        def wait():
+            ready.set()
+            got.append(a_queue.get())
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        ready.wait()
+        a_queue.put("late")
+        thread.join()
+        assert got == ["late"]
+
+    def test_a_closed_queue_is_refused(self, mp):
+        it = mp.Queue()
+        with pytest.raises((AssertionError, ValueError)):
+            it.join_thread()
+        it.close()
+        it.close()
+        it.join_thread()
+        for call in (lambda: it.put(1), it.get, it.get_nowait):
+            with pytest.raises(ValueError, match="is closed"):
+                call()
+
+    def test_a_closed_simple_queue_is_refused(self, mp):
+        it = mp.SimpleQueue()
+        it.close()
+        it.close()
+        for call in (lambda: it.put(1), it.get, it.empty):
+            with pytest.raises(OSError, match="closed"):
+                call()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_plain_pickle_is_refused(self, mp, kind):
+        with made(getattr(mp, kind)()) as it, pytest.raises(RuntimeError):
+            pickle.dumps(it)
+
+    def test_what_was_put_before_the_end_of_a_process_arrives(self, a_queue, run):
+        run(lambda: [a_queue.put(number) for number in range(5000)])
+        assert [a_queue.get(timeout=30) for _ in range(5000)] == list(range(5000))
+
+    def test_five_thousand_items_wait_for_the_first_get(self, a_queue):
+        for number in range(5000):
+            a_queue.put(number)
+        eventually(lambda: a_queue.qsize() == 5000)
+        assert [a_queue.get() for _ in range(5000)] == list(range(5000))
+        eventually(a_queue.empty)
+
+    def test_join_waits_for_what_is_not_done(self, mp, run):
+        with made(mp.JoinableQueue()) as it:
+
+            def work():
+                while it.get() is not None:
+                    it.task_done()
+
+            it.join()
+            for number in range(50):
+                it.put(number)
+            run(work)
+            it.join()
+            assert it.empty()
+            it.put(None)
+            with pytest.raises(ValueError, match=r"task_done\(\) called too many times"):
+                for _ in range(3):
+                    it.task_done()
+
+
+class TestOurs:
+    def test_what_cannot_be_sent_raises_in_put_and_nothing_is_put(self):
+        with made(forkshm.JoinableQueue(1)) as it:
+            for _ in range(3):
+                with pytest.raises(TypeError, match="cannot pickle"):
+                    it.put(threading.Lock())
+            it.put(1)
+            assert it.get() == 1
+            it.task_done()
+            it.join()
+
+    def test_later_changes_do_not_show(self, ours):
+        item = [1]
+        ours.put(item)
+        item.append(2)
+        assert ours.get() == [1]
+
+    def test_an_item_is_there_as_soon_as_put_returns(self, ours):
+        for number in range(100):
+            ours.put(number)
+            assert not ours.empty()
+            assert ours.qsize() == 1
+            assert ours.get_nowait() == number
+
+    def test_no_thread_while_the_kernel_has_room(self, ours):
+        before = threading.active_count()
+        for number in range(50):
+            ours.put(number)
+        assert threading.active_count() == before
+
+    def test_the_thread_ends_when_the_backlog_is_sent(self, ours):
+        for number in range(5000):
+            ours.put((number, "x" * 500))
+        assert ours._feeder is not None
+        assert [ours.get()[0] for _ in range(5000)] == list(range(5000))
+        eventually(lambda: ours._feeder is None)
+        ours.put("again")
+        assert ours.get() == "again"
+
+    def test_order_holds_when_a_backlog_begins_and_ends(self, ours, in_child):
+        def consume():
+            for number in range(20_000):
+                assert ours.get(timeout=30)[0] == number
+                if number % 4000 == 0:
+                    time.sleep(0.02)  # let the kernel's buffer fill
+
+        thread = threading.Thread(target=lambda: [ours.put((n, "x" * 300)) for n in range(20_000)])
+        thread.start()
+        assert in_child(consume) == 0
+        thread.join()
+
+    def test_a_child_does_not_send_its_parents_backlog_again(self, ours, in_child):
+        for number in range(5000):
+            ours.put((number, "x" * 500))
+        assert ours._backlog
+
+        def look():
+            assert not ours._backlog
+            with pytest.raises(queue.Empty):
+                while True:
+                    assert ours.get(timeout=0.5)[0] == next(numbers)
+
+        numbers = iter(range(5000))
+        assert in_child(look) == 0
+        assert ours.empty()
+
+    def test_a_closed_one_says_so_whatever_it_is_asked(self):
+        it = forkshm.Queue()
+        it.close()
+        for call in (it.empty, it.qsize):
+            with pytest.raises(OSError, match="closed"):
+                call()
+
+    def test_items_survive_the_end_of_the_sender_whatever_they_are(self, ours, in_child):
+        shared = forkshm.zeros(1000)
+
+        def send():
+            ours.put((1, "small"))
+            ours.put(np.arange(200_000))
+            ours.put(b"x" * 100_000)
+            made_here = forkshm.full(1000, 3.0)
+            ours.put(made_here)
+            ours.put(shared)
+
+        assert in_child(send) == 0
+        assert ours.get() == (1, "small")
+        assert ours.get().sum() == np.arange(200_000).sum()
+        assert ours.get() == b"x" * 100_000
+        assert ours.get().sum() == 3000
+        there = ours.get()
+        there[0] = 42
+        assert shared[0] == 42
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_shared_arrays_and_regions_are_the_same_memory(self, kind, in_child):
+        with made(getattr(forkshm, kind)()) as there, made(forkshm.SimpleQueue()) as back:
+            # Made after the fork, so that it must cross.
+            region = forkshm.anonymous_shared_memory(4096)
+
+            def work():
+                array, window = there.get()
+                array[1:3] = 5
+                window.buf[:3] = b"abc"
+                back.put(array[1:])
+
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    work()
+                finally:
+                    os._exit(0)
+            array = forkshm.zeros(4)
+            there.put((array, region))
+            tail = back.get()
+            os.waitpid(pid, 0)
+            assert array.tolist() == [0, 5, 5, 0]
+            assert bytes(region.buf[:3]) == b"abc"
+            tail[2] = 9
+            assert array[3] == 9
+
+    def test_a_large_array_arrives_equal_and_writable(self, ours):
+        sent = np.random.default_rng(1).integers(0, 255, 100_000_000, np.uint8)
+        ours.put(sent)
+        got = ours.get()
+        assert np.array_equal(got, sent)
+        got[0] += 1
+        assert got[0] != sent[0]
+
+    def test_thousands_of_arrays_wait_whatever_the_limit_on_files(self, in_child):
+        def wait_and_get():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+            it = forkshm.Queue()
+            for number in range(3000):
+                it.put(np.full(2500, number))
+            for number in range(3000):
+                assert it.get(timeout=30).sum() == 2500 * number
+            assert it.qsize() == 0
+
+        assert in_child(wait_and_get) == 0
+
+    def test_a_child_lets_go_of_what_its_parent_has_yet_to_send(self, ours, in_child):
+        for _ in range(1000):
+            ours.put((np.ones(2500), "x" * 4000))
+        assert ours._backlog
+        held = arena.statistics().blocks
+
+        def look():
+            for segment in _segment._segments.values():
+                assert segment.held == {}
+
+        assert in_child(look) == 0
+        for _ in range(1000):
+            assert ours.get()[0].sum() == 2500
+        assert held == 1000
+
+    def test_lambdas_and_classes_made_later_cross(self, ours):
+        ours.put(lambda x: x + 1)
+        assert ours.get()(1) == 2
+
+    def test_what_fails_to_unpickle_raises_in_get_and_the_next_works(self, ours):
+        ours.put(Bad())
+        ours.put("good")
+        with pytest.raises(ZeroDivisionError):
+            ours.get()
+        assert ours.get() == "good"
+        assert ours.qsize() == 0
+
+    def test_a_get_that_is_interrupted_loses_nothing(self, ours):
+        class Interrupted(Exception):
+            pass
+
+        def interrupt(*_):
+            raise Interrupted
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for timeout in (None, 30):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with pytest.raises(Interrupted):
+                    ours.get(timeout=timeout)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        ours.put("still")
+        assert ours.get() == "still"
+
+    def test_a_bounded_put_that_is_interrupted_takes_no_room(self):
+        def interrupt(*_):
+            raise InterruptedError
+
+        with made(forkshm.Queue(1)) as it:
+            it.put(1)
+            before = signal.signal(signal.SIGALRM, interrupt)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with pytest.raises(InterruptedError):
+                    it.put(2)
+            finally:
+                signal.signal(signal.SIGALRM, before)
+            assert it.get() == 1
+            it.put_nowait(3)
+            assert it.get() == 3
+
+    def test_a_default_timeout_of_sockets_is_not_ours(self, monkeypatch):
+        import socket
+
+        socket.setdefaulttimeout(0.01)
+        try:
+            with made(forkshm.SimpleQueue()) as it:
+                timer = threading.Timer(0.1, it.put, ("late",))
+                timer.start()
+                assert it.get() == "late"
+                timer.join()
+        finally:
+            socket.setdefaulttimeout(None)
+
+    def test_queues_give_their_fds_back_without_close(self):
+        for kind in KINDS:
+            getattr(forkshm, kind)().put(1)  # the leak check looks
+
+    def test_a_program_ends_only_when_its_items_are_sent(self, run_script):
+        out = run_script("""
+import forkshm, os
+queue = forkshm.Queue()
+go, gone = os.pipe()
+def consume():
+    os.read(go, 1)
+    print(sum(queue.get()[0] for _ in range(5000)), flush=True)
+process = forkshm.Process(target=consume)
+process.start()
+for number in range(5000):
+    queue.put((number, "x" * 500))
+os.write(gone, b".")
+""")
+        assert out == f"{sum(range(5000))}\n"
+
+    @pytest.mark.parametrize("cancel", ["", "queue.cancel_join_thread()"])
+    def test_a_program_ends_when_nobody_can_receive(self, run_script, cancel):
+        assert (
+            run_script(f"""
+import forkshm
+queue = forkshm.Queue()
+for number in range(5000):
+    queue.put((number, "x" * 500))
+{cancel}
+print("end")
+""")
+            == "end\n"
+        )
+
+    def test_a_cancelled_child_does_not_wait(self, run_script):
+        assert (
+            run_script("""
+import forkshm
+queue = forkshm.Queue()
+def produce():
+    for number in range(5000):
+        queue.put((number, "x" * 500))
+    queue.cancel_join_thread()
+process = forkshm.Process(target=produce)
+process.start()
+process.join()
+print(process.exitcode)
+""")
+            == "0\n"
+        )
+
+    def test_the_first_thread_may_end_while_another_gets(self, run_script):
+        assert (
+            run_script("""
+import forkshm, threading
+queue = forkshm.Queue()
+def consume():
+    print(sum(queue.get()[0] for _ in range(5000)))
+for number in range(5000):
+    queue.put((number, "x" * 500))
+threading.Thread(target=consume).start()
+""")
+            == f"{sum(range(5000))}\n"
+        )
+
+    def test_the_standard_librarys_processes_inherit_them_as_arguments(self, ours):
+        process = multiprocessing.get_context("fork").Process(target=lambda it: it.put("hello"), args=(ours,))
+        process.start()
+        assert ours.get(timeout=30) == "hello"
+        process.join()
+        process.close()
+
+    def test_many_threads(self, ours):
+        got = []
+        consumers = [
+            threading.Thread(target=lambda: [got.append(item) for item in iter(ours.get, None)]) for _ in range(3)
+        ]
+        producers = [
+            threading.Thread(target=lambda who=who: [ours.put((who, n)) for n in range(300)]) for who in range(3)
+        ]
+        for thread in consumers + producers:
+            thread.start()
+        for thread in producers:
+            thread.join()
+        for _ in consumers:
+            ours.put(None)
+        for thread in consumers:
+            thread.join()
+        assert sorted(got) == [(who, n) for who in range(3) for n in range(300)]
+
+
+def test_a_counter_counts_for_everybody_and_not_below_zero(in_child):
+    memory = kernel.create_memory(1, "test")
+    counter = kernel.create_counter(memory)
+    other = kernel.create_counter(memory)
+    try:
+        pids = []
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                for _ in range(5000):
+                    kernel.count(counter, 1)
+                os._exit(0)
+            pids.append(pid)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        assert kernel.count(counter) == 15_000
+        assert kernel.count(other) == 0
+        with pytest.raises(OSError, match="Invalid argument"):
+            kernel.count(other, -1)
+        kernel.clear_counter(counter)
+        assert kernel.count(counter) == 0
+    finally:
+        for fd in (memory, counter, other):
+            os.close(fd)
+
+
+class Bad:
+    def __reduce__(self):
+        return divide, (1, 0)
+
+
+def divide(one, two):
+    return one / two

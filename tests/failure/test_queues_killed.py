@@ -1,0 +1,209 @@
+"""SIGKILL of those who put, those who get and those who wait: the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import forkshm
+
+
+@pytest.fixture
+def spawn():
+    """Fork children that run a function; none is left at the end."""
+    pids = []
+
+    def start(function):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                function()
+            finally:
+                os._exit(1)
+        pids.append(pid)
+        return pid
+
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pids.remove(pid)
+
+    start.kill = kill
+    yield start
+    for pid in list(pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def count_up(it, start=0, size=0):
+    number = start
+    while True:
+        it.put((number, "x" * size))
+        number += 1
+
+
+@pytest.mark.parametrize("maxsize", [0, 1, 100])
+@pytest.mark.parametrize("size", [0, 2000])
+def test_a_sender_is_killed_in_the_middle_of_its_puts(spawn, maxsize, size):
+    it = forkshm.Queue(maxsize)
+    chance = random.Random(maxsize + size)
+    for _ in range(5):
+        victim = spawn(lambda: count_up(it, 0, size))
+        expected = 0
+        for _ in range(chance.randrange(500, 1500)):
+            assert it.get(timeout=30)[0] == expected
+            expected += 1
+        spawn.kill(victim)
+        # What the kernel has is whole and in order; then there is nothing.
+        with pytest.raises(queue.Empty):
+            while True:
+                assert it.get(timeout=0.01)[0] == expected
+                expected += 1
+        assert it.qsize() == 0
+        for number in range(5):
+            it.put(number, timeout=30)
+            assert it.get(timeout=30) == number
+
+
+@pytest.mark.parametrize("maxsize", [0, 1, 3])
+def test_receivers_are_killed_and_lose_one_item_each_at_most(spawn, maxsize):
+    it, back = forkshm.Queue(maxsize), forkshm.Queue()
+    chance = random.Random(maxsize)
+
+    def consume():
+        while True:
+            back.put(it.get())
+
+    kills = 10
+    spawn(consume)
+    sent = 0
+    for _ in range(kills):
+        victim = spawn(consume)
+        for _ in range(chance.randrange(50, 150)):
+            it.put(sent, timeout=30)
+            sent += 1
+        spawn.kill(victim)
+    got = set()
+    with pytest.raises(queue.Empty):
+        while len(got) < sent:
+            got.add(back.get(timeout=1))
+        raise queue.Empty
+    # It may die after taking from the one and before putting to the other.
+    assert sent - kills <= len(got) <= sent
+    assert got <= set(range(sent))
+
+
+@pytest.mark.parametrize("nowait", [False, True])
+def test_room_that_a_killed_receiver_had_not_given_back_is_found(spawn, monkeypatch, nowait, wait_until):
+    it = forkshm.Queue(1)
+    it.put("lost")
+
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(forkshm.Queue, "_give_room", die)
+        pid = spawn(it.get)
+    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None)
+    assert it.empty()
+    assert it.qsize() == 0
+    if not nowait:
+        it.put("next", timeout=30)
+    else:
+
+        def put():
+            try:
+                it.put_nowait("next")
+            except queue.Full:
+                return False
+            return True
+
+        wait_until(put)
+    assert it.get(timeout=30) == "next"
+    it.put_nowait("and on")
+    with pytest.raises(queue.Full):
+        it.put_nowait("bound holds")
+
+
+def test_a_waiter_for_room_is_killed(spawn):
+    it = forkshm.Queue(1)
+    it.put(0)
+    waiting = [spawn(lambda: count_up(it, 100)) for _ in range(3)]
+    time.sleep(0.05)  # most are waiting by then; whatever they are at, it must hold
+    spawn.kill(waiting[0])
+    assert it.get(timeout=30) == 0
+    spawn.kill(waiting[1])
+    for _ in range(100):
+        it.get(timeout=30)
+    spawn.kill(waiting[2])
+    while not it.empty():
+        it.get(timeout=30)
+    it.put("mine", timeout=30)
+    assert it.get(timeout=30) == "mine"
+
+
+def test_a_waiter_for_items_is_killed(spawn):
+    it = forkshm.Queue()
+    waiting = [spawn(it.get) for _ in range(3)]
+    time.sleep(0.05)  # as above
+    for pid in waiting:
+        spawn.kill(pid)
+    for number in range(10):
+        it.put(number)
+    assert [it.get(timeout=30) for _ in range(10)] == list(range(10))
+
+
+def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
+    for _ in range(10):
+        it = forkshm.Queue()
+        for _ in range(3):
+            it.put(np.ones(200_000))
+        victim = spawn(lambda it=it: (it.get(), signal.pause()))
+        spawn.kill(victim)
+        del it
+    # The leak check looks for blocks that are still held.
+
+
+def test_join_goes_on_with_others_when_a_worker_is_killed_before_it_took_anything(spawn):
+    it = forkshm.JoinableQueue()
+    victim = spawn(it.get)
+    time.sleep(0.02)  # as above
+    spawn.kill(victim)
+
+    def work():
+        while True:
+            it.get()
+            it.task_done()
+
+    spawn(work)
+    for number in range(100):
+        it.put(number)
+    it.join()
+    assert it.empty()
+
+
+def test_the_end_of_a_pipe_is_noticed_when_its_process_is_killed(spawn):
+    here, there = forkshm.Pipe()
+
+    def child():
+        here.close()
+        there.send("ready")
+        signal.pause()
+
+    victim = spawn(child)
+    there.close()
+    assert here.recv() == "ready"
+    spawn.kill(victim)
+    with pytest.raises(EOFError):
+        here.recv()
+    with pytest.raises(BrokenPipeError):
+        here.send(1)
+    here.close()
