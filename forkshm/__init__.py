@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
 from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
-from forkshm.context import Manager, Process, get_context
+from forkshm.context import (
+    Manager,
+    Process,
+    get_all_start_methods,
+    get_context,
+    get_start_method,
+    set_forkserver_preload,
+    set_start_method,
+)
 from forkshm.errors import (
     BufferTooShort,
     ChannelBrokenError,
@@ -174,7 +182,9 @@ __all__ = (
     "empty_like",
     "full",
     "full_like",
+    "get_all_start_methods",
     "get_context",
+    "get_start_method",
     "ones",
     "ones_like",
     "open_only",
@@ -183,6 +193,8 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
+    "set_forkserver_preload",
+    "set_start_method",
     "view",
     "zeros",
     "zeros_like",

@@ -21,8 +21,8 @@ __all__ = (
     "connection",
     "context",
     "current_process",
+    "default_context",
     "exit_code",
-    "fork_context",
     "get_logger",
     "let_have_children",
     "managers",
@@ -39,8 +39,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-#: Starts the workers of a pool that was not made by a context.
-fork_context = context.ForkContext()
+#: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
+default_context: Any = context._default_context
 
 current_process = process.current_process
 get_logger = util.get_logger

@@ -1,4 +1,4 @@
-"""Layer 6. get_context(): the door shaped like multiprocessing."""
+"""Layer 6. Contexts: the doors shaped like multiprocessing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm import channel as _channel
-from forkshm.errors import UnsupportedError
+from forkshm._start import ForkServerProcess, SpawnProcess
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
@@ -16,20 +16,30 @@ if TYPE_CHECKING:
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
 
-__all__ = ("ForkContext", "Manager", "Process", "get_context")
+__all__ = (
+    "DefaultContext",
+    "ForkContext",
+    "ForkServerContext",
+    "Manager",
+    "Process",
+    "SpawnContext",
+    "default_context",
+    "get_all_start_methods",
+    "get_context",
+    "get_start_method",
+    "set_forkserver_preload",
+    "set_start_method",
+)
 
-#: A process, as ``multiprocessing.Process``; on Linux it is forked.
-Process = _multiprocess.context.ForkProcess
+
+if TYPE_CHECKING:
+    _Base = multiprocessing.context.BaseContext
+else:
+    _Base = object
 
 
-class ForkContext(_multiprocess.context.ForkContext, multiprocessing.context.BaseContext):
-    """The context whose processes are forked, and whose pools are forkshm's.
-
-    It is an instance of the base class of ``multiprocess`` and of that of
-    ``multiprocessing``, so libraries that check accept it.
-    """
-
-    Process = Process
+class _Doors(_Base):
+    """What contexts make; the methods that are not here are those of ``multiprocess``."""
 
     def Pool(  # type: ignore[override]  # noqa: N802 - the standard library's name
         self,
@@ -39,34 +49,138 @@ class ForkContext(_multiprocess.context.ForkContext, multiprocessing.context.Bas
         maxtasksperchild: int | None = None,
     ) -> Pool:
         """Return a `forkshm.Pool` whose workers this context starts."""
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self)
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Return the context of a start method; see `forkshm.get_context`."""
+        return self if method is None else get_context(method)
 
     def Queue(self, maxsize: int = 0) -> _channel.Queue:  # type: ignore[override]  # noqa: N802
         """Return a `forkshm.Queue`."""
-        return _channel.Queue(maxsize)
+        return _channel.Queue(maxsize, ctx=self.get_context())
 
     def JoinableQueue(self, maxsize: int = 0) -> _channel.JoinableQueue:  # type: ignore[override]  # noqa: N802
         """Return a `forkshm.JoinableQueue`."""
-        return _channel.JoinableQueue(maxsize)
+        return _channel.JoinableQueue(maxsize, ctx=self.get_context())
 
     def SimpleQueue(self) -> _channel.SimpleQueue:  # type: ignore[override]  # noqa: N802
         """Return a `forkshm.SimpleQueue`."""
-        return _channel.SimpleQueue()
+        return _channel.SimpleQueue(ctx=self.get_context())
 
     def Pipe(self, duplex: bool = True) -> tuple[Connection, Connection]:  # type: ignore[override]  # noqa: N802
         """Return the two ends of a new pipe; see `forkshm.Pipe`."""
-        return _channel.Pipe(duplex)
+        return _channel.Pipe(duplex, ctx=self.get_context())
 
     def Manager(self) -> SyncManager:  # noqa: N802
         """Start a manager and return it; see `forkshm.Manager`."""
         from forkshm.channel._manager import SyncManager
 
-        manager = SyncManager(ctx=self)
+        manager = SyncManager(ctx=self.get_context())
         manager.start()
         return manager
 
 
-_fork = ForkContext()
+class ForkContext(_Doors, _multiprocess.context.ForkContext, multiprocessing.context.BaseContext):
+    """The context whose processes are forked.
+
+    Like the others it is an instance of the base class of ``multiprocess`` and of that of
+    ``multiprocessing``, so libraries that check accept it.
+    """
+
+    Process = _multiprocess.context.ForkProcess
+
+
+class SpawnContext(_Doors, _multiprocess.context.SpawnContext, multiprocessing.context.BaseContext):
+    """The context whose processes are fresh interpreters."""
+
+    Process = SpawnProcess
+
+
+class ForkServerContext(_Doors, _multiprocess.context.ForkServerContext, multiprocessing.context.BaseContext):
+    """The context whose processes are forked by a server process that has no threads."""
+
+    Process = ForkServerProcess
+
+
+_contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+
+
+class Process(_multiprocess.process.BaseProcess):
+    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
+
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        return default_context.get_context().Process._Popen(process_obj)
+
+
+class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):
+    """The context that the functions of this package use; it takes its start method once."""
+
+    _actual_context: Any
+    _default_context: Any
+    Process = Process  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(_contexts["fork"])
+
+    def get_context(self, method: str | None = None) -> Any:
+        """Return the context of a start method.
+
+        Args:
+            method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for the one that is set,
+                which on Linux is fork at first, on every version of Python.
+
+        Raises:
+            ValueError: There is no such method.
+        """
+        if method is None:
+            if self._actual_context is None:
+                self._actual_context = self._default_context
+            return self._actual_context
+        try:
+            return _contexts[method]
+        except KeyError:
+            raise ValueError(f"cannot find context for {method!r}: there are {', '.join(_contexts)}") from None
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        """Set how processes are started by default.
+
+        Args:
+            method: As for `get_context`; with *force*, None takes back what was set.
+            force: Set it although it is set, or was used, already.
+
+        Raises:
+            RuntimeError: It is set, or was used, already.
+            ValueError: There is no such method.
+        """
+        if self._actual_context is not None and not force:
+            raise RuntimeError("context has already been set")
+        self._actual_context = None if method is None else self.get_context(method)
+
+    def get_start_method(self, allow_none: bool = False) -> str | None:  # type: ignore[override]
+        """Return the start method, and settle on it unless *allow_none*."""
+        if self._actual_context is None and allow_none:
+            return None
+        return str(self.get_context()._name)
+
+    def get_all_start_methods(self) -> list[str]:
+        """Return the start methods there are, the default first."""
+        return list(_contexts)
+
+
+default_context = DefaultContext()
+_multiprocess.default_context = default_context
+get_context = default_context.get_context
+set_start_method = default_context.set_start_method
+get_start_method = default_context.get_start_method
+get_all_start_methods = default_context.get_all_start_methods
+set_forkserver_preload = default_context.set_forkserver_preload
 
 
 def Manager() -> SyncManager:  # noqa: N802 - the standard library's name
@@ -95,22 +209,4 @@ def Manager() -> SyncManager:  # noqa: N802 - the standard library's name
     See Also:
         `multiprocessing.Manager`.
     """
-    return _fork.Manager()
-
-
-def get_context(method: str | None = None) -> ForkContext:
-    """Return the context of a start method.
-
-    Args:
-        method: ``"fork"``, or None for the default, which on Linux is fork on every
-            version of Python.
-
-    Raises:
-        UnsupportedError: The method is spawn or forkserver, which forkshm has not yet.
-        ValueError: There is no such method.
-    """
-    if method in (None, "fork"):
-        return _fork
-    if method in ("spawn", "forkserver"):
-        raise UnsupportedError(f"forkshm has no start method {method!r} yet: use 'fork'", capability=method)
-    raise ValueError(f"cannot find context for {method!r}: the start method of forkshm is 'fork'")
+    return default_context.Manager()

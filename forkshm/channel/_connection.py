@@ -15,7 +15,7 @@ from forkshm.channel._endpoint import Receiver, Sender
 from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import known_now, pack, register
+from forkshm.pickler import known_to_children, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region._arena import arena
 from forkshm.region._segment import claim
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer, Self
+
+    from forkshm._multiprocess import context
 
 __all__ = ("Connection", "Pipe")
 
@@ -63,7 +65,9 @@ class Connection:
         `multiprocessing.connection.wait`, which takes these too.
     """
 
-    def __init__(self, end: socket.socket, *, readable: bool = True, writable: bool = True) -> None:
+    def __init__(
+        self, end: socket.socket, *, readable: bool = True, writable: bool = True, start_method: str | None = None
+    ) -> None:
         self._end = end
         self._sender = Sender(end)
         self._receiver = Receiver(end)
@@ -72,7 +76,7 @@ class Connection:
         self._spin = Spin()
         # What of __main__ is there by now is there at the other end, too, or in a process
         # that will be forked to hold it.
-        self._known = known_now()
+        self._known = known_to_children(start_method)
 
     def __del__(self) -> None:
         end = getattr(self, "_end", None)
@@ -284,11 +288,14 @@ class Connection:
             raise OSError("connection is read-only: send from the other end")
 
 
-def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802 - the standard library's name
+def Pipe(  # noqa: N802 - the standard library's name
+    duplex: bool = True, *, ctx: context.BaseContext | None = None
+) -> tuple[Connection, Connection]:
     """Return the two ends of a new pipe.
 
     Args:
         duplex: Both ends send and receive. Otherwise the first only receives and the second only sends.
+        ctx: The context whose processes will have them; by default the default one.
 
     Raises:
         OSError: The limit on open files is reached.
@@ -296,8 +303,12 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802 - 
     See Also:
         `Connection`.
     """
+    method = getattr(ctx, "_name", None)
     first, second = kernel.message_sockets()
-    return Connection(first, writable=duplex), Connection(second, readable=duplex)
+    return (
+        Connection(first, writable=duplex, start_method=method),
+        Connection(second, readable=duplex, start_method=method),
+    )
 
 
 def _bytes_of(data: bytes, fds: list[int]) -> memoryview:

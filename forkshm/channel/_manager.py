@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import secrets
 import socket
 import struct
@@ -18,6 +19,8 @@ from forkshm.backend import kernel
 from forkshm.channel._connection import Connection
 from forkshm.channel._endpoint import PrivateFd
 from forkshm.errors import ChannelClosedError
+from forkshm.pickler import register
+from forkshm.pickler._handles import Handle, ReceivedFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +29,24 @@ if TYPE_CHECKING:
 
 __all__ = ("Client", "Listener", "SyncManager")
 
-_SERIALIZER = "forkshm"
+
+class _Serializer(str):
+    """The name of our way between manager and proxies.
+
+    Proxies carry it, so where one arrives this module is imported and the name is known.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return _serializer, ()
+
+
+def _serializer() -> str:
+    return _SERIALIZER
+
+
+_SERIALIZER = _Serializer("forkshm")
 _AuthenticationError = _multiprocess.context.AuthenticationError
 
 # struct ucred of unix(7)
@@ -129,10 +149,28 @@ def _greeted(end: socket.socket, authkey: bytes | None, *, listening: bool) -> C
 _multiprocess.managers.listener_client[_SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
 
 
-def _begin(lifeline: int, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+class _Lifeline:
+    """What the manager's process hangs on: a reading end, whose writing end only its parent has."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+def _reduce_lifeline(lifeline: _Lifeline) -> Any:
+    return _rebuild_lifeline, (pickle.PickleBuffer(Handle(lifeline.fd)),)
+
+
+def _rebuild_lifeline(received: ReceivedFd) -> _Lifeline:
+    return _Lifeline(received.take())
+
+
+register(_Lifeline, _reduce_lifeline)
+
+
+def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """Run first in the manager's process: from here on it dies with its parent."""
-    kernel.die_with(lifeline)
-    os.close(lifeline)
+    kernel.die_with(lifeline.fd)
+    os.close(lifeline.fd)
     if initializer is not None:
         initializer(*initargs)
 
@@ -163,7 +201,7 @@ class SyncManager(_multiprocess.managers.SyncManager):
         read_end, write_end = os.pipe()
         lifeline = PrivateFd(write_end)
         try:
-            super().start(_begin, (read_end, initializer, tuple(initargs)))
+            super().start(_begin, (_Lifeline(read_end), initializer, tuple(initargs)))
         except BaseException:
             lifeline.close()
             raise

@@ -36,7 +36,7 @@ from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import Parcel, known_now, pack, register
+from forkshm.pickler import Parcel, known_to_children, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region import anonymous_shared_memory
 
@@ -98,12 +98,12 @@ class SimpleQueue:
 
     def __init__(self, *, ctx: context.BaseContext | None = None) -> None:
         self._writer, self._reader = _new_channel()
-        self._ready()
+        self._ready(_method_of(ctx))
 
-    def _ready(self) -> None:
+    def _ready(self, start_method: str | None = None) -> None:
         self._spin = Spin()
         # What of __main__ is there now, every process forked later has, too.
-        self._known = known_now()
+        self._known = known_to_children(start_method)
 
     def __del__(self) -> None:
         for name in ("_writer", "_reader"):
@@ -213,12 +213,12 @@ class Queue:
             self._writer.close()
             self._reader.close()
             raise
-        self._ready()
+        self._ready(_method_of(ctx))
 
-    def _ready(self) -> None:
+    def _ready(self, start_method: str | None = None) -> None:
         self._words = self._region.buf.cast("I")
         self._spin = Spin()
-        self._known = known_now()
+        self._known = known_to_children(start_method)
         self._closed = False
         self._cancelled = False
         self._empty_since: float | None = None
@@ -690,6 +690,10 @@ def rebuild_queue(
     found._counters = _Counters(*[counter.take() for counter in counters])
     found._ready()
     return found
+
+
+def _method_of(ctx: context.BaseContext | None) -> str | None:
+    return getattr(ctx, "_name", None)
 
 
 def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:

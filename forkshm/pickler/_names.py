@@ -16,10 +16,12 @@ import sys
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _multiprocess
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("NOTHING_KNOWN", "Known", "is_known", "known_after_import", "known_now")
+__all__ = ("NOTHING_KNOWN", "Known", "is_known", "known_after_import", "known_now", "known_to_children")
 
 #: Functions and classes by their id; the objects are kept, so that no id is used again.
 Known = dict[int, Any]
@@ -31,6 +33,13 @@ def known_now() -> Known:
     """Return what a process forked now is going to have."""
     main = sys.modules.get("__main__")
     return {id(thing): thing for thing in list(vars(main).values()) if isinstance(thing, (FunctionType, type))}
+
+
+def known_to_children(start_method: str | None = None) -> Known:
+    """Return what a process started now is going to have; by default, started as is the default."""
+    if start_method is None:
+        start_method = _multiprocess.default_context.get_start_method(allow_none=True)
+    return known_now() if start_method in (None, "fork") else known_after_import()
 
 
 def known_after_import() -> Known:

@@ -7,9 +7,11 @@ buffer inside shared memory needs no entry: it is recognised by its address.
 from __future__ import annotations
 
 import importlib
+import multiprocessing.reduction
 import pickle
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
 from forkshm.region import MappedRegion, Mode
@@ -55,8 +57,15 @@ def find(kind: type) -> Callable[[Any], Any] | None:
         integration = _lazy.pop(kind.__module__.partition(".")[0], None)
         if integration is not None:
             importlib.import_module(integration)
-            return _reducers.get(kind)
+            reduce = _reducers.get(kind)
+    if reduce is None:
+        # What the standard library, or others, registered for objects that processes pass each other.
+        reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
     return reduce
+
+
+_OF_MULTIPROCESS: dict[type, Callable[[Any], Any]] = _multiprocess.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_OF_MULTIPROCESSING: dict[type, Callable[[Any], Any]] = multiprocessing.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
 
 def reduce_region(region: MappedRegion) -> tuple[Any, ...]:

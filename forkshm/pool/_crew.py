@@ -15,7 +15,7 @@ from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, WorkerStartError
-from forkshm.pickler import known_now
+from forkshm.pickler import known_to_children
 from forkshm.pool._status import Status
 from forkshm.pool._worker import Assignment, run_worker
 
@@ -76,7 +76,7 @@ class Crew:
         self.started = 0
         self._open: list[Any] = []
         # Workers that are started later have more, and that does no harm.
-        self.known = known_now()
+        self.known = known_to_children(getattr(make_process, "_start_method", None))
         try:
             self._open_channels()
             for slot in range(size):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
 from forkshm.channel import Kind
@@ -105,8 +105,8 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
         if context is None:
-            context = _multiprocess.fork_context
-        make_process: Callable[..., _multiprocess.process.BaseProcess] = context.Process  # type: ignore[attr-defined]  # each concrete context has it
+            context = _multiprocess.default_context.get_context()
+        make_process = cast("Any", context).Process
         self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild)
         self._dispatcher = Dispatcher(self._crew)
         self._imaps: list[IMapIterator[Any]] = []

@@ -17,12 +17,15 @@ other, and no message is left to sleepers.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from forkshm.pickler import register
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from forkshm.region import MappedRegion
 
 __all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Outbox", "Status", "answers_in")
 
@@ -96,9 +99,9 @@ def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, by
 class Status:
     """The slots of one pool. Each word has one writer, and is written in one store."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, region: MappedRegion | None = None) -> None:
         words = workers * _WORDS * 8
-        self._region = anonymous_shared_memory(words + workers * _OUTBOX)
+        self._region = anonymous_shared_memory(words + workers * _OUTBOX) if region is None else region
         self.words = self._region.buf[:words].cast("Q")
         self._outboxes = [
             Outbox(self._region.buf[start : start + _OUTBOX])
@@ -133,3 +136,11 @@ class Status:
             outbox.close()
         self.words.release()
         self._region.close()
+
+
+def reduce_status(status: Status) -> Any:
+    """Send the slots: they are the same ones at the other end."""
+    return Status, (len(status._outboxes), status._region)
+
+
+register(Status, reduce_status)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import pickle
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -27,7 +29,8 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, begin, known_now, pack
+from forkshm.pickler import Arrival, Parcel, begin, known_now, pack, register
+from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.region._arena import arena
 
@@ -63,6 +66,36 @@ class Assignment:
     initargs: tuple[Any, ...]
     #: Tasks after which it makes room for a fresh process; None for never.
     max_tasks: int | None
+
+
+def reduce_assignment(assignment: Assignment) -> Any:
+    """Send an assignment to a worker that was not forked from here."""
+    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.bell)
+    return rebuild_assignment, (
+        assignment.slot,
+        [pickle.PickleBuffer(Handle(fd)) for fd in ends],
+        assignment.status,
+        assignment.initializer,
+        assignment.initargs,
+        assignment.max_tasks,
+    )
+
+
+def rebuild_assignment(slot: int, fds: list[ReceivedFd], status: Status, *birth: Any) -> Assignment:
+    """Return the assignment that arrived."""
+    tasks, results, lifeline, bell = (fd.take() for fd in fds)
+    return Assignment(
+        slot,
+        Receiver(socket.socket(fileno=tasks)),
+        Sender(socket.socket(fileno=results)),
+        status,
+        lifeline,
+        bell,
+        *birth,
+    )
+
+
+register(Assignment, reduce_assignment)
 
 
 def run_worker(assignment: Assignment) -> None:

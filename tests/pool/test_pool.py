@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm import PoolClosedError, TaskTimeoutError, UnsupportedError
+from forkshm import PoolClosedError, TaskTimeoutError
 
 
 def test_apply_calls_in_another_process(pool):
@@ -444,8 +444,6 @@ def test_contexts():
         assert pool.apply(f.square, (3,)) == 9
     with pytest.raises(ValueError, match="cannot find context for 'knife'"):
         forkshm.get_context("knife")
-    with pytest.raises(UnsupportedError, match="spawn"):
-        forkshm.get_context("spawn")
 
 
 def test_process_shares_regions_made_before_it():

@@ -1,0 +1,96 @@
+"""Processes that are not forked from this one: spawned anew, or forked by the fork server.
+
+multiprocess starts them, and hands them the process object in a pickle of its own. Ours
+holds nothing but one fd: that of a channel in which the object waits, as a message of
+ours. So whatever it has crosses as in every other channel: functions by value where the
+child has not got them, regions and arrays in regions as kernel handles.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from forkshm import _multiprocess
+from forkshm.channel import Kind, Receiver, pair, read_message, write_message
+from forkshm.errors import ChannelBrokenError, NotPicklableError
+from forkshm.pickler import known_after_import, pack
+
+__all__ = ("ForkServerProcess", "SpawnProcess")
+
+#: Of a process object: what has no meaning in the child.
+_HERE_ONLY = ("_popen", "_carrier")
+
+
+class _StartedAnew:
+    """What both have in common."""
+
+    _carrier: Receiver | None = None
+
+    def __reduce__(self) -> Any:
+        if _multiprocess.context.get_spawning_popen() is None:
+            raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
+        state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
+        parcel = pack((type(self), state), known=known_after_import())
+        sender, receiver = pair()
+        try:
+            data, fds = write_message(Kind.CALL, 0, parcel)
+            sender.send(data, fds, wait=False)
+        except BaseException:
+            receiver.close()
+            raise
+        finally:
+            sender.close()
+            parcel.close()
+        self._carrier = receiver
+        return _rebuild, (
+            _multiprocess.reduction.DupFd(receiver.fileno()),
+            _multiprocess.default_context.get_start_method(allow_none=True),
+        )
+
+    def _drop_carrier(self) -> None:
+        # The child has its own by now, or there is none.
+        if self._carrier is not None:
+            self._carrier.close()
+            self._carrier = None
+
+
+class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
+    """A process with a fresh interpreter; the interface of ``multiprocessing.Process``."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        try:
+            return _multiprocess.context.SpawnProcess._Popen(process_obj)
+        finally:
+            process_obj._drop_carrier()
+
+
+class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
+    """A process forked by a server without threads; the interface of ``multiprocessing.Process``."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        try:
+            return _multiprocess.context.ForkServerProcess._Popen(process_obj)
+        finally:
+            process_obj._drop_carrier()
+
+
+def _rebuild(carrier: Any, start_method: str | None) -> Any:
+    """In the child: take the process object out of its channel."""
+    _multiprocess.default_context.set_start_method(start_method, force=True)
+    receiver = Receiver(socket.socket(fileno=carrier.detach()))
+    try:
+        received = receiver.receive_nowait()
+    except BlockingIOError:
+        received = None
+    finally:
+        receiver.close()
+    arrival = read_message(received).parcels[0] if received is not None else None
+    if arrival is None:
+        raise ChannelBrokenError("a process was started without the object that it should run: please report this")
+    kind, state = arrival.open()
+    made = kind.__new__(kind)
+    vars(made).update(state)
+    return made

@@ -1,0 +1,328 @@
+"""Everything works under fork, spawn and forkserver: each script is a program of its own."""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import textwrap
+
+import multiprocess.context  # noqa: TID251 - what contexts are instances of
+import pytest
+
+import forkshm
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+HEAD = """
+import os, signal, sys, threading
+import numpy as np
+import forkshm
+from forkshm.testing import check_leaks
+
+METHOD = sys.argv[1]
+
+def square(x):
+    return x * x
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+if __name__ == "__main__":
+    ctx = forkshm.get_context(METHOD)
+    # From here on the fork server, and what else stays, is there.
+    warm = ctx.Process()
+    warm.start()
+    warm.join()
+    warm.close()
+"""
+
+
+@pytest.fixture(params=METHODS)
+def run(request, run_script):
+    """Run the rest of a program whose head is above, under each method."""
+
+    def run_it(at_top, main=""):
+        source = HEAD.replace('if __name__ == "__main__":', textwrap.dedent(at_top) + '\nif __name__ == "__main__":')
+        return run_script(source + textwrap.indent(textwrap.dedent(main), "    "), request.param)
+
+    return run_it
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_context_is_one_for_both_libraries(method):
+    ctx = forkshm.get_context(method)
+    assert ctx is forkshm.get_context(method)
+    assert ctx.get_start_method() == method
+    assert ctx.get_context() is ctx
+    assert ctx.get_context("fork") is forkshm.get_context("fork")
+    assert isinstance(ctx, multiprocessing.context.BaseContext)
+    assert isinstance(ctx, multiprocess.context.BaseContext)
+    assert ctx.Process._start_method == method
+
+
+def test_fork_is_the_default_and_comes_first():
+    assert forkshm.get_start_method() == "fork"
+    assert forkshm.get_all_start_methods() == METHODS
+
+
+def test_the_start_method_is_set_once(run_script):
+    said = run_script("""
+import forkshm
+
+if __name__ == "__main__":
+    assert forkshm.get_start_method(allow_none=True) is None
+    try:
+        forkshm.set_start_method("knife")
+    except ValueError as error:
+        print(error)
+    forkshm.set_start_method("spawn")
+    assert forkshm.get_start_method() == "spawn" == forkshm.get_context().get_start_method()
+    try:
+        forkshm.set_start_method("fork")
+    except RuntimeError as error:
+        print(error)
+    forkshm.set_start_method("forkserver", force=True)
+    with forkshm.Pool(1) as pool:
+        print(pool.apply(forkshm.get_start_method))
+    forkshm.set_start_method(None, force=True)
+    print(forkshm.get_start_method())
+""")
+    assert said.splitlines() == [
+        "cannot find context for 'knife': there are fork, spawn, forkserver",
+        "context has already been set",
+        "forkserver",
+        "fork",
+    ]
+
+
+def test_a_pool_has_the_same_workers(run):
+    run(
+        """
+        STATE = None
+
+        def remember(x):
+            global STATE
+            STATE = x
+
+        def recall():
+            return STATE
+        """,
+        """
+        offset = 5
+        def guarded(x):
+            return x + 1000 + offset
+        class Local(Point):
+            pass
+        with check_leaks(), ctx.Pool(2, remember, (42,)) as pool:
+            assert pool.map(square, range(100)) == [x * x for x in range(100)]
+            assert pool.map(lambda x: x + offset, range(3)) == [5, 6, 7]
+            assert pool.map(guarded, range(3)) == [1005, 1006, 1007]
+            assert pool.apply(recall) == 42
+            assert type(pool.apply(Point, (3,))) is Point
+            assert type(pool.apply(Local, (3,))) is Local
+            assert pool.apply(os.getpid) != os.getpid()
+            try:
+                pool.apply(square, ("x",))
+            except TypeError as error:
+                assert "square" in str(error.__cause__), error.__cause__
+            else:
+                raise SystemExit("no error")
+            gone = pool.apply_async(os._exit, (3,))
+            try:
+                gone.get()
+            except forkshm.WorkerDiedError as error:
+                assert error.exitcode == 3
+            assert pool.map(square, range(10)) == [x * x for x in range(10)]
+        """,
+    )
+
+
+def test_memory_crosses_to_a_pool_as_descriptors(run):
+    run(
+        """
+        def fill(a, v):
+            a[:] = v
+            return a
+
+        def write(region, offset):
+            region.buf[offset] = 7
+        """,
+        """
+        with check_leaks():
+            with ctx.Pool(1) as pool:
+                later = forkshm.zeros(1_000_000)
+                back = pool.apply(fill, (later[10:20], 3))
+                assert later.sum() == 30 and np.shares_memory(back, later)
+                plain = np.arange(1e6)
+                assert (pool.apply(fill, (plain, 2)) == 2).all() and plain[-1] == 999_999
+                region = forkshm.anonymous_shared_memory(8192)
+                pool.apply(write, (region, 8191))
+                assert region.buf[8191] == 7
+                del back, later
+                region.close()
+        """,
+    )
+
+
+def test_a_process_takes_what_it_is_given(run):
+    run(
+        """
+        def work(region, array, queue, conn, mutex, offset, function):
+            with mutex:
+                region.buf[0] += 1
+            array[:] = offset
+            queue.put((function(2), array))
+            conn.send(forkshm.current_process().name)
+            conn.close()
+            sys.exit(7)
+        """,
+        """
+        from forkshm.region import Mutex
+        offset = 5
+        region = forkshm.anonymous_shared_memory(4096)
+        mutex = Mutex(region, 64)
+        array = forkshm.zeros(1000)
+        queue = ctx.Queue()
+        mine, theirs = ctx.Pipe()
+        process = ctx.Process(target=work, name="Worker Bee",
+            args=(region, array, queue, theirs, mutex, offset, lambda x: x + offset))
+        process.start()
+        theirs.close()
+        number, same = queue.get()
+        assert number == 7 and np.shares_memory(same, array) and array.sum() == 5000
+        assert mine.recv() == "Worker Bee"
+        process.join()
+        assert process.exitcode == 7, process.exitcode
+        assert region.buf[0] == 1
+        assert not forkshm.get_context("fork").active_children()
+        """,
+    )
+
+
+def test_a_lock_of_a_killed_holder_is_found(run):
+    run(
+        """
+        def die_holding(mutex, ready):
+            mutex.acquire()
+            ready.put(1)
+            signal.pause()
+        """,
+        """
+        from forkshm.region import Mutex
+        region = forkshm.anonymous_shared_memory(4096)
+        mutex = Mutex(region)
+        ready = ctx.SimpleQueue()
+        process = ctx.Process(target=die_holding, args=(mutex, ready))
+        process.start()
+        ready.get()
+        assert not mutex.acquire(timeout=0)
+        process.kill()
+        process.join()
+        assert mutex.acquire(timeout=20)
+        assert mutex.owner_died
+        """,
+    )
+
+
+def test_what_multiprocess_makes_crosses_as_well(run):
+    run(
+        """
+        def add(value, lock, event):
+            with lock:
+                value.value += 1
+            event.wait()
+        """,
+        """
+        value, lock, event = ctx.Value("i", 0), ctx.Lock(), ctx.Event()
+        processes = [ctx.Process(target=add, args=(value, lock, event)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        event.set()
+        for process in processes:
+            process.join()
+        assert value.value == 2
+        """,
+    )
+
+
+def test_a_manager_and_its_proxies(run):
+    run(
+        """
+        def put(shared, k):
+            shared[k] = np.full(10, k)
+        """,
+        """
+        with ctx.Manager() as manager:
+            shared = manager.dict()
+            with ctx.Pool(2) as pool:
+                pool.starmap(put, [(shared, k) for k in range(5)])
+            process = ctx.Process(target=put, args=(shared, 9))
+            process.start()
+            process.join()
+            assert sorted(shared.keys()) == [0, 1, 2, 3, 4, 9]
+            assert shared[9].sum() == 90
+        """,
+    )
+
+
+def test_pools_in_workers(run):
+    run(
+        """
+        def inner(x):
+            with forkshm.get_context(METHOD).Pool(1) as pool:
+                return pool.apply(square, (x,))
+        """,
+        """
+        with ctx.Pool(2) as pool:
+            assert pool.map(inner, [1, 2, 3]) == [1, 4, 9]
+        """,
+    )
+
+
+def test_classes_of_processes(run):
+    run(
+        """
+        class Doubling(forkshm.get_context(METHOD).Process):
+            def __init__(self, queue, x):
+                super().__init__()
+                self.queue, self.x = queue, x
+            def run(self):
+                self.queue.put(self.x * 2)
+        """,
+        """
+        queue = ctx.Queue()
+        process = Doubling(queue, forkshm.full(3, 7.0))
+        process.start()
+        assert queue.get().tolist() == [14.0] * 3
+        process.join()
+        assert process.exitcode == 0
+        """,
+    )
+
+
+def test_a_process_object_crosses_to_its_process_only():
+    process = forkshm.get_context("spawn").Process(target=print)
+    with (
+        pytest.raises(forkshm.NotPicklableError, match="crosses only to the process it starts"),
+        forkshm.Pool(1) as pool,
+    ):
+        pool.apply(repr, (process,))
+
+
+def test_an_argument_that_cannot_cross_fails_the_start_and_leaves_nothing(run):
+    run(
+        "",
+        """
+        if METHOD != "fork":
+            process = ctx.Process(target=print, args=(threading.Lock(),))
+            with check_leaks():
+                try:
+                    process.start()
+                except TypeError as error:
+                    assert "lock" in str(error), error
+                else:
+                    raise SystemExit("no error")
+                del process
+            assert not ctx.active_children()
+        """,
+    )
