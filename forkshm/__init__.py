@@ -11,8 +11,10 @@ General layout, in the order of the data's way; imports point up only:
     channel/       4  messages between processes
     pool/          5  processes that do the work
     context.py     6  the door shaped like multiprocessing
+    accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
+    _ledger.py        the counters, which all layers write to
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
+from forkshm.accounting import Statistics, assert_zero_copy, statistics
 from forkshm.context import Process, get_context
 from forkshm.errors import (
     ChannelBrokenError,
     ChannelClosedError,
     ChannelError,
+    CopiedError,
     DeadlockError,
     ForkshmError,
     ForkshmWarning,
@@ -109,6 +113,7 @@ __all__ = (
     "ChannelClosedError",
     "ChannelError",
     "Condition",
+    "CopiedError",
     "Creation",
     "DeadlockError",
     "FileMapping",
@@ -145,6 +150,7 @@ __all__ = (
     "SerializationError",
     "SharedArray",
     "SharedMemoryObject",
+    "Statistics",
     "SyncError",
     "TaskTimeoutError",
     "TimeoutError",
@@ -158,6 +164,7 @@ __all__ = (
     "anonymous_shared_memory",
     "array",
     "asarray",
+    "assert_zero_copy",
     "copy_on_write",
     "create_only",
     "current_process",
@@ -174,6 +181,7 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
+    "statistics",
     "view",
     "zeros",
     "zeros_like",

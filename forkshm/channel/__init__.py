@@ -5,7 +5,7 @@ senders and receivers. A message is delivered whole, to exactly one receiver, wi
 fds, or not at all; there is no lock that a dying process could keep.
 """
 
-from forkshm.channel._endpoint import Received, Receiver, Sender, close_in_children, pair
+from forkshm.channel._endpoint import Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (
     HEADER_SIZE,
     Kind,
@@ -25,6 +25,7 @@ __all__ = (
     "Receiver",
     "Sender",
     "close_in_children",
+    "ends_open",
     "open_answer",
     "pair",
     "read_header",

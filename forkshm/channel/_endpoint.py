@@ -10,13 +10,14 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("Received", "Receiver", "Sender", "close_in_children", "pair")
+__all__ = ("Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
 #: Longer messages are not sent: parcels beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
@@ -60,6 +61,7 @@ class Sender:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        _ends.add(self)
 
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
@@ -86,6 +88,7 @@ class Sender:
         try:
             if not fds:
                 self._socket.send(data, flags)
+                _count(data, "sent")
                 return True
             if len(fds) > MAX_FDS:
                 carrier = _carry(fds[MAX_FDS - 1 :])
@@ -102,6 +105,7 @@ class Sender:
         finally:
             if carrier is not None:
                 carrier.close()
+        _count(data, "sent")
         return True
 
     def duplicate(self) -> Sender:
@@ -127,6 +131,7 @@ class Receiver:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        _ends.add(self)
 
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
@@ -165,6 +170,7 @@ class Receiver:
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
+        _count(data, "received")
         return Received(data, fds)
 
     def duplicate(self) -> Receiver:
@@ -174,6 +180,21 @@ class Receiver:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+
+
+def _count(data: bytes, direction: str) -> None:
+    ledger.messages += 1
+    if ledger.watches:
+        ledger.note([(len(data), "a message")], direction, message=True)
+
+
+#: Every end of this process.
+_ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
+
+
+def ends_open() -> int:
+    """How many ends of channels are open here, each with an fd."""
+    return sum(end.fileno() >= 0 for end in list(_ends))
 
 
 def pair() -> tuple[Sender, Receiver]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, INLINE, READ_ONLY
 from forkshm.errors import RegionAccessError
@@ -45,6 +46,9 @@ class Repeats:
             kernel.copy_memory(block.address, address, nbytes)
             found = self.known[key] = arena.lend(block), (block.offset, block.size, Share.private)
             self.copied += nbytes
+            ledger.bytes_copied += nbytes
+            if ledger.watches:
+                ledger.note([(nbytes, "an argument of several tasks")], "sent")
         return found
 
     def close(self) -> None:
@@ -78,8 +82,8 @@ class Collector:
         self.shared = 0
         #: Windows: their regions stay mapped.
         self.keep: list[Any] = []
-        #: Of what is to be copied.
-        self._views: list[Any] = []
+        #: Of what is to be copied, in the order of `copies`.
+        self.views: list[Any] = []
         #: Leases of ours, to be closed with the parcel.
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
@@ -147,7 +151,7 @@ class Collector:
             return False
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
-        self._views.append(view)
+        self.views.append(view)
         return False
 
     def _region(self, mapping: Mapping, asked: Mode | None) -> int:

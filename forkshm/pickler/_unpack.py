@@ -6,6 +6,7 @@ import os
 import pickle
 from typing import Any
 
+from forkshm._ledger import ledger
 from forkshm.descriptor._tables import INLINE, READ_ONLY, is_plain, read_head, read_one_region, read_tables
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.region._mapped import attach, view_of
@@ -128,6 +129,10 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 source = source.toreadonly()
         arrival._buffers.append(source[offset : offset + nbytes])  # type: ignore[index]
     arrival.copied += _covered(copies)
+    ledger.bytes_copied += arrival.copied
+    ledger.bytes_shared += arrival.shared
+    if arrival.copied and ledger.watches:
+        ledger.note([(arrival.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
     return arrival, position
 
 
@@ -163,6 +168,7 @@ def _receive_one_region(
     if not isinstance(mode, Share):
         arrival.windows.append(whole)
     arrival.shared = nbytes
+    ledger.bytes_shared += nbytes
     return arrival, end
 
 

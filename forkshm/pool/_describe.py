@@ -10,16 +10,20 @@ from forkshm.channel import Kind
 if TYPE_CHECKING:
     from forkshm.pool._dispatch import Task
 
-__all__ = ("describe_task",)
+__all__ = ("describe_task", "name_of")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
 
 
+def name_of(function: Any) -> str:
+    """Return what a function is called in messages to people."""
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
 def describe_task(task: Task, item: int | None) -> str:
     """Return, for example, ``"resize(ndarray float64 (8, 8), scale=2)"``."""
-    function = task.function.function
-    name = getattr(function, "__qualname__", None) or type(function).__name__
+    name = name_of(task.function.function)
     if task.kind is Kind.CALL:
         args, kwargs = task.arguments
         parts = [_describe(value) for value in args]

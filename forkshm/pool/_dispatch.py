@@ -15,6 +15,7 @@ answered, was that one. It was never begun, so it is sent again.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -24,10 +25,11 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, crosses_by_name, pack
-from forkshm.pool._describe import describe_task
+from forkshm.pool._describe import describe_task, name_of
 from forkshm.pool._results import Outcome
 from forkshm.pool._spin import Spin
 from forkshm.pool._statistics import PoolStatistics
@@ -58,6 +60,9 @@ _AUDIT_SECONDS = 0.001
 _FAILED_STARTS = 3
 
 
+_NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+
+
 class Function:
     """What the tasks of one call run: pickled once, sent with each."""
 
@@ -70,6 +75,13 @@ class Function:
         self.users = 0
         self._parcel: Parcel | None = None
         self._cached = False
+        self._called_at = call_site() if ledger.watches else "a call made before the block"
+
+    def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """What is packed and received in this context was *what* the function, if somebody watches."""
+        if not ledger.watches:
+            return _NOBODY
+        return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
 
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
@@ -235,8 +247,9 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            parcel = task.parcel = pack(task.arguments, known=self._crew.known)
-            function = task.function.parcel()
+            with task.function.acting("sent to"):
+                parcel = task.parcel = pack(task.arguments, known=self._crew.known)
+                function = task.function.parcel()
             task.copied = parcel.copied
             with self._lock:
                 first = task.position == 0
@@ -303,7 +316,8 @@ class Dispatcher:
             kind = first.kind
         else:
             kind = Kind.BATCH
-            first.parcel = pack((int(first.kind), [task.arguments for task in tasks]), known=self._crew.known)
+            with first.function.acting("sent to"):
+                first.parcel = pack((int(first.kind), [task.arguments for task in tasks]), known=self._crew.known)
             first.copied = first.parcel.copied
         parcel, function = first.parcel, first.function
         if parcel is None:
@@ -473,7 +487,7 @@ class Dispatcher:
             if kind is Kind.ANSWERS:
                 self._take_answers(received.data, HEADER_SIZE)
                 continue
-            outcome = self._take_over(received)
+            outcome = self._take_over(received, number)
             if kind is Kind.INITIALIZER_FAILED:
                 self._break(outcome.open()[1])
             elif kind in (Kind.RESULT, Kind.ERROR):
@@ -493,12 +507,14 @@ class Dispatcher:
                     self._finish(task, Outcome(parcel=parcel), notify=False)
         self._notify()
 
-    def _take_over(self, received: Received) -> Outcome:
+    def _take_over(self, received: Received, number: int) -> Outcome:
         if not received.fds:
             return Outcome(received=received)
         # Fds are dear, so its memory is taken over now; unpickling can wait.
+        task = self._sent.get(number)
         try:
-            outcome = Outcome(message=read_message(received))
+            with task.function.acting("result of") if task is not None else _NOBODY:
+                outcome = Outcome(message=read_message(received))
         except Exception as error:
             return Outcome(error=error)
         copied, shared = outcome.traffic()
@@ -509,6 +525,7 @@ class Dispatcher:
 
     def _finish(self, task: Task, outcome: Outcome, *, notify: bool = True) -> None:
         self._tasks_answered += 1
+        ledger.tasks += 1
         task.close()
         task.job.deliver(task.position, outcome)
         if not self._accepting and self.is_idle():

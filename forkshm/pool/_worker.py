@@ -12,6 +12,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel import (
     Kind,
@@ -199,6 +200,7 @@ class _Worker:
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
         """Run the last task of *pending*, which takes it off, and send the answer."""
         began = time.perf_counter_ns()
+        ledger.tasks += 1
         arguments = pending.pop()
         try:
             if kind is Kind.CALL:
