@@ -39,6 +39,11 @@ class Arrival:
         """Whether nothing came but the stream."""
         return not self._buffers and not self.copied
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stream and of all buffers."""
+        return len(self._stream) + sum(buffer.nbytes for buffer in self._buffers)
+
     def stream_bytes(self) -> bytes:
         """The pickle stream, for telling whether it is the same as another."""
         return bytes(self._stream)

@@ -34,6 +34,7 @@ from forkshm.pool._results import Outcome
 from forkshm.pool._spin import Spin
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
+from forkshm.pool._trace import Traced
 from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Received
     from forkshm.pool._crew import Crew, Worker
     from forkshm.pool._results import Job
+    from forkshm.pool._trace import Trace
 
 __all__ = ("Dispatcher", "Function", "Task")
 
@@ -163,6 +165,8 @@ class Dispatcher:
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
+        #: Set while somebody traces.
+        self.trace: Trace | None = None
         self._tasks_answered = 0
         self._messages = 0
         self._bytes_copied = 0
@@ -247,10 +251,13 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
+            began = time.monotonic_ns() if self.trace is not None else 0
             with task.function.acting("sent to"):
                 parcel = task.parcel = pack(task.arguments, known=self._crew.known)
                 function = task.function.parcel()
             task.copied = parcel.copied
+            if (trace := self.trace) is not None:
+                trace.note("pickling", began, {"function": name_of(task.function.function)})
             with self._lock:
                 first = task.position == 0
                 self._bytes_copied += parcel.copied + (function.copied if first else 0)
@@ -322,6 +329,7 @@ class Dispatcher:
         parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
+        began = time.monotonic_ns() if self.trace is not None else 0
         with self._lock:
             sent = False
             # During an audit nothing may be sent: the queue has to run empty.
@@ -347,6 +355,9 @@ class Dispatcher:
             first.parcel = None
             parcel.close()
         if sent:
+            if (trace := self.trace) is not None:
+                what = {"function": name_of(function.function), "task": number, "tasks": len(tasks)}
+                trace.note("sending", began, what)
             self._ring()
             self._notify()  # there is something to lead for
         else:
@@ -482,10 +493,13 @@ class Dispatcher:
             if received is None:
                 return got
             got = True
+            began = time.monotonic_ns() if self.trace is not None else 0
             self._messages += 1
             kind, number, nanoseconds = read_header(received.data)
             if kind is Kind.ANSWERS:
                 self._take_answers(received.data, HEADER_SIZE)
+                if (trace := self.trace) is not None:
+                    trace.note("receiving", began, {"bytes": len(received.data)})
                 continue
             outcome = self._take_over(received, number)
             if kind is Kind.INITIALIZER_FAILED:
@@ -495,6 +509,8 @@ class Dispatcher:
                 task = self._take_sent(number)
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
+                    if (trace := self.trace) is not None:
+                        trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                     self._finish(task, outcome)
 
     def _take_answers(self, content: bytes, position: int) -> None:
@@ -526,6 +542,8 @@ class Dispatcher:
     def _finish(self, task: Task, outcome: Outcome, *, notify: bool = True) -> None:
         self._tasks_answered += 1
         ledger.tasks += 1
+        if (trace := self.trace) is not None:
+            outcome = Traced(outcome, trace, task)
         task.close()
         task.job.deliver(task.position, outcome)
         if not self._accepting and self.is_idle():
@@ -543,6 +561,8 @@ class Dispatcher:
         # What it had answered and not sent.
         self._take_answers(self._crew.status.outbox(worker.slot).content(), 0)
         name, pid = worker.process.name, worker.pid
+        if (trace := self.trace) is not None:
+            trace.buried(worker)
         exitcode = self._crew.bury(worker)
         forget_abandoned()
         if state >= FIRST_TASK:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import select
@@ -27,8 +28,10 @@ from forkshm.channel import (
 )
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, begin, known_now, pack
+from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._spin import SPINNERS, Spin
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
+from forkshm.pool._trace import Recorder
 from forkshm.region._arena import arena
 
 if TYPE_CHECKING:
@@ -102,6 +105,9 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
+        self._recorder = Recorder(assignment.status.tapes[assignment.slot])
+        # Whether the message at hand is recorded.
+        self._traced = False
 
     def run(self) -> None:
         if self._initializer is not None:
@@ -116,6 +122,8 @@ class _Worker:
             if received is None:
                 break
             self._answer(received)
+            if self._traced:
+                self._recorder.sent()
             del received
             done += 1
         self._words[self._state] = IDLE
@@ -142,7 +150,10 @@ class _Worker:
                 if received is not None:
                     self._spin.end(time.perf_counter() - began)
                     # From here on a death is this task's.
-                    words[state] = read_header(received.data)[1]
+                    number = words[state] = read_header(received.data)[1]
+                    self._traced = self._recorder.is_on()
+                    if self._traced:
+                        self._recorder.begin(number, int(began * 1e9))
                 return received
             words[state] = IDLE
             if not self._sleep():
@@ -177,6 +188,8 @@ class _Worker:
             # Regions stay mapped until the next task is here, which often names the same:
             # mapping 1 GB and touching it takes longer than a small task.
             self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
+            if self._traced:
+                self._recorder.received(sum(arrival.nbytes for arrival in message.parcels[1:] if arrival))
             del message
         except Exception as error:
             self._send_error(Kind.ERROR, number, error)
@@ -193,6 +206,9 @@ class _Worker:
                 self._words[self._state] = number
                 self._do(Kind(batch_kind), number, function, chunks)
                 number += 1
+                if self._traced and chunks:
+                    self._recorder.sent()
+                    self._recorder.begin(number)
             self._flush()
         finally:
             self._collecting_since = 0
@@ -202,6 +218,8 @@ class _Worker:
         began = time.perf_counter_ns()
         ledger.tasks += 1
         arguments = pending.pop()
+        if self._traced:
+            self._recorder.opened(function)
         try:
             if kind is Kind.CALL:
                 args, kwargs = arguments
@@ -210,11 +228,15 @@ class _Worker:
             else:
                 value = self._do_chunk(function, arguments, starred=kind is Kind.STARMAP)
         except Exception as error:
+            with contextlib.suppress(Exception):  # of the user's own: the answer matters more
+                explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
             del arguments
             self._send_error(Kind.ERROR, number, error)
             return
         finally:
             self._words[self._state + 1] = 0
+        if self._traced:
+            self._recorder.computed()
         del arguments
         kind_of_value = type(value).__name__
         try:
@@ -231,6 +253,8 @@ class _Worker:
             self._send_error(Kind.ERROR, number, refusal)
             return
         ended = time.perf_counter_ns()
+        if self._traced:
+            self._recorder.packed(len(parcel.data) + parcel.copied + parcel.shared)
         if self._collecting_since:
             if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):
                 if ended - self._collecting_since > _COLLECT_NS:
@@ -291,6 +315,8 @@ class _Worker:
                 parcel.close()
 
     def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
+        if self._traced:
+            self._recorder.failed()
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None
