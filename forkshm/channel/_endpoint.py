@@ -88,7 +88,9 @@ class Sender:
         try:
             if not fds:
                 self._socket.send(data, flags)
-                _count(data, "sent")
+                ledger.messages += 1
+                if ledger.watches:
+                    _note(data, "sent")
                 return True
             if len(fds) > MAX_FDS:
                 carrier = _carry(fds[MAX_FDS - 1 :])
@@ -105,7 +107,9 @@ class Sender:
         finally:
             if carrier is not None:
                 carrier.close()
-        _count(data, "sent")
+        ledger.messages += 1
+        if ledger.watches:
+            _note(data, "sent")
         return True
 
     def duplicate(self) -> Sender:
@@ -170,7 +174,9 @@ class Receiver:
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
-        _count(data, "received")
+        ledger.messages += 1
+        if ledger.watches:
+            _note(data, "received")
         return Received(data, fds)
 
     def duplicate(self) -> Receiver:
@@ -182,10 +188,8 @@ class Receiver:
         self._socket.close()
 
 
-def _count(data: bytes, direction: str) -> None:
-    ledger.messages += 1
-    if ledger.watches:
-        ledger.note([(len(data), "a message")], direction, message=True)
+def _note(data: bytes, direction: str) -> None:
+    ledger.note([(len(data), "a message")], direction, message=True)
 
 
 #: Every end of this process.

@@ -252,9 +252,11 @@ class Dispatcher:
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
             began = time.monotonic_ns() if self.trace is not None else 0
-            with task.function.acting("sent to"):
-                parcel = task.parcel = pack(task.arguments, known=self._crew.known)
-                function = task.function.parcel()
+            if ledger.watches:
+                with task.function.acting("sent to"):
+                    parcel, function = self._parcels(task)
+            else:
+                parcel, function = self._parcels(task)
             task.copied = parcel.copied
             if (trace := self.trace) is not None:
                 trace.note("pickling", began, {"function": name_of(task.function.function)})
@@ -262,6 +264,10 @@ class Dispatcher:
                 first = task.position == 0
                 self._bytes_copied += parcel.copied + (function.copied if first else 0)
                 self._bytes_shared += parcel.shared + (function.shared if first else 0)
+
+    def _parcels(self, task: Task) -> tuple[Parcel, Parcel]:
+        task.parcel = pack(task.arguments, known=self._crew.known)
+        return task.parcel, task.function.parcel()
 
     def _feed(self) -> None:
         """Send from the backlog while there is room."""
@@ -581,6 +587,8 @@ class Dispatcher:
         if self._failure is None and (self._accepting or not self.is_idle()):
             try:
                 self._crew.start(worker.slot)
+                if trace is not None:
+                    trace.born(self._crew.workers[-1])
             except (WorkerStartError, OSError) as error:
                 # The others go on; with none left, nobody would ever answer.
                 if not self._crew.workers:

@@ -60,10 +60,6 @@ class Recorder:
         self._at = 0
         self._pid = os.getpid()
 
-    def is_on(self) -> bool:
-        """Whether somebody traces."""
-        return self._tape.head[0] != 0
-
     def begin(self, number: int, asked: int = 0) -> None:
         """Begin the record of a task that was just taken.
 
@@ -122,6 +118,7 @@ class _Life:
 
     slot: int
     name: str
+    began: int
     #: When it was buried; None while it lives.
     ended: int | None = None
 
@@ -143,6 +140,9 @@ class Trace:
         self._pool = pool  # not collected before this has ended
         self._owner = os.getpid()
         self._is_on = False
+        self._started = 0
+        # The pool may be ended by one thread while another leaves the block.
+        self._stopping = threading.Lock()
         self._lives: dict[int, _Life] = {}
         self._threads: dict[int, str] = {}
         self._noted = 0
@@ -154,6 +154,8 @@ class Trace:
     def __enter__(self) -> Self:
         if self._dispatcher.trace is not None:
             raise RuntimeError(f"cannot trace to {self.path}: the pool is traced to {self._dispatcher.trace.path} now")
+        if self._started:
+            raise RuntimeError(f"cannot trace to {self.path} once more with this: call Pool.trace again")
         self._dispatcher.check_accepting()
         # Told now, not when the work is done: a path that cannot be written.
         with open(self.path, "w"):
@@ -178,11 +180,13 @@ class Trace:
 
     def born(self, worker: Worker) -> None:
         """Note a worker."""
-        self._lives[worker.pid] = _Life(worker.slot, worker.process.name)
+        self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.monotonic_ns())
 
     def buried(self, worker: Worker) -> None:
         """Note that a worker has ended: what it was at ended with it."""
-        self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.monotonic_ns())
+        life = self._lives.get(worker.pid)
+        if life is not None:
+            life.ended = time.monotonic_ns()
 
     def note(self, name: str, began: int, what: dict[str, Any]) -> None:
         """Note what this thread has done since *began*."""
@@ -197,26 +201,26 @@ class Trace:
 
     def collect(self) -> None:
         """Stop recording, and take what is on the tapes; when the pool ends, before that."""
-        if not self._is_on:
-            return
-        self._is_on = False
-        self._dispatcher.trace = None
+        with self._stopping:
+            if self._is_on:
+                self._is_on = False
+                self._dispatcher.trace = None
+                self._collect()
+
+    def _collect(self) -> None:
         status = self._crew.status
         for tape in status.tapes:
             tape.head[0] = 0
         self._stopped = time.monotonic_ns()
-        for worker in list(self._crew.workers):
-            if worker.pid not in self._lives:
-                self.born(worker)
         # Where each worker's row ends so far.
         ends: dict[int, int] = {}
         for slot, tape in enumerate(status.tapes):
             for record in self._records(tape, self._first[slot]):
                 self._workers_events += self._of_task(slot, record, ends)
-        for pid, life in self._lives.items():
-            waits = life.ended is None and status.state(life.slot) in (IDLE, CLAIMING, LAST_LOOK)
-            if waits:
-                self._workers_events.append(_event("waiting", pid, pid, ends.get(pid, self._started), self._stopped))
+        for pid, life in list(self._lives.items()):
+            if life.ended is None and status.state(life.slot) in (IDLE, CLAIMING, LAST_LOOK):
+                began = min(ends.get(pid, life.began), self._stopped)
+                self._workers_events.append(_event("waiting", pid, pid, began, self._stopped))
         self.dropped += self._noted - len(self._events)
 
     def _records(self, tape: Tape, first: int) -> Iterator[tuple[Any, ...]]:
@@ -232,7 +236,7 @@ class Trace:
         pid = record[_WHO] % _FAILED
         if record[_NUMBER] < FIRST_TASK:
             return
-        life = self._lives.setdefault(pid, _Life(slot, f"worker {pid}"))
+        life = self._lives.setdefault(pid, _Life(slot, f"worker {pid}", self._started))
         over = self._stopped if life.ended is None else life.ended
         name = record[_NAME].rstrip(b"\0").decode(errors="replace")
         task: dict[str, Any] = {"task": record[_NUMBER]}
@@ -263,12 +267,14 @@ class Trace:
     def _write(self) -> None:
         parent = self._owner
         events: list[dict[str, Any]] = [_label("process_name", parent, parent, name=f"parent {parent}")]
-        events += [_label("thread_name", parent, thread, name=name) for thread, name in self._threads.items()]
-        for pid, life in self._lives.items():
+        events += [_label("thread_name", parent, thread, name=name) for thread, name in list(self._threads.items())]
+        for pid, life in list(self._lives.items()):
             events.append(_label("process_name", pid, pid, name=life.name))
             events.append(_label("process_sort_index", pid, pid, sort_index=life.slot + 1))
             events.append(_label("thread_name", pid, pid, name=life.name))
-        events += [_event(name, parent, thread, began, end, args) for name, began, end, thread, args in self._events]
+        events += [
+            _event(name, parent, thread, began, end, args) for name, began, end, thread, args in list(self._events)
+        ]
         events += self._workers_events
         for event in events:
             if event["ph"] == "X":

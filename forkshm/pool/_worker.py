@@ -105,8 +105,10 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
-        self._recorder = Recorder(assignment.status.tapes[assignment.slot])
-        # Whether the message at hand is recorded.
+        tape = assignment.status.tapes[assignment.slot]
+        self._recorder = Recorder(tape)
+        # Whether somebody traces; and whether the message at hand is recorded.
+        self._trace_switch = tape.head
         self._traced = False
 
     def run(self) -> None:
@@ -151,7 +153,7 @@ class _Worker:
                     self._spin.end(time.perf_counter() - began)
                     # From here on a death is this task's.
                     number = words[state] = read_header(received.data)[1]
-                    self._traced = self._recorder.is_on()
+                    self._traced = self._trace_switch[0] != 0
                     if self._traced:
                         self._recorder.begin(number, int(began * 1e9))
                 return received

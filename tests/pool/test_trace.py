@@ -163,6 +163,9 @@ def test_what_a_killed_worker_did_is_there(path, wait_until, tmp_path):
     read = Read(path)
     read.check_rows()
     assert read.workers == {first, second}
+    assert all("Worker" in read.names[pid] for pid in read.workers)
+    # The second waits from its birth on, and was born after the first had died.
+    assert min(e["ts"] for e in read.of("waiting", second)) > max(e["ts"] for e in read.of("computing", first))
     assert [e["name"] for e in read.of("computing", first)] == ["pid", "hang"]
     assert [e["args"].get("unfinished") for e in read.of("computing", first)] == [None, True]
     assert [e["name"] for e in read.of("computing", second)] == ["pid"]
@@ -280,6 +283,9 @@ def test_what_cannot_be_done_is_told_at_the_start(pool, tmp_path, path):
         with pytest.raises(RuntimeError, match=str(path)), pool.trace(tmp_path / "other.json"):
             pass
         pool.apply(f.nothing)
+        used = pool._dispatcher.trace
+    with pytest.raises(RuntimeError, match="once more"), used:
+        pass
     assert not (tmp_path / "other.json").exists()
     assert len(Read(path).tasks()) == 1
     pool.terminate()
