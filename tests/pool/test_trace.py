@@ -260,6 +260,18 @@ def test_threads_of_the_parent_have_rows_of_their_own(pool, path):
     assert len([row for row in read.rows if row[0] == os.getpid()]) >= 3
 
 
+def test_what_a_worker_does_after_the_end_is_not_shown(pool, path):
+    with pool.trace(path) as trace:
+        pool.apply(f.nothing)
+    began, stopped = trace._started, trace._stopped
+    late = stopped + 10**9
+    for times in ((began, began, began, stopped, late), (began, began, late, late, late), (late,) * 5):
+        record = (*times, FIRST_TASK, 0, 0, pool._crew.workers[0].pid, b"late")
+        events = list(trace._of_task(0, record, {}))
+        assert all(e["dur"] >= 0 for e in events)
+        assert all(e["ts"] + e["dur"] <= stopped // 1000 for e in events)
+
+
 def test_a_long_name_keeps_its_end():
     def _a_function_with_a_name_that_is_quite_a_bit_longer_than_what_a_record_holds():
         pass
