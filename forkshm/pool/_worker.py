@@ -181,6 +181,7 @@ class _Worker:
         kind, number, _ = read_header(received.data)
         if kind is Kind.WAKE:
             return
+        ledger.tasks += 1
         try:
             message = read_message(received, self._by_group)
             function = self._function(message)
@@ -202,6 +203,7 @@ class _Worker:
         # Each is a task of its own, with a number of its own.
         batch_kind, chunks = arguments.pop()
         chunks.reverse()
+        ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
         try:
             while chunks:
@@ -218,7 +220,6 @@ class _Worker:
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
         """Run the last task of *pending*, which takes it off, and send the answer."""
         began = time.perf_counter_ns()
-        ledger.tasks += 1
         arguments = pending.pop()
         if self._traced:
             self._recorder.opened(function)
