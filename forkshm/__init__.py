@@ -11,8 +11,10 @@ General layout, in the order of the data's way; imports point up only:
     channel/       4  messages between processes
     pool/          5  processes that do the work
     context.py     6  the door shaped like multiprocessing
+    accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
+    _ledger.py        the counters, which all layers write to
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
+from forkshm.accounting import Statistics, assert_zero_copy, statistics
 from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
     Manager,
@@ -35,6 +38,7 @@ from forkshm.errors import (
     ChannelBrokenError,
     ChannelClosedError,
     ChannelError,
+    CopiedError,
     DeadlockError,
     ForkshmError,
     ForkshmWarning,
@@ -121,6 +125,7 @@ __all__ = (
     "ChannelError",
     "Condition",
     "Connection",
+    "CopiedError",
     "Creation",
     "DeadlockError",
     "FileMapping",
@@ -162,6 +167,7 @@ __all__ = (
     "SharedArray",
     "SharedMemoryObject",
     "SimpleQueue",
+    "Statistics",
     "SyncError",
     "TaskTimeoutError",
     "TimeoutError",
@@ -175,6 +181,7 @@ __all__ = (
     "anonymous_shared_memory",
     "array",
     "asarray",
+    "assert_zero_copy",
     "copy_on_write",
     "create_only",
     "current_process",
@@ -195,6 +202,7 @@ __all__ = (
     "remove_on_exit",
     "set_forkserver_preload",
     "set_start_method",
+    "statistics",
     "view",
     "zeros",
     "zeros_like",

@@ -21,6 +21,7 @@ __all__ = (
     "ChannelBrokenError",
     "ChannelClosedError",
     "ChannelError",
+    "CopiedError",
     "DeadlockError",
     "ForkshmError",
     "ForkshmWarning",
@@ -320,6 +321,26 @@ class NotRecoverableError(SyncError):
 
     What the lock guards is in an unknown state. Construct both anew.
     """
+
+
+class CopiedError(ForkshmError, AssertionError):
+    """More was copied in a block of `forkshm.assert_zero_copy` than it allows.
+
+    Attributes:
+        nbytes: Bytes copied.
+        max_bytes: Bytes allowed.
+        copies: For each copy its bytes, what it was, and where it was sent or asked for.
+    """
+
+    nbytes: int
+    max_bytes: int
+    copies: list[tuple[int, str]]
+
+    def __init__(self, message: str, *, nbytes: int, max_bytes: int, copies: list[tuple[int, str]]) -> None:
+        super().__init__(message)
+        self.nbytes = nbytes
+        self.max_bytes = max_bytes
+        self.copies = copies
 
 
 class ForkshmWarning(UserWarning):

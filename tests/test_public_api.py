@@ -13,6 +13,7 @@ import forkshm
 
 PACKAGES = [
     "forkshm",
+    "forkshm.accounting",
     "forkshm.backend",
     "forkshm.channel",
     "forkshm.descriptor",

@@ -6,7 +6,7 @@ fds, or not at all; there is no lock that a dying process could keep.
 """
 
 from forkshm.channel._connection import Connection, Pipe
-from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, pair
+from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (
     HEADER_SIZE,
     Kind,
@@ -33,6 +33,7 @@ __all__ = (
     "Sender",
     "SimpleQueue",
     "close_in_children",
+    "ends_open",
     "open_answer",
     "pair",
     "read_header",

@@ -10,13 +10,14 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "pair")
+__all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
 #: Longer messages are not sent: parcels beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
@@ -76,6 +77,7 @@ class Sender:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        _ends.add(self)
 
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
@@ -102,6 +104,9 @@ class Sender:
         try:
             if not fds:
                 self._socket.send(data, flags)
+                ledger.messages += 1
+                if ledger.watches:
+                    _note(data, "sent")
                 return True
             if len(fds) > MAX_FDS:
                 carrier = _carry(fds[MAX_FDS - 1 :])
@@ -118,6 +123,9 @@ class Sender:
         finally:
             if carrier is not None:
                 carrier.close()
+        ledger.messages += 1
+        if ledger.watches:
+            _note(data, "sent")
         return True
 
     def duplicate(self) -> Sender:
@@ -147,6 +155,7 @@ class Receiver:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        _ends.add(self)
 
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
@@ -200,6 +209,9 @@ class Receiver:
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
+        ledger.messages += 1
+        if ledger.watches:
+            _note(data, "received")
         return data, fds
 
     def duplicate(self) -> Receiver:
@@ -209,6 +221,19 @@ class Receiver:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+
+
+def _note(data: bytes, direction: str) -> None:
+    ledger.note([(len(data), "a message")], direction, message=True)
+
+
+#: Every end of this process.
+_ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
+
+
+def ends_open() -> int:
+    """How many ends of channels are open here, each with an fd."""
+    return sum(end.fileno() >= 0 for end in list(_ends))
 
 
 def pair() -> tuple[Sender, Receiver]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, HANDLE, INLINE, READ_ONLY, Bare
 from forkshm.errors import RegionAccessError
@@ -83,8 +84,8 @@ class Collector:
         self.copied = 0
         #: Windows: their regions stay mapped.
         self.keep: list[Any] = []
-        #: Of what is to be copied.
-        self._views: list[Any] = []
+        #: Of what is to be copied, in the order of `copies`.
+        self.views: list[Any] = []
         #: Leases of ours, to be closed with the parcel.
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
@@ -96,6 +97,7 @@ class Collector:
         self._repeated: list[int] | None = None
         # Of what is repeated: its region, and where it lies here, for its views.
         self._lent: list[tuple[int, int, int]] = []
+        self._held: list[Any] = []
 
     # -- marks in the stream ----------------------------------------------------------
 
@@ -157,17 +159,19 @@ class Collector:
             lease, ref, is_new = self._repeats.lend((which, manieth, nbytes), address)
             if is_new:
                 self.copied += nbytes
+                if ledger.watches:
+                    ledger.note([(nbytes, f"{describe(view.obj)}, an argument of several tasks")], "sent")
             else:
                 self.shared += nbytes
             self._lent.append((len(self.refs), address, address + nbytes))
-            self._views.append(view)
+            self._held.append(view)
             self.spans.append((len(self.refs), 0, nbytes))
             self.refs.append(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only))
             self.fds.append(lease.fd)
             return False
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
-        self._views.append(view)
+        self.views.append(view)
         return False
 
     def _handle(self, handle: Handle) -> bool:

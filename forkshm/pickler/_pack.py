@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BlockRef, Head, body_tables, write, write_one_region, write_plain
-from forkshm.pickler._collect import Collector, Repeats
+from forkshm.pickler._collect import Collector, Copies, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
-from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT
+from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
@@ -20,7 +21,7 @@ from forkshm.region._arena import arena
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from forkshm.region._segment import Lease
 
@@ -251,6 +252,8 @@ class Packing:
             raise
         parcel.copied += collector.copied
         parcel.shared = collector.shared
+        ledger.bytes_copied += parcel.copied
+        ledger.bytes_shared += parcel.shared
         return parcel
 
 
@@ -299,7 +302,32 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
     parcel.copied = copied
+    if copied and ledger.watches:
+        ledger.note(_what_was_copied(collector, copies, sink.pieces if body_in_block else [], body_size), "sent")
     return parcel
+
+
+def _what_was_copied(
+    collector: Collector, copies: Copies, pieces: Sequence[Any], body_size: int
+) -> Iterator[tuple[int, str]]:
+    """Yield bytes and description of what went into a block."""
+    for begin, nbytes, _ in copies.block:
+        inside = [
+            (copy[1], view)
+            for copy, view in zip(collector.copies, collector.views, strict=True)
+            if begin <= copy[0] < begin + nbytes
+        ]
+        yield nbytes, describe(max(inside, key=lambda pair: pair[0])[1].obj)
+    if pieces:
+        # pickle writes what is large as it is, between its frames.
+        for piece in pieces:
+            if len(piece) >= OUT_OF_BAND and piece[:1] not in _FRAME_STARTS:
+                body_size -= len(piece)
+                yield len(piece), "bytes or str"
+        yield body_size, "pickle stream"
+
+
+_FRAME_STARTS = (pickle.PROTO, pickle.FRAME)
 
 
 def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:

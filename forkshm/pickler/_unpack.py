@@ -6,6 +6,7 @@ import os
 import pickle
 from typing import Any
 
+from forkshm._ledger import ledger
 from forkshm.descriptor._tables import (
     HANDLE,
     INLINE,
@@ -47,6 +48,11 @@ class Arrival:
     def is_inline(self) -> bool:
         """Whether nothing came but the stream."""
         return not self._buffers and not self.copied
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stream and of all buffers."""
+        return len(self._stream) + sum(int(getattr(buffer, "nbytes", 0)) for buffer in self._buffers)
 
     def stream_bytes(self) -> bytes:
         """The pickle stream, for telling whether it is the same as another."""
@@ -139,6 +145,10 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 source = source.toreadonly()
         arrival._buffers.append(source[offset : offset + nbytes])
     arrival.copied += _covered(copies)
+    ledger.bytes_copied += arrival.copied
+    ledger.bytes_shared += arrival.shared
+    if arrival.copied and ledger.watches:
+        ledger.note([(arrival.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
     return arrival, position
 
 
@@ -178,6 +188,7 @@ def _receive_one_region(
     if isinstance(mode, Mode):
         arrival.windows.append(whole)
     arrival.shared = nbytes
+    ledger.bytes_shared += nbytes
     return arrival, end
 
 

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from forkshm._multiprocess import process
 
-__all__ = ("Crew", "Worker")
+__all__ = ("Crew", "Worker", "descriptors_open")
 
 #: How long a worker may take to end after SIGTERM, before SIGKILL.
 _GRACE_SECONDS = 1.0
@@ -77,6 +78,7 @@ class Crew:
         self._open: list[Any] = []
         # Workers that are started later have more, and that does no harm.
         self.known = known_to_children(getattr(make_process, "_start_method", None))
+        _crews.add(self)
         try:
             self._open_channels()
             for slot in range(size):
@@ -195,6 +197,12 @@ class Crew:
             if worker.sentinel in alive:
                 _signal(worker, signal.SIGKILL)
 
+    def descriptors(self) -> int:
+        """Return how many fds are open here beside the channels'."""
+        pipes = [end for end in self._open if isinstance(end, PrivateFd) and end.fd >= 0]
+        # Of each worker the pidfd, and the two pipes with which multiprocess itself watches.
+        return len(pipes) + 3 * len(self.workers)
+
     def stop(self) -> None:
         """End all workers and close everything. Stopping twice is allowed."""
         if os.getpid() != self.owner:
@@ -205,3 +213,12 @@ class Crew:
         for thing in self._open:
             thing.close()
         self._open.clear()
+
+
+#: Every crew of this process.
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+
+
+def descriptors_open() -> int:
+    """How many fds the crews hold here beside their channels: pipes, and three for each worker."""
+    return sum(crew.descriptors() for crew in list(_crews))

@@ -10,28 +10,33 @@ from forkshm.channel import Kind
 if TYPE_CHECKING:
     from forkshm.pool._dispatch import Task
 
-__all__ = ("describe_task",)
+__all__ = ("describe", "describe_task", "name_of")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
 
 
+def name_of(function: Any) -> str:
+    """Return what a function is called in messages to people."""
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
 def describe_task(task: Task, item: int | None) -> str:
     """Return, for example, ``"resize(ndarray float64 (8, 8), scale=2)"``."""
-    function = task.function.function
-    name = getattr(function, "__qualname__", None) or type(function).__name__
+    name = name_of(task.function.function)
     if task.kind is Kind.CALL:
         args, kwargs = task.arguments
-        parts = [_describe(value) for value in args]
-        parts += [f"{key}={_describe(value)}" for key, value in kwargs.items()]
+        parts = [describe(value) for value in args]
+        parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
         return f"{name}({', '.join(parts)})"
     items = task.arguments
     if item is not None and item < len(items):
-        return f"{name}({_describe(items[item])}), item {item} of a chunk of {len(items)}"
+        return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}"
     return f"{name} over a chunk of {len(items)} items"
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return, for example, ``"ndarray float64 (8, 8)"``; of small things their repr."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None:
         return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")

@@ -15,6 +15,7 @@ answered, was that one. It was never begun, so it is sent again.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -24,14 +25,16 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
 from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, Repeats, crosses_by_name, mark, pack
-from forkshm.pool._describe import describe_task
+from forkshm.pool._describe import describe_task, name_of
 from forkshm.pool._results import Outcome
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
+from forkshm.pool._trace import Traced
 from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Received
     from forkshm.pool._crew import Crew, Worker
     from forkshm.pool._results import Job
+    from forkshm.pool._trace import Trace
 
 __all__ = ("Dispatcher", "Function", "Task")
 
@@ -56,6 +60,9 @@ _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
 #: Workers that may die in a row before they are through their initializer.
 _FAILED_STARTS = 3
+
+
+_NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 
 
 class Function:
@@ -80,12 +87,19 @@ class Function:
         # The ids of arguments that several tasks have in common, and the copies of those.
         self._repeated = repeated
         self.repeats = Repeats() if repeated else None
+        self._called_at = call_site() if ledger.watches else "a call made before the block"
 
     def arguments_of(self, task: Task) -> Any:
         """Return the arguments to be pickled for a task."""
         if not self._repeated:
             return task.arguments
         return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
+
+    def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """What is packed and received in this context was *what* the function, if somebody watches."""
+        if not ledger.watches:
+            return _NOBODY
+        return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
 
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
@@ -171,6 +185,8 @@ class Dispatcher:
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
+        #: Set while somebody traces.
+        self.trace: Trace | None = None
         self._tasks_answered = 0
         self._messages = 0
         self._bytes_copied = 0
@@ -255,16 +271,24 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            function_of_task = task.function
-            parcel = task.parcel = pack(
-                function_of_task.arguments_of(task), known=self._crew.known, repeats=function_of_task.repeats
-            )
-            function = function_of_task.parcel()
+            began = time.monotonic_ns() if self.trace is not None else 0
+            if ledger.watches:
+                with task.function.acting("sent to"):
+                    parcel, function = self._parcels(task)
+            else:
+                parcel, function = self._parcels(task)
             task.copied = parcel.copied
+            if (trace := self.trace) is not None:
+                trace.note("pickling", began, {"function": name_of(task.function.function)})
             with self._lock:
                 first = task.position == 0
                 self._bytes_copied += parcel.copied + (function.copied if first else 0)
                 self._bytes_shared += parcel.shared + (function.shared if first else 0)
+
+    def _parcels(self, task: Task) -> tuple[Parcel, Parcel]:
+        function = task.function
+        task.parcel = pack(function.arguments_of(task), known=self._crew.known, repeats=function.repeats)
+        return task.parcel, function.parcel()
 
     def _feed(self) -> None:
         """Send from the backlog while there is room."""
@@ -326,15 +350,17 @@ class Dispatcher:
             kind = first.kind
         else:
             kind = Kind.BATCH
-            first.parcel = pack(
-                (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
-                known=self._crew.known,
-                repeats=first.function.repeats,
-            )
+            with first.function.acting("sent to"):
+                first.parcel = pack(
+                    (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
+                    known=self._crew.known,
+                    repeats=first.function.repeats,
+                )
             first.copied = first.parcel.copied
         parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
+        began = time.monotonic_ns() if self.trace is not None else 0
         with self._lock:
             sent = False
             # During an audit nothing may be sent: the queue has to run empty.
@@ -360,6 +386,9 @@ class Dispatcher:
             first.parcel = None
             parcel.close()
         if sent:
+            if (trace := self.trace) is not None:
+                what = {"function": name_of(function.function), "task": number, "tasks": len(tasks)}
+                trace.note("sending", began, what)
             self._ring()
             self._notify()  # there is something to lead for
         else:
@@ -495,12 +524,15 @@ class Dispatcher:
             if received is None:
                 return got
             got = True
+            began = time.monotonic_ns() if self.trace is not None else 0
             self._messages += 1
             kind, number, nanoseconds = read_header(received.data)
             if kind is Kind.ANSWERS:
                 self._take_answers(received.data, HEADER_SIZE)
+                if (trace := self.trace) is not None:
+                    trace.note("receiving", began, {"bytes": len(received.data)})
                 continue
-            outcome = self._take_over(received)
+            outcome = self._take_over(received, number)
             if kind is Kind.INITIALIZER_FAILED:
                 self._break(outcome.open()[1])
             elif kind in (Kind.RESULT, Kind.ERROR):
@@ -508,6 +540,8 @@ class Dispatcher:
                 task = self._take_sent(number)
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
+                    if (trace := self.trace) is not None:
+                        trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                     self._finish(task, outcome)
 
     def _take_answers(self, content: bytes, position: int) -> None:
@@ -520,12 +554,14 @@ class Dispatcher:
                     self._finish(task, Outcome(parcel=parcel), notify=False)
         self._notify()
 
-    def _take_over(self, received: Received) -> Outcome:
+    def _take_over(self, received: Received, number: int) -> Outcome:
         if not received.fds:
             return Outcome(received=received)
         # Fds are dear, so its memory is taken over now; unpickling can wait.
+        task = self._sent.get(number)
         try:
-            outcome = Outcome(message=read_message(received))
+            with task.function.acting("result of") if task is not None else _NOBODY:
+                outcome = Outcome(message=read_message(received))
         except Exception as error:
             return Outcome(error=error)
         copied, shared = outcome.traffic()
@@ -536,6 +572,9 @@ class Dispatcher:
 
     def _finish(self, task: Task, outcome: Outcome, *, notify: bool = True) -> None:
         self._tasks_answered += 1
+        ledger.tasks += 1
+        if (trace := self.trace) is not None:
+            outcome = Traced(outcome, trace, task)
         task.close()
         task.job.deliver(task.position, outcome)
         if not self._accepting and self.is_idle():
@@ -553,6 +592,8 @@ class Dispatcher:
         # What it had answered and not sent.
         self._take_answers(self._crew.status.outbox(worker.slot).content(), 0)
         name, pid = worker.process.name, worker.pid
+        if (trace := self.trace) is not None:
+            trace.buried(worker)
         exitcode = self._crew.bury(worker)
         forget_abandoned()
         if state >= FIRST_TASK:
@@ -571,6 +612,8 @@ class Dispatcher:
         if self._failure is None and (self._accepting or not self.is_idle()):
             try:
                 self._crew.start(worker.slot)
+                if trace is not None:
+                    trace.born(self._crew.workers[-1])
             except (WorkerStartError, OSError) as error:
                 # The others go on; with none left, nobody would ever answer.
                 if not self._crew.workers:

@@ -31,6 +31,7 @@ from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
 from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, chunked
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
 from forkshm.region._segment import forget_abandoned
 
@@ -322,6 +323,8 @@ class Pool:
         self._release()
 
     def _release(self) -> None:
+        if (trace := self._dispatcher.trace) is not None:
+            trace.collect()
         self._finalizer()
         forget_abandoned()
         arena.trim()
@@ -329,6 +332,46 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """Return what has been moved so far."""
         return self._dispatcher.statistics()
+
+    def trace(self, path: str | os.PathLike[str]) -> Trace:
+        """Return a context manager that writes who did what when in the block to a file.
+
+        Open the file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
+        with the time that it spent waiting, receiving (reading and unpickling), computing
+        (by the name of the function) and sending (pickling, copying, sending), and rows for
+        the threads of this process. What a worker did before it was killed is there.
+
+        Kept are the last 16,383 tasks of each worker, and the last 100,000 events of this
+        process; how many were dropped is in the file (``otherData.dropped``). A task that was
+        begun before the block is not in it; one that goes on after it, or that died with its
+        worker, is marked ``unfinished``.
+
+        Args:
+            path: The file; it is overwritten.
+
+        Raises:
+            OSError: At the start of the block: the file cannot be written. At its end: the
+                disk is full, for example.
+            RuntimeError: At the start of the block: the pool is being traced already.
+            PoolClosedError: At the start of the block: the pool was closed.
+
+        Fork and threads:
+            What all threads do with the pool is recorded, from whichever it is started. A
+            forked child writes nothing.
+
+        Example:
+            >>> import json, pathlib, tempfile
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "trace.json")
+            >>> with Pool(2) as pool, pool.trace(path):
+            ...     _ = pool.map(abs, range(100))
+            >>> events = json.loads(path.read_text())["traceEvents"]
+            >>> sorted({event["cat"] for event in events if event["ph"] == "X"})
+            ['computing', 'pickling', 'receiving', 'sending', 'unpickling', 'waiting']
+
+        See Also:
+            The format is Chrome's "Trace Event Format".
+        """
+        return Trace(path, self._crew, self._dispatcher, self)
 
     def __enter__(self) -> Self:
         self._dispatcher.check_accepting()

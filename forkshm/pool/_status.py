@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from forkshm.region import MappedRegion
 
-__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Outbox", "Status", "answers_in")
+__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Outbox", "Status", "Tape", "answers_in")
 
 #: Not yet through its initializer.
 STARTING = 0
@@ -44,6 +44,10 @@ _WORDS = 2  # state; which item of a chunk, counted from 1
 
 #: Bytes of answers that a worker may collect before it sends them.
 _OUTBOX = 16 * 1024
+
+#: Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
+_TAPE = 2 * 2**20
+_TAPE_HEAD = 16
 
 # Of one answer: number of the task, nanoseconds it took, bytes of the parcel that follows.
 _ANSWER = struct.Struct("<QQI")
@@ -96,16 +100,34 @@ def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, by
         position += nbytes
 
 
+class Tape:
+    """Where a worker records what it does; see `_trace`."""
+
+    def __init__(self, memory: memoryview) -> None:
+        #: Whether to record; how many records were begun.
+        self.head = memory[:_TAPE_HEAD].cast("Q")
+        self.records = memory[_TAPE_HEAD:]
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.head.release()
+        self.records.release()
+
+
 class Status:
     """The slots of one pool. Each word has one writer, and is written in one store."""
 
     def __init__(self, workers: int, region: MappedRegion | None = None) -> None:
         words = workers * _WORDS * 8
-        self._region = anonymous_shared_memory(words + workers * _OUTBOX) if region is None else region
+        outboxes = words + workers * _OUTBOX
+        tape = _TAPE_HEAD + _TAPE
+        self._region = anonymous_shared_memory(outboxes + workers * tape) if region is None else region
         self.words = self._region.buf[:words].cast("Q")
         self._outboxes = [
-            Outbox(self._region.buf[start : start + _OUTBOX])
-            for start in range(words, words + workers * _OUTBOX, _OUTBOX)
+            Outbox(self._region.buf[start : start + _OUTBOX]) for start in range(words, outboxes, _OUTBOX)
+        ]
+        self.tapes = [
+            Tape(self._region.buf[start : start + tape]) for start in range(outboxes, outboxes + workers * tape, tape)
         ]
 
     def reset(self, worker: int) -> None:
@@ -134,6 +156,8 @@ class Status:
         """Give the region back."""
         for outbox in self._outboxes:
             outbox.close()
+        for tape in self.tapes:
+            tape.close()
         self.words.release()
         self._region.close()
 

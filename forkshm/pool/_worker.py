@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -15,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel import (
     Kind,
@@ -31,7 +33,9 @@ from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, begin, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
+from forkshm.pool._trace import Recorder
 from forkshm.region._arena import arena
 
 if TYPE_CHECKING:
@@ -139,6 +143,11 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
+        tape = assignment.status.tapes[assignment.slot]
+        self._recorder = Recorder(tape)
+        # Whether somebody traces; and whether the message at hand is recorded.
+        self._trace_switch = tape.head
+        self._traced = False
 
     def run(self) -> None:
         if self._initializer is not None:
@@ -153,6 +162,8 @@ class _Worker:
             if received is None:
                 break
             self._answer(received)
+            if self._traced:
+                self._recorder.sent()
             del received
             done += 1
         self._words[self._state] = IDLE
@@ -179,7 +190,10 @@ class _Worker:
                 if received is not None:
                     self._spin.end(time.perf_counter() - began)
                     # From here on a death is this task's.
-                    words[state] = read_header(received.data)[1]
+                    number = words[state] = read_header(received.data)[1]
+                    self._traced = self._trace_switch[0] != 0
+                    if self._traced:
+                        self._recorder.begin(number, int(began * 1e9))
                 return received
             words[state] = IDLE
             if not self._sleep():
@@ -205,6 +219,7 @@ class _Worker:
         kind, number, _ = read_header(received.data)
         if kind is Kind.WAKE:
             return
+        ledger.tasks += 1
         try:
             message = read_message(received, self._by_group)
             function = self._function(message)
@@ -214,6 +229,8 @@ class _Worker:
             # Regions stay mapped until the next task is here, which often names the same:
             # mapping 1 GB and touching it takes longer than a small task.
             self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
+            if self._traced:
+                self._recorder.received(sum(arrival.nbytes for arrival in message.parcels[1:] if arrival))
             del message
         except Exception as error:
             self._send_error(Kind.ERROR, number, error)
@@ -224,12 +241,16 @@ class _Worker:
         # Each is a task of its own, with a number of its own.
         batch_kind, chunks = arguments.pop()
         chunks.reverse()
+        ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
         try:
             while chunks:
                 self._words[self._state] = number
                 self._do(Kind(batch_kind), number, function, chunks)
                 number += 1
+                if self._traced and chunks:
+                    self._recorder.sent()
+                    self._recorder.begin(number)
             self._flush()
         finally:
             self._collecting_since = 0
@@ -238,6 +259,8 @@ class _Worker:
         """Run the last task of *pending*, which takes it off, and send the answer."""
         began = time.perf_counter_ns()
         arguments = pending.pop()
+        if self._traced:
+            self._recorder.opened(function)
         try:
             if kind is Kind.CALL:
                 args, kwargs = arguments
@@ -246,11 +269,15 @@ class _Worker:
             else:
                 value = self._do_chunk(function, arguments, starred=kind is Kind.STARMAP)
         except Exception as error:
+            with contextlib.suppress(Exception):  # of the user's own: the answer matters more
+                explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
             del arguments
             self._send_error(Kind.ERROR, number, error)
             return
         finally:
             self._words[self._state + 1] = 0
+        if self._traced:
+            self._recorder.computed()
         del arguments
         kind_of_value = type(value).__name__
         try:
@@ -267,6 +294,8 @@ class _Worker:
             self._send_error(Kind.ERROR, number, refusal)
             return
         ended = time.perf_counter_ns()
+        if self._traced:
+            self._recorder.packed(len(parcel.data) + parcel.copied + parcel.shared)
         if self._collecting_since:
             if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):
                 if ended - self._collecting_since > _COLLECT_NS:
@@ -327,6 +356,8 @@ class _Worker:
                 parcel.close()
 
     def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
+        if self._traced:
+            self._recorder.failed()
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None

@@ -138,6 +138,8 @@ class ArenaStatistics:
     blocks: int
     #: Bytes of those.
     used_bytes: int
+    #: The most that those ever were.
+    peak_bytes: int
     #: Free bytes that are kept warm.
     warm_bytes: int
 
@@ -155,6 +157,7 @@ class Arena:
         self._used = 0
         self._peak = 0
         self._previous_peak = 0
+        self._highest_peak = 0
         self._allocations = 0
 
     def allocate(self, nbytes: int) -> Block:
@@ -232,6 +235,7 @@ class Arena:
                 reserved_bytes=sum(carved.segment.size for carved in self._carved),
                 blocks=sum(carved.live for carved in self._carved),
                 used_bytes=self._used,
+                peak_bytes=max(self._highest_peak, self._peak),
                 warm_bytes=sum(carved.warm_free() for carved in self._carved),
             )
 
@@ -290,6 +294,7 @@ class Arena:
         self._peak = max(self._peak, self._used)
         self._allocations += 1
         if self._allocations % _EPOCH == 0:
+            self._highest_peak = max(self._highest_peak, self._peak)
             self._previous_peak, self._peak = self._peak, self._used
             self._cool(max(KEEP_WARM, self._previous_peak - self._used))
 

@@ -44,6 +44,7 @@ __all__ = (
     "claim_at",
     "forget_abandoned",
     "hold",
+    "leases_open",
     "mend",
     "segments_mapped",
 )
@@ -399,6 +400,12 @@ def segments_mapped() -> int:
     settle()
     with guard:
         return len(_segments)
+
+
+def leases_open() -> int:
+    """How many leases of ours are on their way into a message."""
+    with guard:
+        return len(_outgoing)
 
 
 def _before_fork() -> None:

@@ -28,6 +28,7 @@ __all__ = (
     "read_only",
     "read_private",
     "read_write",
+    "regions_mapped",
     "round_up",
     "seal",
     "shrink",
@@ -246,6 +247,13 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
                 if window is not None:
                     return mapping, window
     return None
+
+
+def regions_mapped() -> int:
+    """How many mappings there are here, each with an fd."""
+    settle()
+    with guard:
+        return len(_by_start) + len(_new)
 
 
 def _in_child() -> None:

@@ -1,0 +1,105 @@
+"""The ledger: what this process has moved, always; and while somebody watches, who moved it.
+
+Counting is an addition to an int where parcels are made and opened. It takes no lock: CPython
+switches threads at calls and at jumps backwards, and signal handlers run there too, so
+nothing comes between the reading and the writing of ``ledger.messages += 1``.
+
+Who sent a copy is looked for only while there are watches (`forkshm.assert_zero_copy`):
+otherwise each place asks once whether there are any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ("Sending", "call_site", "describe", "ledger", "on_behalf_of")
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+#: What stands between a caller and us without being anybody's own code.
+_PASSED_OVER = ("pickle", "cloudpickle", "multiprocess", "multiprocessing", "concurrent", "threading", "contextlib")
+
+
+class Sending(NamedTuple):
+    """On whose behalf something is sent or received."""
+
+    #: For example ``"sent to fill()"`` or ``"result of fill()"``.
+    what: str
+    #: File, line and function of the call.
+    where: str
+
+
+class Ledger:
+    """The counters of this process. A forked child begins at zero, and is not watched."""
+
+    __slots__ = ("bytes_copied", "bytes_shared", "messages", "tasks", "watches")
+
+    def __init__(self) -> None:
+        #: Answered to pools of this process, or done by it as a worker.
+        self.tasks = 0
+        #: Sent and received.
+        self.messages = 0
+        #: Bytes of both directions that were copied into an arena, and that were not.
+        self.bytes_copied = 0
+        self.bytes_shared = 0
+        #: Called with bytes, what they were, and whether they were a message itself.
+        self.watches: dict[int, Callable[[int, str, bool], None]] = {}
+
+    def note(self, copies: Iterable[tuple[int, str]], direction: str, *, message: bool = False) -> None:
+        """Tell those who watch what was copied. Nobody need watch, but then it is not cheap.
+
+        Args:
+            copies: Bytes, and what they were.
+            direction: "sent" or "received", unless the thread acts `on_behalf_of` somebody.
+            message: They are a message, which is no copy of anybody's buffer.
+        """
+        sending = getattr(_thread, "sending", None) or Sending(direction, call_site())
+        for nbytes, what in copies:
+            for watch in list(self.watches.values()):
+                watch(nbytes, f"{what}, {sending.what} at {sending.where}", message)
+
+
+ledger = Ledger()
+_thread = threading.local()
+
+os.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
+
+
+@contextlib.contextmanager
+def on_behalf_of(sending: Sending) -> Iterator[None]:
+    """Let what this thread packs and opens in the block be *sending*'s."""
+    before = getattr(_thread, "sending", None)
+    _thread.sending = sending
+    try:
+        yield
+    finally:
+        _thread.sending = before
+
+
+def call_site() -> str:
+    """Return where the code that uses forkshm is just now: ``"file.py:12 in main"``."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if not path.startswith(_PACKAGE) and module not in _PASSED_OVER:
+            here = os.getcwd() + os.sep
+            return f"{path.removeprefix(here)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "a thread of forkshm"
+
+
+def describe(thing: Any) -> str:
+    """Say what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
+    while isinstance(thing, memoryview) and thing.obj is not None:
+        thing = thing.obj
+    kind = type(thing)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    shape, dtype = getattr(thing, "shape", None), getattr(thing, "dtype", None)
+    return name if shape is None or dtype is None else f"{name} {dtype} {shape}"

@@ -1,0 +1,104 @@
+"""Says which argument of a task that failed was read-only, and how to send it otherwise.
+
+Read-only memory is found out where it is written to, far below the call that sent it, and
+by NumPy, Cython or C code that can only say that some destination cannot be written to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel import Kind
+from forkshm.pool._describe import describe, name_of
+from forkshm.region import MappedRegion, Mode
+from forkshm.region._table import mapping_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("explain_read_only",)
+
+# What NumPy, Cython, memoryview, struct, io and ctypes say.
+_SAID = re.compile(r"read[- _]?only|not writ(e)?able|read-write bytes-like|WRITEABLE")
+#: Elements of a container that are looked at, and arguments that are named.
+_ELEMENTS = 1000
+_NAMED = 5
+
+_FOR_READING = frozenset({Mode.read_only, Mode.read_private})
+
+
+def explain_read_only(error: Exception, function: Any, kind: Kind, arguments: Any, item: int) -> None:
+    """If *error* is about read-only memory, add to it which arguments are that.
+
+    Args:
+        error: What the task raised.
+        function: What raised it.
+        kind: What *arguments* is: that of a call, or the items of a chunk.
+        arguments: Of the task.
+        item: Which of the items it was.
+    """
+    if not isinstance(error, (ValueError, TypeError, BufferError)) or not _SAID.search(str(error)):
+        return
+    found = itertools.islice(_read_only(_named(kind, arguments, item)), _NAMED)
+    for where, thing in found:
+        text = f"{where} of {name_of(function)}(), {describe(thing)}, {_why(thing)}"
+        if sys.version_info >= (3, 11):
+            error.add_note(text)
+        elif error.args and isinstance(error.args[0], str):
+            error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
+
+
+def _named(kind: Kind, arguments: Any, item: int) -> Iterator[tuple[str, Any]]:
+    if kind is Kind.CALL:
+        args, kwargs = arguments
+        yield from ((f"argument {name!r}", value) for name, value in kwargs.items())
+    elif kind is Kind.STARMAP:
+        args = tuple(arguments[item])
+    else:
+        args = (arguments[item],)
+    yield from ((f"argument {position}", value) for position, value in enumerate(args))
+
+
+def _read_only(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for where, value in named:
+        if _is_read_only(value):
+            yield where, value
+        elif isinstance(value, dict):
+            elements = [(f"{where}[{key!r}]", element) for key, element in itertools.islice(value.items(), _ELEMENTS)]
+            yield from (pair for pair in elements if _is_read_only(pair[1]))
+        elif isinstance(value, (list, tuple)):
+            elements = [(f"{where}[{index}]", element) for index, element in enumerate(value[:_ELEMENTS])]
+            yield from (pair for pair in elements if _is_read_only(pair[1]))
+
+
+def _is_read_only(thing: Any) -> bool:
+    if isinstance(thing, MappedRegion):
+        return not thing.closed and thing.mode in _FOR_READING
+    if isinstance(thing, memoryview):
+        return thing.readonly
+    return _address(thing) is not None and getattr(getattr(thing, "flags", None), "writeable", None) is False
+
+
+def _address(thing: Any) -> int | None:
+    # An array of NumPy, or of whoever speaks its protocol.
+    interface = getattr(thing, "__array_interface__", None)
+    data = interface.get("data") if isinstance(interface, dict) else None
+    return data[0] if isinstance(data, tuple) else None
+
+
+def _why(thing: Any) -> str:
+    address = _address(thing)
+    mapping = mapping_at(address) if address is not None else None
+    if mapping is not None and mapping.mode not in _FOR_READING:
+        return (
+            "is read-only here because it was where it was sent, although its memory is not: "
+            "set its flags.writeable before sending it, or let the task write to a copy"
+        )
+    return (
+        "is read-only here: it was sent with forkshm.view(x, 'read_only') or 'read_private', its region is sealed "
+        "or mapped read-only, or it was read-only where it was sent; send forkshm.view(x, 'copy_on_write') of a "
+        "writeable one to let the task write to a copy of its own"
+    )
