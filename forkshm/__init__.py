@@ -95,6 +95,7 @@ if TYPE_CHECKING:
         full_like,
         ones,
         ones_like,
+        shared_allocations,
         zeros,
         zeros_like,
     )
@@ -174,6 +175,7 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
+    "shared_allocations",
     "view",
     "zeros",
     "zeros_like",
@@ -191,6 +193,7 @@ _NUMPY = frozenset(
         "full_like",
         "ones",
         "ones_like",
+        "shared_allocations",
         "zeros",
         "zeros_like",
     }

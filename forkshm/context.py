@@ -33,9 +33,11 @@ class ForkContext(_multiprocess.context.ForkContext, multiprocessing.context.Bas
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        *,
+        born_shared: bool = False,
     ) -> Pool:
         """Return a `forkshm.Pool` whose workers this context starts."""
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self)
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self, born_shared=born_shared)
 
 
 _fork = ForkContext()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm.integrations._numpy_memory import shared_allocations
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import register, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
@@ -40,6 +41,7 @@ __all__ = (
     "full_like",
     "ones",
     "ones_like",
+    "shared_allocations",
     "zeros",
     "zeros_like",
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import importlib
 import os
 import select
 import signal
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -62,6 +64,8 @@ class Assignment:
     initargs: tuple[Any, ...]
     #: Tasks after which it makes room for a fresh process; None for never.
     max_tasks: int | None
+    #: Whether the arrays that it makes are born in its arena.
+    born_shared: bool
 
 
 def run_worker(assignment: Assignment) -> None:
@@ -72,12 +76,22 @@ def run_worker(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
+    _choose_memory(born_shared=assignment.born_shared)
     try:
         _Worker(assignment).run()
     except ChannelBrokenError:
         pass  # the pool is gone, and nobody waits for an answer
     finally:
         os.close(armed)
+
+
+def _choose_memory(*, born_shared: bool) -> None:
+    # Also when it is not wanted: the thread that forked us may be in a block of shared_allocations.
+    module = "forkshm.integrations._numpy_memory"
+    if born_shared:
+        importlib.import_module(module).use_own_blocks()
+    elif module in sys.modules:
+        sys.modules[module].use_own_memory()
 
 
 class _Worker:

@@ -107,6 +107,8 @@ class Block:
     offset: int
     #: Bytes, rounded up from what was asked for.
     size: int
+    #: How many of them, from the first, may have been written before; the others are zeros.
+    used: int
 
     @property
     def address(self) -> int:
@@ -158,7 +160,7 @@ class Arena:
         self._allocations = 0
 
     def allocate(self, nbytes: int) -> Block:
-        """Return a block of at least *nbytes*, which holds old bytes.
+        """Return a block of at least *nbytes*, which may hold old bytes: see `Block.used`.
 
         Raises:
             OSError: The kernel has no more memory, address space or fds for us.
@@ -241,9 +243,10 @@ class Arena:
         for carved in self._carved:
             if carved.segment.stuck:
                 mend(carved.segment)
+            warm_end = carved.warm_end
             start = carved.take(size)
             if start is not None:
-                return Block(carved, start, size)
+                return Block(carved, start, size, min(max(warm_end - start, 0), size))
         return None
 
     def _free(self, block: Block) -> None:
@@ -275,7 +278,7 @@ class Arena:
             raise RuntimeError(
                 f"a new segment of {carved.segment.size} bytes has no room for {size}: please report this"
             )
-        return Block(carved, start, size)
+        return Block(carved, start, size, 0)
 
     def _new_segment(self, size: int) -> _Carved:
         fd = kernel.create_memory(size, "arena")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "settle", "unwatch", "watch")
+__all__ = ("at_fork", "end_soon", "guard", "settle", "unwatch", "watch")
 
 #: The one lock of this layer. Not reentrant; held for microseconds, and never while
 #: anything of the user's runs. A bare Lock, entered by ``with`` only: its enter and exit
@@ -57,6 +57,12 @@ def _collected(reference: weakref.ref[Any], watched: dict[int, Any] = _watched) 
     if found is not None:
         _due.append(found[1])
         settle()
+
+
+def end_soon(action: Callable[[], None]) -> None:
+    """Run *action* under `guard`: now, or when whoever holds it is done. Called from anywhere."""
+    _due.append(action)
+    settle()
 
 
 def settle() -> None:
