@@ -441,6 +441,29 @@ def array_result(scale: Scale) -> dict[str, Timings]:
         )
 
 
+@row(
+    "64 MB array as result, born shared",
+    TimesLimit(1.1),
+    no_peer=lambda _: "multiprocessing copies every result, see the row above",
+)
+def born_result(scale: Scale) -> dict[str, Timings]:
+    count = scale.size(400 * MB if scale.quick else 64 * MB) // 8  # born shared from 1 MiB on
+    target = np.ones(count)
+
+    def compute() -> None:
+        np.copyto(target, 1)
+
+    with forkshm.Pool(WORKERS, born_shared=True) as ours:
+        timings = by_turns(
+            {"ours": lambda: ours.apply(ones, (count,)), "limit": compute},
+            lambda answer: answer.size == count and answer.sum() == count,
+            repetitions=scale.times(15),
+        )
+        if copied := ours.statistics().bytes_copied:
+            raise RuntimeError(f"{copied:,} bytes were copied")
+        return timings
+
+
 @row("1 MB array as argument, by value", LimitPlus(60e-6))
 def small_array_argument(scale: Scale) -> dict[str, Timings]:
     return array_as_argument(scale.size(1 * MB), scale.times(20), burst=scale.times(20))

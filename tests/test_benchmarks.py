@@ -18,6 +18,7 @@ ROWS = [
     "map_chunks",
     "array_argument",
     "array_result",
+    "born_result",
     "small_array_argument",
     "bytes_argument",
     "bytes_result",

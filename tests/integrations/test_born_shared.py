@@ -7,7 +7,9 @@ import asyncio
 import gc
 import itertools
 import os
+import platform
 import signal
+import subprocess
 import sys
 import threading
 
@@ -23,6 +25,8 @@ np = pytest.importorskip("numpy")
 
 from forkshm.backend import _numpy_hook  # noqa: E402
 from forkshm.integrations import _numpy_memory  # noqa: E402
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="NumPy's hook is used on x86-64 only")
 
 MIB = 2**20
 LARGE = 2 * MIB // 8
@@ -43,6 +47,10 @@ def is_born(array):
 
 def add_one(array):
     array += 1
+
+
+def add_day(array):
+    array += np.timedelta64(1, "D")
 
 
 def returned(array):
@@ -237,7 +245,7 @@ def test_views_of_it_are_shared(pool, cut):
 def test_dates_are_shared(pool):
     with forkshm.shared_allocations():
         days = np.zeros(LARGE, "M8[D]")
-    pool.apply(add_one, (days,))
+    pool.apply(add_day, (days,))
     assert (days == np.datetime64("1970-01-02")).all()
 
 
@@ -672,7 +680,7 @@ sys.unraisablehook = lambda unraisable: None
 def deeper(array):
     return deeper(array + 1)
 with forkshm.shared_allocations(min_bytes=1000):
-    for limit in range(150, 190):
+    for limit in range(150, 175):
         sys.setrecursionlimit(limit)
         try:
             deeper(np.zeros(200))
@@ -686,7 +694,7 @@ with forkshm.shared_allocations(min_bytes=1000):
 
 
 EXIT = """
-import atexit, sys, threading
+import atexit, os, sys, threading
 import numpy as np
 {early}
 import forkshm
@@ -695,12 +703,15 @@ hold.__enter__()
 arrays = [np.full(2**18, value) for value in range(5)]
 sys.kept_to_the_end = arrays[0] + 1
 class Last:
-    def __del__(self, make=np.ones, kept=arrays[1]):
-        small = make(10)
-        large = make(2**18)
-        kept.resize(5, refcheck=False)
-        assert large.sum() == 2**18
-last = sys.last = Last()
+    def __del__(self, make=np.empty, kept=arrays[1], write=os.write):
+        small, large = make(10), make(2**18)
+        large[:] = kept
+        large *= 2
+        try:
+            kept.resize(5, refcheck=False)
+        except MemoryError:  # memory of ours is left alone by then
+            write(1, b"last")
+last = Last()
 cycle = [np.ones(2**18)]
 cycle.append(cycle)
 started = threading.Event()
@@ -718,21 +729,16 @@ if {daemon}:
 @pytest.mark.parametrize("daemon", [False, True], ids=["alone", "daemon thread"])
 @pytest.mark.parametrize("mode", ["", "dev"])
 def test_the_program_ends_with_arrays_alive(tmp_path, daemon, mode):
-    import subprocess
-
     path = tmp_path / "script.py"
     path.write_text(EXIT.format(daemon=daemon, early="atexit.register(lambda: np.ones(2**18) + arrays[0])"))
-    for _ in range(3):
+    for _ in range(2 if daemon else 1):
         done = subprocess.run(
             [sys.executable, *(["-X", "dev"] if mode else []), str(path)],
             capture_output=True,
             text=True,
             timeout=60,
         )
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-        # Memory of ours is left alone by then, so it does not shrink either.
-        assert "Fatal" not in done.stderr
-        assert "Segmentation" not in done.stderr
+        assert (done.returncode, done.stdout, done.stderr) == (0, "last", "")
 
 
 # -- where it is not to be had --------------------------------------------------------
