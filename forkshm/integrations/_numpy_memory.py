@@ -107,7 +107,8 @@ def shared_allocations(min_bytes: int = MIN_BYTES) -> contextlib._GeneratorConte
         ValueError: *min_bytes* is less than 1.
 
     When the kernel has no memory or fds for shared arrays, they are made as ever, and sent as
-    copies. Arrays of Python objects are sent as copies always. Memory that grows or shrinks
+    copies. Arrays of Python objects, and subclasses that pickle in a way of their own, such as
+    masked arrays, are sent as copies always. Memory that grows or shrinks
     (``ndarray.resize``) moves, and who has the old goes on to see the old.
 
     Fork and threads:
