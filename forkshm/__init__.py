@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         full_like,
         ones,
         ones_like,
+        shared_allocations,
         zeros,
         zeros_like,
     )
@@ -202,6 +203,7 @@ __all__ = (
     "remove_on_exit",
     "set_forkserver_preload",
     "set_start_method",
+    "shared_allocations",
     "statistics",
     "view",
     "zeros",
@@ -220,6 +222,7 @@ _NUMPY = frozenset(
         "full_like",
         "ones",
         "ones_like",
+        "shared_allocations",
         "zeros",
         "zeros_like",
     }

@@ -91,10 +91,19 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        # Called in the first; the others need it as the language of layouts.
-        ("ctypes", {"backend/_syscalls.py", "region/_layout.py", "region/_offset_ptr.py", "region/_place.py"}),
+        # Called in the first two; the others need it as the language of layouts.
+        (
+            "ctypes",
+            {
+                "backend/_syscalls.py",
+                "backend/_numpy_hook.py",
+                "region/_layout.py",
+                "region/_offset_ptr.py",
+                "region/_place.py",
+            },
+        ),
         ("multiprocess", {"_multiprocess.py"}),
-        ("numpy", {"integrations/numpy.py", "integrations/torch.py"}),
+        ("numpy", {"integrations/numpy.py", "integrations/_numpy_memory.py", "integrations/torch.py"}),
         ("torch", {"integrations/torch.py"}),
         ("pandas", set()),
         ("cloudpickle", {"pickler/_pack.py"}),

@@ -175,6 +175,10 @@ class Backend(abc.ABC):
         """Copy *nbytes* from the address *source* to *address*; lets other threads run."""
 
     @abc.abstractmethod
+    def clear_memory(self, address: int, nbytes: int) -> None:
+        """Fill *nbytes* at *address* with zeros; lets other threads run."""
+
+    @abc.abstractmethod
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         """Return a copy of the bytes at *address*."""
 

@@ -208,6 +208,9 @@ class LinuxBackend(Backend):
     def copy_memory(self, address: int, source: int, nbytes: int) -> None:
         _syscalls.copy_memory(address, source, nbytes)
 
+    def clear_memory(self, address: int, nbytes: int) -> None:
+        _syscalls.clear_memory(address, nbytes)
+
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _syscalls.bytes_at(address, nbytes)
 

@@ -162,6 +162,11 @@ def copy_memory(address: int, source: int, nbytes: int) -> None:
     ctypes.memmove(address, source, nbytes)
 
 
+def clear_memory(address: int, nbytes: int) -> None:
+    """memset(3) to zero, without the GIL."""
+    ctypes.memset(address, 0, nbytes)
+
+
 def bytes_at(address: int, nbytes: int) -> bytes:
     """Return a copy of the bytes at *address*."""
     return ctypes.string_at(address, nbytes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm.integrations._numpy_memory import shared_allocations
 from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import register, register_simple
@@ -41,6 +42,7 @@ __all__ = (
     "full_like",
     "ones",
     "ones_like",
+    "shared_allocations",
     "zeros",
     "zeros_like",
 )

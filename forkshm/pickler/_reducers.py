@@ -61,9 +61,14 @@ def find(kind: type) -> Callable[[Any], Any] | None:
     if reduce is None:
         # What the standard library, or others, registered for objects that processes pass each other.
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
+        if reduce is not None and kind.__module__.partition(".")[0] in _OURS:
+            return None
     return reduce
 
 
+#: Libraries whose objects cross in our way: PyTorch registers one with the standard library, which
+#: opens a socket, or a file in /dev/shm, for each tensor, and needs the sender to live on.
+_OURS = frozenset({"torch"})
 _OF_MULTIPROCESS: dict[type, Callable[[Any], Any]] = _multiprocess.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 _OF_MULTIPROCESSING: dict[type, Callable[[Any], Any]] = multiprocessing.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 

@@ -66,12 +66,13 @@ class Crew:
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
         max_tasks: int | None,
+        born_shared: bool,
     ) -> None:
         self.size = size
         self.owner = os.getpid()
         self._make_process = make_process
         self.max_tasks = max_tasks
-        self._birth = (initializer, initargs, max_tasks)
+        self._birth = (initializer, initargs, max_tasks, born_shared)
         self.workers: list[Worker] = []
         self._by_sentinel: dict[int, Worker] = {}
         self.started = 0

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
 from forkshm.channel import Kind
-from forkshm.errors import PoolClosedError
+from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
@@ -71,9 +71,17 @@ class Pool:
         maxtasksperchild: After so many tasks (chunks of a map count as one) a worker
             makes room for a fresh one; None for never.
         context: A context of forkshm; by default the one of `get_context`.
+        born_shared: Large NumPy arrays that workers make are in shared memory from the start,
+            whoever makes them, so that results are not copied at all. They are the parent's
+            own all the same; a worker that keeps one, too, sees its own writes only. Each
+            array of 1 MiB and more that a worker makes costs it 12 us. Threads that a task
+            starts make theirs as ever.
 
     Raises:
         ValueError: *processes* or *maxtasksperchild* is less than 1.
+        MissingDependencyError: *born_shared*, and there is no NumPy.
+        UnsupportedError: *born_shared*, and NumPy's hook cannot be used here: see
+            `forkshm.shared_allocations`.
         TypeError: *initializer* cannot be called.
         WorkerStartError: fork(2) was refused.
 
@@ -96,6 +104,8 @@ class Pool:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: _multiprocess.context.BaseContext | None = None,
+        *,
+        born_shared: bool = False,
     ) -> None:
         if processes is None:
             processes = len(os.sched_getaffinity(0))
@@ -108,7 +118,9 @@ class Pool:
         if context is None:
             context = _multiprocess.default_context.get_context()
         make_process = cast("Any", context).Process
-        self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild)
+        if born_shared:
+            _prepare_memory()
+        self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild, bool(born_shared))
         self._dispatcher = Dispatcher(self._crew)
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
@@ -385,6 +397,17 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+
+
+def _prepare_memory() -> None:
+    """Make in this process what the workers need for ``born_shared``, or say why that cannot be."""
+    try:
+        from forkshm.integrations import _numpy_memory
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise MissingDependencyError("born_shared needs NumPy: pip install 'forkshm[numpy]'", extra="numpy") from error
+    _numpy_memory.own_blocks()
 
 
 def _check_chunksize(chunksize: int) -> None:

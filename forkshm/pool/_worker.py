@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import importlib
 import os
 import pickle
 import select
@@ -70,6 +71,8 @@ class Assignment:
     initargs: tuple[Any, ...]
     #: Tasks after which it makes room for a fresh process; None for never.
     max_tasks: int | None
+    #: Whether the arrays that it makes are born in its arena.
+    born_shared: bool
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
@@ -82,6 +85,7 @@ def reduce_assignment(assignment: Assignment) -> Any:
         assignment.initializer,
         assignment.initargs,
         assignment.max_tasks,
+        assignment.born_shared,
     )
 
 
@@ -114,12 +118,22 @@ def run_worker(assignment: Assignment) -> None:
         from forkshm.integrations.torch import settle_worker
 
         settle_worker()
+    _choose_memory(born_shared=assignment.born_shared)
     try:
         _Worker(assignment).run()
     except ChannelBrokenError:
         pass  # the pool is gone, and nobody waits for an answer
     finally:
         os.close(armed)
+
+
+def _choose_memory(*, born_shared: bool) -> None:
+    # Also when it is not wanted: the thread that forked us may be in a block of shared_allocations.
+    module = "forkshm.integrations._numpy_memory"
+    if born_shared:
+        importlib.import_module(module).use_own_blocks()
+    elif module in sys.modules:
+        sys.modules[module].use_own_memory()
 
 
 class _Worker:

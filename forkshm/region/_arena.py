@@ -107,6 +107,8 @@ class Block:
     offset: int
     #: Bytes, rounded up from what was asked for.
     size: int
+    #: How many of them, from the first, may have been written before; the others are zeros.
+    used: int
 
     @property
     def address(self) -> int:
@@ -161,7 +163,7 @@ class Arena:
         self._allocations = 0
 
     def allocate(self, nbytes: int) -> Block:
-        """Return a block of at least *nbytes*, which holds old bytes.
+        """Return a block of at least *nbytes*, which may hold old bytes: see `Block.used`.
 
         Raises:
             OSError: The kernel has no more memory, address space or fds for us.
@@ -245,9 +247,10 @@ class Arena:
         for carved in self._carved:
             if carved.segment.stuck:
                 mend(carved.segment)
+            warm_end = carved.warm_end
             start = carved.take(size)
             if start is not None:
-                return Block(carved, start, size)
+                return Block(carved, start, size, min(max(warm_end - start, 0), size))
         return None
 
     def _free(self, block: Block) -> None:
@@ -279,7 +282,7 @@ class Arena:
             raise RuntimeError(
                 f"a new segment of {carved.segment.size} bytes has no room for {size}: please report this"
             )
-        return Block(carved, start, size)
+        return Block(carved, start, size, 0)
 
     def _new_segment(self, size: int) -> _Carved:
         fd = kernel.create_memory(size, "arena")

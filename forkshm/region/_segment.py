@@ -233,16 +233,22 @@ class Claim:
         Raises:
             OSError: The kernel refused the mapping.
         """
+        settle()  # a view that is gone counts no more
         with guard:
             if self.share is Share.exclusive:
                 if not self.count and not to_many:
                     return Share.exclusive
                 if self.count:
-                    self._part()
+                    self.part()
                 return Share.private
             return self.share
 
-    def _part(self) -> None:
+    def part(self) -> None:
+        """From now on let nobody see what is written here. Needs `guard`.
+
+        Raises:
+            OSError: The kernel refused the mapping.
+        """
         kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
         self.share = Share.private
 
@@ -413,7 +419,7 @@ def _before_fork() -> None:
         if claimed.share is Share.exclusive:
             # It is a copy, and so it shall be to the child: neither sees the other's writes.
             try:
-                claimed._part()
+                claimed.part()
             except OSError:
                 claimed.share = Share.shared  # no memory for mappings: it is what it is
     for segment in _segments.values():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
 import pytest
 
+from forkshm.backend import kernel
 from forkshm.region import _arena
 from forkshm.region._arena import BLOCKS_PER_SEGMENT, FIRST_SEGMENT, MIB
-from forkshm.region._segment import block_size, segments_mapped
+from forkshm.region._lifetime import guard, settle
+from forkshm.region._segment import Share, block_size, claim_at, segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -217,3 +220,50 @@ def test_segments_are_counted_while_they_are_mapped(fresh_arena):
     before = segments_mapped()
     fresh_arena.allocate(1)
     assert segments_mapped() == before + 1
+
+
+def test_a_block_knows_how_much_of_it_was_used_before(fresh_arena):
+    first = fresh_arena.allocate(4 * PAGE)
+    assert first.used == 0
+    fill(first, 7)
+    fresh_arena.free(first)
+    again = fresh_arena.allocate(2 * PAGE)
+    assert (again.offset, again.used) == (first.offset, 2 * PAGE)
+    across = fresh_arena.allocate(8 * PAGE)
+    assert across.used == 2 * PAGE
+    assert not any(kernel.bytes_at(across.address + across.used, across.size - across.used))
+    fresh_arena.free(again)
+    fresh_arena.free(across)
+
+
+@pytest.mark.parametrize("share", [Share.exclusive, Share.shared])
+def test_a_block_that_is_held_comes_back_when_its_claim_has_ended(fresh_arena, share):
+    block = fresh_arena.allocate(PAGE)
+    claim = fresh_arena.hold(block, share)
+    assert claim_at(block.address + PAGE - 1) is claim
+    assert fresh_arena.allocate(PAGE).offset != block.offset
+    with contextlib.closing(claim.lend()) as lease:
+        settle(claim.end)
+        assert claim_at(block.address) is None
+        assert fresh_arena.statistics().blocks == 2
+        assert claim.share_out(to_many=False) is share
+        assert lease.fd >= 0
+    assert fresh_arena.statistics().blocks == 1
+
+
+def test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only(fresh_arena):
+    for share, to_others in ((Share.exclusive, Share.private), (Share.shared, Share.shared)):
+        claim = fresh_arena.hold(fresh_arena.allocate(PAGE), share)
+        assert claim.share_out(to_many=False) is to_others
+        assert claim.share_out(to_many=True) is to_others
+        settle(claim.end)
+    assert fresh_arena.statistics().blocks == 0
+
+
+def test_what_ends_while_the_lock_is_held_ends_afterwards(fresh_arena):
+    claim = fresh_arena.hold(fresh_arena.allocate(PAGE), Share.exclusive)
+    with guard:
+        settle(claim.end)
+        assert claim.count == 1
+    assert fresh_arena.statistics().blocks == 0
+    assert claim.count == 0
