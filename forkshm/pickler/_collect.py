@@ -80,6 +80,8 @@ class Collector:
         self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
         self.fds: list[int] = []
         self.shared = 0
+        #: Whether there is one object with buffers, so that nothing else can be a view of them.
+        self.is_alone = False
         #: Bytes that were copied already, for other parcels as well.
         self.copied = 0
         #: Windows: their regions stay mapped.
@@ -169,6 +171,8 @@ class Collector:
             self.refs.append(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only))
             self.fds.append(lease.fd)
             return False
+        if self.is_alone and nbytes < OUT_OF_BAND:
+            return True
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
         self.views.append(view)
