@@ -10,7 +10,7 @@ import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler._collect import Collector, Copies, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
@@ -18,6 +18,7 @@ from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
+from forkshm.region._segment import Share
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ class Packing:
                 parcel = Parcel(
                     b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
                 )
+            elif len(collector.copies) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
+                parcel = _copy_one(sink, collector, for_many=for_many)
             else:
                 parcel = _assemble(sink, collector, for_many=for_many)
         except BaseException:
@@ -272,6 +275,29 @@ class Packing:
         ledger.bytes_copied += parcel.copied
         ledger.bytes_shared += parcel.shared
         return parcel
+
+
+def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+    """The short way of `_assemble` for one buffer: most arrays are sent so."""
+    address, nbytes, _, for_reading = collector.copies[0]
+    if nbytes < OUT_OF_BAND or for_reading:
+        return _assemble(sink, collector, for_many=for_many)
+    block = arena.allocate(nbytes)
+    try:
+        block.copy(0, address, nbytes)
+    except BaseException:
+        arena.free(block)
+        raise
+    lease = arena.lend(block)
+    collector.leases.append(lease)
+    ref = block.offset, block.size, Share.private if for_many else Share.exclusive
+    parcel = Parcel(
+        b"".join([write_one_region(ref, (BLOCK, 0, nbytes), sink.size), *sink.pieces]), [lease.fd], collector.leases
+    )
+    parcel.copied = nbytes
+    if ledger.watches:
+        ledger.note([(nbytes, describe(collector.views[0].obj))], "sent")
+    return parcel
 
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:

@@ -8,6 +8,7 @@ from typing import Any
 
 from forkshm._ledger import ledger
 from forkshm.descriptor._tables import (
+    BLOCK,
     HANDLE,
     INLINE,
     READ_ONLY,
@@ -175,9 +176,9 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
 
 
 def _receive_one_region(
-    data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int], fds: list[int]
+    data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int], fds: list[int]
 ) -> tuple[Arrival, int]:
-    (offset, size, mode), start, nbytes, stream, end = one
+    (offset, size, mode), (region, start, nbytes), stream, end = one
     try:
         whole = _memory_of(fds.pop(0), offset, size, mode)
     except ValueError as error:
@@ -187,8 +188,14 @@ def _receive_one_region(
     arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
     if isinstance(mode, Mode):
         arrival.windows.append(whole)
-    arrival.shared = nbytes
-    ledger.bytes_shared += nbytes
+    if region == BLOCK:
+        arrival.copied = nbytes
+        ledger.bytes_copied += nbytes
+        if ledger.watches:
+            ledger.note([(nbytes, "1 copied buffers")], "received")
+    else:
+        arrival.shared = nbytes
+        ledger.bytes_shared += nbytes
     return arrival, end
 
 
