@@ -179,3 +179,12 @@ def initializer_fails(*_):
 
 def initializer_dies(how):
     end(how)
+
+
+def die_is_due(path):
+    """Whether this is the first time."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
