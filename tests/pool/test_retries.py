@@ -117,5 +117,5 @@ def test_by_default_nothing_is_done_twice(pool, tmp_path):
 
 @pytest.mark.parametrize(("retries", "error"), [(-1, ValueError), (1.5, TypeError), ("2", TypeError)])
 def test_a_bad_number_is_refused(retries, error):
-    with pytest.raises(error, match="retries|integer"):
+    with pytest.raises(error, match=r"retries|integer"):
         forkshm.Pool(1, retries=retries)

@@ -123,7 +123,7 @@ def test_a_parent_that_was_busy_elsewhere_does_not_find_all_overdue(tmp_path, wa
     ("seconds", "error"), [(0, ValueError), (-1, ValueError), (float("nan"), ValueError), ("soon", ValueError)]
 )
 def test_a_bad_limit_is_refused(seconds, error):
-    with pytest.raises(error, match="task_timeout|could not convert"):
+    with pytest.raises(error, match=r"task_timeout|could not convert"):
         forkshm.Pool(1, task_timeout=seconds)
 
 
