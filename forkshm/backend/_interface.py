@@ -65,6 +65,19 @@ class Backend(abc.ABC):
     #: Mappings start and end on multiples of this many bytes.
     page_size: int
 
+    # -- the limit on open files ------------------------------------------------------
+
+    @abc.abstractmethod
+    def raise_fd_limit(self) -> bool:
+        """Raise the soft limit on open files to the hard one; return whether there are more now.
+
+        Every method here that opens an fd does so when few are left: nobody who needs few has it changed.
+        """
+
+    @abc.abstractmethod
+    def duplicate(self, fd: int) -> int:
+        """Return another fd of the same open file description."""
+
     # -- memory objects -------------------------------------------------------------
 
     @abc.abstractmethod

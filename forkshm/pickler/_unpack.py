@@ -95,7 +95,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     if len(fds) < head.fds:
         raise RegionGoneError(
             f"a message named {head.fds} memory objects and only {len(fds)} arrived: "
-            "this process has too many files open; raise the limit (ulimit -n) or pass fewer arrays at once"
+            "this process has as many files open as it may (EMFILE); let arrays share a region, "
+            "pass fewer at once, or raise the limit (ulimit -n)"
         )
     mine = fds[: head.fds]
     del fds[: head.fds]
