@@ -19,7 +19,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
-from forkshm.region._mapped import attach, view_of
+from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode
 
@@ -163,7 +163,10 @@ def _covered(ranges: list[tuple[int, int]]) -> int:
 
 
 def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
-    view = memoryview(claim(lease, offset, size, share)).cast("B")
+    try:
+        view = memoryview(claim(lease, offset, size, share)).cast("B")
+    except OSError as error:
+        raise map_refused(error, size, Mode.read_write) from error
     return view.toreadonly() if share is Share.read_only else view
 
 

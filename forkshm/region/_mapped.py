@@ -564,7 +564,7 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
     """
     try:
         identity, whole = kernel.identify(fd)
-        if offset + size > whole:
+        if offset < 0 or size < 1 or offset + size > whole:
             raise ValueError(f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}")
         # What was written to a copy-on-write mapping is for those who have it already.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
