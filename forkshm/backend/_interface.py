@@ -85,7 +85,7 @@ class Backend(abc.ABC):
         """Create a zero-filled memory object without a name; return its fd.
 
         It can never shrink, so no process can turn another's reads into SIGBUS.
-        *label* is shown in ``/proc/<pid>/maps``.
+        *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
     @abc.abstractmethod

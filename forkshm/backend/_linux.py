@@ -115,12 +115,12 @@ class LinuxBackend(Backend):
             return os.dup(fd)
 
     def create_memory(self, size: int, label: str) -> int:
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
-            fd = self._noted(os.memfd_create(f"forkshm-{label}", flags))
+            fd = self._noted(os.memfd_create(name, flags))
         except OSError as error:
             self._once_more(error)
-            fd = os.memfd_create(f"forkshm-{label}", flags)
+            fd = os.memfd_create(name, flags)
         try:
             os.ftruncate(fd, size)
             # memfd_create(2), "File sealing": nobody can shrink it under our feet.
