@@ -20,7 +20,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
-from forkshm.region._mapped import attach, view_of
+from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode
 
@@ -96,7 +96,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     if len(fds) < head.fds:
         raise RegionGoneError(
             f"a message named {head.fds} memory objects and only {len(fds)} arrived: "
-            "this process has too many files open; raise the limit (ulimit -n) or pass fewer arrays at once"
+            "this process has as many files open as it may (EMFILE); let arrays share a region, "
+            "pass fewer at once, or raise the limit (ulimit -n)"
         )
     mine = fds[: head.fds]
     del fds[: head.fds]
@@ -163,7 +164,10 @@ def _covered(ranges: list[tuple[int, int]]) -> int:
 
 
 def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
-    view = memoryview(claim(lease, offset, size, share)).cast("B")
+    try:
+        view = memoryview(claim(lease, offset, size, share)).cast("B")
+    except OSError as error:
+        raise map_refused(error, size, Mode.read_write) from error
     return view.toreadonly() if share is Share.read_only else view
 
 
