@@ -11,12 +11,35 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multiprocessing import BufferTooShort, TimeoutError, connection, context, managers, process, reduction, util  # noqa: A004
+    from collections.abc import Callable, Mapping
+    from multiprocessing import (
+        AuthenticationError,
+        BufferTooShort,
+        ProcessError,
+        TimeoutError,  # noqa: A004
+        connection,
+        context,
+        managers,
+        process,
+        reduction,
+        util,
+    )
 else:
-    from multiprocess import BufferTooShort, TimeoutError, context, process, reduction, util  # noqa: A004
+    from multiprocess import (
+        AuthenticationError,
+        BufferTooShort,
+        ProcessError,
+        TimeoutError,  # noqa: A004
+        context,
+        process,
+        reduction,
+        util,
+    )
 
 __all__ = (
+    "AuthenticationError",
     "BufferTooShort",
+    "ProcessError",
     "TimeoutError",
     "connection",
     "context",
@@ -28,6 +51,7 @@ __all__ = (
     "managers",
     "process",
     "reduction",
+    "stand_in",
     "util",
 )
 
@@ -37,6 +61,24 @@ def __getattr__(name: str) -> Any:
     if name in ("connection", "managers"):
         return importlib.import_module(f"multiprocess.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` for our module of that name.
+
+    What it does not define itself is looked up in that of ``multiprocess``, each time: some
+    names there, such as the current process, change their value. That one is imported when
+    first asked.
+    """
+    theirs = f"multiprocess.{module}"
+
+    def __getattr__(name: str) -> Any:  # noqa: N807 - the module's
+        return getattr(importlib.import_module(theirs), name)
+
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*ours, *dir(importlib.import_module(theirs))})
+
+    return __getattr__, __dir__
 
 
 #: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
