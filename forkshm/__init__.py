@@ -24,6 +24,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
+from forkshm._patch import patch, patched, unpatch
 from forkshm.accounting import Statistics, assert_zero_copy, statistics
 from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
@@ -237,6 +238,8 @@ __all__ = (
     "open_only",
     "open_or_create",
     "parent_process",
+    "patch",
+    "patched",
     "read_only",
     "read_private",
     "read_write",
@@ -247,6 +250,7 @@ __all__ = (
     "set_start_method",
     "shared_allocations",
     "statistics",
+    "unpatch",
     "view",
     "zeros",
     "zeros_like",

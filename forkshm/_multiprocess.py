@@ -7,6 +7,7 @@ standard library it was forked from. Every seam that forkshm leans on is listed 
 from __future__ import annotations
 
 import importlib
+import multiprocessing.process as _standard
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ __all__ = (
     "process",
     "reduction",
     "stand_in",
+    "tell_standard_library",
     "util",
 )
 
@@ -119,4 +121,24 @@ def let_have_children() -> None:
     to have children. A pool worker needs the first and not the second: its own
     workers die with it, because their lifeline does.
     """
-    process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+    for own in (process.current_process(), _standard.current_process()):
+        own._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+
+
+def tell_standard_library(_: object = None) -> None:
+    """In a process that was started: let ``multiprocessing.current_process()`` say the same as ours."""
+    # A copy, because each library pickles keys of its own class only.
+    seam: Any = _standard
+    own: Any = process.current_process()
+    parent: Any = process.parent_process()
+    told = seam.BaseProcess.__new__(seam.BaseProcess)
+    for name in ("_identity", "_parent_pid", "_parent_name", "_closed", "_name"):
+        setattr(told, name, getattr(own, name))
+    told._popen = None
+    told._config = {**own._config, "authkey": seam.AuthenticationString(own.authkey)}
+    seam._current_process = told
+    seam._parent_process = parent and seam._ParentProcess(parent.name, parent.pid, parent._sentinel)
+    seam._children = set()
+
+
+util.register_after_fork(tell_standard_library, tell_standard_library)

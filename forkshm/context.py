@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
-from forkshm._start import ForkServerProcess, SpawnProcess
+from forkshm._start import ForkServerProcess, SpawnProcess, StartedAnew
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
 }
 
 
-class Process(_multiprocess.process.BaseProcess):
+class Process(StartedAnew, _multiprocess.process.BaseProcess):
     """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
 
     _start_method = None
