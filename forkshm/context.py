@@ -7,30 +7,63 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm import channel as _channel
-from forkshm._start import ForkServerProcess, SpawnProcess
+from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
+from forkshm._start import ForkServerProcess, SpawnProcess, StartedAnew
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from multiprocessing.context import BaseContext, ForkProcess
 
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
 
 __all__ = (
+    "Array",
+    "AuthenticationError",
+    "Barrier",
+    "BaseContext",
+    "BoundedSemaphore",
+    "BufferTooShort",
+    "Condition",
     "DefaultContext",
+    "Event",
     "ForkContext",
+    "ForkProcess",
     "ForkServerContext",
+    "ForkServerProcess",
+    "Lock",
     "Manager",
     "Process",
+    "ProcessError",
+    "RLock",
+    "RawArray",
+    "RawValue",
+    "Semaphore",
     "SpawnContext",
+    "SpawnProcess",
+    "TimeoutError",
+    "Value",
+    "active_children",
+    "allow_connection_pickling",
+    "cpu_count",
+    "current_process",
     "default_context",
+    "freeze_support",
     "get_all_start_methods",
     "get_context",
+    "get_logger",
     "get_start_method",
+    "log_to_stderr",
+    "parent_process",
+    "reducer",
+    "set_executable",
     "set_forkserver_preload",
     "set_start_method",
 )
 
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = _multiprocess.stand_in("context", globals())
 
 if TYPE_CHECKING:
     _Base = multiprocessing.context.BaseContext
@@ -110,7 +143,7 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
 }
 
 
-class Process(_multiprocess.process.BaseProcess):
+class Process(StartedAnew, _multiprocess.process.BaseProcess):
     """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
 
     _start_method = None
@@ -177,11 +210,33 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
-get_context = default_context.get_context
-set_start_method = default_context.set_start_method
-get_start_method = default_context.get_start_method
+# What multiprocessing offers.
+Array = default_context.Array
+Barrier = default_context.Barrier
+BoundedSemaphore = default_context.BoundedSemaphore
+Condition = default_context.Condition
+Event = default_context.Event
+Lock = default_context.Lock
+RLock = default_context.RLock
+RawArray = default_context.RawArray
+RawValue = default_context.RawValue
+Semaphore = default_context.Semaphore
+Value = default_context.Value
+active_children = default_context.active_children
+allow_connection_pickling = default_context.allow_connection_pickling
+cpu_count = default_context.cpu_count
+current_process = default_context.current_process
+freeze_support = default_context.freeze_support
 get_all_start_methods = default_context.get_all_start_methods
+get_context = default_context.get_context
+get_logger = default_context.get_logger
+get_start_method = default_context.get_start_method
+log_to_stderr = default_context.log_to_stderr
+parent_process = default_context.parent_process
+reducer = default_context.reducer
+set_executable = default_context.set_executable
 set_forkserver_preload = default_context.set_forkserver_preload
+set_start_method = default_context.set_start_method
 
 
 def Manager() -> SyncManager:  # noqa: N802 - the standard library's name

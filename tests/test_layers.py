@@ -21,10 +21,13 @@ LAYERS = [
     "pool",
     "_start",
     "context",
+    "_patch",
     "accounting",
     "_commands",
     "__main__",
 ]
+#: The other modules that multiprocessing has: below all layers, imported by users only.
+LAYERS += sorted(forkshm._MODULES - set(LAYERS))
 BESIDE = {"errors", "_multiprocess", "_ledger"}
 OPEN = {"integrations", "testing"}
 

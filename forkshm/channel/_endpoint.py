@@ -245,7 +245,7 @@ _ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
 
 def ends_open() -> int:
     """How many ends of channels are open here, each with an fd."""
-    return sum(end.fileno() >= 0 for end in list(_ends))
+    return len({end.fileno() for end in list(_ends)} - {-1})
 
 
 def pair() -> tuple[Sender, Receiver]:
