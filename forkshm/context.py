@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _identity, _multiprocess
 from forkshm import channel as _channel
 from forkshm._start import ForkServerProcess, SpawnProcess
 from forkshm.pool import Pool
@@ -177,6 +177,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
+_identity.register()
 get_context = default_context.get_context
 set_start_method = default_context.set_start_method
 get_start_method = default_context.get_start_method

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(forkshm.__file__).parent
 
 #: In the order of the data's way. What stands beside them may be imported by all.
 LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "_start", "context", "accounting"]
-BESIDE = {"errors", "_multiprocess", "_ledger"}
+BESIDE = {"errors", "_multiprocess", "_identity", "_ledger"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
