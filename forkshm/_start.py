@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm._identity import introduce
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import known_after_import, pack
@@ -78,6 +79,10 @@ class SpawnProcess(StartedAnew, _multiprocess.context.SpawnProcess):
             return _multiprocess.context.SpawnProcess._Popen(process_obj)
         finally:
             process_obj._drop_carrier()
+
+    @staticmethod
+    def _after_fork() -> None:
+        introduce()
 
 
 class ForkServerProcess(StartedAnew, _multiprocess.context.ForkServerProcess):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _identity, _multiprocess
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkServerProcess, SpawnProcess, StartedAnew
@@ -210,6 +210,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
+_identity.register()
 # What multiprocessing offers.
 Array = default_context.Array
 Barrier = default_context.Barrier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing.process
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 
+from forkshm._multiprocess import process as _process
 from forkshm._multiprocess import util
 from forkshm.channel import Sender
 
@@ -224,4 +226,40 @@ def die_at_exit(how):
 
 def die_at_sigterm(path, how):
     signal.signal(signal.SIGTERM, lambda *_: end(how))
+    hang(path)
+
+
+def who_am_i():
+    """As multiprocess and as the standard library see it."""
+    answers = []
+    for process in (_process, multiprocessing.process):
+        me, parent = process.current_process(), process.parent_process()
+        answers.append(
+            {
+                "name": me.name,
+                "daemon": me.daemon,
+                "is_me": me.pid == me.ident == os.getpid(),
+                "parent": (parent.name, parent.pid, parent.is_alive()),
+                "children": process.active_children(),
+            }
+        )
+    return answers
+
+
+def send_who_am_i(connection):
+    connection.send(who_am_i())
+
+
+def finalize_later(path):
+    import multiprocessing.util
+
+    multiprocessing.util.Finalize(None, touch_file, (path, 1), exitpriority=1)
+
+
+def secret():
+    return bytes(multiprocessing.current_process().authkey)
+
+
+def ignore_sigterm_and_hang(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang(path)

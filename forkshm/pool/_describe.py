@@ -10,7 +10,7 @@ from forkshm.channel import Kind
 if TYPE_CHECKING:
     from forkshm.pool._dispatch import Task
 
-__all__ = ("describe", "describe_task", "index_of", "name_of")
+__all__ = ("describe", "describe_task", "index_of", "name_of", "names_of_arguments")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -40,6 +40,15 @@ def index_of(task: Task, item: int | None) -> int | None:
     if task.kind is Kind.CALL:
         return None
     return task.position * task.job.chunksize + (item or 0)
+
+
+def names_of_arguments(task: Task) -> dict[str, Any]:
+    """Return the arguments by what the caller knows them as."""
+    if task.kind is Kind.CALL:
+        args, kwargs = task.arguments
+        return {"args": args, "kwds": kwargs}
+    first = task.position * task.job.chunksize
+    return {f"iterable[{number}]": item for number, item in enumerate(task.arguments, first)}
 
 
 def _place(task: Task, item: int | None) -> str:

@@ -31,8 +31,8 @@ from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, Repeats, crosses_by_name, mark, pack
-from forkshm.pool._describe import describe_task, index_of, name_of
+from forkshm.pickler import Parcel, Repeats, crosses_by_name, explain, mark, pack
+from forkshm.pool._describe import describe_task, index_of, name_of, names_of_arguments
 from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
 from forkshm.pool._statistics import PoolStatistics
@@ -111,7 +111,11 @@ class Function:
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
         if self._parcel is None:
-            self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
+            try:
+                self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
+            except Exception as error:
+                explain(error, {"func": self.function}, self._dispatcher.known)
+                raise
         return self._parcel
 
     def done(self) -> None:
@@ -175,6 +179,8 @@ class Dispatcher:
 
     def __init__(self, crew: Crew, *, task_timeout: float | None = None, retries: int = 0) -> None:
         self._crew = crew
+        #: What of ``__main__`` the workers have, and so crosses by name.
+        self.known = crew.known
         self._watch = Watch(task_timeout) if task_timeout is not None else None
         self.retries = retries
         self._oom_kills = OomKills()
@@ -255,7 +261,7 @@ class Dispatcher:
 
     def pack_function(self, function: Callable[..., Any], *, for_many: bool) -> tuple[Parcel, bool]:
         """Return the parcel of a function, and whether it is kept here for the next time."""
-        known = self._crew.known
+        known = self.known
         try:
             if function not in self._by_name:
                 self._by_name[function] = pack(function, known=known) if crosses_by_name(function, known) else None
@@ -316,9 +322,11 @@ class Dispatcher:
         function = task.function
         # What may be sent again is mapped copy-on-write: nobody sees what a worker wrote before it died.
         again = self.retries > 0
-        task.parcel = pack(
-            function.arguments_of(task), for_many=again, known=self._crew.known, repeats=function.repeats
-        )
+        try:
+            task.parcel = pack(function.arguments_of(task), for_many=again, known=self.known, repeats=function.repeats)
+        except Exception as error:
+            explain(error, names_of_arguments(task), self.known)
+            raise
         return task.parcel, function.parcel()
 
     def _feed(self) -> None:
@@ -384,7 +392,7 @@ class Dispatcher:
             with first.function.acting("sent to"):
                 first.parcel = pack(
                     (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
-                    known=self._crew.known,
+                    known=self.known,
                     repeats=first.function.repeats,
                 )
             first.copied = first.parcel.copied

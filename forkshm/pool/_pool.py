@@ -28,7 +28,7 @@ from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
-from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, chunked
+from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
@@ -290,14 +290,18 @@ class Pool:
         _check_chunksize(chunksize)
         function = Function(self._dispatcher, func, for_many=True)
         chunks = chunked(iter(iterable), chunksize)
-        dispatcher = self._dispatcher
+        dispatcher, is_timed = self._dispatcher, self._is_timed
 
         def submit(job: IMapIterator[T]) -> bool:
             chunk = next(chunks, None)
             if chunk is None:
                 return False
+            dispatcher.check_accepting()
             task = Task(Kind.MAP, function, chunk, job, job.next_position(), retries=dispatcher.retries)
-            dispatcher.submit([task], waited_for=not self._is_timed)
+            try:
+                dispatcher.submit([task], waited_for=not is_timed)
+            except Exception as error:  # what cannot be pickled fails at its place; the others go on
+                job.deliver(task.position, Outcome(error=error))
             return True
 
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)

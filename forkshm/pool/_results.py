@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Message, Received
     from forkshm.pool._dispatch import Dispatcher
 
-__all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult")
+__all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Outcome")
 
 T = TypeVar("T")
 

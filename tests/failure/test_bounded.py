@@ -1,6 +1,8 @@
 """Nothing takes for ever: crash loops, nonsense in a channel, workers that do not end."""
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -275,3 +277,45 @@ def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_unt
         while True:  # the group has ended, the fork server and the tracker of resources too
             os.killpg(process.pid, 0)
             time.sleep(0.01)
+
+
+# -- the parent dies ----------------------------------------------------------------------
+
+ORPHANS = """
+import os, sys, forkshm, numpy as np
+sys.path.insert(0, {tests!r})
+import functions as f
+if __name__ == "__main__":
+    pool = forkshm.get_context({method!r}).Pool(3)
+    shared = forkshm.ones(1_000_000)
+    pool.map_async(f.ignore_sigterm_and_hang, [{path!r} + "/" + str(i) for i in range(2)], chunksize=1)
+    while not all(os.path.exists({path!r} + "/" + str(i)) for i in range(2)):
+        pool.apply(np.sum, (np.ones(1_000_000),))
+    print(*[worker.pid for worker in pool._crew.workers], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("at_once", ["alone", "with a worker", "while a worker is stopped"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(ORPHANS.format(tests=os.path.dirname(f.__file__), path=str(tmp_path), method=method))
+    with subprocess.Popen([sys.executable, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        if at_once == "while a worker is stopped":
+            os.kill(pids[0], signal.SIGSTOP)
+        parent.kill()
+        if at_once == "with a worker":
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                signal.pidfd_send_signal(pidfds[0], signal.SIGKILL)
+        died = time.monotonic()
+        for pidfd in pidfds:
+            # With a worker's last fd and mapping its memory is gone, too.
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
+        # What it takes is milliseconds; on a machine that is this busy, at the worst.
+        assert time.monotonic() - died < 5
+    assert parent.returncode == -signal.SIGKILL
