@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing.process as _standard
 import os
+import select
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any]
 #: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
 default_context: Any = context._default_context
 
+#: How long the fork server may take to say how one of its processes ended.
+_SERVER_MILLISECONDS = 5000
+
 current_process = process.current_process
 get_logger = util.get_logger
 
@@ -96,10 +100,15 @@ def exit_code(ended: process.BaseProcess) -> int | None:
     Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
     codes away; ``join()`` would then see a process that runs for ever.
     """
-    ended.join()
+    popen: Any = ended._popen  # type: ignore[attr-defined]
+    if popen.method == "forkserver":
+        # The server tells, as its parent; but not if it was stopped.
+        status = select.poll()
+        status.register(popen.sentinel, select.POLLIN)
+        status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
     if code is None:
-        ended._popen.returncode = 255  # type: ignore[attr-defined]  # or close() would refuse
+        popen.returncode = 255  # or close() would refuse
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]
     return code

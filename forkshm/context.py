@@ -80,12 +80,10 @@ class _Doors(_Base):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        *,
-        born_shared: bool = False,
+        **options: Any,
     ) -> Pool:
-        """Return a `forkshm.Pool` whose workers this context starts."""
-        context = self.get_context()
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=context, born_shared=born_shared)
+        """Return a `forkshm.Pool` whose workers this context starts; *options* are those of the class."""
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method; see `forkshm.get_context`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import resource
 import signal
 import sys
 import threading
 import time
+
+from forkshm._multiprocess import util
+from forkshm.channel import Sender
 
 
 def nothing(*args, **kwargs):
@@ -54,6 +59,15 @@ def end(how):
         os._exit(17)
     if how == "sys.exit":
         sys.exit(17)
+    if how == "bad memory access":
+        faulthandler._sigsegv()
+    if how == "MemoryError":
+        resource.setrlimit(resource.RLIMIT_AS, (0, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        return bytearray(2**30)
+    return stop(how)
+
+
+def stop(how):
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(60)
 
@@ -179,3 +193,35 @@ def initializer_fails(*_):
 
 def initializer_dies(how):
     end(how)
+
+
+def die_is_due(path):
+    """Whether this is the first time."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def die_at_sending(how):
+    """Return, and die when the answer is to be sent."""
+
+    def send(*_, **__):
+        end(how)
+
+    Sender.send = send
+
+
+def initializer_dies_once(path, how):
+    if die_is_due(path):
+        end(how)
+
+
+def die_at_exit(how):
+    util.Finalize(None, end, (how,), exitpriority=1)
+
+
+def die_at_sigterm(path, how):
+    signal.signal(signal.SIGTERM, lambda *_: end(how))
+    hang(path)

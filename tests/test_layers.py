@@ -12,7 +12,20 @@ import forkshm
 ROOT = pathlib.Path(forkshm.__file__).parent
 
 #: In the order of the data's way. What stands beside them may be imported by all.
-LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "_start", "context", "_patch", "accounting"]
+LAYERS = [
+    "backend",
+    "region",
+    "descriptor",
+    "pickler",
+    "channel",
+    "pool",
+    "_start",
+    "context",
+    "_patch",
+    "accounting",
+    "_commands",
+    "__main__",
+]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
 LAYERS += sorted(forkshm._MODULES - set(LAYERS))
 BESIDE = {"errors", "_multiprocess", "_ledger"}

@@ -65,6 +65,19 @@ class Backend(abc.ABC):
     #: Mappings start and end on multiples of this many bytes.
     page_size: int
 
+    # -- the limit on open files ------------------------------------------------------
+
+    @abc.abstractmethod
+    def raise_fd_limit(self) -> bool:
+        """Raise the soft limit on open files to the hard one; return whether there are more now.
+
+        Every method here that opens an fd does so when few are left: nobody who needs few has it changed.
+        """
+
+    @abc.abstractmethod
+    def duplicate(self, fd: int) -> int:
+        """Return another fd of the same open file description."""
+
     # -- memory objects -------------------------------------------------------------
 
     @abc.abstractmethod
@@ -72,7 +85,7 @@ class Backend(abc.ABC):
         """Create a zero-filled memory object without a name; return its fd.
 
         It can never shrink, so no process can turn another's reads into SIGBUS.
-        *label* is shown in ``/proc/<pid>/maps``.
+        *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
     @abc.abstractmethod

@@ -156,30 +156,33 @@ def write(head: Head) -> bytes:
 
 def read_one_region(
     data: bytes, position: int
-) -> tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int] | None:
-    """Read a parcel of one region, of which it has one span, and no block: one shared array.
+) -> tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int] | None:
+    """Read a parcel of one region and one span: one array, shared or copied.
 
     Most parcels with tables are that, and the general way takes three times as long.
 
     Returns:
-        The region, the span's offset and bytes, and where the stream begins and ends; or
-        None for another kind of parcel, and for one in which something is wrong.
+        The region, the span, whose region is 0 or, for a copy, `BLOCK`, and where the
+        stream begins and ends; or None for another kind of parcel, and for one in which
+        something is wrong.
     """
     if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
         return None
     body = position + _HEAD.size
     body_size = _HEAD.unpack_from(data, position)[4]
     offset, size, mode, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
-    fits = size >= 1 and offset + size < 2**63 and region == 0 and start + nbytes <= size and mode < len(_MODES)
+    fits = size >= 1 and offset + size < 2**63 and start + nbytes <= size and mode < len(_MODES)
+    if region:
+        fits = fits and region == BLOCK and isinstance(_MODES[mode], Share)
     if not fits or not _ONE_REGION.size <= body_size <= len(data) - body:
         return None
-    return (offset, size, _MODES[mode]), start, nbytes, body + _ONE_REGION.size, body + body_size
+    return (offset, size, _MODES[mode]), (region, start, nbytes), body + _ONE_REGION.size, body + body_size
 
 
 def write_one_region(
     region: tuple[int, int, Mode | Share | Bare], span: tuple[int, int, int], stream_size: int
 ) -> bytes:
-    """Return the wire form of head and tables of a parcel of one region and one span of it."""
+    """Return the wire form of head and tables of a parcel of one region and one span of it; see `read_one_region`."""
     offset, size, mode = region
     head = _HEAD.pack(0, 0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
     return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], *span)

@@ -10,7 +10,7 @@ import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler._collect import Collector, Copies, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
@@ -18,6 +18,7 @@ from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
+from forkshm.region._segment import Share
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ __all__ = ("Packing", "Parcel", "Repeats", "begin", "crosses_by_name", "pack")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
+#: And of these, when they are short.
+_PLAIN_OR_TEXT = _PLAIN | {str, bytes}
 
 
 class Parcel:
@@ -183,9 +186,14 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     Who has no more use for *thing* drops it in between. Then memory that came from
     elsewhere is the receiver's alone, and need not be mapped copy-on-write.
     """
-    kind = type(thing)
-    if kind in _PLAIN or (
-        kind in (tuple, list) and len(thing) < INLINE_LIMIT // 16 and _PLAIN.issuperset(map(type, thing))
+    parts = _parts(thing)
+    kinds = set(map(type, parts)) if len(parts) <= _MANY else None
+    if kinds is not None and (
+        _PLAIN.issuperset(kinds)
+        or (
+            _PLAIN_OR_TEXT.issuperset(kinds)
+            and sum(len(part) for part in parts if type(part) not in _PLAIN) < INLINE_LIMIT // 4
+        )
     ):
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if len(stream) <= INLINE_LIMIT:
@@ -193,8 +201,9 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     sink = _Sink()
     collector = Collector(repeats)
     try:
-        parts = _simple_parts(thing)
-        if parts is not None:
+        if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
+            # Most calls, chunks and results are so. cloudpickle would find nothing to do in
+            # them, in half the time of all.
             collector.is_alone = sum(type(part) not in _PLAIN for part in parts) == 1
             simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             simple.dispatch_table = dispatch_table
@@ -211,31 +220,25 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     return Packing(sink, collector)
 
 
-def _simple_parts(thing: Any) -> Sequence[Any] | None:
-    """Return the parts of *thing* if they are numbers, arrays and regions, else None.
-
-    Most calls, which are (args, {}), most chunks, which are lists, and many results are so.
-    cloudpickle would find nothing to do in them, in half the time of all.
-    """
+def _parts(thing: Any) -> Sequence[Any]:
+    """Return what is in *thing*: arguments of a call, which is (args, {}), items, or itself."""
     kind = type(thing)
-    parts: Sequence[Any]
-    if kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict:
-        if thing[1]:
-            return None
-        parts = thing[0]
-    else:
-        parts = thing if kind is list else (thing,)
-    if len(parts) > _MANY or not simple_kinds.issuperset(map(type, parts)):
-        return None
+    if kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict and not thing[1]:
+        return thing[0]
+    return thing if kind in (list, tuple) else (thing,)
+
+
+def _are_simple(parts: Sequence[Any]) -> bool:
+    """Tell whether parts of simple kinds are simple."""
     for part in parts:
         simple = simple_when.get(type(part))
         if simple is not None and not simple(part):
-            return None
-    return parts
+            return False
+    return True
 
 
 #: Of more parts it is not asked what they are.
-_MANY = 64
+_MANY = 1000
 
 
 class Packing:
@@ -259,6 +262,8 @@ class Packing:
                 parcel = Parcel(
                     b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
                 )
+            elif len(collector.copies) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
+                parcel = _copy_one(sink, collector, for_many=for_many)
             else:
                 parcel = _assemble(sink, collector, for_many=for_many)
         except BaseException:
@@ -270,6 +275,29 @@ class Packing:
         ledger.bytes_copied += parcel.copied
         ledger.bytes_shared += parcel.shared
         return parcel
+
+
+def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+    """The short way of `_assemble` for one buffer: most arrays are sent so."""
+    address, nbytes, _, for_reading = collector.copies[0]
+    if nbytes < OUT_OF_BAND or for_reading:
+        return _assemble(sink, collector, for_many=for_many)
+    block = arena.allocate(nbytes)
+    try:
+        block.copy(0, address, nbytes)
+    except BaseException:
+        arena.free(block)
+        raise
+    lease = arena.lend(block)
+    collector.leases.append(lease)
+    ref = block.offset, block.size, Share.private if for_many else Share.exclusive
+    parcel = Parcel(
+        b"".join([write_one_region(ref, (BLOCK, 0, nbytes), sink.size), *sink.pieces]), [lease.fd], collector.leases
+    )
+    parcel.copied = nbytes
+    if ledger.watches:
+        ledger.note([(nbytes, describe(collector.views[0].obj))], "sent")
+    return parcel
 
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:

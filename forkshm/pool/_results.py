@@ -119,6 +119,9 @@ class Pace:
 class Job:
     """Something that is answered by one or more tasks."""
 
+    #: Of a map: how many items of its input each task has, but for the last.
+    chunksize = 1
+
     def __init__(self) -> None:
         self.pace = Pace()
         #: The pool, which must not be collected before the answer is there.
@@ -220,7 +223,7 @@ class ApplyResult(Job, Generic[T]):
             timeout: Seconds to wait at the most; None waits for as long as it takes.
 
         Raises:
-            TaskTimeoutError: No answer in time; the task goes on.
+            TaskTimeoutError: No answer in time; the task goes on. Or, with ``task_timeout``: it took longer than that.
             WorkerDiedError: The process that ran it died.
             Exception: What the function raised; the worker's traceback is its ``__cause__``.
         """

@@ -1,0 +1,108 @@
+"""Few open files: what works, and what says why it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+PROLOGUE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
+import numpy as np
+import forkshm
+
+def total(arrays):
+    return float(sum(array[0] for array in arrays))
+
+def made(count):
+    return [forkshm.full(10, float(number)) for number in range(count)]
+"""
+
+EXPECTED = float(sum(range(1000)))
+
+
+def test_1000_shared_arrays_cross_when_the_soft_limit_is_256(run_script):
+    run_script(
+        PROLOGUE.format(hard=20_000)
+        + f"""
+with forkshm.Pool(2) as pool:
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (256, 20000), "it was raised before there was need"
+    arrays = made(1000)
+    assert pool.apply(total, (arrays,)) == {EXPECTED}
+    assert pool.map(total, [arrays, arrays]) == [{EXPECTED}] * 2
+    back = pool.apply(made, (1000,))
+    assert total(back) == {EXPECTED}
+    back[7][0] = 0
+"""
+    )
+
+
+def test_1000_arrays_of_one_region_cross_when_the_hard_limit_is_256(run_script):
+    run_script(
+        PROLOGUE.format(hard=256)
+        + f"""
+with forkshm.Pool(2) as pool:
+    whole = forkshm.zeros((1000, 10))
+    arrays = list(whole)
+    whole[:, 0] = range(1000)
+    assert pool.apply(total, (arrays,)) == {EXPECTED}
+    plain = [np.full(10_000, float(number)) for number in range(1000)]
+    assert pool.apply(total, (plain,)) == {EXPECTED}
+"""
+    )
+
+
+def test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do(run_script):
+    out = run_script(
+        PROLOGUE.format(hard=256)
+        + """
+held = []
+try:
+    while True:
+        held.append(forkshm.anonymous_shared_memory(10))
+except forkshm.RegionCreateError as error:
+    print(error.errno, len(held), error)
+held.clear()
+assert forkshm.zeros(10).sum() == 0
+"""
+    )
+    errno, count, message = out.split(maxsplit=2)
+    assert errno == "24"
+    assert int(count) > 240
+    assert f"{count} of them for regions" in message
+    assert "ulimit -n" in message
+
+
+def test_a_worker_that_cannot_hold_all_says_so_and_the_pool_goes_on(run_script):
+    out = run_script(
+        PROLOGUE.format(hard=256)
+        + """
+import os
+def fill():
+    global kept
+    kept = [os.dup(0) for _ in range(100)]
+with forkshm.Pool(1) as pool:
+    arrays = made(180)
+    pool.apply(fill)
+    try:
+        pool.apply(total, (arrays,))
+    except forkshm.RegionGoneError as error:
+        print(error)
+    del arrays[100:]
+    assert pool.apply(total, (arrays,)) == 4950.0
+"""
+    )
+    assert "named 180 memory objects and only" in out
+    assert "EMFILE" in out
+
+
+@pytest.mark.parametrize("hard", [256, 20_000])
+def test_a_thousand_tasks_that_each_copy_are_no_matter(run_script, hard):
+    run_script(
+        PROLOGUE.format(hard=hard)
+        + """
+with forkshm.Pool(2) as pool:
+    answers = [pool.apply_async(np.sum, (np.full(10_000, float(n)),)) for n in range(1000)]
+    assert [answer.get() for answer in answers] == [n * 10_000.0 for n in range(1000)]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (256, 20000)
+"""
+    )
