@@ -154,23 +154,32 @@ def patched() -> Iterator[None]:
         unpatch()
 
 
+def _get_context(method: str | None = None) -> Any:
+    if method is None or method in default_context.get_all_start_methods():
+        return default_context.get_context(method)
+    # Others add contexts to the standard library's: loky does, for one.
+    return multiprocessing.context._default_context.get_context(method)
+
+
 def _find_changes() -> Iterator[_Change]:
     for name in multiprocessing.__all__:
         theirs = getattr(multiprocessing, name)
         if name not in _STAY and not (isinstance(theirs, type) and issubclass(theirs, Exception)):
-            yield _Change(multiprocessing, name, theirs, getattr(default_context, name))
+            yield _Change(
+                multiprocessing, name, theirs, _get_context if name == "get_context" else getattr(default_context, name)
+            )
     for name in _ASK_FOR_CONTEXT:
         module = importlib.import_module(f"multiprocessing.{name}")
-        yield _Change(module, "get_context", module.get_context, default_context.get_context)
+        yield _Change(module, "get_context", module.get_context, _get_context)
 
     # Not Pool in its module: what is there, ThreadPool for one, finds it by that name. So who asks for the
     # module is given another, which differs in this name.
     theirs = importlib.import_module("multiprocessing.pool")
-    ours: Any = types.ModuleType("multiprocessing.pool", theirs.__doc__)
-    vars(ours).update(vars(theirs))
-    ours.Pool = Pool
-    yield _Change(multiprocessing, "pool", theirs, ours)
-    yield _Change(sys.modules, "multiprocessing.pool", theirs, ours)
+    pools: Any = types.ModuleType("multiprocessing.pool", theirs.__doc__)
+    vars(pools).update(vars(theirs))
+    pools.Pool = Pool
+    yield _Change(multiprocessing, "pool", theirs, pools)
+    yield _Change(sys.modules, "multiprocessing.pool", theirs, pools)
 
     # Contexts of theirs ask for the module.
     def pool_of_context(

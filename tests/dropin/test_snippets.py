@@ -888,15 +888,15 @@ SNIPPETS = {
 def with_our_import(program):
     """Replace the name of the package where it is imported, and in dotted names after ``import multiprocessing``."""
     program = re.sub(
-        r"^(\s*)import multiprocessing(?=,|$)", r"\1import forkshm as multiprocessing", program, flags=re.M
+        r"^(\s*)import multiprocessing(?=,|$)", r"\1import forkshm as multiprocessing", program, flags=re.MULTILINE
     )
     program = re.sub(
         r"^(\s*)import multiprocessing\.(\w+)$",
         r"\1import forkshm.\2; import forkshm as multiprocessing",
         program,
-        flags=re.M,
+        flags=re.MULTILINE,
     )
-    return re.sub(r"^(\s*(?:from|import)) multiprocessing\b", r"\1 forkshm", program, flags=re.M)
+    return re.sub(r"^(\s*(?:from|import)) multiprocessing\b", r"\1 forkshm", program, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
@@ -904,7 +904,7 @@ def test_it_runs_here(run_script, name):
     program, expected = (textwrap.dedent(text) for text in SNIPPETS[name])
     ours = with_our_import(program)
     assert "forkshm" in ours
-    assert not re.search(r"^\s*(from|import) multiprocessing", ours, re.M)
+    assert not re.search(r"^\s*(from|import) multiprocessing", ours, re.MULTILINE)
     assert run_script(ours).strip() == expected.strip()
 
 
