@@ -25,7 +25,7 @@ LAYERS = [
     "_commands",
     "__main__",
 ]
-BESIDE = {"errors", "_multiprocess", "_ledger"}
+BESIDE = {"errors", "_multiprocess", "_ledger", "_leaks"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

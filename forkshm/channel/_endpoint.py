@@ -10,6 +10,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm import _leaks
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -84,6 +85,8 @@ class Sender:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
@@ -158,6 +161,8 @@ class Sender:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 class Receiver:
@@ -166,6 +171,8 @@ class Receiver:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
@@ -233,6 +240,8 @@ class Receiver:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 def _note(data: bytes, direction: str) -> None:

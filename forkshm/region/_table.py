@@ -15,6 +15,7 @@ import os
 import weakref
 from typing import Any
 
+from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle
 
@@ -115,6 +116,8 @@ class Mapping:
         start, length = self.pages
         _unmap(start, length)
         os.close(self.fd)
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     @property
     def sent_as(self) -> Mode:
@@ -163,6 +166,8 @@ def new_mapping(
     _new[start + slack] = mapping
     window = _window(start + slack, size)
     mapping.window = weakref.ref(window, mapping.last_view_gone)
+    if _leaks.is_on:
+        _leaks.made(mapping, "region", size)
     return mapping, window
 
 
