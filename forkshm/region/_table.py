@@ -298,7 +298,7 @@ def regions_mapped() -> int:
 
 
 def region_fds() -> int:
-    """How many fds they have: one for each, or for several of one object."""
+    """How many fds they have: one for each, or for several of one object; the last of a commons may be missing."""
     settle()
     with guard:
         return len(_by_start) + len(_new) - sum(_more_users.values())

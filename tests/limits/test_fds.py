@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+
 import pytest
+
+import forkshm
 
 PROLOGUE = """
 import resource, sys
@@ -159,3 +163,36 @@ assert total(kept) == sum(range(200))
 common.buf[:] = bytes(5000)
 """
     )
+
+
+def test_parts_of_one_file_have_one_fd_for_reading_and_one_for_writing(pool, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    with forkshm.FileMapping(path, "read_only") as for_reading, forkshm.FileMapping(path, "read_write") as for_writing:
+        regions = [forkshm.MappedRegion(for_reading, "read_only", offset=n, size=100) for n in range(10)]
+        regions += [forkshm.MappedRegion(for_writing, "read_write", offset=4096 + n, size=100) for n in range(10)]
+
+    def write(regions):
+        assert [region.buf[0] for region in regions] == [n % 256 for n in [*range(10), *range(10)]]
+        regions[15].buf[7] = 99
+        return {region.fileno() for region in regions}
+
+    assert len(pool.apply(write, (regions,))) == 2
+    assert regions[15].buf[7] == 99
+
+
+def test_a_part_keeps_the_fd_that_others_let_go():
+    with forkshm.anonymous_shared_memory(3 * 4096) as whole:
+        parts = [forkshm.MappedRegion(whole, "read_write", offset=n * 4096, size=4096) for n in range(3)]
+
+    def keep_last(regions):
+        builtins.kept = regions.pop()  # of the worker
+
+    def write_and_return():
+        builtins.kept.buf[0] = 55
+        return builtins.kept
+
+    with forkshm.Pool(1) as pool:
+        pool.apply(keep_last, (parts,))
+        back = pool.apply(write_and_return)
+    assert (parts[2].buf[0], back.buf[0]) == (55, 55)
