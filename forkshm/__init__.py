@@ -16,6 +16,8 @@ General layout, in the order of the data's way; imports point up only:
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
     _ledger.py        the counters, which all layers write to
+    _leaks.py         what is held at the end, when asked for
+    _commands/        python -m forkshm
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ _lseek = os.lseek  # a lookup less where microseconds count
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+#: Near the hard limit: so many are left, or half of all if that is less.
+_FEW_FDS = 256
 #: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
 FREE_FDS = 128
 
@@ -107,6 +109,15 @@ class LinuxBackend(Backend):
         if error.errno != errno.EMFILE or not self.raise_fd_limit():
             raise error
 
+    def fd_limit(self) -> int:
+        return _soft_limit()
+
+    def is_scarce(self, fd: int) -> bool:
+        if fd < _FEW_FDS // 2:
+            return False
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
+
     def duplicate(self, fd: int) -> int:
         try:
             return self._noted(os.dup(fd))
@@ -114,7 +125,7 @@ class LinuxBackend(Backend):
             self._once_more(error)
             return os.dup(fd)
 
-    def create_memory(self, size: int, label: str) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
         name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
             fd = self._noted(os.memfd_create(name, flags))
@@ -124,7 +135,7 @@ class LinuxBackend(Backend):
         try:
             os.ftruncate(fd, size)
             # memfd_create(2), "File sealing": nobody can shrink it under our feet.
-            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)
+            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK if sealable else F_SEAL_SHRINK | F_SEAL_SEAL)
         except BaseException:
             os.close(fd)
             raise
@@ -185,6 +196,9 @@ class LinuxBackend(Backend):
                 return opened
             os.close(opened)  # replaced between the two looks
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    def may_write(self, fd: int) -> bool:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)

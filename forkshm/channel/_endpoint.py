@@ -7,9 +7,11 @@ import dataclasses
 import errno
 import os
 import socket
+import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm import _leaks
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -42,6 +44,10 @@ _CARRIED_ANCILLARY = socket.CMSG_SPACE(_CARRIED_FDS * array.array("i").itemsize)
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+
+#: How long to wait, in seconds, until fewer fds of this user are on their way; and how often to look.
+_PATIENCE = 10.0
+_PAUSE = 0.001
 
 #: A message must not be empty.
 _CARRIER_ITEM = b"fds"
@@ -84,6 +90,8 @@ class Sender:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
@@ -107,6 +115,18 @@ class Sender:
                 ``ETOOMANYREFS`` when too many fds of this user are on their way, and these, however
                 long one waits, are too many. Nothing was sent.
         """
+        try:
+            return self._send(data, fds, wait=wait)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or not wait or len(fds) > kernel.fd_limit():
+                raise
+        # Others of this user have fds on their way. The kernel tells nobody when those have arrived.
+        deadline = time.monotonic() + _PATIENCE
+        while not self._send(data, fds, wait=time.monotonic() > deadline):
+            time.sleep(_PAUSE)
+        return True
+
+    def _send(self, data: bytes, fds: Sequence[int], *, wait: bool) -> bool:
         carrier = None
         flags = 0 if wait else _DONTWAIT
         if len(fds) > DIRECT_FDS:
@@ -158,6 +178,8 @@ class Sender:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 class Receiver:
@@ -166,6 +188,8 @@ class Receiver:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
@@ -233,6 +257,8 @@ class Receiver:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 def _note(data: bytes, direction: str) -> None:
@@ -277,7 +303,7 @@ def _carry(fds: Sequence[int], *, wait: bool) -> socket.socket | None:
         into.close()
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
-        if start:  # these alone are too many: there will never be room
+        if start and len(fds) + DIRECT_FDS > kernel.fd_limit():  # these alone are too many: there will never be room
             raise _too_many(error, len(fds) + DIRECT_FDS, start + DIRECT_FDS) from error
         if wait:
             raise

@@ -302,11 +302,11 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     # Head and tables have the same length whatever stands in them.
-    tables_size = len(body_tables(collector.refs, collector.spans))
+    tables_size = len(body_tables(collector.refs, collector.spans, collector.places))
     body_size = tables_size + sink.size
     body_in_block = body_size > INLINE_LIMIT
     copies = collector.place(round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block)
-    body = [body_tables(collector.refs, collector.spans), *sink.pieces]
+    body = [body_tables(collector.refs, collector.spans, collector.places), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
         for address, nbytes, where in copies.inline:
@@ -341,6 +341,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
             spans=len(collector.spans),
             body_size=body_size,
             inline=copies.inline_size,
+            files=len(collector.fds),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)

@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 from forkshm._ledger import ledger
+from forkshm.backend import kernel
 from forkshm.descriptor._tables import (
     BLOCK,
     HANDLE,
@@ -112,14 +113,22 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [_memory_of(mine.pop(0), *ref) for ref in tables.regions]
+        windows = []
+        last = {place: index for index, place in enumerate(tables.places)}
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+            if last[place] == index:
+                fd, mine[place] = mine[place], -1
+            else:
+                fd = kernel.duplicate(mine[place])
+            windows.append(_memory_of(fd, *ref))
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
     finally:
         for fd in mine:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
     arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]

@@ -20,7 +20,19 @@ from forkshm.errors import (
     RegionError,
     UnsupportedError,
 )
-from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping, regions_mapped, seal, shrink
+from forkshm.region._lifetime import guard
+from forkshm.region._table import (
+    Mapping,
+    Mode,
+    borrow,
+    give_back,
+    mapping_at,
+    mapping_of,
+    new_mapping,
+    regions_mapped,
+    seal,
+    shrink,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -569,6 +581,11 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
         # What was written to a copy-on-write mapping is for those who have it already.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
+            with guard:
+                known = borrow(identity, fd)
+            if known is not None:  # another part of what is here already: one fd does for both
+                os.close(fd)
+                fd = known
             made = new_mapping(fd, identity, offset, size, mode)
             fd = -1
             return made
@@ -576,5 +593,6 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
         raise map_refused(error, size, mode) from error
     finally:
         if fd >= 0:
-            os.close(fd)
+            with guard:
+                give_back(fd)
     return found

@@ -29,6 +29,7 @@ import enum
 import os
 from typing import Any
 
+from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle, watch
 from forkshm.region._table import round_up
@@ -214,6 +215,8 @@ class Claim:
             except OSError:
                 self.segment.stuck.append((self.address, self.size, self.offset))
         _release(self.segment, self.offset)
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     def lend(self) -> Lease:
         """Return a lease to be sent to somebody else, while a view is alive.
@@ -361,6 +364,8 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
         os.close(lease_fd)
     window = kernel.window(claimed.address, size)
     watch(window, claimed.end)
+    if _leaks.is_on:
+        _leaks.made(claimed, "received block", size)
     return window
 
 

@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -34,9 +35,16 @@ def channel():
     receiver.close()
 
 
+def need_fds(count):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < count + 100:
+        pytest.skip(f"needs {count} open files, and the hard limit is {hard}")
+
+
 @contextlib.contextmanager
 def files(count):
     """So many open files, each with its number in it."""
+    need_fds(2 * count)
     fds = []
     try:
         for number in range(count):
@@ -188,6 +196,8 @@ def test_a_bad_fd_is_not_mistaken_for_a_closed_end(channel):
 @pytest.mark.parametrize("count", [3, DIRECT_FDS, DIRECT_FDS + 1, DIRECT_FDS + 160])
 @pytest.mark.parametrize("room", [0, 2])
 def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothing_stays_open(in_child, count, room):
+    need_fds(count + 100)
+
     def receive():
         sender, receiver = pair()
         before = open_fds()
@@ -258,6 +268,32 @@ def test_more_fds_in_a_message_than_may_be_on_their_way_are_refused_with_the_rem
                 assert sender.send(b"fewer", fds)
             received = receiver.receive_nowait()
             assert (received.data, len(received.fds)) == (b"fewer", 100)
+
+    assert in_child(send) == 0
+
+
+@NEEDS_ROOT
+def test_a_message_waits_until_the_fds_of_others_have_arrived(in_child):
+    def send():
+        sender, receiver = pair()
+        with files(50) as fds:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+            with nobody():
+                sent = 0
+                while sender.send(b"here", fds * 2, wait=False):
+                    sent += 1
+                assert 2 <= sent < 10
+
+                def take():
+                    for _ in range(sent):
+                        for fd in receiver.receive().fds:
+                            os.close(fd)
+
+                thread = threading.Timer(0.05, take)
+                thread.start()
+                assert sender.send(b"late", fds * 2)
+                thread.join()
+                assert len(receiver.receive_nowait().fds) == 100
 
     assert in_child(send) == 0
 
@@ -428,6 +464,7 @@ def test_each_message_goes_to_exactly_one_of_several_processes(channel):
 
 @pytest.mark.parametrize("count", [1, DIRECT_FDS, DIRECT_FDS + 1, 253, 254])
 def test_fds_that_are_sockets_themselves_arrive_as_any_other(channel, count):
+    need_fds(count)
     sender, receiver = channel
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
