@@ -10,6 +10,7 @@ General layout, in the order of the data's way; imports point up only:
     pickler/       3  objects to and from (payload, descriptors)
     channel/       4  messages between processes
     pool/          5  processes that do the work
+    workers/          processes that run the same code, each with a rank
     context.py     6  the door shaped like multiprocessing
     accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
@@ -62,6 +63,7 @@ from forkshm.errors import (
     SerializationError,
     SyncError,
     TaskTimeoutError,
+    TeamBrokenError,
     UnplaceableTypeError,
     UnsupportedError,
     WildPointerError,
@@ -97,6 +99,7 @@ from forkshm.region import (
     read_write,
     remove_on_exit,
 )
+from forkshm.workers import Team, team
 
 if TYPE_CHECKING:
     from forkshm.integrations.numpy import (
@@ -171,6 +174,8 @@ __all__ = (
     "Statistics",
     "SyncError",
     "TaskTimeoutError",
+    "Team",
+    "TeamBrokenError",
     "TimeoutError",
     "UnplaceableTypeError",
     "UnsupportedError",
@@ -205,6 +210,7 @@ __all__ = (
     "set_start_method",
     "shared_allocations",
     "statistics",
+    "team",
     "view",
     "zeros",
     "zeros_like",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ __all__ = (
     "context",
     "current_process",
     "default_context",
+    "end_child",
     "exit_code",
     "get_logger",
     "let_have_children",
     "managers",
     "process",
     "reduction",
+    "settle_child",
     "util",
 )
 
@@ -78,3 +81,15 @@ def let_have_children() -> None:
     workers die with it, because their lifeline does.
     """
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+
+
+def settle_child() -> None:
+    """Do what `Process` does in its child before it runs anything, in one that was forked by other means."""
+    util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    util._run_after_forkers()  # type: ignore[attr-defined]
+
+
+def end_child() -> None:
+    """Do what `Process` does in its child at the end: wait for its children and threads, as an interpreter does."""
+    util._exit_function()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]

@@ -46,6 +46,7 @@ __all__ = (
     "SerializationError",
     "SyncError",
     "TaskTimeoutError",
+    "TeamBrokenError",
     "UnplaceableTypeError",
     "UnsupportedError",
     "WildPointerError",
@@ -255,6 +256,22 @@ class WorkerDiedError(WorkerError):
         doing = f"while running {task}" if task else "before it could run a task"
         hint = "; the usual cause is the kernel's out-of-memory killer" if self.signal == "SIGKILL" else ""
         super().__init__(f"{name} (pid {pid}) {how} {doing}{hint}")
+
+
+class TeamBrokenError(WorkerError):
+    """A member of a team waited for another that failed, died or left, and would never have come.
+
+    What happened to that one is raised where the team was started.
+
+    Attributes:
+        rank: Of the one that does not come.
+    """
+
+    rank: int
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class PoolClosedError(ForkshmError, ValueError):

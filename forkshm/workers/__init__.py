@@ -1,0 +1,12 @@
+"""Layer 5, beside the pool. Processes that run the same code, each with a rank.
+
+A team is forked around a block, launched workers run a function, the workers of
+``python -m forkshm run`` a script. They have one memory in common, the board, over
+which they meet; whoever dies is noticed by the process that started them, and nobody
+waits for the dead.
+"""
+
+from forkshm.workers._member import Member, TeamLock
+from forkshm.workers._team import Team, team
+
+__all__ = ("Member", "Team", "TeamLock", "team")
