@@ -47,10 +47,10 @@ def test_nothing_of_what_follows_runs_in_a_member(run_script):
     script = """
 import atexit, forkshm, os, sys
 atexit.register(print, "at exit")
-print("before")
+print("before", flush=True)
 try:
     with forkshm.team(3) as t:
-        print("in", t.rank, flush=True)
+        os.write(1, b"in %d\\n" % t.rank)
         t.barrier()
         if t.rank == 1:
             sys.exit("no more")
@@ -278,7 +278,7 @@ def test_what_a_member_raised_is_raised_here(rank, waiting):
 
 
 def test_members_in_a_barrier_are_freed_and_can_clean_up(monkeypatch):
-    monkeypatch.setattr("forkshm.workers._team.GRACE_SECONDS", 60.0)
+    monkeypatch.setattr("forkshm.workers._watch.GRACE_SECONDS", 60.0)
     freed = forkshm.zeros(3, int)
     with pytest.raises(Boom), forkshm.team(3) as t:
         if t.rank == 2:
