@@ -99,7 +99,7 @@ from forkshm.region import (
     read_write,
     remove_on_exit,
 )
-from forkshm.workers import Team, team
+from forkshm.workers import Launch, Team, Worker, launch, team, worker
 
 if TYPE_CHECKING:
     from forkshm.integrations.numpy import (
@@ -136,6 +136,7 @@ __all__ = (
     "ForkshmError",
     "ForkshmWarning",
     "JoinableQueue",
+    "Launch",
     "LockTimeoutError",
     "Manager",
     "MappedRegion",
@@ -181,6 +182,7 @@ __all__ = (
     "UnsupportedError",
     "WildPointerError",
     "WindowsSharedMemory",
+    "Worker",
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
@@ -198,6 +200,7 @@ __all__ = (
     "get_all_start_methods",
     "get_context",
     "get_start_method",
+    "launch",
     "ones",
     "ones_like",
     "open_only",
@@ -212,6 +215,7 @@ __all__ = (
     "statistics",
     "team",
     "view",
+    "worker",
     "zeros",
     "zeros_like",
 )

@@ -235,12 +235,14 @@ class WorkerDiedError(WorkerError):
             when something else in this process collected it.
         signal: The signal's name, for example ``"SIGKILL"``, or None.
         task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
+        rank: Of a process that has one, which it was; None for a worker of a pool.
     """
 
     pid: int
     exitcode: int | None
     signal: str | None
     task: str | None
+    rank: int | None = None
 
     def __init__(self, pid: int, exitcode: int | None, *, name: str = "worker", task: str | None = None) -> None:
         self.pid = pid

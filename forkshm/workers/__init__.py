@@ -6,7 +6,9 @@ which they meet; whoever dies is noticed by the process that started them, and n
 waits for the dead.
 """
 
+from forkshm.workers._current import Worker, worker
+from forkshm.workers._launch import Launch, launch
 from forkshm.workers._member import Member, TeamLock
 from forkshm.workers._team import Team, team
 
-__all__ = ("Member", "Team", "TeamLock", "team")
+__all__ = ("Launch", "Member", "Team", "TeamLock", "Worker", "launch", "team", "worker")

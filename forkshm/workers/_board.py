@@ -10,23 +10,26 @@ killed, and wherever, leaves nothing half done. `guard` is a robust mutex.
     pids        of each member
     arrivals    of each member: how many barriers it has come to
     loops_begun of each member: how many loops it has come to
-    singles     how many singles somebody has taken
+    singles     how many singles somebody has taken; behind it the bytes of the directory
     loops       slots of three words: number of the loop, its length, the next index
     slots       of each member two, for values: it writes one while others still read the other
 
 A value that does not fit a slot lies in the annex: one more memory object, which is not
-mapped, but written and read at a place of the member's own.
+mapped, but written and read at a place of the member's own. Behind these places lie a
+directory of named memory, and that memory, of which each is mapped as a region.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import _syscalls, kernel
-from forkshm.region import MappedRegion, Mutex, RecursiveMutex, anonymous_shared_memory
+from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory
+from forkshm.region._mapped import map_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +40,8 @@ __all__ = ("DIED", "FAILED", "LEFT", "LOOPS", "RUNNING", "STARTING", "Board")
 STARTING, RUNNING, LEFT, FAILED, DIED = range(5)
 
 _BELL, _GATE = 0, 1
-_SINGLES = 1  # in 8-byte words: behind the futex words
+# In 8-byte words, behind the futex words: singles taken, bytes of the directory.
+_SINGLES, _DIRECTORY = 1, 2
 
 #: How many loops may be under way at a time: the fastest member is so many ahead of the slowest.
 LOOPS = 32
@@ -243,6 +247,35 @@ class Board:
             parts.append(_read(self.annex, nbytes, position))
             position += nbytes
         return pickle.loads(parts[0], buffers=parts[1:])
+
+    def memory(self, key: str, nbytes: int, what: str) -> MappedRegion:
+        """Return the memory of that name, which is made by whoever asks first.
+
+        Raises:
+            ValueError: It is there, and was made for something else.
+            RegionCreateError: The kernel refused it.
+        """
+        directory = 2 * self.size << _ANNEX_SHIFT
+        position = directory + (1 << _ANNEX_SHIFT)
+        with self.guard:
+            used = self._singles[_DIRECTORY]
+            entries = io.BytesIO(_read(self.annex, used, directory))
+            while entries.tell() < used:
+                name, start, size, made_for = pickle.load(entries)
+                if name == key:
+                    if made_for != what:
+                        raise ValueError(f"{key!r} is there already, as {made_for}, and {what} was asked for")
+                    return MappedRegion(Fd(self.annex), offset=start, size=size)
+                position = start + -(-size // kernel.page_size) * kernel.page_size
+            try:
+                os.ftruncate(self.annex, position + nbytes)
+            except OSError as error:
+                raise map_refused(error, nbytes, Mode.read_write) from error
+            region = MappedRegion(Fd(self.annex), offset=position, size=nbytes)
+            entry = pickle.dumps((key, position, nbytes, what))
+            _write(self.annex, memoryview(entry), directory + used)
+            self._singles[_DIRECTORY] = used + len(entry)  # last: from here on it is there
+            return region
 
     def close(self) -> None:
         """Let go of the memory in this process."""

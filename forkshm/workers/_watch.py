@@ -50,10 +50,11 @@ class Watch:
     one, and gives the others so long to leave; who is there after that is ended.
     """
 
-    def __init__(self, board: Board, name: str, task: str) -> None:
+    def __init__(self, board: Board, name: str, task: str, grace: float | None = None) -> None:
         self._board = board
         self._name = name
         self._task = task
+        self._grace = GRACE_SECONDS if grace is None else grace
         #: Of each process that is there: its pidfd, and what collects it.
         self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
         self._received: list[tuple[int, Received]] = []
@@ -100,7 +101,7 @@ class Watch:
             now = time.monotonic()
             if now >= self._deadline:
                 self._signal(self._signals.pop())
-                self._deadline = now + GRACE_SECONDS if self._signals else math.inf
+                self._deadline = now + self._grace if self._signals else math.inf
             elif now >= until:
                 return False
             left = min(self._deadline, until) - now
@@ -112,7 +113,7 @@ class Watch:
 
     def fail(self) -> None:
         """Let the others have no more than so long from now."""
-        self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
+        self._deadline = min(self._deadline, time.monotonic() + self._grace)
 
     def pass_on(self, number: int) -> None:
         """Send all a signal that was sent to this process."""
@@ -165,8 +166,9 @@ class Watch:
             return
         self._board.end(rank, DIED)
         if len(self._signals) == 2:  # it was not we who ended it
-            name = f"{self._name.format(rank)}"
-            self._deaths.append(WorkerDiedError(pid, exitcode, name=name, task=self._task))
+            error = WorkerDiedError(pid, exitcode, name=self._name.format(rank), task=self._task)
+            error.rank = rank
+            self._deaths.append(error)
             self.fail()
 
     def _signal(self, number: int) -> None:
