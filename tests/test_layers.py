@@ -12,7 +12,20 @@ import forkshm
 ROOT = pathlib.Path(forkshm.__file__).parent
 
 #: In the order of the data's way. What stands beside them may be imported by all.
-LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "_start", "context", "workers", "accounting"]
+LAYERS = [
+    "backend",
+    "region",
+    "descriptor",
+    "pickler",
+    "channel",
+    "pool",
+    "_start",
+    "context",
+    "workers",
+    "accounting",
+    "_commands",
+    "__main__",
+]
 BESIDE = {"errors", "_multiprocess", "_ledger"}
 OPEN = {"integrations", "testing"}
 

@@ -251,6 +251,10 @@ class Launch:
             raise failures[0]
         return True
 
+    def signal(self, number: int) -> None:
+        """Send a signal to all workers that are still there."""
+        self._watch.pass_on(number)
+
     def terminate(self) -> None:
         """End the workers that are still there, by SIGKILL. Twice is allowed."""
         self._finalizer()
