@@ -40,6 +40,7 @@ from forkshm.errors import (
     ChannelClosedError,
     ChannelError,
     CopiedError,
+    CrashLoopError,
     DeadlockError,
     ForkshmError,
     ForkshmWarning,
@@ -99,7 +100,7 @@ from forkshm.region import (
     read_write,
     remove_on_exit,
 )
-from forkshm.workers import Launch, Team, Worker, launch, team, worker
+from forkshm.workers import Launch, Supervised, Team, Worker, launch, supervise, team, worker
 
 if TYPE_CHECKING:
     from forkshm.integrations.numpy import (
@@ -130,6 +131,7 @@ __all__ = (
     "Condition",
     "Connection",
     "CopiedError",
+    "CrashLoopError",
     "Creation",
     "DeadlockError",
     "FileMapping",
@@ -173,6 +175,7 @@ __all__ = (
     "SharedMemoryObject",
     "SimpleQueue",
     "Statistics",
+    "Supervised",
     "SyncError",
     "TaskTimeoutError",
     "Team",
@@ -213,6 +216,7 @@ __all__ = (
     "set_start_method",
     "shared_allocations",
     "statistics",
+    "supervise",
     "team",
     "view",
     "worker",

@@ -22,6 +22,7 @@ __all__ = (
     "ChannelClosedError",
     "ChannelError",
     "CopiedError",
+    "CrashLoopError",
     "DeadlockError",
     "ForkshmError",
     "ForkshmWarning",
@@ -258,6 +259,20 @@ class WorkerDiedError(WorkerError):
         doing = f"while running {task}" if task else "before it could run a task"
         hint = "; the usual cause is the kernel's out-of-memory killer" if self.signal == "SIGKILL" else ""
         super().__init__(f"{name} (pid {pid}) {how} {doing}{hint}")
+
+
+class CrashLoopError(WorkerError):
+    """Workers under `forkshm.supervise` failed again and again; ``__cause__`` says how the last one ended.
+
+    Attributes:
+        rank: Whose place it was.
+    """
+
+    rank: int
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class TeamBrokenError(WorkerError):
