@@ -281,12 +281,12 @@ class TeamBrokenError(WorkerError):
     What happened to that one is raised where the team was started.
 
     Attributes:
-        rank: Of the one that does not come.
+        rank: Of the one that does not come; None when it died with the team's lock.
     """
 
-    rank: int
+    rank: int | None
 
-    def __init__(self, message: str, *, rank: int) -> None:
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
         super().__init__(message)
         self.rank = rank
 

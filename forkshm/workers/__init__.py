@@ -8,7 +8,7 @@ waits for the dead. Supervised workers do not meet, and are replaced when they e
 
 from forkshm.workers._current import Worker, worker
 from forkshm.workers._launch import Launch, launch
-from forkshm.workers._member import Member, TeamLock
+from forkshm.workers._member import Member
 from forkshm.workers._supervise import Supervised, supervise
 from forkshm.workers._team import Team, team
 
@@ -17,7 +17,6 @@ __all__ = (
     "Member",
     "Supervised",
     "Team",
-    "TeamLock",
     "Worker",
     "launch",
     "supervise",

@@ -21,6 +21,7 @@ directory of named memory, and that memory, of which each is mapped as a region.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -28,6 +29,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import _syscalls, kernel
+from forkshm.errors import RegionBusyError, TeamBrokenError
 from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory
 from forkshm.region._mapped import map_refused
 
@@ -91,13 +93,13 @@ class Board:
             self.region = anonymous_shared_memory(nbytes)
             self.annex = kernel.create_memory(1, "annex")
             self.guard = Mutex(self.region, locks, repair=_nothing)
-            self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_nothing)
+            self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         else:
             self.region = MappedRegion(Fd(fds[0]), size=nbytes)
             os.close(fds[0])
             self.annex = fds[1]
             self.guard = Mutex.attach(self.region, locks, repair=_nothing)
-            self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_nothing)
+            self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         whole = self.region.buf
         self._head = whole[:_LINE].cast("I")
         self._singles = whole[:_LINE].cast("Q")
@@ -285,12 +287,18 @@ class Board:
             words.release()
         self._head.release()
         self._singles.release()
-        self.region.close()
+        # The traceback of whoever failed in a call of ours has views: the collector closes then.
+        with contextlib.suppress(RegionBusyError):
+            self.region.close()
         os.close(self.annex)
 
 
 def _nothing() -> None:
     """Repair what needs none: words are written in one store."""
+
+
+def _died_with_lock() -> None:
+    raise TeamBrokenError("a member ended while it had the lock: what that guards may be half changed")
 
 
 def _write(fd: int, part: memoryview, position: int) -> int:

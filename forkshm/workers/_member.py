@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeAlias
 
-    from typing_extensions import Self
+    from forkshm.region import RecursiveMutex
 
     Schedule: TypeAlias = Literal["static", "dynamic", "guided"]
 
-__all__ = ("Member", "TeamLock")
+__all__ = ("Member",)
 
 T = TypeVar("T")
 
@@ -51,59 +51,6 @@ def _larger(first: Any, second: Any) -> Any:
 
 
 _OPERATIONS = {"sum": operator.add, "product": operator.mul, "min": _smaller, "max": _larger}
-
-
-class TeamLock:
-    """The lock of a team: one member at a time, and a member that has it may take it again.
-
-    It is `Member.lock`. A member that dies with it does not block the others: they get `TeamBrokenError`.
-    """
-
-    def __init__(self, member: Member) -> None:
-        self._member = member
-
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait until this member has the lock.
-
-        Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
-
-        Returns:
-            Whether this member has it now. False only after *timeout*.
-
-        Raises:
-            TeamBrokenError: A member failed or died.
-            ValueError: *timeout* is negative.
-        """
-        board = self._member._on_board()
-        taken = board.lock.acquire(min(_SLICE, timeout) if timeout is not None else _SLICE)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not taken and (deadline is None or time.monotonic() < deadline):
-            self._member._check("the lock", leaving_is_fine=True)
-            left = _SLICE if deadline is None else max(deadline - time.monotonic(), 0.0)
-            taken = board.lock.acquire(min(_SLICE, left))
-        if taken:
-            try:
-                self._member._check("the lock", leaving_is_fine=True)
-            except BaseException:
-                board.lock.release()
-                raise
-        return taken
-
-    def release(self) -> None:
-        """Let the next one have it.
-
-        Raises:
-            NotOwnerError: This member does not hold it.
-        """
-        self._member._on_board().lock.release()
-
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self.release()
 
 
 class Member:
@@ -153,11 +100,11 @@ class Member:
     def _look_for_dead(self) -> None:
         """Write on the board who has died; for whoever started the members."""
 
-    def _check(self, where: str, *, leaving_is_fine: bool = False) -> None:
+    def _check(self, where: str) -> None:
         board = self._on_board()
         self._look_for_dead()
         for rank, state in enumerate(board.states.tolist()):
-            if state >= (FAILED if leaving_is_fine else LEFT) and rank != self.rank:
+            if state >= LEFT and rank != self.rank:
                 raise TeamBrokenError(
                     f"member {self.rank} of {self.size} cannot wait at {where}: member {rank} (pid {board.pids[rank]}) "
                     f"{_WHAT_HAPPENED[state]}" + (" and does not come" if state == LEFT else ""),
@@ -206,13 +153,12 @@ class Member:
         self._wait_until(lambda: board.have_arrived(number), where, may_look=self.size <= _CORES)
 
     @property
-    def lock(self) -> TeamLock:
-        """A lock that one member holds at a time: ``with t.lock:``.
+    def lock(self) -> RecursiveMutex:
+        """A lock that one member has at a time, ``with t.lock:``; that one may take it again.
 
-        Raises:
-            TeamBrokenError: When it is taken: a member failed or died.
+        A member that dies with it, or leaves, does not block the others: who takes it next gets `TeamBrokenError`.
         """
-        return TeamLock(self)
+        return self._on_board().lock
 
     def single(self) -> bool:
         """Tell one member that it is the one: whoever comes here first.

@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 __all__ = ("Team", "team")
 
+#: What programs have handlers for. To block all that there are takes as long as a fork.
+_HANDLED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGALRM,
+    signal.SIGCHLD,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+
 
 def team(size: int | None = None) -> Team:
     """Run a block in several processes: ``with forkshm.team(4) as t:``.
@@ -123,9 +136,17 @@ class Team(Member):
             self._known = known_now()
             board.enter(0)
             _flush()
-            for rank in range(1, self.size):
-                if self._fork(rank, board, watch):
-                    return self
+            # No signal handler of Python's may raise between the fork and the block.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            try:
+                for rank in range(1, self.size):
+                    pid = os.fork()
+                    if pid == 0:
+                        self._begin(rank, board, watch)
+                        return self
+                    watch.add(rank, pid, functools.partial(wait_for, pid))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except BaseException as error:
             self._end()
             if isinstance(error, OSError):
@@ -138,21 +159,6 @@ class Team(Member):
         # Not before: either all begin the block, or nobody.
         board.open_gate()
         return self
-
-    def _fork(self, rank: int, board: Board, watch: Watch) -> bool:
-        """Start a member; true in that member, once the block is to begin."""
-        # No signal handler of Python's may raise between the fork and the block.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._begin(rank, board, watch, mask)
-                return True
-            watch.add(rank, pid, functools.partial(wait_for, pid))
-        finally:
-            if not self.rank:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return False
 
     def _look_for_dead(self) -> None:
         if self._watch is not None and not self.rank:
@@ -188,7 +194,7 @@ class Team(Member):
 
     # -- in the others ------------------------------------------------------------------------
 
-    def _begin(self, rank: int, board: Board, watch: Watch, mask: set[int | signal.Signals]) -> None:
+    def _begin(self, rank: int, board: Board, watch: Watch) -> None:
         """Become a member; return when the block is to begin."""
         try:
             self.rank = rank
@@ -207,7 +213,6 @@ class Team(Member):
                 settle_worker()
             board.wait_for_gate()
             board.enter(rank)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except BaseException as error:
             self._leave(error)
 
