@@ -10,6 +10,7 @@ General layout, in the order of the data's way; imports point up only:
     pickler/       3  objects to and from (payload, descriptors)
     channel/       4  messages between processes
     pool/          5  processes that do the work
+    workers/          processes that run the same code, each with a rank
     context.py     6  the door shaped like multiprocessing
     queues.py ...     and the other modules that multiprocessing has
     accounting.py     what was moved, and a test that nothing was copied
@@ -64,6 +65,7 @@ from forkshm.errors import (
     ChannelClosedError,
     ChannelError,
     CopiedError,
+    CrashLoopError,
     DeadlockError,
     ForkshmError,
     ForkshmWarning,
@@ -87,6 +89,7 @@ from forkshm.errors import (
     SerializationError,
     SyncError,
     TaskTimeoutError,
+    TeamBrokenError,
     UnplaceableTypeError,
     UnsupportedError,
     WildPointerError,
@@ -119,6 +122,7 @@ from forkshm.region import (
     read_write,
     remove_on_exit,
 )
+from forkshm.workers import Launch, Supervised, Team, Worker, launch, supervise, team, worker
 
 if TYPE_CHECKING:
     from forkshm.integrations.numpy import (
@@ -156,6 +160,7 @@ __all__ = (
     "Condition",
     "Connection",
     "CopiedError",
+    "CrashLoopError",
     "Creation",
     "DeadlockError",
     "Event",
@@ -163,6 +168,7 @@ __all__ = (
     "ForkshmError",
     "ForkshmWarning",
     "JoinableQueue",
+    "Launch",
     "Lock",
     "LockTimeoutError",
     "Manager",
@@ -204,14 +210,18 @@ __all__ = (
     "SharedMemoryObject",
     "SimpleQueue",
     "Statistics",
+    "Supervised",
     "SyncError",
     "TaskTimeoutError",
+    "Team",
+    "TeamBrokenError",
     "TimeoutError",
     "UnplaceableTypeError",
     "UnsupportedError",
     "Value",
     "WildPointerError",
     "WindowsSharedMemory",
+    "Worker",
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
@@ -234,6 +244,7 @@ __all__ = (
     "get_context",
     "get_logger",
     "get_start_method",
+    "launch",
     "log_to_stderr",
     "ones",
     "ones_like",
@@ -252,8 +263,11 @@ __all__ = (
     "set_start_method",
     "shared_allocations",
     "statistics",
+    "supervise",
+    "team",
     "unpatch",
     "view",
+    "worker",
     "zeros",
     "zeros_like",
 )

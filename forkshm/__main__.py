@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Name, module below `forkshm._commands`, and what it does. A module has ``add_arguments(parser)`` and
-#: ``run(arguments) -> int``, which returns the exit code.
-COMMANDS = (
-    ("doctor", "doctor", "what this system offers, its limits, and what forkshm will therefore do"),
-    ("ls", "ls", "the shared memory that is alive on this machine"),
-    ("top", "top", "the same, live"),
-    ("clean", "clean", "named memory that nobody uses: show it, ask, remove it"),
-)
+#: The subcommands, and what they do. Each is a module below `forkshm._commands` with
+#: ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the exit code.
+COMMANDS = {
+    "run": "run a script in several ranked processes",
+    "doctor": "what this system offers, its limits, and what forkshm will therefore do",
+    "ls": "the shared memory that is alive on this machine",
+    "top": "the same, live",
+    "clean": "named memory that nobody uses: show it, ask, remove it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m forkshm", description="Look after the shared memory of a machine.")
+    parser = argparse.ArgumentParser(prog="python -m forkshm", description="Shared memory between Python processes.")
     subparsers = parser.add_subparsers(metavar="command", required=True)
-    for name, module_name, summary in COMMANDS:
-        module = importlib.import_module(f"forkshm._commands.{module_name}")
-        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"forkshm._commands.{name}")
+        subparser = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing.process as _standard
 import os
 import select
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ __all__ = (
     "context",
     "current_process",
     "default_context",
+    "end_child",
     "exit_code",
     "get_logger",
     "let_have_children",
     "managers",
     "process",
     "reduction",
+    "settle_child",
     "stand_in",
-    "tell_standard_library",
     "util",
 )
 
@@ -134,20 +136,13 @@ def let_have_children() -> None:
         own._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
 
 
-def tell_standard_library(_: object = None) -> None:
-    """In a process that was started: let ``multiprocessing.current_process()`` say the same as ours."""
-    # A copy, because each library pickles keys of its own class only.
-    seam: Any = _standard
-    own: Any = process.current_process()
-    parent: Any = process.parent_process()
-    told = seam.BaseProcess.__new__(seam.BaseProcess)
-    for name in ("_identity", "_parent_pid", "_parent_name", "_closed", "_name"):
-        setattr(told, name, getattr(own, name))
-    told._popen = None
-    told._config = {**own._config, "authkey": seam.AuthenticationString(own.authkey)}
-    seam._current_process = told
-    seam._parent_process = parent and seam._ParentProcess(parent.name, parent.pid, parent._sentinel)
-    seam._children = set()
+def settle_child() -> None:
+    """Do what `Process` does in its child before it runs anything, in one that was forked by other means."""
+    util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    util._run_after_forkers()  # type: ignore[attr-defined]
 
 
-util.register_after_fork(tell_standard_library, tell_standard_library)
+def end_child() -> None:
+    """Do what `Process` does in its child at the end: wait for its children and threads, as an interpreter does."""
+    util._exit_function()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]

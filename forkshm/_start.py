@@ -70,10 +70,6 @@ class SpawnProcess(StartedAnew, _multiprocess.context.SpawnProcess):
     """A process with a fresh interpreter; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _after_fork() -> None:
-        _multiprocess.tell_standard_library()
-
-    @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         try:
             return _multiprocess.context.SpawnProcess._Popen(process_obj)

@@ -22,6 +22,7 @@ __all__ = (
     "ChannelClosedError",
     "ChannelError",
     "CopiedError",
+    "CrashLoopError",
     "DeadlockError",
     "ForkshmError",
     "ForkshmWarning",
@@ -46,6 +47,7 @@ __all__ = (
     "SerializationError",
     "SyncError",
     "TaskTimeoutError",
+    "TeamBrokenError",
     "UnplaceableTypeError",
     "UnsupportedError",
     "WildPointerError",
@@ -236,6 +238,7 @@ class WorkerDiedError(WorkerError):
         task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
         index: Of a map, which item of its input that was, counted from 0; else None.
         attempts: How many workers have died of this task, more than one with ``retries``.
+        rank: Of a process that has one, which it was; None for a worker of a pool.
     """
 
     pid: int
@@ -244,6 +247,7 @@ class WorkerDiedError(WorkerError):
     task: str | None
     index: int | None
     attempts: int
+    rank: int | None = None
 
     def __init__(
         self,
@@ -274,6 +278,36 @@ class WorkerDiedError(WorkerError):
         if hint is None and self.signal == "SIGKILL":
             hint = "the usual cause is the kernel's out-of-memory killer"
         super().__init__(f"{name} (pid {pid}) {how} {doing}{f'; {hint}' if hint else ''}")
+
+
+class CrashLoopError(WorkerError):
+    """Workers under `forkshm.supervise` failed again and again; ``__cause__`` says how the last one ended.
+
+    Attributes:
+        rank: Whose place it was.
+    """
+
+    rank: int
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class TeamBrokenError(WorkerError):
+    """A member of a team waited for another that failed, died or left, and would never have come.
+
+    What happened to that one is raised where the team was started.
+
+    Attributes:
+        rank: Of the one that does not come; None when it died with the team's lock.
+    """
+
+    rank: int | None
+
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class PoolClosedError(ForkshmError, ValueError):

@@ -311,3 +311,11 @@ def test_what_a_region_costs_is_printed_beside_its_peer():
     assert done.returncode == 0, done.stderr
     assert "map an fd and close" in done.stdout
     assert done.stdout.count("x") >= 4
+
+
+def test_a_team_is_measured_beside_pymp_or_alone():
+    done = run(BENCHMARKS / "team.py", "--steps", 20, "--side", 30, "--rounds", 1)
+    assert done.returncode in (0, 1), done.stderr  # slower or not: nothing is said about times
+    rows = [line for line in done.stdout.splitlines() if " ms " in line]
+    assert len(rows) == 6, done.stdout + done.stderr
+    assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)

@@ -66,6 +66,27 @@ EXPECTED = {
             f"client: all 1,000 bytes that another program wrote are 1, and '{NAME}-client' is removed",
         ],
     ),
+    "team.py": (
+        ["--size", "60", "--sweeps", "50", "--workers", "3"],
+        ["numpy"],
+        [
+            "a plate of 60 x 60 points, 50 sweeps",
+            "forkshm.team(3)",
+            "results equal to the serial run: yes",
+            "a killed member is told: member 2 of a team of 3 (pid ",
+        ],
+    ),
+    "worker_script.py": (["--files", "20"], ["numpy"], ["20 files in 1 workers", "lines equal to a serial count: yes"]),
+    "supervise.py": (
+        [],
+        ["numpy"],
+        [
+            "a worker said 'hello', and was killed",
+            "another one answered: True",
+            "after SIGHUP a worker said 'good day'",
+            "after SIGTERM all workers had left",
+        ],
+    ),
     "windows_shared_memory.py": (
         [],
         [],
@@ -104,6 +125,20 @@ def test_example_runs(name):
     assert not done.stderr
     missing = [line for line in lines if line not in done.stdout]
     assert not missing, done.stdout
+
+
+@pytest.mark.slow
+def test_the_worker_script_counts_the_same_in_several_workers():
+    need(["numpy"])
+    done = subprocess.run(
+        [sys.executable, "-m", "forkshm", "run", "-n", "3", str(EXAMPLES / "worker_script.py"), "--files", "20"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20 files in 3 workers" in done.stdout
+    assert "lines equal to a serial count: yes" in done.stdout
 
 
 def test_the_client_finds_what_the_server_left_and_says_what_is_wrong_with_it():

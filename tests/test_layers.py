@@ -21,6 +21,7 @@ LAYERS = [
     "pool",
     "_start",
     "context",
+    "workers",
     "_patch",
     "accounting",
     "_commands",
@@ -48,7 +49,8 @@ def imports(path):
     tree = ast.parse(path.read_text())
     inside = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if for_types or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             inside.update(map(id, ast.walk(node)))
     for node in ast.walk(tree):
         at_import = id(node) not in inside

@@ -23,6 +23,7 @@ PACKAGES = [
     "forkshm.pool",
     "forkshm.region",
     "forkshm.testing",
+    "forkshm.workers",
 ]
 
 

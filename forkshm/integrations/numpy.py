@@ -24,7 +24,7 @@ except ImportError:  # before NumPy 2
     from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Literal, SupportsIndex
 
     from numpy.typing import ArrayLike, DTypeLike
@@ -170,6 +170,13 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
         >>> a.region.size
         24
     """
+    return made_in(lambda nbytes, _: anonymous_shared_memory(nbytes), shape, dtype, order)
+
+
+def made_in(
+    memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike, order: Order = "C"
+) -> SharedArray:
+    """Return an array in the region that *memory* gives for so many bytes, told what it is for."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process")
@@ -179,7 +186,7 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
     nbytes = kind.itemsize
     for extent in extents:
         nbytes *= extent
-    region = anonymous_shared_memory(max(nbytes, 1))
+    region = memory(max(nbytes, 1), f"{kind} {extents}")
     return SharedArray(extents, kind, buffer=region.buf, order=order)
 
 

@@ -1,0 +1,184 @@
+"""What a team costs beside pymp: rows of both, in one run.
+
+    pip install pymp-pypi && python benchmarks/team.py
+
+Rounds of both take turns, so that noise hits both; each checks its answer. Exits with 1 if a row of ours is slower.
+Where pymp is missing, ours are printed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+import forkshm
+
+try:
+    import pymp
+except ImportError:
+    pymp = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    ours: Callable[[], None]
+    peer: Callable[[], None]
+
+
+def check(happened: object) -> None:
+    if not happened:
+        raise SystemExit("a benchmark got a wrong answer")
+
+
+def rows(workers: int, steps: int, side: int) -> list[Row]:
+    ours = forkshm.zeros(steps)
+    plate = [forkshm.zeros((side, side)) for _ in range(2)]
+    if pymp is not None:
+        theirs = pymp.shared.array((steps,), dtype="float64")
+        their_plate = [pymp.shared.array((side, side), dtype="float64") for _ in range(2)]
+    items = list(range(steps))
+    sweeps = 10
+
+    def verify(results: np.ndarray) -> None:
+        check(np.array_equal(results, np.arange(steps)))
+        results[:] = 0
+
+    def start_ours() -> None:
+        with forkshm.team(workers):
+            pass
+
+    def start_peer() -> None:
+        with pymp.Parallel(workers):
+            pass
+
+    def static_ours() -> None:
+        with forkshm.team(workers) as t:
+            for i in t.range(steps):
+                ours[i] = i
+        verify(ours)
+
+    def static_peer() -> None:
+        with pymp.Parallel(workers) as p:
+            for i in p.range(steps):
+                theirs[i] = i
+        verify(theirs)
+
+    def dynamic_ours() -> None:
+        with forkshm.team(workers) as t:
+            for i in t.range(steps, schedule="dynamic"):
+                ours[i] = i
+        verify(ours)
+
+    def dynamic_peer() -> None:
+        with pymp.Parallel(workers) as p:
+            for i in p.xrange(steps):
+                theirs[i] = i
+        verify(theirs)
+
+    def iterate_ours() -> None:
+        with forkshm.team(workers) as t:
+            for i in t.iterate(items):
+                ours[i] = i
+        verify(ours)
+
+    def iterate_peer() -> None:
+        with pymp.Parallel(workers) as p:
+            for i in p.iterate(items):
+                theirs[i] = i
+        verify(theirs)
+
+    def lock_ours() -> None:
+        with forkshm.team(workers) as t:
+            for _ in t.range(steps):
+                with t.lock:
+                    ours[0] += 1
+        check(ours[0] == steps)
+        ours[0] = 0
+
+    def lock_peer() -> None:
+        with pymp.Parallel(workers) as p:
+            for _ in p.range(steps):
+                with p.lock:
+                    theirs[0] += 1
+        check(theirs[0] == steps)
+        theirs[0] = 0
+
+    def sweep(plates: list[np.ndarray], number: int, lines: range) -> None:
+        old, new = plates[number % 2], plates[1 - number % 2]
+        low, high = lines.start + 1, lines.stop + 1
+        new[low:high, 1:-1] = old[low - 1 : high - 1, 1:-1] + old[low + 1 : high + 1, 1:-1] + 1
+
+    def jacobi_ours() -> None:
+        for each in plate:
+            each[:] = 0
+        with forkshm.team(workers) as t:
+            lines = t.range(side - 2)
+            for number in range(sweeps):
+                sweep(plate, number, lines)
+                t.barrier()
+        check(plate[0][side // 2, side // 2] == 2**sweeps - 1 or side < 2 * sweeps)
+
+    def jacobi_peer() -> None:
+        for each in their_plate:
+            each[:] = 0
+        for number in range(sweeps):  # it has no barrier
+            with pymp.Parallel(workers) as p:
+                sweep(their_plate, number, p.range(side - 2))
+        check(their_plate[0][side // 2, side // 2] == 2**sweeps - 1 or side < 2 * sweeps)
+
+    return [
+        Row("start and end a team", start_ours, start_peer),
+        Row(f"{steps:,} steps, static", static_ours, static_peer),
+        Row(f"{steps:,} steps, dynamic", dynamic_ours, dynamic_peer),
+        Row(f"{steps:,} elements of a list", iterate_ours, iterate_peer),
+        Row(f"{steps:,} steps with the lock", lock_ours, lock_peer),
+        Row(f"{sweeps} sweeps over {side} x {side} points", jacobi_ours, jacobi_peer),
+    ]
+
+
+def seconds(call: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--side", type=int, default=500, help="of the plate that is swept over")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {len(os.sched_getaffinity(0))} cores")
+    print(f"{options.workers} processes; medians of {options.rounds} rounds")
+    print(f"{'':34} {'forkshm':>11} {'pymp':>11} {'ratio':>7}")
+    slower = 0
+    for row in rows(options.workers, options.steps, options.side):
+        ours, peers = [], []
+        for _ in range(options.rounds):
+            ours.append(seconds(row.ours))
+            if pymp is not None:
+                peers.append(seconds(row.peer))
+        mine = statistics.median(ours) * 1e3
+        if not peers:
+            print(f"{row.name:34} {mine:8.2f} ms {'missing':>11}")
+            continue
+        theirs = statistics.median(peers) * 1e3
+        slower += mine > theirs
+        verdict = "ok" if mine <= theirs else "SLOWER"
+        print(f"{row.name:34} {mine:8.2f} ms {theirs:8.2f} ms {mine / theirs:6.2f}x  {verdict}", flush=True)
+    return 1 if slower else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""team(): a block that several forked processes run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+from forkshm.channel import PrivateFd
+from forkshm.errors import ForkshmError, TeamBrokenError, WorkerStartError
+from forkshm.pickler import known_now
+from forkshm.workers._board import FAILED, LEFT, Board
+from forkshm.workers._member import Member
+from forkshm.workers._watch import Watch, report, wait_for
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ("Team", "team")
+
+#: What programs have handlers for. To block all that there are takes as long as a fork.
+_HANDLED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGALRM,
+    signal.SIGCHLD,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+
+
+def team(size: int | None = None) -> Team:
+    """Run a block in several processes: ``with forkshm.team(4) as t:``.
+
+    This process forks ``size - 1`` others at the start of the block. All of them run it, each with its `Team.rank`,
+    this one with rank 0. They have everything that was there before: arrays of `forkshm.zeros` and other shared memory
+    in common, all else as a copy of their own. At the end of the block the others are gone, and this process goes on
+    alone; none of them runs what follows the block.
+
+    Args:
+        size: How many processes, this one included; by default the cores that this process may use. With 1 nothing
+            is forked.
+
+    Returns:
+        The team, to be entered once.
+
+    Raises:
+        ValueError: *size* is less than 1.
+        WorkerStartError: From the ``with``: the kernel refused a process. Nobody has begun the block.
+        WorkerDiedError: From the end of the block: a member was killed, or ended without leaving the block.
+        TeamBrokenError: A member waits for another that does not come, for example at a barrier.
+        Exception: From the end of the block: what a member raised in it, with the member's traceback as its
+            ``__cause__``. When several fail, it is the first. The others get a second to leave the block, and are
+            killed then; so they are when this process raises in the block, and what it raised goes on.
+
+    Fork and threads:
+        The members are forked: they have the thread that entered the block, and none of the others. Start the team
+        before other threads, or be sure that these hold no locks meanwhile. A team may be started in a member of
+        another, or in a worker of a pool. Members ignore Ctrl-C, which is this process' matter, and end with this
+        process, whatever ends it. NumPy's global random generator is in the same state in all members: give each
+        its own, ``numpy.random.default_rng([seed, t.rank])``.
+
+    Example:
+        >>> import forkshm
+        >>> squares = forkshm.zeros(100)
+        >>> with forkshm.team(2) as t:
+        ...     for i in t.range(100):
+        ...         squares[i] = i * i
+        >>> int(squares.sum())
+        328350
+
+    See Also:
+        The parallel region of OpenMP, and pymp.
+    """
+    if size is None:
+        size = len(os.sched_getaffinity(0))
+    if operator.index(size) < 1:
+        raise ValueError(f"size of a team must be at least 1, got {size}")
+    return Team(size)
+
+
+class Team(Member):
+    """What `team` gives: the block's processes, as one of them sees them.
+
+    Attributes:
+        rank: Which one this process is: 0 for the one that began the block.
+        size: How many there are.
+
+    Example:
+        >>> import forkshm
+        >>> with forkshm.team(2) as t:
+        ...     ranks = t.reduce([t.rank])
+        >>> ranks
+        [0, 1]
+
+    See Also:
+        `forkshm.team`.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._join(None, 0, size)
+        self._used = False
+        self._watch: Watch | None = None
+        self._open = contextlib.ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Team of {self.size}, member {self.rank}>"
+
+    def __enter__(self) -> Self:
+        if self._used:
+            raise ForkshmError("a team is used once: make a new one with forkshm.team()")
+        self._used = True
+        self._pid = os.getpid()
+        try:
+            board = self._board = Board(self.size)
+            self._open.callback(board.close)
+            watch = self._watch = Watch(board, f"member {{}} of a team of {self.size}", "the block")
+            self._open.callback(watch.close)
+            read_end, write_end = os.pipe()
+            # The kernel kills the members once the writing end is gone: no child may have it.
+            self._open.callback(PrivateFd(write_end).close)
+            self._open.callback(os.close, read_end)
+            self._lifeline = read_end
+            self._known = known_now()
+            board.enter(0)
+            _flush()
+            # No signal handler of Python's may raise between the fork and the block.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            try:
+                for rank in range(1, self.size):
+                    pid = os.fork()
+                    if pid == 0:
+                        self._begin(rank, board, watch)
+                        return self
+                    watch.add(rank, pid, functools.partial(wait_for, pid))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException as error:
+            self._end()
+            if isinstance(error, OSError):
+                raise WorkerStartError(
+                    error.errno or 0,
+                    f"cannot start a team of {self.size} ({error.strerror}): the limit on processes (ulimit -u), "
+                    "on open files (ulimit -n) or memory is reached",
+                ) from error
+            raise
+        # Not before: either all begin the block, or nobody.
+        board.open_gate()
+        return self
+
+    def _look_for_dead(self) -> None:
+        if self._watch is not None and not self.rank:
+            self._watch.look()
+
+    def _end(self) -> None:
+        """Be alone again; who is still there is killed."""
+        self._open.close()
+        self._board = self._watch = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rank:
+            self._leave(error)
+        if os.getpid() != self._pid or self._board is None or self._watch is None:
+            return  # a process that was forked in the block by other means
+        try:
+            self._board.end(0, LEFT if error is None else FAILED)
+            if error is not None:
+                self._watch.fail()
+            self._watch.wait()
+            failures = self._watch.failures()
+        finally:
+            self._end()
+        if not failures:
+            return
+        first = failures[0]
+        if error is None or (isinstance(error, TeamBrokenError) and not isinstance(first, TeamBrokenError)):
+            raise first
+        if error.__context__ is None:
+            error.__context__ = first
+
+    # -- in the others ------------------------------------------------------------------------
+
+    def _begin(self, rank: int, board: Board, watch: Watch) -> None:
+        """Become a member; return when the block is to begin."""
+        try:
+            self.rank = rank
+            self._pid = os.getpid()
+            self._armed = PrivateFd(kernel.die_with(self._lifeline))
+            watch.forget()
+            self._answers_in = watch.answers_in
+            # Ctrl-C reaches the whole process group; the process that began decides what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            _multiprocess.settle_child()
+            if "torch" in sys.modules:
+                from forkshm.integrations.torch import settle_worker
+
+                settle_worker()
+            board.wait_for_gate()
+            board.enter(rank)
+        except BaseException as error:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> NoReturn:
+        """End this process, which was forked for the block: nothing of what follows is its own."""
+        code = 1
+        try:
+            if os.getpid() != self._pid:
+                os._exit(code)  # forked from a member by other means, and came this far
+            if error is None:
+                try:
+                    _multiprocess.end_child()
+                except BaseException as raised:
+                    error = raised
+            board = self._on_board()
+            if error is None:
+                code = 0
+                _flush()
+                board.end(self.rank, LEFT)
+            else:
+                report(error, self.rank, board, self._answers_in, self._known)
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that is closed, missing or full is not ours to complain about.
+        with contextlib.suppress(Exception):
+            stream.flush()
