@@ -16,14 +16,23 @@ from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import known_after_import, pack
 
-__all__ = ("ForkServerProcess", "SpawnProcess")
+__all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess")
 
 #: Of a process object: what has no meaning in the child.
 _HERE_ONLY = ("_popen", "_carrier")
 
 
-class _StartedAnew:
-    """What both have in common."""
+class _OfContext:
+    """What all have in common: in the child, the start method is that which started it."""
+
+    def _bootstrap(self, *rest: Any) -> Any:
+        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
+            _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
+        return super()._bootstrap(*rest)  # type: ignore[misc]
+
+
+class _StartedAnew(_OfContext):
+    """What those have in common that are not forked from this process."""
 
     _carrier: Receiver | None = None
 
@@ -53,6 +62,20 @@ class _StartedAnew:
         if self._carrier is not None:
             self._carrier.close()
             self._carrier = None
+
+
+class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
+    """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
+
+
+class Process(_StartedAnew, _multiprocess.process.BaseProcess):
+    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
+
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        return _multiprocess.default_context.get_context().Process._Popen(process_obj)
 
 
 class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):

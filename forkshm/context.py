@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm import channel as _channel
-from forkshm._start import ForkServerProcess, SpawnProcess
+from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class ForkContext(_Doors, _multiprocess.context.ForkContext, multiprocessing.con
     ``multiprocessing``, so libraries that check accept it.
     """
 
-    Process = _multiprocess.context.ForkProcess
+    Process = ForkProcess
 
 
 class SpawnContext(_Doors, _multiprocess.context.SpawnContext, multiprocessing.context.BaseContext):
@@ -110,16 +110,6 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
     "spawn": SpawnContext(),
     "forkserver": ForkServerContext(),
 }
-
-
-class Process(_multiprocess.process.BaseProcess):
-    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
-
-    _start_method = None
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
-        return default_context.get_context().Process._Popen(process_obj)
 
 
 class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):

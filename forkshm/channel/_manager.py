@@ -196,8 +196,11 @@ class SyncManager(_multiprocess.managers.SyncManager):
             initargs: Its arguments.
 
         Raises:
+            TypeError: *initializer* cannot be called.
             OSError: The kernel refused it.
         """
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
         read_end, write_end = os.pipe()
         lifeline = PrivateFd(write_end)
         try:

@@ -85,8 +85,7 @@ def run_suite(python, suite, method, whose, *, jobs=2, leave_out=(), only=()):
         waiting = [
             pool.submit(run_class, python, suite, method, whose, name, chosen)
             for name, tests in classes.items()
-            if (not only or name in only)
-            and (chosen := [test for test in tests if f"{name}.{test}" not in leave_out])
+            if (not only or name in only) and (chosen := [test for test in tests if f"{name}.{test}" not in leave_out])
         ]
         for future in waiting:
             became.update(future.result())

@@ -6,15 +6,37 @@ Which suite, which start method, and whose multiprocessing is said by the enviro
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib.util
 import os
 import sys
 
+from test import support
+
 SUITES = {"multiprocess": "multiprocess.tests", "cpython": "test._test_multiprocessing"}
+
+
+def _sub_tests(names, cases, /, **_):
+    """Stand in for a helper that suites use before every Python has it: run a test with each of several arguments."""
+    names = names.replace(",", " ").split()
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run_each(self, *args, **options):
+            for case in cases:
+                given = dict(zip(names, case if len(names) > 1 else [case], strict=True))
+                with self.subTest(**given):
+                    test(self, *args, **options, **given)
+
+        return run_each
+
+    return decorate
 
 
 def load(name, ours):
     """Return a suite's module; with *ours*, it finds forkshm where it imports what it tests."""
+    if not hasattr(support, "subTests"):
+        support.subTests = _sub_tests
     spec = importlib.util.find_spec(name)
     if spec is None:
         raise ModuleNotFoundError(f"this Python has no {name}", name=name)
@@ -24,6 +46,8 @@ def load(name, ours):
 
         module.__builtins__ = {**vars(builtins), "__import__": _names.import_ours}
     sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
     spec.loader.exec_module(module)
     return module
 

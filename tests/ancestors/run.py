@@ -10,6 +10,7 @@ import _suite
 if __name__ == "__main__":
     import faulthandler
     import json
+    import signal
     import sys
     import unittest
 
@@ -57,6 +58,8 @@ if __name__ == "__main__":
         }
         print(json.dumps(classes))
     else:
+        # Whoever runs this in the background has it ignored, and the tests send it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         faulthandler.dump_traceback_later(float(command), exit=True)
         tests = unittest.defaultTestLoader.loadTestsFromNames(names, _suite)
         runner = unittest.TextTestRunner(resultclass=Result, verbosity=2)
