@@ -25,10 +25,10 @@ _HERE_ONLY = ("_popen", "_carrier")
 class _OfContext:
     """What all have in common: in the child, the start method is that which started it."""
 
-    def _bootstrap(self, *rest: Any) -> Any:
+    def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
-        return super()._bootstrap(*rest)  # type: ignore[misc]
+        return super()._bootstrap(*args, **options)  # type: ignore[misc]
 
 
 class _StartedAnew(_OfContext):
