@@ -1,5 +1,6 @@
 """Layer 5 of 6. Takes functions and arguments, hands on results: processes that do the work."""
 
+from forkshm.errors import RemoteTraceback
 from forkshm.pool._pool import Pool
 from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from forkshm.pool._statistics import PoolStatistics
@@ -12,4 +13,5 @@ __all__ = (
     "MapResult",
     "Pool",
     "PoolStatistics",
+    "RemoteTraceback",
 )
