@@ -300,6 +300,58 @@ def test_classes_of_processes(run):
     )
 
 
+def test_the_default_process_is_started_as_was_set(run):
+    run(
+        """
+        def tell(queue, array):
+            array[:] = 2
+            queue.put((forkshm.get_start_method(), os.getpid()))
+
+        class Telling(forkshm.Process):
+            def __init__(self, *args):
+                super().__init__()
+                self.args = args
+            def run(self):
+                tell(*self.args)
+        """,
+        """
+        forkshm.set_start_method(METHOD)
+        queue, array = forkshm.SimpleQueue(), forkshm.zeros(3)
+        with check_leaks():
+            for process in (forkshm.Process(target=tell, args=(queue, array)), Telling(queue, array)):
+                process.start()
+                assert queue.get() == (METHOD, process.pid)
+                process.join()
+                assert process.exitcode == 0 and array.sum() == 6
+                process.close()
+        """,
+    )
+
+
+def test_the_start_method_of_a_child_is_that_which_started_it(run):
+    said = run(
+        """
+        def tell():
+            print(forkshm.get_start_method(), flush=True)
+
+        def hand_down():
+            process = forkshm.Process(target=tell)
+            process.start()
+            process.join()
+            tell()
+        """,
+        """
+        process = ctx.Process(target=hand_down)
+        process.start()
+        process.join()
+        print(METHOD, process.exitcode)
+        """,
+    )
+    child, parent, (method, code) = (line.split() for line in said.splitlines())
+    assert child == parent == [method]
+    assert code == "0"
+
+
 def test_a_process_object_crosses_to_its_process_only():
     process = forkshm.get_context("spawn").Process(target=print)
     with (

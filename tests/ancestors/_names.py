@@ -11,7 +11,7 @@ import importlib
 import inspect
 import types
 
-import multiprocess
+import multiprocess  # noqa: TID251 - what is not ours is its
 
 import forkshm
 import forkshm.channel
@@ -108,7 +108,7 @@ _LIKE_A_METHOD = frozenset(name for name in dir(context.BaseContext) if not name
 package = _Package("multiprocess", [forkshm, multiprocess])
 
 
-def import_ours(name, globals=None, locals=None, fromlist=(), level=0):
+def import_ours(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002 - as it is called
     """``__import__`` for the tests of others."""
     top, _, rest = name.partition(".")
     if level or top not in _ANCESTORS or rest.startswith("tests"):

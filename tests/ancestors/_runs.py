@@ -59,7 +59,7 @@ def run_class(python, suite, method, whose, name, tests, timeout=TIMEOUT):
     """Run one class, or only some *tests* of it; return {test: [what became of it, why]}."""
     full = [f"{name}.{test}" for test in tests]
     code, said = _call(python, (suite, method, whose), [str(timeout), *full], timeout)
-    head, mark, result = said.rpartition("\nRESULT ")
+    _, mark, result = said.rpartition("\nRESULT ")
     if mark:
         became = json.loads(result.splitlines()[0])
         if not any(test in became for test in full) and became:
