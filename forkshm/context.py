@@ -155,6 +155,8 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         if self._actual_context is not None and not force:
             raise RuntimeError("context has already been set")
         self._actual_context = None if method is None else self.get_context(method)
+        # Its locks and values ask their own default context what they are made for.
+        _multiprocess.context._default_context.set_start_method(method, force=True)
 
     def get_start_method(self, allow_none: bool = False) -> str | None:  # type: ignore[override]
         """Return the start method, and settle on it unless *allow_none*."""

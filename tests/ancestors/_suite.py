@@ -11,8 +11,6 @@ import importlib.util
 import os
 import sys
 
-from test import support
-
 SUITES = {"multiprocess": "multiprocess.tests", "cpython": "test._test_multiprocessing"}
 
 
@@ -35,11 +33,16 @@ def _sub_tests(names, cases, /, **_):
 
 def load(name, ours):
     """Return a suite's module; with *ours*, it finds forkshm where it imports what it tests."""
+    try:
+        from test import support
+
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None:
+        raise ModuleNotFoundError(f"this Python has no {name}, or not the test package that it needs", name=name)
     if not hasattr(support, "subTests"):
         support.subTests = _sub_tests
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise ModuleNotFoundError(f"this Python has no {name}", name=name)
     module = importlib.util.module_from_spec(spec)
     if ours:
         import _names
