@@ -1,6 +1,6 @@
 """The suites of multiprocess and CPython, with forkshm under the name of what they test.
 
-By default the classes that are quick, forked. All of it, under each start method: ``pytest -m nightly tests/ancestors``.
+By default the quick classes, forked. All of it, under each start method: ``pytest -m nightly tests/ancestors``.
 """
 
 from __future__ import annotations
