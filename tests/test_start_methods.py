@@ -265,6 +265,21 @@ def test_a_manager_and_its_proxies(run):
     )
 
 
+def test_a_manager_that_is_told_no_context_is_started_as_was_set(run):
+    run(
+        "",
+        """
+        from forkshm.channel._manager import SyncManager
+        forkshm.set_start_method(METHOD)
+        manager = SyncManager()
+        manager.start()
+        with manager:
+            assert manager._process._start_method == METHOD
+            assert list(manager.list([1])) == [1]
+        """,
+    )
+
+
 def test_pools_in_workers(run):
     run(
         """

@@ -186,7 +186,7 @@ class SyncManager(_multiprocess.managers.SyncManager):
         ctx: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(address, authkey, serializer, ctx, **options)
+        super().__init__(address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options)
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
         """Start the process.
