@@ -47,6 +47,8 @@ def _serializer() -> str:
 
 
 _SERIALIZER = _Serializer("forkshm")
+# Imported here: Python 3.10 may raise when a child that was forked while a thread imported something imports.
+_challenge = _multiprocess.connection
 _AuthenticationError = _multiprocess.context.AuthenticationError
 
 # struct ucred of unix(7)
@@ -136,8 +138,7 @@ def _greeted(end: socket.socket, authkey: bytes | None, *, listening: bool) -> C
         end.settimeout(None)
         if authkey is not None:
             # The standard library's own: each side shows that it knows the key, and does not say it.
-            challenge = _multiprocess.connection
-            steps: list[Callable[[Any, bytes], None]] = [challenge.deliver_challenge, challenge.answer_challenge]
+            steps: list[Callable[[Any, bytes], None]] = [_challenge.deliver_challenge, _challenge.answer_challenge]
             for step in steps if listening else reversed(steps):
                 step(connection, authkey)
     except BaseException:
