@@ -22,7 +22,7 @@ from forkshm.pickler import known_after_import, pack
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ("ForkServerProcess", "SpawnProcess", "StartedAnew", "first_calls")
+__all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first_calls")
 
 #: Functions without arguments, which a new process calls before it takes its object.
 first_calls: list[Callable[[], object]] = []
@@ -31,8 +31,17 @@ first_calls: list[Callable[[], object]] = []
 _HERE_ONLY = ("_popen", "_carrier")
 
 
-class StartedAnew:
-    """What those have in common that may be."""
+class _OfContext:
+    """What all have in common: in the child, the start method is that which started it."""
+
+    def _bootstrap(self, *args: Any, **options: Any) -> Any:
+        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
+            _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
+        return super()._bootstrap(*args, **options)  # type: ignore[misc]
+
+
+class _StartedAnew(_OfContext):
+    """What those have in common that are not forked from this process."""
 
     _carrier: Receiver | None = None
 
@@ -66,7 +75,21 @@ class StartedAnew:
             self._carrier = None
 
 
-class SpawnProcess(StartedAnew, _multiprocess.context.SpawnProcess):
+class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
+    """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
+
+
+class Process(_StartedAnew, _multiprocess.process.BaseProcess):
+    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
+
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        return _multiprocess.default_context.get_context().Process._Popen(process_obj)
+
+
+class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
     """A process with a fresh interpreter; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
@@ -81,7 +104,7 @@ class SpawnProcess(StartedAnew, _multiprocess.context.SpawnProcess):
         introduce()
 
 
-class ForkServerProcess(StartedAnew, _multiprocess.context.ForkServerProcess):
+class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
     """A process forked by a server without threads; the interface of ``multiprocessing.Process``."""
 
     @staticmethod

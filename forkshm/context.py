@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _identity, _multiprocess
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
-from forkshm._start import ForkServerProcess, SpawnProcess, StartedAnew
+from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from multiprocessing.context import BaseContext, ForkProcess
+    from multiprocessing.context import BaseContext
 
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
@@ -121,7 +121,7 @@ class ForkContext(_Doors, _multiprocess.context.ForkContext, multiprocessing.con
     ``multiprocessing``, so libraries that check accept it.
     """
 
-    Process = _multiprocess.context.ForkProcess
+    Process = ForkProcess
 
 
 class SpawnContext(_Doors, _multiprocess.context.SpawnContext, multiprocessing.context.BaseContext):
@@ -141,16 +141,6 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
     "spawn": SpawnContext(),
     "forkserver": ForkServerContext(),
 }
-
-
-class Process(StartedAnew, _multiprocess.process.BaseProcess):
-    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
-
-    _start_method = None
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
-        return default_context.get_context().Process._Popen(process_obj)
 
 
 class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):
@@ -196,6 +186,8 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         if self._actual_context is not None and not force:
             raise RuntimeError("context has already been set")
         self._actual_context = None if method is None else self.get_context(method)
+        # Its locks and values ask their own default context what they are made for.
+        _multiprocess.context._default_context.set_start_method(method, force=True)
 
     def get_start_method(self, allow_none: bool = False) -> str | None:  # type: ignore[override]
         """Return the start method, and settle on it unless *allow_none*."""

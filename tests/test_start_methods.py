@@ -265,6 +265,21 @@ def test_a_manager_and_its_proxies(run):
     )
 
 
+def test_a_manager_that_is_told_no_context_is_started_as_was_set(run):
+    run(
+        "",
+        """
+        from forkshm.channel._manager import SyncManager
+        forkshm.set_start_method(METHOD)
+        manager = SyncManager()
+        manager.start()
+        with manager:
+            assert manager._process._start_method == METHOD
+            assert list(manager.list([1])) == [1]
+        """,
+    )
+
+
 def test_pools_in_workers(run):
     run(
         """
@@ -298,6 +313,58 @@ def test_classes_of_processes(run):
         assert process.exitcode == 0
         """,
     )
+
+
+def test_the_default_process_is_started_as_was_set(run):
+    run(
+        """
+        def tell(queue, array):
+            array[:] = 2
+            queue.put((forkshm.get_start_method(), os.getpid()))
+
+        class Telling(forkshm.Process):
+            def __init__(self, *args):
+                super().__init__()
+                self.args = args
+            def run(self):
+                tell(*self.args)
+        """,
+        """
+        forkshm.set_start_method(METHOD)
+        queue, array = forkshm.SimpleQueue(), forkshm.zeros(3)
+        with check_leaks():
+            for process in (forkshm.Process(target=tell, args=(queue, array)), Telling(queue, array)):
+                process.start()
+                assert queue.get() == (METHOD, process.pid)
+                process.join()
+                assert process.exitcode == 0 and array.sum() == 6
+                process.close()
+        """,
+    )
+
+
+def test_the_start_method_of_a_child_is_that_which_started_it(run):
+    said = run(
+        """
+        def tell():
+            print(forkshm.get_start_method(), flush=True)
+
+        def hand_down():
+            process = forkshm.Process(target=tell)
+            process.start()
+            process.join()
+            tell()
+        """,
+        """
+        process = ctx.Process(target=hand_down)
+        process.start()
+        process.join()
+        print(METHOD, process.exitcode)
+        """,
+    )
+    child, parent, (method, code) = (line.split() for line in said.splitlines())
+    assert child == parent == [method]
+    assert code == "0"
 
 
 def test_a_process_object_crosses_to_its_process_only():

@@ -41,6 +41,15 @@ _INLINE = 16 * 1024
 class Connection:
     """One end of a pipe, as ``multiprocessing.connection.Connection``. Made by `Pipe`.
 
+    Args:
+        handle: The fd of an end, which is this object's from here on: what `fileno` returned, duplicated.
+        readable: Whether to receive from it.
+        writable: Whether to send into it.
+
+    Raises:
+        ValueError: Neither *readable* nor *writable*.
+        OSError: *handle* is no fd, or none of an end of a pipe.
+
     Objects cross as they do everywhere in forkshm: memory that is shared as a descriptor, other large
     buffers copied once. A message arrives whole or not at all: processes and threads may share an end, and each
     message goes to one of those who receive.
@@ -66,8 +75,16 @@ class Connection:
     """
 
     def __init__(
-        self, end: socket.socket, *, readable: bool = True, writable: bool = True, start_method: str | None = None
+        self,
+        handle: socket.socket | int,
+        readable: bool = True,
+        writable: bool = True,
+        *,
+        start_method: str | None = None,
     ) -> None:
+        if not (readable or writable):
+            raise ValueError("at least one of readable and writable must be True")
+        end = _socket_of(handle) if isinstance(handle, int) else handle
         self._end = end
         self._sender = Sender(end)
         self._receiver = Receiver(end)
@@ -290,6 +307,21 @@ class Connection:
         self._check_open()
         if not self._writable:
             raise OSError("connection is read-only: send from the other end")
+
+
+def _socket_of(fd: int) -> socket.socket:
+    """Return the socket of an fd, which belongs to it from here on."""
+    end = socket.socket(fileno=fd)
+    if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
+        found = f"{end.family.name}, {end.type.name}"
+        end.detach()
+        raise OSError(
+            errno.EPROTOTYPE,
+            f"fd {fd} is a socket of {found}, and an end of a pipe is one of AF_UNIX, SOCK_SEQPACKET: "
+            "use multiprocessing.connection.Connection for pipes and streams of others",
+        )
+    end.settimeout(None)
+    return end
 
 
 def Pipe(  # noqa: N802 - the standard library's name

@@ -97,6 +97,11 @@ class Sender:
         """Return the fd; -1 when closed."""
         return self._socket.fileno()
 
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed in this process."""
+        return self._socket.fileno() < 0
+
     def send(self, data: bytes, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """Send one message, whole.
 
@@ -194,6 +199,11 @@ class Receiver:
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
         return self._socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed in this process."""
+        return self._socket.fileno() < 0
 
     def receive_nowait(self) -> Received | None:
         """Receive a message that is there already.

@@ -47,6 +47,8 @@ def _serializer() -> str:
 
 
 _SERIALIZER = _Serializer("forkshm")
+# Imported here: Python 3.10 may raise when a child that was forked while a thread imported something imports.
+_challenge = _multiprocess.connection
 _AuthenticationError = _multiprocess.context.AuthenticationError
 
 # struct ucred of unix(7)
@@ -136,8 +138,7 @@ def _greeted(end: socket.socket, authkey: bytes | None, *, listening: bool) -> C
         end.settimeout(None)
         if authkey is not None:
             # The standard library's own: each side shows that it knows the key, and does not say it.
-            challenge = _multiprocess.connection
-            steps: list[Callable[[Any, bytes], None]] = [challenge.deliver_challenge, challenge.answer_challenge]
+            steps: list[Callable[[Any, bytes], None]] = [_challenge.deliver_challenge, _challenge.answer_challenge]
             for step in steps if listening else reversed(steps):
                 step(connection, authkey)
     except BaseException:
@@ -192,9 +193,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
     ) -> None:
         if isinstance(address, tuple) and serializer == _SERIALIZER:
             serializer = "pickle"
-        if ctx is None:
-            ctx = _multiprocess.default_context.get_context()
-        super().__init__(address, authkey, serializer, ctx, **options)
+        super().__init__(address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options)
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
         """Start the process.
@@ -204,8 +203,11 @@ class BaseManager(_multiprocess.managers.BaseManager):
             initargs: Its arguments.
 
         Raises:
+            TypeError: *initializer* cannot be called.
             OSError: The kernel refused it.
         """
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
         read_end, write_end = os.pipe()
         lifeline = PrivateFd(write_end)
         try:

@@ -204,6 +204,7 @@ class Queue:
         self._spin = Spin()
         self._known = known_to_children(start_method)
         self._closed = False
+        self._has_put = False
         self._cancelled = False
         self._empty_since: float | None = None
         self._start_backlog()
@@ -220,6 +221,7 @@ class Queue:
     def _in_child(self) -> None:
         # The backlog is the parent's to send; its lock may be held by a thread that is not here.
         backlog = self._backlog
+        self._has_put = False
         self._start_backlog()
         for parcel in backlog:
             parcel.close()
@@ -251,6 +253,7 @@ class Queue:
         """
         if self._closed:
             raise self._is_closed()
+        self._has_put = True
         counter = self._counters.items
         if _count(counter, 1) > self._maxsize > 0:
             _count(counter, -1)
@@ -466,8 +469,11 @@ class Queue:
         """Tell whether there is no item now.
 
         Raises:
-            ValueError: This process closed the queue.
+            ValueError: This process closed the queue, and had put something. A closed queue into which it never put
+                is empty: programs of the standard library, where closing that does nothing, look at it.
         """
+        if self._closed and not self._has_put:
+            return True
         return not wait_ready(_opened(self._reader, self), 0.0)
 
     def full(self) -> bool:

@@ -6,6 +6,7 @@ What else ``multiprocessing.pool`` has is here, too, and is that of ``multiproce
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
+from forkshm.errors import RemoteTraceback
 from forkshm.pool._pool import Pool
 from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from forkshm.pool._statistics import PoolStatistics
@@ -21,6 +22,7 @@ __all__ = (
     "MapResult",
     "Pool",
     "PoolStatistics",
+    "RemoteTraceback",
     "ThreadPool",
 )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
@@ -123,7 +124,7 @@ class Pool:
             processes = len(os.sched_getaffinity(0))
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
-        if maxtasksperchild is not None and operator.index(maxtasksperchild) < 1:
+        if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
@@ -144,6 +145,16 @@ class Pool:
         # When the pool is collected, or at exit: before multiprocess waits for its processes,
         # which would be for ever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) == "RUN" and self._is_ours():
+            message = f"unclosed running multiprocessing pool {self!r}"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+    @property
+    def _pool(self) -> list[Any]:
+        # The processes, under the name by which programs look them up in the standard library's pool.
+        return [worker.process for worker in self._crew.workers]
 
     # -- calls ------------------------------------------------------------------------
 

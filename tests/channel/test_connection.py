@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import selectors
+import socket
 import threading
 import time
 
@@ -269,3 +270,22 @@ class TestOurs:
 
     def test_no_end_is_inherited_by_other_programs(self, ours):
         assert not any(os.get_inheritable(end.fileno()) for end in ours)
+
+
+def test_a_connection_is_made_of_the_fd_of_one():
+    here, there = forkshm.Pipe()
+    with here, there, forkshm.Connection(os.dup(there.fileno()), writable=False) as again:
+        here.send([1])
+        assert again.recv() == [1]
+        with pytest.raises(OSError, match="read-only"):
+            again.send(2)
+    with pytest.raises(ValueError, match="at least one"):
+        forkshm.Connection(3, False, False)
+    with pytest.raises((OSError, ValueError)):
+        forkshm.Connection(-1)
+    stream, other = socket.socketpair()
+    with stream, other:
+        with pytest.raises(OSError, match="AF_UNIX, SOCK_STREAM, and an end of a pipe"):
+            forkshm.Connection(stream.fileno())
+        other.send(b"still open")
+        assert stream.recv(100) == b"still open"

@@ -148,3 +148,10 @@ def test_a_killed_manager_is_told(manager):
 
 def test_it_ends_when_it_is_collected():
     forkshm.Manager().dict(a=1)  # the leak check looks
+
+
+def test_an_initializer_that_cannot_be_called_is_refused_here():
+    from forkshm.channel._manager import SyncManager
+
+    with pytest.raises(TypeError, match="initializer must be a callable, got 1"):
+        SyncManager().start(1)

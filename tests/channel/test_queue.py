@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -300,8 +301,9 @@ class TestOurs:
 
     def test_a_closed_one_says_so_whatever_it_is_asked(self):
         it = forkshm.Queue()
+        it.put(1)
         it.close()
-        for call in (it.empty, it.qsize):
+        for call in (it.empty, it.qsize, it.get, functools.partial(it.put, 2)):
             with pytest.raises(OSError, match="closed"):
                 call()
 
@@ -571,3 +573,14 @@ class Bad:
 
 def divide(one, two):
     return one / two
+
+
+def test_a_closed_queue_that_was_never_put_into_is_empty():
+    unused, used = forkshm.Queue(), forkshm.Queue()
+    used.put(1)
+    for each in unused, used:
+        each.close()
+        each.join_thread()
+    assert unused.empty()
+    with pytest.raises(OSError, match="is closed"):
+        used.empty()

@@ -363,6 +363,7 @@ def test_a_pool_that_is_terminated_while_an_argument_is_pickled_says_so():
     pool.terminate()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
 def test_a_pool_that_nobody_refers_to_goes_away():
     pool = forkshm.Pool(2)
     assert pool.apply(f.square, (2,)) == 4
@@ -370,9 +371,21 @@ def test_a_pool_that_nobody_refers_to_goes_away():
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
 def test_a_result_keeps_its_pool():
     assert forkshm.Pool(1).apply_async(f.square, (5,)).get() == 25
     assert list(forkshm.Pool(1).imap(f.square, range(30))) == [x * x for x in range(30)]
+
+
+def test_a_running_pool_that_is_dropped_says_so_and_an_ended_one_does_not():
+    pools = [forkshm.Pool(1)]
+    assert len(pools[0]._pool) == 1
+    with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool .*pool_size=1"):
+        pools.clear()
+    with forkshm.Pool(1) as pool:
+        pass
+    del pool
+    gc.collect()
 
 
 def test_many_threads_may_use_one_pool(pool):
@@ -428,7 +441,7 @@ def test_synchronous_calls_start_no_thread(pool):
         ({"processes": -1}, ValueError, "at least 1, got -1"),
         ({"processes": "2"}, TypeError, "str"),
         ({"maxtasksperchild": 0}, ValueError, "positive int or None, got 0"),
-        ({"maxtasksperchild": 1.5}, TypeError, "float"),
+        ({"maxtasksperchild": 1.5}, ValueError, "positive int or None, got 1.5"),
         ({"initializer": 3}, TypeError, "callable, got 3"),
     ],
 )

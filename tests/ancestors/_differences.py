@@ -1,0 +1,63 @@
+"""Where forkshm answers the tests of its ancestors otherwise, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A test that fails with forkshm, in whichever suites, Pythons and start methods it is there."""
+
+    test: str
+    reason: str
+    #: The suite in which it fails, when the other has another test of that name.
+    only: str | None = None
+
+
+KNOWN = [
+    Difference(
+        "WithProcessesTestQueue.test_queue_feeder_donot_stop_onexc",
+        "Queue.put pickles at once: what cannot be sent raises there, and not in a thread that prints it",
+    ),
+    Difference(
+        "WithProcessesTestQueue.test_queue_feeder_on_queue_feeder_error",
+        "overrides a private hook for errors of the thread that pickles: here put raises them",
+    ),
+    Difference(
+        "WithProcessesTestPoolWorkerErrors.test_unpickleable_result",
+        "expects that a lambda cannot be returned: here it can",
+    ),
+    Difference(
+        "TestStartMethod.test_mixed_startmethod",
+        "expects that a queue made for fork is refused by spawn and forkserver: here it crosses",
+    ),
+    Difference(
+        "TestInvalidHandle.test_invalid_handles",
+        "makes a Connection of a number that is no fd, and expects poll() to refuse it: here the constructor does",
+    ),
+    Difference(
+        "TestPoolNotLeakOnFailure.test_release_unused_processes",
+        "gives the pool imitations of processes, which have no pid: ours watches workers through pidfds",
+    ),
+    Difference(
+        "WithProcessesTestPoolWorkerLifetime.test_pool_worker_lifetime",
+        "calls the private Pool._repopulate_pool: workers are replaced without",
+    ),
+    Difference(
+        "_TestImportStar.test_import",
+        "lists the files of the package, private ones too; public names are compared in tests of our own",
+    ),
+    Difference(
+        "WithProcessesTestSharedMemory.test_shared_memory_basics",
+        "CPython's patches a private function of multiprocessing.shared_memory by that name",
+        only="cpython",
+    ),
+    Difference(
+        "WithProcessesTestSharedMemory.test_shared_memory_recreate",
+        "CPython's patches a private function of multiprocessing.shared_memory by that name",
+        only="cpython",
+    ),
+]
+
+REASONS = {difference.test: difference.reason for difference in KNOWN}

@@ -1,0 +1,62 @@
+"""The tests of others, as a module that processes of every start method can import.
+
+Which suite, which start method, and whose multiprocessing is said by the environment, which children inherit.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib.util
+import os
+import sys
+
+SUITES = {"multiprocess": "multiprocess.tests", "cpython": "test._test_multiprocessing"}
+
+
+def _sub_tests(names, cases, /, **_):
+    """Stand in for a helper that suites use before every Python has it: run a test with each of several arguments."""
+    names = names.replace(",", " ").split()
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run_each(self, *args, **options):
+            for case in cases:
+                given = dict(zip(names, case if len(names) > 1 else [case], strict=True))
+                with self.subTest(**given):
+                    test(self, *args, **options, **given)
+
+        return run_each
+
+    return decorate
+
+
+def load(name, ours):
+    """Return a suite's module; with *ours*, it finds forkshm where it imports what it tests."""
+    try:
+        from test import support
+
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None:
+        raise ModuleNotFoundError(f"this Python has no {name}, or not the test package that it needs", name=name)
+    if not hasattr(support, "subTests"):
+        support.subTests = _sub_tests
+    module = importlib.util.module_from_spec(spec)
+    if ours:
+        import _names
+
+        module.__builtins__ = {**vars(builtins), "__import__": _names.import_ours}
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+if "FORKSHM_ANCESTOR" in os.environ:
+    suite, method, whose = os.environ["FORKSHM_ANCESTOR"].split()
+    module = load(SUITES[suite], whose == "ours")
+    # What it says to be: the tests of ``python -m unittest`` in a module of this name.
+    module.install_tests_in_module_dict(globals(), method)
