@@ -11,6 +11,7 @@ General layout, in the order of the data's way; imports point up only:
     channel/       4  messages between processes
     pool/          5  processes that do the work
     context.py     6  the door shaped like multiprocessing
+    doors/            what a person types: decorator, executor, containers
     accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
@@ -19,6 +20,7 @@ General layout, in the order of the data's way; imports point up only:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
@@ -99,6 +101,7 @@ from forkshm.region import (
 )
 
 if TYPE_CHECKING:
+    from forkshm.doors import Executor, ParallelFunction, parallel
     from forkshm.integrations.numpy import (
         SharedArray,
         array,
@@ -129,6 +132,7 @@ __all__ = (
     "CopiedError",
     "Creation",
     "DeadlockError",
+    "Executor",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
@@ -145,6 +149,7 @@ __all__ = (
     "NotRecoverableError",
     "NotUnpicklableError",
     "OffsetPtr",
+    "ParallelFunction",
     "Pipe",
     "Pointer",
     "Pool",
@@ -197,6 +202,7 @@ __all__ = (
     "ones_like",
     "open_only",
     "open_or_create",
+    "parallel",
     "read_only",
     "read_private",
     "read_write",
@@ -209,6 +215,9 @@ __all__ = (
     "zeros",
     "zeros_like",
 )
+
+# Found when first used, so that who needs none of them does not wait for asyncio and concurrent.futures.
+_DOORS = frozenset({"Executor", "ParallelFunction", "parallel"})
 
 # Names that need NumPy: found when first used, so that forkshm works without it.
 _NUMPY = frozenset(
@@ -230,6 +239,9 @@ _NUMPY = frozenset(
 
 
 def __getattr__(name: str) -> Any:
+    if name in _DOORS:
+        value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
+        return value
     if name not in _NUMPY:
         raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
     try:
