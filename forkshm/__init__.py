@@ -12,6 +12,7 @@ General layout, in the order of the data's way; imports point up only:
     pool/          5  processes that do the work
     context.py     6  the door shaped like multiprocessing
     doors/            what a person types: decorator, executor, containers
+    aio.py            the door of asyncio
     accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
@@ -101,6 +102,7 @@ from forkshm.region import (
 )
 
 if TYPE_CHECKING:
+    from forkshm import aio
     from forkshm.doors import Executor, ParallelFunction, parallel
     from forkshm.integrations.numpy import (
         SharedArray,
@@ -184,6 +186,7 @@ __all__ = (
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
+    "aio",
     "anonymous_shared_memory",
     "array",
     "asarray",
@@ -239,6 +242,8 @@ _NUMPY = frozenset(
 
 
 def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return importlib.import_module("forkshm.aio")
     if name in _DOORS:
         value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
         return value

@@ -12,7 +12,19 @@ import forkshm
 ROOT = pathlib.Path(forkshm.__file__).parent
 
 #: In the order of the data's way. What stands beside them may be imported by all.
-LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "_start", "context", "doors", "accounting"]
+LAYERS = [
+    "backend",
+    "region",
+    "descriptor",
+    "pickler",
+    "channel",
+    "pool",
+    "_start",
+    "context",
+    "doors",
+    "aio",
+    "accounting",
+]
 BESIDE = {"errors", "_multiprocess", "_ledger"}
 OPEN = {"integrations", "testing"}
 

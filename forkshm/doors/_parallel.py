@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import concurrent.futures
 import dataclasses
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Self, Unpack
 
     from forkshm.pool import Pool
+    from forkshm.pool._dispatch import Task
 
     P = ParamSpec("P")
     Q = ParamSpec("Q")
@@ -259,29 +259,25 @@ class ParallelFunction(Generic[P, R]):
         When the awaiting task is cancelled, items that no worker was given yet are not begun.
         """
         settings = self._with(None, options)
-        items = list(iterable)
-        guard = _Guarded(self, starred=False)
         if self._is_in_place(settings):
-            return _sorted_out(((0, [guard(item)]) for item in items), settings)
-        executor = _executor_of(settings)
-        size = settings.chunksize or -(-len(items) // (4 * executor._max_workers)) or 1
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        bar = open_bar(settings.progress, len(items), executor.pool)
-        futures: list[asyncio.Future[list[Any]]] = []
+            return self.map(iterable, **options)
+        from forkshm.doors._pump import Pump
+
+        items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
+        pool = _executor_of(settings).pool
+        tasks = _tasks(pool, self, items, settings, starred=False)
+        lengths = [len(task.arguments) for task in tasks]
+        bar = open_bar(settings.progress, len(items), pool)
+        pump = Pump(pool)
         try:
-            for chunk in chunks:
-                future = executor.submit(_do_chunk, guard, chunk)
-                futures.append(asyncio.wrap_future(future))
-                futures[-1].add_done_callback(functools.partial(_show, bar, len(chunk)))
-            answers = await asyncio.gather(*futures, return_exceptions=settings.on_error != "raise")
+            answers = await pump.run(tasks, lambda position: bar.update(lengths[position]))
         finally:
-            for waiting in futures:
-                waiting.cancel()
+            pump.close()
             bar.close()
         return _sorted_out(
             (
-                (position, [_Raised(answer)] * len(chunk) if isinstance(answer, BaseException) else answer)
-                for position, (chunk, answer) in enumerate(zip(chunks, answers, strict=True))
+                (position, values if success else [_Raised(values)] * lengths[position])
+                for position, (success, values) in enumerate(answers)
             ),
             settings,
         )
@@ -413,14 +409,6 @@ class _Into:
         self.out[index] = self.function(*item) if self.starred else self.function(item)
 
 
-def _do_chunk(guard: _Guarded, chunk: list[Any]) -> list[Any]:
-    return [guard(item) for item in chunk]
-
-
-def _show(bar: Any, count: int, _: object) -> None:
-    bar.update(count)
-
-
 class _Arrivals(Job):
     """The answers to the chunks of one map, as they come."""
 
@@ -433,16 +421,21 @@ class _Arrivals(Job):
         self.arrived.append((position, outcome))
 
 
-def _arrivals(
-    pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool
-) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the position of each chunk and its results, as they come."""
+def _tasks(pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool) -> list[Task]:
+    """Return the tasks of a map, whose job is still to be set."""
     chunksize = settings.chunksize
     if settings.on_error != "raise":
         function, starred = _Guarded(function, starred=starred), False
         chunksize = chunksize or 1  # so that a worker that dies fails one item; tiny ones share messages all the same
-    _, tasks = pool._map(Kind.STARMAP if starred else Kind.MAP, function, items, chunksize)
-    job = _Arrivals(chunksize or 1)
+    return pool._map(Kind.STARMAP if starred else Kind.MAP, function, items, chunksize)[1]
+
+
+def _arrivals(
+    pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the position of each chunk and its results, as they come."""
+    tasks = _tasks(pool, function, items, settings, starred=starred)
+    job = _Arrivals(len(tasks[0].arguments) if tasks else 1)
     for task in tasks:
         task.job = job
     lengths = [len(task.arguments) for task in tasks]

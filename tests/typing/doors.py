@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing_extensions import assert_type
 
 import forkshm
+from forkshm import aio
 
 
 @forkshm.parallel
@@ -45,6 +46,11 @@ Table().row("a")  # type: ignore[arg-type]
 
 async def asynchronous() -> None:
     assert_type(await bare.amap([1]), list[str])
+    async with aio.Pool(2) as pool:
+        assert_type(await pool.apply(bare, 1), str)
+        assert_type(await pool.map(len, ["a"]), list[int])
+        assert_type([x async for x in pool.imap(len, ["a"])], list[int])
+        await pool.apply(bare, "a")  # type: ignore[arg-type]
 
 
 with forkshm.Executor(2) as executor:
