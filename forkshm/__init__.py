@@ -103,7 +103,7 @@ from forkshm.region import (
 
 if TYPE_CHECKING:
     from forkshm import aio
-    from forkshm.doors import Executor, ParallelFunction, parallel
+    from forkshm.doors import Executor, ParallelFunction, SharedDict, SharedList, parallel
     from forkshm.integrations.numpy import (
         SharedArray,
         array,
@@ -173,6 +173,8 @@ __all__ = (
     "Semaphore",
     "SerializationError",
     "SharedArray",
+    "SharedDict",
+    "SharedList",
     "SharedMemoryObject",
     "SimpleQueue",
     "Statistics",
@@ -220,7 +222,7 @@ __all__ = (
 )
 
 # Found when first used, so that who needs none of them does not wait for asyncio and concurrent.futures.
-_DOORS = frozenset({"Executor", "ParallelFunction", "parallel"})
+_DOORS = frozenset({"Executor", "ParallelFunction", "SharedDict", "SharedList", "parallel"})
 
 # Names that need NumPy: found when first used, so that forkshm works without it.
 _NUMPY = frozenset(

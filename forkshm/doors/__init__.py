@@ -4,7 +4,8 @@
 objects that many processes read. The door of asyncio is the module `forkshm.aio`.
 """
 
+from forkshm.doors._containers import SharedDict, SharedList
 from forkshm.doors._executor import Executor
 from forkshm.doors._parallel import ParallelFunction, parallel
 
-__all__ = ("Executor", "ParallelFunction", "parallel")
+__all__ = ("Executor", "ParallelFunction", "SharedDict", "SharedList", "parallel")

@@ -56,3 +56,12 @@ async def asynchronous() -> None:
 with forkshm.Executor(2) as executor:
     assert_type(executor.submit(len, "abc"), Future[int])
     assert_type(executor.map(len, ["abc"], buffersize=3), Iterator[int])
+
+words = forkshm.SharedList(["a", "b"])
+assert_type(words, forkshm.SharedList[str])
+assert_type(words[0], str)
+assert_type(words[1:], list[str])
+lengths = forkshm.SharedDict({"a": 1})
+assert_type(lengths, forkshm.SharedDict[str, int])
+assert_type(lengths["a"], int)
+lengths["b"] = 2  # type: ignore[index]
