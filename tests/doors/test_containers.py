@@ -230,6 +230,7 @@ def test_eight_readers_have_one_copy_between_them():
     plain = [f"{x:0100}" for x in range(50_000)]
     shared = forkshm.SharedList(plain)
     size = shared.nbytes
+    assert shared == plain  # read here, too, so that its pages are no child's alone
     by_reading_plain, _ = grown_by_reading(plain, 2)
     by_reading_shared, all_of_it = grown_by_reading(shared, 8)
     # What the reference counts of the plain list cost each reader: all of its pages.
