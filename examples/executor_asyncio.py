@@ -1,7 +1,7 @@
 """forkshm.Executor and forkshm.aio: futures and awaits over the same kind of pool.
 
 An event loop hashes the modules of the standard library in worker processes, once through ``run_in_executor``, once
-through `forkshm.aio`, and goes on meanwhile. A worker is killed on the way: one future fails, and the executor lives on.
+through `forkshm.aio`, and goes on meanwhile. A worker is killed on the way: one future fails, and the executor goes on.
 
     pip install forkshm
     python examples/executor_asyncio.py
