@@ -21,9 +21,6 @@ class ProcessPoolExecutor(forkshm.Executor):
     """The tests ask for the name of the class."""
 
 
-concurrent.futures.ProcessPoolExecutor = ProcessPoolExecutor
-
-
 class Result(unittest.TestResult):
     def tell(self, outcome, test, error=None):
         where, name = test.id().rsplit(".", 1)
@@ -52,6 +49,7 @@ def modules():
 
 
 def main():
+    concurrent.futures.ProcessPoolExecutor = ProcessPoolExecutor
     patterns = [argument for argument in sys.argv[1:] if argument != "-v"]
     loader = unittest.TestLoader()
     suite = unittest.TestSuite()

@@ -6,6 +6,7 @@ They run where the interpreter ships its tests.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -30,7 +31,7 @@ DIFFERENT = {
     "ProcessPoolShutdownTest.test_del_shutdown": INTERNALS,
     "ProcessPoolShutdownTest.test_processes_terminate": INTERNALS,
     "ProcessPoolShutdownTest.test_shutdown_no_wait": INTERNALS,
-    "FailingInitializerTest.test_initializer": "what the initializer raised is the cause of BrokenExecutor, and not logged",
+    "FailingInitializerTest.test_initializer": "what it raised is the cause of BrokenExecutor, and not logged",
     "ExecutorDeadlockTest.test_crash_at_task_unpickle": ONE_FUTURE,
     "ExecutorDeadlockTest.test_crash_big_data": ONE_FUTURE,
     "ExecutorDeadlockTest.test_crash_during_func_exec_on_worker": ONE_FUTURE,
@@ -62,7 +63,7 @@ def test_the_standard_librarys_tests_pass(part):
     assert done.returncode == 0, done.stderr
     # The tests themselves print how long they took, before it.
     words = done.stdout.split()
-    outcomes = {name: outcome for outcome, name in zip(words, words[1:], strict=False) if "." in name}
+    outcomes = {name: outcome for outcome, name in itertools.pairwise(words) if "." in name}
     outcomes = {name: outcome for name, outcome in outcomes.items() if outcome in ("passed", "failed", "skipped")}
     failed = {name for name, outcome in outcomes.items() if outcome == "failed"}
     assert failed <= set(DIFFERENT), done.stdout
