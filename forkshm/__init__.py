@@ -12,6 +12,8 @@ General layout, in the order of the data's way; imports point up only:
     pool/          5  processes that do the work
     workers/          processes that run the same code, each with a rank
     context.py     6  the door shaped like multiprocessing
+    doors/            what a person types: decorator, executor, containers
+    aio.py            the door of asyncio
     queues.py ...     and the other modules that multiprocessing has
     accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
@@ -125,6 +127,8 @@ from forkshm.region import (
 from forkshm.workers import Launch, Supervised, Team, Worker, launch, supervise, team, worker
 
 if TYPE_CHECKING:
+    from forkshm import aio
+    from forkshm.doors import Executor, ParallelFunction, SharedDict, SharedList, parallel
     from forkshm.integrations.numpy import (
         SharedArray,
         array,
@@ -164,6 +168,7 @@ __all__ = (
     "Creation",
     "DeadlockError",
     "Event",
+    "Executor",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
@@ -182,6 +187,7 @@ __all__ = (
     "NotRecoverableError",
     "NotUnpicklableError",
     "OffsetPtr",
+    "ParallelFunction",
     "Pipe",
     "Pointer",
     "Pool",
@@ -207,6 +213,8 @@ __all__ = (
     "Semaphore",
     "SerializationError",
     "SharedArray",
+    "SharedDict",
+    "SharedList",
     "SharedMemoryObject",
     "SimpleQueue",
     "Statistics",
@@ -226,6 +234,7 @@ __all__ = (
     "WorkerError",
     "WorkerStartError",
     "active_children",
+    "aio",
     "allow_connection_pickling",
     "anonymous_shared_memory",
     "array",
@@ -250,6 +259,7 @@ __all__ = (
     "ones_like",
     "open_only",
     "open_or_create",
+    "parallel",
     "parent_process",
     "patch",
     "patched",
@@ -271,6 +281,9 @@ __all__ = (
     "zeros",
     "zeros_like",
 )
+
+# Found when first used, so that who needs none of them does not wait for asyncio and concurrent.futures.
+_DOORS = frozenset({"Executor", "ParallelFunction", "SharedDict", "SharedList", "parallel"})
 
 # Names that need NumPy: found when first used, so that forkshm works without it.
 _NUMPY = frozenset(
@@ -315,8 +328,11 @@ _MODULES = frozenset(
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES or name == "aio":
         return importlib.import_module(f"forkshm.{name}")
+    if name in _DOORS:
+        value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
+        return value
     if name not in _NUMPY:
         raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
     try:

@@ -87,6 +87,34 @@ EXPECTED = {
             "after SIGTERM all workers had left",
         ],
     ),
+    "decorator.py": (
+        [],
+        ["numpy"],
+        [
+            "60 of 61 files were read",
+            "bytes were counted by the workers, into an array that all of them see",
+            "proved: the workers' answers are those of plain calls",
+        ],
+    ),
+    "executor_asyncio.py": (
+        [],
+        [],
+        [
+            "executor: 60 files hashed; one future failed: WorkerDiedError",
+            "aio: a call that took too long was cancelled, and its worker ended",
+            "proved: executor, asyncio and plain calls have the same answers",
+        ],
+    ),
+    "shared_containers.py": (
+        [],
+        [],
+        ["with a SharedList of", "proved: equal to the plain list; a worker looked up a key, and no byte was copied"],
+    ),
+    "text_statistics.py": (
+        ["--files", "150"],
+        [],
+        ["150 files,", "most frequent: self (", "proved: the workers' counts are equal to the serial ones"],
+    ),
     "windows_shared_memory.py": (
         [],
         [],

@@ -22,6 +22,8 @@ LAYERS = [
     "_start",
     "context",
     "workers",
+    "doors",
+    "aio",
     "_patch",
     "accounting",
     "_commands",

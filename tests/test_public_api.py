@@ -17,6 +17,8 @@ PACKAGES = [
     "forkshm.backend",
     "forkshm.channel",
     "forkshm.descriptor",
+    "forkshm.aio",
+    "forkshm.doors",
     "forkshm.errors",
     "forkshm.integrations.numpy",
     "forkshm.pickler",

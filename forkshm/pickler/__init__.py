@@ -6,7 +6,7 @@ as descriptors is decided in `_policy`.
 
 from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
-from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children
+from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
 from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
@@ -33,6 +33,7 @@ __all__ = (
     "receive",
     "register",
     "register_lazy",
+    "register_named",
     "repeated",
     "skip",
     "view",

@@ -21,18 +21,35 @@ from forkshm import _multiprocess
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("NOTHING_KNOWN", "Known", "is_known", "known_after_import", "known_now", "known_to_children")
+__all__ = (
+    "NOTHING_KNOWN",
+    "Known",
+    "is_known",
+    "known_after_import",
+    "known_now",
+    "known_to_children",
+    "register_named",
+)
 
 #: Functions and classes by their id; the objects are kept, so that no id is used again.
 Known = dict[int, Any]
 
 NOTHING_KNOWN: Known = {}
 
+#: What is looked for by its name; a function that a decorator made an object of is one, too.
+named_kinds: tuple[type, ...] = (FunctionType, type)
+
+
+def register_named(kind: type) -> None:
+    """Say that objects of this type are functions: what children have of them crosses by name."""
+    global named_kinds
+    named_kinds = (*named_kinds, kind)
+
 
 def known_now() -> Known:
     """Return what a process forked now is going to have."""
     main = sys.modules.get("__main__")
-    return {id(thing): thing for thing in list(vars(main).values()) if isinstance(thing, (FunctionType, type))}
+    return {id(thing): thing for thing in list(vars(main).values()) if isinstance(thing, named_kinds)}
 
 
 def known_to_children(start_method: str | None = None) -> Known:
@@ -54,9 +71,7 @@ def known_after_import() -> Known:
         return NOTHING_KNOWN
     names = _defined_in(path)
     return {
-        id(thing): thing
-        for name, thing in list(vars(main).items())
-        if name in names and isinstance(thing, (FunctionType, type))
+        id(thing): thing for name, thing in list(vars(main).items()) if name in names and isinstance(thing, named_kinds)
     }
 
 

@@ -11,6 +11,7 @@ import cloudpickle
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.pickler import _names
 from forkshm.pickler._collect import Collector, Copies, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
@@ -123,6 +124,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 return NotImplemented
         elif isinstance(thing, type) and is_known(thing, self.known):
             return NotImplemented
+        elif kind in _names.named_kinds and is_known(thing, self.known):
+            return thing.__qualname__
         reduce = find(kind)
         if reduce is not None:
             return reduce(thing)
@@ -381,7 +384,7 @@ def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:
     if not module or not name or "<" in name:
         return False
     if module == "__main__":
-        return isinstance(function, (FunctionType, type)) and is_known(function, known)
+        return isinstance(function, _names.named_kinds) and is_known(function, known)
     sink = _Sink()
     _Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(function)
     try:

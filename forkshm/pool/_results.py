@@ -52,14 +52,14 @@ class Outcome:
         if self._parcel is not None:
             try:
                 return True, open_plain(self._parcel, 0)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return False, _cannot_unpickle(error)
         if self._received is not None:
             try:
                 return True, open_answer(self._received.data)
             except LookupError:
                 pass  # an exception, or something larger: the long way tells
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return False, _cannot_unpickle(error)
         try:
             message = self._message if self._received is None else read_message(self._received)
@@ -72,7 +72,7 @@ class Outcome:
         if not text:
             try:
                 return True, value.open()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return False, _cannot_unpickle(error)
         traceback = RemoteTraceback(text[0].open() if text[0] is not None else "")
         try:
@@ -83,7 +83,7 @@ class Outcome:
         return False, raised
 
 
-def _cannot_unpickle(reason: Exception) -> NotUnpicklableError:
+def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
     refusal = NotUnpicklableError(f"the result of a task arrived, and unpickling it raised {reason!r}")
     refusal.__cause__ = reason
     return refusal

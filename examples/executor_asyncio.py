@@ -1,0 +1,65 @@
+"""forkshm.Executor and forkshm.aio: futures and awaits over the same kind of pool.
+
+An event loop hashes the modules of the standard library in worker processes, once through ``run_in_executor``, once
+through `forkshm.aio`, and goes on meanwhile. A worker is killed on the way: one future fails, and the executor goes on.
+
+    pip install forkshm
+    python examples/executor_asyncio.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import pathlib
+import signal
+import sys
+
+import forkshm
+from forkshm import aio
+
+SOURCES = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))[:60]
+
+
+def digest(path: pathlib.Path) -> str:
+    """Hash a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sleep_for_ever() -> None:
+    """What a request does that nobody wants any more."""
+    signal.pause()
+
+
+def die() -> None:
+    """What the kernel's out-of-memory killer does to a worker."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def main() -> int:
+    """Hash twice, and compare."""
+    loop = asyncio.get_running_loop()
+    with forkshm.Executor(2) as executor:
+        doomed = executor.submit(die)
+        by_executor = await asyncio.gather(*(loop.run_in_executor(executor, digest, path) for path in SOURCES))
+        print(f"executor: {len(by_executor)} files hashed; one future failed: {type(doomed.exception()).__name__}")
+
+    async with aio.Pool(2) as pool:
+        by_aio = [answer async for answer in pool.imap(digest, SOURCES)]
+        try:
+            await asyncio.wait_for(pool.apply(sleep_for_ever), 0.1)
+        except asyncio.TimeoutError:
+            print("aio: a call that took too long was cancelled, and its worker ended")
+        # As many as there are workers: each of them is free, or new.
+        again = await asyncio.gather(*(pool.apply(digest, path) for path in SOURCES[:2]))
+
+    if not by_executor == by_aio == [digest(path) for path in SOURCES] or again != by_aio[:2]:
+        print("executor_asyncio: the answers differ", file=sys.stderr)
+        return 1
+    print("proved: executor, asyncio and plain calls have the same answers")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,233 @@
+"""The door of asyncio: a pool whose calls are awaited.
+
+    async with forkshm.aio.Pool() as pool:
+        total = await pool.apply(sum, range(10))
+        async for value in pool.imap(function, items):
+            ...
+
+The event loop itself watches the pool's socket and its workers: there is no thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from forkshm import pool as _pool
+from forkshm.channel import Kind
+from forkshm.doors._pump import Pump, PumpJob
+from forkshm.pool._dispatch import Function, Task
+from forkshm.pool._results import chunked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from typing_extensions import ParamSpec, Self
+
+    from forkshm.pool import PoolStatistics
+    from forkshm.pool._results import Outcome
+
+    P = ParamSpec("P")
+
+__all__ = ("Pool", "Results")
+
+T = TypeVar("T")
+
+#: Chunks of an ``imap`` that are on their way, for each worker.
+_WINDOW = 4
+
+
+class Pool:
+    """A `forkshm.Pool` for asyncio, with the same arguments.
+
+    Leave it by ``async with``, which ends the workers at once: what you wanted you have awaited.
+
+    **Cancelling** the task that awaits a call stops the work: what no worker has begun is not begun, and a worker
+    that is at it is killed and replaced. The other tasks go on.
+
+    Args:
+        args: Those of `forkshm.Pool`.
+        kwargs: Those of `forkshm.Pool`.
+
+    Raises:
+        Exception: As `forkshm.Pool`.
+
+    Fork and threads:
+        A pool belongs to the event loop of its first call, until that has ended, and to its thread. Any loop does
+        that has ``add_reader``, uvloop's for example.
+
+    Example:
+        >>> import asyncio, forkshm
+        >>> async def main():
+        ...     async with forkshm.aio.Pool(2) as pool:
+        ...         print(await pool.apply(pow, 2, 10), [x async for x in pool.imap(abs, [-1, 2])])
+        >>> asyncio.run(main())
+        1024 [1, 2]
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pool = _pool.Pool(*args, **kwargs)
+        self._pump: Pump | None = None
+
+    def _running_pump(self) -> Pump:
+        loop = asyncio.get_running_loop()
+        if self._pump is None or self._pump.loop is not loop:
+            if self._pump is not None:
+                if not self._pump.is_idle() and not self._pump.loop.is_closed():
+                    raise RuntimeError(f"{self!r} is in use in another event loop: make a pool in this one")
+                self._pump.close()
+            self._pump = Pump(self._pool)
+        return self._pump
+
+    async def apply(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``func(*args, **kwargs)`` in a worker; return its result.
+
+        Raises:
+            PoolClosedError: The pool has ended.
+            WorkerDiedError: The worker died while running it.
+            Exception: What the call, or pickling its arguments, raised.
+        """
+        # The job is the pump's.
+        task = self._pool._call(func, args, kwargs, cast("Any", None))
+        ((success, value),) = await self._running_pump().run([task])
+        if success:
+            return cast("T", value)
+        raise value
+
+    async def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+        """Return ``[func(item) for item in iterable]``, computed by the workers; see `forkshm.Pool.map`."""
+        return await self._whole(Kind.MAP, func, iterable, chunksize)
+
+    async def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
+        """Return ``[func(*item) for item in iterable]``, computed by the workers."""
+        return await self._whole(Kind.STARMAP, func, iterable, chunksize)
+
+    async def _whole(
+        self, kind: Kind, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None
+    ) -> list[T]:
+        _, tasks = self._pool._map(kind, func, iterable, chunksize)
+        for task in tasks:
+            task.batched = False  # so that each can be cancelled by itself
+        values: list[T] = []
+        for success, value in await self._running_pump().run(tasks):
+            if not success:
+                raise value
+            values += value
+        return values
+
+    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Results[T]:
+        """Return an asynchronous iterator over the results, in order, that takes input as it is needed.
+
+        At most four chunks for each worker are on their way, or answered and not yet taken.
+        """
+        return Results(self._running_pump(), func, iterable, chunksize, ordered=True)
+
+    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Results[T]:
+        """Like `imap`, but in the order in which results come."""
+        return Results(self._running_pump(), func, iterable, chunksize, ordered=False)
+
+    def terminate(self) -> None:
+        """End the workers now; what is awaited raises `PoolClosedError`."""
+        self._pool.terminate()
+        if self._pump is not None:
+            self._pump.close()
+
+    def statistics(self) -> PoolStatistics:
+        """Return what has been moved so far."""
+        return self._pool.statistics()
+
+    async def __aenter__(self) -> Self:
+        self._pool._dispatcher.check_accepting()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.terminate()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} of {self._pool!r}>"
+
+
+class Results(Generic[T]):
+    """The results of `Pool.imap` and `Pool.imap_unordered`: use ``async for``.
+
+    An exception is raised in the place of its chunk, and later results can still be had. Who stops early may call
+    `aclose`, which stops the work, too.
+    """
+
+    def __init__(
+        self, pump: Pump, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int, *, ordered: bool
+    ) -> None:
+        pump.pool._dispatcher.check_accepting()
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be at least 1, got {chunksize}")
+        self._pump = pump
+        self._ordered = ordered
+        self._function = Function(pump.pool._dispatcher, func, for_many=True)
+        self._chunks: Iterator[list[Any]] = chunked(iter(iterable), chunksize)
+        self._window = _WINDOW * pump.pool._crew.size
+        self._job = PumpJob(pump, self._take, chunksize)
+        self._submitted = 0
+        self._taken = 0
+        self._exhausted = False
+        self._input_error: Exception | None = None
+        self._outcomes: dict[int, Outcome] = {}
+        self._values: collections.deque[T] = collections.deque()
+        self._came = asyncio.Event()
+        self._fill()
+
+    def _fill(self) -> None:
+        while not self._exhausted and self._submitted - self._taken < self._window:
+            try:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    self._exhausted = True
+                    return
+                task = Task(Kind.MAP, self._function, chunk, self._job, self._submitted)
+                cast("Any", task).retries = getattr(self._pump.pool._dispatcher, "retries", 0)
+                self._pump.submit(self._job, [task])
+                self._submitted += 1
+            except Exception as error:  # the consumer sees it at its place
+                self._input_error = error
+                self._exhausted = True
+
+    def _take(self, position: int, outcome: Outcome) -> None:
+        self._outcomes[position] = outcome
+        self._came.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._values:
+            self._fill()
+            if self._taken == self._submitted:
+                if self._input_error is not None:
+                    error, self._input_error = self._input_error, None
+                    raise error
+                raise StopAsyncIteration
+            position = self._taken if self._ordered else next(iter(self._outcomes), -1)
+            outcome = self._outcomes.pop(position, None)
+            if outcome is None:
+                self._came.clear()
+                await self._came.wait()
+                continue
+            self._taken += 1
+            success, value = outcome.open()
+            self._fill()
+            if not success:
+                raise value
+            self._values.extend(value)
+        return self._values.popleft()
+
+    async def aclose(self) -> None:
+        """Take no more input, and stop what is on its way."""
+        self._exhausted = True
+        self._input_error = None
+        self._submitted = self._taken
+        self._outcomes.clear()
+        self._values.clear()
+        self._pump.cancel(self._job)
+        self._came.set()
