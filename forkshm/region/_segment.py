@@ -126,6 +126,7 @@ class Lease:
             if self.fd >= 0:
                 _hold_byte(self._segment, self._position)
                 self._parked = True
+                _parked[id(self)] = self
                 self._shut()
 
     def unpark(self) -> None:
@@ -137,21 +138,26 @@ class Lease:
         with guard:
             if self._parked:
                 self._open()
-                self._parked = False
-                _release(self._segment, self._position)
+                self._let_go()
 
     def close(self) -> None:
         """Let go of the block on our side. Closing twice is allowed."""
         with guard:
             self._shut()
             if self._parked:
-                self._parked = False
-                _release(self._segment, self._position)
+                self._let_go()
+
+    def _let_go(self) -> None:
+        del _parked[id(self)]
+        self._parked = False
+        _release(self._segment, self._position)
 
 
 # The leases open here, so that a forked child can close its copies: it would hold the
 # blocks for as long as it lives.
 _outgoing: dict[int, Lease] = {}
+# The same of those that are parked.
+_parked: dict[int, Lease] = {}
 
 
 def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
@@ -469,6 +475,8 @@ def _in_child() -> None:
             # Already locked when the spare was made; a second time changes nothing.
             kernel.lock_shared(segment.fd, position)
         os.close(inherited)
+    for lease in list(_parked.values()):
+        lease._let_go()
 
 
 at_fork(before=_before_fork, in_parent=_in_parent, in_child=_in_child)

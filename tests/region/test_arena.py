@@ -267,3 +267,26 @@ def test_what_ends_while_the_lock_is_held_ends_afterwards(fresh_arena):
         assert claim.count == 1
     assert fresh_arena.statistics().blocks == 0
     assert claim.count == 0
+
+
+def test_a_forked_child_does_not_hold_what_its_parent_has_parked():
+    arena = _arena.arena
+    block = arena.allocate(4096)
+    lease = arena.lend(block)
+    lease.park()
+    ready, done = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(ready[1], b"x")
+        os.close(done[1])
+        os.read(done[0], 1)
+        os._exit(0)
+    try:
+        os.read(ready[0], 1)
+        assert arena.statistics().blocks == 1
+        lease.close()
+        assert arena.statistics().blocks == 0
+    finally:
+        for fd in (*ready, *done):
+            os.close(fd)
+        os.waitpid(pid, 0)
