@@ -55,7 +55,7 @@ def differences(theirs, ours):
     for other in theirs[len(ours) :]:
         yield f"{other} is missing"
     for mine in ours[len(theirs) :]:
-        if mine.kind is not inspect.Parameter.KEYWORD_ONLY:
+        if mine.kind not in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
             yield f"{mine} is new, and not keyword-only"
 
 
