@@ -269,3 +269,20 @@ class TestOurs:
 
     def test_no_end_is_inherited_by_other_programs(self, ours):
         assert not any(os.get_inheritable(end.fileno()) for end in ours)
+
+
+def test_ends_in_a_cycle_of_garbage_are_closed_without_a_warning(run_script):
+    done = run_script(
+        """
+import gc
+import forkshm
+
+for make in (forkshm.Pipe, forkshm.SimpleQueue):
+    cycle = [make()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+""",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
