@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import struct
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
@@ -86,6 +87,8 @@ class Connection:
             raise ValueError("at least one of readable and writable must be True")
         end = _socket_of(handle) if isinstance(handle, int) else handle
         self._end = end
+        # In a cycle of garbage the socket may be finalized before __del__ is called, and warn that nobody closed it.
+        weakref.finalize(self, end.close).atexit = False
         self._sender = Sender(end)
         self._receiver = Receiver(end)
         self._readable = readable

@@ -289,3 +289,20 @@ def test_a_connection_is_made_of_the_fd_of_one():
             forkshm.Connection(stream.fileno())
         other.send(b"still open")
         assert stream.recv(100) == b"still open"
+
+
+def test_ends_in_a_cycle_of_garbage_are_closed_without_a_warning(run_script):
+    done = run_script(
+        """
+import gc
+import forkshm
+
+for make in (forkshm.Pipe, forkshm.SimpleQueue):
+    cycle = [make()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+""",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
