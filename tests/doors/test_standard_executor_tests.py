@@ -47,7 +47,7 @@ DIFFERENT = {
 }
 
 #: Parts of the suite, and how many tests each has at least.
-PARTS = {"ExecutorTest": 12, "ShutdownTest": 4, "WaitTest": 8, "AsCompletedTest": 4, "Initializer": 1, "Deadlock": 3}
+PARTS = {"ExecutorTest": 11, "ShutdownTest": 4, "WaitTest": 8, "AsCompletedTest": 4, "Initializer": 1, "Deadlock": 3}
 
 
 @pytest.mark.slow
