@@ -799,9 +799,10 @@ SNIPPETS = {
         if __name__ == "__main__":
             sys.stderr = sys.stdout
             logger = multiprocessing.log_to_stderr()
-            logger.setLevel(logging.INFO)
+            logger.setLevel(logging.WARNING)
+            logger.info("not said")
             logger.warning("doomed")
-            p = multiprocessing.Process(target=logger.info, args=("in the child",))
+            p = multiprocessing.Process(target=logger.warning, args=("in the child",))
             p.start()
             p.join()
             logger.setLevel(logging.ERROR)
@@ -809,10 +810,7 @@ SNIPPETS = {
         """,
         """
         [WARNING/MainProcess] doomed
-        [INFO/Process-1] child process calling self.run()
-        [INFO/Process-1] in the child
-        [INFO/Process-1] process shutting down
-        [INFO/Process-1] process exiting with exitcode 0
+        [WARNING/Process-1] in the child
         True 5
         """,
     ),
