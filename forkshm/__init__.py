@@ -11,30 +11,55 @@ General layout, in the order of the data's way; imports point up only:
     channel/       4  messages between processes
     pool/          5  processes that do the work
     context.py     6  the door shaped like multiprocessing
+    queues.py ...     and the other modules that multiprocessing has
     accounting.py     what was moved, and a test that nothing was copied
     integrations/     optional libraries, loaded when first met
     errors.py         every exception
     _ledger.py        the counters, which all layers write to
+    _leaks.py         what is held at the end, when asked for
+    _commands/        python -m forkshm
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from forkshm._multiprocess import TimeoutError, current_process  # noqa: A004 - the standard library's name
+from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
+from forkshm._patch import patch, patched, unpatch
 from forkshm.accounting import Statistics, assert_zero_copy, statistics
 from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
+    Array,
+    Barrier,
+    BoundedSemaphore,
+    Condition,
+    Event,
+    Lock,
     Manager,
     Process,
+    RawArray,
+    RawValue,
+    RLock,
+    Semaphore,
+    Value,
+    active_children,
+    allow_connection_pickling,
+    cpu_count,
+    current_process,
+    freeze_support,
     get_all_start_methods,
     get_context,
+    get_logger,
     get_start_method,
+    log_to_stderr,
+    parent_process,
+    reducer,
+    set_executable,
     set_forkserver_preload,
     set_start_method,
 )
 from forkshm.errors import (
-    BufferTooShort,
     ChannelBrokenError,
     ChannelClosedError,
     ChannelError,
@@ -73,8 +98,6 @@ from forkshm.pickler import view
 from forkshm.pool import AsyncResult, Pool, PoolStatistics
 from forkshm.region import (
     Advice,
-    Barrier,
-    Condition,
     Creation,
     FileMapping,
     MappedRegion,
@@ -84,7 +107,6 @@ from forkshm.region import (
     Pointer,
     RecursiveMutex,
     RWLock,
-    Semaphore,
     SharedMemoryObject,
     WindowsSharedMemory,
     anonymous_shared_memory,
@@ -116,10 +138,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
+# Levels of the logger.
+SUBDEBUG = 5
+SUBWARNING = 25
+
 __all__ = (
     "Advice",
+    "Array",
     "AsyncResult",
+    "AuthenticationError",
     "Barrier",
+    "BoundedSemaphore",
     "BufferTooShort",
     "ChannelBrokenError",
     "ChannelClosedError",
@@ -129,10 +158,12 @@ __all__ = (
     "CopiedError",
     "Creation",
     "DeadlockError",
+    "Event",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
     "JoinableQueue",
+    "Lock",
     "LockTimeoutError",
     "Manager",
     "MappedRegion",
@@ -151,8 +182,12 @@ __all__ = (
     "PoolClosedError",
     "PoolStatistics",
     "Process",
+    "ProcessError",
     "Queue",
+    "RLock",
     "RWLock",
+    "RawArray",
+    "RawValue",
     "RecursiveMutex",
     "RegionAccessError",
     "RegionAddressError",
@@ -174,37 +209,50 @@ __all__ = (
     "TimeoutError",
     "UnplaceableTypeError",
     "UnsupportedError",
+    "Value",
     "WildPointerError",
     "WindowsSharedMemory",
     "WorkerDiedError",
     "WorkerError",
     "WorkerStartError",
+    "active_children",
+    "allow_connection_pickling",
     "anonymous_shared_memory",
     "array",
     "asarray",
     "assert_zero_copy",
     "copy_on_write",
+    "cpu_count",
     "create_only",
     "current_process",
     "empty",
     "empty_like",
+    "freeze_support",
     "full",
     "full_like",
     "get_all_start_methods",
     "get_context",
+    "get_logger",
     "get_start_method",
+    "log_to_stderr",
     "ones",
     "ones_like",
     "open_only",
     "open_or_create",
+    "parent_process",
+    "patch",
+    "patched",
     "read_only",
     "read_private",
     "read_write",
+    "reducer",
     "remove_on_exit",
+    "set_executable",
     "set_forkserver_preload",
     "set_start_method",
     "shared_allocations",
     "statistics",
+    "unpatch",
     "view",
     "zeros",
     "zeros_like",
@@ -228,8 +276,33 @@ _NUMPY = frozenset(
     }
 )
 
+# Modules that multiprocessing has, too: imported when first used.
+_MODULES = frozenset(
+    {
+        "connection",
+        "context",
+        "dummy",
+        "forkserver",
+        "heap",
+        "managers",
+        "pool",
+        "process",
+        "queues",
+        "reduction",
+        "resource_sharer",
+        "resource_tracker",
+        "shared_memory",
+        "sharedctypes",
+        "spawn",
+        "synchronize",
+        "util",
+    }
+)
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"forkshm.{name}")
     if name not in _NUMPY:
         raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
     try:
@@ -245,4 +318,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MODULES, "SUBDEBUG", "SUBWARNING"})

@@ -7,16 +7,41 @@ standard library it was forked from. Every seam that forkshm leans on is listed 
 from __future__ import annotations
 
 import importlib
+import multiprocessing.process as _standard
 import os
+import select
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multiprocessing import BufferTooShort, TimeoutError, connection, context, managers, process, reduction, util  # noqa: A004
+    from collections.abc import Callable, Mapping
+    from multiprocessing import (
+        AuthenticationError,
+        BufferTooShort,
+        ProcessError,
+        TimeoutError,  # noqa: A004
+        connection,
+        context,
+        managers,
+        process,
+        reduction,
+        util,
+    )
 else:
-    from multiprocess import BufferTooShort, TimeoutError, context, process, reduction, util  # noqa: A004
+    from multiprocess import (
+        AuthenticationError,
+        BufferTooShort,
+        ProcessError,
+        TimeoutError,  # noqa: A004
+        context,
+        process,
+        reduction,
+        util,
+    )
 
 __all__ = (
+    "AuthenticationError",
     "BufferTooShort",
+    "ProcessError",
     "TimeoutError",
     "connection",
     "context",
@@ -28,6 +53,8 @@ __all__ = (
     "managers",
     "process",
     "reduction",
+    "stand_in",
+    "tell_standard_library",
     "util",
 )
 
@@ -39,8 +66,29 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` for our module of that name.
+
+    What it does not define itself is looked up in that of ``multiprocess``, each time: some
+    names there, such as the current process, change their value. That one is imported when
+    first asked.
+    """
+    theirs = f"multiprocess.{module}"
+
+    def __getattr__(name: str) -> Any:  # noqa: N807 - the module's
+        return getattr(importlib.import_module(theirs), name)
+
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*ours, *dir(importlib.import_module(theirs))})
+
+    return __getattr__, __dir__
+
+
 #: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
 default_context: Any = context._default_context
+
+#: How long the fork server may take to say how one of its processes ended.
+_SERVER_MILLISECONDS = 5000
 
 current_process = process.current_process
 get_logger = util.get_logger
@@ -52,10 +100,15 @@ def exit_code(ended: process.BaseProcess) -> int | None:
     Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
     codes away; ``join()`` would then see a process that runs for ever.
     """
-    ended.join()
+    popen: Any = ended._popen  # type: ignore[attr-defined]
+    if popen.method == "forkserver":
+        # The server tells, as its parent; but not if it was stopped.
+        status = select.poll()
+        status.register(popen.sentinel, select.POLLIN)
+        status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
     if code is None:
-        ended._popen.returncode = 255  # type: ignore[attr-defined]  # or close() would refuse
+        popen.returncode = 255  # or close() would refuse
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]
     return code
@@ -77,4 +130,24 @@ def let_have_children() -> None:
     to have children. A pool worker needs the first and not the second: its own
     workers die with it, because their lifeline does.
     """
-    process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+    for own in (process.current_process(), _standard.current_process()):
+        own._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+
+
+def tell_standard_library(_: object = None) -> None:
+    """In a process that was started: let ``multiprocessing.current_process()`` say the same as ours."""
+    # A copy, because each library pickles keys of its own class only.
+    seam: Any = _standard
+    own: Any = process.current_process()
+    parent: Any = process.parent_process()
+    told = seam.BaseProcess.__new__(seam.BaseProcess)
+    for name in ("_identity", "_parent_pid", "_parent_name", "_closed", "_name"):
+        setattr(told, name, getattr(own, name))
+    told._popen = None
+    told._config = {**own._config, "authkey": seam.AuthenticationString(own.authkey)}
+    seam._current_process = told
+    seam._parent_process = parent and seam._ParentProcess(parent.name, parent.pid, parent._sentinel)
+    seam._children = set()
+
+
+util.register_after_fork(tell_standard_library, tell_standard_library)

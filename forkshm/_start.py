@@ -8,15 +8,24 @@ child has not got them, regions and arrays in regions as kernel handles.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing.context
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm._identity import introduce
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import known_after_import, pack
 
-__all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ("ForkProcess", "ForkServerProcess", "SpawnProcess", "StartedAnew", "first_calls")
+
+#: Functions without arguments, which a new process calls before it takes its object.
+first_calls: list[Callable[[], object]] = []
 
 #: Of a process object: what has no meaning in the child.
 _HERE_ONLY = ("_popen", "_carrier")
@@ -31,8 +40,8 @@ class _OfContext:
         return super()._bootstrap(*args, **options)  # type: ignore[misc]
 
 
-class _StartedAnew(_OfContext):
-    """What those have in common that are not forked from this process."""
+class StartedAnew(_OfContext):
+    """What those have in common that may be."""
 
     _carrier: Receiver | None = None
 
@@ -40,7 +49,8 @@ class _StartedAnew(_OfContext):
         if _multiprocess.context.get_spawning_popen() is None:
             raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
-        parcel = pack((type(self), state), known=known_after_import())
+        with _both_spawning():
+            parcel = pack((type(self), state), known=known_after_import())
         sender, receiver = pair()
         try:
             data, fds = write_message(Kind.CALL, 0, parcel)
@@ -55,6 +65,7 @@ class _StartedAnew(_OfContext):
         return _rebuild, (
             _multiprocess.reduction.DupFd(receiver.fileno()),
             _multiprocess.default_context.get_start_method(allow_none=True),
+            tuple(first_calls),
         )
 
     def _drop_carrier(self) -> None:
@@ -68,17 +79,7 @@ class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
     """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
 
 
-class Process(_StartedAnew, _multiprocess.process.BaseProcess):
-    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
-
-    _start_method = None
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
-        return _multiprocess.default_context.get_context().Process._Popen(process_obj)
-
-
-class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
+class SpawnProcess(StartedAnew, _multiprocess.context.SpawnProcess):
     """A process with a fresh interpreter; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
@@ -88,8 +89,12 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
         finally:
             process_obj._drop_carrier()
 
+    @staticmethod
+    def _after_fork() -> None:
+        introduce()
 
-class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
+
+class ForkServerProcess(StartedAnew, _multiprocess.context.ForkServerProcess):
     """A process forked by a server without threads; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
@@ -100,9 +105,22 @@ class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
             process_obj._drop_carrier()
 
 
-def _rebuild(carrier: Any, start_method: str | None) -> Any:
+@contextlib.contextmanager
+def _both_spawning() -> Iterator[None]:
+    """Let what is the standard library's cross as well: its locks and queues ask it whether a process is starting."""
+    popen: Any = _multiprocess.context.get_spawning_popen()
+    multiprocessing.context.set_spawning_popen(popen)
+    try:
+        yield
+    finally:
+        multiprocessing.context.set_spawning_popen(None)
+
+
+def _rebuild(carrier: Any, start_method: str | None, calls: tuple[Callable[[], object], ...]) -> Any:
     """In the child: take the process object out of its channel."""
     _multiprocess.default_context.set_start_method(start_method, force=True)
+    for call in calls:
+        call()
     receiver = Receiver(socket.socket(fileno=carrier.detach()))
     try:
         received = receiver.receive_nowait()

@@ -12,7 +12,7 @@ from forkshm.errors import CopiedError
 from forkshm.pool._crew import descriptors_open
 from forkshm.region._arena import arena
 from forkshm.region._segment import leases_open, segments_mapped
-from forkshm.region._table import regions_mapped
+from forkshm.region._table import region_fds, regions_mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Statistics:
     bytes_warm: int
     #: Regions that are mapped.
     regions: int
-    #: Fds that are open: one for each region, segment (also of others), message that is being
+    #: Fds that are open: one for each memory object of regions, segment (also of others), message that is being
     #: sent and end of a channel; four for each pool and three for each worker. Those of
     #: `SharedMemoryObject` and `FileMapping`, which you close, are not among them.
     descriptors: int
@@ -90,7 +90,7 @@ def statistics() -> Statistics:
         bytes_peak=held.peak_bytes,
         bytes_warm=held.warm_bytes,
         regions=regions,
-        descriptors=regions + segments_mapped() + leases_open() + ends_open() + descriptors_open(),
+        descriptors=region_fds() + segments_mapped() + leases_open() + ends_open() + descriptors_open(),
     )
 
 

@@ -5,32 +5,65 @@ from __future__ import annotations
 import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _identity, _multiprocess
 from forkshm import channel as _channel
-from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
+from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
+from forkshm._start import ForkProcess, ForkServerProcess, SpawnProcess, StartedAnew
 from forkshm.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from multiprocessing.context import BaseContext
 
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
 
 __all__ = (
+    "Array",
+    "AuthenticationError",
+    "Barrier",
+    "BaseContext",
+    "BoundedSemaphore",
+    "BufferTooShort",
+    "Condition",
     "DefaultContext",
+    "Event",
     "ForkContext",
+    "ForkProcess",
     "ForkServerContext",
+    "ForkServerProcess",
+    "Lock",
     "Manager",
     "Process",
+    "ProcessError",
+    "RLock",
+    "RawArray",
+    "RawValue",
+    "Semaphore",
     "SpawnContext",
+    "SpawnProcess",
+    "TimeoutError",
+    "Value",
+    "active_children",
+    "allow_connection_pickling",
+    "cpu_count",
+    "current_process",
     "default_context",
+    "freeze_support",
     "get_all_start_methods",
     "get_context",
+    "get_logger",
     "get_start_method",
+    "log_to_stderr",
+    "parent_process",
+    "reducer",
+    "set_executable",
     "set_forkserver_preload",
     "set_start_method",
 )
 
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = _multiprocess.stand_in("context", globals())
 
 if TYPE_CHECKING:
     _Base = multiprocessing.context.BaseContext
@@ -47,12 +80,10 @@ class _Doors(_Base):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        *,
-        born_shared: bool = False,
+        **options: Any,
     ) -> Pool:
-        """Return a `forkshm.Pool` whose workers this context starts."""
-        context = self.get_context()
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=context, born_shared=born_shared)
+        """Return a `forkshm.Pool` whose workers this context starts; *options* are those of the class."""
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method; see `forkshm.get_context`."""
@@ -110,6 +141,16 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
     "spawn": SpawnContext(),
     "forkserver": ForkServerContext(),
 }
+
+
+class Process(StartedAnew, _multiprocess.process.BaseProcess):
+    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
+
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        return default_context.get_context().Process._Popen(process_obj)
 
 
 class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):
@@ -171,11 +212,34 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
-get_context = default_context.get_context
-set_start_method = default_context.set_start_method
-get_start_method = default_context.get_start_method
+_identity.register()
+# What multiprocessing offers.
+Array = default_context.Array
+Barrier = default_context.Barrier
+BoundedSemaphore = default_context.BoundedSemaphore
+Condition = default_context.Condition
+Event = default_context.Event
+Lock = default_context.Lock
+RLock = default_context.RLock
+RawArray = default_context.RawArray
+RawValue = default_context.RawValue
+Semaphore = default_context.Semaphore
+Value = default_context.Value
+active_children = default_context.active_children
+allow_connection_pickling = default_context.allow_connection_pickling
+cpu_count = default_context.cpu_count
+current_process = default_context.current_process
+freeze_support = default_context.freeze_support
 get_all_start_methods = default_context.get_all_start_methods
+get_context = default_context.get_context
+get_logger = default_context.get_logger
+get_start_method = default_context.get_start_method
+log_to_stderr = default_context.log_to_stderr
+parent_process = default_context.parent_process
+reducer = default_context.reducer
+set_executable = default_context.set_executable
 set_forkserver_preload = default_context.set_forkserver_preload
+set_start_method = default_context.set_start_method
 
 
 def Manager() -> SyncManager:  # noqa: N802 - the standard library's name

@@ -234,18 +234,34 @@ class WorkerDiedError(WorkerError):
             when something else in this process collected it.
         signal: The signal's name, for example ``"SIGKILL"``, or None.
         task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
+        index: Of a map, which item of its input that was, counted from 0; else None.
+        attempts: How many workers have died of this task, more than one with ``retries``.
     """
 
     pid: int
     exitcode: int | None
     signal: str | None
     task: str | None
+    index: int | None
+    attempts: int
 
-    def __init__(self, pid: int, exitcode: int | None, *, name: str = "worker", task: str | None = None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        exitcode: int | None,
+        *,
+        name: str = "worker",
+        task: str | None = None,
+        index: int | None = None,
+        attempts: int = 1,
+        hint: str | None = None,
+    ) -> None:
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal_name(exitcode)
         self.task = task
+        self.index = index
+        self.attempts = attempts
         if self.signal:
             how = f"was killed by {self.signal}"
         elif exitcode is not None:
@@ -253,8 +269,11 @@ class WorkerDiedError(WorkerError):
         else:
             how = "ended (another wait in this process took its exit code)"
         doing = f"while running {task}" if task else "before it could run a task"
-        hint = "; the usual cause is the kernel's out-of-memory killer" if self.signal == "SIGKILL" else ""
-        super().__init__(f"{name} (pid {pid}) {how} {doing}{hint}")
+        if attempts > 1:
+            doing += f", of which {attempts} workers have died"
+        if hint is None and self.signal == "SIGKILL":
+            hint = "the usual cause is the kernel's out-of-memory killer"
+        super().__init__(f"{name} (pid {pid}) {how} {doing}{f'; {hint}' if hint else ''}")
 
 
 class PoolClosedError(ForkshmError, ValueError):
@@ -262,7 +281,34 @@ class PoolClosedError(ForkshmError, ValueError):
 
 
 class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):  # type: ignore[misc]  # two classes at run time
-    """No result within the time given; the task goes on."""
+    """No result within the time given.
+
+    Attributes:
+        task: What took longer than the ``task_timeout`` of the pool, which ended its worker.
+            None when only the waiting is over, as with ``get(timeout)``: the task goes on.
+        index: Of a map, which item of its input that was, counted from 0; else None.
+        seconds: The limit.
+        pid: Process id of the worker that was ended.
+    """
+
+    task: str | None
+    index: int | None
+    seconds: float | None
+    pid: int | None
+
+    def __init__(
+        self,
+        *args: object,
+        task: str | None = None,
+        index: int | None = None,
+        seconds: float | None = None,
+        pid: int | None = None,
+    ) -> None:
+        self.task = task
+        self.index = index
+        self.seconds = seconds
+        self.pid = pid
+        super().__init__(*args)
 
 
 class UnsupportedError(ForkshmError, NotImplementedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -19,6 +20,13 @@ def no_leaks(request):
     with check_leaks():
         yield
         request.node.funcargs.clear()  # what the test was given may be freed by now
+
+
+@pytest.fixture(autouse=True)
+def _patience_with_nightly_tests(request):
+    # The watchdog of pyproject.toml is for those that take seconds.
+    if request.node.get_closest_marker("nightly"):
+        faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(scope="session")

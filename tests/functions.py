@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing.process
 import os
+import resource
 import signal
 import sys
 import threading
 import time
+
+from forkshm._multiprocess import process as _process
+from forkshm._multiprocess import util
+from forkshm.channel import Sender
 
 
 def nothing(*args, **kwargs):
@@ -54,6 +61,15 @@ def end(how):
         os._exit(17)
     if how == "sys.exit":
         sys.exit(17)
+    if how == "bad memory access":
+        faulthandler._sigsegv()
+    if how == "MemoryError":
+        resource.setrlimit(resource.RLIMIT_AS, (0, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        return bytearray(2**30)
+    return stop(how)
+
+
+def stop(how):
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(60)
 
@@ -179,3 +195,71 @@ def initializer_fails(*_):
 
 def initializer_dies(how):
     end(how)
+
+
+def die_is_due(path):
+    """Whether this is the first time."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def die_at_sending(how):
+    """Return, and die when the answer is to be sent."""
+
+    def send(*_, **__):
+        end(how)
+
+    Sender.send = send
+
+
+def initializer_dies_once(path, how):
+    if die_is_due(path):
+        end(how)
+
+
+def die_at_exit(how):
+    util.Finalize(None, end, (how,), exitpriority=1)
+
+
+def die_at_sigterm(path, how):
+    signal.signal(signal.SIGTERM, lambda *_: end(how))
+    hang(path)
+
+
+def who_am_i():
+    """As multiprocess and as the standard library see it."""
+    answers = []
+    for process in (_process, multiprocessing.process):
+        me, parent = process.current_process(), process.parent_process()
+        answers.append(
+            {
+                "name": me.name,
+                "daemon": me.daemon,
+                "is_me": me.pid == me.ident == os.getpid(),
+                "parent": (parent.name, parent.pid, parent.is_alive()),
+                "children": process.active_children(),
+            }
+        )
+    return answers
+
+
+def send_who_am_i(connection):
+    connection.send(who_am_i())
+
+
+def finalize_later(path):
+    import multiprocessing.util
+
+    multiprocessing.util.Finalize(None, touch_file, (path, 1), exitpriority=1)
+
+
+def secret():
+    return bytes(multiprocessing.current_process().authkey)
+
+
+def ignore_sigterm_and_hang(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang(path)

@@ -12,8 +12,23 @@ import forkshm
 ROOT = pathlib.Path(forkshm.__file__).parent
 
 #: In the order of the data's way. What stands beside them may be imported by all.
-LAYERS = ["backend", "region", "descriptor", "pickler", "channel", "pool", "_start", "context", "accounting"]
-BESIDE = {"errors", "_multiprocess", "_ledger"}
+LAYERS = [
+    "backend",
+    "region",
+    "descriptor",
+    "pickler",
+    "channel",
+    "pool",
+    "_start",
+    "context",
+    "_patch",
+    "accounting",
+    "_commands",
+    "__main__",
+]
+#: The other modules that multiprocessing has: below all layers, imported by users only.
+LAYERS += sorted(forkshm._MODULES - set(LAYERS))
+BESIDE = {"errors", "_multiprocess", "_identity", "_ledger", "_leaks"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -54,7 +54,9 @@ def test_the_order_of_all_can_be_searched():
 
 def test_dir_shows_what_is_offered_also_before_it_was_used(run_script):
     said = run_script("import forkshm; print(*dir(forkshm))")
-    assert said.split() == sorted(forkshm.__all__) == dir(forkshm)
+    assert said.split() == dir(forkshm)
+    assert set(forkshm.__all__) < set(dir(forkshm))
+    assert [name for name in dir(forkshm) if not hasattr(forkshm, name)] == []
 
 
 def test_a_star_import_gives_all_of_it(run_script):

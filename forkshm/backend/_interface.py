@@ -65,14 +65,36 @@ class Backend(abc.ABC):
     #: Mappings start and end on multiples of this many bytes.
     page_size: int
 
+    # -- the limit on open files ------------------------------------------------------
+
+    @abc.abstractmethod
+    def raise_fd_limit(self) -> bool:
+        """Raise the soft limit on open files to the hard one; return whether there are more now.
+
+        Every method here that opens an fd does so when few are left: nobody who needs few has it changed.
+        """
+
+    @abc.abstractmethod
+    def fd_limit(self) -> int:
+        """Return the soft limit on open files, which is also one on the fds of a user that are on their way."""
+
+    @abc.abstractmethod
+    def is_scarce(self, fd: int) -> bool:
+        """Whether *fd*, just opened, shows that the hard limit is near."""
+
+    @abc.abstractmethod
+    def duplicate(self, fd: int) -> int:
+        """Return another fd of the same open file description."""
+
     # -- memory objects -------------------------------------------------------------
 
     @abc.abstractmethod
-    def create_memory(self, size: int, label: str) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
-        It can never shrink, so no process can turn another's reads into SIGBUS.
-        *label* is shown in ``/proc/<pid>/maps``.
+        It can never shrink, so no process can turn another's reads into SIGBUS. One that is not *sealable*
+        refuses `seal_writes`, for ever and to all.
+        *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
     @abc.abstractmethod
@@ -108,6 +130,10 @@ class Backend(abc.ABC):
         It is looked at before it is opened: opening a stranger can have effects. When
         it is another object, the errno is ``ESTALE``.
         """
+
+    @abc.abstractmethod
+    def may_write(self, fd: int) -> bool:
+        """Whether *fd* was opened for writing, too."""
 
     @abc.abstractmethod
     def identify(self, fd: int) -> tuple[Identity, int]:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap as _mmap
 import os
+import resource
 import signal
 import socket
 import struct
@@ -68,6 +69,12 @@ _lseek = os.lseek  # a lookup less where microseconds count
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+#: Near the hard limit: so many are left, or half of all if that is less.
+_FEW_FDS = 256
+#: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
+FREE_FDS = 128
+
+
 def _one_byte(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
 
@@ -77,13 +84,58 @@ class LinuxBackend(Backend):
 
     def __init__(self) -> None:
         self.page_size = os.sysconf("SC_PAGE_SIZE")
+        # The kernel gives out the lowest number that is free: those below this leave enough.
+        self._roomy_below = _soft_limit() - FREE_FDS
 
-    def create_memory(self, size: int, label: str) -> int:
-        fd = os.memfd_create(f"forkshm-{label}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    # -- the limit on open files ------------------------------------------------------
+
+    def raise_fd_limit(self) -> bool:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            except (ValueError, OSError):  # a hard limit that is above the system's own
+                hard = soft
+        self._roomy_below = sys.maxsize  # there is no more to be had
+        return soft != hard
+
+    def _noted(self, fd: int) -> int:
+        if fd >= self._roomy_below:
+            self.raise_fd_limit()
+        return fd
+
+    def _once_more(self, error: OSError) -> None:
+        """Raise *error*, unless there may be an fd now."""
+        if error.errno != errno.EMFILE or not self.raise_fd_limit():
+            raise error
+
+    def fd_limit(self) -> int:
+        return _soft_limit()
+
+    def is_scarce(self, fd: int) -> bool:
+        if fd < _FEW_FDS // 2:
+            return False
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
+
+    def duplicate(self, fd: int) -> int:
+        try:
+            return self._noted(os.dup(fd))
+        except OSError as error:
+            self._once_more(error)
+            return os.dup(fd)
+
+    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+        name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        try:
+            fd = self._noted(os.memfd_create(name, flags))
+        except OSError as error:
+            self._once_more(error)
+            fd = os.memfd_create(name, flags)
         try:
             os.ftruncate(fd, size)
             # memfd_create(2), "File sealing": nobody can shrink it under our feet.
-            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)
+            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK if sealable else F_SEAL_SHRINK | F_SEAL_SEAL)
         except BaseException:
             os.close(fd)
             raise
@@ -123,7 +175,12 @@ class LinuxBackend(Backend):
 
     def reopen(self, fd: int) -> int:
         # dup(2) would share the description, and with it the locks; proc(5) gives a new one.
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        path = f"/proc/self/fd/{fd}"
+        try:
+            return self._noted(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            self._once_more(error)
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
         path = f"/proc/{pid}/fd/{fd}"
@@ -139,6 +196,9 @@ class LinuxBackend(Backend):
                 return opened
             os.close(opened)  # replaced between the two looks
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    def may_write(self, fd: int) -> bool:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)
@@ -238,7 +298,12 @@ class LinuxBackend(Backend):
         os.lseek(counter, 0, os.SEEK_SET)
 
     def message_sockets(self) -> tuple[socket.socket, socket.socket]:
-        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._once_more(error)
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._noted(ends[1].fileno())
         for end in ends:
             end.settimeout(None)  # whatever socket.setdefaulttimeout() said
         return ends
@@ -254,10 +319,16 @@ class LinuxBackend(Backend):
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if fds:
+            self._noted(max(fds))
         return list(fds)
 
     def open_process(self, pid: int) -> int:
-        return os.pidfd_open(pid)
+        try:
+            return self._noted(os.pidfd_open(pid))
+        except OSError as error:
+            self._once_more(error)
+            return os.pidfd_open(pid)
 
     def start_time(self, pid: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as status:
@@ -280,3 +351,8 @@ class LinuxBackend(Backend):
         if gone:  # the parent died before we were armed
             os.kill(os.getpid(), signal.SIGKILL)
         return own
+
+
+def _soft_limit() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -262,6 +262,10 @@ class Connection:
         """Whether this end can send."""
         return self._writable
 
+    def grow(self, nbytes: int) -> None:
+        """Let the kernel hold up to so many bytes that were sent and not received, as far as it allows."""
+        self._sender.grow(nbytes)
+
     def __enter__(self) -> Self:
         return self
 

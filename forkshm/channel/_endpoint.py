@@ -7,9 +7,11 @@ import dataclasses
 import errno
 import os
 import socket
+import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm import _leaks
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -22,20 +24,30 @@ __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "
 #: Longer messages are not sent: parcels beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
 
-#: unix(7): a message carries at most 253 fds.
-MAX_FDS = 253
+#: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.
+DIRECT_FDS = 16
+
+#: Fds that wait together in a carrier's queue. Whoever receives has, where the limits allow it, as much
+#: room for each as the backend keeps free; unix(7) sets a limit of 253.
+_CARRIED_FDS = 64
 
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_TRUNC)
+_FDS_LOST = int(socket.MSG_CTRUNC)
 #: How to take a message: wait for one.
 WAIT = int(socket.MSG_CMSG_CLOEXEC)
 _RECEIVE = int(socket.MSG_DONTWAIT) | WAIT
 
-_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_ANCILLARY = socket.CMSG_SPACE((DIRECT_FDS + 1) * array.array("i").itemsize)
+_CARRIED_ANCILLARY = socket.CMSG_SPACE(_CARRIED_FDS * array.array("i").itemsize)
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+
+#: How long to wait, in seconds, until fewer fds of this user are on their way; and how often to look.
+_PATIENCE = 10.0
+_PAUSE = 0.001
 
 #: A message must not be empty.
 _CARRIER_ITEM = b"fds"
@@ -78,6 +90,8 @@ class Sender:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
@@ -102,10 +116,29 @@ class Sender:
         Raises:
             ChannelBrokenError: Nobody can receive any more.
             ChannelClosedError: This end was closed.
-            OSError: The kernel refused, for example ``EMFILE``.
+            OSError: The kernel refused: ``EMFILE`` when this process has too many files open,
+                ``ETOOMANYREFS`` when too many fds of this user are on their way, and these, however
+                long one waits, are too many. Nothing was sent.
         """
+        try:
+            return self._send(data, fds, wait=wait)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or not wait or len(fds) > kernel.fd_limit():
+                raise
+        # Others of this user have fds on their way. The kernel tells nobody when those have arrived.
+        deadline = time.monotonic() + _PATIENCE
+        while not self._send(data, fds, wait=time.monotonic() > deadline):
+            time.sleep(_PAUSE)
+        return True
+
+    def _send(self, data: bytes, fds: Sequence[int], *, wait: bool) -> bool:
         carrier = None
         flags = 0 if wait else _DONTWAIT
+        if len(fds) > DIRECT_FDS:
+            carrier = _carry(fds[DIRECT_FDS:], wait=wait)
+            if carrier is None:
+                return False
+            fds = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
             if not fds:
                 self._socket.send(data, flags)
@@ -113,9 +146,6 @@ class Sender:
                 if ledger.watches:
                     _note(data, "sent")
                 return True
-            if len(fds) > MAX_FDS:
-                carrier = _carry(fds[MAX_FDS - 1 :])
-                fds = [*fds[: MAX_FDS - 1], carrier.fileno()]
             self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], flags)
         except OSError as error:
             if error.errno in _FULL and not wait:
@@ -153,6 +183,8 @@ class Sender:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 class Receiver:
@@ -161,6 +193,8 @@ class Receiver:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         _ends.add(self)
+        if _leaks.is_on:
+            _leaks.made(self, "channel end")
 
     def fileno(self) -> int:
         """Return the fd, which is readable when a message is there; -1 when closed."""
@@ -209,8 +243,10 @@ class Receiver:
                 raise ChannelClosedError(errno.EBADF, "cannot receive: this end of the channel was closed") from error
             raise
         fds = kernel.received_fds(ancillary) if ancillary else []
-        if len(fds) == MAX_FDS:
-            fds += _unload(fds)
+        if flags & _FDS_LOST:
+            kernel.raise_fd_limit()  # too late for these; whoever misses them says so
+        if len(fds) > DIRECT_FDS:
+            _unload(fds)
         if not data:
             return None
         if flags & _TRUNCATED:
@@ -231,6 +267,8 @@ class Receiver:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._socket.close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
 
 def _note(data: bytes, direction: str) -> None:
@@ -243,7 +281,7 @@ _ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
 
 def ends_open() -> int:
     """How many ends of channels are open here, each with an fd."""
-    return sum(end.fileno() >= 0 for end in list(_ends))
+    return len({end.fileno() for end in list(_ends)} - {-1})
 
 
 def pair() -> tuple[Sender, Receiver]:
@@ -256,37 +294,66 @@ def pair() -> tuple[Sender, Receiver]:
     return Sender(out), Receiver(into)
 
 
-def _carry(fds: Sequence[int]) -> socket.socket:
-    """Put fds into the queue of a new socket and return its receiving end.
-
-    A message holds 253 fds; the 253rd of a fuller one is such a socket, with the rest.
-    """
+def _carry(fds: Sequence[int], *, wait: bool) -> socket.socket | None:
+    """Put fds into the queue of a new socket; return its receiving end, or None when there is no room now."""
     out, into = kernel.message_sockets()
+    start = 0
     try:
-        for start in range(0, len(fds), MAX_FDS):
-            socket.send_fds(out, [_CARRIER_ITEM], fds[start : start + MAX_FDS], socket.MSG_DONTWAIT)
-    except BaseException:
+        while start < len(fds):
+            some = fds[start : start + _CARRIED_FDS]
+            try:
+                socket.send_fds(out, [_CARRIER_ITEM], some, socket.MSG_DONTWAIT)
+            except OSError as error:
+                # The soft limit on open files is also one on the fds of a user that are on their way.
+                if error.errno == errno.ETOOMANYREFS and kernel.raise_fd_limit():
+                    continue
+                raise
+            start += len(some)
+    except BaseException as error:
         into.close()
-        raise
+        if not isinstance(error, OSError) or error.errno not in _FULL:
+            raise
+        if start and len(fds) + DIRECT_FDS > kernel.fd_limit():  # these alone are too many: there will never be room
+            raise _too_many(error, len(fds) + DIRECT_FDS, start + DIRECT_FDS) from error
+        if wait:
+            raise
+        return None
     finally:
         out.close()
     return into
 
 
-def _unload(fds: list[int]) -> list[int]:
-    """If the last of a full message's fds carries more, take it off and return those."""
-    more: list[int] = []
+def _too_many(error: OSError, wanted: int, fitted: int) -> OSError:
+    return OSError(
+        error.errno,
+        f"cannot send {wanted:,} fds in one message ({os.strerror(error.errno or 0)} after {fitted:,}): the kernel "
+        "lets a user have about as many on their way as a process may have open files; let arrays share one region, "
+        "send fewer at once, or raise the limit (ulimit -n)",
+    )
+
+
+def _unload(fds: list[int]) -> None:
+    """Put in place of the last of a message's fds, which is a carrier, those that it carries.
+
+    When there is no room for one of them, the rest is left out: those before it are in their places.
+    """
     try:
         carrier = socket.socket(fileno=fds[-1])
     except OSError:
-        return more  # an ordinary fd: there were exactly as many as fit
+        return  # nothing of forkshm's: whoever reads the message finds one fd too many
     del fds[-1]
     with carrier:
         while True:
-            data, ancillary, _, _ = carrier.recvmsg(len(_CARRIER_ITEM), _ANCILLARY, _RECEIVE)
+            try:
+                data, ancillary, flags, _ = carrier.recvmsg(len(_CARRIER_ITEM), _CARRIED_ANCILLARY, _RECEIVE)
+            except OSError:
+                return  # not one of ours
             if not data:
-                return more
-            more += kernel.received_fds(ancillary)
+                return
+            fds += kernel.received_fds(ancillary)
+            if flags & _FDS_LOST:
+                kernel.raise_fd_limit()
+                return
 
 
 # Ends that only this process may hold: were a child to keep a copy, the other side would

@@ -1,4 +1,4 @@
-"""SyncManager: a process that holds objects for others, reached through our connections.
+"""BaseManager and SyncManager: a process that holds objects for others, reached through our connections.
 
 The manager and its proxies are those of ``multiprocess``; what is ours is the way between them. Imported when the
 first manager is started: that takes as long as all the rest of forkshm.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ("Client", "Listener", "SyncManager")
+__all__ = ("BaseManager", "Client", "Listener", "SyncManager")
 
 
 class _Serializer(str):
@@ -176,18 +176,26 @@ def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, inita
         initializer(*initargs)
 
 
-class SyncManager(_multiprocess.managers.SyncManager):
-    """The manager that `forkshm.Manager` starts; see there."""
+class BaseManager(_multiprocess.managers.BaseManager):
+    """A manager whose objects you `register`; the interface of ``multiprocessing.managers.BaseManager``.
+
+    At a TCP address it speaks the standard library's pickles, so that its other end may be
+    there; elsewhere our channels, so that memory crosses as a descriptor.
+    """
 
     def __init__(
         self,
-        address: str | None = None,
+        address: Any = None,
         authkey: bytes | None = None,
         serializer: str = _SERIALIZER,
         ctx: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options)
+        if isinstance(address, tuple) and serializer == _SERIALIZER:
+            serializer = "pickle"
+        if ctx is None:
+            ctx = _multiprocess.default_context.get_context()
+        super().__init__(address, authkey, serializer, ctx, **options)
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
         """Start the process.
@@ -217,11 +225,15 @@ class SyncManager(_multiprocess.managers.SyncManager):
     @staticmethod
     def _finalize_manager(process: Any, *rest: Any) -> None:
         try:
-            _multiprocess.managers.SyncManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
+            _multiprocess.managers.BaseManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
         finally:
             lifeline = _lifelines.pop(process, None)
             if lifeline is not None:
                 lifeline.close()
+
+
+class SyncManager(BaseManager, _multiprocess.managers.SyncManager):
+    """The manager that `forkshm.Manager` starts; see there."""
 
 
 #: The writing ends of what the processes of managers hang on.

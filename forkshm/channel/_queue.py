@@ -32,6 +32,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import _syscalls, kernel
+from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._spin import Spin
@@ -97,22 +98,18 @@ class SimpleQueue:
     """
 
     def __init__(self, *, ctx: context.BaseContext | None = None) -> None:
-        self._writer, self._reader = _new_channel()
-        self._ready(_method_of(ctx))
+        reader, writer = Pipe(duplex=False, ctx=ctx)
+        writer.grow(_SOCKET_BUFFER)
+        self._ready(reader, writer)
 
-    def _ready(self, start_method: str | None = None) -> None:
-        self._spin = Spin()
-        # What of __main__ is there now, every process forked later has, too.
-        self._known = known_to_children(start_method)
-
-    def __del__(self) -> None:
-        for name in ("_writer", "_reader"):
-            end = getattr(self, name, None)
-            if end is not None:
-                end.close()
+    def _ready(self, reader: Connection, writer: Connection) -> None:
+        # The names are those of the standard library: its own pools and executors, run over our
+        # contexts, use the ends directly, and take the locks, which guard nothing here.
+        self._reader, self._writer = reader, writer
+        self._rlock, self._wlock = threading.Lock(), threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._reader.fileno() < 0 else f'fd {self._reader.fileno()}'}>"
+        return f"<{type(self).__name__} {'closed' if self._reader.closed else f'fd {self._reader.fileno()}'}>"
 
     def put(self, obj: Any) -> None:
         """Put an object; wait while the kernel's buffer is full.
@@ -121,14 +118,7 @@ class SimpleQueue:
             OSError: This process closed the queue.
             Exception: Whatever pickling *obj* raises.
         """
-        if (stream := small_stream(obj)) is not None:
-            self._writer.send(stream)
-            return
-        parcel = pack(obj, known=self._known)
-        try:
-            self._writer.send(parcel.data, parcel.fds)
-        finally:
-            parcel.close()
+        self._writer.send(obj)
 
     def get(self) -> Any:
         """Wait for an item, take it and return it.
@@ -137,13 +127,7 @@ class SimpleQueue:
             OSError: This process closed the queue.
             Exception: Whatever unpickling raises; the item is used up.
         """
-        try:
-            received = self._reader.take()
-        except BlockingIOError:
-            received = wait_message(self._reader, self._spin, None)
-        if received is None:
-            raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
-        return open_item(*received)
+        return self._reader.recv()
 
     def empty(self) -> bool:
         """Tell whether there is no item now.
@@ -151,7 +135,7 @@ class SimpleQueue:
         Raises:
             OSError: This process closed the queue.
         """
-        return not wait_ready(_opened(self._reader, self), 0.0)
+        return not self._reader.poll()
 
     def close(self) -> None:
         """Close it in this process; others may go on. Closing twice is allowed."""
@@ -622,7 +606,7 @@ def _new_channel() -> tuple[Sender, Receiver]:
     return writer, reader
 
 
-def _opened(reader: Receiver, what: Queue | SimpleQueue) -> Receiver:
+def _opened(reader: Receiver, what: Queue) -> Receiver:
     if reader.fileno() < 0:
         raise ChannelClosedError(errno.EBADF, f"{what!r} is closed: this process closed the queue")
     return reader
@@ -653,15 +637,13 @@ os.register_at_fork(after_in_child=_in_child)
 
 def reduce_simple_queue(what: SimpleQueue) -> Any:
     """Send a queue: it is the same one at the other end."""
-    _opened(what._reader, what)
-    return rebuild_simple_queue, (_handle(what._writer), _handle(what._reader))
+    return rebuild_simple_queue, (what._reader, what._writer)
 
 
-def rebuild_simple_queue(writer: ReceivedFd, reader: ReceivedFd) -> SimpleQueue:
+def rebuild_simple_queue(reader: Connection, writer: Connection) -> SimpleQueue:
     """Return the queue that arrived."""
     found = SimpleQueue.__new__(SimpleQueue)
-    _take_ends(found, writer, reader)
-    found._ready()
+    found._ready(reader, writer)
     return found
 
 
@@ -706,7 +688,7 @@ def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(Handle(end.fileno()))
 
 
-def _take_ends(what: Queue | SimpleQueue, writer: ReceivedFd, reader: ReceivedFd) -> None:
+def _take_ends(what: Queue, writer: ReceivedFd, reader: ReceivedFd) -> None:
     what._writer = Sender(socket.socket(fileno=writer.take()))
     what._reader = Receiver(socket.socket(fileno=reader.take()))
 

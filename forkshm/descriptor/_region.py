@@ -8,7 +8,7 @@ import os
 
 from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
-from forkshm.region._mapped import MappedRegion, Mode, attach, region_of
+from forkshm.region._mapped import MappedRegion, Mode, attach, map_refused, region_of
 
 __all__ = ("RegionDescriptor", "describe")
 
@@ -74,7 +74,7 @@ class RegionDescriptor:
             raise RegionGoneError(f"cannot attach the {what}: this process may not look into that one") from error
         except OSError as error:
             if error.errno != errno.ESTALE:
-                raise
+                raise map_refused(error, self.size, self.mode) from error
             raise RegionGoneError(
                 f"cannot attach the {what}: that fd is another object now, so the region was closed"
             ) from error

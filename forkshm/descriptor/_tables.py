@@ -3,7 +3,8 @@
 A parcel is one pickled object on its way. Its buffers are *spans*: of the one block that
 carries the copies, of small copies at the end of the message itself, of regions that both
 sides share, of blocks that came from elsewhere and are handed on, or no bytes at all but an fd. The fds come beside
-the message, the block's lease first, then one of each region or block handed on, in order.
+the message, the block's lease first, then the *files*: one for the regions of each memory object, and of each block
+handed on, in order.
 
 These are named tuples, and on the way of every array plain ones of the same form: making
 a frozen dataclass takes four times as long as a named tuple, and that ten times as long
@@ -53,8 +54,10 @@ INLINE = -2
 #: Taken from either: the receiver may not write to them.
 READ_ONLY = 2
 
-_HEAD = struct.Struct("<BxHIIQQQ")
-_REGION = struct.Struct("<QQB")
+# Flags, bytes inline, regions, spans, files, bytes of the body; offset and size of the block.
+_HEAD = struct.Struct("<BxHIIIQQQ")
+# Offset, size, mode, and by which of the files.
+_REGION = struct.Struct("<QQBI")
 _SPAN = struct.Struct("<iQQ")
 
 _HAS_BLOCK = 1
@@ -63,7 +66,7 @@ _BODY_IN_BLOCK = 2
 _PRIVATE = 4
 
 # A region and a span, without padding, as they stand one after the other.
-_ONE_REGION = struct.Struct("<QQBiQQ")
+_ONE_REGION = struct.Struct("<QQBIiQQ")
 _ONE_REGION_START = struct.pack("<BxHII", 0, 0, 1, 1)
 
 
@@ -120,11 +123,13 @@ class Head(NamedTuple):
     body_size: int
     #: Bytes at the end of the body that are small copies.
     inline: int = 0
+    #: Fds of the regions; by default one of each.
+    files: int = -1
 
     @property
     def fds(self) -> int:
         """How many fds belong to the parcel."""
-        return (self.block is not None) + self.regions
+        return (self.block is not None) + (self.regions if self.files < 0 else self.files)
 
 
 class Tables(NamedTuple):
@@ -134,60 +139,71 @@ class Tables(NamedTuple):
     spans: Sequence[tuple[int, int, int]]
     #: Where in the body the pickle stream begins.
     stream: int
+    #: Of each region, by which of the files it is.
+    places: Sequence[int]
 
 
 def body_tables(
-    regions: Sequence[tuple[int, int, Mode | Share | Bare]], spans: Sequence[tuple[int, int, int]]
+    regions: Sequence[tuple[int, int, Mode | Share | Bare]],
+    spans: Sequence[tuple[int, int, int]],
+    places: Sequence[int] | None = None,
 ) -> bytes:
-    """Return the wire form of the tables: of `RegionRef` and of `Span`."""
-    parts = [_REGION.pack(offset, size, _NUMBERS[mode]) for offset, size, mode in regions]
+    """Return the wire form of the tables: of `RegionRef`, with its file, and of `Span`."""
+    parts = [
+        _REGION.pack(offset, size, _NUMBERS[mode], place)
+        for (offset, size, mode), place in zip(regions, range(len(regions)) if places is None else places, strict=True)
+    ]
     parts += [_SPAN.pack(*span) for span in spans]
     return b"".join(parts)
 
 
 def write(head: Head) -> bytes:
     """Return the wire form of a head."""
-    block = head.block
+    block, files = head.block, head.regions if head.files < 0 else head.files
     if block is None:
-        return _HEAD.pack(0, head.inline, head.regions, head.spans, head.body_size, 0, 0)
+        return _HEAD.pack(0, head.inline, head.regions, head.spans, files, head.body_size, 0, 0)
     flags = _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
-    return _HEAD.pack(flags, head.inline, head.regions, head.spans, head.body_size, block.offset, block.size)
+    return _HEAD.pack(flags, head.inline, head.regions, head.spans, files, head.body_size, block.offset, block.size)
 
 
 def read_one_region(
     data: bytes, position: int
-) -> tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int] | None:
-    """Read a parcel of one region, of which it has one span, and no block: one shared array.
+) -> tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int] | None:
+    """Read a parcel of one region and one span: one array, shared or copied.
 
     Most parcels with tables are that, and the general way takes three times as long.
 
     Returns:
-        The region, the span's offset and bytes, and where the stream begins and ends; or
-        None for another kind of parcel, and for one in which something is wrong.
+        The region, the span, whose region is 0 or, for a copy, `BLOCK`, and where the
+        stream begins and ends; or None for another kind of parcel, and for one in which
+        something is wrong.
     """
     if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
         return None
     body = position + _HEAD.size
-    body_size = _HEAD.unpack_from(data, position)[4]
-    offset, size, mode, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
-    fits = size >= 1 and offset + size < 2**63 and region == 0 and start + nbytes <= size and mode < len(_MODES)
+    files, body_size = _HEAD.unpack_from(data, position)[4:6]
+    offset, size, mode, place, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
+    fits = size >= 1 and offset + size < 2**63 and start + nbytes <= size and mode < len(_MODES)
+    fits = fits and files == 1 and place == 0
+    if region:
+        fits = fits and region == BLOCK and isinstance(_MODES[mode], Share)
     if not fits or not _ONE_REGION.size <= body_size <= len(data) - body:
         return None
-    return (offset, size, _MODES[mode]), start, nbytes, body + _ONE_REGION.size, body + body_size
+    return (offset, size, _MODES[mode]), (region, start, nbytes), body + _ONE_REGION.size, body + body_size
 
 
 def write_one_region(
     region: tuple[int, int, Mode | Share | Bare], span: tuple[int, int, int], stream_size: int
 ) -> bytes:
-    """Return the wire form of head and tables of a parcel of one region and one span of it."""
+    """Return the wire form of head and tables of a parcel of one region and one span of it; see `read_one_region`."""
     offset, size, mode = region
-    head = _HEAD.pack(0, 0, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
-    return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], *span)
+    head = _HEAD.pack(0, 0, 1, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
+    return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], 0, *span)
 
 
 def write_plain(body_size: int) -> bytes:
     """Return the wire form of a head with no block and no tables: nearly all are."""
-    return _HEAD.pack(0, 0, 0, 0, body_size, 0, 0)
+    return _HEAD.pack(0, 0, 0, 0, 0, body_size, 0, 0)
 
 
 def is_plain(data: bytes, position: int) -> int:
@@ -203,14 +219,16 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
         ChannelBrokenError: These bytes are not a parcel.
     """
     try:
-        flags, inline, regions, spans, body_size, offset, size = _HEAD.unpack_from(data, position)
+        flags, inline, regions, spans, files, body_size, offset, size = _HEAD.unpack_from(data, position)
     except struct.error:
         raise _broken(f"its head needs {_HEAD.size} bytes, {len(data) - position} are there") from None
     if flags & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (flags and not flags & _HAS_BLOCK):
         raise _broken(f"unknown flags {flags:#x}")
     block = BlockRef(offset, size, bool(flags & _PRIVATE)) if flags else None
-    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline)
+    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline, files)
     room = size if head.body_in_block else len(data) - position - _HEAD.size
+    if files > regions:
+        raise _broken(f"{files} files for {regions} regions")
     if body_size > room or regions * _REGION.size + spans * _SPAN.size + inline > body_size:
         raise _broken(
             f"{regions} regions, {spans} spans and {inline:,} bytes inline in a body of {body_size:,} bytes, "
@@ -226,8 +244,12 @@ def read_tables(head: Head, body: memoryview) -> Tables:
         ChannelBrokenError: They name memory that does not belong to the parcel.
     """
     here = head.regions * _REGION.size
-    regions = []
-    for offset, size, mode in _REGION.iter_unpack(body[:here]):
+    regions, places = [], []
+    files = head.regions if head.files < 0 else head.files
+    for offset, size, mode, place in _REGION.iter_unpack(body[:here]):
+        if place >= files:
+            raise _broken(f"region of file {place}, but there are {files}")
+        places.append(place)
         if mode >= len(_MODES) or size < 1 or offset + size > 2**63 - 1:
             raise _broken(f"region of {size:,} bytes at {offset:,} with mode {mode}")
         regions.append((offset, size, _MODES[mode]))
@@ -244,7 +266,7 @@ def read_tables(head: Head, body: memoryview) -> Tables:
             raise _broken(f"span of region {region}, but there are {len(regions)}")
         if offset + nbytes > room:
             raise _broken(f"span of {nbytes:,} bytes at {offset:,}, but there are {room:,}")
-    return Tables(regions, spans, stream)
+    return Tables(regions, spans, stream, places)
 
 
 def _broken(what: str) -> ChannelBrokenError:

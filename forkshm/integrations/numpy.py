@@ -283,6 +283,10 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
             # What NumPy takes by default need not be said.
             None if array.ndim == 1 and array.strides[0] == dtype.itemsize else array.strides,
         )
+    if not is_shared_type and is_simple(array):
+        # As NumPy would, in a third of the time: most of its own goes into the dtype.
+        strides = None if flags.c_contiguous else array.strides
+        return rebuild_plain, (pickle.PickleBuffer(array), dtype.str, array.shape, strides)  # type: ignore[arg-type]  # as above
     if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
         return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
     address = array.__array_interface__["data"][0]
@@ -321,6 +325,12 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         address - low,
         is_shared_type,
     )
+
+
+def is_simple(array: np.ndarray[Any, Any]) -> bool:
+    """Whether a plain array is its elements, one after the other, and they are numbers."""
+    dtype = array.dtype
+    return bool(array.flags.forc and dtype.isbuiltin == 1 and dtype.kind not in "mMVO" and array.nbytes)
 
 
 #: A view with gaps crosses with them, so that it stays a view, unless it is mostly gaps: when
@@ -363,6 +373,13 @@ def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tup
     return SharedArray(shape, dtype, _firm(buffer), 0, strides)
 
 
+def rebuild_plain(
+    buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None
+) -> np.ndarray[Any, Any]:
+    """Return the contiguous array whose bytes arrived."""
+    return np.ndarray(shape, dtype, _firm(buffer), 0, strides)
+
+
 def _firm(buffer: Any) -> Any:
     # Of a memoryview NumPy keeps what is behind it, which may be writeable: then setting
     # flags.writeable would be allowed, and the first write end the process.
@@ -395,3 +412,4 @@ register_foreign(SharedArray, reduce_foreign_array)
 register(np.ndarray, reduce_array)
 register(SharedArray, reduce_array)
 register_simple(SharedArray)
+register_simple(np.ndarray, when=is_simple)

@@ -4,6 +4,7 @@
 as descriptors is decided in `_policy`.
 """
 
+from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children
 from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, pack
@@ -21,6 +22,7 @@ __all__ = (
     "View",
     "begin",
     "crosses_by_name",
+    "explain",
     "forget_received",
     "known_after_import",
     "known_now",

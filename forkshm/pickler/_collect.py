@@ -78,8 +78,13 @@ class Collector:
         #: Of each region: offset, size, mode; of a block that is handed on, what it is to the
         #: receiver is known only when the parcel is made.
         self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
+        #: Of each region, by which of the fds it is: those of one memory object need one.
+        self.places: list[int] = []
         self.fds: list[int] = []
+        self._place_of: dict[int, int] = {}
         self.shared = 0
+        #: Whether there is one object with buffers, so that nothing else can be a view of them.
+        self.is_alone = False
         #: Bytes that were copied already, for other parcels as well.
         self.copied = 0
         #: Windows: their regions stay mapped.
@@ -166,18 +171,25 @@ class Collector:
             self._lent.append((len(self.refs), address, address + nbytes))
             self._held.append(view)
             self.spans.append((len(self.refs), 0, nbytes))
-            self.refs.append(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only))
-            self.fds.append(lease.fd)
+            self._add(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only), lease.fd)
             return False
+        if self.is_alone and nbytes < OUT_OF_BAND:
+            return True
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
         self.views.append(view)
         return False
 
+    def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int) -> None:
+        self.refs.append(ref)
+        place = self._place_of.setdefault(fd, len(self.fds))
+        self.places.append(place)
+        if place == len(self.fds):
+            self.fds.append(fd)
+
     def _handle(self, handle: Handle) -> bool:
         self.spans.append((len(self.refs), 0, 1))
-        self.refs.append((0, 1, HANDLE))
-        self.fds.append(handle.fd)
+        self._add((0, 1, HANDLE), handle.fd)
         self.keep.append(handle)
         return False
 
@@ -195,8 +207,7 @@ class Collector:
             if window is None:
                 return -1
             known = self._indices[id(mapping), asked] = len(self.refs)
-            self.refs.append((mapping.offset, mapping.size, mode))
-            self.fds.append(mapping.fd)
+            self._add((mapping.offset, mapping.size, mode), mapping.fd)
             self.keep.append(window)
         return known
 
@@ -212,8 +223,7 @@ class Collector:
             lease = claim.lend()
             self.leases.append(lease)
             known = self._indices[id(claim), asked] = len(self.refs)
-            self.refs.append((claim.offset, claim.size, Share.read_only))
-            self.fds.append(lease.fd)
+            self._add((claim.offset, claim.size, Share.read_only), lease.fd)
             if asked not in _FOR_READING:
                 self.handed_on.append((known, claim))
         return known

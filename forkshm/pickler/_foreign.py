@@ -21,7 +21,7 @@ import threading
 from typing import Any
 
 from forkshm import _multiprocess
-from forkshm.backend import Identity
+from forkshm.backend import Identity, kernel
 from forkshm.descriptor import RegionDescriptor, describe
 from forkshm.errors import NotPicklableError
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
@@ -78,7 +78,7 @@ class _Outstanding:
                 self._receipts = anonymous_shared_memory(_RECEIPTS * _WORD)
             held = self._held.get(identity)
             if held is None:
-                held = self._held[identity] = _Held(os.dup(descriptor.fd), 0)
+                held = self._held[identity] = _Held(kernel.duplicate(descriptor.fd), 0)
             held.passages += 1
             descriptor = dataclasses.replace(descriptor, fd=held.fd)
             number = self._free.pop() if self._free else len(self._waiting)

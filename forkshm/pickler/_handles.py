@@ -12,6 +12,7 @@ import pickle
 import socket
 from typing import Any
 
+from forkshm.backend import kernel
 from forkshm.pickler._reducers import register
 
 __all__ = ("Handle", "ReceivedFd")
@@ -22,7 +23,7 @@ class Handle(bytearray):
 
     def __init__(self, fd: int) -> None:
         super().__init__(1)
-        self.fd = os.dup(fd)
+        self.fd = kernel.duplicate(fd)
         _outgoing[id(self)] = self.fd
 
     def __del__(self) -> None:

@@ -10,14 +10,15 @@ import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler._collect import Collector, Copies, Repeats
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
-from forkshm.pickler._reducers import dispatch_table, find, simple_kinds
+from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple_when
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
+from forkshm.region._segment import Share
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ __all__ = ("Packing", "Parcel", "Repeats", "begin", "crosses_by_name", "pack")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
+#: And of these, when they are short.
+_PLAIN_OR_TEXT = _PLAIN | {str, bytes}
 
 
 class Parcel:
@@ -183,9 +186,14 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     Who has no more use for *thing* drops it in between. Then memory that came from
     elsewhere is the receiver's alone, and need not be mapped copy-on-write.
     """
-    kind = type(thing)
-    if kind in _PLAIN or (
-        kind in (tuple, list) and len(thing) < INLINE_LIMIT // 16 and _PLAIN.issuperset(map(type, thing))
+    parts = _parts(thing)
+    kinds = set(map(type, parts)) if len(parts) <= _MANY else None
+    if kinds is not None and (
+        _PLAIN.issuperset(kinds)
+        or (
+            _PLAIN_OR_TEXT.issuperset(kinds)
+            and sum(len(part) for part in parts if type(part) not in _PLAIN) < INLINE_LIMIT // 4
+        )
     ):
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if len(stream) <= INLINE_LIMIT:
@@ -193,7 +201,10 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     sink = _Sink()
     collector = Collector(repeats)
     try:
-        if kind is tuple and _is_simple_call(thing):
+        if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
+            # Most calls, chunks and results are so. cloudpickle would find nothing to do in
+            # them, in half the time of all.
+            collector.is_alone = sum(type(part) not in _PLAIN for part in parts) == 1
             simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             simple.dispatch_table = dispatch_table
             simple.dump(thing)
@@ -209,18 +220,25 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     return Packing(sink, collector)
 
 
-def _is_simple_call(thing: tuple[Any, ...]) -> bool:
-    """Tell whether *thing* is (args, {}) and the arguments are numbers, arrays and regions.
+def _parts(thing: Any) -> Sequence[Any]:
+    """Return what is in *thing*: arguments of a call, which is (args, {}), items, or itself."""
+    kind = type(thing)
+    if kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict and not thing[1]:
+        return thing[0]
+    return thing if kind in (list, tuple) else (thing,)
 
-    Most calls are. cloudpickle would find nothing to do in them, in half the time of all.
-    """
-    return (
-        len(thing) == 2
-        and type(thing[0]) is tuple
-        and not thing[1]
-        and len(thing[0]) <= 16
-        and simple_kinds.issuperset(map(type, thing[0]))
-    )
+
+def _are_simple(parts: Sequence[Any]) -> bool:
+    """Tell whether parts of simple kinds are simple."""
+    for part in parts:
+        simple = simple_when.get(type(part))
+        if simple is not None and not simple(part):
+            return False
+    return True
+
+
+#: Of more parts it is not asked what they are.
+_MANY = 1000
 
 
 class Packing:
@@ -244,6 +262,8 @@ class Packing:
                 parcel = Parcel(
                     b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
                 )
+            elif len(collector.copies) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
+                parcel = _copy_one(sink, collector, for_many=for_many)
             else:
                 parcel = _assemble(sink, collector, for_many=for_many)
         except BaseException:
@@ -257,13 +277,36 @@ class Packing:
         return parcel
 
 
+def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+    """The short way of `_assemble` for one buffer: most arrays are sent so."""
+    address, nbytes, _, for_reading = collector.copies[0]
+    if nbytes < OUT_OF_BAND or for_reading:
+        return _assemble(sink, collector, for_many=for_many)
+    block = arena.allocate(nbytes)
+    try:
+        block.copy(0, address, nbytes)
+    except BaseException:
+        arena.free(block)
+        raise
+    lease = arena.lend(block)
+    collector.leases.append(lease)
+    ref = block.offset, block.size, Share.private if for_many else Share.exclusive
+    parcel = Parcel(
+        b"".join([write_one_region(ref, (BLOCK, 0, nbytes), sink.size), *sink.pieces]), [lease.fd], collector.leases
+    )
+    parcel.copied = nbytes
+    if ledger.watches:
+        ledger.note([(nbytes, describe(collector.views[0].obj))], "sent")
+    return parcel
+
+
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     # Head and tables have the same length whatever stands in them.
-    tables_size = len(body_tables(collector.refs, collector.spans))
+    tables_size = len(body_tables(collector.refs, collector.spans, collector.places))
     body_size = tables_size + sink.size
     body_in_block = body_size > INLINE_LIMIT
     copies = collector.place(round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block)
-    body = [body_tables(collector.refs, collector.spans), *sink.pieces]
+    body = [body_tables(collector.refs, collector.spans, collector.places), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
         for address, nbytes, where in copies.inline:
@@ -298,6 +341,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
             spans=len(collector.spans),
             body_size=body_size,
             inline=copies.inline_size,
+            files=len(collector.fds),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)

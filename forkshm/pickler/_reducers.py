@@ -45,9 +45,22 @@ def register_lazy(package: str, integration: str) -> None:
 simple_kinds: set[type] = {int, float, bool, type(None), complex}
 
 
-def register_simple(*kinds: type) -> None:
-    """Say that objects of these types need nothing of cloudpickle, nor what is in them."""
+#: Of some of them, which ones.
+simple_when: dict[type, Callable[[Any], bool]] = {}
+
+
+def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> None:
+    """Say that objects of these types need nothing of cloudpickle, nor what is in them.
+
+    Their reducers must not return NotImplemented then.
+
+    Args:
+        kinds: The types themselves; subclasses are others.
+        when: Tells for which objects that is so; by default for all.
+    """
     simple_kinds.update(kinds)
+    if when is not None:
+        simple_when.update(dict.fromkeys(kinds, when))
 
 
 def find(kind: type) -> Callable[[Any], Any] | None:

@@ -7,7 +7,9 @@ import pickle
 from typing import Any
 
 from forkshm._ledger import ledger
+from forkshm.backend import kernel
 from forkshm.descriptor._tables import (
+    BLOCK,
     HANDLE,
     INLINE,
     READ_ONLY,
@@ -19,7 +21,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
-from forkshm.region._mapped import attach, view_of
+from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode
 
@@ -95,7 +97,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     if len(fds) < head.fds:
         raise RegionGoneError(
             f"a message named {head.fds} memory objects and only {len(fds)} arrived: "
-            "this process has too many files open; raise the limit (ulimit -n) or pass fewer arrays at once"
+            "this process has as many files open as it may (EMFILE); let arrays share a region, "
+            "pass fewer at once, or raise the limit (ulimit -n)"
         )
     mine = fds[: head.fds]
     del fds[: head.fds]
@@ -110,14 +113,22 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [_memory_of(mine.pop(0), *ref) for ref in tables.regions]
+        windows = []
+        last = {place: index for index, place in enumerate(tables.places)}
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+            if last[place] == index:
+                fd, mine[place] = mine[place], -1
+            else:
+                fd = kernel.duplicate(mine[place])
+            windows.append(_memory_of(fd, *ref))
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
     finally:
         for fd in mine:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
     arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
@@ -162,7 +173,10 @@ def _covered(ranges: list[tuple[int, int]]) -> int:
 
 
 def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
-    view = memoryview(claim(lease, offset, size, share)).cast("B")
+    try:
+        view = memoryview(claim(lease, offset, size, share)).cast("B")
+    except OSError as error:
+        raise map_refused(error, size, Mode.read_write) from error
     return view.toreadonly() if share is Share.read_only else view
 
 
@@ -175,9 +189,9 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
 
 
 def _receive_one_region(
-    data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], int, int, int, int], fds: list[int]
+    data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int], fds: list[int]
 ) -> tuple[Arrival, int]:
-    (offset, size, mode), start, nbytes, stream, end = one
+    (offset, size, mode), (region, start, nbytes), stream, end = one
     try:
         whole = _memory_of(fds.pop(0), offset, size, mode)
     except ValueError as error:
@@ -187,8 +201,14 @@ def _receive_one_region(
     arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
     if isinstance(mode, Mode):
         arrival.windows.append(whole)
-    arrival.shared = nbytes
-    ledger.bytes_shared += nbytes
+    if region == BLOCK:
+        arrival.copied = nbytes
+        ledger.bytes_copied += nbytes
+        if ledger.watches:
+            ledger.note([(nbytes, "1 copied buffers")], "received")
+    else:
+        arrival.shared = nbytes
+        ledger.bytes_shared += nbytes
     return arrival, end
 
 

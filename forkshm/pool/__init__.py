@@ -1,9 +1,18 @@
-"""Layer 5 of 6. Takes functions and arguments, hands on results: processes that do the work."""
+"""Layer 5 of 6. Takes functions and arguments, hands on results: processes that do the work.
 
+What else ``multiprocessing.pool`` has is here, too, and is that of ``multiprocess``.
+"""
+
+from typing import TYPE_CHECKING
+
+from forkshm import _multiprocess
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._pool import Pool
 from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from forkshm.pool._statistics import PoolStatistics
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import ThreadPool
 
 __all__ = (
     "ApplyResult",
@@ -14,4 +23,8 @@ __all__ = (
     "Pool",
     "PoolStatistics",
     "RemoteTraceback",
+    "ThreadPool",
 )
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = _multiprocess.stand_in("pool", globals())

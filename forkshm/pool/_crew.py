@@ -9,13 +9,14 @@ import os
 import select
 import signal
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
-from forkshm.errors import ChannelClosedError, WorkerStartError
+from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
 from forkshm.pool._status import Status
 from forkshm.pool._worker import Assignment, run_worker
@@ -29,6 +30,12 @@ __all__ = ("Crew", "Worker", "descriptors_open")
 
 #: How long a worker may take to end after SIGTERM, before SIGKILL.
 _GRACE_SECONDS = 1.0
+#: And after SIGKILL: a process in the middle of a system call that cannot be interrupted
+#: (a file server that does not answer, a broken disk) takes as long as that does.
+_LAST_SECONDS = 5.0
+#: How long workers may take to leave once a closed pool has answered all: for the rest of
+#: their finalizers and threads.
+_FAREWELL_SECONDS = 10.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,17 +46,29 @@ class Worker:
     process: process.BaseProcess
     #: Readable when the process has ended.
     sentinel: int
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self.process.pid or -1
+    #: These two outlive the process object.
+    pid: int
+    name: str
 
 
 def _signal(worker: Worker, number: int) -> None:
     # Through its pidfd: a pid may be somebody else's by now.
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(worker.sentinel, number)
+
+
+def _still_there(workers: list[Worker], seconds: float) -> list[Worker]:
+    """Wait until they have ended, at the most so long; return those that have not."""
+    deadline = time.monotonic() + seconds
+    alive = {worker.sentinel: worker for worker in workers}
+    poll = select.poll()
+    for sentinel in alive:
+        poll.register(sentinel, select.POLLIN)
+    while alive and (left := deadline - time.monotonic()) > 0:
+        for sentinel, _ in poll.poll(math.ceil(left * 1000)):
+            poll.unregister(sentinel)
+            del alive[sentinel]
+    return list(alive.values())
 
 
 class Crew:
@@ -72,6 +91,7 @@ class Crew:
         self.owner = os.getpid()
         self._make_process = make_process
         self.max_tasks = max_tasks
+        self.has_initializer = initializer is not None
         self._birth = (initializer, initargs, max_tasks, born_shared)
         self.workers: list[Worker] = []
         self._by_sentinel: dict[int, Worker] = {}
@@ -142,7 +162,7 @@ class Crew:
             process.kill()
             process.join()
             raise
-        worker = Worker(slot, process, sentinel)
+        worker = Worker(slot, process, sentinel, process.pid or -1, process.name)
         self.workers.append(worker)
         self._by_sentinel[sentinel] = worker
         self.events.register(sentinel, select.POLLIN)
@@ -181,22 +201,22 @@ class Crew:
         os.close(worker.sentinel)
         return exitcode
 
-    def kill(self) -> None:
-        """End all workers: SIGTERM, a second's grace, SIGKILL; the time is bounded."""
+    def end(self, worker: Worker) -> None:
+        """End a worker at once; it is buried as any that dies."""
+        _signal(worker, signal.SIGKILL)
+
+    def see_off(self) -> None:
+        """Let the workers of a closed pool leave, for a bounded time."""
+        _still_there(self.workers, _FAREWELL_SECONDS)
+
+    def kill(self) -> list[Worker]:
+        """End all workers: SIGTERM, a second's grace, SIGKILL; return those that live on all the same."""
         for worker in self.workers:
             _signal(worker, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        alive = {worker.sentinel for worker in self.workers}
-        poll = select.poll()
-        for sentinel in alive:
-            poll.register(sentinel, select.POLLIN)
-        while alive and (left := deadline - time.monotonic()) > 0:
-            for sentinel, _ in poll.poll(left * 1000):
-                poll.unregister(sentinel)
-                alive.discard(sentinel)
-        for worker in self.workers:
-            if worker.sentinel in alive:
-                _signal(worker, signal.SIGKILL)
+        left = _still_there(self.workers, _GRACE_SECONDS)
+        for worker in left:
+            _signal(worker, signal.SIGKILL)
+        return _still_there(left, _LAST_SECONDS)
 
     def descriptors(self) -> int:
         """Return how many fds are open here beside the channels'."""
@@ -208,9 +228,17 @@ class Crew:
         """End all workers and close everything. Stopping twice is allowed."""
         if os.getpid() != self.owner:
             return  # a forked child inherited this object; the workers are not its own
-        self.kill()
+        left = self.kill()
         for worker in list(self.workers):
             self.bury(worker)
+        if left:
+            who = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in left)
+            warnings.warn(
+                f"{who} did not end within {_LAST_SECONDS:g} seconds of SIGKILL: it is in a system call that cannot "
+                "be interrupted, and ends with that; nothing waits for it any more",
+                ForkshmWarning,
+                stacklevel=2,
+            )
         for thing in self._open:
             thing.close()
         self._open.clear()

@@ -10,7 +10,7 @@ from forkshm.channel import Kind
 if TYPE_CHECKING:
     from forkshm.pool._dispatch import Task
 
-__all__ = ("describe", "describe_task", "name_of")
+__all__ = ("describe", "describe_task", "index_of", "name_of", "names_of_arguments")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -31,8 +31,30 @@ def describe_task(task: Task, item: int | None) -> str:
         return f"{name}({', '.join(parts)})"
     items = task.arguments
     if item is not None and item < len(items):
-        return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}"
-    return f"{name} over a chunk of {len(items)} items"
+        return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}{_place(task, item)}"
+    return f"{name} over a chunk of {len(items)} items{_place(task, None)}"
+
+
+def index_of(task: Task, item: int | None) -> int | None:
+    """Return which item of the input of its map it is; the first of its chunk if that is all that is known."""
+    if task.kind is Kind.CALL:
+        return None
+    return task.position * task.job.chunksize + (item or 0)
+
+
+def names_of_arguments(task: Task) -> dict[str, Any]:
+    """Return the arguments by what the caller knows them as."""
+    if task.kind is Kind.CALL:
+        args, kwargs = task.arguments
+        return {"args": args, "kwds": kwargs}
+    first = task.position * task.job.chunksize
+    return {f"iterable[{number}]": item for number, item in enumerate(task.arguments, first)}
+
+
+def _place(task: Task, item: int | None) -> str:
+    if not task.position:
+        return ""
+    return f", {'from ' if item is None else ''}number {index_of(task, item)} of the input"
 
 
 def describe(value: Any) -> str:
@@ -40,7 +62,9 @@ def describe(value: Any) -> str:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None:
         return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")
-    if isinstance(value, (bytes, bytearray, str, list, tuple, dict, set)) and len(value) > 6:
+    if isinstance(value, (bytes, bytearray, str, list, tuple, dict, set)) and len(value) > (
+        40 if isinstance(value, str) else 6
+    ):
         return f"{type(value).__name__} of {len(value):,}"
     try:
         return _short.repr(value)

@@ -19,22 +19,26 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import signal
+import struct
 import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
-from forkshm.errors import PoolClosedError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, Repeats, crosses_by_name, mark, pack
-from forkshm.pool._describe import describe_task, name_of
+from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
+from forkshm.pickler import Parcel, Repeats, crosses_by_name, explain, mark, pack
+from forkshm.pool._describe import describe_task, index_of, name_of, names_of_arguments
+from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
 from forkshm.pool._trace import Traced
+from forkshm.pool._watch import Watch
 from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
@@ -60,6 +64,9 @@ _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
 #: Workers that may die in a row before they are through their initializer.
 _FAILED_STARTS = 3
+#: And that may die in a row, at most so many seconds apart, with no task done or failed.
+_DEATHS_FOR_NOTHING = 10
+_APART_SECONDS = 10.0
 
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -104,7 +111,11 @@ class Function:
     def parcel(self) -> Parcel:
         """Return the parcel; made on first use."""
         if self._parcel is None:
-            self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
+            try:
+                self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
+            except Exception as error:
+                explain(error, {"func": self.function}, self._dispatcher.known)
+                raise
         return self._parcel
 
     def done(self) -> None:
@@ -134,6 +145,10 @@ class Task:
     #: Whether it may go in one message with others.
     batched: bool = False
     parcel: Parcel | None = None
+    #: How often it is done again when its worker dies. Its parcel is kept for that.
+    retries: int = 0
+    #: Workers that have died of it.
+    deaths: int = 0
     #: Bytes copied for its message.
     copied: int = 0
     #: Once sent: the numbers of the first and the last task of its message.
@@ -148,6 +163,13 @@ class Task:
         self.function.done()
 
 
+class _Death(NamedTuple):
+    worker: Worker
+    exitcode: int | None
+    #: It was ended because its task took too long.
+    was_overdue: bool
+
+
 class Dispatcher:
     """The parent's half of a pool.
 
@@ -155,8 +177,13 @@ class Dispatcher:
         Any thread may submit and drive. Of no use in a forked child.
     """
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, *, task_timeout: float | None = None, retries: int = 0) -> None:
         self._crew = crew
+        #: What of ``__main__`` the workers have, and so crosses by name.
+        self.known = crew.known
+        self._watch = Watch(task_timeout) if task_timeout is not None else None
+        self.retries = retries
+        self._oom_kills = OomKills()
         self._next_number = FIRST_TASK
         self._groups = itertools.count(1)
         # Parcels of functions that cross by name never change, so they are made once.
@@ -179,7 +206,12 @@ class Dispatcher:
         self._open: dict[int, int] = {}
         self._spin = Spin()
         self._audit = False
+        # Whether what came through the results channel was no message of ours.
+        self._is_garbled = False
+        # Deaths since the last answer: before and after the initializer, and when.
         self._failed_starts = 0
+        self._deaths_for_nothing = 0
+        self._died_at = 0.0
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
         self._helper: threading.Thread | None = None
         # Why the pool takes no more tasks: it broke, or was terminated.
@@ -224,12 +256,12 @@ class Dispatcher:
                 task.close()
             raise
         self._feed()
-        if not waited_for and self._backlog:
+        if not waited_for and (self._backlog or self._watch is not None):
             self.start_helper()
 
     def pack_function(self, function: Callable[..., Any], *, for_many: bool) -> tuple[Parcel, bool]:
         """Return the parcel of a function, and whether it is kept here for the next time."""
-        known = self._crew.known
+        known = self.known
         try:
             if function not in self._by_name:
                 self._by_name[function] = pack(function, known=known) if crosses_by_name(function, known) else None
@@ -250,7 +282,8 @@ class Dispatcher:
         if not self._accepting:
             raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
         if self._failure is not None:
-            raise self._failure
+            # The same one each time: without the frames of those who got it before.
+            raise self._failure.with_traceback(None)
 
     def is_idle(self) -> bool:
         """Whether everything that was submitted has been answered."""
@@ -287,7 +320,13 @@ class Dispatcher:
 
     def _parcels(self, task: Task) -> tuple[Parcel, Parcel]:
         function = task.function
-        task.parcel = pack(function.arguments_of(task), known=self._crew.known, repeats=function.repeats)
+        # What may be sent again is mapped copy-on-write: nobody sees what a worker wrote before it died.
+        again = self.retries > 0
+        try:
+            task.parcel = pack(function.arguments_of(task), for_many=again, known=self.known, repeats=function.repeats)
+        except Exception as error:
+            explain(error, names_of_arguments(task), self.known)
+            raise
         return task.parcel, function.parcel()
 
     def _feed(self) -> None:
@@ -353,13 +392,14 @@ class Dispatcher:
             with first.function.acting("sent to"):
                 first.parcel = pack(
                     (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
-                    known=self._crew.known,
+                    known=self.known,
                     repeats=first.function.repeats,
                 )
             first.copied = first.parcel.copied
         parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
+        is_kept = first.retries > 0  # asked now: once it is sent, its worker may die of it
         began = time.monotonic_ns() if self.trace is not None else 0
         with self._lock:
             sent = False
@@ -382,7 +422,7 @@ class Dispatcher:
                 if kind is Kind.BATCH:
                     self._bytes_copied += parcel.copied
                     self._bytes_shared += parcel.shared
-        if sent or kind is Kind.BATCH:
+        if (sent and not is_kept) or kind is Kind.BATCH:
             first.parcel = None
             parcel.close()
         if sent:
@@ -487,7 +527,10 @@ class Dispatcher:
             self._feed()
             if self._failure is not None:
                 return True  # pickling an argument ended the pool: all is answered, and closed
-        if self._receive():
+        got = self._receive()
+        if self._watch is not None:
+            self._watch.look(self._crew)
+        if got:
             return True
         began = now = time.monotonic()
         spin_until = now + self._spin.begin()
@@ -501,6 +544,8 @@ class Dispatcher:
         pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
         if self._ring():
             pause = min(pause, _LOOK_AGAIN_SECONDS)
+        if self._watch is not None:
+            pause = min(pause, self._watch.pause)
         if self._audit:
             pause = min(pause, _AUDIT_SECONDS)
         ended = self._crew.wait(pause)
@@ -517,16 +562,20 @@ class Dispatcher:
         got = False
         results = self._crew.results
         while True:
+            received = None
             try:
                 received = results.receive_nowait()
+                if received is None:
+                    return got
+                kind, number, nanoseconds = read_header(received.data)
             except BlockingIOError:
                 return got
-            if received is None:
-                return got
+            except ChannelBrokenError:
+                self._pass_over_garbage(received)
+                continue
             got = True
             began = time.monotonic_ns() if self.trace is not None else 0
             self._messages += 1
-            kind, number, nanoseconds = read_header(received.data)
             if kind is Kind.ANSWERS:
                 self._take_answers(received.data, HEADER_SIZE)
                 if (trace := self.trace) is not None:
@@ -536,7 +585,7 @@ class Dispatcher:
             if kind is Kind.INITIALIZER_FAILED:
                 self._break(outcome.open()[1])
             elif kind in (Kind.RESULT, Kind.ERROR):
-                self._failed_starts = 0
+                self._failed_starts = self._deaths_for_nothing = 0
                 task = self._take_sent(number)
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
@@ -545,14 +594,27 @@ class Dispatcher:
                     self._finish(task, outcome)
 
     def _take_answers(self, content: bytes, position: int) -> None:
-        with self._lock:
-            for number, nanoseconds, parcel in answers_in(content, position):
-                self._failed_starts = 0
-                task = self._take_sent(number)
-                if task is not None:  # or it was found in the outbox of a dead worker already
-                    task.job.pace.note(nanoseconds, len(parcel))
-                    self._finish(task, Outcome(parcel=parcel), notify=False)
+        try:
+            with self._lock:
+                for number, nanoseconds, parcel in answers_in(content, position):
+                    self._failed_starts = self._deaths_for_nothing = 0
+                    task = self._take_sent(number)
+                    if task is not None:  # or it was found in the outbox of a dead worker already
+                        task.job.pace.note(nanoseconds, len(parcel))
+                        self._finish(task, Outcome(parcel=parcel), notify=False)
+        except struct.error:
+            self._pass_over_garbage(None)
         self._notify()
+
+    def _pass_over_garbage(self, received: Received | None) -> None:
+        """Go on without a message that is none of ours.
+
+        The kernel does not say who wrote it. If it came in place of an answer, the audit
+        finds the task that is neither waiting nor being worked on.
+        """
+        for fd in received.fds if received is not None else ():
+            os.close(fd)
+        self._is_garbled = self._audit = bool(self._sent)
 
     def _take_over(self, received: Received, number: int) -> Outcome:
         if not received.fds:
@@ -591,24 +653,19 @@ class Dispatcher:
         item = self._crew.status.item(worker.slot)
         # What it had answered and not sent.
         self._take_answers(self._crew.status.outbox(worker.slot).content(), 0)
-        name, pid = worker.process.name, worker.pid
         if (trace := self.trace) is not None:
             trace.buried(worker)
         exitcode = self._crew.bury(worker)
         forget_abandoned()
+        died = _Death(worker, exitcode, was_overdue=self._watch is not None and worker in self._watch.ended)
+        if died.was_overdue and self._watch is not None:
+            self._watch.ended.discard(worker)
         if state >= FIRST_TASK:
-            task = self._take_sent(state)
-            # Of a batch, those after it were not begun.
-            self._send_again([n for n, other in self._sent.items() if other.message <= state < n])
-            if task is not None:
-                what = describe_task(task, item)
-                self._finish(task, Outcome(error=WorkerDiedError(pid, exitcode, name=name, task=what)))
+            self._end_task(state, item, died)
         elif state in (CLAIMING, LAST_LOOK):
             self._audit = bool(self._sent)
-        if state == STARTING:
-            self._failed_starts += 1
-            if self._failed_starts >= max(_FAILED_STARTS, 2 * self._crew.size) and self._failure is None:
-                self._break(WorkerDiedError(pid, exitcode, name=name, task="its initializer"))
+        if state < FIRST_TASK:
+            self._count_for_nothing(died, started=state != STARTING)
         if self._failure is None and (self._accepting or not self.is_idle()):
             try:
                 self._crew.start(worker.slot)
@@ -618,6 +675,67 @@ class Dispatcher:
                 # The others go on; with none left, nobody would ever answer.
                 if not self._crew.workers:
                     self._break(error)
+
+    def _end_task(self, number: int, item: int | None, died: _Death) -> None:
+        """Fail the task that a dead worker was at, or do it again."""
+        with self._lock:
+            # Of a batch, those after it were not begun.
+            again = [n for n, other in self._sent.items() if other.message <= number < n]
+            task = self._sent.get(number)
+            if task is not None:
+                task.deaths += 1
+                if task.retries and not died.was_overdue and self._failure is None:
+                    task.retries -= 1
+                    again.append(number)
+                    task = None
+                else:
+                    self._take_sent(number)
+            self._send_again(again)
+        if task is not None:
+            self._finish(task, Outcome(error=self._why_failed(task, item, died)))
+
+    def _why_failed(self, task: Task, item: int | None, died: _Death) -> Exception:
+        what, index, pid = describe_task(task, item), index_of(task, item), died.worker.pid
+        name = died.worker.name
+        if died.was_overdue and self._watch is not None:
+            seconds = self._watch.seconds
+            return TaskTimeoutError(
+                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended",
+                task=what,
+                index=index,
+                seconds=seconds,
+                pid=pid,
+            )
+        return WorkerDiedError(
+            pid, died.exitcode, name=name, task=what, index=index, attempts=task.deaths, hint=self._hint(died)
+        )
+
+    def _hint(self, died: _Death) -> str | None:
+        return self._oom_kills.hint() if died.exitcode == -signal.SIGKILL else None
+
+    def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
+        """Break the pool when its workers die one after the other and nothing gets done."""
+        if self._failure is not None:
+            return
+        now = time.monotonic()
+        if not started:
+            self._failed_starts += 1
+            if self._failed_starts < max(_FAILED_STARTS, 2 * self._crew.size):
+                return
+            doing = "its initializer" if self._crew.has_initializer else None
+            deaths = self._failed_starts
+        else:
+            self._deaths_for_nothing = self._deaths_for_nothing + 1 if now - self._died_at < _APART_SECONDS else 1
+            self._died_at = now
+            deaths = self._deaths_for_nothing
+            if deaths < max(_DEATHS_FOR_NOTHING, 4 * self._crew.size) or (not self._accepting and self.is_idle()):
+                return
+            doing = None
+        hint = f"{deaths} workers in a row ended so, and no more are started"
+        if (more := self._hint(died)) is not None:
+            hint += f"; {more}"
+        name = died.worker.name
+        self._break(WorkerDiedError(died.worker.pid, died.exitcode, name=name, task=doing, hint=hint))
 
     def _send_again(self, numbers: list[int]) -> None:
         with self._lock:
@@ -635,14 +753,21 @@ class Dispatcher:
                 return
             # A worker that was seen between tasks has sent its answer before that.
             self._receive()
-            self._send_again(
-                [
-                    number
-                    for number, task in self._sent.items()
-                    if not any(task.message <= state <= task.last for state in states)
-                ]
-            )
-            self._audit = False
+            missing = [
+                number
+                for number, task in self._sent.items()
+                if not any(task.message <= state <= task.last for state in states)
+            ]
+            lost: list[Task] = []
+            if self._is_garbled:  # whether they were begun is not known
+                lost = [task for number in missing if (task := self._take_sent(number)) is not None]
+            else:
+                self._send_again(missing)
+            self._audit = self._is_garbled = False
+        for task in lost:
+            what = describe_task(task, None)
+            error = ChannelBrokenError(f"the answer to {what} is lost: a worker wrote nonsense into the pool's channel")
+            self._finish(task, Outcome(error=error))
         self._feed()
 
     def _break(self, error: BaseException) -> None:

@@ -18,9 +18,9 @@ The life of one task::
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
@@ -29,7 +29,7 @@ from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
-from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, chunked
+from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
@@ -76,9 +76,20 @@ class Pool:
             own all the same; a worker that keeps one, too, sees its own writes only. Each
             array of 1 MiB and more that a worker makes costs it 12 us. Threads that a task
             starts make theirs as ever.
+        task_timeout: Seconds that one call of a function may take, in its worker, with unpickling
+            and pickling; each item of a map has its own. Who takes longer is ended and replaced,
+            and the task fails with `TaskTimeoutError`. A worker that was stopped (SIGSTOP) is
+            ended, too. None for as long as it takes. An initializer may always take its time.
+        retries: How often a task whose worker dies is done again, with the arguments as they were
+            when it was sent; what the dead worker wrote to them does not show, unless they
+            are explicitly shared memory. An exception, and what took longer than *task_timeout*, is
+            an answer, and not done again. What the task did elsewhere before its worker died (files, for
+            example) it does twice. Meanwhile the copies of arguments are kept, and tiny tasks do not
+            share messages.
 
     Raises:
-        ValueError: *processes* or *maxtasksperchild* is less than 1.
+        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0 or
+            *task_timeout* not more than 0.
         MissingDependencyError: *born_shared*, and there is no NumPy.
         UnsupportedError: *born_shared*, and NumPy's hook cannot be used here: see
             `forkshm.shared_allocations`.
@@ -106,6 +117,8 @@ class Pool:
         context: _multiprocess.context.BaseContext | None = None,
         *,
         born_shared: bool = False,
+        task_timeout: float | None = None,
+        retries: int = 0,
     ) -> None:
         if processes is None:
             processes = len(os.sched_getaffinity(0))
@@ -115,18 +128,23 @@ class Pool:
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        if task_timeout is not None and not float(task_timeout) > 0:
+            raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
+        if operator.index(retries) < 0:
+            raise ValueError(f"retries must be at least 0, got {retries!r}")
         if context is None:
             context = _multiprocess.default_context.get_context()
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()
         self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild, bool(born_shared))
-        self._dispatcher = Dispatcher(self._crew)
+        self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
+        self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
-        # When the pool is collected, or at exit. The order matters to nobody: workers
-        # whose parent is gone are killed by their lifeline.
-        self._finalizer = weakref.finalize(self, self._crew.stop)
+        # When the pool is collected, or at exit: before multiprocess waits for its processes,
+        # which would be for ever if one was stopped.
+        self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) == "RUN" and self._is_ours():
@@ -146,6 +164,7 @@ class Pool:
         Raises:
             PoolClosedError: The pool was closed or terminated.
             WorkerDiedError: The worker died while running it.
+            TaskTimeoutError: It took longer than *task_timeout*.
             Exception: What the call, or pickling its arguments, raised.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
@@ -240,8 +259,9 @@ class Pool:
     def _call(
         self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]
     ) -> Task:
-        function = Function(self._dispatcher, func, for_many=False)
-        return Task(Kind.CALL, function, (tuple(args), dict(kwds)), result, 0)
+        retries = self._dispatcher.retries
+        function = Function(self._dispatcher, func, for_many=retries > 0)
+        return Task(Kind.CALL, function, (tuple(args), dict(kwds)), result, 0, retries=retries)
 
     def _map(
         self,
@@ -267,9 +287,13 @@ class Pool:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
         result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback)
-        batched = self._crew.max_tasks is None
+        result.chunksize = chunksize
+        retries = self._dispatcher.retries
+        # What may be sent again is kept as it was sent, and so goes alone.
+        batched = self._crew.max_tasks is None and not retries
         return result, [
-            Task(kind, function, chunk, result, position, batched=batched) for position, chunk in enumerate(chunks)
+            Task(kind, function, chunk, result, position, batched=batched, retries=retries)
+            for position, chunk in enumerate(chunks)
         ]
 
     def _imap(self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int) -> Any:
@@ -277,16 +301,22 @@ class Pool:
         _check_chunksize(chunksize)
         function = Function(self._dispatcher, func, for_many=True)
         chunks = chunked(iter(iterable), chunksize)
-        dispatcher = self._dispatcher
+        dispatcher, is_timed = self._dispatcher, self._is_timed
 
         def submit(job: IMapIterator[T]) -> bool:
             chunk = next(chunks, None)
             if chunk is None:
                 return False
-            dispatcher.submit([Task(Kind.MAP, function, chunk, job, job.next_position())], waited_for=True)
+            dispatcher.check_accepting()
+            task = Task(Kind.MAP, function, chunk, job, job.next_position(), retries=dispatcher.retries)
+            try:
+                dispatcher.submit([task], waited_for=not is_timed)
+            except Exception as error:  # what cannot be pickled fails at its place; the others go on
+                job.deliver(task.position, Outcome(error=error))
             return True
 
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
+        job.chunksize = chunksize
         job.keeps = self
         job.fill(_IMAP_WINDOW * self._crew.size)
         self._imaps = [other for other in self._imaps if not other.is_done()]
@@ -323,6 +353,9 @@ class Pool:
     def join(self) -> None:
         """Wait for the workers to end; after `close` or `terminate`.
 
+        Once all is answered, workers have ten seconds for their finalizers and threads before
+        they are ended.
+
         Raises:
             ValueError: The pool is still running.
         """
@@ -340,8 +373,7 @@ class Pool:
         return self._crew.owner == os.getpid()
 
     def _see_off(self) -> None:
-        for worker in list(self._crew.workers):
-            worker.process.join()
+        self._crew.see_off()
         self._release()
 
     def _release(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Message, Received
     from forkshm.pool._dispatch import Dispatcher
 
-__all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult")
+__all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Outcome")
 
 T = TypeVar("T")
 
@@ -118,6 +118,9 @@ class Pace:
 
 class Job:
     """Something that is answered by one or more tasks."""
+
+    #: Of a map: how many items of its input each task has, but for the last.
+    chunksize = 1
 
     def __init__(self) -> None:
         self.pace = Pace()
@@ -220,7 +223,7 @@ class ApplyResult(Job, Generic[T]):
             timeout: Seconds to wait at the most; None waits for as long as it takes.
 
         Raises:
-            TaskTimeoutError: No answer in time; the task goes on.
+            TaskTimeoutError: No answer in time; the task goes on. Or, with ``task_timeout``: it took longer than that.
             WorkerDiedError: The process that ran it died.
             Exception: What the function raised; the worker's traceback is its ``__cause__``.
         """

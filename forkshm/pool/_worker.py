@@ -32,7 +32,7 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, begin, known_now, pack, register
+from forkshm.pickler import Arrival, Parcel, begin, explain, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
@@ -295,7 +295,12 @@ class _Worker:
         del arguments
         kind_of_value = type(value).__name__
         try:
-            packing = begin(value, known=self._known)
+            try:
+                packing = begin(value, known=self._known)
+            except Exception as error:
+                names = {"result": value} if kind is Kind.CALL else {f"result {n}": v for n, v in enumerate(value)}
+                explain(error, names, self._known)
+                raise
             # Before the answer goes out, so that the parent can use the memory of the
             # arguments, which is warm, for what it sends next; and before the memory of the
             # result is handed on, so that it is the parent's alone.
@@ -303,7 +308,9 @@ class _Worker:
             parcel = packing.finish()
             del packing
         except Exception as error:
-            refusal = NotPicklableError(f"the result of a task, a {kind_of_value}, cannot be sent: {error}")
+            from forkshm.pool._unsendable import ResultNotPicklableError
+
+            refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from forkshm.backend import kernel
+from forkshm.region._commons import LARGEST, map_part
 from forkshm.region._mapped import (
     MappedRegion,
     Mode,
@@ -30,6 +31,9 @@ def anonymous_shared_memory(
     closes the region or ends, however it ends: there is nothing to unlink. It does not
     use ``/dev/shm``, so that mount's size does not bound it. Pages take memory when
     they are first written.
+
+    Each region takes an fd. Where the hard limit on open files is near, small ones (to 1 MiB) share
+    a memory object, which is freed with the last of them; those cannot be sealed.
 
     Args:
         size: Usable bytes, at least 1. The kernel rounds the mapping up to whole pages;
@@ -73,11 +77,14 @@ def anonymous_shared_memory(
     address = checked_address(address, 0)
     try:
         fd = kernel.create_memory(size, "region")
-        try:
-            mapping, window = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
-        except BaseException:
-            os.close(fd)
-            raise
+        if size <= LARGEST and address is None and kernel.is_scarce(fd):
+            mapping, window = map_part(fd, size)
+        else:
+            try:
+                mapping, window = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
+            except BaseException:
+                os.close(fd)
+                raise
     except OSError as error:
         raise map_refused(error, size, Mode.read_write, address) from error
     region = region_of(mapping, window)

@@ -58,7 +58,7 @@ class Barrier(Placed):
         As for `Mutex`; the parties are threads, of the same process or of several.
 
     Example:
-        >>> from forkshm import Barrier, anonymous_shared_memory
+        >>> from forkshm.region import Barrier, anonymous_shared_memory
         >>> barrier = Barrier(anonymous_shared_memory(Barrier.SIZE), parties=1)
         >>> barrier.wait(), barrier.wait()
         (0, 0)

@@ -49,7 +49,7 @@ class Condition(Placed):
         As for `Mutex`. Wait with a timeout, or in a loop with one, where the one who notifies may die.
 
     Example:
-        >>> from forkshm import Condition, Mutex, anonymous_shared_memory
+        >>> from forkshm.region import Condition, Mutex, anonymous_shared_memory
         >>> region = anonymous_shared_memory(Mutex.SIZE + Condition.SIZE)
         >>> condition = Condition(region, Mutex.SIZE, Mutex(region))
         >>> with condition:

@@ -20,7 +20,19 @@ from forkshm.errors import (
     RegionError,
     UnsupportedError,
 )
-from forkshm.region._table import Mapping, Mode, mapping_at, mapping_of, new_mapping, seal, shrink
+from forkshm.region._lifetime import guard
+from forkshm.region._table import (
+    Mapping,
+    Mode,
+    borrow,
+    give_back,
+    mapping_at,
+    mapping_of,
+    new_mapping,
+    regions_mapped,
+    seal,
+    shrink,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -124,7 +136,7 @@ class MappedRegion:
             address = checked_address(address, offset)
         theirs = mappable.fileno()
         try:
-            fd = os.dup(theirs)
+            fd = kernel.duplicate(theirs)
             try:
                 identity, whole = kernel.identify(fd)
                 size = whole - offset if size is None else checked_size(size)
@@ -497,7 +509,10 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
         )
     advice = {
         errno.ENOMEM: "address space or a memory limit is exhausted: map less, or raise the limit (ulimit -v)",
-        errno.EMFILE: "too many files are open: close regions, or raise the limit (ulimit -n)",
+        errno.EMFILE: (
+            f"this process has as many files open as it may, {regions_mapped():,} of them for regions: close some, "
+            "let arrays share a region (views of one array need no more than that does), or raise the limit (ulimit -n)"
+        ),
         errno.ENFILE: "the system has too many open files",
         errno.EACCES: f"the fd does not allow a {mode} mapping",
         errno.EPERM: f"the object is sealed against a {mode} mapping",
@@ -561,11 +576,16 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
     """
     try:
         identity, whole = kernel.identify(fd)
-        if offset + size > whole:
+        if offset < 0 or size < 1 or offset + size > whole:
             raise ValueError(f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}")
         # What was written to a copy-on-write mapping is for those who have it already.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
+            with guard:
+                known = borrow(identity, fd)
+            if known is not None:  # another part of what is here already: one fd does for both
+                os.close(fd)
+                fd = known
             made = new_mapping(fd, identity, offset, size, mode)
             fd = -1
             return made
@@ -573,5 +593,6 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
         raise map_refused(error, size, mode) from error
     finally:
         if fd >= 0:
-            os.close(fd)
+            with guard:
+                give_back(fd)
     return found

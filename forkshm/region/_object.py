@@ -11,6 +11,7 @@ import stat
 import weakref
 from typing import TYPE_CHECKING
 
+from forkshm import _leaks
 from forkshm.backend import kernel
 from forkshm.errors import (
     RegionAccessError,
@@ -66,6 +67,8 @@ class Opened:
     def _own(self, fd: int) -> None:
         self._fd = fd
         self._finalizer = weakref.finalize(self, os.close, fd)
+        if _leaks.is_on:
+            _leaks.made(self, f"open {type(self).__name__}")
 
     @property
     def name(self) -> str:
@@ -106,6 +109,8 @@ class Opened:
         if self._fd >= 0:
             self._fd = -1
             self._finalizer()
+            if _leaks.is_on:
+                _leaks.unmade(self)
 
     def __enter__(self) -> Self:
         self.fileno()

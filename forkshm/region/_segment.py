@@ -29,6 +29,7 @@ import enum
 import os
 from typing import Any
 
+from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle, watch
 from forkshm.region._table import round_up
@@ -214,6 +215,8 @@ class Claim:
             except OSError:
                 self.segment.stuck.append((self.address, self.size, self.offset))
         _release(self.segment, self.offset)
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     def lend(self) -> Lease:
         """Return a lease to be sent to somebody else, while a view is alive.
@@ -340,27 +343,38 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
         A window on the block's bytes: take buffers from it, and drop it.
 
     Raises:
-        ValueError: The block does not lie in the segment, or is not aligned.
+        ValueError: The block does not lie in the segment, or is not aligned, or nobody else holds it.
         OSError: The kernel refused a mapping, a lock or an fd.
     """
     settle()
     try:
         with guard:
             segment = _find_or_open(lease_fd)
-            page = kernel.page_size
-            if offset < 0 or size < 1 or offset + size > segment.size or offset % page or size % page:
-                raise ValueError(
-                    f"block of {size:,} bytes at {offset:,} does not fit a segment of {segment.size:,} bytes"
-                )
-            if segment.stuck:
-                mend(segment)
-            # The lease holds the byte until it is closed below: no moment is unprotected.
-            claimed = _begin(segment, offset, size, share)
+            try:
+                _check_block(segment, offset, size)
+                if segment.stuck:
+                    mend(segment)
+                # The lease holds the byte until it is closed below: no moment is unprotected.
+                claimed = _begin(segment, offset, size, share)
+            except BaseException:
+                if not segment.held and _is_abandoned(segment):  # perhaps no segment at all
+                    _drop(segment)
+                raise
     finally:
         os.close(lease_fd)
     window = kernel.window(claimed.address, size)
     watch(window, claimed.end)
+    if _leaks.is_on:
+        _leaks.made(claimed, "received block", size)
     return window
+
+
+def _check_block(segment: Segment, offset: int, size: int) -> None:
+    page = kernel.page_size
+    if offset < 0 or size < 1 or offset + size > segment.size or offset % page or size % page:
+        raise ValueError(f"block of {size:,} bytes at {offset:,} does not fit a segment of {segment.size:,} bytes")
+    if not kernel.is_held(segment.fd, offset):
+        raise ValueError(f"nobody lends a block at {offset:,}: the lease is on another one")
 
 
 def _begin(segment: Segment, offset: int, size: int, share: Share) -> Claim:

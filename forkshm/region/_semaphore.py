@@ -40,7 +40,7 @@ class Semaphore(Placed):
         Safe to use from any thread. Any process or thread may release what another one has acquired.
 
     Example:
-        >>> from forkshm import Semaphore, anonymous_shared_memory
+        >>> from forkshm.region import Semaphore, anonymous_shared_memory
         >>> semaphore = Semaphore(anonymous_shared_memory(Semaphore.SIZE), value=2)
         >>> with semaphore:
         ...     semaphore.value

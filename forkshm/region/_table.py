@@ -15,19 +15,24 @@ import os
 import weakref
 from typing import Any
 
+from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle
 
 __all__ = (
     "Mapping",
     "Mode",
+    "borrow",
     "copy_on_write",
+    "give_back",
+    "lend",
     "mapping_at",
     "mapping_of",
     "new_mapping",
     "read_only",
     "read_private",
     "read_write",
+    "region_fds",
     "regions_mapped",
     "round_up",
     "seal",
@@ -114,7 +119,9 @@ class Mapping:
             _leave(self)
         start, length = self.pages
         _unmap(start, length)
-        os.close(self.fd)
+        give_back(self.fd)
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     @property
     def sent_as(self) -> Mode:
@@ -136,6 +143,38 @@ _new: dict[int, Mapping] = {}
 _starts: list[int] = []
 _by_start: dict[int, Mapping] = {}
 _by_identity: dict[Identity, list[Mapping]] = {}
+
+
+# Fds that several mappings of one object have in common, and how many more than one.
+_more_users: dict[int, int] = {}
+
+
+def borrow(identity: Identity, fd: int) -> int | None:
+    """Return the fd of a mapping of that object, to be used in place of *fd*, or None. Needs `guard`."""
+    if _new:
+        _enter_new()
+    for same in _by_identity.get(identity, ()):
+        with contextlib.suppress(OSError):  # somebody closed it: it is of no use
+            if kernel.may_write(same.fd) is kernel.may_write(fd):
+                return lend(same.fd)
+    return None
+
+
+def lend(fd: int) -> int:
+    """Let one more use *fd*, and return it; each gives it back. Needs `guard`."""
+    _more_users[fd] = _more_users.get(fd, 0) + 1
+    return fd
+
+
+def give_back(fd: int) -> None:
+    """Close the fd of a mapping, unless others use it, too. Needs `guard`."""
+    more = _more_users.get(fd)
+    if more is None:
+        os.close(fd)
+    elif more == 1:
+        del _more_users[fd]
+    else:
+        _more_users[fd] = more - 1
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -163,6 +202,8 @@ def new_mapping(
     _new[start + slack] = mapping
     window = _window(start + slack, size)
     mapping.window = weakref.ref(window, mapping.last_view_gone)
+    if _leaks.is_on:
+        _leaks.made(mapping, "region", size)
     return mapping, window
 
 
@@ -250,10 +291,17 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
 
 
 def regions_mapped() -> int:
-    """How many mappings there are here, each with an fd."""
+    """How many mappings there are here."""
     settle()
     with guard:
         return len(_by_start) + len(_new)
+
+
+def region_fds() -> int:
+    """How many fds they have: one for each, or for several of one object; the last of a commons may be missing."""
+    settle()
+    with guard:
+        return len(_by_start) + len(_new) - sum(_more_users.values())
 
 
 def _in_child() -> None:

@@ -51,7 +51,7 @@ def test_memory_is_zero_filled_nameless_and_not_inherited(memory):
     assert os.fstat(memory).st_size == 4 * PAGE
     assert os.pread(memory, 4 * PAGE, 0) == bytes(4 * PAGE)
     assert not os.get_inheritable(memory)
-    assert os.readlink(f"/proc/self/fd/{memory}") == "/memfd:forkshm-region-test (deleted)"
+    assert os.readlink(f"/proc/self/fd/{memory}") == f"/memfd:forkshm-region-test-{os.getpid()} (deleted)"
 
 
 def test_identity_tells_objects_apart_and_not_fds(memory):

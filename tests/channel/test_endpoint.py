@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -10,15 +11,20 @@ import random
 import resource
 import signal
 import socket
+import threading
 
 import pytest
 
 from forkshm import ChannelBrokenError, ChannelClosedError, RegionGoneError, anonymous_shared_memory
+from forkshm.backend import kernel
 from forkshm.channel import Kind, close_in_children, pair, read_message, write_message
-from forkshm.channel._endpoint import MAX_FDS, MAX_MESSAGE, Received
+from forkshm.channel._endpoint import DIRECT_FDS, MAX_MESSAGE, Received
 from forkshm.pickler import pack
 
-FD_COUNTS = [0, 1, 2, 63, 64, 65, MAX_FDS - 1, MAX_FDS, MAX_FDS + 1, MAX_FDS + 2, 2 * MAX_FDS, 1000]
+FD_COUNTS = [0, 1, 2, DIRECT_FDS - 1, DIRECT_FDS, DIRECT_FDS + 1, 63, 64, 65, DIRECT_FDS + 64, 253, 254, 1000]
+
+
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 
 @pytest.fixture
@@ -29,9 +35,16 @@ def channel():
     receiver.close()
 
 
+def need_fds(count):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < count + 100:
+        pytest.skip(f"needs {count} open files, and the hard limit is {hard}")
+
+
 @contextlib.contextmanager
 def files(count):
     """So many open files, each with its number in it."""
+    need_fds(2 * count)
     fds = []
     try:
         for number in range(count):
@@ -102,12 +115,12 @@ def test_a_full_queue_says_so_when_told_not_to_wait(channel):
 
 def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
     sender, _ = channel
-    with files(MAX_FDS + 5) as fds:
+    with files(DIRECT_FDS + 5) as fds:
         before = open_fds()
         while sender.send(b"x" * 1000, fds, wait=False):
             pass
         assert open_fds() == before
-        assert numbers_in(fds) == list(range(MAX_FDS + 5))
+        assert numbers_in(fds) == list(range(DIRECT_FDS + 5))
 
 
 def test_unread_bytes_are_zero_when_all_has_been_received(channel):
@@ -151,7 +164,7 @@ def test_fds_of_several_messages_are_not_mixed(channel):
                 os.close(fd)
 
 
-@pytest.mark.parametrize("count", [1, MAX_FDS + 10])
+@pytest.mark.parametrize("count", [1, DIRECT_FDS + 70])
 def test_fds_in_an_unread_message_are_closed_with_the_channel(count, wait_until):
     sender, receiver = pair()
     read_end, write_end = os.pipe()
@@ -180,9 +193,11 @@ def test_a_bad_fd_is_not_mistaken_for_a_closed_end(channel):
     assert receiver.receive_nowait().data == b"still open"
 
 
-@pytest.mark.parametrize("count", [3, MAX_FDS, MAX_FDS + 60])
+@pytest.mark.parametrize("count", [3, DIRECT_FDS, DIRECT_FDS + 1, DIRECT_FDS + 160])
 @pytest.mark.parametrize("room", [0, 2])
 def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothing_stays_open(in_child, count, room):
+    need_fds(count + 100)
+
     def receive():
         sender, receiver = pair()
         before = open_fds()
@@ -191,17 +206,16 @@ def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothin
         sender.send(*write_message(Kind.RESULT, 0, parcel))
         parcel.close()
         del regions, parcel
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = max(map(int, os.listdir("/proc/self/fd"))) + 1
         fillers = [os.dup(0) for _ in range(used)]  # no holes below
         while max(fillers) < used:
             fillers.append(os.dup(0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1 + room, hard))
+        full = max(fillers) + 1 + room
+        resource.setrlimit(resource.RLIMIT_NOFILE, (full, full))
         received = receiver.receive_nowait()
         with pytest.raises(RegionGoneError, match=r"only \d+ arrived.*ulimit -n"):
             read_message(received)
         assert received.fds == []
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in fillers:
             os.close(fd)
         gc.collect()  # the traceback holds what was received until then
@@ -210,6 +224,91 @@ def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothin
         assert receiver.receive_nowait() == Received(b"next", [])
 
     assert in_child(receive) == 0
+
+
+@pytest.mark.parametrize("count", [3, DIRECT_FDS + 160])
+def test_a_soft_limit_is_raised_before_a_message_is_lost(in_child, count):
+    def receive():
+        sender, receiver = pair()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with files(count) as fds:
+            sender.send(b"here", fds)
+        used = len(open_fds())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + DIRECT_FDS + 4, hard))
+        kernel._roomy_below = used  # as it would be in a process that began with this limit
+        received = receiver.receive_nowait()
+        assert numbers_in(received.fds) == list(range(count))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+    assert in_child(receive) == 0
+
+
+@contextlib.contextmanager
+def nobody():
+    """Be a user whom the kernel counts the fds of that are on their way."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    yield
+
+
+@NEEDS_ROOT
+def test_more_fds_in_a_message_than_may_be_on_their_way_are_refused_with_the_remedy(in_child):
+    def send():
+        sender, receiver = pair()
+        with files(100) as fds:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+            with nobody():
+                before = open_fds()
+                for wait in (True, False):
+                    with pytest.raises(OSError, match=r"cannot send 1,000 fds .*ulimit -n") as caught:
+                        sender.send(b"here", fds * 10, wait=wait)
+                    assert caught.value.errno == errno.ETOOMANYREFS
+                    assert open_fds() == before
+                assert sender.send(b"fewer", fds)
+            received = receiver.receive_nowait()
+            assert (received.data, len(received.fds)) == (b"fewer", 100)
+
+    assert in_child(send) == 0
+
+
+@NEEDS_ROOT
+def test_a_message_waits_until_the_fds_of_others_have_arrived(in_child):
+    def send():
+        sender, receiver = pair()
+        with files(50) as fds:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+            with nobody():
+                sent = 0
+                while sender.send(b"here", fds * 2, wait=False):
+                    sent += 1
+                assert 2 <= sent < 10
+
+                def take():
+                    for _ in range(sent):
+                        for fd in receiver.receive().fds:
+                            os.close(fd)
+
+                thread = threading.Timer(0.05, take)
+                thread.start()
+                assert sender.send(b"late", fds * 2)
+                thread.join()
+                assert len(receiver.receive_nowait().fds) == 100
+
+    assert in_child(send) == 0
+
+
+@NEEDS_ROOT
+def test_a_soft_limit_on_fds_that_are_on_their_way_is_raised(in_child):
+    def send():
+        sender, receiver = pair()
+        with files(100) as fds:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 20_000))
+            with nobody():
+                assert sender.send(b"here", fds * 10)
+            assert len(receiver.receive_nowait().fds) == 1000
+
+    assert in_child(send) == 0
 
 
 # -- ends -----------------------------------------------------------------------------
@@ -363,12 +462,15 @@ def test_each_message_goes_to_exactly_one_of_several_processes(channel):
     assert sorted(answers) == list(range(100))
 
 
-def test_an_fd_that_happens_to_be_a_socket_is_not_unloaded(channel):
+@pytest.mark.parametrize("count", [1, DIRECT_FDS, DIRECT_FDS + 1, 253, 254])
+def test_fds_that_are_sockets_themselves_arrive_as_any_other(channel, count):
+    need_fds(count)
     sender, receiver = channel
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        sender.send(b"here", [ours.fileno()] * 3)
+        sender.send(b"here", [ours.fileno()] * count)
         received = receiver.receive_nowait()
-        assert len(received.fds) == 3
+        assert len(received.fds) == count
+        assert {os.fstat(fd).st_ino for fd in received.fds} == {os.fstat(ours.fileno()).st_ino}
         for fd in received.fds:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""The life of a task x the ways to die: only that task fails, and the pool goes on."""
+"""The life of a worker x the ways to die: only its own task fails, and the pool goes on."""
 
 import os
 import signal
@@ -7,21 +7,35 @@ import functions as f
 import pytest
 
 import forkshm
-from forkshm import WorkerDiedError
+from forkshm import TaskTimeoutError, WorkerDiedError
 
 # Where in its life, and the call that dies there. {how} is the way to die.
 LIVES = {
     "while its arguments are unpickled": lambda how: (f.nothing, (f.DieAtUnpickle(how),)),
     "while it runs": lambda how: (f.die, (how,)),
     "while its result is pickled": lambda how: (f.make, (f.DieAtPickle, how, os.getpid())),
+    "while it sends its result": lambda how: (f.die_at_sending, (how,)),
 }
 WAYS = {
     "SIGKILL": (-signal.SIGKILL, "SIGKILL"),
     "SIGSEGV": (-signal.SIGSEGV, "SIGSEGV"),
+    "bad memory access": (-signal.SIGSEGV, "SIGSEGV"),
     "SIGTERM": (-signal.SIGTERM, "SIGTERM"),
     "exit": (17, None),
     "sys.exit": (17, None),
 }
+METHODS = ["fork", "forkserver"]
+#: Starting one takes a second, so only some of the table.
+SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
+#: Most of what ends a process does not know how it was started.
+EITHER_WAY = [("fork", how) for how in WAYS] + [("forkserver", how) for how in ("SIGKILL", "sys.exit")]
+
+
+@pytest.fixture(scope="module")
+def _fork_server():
+    # It lives as long as this process, and so does the tracker of resources.
+    with forkshm.get_context("forkserver").Pool(1) as pool:
+        pool.apply(int)
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +50,106 @@ def _no_crash_reports(monkeypatch):
         faulthandler.enable()
 
 
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("where", LIVES)
-def test_only_the_task_whose_worker_died_fails(pool, where, how):
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(
+    ("method", "where", "how"),
+    [(method, where, how) for method in METHODS for where in LIVES for how in WAYS] + SPAWNED,
+)
+def test_only_the_task_whose_worker_died_fails(method, where, how):
     exitcode, name = WAYS[how]
     function, args = LIVES[where](how)
-    others = [pool.apply_async(f.square, (x,)) for x in range(50)]
-    with pytest.raises(WorkerDiedError) as caught:
-        pool.apply(function, args)
-    error = caught.value
-    assert error.exitcode == exitcode
-    assert error.signal == name
-    assert error.pid > 0
-    assert function.__name__ in error.task
-    assert str(error.pid) in str(error)
-    assert (name or "code 17") in str(error)
-    assert [other.get() for other in others] == [x * x for x in range(50)]
-    assert pool.map(f.square, range(100)) == [x * x for x in range(100)]
-    assert pool.statistics().workers_replaced == 1
+    with forkshm.get_context(method).Pool(2) as pool:
+        others = [pool.apply_async(f.square, (x,)) for x in range(50)]
+        with pytest.raises(WorkerDiedError) as caught:
+            pool.apply(function, args)
+        error = caught.value
+        assert error.exitcode == exitcode
+        assert error.signal == name
+        assert error.pid > 0
+        assert function.__name__ in error.task
+        assert str(error.pid) in str(error)
+        assert (name or "code 17") in str(error)
+        assert [other.get() for other in others] == [x * x for x in range(50)]
+        assert pool.map(f.square, range(100)) == [x * x for x in range(100)]
+        assert pool.statistics().workers_replaced == 1
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("where", LIVES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time(method, where):
+    function, args = LIVES[where]("SIGSTOP")
+    with forkshm.get_context(method).Pool(2, task_timeout=1.0) as pool:
+        others = [pool.apply_async(f.square, (x,)) for x in range(50)]
+        with pytest.raises(TaskTimeoutError) as caught:
+            pool.apply(function, args)
+        assert function.__name__ in caught.value.task
+        assert [other.get() for other in others] == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("where", LIVES)
+@pytest.mark.parametrize("method", METHODS)
+def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, where):
+    """Under a limit on memory: whoever needs more is told so, or dies of it."""
+    function, args = LIVES[where]("MemoryError")
+    with forkshm.get_context(method).Pool(2) as pool:
+        with pytest.raises((MemoryError, OSError, forkshm.SerializationError, WorkerDiedError)):
+            pool.apply(function, args)
+        assert pool.map(f.square, range(100)) == [x * x for x in range(100)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGTERM"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_idle_worker_dies_and_nobody_notices(method, how):
+    with forkshm.get_context(method).Pool(2) as pool:
+        assert pool.map(f.square, range(10)) == [x * x for x in range(10)]
+        for worker in list(pool._crew.workers):
+            os.kill(worker.pid, getattr(signal, how))
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(("method", "how"), EITHER_WAY)
+def test_one_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
+    with forkshm.get_context(method).Pool(2, f.initializer_dies_once, (tmp_path / "mark", how)) as pool:
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", METHODS)
+def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
+    with forkshm.get_context(method).Pool(
+        1, f.initializer_dies_once, (tmp_path / "mark", "SIGSTOP"), task_timeout=1.0
+    ) as pool:
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(("method", "how"), EITHER_WAY)
+def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, how):
+    """In a finalizer, after the last of its tasks."""
+    with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2) as pool:
+        assert pool.map(f.square, range(8), chunksize=1) == [x * x for x in range(8)]
+        assert pool.statistics().workers_replaced >= 2
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
+def test_terminate_while_workers_die(method, how, tmp_path, wait_until):
+    """In the handler of the signal that is to end them."""
+    pool = forkshm.get_context(method).Pool(2)
+    results = [pool.apply_async(f.die_at_sigterm, (tmp_path / str(x), how)) for x in range(2)]
+    wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+    pids = [worker.pid for worker in pool._crew.workers]
+    pool.terminate()
+    pool.join()
+    for result in results:
+        with pytest.raises(forkshm.PoolClosedError):
+            result.get()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "exit"])

@@ -1,12 +1,19 @@
 """Forks that are not ours, while our objects live."""
 
+import concurrent.futures
+import faulthandler
+import multiprocessing
 import os
+import pathlib
+import resource
+import signal
 import subprocess
 import sys
 import threading
 
 import functions as f
 import numpy as np
+import pytest
 
 import forkshm
 from forkshm.region._arena import arena
@@ -113,3 +120,138 @@ def test_forks_while_other_threads_use_the_pool(pool, in_child):
         for thread in threads:
             thread.join()
     assert not errors
+
+
+def sum_of(array):
+    return float(np.sum(array))
+
+
+def total_here(_):
+    return float(inherited.sum())
+
+
+def test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody(pool):
+    global inherited
+    inherited = pool.apply(np.full, (500_000, 3.0))
+    shared = forkshm.full(1000, 2.0)
+    try:
+        with multiprocessing.get_context("fork").Pool(2) as theirs:
+            assert theirs.map(total_here, range(4)) == [1_500_000.0] * 4
+            for value in range(5):
+                assert pool.apply(np.full, (500_000, float(value)))[0] == value
+            assert theirs.map(total_here, range(4)) == [1_500_000.0] * 4
+            assert theirs.apply(sum_of, (shared,)) == 2000.0
+        assert pool.apply(sum_of, (inherited,)) == 1_500_000.0
+    finally:
+        inherited = None
+
+
+def test_an_executor_forks_from_its_own_thread_while_ours_work(pool):
+    context = multiprocessing.get_context("fork")
+    kept = pool.apply(np.full, (500_000, 3.0))
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
+        futures = [executor.submit(sum_of, forkshm.full(1000, float(n))) for n in range(10)]
+        assert pool.map(sum_of, [kept] * 10) == [1_500_000.0] * 10
+        assert [future.result() for future in futures] == [n * 1000.0 for n in range(10)]
+
+
+@pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(3), os.abort])
+def test_a_child_that_crashes_with_views_of_everything_disturbs_nobody(pool, end):
+    kept = pool.apply(np.full, (500_000, 3.0))
+    shared, queue = forkshm.full(1000, 2.0), forkshm.SimpleQueue()
+    queue.put(shared)
+    pid = os.fork()
+    if pid == 0:
+        shared[0] = 5.0
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.disable()
+        end()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert shared[0] == 5.0
+    for value in range(5):
+        assert pool.apply(np.full, (500_000, float(value)))[0] == value
+    assert (kept == 3.0).all()
+    assert queue.get()[0] == 5.0
+    assert pool.apply(sum_of, (kept,)) == 1_500_000.0
+    queue.close()
+
+
+def test_a_grandchild_keeps_the_blocks_when_its_parents_are_gone(pool):
+    kept = pool.apply(np.full, (500_000, 3.0))
+    go_read, go_write = os.pipe()
+    answer_read, answer_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0:
+            os.close(go_write)
+            os.read(go_read, 1)
+            os.write(answer_write, b"y" if (kept == 3.0).all() else b"n")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    del kept
+    os.close(answer_write)
+    os.close(go_read)
+    for value in range(10):
+        assert pool.apply(np.full, (500_000, float(value)))[0] == value
+    os.close(go_write)
+    assert os.read(answer_read, 1) == b"y"
+    assert os.read(answer_read, 1) == b""  # it has ended
+    os.close(answer_read)
+
+
+def test_a_child_that_becomes_another_program_lets_go_of_everything(pool, wait_until):
+    arena.trim()
+    kept = np.ones(500_000)
+    echoed = pool.apply(np.negative, (kept,))
+    pid = os.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"])
+    del echoed
+    try:
+        # Only the pages of the program itself are left, and no fd of ours.
+        wait_until(lambda: "forkshm" not in pathlib.Path(f"/proc/{pid}/maps").read_text())
+        listing = subprocess.run(["ls", "-l", f"/proc/{pid}/fd"], capture_output=True, text=True, check=False).stdout
+        assert "forkshm" not in listing
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_programs_started_while_fds_arrive_inherit_none(pool):
+    """Between receiving an fd and setting a flag there must be no moment."""
+    stop, errors = threading.Event(), []
+
+    def receive():
+        try:
+            while not stop.is_set():
+                made = pool.apply(forkshm.ones, (10,))
+                assert made.sum() == 10
+                assert pool.apply(sum_of, (np.ones(20_000),)) == 20_000
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=receive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    look = ["/bin/sh", "-c", "ls -l /proc/self/fd"]
+    try:
+        for _ in range(40):
+            listing = subprocess.run(look, capture_output=True, text=True, check=True, close_fds=False).stdout
+            assert "forkshm" not in listing
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
+def test_posix_spawn_inherits_nothing(pool, tmp_path):
+    region = forkshm.anonymous_shared_memory(10)
+    out = tmp_path / "out"
+    to_file = [(os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT, 0o600)]
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "ls -l /proc/self/fd"], os.environ, file_actions=to_file)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert out.read_text()
+    assert "forkshm" not in out.read_text()
+    region.close()

@@ -1,5 +1,9 @@
 """Arrays and regions through a Pool: descriptors, copies, modes and lifetimes."""
 
+import os
+import pathlib
+import random
+
 import functions as f
 import numpy as np
 import pandas as pd
@@ -219,12 +223,49 @@ def test_tasks_do_not_see_each_others_writes_to_the_closure(pool):
 
 def test_memory_is_used_again_and_given_back(pool):
     big = np.ones(4_000_000)
+    before = arena.statistics().reserved_bytes
     for _ in range(20):
         assert pool.apply(total, (big,)) == 4_000_000
-    assert arena.statistics().reserved_bytes <= 4 * 64 * 2**20
+    assert arena.statistics().reserved_bytes - before <= 4 * 64 * 2**20
     pool.terminate()
     assert arena.statistics().blocks == 0
     assert arena.statistics().warm_bytes == 0
+
+
+def half(array):
+    return array[: len(array) // 2] if len(array) % 3 else float(array.sum())
+
+
+def held_by(pids):
+    return [
+        int(line.split()[1]) * 1024
+        for pid in pids
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Pss:")
+    ]
+
+
+@pytest.mark.parametrize("messages", [4_000, pytest.param(100_000, marks=pytest.mark.nightly)])
+def test_memory_stays_the_same_over_many_messages(pool, messages):
+    """Arrays of all sizes there and back: memory, fds and mappings end where they were after the first tenth."""
+    sizes = random.Random(1).choices([10, 1000, 5000, 20_000, 100_000, 1_000_000], [40, 20, 10, 10, 4, 1], k=messages)
+    pids = [os.getpid(), *(process.pid for process in forkshm.get_context().active_children())]
+
+    def run(part):
+        for _ in pool.imap_unordered(half, (np.ones(size) for size in part)):
+            pass
+        # Of processes: memory, fds, mappings.
+        return (
+            held_by(pids),
+            [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids],
+            [pathlib.Path(f"/proc/{pid}/maps").read_text().count("memfd:") for pid in pids],
+        )
+
+    warm = run(sizes[: messages // 10])
+    memory, fds, maps = run(sizes[messages // 10 :])
+    assert all(now <= before + 128 * 2**20 for now, before in zip(memory, warm[0], strict=True)), (memory, warm)
+    assert all(now <= before + 8 for now, before in zip(fds, warm[1], strict=True)), (fds, warm)
+    assert all(now <= before + 16 for now, before in zip(maps, warm[2], strict=True)), (maps, warm)
 
 
 def test_a_thousand_shared_arrays_in_one_argument(pool):

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import multiprocessing.pool
 import os
 import threading
 
@@ -178,6 +179,20 @@ def test_imap_raises_what_its_input_raises_in_its_place(pool):
         next(results)
 
 
+def test_imap_goes_on_after_an_item_that_cannot_be_pickled(pool):
+    for name in ("imap", "imap_unordered"):
+        results = getattr(pool, name)(f.square, [1, threading.Lock(), 3])
+        got = []
+        while True:
+            try:
+                got.append(next(results))
+            except TypeError as error:
+                got.append(str(error).partition(" (")[2])
+            except StopIteration:
+                break
+        assert sorted(map(str, got)) == ["1", "9", "iterable[1]: _thread.lock)"]
+
+
 def test_imap_goes_on_after_a_failed_item(pool):
     results = pool.imap(f.fail_on_three, range(6))
     got = []
@@ -216,8 +231,12 @@ def test_what_cannot_be_pickled_is_told_at_once(pool):
         pool.map(f.nothing, [1, 2, f.RaiseAtPickle(), 4] * 100, chunksize=1)
     with pytest.raises(RuntimeError, match="will not be unpickled"):
         pool.apply(f.nothing, (f.RaiseAtUnpickle(),))
-    with pytest.raises(forkshm.NotPicklableError, match="result of a task, a lock"):
+    with pytest.raises(forkshm.NotPicklableError, match=r"result of a task, a lock, .*\(result: _thread.lock\)"):
         pool.apply(threading.Lock)
+    with pytest.raises(multiprocessing.pool.MaybeEncodingError, match=r"\(result 1: _thread.lock\)") as caught:
+        pool.map(lambda x: threading.Lock() if x == 1 else x, range(4), chunksize=2)
+    assert "cannot pickle '_thread.lock' object" in caught.value.exc
+    assert "Traceback" in str(caught.value.__cause__)
     with pytest.raises(forkshm.NotUnpicklableError, match="will not be unpickled"):
         pool.apply(f.make, (f.RaiseAtUnpickle,))
     assert pool.apply(f.square, (5,)) == 25

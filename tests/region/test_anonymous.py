@@ -120,14 +120,23 @@ def test_an_exhausted_address_space_is_said_with_errno_and_remedy(in_child):
     assert in_child(ask) == 0
 
 
+def fill_table_of_files():
+    """Set soft and hard limit to 100, and open files until there is no room for one more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    fillers = []
+    with pytest.raises(OSError, match="Too many open files"):
+        while True:
+            fillers.append(os.dup(0))
+    return fillers
+
+
 def test_an_exhausted_table_of_files_is_said_with_errno_and_remedy(in_child):
     def ask():
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        fillers = fill_table_of_files()
         with pytest.raises(RegionCreateError, match="ulimit -n") as caught:
             anonymous_shared_memory(PAGE)
         assert caught.value.errno == errno.EMFILE
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        os.close(fillers.pop())
         anonymous_shared_memory(PAGE).close()
 
     assert in_child(ask) == 0

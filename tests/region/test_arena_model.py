@@ -1,118 +1,252 @@
-"""A random walk through arena and leases beside a plain dict of who holds what."""
+"""Arena and leases beside a plain model of who holds what; Hypothesis chooses what happens.
+
+The one rule: a block that anybody holds, by a lease on its way, or by a view in any process, is never handed out, and
+its bytes stay what they were.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-import random
+import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
-from forkshm.region._segment import Share, claim
+from forkshm.region._arena import Arena
+from forkshm.region._lifetime import guard
+from forkshm.region._segment import Share, _drop, claim
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+SIZES = st.one_of(st.sampled_from([1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE + 1, 100_000]), st.integers(1, 300_000))
 
-class Model:
-    """Every block that anybody holds, and what must be in it."""
 
-    def __init__(self, arena, seed):
-        self.arena = arena
-        self.chance = random.Random(seed)
-        self.number = 0
-        #: Filled, not lent: block and tag.
-        self.filled = []
-        #: Open leases: lease, block, tag.
-        self.leases = []
-        #: Claimed views: view, block, tag.
-        self.views = []
+class Held:
+    """A block as the model knows it: where it is, what is in it, and how many hold it."""
 
-    def live(self):
-        held = [(block, tag) for block, tag in self.filled]
-        held += [(block, tag) for _, block, tag in [*self.leases, *self.views]]
-        return {(id(block.carved), block.offset): (block, tag) for block, tag in held}
+    numbers = itertools.count(1)
 
-    def some(self, things):
-        return things.pop(self.chance.randrange(len(things))) if things else None
+    def __init__(self, block):
+        self.block = block
+        self.tag = next(self.numbers).to_bytes(8, "little")
+        self.holders = 1
 
-    def allocate(self):
-        block = self.arena.allocate(
-            self.chance.choice([1, PAGE, 3 * PAGE + 1, 100_000, self.chance.randrange(300_000)])
+    def fill(self):
+        for position in range(0, self.block.size, PAGE):
+            self.block.write(position, self.tag, 8)
+        self.block.write(self.block.size - 8, self.tag, 8)
+
+    def overlaps(self, other):
+        mine, theirs = self.block, other.block
+        return (
+            mine.carved is theirs.carved
+            and mine.offset < theirs.offset + theirs.size
+            and theirs.offset < mine.offset + mine.size
         )
-        for other, _ in self.live().values():
-            assert (
-                other.carved is not block.carved
-                or other.offset + other.size <= block.offset
-                or block.offset + block.size <= other.offset
-            ), "a block that somebody holds was handed out again"
-        self.number += 1
-        tag = self.number.to_bytes(8, "little")
-        for position in range(0, block.size, PAGE):
-            block.write(position, tag, 8)
-        block.write(block.size - 8, tag, 8)
-        self.filled.append((block, tag))
-
-    def free(self):
-        if found := self.some(self.filled):
-            self.arena.free(found[0])
-
-    def lend(self):
-        if found := self.some(self.filled):
-            self.leases.append((self.arena.lend(found[0]), *found))
-
-    def claim(self):
-        if self.leases:
-            lease, block, tag = self.chance.choice(self.leases)
-            window = claim(
-                os.dup(lease.fd),
-                block.offset,
-                block.size,
-                Share.private if self.chance.random() < 0.3 else Share.exclusive,
-            )
-            self.views.append((memoryview(window).cast("B"), block, tag))
-
-    def close(self):
-        if found := self.some(self.leases):
-            found[0].close()
-
-    def drop(self):
-        self.some(self.views)
-
-    def trim(self):
-        self.arena.trim(self.chance.choice([0, 100_000]))
-
-    def verify(self):
-        if self.views:
-            view, block, tag = self.chance.choice(self.views)
-            assert bytes(view[:8]) == bytes(view[block.size - 8 :]) == tag
-            position = self.chance.randrange(block.size // PAGE) * PAGE
-            assert bytes(view[position : position + 8]) == tag or position + 8 > block.size - 8
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_live_block_is_handed_out_again_and_all_keep_their_bytes(fresh_arena, seed):
-    model = Model(fresh_arena, seed)
-    actions = [
-        *[model.allocate] * 6,
-        *[model.lend] * 5,
-        *[model.claim] * 5,
-        *[model.close] * 5,
-        *[model.drop] * 5,
-        *[model.verify] * 3,
-        model.free,
-    ]
-    for step in range(1500):
-        model.chance.choice(actions)()
-        if step % 100 == 99:
-            model.trim()
-            assert fresh_arena.statistics().blocks == len(model.live())
-    for view, block, tag in model.views:
-        assert bytes(view[:8]) == bytes(view[block.size - 8 :]) == tag
-        del view
-    for lease, _, _ in model.leases:
+class ArenaModel(RuleBasedStateMachine):
+    """What a process, its receivers and its children may do with blocks."""
+
+    filled = Bundle("filled")
+    leases = Bundle("leases")
+    views = Bundle("views")
+    born = Bundle("born")
+    children = Bundle("children")
+
+    def __init__(self):
+        super().__init__()
+        self.arena = Arena()
+        self.held: set[Held] = set()
+        self.living: dict[int, Held] = {}
+
+    def let_go(self, held):
+        held.holders -= 1
+        if not held.holders:
+            self.held.discard(held)
+
+    @rule(target=filled, nbytes=SIZES)
+    def allocate(self, nbytes):
+        held = Held(self.arena.allocate(nbytes))
+        assert held.block.size >= nbytes
+        for other in self.held:
+            assert not held.overlaps(other), "a block that somebody holds was handed out"
+        held.fill()
+        self.held.add(held)
+        return held
+
+    @rule(held=consumes(filled))
+    def free(self, held):
+        self.arena.free(held.block)
+        self.let_go(held)
+
+    @rule(target=leases, held=consumes(filled))
+    def lend(self, held):
+        return self.arena.lend(held.block), held
+
+    @rule(target=born, held=consumes(filled), share=st.sampled_from([Share.exclusive, Share.shared]))
+    def hold(self, held, share):
+        return self.arena.hold(held.block, share), held
+
+    @rule(made=consumes(born))
+    def end(self, made):
+        claimed, held = made
+        with guard:
+            claimed.end()
+        self.let_go(held)
+
+    @rule(target=views, lent=leases, share=st.sampled_from([Share.exclusive, Share.private, Share.read_only]))
+    def receive(self, lent, share):
+        lease, held = lent
+        if lease.fd < 0:
+            return multiple()
+        window = claim(os.dup(lease.fd), held.block.offset, held.block.size, share)
+        held.holders += 1
+        return [memoryview(window).cast("B")], held
+
+    @rule(lent=leases, parked=st.booleans())
+    def park(self, lent, parked):
+        lease, _ = lent
+        lease.park() if parked else lease.unpark()
+
+    @rule(lent=consumes(leases))
+    def sent(self, lent):
+        lease, held = lent
         lease.close()
-    for block, _ in model.filled:
-        fresh_arena.free(block)
-    model.views.clear()
-    statistics = fresh_arena.statistics()
-    assert (statistics.blocks, statistics.used_bytes) == (0, 0)
-    assert all(carved.sizes == [carved.segment.size] for carved in fresh_arena._carved)
+        lease.close()
+        self.let_go(held)
+
+    @rule(target=views, view=views)
+    def slice_of(self, view):
+        views, held = view
+        if not views:
+            return multiple()
+        held.holders += 1
+        return [views[0][:8]], held
+
+    @rule(view=consumes(views))
+    def drop(self, view):
+        views, held = view
+        if views:
+            views.clear()
+            self.let_go(held)
+
+    @rule(target=children, view=views)
+    def fork(self, view):
+        """A child that keeps only what it saw in a view; it holds all blocks that are held here by claims."""
+        views, held = view
+        if not views or len(self.living) > 2:
+            return multiple()
+        ready_read, ready_write = os.pipe()
+        go_read, go_write = os.pipe()
+        tag, seen = held.tag, views[0]
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(go_write)
+                os.write(ready_write, b"!")
+                os.read(go_read, 1)
+                code = 0 if bytes(seen[:8]) == tag else 2
+            finally:
+                os._exit(code)
+        os.close(go_read)
+        os.close(ready_write)
+        assert os.read(ready_read, 1) == b"!"
+        os.close(ready_read)
+        self.living[pid] = held
+        held.holders += 1
+        return pid, go_write
+
+    @rule(child=consumes(children), killed=st.booleans())
+    def child_ends(self, child, killed):
+        pid, go_write = child
+        held = self.living.pop(pid)
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.write(go_write, b"!")  # others that were forked later have this end, too
+        os.close(go_write)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code == (-signal.SIGKILL if killed else 0), "the bytes that a child sees have changed"
+        self.let_go(held)
+
+    @rule(keep=st.sampled_from([0, 100_000]))
+    def trim(self, keep):
+        self.arena.trim(keep)
+
+    @rule(view=views)
+    def look(self, view):
+        views, held = view
+        for seen in views:
+            assert bytes(seen[:8]) == held.tag
+            if len(seen) > 8:
+                assert bytes(seen[-8:]) == held.tag
+                assert all(bytes(seen[at : at + 8]) == held.tag for at in range(0, len(seen) - PAGE, PAGE))
+
+    @invariant()
+    def counts_agree(self):
+        statistics = self.arena.statistics()
+        if self.living:  # they hold what was held here when they were forked, too
+            assert statistics.blocks >= len(self.held)
+        else:
+            assert statistics.blocks == len(self.held)
+            assert statistics.used_bytes == sum(held.block.size for held in self.held)
+        free = sum(sum(carved.sizes) for carved in self.arena._carved)
+        assert free + statistics.used_bytes == statistics.reserved_bytes
+
+    def teardown(self):
+        for pid in self.living:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for name, values in self.bundles.items():
+            for reference in values:
+                self.give_back(name, self.names_to_values[reference.name])
+        statistics = self.arena.statistics()
+        assert (statistics.blocks, statistics.used_bytes) == (0, 0)
+        assert all(carved.sizes == [carved.segment.size] for carved in self.arena._carved)
+        with guard:
+            for carved in self.arena._carved:
+                _drop(carved.segment)
+
+    def give_back(self, name, value):
+        if name == "filled":
+            self.arena.free(value.block)
+        elif name == "leases":
+            value[0].close()
+        elif name == "views":
+            value[0].clear()
+        elif name == "born":
+            with guard:
+                value[0].end()
+        else:
+            os.close(value[1])
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(25, 60), pytest.param(2000, 200, marks=pytest.mark.nightly)], ids=["short", "long"]
+)
+def test_no_block_is_handed_out_while_a_view_of_it_lives(examples, steps):
+    run_state_machine_as_test(
+        ArenaModel,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            derandomize=examples < 1000,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )

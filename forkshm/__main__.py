@@ -1,0 +1,43 @@
+"""``python -m forkshm``: one subcommand for each module of `forkshm._commands` that is named here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Name, module below `forkshm._commands`, and what it does. A module has ``add_arguments(parser)`` and
+#: ``run(arguments) -> int``, which returns the exit code.
+COMMANDS = (
+    ("doctor", "doctor", "what this system offers, its limits, and what forkshm will therefore do"),
+    ("ls", "ls", "the shared memory that is alive on this machine"),
+    ("top", "top", "the same, live"),
+    ("clean", "clean", "named memory that nobody uses: show it, ask, remove it"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m forkshm", description="Look after the shared memory of a machine.")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for name, module_name, summary in COMMANDS:
+        module = importlib.import_module(f"forkshm._commands.{module_name}")
+        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, for example ``head``, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""List the shared memory that is alive on this machine: forkshm's, and all that has a name.
+
+Of processes of other users only root sees what they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING
+
+from forkshm._commands._scan import age_of, began, command_of, scan
+from forkshm._commands._table import nbytes, seconds, show
+
+if TYPE_CHECKING:
+    from forkshm._commands._scan import Memory, Scan
+
+__all__ = ("add_arguments", "rows_of", "run", "summary_of")
+
+COLUMNS = ("memory", "creator", "holders", ">size", ">resident", ">age")
+
+#: Holders that are named; of more, how many.
+_NAMED = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("--pid", type=int, help="only what this process holds or made")
+    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+
+
+def creator_of(memory: Memory) -> str:
+    """Say who made it, as far as is known."""
+    if not memory.creator:
+        return f"? (uid {memory.owner})" if memory.owner >= 0 else "?"
+    # A process that began after the memory has the pid that its creator had.
+    command = command_of(memory.creator) if began(memory.creator) <= memory.made + 1 or not memory.made else ""
+    return f"{memory.creator} {command[:40]}" if command else f"{memory.creator} (ended)"
+
+
+def rows_of(found: Scan, pid: int | None = None) -> list[list[str]]:
+    """Return a row for each memory object."""
+    rows = []
+    for memory in chosen(found, pid):
+        holders = sorted(memory.holders)
+        named = " ".join(map(str, holders[:_NAMED])) or "nobody"
+        age = age_of(memory)
+        rows.append(
+            [
+                f"named {memory.name}" if memory.kind == "named" else memory.kind,
+                creator_of(memory),
+                named + (f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""),
+                nbytes(memory.size),
+                nbytes(memory.resident),
+                "?" if age is None else seconds(age),
+            ]
+        )
+    return rows
+
+
+def chosen(found: Scan, pid: int | None) -> list[Memory]:
+    """Return the memory that a process made or holds, or all of it."""
+    return [memory for memory in found.memory if pid is None or pid in memory.holders or pid == memory.creator]
+
+
+def summary_of(found: Scan, pid: int | None = None) -> str:
+    """Say how much there is, and what could not be seen."""
+    memory = chosen(found, pid)
+    resident = sum(one.resident or 0 for one in memory)
+    line = f"{len(memory):,} memory objects, {nbytes(resident)} resident"
+    if found.hidden:
+        line += f"; {found.hidden:,} processes of others could not be looked into (root can)"
+    return line
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    found = scan()
+    # What this command itself has is no news.
+    found.memory = [memory for memory in found.memory if memory.holders != {os.getpid()} or memory.kind == "named"]
+    if arguments.json:
+        fields = [
+            {
+                "kind": memory.kind,
+                "name": memory.name,
+                "creator": memory.creator,
+                "owner": memory.owner,
+                "size": memory.size,
+                "resident": memory.resident,
+                "age": age_of(memory),
+                "holders": sorted(memory.holders),
+            }
+            for memory in chosen(found, arguments.pid)
+        ]
+        print(json.dumps(fields, indent=1))
+        return 0
+    rows = rows_of(found, arguments.pid)
+    if rows:
+        show(COLUMNS, rows)
+    print(summary_of(found, arguments.pid))
+    return 0

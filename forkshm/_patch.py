@@ -1,0 +1,200 @@
+"""Code that says ``import multiprocessing`` uses forkshm: `patch`, and back again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+import threading
+import types
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forkshm import _start
+from forkshm.context import default_context
+from forkshm.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("patch", "patched", "unpatch")
+
+#: Names of multiprocessing that stay: they tell the truth about our processes, too.
+_STAY = frozenset({"current_process", "parent_process", "reducer"})
+
+#: Modules that took ``get_context`` from the package when they were imported.
+_ASK_FOR_CONTEXT = ("managers", "pool", "sharedctypes")
+
+
+class _Change(NamedTuple):
+    """One name of a module or class, or of ``sys.modules``."""
+
+    owner: Any
+    name: str
+    theirs: Any
+    ours: Any
+
+    def make(self) -> None:
+        self._set(self.ours)
+
+    def take_back(self) -> None:
+        names = self.owner if isinstance(self.owner, dict) else vars(self.owner)
+        if names.get(self.name) is self.ours:  # else somebody has replaced it since
+            self._set(self.theirs)
+
+    def _set(self, value: Any) -> None:
+        if isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        else:
+            setattr(self.owner, self.name, value)
+
+
+_lock = threading.RLock()
+_changes: list[_Change] = []
+_depth = 0
+
+
+def patch() -> None:
+    """Let code that says ``import multiprocessing`` use forkshm, from here to `unpatch`.
+
+    Replaced are the functions and classes of ``multiprocessing`` itself (``Pool``, ``Process``,
+    ``Queue``, ``get_context``, ``set_start_method`` and so on), and ``multiprocessing.pool.Pool``. So they are
+    found by whoever looks them up from now on, whenever the module was imported:
+    ``multiprocessing.Pool()``, ``from multiprocessing import Pool``, ``multiprocessing.pool.Pool()``.
+
+    What stays the standard library's:
+
+    * Names that were taken before: after ``from multiprocessing import Pool``, or in a class that
+      was derived from ``multiprocessing.Process``. In the same way, names that are taken meanwhile stay
+      forkshm's after `unpatch`.
+    * Exceptions: those of forkshm are caught by them. ``ThreadPool``, and the classes of the other
+      modules (``multiprocessing.queues.Queue``), which ours are no instances of.
+    * Contexts, pools and queues that exist, and what they make.
+
+    The start method is the one of forkshm. Calls nest: what was patched twice is to be taken back twice.
+
+    Raises:
+        ImportError: This Python has no working ``multiprocessing``.
+
+    Fork and threads:
+        It holds for the whole process, all threads at once, and for its children, however they
+        are started: one that is spawned patches itself before it takes its target and arguments, and
+        after it has imported the main module.
+
+    Example:
+        >>> import multiprocessing, forkshm
+        >>> forkshm.patch()
+        >>> with multiprocessing.Pool(2) as pool:
+        ...     print(type(pool).__module__, pool.map(lambda x: x + 1, [1, 2]))
+        forkshm.pool._pool [2, 3]
+        >>> forkshm.unpatch()
+
+    See Also:
+        `patched`, for a block of code.
+    """
+    global _depth
+    with _lock:
+        if _depth == 0:
+            _changes.extend(_find_changes())
+            for change in _changes:
+                change.make()
+            _start.first_calls.append(patch)
+        _depth += 1
+
+
+def unpatch() -> None:
+    """Take back one `patch`; with the last, ``multiprocessing`` is the standard library's again.
+
+    A name that somebody else has replaced meanwhile is left to them.
+
+    Raises:
+        RuntimeError: There is nothing to take back.
+
+    Fork and threads:
+        As for `patch`. In a child it holds for that child.
+
+    See Also:
+        `patched`.
+    """
+    global _depth
+    with _lock:
+        if _depth == 0:
+            raise RuntimeError("cannot unpatch multiprocessing: it is not patched, or was unpatched as often already")
+        _depth -= 1
+        if _depth == 0:
+            for change in _changes:
+                change.take_back()
+            _changes.clear()
+            _start.first_calls.remove(patch)
+
+
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """Return a context manager: `patch` at the start of the block, `unpatch` at its end.
+
+    Fork and threads:
+        As for `patch`: other threads see it, too, and blocks of several threads may overlap.
+
+    Example:
+        >>> import multiprocessing, forkshm
+        >>> with forkshm.patched():
+        ...     isinstance(multiprocessing.Queue(), forkshm.Queue)
+        True
+        >>> isinstance(multiprocessing.Queue(), forkshm.Queue)
+        False
+
+    See Also:
+        `patch`, which says what is replaced.
+    """
+    patch()
+    try:
+        yield
+    finally:
+        unpatch()
+
+
+def _get_context(method: str | None = None) -> Any:
+    if method is None or method in default_context.get_all_start_methods():
+        return default_context.get_context(method)
+    # Others add contexts to the standard library's: loky does, for one.
+    return multiprocessing.context._default_context.get_context(method)
+
+
+def _find_changes() -> Iterator[_Change]:
+    for name in multiprocessing.__all__:
+        theirs = getattr(multiprocessing, name)
+        if name not in _STAY and not (isinstance(theirs, type) and issubclass(theirs, Exception)):
+            yield _Change(
+                multiprocessing, name, theirs, _get_context if name == "get_context" else getattr(default_context, name)
+            )
+    for name in _ASK_FOR_CONTEXT:
+        module = importlib.import_module(f"multiprocessing.{name}")
+        yield _Change(module, "get_context", module.get_context, _get_context)
+
+    # Not Pool in its module: what is there, ThreadPool for one, finds it by that name. So who asks for the
+    # module is given another, which differs in this name.
+    theirs = importlib.import_module("multiprocessing.pool")
+    pools: Any = types.ModuleType("multiprocessing.pool", theirs.__doc__)
+    vars(pools).update(vars(theirs))
+    pools.Pool = Pool
+    yield _Change(multiprocessing, "pool", theirs, pools)
+    yield _Change(sys.modules, "multiprocessing.pool", theirs, pools)
+
+    # Contexts of theirs ask for the module.
+    def pool_of_context(
+        self: Any, processes: Any = None, initializer: Any = None, initargs: Any = (), maxtasksperchild: Any = None
+    ) -> Any:
+        return theirs.Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    base = multiprocessing.context.BaseContext
+    yield _Change(base, "Pool", base.Pool, pool_of_context)
+
+
+def _in_child() -> None:
+    # Whoever held it is not here.
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_child)

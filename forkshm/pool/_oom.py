@@ -1,0 +1,55 @@
+"""Was it the kernel's out-of-memory killer? Its counts say whether it was at work."""
+
+from __future__ import annotations
+
+import contextlib
+
+__all__ = ("OomKills",)
+
+#: Where groups of processes and their limits are; of the first version and the second.
+_GROUPS_V1, _GROUPS_V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+_MEMBERSHIP = "/proc/self/cgroup"
+_MACHINE = "/proc/vmstat"
+
+
+class OomKills:
+    """How many processes the kernel had killed for want of memory when this was made."""
+
+    def __init__(self) -> None:
+        # The group's own count is the better evidence, so it comes first.
+        self._before = {path: count for path in [*_counts_of_group(), _MACHINE] if (count := _count(path)) is not None}
+
+    def hint(self) -> str | None:
+        """Say what can be said about a worker that was killed by SIGKILL; None for nothing."""
+        if not self._before:
+            return None
+        for path, before in self._before.items():
+            now = _count(path)
+            if now is not None and now > before:
+                sure = "the" if path != _MACHINE else "probably the"
+                return f"{sure} kernel's out-of-memory killer: oom_kill in {path} rose from {before} to {now} meanwhile"
+        return f"not by the out-of-memory killer: oom_kill in {next(iter(self._before))} did not change"
+
+
+def _counts_of_group() -> list[str]:
+    paths = []
+    with contextlib.suppress(OSError), open(_MEMBERSHIP) as lines:
+        for line in lines:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            group = group.rstrip("/")
+            if not controllers:
+                paths.append(f"{_GROUPS_V2}{group}/memory.events")
+            elif "memory" in controllers.split(","):
+                paths.append(f"{_GROUPS_V1}{group}/memory.oom_control")
+    return paths
+
+
+def _count(path: str) -> int | None:
+    try:
+        with open(path) as lines:
+            for line in lines:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass  # not mounted here, or not ours to read
+    return None

@@ -1,0 +1,66 @@
+"""Ends workers that take too long: ``task_timeout``.
+
+Only the parent's own looking counts: a call has lasted for as long as the leader has seen a
+worker at it, look after look. So a program that was itself stopped, or that did not wait for
+its tasks, does not find all of them overdue at once; and workers do nothing for it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from forkshm.pool._status import FIRST_TASK
+
+if TYPE_CHECKING:
+    from forkshm.pool._crew import Crew, Worker
+
+__all__ = ("Watch",)
+
+#: Looks in the time that a call may take, and the longest pause between two.
+_LOOKS, _LONGEST_PAUSE_SECONDS = 10, 0.25
+_SHORTEST_PAUSE_SECONDS = 0.002
+
+
+class Watch:
+    """How long each worker has been at what it does."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        #: How often to look.
+        self.pause = max(_SHORTEST_PAUSE_SECONDS, min(seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
+        #: Those that were ended, and not buried yet.
+        self.ended: set[Worker] = set()
+        # Of each slot: what was seen there, and for how long.
+        self._seen: dict[int, tuple[tuple[int, int, int | None], float]] = {}
+        self._looked = time.monotonic()
+
+    def look(self, crew: Crew) -> None:
+        """End the workers whose time is over; cheap when it is too early to look."""
+        now = time.monotonic()
+        passed = now - self._looked
+        if passed < self.pause:
+            return
+        self._looked = now
+        # Nobody looked for a while: that is not the workers' fault.
+        passed = min(passed, 2 * self.pause)
+        for worker in crew.workers:
+            slot = worker.slot
+            state = crew.status.state(slot)
+            what = worker.pid, state, crew.status.item(slot)
+            before, seconds = self._seen.get(slot, (None, 0.0))
+            seconds = seconds + passed if what == before else 0.0
+            self._seen[slot] = what, seconds
+            # One without a task may sleep, or initialise itself, for as long as it likes. But
+            # not be stopped: it could hold a message that it has not named yet.
+            if seconds >= self.seconds and (state >= FIRST_TASK or _is_stopped(worker.pid)):
+                self.ended.add(worker)
+                crew.end(worker)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as status:
+            return status.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:  # it has ended, or /proc may not be read
+        return False

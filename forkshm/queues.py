@@ -1,0 +1,11 @@
+"""As ``multiprocessing.queues``: what is not ours is that of ``multiprocess``."""
+
+from typing import TYPE_CHECKING
+
+from forkshm import _multiprocess
+from forkshm.channel import JoinableQueue, Queue, SimpleQueue
+
+__all__ = ("JoinableQueue", "Queue", "SimpleQueue")
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = _multiprocess.stand_in("queues", globals())

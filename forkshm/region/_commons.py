@@ -1,0 +1,75 @@
+"""The commons: where small regions live when fds are few.
+
+Each anonymous region has a memory object of its own, and so an fd in each process that has it. Where the hard limit on
+open files is near, new ones of up to `LARGEST` bytes share one object, and its fd. What else is different:
+
+* Their memory is free when the last region of that object is gone, in all processes, and not before.
+* They cannot be sealed, for that would seal the others; the kernel refuses it.
+* Who has the fd of one can map the others.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.region._lifetime import at_fork, guard
+from forkshm.region._table import Mode, give_back, lend, new_mapping, round_up
+
+if TYPE_CHECKING:
+    from forkshm.region._table import Mapping
+
+__all__ = ("LARGEST", "map_part")
+
+#: Bytes of the largest region that goes there.
+LARGEST = 1024 * 1024
+#: Bytes of one object; those that nobody writes to take no memory.
+_OBJECT = 64 * 1024 * 1024
+
+
+class _Commons:
+    """The object that is being carved up, in order, until it is used up. Needs `guard`."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.end = 0
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Return an fd, which the caller gives back, and where in the object it has *size* bytes."""
+        size = round_up(size, kernel.page_size)
+        if self.fd < 0 or self.end + size > _OBJECT:
+            fd = kernel.create_memory(_OBJECT, "commons", sealable=False)
+            self.leave()
+            self.fd = fd
+        offset = self.end
+        self.end += size
+        return lend(self.fd), offset
+
+    def leave(self) -> None:
+        """Begin another one next time."""
+        fd, self.fd, self.end = self.fd, -1, 0
+        if fd >= 0:
+            give_back(fd)
+
+
+_commons = _Commons()
+# What the parent carves up is the parent's.
+at_fork(in_child=_commons.leave)
+
+
+def map_part(own: int, size: int) -> tuple[Mapping, Any]:
+    """Map a new region of *size* bytes in the commons, in place of the memory object *own*, which is closed.
+
+    Raises:
+        OSError: The kernel refused; *own* is closed all the same.
+    """
+    os.close(own)  # its fd may be the last there was
+    with guard:
+        fd, offset = _commons.take(size)
+    try:
+        return new_mapping(fd, kernel.identify(fd)[0], offset, size, Mode.read_write)
+    except BaseException:
+        with guard:
+            give_back(fd)
+        raise

@@ -1,0 +1,155 @@
+"""Messages that were cut or changed: refused with a reason, or what they say; never anything else."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+
+import pytest
+from fuzzing import EXAMPLES, changed, try_all
+from hypothesis import strategies as st
+
+import forkshm
+from forkshm.backend import kernel
+from forkshm.channel import Kind, read_message, write_message
+from forkshm.channel._endpoint import Received, pair
+from forkshm.pickler import pack
+from forkshm.pickler._handles import ReceivedFd
+from forkshm.region._segment import claim_at
+from forkshm.region._table import mapping_at
+
+
+@pytest.fixture
+def messages():
+    """Messages of every kind: their bytes, and the fds beside them."""
+    made = []
+    first, second = forkshm.anonymous_shared_memory(5000), forkshm.anonymous_shared_memory(4096)
+    ours, theirs = socket.socketpair()
+    parcels = [
+        [pack(17)],
+        [pack(first)],
+        [pack((first, second, b"x" * 100_000))],
+        [pack(b"x" * 70_000), pack(bytearray(3000))],
+        [pack((ours, first, bytearray(20_000))), pack(b"y" * 40_000)],
+        [pack(["small"] * 30_000)],
+        [pack(b"z" * 100_000, for_many=True), pack(None)],
+    ]
+    made = [write_message(Kind.CALL, number, *some, group=3) for number, some in enumerate(parcels)]
+    yield [(data, list(fds)) for data, fds in made]
+    for some in parcels:
+        for parcel in some:
+            parcel.close()
+    first.close()
+    second.close()
+    ours.close()
+    theirs.close()
+
+
+def open_fds():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def memory_of(buffer):
+    """The object that a buffer lies in, or None when it is of this process alone."""
+    address = kernel.address_of(buffer)
+    if (mapping := mapping_at(address)) is not None:
+        assert address + buffer.nbytes <= mapping.address + mapping.size
+        return mapping.identity
+    if (claim := claim_at(address)) is not None:
+        assert address + buffer.nbytes <= claim.address + claim.size
+        return claim.segment.identity
+    return None
+
+
+def read(data, fds):
+    """Read a message as every receiver does; what comes of it must be memory that came beside it."""
+    identities = {kernel.identify(fd)[0] for fd in fds}
+    beside = [os.dup(fd) for fd in fds]
+    try:
+        message = read_message(Received(data, beside))
+    except forkshm.ForkshmError:
+        return None
+    finally:
+        assert beside == []
+    for arrival in message.parcels:
+        if arrival is None:
+            continue
+        for buffer in arrival._buffers:
+            if type(buffer) is ReceivedFd:
+                continue
+            view = memoryview(buffer).cast("B")
+            if not view.nbytes:
+                continue
+            assert memory_of(view) in {None, *identities}
+            # Nothing beyond the end of an object is mapped: this would be a SIGBUS.
+            assert len(bytes(view[:: max(view.nbytes // 64, 1)]) + bytes(view[-1:])) > 1
+    return message
+
+
+def test_the_messages_of_these_tests_are_read(messages):
+    for data, fds in messages:
+        message = read(data, fds)
+        assert message is not None
+        assert message.group == 3
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_changed_message_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+    by_data = [data for data, _ in messages]
+    beside = [fds for _, fds in messages]
+    before = open_fds()
+
+    def check(example):
+        data, which, drop, turn = example
+        fds = beside[which]
+        fds = fds[: len(fds) - drop] if drop else fds
+        read(data, [*fds[turn:], *fds[:turn]])
+
+    example = st.tuples(
+        changed(by_data), st.integers(0, len(messages) - 1), st.integers(0, 2), st.sampled_from([0, 0, 0, 1])
+    )
+    try_all(examples, example, check)
+    gc.collect()
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_a_changed_message_with_its_own_fds_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+    before = open_fds()
+    for data, fds in messages:
+        try_all(examples // len(messages), changed([data]), lambda changed, fds=fds: read(changed, fds))
+    gc.collect()
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_whatever_comes_through_a_channel_the_next_message_is_whole(messages, examples):
+    sender, receiver = pair()
+
+    def check(data):
+        if not data:
+            return
+        sender.send(data[:60_000], [0] * (len(data) % 20))
+        received = receiver.receive_nowait()
+        with pytest.raises(forkshm.ForkshmError):
+            read_message(received)
+            raise forkshm.ForkshmError("it was a whole message all the same")
+        sender.send(b"next")
+        assert receiver.receive_nowait() == Received(b"next", [])
+
+    try_all(examples, changed([data for data, _ in messages]), check)
+    sender.close()
+    receiver.close()
+
+
+def test_a_lease_on_another_block_is_refused():
+    """The bytes of one message with the fd of another: a replay that never maps what nobody lent."""
+    here, there = pack(b"x" * 70_000), pack(b"y" * 200_000)
+    data, _ = write_message(Kind.RESULT, 0, there)
+    _, fds = write_message(Kind.RESULT, 0, here)
+    fds = [os.dup(fd) for fd in fds]
+    there.close()
+    with pytest.raises(forkshm.RegionGoneError, match="the lease is on another one"):
+        read_message(Received(data, fds))
+    here.close()

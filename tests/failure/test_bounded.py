@@ -1,0 +1,321 @@
+"""Nothing takes for ever: crash loops, nonsense in a channel, workers that do not end."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import functions as f
+import pytest
+
+import forkshm
+from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
+from forkshm.channel import Receiver, Sender
+from forkshm.pool import _crew, _oom, _worker
+
+
+@pytest.fixture(scope="session")
+def _fork_server():
+    # It lives as long as this process, and so does the tracker of resources.
+    with forkshm.get_context("forkserver").Pool(1) as pool:
+        pool.apply(int)
+
+
+def workers_of(pool):
+    return [worker.pid for worker in pool._crew.workers]
+
+
+def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
+    """Such a task was never begun, so it would be sent again and again."""
+    original, parent = Receiver.receive_nowait, os.getpid()
+
+    def deadly(self):
+        received = original(self)
+        if os.getpid() != parent and received is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return received
+
+    monkeypatch.setattr(Receiver, "receive_nowait", deadly)
+    with forkshm.Pool(2) as pool:
+        with pytest.raises(WorkerDiedError, match=r"before it could run a task; 10 workers in a row ended so"):
+            pool.map(f.square, range(10))
+        with pytest.raises(WorkerDiedError, match="no more are started"):
+            pool.apply(f.square, (1,))
+        assert pool.statistics().workers_replaced < 20
+
+
+def test_an_initializer_that_ends_its_process_ends_the_pool_also_when_it_exits_well():
+    with forkshm.Pool(2, os._exit, (0,)) as pool, pytest.raises(WorkerDiedError, match="its initializer; 4 workers"):
+        pool.apply(f.square, (1,))
+
+
+def test_an_initializer_that_raises_what_cannot_be_pickled_fails_the_pool_with_that():
+    def initialize():
+        raise f.Unbuildable(1, 2)
+
+    with forkshm.Pool(2, initialize) as pool:
+        with pytest.raises(forkshm.NotUnpicklableError, match="Unbuildable") as caught:
+            pool.map(f.square, range(10))
+        assert "in initialize" in str(caught.value.__cause__)
+
+
+def results_end():
+    """In a worker: the channel of its pool."""
+    import gc
+
+    return next(thing._results for thing in gc.get_objects() if type(thing) is _worker._Worker)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"nonsense" * 10,
+        b"x",
+        b"x" * 100_000,
+        b"fsm\x01\x09\x00" + bytes(18) + b"cut short",
+        b"fsm\x01\x04\x01" + bytes(18) + b"?",
+    ],
+    ids=["no message", "short", "too long", "answers", "result"],
+)
+def test_nonsense_in_the_channel_is_passed_over(pool, garbage):
+    def work(x):
+        results_end()._socket.send(garbage)
+        return x
+
+    assert pool.map(work, range(4), chunksize=1) == list(range(4))
+    assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
+
+
+def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch):
+    original = _worker._Worker._send
+
+    def send(self, kind, number, *parcels, **options):
+        if number == 20:
+            self._results.send(b"nonsense")
+        else:
+            original(self, kind, number, *parcels, **options)
+
+    monkeypatch.setattr(_worker._Worker, "_send", send)
+    with forkshm.Pool(2) as pool:
+        results = [pool.apply_async(f.square, (x,)) for x in range(20)]
+        for x, result in enumerate(results):
+            if x == 4:  # numbers begin at 16
+                with pytest.raises(ChannelBrokenError, match=r"the answer to square\(4\) is lost"):
+                    result.get()
+            else:
+                assert result.get() == x * x
+
+
+def test_fds_beside_nonsense_are_closed(pool):
+    def work():
+        end = results_end()
+        sender = Sender(end._socket.dup())
+        sender.send(b"nonsense", [0, 1])
+        sender.close()
+
+    before = len(os.listdir("/proc/self/fd"))
+    pool.apply(work)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- out of memory ------------------------------------------------------------------------
+
+
+def test_a_kill_by_the_kernel_is_told_with_the_evidence(tmp_path, monkeypatch):
+    events, machine, membership = tmp_path / "memory.events", tmp_path / "vmstat", tmp_path / "cgroup"
+    events.write_text("low 0\noom 1\noom_kill 1\n")
+    machine.write_text("oom_kill 4\n")
+    membership.write_text("1:name=systemd:/\n0::/\n")
+    monkeypatch.setattr(_oom, "_GROUPS_V2", str(tmp_path))
+    monkeypatch.setattr(_oom, "_MACHINE", str(machine))
+    monkeypatch.setattr(_oom, "_MEMBERSHIP", str(membership))
+    with forkshm.Pool(1) as pool:
+        with pytest.raises(WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {events} did not"):
+            pool.apply(f.die, ("SIGKILL",))
+        machine.write_text("oom_kill 5\n")
+        with pytest.raises(WorkerDiedError, match=f"probably the .*killer: oom_kill in {machine} rose from 4 to 5"):
+            pool.apply(f.die, ("SIGKILL",))
+        events.write_text("low 0\noom 1\noom_kill 3\n")
+        with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {events} rose from 1 to 3"):
+            pool.apply(f.die, ("SIGKILL",))
+        with pytest.raises(WorkerDiedError) as caught:
+            pool.apply(f.die, ("SIGTERM",))
+        assert "memory" not in str(caught.value)
+
+
+def test_the_first_version_of_groups_is_read_too(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")
+    (tmp_path / "cgroup").write_text("9:cpu:/b\n4:hugetlb,memory:/a\n0::/\n")
+    monkeypatch.setattr(_oom, "_GROUPS_V1", str(tmp_path))
+    monkeypatch.setattr(_oom, "_MACHINE", str(tmp_path / "none"))
+    monkeypatch.setattr(_oom, "_MEMBERSHIP", str(tmp_path / "cgroup"))
+    assert "memory.oom_control did not change" in _oom.OomKills().hint()
+
+
+def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path, monkeypatch):
+    monkeypatch.setattr(_oom, "_MACHINE", str(tmp_path / "none"))
+    monkeypatch.setattr(_oom, "_MEMBERSHIP", str(tmp_path / "none"))
+    with forkshm.Pool(1) as pool, pytest.raises(WorkerDiedError, match="the usual cause is"):
+        pool.apply(f.die, ("SIGKILL",))
+
+
+# -- the end of a pool --------------------------------------------------------------------
+
+
+def stubborn(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    f.hang(path)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.usefixtures("_fork_server")
+def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
+    pool = forkshm.get_context(method).Pool(3)
+    pool.map_async(stubborn, [tmp_path / str(x) for x in range(2)], chunksize=1)
+    wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+    pids = workers_of(pool)
+    os.kill(pids[0], signal.SIGSTOP)
+    before = time.monotonic()
+    pool.terminate()
+    pool.join()
+    assert time.monotonic() - before < 15
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
+    monkeypatch.setattr(_crew, "_FAREWELL_SECONDS", 0.2)
+    pool = forkshm.Pool(2)
+    result = pool.map_async(f.square, range(10))
+    assert result.get()[3] == 9
+    os.kill(workers_of(pool)[0], signal.SIGSTOP)
+    pool.close()
+    pool.join()
+    assert not workers_of(pool)
+
+
+def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
+    def leave_a_mark():
+        time.sleep(0.3)
+        (tmp_path / "mark").touch()
+
+    def initialize():
+        _multiprocess.util.Finalize(None, leave_a_mark, exitpriority=1)
+
+    pool = forkshm.Pool(1, initialize)
+    pool.apply(f.nothing)
+    pool.close()
+    pool.join()
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
+    """As one in a system call that cannot be interrupted: here, signals do not reach it."""
+    monkeypatch.setattr(_crew, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(_crew, "_LAST_SECONDS", 0.05)
+    pool = forkshm.Pool(1)
+    pool.apply(f.nothing)
+    pid = workers_of(pool)[0]
+    os.kill(pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(_crew, "_signal", lambda worker, number: None)
+        with pytest.warns(ForkshmWarning, match=rf"\(pid {pid}\) did not end within 0.05 seconds of SIGKILL"):
+            pool.terminate()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_program_ends_although_it_left_a_stopped_worker_in_a_pool(run_script):
+    """Whatever else runs at exit, and in which order."""
+    out = run_script("""
+import weakref
+class Early: pass
+early = Early()
+weakref.finalize(early, print, "early")
+import os, signal, forkshm
+pool = forkshm.Pool(2)
+os.kill(pool._crew.workers[0].pid, signal.SIGSTOP)
+print("end")
+""")
+    assert out == "end\nearly\n"
+
+
+CTRL_C = """
+import sys, forkshm
+sys.path.insert(0, {tests!r})
+import functions as f
+if __name__ == "__main__":
+    with forkshm.get_context({method!r}).Pool(2) as pool:
+        pool.map(f.nothing, range(2))
+        print(*[worker.pid for worker in pool._crew.workers], flush=True)
+        pool.map(f.hang, [{path!r} + "/" + str(i) for i in range(8)], chunksize=1)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_until):
+    path = tmp_path / "script.py"
+    path.write_text(CTRL_C.format(tests=os.path.dirname(f.__file__), path=str(tmp_path), method=method))
+    process = subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait() == -signal.SIGINT
+    assert errors.count("Traceback (most recent call last)") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert len(pids) == 2
+    # Those of the fork server are its children, and it may be about to collect them.
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    with pytest.raises(ProcessLookupError):
+        while True:  # the group has ended, the fork server and the tracker of resources too
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+
+
+# -- the parent dies ----------------------------------------------------------------------
+
+ORPHANS = """
+import os, sys, forkshm, numpy as np
+sys.path.insert(0, {tests!r})
+import functions as f
+if __name__ == "__main__":
+    pool = forkshm.get_context({method!r}).Pool(3)
+    shared = forkshm.ones(1_000_000)
+    pool.map_async(f.ignore_sigterm_and_hang, [{path!r} + "/" + str(i) for i in range(2)], chunksize=1)
+    while not all(os.path.exists({path!r} + "/" + str(i)) for i in range(2)):
+        pool.apply(np.sum, (np.ones(1_000_000),))
+    print(*[worker.pid for worker in pool._crew.workers], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("at_once", ["alone", "with a worker", "while a worker is stopped"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(ORPHANS.format(tests=os.path.dirname(f.__file__), path=str(tmp_path), method=method))
+    with subprocess.Popen([sys.executable, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        if at_once == "while a worker is stopped":
+            os.kill(pids[0], signal.SIGSTOP)
+        parent.kill()
+        if at_once == "with a worker":
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                signal.pidfd_send_signal(pidfds[0], signal.SIGKILL)
+        died = time.monotonic()
+        for pidfd in pidfds:
+            # With a worker's last fd and mapping its memory is gone, too.
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
+        # What it takes is milliseconds; on a machine that is this busy, at the worst.
+        assert time.monotonic() - died < 5
+    assert parent.returncode == -signal.SIGKILL

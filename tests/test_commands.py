@@ -1,0 +1,217 @@
+"""``python -m forkshm``: doctor, ls, top, clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import forkshm
+from forkshm.__main__ import COMMANDS, main
+from forkshm._commands import _table, clean
+from forkshm._commands._scan import SHM, scan
+
+
+@pytest.fixture
+def shell():
+    """Run a command in another process; return its exit code and what it printed."""
+
+    def run(*words, typed=""):
+        done = subprocess.run(
+            [sys.executable, "-m", "forkshm", *words], input=typed, capture_output=True, text=True, timeout=60
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.fixture
+def named():
+    """A name in /dev/shm of this test's own."""
+    name = f"forkshm-test-{os.getpid()}-clean"
+    yield name
+    forkshm.SharedMemoryObject.remove(name)
+
+
+def make(name, nbytes=5000):
+    with forkshm.SharedMemoryObject("create_only", name) as memory:
+        memory.truncate(nbytes)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in COMMANDS])
+def test_each_command_says_what_it_takes(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"python -m forkshm {name}" in capsys.readouterr().out
+
+
+def test_without_a_command_the_commands_are_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "doctor" not in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_there_is_and_what_follows(shell):
+    code, out = shell("doctor")
+    assert code == 0
+    assert forkshm.__version__ in out
+    for word in ("memfd", "works", "open files", "/dev/shm", "Pool() starts"):
+        assert word in out
+
+
+def test_the_doctor_marks_what_is_lacking(in_child, capfd):
+    def ask():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        assert main(["doctor"]) == 0
+        assert main(["doctor", "--strict"]) == 1
+
+    assert in_child(ask) == 0
+
+
+def test_ls_names_creator_holders_size_and_resident_bytes(shell, in_child):
+    size = 4096 * 1234 + os.getpid() % 4096
+    with forkshm.anonymous_shared_memory(size) as region:
+        region.buf[:8192] = bytes(8192)
+        go_read, go_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(go_write)
+            os.read(go_read, 1)
+            os._exit(0)
+        try:
+            code, out = shell("ls", "--json", "--pid", str(os.getpid()))
+            assert code == 0
+            (found,) = [one for one in json.loads(out) if one["size"] == size]
+            assert found["kind"] == "region"
+            assert found["creator"] == os.getpid()
+            assert found["owner"] == os.geteuid()
+            assert found["resident"] == 8192
+            assert found["holders"] == sorted([os.getpid(), pid])
+            assert 0 <= found["age"] < 3600
+            _, text = shell("ls", "--pid", str(pid))
+            assert f"{os.getpid()} " in text
+            assert "4.8 MiB" in text
+        finally:
+            os.close(go_write)
+            os.close(go_read)
+            os.waitpid(pid, 0)
+    _, out = shell("ls", "--json")
+    assert size not in [one["size"] for one in json.loads(out)]
+
+
+def test_ls_sees_memory_that_is_only_mapped(in_child):
+    def look():
+        size = 4096 * 4321
+        region = forkshm.anonymous_shared_memory(size)
+        os.close(region.fileno())
+        (found,) = [one for one in scan().memory if one.size == size]
+        assert found.resident is None
+        assert found.holders == {os.getpid()}
+        os._exit(0)
+
+    assert in_child(look) == 0
+
+
+def test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended(pool, shell):
+    import numpy as np
+
+    kept = pool.apply(np.ones, (100_000,))
+    (worker,) = {one.creator for one in scan().memory if one.kind == "arena" and os.getpid() in one.holders} - {
+        os.getpid()
+    }
+    pool.terminate()
+    _, text = shell("ls", "--pid", str(os.getpid()))
+    assert f"{worker} (ended)" in text
+    assert kept.sum() == 100_000
+
+
+def test_top_looks_as_often_as_it_is_told(shell):
+    code, out = shell("top", "--count", "2", "--interval", "0.01")
+    assert code == 0
+    assert out.count("memory objects") == 2
+    assert shell("top", "--interval", "0")[0] == 2
+
+
+def test_clean_shows_asks_and_removes(shell, named):
+    make(named)
+    code, out = shell("clean", named, "--older", "0", "--dry-run")
+    assert code == 0
+    assert f"{named}" in out
+    for refusal in ("n\n", "\n", ""):
+        code, out = shell("clean", named, "--older", "0", typed=refusal)
+        assert (code, "nothing was removed" in out) == (1, True)
+        assert os.path.exists(f"{SHM}/{named}")
+    code, out = shell("clean", named, "--older", "0", typed="y\n")
+    assert (code, f"removed {named}" in out) == (0, True)
+    assert not os.path.exists(f"{SHM}/{named}")
+
+
+def test_clean_leaves_what_is_used_young_or_of_another_name(shell, named):
+    make(named)
+    assert "no named memory" in shell("clean", named, "--yes")[1]  # younger than a minute
+    assert "no named memory" in shell("clean", named + "x*", "--older", "0", "--yes")[1]
+    with forkshm.SharedMemoryObject("open_only", named):
+        assert "no named memory" in shell("clean", named, "--older", "0", "--yes")[1]
+    with forkshm.SharedMemoryObject("open_only", named) as memory:
+        region = forkshm.MappedRegion(memory)
+    assert "no named memory" in shell("clean", named, "--older", "0", "--yes")[1]
+    region.close()
+    assert f"removed {named}" in shell("clean", named, "--older", "0", "--yes")[1]
+
+
+def test_clean_looks_again_after_the_answer(named, monkeypatch, capsys):
+    make(named)
+    opened = []
+
+    def answer(prompt):
+        opened.append(forkshm.SharedMemoryObject("open_only", named))
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["clean", named, "--older", "0"]) == 0
+    assert "in use by now" in capsys.readouterr().out
+    assert os.path.exists(f"{SHM}/{named}")
+    opened[0].close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_clean_leaves_what_belongs_to_others(named):
+    make(named)
+    os.chown(f"{SHM}/{named}", 65534, 65534)
+    (found,) = [one for one in scan().memory if one.name == named]
+    assert not clean.unused(found, "*", 0)
+    os.chown(f"{SHM}/{named}", 0, 0)
+
+
+def test_tables_are_plain_text_where_rich_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    monkeypatch.setitem(sys.modules, "rich.markup", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _table.show(("name", ">size"), [["a", "1 B"], ["longer", "100 B"]])
+    assert capsys.readouterr().out == "name     size\na         1 B\nlonger  100 B\n"
+
+
+def test_a_table_of_rich_has_the_same_cells(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _table.show(("name", ">size"), [["[red]a", "1 B"]])
+    out = capsys.readouterr().out
+    assert "[red]a" in out
+    assert "1 B" in out
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**20, "1.0 MiB"), (5 * 2**40, "5,120.0 GiB"), (None, "?")],
+)
+def test_bytes_are_said_in_the_unit_that_suits(number, said):
+    assert _table.nbytes(number) == said
