@@ -7,7 +7,6 @@ standard library it was forked from. Every seam that forkshm leans on is listed 
 from __future__ import annotations
 
 import importlib
-import multiprocessing.process as _standard
 import os
 import select
 import threading
@@ -132,8 +131,7 @@ def let_have_children() -> None:
     to have children. A pool worker needs the first and not the second: its own
     workers die with it, because their lifeline does.
     """
-    for own in (process.current_process(), _standard.current_process()):
-        own._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+    process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
 
 
 def settle_child() -> None:

@@ -66,6 +66,7 @@ class _StartedAnew(_OfContext):
             _multiprocess.reduction.DupFd(receiver.fileno()),
             _multiprocess.default_context.get_start_method(allow_none=True),
             tuple(first_calls),
+            bytes(multiprocessing.process.current_process().authkey),
         )
 
     def _drop_carrier(self) -> None:
@@ -126,8 +127,12 @@ def _both_spawning() -> Iterator[None]:
         multiprocessing.context.set_spawning_popen(None)
 
 
-def _rebuild(carrier: Any, start_method: str | None, calls: tuple[Callable[[], object], ...]) -> Any:
+def _rebuild(
+    carrier: Any, start_method: str | None, calls: tuple[Callable[[], object], ...], standard_authkey: bytes
+) -> Any:
     """In the child: take the process object out of its channel."""
+    # What the standard library gives its own children: its managers ask for it.
+    multiprocessing.process.current_process().authkey = standard_authkey
     _multiprocess.default_context.set_start_method(start_method, force=True)
     for call in calls:
         call()

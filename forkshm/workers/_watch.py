@@ -43,6 +43,10 @@ def wait_for(pid: int) -> int | None:
         return None
 
 
+#: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
+_GONE_MILLISECONDS = 10_000
+
+
 class Watch:
     """The processes of one team, and what becomes of them.
 
@@ -160,6 +164,9 @@ class Watch:
         pid, sentinel, collect = self._there.pop(rank)
         if sentinel >= 0:
             self._poll.unregister(sentinel)
+            gone = select.poll()  # it was just killed, and takes a moment
+            gone.register(sentinel, select.POLLIN)
+            gone.poll(_GONE_MILLISECONDS)
             os.close(sentinel)
         exitcode = self.exit_codes[rank] = collect()
         if self._board.states[rank] in (LEFT, FAILED):

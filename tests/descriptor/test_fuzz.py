@@ -91,7 +91,7 @@ def test_changed_tables_are_refused_or_stay_within_what_they_name(examples):
         if start := is_plain(data, 0):
             assert start <= len(data)
         if (one := read_one_region(data, 0)) is not None:
-            (offset, size, _), first, nbytes, stream, end = one
+            (offset, size, _), (_, first, nbytes), stream, end = one
             assert 0 <= offset < offset + size < 2**63
             assert 0 <= first <= first + nbytes <= size
             assert stream <= end <= len(data)

@@ -179,17 +179,17 @@ def test_the_standard_library_knows_who_we_are(run_script, method):
 import multiprocessing, os, sys
 import forkshm
 
-def work(queue):
+def work(queue, key):
     me, parent = multiprocessing.current_process(), multiprocessing.parent_process()
     queue.put((me.name, me.pid == os.getpid(), parent.name, parent.pid == os.getppid() or sys.argv[1] == "forkserver"))
-    queue.put((bytes(me.authkey) == bytes(forkshm.current_process().authkey), multiprocessing.active_children()))
+    queue.put((bytes(me.authkey) == key, multiprocessing.active_children()))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         queue.put(pool.apply(abs, (-3,)))
 
 if __name__ == "__main__":
     ctx = forkshm.get_context(sys.argv[1])
     queue = ctx.SimpleQueue()
-    process = ctx.Process(target=work, args=(queue,), name="Bee")
+    process = ctx.Process(target=work, args=(queue, bytes(multiprocessing.current_process().authkey)), name="Bee")
     process.start()
     print(*queue.get())
     print(*queue.get())
