@@ -80,6 +80,12 @@ def hang(path):
     threading.Event().wait()
 
 
+def hang_on(path):
+    """The same, and do not listen to SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang(path)
+
+
 def threads_here():
     return threading.active_count()
 

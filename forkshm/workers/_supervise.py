@@ -18,6 +18,7 @@ from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.errors import CrashLoopError, WorkerDiedError, WorkerStartError
+from forkshm.workers._watch import wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -341,6 +342,8 @@ class _Supervisor:
             signal.pidfd_send_signal(place.sentinel, number)
 
     def _collect(self, place: _Place) -> int | None:
+        if place.sentinel >= 0:
+            wait_gone(place.sentinel)
         exitcode = _multiprocess.exit_code(place.process)
         if place.sentinel >= 0:
             self._poll.unregister(place.sentinel)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Sender
     from forkshm.pickler import Known
 
-__all__ = ("GRACE_SECONDS", "Watch", "report", "wait_for")
+__all__ = ("GRACE_SECONDS", "Watch", "report", "wait_for", "wait_gone")
 
 #: How long the others get to leave when one has failed, before SIGTERM; and then before SIGKILL.
 GRACE_SECONDS = 1.0
@@ -45,6 +45,13 @@ def wait_for(pid: int) -> int | None:
 
 #: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
 _GONE_MILLISECONDS = 10_000
+
+
+def wait_gone(sentinel: int) -> None:
+    """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
+    gone = select.poll()
+    gone.register(sentinel, select.POLLIN)
+    gone.poll(_GONE_MILLISECONDS)
 
 
 class Watch:
@@ -164,9 +171,7 @@ class Watch:
         pid, sentinel, collect = self._there.pop(rank)
         if sentinel >= 0:
             self._poll.unregister(sentinel)
-            gone = select.poll()  # it was just killed, and takes a moment
-            gone.register(sentinel, select.POLLIN)
-            gone.poll(_GONE_MILLISECONDS)
+            wait_gone(sentinel)
             os.close(sentinel)
         exitcode = self.exit_codes[rank] = collect()
         if self._board.states[rank] in (LEFT, FAILED):

@@ -166,16 +166,11 @@ def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path, monkeypatch):
 # -- the end of a pool --------------------------------------------------------------------
 
 
-def stubborn(path):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    f.hang(path)
-
-
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 @pytest.mark.usefixtures("_fork_server")
 def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(3)
-    pool.map_async(stubborn, [tmp_path / str(x) for x in range(2)], chunksize=1)
+    pool.map_async(f.hang_on, [tmp_path / str(x) for x in range(2)], chunksize=1)
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
     pids = workers_of(pool)
     os.kill(pids[0], signal.SIGSTOP)
