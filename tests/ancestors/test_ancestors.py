@@ -76,5 +76,6 @@ def test_every_difference_has_a_reason_and_is_there_once():
 
 
 def test_a_hang_and_a_death_are_failures():
-    hung = _runs.run_class(sys.executable, "multiprocess", "fork", "ours", "WithProcessesTestEvent", ["test_event"], 0.01)
+    name, tests = "WithProcessesTestEvent", ["test_event"]
+    hung = _runs.run_class(sys.executable, "multiprocess", "fork", "ours", name, tests, 0.01)
     assert {what for what, _ in hung.values()} == {"failed"}
