@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("numpy", reason="the benchmarks send NumPy arrays")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

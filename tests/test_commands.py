@@ -14,6 +14,8 @@ from forkshm.__main__ import COMMANDS, main
 from forkshm._commands import _table, clean
 from forkshm._commands._scan import SHM, scan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shell():

@@ -15,6 +15,8 @@ import pytest
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 # Of the kernel objects of this run: parallel ones never meet.

@@ -10,6 +10,8 @@ import pytest
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["fork", "spawn", "forkserver"]
 
 HEAD = """

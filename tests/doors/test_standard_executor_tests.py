@@ -13,6 +13,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = pathlib.Path(__file__).with_name("run_standard_executor_tests.py")
 
 ONE_FUTURE = "one dead worker fails one future, with WorkerDiedError, and not all with BrokenProcessPool"

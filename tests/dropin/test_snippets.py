@@ -11,6 +11,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 #: Name: (program, what it prints). Lines whose order is the scheduler's are sorted by the program.
 SNIPPETS = {
     "a pool maps": (

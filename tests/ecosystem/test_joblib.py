@@ -6,6 +6,8 @@ import importlib.util
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 if importlib.util.find_spec("joblib") is None:
     pytest.skip("joblib is not installed: pip install 'forkshm[test]'", allow_module_level=True)
 

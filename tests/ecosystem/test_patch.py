@@ -12,6 +12,8 @@ import pytest
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["fork", "spawn", "forkserver"]
 
 

@@ -6,6 +6,8 @@ import importlib.util
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 if importlib.util.find_spec("torch") is None:
     pytest.skip("PyTorch is not installed: pip install 'forkshm[torch]'", allow_module_level=True)
 

@@ -16,6 +16,8 @@ from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multip
 from forkshm.channel import Receiver, Sender
 from forkshm.pool import _crew, _oom, _worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def _fork_server():

@@ -9,6 +9,8 @@ import pytest
 import forkshm
 from forkshm import TaskTimeoutError, WorkerDiedError
 
+pytestmark = pytest.mark.slow
+
 # Where in its life, and the call that dies there. {how} is the way to die.
 LIVES = {
     "while its arguments are unpickled": lambda how: (f.nothing, (f.DieAtUnpickle(how),)),

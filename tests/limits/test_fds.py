@@ -8,6 +8,8 @@ import pytest
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 PROLOGUE = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))

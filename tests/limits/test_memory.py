@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SMALL_SHM = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
 CLOSED_SHM = "mount -t tmpfs -o ro,size=1m tmpfs /dev/shm"
 

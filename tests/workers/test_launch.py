@@ -11,6 +11,8 @@ import pytest
 import forkshm
 from forkshm.errors import RemoteTraceback, TeamBrokenError, WorkerDiedError
 
+pytestmark = pytest.mark.slow
+
 np = pytest.importorskip("numpy")
 
 

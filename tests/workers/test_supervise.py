@@ -12,6 +12,8 @@ import pytest
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import os, signal, sys, time
 import forkshm
