@@ -3,8 +3,10 @@
 import gc
 from importlib.util import find_spec
 
-# The doctests of integrations with libraries that are not installed.
-collect_ignore = [] if find_spec("torch") else ["forkshm/integrations/torch.py"]
+# What only the type checker runs, and the doctests of integrations with libraries that are not installed.
+collect_ignore = ["tests/typing"]
+if find_spec("torch") is None:
+    collect_ignore.append("forkshm/integrations/torch.py")
 
 
 def pytest_collection_finish(session):
