@@ -232,7 +232,7 @@ class ApplyResult(Job, Generic[T]):
         success, value = self._open()
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
-        raise value
+        raise value.with_traceback(None)
 
 
 AsyncResult = ApplyResult
@@ -356,7 +356,7 @@ class IMapIterator(Job, Generic[T]):
             self._taken += 1
             success, value = outcome.open()
             if not success:
-                raise value
+                raise value.with_traceback(None)
             self._values.extend(value)
             self.fill(self._window)
         return self._values.popleft()
