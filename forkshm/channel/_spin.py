@@ -1,6 +1,6 @@
 """How long to look before sleeping.
 
-Waking a sleeping process on another core takes some 60 us, looking again 1 us. So both
+Waking a sleeping process on another core takes 60 to 150 us, looking again 1 us. So both
 ends of a channel look for a short while. But where others want the cores, looking takes
 time from the very process that is waited for, and the scheduler makes up for it with
 pauses of milliseconds: there, sleeping at once is ten times faster. No counter of the
@@ -19,7 +19,7 @@ _cores = len(os.sched_getaffinity(0))
 #: How many workers of a pool may look at a time: one core is for whom they wait for.
 SPINNERS = _cores - 1
 
-_SECONDS = 150e-6
+_SECONDS = 400e-6
 #: Of so many waits, one tries the other way; of more, where that was far worse.
 _EXPLORE = 16
 _EXPLORE_FAR_WORSE = 64
