@@ -84,7 +84,7 @@ def test_fds_do_not_leak_into_programs_that_are_started(pool):
         check=True,
         close_fds=False,
     ).stdout
-    assert "forkshm" not in listing
+    assert "memfd:forkshm" not in listing
     assert kept.sum() == 100_000
     region.close()
 
@@ -210,9 +210,9 @@ def test_a_child_that_becomes_another_program_lets_go_of_everything(pool, wait_u
     del echoed
     try:
         # Only the pages of the program itself are left, and no fd of ours.
-        wait_until(lambda: "forkshm" not in pathlib.Path(f"/proc/{pid}/maps").read_text())
+        wait_until(lambda: "memfd:forkshm" not in pathlib.Path(f"/proc/{pid}/maps").read_text())
         listing = subprocess.run(["ls", "-l", f"/proc/{pid}/fd"], capture_output=True, text=True, check=False).stdout
-        assert "forkshm" not in listing
+        assert "memfd:forkshm" not in listing
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -238,7 +238,7 @@ def test_programs_started_while_fds_arrive_inherit_none(pool):
     try:
         for _ in range(40):
             listing = subprocess.run(look, capture_output=True, text=True, check=True, close_fds=False).stdout
-            assert "forkshm" not in listing
+            assert "memfd:forkshm" not in listing
     finally:
         stop.set()
         for thread in threads:
@@ -253,5 +253,5 @@ def test_posix_spawn_inherits_nothing(pool, tmp_path):
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", "ls -l /proc/self/fd"], os.environ, file_actions=to_file)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert out.read_text()
-    assert "forkshm" not in out.read_text()
+    assert "memfd:forkshm" not in out.read_text()
     region.close()

@@ -288,8 +288,10 @@ def test_members_in_a_barrier_are_freed_and_can_clean_up(monkeypatch):
         except TeamBrokenError as error:
             freed[t.rank] = 10 + error.rank
             raise
-    assert freed[0] == 12
-    assert freed[1] in (12, 10)  # by then the first may have failed, too
+    # By then the other of the two may have failed, too.
+    assert freed[0] in (12, 11)
+    assert freed[1] in (12, 10)
+    assert 12 in freed
 
 
 @pytest.mark.parametrize("waiting", ["barrier", "reduce", "lock", "nothing"])
