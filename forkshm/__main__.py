@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ("COMMANDS", "main")
+
 #: The subcommands, and what they do. Each is a module below `forkshm._commands` with
 #: ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the exit code.
 COMMANDS = {

@@ -314,7 +314,17 @@ class Connection:
 
 def _socket_of(fd: int) -> socket.socket:
     """Return the socket of an fd, which belongs to it from here on."""
-    end = socket.socket(fileno=fd)
+    if fd < 0:
+        raise ValueError(f"an fd is 0 or more, got {fd}")
+    try:
+        end = socket.socket(fileno=fd)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        # As in multiprocessing whoever uses it is told. The number is not kept: it may be another file's later.
+        end = socket.socket()
+        end.close()
+        return end
     if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
         found = f"{end.family.name}, {end.type.name}"
         end.detach()

@@ -237,6 +237,11 @@ class Queue:
 
     # -- putting ----------------------------------------------------------------------
 
+    @staticmethod
+    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:  # noqa: ARG004 - as subclasses define it
+        # For subclasses, by the name that multiprocessing has.
+        raise e
+
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an object.
 
@@ -249,7 +254,8 @@ class Queue:
             queue.Full: There was no room.
             ValueError: This process closed the queue.
             OSError: The kernel has no memory or fds for the copies.
-            Exception: Whatever pickling *obj* raises; nothing was put.
+            Exception: Whatever pickling *obj* raises; nothing was put. A subclass that has the hook of
+                ``multiprocessing`` for that, ``_on_queue_feeder_error(error, obj)``, is called instead.
         """
         if self._closed:
             raise self._is_closed()
@@ -269,9 +275,11 @@ class Queue:
             except BaseException:
                 self._note_not_put()
                 raise
-        except BaseException:
+        except BaseException as error:
             self._give_room()
-            raise
+            if type(self)._on_queue_feeder_error is _put_raises or not isinstance(error, Exception):
+                raise
+            self._on_queue_feeder_error(error, obj)
 
     def _put_parcel(self, parcel: Parcel, block: bool) -> None:
         try:
@@ -515,6 +523,9 @@ class Queue:
 
     def __reduce__(self) -> Any:
         raise _only_shared(self)
+
+
+_put_raises = Queue._on_queue_feeder_error
 
 
 class JoinableQueue(Queue):

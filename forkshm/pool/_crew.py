@@ -153,7 +153,7 @@ class Crew:
             except OSError as error:
                 raise WorkerStartError(
                     error.errno or 0,
-                    f"cannot start worker {slot + 1} of {self.size} ({error.strerror}): "
+                    f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
                     "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
                 ) from error
         try:

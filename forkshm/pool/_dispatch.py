@@ -676,6 +676,11 @@ class Dispatcher:
                 if not self._crew.workers:
                     self._break(error)
 
+    def replace_ended(self) -> None:
+        """Bury and replace the workers that have ended by now. Needs the lead."""
+        for worker in self._crew.wait(0):
+            self._bury(worker)
+
     def _end_task(self, number: int, item: int | None, died: _Death) -> None:
         """Fail the task that a dead worker was at, or do it again."""
         with self._lock:

@@ -156,6 +156,10 @@ class Pool:
         # The processes, under the name by which programs look them up in the standard library's pool.
         return [worker.process for worker in self._crew.workers]
 
+    def _repopulate_pool(self) -> None:
+        # Likewise. Workers that have ended are replaced when somebody waits for a result; here, now.
+        self._dispatcher.under_lead(self._dispatcher.replace_ended)
+
     # -- calls ------------------------------------------------------------------------
 
     def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:

@@ -21,10 +21,6 @@ KNOWN = [
         "Queue.put pickles at once: what cannot be sent raises there, and not in a thread that prints it",
     ),
     Difference(
-        "WithProcessesTestQueue.test_queue_feeder_on_queue_feeder_error",
-        "overrides a private hook for errors of the thread that pickles: here put raises them",
-    ),
-    Difference(
         "WithProcessesTestPoolWorkerErrors.test_unpickleable_result",
         "expects that a lambda cannot be returned: here it can",
     ),
@@ -33,20 +29,8 @@ KNOWN = [
         "expects that a queue made for fork is refused by spawn and forkserver: here it crosses",
     ),
     Difference(
-        "TestInvalidHandle.test_invalid_handles",
-        "makes a Connection of a number that is no fd, and expects poll() to refuse it: here the constructor does",
-    ),
-    Difference(
         "TestPoolNotLeakOnFailure.test_release_unused_processes",
         "gives the pool imitations of processes, which have no pid: ours watches workers through pidfds",
-    ),
-    Difference(
-        "WithProcessesTestPoolWorkerLifetime.test_pool_worker_lifetime",
-        "calls the private Pool._repopulate_pool: workers are replaced without",
-    ),
-    Difference(
-        "_TestImportStar.test_import",
-        "lists the files of the package, private ones too; public names are compared in tests of our own",
     ),
     Difference(
         "WithProcessesTestSharedMemory.test_shared_memory_basics",

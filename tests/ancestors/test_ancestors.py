@@ -27,6 +27,7 @@ QUICK = [
     "WithProcessesTestPicklingConnections",
     "WithProcessesTestQueue",
     "WithProcessesTestSubclassingProcess",
+    "_TestImportStar",
 ]
 
 

@@ -291,6 +291,25 @@ def test_a_connection_is_made_of_the_fd_of_one():
         assert stream.recv(100) == b"still open"
 
 
+def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
+    number = os.open(os.devnull, os.O_RDONLY)
+    os.close(number)
+    connection = forkshm.Connection(number)
+    with pytest.raises(OSError, match="closed"):
+        connection.poll()
+    # It is another file's by now, which must not be closed with the connection.
+    read_end, write_end = os.pipe()
+    try:
+        assert number in (read_end, write_end)
+        connection.close()
+        del connection
+        os.write(write_end, b"still open")
+        assert os.read(read_end, 100) == b"still open"
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
 def test_ends_in_a_cycle_of_garbage_are_closed_without_a_warning(run_script):
     done = run_script(
         """

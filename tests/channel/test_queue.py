@@ -584,3 +584,21 @@ def test_a_closed_queue_that_was_never_put_into_is_empty():
     assert unused.empty()
     with pytest.raises(OSError, match="is closed"):
         used.empty()
+
+
+def test_a_subclass_may_be_told_what_cannot_be_put():
+    class Told(forkshm.queues.Queue):
+        told = None
+
+        def _on_queue_feeder_error(self, e, obj):
+            self.told = e, obj
+
+    lock = threading.Lock()
+    queue = Told(maxsize=1)
+    queue.put(lock)
+    error, obj = queue.told
+    assert isinstance(error, TypeError)
+    assert obj is lock
+    queue.put("there is room", timeout=0)
+    assert queue.get() == "there is room"
+    queue.close()

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import multiprocessing.pool
 import os
+import signal
 import threading
 
 import functions as f
@@ -369,6 +370,18 @@ def test_a_pool_that_nobody_refers_to_goes_away():
     assert pool.apply(f.square, (2,)) == 4
     del pool
     gc.collect()
+
+
+def test_what_programs_look_up_in_the_pool_of_the_standard_library():
+    with forkshm.Pool(2) as pool:
+        before = {process.pid for process in pool._pool}
+        victim = pool._pool[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+        pool._repopulate_pool()
+        after = {process.pid for process in pool._pool}
+        assert len(after) == 2
+        assert len(before & after) == 1
 
 
 @pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")

@@ -1,0 +1,10 @@
+"""As ``multiprocessing.popen_spawn_posix``: what is in it is that of ``multiprocess``."""
+
+from typing import TYPE_CHECKING
+
+from forkshm import _multiprocess
+
+if TYPE_CHECKING:
+    from multiprocessing.popen_spawn_posix import *  # noqa: F403
+else:
+    __getattr__, __dir__ = _multiprocess.stand_in("popen_spawn_posix", globals())
