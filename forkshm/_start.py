@@ -17,10 +17,10 @@ from forkshm import _multiprocess
 from forkshm._identity import introduce
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
-from forkshm.pickler import known_after_import, pack
+from forkshm.pickler import explain, known_after_import, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first_calls")
 
@@ -28,7 +28,7 @@ __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first
 first_calls: list[Callable[[], object]] = []
 
 #: Of a process object: what has no meaning in the child.
-_HERE_ONLY = ("_popen", "_carrier")
+_HERE_ONLY = ("_popen", "_carrier", "_names_of_parts")
 
 
 class _OfContext:
@@ -44,13 +44,20 @@ class _StartedAnew(_OfContext):
     """What those have in common that are not forked from this process."""
 
     _carrier: Receiver | None = None
+    #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
+    _names_of_parts: Mapping[str, Any] | None = None
 
     def __reduce__(self) -> Any:
         if _multiprocess.context.get_spawning_popen() is None:
             raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
+        known = known_after_import()
         with _both_spawning():
-            parcel = pack((type(self), state), known=known_after_import())
+            try:
+                parcel = pack((type(self), state), known=known)
+            except Exception as error:
+                explain(error, self._names_of_parts or _parts(self, state), known)
+                raise
         sender, receiver = pair()
         try:
             data, fds = write_message(Kind.CALL, 0, parcel)
@@ -74,6 +81,15 @@ class _StartedAnew(_OfContext):
         if self._carrier is not None:
             self._carrier.close()
             self._carrier = None
+
+
+def _parts(process: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the caller calls the objects that a process crosses with."""
+    named = {"target": "_target", "args": "_args", "kwargs": "_kwargs"}
+    parts = {name: state[attribute] for name, attribute in named.items() if attribute in state}
+    # A subclass has its own.
+    own = {f"self.{name}": value for name, value in state.items() if name not in named.values()}
+    return {**parts, **own, f"class {type(process).__qualname__}": type(process)}
 
 
 class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):

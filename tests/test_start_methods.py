@@ -395,3 +395,37 @@ def test_an_argument_that_cannot_cross_fails_the_start_and_leaves_nothing(run):
             assert not ctx.active_children()
         """,
     )
+
+
+def test_what_cannot_be_pickled_is_named_by_the_way_to_it(run):
+    at_top = """
+    class Model:
+        lock = None
+
+    def fails(start):
+        model = Model()
+        model.lock = threading.Lock()
+        with check_leaks():
+            try:
+                start([model])
+            except TypeError as error:
+                print(error)
+    """
+    main = """
+    fails(lambda models: ctx.Queue().put(models))
+    fails(lambda models: ctx.SimpleQueue().put(models))
+    fails(lambda models: ctx.Pipe()[0].send(models))
+    if METHOD != "fork":
+        fails(lambda models: ctx.Process(target=square, args=(models,)).start())
+        fails(lambda models: ctx.Process(target=square, kwargs={"x": models}).start())
+        fails(lambda models: ctx.Process(target=lambda: models).start())
+        fails(lambda models: ctx.Pool(2, initializer=square, initargs=(1, models)))
+        fails(lambda models: ctx.Pool(2, initializer=lambda: models))
+    print(METHOD)
+    """
+    *said, method = run(at_top, main).splitlines()
+    ways = ["obj[0].lock"] * 3
+    if method != "fork":
+        ways += ["args[0][0].lock", "kwargs['x'][0].lock", "target.__closure__['models'][0].lock"]
+        ways += ["initargs[1][0].lock", "initializer.__closure__['models'][0].lock"]
+    assert said == [f"cannot pickle '_thread.lock' object ({way}: _thread.lock)" for way in ways]

@@ -16,7 +16,7 @@ from forkshm.channel._endpoint import Receiver, Sender
 from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import known_to_children, pack, register
+from forkshm.pickler import explain, known_to_children, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region._arena import arena
 from forkshm.region._segment import claim
@@ -121,7 +121,11 @@ class Connection:
         if (stream := small_stream(obj)) is not None:
             self._send(stream)
             return
-        parcel = pack(obj, known=self._known)
+        try:
+            parcel = pack(obj, known=self._known)
+        except Exception as error:
+            explain(error, {"obj": obj}, self._known)
+            raise
         try:
             self._send(parcel.data, parcel.fds)
         finally:

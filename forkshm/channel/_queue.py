@@ -37,7 +37,7 @@ from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import Parcel, known_to_children, pack, register
+from forkshm.pickler import Parcel, explain, known_to_children, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.region import anonymous_shared_memory
 
@@ -277,6 +277,8 @@ class Queue:
                 raise
         except BaseException as error:
             self._give_room()
+            if isinstance(error, Exception):
+                explain(error, {"obj": obj}, self._known)
             if type(self)._on_queue_feeder_error is _put_raises or not isinstance(error, Exception):
                 raise
             self._on_queue_feeder_error(error, obj)

@@ -228,6 +228,13 @@ class Collector:
                 self.handed_on.append((known, claim))
         return known
 
+    def give_up(self) -> None:
+        """Let go of everything: there will be no parcel, and the traceback that says why keeps this alive."""
+        for lease in self.leases:
+            lease.close()
+        for held in (self.leases, self.handed_on, self.keep, self.views, self._held):
+            held.clear()
+
     # -- when all are known -----------------------------------------------------------
 
     def settle(self, *, for_many: bool) -> None:

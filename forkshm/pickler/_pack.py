@@ -215,10 +215,13 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
             pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             pickler.known = known
             pickler.collector = collector
-            pickler.dump(thing)
+            try:
+                pickler.dump(thing)
+            except BaseException:
+                pickler.clear_memo()  # it has the buffers, and the traceback has it
+                raise
     except BaseException:
-        for lease in collector.leases:
-            lease.close()
+        collector.give_up()
         raise
     return Packing(sink, collector)
 

@@ -93,6 +93,7 @@ class Crew:
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None
         self._birth = (initializer, initargs, max_tasks, born_shared)
+        self._names_of_parts = {"initializer": initializer, "initargs": initargs}
         self.workers: list[Worker] = []
         self._by_sentinel: dict[int, Worker] = {}
         self.started = 0
@@ -149,6 +150,7 @@ class Crew:
                 process = self._make_process(target=run_worker, args=(assignment,))
                 process.name = process.name.replace("Process", "PoolWorker")
                 process.daemon = True
+                process._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
                 process.start()
             except OSError as error:
                 raise WorkerStartError(
