@@ -55,6 +55,7 @@ __all__ = (
     "process",
     "reduction",
     "settle_child",
+    "spare_fork_server",
     "stand_in",
     "util",
 )
@@ -132,6 +133,16 @@ def let_have_children() -> None:
     workers die with it, because their lifeline does.
     """
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+
+
+def spare_fork_server() -> None:
+    """Let the fork server not import ``__main__`` by itself, unless it is told the arguments of the program.
+
+    In some versions it imports it without them, and ends when that fails. Its processes import it themselves.
+    """
+    server: Any = importlib.import_module("multiprocess.forkserver")
+    if "sys_argv" not in server.main.__code__.co_varnames and server._forkserver._preload_modules == ["__main__"]:
+        server._forkserver._preload_modules = []
 
 
 def settle_child() -> None:

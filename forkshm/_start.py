@@ -126,6 +126,7 @@ class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        _multiprocess.spare_fork_server()
         try:
             return _multiprocess.context.ForkServerProcess._Popen(process_obj)
         finally:

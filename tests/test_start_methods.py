@@ -397,6 +397,19 @@ def test_an_argument_that_cannot_cross_fails_the_start_and_leaves_nothing(run):
     )
 
 
+def test_a_program_may_read_its_arguments_and_fail_without_them(run):
+    # HEAD does, but says so only where something is started.
+    at_top = """
+    if len(sys.argv) != 2:
+        raise SystemExit("imported without its arguments")
+    """
+    main = """
+    with ctx.Pool(1) as pool:
+        print(pool.apply(square, (3,)))
+    """
+    assert run(at_top, main) == "9\n"
+
+
 def test_what_cannot_be_pickled_is_named_by_the_way_to_it(run):
     at_top = """
     class Model:
