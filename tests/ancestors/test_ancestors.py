@@ -53,8 +53,8 @@ def check(suite, method, only=()):
 
 
 _DIFFER = {
-    "multiprocess": {known.test for known in KNOWN if not known.only or known.only == "multiprocess"},
-    "cpython": {known.test for known in KNOWN if not known.only or known.only == "cpython"},
+    suite: {known.test for known in KNOWN if known.only in (None, suite) and not known.sometimes}
+    for suite in ("multiprocess", "cpython")
 }
 
 
