@@ -13,6 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _fork
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing import (
@@ -139,7 +141,7 @@ def _forget_siblings() -> None:
     process._children.clear()  # type: ignore[attr-defined]
 
 
-os.register_at_fork(after_in_child=_forget_siblings)
+_fork.at_fork(after_in_child=_forget_siblings)
 
 
 def let_have_children() -> None:

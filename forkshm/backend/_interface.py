@@ -250,6 +250,11 @@ class Backend(abc.ABC):
     FDS_LOST: int
     #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
     RIGHTS: tuple[int, int]
+    # Signals for `signal_process`.
+    SIGTERM: int = 15
+    SIGKILL: int = 9
+    SIGSTOP: int
+    SIGCONT: int
     #: For a `Poller`.
     READABLE: int = 1
     WRITABLE: int = 4

@@ -19,7 +19,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _syscalls
+from forkshm.backend import _buffers, _syscalls
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class LinuxBackend(Backend):
     TRUNCATED = int(socket.MSG_TRUNC)
     FDS_LOST = int(socket.MSG_CTRUNC)
     RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+    SIGTERM, SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
+    SIGSTOP, SIGCONT = int(signal.SIGSTOP), int(signal.SIGCONT)
     READABLE = select.POLLIN
     WRITABLE = select.POLLOUT
 
@@ -288,18 +290,18 @@ class LinuxBackend(Backend):
         # process that maps it. MADV_DONTNEED would only drop our own page table.
         _syscalls.madvise(address, size, _MADV_REMOVE)
 
-    window = staticmethod(_syscalls.window)
-    address_of = staticmethod(_syscalls.address_of)
-    copy = staticmethod(_syscalls.copy)
+    window = staticmethod(_buffers.window)
+    address_of = staticmethod(_buffers.address_of)
+    copy = staticmethod(_buffers.copy)
 
     def copy_memory(self, address: int, source: int, nbytes: int) -> None:
-        _syscalls.copy_memory(address, source, nbytes)
+        _buffers.copy_memory(address, source, nbytes)
 
     def clear_memory(self, address: int, nbytes: int) -> None:
-        _syscalls.clear_memory(address, nbytes)
+        _buffers.clear_memory(address, nbytes)
 
     def bytes_at(self, address: int, nbytes: int) -> bytes:
-        return _syscalls.bytes_at(address, nbytes)
+        return _buffers.bytes_at(address, nbytes)
 
     def lock_shared(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))

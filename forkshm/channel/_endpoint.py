@@ -12,7 +12,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from forkshm import _leaks
+from forkshm import _fork, _leaks
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -374,4 +374,4 @@ def _in_child() -> None:
     _private_ends.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_fork.at_fork(after_in_child=_in_child)

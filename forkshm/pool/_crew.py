@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import time
 import warnings
 import weakref
@@ -199,7 +198,7 @@ class Crew:
 
     def end(self, worker: Worker) -> None:
         """End a worker at once; it is buried as any that dies."""
-        _signal(worker, signal.SIGKILL)
+        _signal(worker, kernel.SIGKILL)
 
     def see_off(self) -> None:
         """Let the workers of a closed pool leave, for a bounded time."""
@@ -208,10 +207,10 @@ class Crew:
     def kill(self) -> list[Worker]:
         """End all workers: SIGTERM, a second's grace, SIGKILL; return those that live on all the same."""
         for worker in self.workers:
-            _signal(worker, signal.SIGTERM)
+            _signal(worker, kernel.SIGTERM)
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
-            _signal(worker, signal.SIGKILL)
+            _signal(worker, kernel.SIGKILL)
         return _still_there(left, _LAST_SECONDS)
 
     def descriptors(self) -> int:

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import struct
 import sys
 import threading
@@ -712,7 +711,7 @@ class Dispatcher:
         )
 
     def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if died.exitcode == -signal.SIGKILL else None
+        return self._oom_kills.hint() if died.exitcode == -kernel.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Break the pool when its workers die one after the other and nothing gets done."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -70,7 +69,7 @@ class Watch:
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
-        self._signals = [signal.SIGKILL, signal.SIGTERM]
+        self._signals = [kernel.SIGKILL, kernel.SIGTERM]
         self.exit_codes: dict[int, int | None] = {}
         #: Where the processes send what they raised.
         self.answers_in, self._answers = pair()
@@ -139,7 +138,7 @@ class Watch:
     def close(self) -> None:
         """Kill and collect who is still there. The time is bounded."""
         self._signals.clear()
-        self._signal(signal.SIGKILL)
+        self._signal(kernel.SIGKILL)
         for rank in list(self._there):
             self._bury(rank)
         self.answers_in.close()
