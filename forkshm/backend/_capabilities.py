@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import socket
 import struct
@@ -34,6 +33,8 @@ class Capabilities:
 
 
 def _memfd() -> None:
+    import fcntl
+
     fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
@@ -42,6 +43,8 @@ def _memfd() -> None:
 
 
 def _ofd_locks() -> None:
+    import fcntl
+
     fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
     try:
         fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
@@ -59,6 +62,8 @@ def _pidfd() -> None:
 
 
 def _signal_on_close() -> None:
+    import fcntl
+
     read_end, write_end = os.pipe()
     try:
         fcntl.fcntl(read_end, _F_SETSIG, 0)
@@ -78,7 +83,7 @@ _F_SETSIG = 10
 def _works(attempt: Callable[[], None]) -> bool:
     try:
         attempt()
-    except (AttributeError, OSError):
+    except (AttributeError, ImportError, OSError):
         return False
     return True
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing.reduction
-import os
 import threading
 from typing import Any
 
-from forkshm import _multiprocess
+from forkshm import _fork, _multiprocess
 from forkshm.backend import Identity, kernel
 from forkshm.descriptor import RegionDescriptor, describe
 from forkshm.errors import NotPicklableError
@@ -102,7 +101,7 @@ class _Outstanding:
                 held = self._held[identity]
                 held.passages -= 1
                 if not held.passages:
-                    os.close(held.fd)
+                    kernel.close(held.fd)
                     del self._held[identity]
             if not self._waiting:
                 self._receipts = None
@@ -113,12 +112,12 @@ class _Outstanding:
     def in_child(self) -> None:
         # What its parent sent, its parent holds.
         for held in self._held.values():
-            os.close(held.fd)
+            kernel.close(held.fd)
         self.__init__()  # type: ignore[misc]
 
 
 _outstanding = _Outstanding()
-os.register_at_fork(after_in_child=_outstanding.in_child)
+_fork.at_fork(after_in_child=_outstanding.in_child)
 
 
 def forget_received() -> None:

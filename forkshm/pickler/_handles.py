@@ -7,11 +7,11 @@ the collector knows it by its type, and sends the fd beside the message. The reb
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 from typing import Any
 
+from forkshm import _fork
 from forkshm.backend import kernel
 from forkshm.pickler._reducers import register
 
@@ -37,7 +37,7 @@ _outgoing: dict[int, int] = {}
 
 
 # With defaults: at the end of the program the names of this module may be gone.
-def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = os.close) -> None:
+def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = kernel.close) -> None:
     fd = outgoing.pop(key, None)
     if fd is not None:
         close(fd)
@@ -45,11 +45,11 @@ def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = os.clos
 
 def _in_child() -> None:
     for fd in _outgoing.values():
-        os.close(fd)
+        kernel.close(fd)
     _outgoing.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_fork.at_fork(after_in_child=_in_child)
 
 
 class ReceivedFd:
@@ -69,7 +69,7 @@ class ReceivedFd:
             raise ValueError("an fd that arrived was asked for twice")
         return fd
 
-    def __del__(self, close: Any = os.close) -> None:
+    def __del__(self, close: Any = kernel.close) -> None:
         if self._fd >= 0:
             close(self._fd)
             self._fd = -1

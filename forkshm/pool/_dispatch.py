@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import struct
 import sys
 import threading
@@ -28,6 +27,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
+from forkshm.backend import kernel
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
@@ -613,7 +613,7 @@ class Dispatcher:
         finds the task that is neither waiting nor being worked on.
         """
         for fd in received.fds if received is not None else ():
-            os.close(fd)
+            kernel.close(fd)
         self._is_garbled = self._audit = bool(self._sent)
 
     def _take_over(self, received: Received, number: int) -> Outcome:
@@ -716,7 +716,7 @@ class Dispatcher:
         )
 
     def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if died.exitcode == -signal.SIGKILL else None
+        return self._oom_kills.hint() if died.exitcode == -kernel.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Break the pool when its workers die one after the other and nothing gets done."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
-import signal
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -49,8 +47,8 @@ _GONE_MILLISECONDS = 10_000
 
 def wait_gone(sentinel: int) -> None:
     """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
-    gone = select.poll()
-    gone.register(sentinel, select.POLLIN)
+    gone = kernel.poller()
+    gone.register(sentinel, kernel.READABLE)
     gone.poll(_GONE_MILLISECONDS)
 
 
@@ -71,23 +69,23 @@ class Watch:
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
-        self._signals = [signal.SIGKILL, signal.SIGTERM]
+        self._signals = [kernel.SIGKILL, kernel.SIGTERM]
         self.exit_codes: dict[int, int | None] = {}
         #: Where the processes send what they raised.
         self.answers_in, self._answers = pair()
-        self._poll = select.poll()
-        self._poll.register(self._answers.fileno(), select.POLLIN)
+        self._poll = kernel.poller()
+        self._poll.register(self._answers.fileno(), kernel.READABLE)
 
-    def add(self, rank: int, pid: int, collect: Callable[[], int | None]) -> None:
+    def add(self, rank: int, pid: int, collect: Callable[[], int | None], sentinel: int) -> None:
         """Watch a process that was just started.
 
         Raises:
             OSError: The limit on open files is reached. The process is watched all the same.
         """
         self._there[rank] = pid, -1, collect
-        sentinel = kernel.open_process(pid)
+        sentinel = kernel.open_process(pid, sentinel)
         self._there[rank] = pid, sentinel, collect
-        self._poll.register(sentinel, select.POLLIN)
+        self._poll.register(sentinel, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
         """The process of each rank that is still there."""
@@ -96,7 +94,7 @@ class Watch:
     def forget(self) -> None:
         """In a child: these are its parent's."""
         for _, sentinel, _ in self._there.values():
-            os.close(sentinel)
+            kernel.close(sentinel)
         self._there.clear()
         self._answers.close()
 
@@ -140,7 +138,7 @@ class Watch:
     def close(self) -> None:
         """Kill and collect who is still there. The time is bounded."""
         self._signals.clear()
-        self._signal(signal.SIGKILL)
+        self._signal(kernel.SIGKILL)
         for rank in list(self._there):
             self._bury(rank)
         self.answers_in.close()
@@ -172,7 +170,7 @@ class Watch:
         if sentinel >= 0:
             self._poll.unregister(sentinel)
             wait_gone(sentinel)
-            os.close(sentinel)
+            kernel.close(sentinel)
         exitcode = self.exit_codes[rank] = collect()
         if self._board.states[rank] in (LEFT, FAILED):
             return
@@ -187,7 +185,7 @@ class Watch:
         for pid, sentinel, _ in self._there.values():
             with contextlib.suppress(ProcessLookupError):
                 if sentinel >= 0:  # a pid may be somebody else's by now
-                    signal.pidfd_send_signal(sentinel, number)
+                    kernel.signal_process(sentinel, pid, number)
                 else:
                     os.kill(pid, number)
 
