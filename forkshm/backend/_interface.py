@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from typing_extensions import Buffer
 
@@ -258,6 +258,13 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def open_process(self, pid: int) -> int:
         """Return an fd that becomes readable when the process ends."""
+
+    @abc.abstractmethod
+    def use_cpus(self, cpus: Collection[int]) -> frozenset[int]:
+        """Let this thread, and what it starts, run on these cores only; return those it may use now.
+
+        Those are fewer when the kernel does not let it have some of them, and it refuses when that is all.
+        """
 
     @abc.abstractmethod
     def start_time(self, pid: int) -> int:

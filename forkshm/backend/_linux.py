@@ -19,7 +19,7 @@ from forkshm.backend import _syscalls
 from forkshm.backend._interface import Access, Advice, Backend, Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
@@ -329,6 +329,10 @@ class LinuxBackend(Backend):
         except OSError as error:
             self._once_more(error)
             return os.pidfd_open(pid)
+
+    def use_cpus(self, cpus: Collection[int]) -> frozenset[int]:
+        os.sched_setaffinity(0, cpus)
+        return frozenset(os.sched_getaffinity(0))
 
     def start_time(self, pid: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as status:

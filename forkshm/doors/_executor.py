@@ -60,7 +60,8 @@ class Executor(concurrent.futures.Executor):
         initializer: Called once in each worker before its first task.
         initargs: Its arguments.
         max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
-        pool_options: ``born_shared``, ``task_timeout`` and ``retries``, as for `Pool`.
+        pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit`` and
+            ``cpu_ids``, as for `Pool`.
 
     Raises:
         ValueError: *max_workers* or *max_tasks_per_child* is less than 1.

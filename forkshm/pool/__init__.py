@@ -10,6 +10,7 @@ from forkshm.errors import RemoteTraceback
 from forkshm.pool._pool import Pool
 from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._worker_state import worker_state
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
@@ -24,6 +25,7 @@ __all__ = (
     "PoolStatistics",
     "RemoteTraceback",
     "ThreadPool",
+    "worker_state",
 )
 
 if not TYPE_CHECKING:

@@ -200,7 +200,7 @@ class Dispatcher:
         self._backlog: collections.deque[Task] = collections.deque()
         # Tasks taken from the backlog that are being pickled.
         self._in_hand = 0
-        self._sent: dict[int, Task] = {}
+        self._sent: dict[int, Task] = crew.sent
         self._sent_bytes = 0
         # Messages by the number of their first task, and how many of theirs are unanswered.
         self._open: dict[int, int] = {}
@@ -786,6 +786,7 @@ class Dispatcher:
 
     def _fail_all(self, error: BaseException) -> None:
         tasks = [*self._sent.values(), *self._backlog]
+        self._crew.given_up.update(self._sent)
         self._sent.clear()
         self._open.clear()
         self._sent_bytes = 0

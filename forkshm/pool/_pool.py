@@ -27,6 +27,7 @@ from forkshm import _multiprocess
 from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
+from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
 from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
@@ -86,14 +87,24 @@ class Pool:
             an answer, and not done again. What the task did elsewhere before its worker died (files, for
             example) it does twice. Meanwhile the copies of arguments are kept, and tiny tasks do not
             share messages.
+        worker_init: Called in each worker after *initializer*, without arguments. What it returns is the worker's
+            state, for the functions that it runs: see `forkshm.worker_state`. If it raises, the pool fails with
+            that exception.
+        worker_exit: Called with that state (None without *worker_init*) when a worker ends in order: after its last
+            task because of *maxtasksperchild* or `close`, and when the pool is terminated (as at the end of a
+            ``with`` block) while it is at no task. It has ten seconds for it, and one second when the pool is
+            terminated. What it raises is printed. Not called by a worker that is killed, or ended amid a task.
+        cpu_ids: The cores that workers may use: for each a number, or several; with fewer entries than
+            workers they are used in turn. A worker that replaces another has the same. Threads that a worker
+            starts use them, too. None for all that this process may use.
 
     Raises:
-        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0 or
-            *task_timeout* not more than 0.
+        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
+            *task_timeout* not more than 0, or *cpu_ids* names a core that this process may not use.
         MissingDependencyError: *born_shared*, and there is no NumPy.
         UnsupportedError: *born_shared*, and NumPy's hook cannot be used here: see
             `forkshm.shared_allocations`.
-        TypeError: *initializer* cannot be called.
+        TypeError: *initializer*, *worker_init* or *worker_exit* cannot be called.
         WorkerStartError: fork(2) was refused.
 
     Fork and threads:
@@ -119,6 +130,9 @@ class Pool:
         born_shared: bool = False,
         task_timeout: float | None = None,
         retries: int = 0,
+        worker_init: Callable[[], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        cpu_ids: Iterable[int | Iterable[int]] | None = None,
     ) -> None:
         if processes is None:
             processes = len(os.sched_getaffinity(0))
@@ -126,18 +140,34 @@ class Pool:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        for name, function in (
+            ("initializer", initializer),
+            ("worker_init", worker_init),
+            ("worker_exit", worker_exit),
+        ):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a callable, got {function!r}")
         if task_timeout is not None and not float(task_timeout) > 0:
             raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
         if operator.index(retries) < 0:
             raise ValueError(f"retries must be at least 0, got {retries!r}")
+        cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()
-        self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild, bool(born_shared))
+        self._crew = Crew(
+            processes,
+            make_process,
+            initializer,
+            tuple(initargs),
+            maxtasksperchild,
+            bool(born_shared),
+            worker_init,
+            worker_exit,
+            cpus,
+        )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
@@ -343,7 +373,7 @@ class Pool:
     def terminate(self) -> None:
         """End the workers now; what is open is answered with `PoolClosedError`.
 
-        Returns within about a second, whatever the workers do.
+        Returns within about a second, whatever the workers do; two where there is a *worker_exit*.
         """
         if self._state != "TERMINATE" and self._is_ours():
             self._state = "TERMINATE"

@@ -34,6 +34,7 @@ from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, begin, explain, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.pool._trace import Recorder
@@ -73,6 +74,11 @@ class Assignment:
     max_tasks: int | None
     #: Whether the arrays that it makes are born in its arena.
     born_shared: bool
+    #: Makes its state; and what gets that when it ends in order.
+    worker_init: Callable[[], object] | None
+    worker_exit: Callable[[Any], object] | None
+    #: The cores it may use; None for all.
+    cpus: frozenset[int] | None
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
@@ -86,6 +92,9 @@ def reduce_assignment(assignment: Assignment) -> Any:
         assignment.initargs,
         assignment.max_tasks,
         assignment.born_shared,
+        assignment.worker_init,
+        assignment.worker_exit,
+        assignment.cpus,
     )
 
 
@@ -114,6 +123,8 @@ def run_worker(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
+    if assignment.cpus is not None:
+        kernel.use_cpus(assignment.cpus)
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
@@ -144,6 +155,7 @@ class _Worker:
         self._state = 2 * assignment.slot
         self._initializer = assignment.initializer
         self._initargs = assignment.initargs
+        self._born = (assignment.worker_init, assignment.worker_exit)
         self._max_tasks = assignment.max_tasks
         # Functions by their parcel, and the one with large buffers by its group. The
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
@@ -164,12 +176,13 @@ class _Worker:
         self._traced = False
 
     def run(self) -> None:
-        if self._initializer is not None:
-            try:
+        try:
+            if self._initializer is not None:
                 self._initializer(*self._initargs)
-            except Exception as error:
-                self._send_error(Kind.INITIALIZER_FAILED, 0, error)
-                raise SystemExit(1) from None
+            worker_state.begin(*self._born)
+        except Exception as error:
+            self._send_error(Kind.INITIALIZER_FAILED, 0, error)
+            raise SystemExit(1) from None
         done = 0
         while self._max_tasks is None or done < self._max_tasks:
             received = self._next()
@@ -181,6 +194,7 @@ class _Worker:
             del received
             done += 1
         self._words[self._state] = IDLE
+        worker_state.leave()
 
     # -- taking -----------------------------------------------------------------------
 
