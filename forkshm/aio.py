@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, Self
 
-    from forkshm.pool import PoolStatistics
+    from forkshm.pool import PoolReport, PoolStatistics
     from forkshm.pool._results import Outcome
 
     P = ParamSpec("P")
@@ -139,6 +139,10 @@ class Pool:
         """Return what has been moved so far."""
         return self._pool.statistics()
 
+    def report(self) -> PoolReport:
+        """Return where the time went; see `forkshm.Pool.report`."""
+        return self._pool.report()
+
     async def __aenter__(self) -> Self:
         self._pool._dispatcher.check_accepting()
         return self
@@ -215,7 +219,7 @@ class Results(Generic[T]):
                 await self._came.wait()
                 continue
             self._taken += 1
-            success, value = outcome.open()
+            success, value = self._pump.pool._dispatcher.open(outcome)
             self._fill()
             if not success:
                 raise value

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, Self, Unpack
 
-    from forkshm.pool import Pool
+    from forkshm.pool import Pool, PoolReport
     from forkshm.pool._dispatch import Task
 
     P = ParamSpec("P")
@@ -290,6 +290,17 @@ class ParallelFunction(Generic[P, R]):
             settings,
         )
 
+    def report(self) -> PoolReport:
+        """Return where the time of the workers behind this function went; see `Pool.report`.
+
+        Raises:
+            RuntimeError: There are none: nothing was mapped yet, or they were closed.
+        """
+        executor = _executors.get(self._settings.pool_key())
+        if executor is None:
+            raise RuntimeError(f"{self!r} has no workers yet, or no more: map something")
+        return executor.pool.report()
+
     def close(self) -> None:
         """End the workers behind this function once they have done what was submitted.
 
@@ -454,7 +465,7 @@ def _arrivals(
         for _ in lengths:
             pool._dispatcher.drive(lambda: bool(job.arrived))
             position, outcome = job.arrived.popleft()
-            success, values = outcome.open()
+            success, values = pool._dispatcher.open(outcome)
             yield position, values if success else [_Raised(values)] * lengths[position]
             bar.update(lengths[position])
     finally:

@@ -18,6 +18,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
+from forkshm.pool._report import WorkerReport, worker_reports
 from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 
@@ -94,6 +95,7 @@ class Crew:
     ) -> None:
         self.size = size
         self.owner = os.getpid()
+        self.made_at = time.monotonic()
         self._make_process = make_process
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None or worker_init is not None
@@ -103,8 +105,11 @@ class Crew:
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
+        self._reports: tuple[WorkerReport, ...] = ()
         self.workers: list[Worker] = []
         self._by_sentinel: dict[int, Worker] = {}
+        #: The last one in each slot.
+        self.by_slot: dict[int, Worker] = {}
         self.started = 0
         self._open: list[Any] = []
         # Workers that are started later have more, and that does no harm.
@@ -175,7 +180,7 @@ class Crew:
             raise
         worker = Worker(slot, process, sentinel, process.pid or -1, process.name)
         self.workers.append(worker)
-        self._by_sentinel[sentinel] = worker
+        self._by_sentinel[sentinel] = self.by_slot[slot] = worker
         self.events.register(sentinel, select.POLLIN)
         self.started += 1
 
@@ -259,10 +264,17 @@ class Crew:
         # Of each worker the pidfd, and the two pipes with which multiprocess itself watches.
         return len(pipes) + 3 * len(self.workers)
 
+    def reports(self) -> tuple[WorkerReport, ...]:
+        """Return what each worker did with its time; of a stopped crew what was last known."""
+        if self._open:
+            self._reports = worker_reports(self)
+        return self._reports
+
     def stop(self) -> None:
         """End all workers and close everything. Stopping twice is allowed."""
         if os.getpid() != self.owner:
             return  # a forked child inherited this object; the workers are not its own
+        self._reports = self.reports()
         left = self.kill()
         for worker in list(self.workers):
             self.bury(worker)

@@ -191,7 +191,7 @@ class ApplyResult(Job, Generic[T]):
 
     def _unpickle(self) -> tuple[bool, Any]:
         outcome, self._outcome = self._outcome, None
-        return outcome.open() if outcome is not None else (True, None)
+        return self._dispatcher.open(outcome) if outcome is not None else (True, None)
 
     def is_answered(self) -> bool:
         """Whether the answer is there, without looking into the channel."""
@@ -267,7 +267,7 @@ class MapResult(ApplyResult["list[T]"]):
         values: list[T] = []
         for outcome in chunks:
             if outcome is not None:
-                success, value = outcome.open()
+                success, value = self._dispatcher.open(outcome)
                 if not success:
                     return False, value
                 values += value
@@ -354,7 +354,7 @@ class IMapIterator(Job, Generic[T]):
             if outcome is None:
                 continue  # another thread took it
             self._taken += 1
-            success, value = outcome.open()
+            success, value = self._dispatcher.open(outcome)
             if not success:
                 raise value.with_traceback(None)
             self._values.extend(value)
