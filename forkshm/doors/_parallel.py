@@ -18,9 +18,9 @@ from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.doors._executor import Executor
-from forkshm.doors._progress import open_bar
 from forkshm.errors import RemoteTraceback
 from forkshm.pickler import register_named
+from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import Job, Outcome
 from forkshm.pool._worker_state import at_worker_end
 from forkshm.region import Mode
@@ -275,7 +275,7 @@ class ParallelFunction(Generic[P, R]):
         pool = _executor_of(settings).pool
         tasks = _tasks(pool, self, items, settings, starred=False)
         lengths = [len(task.arguments) for task in tasks]
-        bar = open_bar(settings.progress, len(items), pool)
+        bar = open_bar(settings.progress, len(items), pool._dispatcher)
         pump = Pump(pool)
         try:
             answers = await pump.run(tasks, lambda position: bar.update(lengths[position]))
@@ -361,8 +361,7 @@ class ParallelFunction(Generic[P, R]):
                     return values
             else:
                 values = call(guard, iterable, settings.chunksize or 1)
-        total = len(cast("Any", iterable)) if hasattr(iterable, "__len__") else None
-        return _one_by_one(values, settings, total, pool)
+        return _one_by_one(values, settings, length_of(iterable), pool)
 
 
 def _found(module: str, qualname: str) -> Any:
@@ -458,7 +457,7 @@ def _arrivals(
     for task in tasks:
         task.job = job
     lengths = [len(task.arguments) for task in tasks]
-    bar = open_bar(settings.progress, len(items), pool)
+    bar = open_bar(settings.progress, len(items), pool._dispatcher)
     try:
         if tasks:
             pool._dispatcher.submit(tasks, waited_for=True)
@@ -502,7 +501,7 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
             yield value
             bar.update(1)
 
-    bar = open_bar(settings.progress, total, pool)
+    bar = open_bar(settings.progress, total, None if pool is None else pool._dispatcher)
     try:
         yield from _as_wanted(guarded(), settings)
     finally:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
@@ -30,6 +31,7 @@ from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
+from forkshm.pool._progress import length_of, no_bar, open_bar
 from forkshm.pool._report import PoolReport
 from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
 from forkshm.pool._statistics import PoolStatistics
@@ -223,18 +225,31 @@ class Pool:
         self._submit_async([self._call(func, args, kwds, result)], result)
         return result
 
-    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+    def map(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
+    ) -> list[T]:
         """Return ``[func(item) for item in iterable]``, computed by the workers.
 
         Args:
             func: Called with each item.
             iterable: Taken whole before the first task is sent.
             chunksize: Items in one task; by default such that each worker gets about four.
+            progress: Show a bar: True or ``"tqdm"``, which is at home in terminals and notebooks, or ``"rich"``. It
+                says how many items are done, how fast, how long the rest will take, and how many bytes were copied
+                and shared.
+
+        Raises:
+            MissingDependencyError: The library of *progress* is not installed.
+            PoolClosedError: The pool was closed or terminated.
+            WorkerDiedError: A worker died while running one of them.
+            Exception: The first that *func* raised.
         """
-        result, tasks = self._map(Kind.MAP, func, iterable, chunksize)
-        if tasks:
-            self._dispatcher.submit(tasks, waited_for=True)
-        return result.get()
+        return self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
     def map_async(
         self,
@@ -243,20 +258,24 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool | str = False,
     ) -> MapResult[T]:
         """Like `map`, but return at once with an `AsyncResult`."""
-        result, tasks = self._map(Kind.MAP, func, iterable, chunksize, callback, error_callback)
+        result, tasks = self._map(Kind.MAP, func, iterable, chunksize, callback, error_callback, progress)
         self._submit_async(tasks, result)
         return result
 
     def starmap(
-        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
     ) -> list[T]:
-        """Return ``[func(*item) for item in iterable]``, computed by the workers."""
-        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize)
-        if tasks:
-            self._dispatcher.submit(tasks, waited_for=True)
-        return result.get()
+        """Return ``[func(*item) for item in iterable]``, computed by the workers; else as `map`."""
+        return self._whole(Kind.STARMAP, func, iterable, chunksize, progress)
 
     def starmap_async(
         self,
@@ -265,27 +284,60 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool | str = False,
     ) -> MapResult[T]:
         """Like `starmap`, but return at once with an `AsyncResult`."""
-        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize, callback, error_callback)
+        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize, callback, error_callback, progress)
         self._submit_async(tasks, result)
         return result
 
-    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator[T]:
+    def imap(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
+    ) -> IMapIterator[T]:
         """Return an iterator over the results, in order, that takes input as it is needed.
 
         At most four chunks for each worker are on their way, or answered and not yet
-        taken from the iterator.
+        taken from the iterator. The bar of *progress* (see `map`) goes on as they are taken.
         """
-        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize)
+        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
         return job
 
     def imap_unordered(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
     ) -> IMapUnorderedIterator[T]:
         """Like `imap`, but in the order in which results come."""
-        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize, progress)
         return job
+
+    def _whole(
+        self,
+        kind: Kind,
+        func: Callable[..., T],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        progress: bool | str,
+    ) -> list[T]:
+        result, tasks = self._map(kind, func, iterable, chunksize)
+        bar = open_bar(progress, result.items, self._dispatcher) if progress else no_bar
+        try:
+            if tasks:
+                self._dispatcher.submit(tasks, waited_for=True)
+            if progress:
+                result.show(bar)
+            return result.get()
+        finally:
+            bar.close()
 
     def _call(
         self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]
@@ -302,6 +354,7 @@ class Pool:
         chunksize: int | None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        progress: bool | str = False,
     ) -> tuple[MapResult[T], list[Task]]:
         self._dispatcher.check_accepting()
         items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
@@ -317,8 +370,9 @@ class Pool:
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
-        result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback)
-        result.chunksize = chunksize
+        bar = open_bar(progress, len(items), self._dispatcher) if progress else None
+        result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback, bar)
+        result.chunksize, result.items = chunksize, len(items)
         retries = self._dispatcher.retries
         # What may be sent again is kept as it was sent, and so goes alone.
         batched = self._crew.max_tasks is None and not retries
@@ -327,7 +381,9 @@ class Pool:
             for position, chunk in enumerate(chunks)
         ]
 
-    def _imap(self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int) -> Any:
+    def _imap(
+        self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int, progress: bool | str
+    ) -> Any:
         self._dispatcher.check_accepting()
         _check_chunksize(chunksize)
         function = Function(self._dispatcher, func, for_many=True)
@@ -349,6 +405,10 @@ class Pool:
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
         job.chunksize = chunksize
         job.keeps = self
+        if progress:
+            bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
+            # For who stops early; a bar may have a thread.
+            weakref.finalize(job, bar.close)
         job.fill(_IMAP_WINDOW * self._crew.size)
         self._imaps = [other for other in self._imaps if not other.is_done()]
         self._imaps.append(job)
@@ -357,7 +417,11 @@ class Pool:
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
             result.keeps = self
-            self._dispatcher.submit(tasks, waited_for=False)
+            try:
+                self._dispatcher.submit(tasks, waited_for=False)
+            except BaseException:
+                result.close_bar()
+                raise
             if result.wants_callback:
                 self._dispatcher.start_helper()
 
