@@ -9,14 +9,11 @@ Where pymp is missing, ours are printed alone.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
+from _pairs import Pair, check, compare
 
 import forkshm
 
@@ -26,21 +23,7 @@ except ImportError:
     pymp = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    ours: Callable[[], None]
-    peer: Callable[[], None]
-
-
-def check(happened: object) -> None:
-    if not happened:
-        raise SystemExit("a benchmark got a wrong answer")
-
-
-def rows(workers: int, steps: int, side: int) -> list[Row]:
+def rows(workers: int, steps: int, side: int) -> list[Pair]:
     ours = forkshm.zeros(steps)
     plate = [forkshm.zeros((side, side)) for _ in range(2)]
     if pymp is not None:
@@ -136,20 +119,17 @@ def rows(workers: int, steps: int, side: int) -> list[Row]:
                 sweep(their_plate, number, p.range(side - 2))
         check(their_plate[0][side // 2, side // 2] == 2**sweeps - 1 or side < 2 * sweeps)
 
+    def pair(name: str, mine: Callable[[], None], peers: Callable[[], None]) -> Pair:
+        return Pair(name, mine, None if pymp is None else peers)
+
     return [
-        Row("start and end a team", start_ours, start_peer),
-        Row(f"{steps:,} steps, static", static_ours, static_peer),
-        Row(f"{steps:,} steps, dynamic", dynamic_ours, dynamic_peer),
-        Row(f"{steps:,} elements of a list", iterate_ours, iterate_peer),
-        Row(f"{steps:,} steps with the lock", lock_ours, lock_peer),
-        Row(f"{sweeps} sweeps over {side} x {side} points", jacobi_ours, jacobi_peer),
+        pair("start and end a team", start_ours, start_peer),
+        pair(f"{steps:,} steps, static", static_ours, static_peer),
+        pair(f"{steps:,} steps, dynamic", dynamic_ours, dynamic_peer),
+        pair(f"{steps:,} elements of a list", iterate_ours, iterate_peer),
+        pair(f"{steps:,} steps with the lock", lock_ours, lock_peer),
+        pair(f"{sweeps} sweeps over {side} x {side} points", jacobi_ours, jacobi_peer),
     ]
-
-
-def seconds(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def main() -> int:
@@ -159,25 +139,7 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=500, help="of the plate that is swept over")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {len(os.sched_getaffinity(0))} cores")
-    print(f"{options.workers} processes; medians of {options.rounds} rounds")
-    print(f"{'':34} {'forkshm':>11} {'pymp':>11} {'ratio':>7}")
-    slower = 0
-    for row in rows(options.workers, options.steps, options.side):
-        ours, peers = [], []
-        for _ in range(options.rounds):
-            ours.append(seconds(row.ours))
-            if pymp is not None:
-                peers.append(seconds(row.peer))
-        mine = statistics.median(ours) * 1e3
-        if not peers:
-            print(f"{row.name:34} {mine:8.2f} ms {'missing':>11}")
-            continue
-        theirs = statistics.median(peers) * 1e3
-        slower += mine > theirs
-        verdict = "ok" if mine <= theirs else "SLOWER"
-        print(f"{row.name:34} {mine:8.2f} ms {theirs:8.2f} ms {mine / theirs:6.2f}x  {verdict}", flush=True)
-    return 1 if slower else 0
+    return compare(rows(options.workers, options.steps, options.side), "pymp", options.rounds)
 
 
 if __name__ == "__main__":

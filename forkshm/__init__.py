@@ -100,7 +100,7 @@ from forkshm.errors import (
     WorkerStartError,
 )
 from forkshm.pickler import view
-from forkshm.pool import AsyncResult, Pool, PoolStatistics
+from forkshm.pool import AsyncResult, Pool, PoolReport, PoolStatistics, worker_state
 from forkshm.region import (
     Advice,
     Creation,
@@ -192,6 +192,7 @@ __all__ = (
     "Pointer",
     "Pool",
     "PoolClosedError",
+    "PoolReport",
     "PoolStatistics",
     "Process",
     "ProcessError",
@@ -278,6 +279,7 @@ __all__ = (
     "unpatch",
     "view",
     "worker",
+    "worker_state",
     "zeros",
     "zeros_like",
 )

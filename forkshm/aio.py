@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from forkshm import pool as _pool
 from forkshm.channel import Kind
 from forkshm.doors._pump import Pump, PumpJob
 from forkshm.pool._dispatch import Function, Task
+from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import chunked
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, Self
 
-    from forkshm.pool import PoolStatistics
+    from forkshm.pool import PoolReport, PoolStatistics
     from forkshm.pool._results import Outcome
 
     P = ParamSpec("P")
@@ -95,39 +97,72 @@ class Pool:
             return cast("T", value)
         raise value
 
-    async def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+    async def map(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
+    ) -> list[T]:
         """Return ``[func(item) for item in iterable]``, computed by the workers; see `forkshm.Pool.map`."""
-        return await self._whole(Kind.MAP, func, iterable, chunksize)
+        return await self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
     async def starmap(
-        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
     ) -> list[T]:
         """Return ``[func(*item) for item in iterable]``, computed by the workers."""
-        return await self._whole(Kind.STARMAP, func, iterable, chunksize)
+        return await self._whole(Kind.STARMAP, func, iterable, chunksize, progress)
 
     async def _whole(
-        self, kind: Kind, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None
+        self, kind: Kind, func: Callable[..., T], iterable: Iterable[Any], chunksize: int | None, progress: bool | str
     ) -> list[T]:
-        _, tasks = self._pool._map(kind, func, iterable, chunksize)
+        result, tasks = self._pool._map(kind, func, iterable, chunksize)
         for task in tasks:
             task.batched = False  # so that each can be cancelled by itself
         values: list[T] = []
-        for success, value in await self._running_pump().run(tasks):
+        lengths = [len(task.arguments) for task in tasks]
+        pump = self._running_pump()
+        bar = open_bar(progress, result.items, self._pool._dispatcher)
+        try:
+            answers = await pump.run(tasks, lambda position: bar.update(lengths[position]))
+        finally:
+            bar.close()
+        for success, value in answers:
             if not success:
                 raise value
             values += value
         return values
 
-    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Results[T]:
+    def imap(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
+    ) -> Results[T]:
         """Return an asynchronous iterator over the results, in order, that takes input as it is needed.
 
         At most four chunks for each worker are on their way, or answered and not yet taken.
         """
-        return Results(self._running_pump(), func, iterable, chunksize, ordered=True)
+        return Results(self._running_pump(), func, iterable, chunksize, ordered=True, progress=progress)
 
-    def imap_unordered(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> Results[T]:
+    def imap_unordered(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
+    ) -> Results[T]:
         """Like `imap`, but in the order in which results come."""
-        return Results(self._running_pump(), func, iterable, chunksize, ordered=False)
+        return Results(self._running_pump(), func, iterable, chunksize, ordered=False, progress=progress)
 
     def terminate(self) -> None:
         """End the workers now; what is awaited raises `PoolClosedError`."""
@@ -138,6 +173,10 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """Return what has been moved so far."""
         return self._pool.statistics()
+
+    def report(self) -> PoolReport:
+        """Return where the time went; see `forkshm.Pool.report`."""
+        return self._pool.report()
 
     async def __aenter__(self) -> Self:
         self._pool._dispatcher.check_accepting()
@@ -158,7 +197,14 @@ class Results(Generic[T]):
     """
 
     def __init__(
-        self, pump: Pump, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int, *, ordered: bool
+        self,
+        pump: Pump,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int,
+        *,
+        ordered: bool,
+        progress: bool | str = False,
     ) -> None:
         pump.pool._dispatcher.check_accepting()
         if chunksize < 1:
@@ -176,6 +222,10 @@ class Results(Generic[T]):
         self._outcomes: dict[int, Outcome] = {}
         self._values: collections.deque[T] = collections.deque()
         self._came = asyncio.Event()
+        self._bar = open_bar(progress, length_of(iterable), pump.pool._dispatcher)
+        if progress:
+            # For who stops early; a bar may have a thread.
+            weakref.finalize(self, self._bar.close)
         self._fill()
 
     def _fill(self) -> None:
@@ -207,6 +257,7 @@ class Results(Generic[T]):
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
                     raise error
+                self._bar.close()
                 raise StopAsyncIteration
             position = self._taken if self._ordered else next(iter(self._outcomes), -1)
             outcome = self._outcomes.pop(position, None)
@@ -215,15 +266,18 @@ class Results(Generic[T]):
                 await self._came.wait()
                 continue
             self._taken += 1
-            success, value = outcome.open()
+            success, value = self._pump.pool._dispatcher.open(outcome)
             self._fill()
             if not success:
+                self._bar.update(self._job.chunksize)
                 raise value
             self._values.extend(value)
+        self._bar.update(1)
         return self._values.popleft()
 
     async def aclose(self) -> None:
         """Take no more input, and stop what is on its way."""
+        self._bar.close()
         self._exhausted = True
         self._input_error = None
         self._submitted = self._taken

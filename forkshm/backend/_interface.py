@@ -6,8 +6,10 @@ import abc
 import enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from forkshm.errors import UnsupportedError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
@@ -536,6 +538,19 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def usable_cores(self) -> int:
         """Return how many cores this process may use."""
+
+    def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
+        """Let this thread, and what it starts, run on these cores only; return those it may use now.
+
+        Those are fewer when the kernel does not let it have some of them, and it refuses when that is all.
+        With None nothing changes.
+
+        Raises:
+            UnsupportedError: This system chooses itself.
+        """
+        raise UnsupportedError(
+            "cpu_ids: this system does not let a process choose its cores; leave it out", capability="cpu affinity"
+        )
 
     @abc.abstractmethod
     def start_time(self, pid: int) -> int:

@@ -23,7 +23,7 @@ from forkshm.backend import _buffers, _syscalls
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractContextManager
 
     from forkshm.backend._interface import Callee, Poller
@@ -436,6 +436,11 @@ class LinuxBackend(Backend):
 
     def usable_cores(self) -> int:
         return len(os.sched_getaffinity(0))
+
+    def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        return frozenset(os.sched_getaffinity(0))
 
     def start_time(self, pid: int) -> int:
         return int(_status(pid)[19])

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from forkshm.backend import kernel
 from forkshm.context import get_context
-from forkshm.doors._progress import Bar, no_bar, open_bar
 from forkshm.errors import PoolClosedError
 from forkshm.pool import Pool
+from forkshm.pool._progress import Bar, no_bar, open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +61,8 @@ class Executor(concurrent.futures.Executor):
         initializer: Called once in each worker before its first task.
         initargs: Its arguments.
         max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
-        pool_options: ``born_shared``, ``task_timeout`` and ``retries``, as for `Pool`.
+        pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit`` and
+            ``cpu_ids``, as for `Pool`.
 
     Raises:
         ValueError: *max_workers* or *max_tasks_per_child* is less than 1.
@@ -171,7 +172,9 @@ class Executor(concurrent.futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
         whole = None if buffersize is not None else list(zip(*iterables, strict=False))
-        bar = open_bar(progress, None if whole is None else len(whole)) if progress else no_bar
+        bar: Bar = no_bar
+        if progress:
+            bar = open_bar(progress, None if whole is None else len(whole), self.pool._dispatcher)
         items = iter(zip(*iterables, strict=False) if whole is None else whole)
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         first = chunks if buffersize is None else itertools.islice(chunks, buffersize)

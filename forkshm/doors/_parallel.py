@@ -19,10 +19,11 @@ from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.doors._executor import Executor
-from forkshm.doors._progress import open_bar
 from forkshm.errors import RemoteTraceback
 from forkshm.pickler import register_named
+from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import Job, Outcome
+from forkshm.pool._worker_state import at_worker_end
 from forkshm.region import Mode
 from forkshm.region._table import mapping_at
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec, Self, Unpack
 
-    from forkshm.pool import Pool
+    from forkshm.pool import Pool, PoolReport
     from forkshm.pool._dispatch import Task
 
     P = ParamSpec("P")
@@ -72,6 +73,8 @@ class _Settings:
     chunksize: int | None = None
     progress: bool | str = False
     worker_state: Callable[[], object] | None = None
+    worker_exit: Callable[[Any], object] | None = None
+    cpu_ids: Any = None
     ordered: bool = True
     out: Any = None
     on_error: str = "raise"
@@ -85,12 +88,15 @@ class _Settings:
             raise ValueError(f"chunksize must be at least 1, got {self.chunksize}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.worker_exit is not None and self.worker_state is None:
+            raise ValueError("worker_exit gets what worker_state returned, and there is no worker_state")
         if self.out is not None and self.on_error == "return":
             raise ValueError("on_error='return' gives exceptions back, and out has no room for them: use 'skip'")
 
     def pool_key(self) -> Any:
         """What functions have in common that share their workers."""
-        return self.workers, self.start_method, self.initializer, self.timeout, self.retries
+        cpus = None if self.cpu_ids is None else tuple(map(str, self.cpu_ids))
+        return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus
 
 
 # -- the workers behind the functions ---------------------------------------------------------
@@ -116,7 +122,7 @@ def _executor_of(settings: _Settings) -> Executor:
         else:
             return executor
     # Passed on only if given.
-    given = {"task_timeout": settings.timeout, "retries": settings.retries}
+    given = {"task_timeout": settings.timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     context = None
     if settings.start_method is not None:
@@ -138,8 +144,8 @@ class ParallelFunction(Generic[P, R]):
 
     Every call of a map-like method takes ``chunksize``, ``progress``, ``ordered`` and ``on_error`` in place of the
     decorator's. The workers start with the first call that needs them, are used again by later ones, and by every
-    function with equal ``workers``, ``start_method``, ``initializer``, ``timeout`` and ``retries``, and end with the
-    program, or with `close`.
+    function with equal ``workers``, ``start_method``, ``initializer``, ``timeout``, ``retries`` and ``cpu_ids``, and
+    end with the program, or with `close`.
 
     Fork and threads:
         Any thread may call it. A forked child has workers of its own, from its first call on. In a worker of a pool a
@@ -191,7 +197,9 @@ class ParallelFunction(Generic[P, R]):
         if self._settings.worker_state is None:
             raise AttributeError(f"{self!r} has no state: decorate it with worker_state=")
         if self._token not in _states:
-            _states[self._token] = self._settings.worker_state()
+            state = _states[self._token] = self._settings.worker_state()
+            if self._settings.worker_exit is not None:
+                at_worker_end(self._settings.worker_exit, state)
         return _states[self._token]
 
     # -- calls --------------------------------------------------------------------------------
@@ -268,7 +276,7 @@ class ParallelFunction(Generic[P, R]):
         pool = _executor_of(settings).pool
         tasks = _tasks(pool, self, items, settings, starred=False)
         lengths = [len(task.arguments) for task in tasks]
-        bar = open_bar(settings.progress, len(items), pool)
+        bar = open_bar(settings.progress, len(items), pool._dispatcher)
         pump = Pump(pool)
         try:
             answers = await pump.run(tasks, lambda position: bar.update(lengths[position]))
@@ -282,6 +290,17 @@ class ParallelFunction(Generic[P, R]):
             ),
             settings,
         )
+
+    def report(self) -> PoolReport:
+        """Return where the time of the workers behind this function went; see `Pool.report`.
+
+        Raises:
+            RuntimeError: There are none: nothing was mapped yet, or they were closed.
+        """
+        executor = _executors.get(self._settings.pool_key())
+        if executor is None:
+            raise RuntimeError(f"{self!r} has no workers yet, or no more: map something")
+        return executor.pool.report()
 
     def close(self) -> None:
         """End the workers behind this function once they have done what was submitted.
@@ -343,8 +362,7 @@ class ParallelFunction(Generic[P, R]):
                     return values
             else:
                 values = call(guard, iterable, settings.chunksize or 1)
-        total = len(cast("Any", iterable)) if hasattr(iterable, "__len__") else None
-        return _one_by_one(values, settings, total, pool)
+        return _one_by_one(values, settings, length_of(iterable), pool)
 
 
 def _found(module: str, qualname: str) -> Any:
@@ -440,14 +458,14 @@ def _arrivals(
     for task in tasks:
         task.job = job
     lengths = [len(task.arguments) for task in tasks]
-    bar = open_bar(settings.progress, len(items), pool)
+    bar = open_bar(settings.progress, len(items), pool._dispatcher)
     try:
         if tasks:
             pool._dispatcher.submit(tasks, waited_for=True)
         for _ in lengths:
             pool._dispatcher.drive(lambda: bool(job.arrived))
             position, outcome = job.arrived.popleft()
-            success, values = outcome.open()
+            success, values = pool._dispatcher.open(outcome)
             yield position, values if success else [_Raised(values)] * lengths[position]
             bar.update(lengths[position])
     finally:
@@ -484,7 +502,7 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
             yield value
             bar.update(1)
 
-    bar = open_bar(settings.progress, total, pool)
+    bar = open_bar(settings.progress, total, None if pool is None else pool._dispatcher)
     try:
         yield from _as_wanted(guarded(), settings)
     finally:
@@ -519,7 +537,9 @@ def parallel(
     timeout: float | None = None,
     retries: int | None = None,
     initializer: Callable[[], object] | None = None,
-    worker_state: Callable[[], object] | None = None,
+    worker_state: Callable[[], S] | None = None,
+    worker_exit: Callable[[S], object] | None = None,
+    cpu_ids: Sequence[int | Sequence[int]] | None = None,
     ordered: bool = True,
     out: Any = None,
     on_error: str = "raise",
@@ -546,6 +566,9 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
         initializer: Called in each worker before its first task.
         worker_state: Called once in each process that asks for ``function.state``, which is what it returned: a
             connection, a model, a cache.
+        worker_exit: Called with what *worker_state* returned, when a process that asked for it ends in order; see
+            `Pool`.
+        cpu_ids: The cores that workers may use; see `Pool`.
         ordered: False for results in the order in which they come.
         out: An array in shared memory that ``map`` and ``starmap`` fill; see `ParallelFunction.map`.
         on_error: ``"raise"`` the first exception, ``"return"`` exceptions in place of results, ``"skip"`` what failed.

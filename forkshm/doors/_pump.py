@@ -105,7 +105,7 @@ class Pump:
         answers: dict[int, tuple[bool, Any]] = {}
 
         def take(position: int, outcome: Outcome) -> None:
-            answers[position] = outcome.open()
+            answers[position] = self._dispatcher.open(outcome)
             each(position)
             if len(answers) == len(tasks) and not done.done():
                 done.set_result(None)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from forkshm import _multiprocess
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._pool import Pool
+from forkshm.pool._report import PoolReport, SlowTask, WorkerReport
 from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._worker_state import worker_state
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
@@ -21,9 +23,13 @@ __all__ = (
     "IMapUnorderedIterator",
     "MapResult",
     "Pool",
+    "PoolReport",
     "PoolStatistics",
     "RemoteTraceback",
+    "SlowTask",
     "ThreadPool",
+    "WorkerReport",
+    "worker_state",
 )
 
 if not TYPE_CHECKING:

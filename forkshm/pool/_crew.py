@@ -16,11 +16,12 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
-from forkshm.pool._status import Status
+from forkshm.pool._report import WorkerReport, worker_reports
+from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from forkshm._multiprocess import process
 
@@ -31,6 +32,8 @@ _GRACE_SECONDS = 1.0
 #: And after SIGKILL: a process in the middle of a system call that cannot be interrupted
 #: (a file server that does not answer, a broken disk) takes as long as that does.
 _LAST_SECONDS = 5.0
+#: How often one that may leave in order is looked at.
+_LOOK_SECONDS = 0.01
 #: How long workers may take to leave once a closed pool has answered all: for the rest of
 #: their finalizers and threads.
 _FAREWELL_SECONDS = 10.0
@@ -83,16 +86,29 @@ class Crew:
         initargs: tuple[Any, ...],
         max_tasks: int | None,
         born_shared: bool,
+        worker_init: Callable[[], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        cpu_ids: Sequence[frozenset[int]] = (),
     ) -> None:
         self.size = size
         self.owner = os.getpid()
+        self.made_at = time.monotonic()
         self._make_process = make_process
         self.max_tasks = max_tasks
-        self.has_initializer = initializer is not None
-        self._birth = (initializer, initargs, max_tasks, born_shared)
-        self._names_of_parts = {"initializer": initializer, "initargs": initargs}
+        self.has_initializer = initializer is not None or worker_init is not None
+        self._birth = (initializer, initargs, max_tasks, born_shared, worker_init, worker_exit)
+        self._has_exit = worker_exit is not None
+        self._cpu_ids = cpu_ids
+        #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
+        self.sent: dict[int, Any] = {}
+        self.given_up: set[int] = set()
+        self._reports: tuple[WorkerReport, ...] = ()
+        functions = {"worker_init": worker_init, "worker_exit": worker_exit}
+        self._names_of_parts = {"initializer": initializer, "initargs": initargs, **functions}
         self.workers: list[Worker] = []
         self._by_sentinel: dict[int, Worker] = {}
+        #: The last one in each slot.
+        self.by_slot: dict[int, Worker] = {}
         self.started = 0
         self._open: list[Any] = []
         # Workers that are started later have more, and that does no harm.
@@ -134,6 +150,7 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         self.status.reset(slot)
+        cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         with contextlib.ExitStack() as copies:
             try:
                 tasks = copies.enter_context(contextlib.closing(self._tasks_end.duplicate()))
@@ -142,7 +159,7 @@ class Crew:
                 copies.callback(kernel.close, lifeline)
                 bell = kernel.duplicate(self._bell_end.fd)
                 copies.callback(kernel.close, bell)
-                assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth)
+                assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus)
                 process = self._make_process(target=run_worker, args=(assignment,))
                 process.name = process.name.replace("Process", "PoolWorker")
                 process.daemon = True
@@ -162,7 +179,7 @@ class Crew:
             raise
         worker = Worker(slot, process, sentinel, process.pid or -1, process.name)
         self.workers.append(worker)
-        self._by_sentinel[sentinel] = worker
+        self._by_sentinel[sentinel] = self.by_slot[slot] = worker
         self.events.register(sentinel, kernel.READABLE)
         self.started += 1
 
@@ -206,8 +223,32 @@ class Crew:
         """Let the workers of a closed pool leave, for a bounded time."""
         _still_there(self.workers, _FAREWELL_SECONDS)
 
+    def _let_go(self) -> None:
+        """Let the workers that are at no task end in order, within a second; what lies in the queue is not begun."""
+        self.dismiss()
+        with contextlib.suppress(BlockingIOError, ChannelClosedError):
+            while (received := self._tasks_end.receive_nowait()) is not None:
+                for fd in received.fds:
+                    kernel.close(fd)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        leaving = self.workers
+        while leaving and (left := deadline - time.monotonic()) > 0:
+            # One that is claiming may have taken the last task from the queue, and says so then.
+            leaving = [worker for worker in leaving if not self._is_busy(worker)]
+            leaving = _still_there(leaving, min(left, _LOOK_SECONDS))
+
+    def _is_busy(self, worker: Worker) -> bool:
+        # What it says it is at it may have answered.
+        state = self.status.state(worker.slot)
+        return state == STARTING or state in self.sent or state in self.given_up
+
     def kill(self) -> list[Worker]:
-        """End all workers: SIGTERM, a second's grace, SIGKILL; return those that live on all the same."""
+        """End all workers: SIGTERM, a second's grace, SIGKILL; return those that live on all the same.
+
+        Where there is a *worker_exit*, those that are at no task may call it before.
+        """
+        if self._has_exit and self.started:
+            self._let_go()
         for worker in self.workers:
             _signal(worker, kernel.SIGTERM)
         left = _still_there(self.workers, _GRACE_SECONDS)
@@ -221,10 +262,17 @@ class Crew:
         # Of each worker the pidfd, and the two pipes with which multiprocess itself watches.
         return len(pipes) + 3 * len(self.workers)
 
+    def reports(self) -> tuple[WorkerReport, ...]:
+        """Return what each worker did with its time; of a stopped crew what was last known."""
+        if self._open:
+            self._reports = worker_reports(self)
+        return self._reports
+
     def stop(self) -> None:
         """End all workers and close everything. Stopping twice is allowed."""
         if os.getpid() != self.owner:
             return  # a forked child inherited this object; the workers are not its own
+        self._reports = self.reports()
         left = self.kill()
         for worker in list(self.workers):
             self.bury(worker)

@@ -10,7 +10,9 @@ from forkshm.channel import Kind
 if TYPE_CHECKING:
     from forkshm.pool._dispatch import Task
 
-__all__ = ("describe", "describe_task", "index_of", "name_of", "names_of_arguments")
+__all__ = ("brief", "describe", "describe_task", "index_of", "name_of", "names_of_arguments")
+
+_PLAIN = (bool, bytes, complex, float, int, str, type(None))
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -33,6 +35,22 @@ def describe_task(task: Task, item: int | None) -> str:
     if item is not None and item < len(items):
         return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}{_place(task, item)}"
     return f"{name} over a chunk of {len(items)} items{_place(task, None)}"
+
+
+def brief(task: Task) -> str:
+    """As `describe_task`, but of the user's own code nothing runs."""
+    if task.kind is not Kind.CALL:
+        return describe_task(task, None)
+    args, kwargs = task.arguments
+    parts = [_brief(value) for value in args] + [f"{key}={_brief(value)}" for key, value in kwargs.items()]
+    return f"{name_of(task.function.function)}({', '.join(parts)})"
+
+
+def _brief(value: Any) -> str:
+    kind = type(value)
+    if kind in _PLAIN or kind.__module__ == "numpy":
+        return describe(value)
+    return f"{kind.__name__} of {len(value):,}" if kind in (list, tuple, dict, set) else kind.__name__
 
 
 def index_of(task: Task, item: int | None) -> int | None:

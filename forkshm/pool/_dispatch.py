@@ -32,8 +32,9 @@ from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
 from forkshm.pickler import Parcel, Repeats, crosses_by_name, explain, mark, pack
-from forkshm.pool._describe import describe_task, index_of, name_of, names_of_arguments
+from forkshm.pool._describe import brief, describe_task, index_of, name_of, names_of_arguments
 from forkshm.pool._oom import OomKills
+from forkshm.pool._report import PoolReport, SlowTasks, hints_of
 from forkshm.pool._results import Outcome
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
@@ -200,7 +201,7 @@ class Dispatcher:
         self._backlog: collections.deque[Task] = collections.deque()
         # Tasks taken from the backlog that are being pickled.
         self._in_hand = 0
-        self._sent: dict[int, Task] = {}
+        self._sent: dict[int, Task] = crew.sent
         self._sent_bytes = 0
         # Messages by the number of their first task, and how many of theirs are unanswered.
         self._open: dict[int, int] = {}
@@ -223,6 +224,10 @@ class Dispatcher:
         self._messages = 0
         self._bytes_copied = 0
         self._bytes_shared = 0
+        # See `report`.
+        self._packing_ns = 0
+        self._unpacking_ns = 0
+        self._slow = SlowTasks()
 
     # -- submitting -------------------------------------------------------------------
 
@@ -304,16 +309,18 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            began = time.monotonic_ns() if self.trace is not None else 0
+            began = time.monotonic_ns()
             if ledger.watches:
                 with task.function.acting("sent to"):
                     parcel, function = self._parcels(task)
             else:
                 parcel, function = self._parcels(task)
             task.copied = parcel.copied
+            took = time.monotonic_ns() - began
             if (trace := self.trace) is not None:
                 trace.note("pickling", began, {"function": name_of(task.function.function)})
             with self._lock:
+                self._packing_ns += took
                 first = task.position == 0
                 self._bytes_copied += parcel.copied + (function.copied if first else 0)
                 self._bytes_shared += parcel.shared + (function.shared if first else 0)
@@ -389,6 +396,7 @@ class Dispatcher:
             kind = first.kind
         else:
             kind = Kind.BATCH
+            began = time.monotonic_ns()
             with first.function.acting("sent to"):
                 first.parcel = pack(
                     (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
@@ -396,6 +404,8 @@ class Dispatcher:
                     repeats=first.function.repeats,
                 )
             first.copied = first.parcel.copied
+            took = time.monotonic_ns() - began
+            self._packing_ns += took
         parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
@@ -589,6 +599,8 @@ class Dispatcher:
                 task = self._take_sent(number)
                 if task is not None:
                     task.job.pace.note(nanoseconds, len(received.data))
+                    if nanoseconds > self._slow.floor:
+                        self._slow.note(nanoseconds, brief(task))
                     if (trace := self.trace) is not None:
                         trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                     self._finish(task, outcome)
@@ -601,6 +613,8 @@ class Dispatcher:
                     task = self._take_sent(number)
                     if task is not None:  # or it was found in the outbox of a dead worker already
                         task.job.pace.note(nanoseconds, len(parcel))
+                        if nanoseconds > self._slow.floor:
+                            self._slow.note(nanoseconds, brief(task))
                         self._finish(task, Outcome(parcel=parcel), notify=False)
         except struct.error:
             self._pass_over_garbage(None)
@@ -791,6 +805,7 @@ class Dispatcher:
 
     def _fail_all(self, error: BaseException) -> None:
         tasks = [*self._sent.values(), *self._backlog]
+        self._crew.given_up.update(self._sent)
         self._sent.clear()
         self._open.clear()
         self._sent_bytes = 0
@@ -814,6 +829,28 @@ class Dispatcher:
             bytes_shared=self._bytes_shared,
             workers_replaced=self._crew.started - self._crew.size,
         )
+
+    def open(self, outcome: Outcome) -> tuple[bool, Any]:
+        """Unpickle an answer."""
+        began = time.monotonic_ns()
+        try:
+            return outcome.open()
+        finally:
+            took = time.monotonic_ns() - began
+            self._unpacking_ns += took
+
+    def report(self) -> PoolReport:
+        """Return where the time went."""
+        report = PoolReport(
+            seconds=time.monotonic() - self._crew.made_at,
+            workers=self._crew.reports(),
+            slowest=self._slow.slowest(),
+            packing=self._packing_ns / 1e9,
+            unpacking=self._unpacking_ns / 1e9,
+            statistics=self.statistics(),
+            hints=(),
+        )
+        return dataclasses.replace(report, hints=hints_of(report))
 
     # -- the helper -------------------------------------------------------------------
 

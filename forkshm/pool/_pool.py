@@ -21,6 +21,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
@@ -28,8 +29,11 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
+from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher, Function, Task
+from forkshm.pool._progress import length_of, no_bar, open_bar
+from forkshm.pool._report import PoolReport
 from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._trace import Trace
@@ -87,14 +91,24 @@ class Pool:
             an answer, and not done again. What the task did elsewhere before its worker died (files, for
             example) it does twice. Meanwhile the copies of arguments are kept, and tiny tasks do not
             share messages.
+        worker_init: Called in each worker after *initializer*, without arguments. What it returns is the worker's
+            state, for the functions that it runs: see `forkshm.worker_state`. If it raises, the pool fails with
+            that exception.
+        worker_exit: Called with that state (None without *worker_init*) when a worker ends in order: after its last
+            task because of *maxtasksperchild* or `close`, and when the pool is terminated (as at the end of a
+            ``with`` block) while it is at no task. It has ten seconds for it, and one second when the pool is
+            terminated. What it raises is printed. Not called by a worker that is killed, or ended amid a task.
+        cpu_ids: The cores that workers may use: for each a number, or several; with fewer entries than
+            workers they are used in turn. A worker that replaces another has the same. Threads that a worker
+            starts use them, too. None for all that this process may use.
 
     Raises:
-        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0 or
-            *task_timeout* not more than 0.
+        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
+            *task_timeout* not more than 0, or *cpu_ids* names a core that this process may not use.
         MissingDependencyError: *born_shared*, and there is no NumPy.
-        UnsupportedError: *born_shared*, and NumPy's hook cannot be used here: see
-            `forkshm.shared_allocations`.
-        TypeError: *initializer* cannot be called.
+        UnsupportedError: *cpu_ids*, where the system chooses itself; or *born_shared*, and NumPy's hook
+            cannot be used here: see `forkshm.shared_allocations`.
+        TypeError: *initializer*, *worker_init* or *worker_exit* cannot be called.
         WorkerStartError: fork(2) was refused.
 
     Fork and threads:
@@ -120,6 +134,9 @@ class Pool:
         born_shared: bool = False,
         task_timeout: float | None = None,
         retries: int = 0,
+        worker_init: Callable[[], object] | None = None,
+        worker_exit: Callable[[Any], object] | None = None,
+        cpu_ids: Iterable[int | Iterable[int]] | None = None,
     ) -> None:
         if processes is None:
             processes = kernel.usable_cores()
@@ -127,18 +144,34 @@ class Pool:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        for name, function in (
+            ("initializer", initializer),
+            ("worker_init", worker_init),
+            ("worker_exit", worker_exit),
+        ):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a callable, got {function!r}")
         if task_timeout is not None and not float(task_timeout) > 0:
             raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
         if operator.index(retries) < 0:
             raise ValueError(f"retries must be at least 0, got {retries!r}")
+        cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()
-        self._crew = Crew(processes, make_process, initializer, tuple(initargs), maxtasksperchild, bool(born_shared))
+        self._crew = Crew(
+            processes,
+            make_process,
+            initializer,
+            tuple(initargs),
+            maxtasksperchild,
+            bool(born_shared),
+            worker_init,
+            worker_exit,
+            cpus,
+        )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
@@ -197,18 +230,31 @@ class Pool:
         self._submit_async([self._call(func, args, kwds, result)], result)
         return result
 
-    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+    def map(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
+    ) -> list[T]:
         """Return ``[func(item) for item in iterable]``, computed by the workers.
 
         Args:
             func: Called with each item.
             iterable: Taken whole before the first task is sent.
             chunksize: Items in one task; by default such that each worker gets about four.
+            progress: Show a bar: True or ``"tqdm"``, which is at home in terminals and notebooks, or ``"rich"``. It
+                says how many items are done, how fast, how long the rest will take, and how many bytes were copied
+                and shared.
+
+        Raises:
+            MissingDependencyError: The library of *progress* is not installed.
+            PoolClosedError: The pool was closed or terminated.
+            WorkerDiedError: A worker died while running one of them.
+            Exception: The first that *func* raised.
         """
-        result, tasks = self._map(Kind.MAP, func, iterable, chunksize)
-        if tasks:
-            self._dispatcher.submit(tasks, waited_for=True)
-        return result.get()
+        return self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
     def map_async(
         self,
@@ -217,20 +263,24 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool | str = False,
     ) -> MapResult[T]:
         """Like `map`, but return at once with an `AsyncResult`."""
-        result, tasks = self._map(Kind.MAP, func, iterable, chunksize, callback, error_callback)
+        result, tasks = self._map(Kind.MAP, func, iterable, chunksize, callback, error_callback, progress)
         self._submit_async(tasks, result)
         return result
 
     def starmap(
-        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: bool | str = False,
     ) -> list[T]:
-        """Return ``[func(*item) for item in iterable]``, computed by the workers."""
-        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize)
-        if tasks:
-            self._dispatcher.submit(tasks, waited_for=True)
-        return result.get()
+        """Return ``[func(*item) for item in iterable]``, computed by the workers; else as `map`."""
+        return self._whole(Kind.STARMAP, func, iterable, chunksize, progress)
 
     def starmap_async(
         self,
@@ -239,27 +289,60 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool | str = False,
     ) -> MapResult[T]:
         """Like `starmap`, but return at once with an `AsyncResult`."""
-        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize, callback, error_callback)
+        result, tasks = self._map(Kind.STARMAP, func, iterable, chunksize, callback, error_callback, progress)
         self._submit_async(tasks, result)
         return result
 
-    def imap(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator[T]:
+    def imap(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
+    ) -> IMapIterator[T]:
         """Return an iterator over the results, in order, that takes input as it is needed.
 
         At most four chunks for each worker are on their way, or answered and not yet
-        taken from the iterator.
+        taken from the iterator. The bar of *progress* (see `map`) goes on as they are taken.
         """
-        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize)
+        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
         return job
 
     def imap_unordered(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: bool | str = False,
     ) -> IMapUnorderedIterator[T]:
         """Like `imap`, but in the order in which results come."""
-        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize)
+        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize, progress)
         return job
+
+    def _whole(
+        self,
+        kind: Kind,
+        func: Callable[..., T],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        progress: bool | str,
+    ) -> list[T]:
+        result, tasks = self._map(kind, func, iterable, chunksize)
+        bar = open_bar(progress, result.items, self._dispatcher) if progress else no_bar
+        try:
+            if tasks:
+                self._dispatcher.submit(tasks, waited_for=True)
+            if progress:
+                result.show(bar)
+            return result.get()
+        finally:
+            bar.close()
 
     def _call(
         self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]
@@ -276,6 +359,7 @@ class Pool:
         chunksize: int | None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        progress: bool | str = False,
     ) -> tuple[MapResult[T], list[Task]]:
         self._dispatcher.check_accepting()
         items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
@@ -291,8 +375,9 @@ class Pool:
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
-        result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback)
-        result.chunksize = chunksize
+        bar = open_bar(progress, len(items), self._dispatcher) if progress else None
+        result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback, bar)
+        result.chunksize, result.items = chunksize, len(items)
         retries = self._dispatcher.retries
         # What may be sent again is kept as it was sent, and so goes alone.
         batched = self._crew.max_tasks is None and not retries
@@ -301,7 +386,9 @@ class Pool:
             for position, chunk in enumerate(chunks)
         ]
 
-    def _imap(self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int) -> Any:
+    def _imap(
+        self, kind: Any, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int, progress: bool | str
+    ) -> Any:
         self._dispatcher.check_accepting()
         _check_chunksize(chunksize)
         function = Function(self._dispatcher, func, for_many=True)
@@ -323,6 +410,10 @@ class Pool:
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
         job.chunksize = chunksize
         job.keeps = self
+        if progress:
+            bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
+            # For who stops early; a bar may have a thread.
+            weakref.finalize(job, bar.close)
         job.fill(_IMAP_WINDOW * self._crew.size)
         self._imaps = [other for other in self._imaps if not other.is_done()]
         self._imaps.append(job)
@@ -331,7 +422,11 @@ class Pool:
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
             result.keeps = self
-            self._dispatcher.submit(tasks, waited_for=False)
+            try:
+                self._dispatcher.submit(tasks, waited_for=False)
+            except BaseException:
+                result.close_bar()
+                raise
             if result.wants_callback:
                 self._dispatcher.start_helper()
 
@@ -348,7 +443,7 @@ class Pool:
     def terminate(self) -> None:
         """End the workers now; what is open is answered with `PoolClosedError`.
 
-        Returns within about a second, whatever the workers do.
+        Returns within about a second, whatever the workers do; two where there is a *worker_exit*.
         """
         if self._state != "TERMINATE" and self._is_ours():
             self._state = "TERMINATE"
@@ -391,6 +486,27 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """Return what has been moved so far."""
         return self._dispatcher.statistics()
+
+    def report(self) -> PoolReport:
+        """Return where the time went since the pool was made, and what would make it faster.
+
+        For each worker: how long it was busy, waited, and moved data; the slowest tasks; and a hint where moving
+        data takes longer than computing, or where one worker has most of the work. This is always on, and costs a
+        message half a microsecond; `trace` tells of every task. Of a pool that has ended you get what was known last.
+
+        Fork and threads:
+            Any thread may ask, also while the workers are at work: what they are at counts so far. In a forked child
+            the numbers are those of its parent's pool.
+
+        Example:
+            >>> import time
+            >>> with Pool(2) as pool:
+            ...     _ = pool.map(time.sleep, [0.1, 0, 0, 0], chunksize=1)
+            ...     report = pool.report()  # print(report) shows all of it
+            >>> report.slowest[0].task, report.hints[0].split(": ")[1]
+            ('sleep over a chunk of 1 items', 'divide that')
+        """
+        return self._dispatcher.report()
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Return a context manager that writes who did what when in the block to a file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import threading
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from forkshm.channel import Message, Received
     from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._progress import Bar
 
 __all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Outcome")
 
@@ -144,8 +146,10 @@ class ApplyResult(Job, Generic[T]):
         dispatcher: Dispatcher,
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        bar: Bar | None = None,
     ) -> None:
         Job.__init__(self)
+        self._bar = bar
         self._dispatcher = dispatcher
         self._callback = callback
         self._error_callback = error_callback
@@ -158,7 +162,7 @@ class ApplyResult(Job, Generic[T]):
     @property
     def wants_callback(self) -> bool:
         """Whether there is something to call."""
-        return self._callback is not None or self._error_callback is not None
+        return self._callback is not None or self._error_callback is not None or self._bar is not None
 
     def deliver(self, position: int, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -180,7 +184,13 @@ class ApplyResult(Job, Generic[T]):
             if call is not None:
                 call(value)
         finally:
+            self.close_bar()
             self._answered = True
+
+    def close_bar(self) -> None:
+        """Let the bar be, where there is one."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _open(self) -> tuple[bool, Any]:
         if self._opened is None:
@@ -191,7 +201,7 @@ class ApplyResult(Job, Generic[T]):
 
     def _unpickle(self) -> tuple[bool, Any]:
         outcome, self._outcome = self._outcome, None
-        return outcome.open() if outcome is not None else (True, None)
+        return self._dispatcher.open(outcome) if outcome is not None else (True, None)
 
     def is_answered(self) -> bool:
         """Whether the answer is there, without looking into the channel."""
@@ -247,8 +257,11 @@ class MapResult(ApplyResult["list[T]"]):
         chunks: int,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        bar: Bar | None = None,
     ) -> None:
-        super().__init__(dispatcher, callback, error_callback)
+        super().__init__(dispatcher, callback, error_callback, bar)
+        #: How many there are in the input.
+        self.items = 0
         self._chunks: list[Outcome | None] = [None] * chunks
         self._left = chunks
         if not chunks:
@@ -259,15 +272,37 @@ class MapResult(ApplyResult["list[T]"]):
     def deliver(self, position: int, outcome: Outcome) -> None:
         self._chunks[position] = outcome
         self._left -= 1
+        if self._bar is not None:
+            self._dispatcher.call_later(functools.partial(self._bar.update, self._length_of(position)))
         if not self._left:
             self._answer()
+
+    def _length_of(self, position: int) -> int:
+        # The last chunk has the rest.
+        return min(self.chunksize, self.items - position * self.chunksize)
+
+    def show(self, bar: Bar) -> None:
+        """Wait until all is answered, and show how far it is."""
+        shown = 0
+        while shown < self.items:
+            # Not which of them are answered, but how many: only with the last one it is exact.
+            self._dispatcher.drive(functools.partial(self._has_more_than, shown))
+            now = self._count()
+            bar.update(now - shown)
+            shown = now
+
+    def _has_more_than(self, shown: int) -> bool:
+        return self._count() > shown
+
+    def _count(self) -> int:
+        return min(self.items, (len(self._chunks) - self._left) * self.chunksize) if self._left else self.items
 
     def _unpickle(self) -> tuple[bool, Any]:
         chunks, self._chunks = self._chunks, []
         values: list[T] = []
         for outcome in chunks:
             if outcome is not None:
-                success, value = outcome.open()
+                success, value = self._dispatcher.open(outcome)
                 if not success:
                     return False, value
                 values += value
@@ -293,6 +328,8 @@ class IMapIterator(Job, Generic[T]):
         self._outcomes: dict[int, Outcome] = {}
         self._values: collections.deque[T] = collections.deque()
         self._input_error: BaseException | None = None
+        #: Goes on as results are taken.
+        self.bar: Bar | None = None
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -346,6 +383,8 @@ class IMapIterator(Job, Generic[T]):
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
                     raise error
+                if self.bar is not None:
+                    self.bar.close()
                 raise StopIteration
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._dispatcher.drive(self._is_next_there, timeout=left):
@@ -354,11 +393,15 @@ class IMapIterator(Job, Generic[T]):
             if outcome is None:
                 continue  # another thread took it
             self._taken += 1
-            success, value = outcome.open()
+            success, value = self._dispatcher.open(outcome)
             if not success:
+                if self.bar is not None:
+                    self.bar.update(self.chunksize)
                 raise value.with_traceback(None)
             self._values.extend(value)
             self.fill(self._window)
+        if self.bar is not None:
+            self.bar.update(1)
         return self._values.popleft()
 
     def __next__(self) -> T:

@@ -42,6 +42,9 @@ FIRST_TASK = 16
 
 _WORDS = 2  # state; which item of a chunk, counted from 1
 
+#: Bytes of a worker's account of its time; a cache line, so that none waits for another's.
+_CLOCK = 64
+
 #: Bytes of answers that a worker may collect before it sends them.
 _OUTBOX = 16 * 1024
 
@@ -119,12 +122,17 @@ class Status:
 
     def __init__(self, workers: int, region: MappedRegion | None = None) -> None:
         words = workers * _WORDS * 8
-        outboxes = words + workers * _OUTBOX
+        # Where a cache line begins.
+        clocks = -(-words // _CLOCK) * _CLOCK
+        boxes = clocks + workers * _CLOCK
+        outboxes = boxes + workers * _OUTBOX
         tape = _TAPE_HEAD + _TAPE
         self._region = anonymous_shared_memory(outboxes + workers * tape) if region is None else region
         self.words = self._region.buf[:words].cast("Q")
+        #: See `_report`.
+        self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, boxes, _CLOCK)]
         self._outboxes = [
-            Outbox(self._region.buf[start : start + _OUTBOX]) for start in range(words, outboxes, _OUTBOX)
+            Outbox(self._region.buf[start : start + _OUTBOX]) for start in range(boxes, outboxes, _OUTBOX)
         ]
         self.tapes = [
             Tape(self._region.buf[start : start + tape]) for start in range(outboxes, outboxes + workers * tape, tape)
@@ -158,6 +166,8 @@ class Status:
             outbox.close()
         for tape in self.tapes:
             tape.close()
+        for clock in self.clocks:
+            clock.release()
         self.words.release()
         self._region.close()
 

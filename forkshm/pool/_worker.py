@@ -31,7 +31,9 @@ from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
 from forkshm.pickler import Arrival, Parcel, begin, explain, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
+from forkshm.pool._report import WorkerClock
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
 from forkshm.pool._trace import Recorder
 from forkshm.region._arena import arena
@@ -70,6 +72,11 @@ class Assignment:
     max_tasks: int | None
     #: Whether the arrays that it makes are born in its arena.
     born_shared: bool
+    #: Makes its state; and what gets that when it ends in order.
+    worker_init: Callable[[], object] | None
+    worker_exit: Callable[[Any], object] | None
+    #: The cores it may use; None for all.
+    cpus: frozenset[int] | None
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
@@ -83,6 +90,9 @@ def reduce_assignment(assignment: Assignment) -> Any:
         assignment.initargs,
         assignment.max_tasks,
         assignment.born_shared,
+        assignment.worker_init,
+        assignment.worker_exit,
+        assignment.cpus,
     )
 
 
@@ -111,6 +121,8 @@ def run_worker(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
+    if assignment.cpus is not None:
+        kernel.use_cpus(assignment.cpus)
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
@@ -141,6 +153,7 @@ class _Worker:
         self._state = 2 * assignment.slot
         self._initializer = assignment.initializer
         self._initargs = assignment.initargs
+        self._born = (assignment.worker_init, assignment.worker_exit)
         self._max_tasks = assignment.max_tasks
         # Functions by their parcel, and the one with large buffers by its group. The
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
@@ -154,6 +167,7 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._bell = assignment.bell
+        self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
         tape = assignment.status.tapes[assignment.slot]
         self._recorder = Recorder(tape)
         # Whether somebody traces; and whether the message at hand is recorded.
@@ -161,12 +175,14 @@ class _Worker:
         self._traced = False
 
     def run(self) -> None:
-        if self._initializer is not None:
-            try:
+        try:
+            if self._initializer is not None:
                 self._initializer(*self._initargs)
-            except Exception as error:
-                self._send_error(Kind.INITIALIZER_FAILED, 0, error)
-                raise SystemExit(1) from None
+            worker_state.begin(*self._born)
+        except Exception as error:
+            self._send_error(Kind.INITIALIZER_FAILED, 0, error)
+            raise SystemExit(1) from None
+        self._clock.mark = time.perf_counter_ns()
         done = 0
         while self._max_tasks is None or done < self._max_tasks:
             received = self._next()
@@ -177,7 +193,9 @@ class _Worker:
                 self._recorder.sent()
             del received
             done += 1
+        self._clock.write()
         self._words[self._state] = IDLE
+        worker_state.leave()
 
     # -- taking -----------------------------------------------------------------------
 
@@ -187,36 +205,44 @@ class _Worker:
         words[state] = CLAIMING
         # One core is for whoever fills the queue.
         others = words[::2].tolist().count(CLAIMING) - 1
-        began = time.perf_counter()
-        spin_until = began + self._spin.begin(may_look=others < SPINNERS)
+        clock = self._clock
+        began = time.perf_counter_ns()
+        spin_until = began + int(self._spin.begin(may_look=others < SPINNERS) * 1e9)
+        clock.transfer += began - clock.mark
+        clock.mark = began
         while True:
             try:
                 received = tasks.receive_nowait()
             except BlockingIOError:
                 if words[state] == CLAIMING:
-                    if time.perf_counter() >= spin_until:
+                    if time.perf_counter_ns() >= spin_until:
                         words[state] = LAST_LOOK
                     continue
             else:
                 if received is not None:
-                    self._spin.end(time.perf_counter() - began)
+                    waited = time.perf_counter_ns() - began
+                    self._spin.end(waited / 1e9)
                     # From here on a death is this task's.
                     number = words[state] = read_header(received.data)[1]
+                    clock.waiting += waited
+                    clock.mark = began + waited
+                    clock.write()
                     self._traced = self._trace_switch[0] != 0
                     if self._traced:
-                        self._recorder.begin(number, int(began * 1e9))
+                        self._recorder.begin(number, began)
                 return received
             words[state] = IDLE
             if not self._sleep():
                 return None
             words[state] = CLAIMING
-            spin_until = 0.0
+            spin_until = 0
 
     def _sleep(self) -> bool:
         """Wait for the bell; False when nobody is left to ring it."""
         # An idle worker holds no memory of others, and after a while none of its own.
         self._by_group.clear()
         self._kept.clear()
+        self._clock.write()
         if arena.has_excess():
             rung = kernel.wait_for_bell(self._bell, _IDLE_SECONDS)
             if rung is not None:
@@ -268,7 +294,9 @@ class _Worker:
 
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
         """Run the last task of *pending*, which takes it off, and send the answer."""
+        clock = self._clock
         began = time.perf_counter_ns()
+        clock.transfer += began - clock.mark
         arguments = pending.pop()
         if self._traced:
             self._recorder.opened(function)
@@ -287,6 +315,9 @@ class _Worker:
             return
         finally:
             self._words[self._state + 1] = 0
+            clock.mark = time.perf_counter_ns()
+            clock.busy += clock.mark - began
+            clock.tasks += 1
         if self._traced:
             self._recorder.computed()
         del arguments
@@ -331,6 +362,7 @@ class _Worker:
         """Send the answers collected."""
         content = self._outbox.content()
         if content:
+            self._clock.write()
             self._results.send(write_answers(content))
             self._outbox.clear()
         self._collecting_since = time.perf_counter_ns()
@@ -366,6 +398,8 @@ class _Worker:
     # -- answering --------------------------------------------------------------------
 
     def _send(self, kind: Kind, number: int, *parcels: Parcel, nanoseconds: int = 0) -> None:
+        # Before the answer: who has it finds it accounted for.
+        self._clock.write()
         try:
             # In an answer the place of the group says how long the task took.
             self._results.send(*write_message(kind, number, *parcels, group=nanoseconds))

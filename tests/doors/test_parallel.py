@@ -425,3 +425,52 @@ def test_recursive_and_dynamic_functions_cross(pool):
     module.factorial = factorial
     assert pool.apply(factorial, (5,)) == 120
     assert factorial.map([5]) == [120]
+
+
+def test_worker_exit_gets_what_worker_state_made_when_workers_end(tmp_path):
+    @forkshm.parallel(workers=2, worker_state=lambda: [os.getpid()], worker_exit=lambda state: ended(state))
+    def note(x):
+        note.state.append(x)
+        return os.getpid()
+
+    def ended(state):
+        (tmp_path / str(state[0])).write_text(str(len(state) - 1))
+
+    pids = note.map(range(20), chunksize=1)
+    assert list(tmp_path.iterdir()) == []
+    note.close()
+    assert {int(path.name): int(path.read_text()) for path in tmp_path.iterdir()} == {
+        pid: pids.count(pid) for pid in set(pids)
+    }
+
+
+def test_worker_exit_of_the_program_itself_is_called_at_its_end(run_script):
+    said = run_script("""
+import forkshm, os
+
+@forkshm.parallel(worker_state=lambda: "state", worker_exit=print)
+def f(x):
+    return f.state, x
+
+print(f(1))
+if os.fork() == 0:
+    raise SystemExit  # not the child's
+os.wait()
+""")
+    assert said == "('state', 1)\nstate\n"
+
+
+def test_cores_are_given_to_the_workers():
+    mine = frozenset(os.sched_getaffinity(0))
+
+    @forkshm.parallel(workers=1, cpu_ids=[min(mine)])
+    def cores():
+        return frozenset(os.sched_getaffinity(0))
+
+    assert (cores(), cores.submit().result()) == (mine, {min(mine)})
+    cores.close()
+
+
+def test_worker_exit_without_a_state_is_refused():
+    with pytest.raises(ValueError, match="worker_exit gets what worker_state returned, and there is no worker_state"):
+        forkshm.parallel(worker_exit=print)

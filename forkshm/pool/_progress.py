@@ -9,9 +9,10 @@ from forkshm.errors import MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkshm.pool import Pool
+    from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._statistics import PoolStatistics
 
-__all__ = ("Bar", "no_bar", "open_bar")
+__all__ = ("Bar", "length_of", "no_bar", "open_bar")
 
 
 class Bar(Protocol):
@@ -35,13 +36,13 @@ class _NoBar:
 no_bar = _NoBar()
 
 
-def open_bar(kind: bool | str, total: int | None, pool: Pool | None = None) -> Bar:
-    """Return a bar.
+def open_bar(kind: bool | str, total: int | None, dispatcher: Dispatcher | None = None) -> Bar:
+    """Return a bar that shows how many items are done, of how many, how fast, and how long the rest will take.
 
     Args:
         kind: True or ``"tqdm"``, which is at home in terminals and notebooks, or ``"rich"``; False for none.
         total: How many items there are, if that is known.
-        pool: Whose bytes, copied and shared, are shown beside it.
+        dispatcher: Of the pool whose bytes, copied and shared, are shown beside it.
 
     Raises:
         MissingDependencyError: The library is not installed.
@@ -51,7 +52,7 @@ def open_bar(kind: bool | str, total: int | None, pool: Pool | None = None) -> B
         return no_bar
     if kind not in (True, "tqdm", "rich"):
         raise ValueError(f"progress must be True, False, 'tqdm' or 'rich', got {kind!r}")
-    traffic = _traffic_since_now(pool) if pool is not None else str
+    traffic = _traffic_since_now(dispatcher.statistics) if dispatcher is not None else str
     name = "rich" if kind == "rich" else "tqdm"
     try:
         return _RichBar(total, traffic) if kind == "rich" else _TqdmBar(total, traffic)
@@ -63,11 +64,11 @@ def open_bar(kind: bool | str, total: int | None, pool: Pool | None = None) -> B
         ) from error
 
 
-def _traffic_since_now(pool: Pool) -> Callable[[], str]:
-    before = pool.statistics()
+def _traffic_since_now(statistics: Callable[[], PoolStatistics]) -> Callable[[], str]:
+    before = statistics()
 
     def traffic() -> str:
-        now = pool.statistics()
+        now = statistics()
         copied, shared = now.bytes_copied - before.bytes_copied, now.bytes_shared - before.bytes_shared
         return f"{copied / 1e6:,.1f} MB copied, {shared / 1e6:,.1f} MB shared"
 
@@ -95,16 +96,36 @@ class _TqdmBar:
 class _RichBar:
     def __init__(self, total: int | None, traffic: Callable[[], str]) -> None:
         from rich import progress
+        from rich.text import Text
 
-        columns = [*progress.Progress.get_default_columns(), progress.MofNCompleteColumn()]
-        self._progress = progress.Progress(*columns, progress.TextColumn("{task.fields[traffic]}"))
-        self._task = self._progress.add_task("forkshm", total=total, traffic="")
+        class Rate(progress.ProgressColumn):
+            def render(self, task: Any) -> Text:
+                # rich's own speed needs two updates; a quick map has one.
+                seconds = task.finished_time or task.elapsed
+                return Text(f"{task.completed / seconds:,.1f}/s" if seconds else "")
+
+        class Traffic(progress.ProgressColumn):
+            # Several times a second at the most.
+            max_refresh = 0.2
+
+            def render(self, task: Any) -> Text:
+                return Text(traffic())
+
+        columns = [*progress.Progress.get_default_columns(), progress.MofNCompleteColumn(), Rate(), Traffic()]
+        self._progress = progress.Progress(*columns)
+        self._task = self._progress.add_task("forkshm", total=total)
         self._progress.start()
-        self._traffic = traffic
 
     def update(self, count: int) -> None:
         self._progress.advance(self._task, count)
 
     def close(self) -> None:
-        self._progress.update(self._task, traffic=self._traffic())
         self._progress.stop()
+
+
+def length_of(items: object) -> int | None:
+    """Return how many items there are, if that is known."""
+    try:
+        return len(items)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return None

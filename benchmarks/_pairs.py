@@ -1,0 +1,71 @@
+"""Rows of two ways to do the same, which take turns; each checks its own answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One line of the table."""
+
+    name: str
+    ours: Callable[[], object]
+    peer: Callable[[], object] | None
+    #: What is measured if not the time: what the calls return, in this unit.
+    unit: str = "ms"
+    #: How many things a call does.
+    per: int = 1
+
+
+def check(happened: object) -> None:
+    if not happened:
+        raise SystemExit("a benchmark got a wrong answer")
+
+
+def measure(pair: Pair, call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    answer = call()
+    taken = (time.perf_counter() - began) * 1e3
+    return taken if pair.unit == "ms" else float(str(answer))
+
+
+def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:
+    """Measure and print each pair; return 1 if ours was slower somewhere, as an exit code.
+
+    The two take turns, and in the next round the other begins. What counts is the median of the rounds' ratios: what
+    else the machine did hit both of a round.
+    """
+    print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {len(os.sched_getaffinity(0))} cores")
+    print(f"medians of {rounds} rounds, and of their ratios")
+    print(f"{'':46} {'forkshm':>11} {peer:>11} {'ratio':>7}")
+    slower = 0
+    for pair in pairs:
+        ours: list[float] = []
+        theirs: list[float] = []
+        for number in range(-1, rounds):
+            turns = [(ours, pair.ours)] if pair.peer is None else [(ours, pair.ours), (theirs, pair.peer)]
+            for taken, call in turns[:: 1 if number % 2 else -1]:
+                taken.append(measure(pair, call) / pair.per)
+        # The first starts workers and warms up.
+        mine = statistics.median(ours[1:])
+        if pair.peer is None:
+            print(f"{pair.name:46} {mine:8.3f} {pair.unit} {'missing':>11}", flush=True)
+            continue
+        ratio = statistics.median(one / other for one, other in zip(ours[1:], theirs[1:], strict=True))
+        slower += ratio > 1
+        verdict = "ok" if ratio <= 1 else "SLOWER"
+        print(
+            f"{pair.name:46} {mine:8.3f} {pair.unit} {statistics.median(theirs[1:]):8.3f} {pair.unit} {ratio:6.2f}x  "
+            f"{verdict}",
+            flush=True,
+        )
+    return 1 if slower else 0

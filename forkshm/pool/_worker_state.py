@@ -1,0 +1,111 @@
+"""What a worker keeps for its tasks, and what it does when it ends in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("at_worker_end", "begin", "leave", "worker_state")
+
+#: How long the functions that a worker calls at its end may take all together.
+_SECONDS = 10.0
+
+_NOTHING: Any = object()
+_state: Any = _NOTHING
+#: Called at the end of this worker, the last one first; None where this is no worker.
+_at_end: list[tuple[Callable[[Any], object], Any]] | None = None
+
+
+def _forget() -> None:
+    # A worker's child is no worker, and ends nothing of its parent's.
+    global _state, _at_end
+    _state, _at_end = _NOTHING, None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def worker_state() -> Any:
+    """Return what the pool's ``worker_init`` returned in this worker: a connection, a model, a cache.
+
+    It is this worker's own, and lives until the worker ends.
+
+    Raises:
+        RuntimeError: This is no worker of a pool that was made with ``worker_init``.
+
+    Fork and threads:
+        Any thread of the worker may ask. A process that the worker starts has none.
+
+    Example:
+        >>> import forkshm
+        >>> def count(x):
+        ...     forkshm.worker_state().append(x)
+        ...     return len(forkshm.worker_state())
+        >>> with forkshm.Pool(1, worker_init=list) as pool:
+        ...     pool.map(count, "abc")
+        [1, 2, 3]
+    """
+    if _state is _NOTHING:
+        raise RuntimeError(
+            f"process {os.getpid()} has no worker state: it is no worker of a pool made with worker_init="
+        )
+    return _state
+
+
+def begin(init: Callable[[], object] | None, leaving: Callable[[Any], object] | None) -> None:
+    """Make this process a worker, whose state is what *init* returns and *leaving* gets at the end.
+
+    Raises:
+        Exception: What *init* raised.
+    """
+    global _state, _at_end
+    _at_end = []
+    if init is not None:
+        _state = init()
+    if leaving is not None:
+        _at_end.append((leaving, None if _state is _NOTHING else _state))
+
+
+def at_worker_end(function: Callable[[Any], object], state: Any) -> None:
+    """Call ``function(state)`` when this worker ends in order; of another process, when that does."""
+    if _at_end is None:
+        _multiprocess.util.Finalize(None, function, (state,), exitpriority=5)
+    else:
+        _at_end.append((function, state))
+
+
+def leave() -> None:
+    """Call what is to be called at the end of a worker, for a bounded time.
+
+    What one of them raises is printed; the others are called all the same.
+    """
+    if not _at_end:
+        return
+    late = threading.Timer(_SECONDS, _give_up)
+    late.daemon = True
+    late.start()
+    while _at_end:
+        function, state = _at_end.pop()
+        try:
+            function(state)
+        except Exception:
+            print(f"worker_exit raised in {_multiprocess.current_process().name}:", file=sys.stderr)
+            traceback.print_exc()
+    late.cancel()
+
+
+def _give_up() -> None:
+    name = _multiprocess.current_process().name
+    try:
+        print(f"worker_exit took {name} longer than {_SECONDS:g} seconds, so it is ended; it was at:", file=sys.stderr)
+        traceback.print_stack(sys._current_frames()[threading.main_thread().ident or 0])
+    finally:
+        os._exit(1)
