@@ -10,6 +10,7 @@ import importlib
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ default_context: Any = context._default_context
 
 #: How long the fork server may take to say how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
+#: And another thread that collects children, to enter the exit code that it was told.
+_OTHER_THREAD_SECONDS = 0.1
 
 current_process = process.current_process
 get_logger = util.get_logger
@@ -108,6 +111,11 @@ def exit_code(ended: process.BaseProcess) -> int | None:
         status.register(popen.sentinel, select.POLLIN)
         status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
+    deadline = time.monotonic() + _OTHER_THREAD_SECONDS
+    while code is None and threading.active_count() > 1 and time.monotonic() < deadline:
+        # Another thread, in active_children() for example, may have it from the kernel and not entered it yet.
+        time.sleep(0.001)
+        code = ended.exitcode
     if code is None:
         popen.returncode = 255  # or close() would refuse
     ended.close()
