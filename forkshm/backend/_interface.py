@@ -139,6 +139,13 @@ class Backend(abc.ABC):
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
 
+    @abc.abstractmethod
+    def memory_left(self) -> int | None:
+        """Return how many bytes this process can be given before the kernel kills for want of them, at most.
+
+        None where no limit is known. It counts limits on groups of processes, not what the machine has.
+        """
+
     # -- mappings -------------------------------------------------------------------
 
     @abc.abstractmethod
