@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         managers,
         process,
         reduction,
+        resource_tracker,
         util,
     )
 else:
@@ -36,6 +37,7 @@ else:
         context,
         process,
         reduction,
+        resource_tracker,
         util,
     )
 
@@ -55,6 +57,7 @@ __all__ = (
     "managers",
     "process",
     "reduction",
+    "resource_tracker",
     "settle_child",
     "stand_in",
     "util",

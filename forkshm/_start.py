@@ -13,7 +13,7 @@ import multiprocessing.context
 import socket
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm._identity import introduce
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
@@ -34,9 +34,16 @@ _HERE_ONLY = ("_popen", "_carrier")
 class _OfContext:
     """What all have in common: in the child, the start method is that which started it."""
 
+    #: Ctrl-C is the parent's, from the first moment.
+    ignores_interrupts = False
+
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
+        try:
+            _interrupts.begin(ignores=self.ignores_interrupts)
+        except KeyboardInterrupt:  # it came before this was up: the parent has it, too
+            return 1
         return super()._bootstrap(*args, **options)  # type: ignore[misc]
 
 
@@ -79,6 +86,11 @@ class _StartedAnew(_OfContext):
 class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
     """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
 
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        with _interrupts.held_back():
+            return _multiprocess.context.ForkProcess._Popen(process_obj)
+
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):
     """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
@@ -96,7 +108,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         try:
-            return _multiprocess.context.SpawnProcess._Popen(process_obj)
+            return _start_quietly(_multiprocess.context.SpawnProcess._Popen, process_obj)
         finally:
             process_obj._drop_carrier()
 
@@ -111,9 +123,16 @@ class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         try:
-            return _multiprocess.context.ForkServerProcess._Popen(process_obj)
+            return _start_quietly(_multiprocess.context.ForkServerProcess._Popen, process_obj)
         finally:
             process_obj._drop_carrier()
+
+
+def _start_quietly(popen: Callable[[Any], Any], process_obj: Any) -> Any:
+    # To start the tracker ends with SIGINT unblocked.
+    _multiprocess.resource_tracker.ensure_running()
+    with _interrupts.held_back():
+        return popen(process_obj)
 
 
 @contextlib.contextmanager

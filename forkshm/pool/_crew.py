@@ -13,7 +13,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -136,6 +136,10 @@ class Crew:
         Raises:
             WorkerStartError: fork(2) was refused.
         """
+        with _interrupts.held_back():  # there is no moment at which it lives and nobody knows it
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
         self.status.reset(slot)
         with contextlib.ExitStack() as copies:
             try:
@@ -149,6 +153,7 @@ class Crew:
                 process = self._make_process(target=run_worker, args=(assignment,))
                 process.name = process.name.replace("Process", "PoolWorker")
                 process.daemon = True
+                process.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
                 process.start()
             except OSError as error:
                 raise WorkerStartError(
