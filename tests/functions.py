@@ -319,3 +319,19 @@ def secret():
 def ignore_sigterm_and_hang(path):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang(path)
+
+
+def put_and_end(it, how):
+    # More than the kernel has room for, so the rest waits in the backlog of this process.
+    for number in range(2000):
+        it.put((number, bytes(100)))
+    end(how)
+
+
+def get_and_end(it, back, how):
+    it.get()
+    held = it.get()  # an item with memory: it is this process' now
+    back.put(held.sum())
+    back.close()
+    back.join_thread()
+    end(how)

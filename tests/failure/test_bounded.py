@@ -20,13 +20,6 @@ from forkshm.pool import _crew, _oom, _worker
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
-    with forkshm.get_context("forkserver").Pool(1) as pool:
-        pool.apply(int)
-
-
 def workers_of(pool):
     return [worker.pid for worker in pool._crew.workers]
 

@@ -34,13 +34,6 @@ SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
 EITHER_WAY = [("fork", how) for how in WAYS] + [("forkserver", how) for how in ("SIGKILL", "sys.exit")]
 
 
-@pytest.fixture(scope="module")
-def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
-    with forkshm.get_context("forkserver").Pool(1) as pool:
-        pool.apply(int)
-
-
 @pytest.fixture(autouse=True)
 def _no_crash_reports(monkeypatch):
     # A worker that segfaults on purpose would print the stacks of faulthandler.

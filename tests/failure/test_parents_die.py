@@ -99,10 +99,14 @@ TABLE = [
 ]
 
 
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as status:
+        return status.read().rpartition(")")[2].split()[0]
+
+
 def is_alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as status:
-            return status.read().rpartition(")")[2].split()[0] not in "ZX"
+        return state_of(pid) not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -156,7 +160,7 @@ def test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along(method, the
     script.write_text(STOPPED.format(tests=os.path.dirname(f.__file__)))
     with subprocess.Popen([sys.executable, str(script), method], stdout=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        wait_until(lambda: open(f"/proc/{parent.pid}/stat").read().rpartition(")")[2].split()[0] == "T")
+        wait_until(lambda: state_of(parent.pid) == "T")
         parent.send_signal(signal.SIGCONT if then == "goes on" else signal.SIGKILL)
         said = parent.stdout.read()
         assert parent.wait() == (0 if then == "goes on" else -signal.SIGKILL)
