@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         managers,
         process,
         reduction,
+        resource_tracker,
         util,
     )
 else:
@@ -38,6 +39,7 @@ else:
         context,
         process,
         reduction,
+        resource_tracker,
         util,
     )
 
@@ -57,6 +59,7 @@ __all__ = (
     "managers",
     "process",
     "reduction",
+    "resource_tracker",
     "settle_child",
     "spare_fork_server",
     "stand_in",
@@ -95,6 +98,8 @@ default_context: Any = context._default_context
 #: How long the fork server may take to say how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
 _PAUSE = 0.0005
+#: And another thread that collects children, to enter the exit code that it was told.
+_OTHER_THREAD_SECONDS = 0.1
 
 current_process = process.current_process
 get_logger = util.get_logger
@@ -120,6 +125,11 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
     until = time.monotonic() + patience
     while code is None and patience and time.monotonic() < until and _is_there(ended.pid):
         time.sleep(_PAUSE)
+        code = ended.exitcode
+    deadline = time.monotonic() + _OTHER_THREAD_SECONDS
+    while code is None and threading.active_count() > 1 and time.monotonic() < deadline:
+        # Another thread, in active_children() for example, may have it from the kernel and not entered it yet.
+        time.sleep(0.001)
         code = ended.exitcode
     if code is None:
         popen.returncode = 255  # or close() would refuse

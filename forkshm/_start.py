@@ -12,7 +12,7 @@ import contextlib
 import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm._identity import introduce
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
@@ -34,9 +34,16 @@ _HERE_ONLY = ("_popen", "_carrier", "_names_of_parts")
 class _OfContext:
     """What all have in common: in the child, the start method is that which started it."""
 
+    #: Ctrl-C is the parent's, from the first moment.
+    ignores_interrupts = False
+
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
+        try:
+            _interrupts.begin(ignores=self.ignores_interrupts)
+        except KeyboardInterrupt:  # it came before this was up: the parent has it, too
+            return 1
         return super()._bootstrap(*args, **options)  # type: ignore[misc]
 
 
@@ -95,6 +102,11 @@ def _parts(process: Any, state: dict[str, Any]) -> dict[str, Any]:
 class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
     """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
 
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        with _interrupts.held_back():
+            return _multiprocess.context.ForkProcess._Popen(process_obj)
+
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):
     """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
@@ -112,7 +124,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         try:
-            return _multiprocess.context.SpawnProcess._Popen(process_obj)
+            return _start_quietly(_multiprocess.context.SpawnProcess._Popen, process_obj)
         finally:
             process_obj._drop_carrier()
 
@@ -128,9 +140,16 @@ class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         _multiprocess.spare_fork_server()
         try:
-            return _multiprocess.context.ForkServerProcess._Popen(process_obj)
+            return _start_quietly(_multiprocess.context.ForkServerProcess._Popen, process_obj)
         finally:
             process_obj._drop_carrier()
+
+
+def _start_quietly(popen: Callable[[Any], Any], process_obj: Any) -> Any:
+    # To start the tracker ends with SIGINT unblocked.
+    _multiprocess.resource_tracker.ensure_running()
+    with _interrupts.held_back():
+        return popen(process_obj)
 
 
 @contextlib.contextmanager

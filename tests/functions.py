@@ -13,7 +13,8 @@ import time
 
 from forkshm._multiprocess import process as _process
 from forkshm._multiprocess import util
-from forkshm.channel import Sender
+from forkshm.channel import Receiver, Sender
+from forkshm.pool import _worker
 
 
 def nothing(*args, **kwargs):
@@ -221,6 +222,55 @@ def die_at_sending(how):
     Sender.send = send
 
 
+class DieAtUnpickleIn:
+    """Ends one process when it unpickles it."""
+
+    def __init__(self, how, where):
+        self.how, self.where = how, where
+
+    def __reduce__(self):
+        return unpickle_and_die_in, (self.how, self.where)
+
+
+def unpickle_and_die_in(how, where):
+    if os.getpid() == where:
+        end(how)
+
+
+def die_in_parent(how, pid):
+    return DieAtUnpickleIn(how, pid)
+
+
+def die_with_the_next_task(how, path):
+    """Return, and die when the next task was received, if nobody did before: it has not said yet which one it is."""
+    original = Receiver.receive_nowait
+
+    def receive_nowait(self):
+        received = original(self)
+        if received is not None and die_is_due(path):
+            end(how)
+        return received
+
+    Receiver.receive_nowait = receive_nowait
+
+
+def die_before_the_next_begins(how, path):
+    """Return, and die when the next task was received and named, if nobody did before."""
+    original = _worker.read_message
+
+    def read_message(*args):
+        if die_is_due(path):
+            end(how)
+        return original(*args)
+
+    _worker.read_message = read_message
+
+
+def die_at_sigusr1(how):
+    signal.signal(signal.SIGUSR1, lambda *_: end(how))
+    return os.getpid()
+
+
 def initializer_dies_once(path, how):
     if die_is_due(path):
         end(how)
@@ -269,3 +319,19 @@ def secret():
 def ignore_sigterm_and_hang(path):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang(path)
+
+
+def put_and_end(it, how):
+    # More than the kernel has room for, so the rest waits in the backlog of this process.
+    for number in range(2000):
+        it.put((number, bytes(100)))
+    end(how)
+
+
+def get_and_end(it, back, how):
+    it.get()
+    held = it.get()  # an item with memory: it is this process' now
+    back.put(held.sum())
+    back.close()
+    back.join_thread()
+    end(how)

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from room import needs_room_in_shm
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,12 @@ sys.exit(transport.main())
 """
 
 
+@pytest.fixture
+def room_for_peers():
+    """Unlike forkshm they keep what they share, and their locks, in /dev/shm."""
+    needs_room_in_shm(16 * 2**20)
+
+
 def run(*command, **environment):
     return subprocess.run(
         [sys.executable, *map(str, command)],
@@ -78,6 +85,7 @@ def test_a_quick_run_reports_every_row(report):
         assert row["title"] in printed
 
 
+@pytest.mark.usefixtures("room_for_peers")
 def test_every_side_is_measured_or_says_why_not(report):
     for row in report[0]["rows"]:
         assert row["failed"] == {}
@@ -106,6 +114,7 @@ def test_the_machine_and_the_versions_are_told(report):
     assert set(numbers["versions"]) == {"forkshm", *ALWAYS}
 
 
+@pytest.mark.usefixtures("room_for_peers")
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["joblib", "joblib (multiprocessing)", "loky", "mpire"])
 def test_an_optional_peer_does_every_row_that_it_can(peer, tmp_path):
@@ -133,6 +142,7 @@ def test_ray_does_rows_of_each_kind(tmp_path):
         assert "ray" in row["sides"], row["failed"]
 
 
+@pytest.mark.usefixtures("room_for_peers")
 def test_a_full_run_of_one_row_is_judged(tmp_path):
     path = tmp_path / "numbers.json"
     done = run(BENCHMARKS / "transport.py", "--rows", "start", "--peers", "multiprocessing", "--json", path)
@@ -165,6 +175,7 @@ def test_an_unknown_name_is_refused(option, value, message):
     assert message in done.stderr
 
 
+@pytest.mark.usefixtures("room_for_peers")
 def test_growth_reports_every_size(tmp_path):
     numbers, printed = report_of("growth.py", tmp_path / "numbers.json", "--peers", "multiprocessing")
     steps = [(row["name"], row["parameters"]["size"]) for row in numbers["rows"]]
@@ -200,6 +211,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.usefixtures("room_for_peers")
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_peer_that_does_not_start_is_left_out_and_named(reason, tmp_path):
     (tmp_path / "loky.py").write_text(BROKEN[reason])
@@ -230,6 +242,7 @@ def get_reusable_executor(workers=2):
 """
 
 
+@pytest.mark.usefixtures("room_for_peers")
 def test_a_wrong_answer_and_a_death_are_failures_that_hurt_nobody_else(tmp_path):
     (tmp_path / "loky.py").write_text(LIAR)
     options = ("--rows", "apply,bytes_argument,start", "--peers", "loky,multiprocessing")
@@ -308,6 +321,7 @@ def test_percentiles_need_enough_measurements(modules):
     assert (many.median, many.percentile(90), many.percentile(99)) == (50.5, 90, 99)
 
 
+@pytest.mark.usefixtures("room_for_peers")
 def test_what_a_region_costs_is_printed_beside_its_peer():
     done = run(BENCHMARKS / "regions.py", "--times", "2", "--size", "4096")
     assert done.returncode == 0, done.stderr

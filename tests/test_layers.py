@@ -31,7 +31,7 @@ LAYERS = [
 ]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
 LAYERS += sorted(forkshm._MODULES - set(LAYERS))
-BESIDE = {"errors", "_multiprocess", "_identity", "_ledger", "_leaks", "_fork"}
+BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_fork"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

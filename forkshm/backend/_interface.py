@@ -349,6 +349,13 @@ class Backend(abc.ABC):
     def open_own_memory(self) -> int:
         """Return an fd from which all memory of this process can be read at its address; what is none, is an error."""
 
+    def memory_left(self) -> int | None:
+        """Return how many bytes this process can be given before the kernel kills for want of them, at most.
+
+        None where no limit is known. It counts limits on groups of processes, not what the machine has.
+        """
+        return None
+
     # -- mappings -------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _buffers, _syscalls
+from forkshm.backend import _buffers, _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ class LinuxBackend(Backend):
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
         os.ftruncate(fd, size)
+
+    memory_left = staticmethod(_groups.memory_left)
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)

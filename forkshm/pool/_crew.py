@@ -11,7 +11,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -149,6 +149,10 @@ class Crew:
         Raises:
             WorkerStartError: fork(2) was refused.
         """
+        with _interrupts.held_back():  # there is no moment at which it lives and nobody knows it
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         with contextlib.ExitStack() as copies:
@@ -164,6 +168,7 @@ class Crew:
                 process.name = process.name.replace("Process", "PoolWorker")
                 process.daemon = True
                 process._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
+                process.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
                 process.start()
             except OSError as error:
                 raise WorkerStartError(

@@ -23,11 +23,13 @@ class OomKills:
         """Say what can be said about a worker that was killed by SIGKILL; None for nothing."""
         if not self._before:
             return None
-        for path, before in self._before.items():
-            now = _count(path)
-            if now is not None and now > before:
-                sure = "the" if path != _MACHINE else "probably the"
-                return f"{sure} kernel's out-of-memory killer: oom_kill in {path} rose from {before} to {now} meanwhile"
+        rose = {path: now for path, before in self._before.items() if (now := _count(path) or 0) > before}
+        for path, now in rose.items():
+            before = self._before[path]
+            # Each kill tells of one death.
+            self._before.update((counter, self._before[counter] + 1) for counter in rose)
+            sure = "the" if path != _MACHINE else "probably the"
+            return f"{sure} kernel's out-of-memory killer: oom_kill in {path} rose from {before} to {now} meanwhile"
         return f"not by the out-of-memory killer: oom_kill in {next(iter(self._before))} did not change"
 
 

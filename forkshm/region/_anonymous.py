@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
 from forkshm.backend import kernel
+from forkshm.errors import RegionCreateError
 from forkshm.region._commons import LARGEST, map_part
 from forkshm.region._mapped import (
     MappedRegion,
@@ -39,7 +42,9 @@ def anonymous_shared_memory(
         address: Map exactly there; a multiple of the page size. What is there is never
             overwritten.
         populate: Take memory for all pages now: creation takes longer, first writes do
-            not. Where the kernel cannot, they are taken as they are touched.
+            not. Where the kernel cannot, they are taken as they are touched. More than a
+            limit on the memory of this process's control group leaves is refused; without
+            this, the kernel kills whoever touches a page too many.
         huge_pages: Ask for huge pages. Where the kernel has none for shared memory
             (``/sys/kernel/mm/transparent_hugepage/shmem_enabled``), they are ordinary.
 
@@ -52,7 +57,7 @@ def anonymous_shared_memory(
             not a multiple of the page size.
         RegionAddressError: Something is mapped at *address* already.
         RegionCreateError: The kernel refused; an ``OSError``, see ``errno``. ``ENOMEM``
-            means address space or memory limits.
+            means address space or memory limits: map less, or raise them.
 
     Fork and threads:
         Safe to call from any thread. Workers that started earlier do not inherit the
@@ -73,6 +78,13 @@ def anonymous_shared_memory(
     """
     size = checked_size(size)
     address = checked_address(address, 0)
+    if populate and (left := kernel.memory_left()) is not None and size > left:
+        raise RegionCreateError(
+            errno.ENOMEM,
+            f"cannot take {size:,} bytes of memory: the control group of this process has {max(left, 0):,} left, and "
+            "the kernel kills whoever asks for more; take less, raise the group's limit, or leave populate out",
+            size=size,
+        )
     try:
         fd = kernel.create_memory(size, "region")
         if size <= LARGEST and address is None and kernel.is_scarce(fd):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
 from forkshm.region._lifetime import at_fork, guard
-from forkshm.region._table import Mode, give_back, lend, new_mapping, round_up
+from forkshm.region._table import Mode, give_back, keep, lend, let_go, new_mapping, round_up
 
 if TYPE_CHECKING:
     from forkshm.region._table import Mapping
@@ -41,15 +41,16 @@ class _Commons:
             fd = kernel.create_memory(_OBJECT, "commons", sealable=False)
             self.leave()
             self.fd = fd
+            keep(fd, self.leave)
         offset = self.end
         self.end += size
         return lend(self.fd), offset
 
     def leave(self) -> None:
-        """Begin another one next time."""
+        """Begin another one next time: this one is used up, or nobody has a part of it any more."""
         fd, self.fd, self.end = self.fd, -1, 0
         if fd >= 0:
-            give_back(fd)
+            let_go(fd)
 
 
 _commons = _Commons()

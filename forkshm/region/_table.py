@@ -13,11 +13,14 @@ import dataclasses
 import enum
 import os
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = (
     "Mapping",
@@ -25,7 +28,9 @@ __all__ = (
     "borrow",
     "copy_on_write",
     "give_back",
+    "keep",
     "lend",
+    "let_go",
     "mapping_at",
     "mapping_of",
     "new_mapping",
@@ -147,6 +152,8 @@ _by_identity: dict[Identity, list[Mapping]] = {}
 
 # Fds that several mappings of one object have in common, and how many more than one.
 _more_users: dict[int, int] = {}
+# What to do when an fd has one user left.
+_when_alone: dict[int, Callable[[], None]] = {}
 
 
 def borrow(identity: Identity, fd: int) -> int | None:
@@ -166,6 +173,17 @@ def lend(fd: int) -> int:
     return fd
 
 
+def keep(fd: int, when_alone: Callable[[], None]) -> None:
+    """Use *fd* for as long as others do: the last of them calls *when_alone*, which lets go of it. Needs `guard`."""
+    _when_alone[fd] = when_alone
+
+
+def let_go(fd: int) -> None:
+    """End what `keep` began. Needs `guard`."""
+    del _when_alone[fd]
+    give_back(fd)
+
+
 def give_back(fd: int) -> None:
     """Close the fd of a mapping, unless others use it, too. Needs `guard`."""
     more = _more_users.get(fd)
@@ -173,6 +191,8 @@ def give_back(fd: int) -> None:
         kernel.close(fd)
     elif more == 1:
         del _more_users[fd]
+        if (last := _when_alone.get(fd)) is not None:
+            last()
     else:
         _more_users[fd] = more - 1
 

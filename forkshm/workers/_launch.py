@@ -13,7 +13,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd, Sender
 from forkshm.errors import WorkerStartError
@@ -205,10 +205,12 @@ class Launch:
             for rank in range(size):
                 birth = Birth(board, rank, size, self._watch.answers_in, read_end, fn, args)
                 process = context.Process(target=run_launched, args=(birth,), name=f"worker {rank}", daemon=True)  # type: ignore[attr-defined]
-                process.start()
-                # Under spawn the object would keep what it was given.
-                process._args = ()
-                self._watch.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
+                process.ignores_interrupts = True
+                with _interrupts.held_back():
+                    process.start()
+                    # Under spawn the object would keep what it was given.
+                    process._args = ()
+                    self._watch.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
         except BaseException as error:
             self._finalizer()
             if isinstance(error, OSError):

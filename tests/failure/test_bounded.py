@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import functions as f
@@ -17,13 +18,6 @@ from forkshm.channel import Receiver, Sender
 from forkshm.pool import _crew, _oom, _worker
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
-    with forkshm.get_context("forkserver").Pool(1) as pool:
-        pool.apply(int)
 
 
 def workers_of(pool):
@@ -163,6 +157,25 @@ def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path, monkeypatch):
     monkeypatch.setattr(_oom, "_MEMBERSHIP", str(tmp_path / "none"))
     with forkshm.Pool(1) as pool, pytest.raises(WorkerDiedError, match="the usual cause is"):
         pool.apply(f.die, ("SIGKILL",))
+
+
+def test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for():
+    """As by active_children(), which asks the kernel for every child."""
+    process = forkshm.Process(target=os._exit, args=(7,))
+    process.start()
+    taken = threading.Event()
+
+    def collect():
+        _, status = os.waitpid(process.pid, 0)
+        taken.set()
+        time.sleep(0.01)
+        process._popen.returncode = os.waitstatus_to_exitcode(status)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    taken.wait()
+    assert _multiprocess.exit_code(process) == 7
+    thread.join()
 
 
 # -- the end of a pool --------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 import forkshm
 from forkshm import TaskTimeoutError, WorkerDiedError
+from forkshm.pool._status import IDLE
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +32,6 @@ METHODS = ["fork", "forkserver"]
 SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
 #: Most of what ends a process does not know how it was started.
 EITHER_WAY = [("fork", how) for how in WAYS] + [("forkserver", how) for how in ("SIGKILL", "sys.exit")]
-
-
-@pytest.fixture(scope="module")
-def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
-    with forkshm.get_context("forkserver").Pool(1) as pool:
-        pool.apply(int)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +104,47 @@ def test_an_idle_worker_dies_and_nobody_notices(method, how):
         for worker in list(pool._crew.workers):
             os.kill(worker.pid, getattr(signal, how))
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "MemoryError"), ("forkserver", "MemoryError")])
+def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
+    """In a handler of signals, or in what the collector or a thread of the user's runs."""
+    with forkshm.get_context(method).Pool(1) as pool:
+        pid = pool.apply(f.die_at_sigusr1, (how,))
+        wait_until(lambda: pool._crew.status.states() == [IDLE])
+        os.kill(pid, signal.SIGUSR1)
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+        assert pool.apply(f.pid) != pid
+        assert pool.statistics().workers_replaced == 1
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [*EITHER_WAY, *((method, how) for method in METHODS for how in ("MemoryError", "SIGSTOP"))],
+)
+def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, tmp_path):
+    """It was not begun. Of the two workers the one that was told to takes the next task, or does not."""
+    with forkshm.get_context(method).Pool(2, task_timeout=1.0 if how == "SIGSTOP" else None) as pool:
+        pool.apply(f.die_with_the_next_task, (how, tmp_path / "mark"))
+        results = [pool.apply_async(f.square, (x,)) for x in range(200)]
+        assert [result.get(60) for result in results] == [x * x for x in range(200)]
+        while not (tmp_path / "mark").exists():
+            assert pool.apply(f.square, (3,)) == 9
+        assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize(("method", "how"), EITHER_WAY)
+def test_a_task_that_was_received_and_named_and_not_begun_fails(method, how, tmp_path):
+    with forkshm.get_context(method).Pool(1) as pool:
+        pool.apply(f.die_before_the_next_begins, (how, tmp_path / "mark"))
+        results = [pool.apply_async(f.square, (x,)) for x in range(20)]
+        with pytest.raises(WorkerDiedError) as caught:
+            results[0].get()
+        assert caught.value.exitcode == WAYS[how][0]
+        assert [result.get() for result in results[1:]] == [x * x for x in range(1, 20)]
 
 
 @pytest.mark.usefixtures("_fork_server")

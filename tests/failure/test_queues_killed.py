@@ -9,6 +9,7 @@ import random
 import signal
 import time
 
+import functions as f
 import numpy as np
 import pytest
 
@@ -159,6 +160,78 @@ def test_a_waiter_for_items_is_killed(spawn):
     for number in range(10):
         it.put(number)
     assert [it.get(timeout=30) for _ in range(10)] == list(range(10))
+
+
+ENDS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.exit": 17}
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_sender_ends_with_a_backlog(method, how):
+    """What the kernel has arrives; a process that ends properly sends the rest first."""
+    context = forkshm.get_context(method)
+    it = context.Queue()
+    process = context.Process(target=f.put_and_end, args=(it, how))
+    process.start()
+    if how != "sys.exit":
+        process.join()
+    got = []
+    with pytest.raises(queue.Empty):
+        while True:
+            number, _ = it.get(timeout=30 if process.is_alive() else 0.05)
+            got.append(number)
+    process.join()
+    assert process.exitcode == ENDS[how]
+    assert got == list(range(len(got)))
+    assert 100 < len(got) <= 2000
+    assert len(got) == 2000 or how != "sys.exit"
+    it.put("and on")
+    assert it.get(timeout=30) == "and on"
+    it.close()
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_who_holds_items_ends(method, how):
+    """They are gone with it, their memory comes back, and the rest is for others."""
+    context = forkshm.get_context(method)
+    it, back = context.Queue(5), context.Queue()
+    process = context.Process(target=f.get_and_end, args=(it, back, how))
+    process.start()
+    for number in range(5):
+        it.put(np.full(100_000, float(number)))
+    assert back.get(timeout=30) == 100_000.0
+    process.join()
+    assert process.exitcode == ENDS[how]
+    for number in range(5, 7):
+        it.put(np.full(100_000, float(number)), timeout=30)
+    assert [it.get(timeout=30)[7] for _ in range(5)] == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert it.qsize() == 0
+    it.close()
+    back.close()
+
+
+def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn, wait_until):
+    it = forkshm.Queue(5)
+
+    def take_all():
+        while True:
+            it.get()
+
+    stopped = [spawn(lambda: count_up(it)), spawn(take_all), spawn(lambda: (it.get(), signal.pause()))]
+    it.put("there is traffic")
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in stopped:
+        wait_until(lambda pid=pid: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None)
+    while not it.empty():
+        it.get(timeout=30)
+    # Each of the two receivers may have taken an item, and not given the room back.
+    for number in range(100):
+        it.put(number, timeout=30)
+        assert it.get(timeout=30) == number
 
 
 def test_memory_of_messages_that_nobody_received_is_given_back(spawn):

@@ -6,6 +6,7 @@ import gc
 import os
 
 import pytest
+from room import needs_fds
 
 import forkshm
 from forkshm.channel import Kind, pair, read_message, write_message
@@ -312,6 +313,7 @@ def test_shared_memory_of_every_type_crosses_without_a_copy(cross, kind, view):
 
 @pytest.mark.parametrize("count", [2, 253, 300])
 def test_many_shared_arrays_cross_in_one_object(cross, count):
+    needs_fds(2 * count)
     sent = [forkshm.full(3, number) for number in range(count)]
     crossing = cross(sent)
     assert (crossing.fds, crossing.copied) == (count, 0 if count < 300 else crossing.copied)

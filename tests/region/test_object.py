@@ -13,6 +13,7 @@ import sys
 import threading
 
 import pytest
+from room import needs_room_in_shm
 
 from forkshm import (
     Creation,
@@ -299,6 +300,7 @@ def test_who_has_no_permission_is_told(name, in_child):
 
 @pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2**20 + 1])
 def test_truncate_sets_the_size_and_takes_the_memory(name, size):
+    needs_room_in_shm(size)
     with create(name) as shm:
         shm.truncate(size)
         assert shm.size == size
@@ -432,6 +434,7 @@ def test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus(run_
 
 def test_signals_do_not_disturb_truncate(name):
     """The bug of boostorg/interprocess#152: EINTR."""
+    needs_room_in_shm(8 * 2**20)
     hits = []
     old = signal.signal(signal.SIGALRM, lambda *_: hits.append(1))
     try:
@@ -571,7 +574,7 @@ def live(number):
     region.buf[:6] = number.to_bytes(6, "little")
     if number % 3 == 0:
         gone = SharedMemoryObject("create_only", f"{prefix}-{number}-gone")
-        gone.truncate(2**20)
+        gone.truncate(3 * 2**18)
         SharedMemoryObject.remove(gone.name)
 
 fds, before = os.listdir("/proc/self/fd"), shared_kib()

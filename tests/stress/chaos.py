@@ -4,8 +4,9 @@
 
 Each round submits tasks of all kinds, kills workers (idle, busy, any) at random moments, and
 then takes every answer: it is right, by checksum, or a `WorkerDiedError`; none is missing, and
-none comes in time only because somebody else's did. Now and then a whole pool is killed with
-its parent. In the end nothing is left. A table says what was survived; the exit code is 1 when
+none comes in time only because somebody else's did. After each ten rounds a whole pool is killed
+with its parent, and the ends of a queue are: who sends, who receives. Then nothing may be left:
+no fd, process, thread, mapping or block. A table says what was survived; the exit code is 1 when
 anything was not as it should be. The same seed makes the same plan, though not the same timing.
 """
 
@@ -26,6 +27,7 @@ import zlib
 import numpy as np
 
 import forkshm
+from forkshm.pool._status import FIRST_TASK
 from forkshm.testing import check_leaks
 
 #: Seconds after which an answer counts as missing.
@@ -40,7 +42,10 @@ class Survived:
 
     rounds: int = 0
     workers_killed: int = 0
+    busy_ones_killed: int = 0
     parents_killed: int = 0
+    senders_killed: int = 0
+    receivers_killed: int = 0
     tasks: int = 0
     answered: int = 0
     died: int = 0
@@ -82,9 +87,9 @@ def put(queue, n, size):
     return n
 
 
-def compute(x):
+def compute(x, steps):
     total = 0
-    for k in range(2000):
+    for k in range(steps):
         total += k * x
     return total
 
@@ -115,7 +120,8 @@ class Load:
         return lambda got: got == n * n, self.pool.apply_async(square, (n,))
 
     def _compute(self, n):
-        return lambda got: got == n * 1999000, self.pool.apply_async(compute, (n,))
+        steps = self.rng.choice([2_000, 2_000, 60_000])
+        return lambda got: got == n * (steps * (steps - 1) // 2), self.pool.apply_async(compute, (n, steps))
 
     def _array(self):
         return np.frombuffer(self.rng.randbytes(8 * self.rng.choice([100, 4_000, 50_000, 300_000])), np.uint64).copy()
@@ -215,6 +221,20 @@ def workers_of(context):
     return [process.pid for process in context.active_children()]
 
 
+def kill_a_worker(crew, rng, survived):
+    workers = list(crew.workers)
+    busy = [worker for worker in workers if crew.status.state(worker.slot) >= FIRST_TASK]
+    idle = [worker for worker in workers if worker not in busy]
+    victims = rng.choice([busy, idle, workers]) or workers
+    if not victims:  # the last that died is not replaced yet
+        return
+    victim = rng.choice(victims)
+    with contextlib.suppress(ProcessLookupError):  # it died meanwhile
+        os.kill(victim.pid, signal.SIGKILL)
+        survived.workers_killed += 1
+        survived.busy_ones_killed += victim in busy
+
+
 def one_round(load, rng, survived, context, how_many):
     pending = []
     for _ in range(how_many):
@@ -224,13 +244,94 @@ def one_round(load, rng, survived, context, how_many):
                 # A pool whose workers all die while they start gives up; these start slowly.
                 pending[-1][3].wait(PATIENCE)
             time.sleep(rng.random() * rng.choice([0, 0.0003, 0.004]))
-            pids = workers_of(context)
-            if pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(pids), signal.SIGKILL)
-                    survived.workers_killed += 1
+            kill_a_worker(load.pool._crew, rng, survived)
     load.collect(pending)
     survived.rounds += 1
+
+
+# -- the ends of a queue --------------------------------------------------------------
+
+
+def count_up(queue, who, progress):
+    """Send numbers, each with an array of it; *progress* says how many are sent for certain."""
+    number = 0
+    while True:
+        queue.put((who, number, np.full(10 if number % 3 else 3_000, float(number))))
+        number += 1
+        progress[0] = number
+
+
+def pass_on(queue, back):
+    while True:
+        back.put(queue.get())
+
+
+def kill_ends_of_a_queue(rng, survived, context, kills=4):
+    """What was put arrives whole, once and in order, but for one item with each receiver."""
+    # Bounded, so that nothing waits in a process that is going to be killed.
+    queue, back = context.Queue(40), context.Queue(40)
+    progress = []
+    counts = {}
+    lost = may_be_lost = 0
+
+    def start(target, *args):
+        process = context.Process(target=target, args=args, daemon=True)
+        process.start()
+        return process
+
+    def start_sender():
+        progress.append(forkshm.zeros(1, "int64"))
+        return start(count_up, queue, len(progress) - 1, progress[-1])
+
+    def take():
+        nonlocal lost
+        item = back.get(timeout=PATIENCE)
+        if item is None:
+            return False
+        who, number, array = item
+        lost += number - counts.get(who, 0)
+        if number < counts.get(who, 0) or not (array == number).all():
+            survived.faults.append(f"queue: item {number} of sender {who} came twice, too late, or is wrong")
+        counts[who] = number + 1
+        survived.queue_items += 1
+        survived.bytes_checked += array.nbytes
+        return True
+
+    sender, receiver = start_sender(), start(pass_on, queue, back)
+    try:
+        for _ in range(kills):
+            for _ in range(rng.randrange(5, 100)):
+                take()
+            if rng.random() < 0.5:
+                end(sender)
+                survived.senders_killed += 1
+                sender = start_sender()
+            else:
+                end(receiver)
+                survived.receivers_killed += 1
+                may_be_lost += 1
+                receiver = start(pass_on, queue, back)
+        end(sender)
+        survived.senders_killed += 1
+        queue.put(None)
+        while take():
+            pass
+        lost += sum(max(int(sent[0]) - counts.get(who, 0), 0) for who, sent in enumerate(progress))
+        if lost > may_be_lost:
+            survived.faults.append(f"queue: {lost} items are lost, and only {may_be_lost} receivers were killed")
+    finally:
+        end(sender)
+        end(receiver)
+        queue.close()
+        back.close()
+
+
+def end(process):
+    if process._closed:
+        return
+    process.kill()
+    process.join()
+    process.close()
 
 
 # -- parents --------------------------------------------------------------------------
@@ -291,6 +392,18 @@ def is_alive(pid):
 # -- all of it ------------------------------------------------------------------------
 
 
+def some_rounds(kills, rng, survived, context, workers, tasks_in_round):
+    with context.Pool(workers) as pool:
+        load = Load(pool, rng, survived, context)
+        for _ in range(10):
+            one_round(load, rng, survived, context, tasks_in_round)
+            if survived.workers_killed >= kills or survived.faults:
+                break
+        load.queue.close()
+        pool.close()
+        pool.join()
+
+
 def run(kills, seed, method="fork", workers=3, tasks_in_round=60):
     """Go on until so many workers were killed; return what was survived."""
     rng = random.Random(seed)
@@ -303,17 +416,12 @@ def run(kills, seed, method="fork", workers=3, tasks_in_round=60):
     try:
         with check_leaks():
             while survived.workers_killed < kills and not survived.faults:
-                with context.Pool(workers) as pool:
-                    load = Load(pool, rng, survived, context)
-                    for _ in range(10):
-                        one_round(load, rng, survived, context, tasks_in_round)
-                        if survived.workers_killed >= kills or survived.faults:
-                            break
-                    load.queue.close()
-                    pool.close()
-                    pool.join()
-                del load, pool
-                kill_a_parent(rng, survived, method)
+                with check_leaks():
+                    some_rounds(kills, rng, survived, context, workers, tasks_in_round)
+                with check_leaks():
+                    kill_a_parent(rng, survived, method)
+                with check_leaks():
+                    kill_ends_of_a_queue(rng, survived, context)
     except AssertionError as error:
         survived.faults.append(str(error))
     return survived

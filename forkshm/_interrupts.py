@@ -1,0 +1,71 @@
+"""Ctrl-C while a process is being started: it comes when that is done, in the process that starts it.
+
+Python ignores whatever is raised in what runs around a fork, so a KeyboardInterrupt would be lost there, and leave half
+of that undone. And a child that is not up yet would print a traceback of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ("begin", "held_back")
+
+_SIGINT = frozenset((signal.SIGINT,))
+
+#: Windows has none, and starts no process with a mask.
+_HAS_MASKS = hasattr(signal, "pthread_sigmask")
+
+# The handler and the signal mask outside of all blocks: a forked child is to have them.
+_outside: tuple[Any, Any] | None = None
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let SIGINT be handled after the block. What is started in the block has it blocked until it calls `begin`."""
+    global _outside
+    handler = signal.getsignal(signal.SIGINT)
+    came: list[int] = []
+    # Handlers run in the main thread, whichever of the threads the kernel chose.
+    is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
+    is_outermost = False
+    mask = None
+    try:
+        if is_handled_here:
+            signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+        if _HAS_MASKS:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
+        if _outside is None:
+            is_outermost = True
+            _outside = handler, mask
+        yield
+    finally:
+        if is_outermost:
+            _outside = None
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_handled_here:
+            signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def begin(*, ignores: bool) -> None:
+    """In a process that was started in such a block: be as one that was not, or ignore SIGINT."""
+    global _outside
+    (handler, mask), _outside = _outside or (None, None), None
+    if ignores:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    elif callable(handler):
+        signal.signal(signal.SIGINT, handler)
+    if not _HAS_MASKS:
+        return
+    if mask is None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
+    else:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,0 +1,211 @@
+"""Ctrl-C, whatever a program is at: it ends at once, with one traceback, and leaves no process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import functions as f
+import pytest
+
+from forkshm import _interrupts
+
+pytestmark = pytest.mark.slow
+
+TESTS = os.path.dirname(f.__file__)
+
+
+# -- held back ------------------------------------------------------------------------
+
+
+def test_an_interrupt_comes_after_the_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with _interrupts.held_back():
+            with _interrupts.held_back():
+                signal.raise_signal(signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append("not this")
+    assert done == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_an_error_in_the_block_is_the_interrupts_context():
+    with pytest.raises(KeyboardInterrupt) as caught, _interrupts.held_back():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError(11, "no process")
+    assert isinstance(caught.value.__context__, OSError)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_where_python_has_no_handler_there_is_none_afterwards(handler, in_child):
+    def child():
+        signal.signal(signal.SIGINT, handler)
+        with _interrupts.held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler
+
+    assert in_child(child) == (0 if handler == signal.SIG_IGN else -signal.SIGINT)
+
+
+def test_a_process_that_another_thread_starts_meanwhile_has_the_handler_of_the_program(in_child):
+    def child():
+        heard = []
+        signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+        codes = []
+
+        def start():
+            def grandchild():
+                _interrupts.begin(ignores=False)
+                signal.raise_signal(signal.SIGINT)
+                assert heard
+
+            codes.append(in_child(grandchild))
+
+        with _interrupts.held_back():
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+        assert codes == [0]
+        assert not heard
+
+    assert in_child(child) == 0
+
+
+# -- while processes start ------------------------------------------------------------
+
+IN_A_HOOK = """
+import os, signal, forkshm
+interrupt = [True]
+def hook():
+    if interrupt.pop():
+        signal.raise_signal(signal.SIGINT)
+    interrupt.append(False)
+os.register_at_fork({when}=hook)
+try:
+    {start}
+except KeyboardInterrupt:
+    print("interrupted")
+interrupt[:] = [False]
+with forkshm.Pool(1) as pool:
+    print(pool.apply(abs, (-5,)))
+"""
+
+
+@pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
+def test_an_interrupt_in_what_runs_around_a_fork_is_not_lost(run_script, when, start):
+    """Python ignores what is raised there."""
+    assert run_script(IN_A_HOOK.format(when=when, start=start)) == "interrupted\n5\n"
+
+
+AT_BIRTH = """
+import os, signal, sys, forkshm
+if __name__ == "__mp_main__":
+    os.kill(os.getpid(), signal.SIGINT)
+if __name__ == "__main__":
+    context = forkshm.get_context({method!r})
+    with context.Pool(1) as pool:
+        print(pool.apply(abs, (-5,)), pool.statistics().workers_replaced)
+    process = context.Process(target=print, args=("not reached",))
+    process.start()
+    process.join()
+    print(process.exitcode)
+    process.close()
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word(run_script, method):
+    done = run_script(AT_BIRTH.format(method=method), check=False)
+    assert (done.stdout, done.stderr) == ("5 0\n1\n", "")
+
+
+def interrupt(path, ready, wait_until):
+    """Run a program as a terminal does, press Ctrl-C once *ready* files are there, and return what it said."""
+    process = subprocess.Popen(
+        [sys.executable, str(path / "script.py")], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        wait_until(lambda: len(list(path.glob("ready*"))) >= ready)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait() == -signal.SIGINT
+    gone = []
+
+    def group_is_gone():  # the fork server and the tracker of resources, too
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            gone.append(True)
+        return gone
+
+    wait_until(group_is_gone)
+    assert errors.count("Traceback (most recent call last)") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    return errors
+
+
+STARTING = """
+import os, sys, time, forkshm
+if __name__ == "__mp_main__":
+    open({path!r} + "/ready" + str(os.getpid()), "w").close()
+    time.sleep(60)
+if __name__ == "__main__":
+    with forkshm.get_context({method!r}).Pool(2) as pool:
+        pool.map(abs, range(10))
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_while_workers_are_starting(method, tmp_path, wait_until):
+    (tmp_path / "script.py").write_text(STARTING.format(method=method, path=str(tmp_path)))
+    interrupt(tmp_path, 2, wait_until)
+
+
+# -- at the end -----------------------------------------------------------------------
+
+AT_THE_END = """
+import sys, forkshm
+sys.path.insert(0, {tests!r})
+import functions as f
+if __name__ == "__main__":
+    pool = forkshm.get_context({method!r}).Pool(2)
+    pool.map_async(f.{task}, [{path!r} + "/ready" + str(i) for i in range(8)], chunksize=1)
+    pool.close()
+    pool.join()
+"""
+
+
+@pytest.mark.parametrize("task", ["hang", "ignore_sigterm_and_hang"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_while_a_closed_pool_is_joined(method, task, tmp_path, wait_until):
+    (tmp_path / "script.py").write_text(AT_THE_END.format(method=method, tests=TESTS, path=str(tmp_path), task=task))
+    assert "pool.join()" in interrupt(tmp_path, 2, wait_until)
+
+
+LEAVING = """
+import sys, time, forkshm
+sys.path.insert(0, {tests!r})
+from forkshm._multiprocess import util
+def linger():
+    open({path!r} + "/ready", "w").close()
+    time.sleep(60)
+def initialize():
+    util.Finalize(None, linger, exitpriority=1)
+if __name__ == "__main__":
+    pool = forkshm.Pool(1, initialize)
+    pool.close()
+    pool.join()
+"""
+
+
+def test_while_workers_of_a_closed_pool_are_leaving(tmp_path, wait_until):
+    (tmp_path / "script.py").write_text(LEAVING.format(tests=TESTS, path=str(tmp_path)))
+    assert "pool.join()" in interrupt(tmp_path, 1, wait_until)
