@@ -1623,6 +1623,9 @@ def test_a_party_that_is_killed_after_it_arrived_has_arrived(region, wait_until)
         barrier.wait()
         os._exit(1)
     wait_until(lambda: barrier.n_waiting == 1)
+    # It says so before it lets go of the barrier.
+    wait_until(lambda: _syscalls.mutex_trylock(barrier._address + HEADER) == 0)
+    _syscalls.mutex_unlock(barrier._address + HEADER)
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
     assert barrier.wait(60) == 1
