@@ -86,6 +86,10 @@ class MessageSocket(Protocol):
         """Receive a message: its bytes, what `Backend.received_fds` takes, flags, and nothing of use."""
         ...
 
+    def recv(self, bufsize: int, flags: int = ..., /) -> bytes:
+        """Look at a message."""
+        ...
+
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
         """Set how much the kernel is asked to hold."""
         ...
@@ -250,11 +254,6 @@ class Backend(abc.ABC):
     FDS_LOST: int
     #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
     RIGHTS: tuple[int, int]
-    # Signals for `signal_process`.
-    SIGTERM: int = 15
-    SIGKILL: int = 9
-    SIGSTOP: int
-    SIGCONT: int
     #: For a `Poller`.
     READABLE: int = 1
     WRITABLE: int = 4
@@ -477,8 +476,8 @@ class Backend(abc.ABC):
         """Return what waits for several fds."""
 
     @abc.abstractmethod
-    def unread_bytes(self, sender: MessageSocket) -> int:
-        """Return how much of what *sender* sent has not been received; 0 when all has."""
+    def has_message(self, end: MessageSocket) -> bool:
+        """Whether a message waits at this end; it stays there."""
 
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
