@@ -491,6 +491,9 @@ class Backend(abc.ABC):
     def call(self, address: str) -> MessageSocket:
         """Call who listens there; ``PermissionError`` if it is a process of another user."""
 
+    def forget_address(self, address: str) -> None:  # noqa: B027
+        """Take away what a process that was called at *address* may have left there."""
+
     # -- bells: processes that sleep until they are rung for --------------------------
 
     @abc.abstractmethod

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, cast
 from forkshm import _system
 from forkshm.backend import _record_locks, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
-from forkshm.backend._unix import FLAGS, Unix
+from forkshm.backend._unix import FLAGS, Unix, fallocate
 from forkshm.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -86,9 +86,13 @@ _ON_ALL_TRIES = 20
 
 @dataclasses.dataclass
 class _Object:
-    """A memory object whose bytes are lent from here."""
+    """A memory object that was made here."""
 
-    #: Of each byte, the reading ends of the pipes that say whether it is held.
+    #: The fd with which it was made.
+    fd: int
+    #: Bytes that this fd holds: that needs no pipe, for nobody else has this fd.
+    held: set[int] = dataclasses.field(default_factory=set)
+    #: Of each byte that others hold, the reading ends of the pipes that say so.
     lent: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
 
@@ -106,7 +110,8 @@ class PosixBackend(Unix):
         self._mates: dict[int, list[tuple[int, int]]] = {}
         # Of each byte that is held by an fd of this process, by which; of whatever object.
         self._holders: dict[int, set[int]] = {}
-        # By identity, the objects that this process has made.
+        # By fd, and by identity, the objects that this process has made.
+        self._made: dict[int, Identity] = {}
         self._objects: dict[Identity, _Object] = {}
         self._counting = threading.RLock()
         self._births = _Births()
@@ -114,11 +119,9 @@ class PosixBackend(Unix):
 
     def _in_child(self) -> None:
         # What the parent has lent, it waits for itself.
-        for made in self._objects.values():
-            for readers in made.lent.values():
-                for fd in readers:
-                    os.close(fd)
-        self._objects.clear()
+        for identity in self._made.values():
+            self._forget(identity)
+        self._made.clear()
         self._counting = threading.RLock()
         self._births.in_child()
 
@@ -126,9 +129,16 @@ class PosixBackend(Unix):
 
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at the end the name may be gone
         mates = self.divorce(fd)
+        if fd in self._made:
+            self._forget(self._made.pop(fd))
         close(fd)
         for mate in mates:
             close(mate)
+
+    def _forget(self, identity: Identity) -> None:
+        for readers in self._objects.pop(identity).lent.values():
+            for reader in readers:
+                os.close(reader)
 
     def divorce(self, fd: int) -> list[int]:
         """Forget the mates of an fd that is being closed, and return them."""
@@ -184,20 +194,31 @@ class PosixBackend(Unix):
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
         page = self.page_size
         start = -(-size // page) * page
+        if start + page >= 2**63:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         fd = self._new_object(label)
         try:
             os.ftruncate(fd, start + page)
+            self._reserve(fd, start, page)
             number = secrets.randbits(63), secrets.randbits(63)
             address = _syscalls.mmap(fd, page, *FLAGS[Access.SHARED], start)
             try:
                 self.copy(address, _LABEL.pack(_MAGIC, *number, size, os.getpid()), _LABEL.size)
             finally:
                 _syscalls.munmap(address, page)
-            self._objects[number] = _Object()
+            self._objects[number], self._made[fd] = _Object(fd), number
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _reserve(self, fd: int, start: int, size: int) -> None:
+        """Have memory for these bytes, where it has bounds of its own, as /dev/shm; to write there would be SIGBUS."""
+        try:
+            fallocate(fd, start, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
 
     def _new_object(self, label: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -234,7 +255,14 @@ class PosixBackend(Unix):
 
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
-        fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
+        path = os.fsencode("/" + name)
+        try:
+            # Where these objects are files, see `Unix.open_named`; where they are not, the flags are refused.
+            fd = _syscalls.shm_open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, permissions)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = _syscalls.shm_open(path, flags, permissions)
         try:
             os.set_inheritable(fd, False)
             if create:
@@ -305,11 +333,14 @@ class PosixBackend(Unix):
     def lock_shared(self, fd: int, position: int) -> None:
         if position == _CREATOR or self.mate(fd, position) is not None:
             return
+        if (own := self._made.get(fd)) is not None:
+            self._objects[own].held.add(position)
+            return
         identity, _ = self.identify(fd)
+        made = self._objects.get(identity)
         for other in self._others(fd, position, identity):
             self.marry(fd, position, Unix.duplicate(self, other))
             return
-        made = self._objects.get(identity)
         if made is None:  # who did not make it holds only what it was lent
             raise OSError(errno.EACCES, f"byte {position} of fd {fd} is held nowhere in this process")
         read_end, write_end = self._pipe()
@@ -317,6 +348,8 @@ class PosixBackend(Unix):
         self.marry(fd, position, write_end)
 
     def unlock(self, fd: int, position: int) -> None:
+        if (own := self._made.get(fd)) is not None:
+            self._objects[own].held.discard(position)
         mates = self._mates.get(fd, [])
         for found in [found for found in mates if found[0] == position]:
             mates.remove(found)
@@ -339,7 +372,9 @@ class PosixBackend(Unix):
                 readers.remove(reader)
                 os.close(reader)
             del made.lent[position]
-            return False
+            return made.fd != fd and position in made.held
+        if made is not None and made.fd != fd and position in made.held:
+            return True
         return any(True for _ in self._others(fd, position, identity))
 
     def mate(self, fd: int, what: int) -> int | None:
@@ -422,7 +457,6 @@ class PosixBackend(Unix):
             found = f"{end.family.name}, {end.type.name}"
             end.detach()
             raise OSError(errno.EPROTOTYPE, f"a socket of {found}, and not of AF_UNIX, SOCK_DGRAM")
-        end.settimeout(None)
         return end
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
@@ -449,7 +483,7 @@ class PosixBackend(Unix):
     def call(self, address: str) -> End:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
             caller.settimeout(None)
-            if (uid := os.stat(address).st_uid) != os.geteuid():
+            if (uid := _owner(address)) != os.geteuid():
                 raise PermissionError(errno.EACCES, f"process of user {uid}, and this is one of {os.geteuid()}")
             caller.connect(address)
             _, ancillary, _, _ = caller.recvmsg(1, self.fds_space(2), self.TAKE)
@@ -462,6 +496,14 @@ class PosixBackend(Unix):
             os.set_inheritable(fd, False)
         self.marry(fds[0], _LIFE, fds[1])
         return self.message_socket(fds[0])
+
+    def forget_address(self, address: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+        folder = os.path.dirname(address)
+        if os.path.basename(folder).startswith(_FOLDER):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     # -- processes --------------------------------------------------------------------
 
@@ -541,6 +583,7 @@ class End(socket.socket):
 
     def __init__(self, backend: PosixBackend, fd: int) -> None:
         super().__init__(fileno=fd)
+        self.settimeout(None)  # whatever socket.setdefaulttimeout() said
         self._backend = backend
 
     def _life(self) -> int | None:
@@ -640,9 +683,8 @@ class _Callee:
 
     def __init__(self, backend: PosixBackend, address: str | None, backlog: int) -> None:
         self._backend = backend
-        self._folder = "" if address else tempfile.mkdtemp(prefix="forkshm-")
         self._owner = os.getpid()
-        self.address = address or os.path.join(self._folder, "manager")
+        self.address = address or os.path.join(tempfile.mkdtemp(prefix=_FOLDER), "manager")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(None)
@@ -677,11 +719,7 @@ class _Callee:
             return
         self._socket.close()
         if os.getpid() == self._owner:
-            with contextlib.suppress(OSError):
-                os.unlink(self.address)
-            if self._folder:
-                with contextlib.suppress(OSError):
-                    os.rmdir(self._folder)
+            self._backend.forget_address(self.address)
 
 
 class _Births:
@@ -717,6 +755,14 @@ class _Births:
 
 _SMALLEST_BUFFER = 128 * 1024
 _OPEN_MAX = 10_240
+_FOLDER = "forkshm-manager-"
+
+
+def _owner(address: str) -> int:
+    try:
+        return os.stat(address).st_uid
+    except PermissionError:  # it is in a directory that is not ours
+        return os.stat(os.path.dirname(address)).st_uid
 
 
 def _no_proc() -> UnsupportedError:

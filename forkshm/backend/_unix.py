@@ -44,7 +44,8 @@ def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-_fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
+#: posix_fallocate(3); macOS has none.
+fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
 
 
 _LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
@@ -128,7 +129,7 @@ class Unix(Backend):
             # there is no room. From 0, because others may have left holes: to set a size
             # alone reserves nothing. Where the file system cannot, a size has to do.
             try:
-                _fallocate(fd, 0, size)
+                fallocate(fd, 0, size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
