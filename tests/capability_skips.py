@@ -24,6 +24,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "descriptor/test_region.py",
                 "pickler/test_foreign.py",
+                "doors/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
                 "region/test_file.py::test_a_file_that_one_may_only_read_is_reached_by_its_descriptor",
                 (
                     "failure/test_forked_by_others.py::"
@@ -40,6 +41,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                     "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
                 ),
                 "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
+                "integrations/test_born_shared.py::test_for_reading_means_no_writes_there_and_ours_are_seen",
                 "pool/test_handing_on.py::test_a_slice_of_what_arrived_is_handed_on_too",
                 "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
             ),

@@ -244,7 +244,22 @@ class PosixBackend(Unix):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def create_growing(self, label: str) -> int:
-        # A file without a name: objects of shm_open(3) can be given a size once, and not be written to, on macOS.
+        # Objects of shm_open(3) can be given a size once, and not be written to, on macOS. But not every file system
+        # has files of any size.
+        fd = self._new_file(label)
+        try:
+            if not _is_boundless(fd):
+                os.close(fd)
+                fd = -1
+                fd = self._new_object(label)
+            os.ftruncate(fd, 1)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        return fd
+
+    def _new_file(self, label: str) -> int:
         fd, path = tempfile.mkstemp(prefix=f"forkshm-{label}-")
         try:
             os.unlink(path)
@@ -362,7 +377,7 @@ class PosixBackend(Unix):
         if position == _CREATOR:
             label = self._label(fd, os.fstat(fd))
             return label is not None and self.is_running(label[4])
-        identity, _ = self.identify(fd)
+        identity = self._made.get(fd) or self.identify(fd)[0]
         made = self._objects.get(identity)
         if made is not None and position in made.lent:
             readers = made.lent[position]
@@ -405,7 +420,7 @@ class PosixBackend(Unix):
 
     def create_counter(self, memory: int) -> int:
         # The position of an open file description, as on Linux; of a file without a name.
-        return self.create_growing("counter")
+        return self._new_file("counter")
 
     def count(self, counter: int, change: int = 0) -> int:
         if not change:
@@ -756,6 +771,14 @@ class _Births:
 _SMALLEST_BUFFER = 128 * 1024
 _OPEN_MAX = 10_240
 _FOLDER = "forkshm-manager-"
+
+
+def _is_boundless(fd: int) -> bool:
+    try:
+        os.ftruncate(fd, 2**60)
+    except OSError:
+        return False
+    return True
 
 
 def _owner(address: str) -> int:

@@ -44,7 +44,8 @@ def _fds() -> frozenset[tuple[int, str]]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the one that listed the directory
-        if "forkshm-arena" not in target and not target.startswith("/proc/"):
+        # The file of locks is opened once, and for good.
+        if "forkshm-arena" not in target and not target.startswith("/proc/") and not target.endswith(".locks"):
             found.add((int(name), target))
     return frozenset(found)
 
