@@ -23,6 +23,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             "memory crosses the channels of others by way of /proc: it raises UnsupportedError, and names ours",
             (
                 "descriptor/test_region.py",
+                "descriptor/test_fuzz.py",
                 "pickler/test_foreign.py",
                 "doors/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
                 "region/test_file.py::test_a_file_that_one_may_only_read_is_reached_by_its_descriptor",

@@ -281,6 +281,10 @@ class Backend(abc.ABC):
     def is_scarce(self, fd: int) -> bool:
         """Whether *fd*, just opened, shows that the hard limit is near."""
 
+    def more_fds(self) -> int:
+        """How many files are open for fds that take more than one."""
+        return 0
+
     @abc.abstractmethod
     def duplicate(self, fd: int) -> int:
         """Return another fd of the same open file description."""

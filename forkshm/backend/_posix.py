@@ -59,7 +59,7 @@ _ADVICE = {
     )
 }
 
-#: The last page of a memory object: magic, number, size, and who made it.
+#: The last page of a memory object: magic, number, size, and who carves it up, if it is a segment.
 _LABEL = struct.Struct("<8sQQQQ")
 _MAGIC = b"forkshm\1"
 
@@ -189,6 +189,10 @@ class PosixBackend(Unix):
                 return True
         return False
 
+    def more_fds(self) -> int:
+        mates = sum(len(mates) for mates in list(self._mates.values()))
+        return mates + sum(len(readers) for made in list(self._objects.values()) for readers in made.lent.values())
+
     # -- memory objects ---------------------------------------------------------------
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
@@ -201,16 +205,25 @@ class PosixBackend(Unix):
             os.ftruncate(fd, start + page)
             self._reserve(fd, start, page)
             number = secrets.randbits(63), secrets.randbits(63)
-            address = _syscalls.mmap(fd, page, *FLAGS[Access.SHARED], start)
-            try:
-                self.copy(address, _LABEL.pack(_MAGIC, *number, size, os.getpid()), _LABEL.size)
-            finally:
-                _syscalls.munmap(address, page)
+            self._write_label(fd, start, _LABEL.pack(_MAGIC, *number, size, 0))
             self._objects[number], self._made[fd] = _Object(fd), number
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _write_label(self, fd: int, where: int, label: bytes) -> None:
+        address = _syscalls.mmap(fd, self.page_size, *FLAGS[Access.SHARED], where)
+        try:
+            self.copy(address, label, len(label))
+        finally:
+            _syscalls.munmap(address, self.page_size)
+
+    def _sign(self, fd: int) -> None:
+        """Say in the label of an object who carves it up."""
+        status = os.fstat(fd)
+        if (label := self._label(fd, status)) is not None:
+            self._write_label(fd, status.st_size - self.page_size, _LABEL.pack(*label[:4], os.getpid()))
 
     def _reserve(self, fd: int, start: int, size: int) -> None:
         """Have memory for these bytes, where it has bounds of its own, as /dev/shm; to write there would be SIGBUS."""
@@ -346,7 +359,10 @@ class PosixBackend(Unix):
     # -- leases -----------------------------------------------------------------------
 
     def lock_shared(self, fd: int, position: int) -> None:
-        if position == _CREATOR or self.mate(fd, position) is not None:
+        if position == _CREATOR:
+            self._sign(fd)
+            return
+        if self.mate(fd, position) is not None:
             return
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.add(position)
@@ -376,7 +392,7 @@ class PosixBackend(Unix):
     def is_held(self, fd: int, position: int) -> bool:
         if position == _CREATOR:
             label = self._label(fd, os.fstat(fd))
-            return label is not None and self.is_running(label[4])
+            return label is not None and label[4] != 0 and self.is_running(label[4])
         identity = self._made.get(fd) or self.identify(fd)[0]
         made = self._objects.get(identity)
         if made is not None and position in made.lent:
