@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _fork
+from forkshm import _system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +70,7 @@ class Ledger:
 ledger = Ledger()
 _thread = threading.local()
 
-_fork.at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
+_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _fork
+from forkshm import _system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,7 +152,7 @@ def _forget_siblings() -> None:
     process._children.clear()  # type: ignore[attr-defined]
 
 
-_fork.at_fork(after_in_child=_forget_siblings)
+_system.register_at_fork(after_in_child=_forget_siblings)
 
 
 def let_have_children() -> None:

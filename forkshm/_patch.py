@@ -10,7 +10,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _fork, _start
+from forkshm import _start, _system
 from forkshm.context import default_context
 from forkshm.pool import Pool
 
@@ -196,4 +196,4 @@ def _in_child() -> None:
     _lock = threading.RLock()
 
 
-_fork.at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.context
+import os
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess
@@ -104,8 +105,12 @@ class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
-        with _interrupts.held_back():
-            return _multiprocess.context.ForkProcess._Popen(process_obj)
+        with _interrupts.held_back(), kernel.forking() as sentinel:
+            popen = _multiprocess.context.ForkProcess._Popen(process_obj)
+            if sentinel >= 0:
+                # Theirs is held open by the child's own children, too.
+                os.dup2(sentinel, popen.sentinel, inheritable=False)
+        return popen
 
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):

@@ -31,7 +31,7 @@ LAYERS = [
 ]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
 LAYERS += sorted(forkshm._MODULES - set(LAYERS))
-BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_fork"}
+BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_system"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -114,7 +114,7 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
         (
             "ctypes",
             {
-                "backend/_buffers.py",
+                "backend/_memory.py",
                 "backend/_syscalls.py",
                 "backend/_numpy_hook.py",
                 "region/_layout.py",

@@ -12,7 +12,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from forkshm import _fork, _leaks
+from forkshm import _leaks, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -173,10 +173,6 @@ class Sender:
         """Let the kernel hold up to so many bytes, as far as it allows."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
 
-    def unread_bytes(self) -> int:
-        """Return how much was sent and not yet received; 0 when everything was."""
-        return kernel.unread_bytes(self._socket)
-
     def end(self) -> None:
         """Say that nothing more will come: receivers get None once all is received."""
         if self._socket.fileno() >= 0:
@@ -227,6 +223,10 @@ class Receiver:
         """
         taken = self.take(WAIT)
         return None if taken is None else Received(*taken)
+
+    def has_message(self) -> bool:
+        """Whether a message is there, and not yet received."""
+        return kernel.has_message(self._socket)
 
     def take(self, how: int = _RECEIVE) -> tuple[bytes, list[int]] | None:
         """As `receive_nowait`, for those who count the nanoseconds: the data and the fds as they are."""
@@ -374,4 +374,4 @@ def _in_child() -> None:
     _private_ends.clear()
 
 
-_fork.at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.pool._results import Job
 
@@ -227,13 +229,13 @@ class Pump:
     def _end(self, worker: Worker, number: int) -> None:
         # Stopped first: it may have answered and begun the next task, which somebody wants.
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(worker.sentinel, worker.pid, kernel.SIGSTOP)
+            kernel.signal_process(worker.sentinel, worker.pid, signal.SIGSTOP)
             if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
-                kernel.signal_process(worker.sentinel, worker.pid, kernel.SIGKILL)
+                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
                 # It did not die of what it did.
                 cast("Any", self._dispatcher)._deaths_for_nothing = 0
             else:  # the timer looks again
-                kernel.signal_process(worker.sentinel, worker.pid, kernel.SIGCONT)
+                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGCONT)
 
 
 def _is_stopped(pid: int) -> bool:

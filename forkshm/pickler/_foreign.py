@@ -19,7 +19,7 @@ import multiprocessing.reduction
 import threading
 from typing import Any
 
-from forkshm import _fork, _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import Identity, kernel
 from forkshm.descriptor import RegionDescriptor, describe
 from forkshm.errors import NotPicklableError
@@ -117,7 +117,7 @@ class _Outstanding:
 
 
 _outstanding = _Outstanding()
-_fork.at_fork(after_in_child=_outstanding.in_child)
+_system.register_at_fork(after_in_child=_outstanding.in_child)
 
 
 def forget_received() -> None:

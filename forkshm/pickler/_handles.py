@@ -11,7 +11,7 @@ import pickle
 import socket
 from typing import Any
 
-from forkshm import _fork
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.pickler._reducers import register
 
@@ -49,7 +49,7 @@ def _in_child() -> None:
     _outgoing.clear()
 
 
-_fork.at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)
 
 
 class ReceivedFd:

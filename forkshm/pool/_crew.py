@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import math
 import os
+import signal
 import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -194,6 +195,10 @@ class Crew:
             return  # stopped: nobody sleeps there any more
         kernel.ring(self._bell.fd, how_many)
 
+    def has_unread_tasks(self) -> bool:
+        """Whether tasks were sent that no worker has taken."""
+        return self._tasks_end.has_message()
+
     def dismiss(self) -> None:
         """Let the workers leave once the queue is empty."""
         self.tasks.end()
@@ -222,7 +227,7 @@ class Crew:
 
     def end(self, worker: Worker) -> None:
         """End a worker at once; it is buried as any that dies."""
-        _signal(worker, kernel.SIGKILL)
+        _signal(worker, _system.SIGKILL)
 
     def see_off(self) -> None:
         """Let the workers of a closed pool leave, for a bounded time."""
@@ -255,10 +260,10 @@ class Crew:
         if self._has_exit and self.started:
             self._let_go()
         for worker in self.workers:
-            _signal(worker, kernel.SIGTERM)
+            _signal(worker, signal.SIGTERM)
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
-            _signal(worker, kernel.SIGKILL)
+            _signal(worker, _system.SIGKILL)
         return _still_there(left, _LAST_SECONDS)
 
     def descriptors(self) -> int:

@@ -26,6 +26,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm import _system
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.backend import kernel
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
@@ -730,7 +731,7 @@ class Dispatcher:
         )
 
     def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if died.exitcode == -kernel.SIGKILL else None
+        return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Break the pool when its workers die one after the other and nothing gets done."""
@@ -765,7 +766,7 @@ class Dispatcher:
 
     def _resolve_audit(self) -> None:
         with self._lock:
-            if self._crew.tasks.unread_bytes():
+            if self._crew.has_unread_tasks():
                 return
             states = [self._crew.status.state(worker.slot) for worker in self._crew.workers]
             if CLAIMING in states or LAST_LOOK in states:

@@ -44,7 +44,8 @@ def _fds() -> frozenset[tuple[int, str]]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the one that listed the directory
-        if "forkshm-arena" not in target and not target.startswith("/proc/"):
+        # The file of locks is opened once, and for good.
+        if "forkshm-arena" not in target and not target.startswith("/proc/") and not target.endswith(".locks"):
             found.add((int(name), target))
     return frozenset(found)
 
@@ -63,14 +64,15 @@ def holdings() -> Holdings:
     gc.collect()
     forget_received()
     with open("/proc/self/maps") as maps:
-        mappings = sum("memfd:forkshm-region" in line for line in maps)
+        mappings = sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
+    blocks = arena.statistics().blocks  # those that are back are let go of
     return Holdings(
         fds=_fds(),
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
         named=frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name),  # noqa: S108
         mappings=mappings,
-        blocks=arena.statistics().blocks,
+        blocks=blocks,
     )
 
 

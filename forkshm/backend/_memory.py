@@ -1,4 +1,4 @@
-"""Raw memory, by way of ctypes: the same on every system."""
+"""Memory by its address: what ctypes offers on every system."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+__all__ = ("address_of", "bytes_at", "clear_memory", "copy", "copy_memory", "window")
 
 
 @functools.lru_cache(maxsize=1024)
