@@ -63,6 +63,9 @@ _LONGEST_SLEEP_SECONDS = 1.0
 #: was stopped (SIGSTOP) right after it had been woken for it: then it rings again.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
+#: After so long the helper looks whether those who drove in its place still do, and then less and less often.
+_STAND_BY_SECONDS = 0.001
+_LONGEST_STAND_BY_SECONDS = 0.016
 #: Workers that may die in a row before they are through their initializer.
 _FAILED_STARTS = 3
 #: And that may die in a row, at most so many seconds apart, with no task done or failed.
@@ -215,6 +218,8 @@ class Dispatcher:
         self._died_at = 0.0
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
         self._helper: threading.Thread | None = None
+        # There is something to be done for it.
+        self._called = threading.Event()
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
@@ -858,22 +863,40 @@ class Dispatcher:
     def start_helper(self) -> None:
         """See to it that things move although nobody waits."""
         with self._lock:
+            self._called.set()
             if self._helper is None:
                 self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
                 self._helper.start()
         self._notify()
 
+    def nudge(self) -> None:
+        """Let those who wait look again: what they wait for has come, and not through the channel."""
+        self._crew.wake()
+        self._notify()
+
     def _help(self) -> None:
+        pause = _STAND_BY_SECONDS
         while True:
-            self.drive(lambda: bool(self._callbacks) or self.is_idle())
+            self._called.clear()
+            if not self._followers and self._may_lead() and self._lead.acquire(blocking=False):
+                pause = _STAND_BY_SECONDS
+                try:
+                    while self._may_lead() and not self._callbacks and not self._followers:
+                        self._step(None)
+                finally:
+                    self._lead.release()
+                    self._notify()
             with self._lock:
-                if not self._callbacks:
-                    if not self.is_idle():
-                        continue  # more came since
+                callback = self._callbacks.popleft() if self._callbacks else None
+                if callback is None and self.is_idle():
                     # Decided under the lock: work that comes from now on starts a new one.
                     self._helper = None
                     return
-                callback = self._callbacks.popleft()
+            if callback is None:
+                # Who waits drives better: there is nobody it has to wake. This one is there for when nobody does.
+                self._called.wait(pause)
+                pause = min(2 * pause, _LONGEST_STAND_BY_SECONDS)
+                continue
             try:
                 callback()
             except Exception:
