@@ -244,7 +244,7 @@ class Work:
         self._settler: int | None = None
         # Threads that wait and drive; and whether the pool's thread is to drive when there are none.
         self._drivers = 0
-        self._is_helped = False
+        self._is_helped = self._is_helped_now = False
         self._is_settle_called = False
         self._closed = False
         self._is_ending = False
@@ -280,7 +280,10 @@ class Work:
             self._waiting.extend(units)
         self._hand_over()
         if self._waiting or pool._dispatcher._watch is not None:
-            self.help()
+            self.help(now=False)
+            # And not only there: the pool's thread would have to wait for this one's leave to run.
+            if pool._dispatcher.look():
+                self.settle()
 
     def _hand_over(self) -> None:
         while True:
@@ -405,13 +408,17 @@ class Work:
                 self.settle()
         return done()
 
-    def help(self) -> None:
-        """See to it that things move although nobody waits who drives."""
+    def help(self, *, now: bool = True) -> None:
+        """See to it that things move although nobody waits who drives; if need not be *now*, when nobody does."""
         pool = self._pool
-        if self._is_helped or pool is None or self._owner != os.getpid():
+        if pool is None or self._owner != os.getpid():
             return
-        self._is_helped = True
-        pool._dispatcher.call_later(self.settle)
+        if now and not self._is_helped_now:
+            self._is_helped = self._is_helped_now = True
+            pool._dispatcher.call_later(self.settle)
+        elif not self._is_helped:
+            self._is_helped = True
+            pool._dispatcher.start_helper()
 
     def call_later(self, callback: Callable[[], None]) -> bool:
         """Let the pool's thread call it; False if there is none any more."""
@@ -474,7 +481,7 @@ class Work:
         with self._lock:
             is_done = not self._waiting and not self._running and not self._arrived
             if is_done:
-                self._is_helped = False
+                self._is_helped = self._is_helped_now = False
             if not self._closed or not is_done or self._ended.is_set():
                 return
             if self._drivers and not now and self._pool is not None:

@@ -220,6 +220,8 @@ class Dispatcher:
         self._helper: threading.Thread | None = None
         # There is something to be done for it.
         self._called = threading.Event()
+        # How often somebody has moved things on.
+        self._steps = 0
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
@@ -536,8 +538,20 @@ class Dispatcher:
             with self._changed:
                 self._changed.notify_all()
 
+    def look(self) -> bool:
+        """Take the answers that are there, unless somebody else does; return whether there were any."""
+        if not self._lead.acquire(blocking=False):
+            return False
+        try:
+            self._steps += 1
+            return self._receive()
+        finally:
+            self._lead.release()
+            self._notify()
+
     def _step(self, deadline: float | None) -> bool:
         """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
+        self._steps += 1
         if self._backlog:
             self._feed()
             if self._failure is not None:
@@ -876,9 +890,11 @@ class Dispatcher:
 
     def _help(self) -> None:
         pause = _STAND_BY_SECONDS
+        seen = -1
         while True:
             self._called.clear()
-            if not self._followers and self._may_lead() and self._lead.acquire(blocking=False):
+            is_needed = self._may_lead() and not self._followers and self._steps == seen
+            if is_needed and self._lead.acquire(blocking=False):
                 pause = _STAND_BY_SECONDS
                 try:
                     while self._may_lead() and not self._callbacks and not self._followers:
@@ -894,6 +910,7 @@ class Dispatcher:
                     return
             if callback is None:
                 # Who waits drives better: there is nobody it has to wake. This one is there for when nobody does.
+                seen = self._steps
                 self._called.wait(pause)
                 pause = min(2 * pause, _LONGEST_STAND_BY_SECONDS)
                 continue
@@ -902,4 +919,5 @@ class Dispatcher:
             except Exception:
                 sys.excepthook(*sys.exc_info())
             self._notify()
+            seen = self._steps
             del callback
