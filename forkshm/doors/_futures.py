@@ -123,7 +123,7 @@ class Future(concurrent.futures.Future[T]):
     def __del__(self) -> None:
         # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
         # at work amid anything, so that here no lock may be taken.
-        if self._state not in _FINISHED:
+        if self._state not in _FINISHED and self._work.is_ours():
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 _thread.start_new_thread(self._work.help, ())
 
@@ -252,6 +252,10 @@ class Work:
         self._broken: BaseException | None = None
         _works.add(self)
 
+    def is_ours(self) -> bool:
+        """Whether this is the process that made it, and no child."""
+        return self._owner == os.getpid()
+
     def running_pool(self) -> Pool:
         """Return the pool; started if need be."""
         with self._lock:
@@ -261,7 +265,7 @@ class Work:
             return self._pool
 
     def _check(self) -> None:
-        if self._owner != os.getpid():
+        if not self.is_ours():
             raise PoolClosedError(
                 f"this executor belongs to process {self._owner}, and this is its child {os.getpid()}: "
                 "make one in this process"
@@ -381,7 +385,7 @@ class Work:
         Raises:
             PoolClosedError: This is a forked child of the process that made the executor.
         """
-        if self._owner != os.getpid():
+        if not self.is_ours():
             self._check()
         deadline = None if timeout is None else time.monotonic() + timeout
         me = threading.get_ident()
@@ -411,14 +415,14 @@ class Work:
     def help(self, *, now: bool = True) -> None:
         """See to it that things move although nobody waits who drives; if need not be *now*, when nobody does."""
         pool = self._pool
-        if pool is None or self._owner != os.getpid():
+        if pool is None or not self.is_ours():
             return
         if now and not self._is_helped_now:
             self._is_helped = self._is_helped_now = True
             pool._dispatcher.call_later(self.settle)
         elif not self._is_helped:
             self._is_helped = True
-            pool._dispatcher.start_helper()
+            pool._dispatcher.start_helper(now=False)
 
     def call_later(self, callback: Callable[[], None]) -> bool:
         """Let the pool's thread call it; False if there is none any more."""
@@ -430,7 +434,7 @@ class Work:
     def nudge(self) -> None:
         """Let those who wait look again: a future was answered, and not by the pool."""
         pool = self._pool
-        if pool is not None and self._owner == os.getpid():
+        if pool is not None and self.is_ours():
             pool._dispatcher.nudge()
 
     # -- the end ----------------------------------------------------------------------------------
@@ -467,7 +471,7 @@ class Work:
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no more; end when all is done."""
-        if self._owner != os.getpid():
+        if not self.is_ours():
             return
         with self._lock:
             self._closed = True
@@ -503,7 +507,7 @@ class Work:
 
     def wait(self) -> None:
         """Wait until all is done and the workers have ended."""
-        if self._owner != os.getpid():
+        if not self.is_ours():
             return
         pool = self._pool
         if pool is not None and pool._dispatcher._helper is threading.current_thread():

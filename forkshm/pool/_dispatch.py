@@ -220,6 +220,7 @@ class Dispatcher:
         self._helper: threading.Thread | None = None
         # There is something to be done for it.
         self._called = threading.Event()
+        self._is_called_now = False
         # How often somebody has moved things on.
         self._steps = 0
         # Why the pool takes no more tasks: it broke, or was terminated.
@@ -874,9 +875,10 @@ class Dispatcher:
             self._callbacks.append(callback)
         self.start_helper()
 
-    def start_helper(self) -> None:
-        """See to it that things move although nobody waits."""
+    def start_helper(self, *, now: bool = True) -> None:
+        """See to it that things move although nobody waits; if need not be *now*, once nobody does for a while."""
         with self._lock:
+            self._is_called_now |= now
             self._called.set()
             if self._helper is None:
                 self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
@@ -893,6 +895,9 @@ class Dispatcher:
         seen = -1
         while True:
             self._called.clear()
+            if self._is_called_now:
+                self._is_called_now = False
+                seen = self._steps
             is_needed = self._may_lead() and not self._followers and self._steps == seen
             if is_needed and self._lead.acquire(blocking=False):
                 pause = _STAND_BY_SECONDS
@@ -918,6 +923,8 @@ class Dispatcher:
                 callback()
             except Exception:
                 sys.excepthook(*sys.exc_info())
+            if not self._is_lead_free():
+                self._crew.wake()  # that thread may wait for what was just called
             self._notify()
             seen = self._steps
             del callback
