@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -335,3 +336,22 @@ def test_a_team_is_measured_beside_pymp_or_alone():
     rows = [line for line in done.stdout.splitlines() if " ms " in line]
     assert len(rows) == 6, done.stdout + done.stderr
     assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
+
+
+def test_the_doors_are_measured_beside_their_peers():
+    done = run(BENCHMARKS / "doors.py", "--rounds", 1, "--scale", 0.01)
+    assert done.returncode in (0, 1), done.stderr  # slower or not: nothing is said about times
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("decorator: ", "executor: ", "containers: "))]
+    assert len(rows) == 14, done.stdout + done.stderr
+    assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
+
+
+def test_pairs_are_judged_by_the_median_of_their_ratios(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    pairs = importlib.import_module("_pairs")
+    values = iter([9, 9, 1, 2, 3, 2, 5, 4, 1, 4])  # the first two do not count; then theirs begins, ours, theirs ...
+    turns = pairs.Pair("name", lambda: next(values), lambda: next(values), unit="MB")
+    assert pairs.compare([turns], "peer", 4) == 1
+    # 2 of 1, 3 of 2, 4 of 5, and 1 of 4.
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.split() == ["name", "2.500", "MB", "3.000", "MB", "1.15x", "SLOWER"]

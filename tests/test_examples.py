@@ -117,6 +117,26 @@ EXPECTED = {
         [],
         ["150 files,", "most frequent: self (", "proved: the workers' counts are equal to the serial ones"],
     ),
+    "pool_before.py": (["--files", "40"], ["numpy"], [".py and ", "seconds in the pool: "]),
+    "pool_after.py": (["--files", "40"], ["numpy"], [".py and ", "seconds in the pool: "]),
+    "pool_replacement.py": (
+        ["--files", "40"],
+        ["numpy"],
+        [
+            "- import multiprocessing as mp",
+            "+ import forkshm as mp",
+            "proved: one line was changed, and the answers are the same",
+        ],
+    ),
+    "image_filter.py": (
+        ["--photographs", "2"],
+        ["numpy", "skimage"],
+        [
+            "2 photographs of 0.5 megapixels, in 15 strips",
+            "; 0 bytes were copied",
+            "strips and whole pictures are equal",
+        ],
+    ),
     "windows_shared_memory.py": (
         [],
         [],

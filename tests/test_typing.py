@@ -1,7 +1,8 @@
-"""What an editor knows: the files of tests/typing are never run, and mypy finds nothing to say."""
+"""What an editor knows: the files of tests/typing are never run, and type checkers find nothing to say."""
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -22,3 +23,31 @@ def test_type_checkers_know_the_results():
         cwd=TYPING.parent.parent,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_pyright_knows_them_too(tmp_path):
+    # The pyright that comes from PyPI alone, in pyright's own mode.
+    pytest.importorskip("basedpyright")
+    config = {
+        "include": [str(TYPING)],
+        "typeCheckingMode": "standard",
+        # Each line of which mypy says that it is wrong, is.
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "extraPaths": [str(TYPING.parent.parent)],
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    command = [
+        sys.executable,
+        "-m",
+        "basedpyright",
+        "-p",
+        str(tmp_path),
+        "--pythonpath",
+        sys.executable,
+        "--outputjson",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    said = json.loads(done.stdout)
+    assert said["generalDiagnostics"] == []
+    assert said["summary"]["filesAnalyzed"] >= 1

@@ -1,27 +1,22 @@
-"""Executor: the interface of concurrent.futures over a pool.
-
-The life of one future: it waits here, where it can be cancelled; a few for each worker are
-running, which means handed to the pool; the pool's helper thread, which exists only while there
-is work, sets the result and hands over the next.
-"""
+"""Executor: the interface of concurrent.futures over a pool."""
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import functools
 import itertools
-import os
-import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from forkshm.backend import kernel
+from forkshm.channel import Kind
 from forkshm.context import get_context
-from forkshm.errors import PoolClosedError
+from forkshm.doors._futures import Call, Chunks, Future, Work
 from forkshm.pool import Pool
-from forkshm.pool._progress import Bar, no_bar, open_bar
+from forkshm.pool._dispatch import Function, Task
+from forkshm.pool._progress import Bar, open_bar
+from forkshm.pool._results import chunked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,10 +28,6 @@ if TYPE_CHECKING:
 __all__ = ("Executor",)
 
 T = TypeVar("T")
-
-#: Futures handed to the pool beyond two for each worker: enough to keep tiny tasks flowing, few
-#: enough that most of those submitted can still be cancelled.
-_AHEAD = 8
 
 
 class Executor(concurrent.futures.Executor):
@@ -69,7 +60,8 @@ class Executor(concurrent.futures.Executor):
         TypeError: *initializer* cannot be called, or *max_tasks_per_child* is no int.
 
     Fork and threads:
-        Any thread may submit. A thread of the pool's own exists while there is work. A forked child
+        Any thread may submit. A thread of the pool's own exists while more is submitted than workers were given,
+        and for callbacks, ``wait`` and ``as_completed``; who waits for a result needs none. A forked child
         cannot use its parent's executor, and is told so.
 
     Example:
@@ -113,7 +105,7 @@ class Executor(concurrent.futures.Executor):
             max_tasks_per_child,
             **pool_options,
         )
-        self._work = _Work(make_pool, 2 * self._max_workers + _AHEAD)
+        self._work = Work(make_pool, self._max_workers)
         # Collected: what was submitted is still done.
         weakref.finalize(self, self._work.close).atexit = False
 
@@ -134,8 +126,8 @@ class Executor(concurrent.futures.Executor):
             concurrent.futures.BrokenExecutor: See the class.
             PoolClosedError: This is a forked child of the process that made the executor.
         """
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._work.add(_Call(future, fn, args, kwargs))
+        future: Future[T] = Future(self._work)
+        self._work.add([Call(self._work, future, fn, args, kwargs)])
         return future
 
     def map(
@@ -171,17 +163,27 @@ class Executor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
-        whole = None if buffersize is not None else list(zip(*iterables, strict=False))
-        bar: Bar = no_bar
-        if progress:
-            bar = open_bar(progress, None if whole is None else len(whole), self.pool._dispatcher)
-        items = iter(zip(*iterables, strict=False) if whole is None else whole)
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        first = chunks if buffersize is None else itertools.islice(chunks, buffersize)
-        futures = collections.deque(self.submit(_call_each, fn, chunk) for chunk in first)
+        pool = self.pool
+        length: int | None = None
+        more: Callable[[], bool] = bool
+        if buffersize is None:
+            # As the standard library's, all is submitted now, and done whether somebody takes the results or not.
+            kind, items = Kind.STARMAP, list(zip(*iterables, strict=False)) if len(iterables) != 1 else iterables[0]
+            _, tasks = pool._map(Kind.MAP if len(iterables) == 1 else kind, fn, items, chunksize)
+            length = sum(len(task.arguments) for task in tasks)
+            job = Chunks(self._work, chunksize, len(tasks), tasks[0].function if tasks else None)
+        else:
+            job = Chunks(self._work, chunksize)
+            chunks = _chunked(pool, fn, zip(*iterables, strict=False), chunksize, job)
+            tasks = list(itertools.islice(chunks, buffersize))
+            more = _submit_lazily(weakref.ref(self), self._work, chunks)
+        bar = open_bar(progress, length, pool._dispatcher)
+        for task in tasks:
+            task.job = job
+        if tasks:
+            self._work.add(tasks)
         # An iterator of a function of its own, so that all of the above happens now.
-        more = (lambda: None) if buffersize is None else _submit_next(weakref.ref(self), fn, chunks)
-        return _results(futures, more, deadline, bar)
+        return _results(self._work, job, len(tasks), more, deadline, bar)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end the workers when all is done.
@@ -195,212 +197,50 @@ class Executor(concurrent.futures.Executor):
             self._work.wait()
 
 
-class _Call(NamedTuple):
-    future: concurrent.futures.Future[Any]
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _Work:
-    """What an executor has to do; lives until that is done, also when the executor was collected."""
-
-    def __init__(self, make_pool: Callable[[], Pool], limit: int) -> None:
-        self._make_pool = make_pool
-        self._limit = limit
-        self._owner = os.getpid()
-        # Reentrant: the collector may close an executor anywhere.
-        self._lock = threading.RLock()
-        self._pool: Pool | None = None
-        self._waiting: collections.deque[_Call] = collections.deque()
-        self._running = 0
-        self._closed = False
-        self._ended = threading.Event()
-        self._broken: BaseException | None = None
-        _works.add(self)
-
-    def running_pool(self) -> Pool:
-        """Return the pool; started if need be."""
-        with self._lock:
-            self._check()
-            if self._pool is None:
-                self._pool = self._make_pool()
-            return self._pool
-
-    def _check(self) -> None:
-        if self._owner != os.getpid():
-            raise PoolClosedError(
-                f"this executor belongs to process {self._owner}, and this is its child {os.getpid()}: "
-                "make one in this process"
-            )
-        if self._broken is not None:
-            raise _broken_by(self._broken)
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-
-    def add(self, call: _Call) -> None:
-        """Take a call, and hand it to the pool now or as soon as there is room."""
-        with self._lock:
-            self.running_pool()
-            self._waiting.append(call)
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        while True:
-            with self._lock:
-                pool = self._pool
-                if pool is None or not self._waiting or self._running >= self._limit:
-                    break
-                call = self._waiting.popleft()
-                self._running += 1
-            if not call.future.set_running_or_notify_cancel():
-                with self._lock:
-                    self._running -= 1
-                continue
-            answer = functools.partial(self._answer, call.future)
-            fail = functools.partial(self._fail, call.future)
-            try:
-                pool.apply_async(call.function, call.args, call.kwargs, answer, fail)
-            except Exception as error:
-                fail(error)
-            del call, answer, fail
-        self._end_if_done()
-
-    def _answer(self, future: concurrent.futures.Future[Any], value: Any) -> None:
-        with self._lock:
-            self._running -= 1
-        future.set_result(value)
-        del future, value
-        self._hand_over()
-
-    def _fail(self, future: concurrent.futures.Future[Any], error: BaseException) -> None:
-        pool = self._pool
-        with self._lock:
-            self._running -= 1
-            if pool is not None and self._broken is None and pool._dispatcher._failure is error:
-                self._broken = error  # not the task's: the pool cannot go on
-            waiting: list[_Call] = []
-            if self._broken is not None:
-                waiting, self._waiting = list(self._waiting), collections.deque()
-        future.set_exception(_broken_by(error) if error is self._broken else error)
-        for call in waiting:
-            if call.future.set_running_or_notify_cancel():
-                call.future.set_exception(_broken_by(error))
-        del future, error
-        self._hand_over()
-
-    def close(self, *, cancel: bool = False) -> None:
-        """Take no more; end when all is done."""
-        if self._owner != os.getpid():
-            return
-        with self._lock:
-            self._closed = True
-            cancelled: list[_Call] = []
-            if cancel:
-                cancelled, self._waiting = list(self._waiting), collections.deque()
-        for call in cancelled:
-            call.future.cancel()
-            call.future.set_running_or_notify_cancel()
-        self._end_if_done()
-
-    def _end_if_done(self) -> None:
-        with self._lock:
-            if not self._closed or self._waiting or self._running or self._ended.is_set():
-                return
-            pool, self._pool = self._pool, None
-            if pool is None:
-                # Nothing was ever started, or another thread is ending it.
-                if not self._is_ending:
-                    self._ended.set()
-                return
-            self._is_ending = True
-        try:
-            pool.close()
-            pool.join()
-        finally:
-            self._ended.set()
-
-    _is_ending = False
-
-    def wait(self) -> None:
-        """Wait until all is done and the workers have ended."""
-        if self._owner != os.getpid():
-            return
-        pool = self._pool
-        if pool is not None and pool._dispatcher._helper is threading.current_thread():
-            return  # called by a callback of a future: it is this thread that is going to end the pool
-        self._ended.wait()
-
-
 def _make_pool(method: str | None, *args: Any, **options: Any) -> Pool:
     workers, initializer, initargs, max_tasks = args
     return Pool(workers, initializer, initargs, max_tasks, context=get_context(method), **options)
 
 
-def _broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:
-    broken = concurrent.futures.BrokenExecutor(f"the workers of this executor cannot go on: {error!r}; make a new one")
-    broken.__cause__ = error
-    return broken
+def _chunked(
+    pool: Pool, fn: Callable[..., Any], items: Iterator[tuple[Any, ...]], chunksize: int, job: Chunks
+) -> Iterator[Task]:
+    function = Function(pool._dispatcher, fn, for_many=True)
+    for position, chunk in enumerate(chunked(items, chunksize)):
+        yield Task(Kind.STARMAP, function, chunk, job, position, retries=pool._dispatcher.retries)
 
 
-def _call_each(function: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
-    return [function(*args) for args in chunk]
-
-
-def _submit_next(
-    executor: weakref.ref[Executor], fn: Callable[..., T], chunks: Iterator[list[tuple[Any, ...]]]
-) -> Callable[[], concurrent.futures.Future[list[T]] | None]:
-    def submit_next() -> concurrent.futures.Future[list[T]] | None:
-        alive = executor()
-        chunk = next(chunks, None) if alive is not None else None
-        if alive is None or chunk is None:
-            return None
-        return alive.submit(_call_each, fn, chunk)
+def _submit_lazily(executor: weakref.ref[Executor], work: Work, chunks: Iterator[Task]) -> Callable[[], bool]:
+    def submit_next() -> bool:
+        task = next(chunks, None) if executor() is not None else None
+        if task is not None:
+            work.add([task])
+        return task is not None
 
     return submit_next
 
 
 def _results(
-    futures: collections.deque[concurrent.futures.Future[list[T]]],
-    more: Callable[[], concurrent.futures.Future[list[T]] | None],
-    deadline: float | None,
-    bar: Bar,
-) -> Iterator[T]:
+    work: Work, job: Chunks, count: int, more: Callable[[], bool], deadline: float | None, bar: Bar
+) -> Iterator[Any]:
+    position = 0
     try:
-        while futures:
-            next_future = more()
-            if next_future is not None:
-                futures.append(next_future)
-            # Taken off first, so that nothing here holds what the caller has let go of.
-            values = _result_of(futures.popleft(), deadline)
+        while position < count:
+            count += more()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not work.drive(functools.partial(job.outcomes.__contains__, position), left):
+                raise concurrent.futures.TimeoutError
+            outcome = job.outcomes.pop(position)
+            position += 1
+            success, values = outcome if isinstance(outcome, tuple) else work.open(outcome)
+            # Not held by anything here while the caller has let go of it.
+            del outcome
+            if not success:
+                raise values
             values.reverse()
             while values:
                 bar.update(1)
                 yield values.pop()
     finally:
         bar.close()
-        for future in futures:
-            future.cancel()
-
-
-def _result_of(future: concurrent.futures.Future[list[T]], deadline: float | None) -> list[T]:
-    try:
-        return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
-    except concurrent.futures.TimeoutError:
-        future.cancel()
-        raise
-    finally:
-        del future  # it holds the exception, whose traceback holds this frame
-
-
-_works: weakref.WeakSet[_Work] = weakref.WeakSet()
-
-
-def _finish_all() -> None:
-    # Before the interpreter ends threads and pools, as concurrent.futures does with its own.
-    for work in list(_works):
-        work.close()
-        work.wait()
-
-
-cast("Any", threading)._register_atexit(_finish_all)
+        work.cancel(job)

@@ -48,6 +48,9 @@ __all__ = (
 )
 
 
+_item_of = np.ndarray.__getitem__
+
+
 class SharedArray(np.ndarray[Any, Any]):
     """An ndarray whose elements lie in an anonymous region.
 
@@ -84,7 +87,14 @@ class SharedArray(np.ndarray[Any, Any]):
         return _owned(super().__array_function__(func, types, args, kwargs))
 
     def __getitem__(self, key: Any) -> Any:
-        return _owned(super().__getitem__(key))
+        # Often in a loop over elements, so without what that does not need.
+        found = _item_of(self, key)
+        if type(found) is not SharedArray:
+            return found
+        base = found.base
+        if base is not None and (base is self or base is self.base):
+            return found  # a view of what this is a view of
+        return _owned(found)
 
     def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:  # type: ignore[override]  # plain, on purpose
         """Return a plain array with the same elements in memory of its own."""

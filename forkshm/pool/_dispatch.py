@@ -64,6 +64,9 @@ _LONGEST_SLEEP_SECONDS = 1.0
 #: was stopped (SIGSTOP) right after it had been woken for it: then it rings again.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
+#: After so long the helper looks whether those who drove in its place still do, and then less and less often.
+_STAND_BY_SECONDS = 0.001
+_LONGEST_STAND_BY_SECONDS = 0.016
 #: Workers that may die in a row before they are through their initializer.
 _FAILED_STARTS = 3
 #: And that may die in a row, at most so many seconds apart, with no task done or failed.
@@ -216,6 +219,11 @@ class Dispatcher:
         self._died_at = 0.0
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
         self._helper: threading.Thread | None = None
+        # There is something to be done for it.
+        self._called = threading.Event()
+        self._is_called_now = False
+        # How often somebody has moved things on.
+        self._steps = 0
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
@@ -532,8 +540,20 @@ class Dispatcher:
             with self._changed:
                 self._changed.notify_all()
 
+    def look(self) -> bool:
+        """Take the answers that are there, unless somebody else does; return whether there were any."""
+        if not self._lead.acquire(blocking=False):
+            return False
+        try:
+            self._steps += 1
+            return self._receive()
+        finally:
+            self._lead.release()
+            self._notify()
+
     def _step(self, deadline: float | None) -> bool:
         """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
+        self._steps += 1
         if self._backlog:
             self._feed()
             if self._failure is not None:
@@ -861,28 +881,56 @@ class Dispatcher:
             self._callbacks.append(callback)
         self.start_helper()
 
-    def start_helper(self) -> None:
-        """See to it that things move although nobody waits."""
+    def start_helper(self, *, now: bool = True) -> None:
+        """See to it that things move although nobody waits; if need not be *now*, once nobody does for a while."""
         with self._lock:
+            self._is_called_now |= now
+            self._called.set()
             if self._helper is None:
                 self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
                 self._helper.start()
         self._notify()
 
+    def nudge(self) -> None:
+        """Let those who wait look again: what they wait for has come, and not through the channel."""
+        self._crew.wake()
+        self._notify()
+
     def _help(self) -> None:
+        pause = _STAND_BY_SECONDS
+        seen = -1
         while True:
-            self.drive(lambda: bool(self._callbacks) or self.is_idle())
+            self._called.clear()
+            if self._is_called_now:
+                self._is_called_now = False
+                seen = self._steps
+            is_needed = self._may_lead() and not self._followers and self._steps == seen
+            if is_needed and self._lead.acquire(blocking=False):
+                pause = _STAND_BY_SECONDS
+                try:
+                    while self._may_lead() and not self._callbacks and not self._followers:
+                        self._step(None)
+                finally:
+                    self._lead.release()
+                    self._notify()
             with self._lock:
-                if not self._callbacks:
-                    if not self.is_idle():
-                        continue  # more came since
+                callback = self._callbacks.popleft() if self._callbacks else None
+                if callback is None and self.is_idle():
                     # Decided under the lock: work that comes from now on starts a new one.
                     self._helper = None
                     return
-                callback = self._callbacks.popleft()
+            if callback is None:
+                # Who waits drives better: there is nobody it has to wake. This one is there for when nobody does.
+                seen = self._steps
+                self._called.wait(pause)
+                pause = min(2 * pause, _LONGEST_STAND_BY_SECONDS)
+                continue
             try:
                 callback()
             except Exception:
                 sys.excepthook(*sys.exc_info())
+            if not self._is_lead_free():
+                self._crew.wake()  # that thread may wait for what was just called
             self._notify()
+            seen = self._steps
             del callback

@@ -111,7 +111,9 @@ class _RichBar:
             def render(self, task: Any) -> Text:
                 return Text(traffic())
 
-        columns = [*progress.Progress.get_default_columns(), progress.MofNCompleteColumn(), Rate(), Traffic()]
+        # So narrow that all of it has room in 80 columns.
+        bar = progress.BarColumn(bar_width=16)
+        columns = [bar, progress.MofNCompleteColumn(), Rate(), progress.TimeRemainingColumn(), Traffic()]
         self._progress = progress.Progress(*columns)
         self._task = self._progress.add_task("forkshm", total=total)
         self._progress.start()

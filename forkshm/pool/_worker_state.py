@@ -8,7 +8,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ def _forget() -> None:
     _state, _at_end = _NOTHING, None
 
 
-os.register_at_fork(after_in_child=_forget)
+_system.register_at_fork(after_in_child=_forget)
 
 
 def worker_state() -> Any:

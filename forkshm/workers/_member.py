@@ -159,7 +159,8 @@ class Member:
 
         A member that dies with it, or leaves, does not block the others: who takes it next gets `TeamBrokenError`.
         """
-        return self._on_board().lock
+        board = self._board
+        return board.lock if board is not None and self._pid == os.getpid() else self._on_board().lock
 
     def single(self) -> bool:
         """Tell one member that it is the one: whoever comes here first.

@@ -1,4 +1,4 @@
-"""forkshm.Executor: futures over a pool; the standard library's own tests are in test_ancestor_executor.py."""
+"""forkshm.Executor: futures over a pool; the standard library's own tests: test_standard_executor_tests.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import gc
 import os
 import signal
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -213,3 +215,171 @@ def test_progress(executor, capfd, monkeypatch):
     monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # else it keeps a thread
     assert list(executor.map(abs, range(30), progress=True)) == list(range(30))
     assert "30/30" in capfd.readouterr().err
+
+
+# -- who drives -----------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_result_needs_no_thread(executor, monkeypatch):
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name) or start(thread))
+    for x in range(50):
+        assert executor.submit(abs, -x).result() == x
+    assert list(executor.map(abs, range(-200, 0))) == list(range(200, 0, -1))
+    assert isinstance(executor.submit(int, "x").exception(), ValueError)
+    assert started == []
+
+
+def test_done_looks(executor, wait_until):
+    future = executor.submit(abs, -1)
+    wait_until(future.done)
+    assert future.result() == 1
+
+
+def test_several_threads_wait_for_their_own(executor, gate):
+    futures = [executor.submit(wait_for, gate[0], x) for x in range(8)]
+    results = {}
+    threads = [threading.Thread(target=lambda x=x: results.update({x: futures[x].result()})) for x in range(8)]
+    for thread in threads:
+        thread.start()
+    os.write(gate[1], b"." * 8)
+    for thread in threads:
+        thread.join(20)
+    assert results == {x: x for x in range(8)}
+
+
+def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_result(executor, gate):
+    futures = [executor.submit(wait_for, gate[0], x) for x in range(30)]
+    seen = []
+    called = threading.Event()
+    futures[-1].add_done_callback(lambda future: (seen.append(threading.current_thread().name), called.set()))
+    os.write(gate[1], b"." * 30)
+    assert called.wait(20)
+    assert seen == ["forkshm-pool-helper"]
+    assert {future.result() for future in concurrent.futures.as_completed(futures)} == set(range(30))
+    futures = [executor.submit(abs, x) for x in range(5)]
+    done, left = concurrent.futures.wait(futures, timeout=20)
+    assert (len(done), len(left)) == (5, 0)
+    failing = [executor.submit(wait_for, gate[0], 1), executor.submit(int, "x")]
+    done, _ = concurrent.futures.wait(failing, timeout=20, return_when=concurrent.futures.FIRST_EXCEPTION)
+    assert failing[1] in done
+    os.write(gate[1], b".")
+
+
+def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path, wait_until):
+    executor.submit((tmp_path / "done").touch)
+    wait_until((tmp_path / "done").exists)
+    array = np.ones(1000)
+    gone = weakref.ref(array)
+    executor.submit(len, array)
+    del array
+    wait_until(lambda: gone() is None)
+
+
+def test_a_callback_of_a_future_that_nobody_has_is_called(executor):
+    called = threading.Event()
+    executor.submit(abs, 1).add_done_callback(lambda _: called.set())
+    gc.collect()
+    assert called.wait(20)
+    assert not executor._work.kept
+
+
+def test_waiting_for_a_cancelled_one_ends(gate):
+    with forkshm.Executor(1) as executor:
+        futures = [executor.submit(wait_for, gate[0], x) for x in range(20)]
+        ended = []
+
+        def wait_for_it():
+            with pytest.raises(concurrent.futures.CancelledError):
+                futures[-1].result(20)
+            ended.append(True)
+
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        assert futures[-1].cancel()
+        waiting.join(20)
+        assert ended == [True]
+        os.write(gate[1], b"." * 19)
+
+
+def test_a_result_with_a_timeout(executor, gate):
+    future = executor.submit(wait_for, gate[0], 1)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(0.01)
+    assert not future.done()
+    os.write(gate[1], b".")
+    assert future.result(20) == 1
+
+
+def test_results_in_a_forked_child_are_refused(executor, in_child, gate):
+    future = executor.submit(wait_for, gate[0], 1)
+
+    def child():
+        with pytest.raises(forkshm.PoolClosedError, match="this is its child"):
+            future.result()
+
+    assert in_child(child) == 0
+    os.write(gate[1], b".")
+    assert future.result() == 1
+
+
+def test_a_map_that_is_dropped_is_not_finished(gate):
+    with forkshm.Executor(1) as executor:
+        results = executor.map(wait_for, [gate[0]] * 1000, range(1000))
+        os.write(gate[1], b"." * 300)
+        assert next(results) == 0
+        results.close()
+        os.write(gate[1], b"." * 300)  # for those that the pool was given
+        executor.shutdown()
+        assert executor._work._running == 0
+
+
+def test_a_map_is_done_whether_somebody_takes_the_results_or_not(tmp_path):
+    with forkshm.Executor(2) as executor:
+        executor.map(lambda x: (tmp_path / str(x)).touch(), range(600))
+    assert len(list(tmp_path.iterdir())) == 600
+
+
+def test_a_map_is_cancelled_with_the_rest(gate):
+    with forkshm.Executor(1) as executor:
+        results = executor.map(wait_for, [gate[0]] * 1000, range(1000))
+        executor.shutdown(wait=False, cancel_futures=True)
+        os.write(gate[1], b"." * 600)
+        taken = []
+        with pytest.raises(concurrent.futures.CancelledError):
+            taken.extend(results)
+        assert taken == list(range(len(taken)))
+
+
+def test_a_map_over_one_that_raises_ends_there(executor):
+    results = executor.map(lambda x: 1 // x, [2, 1, 0, 1])
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(results) == []
+    assert list(executor.map(abs, [], [])) == list(executor.map(abs)) == []
+    with pytest.raises(TypeError, match="cannot pickle"):
+        list(executor.map(id, [threading.Lock()]))
+
+
+def test_a_large_argument_of_all_chunks_is_copied_once(executor):
+    array = np.ones(500_000)
+    before = executor.pool.statistics().bytes_copied
+    assert list(executor.map(lambda a, x: a[0] + x, [array] * 20, range(20))) == [1.0 + x for x in range(20)]
+    assert executor.pool.statistics().bytes_copied - before < 2 * array.nbytes
+    with forkshm.Executor(2) as other:
+        gc.collect()
+        assert list(other.map(lambda a: a[0], (array for _ in range(600)), chunksize=1)) == [1.0] * 600
+        assert other.pool.statistics().bytes_copied < 2 * array.nbytes
+
+
+def test_the_thread_of_the_pool_stands_by_while_somebody_waits(executor):
+    """And takes over when nobody does."""
+    futures = [executor.submit(abs, -x) for x in range(200)]
+    assert futures[0].result() == 0
+    deadline = time.monotonic() + 20
+    while not all(future.is_finished() for future in futures):  # which looks at nothing
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert [future.result() for future in futures] == list(range(200))

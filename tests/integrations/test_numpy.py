@@ -207,6 +207,8 @@ def test_an_unknown_order_is_refused():
 # -- what stays shared, and what does not ---------------------------------------------
 
 VIEWS = {
+    "slice of a slice": lambda a: a[1:][:, ::2],
+    "slice of a transpose": lambda a: a.T[1:],
     "slice": lambda a: a[1:3],
     "step": lambda a: a[::2, ::-1],
     "row": lambda a: a[1],
@@ -225,6 +227,9 @@ VIEWS = {
 }
 
 COPIES = {
+    "fancy of a slice": lambda a: a[1:][[0, 1]],
+    "fancy of a transpose": lambda a: a.T[[0, 1]],
+    "mask of a slice": lambda a: a[1:][a[1:] > 3],
     "copy": lambda a: a.copy(),
     "copy.copy": copy.copy,
     "copy.deepcopy": copy.deepcopy,

@@ -13,6 +13,7 @@ import pytest
 
 import forkshm
 from forkshm import PoolClosedError, TaskTimeoutError
+from forkshm.pool import _dispatch
 
 
 def test_apply_calls_in_another_process(pool):
@@ -515,3 +516,17 @@ def test_statistics_count_what_moved(pool):
     assert after.messages - before.messages == 4
     assert after.bytes_copied - before.bytes_copied == plain.nbytes
     assert after.bytes_shared - before.bytes_shared == shared.nbytes
+
+
+def test_a_result_whose_callback_was_called_is_there_although_others_take_long(pool, tmp_path, wait_until, monkeypatch):
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    long = pool.apply_async(f.hold, (begun, go))
+    wait_until(begun.exists)
+    # Who waits must be woken: it looks up by itself no more.
+    monkeypatch.setattr(_dispatch, "_LONGEST_SLEEP_SECONDS", 10_000.0)
+    for _ in range(20):
+        seen = []
+        assert pool.apply_async(f.square, (3,), callback=seen.append).get() == 9
+        assert seen == [9]
+    go.touch()
+    long.get()

@@ -1,4 +1,4 @@
-"""Never run: what type checkers know of the doors. Each line that is wrong is an error of mypy."""
+"""Never run: what type checkers know of the doors. Each line that is wrong is an error of mypy, and of pyright."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def never_called() -> None:
             assert_type(await pool.map(len, ["a"]), list[int])
             assert_type([x async for x in pool.imap(len, ["a"])], list[int])
             await pool.apply(bare, "a")  # type: ignore[arg-type]
+
+    with forkshm.Pool(2, worker_init=dict[str, int], worker_exit=print, cpu_ids=[0, [0, 1]]) as pool:
+        assert_type(pool.apply(len, ("a",)), int)
+        assert_type(pool.map(len, ["a"], progress=True), list[int])
+        assert_type(pool.starmap(str.replace, [("a", "b", "c")]), list[str])
+        assert_type(pool.map_async(len, ["a"], progress="rich").get(), list[int])
+        assert_type(pool.apply_async(len, ("a",)).get(timeout=1), int)
+        assert_type(list(pool.imap(len, ["a"])), list[int])
+        assert_type(pool.imap_unordered(len, ["a"]).next(), int)
+        assert_type(pool.report().workers[0].busy, float)
+        assert_type(pool.report().hints, tuple[str, ...])
+        pool.map(3, ["a"])  # type: ignore[arg-type]
+        pool.apply_sync(len)  # type: ignore[attr-defined]
+
+    with forkshm.team(2) as team:
+        assert_type(team.rank, int)
+        assert_type(team.reduce(1.5, "max"), float)
+        assert_type(list(team.iterate(["a"])), list[str])
+        assert_type(list(team.range(3, schedule="guided")), list[int])
+        team.range(3, schedule="fast")  # type: ignore[arg-type]
 
     with forkshm.Executor(2) as executor:
         assert_type(executor.submit(len, "abc"), Future[int])
