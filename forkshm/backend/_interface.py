@@ -139,12 +139,12 @@ class Backend(abc.ABC):
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
 
-    @abc.abstractmethod
     def memory_left(self) -> int | None:
         """Return how many bytes this process can be given before the kernel kills for want of them, at most.
 
         None where no limit is known. It counts limits on groups of processes, not what the machine has.
         """
+        return None
 
     # -- mappings -------------------------------------------------------------------
 
@@ -255,6 +255,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def unread_bytes(self, sender: socket.socket) -> int:
         """Return how much of what *sender* sent has not been received; 0 when all has."""
+
+    def has_ended(self, receiver: socket.socket) -> bool:
+        """Whether nothing came because nobody can send any more, and not because a message was empty."""
+        return True
 
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

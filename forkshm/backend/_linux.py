@@ -8,6 +8,7 @@ import fcntl
 import mmap as _mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -170,7 +171,8 @@ class LinuxBackend(Backend):
                     raise
         os.ftruncate(fd, size)
 
-    memory_left = staticmethod(_groups.memory_left)
+    def memory_left(self) -> int | None:
+        return _groups.memory_left()
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
@@ -315,6 +317,11 @@ class LinuxBackend(Backend):
         pending = array.array("i", [0])
         fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, pending)
         return pending[0]
+
+    def has_ended(self, receiver: socket.socket) -> bool:
+        ends = select.poll()
+        ends.register(receiver, select.POLLRDHUP)
+        return bool(ends.poll(0))
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         fds = array.array("i")

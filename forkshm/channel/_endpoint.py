@@ -248,7 +248,11 @@ class Receiver:
         if len(fds) > DIRECT_FDS:
             _unload(fds)
         if not data:
-            return None
+            for fd in fds:
+                os.close(fd)
+            if kernel.has_ended(self._socket):
+                return None
+            raise ChannelBrokenError("received an empty message, which forkshm never sends")
         if flags & _TRUNCATED:
             for fd in fds:
                 os.close(fd)
