@@ -118,7 +118,8 @@ class Sender:
             ChannelClosedError: This end was closed.
             OSError: The kernel refused: ``EMFILE`` when this process has too many files open,
                 ``ETOOMANYREFS`` when too many fds of this user are on their way, and these, however
-                long one waits, are too many. Nothing was sent.
+                long one waits, are too many; ``EMSGSIZE`` when *data* is larger than ``net.core.wmem_max``
+                lets a queue be. Nothing was sent.
         """
         try:
             return self._send(data, fds, wait=wait)
@@ -133,23 +134,26 @@ class Sender:
 
     def _send(self, data: bytes, fds: Sequence[int], *, wait: bool) -> bool:
         carrier = None
+        direct = fds
         flags = 0 if wait else _DONTWAIT
         if len(fds) > DIRECT_FDS:
             carrier = _carry(fds[DIRECT_FDS:], wait=wait)
             if carrier is None:
                 return False
-            fds = [*fds[:DIRECT_FDS], carrier.fileno()]
+            direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
-            if not fds:
+            if not direct:
                 self._socket.send(data, flags)
                 ledger.messages += 1
                 if ledger.watches:
                     _note(data, "sent")
                 return True
-            self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], flags)
+            self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", direct))], flags)
         except OSError as error:
             if error.errno in _FULL and not wait:
                 return False
+            if error.errno == errno.EMSGSIZE and self._make_room_for(data):
+                return self._send(data, fds, wait=wait)
             if error.errno in _GONE:
                 raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
             if error.errno == errno.EBADF and self._socket.fileno() < 0:  # else one of the fds is bad
@@ -170,6 +174,13 @@ class Sender:
     def grow(self, nbytes: int) -> None:
         """Let the kernel hold up to so many bytes, as far as it allows."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
+
+    def _make_room_for(self, data: bytes) -> bool:
+        """Let the kernel's queue hold a message that is larger than all of it; False when it may not be as large."""
+        get = self._socket.getsockopt
+        before = get(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self.grow(len(data))  # the kernel takes twice that, for what it needs itself
+        return len(data) <= MAX_MESSAGE and get(socket.SOL_SOCKET, socket.SO_SNDBUF) > before
 
     def unread_bytes(self) -> int:
         """Return how much was sent and not yet received; 0 when everything was."""
