@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -41,6 +42,25 @@ def test_an_error_in_the_block_is_the_interrupts_context():
         signal.raise_signal(signal.SIGINT)
         raise OSError(11, "no process")
     assert isinstance(caught.value.__context__, OSError)
+
+
+def test_an_event_loop_hears_of_it_once(in_child):
+    def child():
+        heard = []
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGINT, heard.append, 1)
+            with _interrupts.held_back():
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.01)
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+        asyncio.run(main())
+        assert heard == [1]
+
+    assert in_child(child) == 0
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
