@@ -29,15 +29,15 @@ _outside: tuple[Any, Any] | None = None
 def held_back() -> Iterator[None]:
     """Let SIGINT be handled after the block. What is started in the block has it blocked until it calls `begin`."""
     global _outside
-    handler = signal.getsignal(signal.SIGINT)
-    came: list[int] = []
+    handler: Any = signal.getsignal(signal.SIGINT)
+    came: list[tuple[Any, ...]] = []
     # Handlers run in the main thread, whichever of the threads the kernel chose.
     is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
     is_outermost = False
     mask = None
     try:
         if is_handled_here:
-            signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+            signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
         if _HAS_MASKS:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
@@ -51,8 +51,8 @@ def held_back() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if is_handled_here:
             signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+        if came:  # not raised again: a wakeup fd, of asyncio for example, was told of it
+            handler(*came[-1])
 
 
 def begin(*, ignores: bool) -> None:

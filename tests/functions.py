@@ -151,6 +151,36 @@ def unpickle_and_die(how, where):
         end(how)
 
 
+class InterruptedAtUnpickle:
+    """Ctrl-C comes while a process that is not this one unpickles it."""
+
+    def __init__(self):
+        self.where = os.getpid()
+
+    def __reduce__(self):
+        return unpickle_interrupted, (self.where,)
+
+
+def unpickle_interrupted(where):
+    if os.getpid() != where:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class HangAtUnpickle:
+    """Leaves a file whose name begins with *path* in each process that unpickles it, which never gets further."""
+
+    def __init__(self, path):
+        self.path, self.where = path, os.getpid()
+
+    def __reduce__(self):
+        return unpickle_and_hang, (self.path, self.where)
+
+
+def unpickle_and_hang(path, where):
+    if os.getpid() != where:
+        hang(f"{path}{os.getpid()}")
+
+
 class RaiseAtPickle:
     def __reduce__(self):
         raise RuntimeError("will not be pickled")

@@ -95,13 +95,14 @@ def _limits() -> Iterator[Finding]:
     if "MemAvailable" in meminfo:
         available, total = (int(meminfo[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
         yield "memory", f"{nbytes(available)} of {nbytes(total)} available", "", False
-    if limit := _cgroup("memory.max"):
-        yield (
-            "memory of this cgroup",
-            nbytes(int(limit)),
-            "beyond it the kernel kills a process: that task raises WorkerDiedError, the pool goes on",
-            False,
-        )
+        left = kernel.memory_left()
+        if left is not None and left < total:
+            yield (
+                "memory of this cgroup",
+                f"{nbytes(max(left, 0))} left",
+                "beyond it the kernel kills: that task raises WorkerDiedError, and the pool goes on",
+                False,
+            )
     strict = _read("/proc/sys/vm/overcommit_memory") == "2"
     yield (
         "overcommit of memory",

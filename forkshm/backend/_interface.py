@@ -492,6 +492,10 @@ class Backend(abc.ABC):
     def has_message(self, end: MessageSocket) -> bool:
         """Whether a message waits at this end; it stays there."""
 
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        """Whether nothing came because nobody can send any more, and not because a message was empty."""
+        return True
+
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         """Return the fds that came beside a message."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from contextlib import AbstractContextManager
 
-    from forkshm.backend._interface import Callee
+    from forkshm.backend._interface import Callee, MessageSocket
 
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
@@ -96,7 +96,8 @@ class LinuxBackend(Unix):
     def open_own_memory(self) -> int:
         return os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
 
-    memory_left = staticmethod(_groups.memory_left)
+    def memory_left(self) -> int | None:
+        return _groups.memory_left()
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
@@ -225,6 +226,11 @@ class LinuxBackend(Unix):
         poll = select.poll()
         poll.register(end.fileno(), select.POLLOUT)
         return bool(poll.poll(seconds * 1000))
+
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        ends = select.poll()
+        ends.register(receiver, select.POLLRDHUP)
+        return bool(ends.poll(0))
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         fds = array.array("i")

@@ -120,7 +120,8 @@ class Sender:
             ChannelClosedError: This end was closed.
             OSError: The kernel refused: ``EMFILE`` when this process has too many files open,
                 ``ETOOMANYREFS`` when too many fds of this user are on their way, and these, however
-                long one waits, are too many. Nothing was sent.
+                long one waits, are too many; ``EMSGSIZE`` when *data* is larger than ``net.core.wmem_max``
+                lets a queue be. Nothing was sent.
         """
         try:
             return self._send(data, fds, wait=wait)
@@ -133,25 +134,30 @@ class Sender:
             time.sleep(_PAUSE)
         return True
 
-    def _send(self, data: bytes, fds: Sequence[int], *, wait: bool) -> bool:
+    def _send(self, data: bytes, fds: Sequence[int], *, wait: bool, may_grow: bool = True) -> bool:
         carrier = None
+        direct = fds
         flags = 0 if wait else _DONTWAIT
         if len(fds) > DIRECT_FDS:
             carrier = _carry(fds[DIRECT_FDS:], wait=wait)
             if carrier is None:
                 return False
-            fds = [*fds[:DIRECT_FDS], carrier.fileno()]
+            direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
-            if not fds:
+            if not direct:
                 self._socket.send(data, flags)
                 ledger.messages += 1
                 if ledger.watches:
                     _note(data, "sent")
                 return True
-            self._socket.sendmsg([data], [(_LEVEL, _KIND, array.array("i", fds))], flags)
+            self._socket.sendmsg([data], [(_LEVEL, _KIND, array.array("i", direct))], flags)
         except OSError as error:
             if error.errno in _FULL and not wait:
                 return False
+            if error.errno == errno.EMSGSIZE and may_grow and len(data) <= MAX_MESSAGE:
+                # It is larger than all of the kernel's queue, which takes twice what it is given for itself.
+                self.grow(len(data))
+                return self._send(data, fds, wait=wait, may_grow=False)
             if error.errno in _GONE:
                 raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
             if error.errno == errno.EBADF and self._socket.fileno() < 0:  # else one of the fds is bad
@@ -250,7 +256,11 @@ class Receiver:
         if len(fds) > DIRECT_FDS:
             _unload(fds)
         if not data:
-            return None
+            for fd in fds:
+                kernel.close(fd)
+            if kernel.has_ended(self._socket):
+                return None
+            raise ChannelBrokenError("received an empty message, which forkshm never sends")
         if flags & _TRUNCATED:
             for fd in fds:
                 kernel.close(fd)

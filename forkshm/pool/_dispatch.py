@@ -58,6 +58,8 @@ __all__ = ("Dispatcher", "Function", "Task")
 _WINDOW = 96
 #: Copies on their way at a time, in bytes, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
+#: More messages than the kernel's queue has at a time: whoever leads looks up then, if a worker never stops sending.
+_MOST_AT_ONCE = 10_000
 #: Whoever leads looks up this often whatever happens.
 _LONGEST_SLEEP_SECONDS = 1.0
 #: And this often while somebody sleeps although a task lies there, as with a worker that
@@ -589,10 +591,10 @@ class Dispatcher:
         return deadline is None or time.monotonic() < deadline or self._receive()
 
     def _receive(self) -> bool:
-        """Take every answer that is there. Needs the lead."""
+        """Take every answer that was there; tell whether there may be more. Needs the lead."""
         got = False
         results = self._crew.results
-        while True:
+        for _ in range(_MOST_AT_ONCE):
             received = None
             try:
                 received = results.receive_nowait()
@@ -607,24 +609,31 @@ class Dispatcher:
             got = True
             began = time.monotonic_ns() if self.trace is not None else 0
             self._messages += 1
-            if kind is Kind.ANSWERS:
+            if kind is Kind.WAKE and not received.fds:
+                continue
+            if kind is Kind.ANSWERS and not received.fds:
                 self._take_answers(received.data, HEADER_SIZE)
                 if (trace := self.trace) is not None:
                     trace.note("receiving", began, {"bytes": len(received.data)})
                 continue
             outcome = self._take_over(received, number)
-            if kind is Kind.INITIALIZER_FAILED:
+            if kind is Kind.INITIALIZER_FAILED and self._crew.has_initializer:
                 self._break(outcome.open()[1])
             elif kind in (Kind.RESULT, Kind.ERROR):
                 self._failed_starts = self._deaths_for_nothing = 0
                 task = self._take_sent(number)
-                if task is not None:
+                if task is None:  # nobody waits for it; but somebody may wait for what it came in place of
+                    self._pass_over_garbage(None)
+                else:
                     task.job.pace.note(nanoseconds, len(received.data))
                     if nanoseconds > self._slow.floor:
                         self._slow.note(nanoseconds, brief(task))
                     if (trace := self.trace) is not None:
                         trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                     self._finish(task, outcome)
+            else:
+                self._pass_over_garbage(None)
+        return True
 
     def _take_answers(self, content: bytes, position: int) -> None:
         try:

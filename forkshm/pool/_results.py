@@ -76,11 +76,16 @@ class Outcome:
                 return True, value.open()
             except (Exception, SystemExit) as error:
                 return False, _cannot_unpickle(error)
-        traceback = RemoteTraceback(text[0].open() if text[0] is not None else "")
         try:
-            raised: BaseException = value.open()
+            traceback = RemoteTraceback(text[0].open() if text[0] is not None else "")
+        except (Exception, SystemExit) as error:
+            return False, _cannot_unpickle(error)
+        try:
+            raised = value.open()
         except Exception as reason:
             raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
+        if not isinstance(raised, BaseException):
+            raised = NotUnpicklableError(f"a task raised what is no exception: {raised!r}")
         raised.__cause__ = traceback
         return False, raised
 

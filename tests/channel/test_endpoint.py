@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import fcntl
@@ -312,6 +313,21 @@ def test_a_soft_limit_on_fds_that_are_on_their_way_is_raised(in_child):
             assert len(receiver.receive_nowait().fds) == 1000
 
     assert in_child(send) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, DIRECT_FDS])
+def test_an_empty_message_is_not_the_end(channel, count):
+    sender, receiver = channel
+    before = open_fds()
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * count))] if count else []
+    sender._socket.sendmsg([b""], ancillary)
+    with pytest.raises(ChannelBrokenError, match="empty message"):
+        receiver.receive_nowait()
+    assert open_fds() == before
+    sender.send(b"next")
+    assert receiver.receive_nowait().data == b"next"
+    sender.end()
+    assert receiver.receive_nowait() is None
 
 
 # -- ends -----------------------------------------------------------------------------

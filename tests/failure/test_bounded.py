@@ -1,9 +1,12 @@
 """Nothing takes for ever: crash loops, nonsense in a channel, workers that do not end."""
 
+import array
 import contextlib
 import os
+import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +17,8 @@ import pytest
 
 import forkshm
 from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
-from forkshm.channel import Receiver, Sender
+from forkshm.channel import Kind, Receiver, Sender, write_message
+from forkshm.pickler import pack
 from forkshm.pool import _crew, _oom, _worker
 
 pytestmark = pytest.mark.slow
@@ -85,12 +89,17 @@ def test_nonsense_in_the_channel_is_passed_over(pool, garbage):
     assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
 
 
-def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch):
+@pytest.mark.parametrize(
+    "instead",
+    [b"nonsense", b"", write_message(Kind.RESULT, 7, pack(1))[0], write_message(Kind.CALL, 20, pack(1), pack(2))[0]],
+    ids=["nonsense", "empty", "another's", "no answer"],
+)
+def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch, instead):
     original = _worker._Worker._send
 
     def send(self, kind, number, *parcels, **options):
         if number == 20:
-            self._results.send(b"nonsense")
+            self._results._socket.send(instead)
         else:
             original(self, kind, number, *parcels, **options)
 
@@ -103,6 +112,57 @@ def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch):
                     result.get()
             else:
                 assert result.get() == x * x
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(seed):
+    """Bytes at random, real answers that were cut, with fds and without: each task is answered, and rightly."""
+
+    def misbehave(x):
+        chance = random.Random(f"{seed} {x}")
+        end = results_end()
+        answer = write_message(Kind.RESULT, chance.choice([0, 3, 2**40]), pack([x] * 100))[0]
+        for _ in range(chance.randrange(5)):
+            what = chance.choice(["random", "cut", "kind", "empty", "large"])
+            if what == "random":
+                data = chance.randbytes(chance.randrange(1, 300))
+            elif what == "cut":
+                data = answer[: chance.randrange(1, len(answer))]
+            elif what == "kind":
+                data = answer[:4] + bytes([chance.randrange(5, 256)]) + answer[5:]
+            else:
+                data = b"" if what == "empty" else bytes(120_000)
+            fds = array.array("i", [0] * chance.choice([0, 0, 1, 16]))
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+            end._socket.sendmsg([data], ancillary)
+        return x
+
+    before = len(os.listdir("/proc/self/fd"))
+    with forkshm.Pool(3) as pool:
+        within = len(os.listdir("/proc/self/fd"))
+        results = [pool.apply_async(misbehave, (x,)) for x in range(150)]
+        assert [result.get(60) for result in results] == list(range(150))
+        assert pool.map(misbehave, range(300)) == list(range(300))
+        assert len(os.listdir("/proc/self/fd")) == within
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wait_until):
+    def babble():
+        end = results_end()
+        (tmp_path / "begun").touch()
+        while True:
+            end._socket.send(b"nonsense")
+
+    with forkshm.Pool(2, task_timeout=2.0) as pool:
+        babbling = pool.apply_async(babble)
+        wait_until((tmp_path / "begun").exists)
+        assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
+        with pytest.raises(forkshm.TaskTimeoutError, match="no result within"):
+            babbling.get(timeout=0.05)
+        with pytest.raises(forkshm.TaskTimeoutError, match="babble"):
+            babbling.get()
+        assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
 
 
 def test_fds_beside_nonsense_are_closed(pool):

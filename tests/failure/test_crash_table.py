@@ -136,14 +136,15 @@ def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, 
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), EITHER_WAY)
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
 def test_a_task_that_was_received_and_named_and_not_begun_fails(method, how, tmp_path):
-    with forkshm.get_context(method).Pool(1) as pool:
+    timeout, kind = (1.0, TaskTimeoutError) if how == "SIGSTOP" else (None, WorkerDiedError)
+    with forkshm.get_context(method).Pool(1, task_timeout=timeout) as pool:
         pool.apply(f.die_before_the_next_begins, (how, tmp_path / "mark"))
         results = [pool.apply_async(f.square, (x,)) for x in range(20)]
-        with pytest.raises(WorkerDiedError) as caught:
+        with pytest.raises(kind) as caught:
             results[0].get()
-        assert caught.value.exitcode == WAYS[how][0]
+        assert how == "SIGSTOP" or caught.value.exitcode == WAYS[how][0]
         assert [result.get() for result in results[1:]] == [x * x for x in range(1, 20)]
 
 
@@ -165,10 +166,11 @@ def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), EITHER_WAY)
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
 def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, how):
     """In a finalizer, after the last of its tasks."""
-    with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2) as pool:
+    timeout = 1.0 if how == "SIGSTOP" else None
+    with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2, task_timeout=timeout) as pool:
         assert pool.map(f.square, range(8), chunksize=1) == [x * x for x in range(8)]
         assert pool.statistics().workers_replaced >= 2
 

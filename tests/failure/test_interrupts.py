@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -41,6 +42,25 @@ def test_an_error_in_the_block_is_the_interrupts_context():
         signal.raise_signal(signal.SIGINT)
         raise OSError(11, "no process")
     assert isinstance(caught.value.__context__, OSError)
+
+
+def test_an_event_loop_hears_of_it_once(in_child):
+    def child():
+        heard = []
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGINT, heard.append, 1)
+            with _interrupts.held_back():
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.01)
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+        asyncio.run(main())
+        assert heard == [1]
+
+    assert in_child(child) == 0
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
@@ -106,14 +126,14 @@ def test_an_interrupt_in_what_runs_around_a_fork_is_not_lost(run_script, when, s
 
 
 AT_BIRTH = """
-import os, signal, sys, forkshm
-if __name__ == "__mp_main__":
-    os.kill(os.getpid(), signal.SIGINT)
+import sys, forkshm
+sys.path.insert(0, {tests!r})
+import functions as f
 if __name__ == "__main__":
     context = forkshm.get_context({method!r})
-    with context.Pool(1) as pool:
+    with context.Pool(1, f.nothing, (f.InterruptedAtUnpickle(),)) as pool:
         print(pool.apply(abs, (-5,)), pool.statistics().workers_replaced)
-    process = context.Process(target=print, args=("not reached",))
+    process = context.Process(target=print, args=("not reached", f.InterruptedAtUnpickle()))
     process.start()
     process.join()
     print(process.exitcode)
@@ -123,7 +143,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word(run_script, method):
-    done = run_script(AT_BIRTH.format(method=method), check=False)
+    done = run_script(AT_BIRTH.format(method=method, tests=TESTS), check=False)
     assert (done.stdout, done.stderr) == ("5 0\n1\n", "")
 
 
@@ -153,19 +173,18 @@ def interrupt(path, ready, wait_until):
 
 
 STARTING = """
-import os, sys, time, forkshm
-if __name__ == "__mp_main__":
-    open({path!r} + "/ready" + str(os.getpid()), "w").close()
-    time.sleep(60)
+import sys, forkshm
+sys.path.insert(0, {tests!r})
+import functions as f
 if __name__ == "__main__":
-    with forkshm.get_context({method!r}).Pool(2) as pool:
+    with forkshm.get_context({method!r}).Pool(2, f.nothing, (f.HangAtUnpickle({path!r} + "/ready"),)) as pool:
         pool.map(abs, range(10))
 """
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_while_workers_are_starting(method, tmp_path, wait_until):
-    (tmp_path / "script.py").write_text(STARTING.format(method=method, path=str(tmp_path)))
+    (tmp_path / "script.py").write_text(STARTING.format(method=method, tests=TESTS, path=str(tmp_path)))
     interrupt(tmp_path, 2, wait_until)
 
 

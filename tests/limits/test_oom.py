@@ -145,6 +145,12 @@ whole.buf[:] = bytes(whole.size)
     assert "raise the group's limit" in out
 
 
+def test_the_doctor_says_what_a_group_has_left(run_script, small_group):
+    out = run_script(MOVE + "import sys\nfrom forkshm.__main__ import main\nsys.exit(main(['doctor']))\n", small_group)
+    (line,) = [line for line in out.splitlines() if "memory of this cgroup" in line]
+    assert "MiB left" in line
+
+
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """Directories that look like the kernel's, of both versions."""
