@@ -1,0 +1,34 @@
+"""What the standard library has on some systems only, under one name on all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("SIGKILL", "cores", "register_at_fork")
+
+#: Ends a process at once; the number stands for that also where signals have none.
+SIGKILL: int = getattr(signal, "SIGKILL", 9)
+
+
+def _never(
+    *,
+    before: Callable[[], object] | None = None,
+    after_in_parent: Callable[[], object] | None = None,
+    after_in_child: Callable[[], object] | None = None,
+) -> None:
+    """There is no fork on this system."""
+
+
+#: As `os.register_at_fork`; nothing where there is no fork.
+register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
