@@ -10,6 +10,7 @@ import importlib
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,16 +91,21 @@ default_context: Any = context._default_context
 
 #: How long the fork server may take to say how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
+_PAUSE = 0.0005
 
 current_process = process.current_process
 get_logger = util.get_logger
 
 
-def exit_code(ended: process.BaseProcess) -> int | None:
+def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
     """Collect a process that has ended, and let go of it; None when another did so before.
 
     Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
     codes away; ``join()`` would then see a process that runs for ever.
+
+    Args:
+        ended: The process.
+        patience: How many seconds may pass until the kernel has its exit code, where it tells of the end before.
     """
     popen: Any = ended._popen  # type: ignore[attr-defined]
     if popen.method == "forkserver":
@@ -108,11 +114,23 @@ def exit_code(ended: process.BaseProcess) -> int | None:
         status.register(popen.sentinel, select.POLLIN)
         status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
+    until = time.monotonic() + patience
+    while code is None and patience and time.monotonic() < until and _is_there(ended.pid):
+        time.sleep(_PAUSE)
+        code = ended.exitcode
     if code is None:
         popen.returncode = 255  # or close() would refuse
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]
     return code
+
+
+def _is_there(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _forget_siblings() -> None:

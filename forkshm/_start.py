@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.context
-import socket
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm._identity import introduce
+from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import known_after_import, pack
@@ -136,7 +136,7 @@ def _rebuild(
     _multiprocess.default_context.set_start_method(start_method, force=True)
     for call in calls:
         call()
-    receiver = Receiver(socket.socket(fileno=carrier.detach()))
+    receiver = Receiver(kernel.message_socket(carrier.detach()))
     try:
         received = receiver.receive_nowait()
     except BlockingIOError:

@@ -62,7 +62,7 @@ def _kernel() -> Iterator[Finding]:
     except OSError as error:
         yield "seals against writes", os.strerror(error.errno or 0), "region.seal() raises UnsupportedError", True
     finally:
-        os.close(fd)
+        kernel.close(fd)
     try:
         kernel.own_pages(0, 0)
         yield "/proc/self/pagemap", "readable", "copies are handed on without copying again", False
@@ -126,7 +126,7 @@ def _shm() -> Iterator[Finding]:
 
 
 def _processes() -> Iterator[Finding]:
-    usable, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    usable, there = kernel.usable_cores(), os.cpu_count() or 1
     quota, _, period = _cgroup("cpu.max").partition(" ")
     share = f", of which this cgroup may use {int(quota) / int(period):.1f}" if period else ""
     yield "cores", f"{usable} of {there}{share}", f"Pool() starts {usable} workers", False

@@ -20,6 +20,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm.backend import kernel
 from forkshm.errors import WorkerDiedError, WorkerStartError
 from forkshm.workers._launch import Launch
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--workers",
         type=_count,
-        default=len(os.sched_getaffinity(0)),
+        default=kernel.usable_cores(),
         metavar="N",
         help="how many processes (default: the cores that may be used)",
     )

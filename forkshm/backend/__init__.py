@@ -5,21 +5,38 @@ from. The contract is `Backend`; the reader sees it before any operating system.
 choice is made once, at import, and is deliberately not a plugin point.
 """
 
+import os
+
 from forkshm.backend._capabilities import Capabilities, probe
-from forkshm.backend._interface import Access, Advice, Backend, Identity
-from forkshm.backend._linux import LinuxBackend
+from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
 from forkshm.errors import UnsupportedError
 
-__all__ = ("Access", "Advice", "Backend", "Capabilities", "Identity", "capabilities", "kernel")
+__all__ = (
+    "Access",
+    "Advice",
+    "Backend",
+    "Capabilities",
+    "Identity",
+    "Locks",
+    "MessageSocket",
+    "capabilities",
+    "kernel",
+    "locks",
+)
 
 
 def _choose(found: Capabilities) -> Backend:
+    wanted = os.environ.get("FORKSHM_BACKEND", "")
+    if wanted not in ("", "linux"):
+        raise UnsupportedError(f"FORKSHM_BACKEND is {wanted!r}, and must be linux, or not set", capability=wanted)
     missing = found.missing()
     if missing:
         raise UnsupportedError(
             f"forkshm needs {', '.join(missing)} and this system has not: Linux 5.3 or newer is required",
             capability=missing[0],
         )
+    from forkshm.backend._linux import LinuxBackend
+
     return LinuxBackend()
 
 
@@ -27,3 +44,5 @@ def _choose(found: Capabilities) -> Backend:
 capabilities: Capabilities = probe()
 #: The backend of this process.
 kernel: Backend = _choose(capabilities)
+#: Its locks in shared memory.
+locks: Locks = kernel.locks

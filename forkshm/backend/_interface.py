@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import enum
-import socket
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -55,15 +55,210 @@ class Advice(str, enum.Enum):
 Identity: TypeAlias = tuple[int, int]
 
 
+class HasFileno(Protocol):
+    """Anything with an fd."""
+
+    def fileno(self) -> int:
+        """Return the fd."""
+        ...
+
+
+class MessageSocket(Protocol):
+    """An end of a channel: what of ``socket.socket`` is used of one, with the meaning that it has for SOCK_SEQPACKET.
+
+    So messages are whole, go to one of those who receive, and have fds beside them; `recvmsg` returns no bytes once
+    every process that could send is gone, or has shut the socket down, and all was received.
+    """
+
+    def fileno(self) -> int:
+        """Return the fd, which is readable when a message is there; -1 when closed."""
+        ...
+
+    def send(self, data: bytes, flags: int = 0, /) -> int:
+        """Send a message without fds."""
+        ...
+
+    def sendmsg(self, buffers: Any, ancdata: Any = ..., flags: int = ..., /) -> int:
+        """Send a message with fds; see `Backend.RIGHTS`."""
+        ...
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = ..., flags: int = ..., /) -> tuple[bytes, list[Any], int, Any]:
+        """Receive a message: its bytes, what `Backend.received_fds` takes, flags, and nothing of use."""
+        ...
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """Set how much the kernel is asked to hold."""
+        ...
+
+    def shutdown(self, how: int, /) -> None:
+        """Send no more, from any process."""
+        ...
+
+    def dup(self) -> Any:
+        """Return the same end under another fd."""
+        ...
+
+    def close(self) -> None:
+        """Close it in this process."""
+        ...
+
+
+class Poller(Protocol):
+    """What of ``select.poll`` is used."""
+
+    def register(self, fd: int, eventmask: int = ..., /) -> object:
+        """Watch an fd: for `Backend.READABLE`, or `Backend.WRITABLE`."""
+        ...
+
+    def unregister(self, fd: int, /) -> object:
+        """Watch it no more."""
+        ...
+
+    def poll(self, timeout: float | None = ..., /) -> list[tuple[int, int]]:
+        """Wait so many milliseconds, or for ever; return the fds that are ready, each with what is."""
+        ...
+
+
+class Callee(Protocol):
+    """Where a process is called by others of the same user."""
+
+    address: str
+
+    def accept(self) -> MessageSocket:
+        """Wait for a caller; return this end of a new channel to it. Callers of other users are turned away."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        ...
+
+    def close(self) -> None:
+        """Take no more calls. Twice is allowed."""
+        ...
+
+
+class Locks(Protocol):
+    """Locks in shared memory: what `forkshm.region` builds its own on. Codes are errno's, 0 is success."""
+
+    @property
+    def MUTEX_SIZE(self) -> int:  # noqa: N802
+        """Room for a mutex."""
+        ...
+
+    @property
+    def SEMAPHORE_SIZE(self) -> int:  # noqa: N802
+        """Room for a semaphore."""
+        ...
+
+    @property
+    def LOCK_LAYOUT(self) -> int:  # noqa: N802
+        """How this process lays them out; processes that differ must not share them."""
+        ...
+
+    @property
+    def locks_missing(self) -> str | None:
+        """What this system lacks for them, or None."""
+        ...
+
+    @property
+    def mutex_init(self) -> Callable[[int], int]:
+        """Make a mutex at an address."""
+        ...
+
+    @property
+    def mutex_trylock(self) -> Callable[[int], int]:
+        """0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it)."""
+        ...
+
+    @property
+    def mutex_lock(self) -> Callable[[int, float], int]:
+        """The same, and after so many seconds ETIMEDOUT."""
+        ...
+
+    @property
+    def mutex_unlock(self) -> Callable[[int], int]:
+        """0, or EPERM: this thread does not have it."""
+        ...
+
+    @property
+    def mutex_consistent(self) -> Callable[[int], int]:
+        """0, or EINVAL: its last owner did not die."""
+        ...
+
+    @property
+    def sem_init(self) -> Callable[[int, int], int]:
+        """Make a semaphore."""
+        ...
+
+    @property
+    def sem_post(self) -> Callable[[int], int]:
+        """Give a permit: 0, or -1: there are too many."""
+        ...
+
+    @property
+    def sem_try(self) -> Callable[[int], Iterator[int]]:
+        """Return a call that is made by whoever asks for its one result: 0 when a permit was taken, else -1."""
+        ...
+
+    @property
+    def sem_wait(self) -> Callable[[int, float], Iterator[int]]:
+        """The same, and waits so many seconds; -1 also after a signal."""
+        ...
+
+    @property
+    def sem_value(self) -> Callable[[int], int]:
+        """Permits that are there."""
+        ...
+
+    @property
+    def futex_wait(self) -> Callable[[int, int, float], int]:
+        """Wait for a wake-up while the word is that: 0, EAGAIN (it is not), ETIMEDOUT, or EINTR."""
+        ...
+
+    @property
+    def futex_wake(self) -> Callable[[int, int], int]:
+        """Wake up to so many; a full memory barrier."""
+        ...
+
+
 class Backend(abc.ABC):
     """The operations of one operating system.
+
+    An fd is a number by which this process knows something of the kernel's. Nobody above does with it what is not
+    written here: on some systems it is no file descriptor, or more than one.
 
     Every method raises ``OSError`` with the kernel's errno when it is refused, and
     leaves nothing behind when it raises.
     """
 
+    #: "linux", "posix" or "windows".
+    name: str
     #: Mappings start and end on multiples of this many bytes.
     page_size: int
+    #: Locks in shared memory.
+    locks: Locks
+
+    # Of messages: flags of `MessageSocket.sendmsg` and `MessageSocket.recvmsg`.
+    #: Do not wait.
+    DONTWAIT: int
+    #: How to take a message: fds that arrive are close-on-exec.
+    TAKE: int
+    #: The message was longer than the room for it.
+    TRUNCATED: int
+    #: There was no room for all fds.
+    FDS_LOST: int
+    #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
+    RIGHTS: tuple[int, int]
+    #: For a `Poller`.
+    READABLE: int = 1
+    WRITABLE: int = 4
+    #: How long a process that has ended may take until it can be collected, in seconds.
+    COLLECT_SECONDS: float = 0.0
+
+    @abc.abstractmethod
+    def close(self, fd: int) -> None:
+        """Close an fd of any kind."""
 
     # -- the limit on open files ------------------------------------------------------
 
@@ -138,6 +333,14 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
+
+    @abc.abstractmethod
+    def create_growing(self, label: str) -> int:
+        """Create an object without a name that can be read, written, mapped in part, and made larger at any time."""
+
+    @abc.abstractmethod
+    def open_own_memory(self) -> int:
+        """Return an fd from which all memory of this process can be read at its address; what is none, is an error."""
 
     # -- mappings -------------------------------------------------------------------
 
@@ -242,33 +445,107 @@ class Backend(abc.ABC):
     # -- messages -------------------------------------------------------------------
 
     @abc.abstractmethod
-    def message_sockets(self) -> tuple[socket.socket, socket.socket]:
+    def message_sockets(self) -> tuple[MessageSocket, MessageSocket]:
         """Return two connected sockets that keep message boundaries and carry fds."""
 
     @abc.abstractmethod
-    def unread_bytes(self, sender: socket.socket) -> int:
+    def message_socket(self, fd: int) -> MessageSocket:
+        """Return the end that has arrived as *fd*, which is its own from here on.
+
+        When it is something else, the errno is ``EPROTOTYPE``, and *fd* stays the caller's.
+        """
+
+    @abc.abstractmethod
+    def fds_space(self, count: int) -> int:
+        """Return the bytes that so many fds take beside a message: the second argument of ``recvmsg``."""
+
+    @abc.abstractmethod
+    def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
+        """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+
+    @abc.abstractmethod
+    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
+        """Wait until there is room for a message; tell whether there may be."""
+
+    @abc.abstractmethod
+    def poller(self) -> Poller:
+        """Return what waits for several fds."""
+
+    @abc.abstractmethod
+    def unread_bytes(self, sender: MessageSocket) -> int:
         """Return how much of what *sender* sent has not been received; 0 when all has."""
 
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         """Return the fds that came beside a message."""
 
+    @abc.abstractmethod
+    def listen(self, address: str | None, backlog: int) -> Callee:
+        """Be called at *address*, or one that is made up and that nobody can guess."""
+
+    @abc.abstractmethod
+    def call(self, address: str) -> MessageSocket:
+        """Call who listens there; ``PermissionError`` if it is a process of another user."""
+
+    # -- bells: processes that sleep until they are rung for --------------------------
+
+    @abc.abstractmethod
+    def create_bell(self) -> tuple[int, int]:
+        """Return two fds: one to wait at, for any number of processes, and one to `ring`."""
+
+    @abc.abstractmethod
+    def ring(self, bell: int, how_many: int) -> None:
+        """Wake so many of those who wait, or let as many waits return at once."""
+
+    @abc.abstractmethod
+    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+        """Wait; True when it was rung for this one, False when nobody can ring any more, None after *seconds*."""
+
     # -- processes ------------------------------------------------------------------
 
     @abc.abstractmethod
-    def open_process(self, pid: int) -> int:
-        """Return an fd that becomes readable when the process ends."""
+    def forking(self) -> AbstractContextManager[int]:
+        """Fork one child inside: gives what `open_process` may need in order to watch it, or -1."""
+
+    @abc.abstractmethod
+    def open_process(self, pid: int, sentinel: int = -1) -> int:
+        """Return an fd that becomes readable when the process ends.
+
+        Args:
+            pid: A child of this process, not collected yet.
+            sentinel: What ``multiprocess`` watches it by, or what `forking` gave; it stays the caller's.
+        """
+
+    @abc.abstractmethod
+    def signal_process(self, process: int, pid: int, number: int) -> None:
+        """Send a signal to a process that `open_process` has opened; ``ProcessLookupError`` when it has ended."""
+
+    @abc.abstractmethod
+    def is_stopped(self, pid: int) -> bool | None:
+        """Whether a child was stopped by a signal; None when it has ended, or it cannot be told."""
+
+    @abc.abstractmethod
+    def is_running(self, pid: int) -> bool:
+        """Whether there is such a process, and it has not ended."""
+
+    @abc.abstractmethod
+    def usable_cores(self) -> int:
+        """Return how many cores this process may use."""
 
     @abc.abstractmethod
     def start_time(self, pid: int) -> int:
         """Return when *pid* was started, in a unit of the kernel: tells a reused pid."""
 
     @abc.abstractmethod
+    def create_lifeline(self) -> tuple[int, int]:
+        """Return two fds: for `die_with`, and one that must stay open for as long as they are to live."""
+
+    @abc.abstractmethod
     def die_with(self, lifeline: int) -> int:
         """Have the kernel kill this process when the other end of *lifeline* is closed.
 
         Args:
-            lifeline: The reading end of a pipe.
+            lifeline: The first of `create_lifeline`.
 
         Returns:
             An fd that must stay open for as long as the arrangement is wanted.

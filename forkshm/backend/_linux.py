@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
+import math
 import mmap as _mmap
 import os
 import resource
+import secrets
+import select
 import signal
 import socket
 import struct
@@ -16,10 +20,13 @@ import termios
 from typing import TYPE_CHECKING
 
 from forkshm.backend import _syscalls
-from forkshm.backend._interface import Access, Advice, Backend, Identity
+from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from forkshm.backend._interface import Callee, Poller
 
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
@@ -82,6 +89,20 @@ def _one_byte(kind: int, position: int) -> bytes:
 class LinuxBackend(Backend):
     """Linux 5.3 and newer (pidfd_open(2) is the newest call needed)."""
 
+    name = "linux"
+    locks = _syscalls
+
+    # As plain ints: combining the enum's members takes longer than the system call.
+    DONTWAIT = int(socket.MSG_DONTWAIT)
+    TAKE = int(socket.MSG_CMSG_CLOEXEC)
+    TRUNCATED = int(socket.MSG_TRUNC)
+    FDS_LOST = int(socket.MSG_CTRUNC)
+    RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+    READABLE = select.POLLIN
+    WRITABLE = select.POLLOUT
+
+    close = staticmethod(os.close)
+
     def __init__(self) -> None:
         self.page_size = os.sysconf("SC_PAGE_SIZE")
         # The kernel gives out the lowest number that is free: those below this leave enough.
@@ -140,6 +161,12 @@ class LinuxBackend(Backend):
             os.close(fd)
             raise
         return fd
+
+    def create_growing(self, label: str) -> int:
+        return self.create_memory(1, label)
+
+    def open_own_memory(self) -> int:
+        return os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
 
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -308,7 +335,32 @@ class LinuxBackend(Backend):
             end.settimeout(None)  # whatever socket.setdefaulttimeout() said
         return ends
 
-    def unread_bytes(self, sender: socket.socket) -> int:
+    def message_socket(self, fd: int) -> socket.socket:
+        end = socket.socket(fileno=fd)
+        if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
+            found = f"{end.family.name}, {end.type.name}"
+            end.detach()
+            raise OSError(errno.EPROTOTYPE, f"a socket of {found}, and not of AF_UNIX, SOCK_SEQPACKET")
+        end.settimeout(None)
+        return end
+
+    def fds_space(self, count: int) -> int:
+        return socket.CMSG_SPACE(count * array.array("i").itemsize)
+
+    def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
+        poll = select.poll()
+        poll.register(end.fileno(), select.POLLIN)
+        return bool(poll.poll(None if seconds is None else math.ceil(max(seconds, 0.0) * 1000)))
+
+    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(end.fileno(), select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
+
+    def poller(self) -> Poller:
+        return select.poll()
+
+    def unread_bytes(self, sender: MessageSocket) -> int:
         # unix(7): SIOCOUTQ; on Linux it has the number of TIOCOUTQ.
         pending = array.array("i", [0])
         fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, pending)
@@ -323,17 +375,71 @@ class LinuxBackend(Backend):
             self._noted(max(fds))
         return list(fds)
 
-    def open_process(self, pid: int) -> int:
+    def listen(self, address: str | None, backlog: int) -> Callee:
+        return _Callee(address, backlog)
+
+    def call(self, address: str) -> socket.socket:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            end.settimeout(None)
+            end.connect(address)
+            if (uid := _uid_of_peer(end)) != os.geteuid():
+                raise PermissionError(errno.EACCES, f"process of user {uid}, and this is one of {os.geteuid()}")
+        except BaseException:
+            end.close()
+            raise
+        return end
+
+    def create_bell(self) -> tuple[int, int]:
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        return read_end, write_end
+
+    def ring(self, bell: int, how_many: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
+            os.write(bell, b"." * how_many)
+
+    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+        if seconds is not None:
+            waiting = select.poll()
+            waiting.register(bell, select.POLLIN)
+            if not waiting.poll(seconds * 1000):
+                return None
+        return os.read(bell, 1) != b""
+
+    def forking(self) -> AbstractContextManager[int]:
+        return contextlib.nullcontext(-1)
+
+    def open_process(self, pid: int, sentinel: int = -1) -> int:
         try:
             return self._noted(os.pidfd_open(pid))
         except OSError as error:
             self._once_more(error)
             return os.pidfd_open(pid)
 
+    def signal_process(self, process: int, pid: int, number: int) -> None:
+        # Through its pidfd: a pid may be somebody else's by now.
+        signal.pidfd_send_signal(process, number)
+
+    def is_stopped(self, pid: int) -> bool | None:
+        try:
+            state = _status(pid)[0]
+        except OSError:  # it has ended, or /proc may not be read
+            return None
+        return None if state in (b"Z", b"X") else state in (b"T", b"t")
+
+    def is_running(self, pid: int) -> bool:
+        # A process that ended and was not waited for is still in /proc, without a program.
+        return os.path.exists(f"/proc/{pid}/exe")
+
+    def usable_cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
     def start_time(self, pid: int) -> int:
-        with open(f"/proc/{pid}/stat", "rb") as status:
-            # proc(5), field 22; the name in parentheses may itself hold anything.
-            return int(status.read().rpartition(b")")[2].split()[19])
+        return int(_status(pid)[19])
+
+    def create_lifeline(self) -> tuple[int, int]:
+        return os.pipe()
 
     def die_with(self, lifeline: int) -> int:
         # PR_SET_PDEATHSIG would fire when the *thread* that forked us ends, and a pool
@@ -356,3 +462,48 @@ class LinuxBackend(Backend):
 def _soft_limit() -> int:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def _status(pid: int) -> list[bytes]:
+    """Return the fields of proc(5) from the third on; the name in parentheses may itself hold anything."""
+    with open(f"/proc/{pid}/stat", "rb") as status:
+        return status.read().rpartition(b")")[2].split()
+
+
+# struct ucred of unix(7)
+_PEER = struct.Struct("iII")
+
+
+def _uid_of_peer(end: socket.socket) -> int:
+    uid: int = _PEER.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[1]
+    return uid
+
+
+class _Callee:
+    """At an abstract address (unix(7)), which is no file and leaves none behind."""
+
+    def __init__(self, address: str | None, backlog: int) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.settimeout(None)
+            self.address = address or f"\0forkshm-{secrets.token_hex(16)}"
+            self._socket.bind(self.address)
+            self._socket.listen(backlog)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def accept(self) -> socket.socket:
+        while True:
+            end, _ = self._socket.accept()
+            if _uid_of_peer(end) == os.geteuid():
+                end.settimeout(None)
+                return end
+            end.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
+
+    def close(self) -> None:
+        self._socket.close()

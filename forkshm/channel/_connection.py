@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import operator
-import os
 import pickle
-import socket
 import struct
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
     from forkshm._multiprocess import context
+    from forkshm.backend import MessageSocket
 
 __all__ = ("Connection", "Pipe")
 
@@ -77,7 +76,7 @@ class Connection:
 
     def __init__(
         self,
-        handle: socket.socket | int,
+        handle: MessageSocket | int,
         readable: bool = True,
         writable: bool = True,
         *,
@@ -312,19 +311,18 @@ class Connection:
             raise OSError("connection is read-only: send from the other end")
 
 
-def _socket_of(fd: int) -> socket.socket:
+def _socket_of(fd: int) -> MessageSocket:
     """Return the socket of an fd, which belongs to it from here on."""
-    end = socket.socket(fileno=fd)
-    if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
-        found = f"{end.family.name}, {end.type.name}"
-        end.detach()
+    try:
+        return kernel.message_socket(fd)
+    except OSError as error:
+        if error.errno != errno.EPROTOTYPE:
+            raise
         raise OSError(
             errno.EPROTOTYPE,
-            f"fd {fd} is a socket of {found}, and an end of a pipe is one of AF_UNIX, SOCK_SEQPACKET: "
+            f"fd {fd} is no end of a pipe of forkshm ({error.strerror}): "
             "use multiprocessing.connection.Connection for pipes and streams of others",
-        )
-    end.settimeout(None)
-    return end
+        ) from None
 
 
 def Pipe(  # noqa: N802 - the standard library's name
@@ -367,7 +365,7 @@ def _bytes_of(data: bytes, fds: list[int]) -> memoryview:
         raise ChannelBrokenError(f"a message names a block that is not what arrived beside it: {error}") from error
     finally:
         for fd in fds:
-            os.close(fd)
+            kernel.close(fd)
         fds.clear()
     if (stream := stream_of(data)) is not None:
         return stream
@@ -382,7 +380,7 @@ def reduce_connection(connection: Connection) -> Any:
 
 def rebuild_connection(received: ReceivedFd, readable: bool, writable: bool) -> Connection:
     """Return the connection that arrived."""
-    return Connection(socket.socket(fileno=received.take()), readable=readable, writable=writable)
+    return Connection(kernel.message_socket(received.take()), readable=readable, writable=writable)
 
 
 register(Connection, reduce_connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import errno
 import os
@@ -19,6 +20,8 @@ from forkshm.errors import ChannelBrokenError, ChannelClosedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from forkshm.backend import MessageSocket
+
 __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
 #: Longer messages are not sent: parcels beyond their share go into a block instead.
@@ -31,16 +34,15 @@ DIRECT_FDS = 16
 #: room for each as the backend keeps free; unix(7) sets a limit of 253.
 _CARRIED_FDS = 64
 
-# As plain ints: combining the enum's members takes longer than the system call.
-_DONTWAIT = int(socket.MSG_DONTWAIT)
-_TRUNCATED = int(socket.MSG_TRUNC)
-_FDS_LOST = int(socket.MSG_CTRUNC)
+# Looked up once, and not for each message.
+_DONTWAIT, _TRUNCATED, _FDS_LOST = kernel.DONTWAIT, kernel.TRUNCATED, kernel.FDS_LOST
+_LEVEL, _KIND = kernel.RIGHTS
 #: How to take a message: wait for one.
-WAIT = int(socket.MSG_CMSG_CLOEXEC)
-_RECEIVE = int(socket.MSG_DONTWAIT) | WAIT
+WAIT = kernel.TAKE
+_RECEIVE = _DONTWAIT | WAIT
 
-_ANCILLARY = socket.CMSG_SPACE((DIRECT_FDS + 1) * array.array("i").itemsize)
-_CARRIED_ANCILLARY = socket.CMSG_SPACE(_CARRIED_FDS * array.array("i").itemsize)
+_ANCILLARY = kernel.fds_space(DIRECT_FDS + 1)
+_CARRIED_ANCILLARY = kernel.fds_space(_CARRIED_FDS)
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
@@ -73,7 +75,7 @@ class PrivateFd:
         """Close it. Closing twice is allowed."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            kernel.close(fd)
 
 
 class Closable(Protocol):
@@ -87,7 +89,7 @@ class Closable(Protocol):
 class Sender:
     """The end of a channel that messages go into. Any number of processes may share it."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: MessageSocket) -> None:
         self._socket = end
         _ends.add(self)
         if _leaks.is_on:
@@ -146,7 +148,7 @@ class Sender:
                 if ledger.watches:
                     _note(data, "sent")
                 return True
-            self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], flags)
+            self._socket.sendmsg([data], [(_LEVEL, _KIND, array.array("i", fds))], flags)
         except OSError as error:
             if error.errno in _FULL and not wait:
                 return False
@@ -190,7 +192,7 @@ class Sender:
 class Receiver:
     """The end that messages come out of. Of processes that share it, one gets each message."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: MessageSocket) -> None:
         self._socket = end
         _ends.add(self)
         if _leaks.is_on:
@@ -251,7 +253,7 @@ class Receiver:
             return None
         if flags & _TRUNCATED:
             for fd in fds:
-                os.close(fd)
+                kernel.close(fd)
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
@@ -294,7 +296,7 @@ def pair() -> tuple[Sender, Receiver]:
     return Sender(out), Receiver(into)
 
 
-def _carry(fds: Sequence[int], *, wait: bool) -> socket.socket | None:
+def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
     """Put fds into the queue of a new socket; return its receiving end, or None when there is no room now."""
     out, into = kernel.message_sockets()
     start = 0
@@ -302,7 +304,7 @@ def _carry(fds: Sequence[int], *, wait: bool) -> socket.socket | None:
         while start < len(fds):
             some = fds[start : start + _CARRIED_FDS]
             try:
-                socket.send_fds(out, [_CARRIER_ITEM], some, socket.MSG_DONTWAIT)
+                out.sendmsg([_CARRIER_ITEM], [(_LEVEL, _KIND, array.array("i", some))], _DONTWAIT)
             except OSError as error:
                 # The soft limit on open files is also one on the fds of a user that are on their way.
                 if error.errno == errno.ETOOMANYREFS and kernel.raise_fd_limit():
@@ -338,11 +340,11 @@ def _unload(fds: list[int]) -> None:
     When there is no room for one of them, the rest is left out: those before it are in their places.
     """
     try:
-        carrier = socket.socket(fileno=fds[-1])
+        carrier = kernel.message_socket(fds[-1])
     except OSError:
         return  # nothing of forkshm's: whoever reads the message finds one fd too many
     del fds[-1]
-    with carrier:
+    with contextlib.closing(carrier):
         while True:
             try:
                 data, ancillary, flags, _ = carrier.recvmsg(len(_CARRIER_ITEM), _CARRIED_ANCILLARY, _RECEIVE)

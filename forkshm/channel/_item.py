@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import os
 import pickle
-import select
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm.backend import kernel
 from forkshm.channel._endpoint import WAIT
 from forkshm.descriptor._tables import is_plain
 from forkshm.errors import ChannelBrokenError
@@ -23,6 +21,7 @@ __all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready
 # What every pickle of protocol 2 and later begins with. A parcel begins with its flags, which are less.
 _STREAM = 0x80
 
+_wait_readable = kernel.wait_readable
 _dumps, _loads = pickle.dumps, pickle.loads
 _NUMBERS = frozenset({int, float, bool, type(None), complex})
 _FEW, _SHORT, _SMALL = 16, 1024, 16 * 1024
@@ -66,9 +65,7 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> tuple
 
 def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
     """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
-    poll = select.poll()
-    poll.register(receiver.fileno(), select.POLLIN)
-    return bool(poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000)))
+    return _wait_readable(receiver, timeout)
 
 
 def small_stream(thing: Any) -> bytes | None:
@@ -118,6 +115,6 @@ def open_item(data: bytes, fds: list[int]) -> Any:
             raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
     finally:
         for fd in fds:
-            os.close(fd)
+            kernel.close(fd)
         fds.clear()
     return arrival.open()

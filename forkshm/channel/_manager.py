@@ -7,11 +7,7 @@ first manager is started: that takes as long as all the rest of forkshm.
 from __future__ import annotations
 
 import errno
-import os
 import pickle
-import secrets
-import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -26,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from typing_extensions import Self
+
+    from forkshm.backend import MessageSocket
 
 __all__ = ("BaseManager", "Client", "Listener", "SyncManager")
 
@@ -51,17 +49,9 @@ _SERIALIZER = _Serializer("forkshm")
 _challenge = _multiprocess.connection
 _AuthenticationError = _multiprocess.context.AuthenticationError
 
-# struct ucred of unix(7)
-_PEER = struct.Struct("iII")
-
-
-def _uid_of_peer(end: socket.socket) -> int:
-    uid: int = _PEER.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[1]
-    return uid
-
 
 class Listener:
-    """Where a manager is called: an abstract address (unix(7)), which is no file and leaves none behind.
+    """Where a manager is called; on Linux an abstract address (unix(7)), which is no file and leaves none behind.
 
     Only processes of the same user are let in, and only those that know the key.
     """
@@ -74,15 +64,8 @@ class Listener:
         authkey: bytes | None = None,
     ) -> None:
         self._authkey = authkey
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._socket.settimeout(None)
-            self.address = address or f"\0forkshm-{secrets.token_hex(16)}"
-            self._socket.bind(self.address)
-            self._socket.listen(backlog)
-        except BaseException:
-            self._socket.close()
-            raise
+        self._callee = kernel.listen(address, backlog)
+        self.address = self._callee.address
         self.last_accepted = None
 
     def accept(self) -> Connection:
@@ -92,17 +75,13 @@ class Listener:
             AuthenticationError: The caller does not know the key. One of another user is not let in at all.
             OSError: The listener was closed, or the limit on open files is reached.
         """
-        while True:
-            if self._socket.fileno() < 0:
-                raise ChannelClosedError(errno.EBADF, "listener is closed")
-            end, _ = self._socket.accept()
-            if _uid_of_peer(end) == os.geteuid():
-                return _greeted(end, self._authkey, listening=True)
-            end.close()
+        if self._callee.closed:
+            raise ChannelClosedError(errno.EBADF, "listener is closed")
+        return _greeted(self._callee.accept(), self._authkey, listening=True)
 
     def close(self) -> None:
         """Take no more calls. Closing twice is allowed."""
-        self._socket.close()
+        self._callee.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,22 +99,16 @@ def Client(  # noqa: N802 - the standard library's name
         AuthenticationError: It is another user's, or has another key.
         OSError: Nobody listens there.
     """
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        end.settimeout(None)
-        end.connect(address)
-        if (uid := _uid_of_peer(end)) != os.geteuid():
-            raise _AuthenticationError(f"the manager is a process of user {uid}, and this is one of {os.geteuid()}")
-    except BaseException:
-        end.close()
-        raise
+        end = kernel.call(address)
+    except PermissionError as error:
+        raise _AuthenticationError(f"cannot call the manager at {address!r}: {error.strerror}") from error
     return _greeted(end, authkey, listening=False)
 
 
-def _greeted(end: socket.socket, authkey: bytes | None, *, listening: bool) -> Connection:
+def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> Connection:
     connection = Connection(end)
     try:
-        end.settimeout(None)
         if authkey is not None:
             # The standard library's own: each side shows that it knows the key, and does not say it.
             steps: list[Callable[[Any, bytes], None]] = [_challenge.deliver_challenge, _challenge.answer_challenge]
@@ -171,7 +144,7 @@ register(_Lifeline, _reduce_lifeline)
 def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """Run first in the manager's process: from here on it dies with its parent."""
     kernel.die_with(lifeline.fd)
-    os.close(lifeline.fd)
+    kernel.close(lifeline.fd)
     if initializer is not None:
         initializer(*initargs)
 
@@ -208,7 +181,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
         """
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
-        read_end, write_end = os.pipe()
+        read_end, write_end = kernel.create_lifeline()
         lifeline = PrivateFd(write_end)
         try:
             super().start(_begin, (_Lifeline(read_end), initializer, tuple(initargs)))
@@ -216,7 +189,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
             lifeline.close()
             raise
         finally:
-            os.close(read_end)
+            kernel.close(read_end)
         # What is left to do when the manager ends, in whichever of the standard library's ways.
         _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
 

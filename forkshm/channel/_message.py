@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import Arrival, Parcel, open_plain, receive, skip
 
@@ -140,5 +140,5 @@ def read_message(received: Received, known_groups: Container[int] = ()) -> Messa
         return Message(kind, number, group, parcels)
     finally:
         for fd in fds:
-            os.close(fd)
+            kernel.close(fd)
         fds.clear()

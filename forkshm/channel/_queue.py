@@ -23,15 +23,13 @@ import operator
 import os
 import pickle
 import queue
-import select
-import socket
 import sys
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm.backend import _syscalls, kernel
+from forkshm.backend import kernel
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
@@ -48,12 +46,13 @@ if TYPE_CHECKING:
 __all__ = ("JoinableQueue", "Queue", "SimpleQueue")
 
 _count = kernel.count
+_locks = kernel.locks
 
 #: What the kernel is asked to hold; it gives what net.core.wmem_max allows, 208 KiB mostly.
 _SOCKET_BUFFER = 2**20
 
 #: How long a put waits for a receiver that is about to make room, before it begins a backlog.
-_PATIENCE_MILLISECONDS = 10
+_PATIENCE_SECONDS = 0.01
 
 #: Longest sleep of anybody here. It repairs what the kernel cannot: a wake-up that was to come from a process that
 #: was killed before. And it is how long the wrong count of a killed process is believed.
@@ -310,7 +309,7 @@ class Queue:
             left = deadline - time.monotonic()
             if not block or left <= 0:
                 raise queue.Full
-            _syscalls.futex_wait(address + _ROOM * 4, seen, min(left, _SLICE))
+            _locks.futex_wait(address + _ROOM * 4, seen, min(left, _SLICE))
 
     def _count_is_wrong(self) -> bool:
         """Whether the socket has been empty for a while although the count says that it is full."""
@@ -343,9 +342,7 @@ class Queue:
             if patient and not self._backlog:
                 # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
                 # is cheaper than a thread.
-                poll = select.poll()
-                poll.register(self._writer.fileno(), select.POLLOUT)
-                poll.poll(_PATIENCE_MILLISECONDS)
+                kernel.wait_writable(self._writer, _PATIENCE_SECONDS)
             self._flush()
             if not self._backlog and self._writer.send(parcel.data, parcel.fds, wait=False):
                 parcel.close()
@@ -391,11 +388,9 @@ class Queue:
         return sent
 
     def _feed(self) -> None:
-        poll = select.poll()
-        poll.register(self._writer.fileno(), select.POLLOUT)
         main = threading.main_thread()
         while True:
-            room = poll.poll(_SLICE * 1000)
+            room = kernel.wait_writable(self._writer, _SLICE)
             with self._lock:
                 sent = self._flush()
                 if not self._backlog:
@@ -575,7 +570,7 @@ class JoinableQueue(Queue):
             seen = self._words[_DONE]
             if not _count(self._counters.unfinished):
                 return
-            _syscalls.futex_wait(self._region.address + _DONE * 4, seen, _SLICE)
+            _locks.futex_wait(self._region.address + _DONE * 4, seen, _SLICE)
 
 
 class _Feeder(threading.Thread):
@@ -593,7 +588,7 @@ class _Counters:
         self.items = items
         self.unfinished = unfinished
 
-    def close(self, close: Any = os.close) -> None:  # at the end of the program the name may be gone
+    def close(self, close: Any = kernel.close) -> None:  # at the end of the program the name may be gone
         for fd in (self.items, self.unfinished):
             if fd >= 0:
                 close(fd)
@@ -614,7 +609,7 @@ def _opened(reader: Receiver, what: Queue) -> Receiver:
 
 def _wake(words: memoryview, address: int, word: int) -> None:
     words[word] = (words[word] + 1) & 0xFFFFFFFF
-    _syscalls.futex_wake(address + 4 * word, 2**31 - 1)
+    _locks.futex_wake(address + 4 * word, 2**31 - 1)
 
 
 def _only_shared(what: Queue | SimpleQueue) -> RuntimeError:
@@ -689,8 +684,8 @@ def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
 
 
 def _take_ends(what: Queue, writer: ReceivedFd, reader: ReceivedFd) -> None:
-    what._writer = Sender(socket.socket(fileno=writer.take()))
-    what._reader = Receiver(socket.socket(fileno=reader.take()))
+    what._writer = Sender(kernel.message_socket(writer.take()))
+    what._reader = Receiver(kernel.message_socket(reader.take()))
 
 
 register(SimpleQueue, reduce_simple_queue)

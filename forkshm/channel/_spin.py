@@ -10,11 +10,11 @@ faster of late, and now and then the other.
 
 from __future__ import annotations
 
-import os
+from forkshm.backend import kernel
 
 __all__ = ("SPINNERS", "Spin")
 
-_cores = len(os.sched_getaffinity(0))
+_cores = kernel.usable_cores()
 
 #: How many workers of a pool may look at a time: one core is for whom they wait for.
 SPINNERS = _cores - 1

@@ -65,8 +65,7 @@ class RegionDescriptor:
                 raise RegionGoneError(f"cannot attach the {what}: that process ended, and its pid was used again")
             fd = kernel.open_remote(self.pid, self.fd, identity)
         except (FileNotFoundError, ProcessLookupError) as error:
-            # A process that ended and was not waited for is still in /proc, without a program.
-            reason = "it closed the region" if os.path.exists(f"/proc/{self.pid}/exe") else "that process ended"
+            reason = "it closed the region" if kernel.is_running(self.pid) else "that process ended"
             raise RegionGoneError(
                 f"cannot attach the {what}: {reason}; keep the region open until it has been received"
             ) from error

@@ -17,6 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from forkshm.backend import kernel
 from forkshm.context import get_context
 from forkshm.doors._progress import Bar, no_bar, open_bar
 from forkshm.errors import PoolClosedError
@@ -100,7 +101,7 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child < 1:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        self._max_workers = max_workers or len(os.sched_getaffinity(0))
+        self._max_workers = max_workers or kernel.usable_cores()
         method = None if mp_context is None else mp_context.get_start_method()
         make_pool = functools.partial(
             _make_pool,

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import os
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from forkshm.backend import kernel
 from forkshm.pool._results import Job
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Pump:
             self._unwatch(source)
         for source, fd in wanted.items():
             if source not in self._watched:
-                self._watched[source] = os.dup(fd)
+                self._watched[source] = kernel.duplicate(fd)
                 self.loop.add_reader(self._watched[source], self._look)
         if not self._open:
             self._stop_timer()
@@ -177,7 +177,7 @@ class Pump:
         fd = self._watched.pop(source)
         if not self.loop.is_closed():
             self.loop.remove_reader(fd)
-        os.close(fd)
+        kernel.close(fd)
 
     def _on_time(self) -> None:
         self._timer = None
@@ -228,23 +228,18 @@ class Pump:
     def _end(self, worker: Worker, number: int) -> None:
         # Stopped first: it may have answered and begun the next task, which somebody wants.
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(worker.sentinel, signal.SIGSTOP)
+            kernel.signal_process(worker.sentinel, worker.pid, signal.SIGSTOP)
             if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
-                signal.pidfd_send_signal(worker.sentinel, signal.SIGKILL)
+                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGKILL)
                 # It did not die of what it did.
                 cast("Any", self._dispatcher)._deaths_for_nothing = 0
             else:  # the timer looks again
-                signal.pidfd_send_signal(worker.sentinel, signal.SIGCONT)
+                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGCONT)
 
 
 def _is_stopped(pid: int) -> bool:
     deadline = time.monotonic() + _STOPPED_WITHIN_SECONDS
     while time.monotonic() < deadline:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as status:
-                state = status.read().rpartition(b")")[2].split()[0]
-        except OSError:  # it has ended
-            return True
-        if state in (b"T", b"Z", b"X"):
+        if kernel.is_stopped(pid) is not False:  # or it has ended
             return True
     return False

@@ -233,13 +233,13 @@ def _may_hold_objects(content: bytes) -> bool:
     if not words:
         return False
     try:
-        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        memory = kernel.open_own_memory()
     except OSError:
         return True
     try:
         return any(_is_object(memory, word) for word in words)
     finally:
-        os.close(memory)
+        kernel.close(memory)
 
 
 def _is_object(memory: int, address: int) -> bool:

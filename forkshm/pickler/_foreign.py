@@ -102,7 +102,7 @@ class _Outstanding:
                 held = self._held[identity]
                 held.passages -= 1
                 if not held.passages:
-                    os.close(held.fd)
+                    kernel.close(held.fd)
                     del self._held[identity]
             if not self._waiting:
                 self._receipts = None
@@ -113,7 +113,7 @@ class _Outstanding:
     def in_child(self) -> None:
         # What its parent sent, its parent holds.
         for held in self._held.values():
-            os.close(held.fd)
+            kernel.close(held.fd)
         self.__init__()  # type: ignore[misc]
 
 

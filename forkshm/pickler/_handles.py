@@ -37,7 +37,7 @@ _outgoing: dict[int, int] = {}
 
 
 # With defaults: at the end of the program the names of this module may be gone.
-def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = os.close) -> None:
+def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = kernel.close) -> None:
     fd = outgoing.pop(key, None)
     if fd is not None:
         close(fd)
@@ -45,7 +45,7 @@ def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = os.clos
 
 def _in_child() -> None:
     for fd in _outgoing.values():
-        os.close(fd)
+        kernel.close(fd)
     _outgoing.clear()
 
 
@@ -69,7 +69,7 @@ class ReceivedFd:
             raise ValueError("an fd that arrived was asked for twice")
         return fd
 
-    def __del__(self, close: Any = os.close) -> None:
+    def __del__(self, close: Any = kernel.close) -> None:
         if self._fd >= 0:
             close(self._fd)
             self._fd = -1

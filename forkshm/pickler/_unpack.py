@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from typing import Any
 
@@ -128,7 +127,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     finally:
         for fd in mine:
             if fd >= 0:
-                os.close(fd)
+                kernel.close(fd)
     arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
@@ -239,6 +238,6 @@ def skip(data: bytes, position: int, fds: list[int]) -> int:
     """
     head, position = read_head(data, position)
     for fd in fds[: head.fds]:
-        os.close(fd)
+        kernel.close(fd)
     del fds[: head.fds]
     return position if head.body_in_block else position + head.body_size

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import select
 import signal
 import time
 import warnings
@@ -52,18 +51,17 @@ class Worker:
 
 
 def _signal(worker: Worker, number: int) -> None:
-    # Through its pidfd: a pid may be somebody else's by now.
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(worker.sentinel, number)
+        kernel.signal_process(worker.sentinel, worker.pid, number)
 
 
 def _still_there(workers: list[Worker], seconds: float) -> list[Worker]:
     """Wait until they have ended, at the most so long; return those that have not."""
     deadline = time.monotonic() + seconds
     alive = {worker.sentinel: worker for worker in workers}
-    poll = select.poll()
+    poll = kernel.poller()
     for sentinel in alive:
-        poll.register(sentinel, select.POLLIN)
+        poll.register(sentinel, kernel.READABLE)
     while alive and (left := deadline - time.monotonic()) > 0:
         for sentinel, _ in poll.poll(math.ceil(left * 1000)):
             poll.unregister(sentinel)
@@ -119,16 +117,15 @@ class Crew:
         # No child keeps any of them, not even by accident: an end that somebody holds
         # keeps messages, and what they lease, alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
-        read_end, write_end = os.pipe()
+        read_end, write_end = kernel.create_lifeline()
         self._lifeline = PrivateFd(write_end)
         self._lifeline_end = PrivateFd(read_end)
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
+        read_end, write_end = kernel.create_bell()
         self._bell = PrivateFd(write_end)
         self._bell_end = PrivateFd(read_end)
         self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
-        self.events = select.poll()
-        self.events.register(self.results.fileno(), select.POLLIN)
+        self.events = kernel.poller()
+        self.events.register(self.results.fileno(), kernel.READABLE)
 
     def start(self, slot: int) -> None:
         """Start a worker in *slot*.
@@ -141,10 +138,10 @@ class Crew:
             try:
                 tasks = copies.enter_context(contextlib.closing(self._tasks_end.duplicate()))
                 results = copies.enter_context(contextlib.closing(self._results_end.duplicate()))
-                lifeline = os.dup(self._lifeline_end.fd)
-                copies.callback(os.close, lifeline)
-                bell = os.dup(self._bell_end.fd)
-                copies.callback(os.close, bell)
+                lifeline = kernel.duplicate(self._lifeline_end.fd)
+                copies.callback(kernel.close, lifeline)
+                bell = kernel.duplicate(self._bell_end.fd)
+                copies.callback(kernel.close, bell)
                 assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth)
                 process = self._make_process(target=run_worker, args=(assignment,))
                 process.name = process.name.replace("Process", "PoolWorker")
@@ -157,7 +154,7 @@ class Crew:
                     "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
                 ) from error
         try:
-            sentinel = kernel.open_process(process.pid or -1)
+            sentinel = kernel.open_process(process.pid or -1, process.sentinel)
         except OSError:
             process.kill()
             process.join()
@@ -165,15 +162,14 @@ class Crew:
         worker = Worker(slot, process, sentinel, process.pid or -1, process.name)
         self.workers.append(worker)
         self._by_sentinel[sentinel] = worker
-        self.events.register(sentinel, select.POLLIN)
+        self.events.register(sentinel, kernel.READABLE)
         self.started += 1
 
     def ring(self, how_many: int) -> None:
         """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
         if self._bell.fd < 0:
             return  # stopped: nobody sleeps there any more
-        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
-            os.write(self._bell.fd, b"." * how_many)
+        kernel.ring(self._bell.fd, how_many)
 
     def dismiss(self) -> None:
         """Let the workers leave once the queue is empty."""
@@ -194,11 +190,11 @@ class Crew:
 
     def bury(self, worker: Worker) -> int | None:
         """Forget a worker that has ended; return its exit code."""
-        exitcode = _multiprocess.exit_code(worker.process)
+        exitcode = _multiprocess.exit_code(worker.process, kernel.COLLECT_SECONDS)
         self.workers.remove(worker)
         del self._by_sentinel[worker.sentinel]
         self.events.unregister(worker.sentinel)
-        os.close(worker.sentinel)
+        kernel.close(worker.sentinel)
         return exitcode
 
     def end(self, worker: Worker) -> None:

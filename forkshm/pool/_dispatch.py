@@ -28,6 +28,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
+from forkshm.backend import kernel
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
@@ -613,7 +614,7 @@ class Dispatcher:
         finds the task that is neither waiting nor being worked on.
         """
         for fd in received.fds if received is not None else ():
-            os.close(fd)
+            kernel.close(fd)
         self._is_garbled = self._audit = bool(self._sent)
 
     def _take_over(self, received: Received, number: int) -> Outcome:

@@ -24,6 +24,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _multiprocess
+from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
@@ -121,7 +122,7 @@ class Pool:
         retries: int = 0,
     ) -> None:
         if processes is None:
-            processes = len(os.sched_getaffinity(0))
+            processes = kernel.usable_cores()
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):

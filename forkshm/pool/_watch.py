@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from forkshm.backend import kernel
 from forkshm.pool._status import FIRST_TASK
 
 if TYPE_CHECKING:
@@ -53,14 +54,6 @@ class Watch:
             self._seen[slot] = what, seconds
             # One without a task may sleep, or initialise itself, for as long as it likes. But
             # not be stopped: it could hold a message that it has not named yet.
-            if seconds >= self.seconds and (state >= FIRST_TASK or _is_stopped(worker.pid)):
+            if seconds >= self.seconds and (state >= FIRST_TASK or kernel.is_stopped(worker.pid)):
                 self.ended.add(worker)
                 crew.end(worker)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as status:
-            return status.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except OSError:  # it has ended, or /proc may not be read
-        return False

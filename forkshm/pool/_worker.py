@@ -6,11 +6,8 @@ import collections
 import contextlib
 import dataclasses
 import importlib
-import os
 import pickle
-import select
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -48,7 +45,7 @@ __all__ = ("Assignment", "run_worker")
 _FUNCTIONS_KEPT = 32
 
 #: After this long without a task a worker gives the free memory of its arena back.
-_IDLE_MILLISECONDS = 1000
+_IDLE_SECONDS = 1.0
 
 #: Answers of a batch are held back for no longer than this, but for the task at hand.
 _COLLECT_NS = 200_000
@@ -94,8 +91,8 @@ def rebuild_assignment(slot: int, fds: list[ReceivedFd], status: Status, *birth:
     tasks, results, lifeline, bell = (fd.take() for fd in fds)
     return Assignment(
         slot,
-        Receiver(socket.socket(fileno=tasks)),
-        Sender(socket.socket(fileno=results)),
+        Receiver(kernel.message_socket(tasks)),
+        Sender(kernel.message_socket(results)),
         status,
         lifeline,
         bell,
@@ -109,7 +106,7 @@ register(Assignment, reduce_assignment)
 def run_worker(assignment: Assignment) -> None:
     """Take tasks until there are no more; the target of a worker process."""
     armed = kernel.die_with(assignment.lifeline)
-    os.close(assignment.lifeline)
+    kernel.close(assignment.lifeline)
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -124,7 +121,7 @@ def run_worker(assignment: Assignment) -> None:
     except ChannelBrokenError:
         pass  # the pool is gone, and nobody waits for an answer
     finally:
-        os.close(armed)
+        kernel.close(armed)
 
 
 def _choose_memory(*, born_shared: bool) -> None:
@@ -221,11 +218,11 @@ class _Worker:
         self._by_group.clear()
         self._kept.clear()
         if arena.has_excess():
-            waiting = select.poll()
-            waiting.register(self._bell, select.POLLIN)
-            if not waiting.poll(_IDLE_MILLISECONDS):
-                arena.trim()
-        return os.read(self._bell, 1) != b""
+            rung = kernel.wait_for_bell(self._bell, _IDLE_SECONDS)
+            if rung is not None:
+                return rung
+            arena.trim()
+        return kernel.wait_for_bell(self._bell) is not False
 
     # -- doing ------------------------------------------------------------------------
 

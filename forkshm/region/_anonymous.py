@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from forkshm.backend import kernel
 from forkshm.region._commons import LARGEST, map_part
 from forkshm.region._mapped import (
@@ -83,7 +81,7 @@ def anonymous_shared_memory(
             try:
                 mapping, window = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
             except BaseException:
-                os.close(fd)
+                kernel.close(fd)
                 raise
     except OSError as error:
         raise map_refused(error, size, Mode.read_write, address) from error

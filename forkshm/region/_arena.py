@@ -13,7 +13,6 @@ import bisect
 import collections
 import contextlib
 import dataclasses
-import os
 from typing import TYPE_CHECKING
 
 from forkshm.backend import kernel
@@ -290,7 +289,7 @@ class Arena:
             kernel.lock_shared(fd, CREATOR)
             return _Carved(add_segment(fd, size, ours=True))
         except BaseException:
-            os.close(fd)
+            kernel.close(fd)
             raise
 
     def _note_demand(self) -> None:

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, mutex_made, take
 
@@ -152,7 +152,7 @@ class Barrier(Placed):
             left = deadline - time.monotonic()
             if left <= 0:
                 self._guarded(words, lambda: self._break(words, generation))
-            elif _syscalls.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:
+            elif _locks.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:
                 # Did somebody die while changing this? Then entering breaks it.
                 self._guarded(words, lambda: None)
         if words[_HISTORY] >> generation % 32 & 1:
@@ -190,7 +190,7 @@ class Barrier(Placed):
         words[_HISTORY] = words[_HISTORY] | bit if broken else words[_HISTORY] & ~bit
         words[_ARRIVED] = 0
         words[_GENERATION] = (generation + 1) & _MASK
-        _syscalls.futex_wake(self._address + _GENERATION * _WORD, _MASK)
+        _locks.futex_wake(self._address + _GENERATION * _WORD, _MASK)
 
     def _guarded(self, words: memoryview, action: Callable[[], _T]) -> _T:
         """Do *action* alone; break the barrier if somebody died doing one."""
@@ -199,7 +199,7 @@ class Barrier(Placed):
             code = take(guard, math.inf)
             if code == errno.EOWNERDEAD:
                 self._break(words, words[_GENERATION])
-                code = _syscalls.mutex_consistent(guard)
+                code = _locks.mutex_consistent(guard)
             if code != 0:
                 raise SyncError(f"cannot use {self!r}: the C library refused (errno {code})")
             return action()
@@ -208,4 +208,4 @@ class Barrier(Placed):
                 words[_BROKEN] = 1
             raise
         finally:
-            _syscalls.mutex_unlock(guard)
+            _locks.mutex_unlock(guard)

@@ -10,7 +10,6 @@ open files is near, new ones of up to `LARGEST` bytes share one object, and its 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
@@ -64,7 +63,7 @@ def map_part(own: int, size: int) -> tuple[Mapping, Any]:
     Raises:
         OSError: The kernel refused; *own* is closed all the same.
     """
-    os.close(own)  # its fd may be the last there was
+    kernel.close(own)  # its fd may be the last there was
     with guard:
         fd, offset = _commons.take(size)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.region._placed import SLICE, Placed, checked_timeout
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Condition(Placed):
             left = deadline - time.monotonic()
             if left <= 0:
                 return
-            _syscalls.futex_wait(where, seen, min(left, SLICE))
+            _locks.futex_wait(where, seen, min(left, SLICE))
 
     def _may_go(self, words: memoryview, first: int) -> bool:
         if _precedes(first, words[_ALL]):
@@ -223,7 +223,7 @@ class Condition(Placed):
             words[_SEQUENCE] = sequence
             words[_ALL] = sequence
             words[_SIGNALS] = words[_WAITING] = 0
-        _syscalls.futex_wake(self._address + _SEQUENCE * _WORD, n)
+        _locks.futex_wake(self._address + _SEQUENCE * _WORD, n)
 
     def notify_all(self) -> None:
         """Let all waiters go.

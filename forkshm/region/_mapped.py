@@ -144,7 +144,7 @@ class MappedRegion:
                     raise outside(offset, size, whole)
                 mapping, window = new_mapping(fd, identity, offset, size, mode, address)
             except BaseException:
-                os.close(fd)
+                kernel.close(fd)
                 raise
         except OSError as error:
             raise map_refused(error, size or 0, mode, address) from error
@@ -584,7 +584,7 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
             with guard:
                 known = borrow(identity, fd)
             if known is not None:  # another part of what is here already: one fd does for both
-                os.close(fd)
+                kernel.close(fd)
                 fd = known
             made = new_mapping(fd, identity, offset, size, mode)
             fd = -1

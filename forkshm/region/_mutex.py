@@ -16,7 +16,7 @@ import os
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, NotOwnerError, NotRecoverableError, SyncError
 from forkshm.region._placed import HEADER, LINE, Placed, checked_timeout, give_back, held, mutex_made, take
 
@@ -32,7 +32,7 @@ __all__ = ("Mutex", "RecursiveMutex")
 _OWNER, _COUNT, _STATE = 2, 3, 4
 _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 
-_trylock, _unlock = _syscalls.mutex_trylock, _syscalls.mutex_unlock
+_trylock, _unlock = _locks.mutex_trylock, _locks.mutex_unlock
 
 
 class Mutex(Placed):
@@ -198,7 +198,7 @@ class Mutex(Placed):
             seconds = checked_timeout(timeout)
             if code == errno.EBUSY:
                 # musl's trylock does not tell one's own; glibc's has said EDEADLK.
-                mine = _syscalls.LOCK_LAYOUT >> 8 != 1 and words[_OWNER] == me
+                mine = _locks.LOCK_LAYOUT >> 8 != 1 and words[_OWNER] == me
                 code = errno.EDEADLK if mine else take(self._mutex, seconds)
             if code == errno.EBUSY:
                 return False
@@ -209,7 +209,7 @@ class Mutex(Placed):
                 # From here on the state is kept in our word, where an interrupted call cannot lose it. First
                 # the word: who dies between the two lines leaves it to be found again.
                 words[_STATE] |= _DIED
-                _syscalls.mutex_consistent(self._mutex)
+                _locks.mutex_consistent(self._mutex)
             elif code != 0:
                 raise SyncError(f"cannot acquire {self!r}: {os.strerror(code)}")
         words[_OWNER] = me

@@ -187,7 +187,7 @@ class SharedMemoryObject(Opened):
         try:
             self._check(fd, any_owner=any_owner)
         except BaseException:
-            os.close(fd)
+            kernel.close(fd)
             raise
         self._own(fd)
 

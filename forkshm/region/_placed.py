@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.errors import NotConstructedError, RegionAccessError, RegionClosedError, SyncError, UnsupportedError
 from forkshm.region import _lifetime
 from forkshm.region._table import Mode
@@ -67,10 +67,10 @@ class Placed:
     _words: memoryview | None
 
     def _place(self, region: MappedRegion, offset: int, size: int) -> memoryview:
-        if _syscalls.locks_missing:
+        if _locks.locks_missing:
             raise UnsupportedError(
-                f"{type(self).__name__} needs {_syscalls.locks_missing}, and this system has none",
-                capability=_syscalls.locks_missing,
+                f"{type(self).__name__} needs {_locks.locks_missing}, and this system has none",
+                capability=_locks.locks_missing,
             )
         name = type(self).__name__
         offset = operator.index(offset)
@@ -100,14 +100,14 @@ class Placed:
         if any(self._address <= address < self._address + size for address in held):
             raise SyncError(f"cannot construct {self!r}: this process holds a lock at that place")
         words[_MAGIC] = 0
-        _syscalls.futex_wake(self._address, 0)
+        _locks.futex_wake(self._address, 0)
         for index in range(1, len(words)):
             words[index] = 0
-        words[_LAYOUT] = _syscalls.LOCK_LAYOUT
+        words[_LAYOUT] = _locks.LOCK_LAYOUT
         return words
 
     def _complete(self, words: memoryview) -> None:
-        _syscalls.futex_wake(self._address, 0)
+        _locks.futex_wake(self._address, 0)
         words[_MAGIC] = _SIGNATURE | self._KIND
 
     @classmethod
@@ -120,11 +120,11 @@ class Placed:
                 f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: there is "
                 + (f"a {there}" if there else "none, or not yet; whoever makes the region constructs the locks in it")
             )
-        if words[_LAYOUT] != _syscalls.LOCK_LAYOUT:
+        if words[_LAYOUT] != _locks.LOCK_LAYOUT:
             raise NotConstructedError(
                 f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: it was constructed by a process "
                 f"with another C library or word size ({words[_LAYOUT]:#x}, this process has "
-                f"{_syscalls.LOCK_LAYOUT:#x})"
+                f"{_locks.LOCK_LAYOUT:#x})"
             )
         return found, words
 
@@ -166,12 +166,12 @@ def checked_timeout(timeout: float | None) -> float:
 
 def take(address: int, timeout: float) -> int:
     """Lock a bare robust mutex: 0, EOWNERDEAD, EDEADLK, ENOTRECOVERABLE, or EBUSY after *timeout*."""
-    code = _syscalls.mutex_trylock(address)
+    code = _locks.mutex_trylock(address)
     if code != errno.EBUSY or timeout <= 0:
         return code
     deadline = time.monotonic() + timeout
     while True:
-        code = _syscalls.mutex_lock(address, max(min(SLICE, deadline - time.monotonic()), 0.0))
+        code = _locks.mutex_lock(address, max(min(SLICE, deadline - time.monotonic()), 0.0))
         if code != errno.ETIMEDOUT:
             return code
         if time.monotonic() >= deadline:
@@ -186,13 +186,13 @@ def give_back(address: int) -> bool:
     """
     # EDEADLK: this thread has it. 0 or EOWNERDEAD: it has it now. With EBUSY somebody else has, and in musl
     # perhaps this thread; unlock() knows.
-    died = _syscalls.mutex_trylock(address) != errno.EBUSY and _syscalls.mutex_consistent(address) == 0
-    _syscalls.mutex_unlock(address)
+    died = _locks.mutex_trylock(address) != errno.EBUSY and _locks.mutex_consistent(address) == 0
+    _locks.mutex_unlock(address)
     return died
 
 
 def mutex_made(address: int, kind: str) -> None:
     """Make a bare robust mutex, or raise."""
-    code = _syscalls.mutex_init(address)
+    code = _locks.mutex_init(address)
     if code != 0:
         raise SyncError(f"cannot construct a {kind}: the C library refused ({os.strerror(code)})")

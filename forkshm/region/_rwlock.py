@@ -22,7 +22,7 @@ import time
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, LockTimeoutError, NotOwnerError, NotRecoverableError, SyncError
 from forkshm.region import _lifetime
 from forkshm.region._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, held, mutex_made, take
@@ -307,7 +307,7 @@ class RWLock(Placed):
             if now >= deadline:
                 return None
             if writer:
-                _syscalls.futex_wait(self._address + _WRITER * _WORD, writer, min(deadline - now, SLICE))
+                _locks.futex_wait(self._address + _WRITER * _WORD, writer, min(deadline - now, SLICE))
                 continue
             # Not for long: it may be another slot that becomes free.
             brief = min(deadline - now, SLICE / 10)
@@ -362,20 +362,20 @@ class RWLock(Placed):
 
     def _enter(self, mutex: int, deadline: float = 0.0) -> int:
         """Take one: 0, EBUSY or EDEADLK."""
-        code = _syscalls.mutex_trylock(mutex)
+        code = _locks.mutex_trylock(mutex)
         if code == 0:
             return 0
         if code == errno.EBUSY:
             code = take(mutex, deadline - time.monotonic())
         if code == errno.EOWNERDEAD:
-            code = _syscalls.mutex_consistent(mutex)
+            code = _locks.mutex_consistent(mutex)
         if code not in (0, errno.EBUSY, errno.EDEADLK):
             raise SyncError(f"cannot acquire {self!r}: a part of it is unusable (errno {code})")
         return code
 
     def _leave(self, mutex: int) -> None:
         _unpin(mutex)
-        _syscalls.mutex_unlock(mutex)
+        _locks.mutex_unlock(mutex)
 
     def _leave_all(self, words: memoryview, until: int | None = None, keep: int | None = None) -> None:
         """Leave the slots before *until*, and then the gate: who passes it next finds them free."""
@@ -385,7 +385,7 @@ class RWLock(Placed):
             if slot == until:
                 break
             if slot != keep:
-                _syscalls.mutex_unlock(slot)
+                _locks.mutex_unlock(slot)
         if words[_WRITER] == get_native_id():
             self._no_writer(words)
         self._leave(self._gate)
@@ -394,7 +394,7 @@ class RWLock(Placed):
         # Only for who has the gate.
         if words[_WRITER] != 0:
             words[_WRITER] = 0
-            _syscalls.futex_wake(self._address + _WRITER * _WORD, _MASK)
+            _locks.futex_wake(self._address + _WRITER * _WORD, _MASK)
 
     def _undo(self, before: _Hold | None) -> None:
         """Make it as it was before a call that raised, or was interrupted."""

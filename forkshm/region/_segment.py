@@ -26,7 +26,6 @@ import bisect
 import contextlib
 import dataclasses
 import enum
-import os
 from typing import Any
 
 from forkshm import _leaks
@@ -110,14 +109,14 @@ class Lease:
         try:
             kernel.lock_shared(fd, self._position)
         except BaseException:
-            os.close(fd)
+            kernel.close(fd)
             raise
         self.fd = fd
         _outgoing[id(self)] = self
 
     def _shut(self) -> None:
         if _outgoing.pop(id(self), None) is not None:
-            os.close(self.fd)
+            kernel.close(self.fd)
             self.fd = -1
 
     def park(self) -> None:
@@ -308,7 +307,7 @@ def mend(segment: Segment) -> None:
 def _drop(segment: Segment) -> None:
     del _segments[segment.identity]
     kernel.unmap(segment.address, segment.size)
-    os.close(segment.fd)
+    kernel.close(segment.fd)
 
 
 def _find_or_open(lease_fd: int) -> Segment:
@@ -320,7 +319,7 @@ def _find_or_open(lease_fd: int) -> Segment:
         try:
             segment = add_segment(fd, size, ours=False)
         except BaseException:
-            os.close(fd)
+            kernel.close(fd)
             raise
     return segment
 
@@ -367,7 +366,7 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
                     _drop(segment)
                 raise
     finally:
-        os.close(lease_fd)
+        kernel.close(lease_fd)
     window = kernel.window(claimed.address, size)
     watch(window, claimed.end)
     if _leaks.is_on:
@@ -454,13 +453,13 @@ def _before_fork() -> None:
 def _in_parent() -> None:
     for segment in _segments.values():
         if segment.spare >= 0:
-            os.close(segment.spare)
+            kernel.close(segment.spare)
             segment.spare = -1
 
 
 def _in_child() -> None:
     for lease in _outgoing.values():
-        os.close(lease.fd)
+        kernel.close(lease.fd)
         lease.fd = -1
     _outgoing.clear()
     for segment in list(_segments.values()):
@@ -474,7 +473,7 @@ def _in_child() -> None:
         for position in segment.held:
             # Already locked when the spare was made; a second time changes nothing.
             kernel.lock_shared(segment.fd, position)
-        os.close(inherited)
+        kernel.close(inherited)
     for lease in list(_parked.values()):
         lease._let_go()
 

@@ -6,7 +6,7 @@ import operator
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from forkshm.backend import _syscalls
+from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region._placed import HEADER, LINE, SLICE, Placed, checked_timeout
 
@@ -58,7 +58,7 @@ class Semaphore(Placed):
         if not 0 <= value < 1 << 31:
             raise ValueError(f"value must be between 0 and 2**31 - 1, got {value}")
         words = self._construct(region, offset, self.SIZE)
-        code = _syscalls.sem_init(self._address + HEADER, value)
+        code = _locks.sem_init(self._address + HEADER, value)
         if code != 0:
             raise SyncError(f"cannot construct {self!r}: the C library refused (errno {code})")
         self._complete(words)
@@ -76,7 +76,7 @@ class Semaphore(Placed):
     def value(self) -> int:
         """Permits that are there now."""
         self._live()
-        return _syscalls.sem_value(self._address + HEADER)
+        return _locks.sem_value(self._address + HEADER)
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take a permit; wait until there is one.
@@ -95,7 +95,7 @@ class Semaphore(Placed):
             return self._take(answer, timeout)
         except BaseException:
             if 0 in answer:
-                _syscalls.sem_post(self._address + HEADER)
+                _locks.sem_post(self._address + HEADER)
             raise
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class Semaphore(Placed):
             self._take(answer, None)
         except BaseException:
             if 0 in answer:
-                _syscalls.sem_post(self._address + HEADER)
+                _locks.sem_post(self._address + HEADER)
             raise
         return self
 
@@ -116,12 +116,12 @@ class Semaphore(Placed):
         words = self._live()
         seconds = checked_timeout(timeout)
         where = self._address + HEADER
-        answer[:] = _syscalls.sem_try(where)
+        answer[:] = _locks.sem_try(where)
         if answer[0] == 0 or seconds == 0:
             return answer[0] == 0
         deadline = time.monotonic() + seconds
         while words:
-            answer[:] = _syscalls.sem_wait(where, max(min(SLICE, deadline - time.monotonic()), 0.0))
+            answer[:] = _locks.sem_wait(where, max(min(SLICE, deadline - time.monotonic()), 0.0))
             if answer[0] == 0:
                 return True
             if time.monotonic() >= deadline:
@@ -138,5 +138,5 @@ class Semaphore(Placed):
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         for _ in range(n):
-            if _syscalls.sem_post(self._address + HEADER) != 0:
+            if _locks.sem_post(self._address + HEADER) != 0:
                 raise ValueError(f"cannot release {self!r}: it has {self.value:,} permits, the most there can be")

@@ -170,7 +170,7 @@ def give_back(fd: int) -> None:
     """Close the fd of a mapping, unless others use it, too. Needs `guard`."""
     more = _more_users.get(fd)
     if more is None:
-        os.close(fd)
+        kernel.close(fd)
     elif more == 1:
         del _more_users[fd]
     else:

@@ -28,7 +28,7 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any
 
-from forkshm.backend import _syscalls, kernel
+from forkshm.backend import kernel
 from forkshm.errors import RegionBusyError, TeamBrokenError
 from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory
 from forkshm.region._mapped import map_refused
@@ -91,12 +91,12 @@ class Board:
         nbytes = slots + 2 * size * _SLOT
         if fds is None:
             self.region = anonymous_shared_memory(nbytes)
-            self.annex = kernel.create_memory(1, "annex")
+            self.annex = kernel.create_growing("annex")
             self.guard = Mutex(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         else:
             self.region = MappedRegion(Fd(fds[0]), size=nbytes)
-            os.close(fds[0])
+            kernel.close(fds[0])
             self.annex = fds[1]
             self.guard = Mutex.attach(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
@@ -131,12 +131,12 @@ class Board:
     def open_gate(self) -> None:
         """Let the members go."""
         self._head[_GATE] = 1
-        _syscalls.futex_wake(self._gate, _ALL)
+        kernel.locks.futex_wake(self._gate, _ALL)
 
     def wait_for_gate(self) -> None:
         """Wait until all members are there."""
         while not self._head[_GATE]:
-            _syscalls.futex_wait(self._gate, 0, 1.0)
+            kernel.locks.futex_wait(self._gate, 0, 1.0)
 
     # -- waiting ------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Board:
         # Two who ring at once may count as one, and somebody may sleep who should not: for one
         # slice, after which all waiters look up.
         self._head[_BELL] = (self._head[_BELL] + 1) & 0xFFFFFFFF
-        _syscalls.futex_wake(self._bell, _ALL)
+        kernel.locks.futex_wake(self._bell, _ALL)
 
     def bell(self) -> int:
         """What `sleep` wants to know: how often the bell has rung."""
@@ -153,12 +153,12 @@ class Board:
 
     def sleep(self, rung: int, seconds: float) -> None:
         """Sleep until the bell rings again, or for so long."""
-        _syscalls.futex_wait(self._bell, rung, seconds)
+        kernel.locks.futex_wait(self._bell, rung, seconds)
 
     def arrive(self, rank: int, number: int) -> bool:
         """Come to a barrier; tell whether all others have."""
         self.arrivals[rank] = number
-        _syscalls.futex_wake(self._bell, 0)  # a full barrier: of the last two, one sees the other
+        kernel.locks.futex_wake(self._bell, 0)  # a full barrier: of the last two, one sees the other
         return self.have_arrived(number)
 
     def have_arrived(self, number: int) -> bool:
@@ -290,7 +290,7 @@ class Board:
         # The traceback of whoever failed in a call of ours has views: the collector closes then.
         with contextlib.suppress(RegionBusyError):
             self.region.close()
-        os.close(self.annex)
+        kernel.close(self.annex)
 
 
 def _nothing() -> None:

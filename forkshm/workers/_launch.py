@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import operator
 import os
 import pickle
 import signal
-import socket
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ def launch(
         ``torch.multiprocessing.spawn``.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = kernel.usable_cores()
     if operator.index(workers) < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if not callable(fn):
@@ -124,7 +124,7 @@ def rebuild_birth(
     """Return what arrived."""
     region, annex, answers_in, lifeline = (handle.take() for handle in handles)
     board = Board(size, (region, annex))
-    return Birth(board, rank, size, Sender(socket.socket(fileno=answers_in)), lifeline, fn, args)
+    return Birth(board, rank, size, Sender(kernel.message_socket(answers_in)), lifeline, fn, args)
 
 
 register(Birth, reduce_birth)
@@ -198,17 +198,17 @@ class Launch:
             open_things.callback(board.close)
             self._watch = Watch(board, f"worker {{}} of {size}", task, grace)
             open_things.callback(self._watch.close)
-            read_end, write_end = os.pipe()
+            read_end, write_end = kernel.create_lifeline()
             # The kernel kills the workers once the writing end is gone: no child may have it.
             open_things.callback(PrivateFd(write_end).close)
-            open_things.callback(os.close, read_end)
+            open_things.callback(kernel.close, read_end)
             for rank in range(size):
                 birth = Birth(board, rank, size, self._watch.answers_in, read_end, fn, args)
                 process = context.Process(target=run_launched, args=(birth,), name=f"worker {rank}", daemon=True)  # type: ignore[attr-defined]
                 process.start()
                 # Under spawn the object would keep what it was given.
                 process._args = ()
-                self._watch.add(rank, process.pid, lambda process=process: _multiprocess.exit_code(process))  # type: ignore[misc]
+                self._watch.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
         except BaseException as error:
             self._finalizer()
             if isinstance(error, OSError):
@@ -269,6 +269,10 @@ class Launch:
             self.join()
         else:
             self.terminate()
+
+
+def _exit_code(process: Any) -> int | None:
+    return _multiprocess.exit_code(process, kernel.COLLECT_SECONDS)
 
 
 def _close(owner: int, open_things: contextlib.ExitStack) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from forkshm.backend import kernel
 from forkshm.channel._spin import Spin
 from forkshm.errors import ForkshmError, TeamBrokenError
 from forkshm.workers._board import DIED, FAILED, LEFT, Board
@@ -357,4 +358,4 @@ class Member:
         )
 
 
-_CORES = len(os.sched_getaffinity(0))
+_CORES = kernel.usable_cores()

@@ -128,7 +128,7 @@ def supervise(
         [1.0, 1.0]
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = kernel.usable_cores()
     if operator.index(workers) < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if operator.index(max_crashes) < 1:
@@ -183,8 +183,8 @@ class _Supervisor:
         open_things.callback(os.close, self._write_end)
         os.set_blocking(self._write_end, False)
         self._poll.register(self._read_end, select.POLLIN)
-        self._lifeline, write_end = os.pipe()
-        open_things.callback(os.close, self._lifeline)
+        self._lifeline, write_end = kernel.create_lifeline()
+        open_things.callback(kernel.close, self._lifeline)
         # The kernel kills the workers once the writing end is gone: no child may have it.
         open_things.callback(PrivateFd(write_end).close)
         open_things.enter_context(self._signals())
@@ -291,7 +291,7 @@ class _Supervisor:
             process = self._make_process(target=self._work, args=(place.rank, place.generation), daemon=True)
             process.start()
             place.process = process
-            place.sentinel = kernel.open_process(process.pid)
+            place.sentinel = kernel.open_process(process.pid, process.sentinel)
         except OSError as error:
             raise WorkerStartError(
                 error.errno or 0,
@@ -325,13 +325,13 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for place in self._places:
             if place.sentinel >= 0:
-                os.close(place.sentinel)
+                kernel.close(place.sentinel)
         os.close(self._read_end)
         os.close(self._write_end)
         try:
             self._fn(me)
         finally:
-            os.close(armed)
+            kernel.close(armed)
 
     def _tell_to_stop(self, place: _Place) -> None:
         self._send(place, signal.SIGTERM)
@@ -339,15 +339,15 @@ class _Supervisor:
 
     def _send(self, place: _Place, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(place.sentinel, number)
+            kernel.signal_process(place.sentinel, place.process.pid, number)
 
     def _collect(self, place: _Place) -> int | None:
         if place.sentinel >= 0:
             wait_gone(place.sentinel)
-        exitcode = _multiprocess.exit_code(place.process)
+        exitcode = _multiprocess.exit_code(place.process, kernel.COLLECT_SECONDS)
         if place.sentinel >= 0:
             self._poll.unregister(place.sentinel)
-            os.close(place.sentinel)
+            kernel.close(place.sentinel)
         place.process, place.sentinel = None, -1
         return exitcode
 

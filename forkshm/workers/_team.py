@@ -85,7 +85,7 @@ def team(size: int | None = None) -> Team:
         The parallel region of OpenMP, and pymp.
     """
     if size is None:
-        size = len(os.sched_getaffinity(0))
+        size = kernel.usable_cores()
     if operator.index(size) < 1:
         raise ValueError(f"size of a team must be at least 1, got {size}")
     return Team(size)
@@ -128,10 +128,10 @@ class Team(Member):
             self._open.callback(board.close)
             watch = self._watch = Watch(board, f"member {{}} of a team of {self.size}", "the block")
             self._open.callback(watch.close)
-            read_end, write_end = os.pipe()
+            read_end, write_end = kernel.create_lifeline()
             # The kernel kills the members once the writing end is gone: no child may have it.
             self._open.callback(PrivateFd(write_end).close)
-            self._open.callback(os.close, read_end)
+            self._open.callback(kernel.close, read_end)
             self._lifeline = read_end
             self._known = known_now()
             board.enter(0)
@@ -140,11 +140,13 @@ class Team(Member):
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
             try:
                 for rank in range(1, self.size):
-                    pid = os.fork()
-                    if pid == 0:
+                    with kernel.forking() as sentinel:
+                        pid = os.fork()
+                        if pid:
+                            watch.add(rank, pid, functools.partial(wait_for, pid), sentinel)
+                    if not pid:
                         self._begin(rank, board, watch)
                         return self
-                    watch.add(rank, pid, functools.partial(wait_for, pid))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except BaseException as error:

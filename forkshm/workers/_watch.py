@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import signal
 import time
 import traceback
@@ -49,8 +48,8 @@ _GONE_MILLISECONDS = 10_000
 
 def wait_gone(sentinel: int) -> None:
     """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
-    gone = select.poll()
-    gone.register(sentinel, select.POLLIN)
+    gone = kernel.poller()
+    gone.register(sentinel, kernel.READABLE)
     gone.poll(_GONE_MILLISECONDS)
 
 
@@ -75,19 +74,19 @@ class Watch:
         self.exit_codes: dict[int, int | None] = {}
         #: Where the processes send what they raised.
         self.answers_in, self._answers = pair()
-        self._poll = select.poll()
-        self._poll.register(self._answers.fileno(), select.POLLIN)
+        self._poll = kernel.poller()
+        self._poll.register(self._answers.fileno(), kernel.READABLE)
 
-    def add(self, rank: int, pid: int, collect: Callable[[], int | None]) -> None:
+    def add(self, rank: int, pid: int, collect: Callable[[], int | None], sentinel: int) -> None:
         """Watch a process that was just started.
 
         Raises:
             OSError: The limit on open files is reached. The process is watched all the same.
         """
         self._there[rank] = pid, -1, collect
-        sentinel = kernel.open_process(pid)
+        sentinel = kernel.open_process(pid, sentinel)
         self._there[rank] = pid, sentinel, collect
-        self._poll.register(sentinel, select.POLLIN)
+        self._poll.register(sentinel, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
         """The process of each rank that is still there."""
@@ -96,7 +95,7 @@ class Watch:
     def forget(self) -> None:
         """In a child: these are its parent's."""
         for _, sentinel, _ in self._there.values():
-            os.close(sentinel)
+            kernel.close(sentinel)
         self._there.clear()
         self._answers.close()
 
@@ -172,7 +171,7 @@ class Watch:
         if sentinel >= 0:
             self._poll.unregister(sentinel)
             wait_gone(sentinel)
-            os.close(sentinel)
+            kernel.close(sentinel)
         exitcode = self.exit_codes[rank] = collect()
         if self._board.states[rank] in (LEFT, FAILED):
             return
@@ -187,7 +186,7 @@ class Watch:
         for pid, sentinel, _ in self._there.values():
             with contextlib.suppress(ProcessLookupError):
                 if sentinel >= 0:  # a pid may be somebody else's by now
-                    signal.pidfd_send_signal(sentinel, number)
+                    kernel.signal_process(sentinel, pid, number)
                 else:
                     os.kill(pid, number)
 
