@@ -14,6 +14,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
+from forkshm import _system
 from forkshm._ledger import call_site
 
 if TYPE_CHECKING:
@@ -80,4 +81,4 @@ if is_on:
     # Among the first to be registered, so the last to run: what the program's own handlers give back is not held.
     atexit.register(_at_exit)
     # What a child has from its parent, the parent made.
-    os.register_at_fork(after_in_child=_things.clear)
+    _system.register_at_fork(after_in_child=_things.clear)

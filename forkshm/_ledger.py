@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm import _system
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -68,7 +70,7 @@ class Ledger:
 ledger = Ledger()
 _thread = threading.local()
 
-os.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
+_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
 
 
 @contextlib.contextmanager

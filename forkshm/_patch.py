@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import multiprocessing
-import os
 import sys
 import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _start
+from forkshm import _start, _system
 from forkshm.context import default_context
 from forkshm.pool import Pool
 
@@ -197,4 +196,4 @@ def _in_child() -> None:
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("SIGKILL", "cores", "register_at_fork")
+__all__ = ("CAN_FORK", "SIGKILL", "register_at_fork")
+
+#: Whether processes can be forked here.
+CAN_FORK = hasattr(os, "fork")
 
 #: Ends a process at once; the number stands for that also where signals have none.
 SIGKILL: int = getattr(signal, "SIGKILL", 9)
@@ -26,9 +29,3 @@ def _never(
 
 #: As `os.register_at_fork`; nothing where there is no fork.
 register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

@@ -31,7 +31,7 @@ LAYERS = [
 ]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
 LAYERS += sorted(forkshm._MODULES - set(LAYERS))
-BESIDE = {"errors", "_multiprocess", "_identity", "_ledger", "_leaks"}
+BESIDE = {"errors", "_multiprocess", "_identity", "_ledger", "_leaks", "_system"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -110,10 +110,12 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        # Called in the first two; the others need it as the language of layouts.
+        # Called in backend; the others need it as the language of layouts.
         (
             "ctypes",
             {
+                "backend/_memory.py",
+                "backend/_winapi.py",
                 "backend/_syscalls.py",
                 "backend/_numpy_hook.py",
                 "region/_layout.py",

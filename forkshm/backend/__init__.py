@@ -6,6 +6,7 @@ choice is made once, at import, and is deliberately not a plugin point.
 """
 
 import os
+import sys
 
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
@@ -26,6 +27,10 @@ __all__ = (
 
 
 def _choose(found: Capabilities) -> Backend:
+    if sys.platform == "win32":
+        from forkshm.backend._windows import WindowsBackend
+
+        return WindowsBackend()
     wanted = os.environ.get("FORKSHM_BACKEND", "")
     if wanted not in ("", "linux"):
         raise UnsupportedError(f"FORKSHM_BACKEND is {wanted!r}, and must be linux, or not set", capability=wanted)

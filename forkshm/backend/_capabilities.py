@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
 import os
 import socket
 import struct
 from typing import TYPE_CHECKING
+
+with contextlib.suppress(ImportError):  # what needs it is not there either
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +81,7 @@ _F_SETSIG = 10
 def _works(attempt: Callable[[], None]) -> bool:
     try:
         attempt()
-    except (AttributeError, OSError):
+    except (AttributeError, NameError, OSError):
         return False
     return True
 

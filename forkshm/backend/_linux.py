@@ -19,7 +19,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _syscalls
+from forkshm.backend import _memory, _syscalls
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
 if TYPE_CHECKING:
@@ -288,18 +288,18 @@ class LinuxBackend(Backend):
         # process that maps it. MADV_DONTNEED would only drop our own page table.
         _syscalls.madvise(address, size, _MADV_REMOVE)
 
-    window = staticmethod(_syscalls.window)
-    address_of = staticmethod(_syscalls.address_of)
-    copy = staticmethod(_syscalls.copy)
+    window = staticmethod(_memory.window)
+    address_of = staticmethod(_memory.address_of)
+    copy = staticmethod(_memory.copy)
 
     def copy_memory(self, address: int, source: int, nbytes: int) -> None:
-        _syscalls.copy_memory(address, source, nbytes)
+        _memory.copy_memory(address, source, nbytes)
 
     def clear_memory(self, address: int, nbytes: int) -> None:
-        _syscalls.clear_memory(address, nbytes)
+        _memory.clear_memory(address, nbytes)
 
     def bytes_at(self, address: int, nbytes: int) -> bytes:
-        return _syscalls.bytes_at(address, nbytes)
+        return _memory.bytes_at(address, nbytes)
 
     def lock_shared(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))

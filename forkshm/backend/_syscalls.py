@@ -1,10 +1,9 @@
-"""The only file with ctypes: prototypes, and errno to ``OSError``."""
+"""The C library, by ctypes: prototypes, and errno to ``OSError``."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import sys
 import time
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from typing_extensions import Buffer
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,84 +89,6 @@ def madvise(address: int, size: int, advice: int) -> None:
     """Advise as madvise(2) says."""
     if _libc.madvise(address, size, advice) != 0:
         raise _refused("madvise")
-
-
-@functools.lru_cache(maxsize=1024)
-def _array_type(size: int) -> Any:
-    # Making a ctypes array type takes 15 us, from_address of a known one 0.3 us.
-    return ctypes.c_ubyte * size
-
-
-def window(address: int, size: int) -> Any:
-    """Return a ctypes array over existing memory; it supports weak references."""
-    return _array_type(size).from_address(address)
-
-
-class _PyBuffer(ctypes.Structure):
-    """``Py_buffer`` of the C API, the same in every supported version."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.c_void_p),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_void_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_get_buffer.argtypes = (ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-_release_buffer.argtypes = (ctypes.c_void_p,)
-_release_buffer.restype = None
-
-
-def address_of(buffer: Buffer) -> int:
-    """Address of a contiguous buffer's first byte, read-only ones too."""
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-    except (TypeError, ValueError):
-        pass  # read-only, or empty: three times as long
-    view = _PyBuffer()
-    where = ctypes.addressof(view)
-    _get_buffer(buffer, where, 0)
-    address = view.buf or 0
-    _release_buffer(where)
-    return int(address)
-
-
-def copy(address: int, source: Buffer, nbytes: int) -> None:
-    """memcpy(3) into raw memory, without the GIL."""
-    view = _PyBuffer()
-    where = ctypes.addressof(view)
-    _get_buffer(source, where, 0)
-    try:
-        if view.len < nbytes:
-            raise ValueError(f"source holds {view.len} bytes, {nbytes} were to be copied")
-        ctypes.memmove(address, view.buf, nbytes)
-    finally:
-        _release_buffer(where)
-
-
-def copy_memory(address: int, source: int, nbytes: int) -> None:
-    """memcpy(3) between two addresses, without the GIL."""
-    ctypes.memmove(address, source, nbytes)
-
-
-def clear_memory(address: int, nbytes: int) -> None:
-    """memset(3) to zero, without the GIL."""
-    ctypes.memset(address, 0, nbytes)
-
-
-def bytes_at(address: int, nbytes: int) -> bytes:
-    """Return a copy of the bytes at *address*."""
-    return ctypes.string_at(address, nbytes)
 
 
 # -- locks in shared memory: pthread_mutexattr_setrobust(3), sem_overview(7), futex(2) ------

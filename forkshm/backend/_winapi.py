@@ -1,4 +1,4 @@
-"""Windows, by ctypes: prototypes, and error codes to ``OSError``. What ``_winapi`` of CPython has is taken from there."""
+"""Windows, by ctypes: prototypes, and error codes to ``OSError``. What CPython's ``_winapi`` has is taken there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import errno
 import sys
 from typing import Any, NamedTuple
 
-if sys.platform != "win32":
-    raise ImportError(f"this module is for Windows, and this is {sys.platform}")
+assert sys.platform == "win32"  # what the type checker needs to be told
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 _ntdll = ctypes.WinDLL("ntdll")
@@ -29,7 +28,6 @@ SHARE_ALL = 0x7
 CREATE_NEW, OPEN_EXISTING = 1, 3
 FILE_FLAG_OPEN_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS = 0x00200000, 0x02000000
 FILE_ATTRIBUTE_DIRECTORY, FILE_ATTRIBUTE_REPARSE_POINT, FILE_ATTRIBUTE_TEMPORARY = 0x10, 0x400, 0x100
-FILE_TYPE_DISK = 1
 DUPLICATE_SAME_ACCESS = 0x2
 PROCESS_TERMINATE, PROCESS_DUP_HANDLE, PROCESS_QUERY, SYNCHRONIZE = 0x1, 0x40, 0x1000, 0x100000
 WAIT_OBJECT_0, WAIT_ABANDONED, WAIT_TIMEOUT = 0, 0x80, 0x102
@@ -76,34 +74,26 @@ _CreateFileMapping = _prototype(
     _kernel32, "CreateFileMappingW", _HANDLE, _HANDLE, _POINTER, _DWORD, _DWORD, _DWORD, _TEXT
 )
 _OpenFileMapping = _prototype(_kernel32, "OpenFileMappingW", _HANDLE, _DWORD, _BOOL, _TEXT)
-_MapViewOfFileEx = _prototype(
-    _kernel32, "MapViewOfFileEx", _POINTER, _HANDLE, _DWORD, _DWORD, _DWORD, _SIZE, _POINTER
-)
+_MapViewOfFileEx = _prototype(_kernel32, "MapViewOfFileEx", _POINTER, _HANDLE, _DWORD, _DWORD, _DWORD, _SIZE, _POINTER)
 _UnmapViewOfFile = _prototype(_kernel32, "UnmapViewOfFile", _BOOL, _POINTER)
 _FlushViewOfFile = _prototype(_kernel32, "FlushViewOfFile", _BOOL, _POINTER, _SIZE)
 _FlushFileBuffers = _prototype(_kernel32, "FlushFileBuffers", _BOOL, _HANDLE)
 _DuplicateHandle = _prototype(
     _kernel32, "DuplicateHandle", _BOOL, _HANDLE, _HANDLE, _HANDLE, _POINTER, _DWORD, _BOOL, _DWORD
 )
-_CreateFile = _prototype(
-    _kernel32, "CreateFileW", _HANDLE, _TEXT, _DWORD, _DWORD, _POINTER, _DWORD, _DWORD, _HANDLE
-)
+_CreateFile = _prototype(_kernel32, "CreateFileW", _HANDLE, _TEXT, _DWORD, _DWORD, _POINTER, _DWORD, _DWORD, _HANDLE)
 _CreateDirectory = _prototype(_kernel32, "CreateDirectoryW", _BOOL, _TEXT, _POINTER)
 _GetFileType = _prototype(_kernel32, "GetFileType", _DWORD, _HANDLE)
 _GetFileInformation = _prototype(_kernel32, "GetFileInformationByHandle", _BOOL, _HANDLE, _POINTER)
 _SetFileInformation = _prototype(
     _kernel32, "SetFileInformationByHandle", _BOOL, _HANDLE, ctypes.c_int, _POINTER, _DWORD
 )
-_GetFinalPathName = _prototype(_kernel32, "GetFinalPathNameByHandleW", _DWORD, _HANDLE, _POINTER, _DWORD, _DWORD)
-_ReOpenFile = _prototype(_kernel32, "ReOpenFile", _HANDLE, _HANDLE, _DWORD, _DWORD, _DWORD)
 _OpenProcess = _prototype(_kernel32, "OpenProcess", _HANDLE, _DWORD, _BOOL, _DWORD)
 _GetProcessTimes = _prototype(_kernel32, "GetProcessTimes", _BOOL, _HANDLE, _POINTER, _POINTER, _POINTER, _POINTER)
 _TerminateProcess = _prototype(_kernel32, "TerminateProcess", _BOOL, _HANDLE, _DWORD)
 _WaitForSingleObject = _prototype(_kernel32, "WaitForSingleObject", _DWORD, _HANDLE, _DWORD)
 _CreateJobObject = _prototype(_kernel32, "CreateJobObjectW", _HANDLE, _POINTER, _TEXT)
-_SetInformationJob = _prototype(
-    _kernel32, "SetInformationJobObject", _BOOL, _HANDLE, ctypes.c_int, _POINTER, _DWORD
-)
+_SetInformationJob = _prototype(_kernel32, "SetInformationJobObject", _BOOL, _HANDLE, ctypes.c_int, _POINTER, _DWORD)
 _AssignProcessToJob = _prototype(_kernel32, "AssignProcessToJobObject", _BOOL, _HANDLE, _HANDLE)
 _CreateSemaphore = _prototype(_kernel32, "CreateSemaphoreW", _HANDLE, _POINTER, ctypes.c_int32, ctypes.c_int32, _TEXT)
 _ReleaseSemaphore = _prototype(_kernel32, "ReleaseSemaphore", _BOOL, _HANDLE, ctypes.c_int32, _POINTER)
@@ -113,6 +103,7 @@ _GetTickCount64 = _prototype(_kernel32, "GetTickCount64", ctypes.c_uint64)
 _GetSystemInfo = _prototype(_kernel32, "GetSystemInfo", None, _POINTER)
 _LocalFree = _prototype(_kernel32, "LocalFree", _HANDLE, _HANDLE)
 _GetLastError = ctypes.get_last_error
+_FlushProcessWriteBuffers = _prototype(_kernel32, "FlushProcessWriteBuffers", None)
 _PrefetchVirtualMemory = _prototype(_kernel32, "PrefetchVirtualMemory", _BOOL, _HANDLE, _SIZE, _POINTER, _DWORD)
 
 _NtQuerySection = _prototype(_ntdll, "NtQuerySection", ctypes.c_int32, _HANDLE, ctypes.c_int, _POINTER, _SIZE, _POINTER)
@@ -281,7 +272,9 @@ def section_size(handle: int) -> int | None:
     return int(info.size)
 
 
-def create_section(size: int, name: str | None = None, *, file: int = INVALID_HANDLE, protection: int = PAGE_READWRITE) -> tuple[int, bool]:
+def create_section(
+    size: int, name: str | None = None, *, file: int = INVALID_HANDLE, protection: int = PAGE_READWRITE
+) -> tuple[int, bool]:
     """CreateFileMapping; return the handle, and whether it was there already."""
     ctypes.set_last_error(0)
     handle = _CreateFileMapping(file, _private.where(), protection, size >> 32, size & 0xFFFFFFFF, name)
@@ -339,13 +332,13 @@ class FileInfo(NamedTuple):
 
     attributes: int
     volume: int
-    index: int
+    number: int
     size: int
 
 
-def is_file(handle: int) -> bool:
-    """Whether a handle is one of a file on a disk."""
-    return bool(_GetFileType(handle) == FILE_TYPE_DISK)
+def is_pipe(handle: int) -> bool:
+    """Whether a handle is one of a pipe."""
+    return bool(_GetFileType(handle) == 3)
 
 
 def file_info(handle: int) -> FileInfo:
@@ -379,23 +372,6 @@ def set_file_size(handle: int, size: int) -> None:
     # FileAllocationInfo takes the room, and fails when there is none; FileEndOfFileInfo sets the size.
     value = _LARGE(size)
     if not _SetFileInformation(handle, 6, ctypes.addressof(value), 8):
-        raise _last("SetFileInformationByHandle")
-
-
-def rename_file(handle: int, path: str) -> None:
-    """Give an open file, which allows it, another name."""
-    name = path.encode("utf-16-le")
-
-    class Info(ctypes.Structure):
-        _fields_ = (
-            ("replace", _DWORD),
-            ("root", _HANDLE),
-            ("length", _DWORD),
-            ("name", ctypes.c_char * (len(name) + 2)),
-        )
-
-    info = Info(0, None, len(name), name)
-    if not _SetFileInformation(handle, 3, ctypes.addressof(info), ctypes.sizeof(info)):
         raise _last("SetFileInformationByHandle")
 
 
@@ -523,3 +499,36 @@ def create_mutex(name: str) -> int:
 def release_mutex(handle: int) -> bool:
     """ReleaseMutex; False when this thread does not have it."""
     return bool(_ReleaseMutex(handle))
+
+
+def full_barrier() -> None:
+    """FlushProcessWriteBuffers: what was written before can be read by all before anything after is read."""
+    _FlushProcessWriteBuffers()
+
+
+def private_attributes() -> int:
+    """Return the address of security attributes that let nobody but this user in."""
+    return _private.where()
+
+
+# -- words in shared memory -----------------------------------------------------------
+
+
+def load(address: int) -> int:
+    """Read a word of 4 bytes."""
+    return ctypes.c_uint32.from_address(address).value
+
+
+def store(address: int, value: int) -> None:
+    """Write a word of 4 bytes."""
+    ctypes.c_uint32.from_address(address).value = value
+
+
+def load_long(address: int) -> int:
+    """Read a word of 8 bytes."""
+    return ctypes.c_uint64.from_address(address).value
+
+
+def store_long(address: int, value: int) -> None:
+    """Write a word of 8 bytes."""
+    ctypes.c_uint64.from_address(address).value = value

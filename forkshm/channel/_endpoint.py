@@ -12,7 +12,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from forkshm import _leaks
+from forkshm import _leaks, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -28,7 +28,7 @@ __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "
 MAX_MESSAGE = 64 * 1024
 
 #: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.
-DIRECT_FDS = 16
+DIRECT_FDS = kernel.DIRECT_FDS
 
 #: Fds that wait together in a carrier's queue. Whoever receives has, where the limits allow it, as much
 #: room for each as the backend keeps free; unix(7) sets a limit of 253.
@@ -176,6 +176,10 @@ class Sender:
     def unread_bytes(self) -> int:
         """Return how much was sent and not yet received; 0 when everything was."""
         return kernel.unread_bytes(self._socket)
+
+    def forget_sent(self) -> None:
+        """Let go of fds that were sent and not received, where that is ours to do: nobody is going to receive them."""
+        kernel.forget_sent(self._socket)
 
     def end(self) -> None:
         """Say that nothing more will come: receivers get None once all is received."""
@@ -374,4 +378,4 @@ def _in_child() -> None:
     _private_ends.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)

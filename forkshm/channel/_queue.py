@@ -20,7 +20,6 @@ import collections
 import errno
 import math
 import operator
-import os
 import pickle
 import queue
 import sys
@@ -29,6 +28,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import Receiver, Sender, pair
@@ -627,7 +627,7 @@ def _in_child() -> None:
         known._in_child()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)
 
 
 def reduce_simple_queue(what: SimpleQueue) -> Any:

@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
+from forkshm import _system
 from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
@@ -100,8 +101,8 @@ _states: dict[str, Any] = {}
 _counter = itertools.count()
 
 # A child has neither its parent's workers nor its connections.
-os.register_at_fork(after_in_child=_executors.clear)
-os.register_at_fork(after_in_child=_states.clear)
+_system.register_at_fork(after_in_child=_executors.clear)
+_system.register_at_fork(after_in_child=_states.clear)
 
 
 def _executor_of(settings: _Settings) -> Executor:

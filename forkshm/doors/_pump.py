@@ -16,6 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.pool._results import Job
 
@@ -230,7 +231,7 @@ class Pump:
         with contextlib.suppress(ProcessLookupError):
             kernel.signal_process(worker.sentinel, worker.pid, signal.SIGSTOP)
             if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
-                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGKILL)
+                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
                 # It did not die of what it did.
                 cast("Any", self._dispatcher)._deaths_for_nothing = 0
             else:  # the timer looks again

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing.reduction
-import os
 import threading
 from typing import Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import Identity, kernel
 from forkshm.descriptor import RegionDescriptor, describe
 from forkshm.errors import NotPicklableError
@@ -118,7 +117,7 @@ class _Outstanding:
 
 
 _outstanding = _Outstanding()
-os.register_at_fork(after_in_child=_outstanding.in_child)
+_system.register_at_fork(after_in_child=_outstanding.in_child)
 
 
 def forget_received() -> None:

@@ -7,11 +7,11 @@ the collector knows it by its type, and sends the fd beside the message. The reb
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 from typing import Any
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.pickler._reducers import register
 
@@ -49,7 +49,7 @@ def _in_child() -> None:
     _outgoing.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+_system.register_at_fork(after_in_child=_in_child)
 
 
 class ReceivedFd:
@@ -85,4 +85,5 @@ def rebuild_socket(received: ReceivedFd, family: int, kind: int, proto: int) -> 
     return socket.socket(family, kind, proto, received.take())
 
 
-register(socket.socket, reduce_socket)
+if kernel.name != "windows":  # else the standard library's way
+    register(socket.socket, reduce_socket)

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -199,7 +199,7 @@ class Crew:
 
     def end(self, worker: Worker) -> None:
         """End a worker at once; it is buried as any that dies."""
-        _signal(worker, signal.SIGKILL)
+        _signal(worker, _system.SIGKILL)
 
     def see_off(self) -> None:
         """Let the workers of a closed pool leave, for a bounded time."""
@@ -211,7 +211,7 @@ class Crew:
             _signal(worker, signal.SIGTERM)
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
-            _signal(worker, signal.SIGKILL)
+            _signal(worker, _system.SIGKILL)
         return _still_there(left, _LAST_SECONDS)
 
     def descriptors(self) -> int:

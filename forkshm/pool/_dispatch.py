@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import struct
 import sys
 import threading
@@ -27,6 +26,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm import _system
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.backend import kernel
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
@@ -712,7 +712,7 @@ class Dispatcher:
         )
 
     def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if died.exitcode == -signal.SIGKILL else None
+        return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Break the pool when its workers die one after the other and nothing gets done."""

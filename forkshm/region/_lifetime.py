@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import atexit
 import collections
-import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from forkshm import _system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,11 +95,11 @@ def _run(actions: list[Callable[[], None]]) -> None:
         action()
 
 
-os.register_at_fork(
+_system.register_at_fork(
     before=lambda: _run(_before),
     after_in_parent=lambda: _run(_in_parent),
     after_in_child=lambda: _run(_in_child),
 )
 # "Before" functions run last registered first, the others in order: so the lock is taken
 # before all of the above and released after it.
-os.register_at_fork(before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release)
+_system.register_at_fork(before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release)

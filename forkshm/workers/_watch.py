@@ -10,6 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
 from forkshm.errors import (
@@ -70,7 +71,7 @@ class Watch:
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
-        self._signals = [signal.SIGKILL, signal.SIGTERM]
+        self._signals = [_system.SIGKILL, signal.SIGTERM]
         self.exit_codes: dict[int, int | None] = {}
         #: Where the processes send what they raised.
         self.answers_in, self._answers = pair()
@@ -139,7 +140,7 @@ class Watch:
     def close(self) -> None:
         """Kill and collect who is still there. The time is bounded."""
         self._signals.clear()
-        self._signal(signal.SIGKILL)
+        self._signal(_system.SIGKILL)
         for rank in list(self._there):
             self._bury(rank)
         self.answers_in.close()
