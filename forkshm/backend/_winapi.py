@@ -200,9 +200,10 @@ _private = _Private()
 # -- handles --------------------------------------------------------------------------
 
 
-def close(handle: int) -> None:
+# With a default: at the end of the program the names of this module may be gone.
+def close(handle: int, close_handle: Any = _CloseHandle) -> None:
     """CloseHandle."""
-    if not _CloseHandle(handle):
+    if not close_handle(handle):
         raise _last("CloseHandle")
 
 

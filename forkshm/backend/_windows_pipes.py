@@ -286,18 +286,16 @@ class MessageEnd:
             raise OSError(errno.EBADF, "this end of a pipe was closed")
         return self._handle
 
-    def close(self) -> None:
+    # With defaults: at the end of the program the names of this module may be gone.
+    def close(self, discard: Any = _open.discard, close: Any = _winapi.close) -> None:
         """Close it here. Twice is allowed."""
-        handle, self._handle = self._handle, -1
-        if handle >= 0:
-            _open.discard(handle)
-            _winapi.close(handle)
-
-    def __del__(self, discard: Any = _open.discard, close: Any = _winapi.close) -> None:
         handle, self._handle = self._handle, -1
         if handle >= 0:
             discard(handle)
             close(handle)
+
+    def __del__(self) -> None:
+        self.close()
 
     def detach(self) -> int:
         """Return the handle, which is the caller's from now on."""
@@ -410,7 +408,7 @@ class MessageEnd:
         if code == _PENDING:  # another receiver was faster
             if _aborted(overlapped):
                 return None, False
-            code = overlapped.GetOverlappedResult(True)[1]
+        code = overlapped.GetOverlappedResult(True)[1]
         return overlapped.getbuffer(), code == _MORE_DATA
 
 
