@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -311,6 +312,14 @@ class Backend(abc.ABC):
         What is there is not opened by *create*, but ``EEXIST``. Symbolic links are not followed.
         """
 
+    def folder_of_named(self) -> str:
+        """Return where files stand for named objects, for those who look what is there."""
+        return "/dev/shm"  # noqa: S108
+
+    def handles(self) -> frozenset[tuple[int, str]]:
+        """Return the fds of this process and what they are, but those that are kept on purpose; not on all systems."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
     @abc.abstractmethod
     def unlink_named(self, name: str) -> None:
         """Take the name away; the object lives until nobody uses it."""
@@ -371,6 +380,18 @@ class Backend(abc.ABC):
         """Return whose the file is; None when it is this user's."""
         uid = os.fstat(fd).st_uid
         return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
+
+    def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
+        """Create memory that is gone with its last fd, or open that of the name; tell whether it was there already."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def open_section(self, name: str, *, writable: bool) -> int:
+        """Open such memory."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def read_only(self, fd: int) -> int:
+        """Return another fd of such memory, with which nobody can write to it."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     # -- mappings -------------------------------------------------------------------
 

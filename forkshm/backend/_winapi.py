@@ -178,16 +178,17 @@ def own_sid() -> str:
 
 
 class _Private:
-    """Security attributes that let nobody but this user in; made on first use, kept for ever."""
+    """Security attributes; made on first use, kept for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, everybody: str = "") -> None:
         self._made: _SecurityAttributes | None = None
+        self._everybody = everybody
 
     def where(self) -> int:
         if self._made is None:
             descriptor = _POINTER()
             # Protected from what a folder would add; full access for the user, handed down to what a folder holds.
-            text = f"D:P(A;OICI;GA;;;{own_sid()})"
+            text = f"D:P(A;OICI;GA;;;{own_sid()}){self._everybody}"
             if not _ConvertStringDescriptor(text, 1, ctypes.addressof(descriptor), None):
                 raise _last("ConvertStringSecurityDescriptorToSecurityDescriptor")
             self._made = _SecurityAttributes(ctypes.sizeof(_SecurityAttributes), descriptor, 0)
@@ -195,6 +196,11 @@ class _Private:
 
 
 _private = _Private()
+_of_permissions = {
+    0o600: _private,
+    0o644: _Private("(A;;GR;;;WD)"),
+    0o666: _Private("(A;;GR;;;WD)(A;;GW;;;WD)"),
+}
 
 
 # -- handles --------------------------------------------------------------------------
@@ -274,11 +280,18 @@ def section_size(handle: int) -> int | None:
 
 
 def create_section(
-    size: int, name: str | None = None, *, file: int = INVALID_HANDLE, protection: int = PAGE_READWRITE
+    size: int,
+    name: str | None = None,
+    *,
+    file: int = INVALID_HANDLE,
+    protection: int = PAGE_READWRITE,
+    permissions: int = 0o600,
 ) -> tuple[int, bool]:
     """CreateFileMapping; return the handle, and whether it was there already."""
     ctypes.set_last_error(0)
-    handle = _CreateFileMapping(file, _private.where(), protection, size >> 32, size & 0xFFFFFFFF, name)
+    handle = _CreateFileMapping(
+        file, _of_permissions[permissions].where(), protection, size >> 32, size & 0xFFFFFFFF, name
+    )
     if not handle:
         raise _last("CreateFileMapping")
     return int(handle), _GetLastError() == ALREADY_EXISTS
@@ -533,3 +546,39 @@ def load_long(address: int) -> int:
 def store_long(address: int, value: int) -> None:
     """Write a word of 8 bytes."""
     ctypes.c_uint64.from_address(address).value = value
+
+
+# -- what this process holds ----------------------------------------------------------
+
+_NtQuerySystemInformation = _prototype(
+    _ntdll, "NtQuerySystemInformation", ctypes.c_int32, ctypes.c_int, _POINTER, _DWORD, _POINTER
+)
+_INFO_LENGTH_MISMATCH = 0xC0000004
+
+
+def open_handles(pid: int) -> list[int]:
+    """NtQuerySystemInformation(SystemExtendedHandleInformation): the handles of a process."""
+    size = 2**16
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        status = _NtQuerySystemInformation(64, ctypes.addressof(buffer), size, None)
+        if status >= 0:
+            break
+        if status & 0xFFFFFFFF != _INFO_LENGTH_MISMATCH:
+            raise refused("NtQuerySystemInformation", _RtlNtStatusToDosError(status))
+        size *= 2
+    # A count and a word that is reserved; of each handle eight words, or 40 bytes: object, pid, handle, and more.
+    count = ctypes.c_size_t.from_buffer(buffer).value
+    words = (ctypes.c_size_t * (2 + count * 5)).from_buffer(buffer)
+    return [words[2 + 5 * i + 2] for i in range(count) if words[2 + 5 * i + 1] == pid]
+
+
+def object_type(handle: int) -> str | None:
+    """Return what a handle is one of, for example ``"Section"``, or None."""
+    buffer = ctypes.create_string_buffer(1024)
+    status = _NtQueryObject(handle, 2, ctypes.addressof(buffer), len(buffer), None)
+    if status < 0:
+        return None
+    length = ctypes.c_uint16.from_buffer(buffer).value
+    where = ctypes.c_void_p.from_buffer(buffer, 8).value
+    return ctypes.wstring_at(where, length // 2) if length and where else None

@@ -62,6 +62,9 @@ _REMOVED = "removed-"
 #: The clock and the ticks since the start differ by some seconds.
 _BOOT_MARGIN_SECONDS = 60.0
 
+#: Kinds of handles that forkshm opens. Events come and go with every wait.
+_COUNTED = frozenset({"Section", "File", "Process", "Semaphore", "Mutant", "Job"})
+
 
 class WindowsBackend(Backend):
     """Windows 10 and newer."""
@@ -113,14 +116,13 @@ class WindowsBackend(Backend):
         return -(-size // self._page) * self._page
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
-        return self.create_section(size, None)[0]
+        return self.create_section(size, None, 0o600)[0]
 
-    def create_section(self, size: int, name: str | None) -> tuple[int, bool]:
-        """Create a section with a trailer, or open that of a name; tell whether it was there already."""
+    def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
         start = self._whole_pages(size)
         if start + self._page > sys.maxsize:
             raise OSError(errno.ENOMEM, f"{size:,} bytes are more than a section can have")
-        fd, is_there = _winapi.create_section(start + self._page, name)
+        fd, is_there = _winapi.create_section(start + self._page, name, permissions=permissions)
         if not is_there:
             try:
                 trailer = (_MAGIC, secrets.randbits(63), secrets.randbits(63), size, os.getpid(), self._own_start(), 0)
@@ -131,12 +133,10 @@ class WindowsBackend(Backend):
         return fd, is_there
 
     def open_section(self, name: str, *, writable: bool) -> int:
-        """Open the section of a name."""
         access = _winapi.SECTION_QUERY | _winapi.SECTION_MAP_READ | (_winapi.SECTION_MAP_WRITE if writable else 0)
         return _winapi.open_section(name, access)
 
     def read_only(self, fd: int) -> int:
-        """Return another handle of a section, with which nobody can write to it."""
         return _winapi.duplicate(fd, _winapi.SECTION_QUERY | _winapi.SECTION_MAP_READ)
 
     @contextlib.contextmanager
@@ -220,9 +220,9 @@ class WindowsBackend(Backend):
         # readable of the name comes first, the rest of the file's name is the name's digest.
         readable = re.sub(r"[^a-z0-9_.-]", "_", name.lower())[:40]
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-        return os.path.join(self._folder_of_named(), f"{readable}-{digest}")
+        return os.path.join(self.folder_of_named(), f"{readable}-{digest}")
 
-    def _folder_of_named(self) -> str:
+    def folder_of_named(self) -> str:
         with self._lock:
             if self._folder is None:
                 configured = os.environ.get("FORKSHM_FOLDER")
@@ -260,7 +260,7 @@ class WindowsBackend(Backend):
 
     def unlink_named(self, name: str) -> None:
         path = self._path_of(name)
-        folder = self._folder_of_named()
+        folder = self.folder_of_named()
         # A file that is mapped cannot be deleted, but it can have another name: so this one is free at once.
         gone = os.path.join(folder, f"{_REMOVED}{os.getpid()}-{secrets.token_hex(8)}")
         os.rename(path, gone)
@@ -536,3 +536,15 @@ class WindowsBackend(Backend):
         # was given it closes next, and ends with it if the parent is gone by then.
         _winapi.join_job(lifeline)
         return _winapi.duplicate(_winapi.SELF)
+
+    # -- for tests ----------------------------------------------------------------------
+
+    def handles(self) -> frozenset[tuple[int, str]]:
+        """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
+        kept = set(self._makers.values()) | _windows_pipes.kept() | _windows_locks.kept()
+        found = set()
+        for handle in _winapi.open_handles(os.getpid()):
+            kind = _winapi.object_type(handle)
+            if kind in _COUNTED and handle not in kept:
+                found.add((handle, kind))
+        return frozenset(found)

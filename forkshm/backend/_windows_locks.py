@@ -202,3 +202,9 @@ def futex_wake(address: int, count: int) -> int:
     """Wake nobody, for who waits looks by himself; a full memory barrier."""
     _winapi.full_barrier()
     return 0
+
+
+def kept() -> set[int]:
+    """Return the handles that are kept open for later: mutexes that were used."""
+    with _lock:
+        return set(_handles.values())

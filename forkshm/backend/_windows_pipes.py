@@ -251,6 +251,11 @@ class _Incoming:
 _incoming = _Incoming()
 
 
+def kept() -> set[int]:
+    """Return the handles that are kept open for later: memory of receipts, and processes that sent something."""
+    return {outgoing._section} | {peer.process for peer in _incoming._peers.values()}
+
+
 # -- ends -----------------------------------------------------------------------------
 
 #: Handles of ends that are open here: what a `Poll` waits for in another way than for processes.
