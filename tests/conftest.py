@@ -13,6 +13,18 @@ import pytest
 import forkshm
 from forkshm.testing import check_leaks
 
+if sys.platform == "win32":
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "windows"))
+    import _capabilities
+
+    _capabilities.stand_in()
+
+
+def pytest_collection_modifyitems(items):
+    """Of each system, what it cannot pass."""
+    if sys.platform == "win32":
+        _capabilities.mark(items)
+
 
 @pytest.fixture(autouse=True)
 def no_leaks(request):

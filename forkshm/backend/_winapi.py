@@ -289,9 +289,8 @@ def create_section(
 ) -> tuple[int, bool]:
     """CreateFileMapping; return the handle, and whether it was there already."""
     ctypes.set_last_error(0)
-    handle = _CreateFileMapping(
-        file, _of_permissions[permissions].where(), protection, size >> 32, size & 0xFFFFFFFF, name
-    )
+    attributes = _of_permissions[permissions].where()
+    handle = _CreateFileMapping(file, attributes, protection, size >> 32, size & 0xFFFFFFFF, name)
     if not handle:
         raise _last("CreateFileMapping")
     return int(handle), _GetLastError() == ALREADY_EXISTS

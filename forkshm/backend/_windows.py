@@ -62,8 +62,9 @@ _REMOVED = "removed-"
 #: The clock and the ticks since the start differ by some seconds.
 _BOOT_MARGIN_SECONDS = 60.0
 
-#: Kinds of handles that forkshm opens. Events come and go with every wait.
-_COUNTED = frozenset({"Section", "File", "Process", "Semaphore", "Mutant", "Job"})
+#: Kinds of handles to look for. Events come and go with every wait; each lock of Python is a semaphore.
+_FILES = 64
+_COUNTED = frozenset({"Section", "File", "Process", "Job"})
 
 
 class WindowsBackend(Backend):
@@ -542,6 +543,9 @@ class WindowsBackend(Backend):
     def handles(self) -> frozenset[tuple[int, str]]:
         """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
         kept = set(self._makers.values()) | _windows_pipes.kept() | _windows_locks.kept()
+        for fileno in range(_FILES):  # files of Python, and of whoever runs the tests
+            with contextlib.suppress(OSError):
+                kept.add(self.of_file(fileno))
         found = set()
         for handle in _winapi.open_handles(os.getpid()):
             kind = _winapi.object_type(handle)

@@ -410,9 +410,8 @@ class MessageEnd:
 
     def _read(self, bufsize: int) -> tuple[bytes | None, bool]:
         overlapped, code = _win.ReadFile(self._opened(), bufsize + _HEAD.size + _HANDLES, True)
-        if code == _PENDING:  # another receiver was faster
-            if _aborted(overlapped):
-                return None, False
+        if code == _PENDING and _aborted(overlapped):  # another receiver was faster
+            return None, False
         code = overlapped.GetOverlappedResult(True)[1]
         return overlapped.getbuffer(), code == _MORE_DATA
 

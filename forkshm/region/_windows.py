@@ -78,9 +78,7 @@ class WindowsSharedMemory(Opened):
         self._name, self._mode = name, mode
         _check_name(name, creation)
         if mode is Mode.read_private:
-            raise ValueError(
-                "mode must be read_only, read_write or copy_on_write, got read_private: that is for MappedRegion"
-            )
+            raise ValueError("mode must be read_only, read_write or copy_on_write, got read_private")
         permissions = _PERMISSIONS[0] if permissions is None else operator.index(permissions)
         if permissions not in _PERMISSIONS:
             raise ValueError(f"permissions must be 0o600, 0o644 or 0o666, got {permissions:#o}")
@@ -125,7 +123,7 @@ class WindowsSharedMemory(Opened):
         except OSError as error:
             number = error.errno or 0
             if number in (errno.EACCES, errno.EPERM):
-                reason = "its permissions forbid it, or to create names of Global takes a privilege that this process has not"
+                reason = "its permissions forbid it, or Global names take a privilege that this process has not"
                 raise RegionAccessError(number, f"cannot open {what} as {self._mode}: {reason}") from error
             if number == errno.EBADF:
                 raise RegionAccessError(number, f"cannot open {what}: something else has that name") from error

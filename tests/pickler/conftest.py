@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import pytest
 
+from forkshm.backend import kernel
 from forkshm.pickler import pack, receive
 
 
@@ -31,7 +31,7 @@ def cross():
     def through(thing, *, for_many=False):
         parcel = pack(thing, for_many=for_many)
         data, copied, shared = parcel.data, parcel.copied, parcel.shared
-        fds = [os.dup(fd) for fd in parcel.fds]
+        fds = [kernel.duplicate(fd) for fd in parcel.fds]
         count = len(fds)
         parcel.close()
         arrival, end = receive(data, 0, fds)
@@ -50,7 +50,7 @@ def received_twice():
 
     def through(thing):
         parcel = pack(thing, for_many=True)
-        fds = [[os.dup(fd) for fd in parcel.fds] for _ in range(2)]
+        fds = [[kernel.duplicate(fd) for fd in parcel.fds] for _ in range(2)]
         parcel.close()
         first, second = (receive(parcel.data, 0, mine)[0] for mine in fds)
         return first.open(), second.open()

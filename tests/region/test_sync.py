@@ -25,7 +25,7 @@ from forkshm import (
     SharedMemoryObject,
     anonymous_shared_memory,
 )
-from forkshm.backend import _syscalls
+from forkshm.backend import locks
 from forkshm.errors import (
     DeadlockError,
     LockTimeoutError,
@@ -38,7 +38,7 @@ from forkshm.region import _placed, _rwlock
 from forkshm.region._placed import HEADER
 from forkshm.region._sync import Barrier, Condition, Mutex, RecursiveMutex, RWLock, Semaphore
 
-pytestmark = pytest.mark.skipif(bool(_syscalls.locks_missing), reason=f"this system has no {_syscalls.locks_missing}")
+pytestmark = pytest.mark.skipif(bool(locks.locks_missing), reason=f"this system has no {locks.locks_missing}")
 
 MUTEXES = [Mutex, RecursiveMutex]
 #: How to make one of each, at an offset.
@@ -60,7 +60,7 @@ def region():
     made = anonymous_shared_memory(8192)
     yield made
     # What this thread held would stay in its C library's list, which must not lead to unmapped memory.
-    left = [address for address in _placed.held if _syscalls.mutex_unlock(address) == 0]
+    left = [address for address in _placed.held if locks.mutex_unlock(address) == 0]
     left += _rwlock._holds.by_address
     _placed.held.clear()  # of threads that have ended
     _rwlock._holds.by_address.clear()
@@ -249,7 +249,7 @@ def test_nobody_attaches_to_what_is_not_complete(region, kind, monkeypatch):
 
 def test_attaching_with_another_c_library_is_refused(region, monkeypatch):
     Mutex(region)
-    monkeypatch.setattr(_syscalls, "LOCK_LAYOUT", 0x204)
+    monkeypatch.setattr(locks, "LOCK_LAYOUT", 0x204)
     with pytest.raises(NotConstructedError, match="another C library or word size"):
         Mutex.attach(region)
 
@@ -363,8 +363,8 @@ def test_workers_of_a_pool_take_a_lock_as_an_argument(pool, kind):
 @pytest.mark.parametrize(
     ("ctype", "header", "room"),
     [
-        ("pthread_mutex_t", "pthread.h", _syscalls.MUTEX_SIZE),
-        ("sem_t", "semaphore.h", _syscalls.SEMAPHORE_SIZE),
+        ("pthread_mutex_t", "pthread.h", locks.MUTEX_SIZE),
+        ("sem_t", "semaphore.h", locks.SEMAPHORE_SIZE),
         ("pthread_mutexattr_t", "pthread.h", 64),
     ],
 )
@@ -1637,7 +1637,7 @@ def test_a_party_that_is_killed_while_it_changes_the_barrier_breaks_it(region, f
 
     fork(wait)
     wait_until(lambda: barrier.n_waiting == 1)
-    killed(lambda: _syscalls.mutex_trylock(barrier._address + HEADER))
+    killed(lambda: locks.mutex_trylock(barrier._address + HEADER))
     fork.join()
     assert barrier.broken
     barrier.reset()
