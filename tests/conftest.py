@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_leaks(request):
     """Every test gives back the fds, processes, threads, mappings and blocks that it took."""
-    with check_leaks():
+    with check_leaks(patience=5.0 if sys.platform != "win32" else 1.5):
         yield
         request.node.funcargs.clear()  # what the test was given may be freed by now
 

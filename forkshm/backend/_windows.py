@@ -443,7 +443,7 @@ class WindowsBackend(Backend):
     def forget_sent(self, sender: MessageSocket) -> None:
         if isinstance(sender, _windows_pipes.MessageEnd):
             _windows_pipes.outgoing.sweep()
-            _windows_pipes.outgoing.forget(sender)
+            _windows_pipes.outgoing.forget(sender.other)
 
     def listen(self, address: str | None, backlog: int) -> Callee:
         return _windows_pipes.Callee(address, backlog)
@@ -542,6 +542,7 @@ class WindowsBackend(Backend):
 
     def handles(self) -> frozenset[tuple[int, str]]:
         """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
+        _windows_pipes.outgoing.sweep()
         kept = set(self._makers.values()) | _windows_pipes.kept() | _windows_locks.kept()
         for fileno in range(_FILES):  # files of Python, and of whoever runs the tests
             with contextlib.suppress(OSError):

@@ -74,6 +74,8 @@ _FAREWELL_SECONDS = 10.0
 class _Posted(NamedTuple):
     signature: int
     handles: list[int]
+    #: The end that it is on its way to, and one to ask whether anybody is there.
+    to: int
     end: weakref.ref[MessageEnd]
 
 
@@ -105,7 +107,7 @@ class _Outgoing:
                     raise OSError(errno.ETOOMANYREFS, "too many handles are on their way, and not received yet")
                 receipt = self._free.pop()
                 signature = next(self._signatures)
-                self._posted[receipt] = _Posted(signature, copies, weakref.ref(end))
+                self._posted[receipt] = _Posted(signature, copies, end.other, weakref.ref(end))
         except BaseException:
             for copy in copies:
                 _winapi.close(copy)
@@ -129,11 +131,11 @@ class _Outgoing:
                     self._forget(receipt, posted)
             return len(self._posted)
 
-    def forget(self, end: MessageEnd) -> None:
-        """Let go of all that was sent through *end*: nobody is going to fetch it."""
+    def forget(self, to: int) -> None:
+        """Let go of all that is on its way to an end: nobody is going to fetch it."""
         with self._lock:
             for receipt, posted in list(self._posted.items()):
-                if posted.end() in (end, None):
+                if posted.to == to:
                     del self._posted[receipt]
                     self._forget(receipt, posted)
 
@@ -151,12 +153,10 @@ class _Outgoing:
         deadline = time.monotonic() + _FAREWELL_SECONDS
         while self.sweep():
             with self._lock:
-                ends = {posted.end() for posted in self._posted.values()}
-            for end in ends:
-                if end is None or end.is_alone():
-                    self.forget(end) if end is not None else None
-            if not (ends - {None}):
-                return
+                ends = {posted.to: posted.end() for posted in self._posted.values()}
+            for to, end in ends.items():
+                if end is not None and end.is_alone():
+                    self.forget(to)
             if time.monotonic() > deadline:
                 warnings.warn(
                     f"{len(self._posted)} messages of process {os.getpid()} were not received within "
@@ -273,11 +273,17 @@ def _aborted(overlapped: Any) -> bool:
         raise
 
 
+_names = itertools.count(1)
+
+
 class MessageEnd:
     """One end of a pipe; it owns the handle."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int, name: int = 0, other: int = 0) -> None:
         self._handle = handle
+        #: What this end, and the other one, is called here; the same for duplicates.
+        self.name = name or next(_names)
+        self.other = other or next(_names)
         #: The other end, of pipes made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
@@ -296,6 +302,8 @@ class MessageEnd:
         """Close it here. Twice is allowed."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
+            if self.peer is not None and outgoing is not None and _winapi.query_object(handle).handles == 1:
+                outgoing.forget(self.name)  # nobody can receive any more what was sent to this end
             discard(handle)
             close(handle)
 
@@ -310,7 +318,9 @@ class MessageEnd:
 
     def dup(self) -> MessageEnd:
         """Return the same end under another handle."""
-        return MessageEnd(_winapi.duplicate(self._opened()))
+        made = MessageEnd(_winapi.duplicate(self._opened()), self.name, self.other)
+        made.peer = self.peer
+        return made
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
         """Do nothing: how much a pipe holds is settled when it is made."""
@@ -451,6 +461,7 @@ def message_pipe() -> tuple[MessageEnd, MessageEnd]:
         server.close()
         raise
     server.peer, client.peer = weakref.ref(client), weakref.ref(server)
+    server.other, client.other = client.name, server.name
     return server, client
 
 

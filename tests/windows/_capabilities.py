@@ -51,7 +51,8 @@ class _Module(types.ModuleType):
         self.__dict__["_capability"] = capability
 
     def __getattr__(self, name):
-        if name.startswith("__"):
+        # Libraries look whether it is there.
+        if name.startswith("__") or f"{os.sep}tests{os.sep}" not in sys._getframe(1).f_code.co_filename:
             raise AttributeError(name)
         skip(self._capability)
 
