@@ -92,9 +92,9 @@ _OpenProcess = _prototype(_kernel32, "OpenProcess", _HANDLE, _DWORD, _BOOL, _DWO
 _GetProcessTimes = _prototype(_kernel32, "GetProcessTimes", _BOOL, _HANDLE, _POINTER, _POINTER, _POINTER, _POINTER)
 _TerminateProcess = _prototype(_kernel32, "TerminateProcess", _BOOL, _HANDLE, _DWORD)
 _WaitForSingleObject = _prototype(_kernel32, "WaitForSingleObject", _DWORD, _HANDLE, _DWORD)
-_CreateJobObject = _prototype(_kernel32, "CreateJobObjectW", _HANDLE, _POINTER, _TEXT)
-_SetInformationJob = _prototype(_kernel32, "SetInformationJobObject", _BOOL, _HANDLE, ctypes.c_int, _POINTER, _DWORD)
-_AssignProcessToJob = _prototype(_kernel32, "AssignProcessToJobObject", _BOOL, _HANDLE, _HANDLE)
+_RegisterWait = _prototype(
+    _kernel32, "RegisterWaitForSingleObject", _BOOL, _POINTER, _HANDLE, _POINTER, _POINTER, _DWORD, _DWORD
+)
 _CreateSemaphore = _prototype(_kernel32, "CreateSemaphoreW", _HANDLE, _POINTER, ctypes.c_int32, ctypes.c_int32, _TEXT)
 _ReleaseSemaphore = _prototype(_kernel32, "ReleaseSemaphore", _BOOL, _HANDLE, ctypes.c_int32, _POINTER)
 _CreateMutex = _prototype(_kernel32, "CreateMutexW", _HANDLE, _POINTER, _BOOL, _TEXT)
@@ -437,38 +437,17 @@ def wait(handle: int, milliseconds: int) -> int:
     return result
 
 
-class _JobLimits(ctypes.Structure):
-    """JOBOBJECT_EXTENDED_LIMIT_INFORMATION."""
+def end_with(process: int) -> None:
+    """Have this process ended when another one ends, whose handle stays open.
 
-    _fields_ = (
-        ("times", _LARGE * 2),
-        ("flags", _DWORD),
-        ("working_set", _SIZE * 2),
-        ("active", _DWORD),
-        ("affinity", _SIZE),
-        ("priority", _DWORD * 2),
-        ("io", ctypes.c_uint64 * 6),
-        ("memory", _SIZE * 4),
-    )
-
-
-def create_deadly_job() -> int:
-    """Create a job whose processes end when its last handle is closed."""
-    handle = _CreateJobObject(_private.where(), None)
-    if not handle:
-        raise _last("CreateJobObject")
-    limits = _JobLimits(flags=0x2000)  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-    if not _SetInformationJob(handle, 9, ctypes.addressof(limits), ctypes.sizeof(limits)):
-        error = _last("SetInformationJobObject")
-        close(handle)
-        raise error
-    return int(handle)
-
-
-def join_job(job: int) -> None:
-    """Put this process into a job."""
-    if not _AssignProcessToJob(job, SELF):
-        raise _last("AssignProcessToJobObject")
+    A thread of the system waits, and calls TerminateProcess itself: its arguments are what it is given, the pseudo
+    handle of this process, and FALSE, which becomes the exit code. So it does not matter what Python is at.
+    """
+    made = _HANDLE()
+    function = ctypes.cast(_TerminateProcess, _POINTER)
+    once_and_there = 0x8 | 0x4
+    if not _RegisterWait(ctypes.addressof(made), process, function, SELF, 0xFFFFFFFF, once_and_there):
+        raise _last("RegisterWaitForSingleObject")
 
 
 # -- semaphores and mutexes -----------------------------------------------------------

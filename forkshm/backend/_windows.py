@@ -1,4 +1,4 @@
-"""Windows: sections backed by the paging file, named pipes, jobs. An fd here is a HANDLE.
+"""Windows: sections backed by the paging file, named pipes. An fd here is a HANDLE.
 
 A section does not tell its exact size, nor who it is. So those that are made here have a *trailer*, a page behind the
 usable bytes, with both, and with the process that made it.
@@ -64,7 +64,7 @@ _BOOT_MARGIN_SECONDS = 60.0
 
 #: Kinds of handles to look for. Events come and go with every wait; each lock of Python is a semaphore.
 _FILES = 64
-_COUNTED = frozenset({"Section", "File", "Process", "Job"})
+_COUNTED = frozenset({"Section", "File", "Process"})
 
 
 class WindowsBackend(Backend):
@@ -525,18 +525,23 @@ class WindowsBackend(Backend):
             _winapi.close(process)
 
     def create_lifeline(self) -> tuple[int, int]:
-        job = _winapi.create_deadly_job()
+        # A handle of this process is what others wait for; the second is only to be closed.
+        mine = _winapi.duplicate(_winapi.SELF)
         try:
-            return job, _winapi.duplicate(job)
+            return mine, _winapi.duplicate(_winapi.SELF)
         except BaseException:
-            _winapi.close(job)
+            _winapi.close(mine)
             raise
 
     def die_with(self, lifeline: int) -> int:
-        # The kernel ends the processes of the job when its last handle is closed. The parent has that; what the child
-        # was given it closes next, and ends with it if the parent is gone by then.
-        _winapi.join_job(lifeline)
-        return _winapi.duplicate(_winapi.SELF)
+        # The kernel's own way, a job that kills on close, makes Wine 8 crash; this one works everywhere.
+        kept = _winapi.duplicate(lifeline)
+        try:
+            _winapi.end_with(kept)
+        except BaseException:
+            _winapi.close(kept)
+            raise
+        return _winapi.duplicate(_winapi.SELF)  # what waits must stay; this may be closed
 
     # -- for tests ----------------------------------------------------------------------
 

@@ -298,12 +298,18 @@ class MessageEnd:
         return self._handle
 
     # With defaults: at the end of the program the names of this module may be gone.
-    def close(self, discard: Any = _open.discard, close: Any = _winapi.close) -> None:
+    def close(
+        self,
+        discard: Any = _open.discard,
+        close: Any = _winapi.close,
+        query: Any = _winapi.query_object,
+        forget: Any = outgoing.forget,
+    ) -> None:
         """Close it here. Twice is allowed."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
-            if self.peer is not None and outgoing is not None and _winapi.query_object(handle).handles == 1:
-                outgoing.forget(self.name)  # nobody can receive any more what was sent to this end
+            if self.peer is not None and query(handle).handles == 1:
+                forget(self.name)  # nobody can receive any more what was sent to this end
             discard(handle)
             close(handle)
 

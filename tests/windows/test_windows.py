@@ -1,4 +1,4 @@
-"""What is Windows' own: sections, handles that are fetched or pushed, jobs, files in the place of named objects."""
+"""What is Windows' own: sections, handles that are fetched or pushed, files in the place of named objects."""
 
 from __future__ import annotations
 
