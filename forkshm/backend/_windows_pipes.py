@@ -304,11 +304,12 @@ class MessageEnd:
         close: Any = _winapi.close,
         query: Any = _winapi.query_object,
         forget: Any = outgoing.forget,
+        is_ending: Any = sys.is_finalizing,
     ) -> None:
         """Close it here. Twice is allowed."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
-            if self.peer is not None and query(handle).handles == 1:
+            if self.peer is not None and not is_ending() and query(handle).handles == 1:
                 forget(self.name)  # nobody can receive any more what was sent to this end
             discard(handle)
             close(handle)
