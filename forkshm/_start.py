@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.context
+import os
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -94,6 +95,15 @@ else:
 
 class ForkProcess(_OfContext, _Forked):
     """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        with kernel.forking() as sentinel:
+            popen = _multiprocess.context.ForkProcess._Popen(process_obj)
+            if sentinel >= 0:
+                # Theirs is held open by the child's own children, too.
+                os.dup2(sentinel, popen.sentinel, inheritable=False)
+        return popen
 
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):

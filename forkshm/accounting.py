@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from forkshm._ledger import ledger
+from forkshm.backend import kernel
 from forkshm.channel import ends_open
 from forkshm.errors import CopiedError
 from forkshm.pool._crew import descriptors_open
@@ -90,7 +91,12 @@ def statistics() -> Statistics:
         bytes_peak=held.peak_bytes,
         bytes_warm=held.warm_bytes,
         regions=regions,
-        descriptors=region_fds() + segments_mapped() + leases_open() + ends_open() + descriptors_open(),
+        descriptors=region_fds()
+        + segments_mapped()
+        + leases_open()
+        + ends_open()
+        + descriptors_open()
+        + kernel.more_fds(),
     )
 
 

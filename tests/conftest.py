@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import faulthandler
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import time
 
 import pytest
+from capability_skips import reason_to_skip
 
 import forkshm
+from forkshm.backend import kernel
 from forkshm.testing import check_leaks
 
 if sys.platform == "win32":
@@ -21,9 +24,24 @@ if sys.platform == "win32":
 
 
 def pytest_collection_modifyitems(items):
-    """Of each system, what it cannot pass."""
-    if sys.platform == "win32":
-        _capabilities.mark(items)
+    """Leave out what is about something that this backend has not."""
+    for item in items:
+        if (why := reason_to_skip(kernel.name, item.nodeid)) is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which backend this was, and how many tests were left out for want of what."""
+    if kernel.name == "linux":
+        return
+    missing = collections.Counter(
+        report.longrepr[2].partition("needs ")[2]
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple) and "needs " in report.longrepr[2]
+    )
+    terminalreporter.section(f"backend {kernel.name}: {missing.total()} tests left out")
+    for reason, count in missing.most_common():
+        terminalreporter.line(f"{count:5} need {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,13 @@
 
 Hands on ``kernel``: one object with the few operations that everything above is built
 from. The contract is `Backend`; the reader sees it before any operating system. The
-choice is made once, at import, and is deliberately not a plugin point.
+choice is made once, at import, and is deliberately not a plugin point: the environment
+variable ``FORKSHM_BACKEND`` is for tests.
 """
 
 import os
 import sys
+from collections.abc import Callable
 
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
@@ -26,28 +28,42 @@ __all__ = (
 )
 
 
-def _choose(found: Capabilities) -> Backend:
+def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
+    """Return the first backend that this system can do, or the one that is asked for; and what was found."""
     if sys.platform == "win32":
         from forkshm.backend._windows import WindowsBackend
 
-        return WindowsBackend()
+        return WindowsBackend(), find("windows")
     wanted = os.environ.get("FORKSHM_BACKEND", "")
-    if wanted not in ("", "linux"):
-        raise UnsupportedError(f"FORKSHM_BACKEND is {wanted!r}, and must be linux, or not set", capability=wanted)
-    missing = found.missing()
-    if missing:
+    if wanted not in ("", "linux", "posix"):
         raise UnsupportedError(
-            f"forkshm needs {', '.join(missing)} and this system has not: Linux 5.3 or newer is required",
-            capability=missing[0],
+            f"the environment variable FORKSHM_BACKEND is {wanted!r}: it must be linux, posix, or not set",
+            capability=wanted,
         )
-    from forkshm.backend._linux import LinuxBackend
+    missing: list[str] = []
+    for name in (wanted,) if wanted else ("linux", "posix"):
+        found = find(name)
+        missing = missing or found.missing(name)
+        if found.missing(name):
+            continue
+        if sys.platform == "linux" and name == "linux":
+            from forkshm.backend._linux import LinuxBackend
 
-    return LinuxBackend()
+            return LinuxBackend(), found
+        if sys.platform != "win32" and name == "posix":
+            from forkshm.backend._posix import PosixBackend
+
+            return PosixBackend(), found
+    raise UnsupportedError(
+        f"forkshm needs {', '.join(missing)} and this system has not: Linux 5.3 or newer is required",
+        capability=missing[0],
+    )
 
 
-#: What was found on this machine, by trying.
-capabilities: Capabilities = probe()
+kernel: Backend
+#: What of that backend's needs was found on this machine, by trying.
+capabilities: Capabilities
 #: The backend of this process.
-kernel: Backend = _choose(capabilities)
+kernel, capabilities = _choose(probe)
 #: Its locks in shared memory.
 locks: Locks = kernel.locks

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import array
 import dataclasses
 import os
+import secrets
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING
-
-with contextlib.suppress(ImportError):  # what needs it is not there either
-    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_LINUX = {"needed": "linux"}
+_POSIX = {"needed": "posix"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,54 +23,29 @@ class Capabilities:
     """One flag per mechanism that forkshm uses."""
 
     #: Anonymous memory objects that cannot be shrunk: memfd_create(2) with seals.
-    memfd: bool
+    memfd: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: Locks that belong to an open file description: F_OFD_SETLK of fcntl(2).
-    ofd_locks: bool
+    ofd_locks: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: Sockets that keep message boundaries: SOCK_SEQPACKET of unix(7).
-    seqpacket: bool
+    seqpacket: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: Fds that name processes: pidfd_open(2).
-    pidfd: bool
+    pidfd: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: A signal of our choice when a pipe closes: F_SETSIG of fcntl(2).
-    signal_on_close: bool
+    signal_on_close: bool = dataclasses.field(default=False, metadata=_LINUX)
+    #: Memory objects with names: shm_open(3).
+    shm_open: bool = dataclasses.field(default=False, metadata=_POSIX)
+    #: Fds beside datagrams: SCM_RIGHTS of sockets of SOCK_DGRAM.
+    datagrams: bool = dataclasses.field(default=False, metadata=_POSIX)
+    #: Locks that belong to a process: F_SETLK of fcntl(2).
+    record_locks: bool = dataclasses.field(default=False, metadata=_POSIX)
 
-    def missing(self) -> list[str]:
-        """Names of the capabilities this system lacks."""
-        return [name for name, there in dataclasses.asdict(self).items() if not there]
-
-
-def _memfd() -> None:
-    fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
-    finally:
-        os.close(fd)
-
-
-def _ofd_locks() -> None:
-    fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
-    try:
-        fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
-    finally:
-        os.close(fd)
-
-
-def _seqpacket() -> None:
-    for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
-        end.close()
-
-
-def _pidfd() -> None:
-    os.close(os.pidfd_open(os.getpid()))
-
-
-def _signal_on_close() -> None:
-    read_end, write_end = os.pipe()
-    try:
-        fcntl.fcntl(read_end, _F_SETSIG, 0)
-        os.close(os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_CLOEXEC))
-    finally:
-        os.close(read_end)
-        os.close(write_end)
+    def missing(self, backend: str = "linux") -> list[str]:
+        """Names of the capabilities that a backend needs and this system lacks."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["needed"] == backend and not getattr(self, field.name)
+        ]
 
 
 # Numbers of <linux/fcntl.h>; the fcntl module has them only in newer Pythons.
@@ -76,6 +53,84 @@ _F_ADD_SEALS = 1033
 _F_SEAL_SHRINK = 2
 _F_OFD_GETLK = 36
 _F_SETSIG = 10
+
+
+if sys.platform == "linux":
+    import fcntl
+
+    def _memfd() -> None:
+        fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
+        finally:
+            os.close(fd)
+
+    def _ofd_locks() -> None:
+        fd = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
+        try:
+            fcntl.fcntl(fd, _F_OFD_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+        finally:
+            os.close(fd)
+
+    def _seqpacket() -> None:
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            end.close()
+
+    def _pidfd() -> None:
+        os.close(os.pidfd_open(os.getpid()))
+
+    def _signal_on_close() -> None:
+        read_end, write_end = os.pipe()
+        try:
+            fcntl.fcntl(read_end, _F_SETSIG, 0)
+            os.close(os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_CLOEXEC))
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+
+    _LINUX_PROBES: dict[str, Callable[[], None]] = {
+        "memfd": _memfd,
+        "ofd_locks": _ofd_locks,
+        "seqpacket": _seqpacket,
+        "pidfd": _pidfd,
+        "signal_on_close": _signal_on_close,
+    }
+else:  # no other system has these calls, nor these numbers for them
+    _LINUX_PROBES = {}
+
+
+if sys.platform != "win32":
+    import fcntl
+
+    from forkshm.backend import _syscalls
+
+    def _shm_open() -> None:
+        name = f"/forkshm-probe-{secrets.token_hex(6)}".encode()
+        fd = _syscalls.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.close(fd)
+        _syscalls.shm_unlink(name)
+
+    def _datagrams() -> None:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with here, there:
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [here.fileno()]))]
+            here.sendmsg([b"."], beside, socket.MSG_DONTWAIT)
+            _, ancillary, _, _ = there.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
+            os.close(array.array("i", ancillary[0][2][:4])[0])
+
+    def _record_locks() -> None:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2**61)
+
+    _POSIX_PROBES: dict[str, Callable[[], None]] = {
+        "shm_open": _shm_open,
+        "datagrams": _datagrams,
+        "record_locks": _record_locks,
+    }
+else:
+    _POSIX_PROBES = {}
 
 
 def _works(attempt: Callable[[], None]) -> bool:
@@ -86,12 +141,7 @@ def _works(attempt: Callable[[], None]) -> bool:
     return True
 
 
-def probe() -> Capabilities:
-    """Try every mechanism once."""
-    return Capabilities(
-        memfd=_works(_memfd),
-        ofd_locks=_works(_ofd_locks),
-        seqpacket=_works(_seqpacket),
-        pidfd=_works(_pidfd),
-        signal_on_close=_works(_signal_on_close),
-    )
+def probe(backend: str = "linux") -> Capabilities:
+    """Try every mechanism that a backend needs, once."""
+    probes = {"linux": _LINUX_PROBES, "posix": _POSIX_PROBES}.get(backend, {})
+    return Capabilities(**{name: _works(attempt) for name, attempt in probes.items()})

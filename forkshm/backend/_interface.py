@@ -89,6 +89,10 @@ class MessageSocket(Protocol):
         """Receive a message: its bytes, what `Backend.received_fds` takes, flags, and nothing of use."""
         ...
 
+    def recv(self, bufsize: int, flags: int = ..., /) -> bytes:
+        """Look at a message."""
+        ...
+
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
         """Set how much the kernel is asked to hold."""
         ...
@@ -289,6 +293,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def is_scarce(self, fd: int) -> bool:
         """Whether *fd*, just opened, shows that the hard limit is near."""
+
+    def more_fds(self) -> int:
+        """How many files are open for fds that take more than one."""
+        return 0
 
     @abc.abstractmethod
     def duplicate(self, fd: int) -> int:
@@ -534,8 +542,8 @@ class Backend(abc.ABC):
         """Return what waits for several fds."""
 
     @abc.abstractmethod
-    def unread_bytes(self, sender: MessageSocket) -> int:
-        """Return how much of what *sender* sent has not been received; 0 when all has."""
+    def has_message(self, end: MessageSocket) -> bool:
+        """Whether a message waits at this end; it stays there."""
 
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
@@ -551,6 +559,9 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def call(self, address: str) -> MessageSocket:
         """Call who listens there; ``PermissionError`` if it is a process of another user."""
+
+    def forget_address(self, address: str) -> None:  # noqa: B027
+        """Take away what a process that was called at *address* may have left there."""
 
     # -- bells: processes that sleep until they are rung for --------------------------
 

@@ -7,26 +7,24 @@ import contextlib
 import errno
 import fcntl
 import math
-import mmap as _mmap
 import os
-import resource
 import secrets
 import select
 import signal
 import socket
 import struct
 import sys
-import termios
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _memory, _syscalls
-from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
+from forkshm.backend import _syscalls
+from forkshm.backend._interface import Access, Advice, HasFileno, Identity
+from forkshm.backend._unix import FLAGS, Unix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from forkshm.backend._interface import Callee, Poller
+    from forkshm.backend._interface import Callee
 
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
@@ -39,13 +37,8 @@ F_OFD_GETLK = 36
 F_OFD_SETLK = 37
 F_SETSIG = 10
 
-_MAP_SHARED = _mmap.MAP_SHARED
-_MAP_PRIVATE = _mmap.MAP_PRIVATE
 # <asm-generic/mman.h>
-_MAP_FIXED = 0x10
 _MAP_FIXED_NOREPLACE = 0x100000
-_MS_ASYNC = 1
-_MS_SYNC = 4
 _MADV_REMOVE = 9
 _ADVICE = {
     Advice.normal: 0,
@@ -58,13 +51,6 @@ _ADVICE = {
 }
 _MADV_POPULATE_READ = 22
 
-_FLAGS = {
-    Access.READ: (_mmap.PROT_READ, _MAP_SHARED),
-    Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, _MAP_SHARED),
-    Access.PRIVATE: (_mmap.PROT_READ | _mmap.PROT_WRITE, _MAP_PRIVATE),
-    Access.SNAPSHOT: (_mmap.PROT_READ, _MAP_PRIVATE),
-}
-
 # /proc/pid/pagemap of proc(5): in memory or swapped out; of a file, or shared.
 _PAGE_THERE = 1 << 63 | 1 << 62
 _PAGE_OF_FILE = 1 << 61
@@ -76,75 +62,17 @@ _lseek = os.lseek  # a lookup less where microseconds count
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-#: Near the hard limit: so many are left, or half of all if that is less.
-_FEW_FDS = 256
-#: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
-FREE_FDS = 128
-
-
 def _one_byte(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
 
 
-class LinuxBackend(Backend):
+class LinuxBackend(Unix):
     """Linux 5.3 and newer (pidfd_open(2) is the newest call needed)."""
 
     name = "linux"
     locks = _syscalls
 
-    # As plain ints: combining the enum's members takes longer than the system call.
-    DONTWAIT = int(socket.MSG_DONTWAIT)
-    TAKE = int(socket.MSG_CMSG_CLOEXEC)
-    TRUNCATED = int(socket.MSG_TRUNC)
-    FDS_LOST = int(socket.MSG_CTRUNC)
-    RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
-    READABLE = select.POLLIN
-    WRITABLE = select.POLLOUT
-
     close = staticmethod(os.close)
-
-    def __init__(self) -> None:
-        self.page_size = os.sysconf("SC_PAGE_SIZE")
-        # The kernel gives out the lowest number that is free: those below this leave enough.
-        self._roomy_below = _soft_limit() - FREE_FDS
-
-    # -- the limit on open files ------------------------------------------------------
-
-    def raise_fd_limit(self) -> bool:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            except (ValueError, OSError):  # a hard limit that is above the system's own
-                hard = soft
-        self._roomy_below = sys.maxsize  # there is no more to be had
-        return soft != hard
-
-    def _noted(self, fd: int) -> int:
-        if fd >= self._roomy_below:
-            self.raise_fd_limit()
-        return fd
-
-    def _once_more(self, error: OSError) -> None:
-        """Raise *error*, unless there may be an fd now."""
-        if error.errno != errno.EMFILE or not self.raise_fd_limit():
-            raise error
-
-    def fd_limit(self) -> int:
-        return _soft_limit()
-
-    def is_scarce(self, fd: int) -> bool:
-        if fd < _FEW_FDS // 2:
-            return False
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
-
-    def duplicate(self, fd: int) -> int:
-        try:
-            return self._noted(os.dup(fd))
-        except OSError as error:
-            self._once_more(error)
-            return os.dup(fd)
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
         name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -167,35 +95,6 @@ class LinuxBackend(Backend):
 
     def open_own_memory(self) -> int:
         return os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-
-    def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
-        # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
-        # its type. The C library adds the other two; to say so costs nothing.
-        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
-        if create:
-            try:
-                os.fchmod(fd, permissions)  # whatever the umask
-            except BaseException:
-                os.close(fd)
-                raise
-        return fd
-
-    def unlink_named(self, name: str) -> None:
-        _syscalls.shm_unlink(os.fsencode("/" + name))
-
-    def resize(self, fd: int, size: int) -> None:
-        if size:
-            # posix_fallocate(3) sets a larger size as well, and takes back what it did when
-            # there is no room. From 0, because others may have left holes: to set a size
-            # alone reserves nothing. Where the file system cannot, a size has to do.
-            try:
-                os.posix_fallocate(fd, 0, size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    raise
-        os.ftruncate(fd, size)
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
@@ -224,30 +123,16 @@ class LinuxBackend(Backend):
             os.close(opened)  # replaced between the two looks
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
-    def may_write(self, fd: int) -> bool:
-        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)
         return (status.st_dev, status.st_ino), status.st_size
 
-    def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
-        prot, flags = _FLAGS[access]
-        return _syscalls.mmap(fd, size, prot, flags, offset)
-
     def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        prot, flags = _FLAGS[access]
+        prot, flags = FLAGS[access]
         got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
         if got != address:  # a kernel before 4.17 takes the address for a wish
             _syscalls.munmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-
-    def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        prot, flags = _FLAGS[access]
-        _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED, offset, address)
-
-    def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
-        _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
         number = _ADVICE[advice]
@@ -281,25 +166,10 @@ class LinuxBackend(Backend):
             os.close(fd)
         return runs
 
-    unmap = staticmethod(_syscalls.munmap)
-
     def discard(self, address: int, size: int) -> None:
         # MADV_REMOVE punches a hole in the object itself: the pages are gone for every
         # process that maps it. MADV_DONTNEED would only drop our own page table.
         _syscalls.madvise(address, size, _MADV_REMOVE)
-
-    window = staticmethod(_memory.window)
-    address_of = staticmethod(_memory.address_of)
-    copy = staticmethod(_memory.copy)
-
-    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
-        _memory.copy_memory(address, source, nbytes)
-
-    def clear_memory(self, address: int, nbytes: int) -> None:
-        _memory.clear_memory(address, nbytes)
-
-    def bytes_at(self, address: int, nbytes: int) -> bytes:
-        return _memory.bytes_at(address, nbytes)
 
     def lock_shared(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))
@@ -344,9 +214,6 @@ class LinuxBackend(Backend):
         end.settimeout(None)
         return end
 
-    def fds_space(self, count: int) -> int:
-        return socket.CMSG_SPACE(count * array.array("i").itemsize)
-
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
         poll = select.poll()
         poll.register(end.fileno(), select.POLLIN)
@@ -356,15 +223,6 @@ class LinuxBackend(Backend):
         poll = select.poll()
         poll.register(end.fileno(), select.POLLOUT)
         return bool(poll.poll(seconds * 1000))
-
-    def poller(self) -> Poller:
-        return select.poll()
-
-    def unread_bytes(self, sender: MessageSocket) -> int:
-        # unix(7): SIOCOUTQ; on Linux it has the number of TIOCOUTQ.
-        pending = array.array("i", [0])
-        fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, pending)
-        return pending[0]
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         fds = array.array("i")
@@ -389,23 +247,6 @@ class LinuxBackend(Backend):
             end.close()
             raise
         return end
-
-    def create_bell(self) -> tuple[int, int]:
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        return read_end, write_end
-
-    def ring(self, bell: int, how_many: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
-            os.write(bell, b"." * how_many)
-
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
-        if seconds is not None:
-            waiting = select.poll()
-            waiting.register(bell, select.POLLIN)
-            if not waiting.poll(seconds * 1000):
-                return None
-        return os.read(bell, 1) != b""
 
     def forking(self) -> AbstractContextManager[int]:
         return contextlib.nullcontext(-1)
@@ -438,9 +279,6 @@ class LinuxBackend(Backend):
     def start_time(self, pid: int) -> int:
         return int(_status(pid)[19])
 
-    def create_lifeline(self) -> tuple[int, int]:
-        return os.pipe()
-
     def die_with(self, lifeline: int) -> int:
         # PR_SET_PDEATHSIG would fire when the *thread* that forked us ends, and a pool
         # forks from whichever thread notices a death. A pipe has no such trap: fcntl(2)
@@ -457,11 +295,6 @@ class LinuxBackend(Backend):
         if gone:  # the parent died before we were armed
             os.kill(os.getpid(), signal.SIGKILL)
         return own
-
-
-def _soft_limit() -> int:
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _status(pid: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The C library, by ctypes: prototypes, and errno to ``OSError``."""
+"""The C library of a POSIX system: prototypes, and errno to ``OSError``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _LARGE = 2**22
 _libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 # shm_open is part of libc since glibc 2.34 and in musl, and of librt before.
 _librt = _libc if hasattr(_libc, "shm_open") else ctypes.CDLL("librt.so.1", use_errno=True)
-_librt.shm_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_uint)
+# The third is one of those that vary in number: macOS on ARM hands such over in another way.
+_librt.shm_open.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _librt.shm_unlink.argtypes = (ctypes.c_char_p,)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -72,7 +73,7 @@ def msync(address: int, size: int, flags: int) -> None:
 def shm_open(name: bytes, flags: int, permissions: int) -> int:
     """Open as shm_open(3) says; return the fd."""
     while True:
-        fd = int(_librt.shm_open(name, flags, permissions))
+        fd = int(_librt.shm_open(name, flags, ctypes.c_uint(permissions)))
         if fd >= 0:
             return fd
         if ctypes.get_errno() != errno.EINTR:

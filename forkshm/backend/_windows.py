@@ -434,8 +434,8 @@ class WindowsBackend(Backend):
     def poller(self) -> Poller:
         return _windows_pipes.Poll()
 
-    def unread_bytes(self, sender: MessageSocket) -> int:
-        return sender.unread() if isinstance(sender, _windows_pipes.MessageEnd) else 0
+    def has_message(self, end: MessageSocket) -> bool:
+        return isinstance(end, _windows_pipes.MessageEnd) and end.has_message()
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         return [handle for _, _, data in ancillary for (handle,) in struct.iter_unpack("<q", data)]

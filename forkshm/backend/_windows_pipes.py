@@ -352,15 +352,12 @@ class MessageEnd:
             return True
         return False
 
-    def unread(self) -> int:
-        """Bytes that were sent and not received, where the other end is open here, too."""
-        other = self.peer() if self.peer is not None else None
-        if other is None or other.fileno() < 0:
-            return 0
+    def has_message(self) -> bool:
+        """Whether a message waits here; it stays."""
         try:
-            return int(_win.PeekNamedPipe(other.fileno())[0])
+            return bool(_win.PeekNamedPipe(self._opened())[0])
         except BrokenPipeError:
-            return 0
+            return False
 
     # -- sending ----------------------------------------------------------------------
 

@@ -173,10 +173,6 @@ class Sender:
         """Let the kernel hold up to so many bytes, as far as it allows."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
 
-    def unread_bytes(self) -> int:
-        """Return how much was sent and not yet received; 0 when everything was."""
-        return kernel.unread_bytes(self._socket)
-
     def forget_sent(self) -> None:
         """Let go of fds that were sent and not received, where that is ours to do: nobody is going to receive them."""
         kernel.forget_sent(self._socket)
@@ -231,6 +227,10 @@ class Receiver:
         """
         taken = self.take(WAIT)
         return None if taken is None else Received(*taken)
+
+    def has_message(self) -> bool:
+        """Whether a message is there, and not yet received."""
+        return kernel.has_message(self._socket)
 
     def take(self, how: int = _RECEIVE) -> tuple[bytes, list[int]] | None:
         """As `receive_nowait`, for those who count the nanoseconds: the data and the fds as they are."""

@@ -198,6 +198,8 @@ class BaseManager(_multiprocess.managers.BaseManager):
         try:
             _multiprocess.managers.BaseManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
         finally:
+            if isinstance(rest[0], str):
+                kernel.forget_address(rest[0])
             lifeline = _lifelines.pop(process, None)
             if lifeline is not None:
                 lifeline.close()

@@ -12,6 +12,7 @@ process, which Python's own is not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import numbers
 import pickle
@@ -19,7 +20,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from forkshm.errors import NotPicklableError
+from forkshm.errors import NotPicklableError, UnsupportedError
 from forkshm.pickler import register
 from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.region import MappedRegion, anonymous_shared_memory
@@ -82,7 +83,7 @@ class _Builder:
             region.buf[: _HEADER.size] = _HEADER.pack(*header)
             for where, piece in self._pieces:
                 region.buf[where : where + len(piece)] = piece
-            region.seal()
+            _seal(region)
             return MappedRegion(region, "read_only")
 
 
@@ -127,10 +128,16 @@ class _Records:
         return made
 
 
+def _seal(region: MappedRegion) -> None:
+    # Where there are no seals, everybody maps it for reading all the same.
+    with contextlib.suppress(UnsupportedError):
+        region.seal()
+
+
 def _of_bytes(kind: type[_Records], data: bytes) -> Any:
     with anonymous_shared_memory(len(data)) as region:
         region.buf[:] = data
-        region.seal()
+        _seal(region)
         return kind._of(MappedRegion(region, "read_only"))
 
 

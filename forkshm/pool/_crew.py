@@ -171,6 +171,10 @@ class Crew:
             return  # stopped: nobody sleeps there any more
         kernel.ring(self._bell.fd, how_many)
 
+    def has_unread_tasks(self) -> bool:
+        """Whether tasks were sent that no worker has taken."""
+        return self._tasks_end.has_message()
+
     def dismiss(self) -> None:
         """Let the workers leave once the queue is empty."""
         self.tasks.end()

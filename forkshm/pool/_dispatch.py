@@ -747,7 +747,7 @@ class Dispatcher:
 
     def _resolve_audit(self) -> None:
         with self._lock:
-            if self._crew.tasks.unread_bytes():
+            if self._crew.has_unread_tasks():
                 return
             states = [self._crew.status.state(worker.slot) for worker in self._crew.workers]
             if CLAIMING in states or LAST_LOOK in states:

@@ -309,7 +309,8 @@ class MappedRegion:
         debug this process (ptrace(2)) can write through it.
 
         Raises:
-            UnsupportedError: The memory has a name or is a file's, which cannot be sealed.
+            UnsupportedError: The memory has a name or is a file's, which cannot be sealed; or this system has no
+                seals.
             ValueError: The region is not ``read_write``.
             RegionClosedError: The region was closed.
 
@@ -340,11 +341,12 @@ class MappedRegion:
         try:
             seal(self._mapping)
         except OSError as error:
-            raise UnsupportedError(
-                f"cannot seal {self!r} ({os.strerror(error.errno or 0)}): only anonymous memory can be, "
-                "and none that was sealed otherwise",
-                capability="seals",
-            ) from error
+            why = (
+                "this system has no seals; pass MappedRegion(region, 'read_only') to those who shall only read"
+                if error.errno == errno.ENOTSUP
+                else f"{os.strerror(error.errno or 0)}; only anonymous memory can be, and none sealed otherwise"
+            )
+            raise UnsupportedError(f"cannot seal {self!r}: {why}", capability="seals") from error
 
     @property
     def sealed(self) -> bool:

@@ -51,7 +51,8 @@ def _fds() -> frozenset[tuple[int, str]]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the one that listed the directory
-        if "forkshm-arena" not in target and not target.startswith("/proc/"):
+        # The file of locks is opened once, and for good.
+        if "forkshm-arena" not in target and not target.startswith("/proc/") and not target.endswith(".locks"):
             found.add((int(name), target))
     return frozenset(found)
 
@@ -76,20 +77,21 @@ def _mappings() -> int:
     if kernel.name == "windows":
         return regions_mapped()
     with open("/proc/self/maps") as maps:
-        return sum("memfd:forkshm-region" in line for line in maps)
+        return sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
 
 
 def holdings() -> Holdings:
     """Look at what this process holds, after a garbage collection."""
     gc.collect()
     forget_received()
+    blocks = arena.statistics().blocks  # those that are back are let go of
     return Holdings(
         fds=_fds(),
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
         named=_named(),
         mappings=_mappings(),
-        blocks=arena.statistics().blocks,
+        blocks=blocks,
     )
 
 

@@ -123,13 +123,13 @@ def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
         assert numbers_in(fds) == list(range(DIRECT_FDS + 5))
 
 
-def test_unread_bytes_are_zero_when_all_has_been_received(channel):
+def test_a_message_is_there_until_it_was_received(channel):
     sender, receiver = channel
-    assert sender.unread_bytes() == 0
+    assert not receiver.has_message()
     sender.send(b"abc")
-    assert sender.unread_bytes() > 0
+    assert receiver.has_message()
     receiver.receive_nowait()
-    assert sender.unread_bytes() == 0
+    assert not receiver.has_message()
 
 
 # -- fds ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import functions as f
 import pytest
 
 import forkshm
+from forkshm.backend import kernel
 from forkshm.pickler import pack, receive
 from forkshm.pickler._handles import Handle
 
@@ -18,7 +19,7 @@ from forkshm.pickler._handles import Handle
 def through(thing):
     """Pickle and unpickle, with the fds duplicated as the kernel would."""
     parcel = pack(thing)
-    fds = [os.dup(fd) for fd in parcel.fds]
+    fds = [kernel.duplicate(fd) for fd in parcel.fds]
     data = parcel.data
     parcel.close()
     del parcel

@@ -263,7 +263,7 @@ def test_a_region_stays_open_while_a_parcel_names_it():
     parcel = pack(region)
     del region
     gc.collect()
-    fds = [os.dup(fd) for fd in parcel.fds]
+    fds = [kernel.duplicate(fd) for fd in parcel.fds]
     parcel.close()
     arrival, _ = receive(parcel.data, 0, fds)
     region = arrival.open()
@@ -280,7 +280,7 @@ def test_parcels_in_one_message_take_their_fds_in_order():
         things = [1, region, b"x" * 100_000, [region, bytearray(200_000)], "end"]
         parcels = [pack(thing) for thing in things]
         data = b"".join(parcel.data for parcel in parcels)
-        fds = [os.dup(fd) for parcel in parcels for fd in parcel.fds]
+        fds = [kernel.duplicate(fd) for parcel in parcels for fd in parcel.fds]
         for parcel in parcels:
             parcel.close()
         position = 0
@@ -293,7 +293,7 @@ def test_parcels_in_one_message_take_their_fds_in_order():
 
 def test_a_parcel_that_is_skipped_has_its_fds_closed():
     parcel, after = pack(b"x" * 100_000), pack("after")
-    fds = [os.dup(fd) for fd in parcel.fds]
+    fds = [kernel.duplicate(fd) for fd in parcel.fds]
     parcel.close()
     assert arena.statistics().blocks
     data = parcel.data + after.data
@@ -313,7 +313,7 @@ def test_a_plain_parcel_is_opened_in_the_short_way_and_no_other():
 def test_a_parcel_can_be_received_any_number_of_times():
     parcel = pack(bytearray(100_000), for_many=True)
     for _ in range(3):
-        arrival, _ = receive(parcel.data, 0, [os.dup(fd) for fd in parcel.fds])
+        arrival, _ = receive(parcel.data, 0, [kernel.duplicate(fd) for fd in parcel.fds])
         assert arrival.open() == bytearray(100_000)
     parcel.close()
     parcel.close()
@@ -343,7 +343,7 @@ def test_an_exception_while_unpickling_leaves_no_block(cross):
 
 def test_a_parcel_that_is_never_opened_gives_its_block_back():
     parcel = pack(b"x" * 2**20)
-    arrival, _ = receive(parcel.data, 0, [os.dup(fd) for fd in parcel.fds])
+    arrival, _ = receive(parcel.data, 0, [kernel.duplicate(fd) for fd in parcel.fds])
     parcel.close()
     assert arena.statistics().blocks == 1
     del arrival
@@ -361,7 +361,7 @@ def test_memory_that_is_smaller_than_the_parcel_says_is_refused_and_nothing_stay
     with anonymous_shared_memory(3 * 4096) as region, anonymous_shared_memory(4096) as small:
         parcel = pack(region)
         with pytest.raises(RegionGoneError, match="object has 4,096 bytes"):
-            receive(parcel.data, 0, [os.dup(small.fileno())])
+            receive(parcel.data, 0, [kernel.duplicate(small.fileno())])
         parcel.close()
 
 
@@ -371,8 +371,8 @@ def test_a_lease_in_the_place_of_a_region_and_the_reverse_leave_nothing_open():
     with anonymous_shared_memory(4096) as region:
         block, descriptor = pack(b"x" * 2**20), pack(region)
         with pytest.raises(RegionGoneError):
-            receive(block.data, 0, [os.dup(region.fileno())])
-        arrival, _ = receive(descriptor.data, 0, [os.dup(fd) for fd in block.fds])
+            receive(block.data, 0, [kernel.duplicate(region.fileno())])
+        arrival, _ = receive(descriptor.data, 0, [kernel.duplicate(fd) for fd in block.fds])
         del arrival
         block.close()
         descriptor.close()
@@ -384,11 +384,11 @@ def test_a_parcel_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
     with anonymous_shared_memory(4096) as region:
         parcel = pack([region, b"x" * 100] if thing == "r" else thing)
         for length in range(len(parcel.data)):
-            fds = [os.dup(fd) for fd in parcel.fds]
+            fds = [kernel.duplicate(fd) for fd in parcel.fds]
             with pytest.raises(ChannelBrokenError):
                 receive(parcel.data[:length], 0, fds)
             for fd in fds:  # the caller's, as far as the parcel did not take them
-                os.close(fd)
+                kernel.close(fd)
         parcel.close()
 
 

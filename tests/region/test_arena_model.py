@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from forkshm.backend import kernel
 from forkshm.region._arena import Arena
 from forkshm.region._lifetime import guard
 from forkshm.region._segment import Share, _drop, claim
@@ -111,7 +112,7 @@ class ArenaModel(RuleBasedStateMachine):
         lease, held = lent
         if lease.fd < 0:
             return multiple()
-        window = claim(os.dup(lease.fd), held.block.offset, held.block.size, share)
+        window = claim(kernel.duplicate(lease.fd), held.block.offset, held.block.size, share)
         held.holders += 1
         return [memoryview(window).cast("B")], held
 
@@ -231,7 +232,7 @@ class ArenaModel(RuleBasedStateMachine):
             with guard:
                 value[0].end()
         else:
-            os.close(value[1])
+            kernel.close(value[1])
 
 
 @pytest.mark.parametrize(

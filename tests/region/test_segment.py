@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from forkshm.backend import kernel
 from forkshm.channel import pair
 from forkshm.region import _segment
 from forkshm.region._arena import Arena
@@ -80,7 +81,7 @@ def test_a_received_lease_that_is_closed_unclaimed_frees_the_block(fresh_arena, 
     _, lease = lent(fresh_arena)
     sender.send(b"here", [lease.fd])
     lease.close()
-    os.close(receiver.receive_nowait().fds[0])
+    kernel.close(receiver.receive_nowait().fds[0])
     assert blocks(fresh_arena) == 0
 
 
@@ -97,7 +98,7 @@ def test_an_unread_message_frees_its_block_with_the_socket(fresh_arena, wait_unt
 
 def test_the_block_is_held_until_the_last_of_several_views_is_gone(fresh_arena):
     block, lease = lent(fresh_arena)
-    view = claimed(os.dup(lease.fd), block)
+    view = claimed(kernel.duplicate(lease.fd), block)
     lease.close()
     part = view[3:5]
     array = [view[1:].toreadonly(), memoryview(view)]
@@ -112,8 +113,8 @@ def test_the_block_is_held_until_the_last_of_several_views_is_gone(fresh_arena):
 
 def test_two_claims_of_one_block_are_counted(fresh_arena):
     block, lease = lent(fresh_arena)
-    first = claimed(os.dup(lease.fd), block)
-    second = claimed(os.dup(lease.fd), block)
+    first = claimed(kernel.duplicate(lease.fd), block)
+    second = claimed(kernel.duplicate(lease.fd), block)
     lease.close()
     first[:3] = b"CON"
     assert bytes(second[:7]) == b"CONtent"
@@ -126,9 +127,9 @@ def test_two_claims_of_one_block_are_counted(fresh_arena):
 
 def test_private_claims_see_the_block_and_not_each_others_writes(fresh_arena):
     block, lease = lent(fresh_arena)
-    first = claimed(os.dup(lease.fd), block, private=True)
-    second = claimed(os.dup(lease.fd), block, private=True)
-    shared = claimed(os.dup(lease.fd), block)
+    first = claimed(kernel.duplicate(lease.fd), block, private=True)
+    second = claimed(kernel.duplicate(lease.fd), block, private=True)
+    shared = claimed(kernel.duplicate(lease.fd), block)
     lease.close()
     first[:3] = b"ABC"
     assert bytes(first[:7]) == b"ABCtent"
@@ -157,7 +158,7 @@ def test_private_claims_see_the_block_and_not_each_others_writes(fresh_arena):
 @pytest.mark.parametrize("private", [False, True])
 def test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease(fresh_arena, offset, size, private):
     _, lease = lent(fresh_arena)
-    fd = os.dup(lease.fd)
+    fd = kernel.duplicate(lease.fd)
     with pytest.raises(ValueError, match=r"does not fit a segment of 16,777,216 bytes"):
         claim(fd, offset, size, Share.private if private else Share.exclusive)
     assert not is_open(fd)
@@ -220,7 +221,7 @@ def test_a_lease_received_and_not_claimed_by_a_killed_process_is_free(fresh_aren
 
 def test_a_forked_child_holds_what_its_parent_held(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
-    holder = [claimed(os.dup(lease.fd), block)]
+    holder = [claimed(kernel.duplicate(lease.fd), block)]
     lease.close()
     pid = child_that_holds(lambda: bytes(holder[0][:7]) == b"content" or os._exit(1))
     holder.clear()
@@ -231,7 +232,7 @@ def test_a_forked_child_holds_what_its_parent_held(fresh_arena, child_that_holds
 
 def test_what_a_child_lets_go_of_its_parent_still_holds(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
-    holder = [claimed(os.dup(lease.fd), block), claimed(os.dup(lease.fd), block, private=True)]
+    holder = [claimed(kernel.duplicate(lease.fd), block), claimed(kernel.duplicate(lease.fd), block, private=True)]
     lease.close()
 
     def let_go():
@@ -249,7 +250,7 @@ def test_what_a_child_lets_go_of_its_parent_still_holds(fresh_arena, child_that_
 
 def test_a_grandchild_holds_too(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
-    holder = [claimed(os.dup(lease.fd), block)]
+    holder = [claimed(kernel.duplicate(lease.fd), block)]
     lease.close()
     read_end, write_end = os.pipe()
 

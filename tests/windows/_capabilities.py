@@ -1,7 +1,7 @@
 """What Windows has not, and so which tests are skipped there, each with a reason.
 
 A test that comes to one of these is skipped at that point, with the reason, and counted: see `stand_in`. What runs and
-cannot pass is in `KNOWN`, by name.
+meets a difference that is meant is in ``tests/capability_skips.py``, by name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CAPABILITIES = {
 
 def skip(capability: str) -> None:
     """Skip the test that runs."""
-    pytest.skip(f"Windows: {CAPABILITIES[capability]}", allow_module_level=True)
+    pytest.skip(f"needs {capability}: {CAPABILITIES[capability]}", allow_module_level=True)
 
 
 def _function(capability):
@@ -99,9 +99,10 @@ def stand_in() -> None:
             setattr(signal, name, _function("signals"))
     os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves
     # Under Wine the files of Linux are there, and tell of other things than the tests mean.
-    for module, name in ((builtins, "open"), (os, "open"), (os, "listdir"), (os, "readlink"), (os, "scandir"), (os, "stat")):
-        setattr(module, name, _not_of_linux(getattr(module, name)))
-    for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek", "fdopen"):
+    builtins.open = _not_of_linux(open)
+    for name in ("open", "listdir", "readlink", "scandir", "stat"):
+        setattr(os, name, _not_of_linux(getattr(os, name)))
+    for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek"):
         setattr(os, name, _not_of_handles(getattr(os, name)))
     os.kill = _kill
     os.sysconf = _sysconf
@@ -157,15 +158,3 @@ def _sysconf(name: str) -> int:
     if name not in ("SC_PAGE_SIZE", "SC_PAGESIZE"):
         skip("libc")
     return kernel.page_size
-
-
-#: Tests, or the files or classes that they are in, that run into a difference which is meant, and why.
-KNOWN: dict[str, str] = {}
-
-
-def mark(items) -> None:
-    """Skip what is known, by name."""
-    for item in items:
-        for name, reason in KNOWN.items():
-            if item.nodeid.startswith(name):
-                item.add_marker(pytest.mark.skip(reason=f"Windows: {reason}"))

@@ -1,0 +1,202 @@
+"""What Linux and other POSIX systems have in common."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import mmap as _mmap
+import os
+import resource
+import select
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import _memory, _syscalls
+from forkshm.backend._interface import Access, Backend
+
+if TYPE_CHECKING:
+    from forkshm.backend._interface import MessageSocket, Poller
+
+MAP_SHARED = _mmap.MAP_SHARED
+MAP_PRIVATE = _mmap.MAP_PRIVATE
+#: <sys/mman.h>; the same on Linux, macOS and the BSDs.
+MAP_FIXED = 0x10
+_MS_ASYNC = 1
+_MS_SYNC = {"darwin": 0x10, "freebsd": 0, "openbsd": 2}.get(sys.platform.rstrip("0123456789"), 4)
+
+FLAGS = {
+    Access.READ: (_mmap.PROT_READ, MAP_SHARED),
+    Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_SHARED),
+    Access.PRIVATE: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_PRIVATE),
+    Access.SNAPSHOT: (_mmap.PROT_READ, MAP_PRIVATE),
+}
+
+#: Near the hard limit: so many are left, or half of all if that is less.
+_FEW_FDS = 256
+#: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
+FREE_FDS = 128
+
+
+def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+#: posix_fallocate(3); macOS has none.
+fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
+
+
+_LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
+
+
+class Unix(Backend):
+    """A POSIX system."""
+
+    # As plain ints: combining the enum's members takes longer than the system call.
+    DONTWAIT = int(socket.MSG_DONTWAIT)
+    TAKE = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    TRUNCATED = int(socket.MSG_TRUNC)
+    FDS_LOST = int(socket.MSG_CTRUNC)
+    RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+    READABLE = select.POLLIN
+    WRITABLE = select.POLLOUT
+
+    def __init__(self) -> None:
+        self.page_size = os.sysconf("SC_PAGE_SIZE")
+        # The kernel gives out the lowest number that is free: those below this leave enough.
+        self._roomy_below = _soft_limit() - FREE_FDS
+
+    # -- the limit on open files ------------------------------------------------------
+
+    def raise_fd_limit(self) -> bool:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            except (ValueError, OSError):  # a hard limit that is above the system's own
+                hard = soft
+        self._roomy_below = sys.maxsize  # there is no more to be had
+        return soft != hard
+
+    def _noted(self, fd: int) -> int:
+        if fd >= self._roomy_below:
+            self.raise_fd_limit()
+        return fd
+
+    def _once_more(self, error: OSError) -> None:
+        """Raise *error*, unless there may be an fd now."""
+        if error.errno != errno.EMFILE or not self.raise_fd_limit():
+            raise error
+
+    def fd_limit(self) -> int:
+        return _soft_limit()
+
+    def is_scarce(self, fd: int) -> bool:
+        if fd < _FEW_FDS // 2:
+            return False
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
+
+    def duplicate(self, fd: int) -> int:
+        try:
+            return self._noted(os.dup(fd))
+        except OSError as error:
+            self._once_more(error)
+            return os.dup(fd)
+
+    def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
+        # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
+        # its type. The C library adds the other two; to say so costs nothing.
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
+        if create:
+            try:
+                os.fchmod(fd, permissions)  # whatever the umask
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def unlink_named(self, name: str) -> None:
+        _syscalls.shm_unlink(os.fsencode("/" + name))
+
+    def resize(self, fd: int, size: int) -> None:
+        if size:
+            # posix_fallocate(3) sets a larger size as well, and takes back what it did when
+            # there is no room. From 0, because others may have left holes: to set a size
+            # alone reserves nothing. Where the file system cannot, a size has to do.
+            try:
+                fallocate(fd, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        os.ftruncate(fd, size)
+
+    def may_write(self, fd: int) -> bool:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+    def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
+        prot, flags = FLAGS[access]
+        return _syscalls.mmap(fd, size, prot, flags, offset)
+
+    def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        prot, flags = FLAGS[access]
+        _syscalls.mmap(fd, size, prot, flags | MAP_FIXED, offset, address)
+
+    def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
+        _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
+
+    unmap = staticmethod(_syscalls.munmap)
+
+    window = staticmethod(_memory.window)
+    address_of = staticmethod(_memory.address_of)
+    copy = staticmethod(_memory.copy)
+
+    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
+        _memory.copy_memory(address, source, nbytes)
+
+    def clear_memory(self, address: int, nbytes: int) -> None:
+        _memory.clear_memory(address, nbytes)
+
+    def bytes_at(self, address: int, nbytes: int) -> bytes:
+        return _memory.bytes_at(address, nbytes)
+
+    def fds_space(self, count: int) -> int:
+        return socket.CMSG_SPACE(count * array.array("i").itemsize)
+
+    def has_message(self, end: MessageSocket) -> bool:
+        try:
+            return bool(end.recv(1, _LOOK))
+        except BlockingIOError:
+            return False
+
+    def poller(self) -> Poller:
+        return select.poll()
+
+    def create_bell(self) -> tuple[int, int]:
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        return read_end, write_end
+
+    def ring(self, bell: int, how_many: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
+            os.write(bell, b"." * how_many)
+
+    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+        if seconds is not None:
+            waiting = select.poll()
+            waiting.register(bell, select.POLLIN)
+            if not waiting.poll(seconds * 1000):
+                return None
+        return os.read(bell, 1) != b""
+
+    def create_lifeline(self) -> tuple[int, int]:
+        return os.pipe()
+
+
+def _soft_limit() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

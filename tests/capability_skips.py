@@ -1,0 +1,83 @@
+"""What a backend cannot offer, and the tests that are about it: by name, and each with its reason.
+
+A test is named by the end of its node id without parameters, or by its file; whole files end in ``.py``.
+"""
+
+from __future__ import annotations
+
+#: Of each backend: the capability that is missing, why, and what is left out for want of it.
+SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "posix": {
+        "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
+        "seals": (
+            "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
+            (
+                "region/test_seal.py",
+                "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
+                "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
+                "pool/test_read_only.py::test_a_sealed_region_and_its_way_out",
+                "pool/test_regions_cross.py::test_a_sealed_region_arrives_read_only_and_the_creator_goes_on",
+            ),
+        ),
+        "proc": (
+            "memory crosses the channels of others by way of /proc: it raises UnsupportedError, and names ours",
+            (
+                "descriptor/test_region.py",
+                "descriptor/test_fuzz.py",
+                "pickler/test_foreign.py",
+                "doors/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
+                "region/test_file.py::test_a_file_that_one_may_only_read_is_reached_by_its_descriptor",
+                (
+                    "failure/test_forked_by_others.py::"
+                    "test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody"
+                ),
+                "failure/test_forked_by_others.py::test_an_executor_forks_from_its_own_thread_while_ours_work",
+            ),
+        ),
+        "pagemap": (
+            "which pages were written is not told, so copies that are handed on are copied again",
+            (
+                (
+                    "pickler/test_objects.py::"
+                    "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
+                ),
+                "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
+                "integrations/test_born_shared.py::test_for_reading_means_no_writes_there_and_ours_are_seen",
+                "pool/test_handing_on.py::test_a_slice_of_what_arrived_is_handed_on_too",
+                "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
+            ),
+        ),
+        "punch_holes": (
+            "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
+            (
+                "region/test_arena.py::test_trim_gives_memory_back_but_not_that_of_blocks_in_use",
+                "region/test_arena.py::test_trim_keeps_as_much_warm_as_it_is_told",
+                "region/test_arena.py::test_memory_beyond_the_recent_demand_goes_back_by_itself",
+                "region/test_arena.py::test_there_is_excess_only_beyond_what_is_kept_warm",
+                "pool/test_memory.py::test_memory_is_used_again_and_given_back",
+            ),
+        ),
+        "exact_objects": (
+            "an object has whole pages, and one more that says what it is",
+            ("region/test_arena.py::test_an_untouched_arena_takes_no_memory",),
+        ),
+        "memfd": (
+            "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
+            ("region/test_object.py::test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus",),
+        ),
+        "locks_as_leases": (
+            "a lease is a pipe, so each array on its way takes an fd of its sender",
+            ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
+        ),
+    },
+}
+
+
+def reason_to_skip(backend: str, nodeid: str) -> str | None:
+    """Return why a test is left out on a backend, or None."""
+    name = nodeid.removeprefix("tests/").partition("[")[0]
+    for capability, (why, tests) in SKIPS.get(backend, {}).items():
+        for test in tests:
+            if name == test or (test.endswith(".py") and name.partition("::")[0] == test):
+                return f"needs {capability}: {why}"
+    return None
