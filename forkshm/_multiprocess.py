@@ -92,11 +92,32 @@ def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any]
     return __getattr__, __dir__
 
 
+class NoFork:
+    """Stands where ``multiprocess`` has something that forks, on systems that cannot."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from forkshm.errors import UnsupportedError
+
+        raise UnsupportedError(
+            "processes cannot be forked on this system: use the start method 'spawn', which is the default here",
+            capability="fork",
+        )
+
+
+def push_to_child(fd: int) -> int:
+    """On Windows, duplicate a handle into the process that is being spawned just now; return what it is there."""
+    popen: Any = context.get_spawning_popen()
+    return int(popen.duplicate_for_child(fd))
+
+
 #: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
 default_context: Any = context._default_context
 
 #: How long the fork server may take to say how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
+
+#: On Windows, who was ended as by a signal exits with this and its number.
+_ENDED_BY = 0x10000
 _PAUSE = 0.0005
 #: And another thread that collects children, to enter the exit code that it was told.
 _OTHER_THREAD_SECONDS = 0.1
@@ -133,6 +154,8 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         code = ended.exitcode
     if code is None:
         popen.returncode = 255  # or close() would refuse
+    elif code > _ENDED_BY:  # see the Windows backend
+        code = _ENDED_BY - code
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]
     return code

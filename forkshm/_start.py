@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _multiprocess
 from forkshm._identity import introduce
 from forkshm.backend import kernel
-from forkshm.channel import Kind, Receiver, pair, read_message, write_message
+from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import explain, known_after_import, pack
 
@@ -66,6 +66,19 @@ class _StartedAnew(_OfContext):
             except Exception as error:
                 explain(error, self._names_of_parts or _parts(self, state), known)
                 raise
+        settings = (
+            _multiprocess.default_context.get_start_method(allow_none=True),
+            tuple(first_calls),
+            bytes(multiprocessing.process.current_process().authkey),
+        )
+        if kernel.leases_are_handles:
+            # The child is there already, so its handles are put into it, and are gone with it.
+            try:
+                data, fds = write_message(Kind.CALL, 0, parcel)
+                pushed = [_multiprocess.push_to_child(fd) for fd in fds]
+            finally:
+                parcel.close()
+            return _rebuild_pushed, (data, pushed, *settings)
         sender, receiver = pair()
         try:
             data, fds = write_message(Kind.CALL, 0, parcel)
@@ -77,12 +90,7 @@ class _StartedAnew(_OfContext):
             sender.close()
             parcel.close()
         self._carrier = receiver
-        return _rebuild, (
-            _multiprocess.reduction.DupFd(receiver.fileno()),
-            _multiprocess.default_context.get_start_method(allow_none=True),
-            tuple(first_calls),
-            bytes(multiprocessing.process.current_process().authkey),
-        )
+        return _rebuild, (_multiprocess.reduction.DupFd(receiver.fileno()), *settings)
 
     def _drop_carrier(self) -> None:
         # The child has its own by now, or there is none.
@@ -100,7 +108,15 @@ def _parts(process: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {**parts, **own, f"class {type(process).__qualname__}": type(process)}
 
 
-class ForkProcess(_OfContext, _multiprocess.context.ForkProcess):
+if TYPE_CHECKING:
+    _Forked = _multiprocess.context.ForkProcess
+    _ServerForked = _multiprocess.context.ForkServerProcess
+else:
+    _Forked = getattr(_multiprocess.context, "ForkProcess", _multiprocess.NoFork)
+    _ServerForked = getattr(_multiprocess.context, "ForkServerProcess", _multiprocess.NoFork)
+
+
+class ForkProcess(_OfContext, _Forked):
     """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
@@ -138,7 +154,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
         introduce()
 
 
-class ForkServerProcess(_StartedAnew, _multiprocess.context.ForkServerProcess):
+class ForkServerProcess(_StartedAnew, _ServerForked):
     """A process forked by a server without threads; the interface of ``multiprocessing.Process``."""
 
     @staticmethod
@@ -172,11 +188,7 @@ def _rebuild(
     carrier: Any, start_method: str | None, calls: tuple[Callable[[], object], ...], standard_authkey: bytes
 ) -> Any:
     """In the child: take the process object out of its channel."""
-    # What the standard library gives its own children: its managers ask for it.
-    multiprocessing.process.current_process().authkey = standard_authkey
-    _multiprocess.default_context.set_start_method(start_method, force=True)
-    for call in calls:
-        call()
+    _settle(start_method, calls, standard_authkey)
     receiver = Receiver(kernel.message_socket(carrier.detach()))
     try:
         received = receiver.receive_nowait()
@@ -184,6 +196,26 @@ def _rebuild(
         received = None
     finally:
         receiver.close()
+    return _made(received)
+
+
+def _rebuild_pushed(
+    data: bytes, fds: list[int], start_method: str | None, calls: tuple[Callable[[], object], ...], authkey: bytes
+) -> Any:
+    """The same, with fds that were put into this process."""
+    _settle(start_method, calls, authkey)
+    return _made(Received(data, fds))
+
+
+def _settle(start_method: str | None, calls: tuple[Callable[[], object], ...], standard_authkey: bytes) -> None:
+    # What the standard library gives its own children: its managers ask for it.
+    multiprocessing.process.current_process().authkey = standard_authkey
+    _multiprocess.default_context.set_start_method(start_method, force=True)
+    for call in calls:
+        call()
+
+
+def _made(received: Received | None) -> Any:
     arrival = read_message(received).parcels[0] if received is not None else None
     if arrival is None:
         raise ChannelBrokenError("a process was started without the object that it should run: please report this")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing.context
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _identity, _multiprocess
+from forkshm import _identity, _multiprocess, _system
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
@@ -114,7 +114,15 @@ class _Doors(_Base):
         return manager
 
 
-class ForkContext(_Doors, _multiprocess.context.ForkContext, multiprocessing.context.BaseContext):
+if TYPE_CHECKING:
+    _Forking = _multiprocess.context.ForkContext
+    _ServerForking = _multiprocess.context.ForkServerContext
+else:
+    _Forking = getattr(_multiprocess.context, "ForkContext", _multiprocess.NoFork)
+    _ServerForking = getattr(_multiprocess.context, "ForkServerContext", _multiprocess.NoFork)
+
+
+class ForkContext(_Doors, _Forking, multiprocessing.context.BaseContext):
     """The context whose processes are forked.
 
     Like the others it is an instance of the base class of ``multiprocess`` and of that of
@@ -130,17 +138,17 @@ class SpawnContext(_Doors, _multiprocess.context.SpawnContext, multiprocessing.c
     Process = SpawnProcess
 
 
-class ForkServerContext(_Doors, _multiprocess.context.ForkServerContext, multiprocessing.context.BaseContext):
+class ForkServerContext(_Doors, _ServerForking, multiprocessing.context.BaseContext):
     """The context whose processes are forked by a server process that has no threads."""
 
     Process = ForkServerProcess
 
 
-_contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = {
-    "fork": ForkContext(),
-    "spawn": SpawnContext(),
-    "forkserver": ForkServerContext(),
-}
+_contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = (
+    {"fork": ForkContext(), "spawn": SpawnContext(), "forkserver": ForkServerContext()}
+    if _system.CAN_FORK
+    else {"spawn": SpawnContext()}
+)
 
 
 class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):
@@ -151,17 +159,18 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
     Process = Process  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        super().__init__(_contexts["fork"])
+        super().__init__(next(iter(_contexts.values())))
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method.
 
         Args:
             method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for the one that is set,
-                which on Linux is fork at first, on every version of Python.
+                which is fork at first, on every version of Python, and spawn where there is no fork.
 
         Raises:
             ValueError: There is no such method.
+            UnsupportedError: This system cannot fork; use ``"spawn"``.
         """
         if method is None:
             if self._actual_context is None:
@@ -170,6 +179,8 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         try:
             return _contexts[method]
         except KeyError:
+            if method in ("fork", "forkserver"):
+                _multiprocess.NoFork()
             raise ValueError(f"cannot find context for {method!r}: there are {', '.join(_contexts)}") from None
 
     def set_start_method(self, method: str | None, force: bool = False) -> None:

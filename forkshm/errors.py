@@ -444,5 +444,5 @@ def signal_name(exitcode: int | None) -> str | None:
         return None
     try:
         return _signal.Signals(-exitcode).name
-    except ValueError:
-        return f"signal {-exitcode}"
+    except ValueError:  # Windows has no SIGKILL, and forkshm ends processes there as if it had
+        return "SIGKILL" if exitcode == -9 else f"signal {-exitcode}"

@@ -16,6 +16,12 @@ import forkshm
 from forkshm.backend import kernel
 from forkshm.testing import check_leaks
 
+if sys.platform == "win32":
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "windows"))
+    import _capabilities
+
+    _capabilities.stand_in()
+
 
 def pytest_collection_modifyitems(items):
     """Leave out what is about something that this backend has not."""
@@ -41,7 +47,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def no_leaks(request):
     """Every test gives back the fds, processes, threads, mappings and blocks that it took."""
-    with check_leaks():
+    with check_leaks(patience=5.0 if sys.platform != "win32" else 1.5):
         yield
         request.node.funcargs.clear()  # what the test was given may be freed by now
 

@@ -110,11 +110,12 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        # Called in the first three; the others need it as the language of layouts.
+        # Called in backend; the others need it as the language of layouts.
         (
             "ctypes",
             {
                 "backend/_memory.py",
+                "backend/_winapi.py",
                 "backend/_syscalls.py",
                 "backend/_numpy_hook.py",
                 "region/_layout.py",

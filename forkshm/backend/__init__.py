@@ -30,6 +30,10 @@ __all__ = (
 
 def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
     """Return the first backend that this system can do, or the one that is asked for; and what was found."""
+    if sys.platform == "win32":
+        from forkshm.backend._windows import WindowsBackend
+
+        return WindowsBackend(), find("windows")
     wanted = os.environ.get("FORKSHM_BACKEND", "")
     if wanted not in ("", "linux", "posix"):
         raise UnsupportedError(

@@ -136,7 +136,7 @@ else:
 def _works(attempt: Callable[[], None]) -> bool:
     try:
         attempt()
-    except (AttributeError, OSError):
+    except (AttributeError, NameError, OSError):
         return False
     return True
 

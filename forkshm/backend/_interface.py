@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import abc
 import enum
+import errno
+import os
+import stat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from forkshm.errors import UnsupportedError
@@ -261,6 +264,16 @@ class Backend(abc.ABC):
     WRITABLE: int = 4
     #: How long a process that has ended may take until it can be collected, in seconds.
     COLLECT_SECONDS: float = 0.0
+    #: How many fds may go beside one message; more go in a carrier.
+    DIRECT_FDS: int = 16
+    #: What it means when fds of a message did not arrive.
+    fds_lost_because: str = (
+        "this process has as many files open as it may (EMFILE); let arrays share a region, "
+        "pass fewer at once, or raise the limit (ulimit -n)"
+    )
+    #: To have an fd of a memory object is to hold all of it: there is one lease for each object, its fds are counted,
+    #: and `replace`, `own_pages` and `discard` do not exist. Else leases are on bytes; see `lock_shared`.
+    leases_are_handles: bool = False
 
     @abc.abstractmethod
     def close(self, fd: int) -> None:
@@ -308,6 +321,14 @@ class Backend(abc.ABC):
 
         What is there is not opened by *create*, but ``EEXIST``. Symbolic links are not followed.
         """
+
+    def folder_of_named(self) -> str:
+        """Return where files stand for named objects, for those who look what is there."""
+        return "/dev/shm"  # noqa: S108
+
+    def handles(self) -> frozenset[tuple[int, str]]:
+        """Return the fds of this process and what they are, but those that are kept on purpose; not on all systems."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     @abc.abstractmethod
     def unlink_named(self, name: str) -> None:
@@ -359,6 +380,36 @@ class Backend(abc.ABC):
         """
         return None
 
+    def of_file(self, fileno: int) -> int:
+        """Return the fd behind one of the C library, as files of Python have them; it stays the file's."""
+        return fileno
+
+    def open_file(self, path: str, *, writable: bool) -> int:
+        """Open a file to be mapped."""
+        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def is_regular(self, fd: int) -> bool:
+        """Whether *fd* is one of a regular file."""
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+
+    def owner(self, fd: int) -> str | None:
+        """Return whose the file is; None when it is this user's."""
+        uid = os.fstat(fd).st_uid
+        return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
+
+    def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
+        """Create memory that is gone with its last fd, or open that of the name; tell whether it was there already."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def open_section(self, name: str, *, writable: bool) -> int:
+        """Open such memory."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def read_only(self, fd: int) -> int:
+        """Return another fd of such memory, with which nobody can write to it."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
     # -- mappings -------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -376,6 +427,9 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
         """Write changed pages of a file mapping back; *address* is that of a page."""
+
+    def flush_to_disk(self, fd: int) -> None:  # noqa: B027
+        """Wait until the disk has what `flush` has written; nothing where that waits itself."""
 
     @abc.abstractmethod
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
@@ -442,6 +496,14 @@ class Backend(abc.ABC):
     def is_held(self, fd: int, position: int) -> bool:
         """Tell whether any *other* open file description holds the byte."""
 
+    def is_abandoned(self, address: int, size: int) -> bool:
+        """Whether who made an object, which is mapped there, has done with it; where `leases_are_handles`."""
+        raise NotImplementedError
+
+    def give_up(self, address: int, size: int) -> None:
+        """Have done with an object made here; where `leases_are_handles`."""
+        raise NotImplementedError
+
     # -- counters -------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -499,6 +561,9 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         """Return the fds that came beside a message."""
+
+    def forget_sent(self, sender: MessageSocket) -> None:  # noqa: B027
+        """Let go of the fds that were sent through an end and not received: nobody is going to."""
 
     @abc.abstractmethod
     def listen(self, address: str | None, backlog: int) -> Callee:

@@ -161,7 +161,9 @@ _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 #: Bytes that memory of the C library has room for; None where it does not say.
-malloc_usable_size: Callable[[int], int] | None = getattr(ctypes.PyDLL(None), "malloc_usable_size", None)
+malloc_usable_size: Callable[[int], int] | None = getattr(
+    ctypes.PyDLL(None) if os.name == "posix" else None, "malloc_usable_size", None
+)
 if malloc_usable_size is not None:
     malloc_usable_size.argtypes = (_long,)  # type: ignore[attr-defined]
     malloc_usable_size.restype = _long  # type: ignore[attr-defined]

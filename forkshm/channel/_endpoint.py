@@ -28,7 +28,7 @@ __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "
 MAX_MESSAGE = 64 * 1024
 
 #: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.
-DIRECT_FDS = 16
+DIRECT_FDS = kernel.DIRECT_FDS
 
 #: Fds that wait together in a carrier's queue. Whoever receives has, where the limits allow it, as much
 #: room for each as the backend keeps free; unix(7) sets a limit of 253.
@@ -178,6 +178,10 @@ class Sender:
     def grow(self, nbytes: int) -> None:
         """Let the kernel hold up to so many bytes, as far as it allows."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
+
+    def forget_sent(self) -> None:
+        """Let go of fds that were sent and not received, where that is ours to do: nobody is going to receive them."""
+        kernel.forget_sent(self._socket)
 
     def end(self) -> None:
         """Say that nothing more will come: receivers get None once all is received."""

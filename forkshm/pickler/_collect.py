@@ -214,6 +214,8 @@ class Collector:
     def _block(self, claim: Claim, address: int, nbytes: int, asked: Mode | None) -> int:
         known = self._indices.get((id(claim), asked), -1)
         if claim.share is not Share.shared:
+            if kernel.leases_are_handles and claim.in_place:
+                return -1  # it cannot become copy-on-write under its views
             # A copy that arrived, or was born, here. Few bytes of it are not worth a lease.
             if asked is Mode.read_write or nbytes < OUT_OF_BAND or not claim.is_as_it_came(address, nbytes):
                 return -1

@@ -85,4 +85,5 @@ def rebuild_socket(received: ReceivedFd, family: int, kind: int, proto: int) -> 
     return socket.socket(family, kind, proto, received.take())
 
 
-register(socket.socket, reduce_socket)
+if kernel.name != "windows":  # else the standard library's way
+    register(socket.socket, reduce_socket)

@@ -95,9 +95,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     head, position = read_head(data, position)
     if len(fds) < head.fds:
         raise RegionGoneError(
-            f"a message named {head.fds} memory objects and only {len(fds)} arrived: "
-            "this process has as many files open as it may (EMFILE); let arrays share a region, "
-            "pass fewer at once, or raise the limit (ulimit -n)"
+            f"a message named {head.fds} memory objects and only {len(fds)} arrived: " + kernel.fds_lost_because
         )
     mine = fds[: head.fds]
     del fds[: head.fds]

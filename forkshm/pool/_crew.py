@@ -294,6 +294,8 @@ class Crew:
                 ForkshmWarning,
                 stacklevel=2,
             )
+        if hasattr(self, "tasks") and not self.tasks.closed:
+            self.tasks.forget_sent()
         for thing in self._open:
             thing.close()
         self._open.clear()

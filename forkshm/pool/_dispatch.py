@@ -800,6 +800,7 @@ class Dispatcher:
             states = [self._crew.status.state(worker.slot) for worker in self._crew.workers]
             if CLAIMING in states or LAST_LOOK in states:
                 return
+            self._crew.tasks.forget_sent()  # what was taken and is not there was taken by the dead
             # A worker that was seen between tasks has sent its answer before that.
             self._receive()
             missing = [

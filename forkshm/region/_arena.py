@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from forkshm.backend import kernel
 from forkshm.region._lifetime import at_fork, guard, settle
-from forkshm.region._segment import CREATOR, Claim, Lease, Segment, Share, add_segment, block_size, hold, mend
+from forkshm.region._segment import CREATOR, Claim, Lease, Segment, Share, add_segment, block_size, drop_own, hold, mend
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ LARGEST_STEP = 256 * MIB
 #: The price of a lock grows with the number of locks in a segment: 1 us for one, 20 us
 #: for a thousand, 300 us for ten thousand.
 BLOCKS_PER_SEGMENT = 256
+#: Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
+_WHOLE = kernel.leases_are_handles
 #: Free memory that is kept warm whatever the recent demand.
 KEEP_WARM = 64 * MIB
 #: How many allocations the recent demand looks back, at least.
@@ -54,6 +56,11 @@ class _Carved:
         """Cut *size* bytes out of the first free range that has them."""
         if self.live >= BLOCKS_PER_SEGMENT:
             return None
+        if _WHOLE:
+            # One block fills a segment, and does not waste more than it needs.
+            if self.live or not size <= self.segment.size <= max(size * 2, FIRST_SEGMENT // 16):
+                return None
+            size = self.segment.size
         for position, there in enumerate(self.sizes):
             if there >= size:
                 start = self.starts[position]
@@ -175,7 +182,7 @@ class Arena:
             if block is None:
                 self._take_back(len(self._lent))
                 block = self._take(size) or self._grow(size)
-            self._used += size
+            self._used += block.size
             self._note_demand()
             return block
 
@@ -249,6 +256,7 @@ class Arena:
             warm_end = carved.warm_end
             start = carved.take(size)
             if start is not None:
+                size = carved.segment.size if _WHOLE else size
                 return Block(carved, start, size, min(max(warm_end - start, 0), size))
         return None
 
@@ -267,8 +275,8 @@ class Arena:
                 self._free(block)
 
     def _grow(self, size: int) -> Block:
-        reserved = sum(carved.segment.size for carved in self._carved)
-        generous = max(round_up(size, 2 * MIB), min(max(reserved, FIRST_SEGMENT), LARGEST_STEP))
+        reserved = sum(carved.segment.size for carved in self._carved) if not _WHOLE else 0
+        generous = size if _WHOLE else max(round_up(size, 2 * MIB), min(max(reserved, FIRST_SEGMENT), LARGEST_STEP))
         try:
             carved = self._new_segment(generous)
         except OSError:
@@ -302,6 +310,13 @@ class Arena:
 
     def _cool(self, keep: int) -> None:
         warm = 0
+        if _WHOLE:
+            for carved in [carved for carved in self._carved if not carved.live]:
+                warm += carved.segment.size
+                if warm > keep:
+                    self._carved.remove(carved)
+                    drop_own(carved.segment)
+            return
         for carved in self._carved:
             free = carved.warm_free()
             warm += free

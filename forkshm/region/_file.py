@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
+from forkshm.backend import kernel
 from forkshm.errors import RegionAccessError, RegionCreateError, RegionNotFoundError
 from forkshm.region._object import Opened
 from forkshm.region._table import Mode
@@ -47,10 +47,8 @@ class FileMapping(Opened):
 
     def __init__(self, path: str | os.PathLike[str], mode: Mode | str = Mode.read_write) -> None:
         super().__init__(os.fspath(path), mode)
-        flags = os.O_RDWR if self._mode is Mode.read_write else os.O_RDONLY
         try:
-            # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
-            fd = os.open(self._name, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = kernel.open_file(self._name, writable=self._mode is Mode.read_write)
         except FileNotFoundError as error:
             raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: there is none") from error
         except PermissionError as error:
@@ -64,7 +62,7 @@ class FileMapping(Opened):
                 number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
             ) from error
         self._own(fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        if not kernel.is_regular(fd):
             self.close()
             raise RegionCreateError(errno.ENODEV, f"cannot map {self._name!r}: it is not a regular file", size=0)
 

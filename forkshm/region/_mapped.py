@@ -55,6 +55,9 @@ class Mappable(Protocol):
 #: ``sys.getrefcount``.
 _OWN_REFERENCES = 2
 
+#: Whether ``fileno()`` of a file of Python is what the backend calls an fd.
+_FDS_ARE_FILES = kernel.name != "windows"
+
 _WRITABLE = (Mode.read_write, Mode.copy_on_write)
 
 #: What a file offset can hold, and so the largest memory object there can be.
@@ -117,6 +120,8 @@ class MappedRegion:
     """
 
     __slots__ = ("__weakref__", "_mapping", "_window")
+    #: `fileno` is an fd of the backend.
+    _has_kernel_fd = True
 
     def __init__(
         self,
@@ -135,6 +140,8 @@ class MappedRegion:
         if address is not None:
             address = checked_address(address, offset)
         theirs = mappable.fileno()
+        if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
+            theirs = kernel.of_file(theirs)
         try:
             fd = kernel.duplicate(theirs)
             try:
@@ -237,6 +244,8 @@ class MappedRegion:
         start, length = self._range(offset, size)
         if length:
             kernel.flush(start, length, asynchronous=asynchronous)
+            if not asynchronous:
+                kernel.flush_to_disk(self._mapping.fd)
 
     def advise(self, advice: Advice | str) -> bool:
         """Tell the kernel how the region is going to be used; no byte ever changes.

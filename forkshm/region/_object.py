@@ -7,7 +7,6 @@ import enum
 import errno
 import operator
 import os
-import stat
 import weakref
 from typing import TYPE_CHECKING
 
@@ -59,6 +58,7 @@ class Opened:
     """What was opened to be mapped with `MappedRegion`: it has an fd, a name and a mode."""
 
     _fd = -1
+    _has_kernel_fd = True
 
     def __init__(self, name: str, mode: Mode | str) -> None:
         self._name = name
@@ -66,7 +66,7 @@ class Opened:
 
     def _own(self, fd: int) -> None:
         self._fd = fd
-        self._finalizer = weakref.finalize(self, os.close, fd)
+        self._finalizer = weakref.finalize(self, kernel.close, fd)
         if _leaks.is_on:
             _leaks.made(self, f"open {type(self).__name__}")
 
@@ -87,7 +87,7 @@ class Opened:
         Raises:
             RegionClosedError: It was closed.
         """
-        return os.fstat(self.fileno()).st_size
+        return kernel.identify(self.fileno())[1]
 
     @property
     def closed(self) -> bool:
@@ -230,16 +230,16 @@ class SharedMemoryObject(Opened):
                 ) from error
 
     def _check(self, fd: int, *, any_owner: bool) -> None:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        if not kernel.is_regular(fd):
             raise RegionAccessError(
                 errno.EACCES, f"cannot open shared memory object {self._name!r}: something else has that name"
             )
-        if status.st_uid != os.geteuid() and not any_owner:
+        owner = None if any_owner else kernel.owner(fd)
+        if owner is not None:
             raise RegionAccessError(
                 errno.EPERM,
-                f"cannot open shared memory object {self._name!r}: it belongs to user {status.st_uid}, and you are "
-                f"{os.geteuid()}; if you trust them, pass any_owner=True",
+                f"cannot open shared memory object {self._name!r}: it belongs to {owner}; "
+                "if you trust them, pass any_owner=True",
             )
 
     def truncate(self, size: int) -> None:

@@ -42,6 +42,7 @@ __all__ = (
     "add_segment",
     "claim",
     "claim_at",
+    "drop_own",
     "forget_abandoned",
     "hold",
     "leases_open",
@@ -52,6 +53,9 @@ __all__ = (
 #: The byte that the creator of a segment holds for as long as it lives. Far behind the
 #: memory: locks may lie anywhere in the range of an offset.
 CREATOR = 2**62
+
+
+_BY_HANDLES = kernel.leases_are_handles
 
 
 class Share(enum.Enum):
@@ -172,7 +176,7 @@ def _hold_byte(segment: Segment, position: int) -> None:
     """Let this process hold a block, once more. Needs `guard`."""
     count = segment.held.get(position, 0)
     if not count:
-        kernel.lock_shared(segment.fd, position)
+        kernel.lock_shared(segment.fd, position)  # an fd is all that it takes, where leases are handles
     segment.held[position] = count + 1
 
 
@@ -307,7 +311,8 @@ def mend(segment: Segment) -> None:
 def _drop(segment: Segment) -> None:
     del _segments[segment.identity]
     kernel.unmap(segment.address, segment.size)
-    kernel.close(segment.fd)
+    if segment.fd >= 0:
+        kernel.close(segment.fd)
 
 
 def _find_or_open(lease_fd: int) -> Segment:
@@ -321,6 +326,8 @@ def _find_or_open(lease_fd: int) -> Segment:
         except BaseException:
             kernel.close(fd)
             raise
+    elif segment.fd < 0:
+        segment.fd = kernel.reopen(lease_fd)
     return segment
 
 
@@ -330,7 +337,12 @@ def _release(segment: Segment, position: int) -> None:
         segment.held[position] = left
         return
     del segment.held[position]
-    kernel.unlock(segment.fd, position)
+    if _BY_HANDLES and not segment.ours:
+        # The mapping stays, because it is warm; the fd would hold the block.
+        kernel.close(segment.fd)
+        segment.fd = -1
+    else:
+        kernel.unlock(segment.fd, position)
     if not segment.held and _is_abandoned(segment):
         _drop(segment)
 
@@ -403,8 +415,19 @@ def hold(segment: Segment, offset: int, size: int, share: Share) -> Claim:
     return _begin(segment, offset, size, share)
 
 
+def drop_own(segment: Segment) -> None:
+    """Have done with a segment of this process that nobody holds a block of. Needs `guard`."""
+    if _BY_HANDLES:
+        kernel.give_up(segment.address, segment.size)
+    _drop(segment)
+
+
 def _is_abandoned(segment: Segment) -> bool:
-    return not segment.ours and not kernel.is_held(segment.fd, CREATOR)
+    if segment.ours:
+        return False
+    if _BY_HANDLES:
+        return kernel.is_abandoned(segment.address, segment.size)
+    return not kernel.is_held(segment.fd, CREATOR)
 
 
 def _forget_abandoned() -> None:

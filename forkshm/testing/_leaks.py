@@ -10,8 +10,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from forkshm import _multiprocess
+from forkshm.backend import kernel
 from forkshm.pickler import forget_received
 from forkshm.region._arena import arena
+from forkshm.region._segment import _segments
+from forkshm.region._table import regions_mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +42,9 @@ class Holdings:
 
 
 def _fds() -> frozenset[tuple[int, str]]:
+    if kernel.name == "windows":
+        arenas = {segment.fd for segment in _segments.values()}
+        return frozenset(item for item in kernel.handles() if item[0] not in arenas)
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -51,6 +58,8 @@ def _fds() -> frozenset[tuple[int, str]]:
 
 
 def _children() -> frozenset[int]:
+    if kernel.name == "windows":
+        return frozenset(child.pid or 0 for child in _multiprocess.process.active_children())
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         # A thread may end between the two looks.
@@ -59,19 +68,29 @@ def _children() -> frozenset[int]:
     return frozenset(found)
 
 
+def _named() -> frozenset[str]:
+    folder = kernel.folder_of_named()
+    return frozenset(name for name in os.listdir(folder) if str(os.getpid()) in name)
+
+
+def _mappings() -> int:
+    if kernel.name == "windows":
+        return regions_mapped()
+    with open("/proc/self/maps") as maps:
+        return sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
+
+
 def holdings() -> Holdings:
     """Look at what this process holds, after a garbage collection."""
     gc.collect()
     forget_received()
-    with open("/proc/self/maps") as maps:
-        mappings = sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
     blocks = arena.statistics().blocks  # those that are back are let go of
     return Holdings(
         fds=_fds(),
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
-        named=frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name),  # noqa: S108
-        mappings=mappings,
+        named=_named(),
+        mappings=_mappings(),
         blocks=blocks,
     )
 

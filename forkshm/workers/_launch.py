@@ -13,10 +13,10 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd, Sender
-from forkshm.errors import WorkerStartError
+from forkshm.errors import UnsupportedError, WorkerStartError
 from forkshm.pickler import known_now, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.workers._board import LEFT, Board
@@ -86,6 +86,12 @@ def launch(
     if not callable(fn):
         raise TypeError(f"fn must be a callable, got {fn!r}")
     context = _multiprocess.default_context.get_context(start_method)
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "launched workers meet over memory that grows and wait by futex(2), and this system has neither: use "
+            "forkshm.Pool, or forkshm.Process with a Barrier in a region",
+            capability="growing_memory",
+        )
     launched = Launch(fn, tuple(args), workers, context)
     if join:
         launched.join()

@@ -14,10 +14,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
-from forkshm.errors import CrashLoopError, WorkerDiedError, WorkerStartError
+from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.workers._watch import wait_gone
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MOST_BACKOFF_SECONDS = 30.0
 
 _log = logging.getLogger("forkshm.supervise")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class Supervised:
@@ -133,6 +133,11 @@ def supervise(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if operator.index(max_crashes) < 1:
         raise ValueError(f"max_crashes must be at least 1, got {max_crashes}")
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "supervised workers are forked, and this system cannot fork: start forkshm.Process objects and join them",
+            capability="fork",
+        )
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("supervise must be called in the main thread: no other gets signals")
     with contextlib.ExitStack() as open_things:
@@ -261,7 +266,7 @@ class _Supervisor:
         for place in self._places:
             if place.deadline <= now:
                 _log.warning("worker %d (pid %d) did not stop in time: it is killed", place.rank, place.process.pid)
-                self._send(place, signal.SIGKILL)
+                self._send(place, _system.SIGKILL)
                 place.deadline = now + self._drain_seconds
         moments = [place.deadline for place in self._places]
         if not stopping:

@@ -11,10 +11,10 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
-from forkshm.errors import ForkshmError, TeamBrokenError, WorkerStartError
+from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError
 from forkshm.pickler import known_now
 from forkshm.workers._board import FAILED, LEFT, Board
 from forkshm.workers._member import Member
@@ -28,16 +28,10 @@ if TYPE_CHECKING:
 __all__ = ("Team", "team")
 
 #: What programs have handlers for. To block all that there are takes as long as a fork.
-_HANDLED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGALRM,
-    signal.SIGCHLD,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
+_HANDLED = tuple(
+    getattr(signal, name)
+    for name in ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGWINCH"]
+    if hasattr(signal, name)
 )
 
 
@@ -88,6 +82,11 @@ def team(size: int | None = None) -> Team:
         size = kernel.usable_cores()
     if operator.index(size) < 1:
         raise ValueError(f"size of a team must be at least 1, got {size}")
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "a team is forked, and this system cannot fork: use forkshm.Pool, or @forkshm.parallel",
+            capability="fork",
+        )
     return Team(size)
 
 

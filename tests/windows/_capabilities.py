@@ -1,0 +1,160 @@
+"""What Windows has not, and so which tests are skipped there, each with a reason.
+
+A test that comes to one of these is skipped at that point, with the reason, and counted: see `stand_in`. What runs and
+meets a difference that is meant is in ``tests/capability_skips.py``, by name.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import functools
+import os
+import signal
+import sys
+import types
+
+import pytest
+
+#: What tests use that exists on POSIX only, and what it means that they do.
+CAPABILITIES = {
+    "fork": "needs fork(2): Windows starts processes anew",
+    "fork context": "needs the start method fork, which Windows has not",
+    "fcntl": "looks at fds with fcntl(2): a handle of Windows has no such flags",
+    "resource": "needs limits on open files or memory of a process (setrlimit(2)): Windows has none of these",
+    "proc": "looks into /proc: Windows has none",
+    "signals": "needs signals between processes (SIGSTOP, SIGTERM handlers): Windows has none",
+    "fds": "makes file descriptors of its own: forkshm's are handles there",
+    "unix sockets": "needs AF_UNIX sockets or socketpairs that carry fds",
+    "select": "waits with poll(2): handles of Windows cannot be polled",
+    "shm_open": "looks into /dev/shm: named objects are files of another folder there",
+    "seals": "needs sealed memory (memfd_create(2)): sections of Windows cannot be sealed",
+    "libc": "calls the C library of POSIX",
+    "born shared": "needs NumPy's hook for its memory, whose machine code is for the calling convention of POSIX",
+}
+
+
+def skip(capability: str) -> None:
+    """Skip the test that runs."""
+    pytest.skip(f"needs {capability}: {CAPABILITIES[capability]}", allow_module_level=True)
+
+
+def _function(capability):
+    def missing(*args, **options):
+        skip(capability)
+
+    return missing
+
+
+class _Module(types.ModuleType):
+    """Can be imported, and skips whoever uses what is in it."""
+
+    def __init__(self, name: str, capability: str) -> None:
+        super().__init__(name)
+        self.__dict__["_capability"] = capability
+
+    def __getattr__(self, name):
+        # Libraries look whether it is there.
+        if name.startswith("__") or f"{os.sep}tests{os.sep}" not in sys._getframe(1).f_code.co_filename:
+            raise AttributeError(name)
+        skip(self._capability)
+
+
+def stand_in() -> None:
+    """Put in the place of what is missing something that skips the test which uses it."""
+    for name, capability in {"fcntl": "fcntl", "resource": "resource", "termios": "fcntl"}.items():
+        sys.modules.setdefault(name, _Module(name, capability))
+    # Of the module os only for tests: what forkshm itself asks for was looked up when it was imported.
+    for name, capability in {
+        "fork": "fork",
+        "memfd_create": "fds",
+        "pidfd_open": "fds",
+        "register_at_fork": "fork",
+        "set_blocking": "fds",
+        "sched_getaffinity": "proc",
+        "getpgid": "signals",
+        "setsid": "signals",
+        "mkfifo": "fds",
+        "posix_fallocate": "fds",
+        "wait": "fork",
+        "waitid": "fork",
+        "pread": "fds",
+        "pwrite": "fds",
+        "fchmod": "fds",
+    }.items():
+        if not hasattr(os, name):
+            setattr(os, name, _function(capability))
+    for name, number in {
+        "SIGKILL": 9,
+        "SIGSTOP": 19,
+        "SIGCONT": 18,
+        "SIGUSR1": 10,
+        "SIGUSR2": 12,
+        "SIGALRM": 14,
+    }.items():
+        if not hasattr(signal, name):
+            setattr(signal, name, number)
+    for name in ("pthread_kill", "pthread_sigmask", "setitimer", "alarm", "pause", "pidfd_send_signal"):
+        if not hasattr(signal, name):
+            setattr(signal, name, _function("signals"))
+    os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves
+    # Under Wine the files of Linux are there, and tell of other things than the tests mean.
+    builtins.open = _not_of_linux(open)
+    for name in ("open", "listdir", "readlink", "scandir", "stat"):
+        setattr(os, name, _not_of_linux(getattr(os, name)))
+    for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek"):
+        setattr(os, name, _not_of_handles(getattr(os, name)))
+    os.kill = _kill
+    os.sysconf = _sysconf
+
+
+def _by_a_test() -> bool:
+    return f"{os.sep}tests{os.sep}" in sys._getframe(2).f_code.co_filename
+
+
+def _not_of_linux(function):
+    @functools.wraps(function)
+    def checked(path=".", *args, **options):
+        if isinstance(path, (str, os.PathLike)) and _by_a_test():
+            text = os.fspath(path)
+            if text.startswith("/proc"):
+                skip("proc")
+            if text.startswith("/dev/shm"):
+                skip("shm_open")
+        return function(path, *args, **options)
+
+    return checked
+
+
+def _not_of_handles(function):
+    @functools.wraps(function)
+    def checked(fd, *args, **options):
+        try:
+            return function(fd, *args, **options)
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.EINVAL) and _by_a_test():
+                skip("fds")
+            raise
+
+    return checked
+
+
+def _kill(pid: int, number: int) -> None:
+    """As os.kill where that can be: SIGKILL and SIGTERM end a process."""
+    from forkshm.backend import kernel
+
+    if number not in (signal.SIGKILL, signal.SIGTERM):
+        skip("signals")
+    process = kernel.open_process(pid)
+    try:
+        kernel.signal_process(process, pid, number)
+    finally:
+        kernel.close(process)
+
+
+def _sysconf(name: str) -> int:
+    from forkshm.backend import kernel
+
+    if name not in ("SC_PAGE_SIZE", "SC_PAGESIZE"):
+        skip("libc")
+    return kernel.page_size
