@@ -13,7 +13,7 @@ import multiprocessing.context
 import os
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
@@ -167,8 +167,9 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
 
 
 def _start_quietly(popen: Callable[[Any], Any], process_obj: Any) -> Any:
-    # To start the tracker ends with SIGINT unblocked.
-    _multiprocess.resource_tracker.ensure_running()
+    if _system.CAN_FORK:
+        # To start the tracker, which other systems have not, ends with SIGINT unblocked.
+        _multiprocess.resource_tracker.ensure_running()
     with _interrupts.held_back():
         return popen(process_obj)
 

@@ -16,6 +16,7 @@ import os
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm.backend import kernel
 from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, NotOwnerError, NotRecoverableError, SyncError
 from forkshm.region._placed import HEADER, LINE, Placed, checked_timeout, give_back, held, mutex_made, take
@@ -34,9 +35,8 @@ _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 
 _trylock, _unlock = _locks.mutex_trylock, _locks.mutex_unlock
 
-
 #: How often one looks before it sleeps, where there are others on whose cores the holder may go on.
-_LOOKS = range(12 if len(os.sched_getaffinity(0)) > 1 else 0)
+_LOOKS = range(12 if kernel.usable_cores() > 1 else 0)
 
 
 class Mutex(Placed):
