@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,8 +18,8 @@ class Pair:
     """One line of the table."""
 
     name: str
-    ours: Callable[[], object]
-    peer: Callable[[], object] | None
+    ours: Callable[[], Any]
+    peer: Callable[[], Any] | None
     #: What is measured if not the time: what the calls return, in this unit.
     unit: str = "ms"
     #: How many things a call does.
@@ -31,11 +31,11 @@ def check(happened: object) -> None:
         raise SystemExit("a benchmark got a wrong answer")
 
 
-def measure(pair: Pair, call: Callable[[], object]) -> float:
+def measure(pair: Pair, call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     answer = call()
     taken = (time.perf_counter() - began) * 1e3
-    return taken if pair.unit == "ms" else float(str(answer))
+    return taken if pair.unit == "ms" else float(answer)
 
 
 def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:

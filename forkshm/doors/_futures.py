@@ -309,6 +309,9 @@ class Work:
                         break
                 self._running += len(units)
             self._begin(pool, units)
+            # It ends when the pool has nothing to do, as just now, perhaps; while this is on its way it does not.
+            if self._is_helped and not pool._dispatcher.has_helper():
+                pool._dispatcher.start_helper(now=False)
             del unit, units
         self._end_if_done()
 
@@ -417,12 +420,14 @@ class Work:
         pool = self._pool
         if pool is None or not self.is_ours():
             return
-        if now and not self._is_helped_now:
-            self._is_helped = self._is_helped_now = True
+        is_first = now and not self._is_helped_now
+        self._is_helped = True
+        self._is_helped_now |= now
+        # After that: what comes from now on is seen to by `deliver`.
+        if now and self._arrived:
             pool._dispatcher.call_later(self.settle)
-        elif not self._is_helped:
-            self._is_helped = True
-            pool._dispatcher.start_helper(now=False)
+        elif is_first or not pool._dispatcher.has_helper():
+            pool._dispatcher.start_helper(now=now)
 
     def call_later(self, callback: Callable[[], None]) -> bool:
         """Let the pool's thread call it; False if there is none any more."""

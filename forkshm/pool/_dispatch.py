@@ -901,6 +901,10 @@ class Dispatcher:
                 self._helper.start()
         self._notify()
 
+    def has_helper(self) -> bool:
+        """Whether the thread is there; it stays while anything is on its way."""
+        return self._helper is not None
+
     def nudge(self) -> None:
         """Let those who wait look again: what they wait for has come, and not through the channel."""
         self._crew.wake()

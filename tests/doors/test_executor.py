@@ -383,3 +383,11 @@ def test_the_thread_of_the_pool_stands_by_while_somebody_waits(executor):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert [future.result() for future in futures] == list(range(200))
+
+
+def test_the_thread_that_has_ended_is_started_again(executor):
+    """It ends when the pool has nothing to do, although another thread has answers in hand."""
+    executor.submit(abs, 1).result()
+    executor._work._is_helped = executor._work._is_helped_now = True
+    done, _ = concurrent.futures.wait([executor.submit(abs, 1)], timeout=20)
+    assert len(done) == 1
