@@ -208,5 +208,5 @@ with forkshm.Pool(2) as pool:
     answers = [pool.apply_async(abs, (-number,)) for number in range(1_000_000)]
     assert all(answer.get() == number for number, answer in enumerate(answers))
 """,
-        timeout=500,
+        timeout=1500,
     )
