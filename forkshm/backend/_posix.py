@@ -29,6 +29,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +41,8 @@ from forkshm.backend import _record_locks, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend._unix import FLAGS, Unix, fallocate
 from forkshm.errors import UnsupportedError
+
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
