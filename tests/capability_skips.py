@@ -70,6 +70,44 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
         ),
     },
+    # What is not there at all (fork, /proc, fds) is in windows/_capabilities.py: tests are left out where they come to it.
+    "windows": {
+        "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
+        "seals": (
+            "sections cannot be sealed: seal() raises UnsupportedError",
+            (
+                "region/test_seal.py",
+                "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
+                "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
+                "pool/test_read_only.py::test_a_sealed_region_and_its_way_out",
+                "pool/test_regions_cross.py::test_a_sealed_region_arrives_read_only_and_the_creator_goes_on",
+            ),
+        ),
+        "pagemap": (
+            "which pages were written is not told, so copies that are handed on are copied again",
+            (
+                (
+                    "pickler/test_objects.py::"
+                    "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
+                ),
+                "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
+                "integrations/test_born_shared.py",
+                "pool/test_handing_on.py",
+            ),
+        ),
+        "cut_files": (
+            "a file that is mapped cannot be made shorter there",
+            ("descriptor/test_region.py::test_a_file_that_was_cut_since_is_noticed",),
+        ),
+        "fd_limit": (
+            "the number of handles has no limit that a program comes to",
+            ("pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",),
+        ),
+        "fd_numbers": (
+            "a handle cannot be given the number of another one",
+            ("descriptor/test_region.py::test_an_fd_that_is_another_object_now_is_noticed",),
+        ),
+    },
 }
 
 
