@@ -9,12 +9,15 @@ from __future__ import annotations
 import builtins
 import errno
 import functools
+import multiprocessing
 import os
 import signal
 import sys
 import types
 
 import pytest
+
+import forkshm
 
 #: What tests use that exists on POSIX only, and what it means that they do.
 CAPABILITIES = {
@@ -83,6 +86,9 @@ def stand_in() -> None:
     }.items():
         if not hasattr(os, name):
             setattr(os, name, _function(capability))
+    for name in ("MFD_CLOEXEC", "MFD_ALLOW_SEALING", "O_DIRECT", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+        if not hasattr(os, name):
+            setattr(os, name, 0)
     for name, number in {
         "SIGKILL": 9,
         "SIGSTOP": 19,
@@ -103,6 +109,8 @@ def stand_in() -> None:
         setattr(os, name, _not_of_linux(getattr(os, name)))
     for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek"):
         setattr(os, name, _not_of_handles(getattr(os, name)))
+    for library in (multiprocessing, forkshm):
+        library.get_context = _not_fork(library.get_context)
     os.kill = _kill
     os.sysconf = _sysconf
 
@@ -134,6 +142,16 @@ def _not_of_handles(function):
             if error.errno in (errno.EBADF, errno.EINVAL) and _by_a_test():
                 skip("fds")
             raise
+
+    return checked
+
+
+def _not_fork(get_context):
+    @functools.wraps(get_context)
+    def checked(method=None):
+        if method in ("fork", "forkserver") and _by_a_test():
+            skip("fork context")
+        return get_context(method)
 
     return checked
 

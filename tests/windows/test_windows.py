@@ -380,8 +380,8 @@ def test_a_mutex_keeps_processes_apart():
 @pytest.mark.parametrize(
     ("ask", "instead"),
     [
-        (lambda: forkshm.get_context("fork"), "spawn"),
-        (lambda: forkshm.get_context("forkserver"), "spawn"),
+        (lambda: forkshm.context.get_context("fork"), "spawn"),
+        (lambda: forkshm.context.get_context("forkserver"), "spawn"),
         (lambda: forkshm.team(2), "Pool"),
         (lambda: forkshm.supervise(print), "Process"),
         (lambda: forkshm.launch(print), "Pool"),
