@@ -70,7 +70,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
         ),
     },
-    # What is not there at all (fork, /proc, fds) is in windows/_capabilities.py: tests are left out where they come to it.
+    # What is not there at all (fork, /proc, fds) is in windows/_capabilities.py: a test is left out where it comes to it.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "seals": (
@@ -130,6 +130,20 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "region/test_place.py::test_it_has_to_fit",
                 "region/test_place.py::test_what_means_something_in_one_process_only_is_refused_by_path",
             ),
+        ),
+        "fds_of_files": (
+            "a file of Python has a number of the C library's, and the test takes it for the kernel's",
+            (
+                "region/test_mapped_region.py::TestPart::test_one_part_mapped_twice_are_two_regions",
+                "region/test_mapped_region.py::TestPart::test_bytes_beyond_4_gib",
+                "region/test_mapped_region.py::TestFlush::test_any_part_of_any_region_can_be_flushed",
+                "region/test_mapped_region.py::TestFlush::test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache",
+                "channel/test_message.py::test_fds_that_are_no_memory_are_refused_and_closed",
+            ),
+        ),
+        "advice": (
+            "of Boost's advice Windows takes willneed only",
+            ("region/test_mapped_region.py::TestAdvise::test_linux_takes_the_advice_of_boost",),
         ),
         "fd_numbers": (
             "a handle cannot be given the number of another one",
