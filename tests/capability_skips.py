@@ -72,6 +72,86 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
         ),
     },
+    # What is not there at all (fork, /proc, fds) is in windows/_capabilities.py: a test is left out where it comes to it.
+    "windows": {
+        "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
+        "seals": (
+            "sections cannot be sealed: seal() raises UnsupportedError",
+            (
+                "region/test_seal.py",
+                "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
+                "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
+                "pool/test_read_only.py::test_a_sealed_region_and_its_way_out",
+                "pool/test_regions_cross.py::test_a_sealed_region_arrives_read_only_and_the_creator_goes_on",
+            ),
+        ),
+        "pagemap": (
+            "which pages were written is not told, so copies that are handed on are copied again",
+            (
+                (
+                    "pickler/test_objects.py::"
+                    "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
+                ),
+                "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
+                "integrations/test_born_shared.py",
+                "pool/test_handing_on.py",
+            ),
+        ),
+        "cut_files": (
+            "a file that is mapped can neither be made shorter nor deleted there",
+            (
+                "descriptor/test_region.py::test_a_file_that_was_cut_since_is_noticed",
+                "region/test_file.py::test_remove_says_whether_it_did_and_regions_stay",
+            ),
+        ),
+        "fd_limit": (
+            "the number of handles has no limit that a program comes to",
+            ("pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",),
+        ),
+        "carving": (
+            "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
+            (
+                "region/test_arena.py::test_a_block_knows_how_much_of_it_was_used_before",
+                "region/test_arena.py::test_a_block_that_is_held_comes_back_when_its_claim_has_ended",
+                "region/test_arena.py::test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only",
+                "region/test_arena.py::test_a_segment_holds_no_more_blocks_than_locks_are_cheap_for",
+                "region/test_arena.py::test_the_lowest_free_address_is_used_again_first",
+                "region/test_segment.py::test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease",
+                "region/test_segment.py::test_a_block_is_not_used_again_while_its_lease_is_open",
+                "region/test_segment.py::test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it",
+            ),
+        ),
+        "symbolic_links": (
+            "Wine does not find what a link made by Python points to",
+            ("region/test_file.py::test_a_symbolic_link_is_followed",),
+        ),
+        "texts": (
+            "an int of C is a long there, and a page is 64 KiB: what the test expects to read is another number or name",
+            (
+                "region/test_place.py::test_an_offset_has_to_be_aligned",
+                "region/test_place.py::test_it_has_to_fit",
+                "region/test_place.py::test_what_means_something_in_one_process_only_is_refused_by_path",
+            ),
+        ),
+        "fds_of_files": (
+            "a file of Python has a number of the C library's, and the test takes it for the kernel's",
+            (
+                "region/test_mapped_region.py::TestPart::test_one_part_mapped_twice_are_two_regions",
+                "region/test_mapped_region.py::TestPart::test_bytes_beyond_4_gib",
+                "region/test_mapped_region.py::TestFlush::test_any_part_of_any_region_can_be_flushed",
+                "region/test_mapped_region.py::TestFlush::test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache",
+                "channel/test_message.py::test_fds_that_are_no_memory_are_refused_and_closed",
+            ),
+        ),
+        "advice": (
+            "of Boost's advice Windows takes willneed only",
+            ("region/test_mapped_region.py::TestAdvise::test_linux_takes_the_advice_of_boost",),
+        ),
+        "fd_numbers": (
+            "a handle cannot be given the number of another one",
+            ("descriptor/test_region.py::test_an_fd_that_is_another_object_now_is_noticed",),
+        ),
+    },
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing.process
 import os
-import resource
 import signal
 import sys
 import threading
@@ -65,6 +64,8 @@ def end(how):
     if how == "bad memory access":
         faulthandler._sigsegv()
     if how == "MemoryError":
+        import resource  # not on every system
+
         resource.setrlimit(resource.RLIMIT_AS, (0, resource.getrlimit(resource.RLIMIT_AS)[1]))
         return bytearray(2**30)
     return stop(how)

@@ -354,6 +354,11 @@ def is_pipe(handle: int) -> bool:
     return bool(_GetFileType(handle) == 3)
 
 
+def is_on_disk(handle: int) -> bool:
+    """Whether a handle is one of a file or folder; of handles that are none of a file the answer is worth nothing."""
+    return bool(_GetFileType(handle) == 1)
+
+
 def file_info(handle: int) -> FileInfo:
     """GetFileInformationByHandle."""
     words = (_DWORD * 13)()

@@ -170,6 +170,8 @@ class WindowsBackend(Backend):
     def identify(self, fd: int) -> tuple[Identity, int]:
         whole = _winapi.section_size(fd)
         if whole is None:
+            if not _winapi.is_on_disk(fd):
+                raise OSError(errno.ENODEV, f"handle {fd} is none of memory, nor of a file")
             info = _winapi.file_info(fd)
             return (info.volume, info.number), info.size
         trailer = self._trailer(fd, whole)

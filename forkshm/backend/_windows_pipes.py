@@ -407,6 +407,10 @@ class MessageEnd:
 
     # -- receiving --------------------------------------------------------------------
 
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive a message without handles, or look at one."""
+        raise OSError(errno.ENOTSUP, "messages are received by recvmsg()")
+
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         """Receive a message: its bytes, its handles as `socket.recvmsg` would give them, and flags."""
         while True:

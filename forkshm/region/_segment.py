@@ -337,12 +337,9 @@ def _release(segment: Segment, position: int) -> None:
         segment.held[position] = left
         return
     del segment.held[position]
-    if _BY_HANDLES and not segment.ours:
-        # The mapping stays, because it is warm; the fd would hold the block.
-        kernel.close(segment.fd)
-        segment.fd = -1
-    else:
+    if not _BY_HANDLES:
         kernel.unlock(segment.fd, position)
+    _rest(segment)
     if not segment.held and _is_abandoned(segment):
         _drop(segment)
 
@@ -374,8 +371,10 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
                 # The lease holds the byte until it is closed below: no moment is unprotected.
                 claimed = _begin(segment, offset, size, share)
             except BaseException:
-                if not segment.held and _is_abandoned(segment):  # perhaps no segment at all
-                    _drop(segment)
+                if not segment.held:
+                    _rest(segment)
+                    if _is_abandoned(segment):  # perhaps no segment at all
+                        _drop(segment)
                 raise
     finally:
         kernel.close(lease_fd)
@@ -413,6 +412,14 @@ def hold(segment: Segment, offset: int, size: int, share: Share) -> Claim:
     It is held until its ``end`` is called, under `guard`.
     """
     return _begin(segment, offset, size, share)
+
+
+def _rest(segment: Segment) -> None:
+    """Let go of a segment that nobody here has a block of, where its fd alone would hold that."""
+    if _BY_HANDLES and not segment.ours and segment.fd >= 0:
+        # The mapping stays, because it is warm.
+        kernel.close(segment.fd)
+        segment.fd = -1
 
 
 def drop_own(segment: Segment) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import builtins
 import errno
 import functools
+import multiprocessing
 import os
 import signal
 import sys
 import types
 
 import pytest
+
+import forkshm
 
 #: What tests use that exists on POSIX only, and what it means that they do.
 CAPABILITIES = {
@@ -29,7 +32,6 @@ CAPABILITIES = {
     "select": "waits with poll(2): handles of Windows cannot be polled",
     "shm_open": "looks into /dev/shm: named objects are files of another folder there",
     "seals": "needs sealed memory (memfd_create(2)): sections of Windows cannot be sealed",
-    "libc": "calls the C library of POSIX",
     "born shared": "needs NumPy's hook for its memory, whose machine code is for the calling convention of POSIX",
 }
 
@@ -84,6 +86,9 @@ def stand_in() -> None:
     }.items():
         if not hasattr(os, name):
             setattr(os, name, _function(capability))
+    for name in ("MFD_CLOEXEC", "MFD_ALLOW_SEALING", "O_DIRECT", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+        if not hasattr(os, name):
+            setattr(os, name, 0)
     for name, number in {
         "SIGKILL": 9,
         "SIGSTOP": 19,
@@ -104,6 +109,8 @@ def stand_in() -> None:
         setattr(os, name, _not_of_linux(getattr(os, name)))
     for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek"):
         setattr(os, name, _not_of_handles(getattr(os, name)))
+    for library in (multiprocessing, forkshm):
+        library.get_context = _not_fork(library.get_context)
     os.kill = _kill
     os.sysconf = _sysconf
 
@@ -139,6 +146,16 @@ def _not_of_handles(function):
     return checked
 
 
+def _not_fork(get_context):
+    @functools.wraps(get_context)
+    def checked(method=None):
+        if method in ("fork", "forkserver") and _by_a_test():
+            skip("fork context")
+        return get_context(method)
+
+    return checked
+
+
 def _kill(pid: int, number: int) -> None:
     """As os.kill where that can be: SIGKILL and SIGTERM end a process."""
     from forkshm.backend import kernel
@@ -156,5 +173,5 @@ def _sysconf(name: str) -> int:
     from forkshm.backend import kernel
 
     if name not in ("SC_PAGE_SIZE", "SC_PAGESIZE"):
-        skip("libc")
+        raise ValueError(f"unrecognized configuration name {name}")
     return kernel.page_size
