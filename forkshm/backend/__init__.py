@@ -34,6 +34,11 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
         from forkshm.backend._windows import WindowsBackend
 
         return WindowsBackend(), find("windows")
+    else:  # noqa: RET505 - for mypy, which then knows that this is not reached on Windows
+        return _choose_among_unix(find)
+
+
+def _choose_among_unix(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
     wanted = os.environ.get("FORKSHM_BACKEND", "")
     if wanted not in ("", "linux", "posix"):
         raise UnsupportedError(

@@ -108,6 +108,14 @@ class Unix(Backend):
             self._once_more(error)
             return os.dup(fd)
 
+    def open_file(self, path: str, *, writable: bool) -> int:
+        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def owner(self, fd: int) -> str | None:
+        uid = os.fstat(fd).st_uid
+        return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
+
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
         # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
