@@ -70,7 +70,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
         ),
     },
-    # What is not there at all (fork, /proc, fds) is in windows/_capabilities.py: a test is left out where it comes to it.
+    # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "seals": (
@@ -124,7 +124,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("region/test_file.py::test_a_symbolic_link_is_followed",),
         ),
         "texts": (
-            "an int of C is a long there, and a page is 64 KiB: what the test expects to read is another number or name",
+            "an int of C is a long there, and a page is 64 KiB: what is to be read has other numbers and names",
             (
                 "region/test_place.py::test_an_offset_has_to_be_aligned",
                 "region/test_place.py::test_it_has_to_fit",
