@@ -12,6 +12,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "seals": (
             "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
             (
+                "forkshm/region/_mapped.py::forkshm.region._mapped.MappedRegion.seal",
                 "region/test_seal.py",
                 "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
                 "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
@@ -22,6 +23,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "proc": (
             "memory crosses the channels of others by way of /proc: it raises UnsupportedError, and names ours",
             (
+                "forkshm/descriptor/_region.py",
                 "descriptor/test_region.py",
                 "descriptor/test_fuzz.py",
                 "pickler/test_foreign.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import platform
@@ -53,8 +54,13 @@ def _cgroup(name: str) -> str:
 
 
 def _kernel() -> Iterator[Finding]:
-    for name, there in vars(capabilities).items():
-        yield name, "works" if there else "MISSING", "" if there else "forkshm cannot work", not there
+    asked = os.environ.get("FORKSHM_BACKEND")
+    follows = "" if kernel.name == "linux" else "slower, no seals, and memory crosses no channels but forkshm's"
+    yield "backend", f"{kernel.name}{' (FORKSHM_BACKEND)' if asked else ''}", follows, False
+    for field in dataclasses.fields(capabilities):
+        if field.metadata["needed"] == kernel.name:
+            there = getattr(capabilities, field.name)
+            yield field.name, "works" if there else "MISSING", "" if there else "forkshm cannot work", not there
     fd = kernel.create_memory(kernel.page_size, "probe")
     try:
         kernel.seal_writes(fd)

@@ -96,7 +96,7 @@ if sys.platform == "linux":
         "signal_on_close": _signal_on_close,
     }
 else:  # no other system has these calls, nor these numbers for them
-    _LINUX_PROBES = {}
+    _LINUX_PROBES: dict[str, Callable[[], None]] = {}
 
 
 if sys.platform != "win32":
@@ -130,7 +130,7 @@ if sys.platform != "win32":
         "record_locks": _record_locks,
     }
 else:
-    _POSIX_PROBES = {}
+    _POSIX_PROBES: dict[str, Callable[[], None]] = {}
 
 
 def _works(attempt: Callable[[], None]) -> bool:

@@ -20,6 +20,8 @@ from forkshm.backend import _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend._unix import FLAGS, Unix
 
+assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager

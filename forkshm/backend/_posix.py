@@ -29,6 +29,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +41,8 @@ from forkshm.backend import _record_locks, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend._unix import FLAGS, Unix, fallocate
 from forkshm.errors import UnsupportedError
+
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +78,8 @@ _LIFE = -1
 #: A byte that the creator of a segment holds for as long as it lives: its label says who that is.
 _CREATOR = 2**62
 
-_DONTWAIT = int(socket.MSG_DONTWAIT)
+# As plain ints: combining the enum's members takes longer than the system call.
+_DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
 #: Whether fds can arrive close-on-exec. Elsewhere a program that is started at that moment may inherit them.
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
@@ -669,7 +673,7 @@ class End(socket.socket):
         if not _BORN_CLOSED:
             for fd in fds:
                 os.set_inheritable(fd, False)
-        if len(data) >= 2 and not found & socket.MSG_TRUNC:
+        if len(data) >= 2 and not found & _TRUNCATED:
             end = len(data) - 2
             start = end - _MATE.size * data[end + 1]
             if start >= 0:
@@ -682,7 +686,7 @@ class End(socket.socket):
                         os.close(mate)
                 data, fds = data[:start], fds[:count]
         if len(data) > bufsize:
-            found |= socket.MSG_TRUNC
+            found |= _TRUNCATED
         beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
         return data, beside, found, None
 
@@ -703,9 +707,11 @@ class End(socket.socket):
         if fd >= 0:
             self._backend.close(fd)
 
-    def __del__(self) -> None:
+    # With defaults: at the end of the program the names of this module may be gone.
+    def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:
         if self.fileno() >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            if not ends():
+                warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
             self.close()
 
 

@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm.backend import _memory
+
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

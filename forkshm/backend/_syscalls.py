@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

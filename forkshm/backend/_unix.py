@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from forkshm.backend import _memory, _syscalls
 from forkshm.backend._interface import Access, Backend
 
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+
 if TYPE_CHECKING:
     from forkshm.backend._interface import MessageSocket, Poller
 

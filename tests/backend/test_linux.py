@@ -12,6 +12,7 @@ import weakref
 import pytest
 
 from forkshm.backend import Access, Capabilities, _choose, capabilities, kernel
+from forkshm.backend._capabilities import probe
 from forkshm.errors import UnsupportedError
 
 PAGE = kernel.page_size
@@ -31,17 +32,52 @@ def view(address, size):
 # -- capabilities ---------------------------------------------------------------------
 
 
+NEEDED = {
+    backend: [field.name for field in dataclasses.fields(Capabilities) if field.metadata["needed"] == backend]
+    for backend in ("linux", "posix")
+}
+
+
+def all_but(*missing):
+    """What a system without these says when it is asked for what a backend needs."""
+    return lambda backend: Capabilities(**{name: name not in missing for name in NEEDED[backend]})
+
+
 def test_all_capabilities_are_found_here():
     assert capabilities.missing() == []
+    assert probe("posix").missing("posix") == []
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Capabilities)])
-def test_a_missing_capability_is_named(name):
-    found = dataclasses.replace(capabilities, **{name: False})
-    assert found.missing() == [name]
+@pytest.mark.parametrize("name", NEEDED["linux"])
+def test_a_missing_capability_is_named(name, monkeypatch):
+    monkeypatch.setenv("FORKSHM_BACKEND", "linux")
+    assert dataclasses.replace(capabilities, **{name: False}).missing() == [name]
     with pytest.raises(UnsupportedError, match=f"forkshm needs {name} and this system has not: Linux 5.3") as caught:
-        _choose(found)
+        _choose(all_but(name))
     assert caught.value.capability == name
+
+
+def test_a_system_that_has_neither_names_what_linux_lacks(monkeypatch):
+    monkeypatch.delenv("FORKSHM_BACKEND", raising=False)
+    with pytest.raises(UnsupportedError, match="forkshm needs pidfd and this system has not"):
+        _choose(all_but("pidfd", "shm_open"))
+
+
+def test_a_system_that_lacks_what_linux_has_gets_the_other_backend(run_script):
+    script = """
+from forkshm.backend import Capabilities, _capabilities
+_capabilities._LINUX_PROBES = {}
+from forkshm.backend import _choose
+backend, found = _choose(_capabilities.probe)
+print(backend.name, found.missing("posix"))
+"""
+    assert run_script(script) == "posix []\n"
+
+
+def test_an_unknown_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("FORKSHM_BACKEND", "beos")
+    with pytest.raises(UnsupportedError, match="FORKSHM_BACKEND is 'beos': it must be linux, posix, or not set"):
+        _choose(probe)
 
 
 # -- memory ---------------------------------------------------------------------------
