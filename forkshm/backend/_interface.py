@@ -6,7 +6,6 @@ import abc
 import enum
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -375,19 +374,17 @@ class Backend(abc.ABC):
         """Return the fd behind one of the C library, as files of Python have them; it stays the file's."""
         return fileno
 
+    @abc.abstractmethod
     def open_file(self, path: str, *, writable: bool) -> int:
         """Open a file to be mapped."""
-        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
-        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
 
+    @abc.abstractmethod
     def is_regular(self, fd: int) -> bool:
         """Whether *fd* is one of a regular file."""
-        return stat.S_ISREG(os.fstat(fd).st_mode)
 
+    @abc.abstractmethod
     def owner(self, fd: int) -> str | None:
         """Return whose the file is; None when it is this user's."""
-        uid = os.fstat(fd).st_uid
-        return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
 
     def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
         """Create memory that is gone with its last fd, or open that of the name; tell whether it was there already."""
