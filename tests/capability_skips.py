@@ -128,10 +128,22 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "texts": (
             "an int of C is a long there, and a page is 64 KiB: what is to be read has other numbers and names",
             (
+                "channel/test_endpoint.py::test_a_bad_fd_is_not_mistaken_for_a_closed_end",
                 "region/test_place.py::test_an_offset_has_to_be_aligned",
                 "region/test_place.py::test_it_has_to_fit",
                 "region/test_place.py::test_what_means_something_in_one_process_only_is_refused_by_path",
             ),
+        ),
+        "fork": (
+            "the test is about a forked child, and holds something when it comes to that",
+            (
+                "region/test_arena.py::test_a_forked_child_does_not_hold_what_its_parent_has_parked",
+                "region/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
+            ),
+        ),
+        "many_handles": (
+            "a message names 8,192 handles at the most",
+            ("channel/test_endpoint.py::test_fds_in_an_unread_message_are_closed_with_the_channel",),
         ),
         "fds_of_files": (
             "a file of Python has a number of the C library's, and the test takes it for the kernel's",
