@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,11 @@ if sys.platform == "win32":
     import _capabilities
 
     _capabilities.stand_in()
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Whoever runs this in the background has it ignored, and so would the programs that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

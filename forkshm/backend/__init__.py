@@ -27,18 +27,12 @@ __all__ = (
     "locks",
 )
 
+#: Those that this system may have, the best first.
+_BACKENDS = ("windows",) if os.name == "nt" else ("linux", "posix")
+
 
 def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
     """Return the first backend that this system can do, or the one that is asked for; and what was found."""
-    if sys.platform == "win32":
-        from forkshm.backend._windows import WindowsBackend
-
-        return WindowsBackend(), find("windows")
-    else:  # noqa: RET505 - for mypy, which then knows that this is not reached on Windows
-        return _choose_among_unix(find)
-
-
-def _choose_among_unix(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
     wanted = os.environ.get("FORKSHM_BACKEND", "")
     if wanted not in ("", "linux", "posix"):
         raise UnsupportedError(
@@ -46,7 +40,7 @@ def _choose_among_unix(find: Callable[[str], Capabilities]) -> tuple[Backend, Ca
             capability=wanted,
         )
     missing: list[str] = []
-    for name in (wanted,) if wanted else ("linux", "posix"):
+    for name in (wanted,) if wanted else _BACKENDS:
         found = find(name)
         missing = missing or found.missing(name)
         if found.missing(name):
@@ -59,6 +53,10 @@ def _choose_among_unix(find: Callable[[str], Capabilities]) -> tuple[Backend, Ca
             from forkshm.backend._posix import PosixBackend
 
             return PosixBackend(), found
+        if sys.platform == "win32" and name == "windows":
+            from forkshm.backend._windows import WindowsBackend
+
+            return WindowsBackend(), found
     raise UnsupportedError(
         f"forkshm needs {', '.join(missing)} and this system has not: Linux 5.3 or newer is required",
         capability=missing[0],

@@ -6,7 +6,6 @@ import abc
 import enum
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from forkshm.errors import UnsupportedError
@@ -388,9 +387,9 @@ class Backend(abc.ABC):
     def open_file(self, path: str, *, writable: bool) -> int:
         """Open a file to be mapped."""
 
+    @abc.abstractmethod
     def is_regular(self, fd: int) -> bool:
         """Whether *fd* is one of a regular file."""
-        return stat.S_ISREG(os.fstat(fd).st_mode)
 
     @abc.abstractmethod
     def owner(self, fd: int) -> str | None:

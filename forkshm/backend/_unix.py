@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import socket
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +109,6 @@ class Unix(Backend):
             self._once_more(error)
             return os.dup(fd)
 
-    def open_file(self, path: str, *, writable: bool) -> int:
-        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
-        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def owner(self, fd: int) -> str | None:
-        uid = os.fstat(fd).st_uid
-        return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
-
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
         # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
@@ -176,6 +169,17 @@ class Unix(Backend):
 
     def fds_space(self, count: int) -> int:
         return socket.CMSG_SPACE(count * array.array("i").itemsize)
+
+    def open_file(self, path: str, *, writable: bool) -> int:
+        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def is_regular(self, fd: int) -> bool:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+
+    def owner(self, fd: int) -> str | None:
+        uid = os.fstat(fd).st_uid
+        return None if uid == os.geteuid() else f"user {uid}, and you are {os.geteuid()}"
 
     def has_message(self, end: MessageSocket) -> bool:
         try:

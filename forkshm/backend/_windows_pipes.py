@@ -284,6 +284,7 @@ class MessageEnd:
         #: What this end, and the other one, is called here; the same for duplicates.
         self.name = name or next(_names)
         self.other = other or next(_names)
+        self._is_ended = False
         #: The other end, of pipes made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
@@ -337,6 +338,7 @@ class MessageEnd:
 
     def shutdown(self, how: int, /) -> None:
         """Send no more."""
+        self._is_ended = True
         self.close()
 
     def is_alone(self) -> bool:
@@ -382,6 +384,8 @@ class MessageEnd:
         return len(data)
 
     def _write(self, frame: bytes, *, wait: bool) -> None:
+        if self._is_ended:
+            raise BrokenPipeError(errno.EPIPE, "this end was shut down")
         try:
             overlapped, code = _win.WriteFile(self._opened(), frame, True)
         except OSError as error:

@@ -34,6 +34,8 @@ LARGEST_STEP = 256 * MIB
 BLOCKS_PER_SEGMENT = 256
 #: Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
 _WHOLE = kernel.leases_are_handles
+#: How many lent blocks are looked at before there is another segment. Where each is one, that happens all the time.
+_LOOK_BACK = 64 if _WHOLE else 2**31
 #: Free memory that is kept warm whatever the recent demand.
 KEEP_WARM = 64 * MIB
 #: How many allocations the recent demand looks back, at least.
@@ -180,7 +182,7 @@ class Arena:
             self._take_back(4)
             block = self._take(size)
             if block is None:
-                self._take_back(len(self._lent))
+                self._take_back(min(len(self._lent), _LOOK_BACK))
                 block = self._take(size) or self._grow(size)
             self._used += block.size
             self._note_demand()

@@ -15,6 +15,7 @@ import signal
 import sys
 import types
 
+import _signals
 import pytest
 
 import forkshm
@@ -89,16 +90,7 @@ def stand_in() -> None:
     for name in ("MFD_CLOEXEC", "MFD_ALLOW_SEALING", "O_DIRECT", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         if not hasattr(os, name):
             setattr(os, name, 0)
-    for name, number in {
-        "SIGKILL": 9,
-        "SIGSTOP": 19,
-        "SIGCONT": 18,
-        "SIGUSR1": 10,
-        "SIGUSR2": 12,
-        "SIGALRM": 14,
-    }.items():
-        if not hasattr(signal, name):
-            setattr(signal, name, number)
+    _signals.stand_in(skip)
     for name in ("pthread_kill", "pthread_sigmask", "setitimer", "alarm", "pause", "pidfd_send_signal"):
         if not hasattr(signal, name):
             setattr(signal, name, _function("signals"))
@@ -111,7 +103,6 @@ def stand_in() -> None:
         setattr(os, name, _not_of_handles(getattr(os, name)))
     for library in (multiprocessing, forkshm):
         library.get_context = _not_fork(library.get_context)
-    os.kill = _kill
     os.sysconf = _sysconf
 
 
@@ -154,19 +145,6 @@ def _not_fork(get_context):
         return get_context(method)
 
     return checked
-
-
-def _kill(pid: int, number: int) -> None:
-    """As os.kill where that can be: SIGKILL and SIGTERM end a process."""
-    from forkshm.backend import kernel
-
-    if number not in (signal.SIGKILL, signal.SIGTERM):
-        skip("signals")
-    process = kernel.open_process(pid)
-    try:
-        kernel.signal_process(process, pid, number)
-    finally:
-        kernel.close(process)
 
 
 def _sysconf(name: str) -> int:
