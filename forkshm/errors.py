@@ -430,12 +430,12 @@ class ForkshmWarning(UserWarning):
 class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
     """The worker's traceback as text; found in ``__cause__`` of what a task raised."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    def __init__(self, tb: str) -> None:
+        super().__init__(tb)
+        self.tb = tb
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{self.tb}"""'
 
 
 def signal_name(exitcode: int | None) -> str | None:

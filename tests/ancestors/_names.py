@@ -86,8 +86,7 @@ def submodule(name):
         except ModuleNotFoundError:
             if not sources:
                 raise
-            # One of ours alone; the tests look it up as they would theirs.
-            theirs = sys.modules[f"multiprocess.{name}"] = sources[0]
+            return _submodules.setdefault(name, sources[0])  # one of ours alone
         _submodules[name] = theirs if not sources else Namespace(f"multiprocess.{name}", [*sources, theirs])
     return _submodules[name]
 
@@ -120,6 +119,11 @@ def import_ours(name, globals=None, locals=None, fromlist=(), level=0):  # noqa:
     top, _, rest = name.partition(".")
     if level or top not in _ANCESTORS or rest.startswith("tests"):
         return builtins.__import__(name, globals, locals, fromlist, level)
+    if rest and name not in sys.modules:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            sys.modules[name] = submodule(rest)  # where the tests look it up
     if not fromlist or not rest:
         for part in rest.split(".")[:1] if rest else ():
             submodule(part)
