@@ -14,11 +14,6 @@ from forkshm._multiprocess import process as _process
 from forkshm._multiprocess import util
 from forkshm.channel import Sender
 
-if sys.platform == "win32":
-    import _signals
-
-    _signals.stand_in()
-
 
 def nothing(*args, **kwargs):
     return None
