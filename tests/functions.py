@@ -15,11 +15,6 @@ from forkshm._multiprocess import util
 from forkshm.channel import Receiver, Sender
 from forkshm.pool import _worker
 
-if sys.platform == "win32":
-    import _signals
-
-    _signals.stand_in()
-
 
 def nothing(*args, **kwargs):
     return None

@@ -1,0 +1,8 @@
+"""Run by each Python that the tests start on Windows, whose PYTHONPATH has this folder: the signals that tests send."""
+
+import sys
+
+if sys.platform == "win32":
+    import _signals
+
+    _signals.stand_in()
