@@ -4,8 +4,8 @@ import gc
 import multiprocessing
 import multiprocessing.pool
 import os
-import signal
 import threading
+from multiprocessing.connection import wait
 
 import functions as f
 import numpy as np
@@ -377,8 +377,8 @@ def test_what_programs_look_up_in_the_pool_of_the_standard_library():
     with forkshm.Pool(2) as pool:
         before = {process.pid for process in pool._pool}
         victim = pool._pool[0]
-        os.kill(victim.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+        victim.kill()
+        wait([victim.sentinel])
         pool._repopulate_pool()
         after = {process.pid for process in pool._pool}
         assert len(after) == 2
