@@ -1,10 +1,14 @@
 """What pytest does not collect, and what the collector of garbage need not look at."""
 
 import gc
+import sys
 from importlib.util import find_spec
 
 # What only the type checker runs, and the doctests of integrations with libraries that are not installed.
 collect_ignore = ["tests/typing"]
+if sys.platform != "win32":
+    collect_ignore += ["forkshm/popen_spawn_win32.py", "tests/windows/_capabilities.py"]
+    collect_ignore_glob = ["forkshm/backend/_win*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
 
