@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import signal
@@ -112,6 +113,8 @@ class Crew:
         self.by_slot: dict[int, Worker] = {}
         self.started = 0
         self._open: list[Any] = []
+        # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
+        self._imitations: list[Any] = []
         # Workers that are started later have more, and that does no harm.
         self.known = known_to_children(getattr(make_process, "_start_method", None))
         _crews.add(self)
@@ -119,6 +122,13 @@ class Crew:
             self._open_channels()
             for slot in range(size):
                 self.start(slot)
+            if self._imitations:
+                kind = type(self._imitations[0]).__name__
+                raise WorkerStartError(
+                    errno.ECHILD,
+                    f"the context's Process makes objects that have no pid once they are started ({kind}): a pool "
+                    "watches real processes; give it a context whose Process is one",
+                )
         except BaseException:
             self.stop()
             raise
@@ -177,6 +187,9 @@ class Crew:
                     f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
                     "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
                 ) from error
+        if getattr(process, "pid", None) is None:
+            self._imitations.append(process)
+            return
         try:
             sentinel = kernel.open_process(process.pid or -1, process.sentinel)
         except OSError:
@@ -286,6 +299,9 @@ class Crew:
         left = self.kill()
         for worker in list(self.workers):
             self.bury(worker)
+        for imitation in self._imitations:
+            imitation.terminate()
+            imitation.join()
         if left:
             who = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in left)
             warnings.warn(

@@ -31,10 +31,6 @@ KNOWN = [
         "expects that a queue made for fork is refused by spawn and forkserver: here it crosses",
     ),
     Difference(
-        "TestPoolNotLeakOnFailure.test_release_unused_processes",
-        "gives the pool imitations of processes, which have no pid: ours watches workers through pidfds",
-    ),
-    Difference(
         "TestIgnoreEINTR.test_ignore",
         "expects that a large message waits in its sender: here it is in a block, and the process has ended and is, "
         "under forkserver, collected when it is sent a signal",

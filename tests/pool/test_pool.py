@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import threading
+import types
 from multiprocessing.connection import wait
 
 import functions as f
@@ -383,6 +384,28 @@ def test_what_programs_look_up_in_the_pool_of_the_standard_library():
         after = {process.pid for process in pool._pool}
         assert len(after) == 2
         assert len(before & after) == 1
+
+
+def test_processes_that_are_imitations_are_refused_and_ended():
+    class Imitation:
+        name, made = "Imitation", []
+
+        def __init__(self, **_):
+            self.did = []
+            self.made.append(self)
+
+        def start(self):
+            self.did.append("start")
+
+        def terminate(self):
+            self.did.append("terminate")
+
+        def join(self):
+            self.did.append("join")
+
+    with pytest.raises(forkshm.WorkerStartError, match=r"no pid once they are started \(Imitation\)"):
+        forkshm.Pool(2, context=types.SimpleNamespace(Process=Imitation))
+    assert [imitation.did for imitation in Imitation.made] == [["start", "terminate", "join"]] * 2
 
 
 @pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
