@@ -23,7 +23,7 @@ from forkshm.backend._unix import FLAGS, Unix
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
 
     from forkshm.backend._interface import Callee, MessageSocket
@@ -224,24 +224,10 @@ class LinuxBackend(Unix):
         poll.register(end.fileno(), select.POLLIN)
         return bool(poll.poll(None if seconds is None else math.ceil(max(seconds, 0.0) * 1000)))
 
-    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(end.fileno(), select.POLLOUT)
-        return bool(poll.poll(seconds * 1000))
-
     def has_ended(self, receiver: MessageSocket) -> bool:
         ends = select.poll()
         ends.register(receiver, select.POLLRDHUP)
         return bool(ends.poll(0))
-
-    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        if fds:
-            self._noted(max(fds))
-        return list(fds)
 
     def listen(self, address: str | None, backlog: int) -> Callee:
         return _Callee(address, backlog)

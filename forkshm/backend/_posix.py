@@ -498,20 +498,6 @@ class PosixBackend(Unix):
         fd = end.fileno()
         return _wait(None if seconds is None else max(seconds, 0.0), fd, self.mate(fd, _LIFE))
 
-    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(end.fileno(), select.POLLOUT)
-        return bool(poll.poll(seconds * 1000))
-
-    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        if fds:
-            self._noted(max(fds))
-        return list(fds)
-
     def listen(self, address: str | None, backlog: int) -> Callee:
         return _Callee(self, address, backlog)
 

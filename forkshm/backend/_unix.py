@@ -21,7 +21,9 @@ from forkshm.backend._interface import Access, Backend
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
-    from forkshm.backend._interface import MessageSocket, Poller
+    from collections.abc import Sequence
+
+    from forkshm.backend._interface import HasFileno, MessageSocket, Poller
 
 MAP_SHARED = _mmap.MAP_SHARED
 MAP_PRIVATE = _mmap.MAP_PRIVATE
@@ -166,6 +168,20 @@ class Unix(Backend):
 
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _memory.bytes_at(address, nbytes)
+
+    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(end.fileno(), select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
+
+    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if fds:
+            self._noted(max(fds))
+        return list(fds)
 
     def fds_space(self, count: int) -> int:
         return socket.CMSG_SPACE(count * array.array("i").itemsize)
