@@ -47,7 +47,7 @@ assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from forkshm.backend._interface import Callee
+    from forkshm.backend._interface import Callee, MessageSocket
 
 #: <sys/mman.h> by way of Python, as far as the system has them.
 _ADVICE = {
@@ -498,6 +498,9 @@ class PosixBackend(Unix):
         fd = end.fileno()
         return _wait(None if seconds is None else max(seconds, 0.0), fd, self.mate(fd, _LIFE))
 
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        return not isinstance(receiver, End) or receiver.said_end
+
     def listen(self, address: str | None, backlog: int) -> Callee:
         return _Callee(self, address, backlog)
 
@@ -606,6 +609,8 @@ class End(socket.socket):
         super().__init__(fileno=fd)
         self.settimeout(None)  # whatever socket.setdefaulttimeout() said
         self._backend = backend
+        #: Whether what was received last was the news that the other end is gone.
+        self.said_end = False
 
     def _life(self) -> int | None:
         return self._backend.mate(self.fileno(), _LIFE)
@@ -635,12 +640,13 @@ class End(socket.socket):
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         space = socket.CMSG_SPACE(_MOST_FDS * 4) if ancbufsize else 0
-        over = False
+        self.said_end = over = False
         while True:
             try:
                 data, ancillary, found, _ = super().recvmsg(bufsize + _TRAILER, space, flags | _DONTWAIT)
             except BlockingIOError:
                 if over:
+                    self.said_end = True
                     return b"", [], 0, None
                 life = self._life()
                 # What was sent before the other end went is there when we look once more.
