@@ -18,7 +18,6 @@ QUICK = [
     "TestSimpleQueue",
     "TestStartMethod",
     "TestSyncManagerTypes",
-    "TestWait",
     "WithManagerTestContainers",
     "WithProcessesTestConnection",
     "WithProcessesTestLock",
