@@ -198,9 +198,12 @@ class _Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
+        # Written to when the signal comes, and not when Python gets round to the handler: it may be about to wait.
+        wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -209,8 +212,6 @@ class _Supervisor:
             self._asked_to_reload = True
         else:
             self._asked_to_stop += 1
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._write_end, b".")
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -323,6 +324,7 @@ class _Supervisor:
     def _work(self, rank: int, generation: int) -> None:
         armed = kernel.die_with(self._lifeline)
         _multiprocess.let_have_children()
+        signal.set_wakeup_fd(-1)
         me = Supervised(rank, len(self._places), generation)
         signal.signal(signal.SIGTERM, me._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

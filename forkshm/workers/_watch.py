@@ -46,6 +46,9 @@ def wait_for(pid: int) -> int | None:
 #: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
 _GONE_MILLISECONDS = 10_000
 
+#: A signal may come after Python has looked for one and before it waits: its handler runs so much later at the most.
+_LONGEST_SECONDS = 0.5
+
 
 def wait_gone(sentinel: int) -> None:
     """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
@@ -115,8 +118,8 @@ class Watch:
                 self._deadline = now + self._grace if self._signals else math.inf
             elif now >= until:
                 return False
-            left = min(self._deadline, until) - now
-            for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
+            left = min(self._deadline - now, until - now, _LONGEST_SECONDS)
+            for fd, _ in self._poll.poll(math.ceil(max(left, 0.0) * 1000)):
                 self._take(fd)
         while self._receive():
             pass
