@@ -6,7 +6,6 @@ import multiprocessing.pool
 import os
 import threading
 import types
-from multiprocessing.connection import wait
 
 import functions as f
 import numpy as np
@@ -374,13 +373,12 @@ def test_a_pool_that_nobody_refers_to_goes_away():
     gc.collect()
 
 
-def test_what_programs_look_up_in_the_pool_of_the_standard_library():
+def test_what_programs_look_up_in_the_pool_of_the_standard_library(wait_until):
     with forkshm.Pool(2) as pool:
         before = {process.pid for process in pool._pool}
         victim = pool._pool[0]
         victim.kill()
-        wait([victim.sentinel])
-        pool._repopulate_pool()
+        wait_until(lambda: pool._repopulate_pool() or victim not in pool._pool)
         after = {process.pid for process in pool._pool}
         assert len(after) == 2
         assert len(before & after) == 1
