@@ -867,8 +867,11 @@ class Dispatcher:
         try:
             return outcome.open()
         finally:
-            took = time.monotonic_ns() - began
-            self._unpacking_ns += took
+            self.note_unpacking(time.monotonic_ns() - began)
+
+    def note_unpacking(self, nanoseconds: int) -> None:
+        """Count time that unpickling answers took, for `report`."""
+        self._unpacking_ns += nanoseconds
 
     def report(self) -> PoolReport:
         """Return where the time went."""

@@ -305,12 +305,17 @@ class MapResult(ApplyResult["list[T]"]):
     def _unpickle(self) -> tuple[bool, Any]:
         chunks, self._chunks = self._chunks, []
         values: list[T] = []
-        for outcome in chunks:
-            if outcome is not None:
-                success, value = self._dispatcher.open(outcome)
-                if not success:
-                    return False, value
-                values += value
+        began = time.monotonic_ns()
+        try:
+            for outcome in chunks:
+                if outcome is not None:
+                    success, value = outcome.open()
+                    if not success:
+                        return False, value
+                    values += value
+        finally:
+            # Once for all: chunks may be tiny, and many.
+            self._dispatcher.note_unpacking(time.monotonic_ns() - began)
         return True, values
 
 
