@@ -23,12 +23,18 @@ _HAS_MASKS = hasattr(signal, "pthread_sigmask")
 
 # The handler and the signal mask outside of all blocks: a forked child is to have them.
 _outside: tuple[Any, Any] | None = None
+# The thread that is in the outermost of them.
+_holder: int | None = None
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Let SIGINT be handled after the block. What is started in the block has it blocked until it calls `begin`."""
-    global _outside
+    global _outside, _holder
+    me = threading.get_ident()
+    if _holder == me:  # a block in a block: the outer one sees to all of it
+        yield
+        return
     handler: Any = signal.getsignal(signal.SIGINT)
     came: list[tuple[Any, ...]] = []
     # Handlers run in the main thread, whichever of the threads the kernel chose.
@@ -42,11 +48,11 @@ def held_back() -> Iterator[None]:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
-            _outside = handler, mask
+            _outside, _holder = (handler, mask), me
         yield
     finally:
         if is_outermost:
-            _outside = None
+            _outside = _holder = None
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if is_handled_here:
@@ -57,8 +63,8 @@ def held_back() -> Iterator[None]:
 
 def begin(*, ignores: bool) -> None:
     """In a process that was started in such a block: be as one that was not, or ignore SIGINT."""
-    global _outside
-    (handler, mask), _outside = _outside or (None, None), None
+    global _outside, _holder
+    (handler, mask), _outside, _holder = _outside or (None, None), None, None
     if ignores:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     elif callable(handler):

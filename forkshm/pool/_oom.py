@@ -16,8 +16,9 @@ class OomKills:
     """How many processes the kernel had killed for want of memory when this was made."""
 
     def __init__(self) -> None:
-        # The group's own count is the better evidence, so it comes first.
-        self._before = {path: count for path in [*_counts_of_group(), _MACHINE] if (count := _count(path)) is not None}
+        counts = _counted(_counts_of_group())
+        # The group counts every kill of its processes, whoever's limit it was; the machine's count, others' as well.
+        self._before = counts or _counted([_MACHINE])
 
     def hint(self) -> str | None:
         """Say what can be said about a worker that was killed by SIGKILL; None for nothing."""
@@ -31,6 +32,10 @@ class OomKills:
             sure = "the" if path != _MACHINE else "probably the"
             return f"{sure} kernel's out-of-memory killer: oom_kill in {path} rose from {before} to {now} meanwhile"
         return f"not by the out-of-memory killer: oom_kill in {next(iter(self._before))} did not change"
+
+
+def _counted(paths: list[str]) -> dict[str, int]:
+    return {path: count for path in paths if (count := _count(path)) is not None}
 
 
 def _counts_of_group() -> list[str]:

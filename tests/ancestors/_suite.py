@@ -31,8 +31,16 @@ def _sub_tests(names, cases, /, **_):
     return decorate
 
 
-def load(name, ours):
-    """Return a suite's module; with *ours*, it finds forkshm where it imports what it tests."""
+def _import_multiprocess(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002 - as it is called
+    """``__import__`` for CPython's tests that finds multiprocess, its fork."""
+    top, dot, rest = name.partition(".")
+    if top == "multiprocessing" and not level:
+        name = f"multiprocess{dot}{rest}"
+    return builtins.__import__(name, globals, locals, fromlist, level)
+
+
+def load(name, whose="theirs"):
+    """Return a suite's module; what it tests is its own, or "multiprocess", or, for "ours", forkshm."""
     try:
         from test import support
 
@@ -44,10 +52,12 @@ def load(name, ours):
     if not hasattr(support, "subTests"):
         support.subTests = _sub_tests
     module = importlib.util.module_from_spec(spec)
-    if ours:
+    if whose == "ours":
         import _names
 
         module.__builtins__ = {**vars(builtins), "__import__": _names.import_ours}
+    elif whose == "multiprocess":
+        module.__builtins__ = {**vars(builtins), "__import__": _import_multiprocess}
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     setattr(sys.modules[parent], child, module)
@@ -57,6 +67,6 @@ def load(name, ours):
 
 if "FORKSHM_ANCESTOR" in os.environ:
     suite, method, whose = os.environ["FORKSHM_ANCESTOR"].split()
-    module = load(SUITES[suite], whose == "ours")
+    module = load(SUITES[suite], whose)
     # What it says to be: the tests of ``python -m unittest`` in a module of this name.
     module.install_tests_in_module_dict(globals(), method)
