@@ -20,7 +20,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm.errors import PoolClosedError
-from forkshm.pool._results import Job
+from forkshm.pool._results import Job, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +36,8 @@ T = TypeVar("T")
 #: Futures handed to the pool beyond two for each worker: enough to keep tiny tasks flowing, few
 #: enough that most of those submitted can still be cancelled.
 _AHEAD = 8
+#: And so many times as many while calls take microseconds and go several in a message: some milliseconds of work.
+_MOST_TIMES_AHEAD = 8
 #: Chunks of a map, which nobody cancels one by one: enough that tiny ones share messages.
 _CHUNKS_AHEAD = 256
 
@@ -139,19 +141,21 @@ class Call(Job):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        super().__init__()
+        # Not one of its own: how many may share a message is known from those before it.
+        self.pace = work.pace
+        self.keeps = None
         # Where nobody has it any more, nobody needs it.
         self._future = weakref.ref(future)
         self._work = work
-        self._function, self._args, self._kwargs = function, args, kwargs
+        self.function, self._args, self._kwargs = function, args, kwargs
 
     def begin(self, pool: Pool) -> Task | None:
         """Return the task, unless it was cancelled."""
         future = self._future()
         if future is not None and not future.set_running_or_notify_cancel():
             return None
-        task = pool._call(self._function, self._args, self._kwargs, cast("Any", self))
-        del self._function, self._args, self._kwargs
+        task = pool._call(self._work.shared(self.function), self._args, self._kwargs, cast("Any", self))
+        del self.function, self._args, self._kwargs
         return task
 
     def deliver(self, position: int, outcome: Outcome) -> None:
@@ -228,6 +232,9 @@ class Work:
     def __init__(self, make_pool: Callable[[], Pool], workers: int) -> None:
         self._make_pool = make_pool
         self._limit = 2 * workers + _AHEAD
+        #: How fast the calls are.
+        self.pace = Pace()
+        self._shared: Function | None = None
         self._owner = os.getpid()
         # Reentrant: the collector may close an executor anywhere.
         self._lock = threading.RLock()
@@ -296,10 +303,11 @@ class Work:
                 if pool is None or not waiting:
                     break
                 unit = waiting[0]
+                units: list[Call | Task]
                 if isinstance(unit, Call):
-                    if self._running >= self._limit:
+                    units = self._take_calls(unit.function)
+                    if not units:
                         break
-                    units: list[Call | Task] = [waiting.popleft()]
                 else:
                     # All at once, so that they may share messages.
                     units = []
@@ -314,6 +322,33 @@ class Work:
                 pool._dispatcher.start_helper(now=False)
             del unit, units
         self._end_if_done()
+
+    def _take_calls(self, function: Callable[..., Any]) -> list[Call | Task]:
+        """Take what may be handed over now: a call, or while they are tiny, many of the same function."""
+        waiting = self._waiting
+        times = min(self.pace.batch, _MOST_TIMES_AHEAD)
+        if times == 1:
+            return [waiting.popleft()] if self._running < self._limit else []
+        ahead = times * self._limit
+        if 2 * self._running > ahead:
+            return []  # in a while there is room for many, which then share messages
+        calls: list[Call | Task] = []
+        while waiting and self._running + len(calls) < ahead:
+            unit = waiting[0]
+            if not isinstance(unit, Call) or unit.function is not function:
+                break
+            calls.append(waiting.popleft())
+        return calls
+
+    def shared(self, function: Callable[..., Any]) -> Callable[..., Any] | Function:
+        """Return what the tasks of one function have in common, if it crosses by its name and so is always the same."""
+        pool, shared = self._pool, self._shared
+        if shared is not None and shared.function is function:
+            return shared
+        if pool is None or (shared := pool._dispatcher.named_function(function)) is None:
+            return function
+        self._shared = shared
+        return shared
 
     def _begin(self, pool: Pool, units: Sequence[Call | Task]) -> None:
         tasks: list[Task] = []

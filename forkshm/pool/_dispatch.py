@@ -261,7 +261,7 @@ class Dispatcher:
         for task in tasks:
             task.function.users += 1
         try:
-            if not self._backlog and self._has_room():
+            if not self._backlog and self._has_room() and not (tasks[0].batched and tasks[0].job.pace.batch > 1):
                 # Before anything is changed, so that what cannot be pickled is told at once.
                 self._pack(tasks[0])
             with self._lock:
@@ -275,18 +275,25 @@ class Dispatcher:
         if not waited_for and (self._backlog or self._watch is not None):
             self.start_helper()
 
+    def named_function(self, function: Callable[..., Any]) -> Function | None:
+        """Return what tasks of a function can have in common now and later; None for one that crosses by value."""
+        return None if self._parcel_by_name(function) is None else Function(self, function, for_many=False)
+
     def pack_function(self, function: Callable[..., Any], *, for_many: bool) -> tuple[Parcel, bool]:
         """Return the parcel of a function, and whether it is kept here for the next time."""
+        parcel = self._parcel_by_name(function)
+        if parcel is not None:
+            return parcel, True
+        return pack(function, for_many=for_many, known=self.known), False
+
+    def _parcel_by_name(self, function: Callable[..., Any]) -> Parcel | None:
         known = self.known
         try:
             if function not in self._by_name:
                 self._by_name[function] = pack(function, known=known) if crosses_by_name(function, known) else None
-            parcel = self._by_name[function]
+            return self._by_name[function]
         except TypeError:  # not hashable, or without weak references
-            parcel = None
-        if parcel is not None:
-            return parcel, True
-        return pack(function, for_many=for_many, known=known), False
+            return None
 
     def check_accepting(self) -> None:
         """Raise unless tasks can be submitted."""

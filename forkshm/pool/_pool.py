@@ -345,11 +345,23 @@ class Pool:
             bar.close()
 
     def _call(
-        self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any], result: ApplyResult[Any]
+        self,
+        func: Callable[..., Any] | Function,
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        result: ApplyResult[Any],
     ) -> Task:
         retries = self._dispatcher.retries
+        arguments = tuple(args), dict(kwds)
+        if isinstance(func, Function):
+            batched = self._may_share_messages()
+            return Task(Kind.CALL, func, arguments, result, 0, batched=batched, retries=retries)
         function = Function(self._dispatcher, func, for_many=retries > 0)
-        return Task(Kind.CALL, function, (tuple(args), dict(kwds)), result, 0, retries=retries)
+        return Task(Kind.CALL, function, arguments, result, 0, retries=retries)
+
+    def _may_share_messages(self) -> bool:
+        # What may be sent again is kept as it was sent, and so goes alone.
+        return self._crew.max_tasks is None and not self._dispatcher.retries
 
     def _map(
         self,
@@ -379,8 +391,7 @@ class Pool:
         result: MapResult[T] = MapResult(self._dispatcher, len(chunks), callback, error_callback, bar)
         result.chunksize, result.items = chunksize, len(items)
         retries = self._dispatcher.retries
-        # What may be sent again is kept as it was sent, and so goes alone.
-        batched = self._crew.max_tasks is None and not retries
+        batched = self._may_share_messages()
         return result, [
             Task(kind, function, chunk, result, position, batched=batched, retries=retries)
             for position, chunk in enumerate(chunks)

@@ -53,7 +53,8 @@ def main():
     # Whose multiprocessing is tested, beside forkshm's.
     others = ["theirs"] if options.suite == "multiprocess" else ["theirs", "multiprocess"]
     names = [options.suite, "multiprocess"][: len(others)]
-    print(f"| Python | method | {' | '.join(f'{name}: passed' for name in names)} | forkshm: passed | known differences |")
+    columns = " | ".join(f"{name}: passed" for name in [*names, "forkshm"])
+    print(f"| Python | method | {columns} | known differences |")
     print("| --- " * (len(others) + 4) + "|")
     for python in options.python or [sys.executable]:
         version = version_of(python)

@@ -92,6 +92,62 @@ def test_what_cannot_be_pickled_fails_its_future_only(executor):
     assert executor.submit(abs, -1).result() == 1
 
 
+class TestTinyCalls:
+    """Once calls are known to take microseconds, those that wait go several in a message."""
+
+    @pytest.fixture
+    def messages(self, executor):
+        """Return how many messages have crossed, after so many calls that they are known."""
+        for _ in range(20):
+            assert [f.result() for f in [executor.submit(abs, -x) for x in range(300)]] == list(range(300))
+        return lambda: executor.pool.statistics().messages
+
+    def test_they_share_messages(self, executor, messages):
+        before = messages()
+        assert [f.result() for f in [executor.submit(abs, -x) for x in range(2000)]] == list(range(2000))
+        # Alone each takes two.
+        assert messages() - before < 3000
+
+    def test_one_that_cannot_be_pickled_fails_alone(self, executor, messages):
+        lock = threading.Lock()
+        futures = [executor.submit(abs, lock if x == 150 else -x) for x in range(300)]
+        with pytest.raises(TypeError, match=r"args\[0\].*lock"):
+            futures[150].result()
+        assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
+
+    def test_one_whose_worker_dies_fails_alone(self, executor, messages):
+        futures = [executor.submit(exit_at_150, x) for x in range(300)]
+        with pytest.raises(forkshm.WorkerDiedError, match="exit_at_150"):
+            futures[150].result()
+        assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
+
+    def test_those_that_no_worker_was_given_can_be_cancelled(self, gate, executor, messages):
+        futures = [executor.submit(wait_for, gate[0], x) for x in range(500)]
+        cancelled = [f for f in futures if f.cancel()]
+        os.write(gate[1], bytes(500))
+        assert futures[-1] in cancelled
+        left = [x for x, f in enumerate(futures) if f not in cancelled]
+        assert [futures[x].result() for x in left] == left
+
+    def test_what_a_function_holds_is_what_it_held_when_it_was_submitted(self, executor, messages):
+        held = [0]
+
+        def look(x):
+            return held[0] + x
+
+        futures = []
+        for x in range(300):
+            held[0] = x
+            futures.append(executor.submit(look, 0))
+            assert futures[-1].result() == x
+
+
+def exit_at_150(x):
+    if x == 150:
+        os._exit(3)
+    return x
+
+
 def test_an_initializer_that_raises_breaks_it():
     def initialise():
         raise LookupError("no model")
