@@ -32,7 +32,9 @@ def held_back() -> Iterator[None]:
     """Let SIGINT be handled after the block. What is started in the block has it blocked until it calls `begin`."""
     global _outside, _holder
     me = threading.get_ident()
-    if _holder == me:  # a block in a block: the outer one sees to all of it
+    if _holder == me:  # a block in a block: the outer one sees to it
+        if _HAS_MASKS:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
         yield
         return
     handler: Any = signal.getsignal(signal.SIGINT)

@@ -290,7 +290,7 @@ class Work:
             pool = self.running_pool()
             self._waiting.extend(units)
         self._hand_over()
-        if self._waiting or pool._dispatcher._watch is not None:
+        if self._waiting or pool._dispatcher.has_unsent() or pool._dispatcher._watch is not None:
             self.help(now=False)
             # And not only there: the pool's thread would have to wait for this one's leave to run.
             if pool._dispatcher.look():

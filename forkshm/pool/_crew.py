@@ -23,9 +23,10 @@ from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from forkshm._multiprocess import process
+    from forkshm.channel import Receiver, Sender
 
 __all__ = ("Crew", "Worker", "descriptors_open")
 
@@ -120,8 +121,21 @@ class Crew:
         _crews.add(self)
         try:
             self._open_channels()
-            for slot in range(size):
-                self.start(slot)
+        except BaseException:
+            self.stop()
+            raise
+
+    def start_all(self) -> None:
+        """Start the first workers.
+
+        Raises:
+            WorkerStartError: fork(2) was refused.
+        """
+        try:
+            # What can be done before the first fork is: after it, each page that is written to is copied.
+            with _interrupts.held_back(), self._ends_of_workers() as ends:
+                for slot in range(self.size):
+                    self._start(slot, ends)
             if self._imitations:
                 kind = type(self._imitations[0]).__name__
                 raise WorkerStartError(
@@ -160,12 +174,13 @@ class Crew:
         Raises:
             WorkerStartError: fork(2) was refused.
         """
-        with _interrupts.held_back():  # there is no moment at which it lives and nobody knows it
-            self._start(slot)
+        # There is no moment at which it lives and nobody knows it.
+        with _interrupts.held_back(), self._ends_of_workers() as ends:
+            self._start(slot, ends)
 
-    def _start(self, slot: int) -> None:
-        self.status.reset(slot)
-        cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
+    @contextlib.contextmanager
+    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
+        """Let workers that are started in the block have ends of the channels, which are closed here after it."""
         with contextlib.ExitStack() as copies:
             try:
                 tasks = copies.enter_context(contextlib.closing(self._tasks_end.duplicate()))
@@ -174,19 +189,31 @@ class Crew:
                 copies.callback(kernel.close, lifeline)
                 bell = kernel.duplicate(self._bell_end.fd)
                 copies.callback(kernel.close, bell)
-                assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus)
-                process = self._make_process(target=run_worker, args=(assignment,))
-                process.name = process.name.replace("Process", "PoolWorker")
-                process.daemon = True
-                process._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
-                process.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
-                process.start()
             except OSError as error:
-                raise WorkerStartError(
-                    error.errno or 0,
-                    f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
-                    "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
-                ) from error
+                raise self._cannot_start(error) from error
+            yield tasks, results, lifeline, bell
+
+    def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
+        return WorkerStartError(
+            error.errno or 0,
+            f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
+            "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
+        )
+
+    def _start(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> None:
+        self.status.reset(slot)
+        cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
+        tasks, results, lifeline, bell = ends
+        assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus)
+        try:
+            process = self._make_process(target=run_worker, args=(assignment,))
+            process.name = process.name.replace("Process", "PoolWorker")
+            process.daemon = True
+            process._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
+            process.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
+            process.start()
+        except OSError as error:
+            raise self._cannot_start(error, slot) from error
         if getattr(process, "pid", None) is None:
             self._imitations.append(process)
             return

@@ -312,6 +312,10 @@ class Dispatcher:
         """Whether everything that was submitted has been answered."""
         return not self._sent and not self._backlog and not self._in_hand
 
+    def has_unsent(self) -> bool:
+        """Whether something was submitted for which there was no room yet."""
+        return bool(self._backlog)
+
     def stop_accepting(self) -> None:
         """Take no more tasks; let the workers go once all is answered."""
         with self._lock:
