@@ -378,6 +378,13 @@ def _what_was_copied(
 
 
 _FRAME_STARTS = (pickle.PROTO, pickle.FRAME)
+#: The end of a stream that has one thing, and that of a module.
+_FOUND_BY_NAME = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
+
+
+def is_name(stream: bytes) -> bool:
+    """Tell whether a pickle stream is a name to be looked up, and not what makes an object of what it holds."""
+    return stream.endswith(_FOUND_BY_NAME)
 
 
 def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:
@@ -390,7 +397,10 @@ def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:
         return isinstance(function, _names.named_kinds) and is_known(function, known)
     sink = _Sink()
     _Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(function)
+    stream = b"".join(sink.pieces)
+    if not is_name(stream):
+        return False
     try:
-        return b"".join(sink.pieces) == pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+        return stream == pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError):
         return False

@@ -29,7 +29,7 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, begin, explain, known_now, pack, register
+from forkshm.pickler import Arrival, Parcel, begin, explain, is_name, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Assignment", "run_worker")
 
-#: Functions that a worker keeps, so that each is unpickled once and not for every task.
+#: Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
 _FUNCTIONS_KEPT = 32
 
 #: After this long without a task a worker gives the free memory of its arena back.
@@ -157,7 +157,7 @@ class _Worker:
         self._max_tasks = assignment.max_tasks
         # Functions by their parcel, and the one with large buffers by its group. The
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
-        self._by_parcel: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
+        self._by_parcel: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
         # What the parent has as well: all that was there at the fork.
         self._known = known_now()
@@ -385,8 +385,12 @@ class _Worker:
                 self._by_group.clear()
                 self._by_group[message.group] = function
             return function
-        key = arrival.stream_bytes()
+        stream = arrival.stream_bytes()
+        is_by_name = is_name(stream)
+        if not is_by_name and not message.group:
+            return arrival.open()  # with what it holds, and may change: the next call gets it as it was sent
         known = self._by_parcel
+        key = 0 if is_by_name else message.group, stream
         if key in known:
             known.move_to_end(key)
             return known[key]

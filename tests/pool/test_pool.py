@@ -264,6 +264,28 @@ def test_a_function_by_value_is_new_when_its_closure_is(pool):
         assert pool.map(lambda x, factor=factor: x * factor, [10]) == [10 * factor]
 
 
+def test_a_method_is_that_of_its_object_as_it_is_now(pool):
+    counter = f.Counter()
+    read = counter.read  # one and the same each time
+    for number in range(5):
+        counter.number = number
+        assert pool.apply(read) == number
+
+
+def test_what_a_function_by_value_changes_of_itself_is_not_seen_by_the_next_call():
+    numbers = []
+
+    def count(_):
+        numbers.append(0)
+        return len(numbers)
+
+    with forkshm.Pool(1) as pool:
+        for function in (f.Counter().count, count):
+            assert [pool.apply(function, (0,)) for _ in range(3)] == [1, 1, 1]
+            # Each map has one.
+            assert [pool.map(function, range(4), chunksize=2) for _ in range(2)] == [[1, 2, 3, 4], [1, 2, 3, 4]]
+
+
 def test_initializer_runs_once_in_each_worker():
     with forkshm.Pool(2, f.set_state, ("ready",)) as pool:
         assert pool.map(f.get_state, range(20), chunksize=1) == ["ready"] * 20
