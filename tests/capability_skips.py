@@ -94,7 +94,6 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 ),
                 "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
                 "integrations/test_born_shared.py",
-                "pool/test_handing_on.py",
             ),
         ),
         "cut_files": (
@@ -106,7 +105,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "fd_limit": (
             "the number of handles has no limit that a program comes to",
-            ("pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",),
+            (
+                "pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",
+                "channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",
+            ),
         ),
         "carving": (
             "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
@@ -141,6 +143,22 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "region/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
             ),
         ),
+        # -- processes: tests of channel, pool, doors, workers, failure and what is above them --
+        "inheritance": (
+            "the test is about what a forked child finds of its parent's, which a new process has not",
+            (
+                "doors/test_executor.py::test_a_forked_child_is_told",
+                "doors/test_executor.py::test_results_in_a_forked_child_are_refused",
+                "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
+                "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
+                "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
+            ),
+        ),
+        "handles_in_messages": (
+            "a pipe carries no handles: what a process has sent lasts until its end, and ten seconds of that",
+            ("channel/test_queue.py::TestOurs::test_items_survive_the_end_of_the_sender_whatever_they_are",),
+        ),
+        # -- end of processes --
         "many_handles": (
             "a message names 8,192 handles at the most",
             ("channel/test_endpoint.py::test_fds_in_an_unread_message_are_closed_with_the_channel",),

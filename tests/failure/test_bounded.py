@@ -14,6 +14,7 @@ import time
 
 import functions as f
 import pytest
+import started
 
 import forkshm
 from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
@@ -241,7 +242,7 @@ def test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for():
 # -- the end of a pool --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 @pytest.mark.usefixtures("_fork_server")
 def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(3)
@@ -367,7 +368,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("at_once", ["alone", "with a worker", "while a worker is stopped"])
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_path):
     path = tmp_path / "script.py"
     path.write_text(ORPHANS.format(tests=os.path.dirname(f.__file__), path=str(tmp_path), method=method))

@@ -5,6 +5,7 @@ import signal
 
 import functions as f
 import pytest
+import started
 
 import forkshm
 from forkshm import TaskTimeoutError, WorkerDiedError
@@ -27,11 +28,11 @@ WAYS = {
     "exit": (17, None),
     "sys.exit": (17, None),
 }
-METHODS = ["fork", "forkserver"]
+METHODS = started.methods("fork", "forkserver")
 #: Starting one takes a second, so only some of the table.
 SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
 #: Most of what ends a process does not know how it was started.
-EITHER_WAY = [("fork", how) for how in WAYS] + [("forkserver", how) for how in ("SIGKILL", "sys.exit")]
+EITHER_WAY = [(METHODS[0], how) for how in WAYS] + [(METHODS[1], how) for how in ("SIGKILL", "sys.exit")]
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_an_idle_worker_dies_and_nobody_notices(method, how):
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "MemoryError"), ("forkserver", "MemoryError")])
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "MemoryError"), (METHODS[1], "MemoryError")])
 def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
     """In a handler of signals, or in what the collector or a thread of the user's runs."""
     with forkshm.get_context(method).Pool(1) as pool:
@@ -136,7 +137,7 @@ def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, 
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_a_task_that_was_received_and_named_and_not_begun_fails(method, how, tmp_path):
     timeout, kind = (1.0, TaskTimeoutError) if how == "SIGSTOP" else (None, WorkerDiedError)
     with forkshm.get_context(method).Pool(1, task_timeout=timeout) as pool:
@@ -166,7 +167,7 @@ def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, how):
     """In a finalizer, after the last of its tasks."""
     timeout = 1.0 if how == "SIGSTOP" else None
@@ -176,7 +177,7 @@ def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, 
 
 
 @pytest.mark.usefixtures("_fork_server")
-@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, ("fork", "SIGSTOP"), ("forkserver", "SIGSTOP")])
+@pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_terminate_while_workers_die(method, how, tmp_path, wait_until):
     """In the handler of the signal that is to end them."""
     pool = forkshm.get_context(method).Pool(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import random
@@ -12,36 +11,32 @@ import time
 import functions as f
 import numpy as np
 import pytest
+import started
 
 import forkshm
 
 
 @pytest.fixture
 def spawn():
-    """Fork children that run a function; none is left at the end."""
-    pids = []
+    """Start children that run a function; none is left at the end."""
+    processes = {}
 
     def start(function):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                function()
-            finally:
-                os._exit(1)
-        pids.append(pid)
-        return pid
+        process = forkshm.Process(target=function)
+        process.start()
+        processes[process.pid] = process
+        return process.pid
 
     def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        pids.remove(pid)
+        process = processes.pop(pid)
+        process.kill()
+        process.join()
+        process.close()
 
     start.kill = kill
     yield start
-    for pid in list(pids):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    for pid in list(processes):
+        kill(pid)
 
 
 def count_up(it, start=0, size=0):
@@ -167,7 +162,7 @@ ENDS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_a_sender_ends_with_a_backlog(method, how):
     """What the kernel has arrives; a process that ends properly sends the rest first."""
     context = forkshm.get_context(method)
@@ -198,7 +193,7 @@ def test_a_sender_ends_with_a_backlog(method, how):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_who_holds_items_ends(method, how):
     """They are gone with it, their memory comes back, and the rest is for others."""
     context = forkshm.get_context(method)

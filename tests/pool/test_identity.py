@@ -10,13 +10,16 @@ import pytest
 
 import forkshm
 from forkshm import _multiprocess
+from forkshm._system import CAN_FORK
 
 METHODS = {"fork": "Fork", "forkserver": "ForkServer", "spawn": "Spawn"}
 
 
 @pytest.fixture(scope="module")
 def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
+    # It lives as long as this process, as the tracker of resources does. Where there is none, its tests are left out.
+    if not CAN_FORK:
+        return
     with forkshm.get_context("forkserver").Pool(1) as pool:
         pool.apply(int)
 
@@ -105,6 +108,7 @@ def test_workers_log_under_their_names(pool, run_script):
         """
 import forkshm, logging
 from forkshm import _multiprocess
+from forkshm._system import CAN_FORK
 _multiprocess.util.log_to_stderr(logging.INFO)
 with forkshm.Pool(1) as pool:
     pool.apply(_multiprocess.util.info, ("hello",))
