@@ -148,10 +148,72 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             "the test is about what a forked child finds of its parent's, which a new process has not",
             (
                 "doors/test_executor.py::test_a_forked_child_is_told",
+                "doors/test_parallel.py::test_functions_of_the_script_see_the_globals_that_an_initializer_set",
+                "failure/test_fork_honestly.py",
+                "failure/test_forked_by_others.py",
+                "failure/test_killed.py::test_a_child_that_ends_normally_does_not_end_its_parents_pool",
+                "failure/test_killed.py::test_a_pool_in_a_forked_child_says_whose_it_is",
+                "failure/test_killed.py::test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive",
+                "pool/test_handing_on.py::test_a_forked_child_does_not_see_writes_to_a_copy",
                 "doors/test_executor.py::test_results_in_a_forked_child_are_refused",
                 "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
                 "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
                 "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
+            ),
+        ),
+        "workers that meet": (
+            "teams and supervised workers are forked, launched ones need memory that grows: all raise UnsupportedError",
+            ("workers/test_launch.py", "workers/test_run.py", "workers/test_supervise.py", "workers/test_team.py"),
+        ),
+        "signals": (
+            "needs handlers of signals from other processes, or signals to oneself",
+            (
+                "failure/test_crash_table.py::test_an_idle_worker_ends_itself_and_nobody_notices",
+                "failure/test_crash_table.py::test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time",
+                "failure/test_parents_die.py::test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along",
+            ),
+        ),
+        "memory limits": (
+            "needs limits on the memory of a process or a group (setrlimit(2), cgroups(7)): Windows has none",
+            (
+                "failure/test_crash_table.py::test_out_of_memory_is_an_exception_or_a_death_of_that_task_only",
+                "limits/test_memory.py::test_everything_works_whatever_dev_shm_is",
+                "limits/test_memory.py::test_memory_with_a_name_says_that_dev_shm_has_no_room",
+                "limits/test_memory.py::test_a_limit_on_address_space_is_an_exception_and_what_is_smaller_goes_on",
+                "limits/test_memory.py::test_a_worker_without_address_space_says_so_and_the_pool_goes_on",
+                "limits/test_memory.py::test_ten_thousand_regions_live_at_once",
+                "limits/test_oom.py",
+            ),
+        ),
+        "file limits": (
+            "needs a limit on the open files of a process (setrlimit(2))",
+            (
+                "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_soft_limit_is_256",
+                "limits/test_fds.py::test_1000_arrays_of_one_region_cross_when_the_hard_limit_is_256",
+                "limits/test_fds.py::test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do",
+                "limits/test_fds.py::test_a_worker_that_cannot_hold_all_says_so_and_the_pool_goes_on",
+                "limits/test_fds.py::test_a_thousand_tasks_that_each_copy_are_no_matter",
+                "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_hard_limit_is_256",
+                "limits/test_fds.py::test_regions_of_the_commons_are_apart_in_parent_and_child_and_cannot_be_sealed",
+            ),
+        ),
+        "queue sizes": (
+            "the size of a pipe is settled when it is made",
+            ("limits/test_messages.py",),
+        ),
+        "interrupts": (
+            "Ctrl-C is a console's there, and cannot be sent to a process",
+            (
+                "failure/test_interrupts.py",
+                "failure/test_bounded.py::test_ctrl_c_ends_a_map_at_once_with_one_traceback",
+                "failure/test_killed.py::test_ctrl_c_ends_a_map_and_leaves_no_process",
+            ),
+        ),
+        "children": (
+            "whoever waits for a child does not take its exit code away from others there",
+            (
+                "failure/test_bounded.py::test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for",
+                "failure/test_killed.py::test_exit_codes_that_others_collect_do_not_confuse_the_pool",
             ),
         ),
         "handles_in_messages": (

@@ -18,6 +18,7 @@ import pytest
 
 import forkshm
 from forkshm._system import CAN_FORK
+from forkshm.backend import kernel
 from forkshm.region import Semaphore
 
 #: The exit code of who was ended by SIGKILL, as `subprocess` tells it.
@@ -29,6 +30,11 @@ def methods(*names):
     if CAN_FORK or "spawn" in names:
         return list(names)
     return ["spawn" if name == "fork" else name for name in names]
+
+
+def count_fds():
+    """Return how many fds this process has, or handles."""
+    return len(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
 
 
 @contextlib.contextmanager
@@ -58,10 +64,15 @@ def gate():
 
 
 @pytest.fixture(autouse=True)
-def _methods_that_are_there(request):
-    # For the programs of tests, which are given one.
-    if hasattr(request.node, "callspec") and request.node.callspec.params.get("method") in ("fork", "forkserver"):
+def _what_there_is(request):
+    # For the processes and programs of tests, which are told by parameters how to start, and how to end.
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if params.get("method") in ("fork", "forkserver"):
         pytest.skip("needs fork context: needs the start methods fork and forkserver, which Windows has not")
+    if params.get("how") in ("SIGSEGV", "SIGSTOP"):
+        pytest.skip("needs signals: a process of Windows cannot send itself one")
+    if params.get("how") == "MemoryError":
+        pytest.skip("needs resource: needs limits on the memory of a process (setrlimit(2)): Windows has none")
 
 
 @pytest.fixture
@@ -87,12 +98,20 @@ def in_child():
 
 
 @pytest.fixture
-def run_script():
-    """Run a program in a fresh interpreter; not as a file, which the processes that it starts would run again."""
+def run_script(tmp_path):
+    """Run a program in a fresh interpreter, and return what it printed.
+
+    Not as a file, unless it is ready for that: the processes that it starts run that again.
+    """
 
     def run(source, *args, check=True, timeout=60, **options):
+        program = ["-c", source]
+        if '__name__ == "__main__"' in source:
+            path = tmp_path / "script.py"
+            path.write_text(source)
+            program = [str(path)]
         done = subprocess.run(
-            [sys.executable, "-W", "error::ResourceWarning", "-c", source, *map(str, args)],
+            [sys.executable, "-W", "error::ResourceWarning", *program, *map(str, args)],
             capture_output=True,
             text=True,
             timeout=timeout,

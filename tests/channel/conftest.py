@@ -10,7 +10,7 @@ import started
 import forkshm
 
 if not started.CAN_FORK:
-    from started import _methods_that_are_there, in_child, run_script  # noqa: F401
+    from started import _what_there_is, in_child, run_script  # noqa: F401
 
 
 @pytest.fixture(params=["multiprocessing", "forkshm"])

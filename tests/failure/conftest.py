@@ -8,7 +8,7 @@ import forkshm
 from forkshm._system import CAN_FORK
 
 if not CAN_FORK:
-    from started import _methods_that_are_there, in_child, run_script  # noqa: F401
+    from started import _what_there_is, in_child, run_script  # noqa: F401
 
 
 @pytest.fixture(scope="session")

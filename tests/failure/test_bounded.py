@@ -18,6 +18,7 @@ import started
 
 import forkshm
 from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
+from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, Sender, write_message
 from forkshm.pickler import pack
 from forkshm.pool import _crew, _oom, _worker
@@ -138,14 +139,14 @@ def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(see
             end._socket.sendmsg([data], ancillary)
         return x
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = started.count_fds()
     with forkshm.Pool(3) as pool:
-        within = len(os.listdir("/proc/self/fd"))
+        within = started.count_fds()
         results = [pool.apply_async(misbehave, (x,)) for x in range(150)]
         assert [result.get(60) for result in results] == list(range(150))
         assert pool.map(misbehave, range(300)) == list(range(300))
-        assert len(os.listdir("/proc/self/fd")) == within
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert started.count_fds() == within
+    assert started.count_fds() == before
 
 
 def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wait_until):
@@ -173,9 +174,9 @@ def test_fds_beside_nonsense_are_closed(pool):
         sender.send(b"nonsense", [0, 1])
         sender.close()
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = started.count_fds()
     pool.apply(work)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert started.count_fds() == before
 
 
 # -- out of memory ------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path,
     pool.terminate()
     pool.join()
     assert time.monotonic() - before < 15
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert not any(kernel.is_running(pid) for pid in pids)
 
 
 def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
@@ -343,7 +344,7 @@ def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_unt
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert len(pids) == 2
     # Those of the fork server are its children, and it may be about to collect them.
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    wait_until(lambda: not any(kernel.is_running(pid) for pid in pids))
     with pytest.raises(ProcessLookupError):
         while True:  # the group has ended, the fork server and the tracker of resources too
             os.killpg(process.pid, 0)

@@ -14,6 +14,7 @@ import pytest
 import started
 
 import forkshm
+from forkshm.backend import kernel
 
 
 @pytest.fixture
@@ -220,12 +221,12 @@ def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn,
         while True:
             it.get()
 
-    stopped = [spawn(lambda: count_up(it)), spawn(take_all), spawn(lambda: (it.get(), signal.pause()))]
+    stopped = [spawn(lambda: count_up(it)), spawn(take_all), spawn(lambda: (it.get(), time.sleep(600)))]
     it.put("there is traffic")
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     for pid in stopped:
-        wait_until(lambda pid=pid: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None)
+        wait_until(lambda pid=pid: kernel.is_stopped(pid))
     while not it.empty():
         it.get(timeout=30)
     # Each of the two receivers may have taken an item, and not given the room back.
@@ -239,7 +240,7 @@ def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
         it = forkshm.Queue()
         for _ in range(3):
             it.put(np.ones(200_000))
-        victim = spawn(lambda it=it: (it.get(), signal.pause()))
+        victim = spawn(lambda it=it: (it.get(), time.sleep(600)))
         spawn.kill(victim)
         del it
     # The leak check looks for blocks that are still held.
@@ -269,7 +270,7 @@ def test_the_end_of_a_pipe_is_noticed_when_its_process_is_killed(spawn):
     def child():
         here.close()
         there.send("ready")
-        signal.pause()
+        time.sleep(600)
 
     victim = spawn(child)
     there.close()
