@@ -158,7 +158,7 @@ def test_a_waiter_for_items_is_killed(spawn):
     assert [it.get(timeout=30) for _ in range(10)] == list(range(10))
 
 
-ENDS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.exit": 17}
+ENDS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.exit": 17}
 
 
 @pytest.mark.usefixtures("_fork_server")
