@@ -63,7 +63,7 @@ def end(how):
     if how == "sys.exit":
         sys.exit(17)
     if how == "bad memory access":
-        faulthandler._sigsegv()
+        faulthandler._read_null() if sys.platform == "win32" else faulthandler._sigsegv()
     if how == "MemoryError":
         import resource  # not on every system
 

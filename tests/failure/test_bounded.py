@@ -4,9 +4,9 @@ import array
 import contextlib
 import os
 import random
+import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,12 +18,16 @@ import started
 
 import forkshm
 from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
+from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, Sender, write_message
 from forkshm.pickler import pack
 from forkshm.pool import _crew, _oom, _worker
 
 pytestmark = pytest.mark.slow
+
+
+RIGHTS = kernel.RIGHTS
 
 
 def workers_of(pool):
@@ -134,8 +138,8 @@ def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(see
                 data = answer[:4] + bytes([chance.randrange(5, 256)]) + answer[5:]
             else:
                 data = b"" if what == "empty" else bytes(120_000)
-            fds = array.array("i", [0] * chance.choice([0, 0, 1, 16]))
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+            fds = array.array("i", [end.fileno()] * chance.choice([0, 0, 1, 16]))
+            ancillary = [(*RIGHTS, fds)] if fds else []
             end._socket.sendmsg([data], ancillary)
         return x
 
@@ -156,7 +160,8 @@ def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wa
         while True:
             end._socket.send(b"nonsense")
 
-    with forkshm.Pool(2, task_timeout=2.0) as pool:
+    # Workers that are started anew import this module first.
+    with forkshm.Pool(2, task_timeout=2.0 if CAN_FORK else 15.0) as pool:
         babbling = pool.apply_async(babble)
         wait_until((tmp_path / "begun").exists)
         assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
@@ -171,7 +176,7 @@ def test_fds_beside_nonsense_are_closed(pool):
     def work():
         end = results_end()
         sender = Sender(end._socket.dup())
-        sender.send(b"nonsense", [0, 1])
+        sender.send(b"nonsense", [end.fileno(), end.fileno()])
         sender.close()
 
     before = started.count_fds()
@@ -190,14 +195,17 @@ def test_a_kill_by_the_kernel_is_told_with_the_evidence(tmp_path, monkeypatch):
     monkeypatch.setattr(_oom, "_GROUPS_V2", str(tmp_path))
     monkeypatch.setattr(_oom, "_MACHINE", str(machine))
     monkeypatch.setattr(_oom, "_MEMBERSHIP", str(membership))
+    by_events, by_machine = re.escape(str(events)), re.escape(str(machine))
     with forkshm.Pool(1) as pool:
-        with pytest.raises(WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {events} did not"):
+        with pytest.raises(
+            WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {by_events} did not"
+        ):
             pool.apply(f.die, ("SIGKILL",))
         machine.write_text("oom_kill 5\n")
-        with pytest.raises(WorkerDiedError, match=f"probably the .*killer: oom_kill in {machine} rose from 4 to 5"):
+        with pytest.raises(WorkerDiedError, match=f"probably the .*killer: oom_kill in {by_machine} rose from 4 to 5"):
             pool.apply(f.die, ("SIGKILL",))
         events.write_text("low 0\noom 1\noom_kill 3\n")
-        with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {events} rose from 1 to 3"):
+        with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {by_events} rose from 1 to 3"):
             pool.apply(f.die, ("SIGKILL",))
         with pytest.raises(WorkerDiedError) as caught:
             pool.apply(f.die, ("SIGTERM",))
