@@ -118,6 +118,7 @@ _SERVER_MILLISECONDS = 5000
 
 #: On Windows, who was ended as by a signal exits with this and its number.
 _ENDED_BY = 0x10000
+_SIGNALS = 65
 _PAUSE = 0.0005
 #: And another thread that collects children, to enter the exit code that it was told.
 _OTHER_THREAD_SECONDS = 0.1
@@ -154,7 +155,7 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         code = ended.exitcode
     if code is None:
         popen.returncode = 255  # or close() would refuse
-    elif code > _ENDED_BY:  # see the Windows backend
+    elif 0 < code - _ENDED_BY < _SIGNALS:  # see the Windows backend; a crash has a code that is larger still
         code = _ENDED_BY - code
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]

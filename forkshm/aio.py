@@ -5,7 +5,8 @@
         async for value in pool.imap(function, items):
             ...
 
-The event loop itself watches the pool's socket and its workers: there is no thread.
+The event loop itself watches the pool's socket and its workers: there is no thread. But on Windows, whose loops
+watch sockets only: there one thread of the pool waits, and has the loop look.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Pool:
 
     Fork and threads:
         A pool belongs to the event loop of its first call, until that has ended, and to its thread. Any loop does
-        that has ``add_reader``, uvloop's for example.
+        that has ``add_reader``, uvloop's for example, and on Windows any loop.
 
     Example:
         >>> import asyncio, forkshm

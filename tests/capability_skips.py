@@ -94,7 +94,12 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 ),
                 "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
                 "integrations/test_born_shared.py",
-                "pool/test_handing_on.py",
+                "pool/test_handing_on.py::test_a_slice_of_what_arrived_is_handed_on_too",
+                "pool/test_handing_on.py::test_an_array_that_is_returned_is_copied_once_only",
+                "pool/test_handing_on.py::test_closures_and_what_is_shared_out_to_many_are_handed_on",
+                "pool/test_handing_on.py::test_echo_of_many_containers",
+                "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
+                "pool/test_handing_on.py::test_what_the_kernel_refuses_to_map_back_is_mapped_before_its_next_use",
             ),
         ),
         "cut_files": (
@@ -106,7 +111,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "fd_limit": (
             "the number of handles has no limit that a program comes to",
-            ("pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",),
+            (
+                "pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",
+                "channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",
+            ),
         ),
         "carving": (
             "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
@@ -141,6 +149,99 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "region/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
             ),
         ),
+        # -- processes: tests of channel, pool, doors, workers, failure and what is above them --
+        "inheritance": (
+            "the test is about what a forked child finds of its parent's, which a new process has not",
+            (
+                "doors/test_executor.py::test_a_forked_child_is_told",
+                "doors/test_parallel.py::test_functions_of_the_script_see_the_globals_that_an_initializer_set",
+                "failure/test_fork_honestly.py",
+                "failure/test_forked_by_others.py",
+                "failure/test_killed.py::test_a_child_that_ends_normally_does_not_end_its_parents_pool",
+                "failure/test_killed.py::test_a_pool_in_a_forked_child_says_whose_it_is",
+                "failure/test_bounded.py::test_workers_that_die_whenever_they_take_a_task_end_the_pool",
+                "failure/test_bounded.py::test_nonsense_in_place_of_an_answer_fails_that_task",
+                "failure/test_queues_killed.py::test_room_that_a_killed_receiver_had_not_given_back_is_found",
+                "failure/test_killed.py::test_a_worker_dies_between_taking_a_task_and_naming_it",
+                "failure/test_killed.py::test_a_worker_dies_after_its_answer_and_before_it_says_so",
+                "failure/test_killed.py::test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive",
+                "pool/test_handing_on.py::test_a_forked_child_does_not_see_writes_to_a_copy",
+                "doors/test_executor.py::test_results_in_a_forked_child_are_refused",
+                "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
+                "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
+                "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
+            ),
+        ),
+        "workers that meet": (
+            "teams and supervised workers are forked, launched ones need memory that grows: all raise UnsupportedError",
+            ("workers/test_launch.py", "workers/test_run.py", "workers/test_supervise.py", "workers/test_team.py"),
+        ),
+        "signals": (
+            "needs handlers of signals from other processes, or signals to oneself",
+            (
+                "failure/test_crash_table.py::test_an_idle_worker_ends_itself_and_nobody_notices",
+                "pool/test_task_timeout.py::test_a_task_that_stops_its_worker_fails",
+                "failure/test_crash_table.py::test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time",
+                "failure/test_parents_die.py::test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along",
+            ),
+        ),
+        "memory limits": (
+            "needs limits on the memory of a process or a group (setrlimit(2), cgroups(7)): Windows has none",
+            (
+                "failure/test_crash_table.py::test_out_of_memory_is_an_exception_or_a_death_of_that_task_only",
+                "limits/test_memory.py::test_everything_works_whatever_dev_shm_is",
+                "limits/test_memory.py::test_memory_with_a_name_says_that_dev_shm_has_no_room",
+                "limits/test_memory.py::test_a_limit_on_address_space_is_an_exception_and_what_is_smaller_goes_on",
+                "limits/test_memory.py::test_a_worker_without_address_space_says_so_and_the_pool_goes_on",
+                "limits/test_memory.py::test_ten_thousand_regions_live_at_once",
+                "limits/test_oom.py",
+            ),
+        ),
+        "file limits": (
+            "needs a limit on the open files of a process (setrlimit(2))",
+            (
+                "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_soft_limit_is_256",
+                "limits/test_fds.py::test_1000_arrays_of_one_region_cross_when_the_hard_limit_is_256",
+                "limits/test_fds.py::test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do",
+                "limits/test_fds.py::test_a_worker_that_cannot_hold_all_says_so_and_the_pool_goes_on",
+                "limits/test_fds.py::test_a_thousand_tasks_that_each_copy_are_no_matter",
+                "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_hard_limit_is_256",
+                "limits/test_fds.py::test_regions_of_the_commons_are_apart_in_parent_and_child_and_cannot_be_sealed",
+            ),
+        ),
+        "memory maps": (
+            "what memory a process holds is read from /proc",
+            ("pool/test_memory.py::test_memory_stays_the_same_over_many_messages",),
+        ),
+        "what is not solved": (
+            "who reads nonsense as fast as it is written gets to nothing else there, and the pool hangs",
+            ("failure/test_bounded.py::test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up",),
+        ),
+        "queue sizes": (
+            "the size of a pipe is settled when it is made",
+            ("limits/test_messages.py",),
+        ),
+        "interrupts": (
+            "Ctrl-C is a console's there, and cannot be sent to a process",
+            (
+                "failure/test_interrupts.py",
+                "failure/test_bounded.py::test_ctrl_c_ends_a_map_at_once_with_one_traceback",
+                "failure/test_killed.py::test_ctrl_c_ends_a_map_and_leaves_no_process",
+            ),
+        ),
+        "children": (
+            "whoever waits for a child does not take its exit code away from others there",
+            (
+                "failure/test_bounded.py::test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for",
+                "failure/test_bounded.py::test_a_worker_that_cannot_be_killed_is_left_behind",
+                "failure/test_killed.py::test_exit_codes_that_others_collect_do_not_confuse_the_pool",
+            ),
+        ),
+        "handles_in_messages": (
+            "a pipe carries no handles: what a process has sent lasts until its end, and ten seconds of that",
+            ("channel/test_queue.py::TestOurs::test_items_survive_the_end_of_the_sender_whatever_they_are",),
+        ),
+        # -- end of processes --
         "many_handles": (
             "a message names 8,192 handles at the most",
             ("channel/test_endpoint.py::test_fds_in_an_unread_message_are_closed_with_the_channel",),

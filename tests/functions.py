@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing.process
 import os
@@ -62,7 +63,7 @@ def end(how):
     if how == "sys.exit":
         sys.exit(17)
     if how == "bad memory access":
-        faulthandler._sigsegv()
+        faulthandler._read_null() if sys.platform == "win32" else faulthandler._sigsegv()
     if how == "MemoryError":
         import resource  # not on every system
 
@@ -216,9 +217,28 @@ def make(kind, *args):
 
 def touch_file(path, value):
     """Leave a mark for each time it runs."""
-    with open(path, "a") as file:
+    with open(path, "a") as file, _alone_at(path):
         file.write(f"{value}\n")
+        file.flush()
     return value
+
+
+@contextlib.contextmanager
+def _alone_at(path):
+    """Keep others from writing to a file where appending is not one step."""
+    if sys.platform != "win32":
+        yield
+        return
+    import msvcrt
+
+    with open(f"{path}.lock", "a") as guard:
+        while True:
+            try:
+                msvcrt.locking(guard.fileno(), msvcrt.LK_NBLCK, 1)
+                break
+            except OSError:
+                time.sleep(0.001)
+        yield  # closing lets go of it
 
 
 def hold(event_path, until_path):

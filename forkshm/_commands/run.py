@@ -19,7 +19,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.errors import WorkerDiedError, WorkerStartError
 from forkshm.workers._launch import Launch
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ("add_arguments", "run")
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_PASSED_ON = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)  # not all on Windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.module and not os.path.exists(arguments.script):
         print(f"python -m forkshm run: there is no script {arguments.script!r}", file=sys.stderr)
         return 2
+    if not _system.CAN_FORK:
+        print(
+            "python -m forkshm run: workers are forked, and this system cannot fork: let the script use forkshm.Pool",
+            file=sys.stderr,
+        )
+        return 1
     output = _Output(arguments.workers) if arguments.prefix else None
     context = _multiprocess.default_context.get_context("fork")
     script = (arguments.script, arguments.module, arguments.args, output)

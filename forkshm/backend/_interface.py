@@ -273,6 +273,8 @@ class Backend(abc.ABC):
     #: To have an fd of a memory object is to hold all of it: there is one lease for each object, its fds are counted,
     #: and `replace`, `own_pages` and `discard` do not exist. Else leases are on bytes; see `lock_shared`.
     leases_are_handles: bool = False
+    #: Whether event loops can watch fds: else a thread has to.
+    loops_watch_fds: bool = True
 
     @abc.abstractmethod
     def close(self, fd: int) -> None:

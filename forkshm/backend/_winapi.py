@@ -29,9 +29,11 @@ CREATE_NEW, OPEN_EXISTING = 1, 3
 FILE_FLAG_OPEN_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS = 0x00200000, 0x02000000
 FILE_ATTRIBUTE_DIRECTORY, FILE_ATTRIBUTE_REPARSE_POINT, FILE_ATTRIBUTE_TEMPORARY = 0x10, 0x400, 0x100
 DUPLICATE_SAME_ACCESS = 0x2
-PROCESS_TERMINATE, PROCESS_DUP_HANDLE, PROCESS_QUERY, SYNCHRONIZE = 0x1, 0x40, 0x1000, 0x100000
+PROCESS_TERMINATE, PROCESS_DUP_HANDLE, PROCESS_SUSPEND, PROCESS_QUERY, SYNCHRONIZE = 0x1, 0x40, 0x800, 0x1000, 0x100000
 WAIT_OBJECT_0, WAIT_ABANDONED, WAIT_TIMEOUT = 0, 0x80, 0x102
 ALREADY_EXISTS, MORE_DATA, BROKEN_PIPE, NO_DATA, INVALID_PARAMETER = 183, 234, 109, 232, 87
+NO_SUCH_FUNCTION, NO_SUCH_HANDLE = 1, 6
+_PIPE_TYPE_MESSAGE = 0x4
 SHARING_VIOLATION, USER_MAPPED_FILE, INVALID_ADDRESS, ACCESS_DENIED = 32, 1224, 487, 5
 
 #: Error codes that the C library, and so ``OSError``, takes for EINVAL.
@@ -84,6 +86,7 @@ _DuplicateHandle = _prototype(
 _CreateFile = _prototype(_kernel32, "CreateFileW", _HANDLE, _TEXT, _DWORD, _DWORD, _POINTER, _DWORD, _DWORD, _HANDLE)
 _CreateDirectory = _prototype(_kernel32, "CreateDirectoryW", _BOOL, _TEXT, _POINTER)
 _GetFileType = _prototype(_kernel32, "GetFileType", _DWORD, _HANDLE)
+_GetNamedPipeInfo = _prototype(_kernel32, "GetNamedPipeInfo", _BOOL, _HANDLE, _POINTER, _POINTER, _POINTER, _POINTER)
 _GetFileInformation = _prototype(_kernel32, "GetFileInformationByHandle", _BOOL, _HANDLE, _POINTER)
 _SetFileInformation = _prototype(
     _kernel32, "SetFileInformationByHandle", _BOOL, _HANDLE, ctypes.c_int, _POINTER, _DWORD
@@ -91,6 +94,8 @@ _SetFileInformation = _prototype(
 _OpenProcess = _prototype(_kernel32, "OpenProcess", _HANDLE, _DWORD, _BOOL, _DWORD)
 _GetProcessTimes = _prototype(_kernel32, "GetProcessTimes", _BOOL, _HANDLE, _POINTER, _POINTER, _POINTER, _POINTER)
 _TerminateProcess = _prototype(_kernel32, "TerminateProcess", _BOOL, _HANDLE, _DWORD)
+_NtSuspendProcess = _prototype(_ntdll, "NtSuspendProcess", ctypes.c_int32, _HANDLE)
+_NtResumeProcess = _prototype(_ntdll, "NtResumeProcess", ctypes.c_int32, _HANDLE)
 _WaitForSingleObject = _prototype(_kernel32, "WaitForSingleObject", _DWORD, _HANDLE, _DWORD)
 _RegisterWait = _prototype(
     _kernel32, "RegisterWaitForSingleObject", _BOOL, _POINTER, _HANDLE, _POINTER, _POINTER, _DWORD, _DWORD
@@ -350,8 +355,16 @@ class FileInfo(NamedTuple):
 
 
 def is_pipe(handle: int) -> bool:
-    """Whether a handle is one of a pipe."""
-    return bool(_GetFileType(handle) == 3)
+    """Whether a handle is one of a pipe that keeps the bounds of messages; sockets, for one, call themselves pipes.
+
+    Raises:
+        OSError: It is no handle.
+    """
+    flags = _DWORD()
+    if _GetNamedPipeInfo(handle, ctypes.addressof(flags), None, None, None):
+        return bool(flags.value & _PIPE_TYPE_MESSAGE)
+    query_object(handle)
+    return False
 
 
 def is_on_disk(handle: int) -> bool:
@@ -432,6 +445,20 @@ def terminate(handle: int, code: int) -> None:
     """TerminateProcess; one that has ended already is no error."""
     if not _TerminateProcess(handle, code) and wait(handle, 0) != WAIT_OBJECT_0:
         raise _last("TerminateProcess")
+
+
+def suspend(handle: int) -> None:
+    """NtSuspendProcess: no thread of it runs any more."""
+    status = _NtSuspendProcess(handle)
+    if status < 0:
+        raise refused("NtSuspendProcess", _RtlNtStatusToDosError(status))
+
+
+def resume(handle: int) -> None:
+    """NtResumeProcess."""
+    status = _NtResumeProcess(handle)
+    if status < 0:
+        raise refused("NtResumeProcess", _RtlNtStatusToDosError(status))
 
 
 def wait(handle: int, milliseconds: int) -> int:

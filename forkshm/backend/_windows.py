@@ -21,6 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _system
 from forkshm.backend import _memory, _winapi, _windows_locks, _windows_pipes
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 
@@ -73,6 +74,7 @@ class WindowsBackend(Backend):
     name = "windows"
     locks = _windows_locks
     leases_are_handles = True
+    loops_watch_fds = False
 
     DONTWAIT = _windows_pipes.DONTWAIT
     TAKE = 0
@@ -86,10 +88,14 @@ class WindowsBackend(Backend):
         self._page, self.page_size = _winapi.page_sizes()
         # By the base of each view, how much of it is in use.
         self._views: dict[int, int] = {}
+        # Those that are whole sections with their trailer.
+        self._with_trailer: set[int] = set()
         self._folder: str | None = None
         self._lock = threading.Lock()
         # Processes that made segments which are mapped here.
         self._makers: dict[tuple[int, int], int] = {}
+        # Processes that were stopped from here.
+        self._stopped: set[int] = set()
 
     def close(self, fd: int) -> None:
         _winapi.close(fd)
@@ -298,8 +304,12 @@ class WindowsBackend(Backend):
             section = _winapi.create_section(0, file=fd, protection=_PROTECTION[access])[0]
         try:
             # Whole pages are asked for; what is there ends where it ends. A trailer is mapped with what it belongs to.
-            fits = offset + size + self._page < whole
+            end = self._whole_pages(size)
+            fits = offset + end + self._page < whole
             base = _winapi.map_view(section, _VIEW[access], offset, size if fits else 0, address)
+            is_whole = section == fd and not offset and whole == end + self._page
+            if is_whole and _memory.bytes_at(base + end, len(_MAGIC)) == _MAGIC:
+                self._with_trailer.add(base)
         finally:
             if section != fd:
                 _winapi.close(section)
@@ -316,6 +326,7 @@ class WindowsBackend(Backend):
             self._views[base] = left
             return
         del self._views[base]
+        self._with_trailer.discard(base)
         _winapi.unmap_view(base)
 
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
@@ -372,6 +383,8 @@ class WindowsBackend(Backend):
 
     def is_abandoned(self, address: int, size: int) -> bool:
         """Whether who made the section, which is mapped whole there, has ended or does not use it any more."""
+        if address not in self._with_trailer:
+            return True  # no section of ours
         trailer = address + self._whole_pages(size)
         if _winapi.load_long(trailer + _GIVEN_UP):
             return True
@@ -489,18 +502,30 @@ class WindowsBackend(Backend):
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         if sentinel >= 0:
             return _winapi.duplicate(sentinel)
-        return _winapi.open_process(pid, _winapi.PROCESS_QUERY | _winapi.PROCESS_TERMINATE | _winapi.SYNCHRONIZE)
+        signalling = _winapi.PROCESS_TERMINATE | _winapi.PROCESS_SUSPEND
+        return _winapi.open_process(pid, _winapi.PROCESS_QUERY | signalling | _winapi.SYNCHRONIZE)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         if _winapi.wait(process, 0) == _winapi.WAIT_OBJECT_0:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
-        if number not in (_SIGTERM, 9):
+        if number == _system.SIGSTOP:
+            _winapi.suspend(process)
+            self._stopped.add(pid)
+            return
+        self._stopped.discard(pid)
+        if number == _system.SIGCONT:
+            _winapi.resume(process)
+            return
+        if number not in (_SIGTERM, _system.SIGKILL):
             raise OSError(errno.ENOTSUP, f"Windows has no signal {number} for other processes")
         # What multiprocess takes for SIGTERM, and the same for the other.
         _winapi.terminate(process, _ENDED if number == _SIGTERM else _ENDED + number)
 
     def is_stopped(self, pid: int) -> bool | None:
-        return False if self.is_running(pid) else None
+        if self.is_running(pid):
+            return pid in self._stopped
+        self._stopped.discard(pid)
+        return None
 
     def is_running(self, pid: int) -> bool:
         try:

@@ -49,6 +49,8 @@ _QUOTA = 256 * 1024
 #: Bytes of handles that a message may have.
 _HANDLES = 64 * 1024
 _PAUSE = 0.25
+#: And while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
+_PAUSE_WITH_HANDLES = 0.02
 
 _PENDING, _ABORTED, _MORE_DATA = 997, 995, _winapi.MORE_DATA
 _PIPE_BUSY, _NOT_FOUND, _PIPE_CONNECTED = 231, 2, 535
@@ -124,6 +126,8 @@ class _Outgoing:
 
     def sweep(self) -> int:
         """Let go of what has been fetched; return how many messages have not."""
+        if not self._posted:
+            return 0
         with self._lock:
             for receipt, posted in list(self._posted.items()):
                 if _winapi.load_long(self._words + receipt * _WORD) == posted.signature:
@@ -273,6 +277,16 @@ def _aborted(overlapped: Any) -> bool:
         raise
 
 
+def _wait_any(handles: Sequence[int], seconds: float) -> int:
+    """Wait for one of them; return its index. When a signal was handled meanwhile, it is as after *seconds*."""
+    try:
+        return int(_win.WaitForMultipleObjects(handles, False, int(seconds * 1000)))
+    except InterruptedError as error:
+        if error.errno != errno.EINTR:  # it is what the handler raised
+            raise
+        return int(_win.WAIT_TIMEOUT)
+
+
 _names = itertools.count(1)
 
 
@@ -397,7 +411,7 @@ class MessageEnd:
                 if _aborted(overlapped):
                     raise BlockingIOError(errno.EAGAIN, "the pipe is full")
                 return
-            while _win.WaitForMultipleObjects([overlapped.event], False, int(_PAUSE * 1000)) == _win.WAIT_TIMEOUT:
+            while _wait_any([overlapped.event], _PAUSE) == _win.WAIT_TIMEOUT:
                 pass  # signal handlers run in between
             overlapped.GetOverlappedResult(True)
         except BlockingIOError:
@@ -506,7 +520,7 @@ def _accepted(server: MessageEnd) -> None:
         if error.winerror != _PIPE_CONNECTED:
             raise
         return
-    while _win.WaitForMultipleObjects([overlapped.event], False, int(_PAUSE * 1000)) == _win.WAIT_TIMEOUT:
+    while _wait_any([overlapped.event], _PAUSE) == _win.WAIT_TIMEOUT:
         if server.fileno() < 0:
             overlapped.cancel()
             raise OSError(errno.EBADF, "closed")
@@ -563,7 +577,9 @@ def call(address: str) -> MessageEnd:
 def _is_ready(handle: int) -> bool:
     try:
         return bool(_win.PeekNamedPipe(handle)[0])
-    except OSError:
+    except OSError as error:
+        if error.winerror in (_winapi.NO_SUCH_HANDLE, _winapi.NO_SUCH_FUNCTION):
+            raise OSError(errno.EBADF, f"{handle} is no open pipe") from error
         return True  # broken: there is something to be told
 
 
@@ -573,8 +589,12 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
     while True:
         ready = [handle for handle in pipes if _is_ready(handle)]
         ready += [handle for handle in others if _winapi.wait(handle, 0) == _winapi.WAIT_OBJECT_0]
-        left = _PAUSE if deadline is None else min(_PAUSE, deadline - time.monotonic())
-        if ready or left <= 0:
+        if ready:
+            return ready
+        left = _PAUSE_WITH_HANDLES if outgoing.sweep() else _PAUSE
+        if deadline is not None:
+            left = min(left, deadline - time.monotonic())
+        if left <= 0:
             return ready
         # A read of no bytes is done when a message is there, and leaves it there.
         reads = []
@@ -594,7 +614,9 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
                 if len(events) + len(others) > 63:
                     left = min(left, 0.01)
                 if some:
-                    _win.WaitForMultipleObjects(some, False, max(int(left * 1000), 1))
+                    which = _wait_any(some, max(left, 0.001)) - len(events)
+                    if 0 <= which < len(others):
+                        return [others[which]]  # to be asked again would be too late: a semaphore has counted
                 else:
                     time.sleep(left)
         finally:

@@ -3,7 +3,7 @@
 While there are tasks, the loop watches duplicates of these fds (the pool closes its own whenever a
 worker ends) and calls the pool's dispatcher as any thread that waits would, but never waits in it. A
 timer looks after what no fd tells: a worker that was stopped, an audit after a death, tasks that were
-cancelled while they lay in the kernel's queue.
+cancelled while they lay in the kernel's queue. Where loops cannot watch these fds, `Watcher` does it for them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import signal
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from forkshm import _system
 from forkshm.backend import kernel
+from forkshm.channel import PrivateFd
+from forkshm.doors._watcher import Watcher
 from forkshm.pool._results import Job
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Pump:
         self._crew = pool._crew
         # By what they are of, the crew or a worker.
         self._watched: dict[object, int] = {}
+        self._watcher: Watcher | None = None
         self._open: set[Task] = set()
         self._cancelled: set[Task] = set()
         self._answers: collections.deque[tuple[PumpJob, int, Outcome]] = collections.deque()
@@ -165,9 +168,18 @@ class Pump:
         for source in [source for source in self._watched if source not in wanted]:
             self._unwatch(source)
         for source, fd in wanted.items():
-            if source not in self._watched:
+            if source in self._watched:
+                continue
+            if kernel.loops_watch_fds:
                 self._watched[source] = kernel.duplicate(fd)
                 self.loop.add_reader(self._watched[source], self._look)
+            else:
+                if self._watcher is None:
+                    self._watcher = Watcher(self.loop, self._look)
+                    weakref.finalize(self, self._watcher.close)
+                of_crew = source is self._crew
+                self._watcher.watch(source, self._crew.results.duplicate() if of_crew else _Sentinel(fd))
+                self._watched[source] = fd
         if not self._open:
             self._stop_timer()
         elif self._timer is None:
@@ -176,6 +188,9 @@ class Pump:
 
     def _unwatch(self, source: object) -> None:
         fd = self._watched.pop(source)
+        if self._watcher is not None:
+            self._watcher.unwatch(source)
+            return
         if not self.loop.is_closed():
             self.loop.remove_reader(fd)
         kernel.close(fd)
@@ -194,6 +209,9 @@ class Pump:
         self._stop_timer()
         for source in list(self._watched):
             self._unwatch(source)
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     # -- cancelling -----------------------------------------------------------------------------
 
@@ -229,13 +247,24 @@ class Pump:
     def _end(self, worker: Worker, number: int) -> None:
         # Stopped first: it may have answered and begun the next task, which somebody wants.
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(worker.sentinel, worker.pid, signal.SIGSTOP)
+            kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
             if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
                 kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
                 # It did not die of what it did.
                 cast("Any", self._dispatcher)._deaths_for_nothing = 0
             else:  # the timer looks again
-                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGCONT)
+                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGCONT)
+
+
+class _Sentinel(PrivateFd):
+    """A duplicate of a process' sentinel."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(kernel.duplicate(fd))
+
+    def fileno(self) -> int:
+        """Return the fd; -1 when closed."""
+        return self.fd
 
 
 def _is_stopped(pid: int) -> bool:

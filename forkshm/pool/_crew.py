@@ -95,7 +95,7 @@ class Crew:
     ) -> None:
         self.size = size
         self.owner = os.getpid()
-        self.made_at = time.monotonic()
+        self.made_at = time.perf_counter()
         self._make_process = make_process
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None or worker_init is not None

@@ -20,7 +20,11 @@ _short.maxstring = _short.maxother = 40
 
 def name_of(function: Any) -> str:
     """Return what a function is called in messages to people."""
-    return getattr(function, "__qualname__", None) or type(function).__name__
+    # The functions of NumPy have the first since 2.1.
+    for name in ("__qualname__", "__name__"):
+        if found := getattr(function, name, None):
+            return str(found)
+    return type(function).__name__
 
 
 def describe_task(task: Task, item: int | None) -> str:

@@ -331,14 +331,14 @@ class Dispatcher:
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
-            began = time.monotonic_ns()
+            began = time.perf_counter_ns()
             if ledger.watches:
                 with task.function.acting("sent to"):
                     parcel, function = self._parcels(task)
             else:
                 parcel, function = self._parcels(task)
             task.copied = parcel.copied
-            took = time.monotonic_ns() - began
+            took = time.perf_counter_ns() - began
             if (trace := self.trace) is not None:
                 trace.note("pickling", began, {"function": name_of(task.function.function)})
             with self._lock:
@@ -418,7 +418,7 @@ class Dispatcher:
             kind = first.kind
         else:
             kind = Kind.BATCH
-            began = time.monotonic_ns()
+            began = time.perf_counter_ns()
             with first.function.acting("sent to"):
                 first.parcel = pack(
                     (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
@@ -426,13 +426,13 @@ class Dispatcher:
                     repeats=first.function.repeats,
                 )
             first.copied = first.parcel.copied
-            took = time.monotonic_ns() - began
+            took = time.perf_counter_ns() - began
             self._packing_ns += took
         parcel, function = first.parcel, first.function
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
         is_kept = first.retries > 0  # asked now: once it is sent, its worker may die of it
-        began = time.monotonic_ns() if self.trace is not None else 0
+        began = time.perf_counter_ns() if self.trace is not None else 0
         with self._lock:
             sent = False
             # During an audit nothing may be sent: the queue has to run empty.
@@ -508,7 +508,7 @@ class Dispatcher:
         Returns:
             Whether *done* is True.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.perf_counter() + timeout
         while not done():
             if self._may_lead() and self._lead.acquire(blocking=False):
                 try:
@@ -526,7 +526,7 @@ class Dispatcher:
                         # nor the lead can become free unnoticed.
                         if done() or (self._may_lead() and self._is_lead_free()):
                             continue
-                        left = None if deadline is None else deadline - time.monotonic()
+                        left = None if deadline is None else deadline - time.perf_counter()
                         if left is not None and left <= 0:
                             return False
                         self._changed.wait(left)
@@ -576,7 +576,7 @@ class Dispatcher:
             self._watch.look(self._crew)
         if got:
             return True
-        began = now = time.monotonic()
+        began = now = time.perf_counter()
         spin_until = now + self._spin.begin()
         if deadline is not None:
             spin_until = min(spin_until, deadline)
@@ -584,7 +584,7 @@ class Dispatcher:
             if self._receive():
                 self._spin.end(now - began)
                 return True
-            now = time.monotonic()
+            now = time.perf_counter()
         pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
         if self._ring():
             pause = min(pause, _LOOK_AGAIN_SECONDS)
@@ -594,12 +594,12 @@ class Dispatcher:
             pause = min(pause, _AUDIT_SECONDS)
         ended = self._crew.wait(pause)
         if self._receive():
-            self._spin.end(time.monotonic() - began)
+            self._spin.end(time.perf_counter() - began)
         for worker in ended:
             self._bury(worker)
         if self._audit:
             self._resolve_audit()
-        return deadline is None or time.monotonic() < deadline or self._receive()
+        return deadline is None or time.perf_counter() < deadline or self._receive()
 
     def _receive(self) -> bool:
         """Take every answer that was there; tell whether there may be more. Needs the lead."""
@@ -618,7 +618,7 @@ class Dispatcher:
                 self._pass_over_garbage(received)
                 continue
             got = True
-            began = time.monotonic_ns() if self.trace is not None else 0
+            began = time.perf_counter_ns() if self.trace is not None else 0
             self._messages += 1
             if kind is Kind.WAKE and not received.fds:
                 continue
@@ -777,7 +777,7 @@ class Dispatcher:
         """Break the pool when its workers die one after the other and nothing gets done."""
         if self._failure is not None:
             return
-        now = time.monotonic()
+        now = time.perf_counter()
         if not started:
             self._failed_starts += 1
             if self._failed_starts < max(_FAILED_STARTS, 2 * self._crew.size):
@@ -874,11 +874,11 @@ class Dispatcher:
 
     def open(self, outcome: Outcome) -> tuple[bool, Any]:
         """Unpickle an answer."""
-        began = time.monotonic_ns()
+        began = time.perf_counter_ns()
         try:
             return outcome.open()
         finally:
-            self.note_unpacking(time.monotonic_ns() - began)
+            self.note_unpacking(time.perf_counter_ns() - began)
 
     def note_unpacking(self, nanoseconds: int) -> None:
         """Count time that unpickling answers took, for `report`."""
@@ -887,7 +887,7 @@ class Dispatcher:
     def report(self) -> PoolReport:
         """Return where the time went."""
         report = PoolReport(
-            seconds=time.monotonic() - self._crew.made_at,
+            seconds=time.perf_counter() - self._crew.made_at,
             workers=self._crew.reports(),
             slowest=self._slow.slowest(),
             packing=self._packing_ns / 1e9,

@@ -305,7 +305,7 @@ class MapResult(ApplyResult["list[T]"]):
     def _unpickle(self) -> tuple[bool, Any]:
         chunks, self._chunks = self._chunks, []
         values: list[T] = []
-        began = time.monotonic_ns()
+        began = time.perf_counter_ns()
         try:
             for outcome in chunks:
                 if outcome is not None:
@@ -315,7 +315,7 @@ class MapResult(ApplyResult["list[T]"]):
                     values += value
         finally:
             # Once for all: chunks may be tiny, and many.
-            self._dispatcher.note_unpacking(time.monotonic_ns() - began)
+            self._dispatcher.note_unpacking(time.perf_counter_ns() - began)
         return True, values
 
 

@@ -6,7 +6,8 @@ one store. So what a worker recorded before it was killed is there, and the one 
 is not complete says how far it had come. Tapes are memory that takes no pages while nobody
 traces, and then a worker reads one word for each message.
 
-The clocks of all processes are one: CLOCK_MONOTONIC.
+The clocks of all processes are one: CLOCK_MONOTONIC, or the performance counter of Windows, whose other clock ticks
+in hundredths of seconds.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Recorder:
         """
         words, head = self._words, self._tape.head
         at = self._at = head[1] % self._capacity * _WORDS
-        now = time.monotonic_ns()
+        now = time.perf_counter_ns()
         words[at + _ASKED] = asked or now
         words[at + _TAKEN] = now
         words[at + _OPENED] = 0 if asked else now
@@ -85,7 +86,7 @@ class Recorder:
         name = name_of(function).encode(errors="replace")[-_NAME_BYTES:]
         self._tape.records[start : start + len(name)] = name
         opened = self._at + _OPENED
-        self._words[opened] = self._words[opened] or time.monotonic_ns()
+        self._words[opened] = self._words[opened] or time.perf_counter_ns()
 
     def received(self, nbytes: int) -> None:
         """Say how many bytes the arguments have."""
@@ -93,7 +94,7 @@ class Recorder:
 
     def computed(self) -> None:
         """Say that the function has returned."""
-        self._words[self._at + _COMPUTED] = time.monotonic_ns()
+        self._words[self._at + _COMPUTED] = time.perf_counter_ns()
 
     def packed(self, nbytes: int) -> None:
         """Say how many bytes the result has."""
@@ -102,14 +103,14 @@ class Recorder:
     def failed(self) -> None:
         """Say that an exception is the answer."""
         words, at = self._words, self._at
-        now = time.monotonic_ns()
+        now = time.perf_counter_ns()
         for stage in (_OPENED, _COMPUTED):
             words[at + stage] = words[at + stage] or now
         words[at + _WHO] |= _FAILED
 
     def sent(self) -> None:
         """Say that the task is answered."""
-        self._words[self._at + _SENT] = time.monotonic_ns()
+        self._words[self._at + _SENT] = time.perf_counter_ns()
 
 
 @dataclasses.dataclass
@@ -160,7 +161,7 @@ class Trace:
         # Told now, not when the work is done: a path that cannot be written.
         with open(self.path, "w"):
             pass
-        self._started = time.monotonic_ns()
+        self._started = time.perf_counter_ns()
         self._first = [tape.head[1] for tape in self._crew.status.tapes]
         self._dispatcher.trace = self
         self._is_on = True
@@ -180,13 +181,13 @@ class Trace:
 
     def born(self, worker: Worker) -> None:
         """Note a worker."""
-        self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.monotonic_ns())
+        self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.perf_counter_ns())
 
     def buried(self, worker: Worker) -> None:
         """Note that a worker has ended: what it was at ended with it."""
         life = self._lives.get(worker.pid)
         if life is not None:
-            life.ended = time.monotonic_ns()
+            life.ended = time.perf_counter_ns()
 
     def note(self, name: str, began: int, what: dict[str, Any]) -> None:
         """Note what this thread has done since *began*."""
@@ -195,7 +196,7 @@ class Trace:
             if thread not in self._threads:
                 self._threads[thread] = threading.current_thread().name
             self._noted += 1
-            self._events.append((name, began, time.monotonic_ns(), thread, what))
+            self._events.append((name, began, time.perf_counter_ns(), thread, what))
 
     # -- the end ----------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class Trace:
         status = self._crew.status
         for tape in status.tapes:
             tape.head[0] = 0
-        self._stopped = time.monotonic_ns()
+        self._stopped = time.perf_counter_ns()
         # Where each worker's row ends so far.
         ends: dict[int, int] = {}
         for slot, tape in enumerate(status.tapes):
@@ -324,7 +325,7 @@ class Traced(Outcome):
 
     def open(self) -> tuple[bool, Any]:
         """As it is."""
-        began = time.monotonic_ns()
+        began = time.perf_counter_ns()
         try:
             return self._outcome.open()
         finally:

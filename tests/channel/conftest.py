@@ -5,29 +5,36 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
+import started
 
 import forkshm
+
+if not started.CAN_FORK:
+    from started import _what_there_is, in_child, run_script  # noqa: F401
 
 
 @pytest.fixture(params=["multiprocessing", "forkshm"])
 def mp(request):
-    """A fork context: the standard library's, and ours."""
-    return multiprocessing.get_context("fork") if request.param == "multiprocessing" else forkshm.get_context("fork")
+    """A context: the standard library's, and ours. It forks where that can be."""
+    (method,) = started.methods("fork")
+    return (multiprocessing if request.param == "multiprocessing" else forkshm).get_context(method)
 
 
 @pytest.fixture
-def run(mp):
+def run(mp, request):
     """Run functions in processes of the context; all must end well."""
-    started = []
+    if not started.CAN_FORK and request.node.callspec.params["mp"] == "multiprocessing":
+        pytest.skip("needs fork: functions of tests reach processes of the standard library by fork only")
+    processes = []
 
     def start(function, *args):
         process = mp.Process(target=function, args=args)
         process.start()
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.join(30)
         if process.exitcode is None:
             process.kill()

@@ -9,6 +9,7 @@ import os
 import pickle
 import selectors
 import socket
+import sys
 import threading
 import time
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import forkshm
+from forkshm.backend import kernel
 
 SIZES = [0, 1, 100, 16 * 1024, 16 * 1024 + 1, 65_536, 1_000_000]
 
@@ -122,6 +124,8 @@ class TestContract:
         assert receiving.poll(None) is True
         assert receiving.recv() == 1
         sending.close()
+        if sys.platform == "win32" and not isinstance(receiving, forkshm.Connection):
+            return  # theirs raises there
         assert receiving.poll(5) is True
 
     def test_the_end_of_the_other_side_is_told_after_the_last_message(self, ends):
@@ -180,6 +184,8 @@ class TestContract:
         assert multiprocessing.connection.wait([receiving], 0) == []
         sending.send(1)
         assert multiprocessing.connection.wait([receiving], 5) == [receiving]
+        if sys.platform == "win32":  # selectors take sockets only there
+            return
         with selectors.DefaultSelector() as selector:
             selector.register(receiving, selectors.EVENT_READ)
             assert [key.fileobj for key, _ in selector.select(5)] == [receiving]
@@ -274,7 +280,7 @@ class TestOurs:
 
 def test_a_connection_is_made_of_the_fd_of_one():
     here, there = forkshm.Pipe()
-    with here, there, forkshm.Connection(os.dup(there.fileno()), writable=False) as again:
+    with here, there, forkshm.Connection(kernel.duplicate(there.fileno()), writable=False) as again:
         here.send([1])
         assert again.recv() == [1]
         with pytest.raises(OSError, match="read-only"):
@@ -285,29 +291,28 @@ def test_a_connection_is_made_of_the_fd_of_one():
         forkshm.Connection(-1)
     stream, other = socket.socketpair()
     with stream, other:
-        with pytest.raises(OSError, match=r"no end of a pipe of forkshm \(a socket of AF_UNIX, SOCK_STREAM"):
+        with pytest.raises(OSError, match=r"no end of a pipe of forkshm \((a socket of AF_UNIX, SOCK_STREAM|no pipe)"):
             forkshm.Connection(stream.fileno())
         other.send(b"still open")
         assert stream.recv(100) == b"still open"
 
 
 def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
-    number = os.open(os.devnull, os.O_RDONLY)
-    os.close(number)
+    one, other = forkshm.Pipe()
+    number = one.fileno()
+    one.close()
+    other.close()
     connection = forkshm.Connection(number)
     with pytest.raises(OSError, match="closed"):
         connection.poll()
-    # It is another file's by now, which must not be closed with the connection.
-    read_end, write_end = os.pipe()
-    try:
-        assert number in (read_end, write_end)
+    # It is another one's by now, which must not be closed with the connection.
+    here, there = forkshm.Pipe()
+    with here, there:
+        assert number in (here.fileno(), there.fileno())
         connection.close()
         del connection
-        os.write(write_end, b"still open")
-        assert os.read(read_end, 100) == b"still open"
-    finally:
-        os.close(read_end)
-        os.close(write_end)
+        here.send("still open")
+        assert there.recv() == "still open"
 
 
 def test_ends_in_a_cycle_of_garbage_are_closed_without_a_warning(run_script):

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import socket
+import sys
 
 import functions as f
 import pytest
@@ -126,6 +127,8 @@ def test_sockets(pool):
             assert pool.apply(talk, (there,)) == (there.family, there.type)
         assert here.recv(10) == b"hello"
         assert here.recv(10) == b""
+    if sys.platform == "win32":  # sent in the standard library's way, by a thread that stays
+        forkshm.resource_sharer.stop(timeout=20)
 
 
 def test_closed_ones_are_refused():

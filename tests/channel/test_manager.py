@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+import started
 
 import forkshm
 from forkshm import _multiprocess
@@ -78,7 +79,7 @@ def test_children_and_workers_that_are_there_already_use_proxies(pool, in_child,
 
 
 def test_the_context_has_it_too():
-    with forkshm.get_context("fork").Manager() as manager:
+    with forkshm.get_context(*started.methods("fork")).Manager() as manager:
         assert manager.dict(a=1).copy() == {"a": 1}
 
 
@@ -127,17 +128,10 @@ os.kill(os.getpid(), 9)
 """,
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == started.KILLED
     pid = int(done.stdout)
 
-    def gone():
-        try:
-            with open(f"/proc/{pid}/stat") as status:
-                return status.read().rpartition(")")[2].split()[0] in "ZX"
-        except FileNotFoundError:
-            return True
-
-    wait_until(gone)
+    wait_until(lambda: not kernel.is_running(pid))
 
 
 def test_a_killed_manager_is_told(manager):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import forkshm
+from forkshm.backend import kernel
 from forkshm.doors import _containers
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
@@ -165,7 +166,7 @@ def test_to_a_worker_crosses_a_descriptor(kind, pool):
     assert after.bytes_shared - before.bytes_shared == 2 * shared.nbytes
     back = pool.apply(copy.copy, ([shared],))[0]
     assert back == shared
-    assert os.fstat(back._region.fileno()).st_ino == os.fstat(shared._region.fileno()).st_ino
+    assert kernel.identify(back._region.fileno()) == kernel.identify(shared._region.fileno())
 
 
 def test_through_the_standard_library_it_is_the_same_memory():
@@ -175,14 +176,14 @@ def test_through_the_standard_library_it_is_the_same_memory():
     arrived = queue.get()
     queue.close()
     assert arrived[1].tolist() == [0, 1, 2]
-    assert os.fstat(arrived._region.fileno()).st_ino == os.fstat(shared._region.fileno()).st_ino
+    assert kernel.identify(arrived._region.fileno()) == kernel.identify(shared._region.fileno())
 
 
 def test_a_plain_pickle_is_by_value():
     shared = forkshm.SharedDict({"a": [1]})
     arrived = pickle.loads(pickle.dumps(shared))
     assert arrived == shared
-    assert os.fstat(arrived._region.fileno()).st_ino != os.fstat(shared._region.fileno()).st_ino
+    assert kernel.identify(arrived._region.fileno()) != kernel.identify(shared._region.fileno())
 
 
 def memory_of(pid, field, only=""):

@@ -29,18 +29,9 @@ def die(_=None):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_for(fd, value):
-    os.read(fd, 1)
+def wait_for(gate, value):
+    gate.acquire()
     return value
-
-
-@pytest.fixture
-def gate():
-    """A pipe; tasks that read of it wait until somebody writes."""
-    read_end, write_end = os.pipe()
-    yield read_end, write_end
-    os.close(read_end)
-    os.close(write_end)
 
 
 def test_it_is_an_executor(executor):
@@ -70,9 +61,8 @@ def test_shared_arrays_are_shared_and_others_copied_once(executor):
 
 
 def test_what_was_not_begun_can_be_cancelled(gate):
-    read_end, write_end = gate
     with forkshm.Executor(1) as executor:
-        futures = [executor.submit(wait_for, read_end, x) for x in range(40)]
+        futures = [executor.submit(wait_for, gate, x) for x in range(40)]
         assert not futures[0].cancel()
         assert futures[-1].cancel()
         with pytest.raises(concurrent.futures.CancelledError):
@@ -80,7 +70,7 @@ def test_what_was_not_begun_can_be_cancelled(gate):
         executor.shutdown(wait=False, cancel_futures=True)
         cancelled = [future.cancelled() for future in futures]
         assert cancelled == sorted(cancelled)
-        os.write(write_end, b"." * 40)
+        gate.release(40)
         assert [future.result() for future in futures if not future.cancelled()] == list(range(cancelled.count(False)))
         with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
             executor.submit(abs, 1)
@@ -220,10 +210,10 @@ def test_chunks(executor):
 
 
 def test_map_with_a_timeout(executor, gate):
-    results = executor.map(wait_for, [gate[0]] * 2, [1, 2], timeout=0.05)
+    results = executor.map(wait_for, [gate] * 2, [1, 2], timeout=0.05)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
-    os.write(gate[1], b"..")
+    gate.release(2)
 
 
 def test_a_callback_may_submit_and_shut_down(executor):
@@ -245,10 +235,10 @@ def test_a_callback_may_submit_and_shut_down(executor):
 
 def test_collected_it_finishes_what_was_submitted(gate):
     executor = forkshm.Executor(2)
-    futures = [executor.submit(wait_for, gate[0], x) for x in range(30)]
+    futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     del executor
     gc.collect()
-    os.write(gate[1], b"." * 30)
+    gate.release(30)
     assert [future.result() for future in futures] == list(range(30))
     del futures
 
@@ -319,33 +309,33 @@ def test_done_looks(executor, wait_until):
 
 
 def test_several_threads_wait_for_their_own(executor, gate):
-    futures = [executor.submit(wait_for, gate[0], x) for x in range(8)]
+    futures = [executor.submit(wait_for, gate, x) for x in range(8)]
     results = {}
     threads = [threading.Thread(target=lambda x=x: results.update({x: futures[x].result()})) for x in range(8)]
     for thread in threads:
         thread.start()
-    os.write(gate[1], b"." * 8)
+    gate.release(8)
     for thread in threads:
         thread.join(20)
     assert results == {x: x for x in range(8)}
 
 
 def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_result(executor, gate):
-    futures = [executor.submit(wait_for, gate[0], x) for x in range(30)]
+    futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     seen = []
     called = threading.Event()
     futures[-1].add_done_callback(lambda future: (seen.append(threading.current_thread().name), called.set()))
-    os.write(gate[1], b"." * 30)
+    gate.release(30)
     assert called.wait(20)
     assert seen == ["forkshm-pool-helper"]
     assert {future.result() for future in concurrent.futures.as_completed(futures)} == set(range(30))
     futures = [executor.submit(abs, x) for x in range(5)]
     done, left = concurrent.futures.wait(futures, timeout=20)
     assert (len(done), len(left)) == (5, 0)
-    failing = [executor.submit(wait_for, gate[0], 1), executor.submit(int, "x")]
+    failing = [executor.submit(wait_for, gate, 1), executor.submit(int, "x")]
     done, _ = concurrent.futures.wait(failing, timeout=20, return_when=concurrent.futures.FIRST_EXCEPTION)
     assert failing[1] in done
-    os.write(gate[1], b".")
+    gate.release()
 
 
 def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path, wait_until):
@@ -368,7 +358,7 @@ def test_a_callback_of_a_future_that_nobody_has_is_called(executor):
 
 def test_waiting_for_a_cancelled_one_ends(gate):
     with forkshm.Executor(1) as executor:
-        futures = [executor.submit(wait_for, gate[0], x) for x in range(20)]
+        futures = [executor.submit(wait_for, gate, x) for x in range(20)]
         ended = []
 
         def wait_for_it():
@@ -381,37 +371,37 @@ def test_waiting_for_a_cancelled_one_ends(gate):
         assert futures[-1].cancel()
         waiting.join(20)
         assert ended == [True]
-        os.write(gate[1], b"." * 19)
+        gate.release(19)
 
 
 def test_a_result_with_a_timeout(executor, gate):
-    future = executor.submit(wait_for, gate[0], 1)
+    future = executor.submit(wait_for, gate, 1)
     with pytest.raises(concurrent.futures.TimeoutError):
         future.result(0.01)
     assert not future.done()
-    os.write(gate[1], b".")
+    gate.release()
     assert future.result(20) == 1
 
 
 def test_results_in_a_forked_child_are_refused(executor, in_child, gate):
-    future = executor.submit(wait_for, gate[0], 1)
+    future = executor.submit(wait_for, gate, 1)
 
     def child():
         with pytest.raises(forkshm.PoolClosedError, match="this is its child"):
             future.result()
 
     assert in_child(child) == 0
-    os.write(gate[1], b".")
+    gate.release()
     assert future.result() == 1
 
 
 def test_a_map_that_is_dropped_is_not_finished(gate):
     with forkshm.Executor(1) as executor:
-        results = executor.map(wait_for, [gate[0]] * 1000, range(1000))
-        os.write(gate[1], b"." * 300)
+        results = executor.map(wait_for, [gate] * 1000, range(1000))
+        gate.release(300)
         assert next(results) == 0
         results.close()
-        os.write(gate[1], b"." * 300)  # for those that the pool was given
+        gate.release(300)  # for those that the pool was given
         executor.shutdown()
         assert executor._work._running == 0
 
@@ -424,9 +414,9 @@ def test_a_map_is_done_whether_somebody_takes_the_results_or_not(tmp_path):
 
 def test_a_map_is_cancelled_with_the_rest(gate):
     with forkshm.Executor(1) as executor:
-        results = executor.map(wait_for, [gate[0]] * 1000, range(1000))
+        results = executor.map(wait_for, [gate] * 1000, range(1000))
         executor.shutdown(wait=False, cancel_futures=True)
-        os.write(gate[1], b"." * 600)
+        gate.release(600)
         taken = []
         with pytest.raises(concurrent.futures.CancelledError):
             taken.extend(results)

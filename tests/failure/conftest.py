@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 import forkshm
+from forkshm._system import CAN_FORK
+
+if not CAN_FORK:
+    from started import _what_there_is, in_child, run_script  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def _fork_server():
-    # It lives as long as this process, and so does the tracker of resources.
+    # It lives as long as this process, as the tracker of resources does. Where there is none, its tests are left out.
+    if not CAN_FORK:
+        return
     with forkshm.get_context("forkserver").Pool(1) as pool:
         pool.apply(int)

@@ -4,9 +4,9 @@ import array
 import contextlib
 import os
 import random
+import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,14 +14,20 @@ import time
 
 import functions as f
 import pytest
+import started
 
 import forkshm
 from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
+from forkshm._system import CAN_FORK
+from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, Sender, write_message
 from forkshm.pickler import pack
 from forkshm.pool import _crew, _oom, _worker
 
 pytestmark = pytest.mark.slow
+
+
+RIGHTS = kernel.RIGHTS
 
 
 def workers_of(pool):
@@ -132,19 +138,19 @@ def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(see
                 data = answer[:4] + bytes([chance.randrange(5, 256)]) + answer[5:]
             else:
                 data = b"" if what == "empty" else bytes(120_000)
-            fds = array.array("i", [0] * chance.choice([0, 0, 1, 16]))
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+            fds = array.array("i", [end.fileno()] * chance.choice([0, 0, 1, 16]))
+            ancillary = [(*RIGHTS, fds)] if fds else []
             end._socket.sendmsg([data], ancillary)
         return x
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = started.count_fds()
     with forkshm.Pool(3) as pool:
-        within = len(os.listdir("/proc/self/fd"))
+        within = started.count_fds()
         results = [pool.apply_async(misbehave, (x,)) for x in range(150)]
         assert [result.get(60) for result in results] == list(range(150))
         assert pool.map(misbehave, range(300)) == list(range(300))
-        assert len(os.listdir("/proc/self/fd")) == within
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert started.count_fds() == within
+    assert started.count_fds() == before
 
 
 def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wait_until):
@@ -154,7 +160,8 @@ def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wa
         while True:
             end._socket.send(b"nonsense")
 
-    with forkshm.Pool(2, task_timeout=2.0) as pool:
+    # Workers that are started anew import this module first.
+    with forkshm.Pool(2, task_timeout=2.0 if CAN_FORK else 15.0) as pool:
         babbling = pool.apply_async(babble)
         wait_until((tmp_path / "begun").exists)
         assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
@@ -169,12 +176,12 @@ def test_fds_beside_nonsense_are_closed(pool):
     def work():
         end = results_end()
         sender = Sender(end._socket.dup())
-        sender.send(b"nonsense", [0, 1])
+        sender.send(b"nonsense", [end.fileno(), end.fileno()])
         sender.close()
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = started.count_fds()
     pool.apply(work)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert started.count_fds() == before
 
 
 # -- out of memory ------------------------------------------------------------------------
@@ -188,14 +195,17 @@ def test_a_kill_by_the_kernel_is_told_with_the_evidence(tmp_path, monkeypatch):
     monkeypatch.setattr(_oom, "_GROUPS_V2", str(tmp_path))
     monkeypatch.setattr(_oom, "_MACHINE", str(machine))
     monkeypatch.setattr(_oom, "_MEMBERSHIP", str(membership))
+    by_events, by_machine = re.escape(str(events)), re.escape(str(machine))
     with forkshm.Pool(1) as pool:
-        with pytest.raises(WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {events} did not"):
+        with pytest.raises(
+            WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {by_events} did not"
+        ):
             pool.apply(f.die, ("SIGKILL",))
         machine.write_text("oom_kill 5\n")
-        with pytest.raises(WorkerDiedError, match=f"probably the .*killer: oom_kill in {machine} rose from 4 to 5"):
+        with pytest.raises(WorkerDiedError, match=f"probably the .*killer: oom_kill in {by_machine} rose from 4 to 5"):
             pool.apply(f.die, ("SIGKILL",))
         events.write_text("low 0\noom 1\noom_kill 3\n")
-        with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {events} rose from 1 to 3"):
+        with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {by_events} rose from 1 to 3"):
             pool.apply(f.die, ("SIGKILL",))
         with pytest.raises(WorkerDiedError) as caught:
             pool.apply(f.die, ("SIGTERM",))
@@ -241,7 +251,7 @@ def test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for():
 # -- the end of a pool --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 @pytest.mark.usefixtures("_fork_server")
 def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(3)
@@ -253,7 +263,7 @@ def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path,
     pool.terminate()
     pool.join()
     assert time.monotonic() - before < 15
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert not any(kernel.is_running(pid) for pid in pids)
 
 
 def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
@@ -342,7 +352,7 @@ def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_unt
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert len(pids) == 2
     # Those of the fork server are its children, and it may be about to collect them.
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    wait_until(lambda: not any(kernel.is_running(pid) for pid in pids))
     with pytest.raises(ProcessLookupError):
         while True:  # the group has ended, the fork server and the tracker of resources too
             os.killpg(process.pid, 0)
@@ -367,7 +377,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("at_once", ["alone", "with a worker", "while a worker is stopped"])
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_path):
     path = tmp_path / "script.py"
     path.write_text(ORPHANS.format(tests=os.path.dirname(f.__file__), path=str(tmp_path), method=method))

@@ -11,6 +11,7 @@ import threading
 
 import functions as f
 import pytest
+import started
 
 from forkshm import _interrupts
 
@@ -203,7 +204,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("task", ["hang", "ignore_sigterm_and_hang"])
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_while_a_closed_pool_is_joined(method, task, tmp_path, wait_until):
     (tmp_path / "script.py").write_text(AT_THE_END.format(method=method, tests=TESTS, path=str(tmp_path), task=task))
     assert "pool.join()" in interrupt(tmp_path, 2, wait_until)

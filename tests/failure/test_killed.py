@@ -8,9 +8,11 @@ import signal
 import functions as f
 import numpy as np
 import pytest
+import started
 
 import forkshm
 from forkshm import WorkerDiedError
+from forkshm.backend import kernel
 
 
 def kill(pid):
@@ -148,24 +150,19 @@ os.kill(os.getpid(), 9) if {suicide} else time.sleep(100)
 """
 
 
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as status:
-            return status.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+alive = kernel.is_running
 
 
 def test_workers_end_with_a_parent_that_is_killed(run_script, tmp_path, wait_until):
-    before = set(os.listdir("/dev/shm"))
+    before = set(os.listdir(kernel.folder_of_named()))
     source = PARENT.format(tests=os.path.dirname(f.__file__), path=str(tmp_path / "begun"), suicide=True)
     done = run_script(source, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == started.KILLED, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4
     wait_until(lambda: not any(alive(pid) for pid in pids))
     # Of other tests' programs there may be something else.
-    left = set(os.listdir("/dev/shm")) - before
+    left = set(os.listdir(kernel.folder_of_named())) - before
     assert not [name for name in left if any(str(pid) in name for pid in pids)]
 
 

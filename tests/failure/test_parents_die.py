@@ -9,6 +9,9 @@ import sys
 
 import functions as f
 import pytest
+import started
+
+from forkshm.backend import kernel
 
 pytestmark = pytest.mark.slow
 
@@ -90,25 +93,22 @@ WHERE = [
     "terminating",
     "joining",
 ]
-WAYS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV, "exit": 17}
+METHODS = started.methods("fork", "forkserver")
+WAYS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17}
 #: What ends a process does not know where it is; and it can only be left properly where Python runs.
 TABLE = [
-    *(("fork", where, "SIGKILL") for where in WHERE),
-    *(("forkserver", where, "SIGKILL") for where in WHERE),
-    *(("fork", where, how) for where in ("idle", "unpickling", "replacing") for how in ("SIGSEGV", "exit")),
+    *((METHODS[0], where, "SIGKILL") for where in WHERE),
+    *((METHODS[1], where, "SIGKILL") for where in WHERE),
+    *((METHODS[0], where, how) for where in ("idle", "unpickling", "replacing") for how in ("SIGSEGV", "exit")),
 ]
 
 
-def state_of(pid):
+def is_stopped(pid):
     with open(f"/proc/{pid}/stat") as status:
-        return status.read().rpartition(")")[2].split()[0]
+        return status.read().rpartition(")")[2].split()[0] == "T"
 
 
-def is_alive(pid):
-    try:
-        return state_of(pid) not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+is_alive = kernel.is_running
 
 
 def run(path, *arguments):
@@ -120,16 +120,18 @@ def run(path, *arguments):
 
 @pytest.mark.parametrize(("method", "where", "how"), TABLE)
 def test_workers_end_with_a_parent_that_dies(method, where, how, tmp_path, wait_until):
-    named = set(os.listdir("/dev/shm"))
+    named = set(os.listdir(kernel.folder_of_named()))
     done = run(tmp_path, method, where, how)
     assert done.returncode == WAYS[how], done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
-    assert not [name for name in set(os.listdir("/dev/shm")) - named if any(str(pid) in name for pid in pids)]
+    assert not [
+        name for name in set(os.listdir(kernel.folder_of_named())) - named if any(str(pid) in name for pid in pids)
+    ]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("where", ["idle", "pickling"])
 def test_workers_end_with_a_parent_that_leaves(method, where, tmp_path, wait_until):
     """By sys.exit, with a pool that was never closed and a worker that does not listen to SIGTERM."""
@@ -153,14 +155,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("then", ["goes on", "is killed"])
 def test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along(method, then, tmp_path, wait_until):
     script = tmp_path / "script.py"
     script.write_text(STOPPED.format(tests=os.path.dirname(f.__file__)))
     with subprocess.Popen([sys.executable, str(script), method], stdout=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        wait_until(lambda: state_of(parent.pid) == "T")
+        wait_until(lambda: is_stopped(parent.pid))
         parent.send_signal(signal.SIGCONT if then == "goes on" else signal.SIGKILL)
         said = parent.stdout.read()
         assert parent.wait() == (0 if then == "goes on" else -signal.SIGKILL)

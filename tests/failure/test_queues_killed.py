@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import random
@@ -12,36 +11,33 @@ import time
 import functions as f
 import numpy as np
 import pytest
+import started
 
 import forkshm
+from forkshm.backend import kernel
 
 
 @pytest.fixture
 def spawn():
-    """Fork children that run a function; none is left at the end."""
-    pids = []
+    """Start children that run a function; none is left at the end."""
+    processes = {}
 
     def start(function):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                function()
-            finally:
-                os._exit(1)
-        pids.append(pid)
-        return pid
+        process = forkshm.Process(target=function)
+        process.start()
+        processes[process.pid] = process
+        return process.pid
 
     def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        pids.remove(pid)
+        process = processes.pop(pid)
+        process.kill()
+        process.join()
+        process.close()
 
     start.kill = kill
     yield start
-    for pid in list(pids):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    for pid in list(processes):
+        kill(pid)
 
 
 def count_up(it, start=0, size=0):
@@ -162,12 +158,12 @@ def test_a_waiter_for_items_is_killed(spawn):
     assert [it.get(timeout=30) for _ in range(10)] == list(range(10))
 
 
-ENDS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.exit": 17}
+ENDS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.exit": 17}
 
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_a_sender_ends_with_a_backlog(method, how):
     """What the kernel has arrives; a process that ends properly sends the rest first."""
     context = forkshm.get_context(method)
@@ -198,7 +194,7 @@ def test_a_sender_ends_with_a_backlog(method, how):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_who_holds_items_ends(method, how):
     """They are gone with it, their memory comes back, and the rest is for others."""
     context = forkshm.get_context(method)
@@ -225,12 +221,12 @@ def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn,
         while True:
             it.get()
 
-    stopped = [spawn(lambda: count_up(it)), spawn(take_all), spawn(lambda: (it.get(), signal.pause()))]
+    stopped = [spawn(lambda: count_up(it)), spawn(take_all), spawn(lambda: (it.get(), time.sleep(600)))]
     it.put("there is traffic")
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     for pid in stopped:
-        wait_until(lambda pid=pid: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None)
+        wait_until(lambda pid=pid: kernel.is_stopped(pid))
     while not it.empty():
         it.get(timeout=30)
     # Each of the two receivers may have taken an item, and not given the room back.
@@ -244,7 +240,7 @@ def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
         it = forkshm.Queue()
         for _ in range(3):
             it.put(np.ones(200_000))
-        victim = spawn(lambda it=it: (it.get(), signal.pause()))
+        victim = spawn(lambda it=it: (it.get(), time.sleep(600)))
         spawn.kill(victim)
         del it
     # The leak check looks for blocks that are still held.
@@ -274,7 +270,7 @@ def test_the_end_of_a_pipe_is_noticed_when_its_process_is_killed(spawn):
     def child():
         here.close()
         there.send("ready")
-        signal.pause()
+        time.sleep(600)
 
     victim = spawn(child)
     there.close()

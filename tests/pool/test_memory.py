@@ -6,7 +6,6 @@ import random
 
 import functions as f
 import numpy as np
-import pandas as pd
 import pytest
 
 import forkshm
@@ -180,6 +179,7 @@ def test_a_large_pickle_stream_and_containers_of_arrays(pool):
 
 
 def test_data_frames_both_ways(pool):
+    pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"a": np.arange(50_000), "b": np.random.default_rng(1).random(50_000)})
     before = pool.statistics()
     back = pool.apply(lambda df: df.assign(c=df.a * 2), (frame,))

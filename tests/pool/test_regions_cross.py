@@ -20,7 +20,7 @@ from forkshm import (
 )
 from forkshm.backend import kernel
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE = kernel.page_size
 SIZE = 3 * PAGE + 5
 KINDS = ["named", "file", "anonymous"]
 
@@ -36,7 +36,8 @@ def mappable(request, tmp_path):
         name = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
         with remove_on_exit(name), SharedMemoryObject("create_only", name) as made:
             made.truncate(SIZE)
-            os.pwrite(made.fileno(), pattern(SIZE), 0)
+            with MappedRegion(made) as region:
+                region.buf[:] = pattern(SIZE)
             yield made
     elif request.param == "file":
         (tmp_path / "file").write_bytes(pattern(SIZE))
@@ -46,6 +47,11 @@ def mappable(request, tmp_path):
         with anonymous_shared_memory(SIZE) as made:
             made.buf[:] = pattern(SIZE)
             yield made
+
+
+def content_of(mappable):
+    with MappedRegion(mappable, "read_only") as whole:
+        return bytes(whole.buf)
 
 
 def look(region):
@@ -69,7 +75,7 @@ def test_the_whole_or_a_part_arrives_and_writes_are_seen(pool, mappable, offset,
         assert pool.apply(fill, (region, 255)) != os.getpid()
         assert bytes(region.buf) == b"\xff" * region.size
         # Not a byte around it.
-        content = os.pread(mappable.fileno(), min(SIZE + 1, kernel.identify(mappable.fileno())[1]), 0)
+        content = content_of(mappable)
         assert content == pattern(SIZE)[:offset] + b"\xff" * region.size + pattern(SIZE)[offset + region.size :]
         # And the other way round.
         region.buf[0] = 7
@@ -115,7 +121,7 @@ def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappab
         returned = pool.apply(overwrite, (region, 0, 254))
         assert look(returned)[1:5] == ("copy_on_write", offset, region.size, b"\xfe" + written[1:])
         assert bytes(region.buf) == written
-        assert os.pread(mappable.fileno(), SIZE, 0) == pattern(SIZE)
+        assert content_of(mappable) == pattern(SIZE)
         returned.close()
 
 
@@ -144,7 +150,7 @@ def test_a_shrunk_region_arrives_shrunk(pool, mappable, nbytes, from_back):
         expected = pattern(SIZE)[start : start + SIZE - nbytes]
         assert pool.apply(look, (region,))[2:5] == (start, SIZE - nbytes, expected)
         pool.apply(fill, (region, 255))
-        assert os.pread(mappable.fileno(), SIZE, 0).count(255) == SIZE - nbytes
+        assert content_of(mappable).count(255) == SIZE - nbytes
 
 
 def test_a_shrunk_file_region_keeps_its_offset_in_the_file(pool, mappable):
@@ -204,7 +210,7 @@ def test_a_view_of_a_region_crosses_too(pool, mappable):
         array = np.frombuffer(region.buf, "u1")[PAGE : PAGE + 10]
         pool.apply(write, (array,))
         assert array.tolist() == [1] * 10
-        assert os.pread(mappable.fileno(), 12, PAGE) == pattern(SIZE)[PAGE : PAGE + 1] + b"\1" * 10 + bytes(
+        assert content_of(mappable)[PAGE : PAGE + 12] == pattern(SIZE)[PAGE : PAGE + 1] + b"\1" * 10 + bytes(
             [pattern(SIZE)[PAGE + 11]]
         )
         del array

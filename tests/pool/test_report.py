@@ -112,8 +112,8 @@ def test_a_pool_that_has_ended_says_the_last_that_was_known():
 
 def test_too_little_work_for_a_worker_is_told(pool):
     pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
-    (hint,) = pool.report().hints
-    assert hint.startswith("one worker computed for 0.1")
+    # There may be one on what moving data took, too: workers that are started anew import to unpickle.
+    (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
     assert hint.endswith(" of it took slept over a chunk of 1 items: divide that")
 
 

@@ -1,6 +1,7 @@
 """What workers keep (``worker_init``, ``worker_exit``, `worker_state`), and on which cores they run (``cpu_ids``)."""
 
 import os
+import re
 import signal
 import threading
 
@@ -112,7 +113,7 @@ def test_what_worker_exit_raises_is_printed(capfd):
     with forkshm.Pool(1, worker_exit=f.fail) as pool:
         pool.apply(f.nothing)
     said = capfd.readouterr().err
-    assert "worker_exit raised in ForkPoolWorker-" in said
+    assert re.search(r"worker_exit raised in (Fork|Spawn)PoolWorker-\d", said)
     assert "ValueError: bad None" in said
 
 
@@ -123,7 +124,8 @@ def test_worker_exit_has_a_bounded_time(capfd, monkeypatch, tmp_path):
         # The second task waits for the worker that comes after the one that hangs.
         assert pool.apply(f.pid) != pool.apply(f.pid)
         assert hang.exists()
-    assert "longer than 0.2 seconds, so it is ended; it was at:" in capfd.readouterr().err
+    # A worker that was not forked does not know of the patch.
+    assert re.search(r"longer than (0\.2|10) seconds, so it is ended; it was at:", capfd.readouterr().err)
 
 
 def test_worker_exit_that_hangs_does_not_keep_terminate(tmp_path):
@@ -167,10 +169,10 @@ def test_workers_that_are_not_forked_have_it_too(run_script, method):
 import forkshm, os
 
 if __name__ == "__main__":
-    cpu = min(os.sched_getaffinity(0))
-    with forkshm.get_context({method!r}).Pool(1, worker_init=lambda: [1], worker_exit=print, cpu_ids=[cpu]) as pool:
+    cpus = [min(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else None
+    with forkshm.get_context({method!r}).Pool(1, worker_init=lambda: [1], worker_exit=print, cpu_ids=cpus) as pool:
         assert pool.apply(lambda: forkshm.worker_state().append(2)) is None
-        assert pool.apply(os.sched_getaffinity, (0,)) == {{cpu}}
+        assert cpus is None or pool.apply(os.sched_getaffinity, (0,)) == set(cpus)
 """
     assert run_script(source) == "[1, 2]\n"
 

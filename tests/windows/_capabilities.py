@@ -91,7 +91,7 @@ def stand_in() -> None:
         if not hasattr(os, name):
             setattr(os, name, 0)
     _signals.stand_in(skip)
-    for name in ("pthread_kill", "pthread_sigmask", "setitimer", "alarm", "pause", "pidfd_send_signal"):
+    for name in ("pthread_kill", "setitimer", "alarm", "pause", "pidfd_send_signal"):
         if not hasattr(signal, name):
             setattr(signal, name, _function("signals"))
     os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves

@@ -1,4 +1,7 @@
-"""Signals that tests send, on Windows: SIGKILL and SIGTERM end a process there as well. For children of tests, too."""
+"""Signals that tests send, on Windows, also from their children.
+
+SIGKILL and SIGTERM end a process there as well, SIGSTOP stops another one, and SIGCONT lets it go on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ def stand_in(refuse=None):
     def kill(pid, number):
         from forkshm.backend import kernel
 
-        if number not in (signal.SIGKILL, signal.SIGTERM):
+        stops = number in (signal.SIGSTOP, signal.SIGCONT) and pid != os.getpid()
+        if number not in (signal.SIGKILL, signal.SIGTERM) and not stops:
             (refuse or _refuse)("signals")
         process = kernel.open_process(pid)
         try:

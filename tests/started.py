@@ -1,0 +1,126 @@
+"""How tests start processes: forked where that can be, and anew elsewhere, with what they need in a message.
+
+A conftest takes the fixtures ``in_child`` and ``run_script`` from here where there is no fork, if its tests are about
+what crosses and not about what is inherited.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import forkshm
+from forkshm._system import CAN_FORK
+from forkshm.backend import kernel
+from forkshm.region import Semaphore
+
+#: The exit code of who was ended by SIGKILL, as `subprocess` tells it.
+KILLED = -9 if CAN_FORK else 0x10009
+
+
+def methods(*names):
+    """Return the start methods to try: spawn stands in for fork where there is none, unless it is one of them."""
+    if CAN_FORK or "spawn" in names:
+        return list(names)
+    return ["spawn" if name == "fork" else name for name in names]
+
+
+def count_fds():
+    """Return how many fds this process has, or handles."""
+    return len(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
+
+
+@contextlib.contextmanager
+def interrupting(handler, seconds=0.05):
+    """Have a signal handler called in this thread, the first of the program, in so many seconds."""
+    number = signal.SIGALRM if CAN_FORK else signal.SIGINT
+    before = signal.signal(number, handler)
+    timer = None
+    if CAN_FORK:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    else:
+        timer = threading.Timer(seconds, _thread.interrupt_main)
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        signal.signal(number, before)
+
+
+@pytest.fixture
+def gate():
+    """A gate for as many as are let through: tasks wait there, in whichever process they are."""
+    return Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
+
+
+@pytest.fixture(autouse=True)
+def _what_there_is(request):
+    # For the processes and programs of tests, which are told by parameters how to start, and how to end.
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if params.get("method") in ("fork", "forkserver"):
+        pytest.skip("needs fork context: needs the start methods fork and forkserver, which Windows has not")
+    if params.get("how") in ("SIGSEGV", "SIGSTOP"):
+        pytest.skip("needs signals: a process of Windows cannot send itself one")
+    if params.get("how") == "MemoryError":
+        pytest.skip("needs resource: needs limits on the memory of a process (setrlimit(2)): Windows has none")
+
+
+@pytest.fixture
+def in_child():
+    """Run a callable in a child, and return its exit code."""
+
+    def run(action):
+        def act():
+            sys.exit(int(action() or 0))
+
+        process = forkshm.Process(target=act)
+        process.start()
+        process.join(60)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            pytest.fail("the child did not end")
+        code = process.exitcode
+        process.close()
+        return code
+
+    return run
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a program in a fresh interpreter, and return what it printed.
+
+    Not as a file, unless it is ready for that: the processes that it starts run that again.
+    """
+
+    def run(source, *args, check=True, timeout=60, **options):
+        program = ["-c", source]
+        if '__name__ == "__main__"' in source:
+            path = tmp_path / "script.py"
+            path.write_text(source)
+            program = [str(path)]
+        done = subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", *program, *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            **options,
+        )
+        if check:
+            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+            return done.stdout
+        return done
+
+    return run
