@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGKILL", "register_at_fork")
+__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "register_at_fork")
 
 #: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
 
-#: Ends a process at once; the number stands for that also where signals have none.
+#: Ends a process at once; the numbers stand for that also where signals have none.
 SIGKILL: int = getattr(signal, "SIGKILL", 9)
+#: Lets it not run, and run again.
+SIGSTOP: int = getattr(signal, "SIGSTOP", 19)
+SIGCONT: int = getattr(signal, "SIGCONT", 18)
 
 
 def _never(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -229,13 +228,13 @@ class Pump:
     def _end(self, worker: Worker, number: int) -> None:
         # Stopped first: it may have answered and begun the next task, which somebody wants.
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(worker.sentinel, worker.pid, signal.SIGSTOP)
+            kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
             if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
                 kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
                 # It did not die of what it did.
                 cast("Any", self._dispatcher)._deaths_for_nothing = 0
             else:  # the timer looks again
-                kernel.signal_process(worker.sentinel, worker.pid, signal.SIGCONT)
+                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGCONT)
 
 
 def _is_stopped(pid: int) -> bool:
