@@ -59,6 +59,15 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "pool/test_memory.py::test_memory_is_used_again_and_given_back",
             ),
         ),
+        "populate": (
+            "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
+            (
+                "region/test_mapped_region.py::TestPopulate::test_an_anonymous_region_is_populated",
+                "region/test_mapped_region.py::TestPopulate::test_in_every_mode_and_no_byte_changes",
+                "region/test_mapped_region.py::TestPopulate::test_populate_takes_all_the_memory_now",
+                "region/test_mapped_region.py::TestPopulate::test_what_was_opened_for_reading_can_be_populated",
+            ),
+        ),
         "exact_objects": (
             "an object has whole pages, and one more that says what it is",
             ("region/test_arena.py::test_an_untouched_arena_takes_no_memory",),
@@ -113,6 +122,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
                 "integrations/test_born_shared.py",
                 "pool/test_handing_on.py",
+                "test_statistics.py::test_what_is_handed_on_is_not_copied_again",
+                "test_statistics.py::test_blocks_are_live_while_somebody_has_them",
             ),
         ),
         "cut_files": (
@@ -179,6 +190,15 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-1]",
                 "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-2]",
                 "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-3]",
+            ),
+        ),
+        "fork context": (
+            "about several start methods: Windows has spawn alone",
+            (
+                "test_start_methods.py::test_a_context_is_one_for_both_libraries",
+                "test_start_methods.py::test_fork_is_the_default_and_comes_first",
+                "test_start_methods.py::test_the_start_method_is_set_once",
+                "test_start_methods.py::test_a_process_takes_what_it_is_given",
             ),
         ),
         "library_files": (

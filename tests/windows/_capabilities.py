@@ -85,7 +85,6 @@ def stand_in() -> None:
         "setpgid": "signals",
         "statvfs": "shm_open",
         "chown": "users",
-        "sched_yield": "signals",
         "mkfifo": "fds",
         "posix_fallocate": "fds",
         "wait": "fork",
