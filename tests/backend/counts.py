@@ -25,6 +25,16 @@ sys.path.insert(0, str(TESTS))
 
 from capability_skips import SKIPS  # noqa: E402 - tests are no package
 
+#: What tests say that need something of the machine, and what that is called.
+OF_THE_MACHINE = {
+    "could not import": "libraries that the other Python has",
+    "only root": "another user",
+    "no C": "a compiler",
+}
+
+#: Sizes of a page, in parameters of tests.
+PAGES = {"windows": 65536}
+
 #: Only there for one backend, and what for.
 OF_ITS_OWN = {"tests.windows.": "windows"}
 
@@ -39,6 +49,8 @@ def outcomes(path):
                 outcome = "failed"
             elif child.tag == "skipped" and outcome == "passed":
                 outcome = child.get("message") or "skipped"
+                if said := re.search(r"Skipped: ([^\n]*)", child.text or ""):  # of a whole module
+                    outcome = said[1]
         name = f"{case.get('classname')}::{case.get('name')}"
         # An error at the end of a test has a case of its own.
         if found.get(name) != "failed":
@@ -60,7 +72,33 @@ NAMED = named_capabilities()
 def capability_of(outcome):
     """Return the capability for want of which a test was skipped, or None."""
     found = re.match(r"needs ([\w ]+): ", outcome)
-    return found[1] if found and found[1] in NAMED else None
+    if found and found[1] in NAMED:
+        return found[1]
+    return next((called for said, called in OF_THE_MACHINE.items() if outcome.startswith(said)), None)
+
+
+def without_pages(backend, name):
+    """Return a name in which sizes near to some pages are said in pages."""
+    page = PAGES.get(backend, 4096)
+
+    def in_pages(found):
+        count, rest = divmod(int(found[0]) + 5, page)
+        return f"{count} pages {rest - 5:+}" if 0 < count <= 64 and rest <= 10 else found[0]
+
+    return re.sub(r"\d{4,}", in_pages, name)
+
+
+def as_on_first(backend, mine, first_backend, first):
+    """Name tests as they are named on the first backend, where only the size of a page is another."""
+    known = {without_pages(first_backend, name): name for name in first if name not in mine}
+    found = {}
+    for name, outcome in mine.items():
+        module = name.removeprefix("::") if name.startswith("::") else None
+        if module is not None:  # skipped as a whole
+            found.update({each: outcome for each in first if each.startswith((f"{module}::", f"{module}."))})
+        else:
+            found[name if name in first else known.get(without_pages(backend, name), name)] = outcome
+    return found
 
 
 def file_left_out(backend, name):
@@ -120,7 +158,8 @@ def main():
     for argument in options.reports:
         backend, _, path = argument.partition("=")
         results.setdefault(backend, {}).update(outcomes(path))
-    first = next(iter(results.values()))
+    first_backend, first = next(iter(results.items()))
+    results = {backend: as_on_first(backend, mine, first_backend, first) for backend, mine in results.items()}
     print("| backend | collected | passed | skipped | failed | not collected | not accounted for |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     accounts = {backend: account(backend, mine, first) for backend, mine in results.items()}

@@ -332,7 +332,7 @@ def test_differences_that_mean_nothing_are_refused(region):
     with pytest.raises(TypeError, match=rf"cannot subtract c_double from OffsetPtr\[{INT}\]"):
         pointer - construct(region, ctypes.c_double, 512)
     odd = OffsetPtr.pointer_to(numbers).cast(ctypes.c_ubyte) + 2
-    with pytest.raises(ValueError, match="2 bytes apart, which is no multiple of the 4 bytes of c_int"):
+    with pytest.raises(ValueError, match=f"2 bytes apart, which is no multiple of the 4 bytes of {INT}"):
         odd.cast(ctypes.c_int) - pointer
     with anonymous_shared_memory(PAGE) as other, pytest.raises(WildPointerError):
         pointer - place(other, ctypes.c_int)
@@ -483,7 +483,7 @@ def test_pointer_to_finds_objects_and_fields(region):
     assert OffsetPtr.pointer_to(derived, "number")[0] == 1
     with pytest.raises(AttributeError):
         OffsetPtr.pointer_to(derived, "nothing")
-    with pytest.raises(WildPointerError, match=r"the c_int at 0x[0-9a-f]+ lies in no region"):
+    with pytest.raises(WildPointerError, match=rf"the {INT} at 0x[0-9a-f]+ lies in no region"):
         OffsetPtr.pointer_to(ctypes.c_int())
     with pytest.raises(TypeError, match="expected a ctypes object in a region, got int"):
         OffsetPtr.pointer_to(5)
@@ -991,12 +991,12 @@ def test_a_pointer_says_where_it_leads(region):
     numbers, pointer = ten_numbers(region), null(region)
     assert repr(pointer) == f"<OffsetPtr[{INT}] null>"
     pointer.set(numbers)
-    assert repr(pointer) == "<OffsetPtr[c_int] to offset 1,024>"
-    assert repr(pointer + 1) == "<Pointer[c_int] to offset 1,028>"
+    assert repr(pointer) == f"<OffsetPtr[{INT}] to offset 1,024>"
+    assert repr(pointer + 1) == f"<Pointer[{INT}] to offset 1,028>"
     assert repr(OffsetPtr[None]()) == "<OffsetPtr[None] null>"
     loose = IntPtr()
     loose._distance = 5
-    assert repr(loose) == "<OffsetPtr[c_int] outside of every region>"
+    assert repr(loose) == f"<OffsetPtr[{INT}] outside of every region>"
 
 
 def test_a_pointer_does_not_travel(region):

@@ -644,7 +644,7 @@ def test_a_thread_that_ends_is_as_dead_as_a_process(mutex, thread):
         assert not mutex.owner_died
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT], ids=lambda number: number.name)
 def test_any_death_is_told(mutex, number, tmp_path):
     pid = os.fork()
     if pid == 0:
