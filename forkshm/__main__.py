@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    if os.name == "nt":
+        print("python -m forkshm looks into /proc and forks processes: this system has neither", file=sys.stderr)
+        return 1
     parser = argparse.ArgumentParser(prog="python -m forkshm", description="Shared memory between Python processes.")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for name, summary in COMMANDS.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 __all__ = ("begin", "held_back")
 
 _SIGINT = frozenset((signal.SIGINT,))
-
-#: Windows has none, and starts no process with a mask.
-_HAS_MASKS = hasattr(signal, "pthread_sigmask")
 
 # The handler and the signal mask outside of all blocks: a forked child is to have them.
 _outside: tuple[Any, Any] | None = None
@@ -33,7 +31,7 @@ def held_back() -> Iterator[None]:
     global _outside, _holder
     me = threading.get_ident()
     if _holder == me:  # a block in a block: the outer one sees to it
-        if _HAS_MASKS:
+        if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
         yield
         return
@@ -46,7 +44,7 @@ def held_back() -> Iterator[None]:
     try:
         if is_handled_here:
             signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
-        if _HAS_MASKS:
+        if sys.platform != "win32":
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
@@ -55,7 +53,7 @@ def held_back() -> Iterator[None]:
     finally:
         if is_outermost:
             _outside = _holder = None
-        if mask is not None:
+        if sys.platform != "win32" and mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if is_handled_here:
             signal.signal(signal.SIGINT, handler)
@@ -71,9 +69,8 @@ def begin(*, ignores: bool) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     elif callable(handler):
         signal.signal(signal.SIGINT, handler)
-    if not _HAS_MASKS:
-        return
-    if mask is None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
-    else:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if sys.platform != "win32":
+        if mask is None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
+        else:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

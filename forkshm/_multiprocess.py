@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import select
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _system
 
 if TYPE_CHECKING:
+    import multiprocessing.context as context
     from collections.abc import Callable, Mapping
     from multiprocessing import (
         AuthenticationError,
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
         ProcessError,
         TimeoutError,  # noqa: A004
         connection,
-        context,
         managers,
         process,
         reduction,
@@ -138,7 +139,7 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         patience: How many seconds may pass until the kernel has its exit code, where it tells of the end before.
     """
     popen: Any = ended._popen  # type: ignore[attr-defined]
-    if popen.method == "forkserver":
+    if sys.platform != "win32" and popen.method == "forkserver":
         # The server tells, as its parent; but not if it was stopped.
         status = select.poll()
         status.register(popen.sentinel, select.POLLIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
+import multiprocessing.context
 import sys
 import threading
 import types

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.context
+import multiprocessing.process
+import multiprocessing.reduction
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
@@ -79,6 +82,7 @@ class _StartedAnew(_OfContext):
             finally:
                 parcel.close()
             return _rebuild_pushed, (data, pushed, *settings)
+        assert sys.platform != "win32"  # its leases are handles
         sender, receiver = pair()
         try:
             data, fds = write_message(Kind.CALL, 0, parcel)
@@ -108,12 +112,11 @@ def _parts(process: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {**parts, **own, f"class {type(process).__qualname__}": type(process)}
 
 
-if TYPE_CHECKING:
+if sys.platform != "win32":
     _Forked = _multiprocess.context.ForkProcess
     _ServerForked = _multiprocess.context.ForkServerProcess
 else:
-    _Forked = getattr(_multiprocess.context, "ForkProcess", _multiprocess.NoFork)
-    _ServerForked = getattr(_multiprocess.context, "ForkServerProcess", _multiprocess.NoFork)
+    _Forked = _ServerForked = _multiprocess.NoFork
 
 
 class ForkProcess(_OfContext, _Forked):
@@ -121,6 +124,7 @@ class ForkProcess(_OfContext, _Forked):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        assert sys.platform != "win32"  # there is no fork
         with _interrupts.held_back(), kernel.forking() as sentinel:
             popen = _multiprocess.context.ForkProcess._Popen(process_obj)
             if sentinel >= 0:
@@ -159,6 +163,7 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+        assert sys.platform != "win32"  # there is no fork
         _multiprocess.spare_fork_server()
         try:
             return _start_quietly(_multiprocess.context.ForkServerProcess._Popen, process_obj)

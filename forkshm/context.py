@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.context
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _identity, _multiprocess, _system
@@ -114,12 +115,11 @@ class _Doors(_Base):
         return manager
 
 
-if TYPE_CHECKING:
+if sys.platform != "win32":
     _Forking = _multiprocess.context.ForkContext
     _ServerForking = _multiprocess.context.ForkServerContext
 else:
-    _Forking = getattr(_multiprocess.context, "ForkContext", _multiprocess.NoFork)
-    _ServerForking = getattr(_multiprocess.context, "ForkServerContext", _multiprocess.NoFork)
+    _Forking = _ServerForking = _multiprocess.NoFork
 
 
 class ForkContext(_Doors, _Forking, multiprocessing.context.BaseContext):

@@ -1,6 +1,6 @@
 """What a backend cannot offer, and the tests that are about it: by name, and each with its reason.
 
-A test is named by the end of its node id without parameters, or by its file; whole files end in ``.py``.
+A test is named by the end of its node id, without parameters or with them, or by its file; whole files end in ``.py``.
 """
 
 from __future__ import annotations
@@ -59,6 +59,15 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "pool/test_memory.py::test_memory_is_used_again_and_given_back",
             ),
         ),
+        "populate": (
+            "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
+            (
+                "region/test_mapped_region.py::TestPopulate::test_an_anonymous_region_is_populated",
+                "region/test_mapped_region.py::TestPopulate::test_in_every_mode_and_no_byte_changes",
+                "region/test_mapped_region.py::TestPopulate::test_populate_takes_all_the_memory_now",
+                "region/test_mapped_region.py::TestPopulate::test_what_was_opened_for_reading_can_be_populated",
+            ),
+        ),
         "exact_objects": (
             "an object has whole pages, and one more that says what it is",
             ("region/test_arena.py::test_an_untouched_arena_takes_no_memory",),
@@ -75,6 +84,24 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
+        "times": ("what Wine takes says nothing of Windows, and the benchmarks are for Linux", ("test_benchmarks.py",)),
+        "commands": (
+            "python -m forkshm looks into /proc and forks: it says that it cannot",
+            (
+                "test_commands.py",
+                "test_examples.py::test_the_worker_script_counts_the_same_in_several_workers",
+                "test_readme.py::test_the_script_runs_in_several_workers",
+            ),
+        ),
+        "born_shared": (
+            "NumPy's hook for its memory is machine code for the calling convention of POSIX",
+            ("test_readme.py::test_arrays_are_born_shared_as_it_says",),
+        ),
+        "posix": ("about the calls of the POSIX backend itself", ("backend/test_posix.py",)),
+        "windows_sections_missing": (
+            "about WindowsSharedMemory where there is none; windows/test_windows.py is about it where it works",
+            ("region/test_windows.py",),
+        ),
         "seals": (
             "sections cannot be sealed: seal() raises UnsupportedError",
             (
@@ -100,6 +127,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "pool/test_handing_on.py::test_echo_of_many_containers",
                 "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
                 "pool/test_handing_on.py::test_what_the_kernel_refuses_to_map_back_is_mapped_before_its_next_use",
+                "test_statistics.py::test_what_is_handed_on_is_not_copied_again",
+                "test_statistics.py::test_blocks_are_live_while_somebody_has_them",
             ),
         ),
         "cut_files": (
@@ -107,6 +136,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "descriptor/test_region.py::test_a_file_that_was_cut_since_is_noticed",
                 "region/test_file.py::test_remove_says_whether_it_did_and_regions_stay",
+                "region/test_mapped_region.py::TestLifetime::test_a_region_outlives_the_name[file mapping]",
             ),
         ),
         "fd_limit": (
@@ -129,15 +159,31 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "region/test_segment.py::test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it",
             ),
         ),
+        "exact_objects": (
+            "behind its last page a section has one more that says what it is, so no two regions touch",
+            ("region/test_offset_ptr.py::test_the_start_of_the_next_region_is_not_the_end_of_this_one",),
+        ),
+        "sparse_files": (
+            "memory with a name has all its room at once, so an object of 4 GiB takes as much of the disk",
+            ("region/test_mapped_region.py::TestPart::test_bytes_beyond_4_gib[named object]",),
+        ),
+        "parts_of_views": (
+            "a view is unmapped as a whole: the pages that a region gave up are free when the rest of it is",
+            ("region/test_mapped_region.py::TestShrink::test_pages_that_were_given_up_can_be_mapped_again",),
+        ),
         "symbolic_links": (
             "Wine does not find what a link made by Python points to",
-            ("region/test_file.py::test_a_symbolic_link_is_followed",),
+            (
+                "region/test_file.py::test_a_symbolic_link_is_followed",
+                "region/test_object.py::test_a_symbolic_link_is_refused_and_what_it_names_is_left_alone",
+            ),
         ),
         "texts": (
             "an int of C is a long there, and a page is 64 KiB: what is to be read has other numbers and names",
             (
                 "channel/test_endpoint.py::test_a_bad_fd_is_not_mistaken_for_a_closed_end",
                 "region/test_place.py::test_an_offset_has_to_be_aligned",
+                "region/test_arena.py::test_a_refused_segment_leaves_the_arena_usable",
                 "region/test_place.py::test_it_has_to_fit",
                 "region/test_place.py::test_what_means_something_in_one_process_only_is_refused_by_path",
             ),
@@ -147,6 +193,20 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "region/test_arena.py::test_a_forked_child_does_not_hold_what_its_parent_has_parked",
                 "region/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
+                "region/test_object.py::test_no_tracker_watches_and_nobody_speaks_of_leaks",
+                "region/test_object.py::test_a_thousand_processes_killed_at_any_moment_leave_only_what_has_a_name",
+                "region/test_object.py::test_a_child_of_a_pool_does_not_remove",
+                "test_leaks.py::test_what_a_child_has_from_its_parent_is_not_the_child_s",
+                "test_examples.py::test_example_runs[anonymous_memory.py]",
+                "test_examples.py::test_example_runs[robust_mutex.py]",
+                "test_examples.py::test_example_runs[shared_containers.py]",
+                "test_examples.py::test_example_runs[supervise.py]",
+                "test_examples.py::test_example_runs[team.py]",
+                "test_examples.py::test_example_runs[worker_script.py]",
+                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-0]",
+                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-1]",
+                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-2]",
+                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-3]",
             ),
         ),
         # -- processes: tests of channel, pool, doors, workers, failure and what is above them --
@@ -242,6 +302,36 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ("channel/test_queue.py::TestOurs::test_items_survive_the_end_of_the_sender_whatever_they_are",),
         ),
         # -- end of processes --
+        "fork context": (
+            "about several start methods: Windows has spawn alone",
+            (
+                "test_start_methods.py::test_a_context_is_one_for_both_libraries",
+                "test_start_methods.py::test_fork_is_the_default_and_comes_first",
+                "test_start_methods.py::test_the_start_method_is_set_once",
+                "test_start_methods.py::test_a_process_takes_what_it_is_given",
+            ),
+        ),
+        "library_files": (
+            "the library of that Python is in a zip, and the example reads its files",
+            (
+                "test_examples.py::test_example_runs[decorator.py]",
+                "test_examples.py::test_example_runs[executor_asyncio.py]",
+            ),
+        ),
+        "proc": (
+            "looks into /proc in a program of its own: Windows has none",
+            ("test_public_api.py::test_importing_it_starts_nothing",),
+        ),
+        "shm_open": (
+            "memory with a name is a file there; the standard library's is a section, as WindowsSharedMemory",
+            (
+                "region/test_object.py::test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus",
+                "region/test_object.py::test_the_standard_library_opens_ours",
+                "region/test_object.py::test_we_open_that_of_the_standard_library",
+                "region/test_object.py::test_both_in_one_program_see_each_other_and_either_can_remove",
+            ),
+        ),
+        "unix_sockets": ("Python has no AF_UNIX there", ("region/test_object.py::test_a_socket_is_refused",)),
         "many_handles": (
             "a message names 8,192 handles at the most",
             ("channel/test_endpoint.py::test_fds_in_an_unread_message_are_closed_with_the_channel",),
@@ -249,9 +339,6 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "fds_of_files": (
             "a file of Python has a number of the C library's, and the test takes it for the kernel's",
             (
-                "region/test_mapped_region.py::TestPart::test_one_part_mapped_twice_are_two_regions",
-                "region/test_mapped_region.py::TestPart::test_bytes_beyond_4_gib",
-                "region/test_mapped_region.py::TestFlush::test_any_part_of_any_region_can_be_flushed",
                 "region/test_mapped_region.py::TestFlush::test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache",
                 "channel/test_message.py::test_fds_that_are_no_memory_are_refused_and_closed",
             ),
@@ -270,9 +357,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 def reason_to_skip(backend: str, nodeid: str) -> str | None:
     """Return why a test is left out on a backend, or None."""
-    name = nodeid.removeprefix("tests/").partition("[")[0]
+    whole = nodeid.removeprefix("tests/")
+    name = whole.partition("[")[0]
     for capability, (why, tests) in SKIPS.get(backend, {}).items():
         for test in tests:
-            if name == test or (test.endswith(".py") and name.partition("::")[0] == test):
+            if test in (name, whole) or (test.endswith(".py") and name.partition("::")[0] == test):
                 return f"needs {capability}: {why}"
     return None

@@ -29,6 +29,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path):
+    """Do not even import a file that is left out as a whole where it might not be importable."""
+    if sys.platform == "win32" and collection_path.suffix == ".py":
+        name = collection_path.relative_to(os.path.dirname(__file__)).as_posix()
+        return True if reason_to_skip(kernel.name, f"tests/{name}") is not None else None
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Leave out what is about something that this backend has not."""
     for item in items:

@@ -23,6 +23,11 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 NAME = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
 
 # Options that make an example short, the modules it needs, and what it must print.
+NOT_ON_WINDOWS = (
+    ()
+    if os.name == "nt"
+    else ("not supported here: WindowsSharedMemory exists on Windows only: use anonymous_shared_memory()",)
+)
 EXPECTED = {
     "quickstart.py": (
         ["--resamples", "50", "--tasks", "25", "--workers", "2"],
@@ -141,7 +146,7 @@ EXPECTED = {
         [],
         [],
         [
-            "not supported here: WindowsSharedMemory exists on Windows only: use anonymous_shared_memory()",
+            *NOT_ON_WINDOWS,
             "another process found all 1,000 bytes to be 1",
         ],
     ),

@@ -133,7 +133,7 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
 )
 def test_a_library_is_imported_in_its_one_place(library, allowed):
     users = {
-        str(path.relative_to(ROOT))
+        path.relative_to(ROOT).as_posix()
         for path in MODULES
         for imported, _, _ in imports(path)
         if imported.partition(".")[0] == library

@@ -43,19 +43,20 @@ def test_what_is_held_at_the_end_is_said_with_its_place(leaks_of):
 def test_copies_channels_and_open_objects_count_too(leaks_of):
     name = f"forkshm-test-{os.getpid()}-leaks"
     err = leaks_of(f"""
-pool = forkshm.Pool(1)
-array = pool.apply(np.ones, (100_000,))
-dropped = pool.apply(np.ones, (200_000,))
-del dropped
-pool.close()
-pool.join()
-one, other = forkshm.Pipe()
-other.close()
-memory = forkshm.SharedMemoryObject("create_only", "{name}")
-forkshm.SharedMemoryObject.remove("{name}")
+if __name__ == "__main__":
+    pool = forkshm.Pool(1)
+    array = pool.apply(np.ones, (100_000,))
+    dropped = pool.apply(np.ones, (200_000,))
+    del dropped
+    pool.close()
+    pool.join()
+    one, other = forkshm.Pipe()
+    other.close()
+    memory = forkshm.SharedMemoryObject("create_only", "{name}")
+    forkshm.SharedMemoryObject.remove("{name}")
 """).stderr
     assert "1 received block" in err
-    assert "made at script.py" in err or "/script.py:" in err
+    assert "made at script.py" in err or f"{os.sep}script.py:" in err
     assert "1 open SharedMemoryObject" in err
     assert "channel end" in err
     assert "1,6" not in err.split("received block")[1].splitlines()[0]
@@ -65,9 +66,10 @@ def test_a_program_that_gives_everything_back_says_nothing(leaks_of):
     assert (
         leaks_of("""
 del kept
-with forkshm.Pool(1) as pool:
-    array = pool.apply(np.ones, (100_000,))
-del array
+if __name__ == "__main__":
+    with forkshm.Pool(1) as pool:
+        array = pool.apply(np.ones, (100_000,))
+    del array
 """).stderr
         == ""
     )

@@ -9,7 +9,7 @@ import multiprocessing.connection
 import multiprocessing.managers
 import multiprocessing.pool
 import multiprocessing.queues
-import pathlib
+import pkgutil
 import time
 
 import pytest
@@ -35,11 +35,13 @@ def public(names):
 
 
 def modules_of_the_standard_library():
-    root = pathlib.Path(multiprocessing.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        if not name.startswith("__") and name not in NOT_MODULES:
-            yield name
+    # Not by its files: it may be in a zip.
+    for module in sorted(pkgutil.iter_modules(multiprocessing.__path__), key=lambda module: module.name):
+        if module.name not in NOT_MODULES:
+            yield module.name
+            if module.ispkg:
+                inside = importlib.import_module(f"multiprocessing.{module.name}").__path__
+                yield from (f"{module.name}.{part.name}" for part in pkgutil.iter_modules(inside))
 
 
 def parameters(function):
@@ -158,13 +160,14 @@ def work():
     assert forkshm.process._current_process.name == "Bee"
     assert forkshm.parent_process().pid and forkshm.current_process().name == "Bee"
 
-process = forkshm.Process(target=work, name="Bee")
-process.start()
-process.join()
-assert process.exitcode == 0
-assert forkshm.util._logger is None
-logger = forkshm.get_logger()
-assert forkshm.util._logger is logger
+if __name__ == "__main__":
+    process = forkshm.Process(target=work, name="Bee")
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert forkshm.util._logger is None
+    logger = forkshm.get_logger()
+    assert forkshm.util._logger is logger
 """)
 
 
@@ -196,20 +199,24 @@ def test_what_is_made_is_an_instance_of_what_is_offered(run_script):
     run_script("""
 import forkshm
 
-assert isinstance(forkshm.Queue(), forkshm.queues.Queue)
-assert isinstance(forkshm.get_context("spawn").SimpleQueue(), forkshm.queues.SimpleQueue)
-assert isinstance(forkshm.Lock(), forkshm.synchronize.Lock)
-assert isinstance(forkshm.Event(), forkshm.synchronize.Event)
-assert isinstance(forkshm.Value("i"), forkshm.sharedctypes.Synchronized)
-assert all(isinstance(end, forkshm.connection.Connection) for end in forkshm.Pipe())
-assert isinstance(forkshm.get_context("spawn").Process(), forkshm.process.BaseProcess)
-assert isinstance(forkshm.get_context(), forkshm.context.BaseContext)
-with forkshm.pool.ThreadPool(2) as threads:
-    assert threads.map(abs, [-1, 2]) == [1, 2]
-with forkshm.Pool(1) as pool:
-    assert isinstance(pool, forkshm.pool.Pool)
-    assert isinstance(pool.apply_async(abs, (1,)), forkshm.pool.AsyncResult)
-with forkshm.Manager() as manager:
-    assert isinstance(manager, forkshm.managers.BaseManager)
-    assert isinstance(manager.list(), forkshm.managers.BaseProxy)
+def main():
+    assert isinstance(forkshm.Queue(), forkshm.queues.Queue)
+    assert isinstance(forkshm.get_context("spawn").SimpleQueue(), forkshm.queues.SimpleQueue)
+    assert isinstance(forkshm.Lock(), forkshm.synchronize.Lock)
+    assert isinstance(forkshm.Event(), forkshm.synchronize.Event)
+    assert isinstance(forkshm.Value("i"), forkshm.sharedctypes.Synchronized)
+    assert all(isinstance(end, forkshm.connection.Connection) for end in forkshm.Pipe())
+    assert isinstance(forkshm.get_context("spawn").Process(), forkshm.process.BaseProcess)
+    assert isinstance(forkshm.get_context(), forkshm.context.BaseContext)
+    with forkshm.pool.ThreadPool(2) as threads:
+        assert threads.map(abs, [-1, 2]) == [1, 2]
+    with forkshm.Pool(1) as pool:
+        assert isinstance(pool, forkshm.pool.Pool)
+        assert isinstance(pool.apply_async(abs, (1,)), forkshm.pool.AsyncResult)
+    with forkshm.Manager() as manager:
+        assert isinstance(manager, forkshm.managers.BaseManager)
+        assert isinstance(manager.list(), forkshm.managers.BaseProxy)
+
+if __name__ == "__main__":
+    main()
 """)

@@ -42,6 +42,7 @@ if __name__ == "__main__":
 @pytest.fixture(params=METHODS)
 def run(request, run_script):
     """Run the rest of a program whose head is above, under each method."""
+    forkshm.get_context(request.param)  # there is one
 
     def run_it(at_top, main=""):
         source = HEAD.replace('if __name__ == "__main__":', textwrap.dedent(at_top) + '\nif __name__ == "__main__":')

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 import stat
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Memory:
 
     def note(self, status: os.stat_result) -> None:
         """Take over what stat(2) says."""
+        assert sys.platform != "win32"  # looks into /proc
         self.size = status.st_size
         self.resident = status.st_blocks * 512
         self.owner = status.st_uid
@@ -93,6 +95,7 @@ def command_of(pid: int) -> str:
 
 def began(pid: int) -> float:
     """Return when a process began, in seconds since the epoch; 0 when it has ended."""
+    assert sys.platform != "win32"  # looks into /proc
     try:
         ticks = kernel.start_time(pid)
         with open("/proc/stat") as file:
@@ -133,6 +136,7 @@ class _Found:
                     memory.holders.add(pid)
 
     def look_at_maps(self, pid: int) -> None:
+        assert sys.platform != "win32"  # looks into /proc
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
             for line in maps:
                 if match := _MAPS.match(line.rstrip("\n")):

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def unused(memory: Memory, pattern: str, older: float) -> bool:
     """Whether nobody who can be seen uses it, and it is this user's to remove."""
+    assert sys.platform != "win32"  # looks into /proc
     age = age_of(memory)
     return (
         memory.kind == "named"

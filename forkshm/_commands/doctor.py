@@ -86,6 +86,7 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _limits() -> Iterator[Finding]:
+    assert sys.platform != "win32"  # looks into /proc
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     words = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
     few = hard != resource.RLIM_INFINITY and hard < _FEW_FDS
@@ -119,6 +120,7 @@ def _limits() -> Iterator[Finding]:
 
 
 def _shm() -> Iterator[Finding]:
+    assert sys.platform != "win32"  # looks into /proc
     try:
         status = os.statvfs(SHM)
     except OSError as error:
@@ -133,6 +135,7 @@ def _shm() -> Iterator[Finding]:
 
 
 def _processes() -> Iterator[Finding]:
+    assert sys.platform != "win32"  # looks into /proc
     usable, there = kernel.usable_cores(), os.cpu_count() or 1
     quota, _, period = _cgroup("cpu.max").partition(" ")
     share = f", of which this cgroup may use {int(quota) / int(period):.1f}" if period else ""

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ("add_arguments", "run")
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-_PASSED_ON = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)  # not all on Windows
+_PASSED_ON = (
+    (signal.SIGINT, signal.SIGTERM)
+    if sys.platform == "win32"
+    else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,7 @@ def _count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the script; return the exit code."""
+    assert sys.platform != "win32"  # there is no fork
     if not arguments.module and not os.path.exists(arguments.script):
         print(f"python -m forkshm run: there is no script {arguments.script!r}", file=sys.stderr)
         return 2
@@ -121,6 +125,7 @@ def _passing_on(launched: Launch) -> Iterator[None]:
 
 
 def _run_script(rank: int, script: str, module: bool, args: list[str], output: _Output | None) -> None:
+    assert sys.platform != "win32"  # there is no fork
     # A group of its own: Ctrl-C reaches the launcher alone, which passes it on, once.
     os.setpgid(0, 0)
     for number in _PASSED_ON:
@@ -191,6 +196,7 @@ class _Output:
         self._thread.join()
 
     def _pump(self) -> None:
+        assert sys.platform != "win32"  # there is no fork
         poll = select.poll()
         whose = {}
         for rank, pipes in enumerate(self._pipes):

@@ -453,20 +453,23 @@ class Backend(abc.ABC):
     def discard(self, address: int, size: int) -> None:
         """Give the pages of a shared mapping back; they read as zero afterwards."""
 
+    @staticmethod
     @abc.abstractmethod
-    def window(self, address: int, size: int) -> Any:
+    def window(address: int, size: int) -> Any:
         """Return a weakly referenceable object that exports *size* bytes at *address*.
 
         It owns nothing. Buffers taken from it keep it alive, so its death is the
         moment at which the last view is gone.
         """
 
+    @staticmethod
     @abc.abstractmethod
-    def address_of(self, buffer: Buffer) -> int:
+    def address_of(buffer: Buffer) -> int:
         """Return the address of the first byte of a contiguous buffer."""
 
+    @staticmethod
     @abc.abstractmethod
-    def copy(self, address: int, source: Buffer, nbytes: int) -> None:
+    def copy(address: int, source: Buffer, nbytes: int) -> None:
         """Copy *nbytes* of a contiguous buffer to *address*; lets other threads run."""
 
     @abc.abstractmethod

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
-from forkshm.backend._unix import FLAGS, Unix
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
+from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
+
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
     from forkshm.backend._interface import Callee, MessageSocket
@@ -74,7 +75,8 @@ class LinuxBackend(Unix):
     name = "linux"
     locks = _syscalls
 
-    close = staticmethod(os.close)
+    def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
+        close(fd)
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
         name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING

@@ -179,6 +179,7 @@ def _load_code() -> dict[str, int]:
     Raises:
         OSError: The kernel refused memory that holds code.
     """
+    assert sys.platform != "win32"  # the code is for the calling convention of POSIX
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = (_long, _long, ctypes.c_int)
     start = _new_page()
@@ -196,6 +197,7 @@ def _load_code() -> dict[str, int]:
 
 def _new_page() -> int:
     """Return the address of a page of zeros, which is never unmapped."""
+    assert sys.platform != "win32"  # the code is for the calling convention of POSIX
     page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     # Interpreter teardown may not collect it: arrays are freed until the very end, by this page.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(page))
@@ -257,6 +259,14 @@ def _callback(work: Callable[..., None]) -> Any:
     return callback
 
 
+def _missing() -> str | None:
+    if os.name != "posix":
+        return "the hook is machine code for the calling convention of POSIX"
+    if platform.machine() != "x86_64" or sys.maxsize < 2**32:
+        return f"the hook is written for x86-64, and this is {platform.machine()}"
+    return None
+
+
 class Hook:
     """NumPy's hook in one version of NumPy. Never collected.
 
@@ -265,8 +275,8 @@ class Hook:
     """
 
     def __init__(self, table: Any) -> None:
-        if platform.machine() != "x86_64" or sys.maxsize < 2**32:
-            raise LookupError(f"the hook is written for x86-64, and this is {platform.machine()}")
+        if missing := _missing():
+            raise LookupError(missing)
         if not _in_main_interpreter():
             raise LookupError("NumPy cannot call Python in a subinterpreter")
         functions = _capsule_pointer(table, None)

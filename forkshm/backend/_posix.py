@@ -39,10 +39,11 @@ from typing import TYPE_CHECKING, Any, cast
 from forkshm import _system
 from forkshm.backend import _record_locks, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
-from forkshm.backend._unix import FLAGS, Unix, fallocate
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+
+from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402 - of which there is nothing on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -550,7 +551,7 @@ class PosixBackend(Unix):
         os.kill(pid, number)
 
     def is_stopped(self, pid: int) -> bool | None:
-        if hasattr(os, "waitid"):
+        if sys.platform != "darwin" and hasattr(os, "waitid"):
             try:
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     return None
@@ -579,7 +580,7 @@ class PosixBackend(Unix):
         return True
 
     def usable_cores(self) -> int:
-        if hasattr(os, "sched_getaffinity"):
+        if sys.platform != "darwin" and hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
 

@@ -154,7 +154,8 @@ class Unix(Backend):
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
         _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
 
-    unmap = staticmethod(_syscalls.munmap)
+    def unmap(self, address: int, size: int) -> None:
+        _syscalls.munmap(address, size)
 
     window = staticmethod(_memory.window)
     address_of = staticmethod(_memory.address_of)

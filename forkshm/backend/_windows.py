@@ -58,6 +58,9 @@ _MAKER, _GIVEN_UP = 40, 56
 _ENDED = 0x10000
 _SIGTERM = 15
 
+#: No process has memory from here on: 64 bits.
+_HIGHEST = 2**47
+
 #: Files of named objects that somebody maps still while their name was taken away.
 _REMOVED = "removed-"
 #: The clock and the ticks since the start differ by some seconds.
@@ -90,6 +93,8 @@ class WindowsBackend(Backend):
         self._views: dict[int, int] = {}
         # Those that are whole sections with their trailer.
         self._with_trailer: set[int] = set()
+        # By the base of each, where it ends.
+        self._ends: dict[int, int] = {}
         self._folder: str | None = None
         self._lock = threading.Lock()
         # Processes that made segments which are mapped here.
@@ -270,6 +275,8 @@ class WindowsBackend(Backend):
     def unlink_named(self, name: str) -> None:
         path = self._path_of(name)
         folder = self.folder_of_named()
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         # A file that is mapped cannot be deleted, but it can have another name: so this one is free at once.
         gone = os.path.join(folder, f"{_REMOVED}{os.getpid()}-{secrets.token_hex(8)}")
         os.rename(path, gone)
@@ -286,7 +293,12 @@ class WindowsBackend(Backend):
         return None  # nobody else can write to the folder
 
     def resize(self, fd: int, size: int) -> None:
-        _winapi.set_file_size(fd, size)
+        try:
+            _winapi.set_file_size(fd, size)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # of a size that is none for any file
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from error
+            raise
 
     # -- mappings -------------------------------------------------------------------
 
@@ -297,6 +309,8 @@ class WindowsBackend(Backend):
         self._map(fd, size, access, offset, address)
 
     def _map(self, fd: int, size: int, access: Access, offset: int, address: int | None) -> int:
+        if address is not None and not 0 < address < _HIGHEST:  # 0 means "anywhere" to the system
+            raise OSError(errno.EINVAL, f"{address:#x} is no address of a process")
         whole = _winapi.section_size(fd)
         section = fd
         if whole is None:
@@ -314,6 +328,8 @@ class WindowsBackend(Backend):
             if section != fd:
                 _winapi.close(section)
         self._views[base] = size
+        # The size is of whole pages of 64 KiB, the memory of pages of 4 KiB.
+        self._ends[base] = base + (size if fits else self._whole_pages(whole - offset))
         return base
 
     def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
@@ -325,7 +341,7 @@ class WindowsBackend(Backend):
         if left > 0:  # part of a view cannot be unmapped: it goes with the rest
             self._views[base] = left
             return
-        del self._views[base]
+        del self._views[base], self._ends[base]
         self._with_trailer.discard(base)
         _winapi.unmap_view(base)
 
@@ -340,7 +356,8 @@ class WindowsBackend(Backend):
         if advice is Advice.normal:
             return
         if advice is Advice.populate:
-            for page in range(address, address + size, self._page):
+            base = max(base for base in self._views if base <= address)
+            for page in range(address, min(address + size, self._ends[base]), self._page):
                 _winapi.load(page)
             return
         if advice is Advice.willneed:

@@ -47,6 +47,9 @@ _PAUSE = 0.001
 
 _handles: collections.OrderedDict[bytes, int] = collections.OrderedDict()
 _held: set[bytes] = set()
+#: Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
+#: signal handler raised in the middle of a call. Only the main thread runs them.
+_unsure: set[tuple[bytes, int]] = set()
 _lock = threading.Lock()
 _started = 0
 
@@ -91,20 +94,26 @@ def mutex_lock(address: int, seconds: float) -> int:
         return errno.EDEADLK
     try:
         name, handle = _handle_of(address)
+        key = name, me
+        was_unsure = key in _unsure
+        _unsure.add(key)
         if _winapi.wait(handle, int(seconds * 1000)) == _winapi.WAIT_TIMEOUT:
+            _unsure.discard(key)
             return errno.ETIMEDOUT if seconds else errno.EBUSY
     except OSError as error:
         return error.errno or errno.EINVAL
     if _winapi.load_long(address + _STATE) == _LOST:
-        _winapi.release_mutex(handle)
+        _release(key, handle)
         return errno.ENOTRECOVERABLE
     # Whoever died before it wrote this had not begun; whoever died after it was cleared had ended.
     died = _winapi.load_long(address + _OWNER) != 0
     if died:
         _winapi.store_long(address + _STATE, _INHERITED)
+    _held.add(name)
     _winapi.store_long(address + _STARTED, started)
     _winapi.store_long(address + _OWNER, me)
-    _held.add(name)
+    if not was_unsure:
+        _unsure.discard(key)
     return errno.EOWNERDEAD if died else 0
 
 
@@ -116,9 +125,25 @@ def mutex_unlock(address: int) -> int:
     name, handle = _handle_of(address)
     if _winapi.load_long(address + _STATE) == _INHERITED:
         _winapi.store_long(address + _STATE, _LOST)
-    _winapi.store_long(address + _OWNER, 0)
+    key = name, me
+    was_unsure = key in _unsure
+    _unsure.add(key)
     _held.discard(name)
-    return 0 if _winapi.release_mutex(handle) else errno.EPERM
+    try:
+        _winapi.store_long(address + _OWNER, 0)
+    finally:
+        released = _winapi.release_mutex(handle)
+    if was_unsure:
+        _release(key, handle)
+    _unsure.discard(key)
+    return 0 if released else errno.EPERM
+
+
+def _release(key: tuple[bytes, int], handle: int) -> None:
+    # The kernel counts how often this thread has it.
+    while _winapi.release_mutex(handle):
+        pass
+    _unsure.discard(key)
 
 
 def mutex_consistent(address: int) -> int:
@@ -139,19 +164,39 @@ def sem_init(address: int, value: int) -> int:
 
 
 def _change(address: int, by: int) -> int:
-    code = mutex_lock(address, 5.0)
-    if code == errno.EOWNERDEAD:
-        mutex_consistent(address)  # the count changes in one store
-    elif code != 0:
-        return -1
+    before = None
     try:
-        value = _winapi.load(address + _COUNT) + by
-        if not 0 <= value <= _MOST:
+        code = mutex_lock(address, 5.0)
+        if code == errno.EOWNERDEAD:
+            mutex_consistent(address)  # the count changes in one store
+        elif code != 0:
             return -1
-        _winapi.store(address + _COUNT, value)
-        return 0
-    finally:
+        value = _winapi.load(address + _COUNT)
+        if not 0 <= value + by <= _MOST:
+            mutex_unlock(address)
+            return -1
+        before = value
+        _winapi.store(address + _COUNT, value + by)
         mutex_unlock(address)
+        return 0
+    except BaseException:
+        # A signal handler raised, anywhere in the middle: who gets no answer has changed nothing.
+        _change_back(address, by, before)
+        raise
+
+
+def _change_back(address: int, by: int, before: int | None) -> None:
+    code = mutex_lock(address, 5.0)
+    if code == errno.EDEADLK:  # had all the time
+        if before is not None:
+            _winapi.store(address + _COUNT, before)
+    elif code in (0, errno.EOWNERDEAD):
+        mutex_consistent(address)
+        if before is not None:  # let go after the store
+            _winapi.store(address + _COUNT, _winapi.load(address + _COUNT) - by)
+    else:
+        return
+    mutex_unlock(address)
 
 
 def sem_post(address: int) -> int:

@@ -390,7 +390,7 @@ class Queue:
                 if error.errno in _SCARCE:
                     return sent
                 # Nobody is here to be told but whoever reads the log.
-                sys.excepthook(*sys.exc_info())
+                sys.excepthook(type(error), error, error.__traceback__)
                 self._note_not_put()
                 self._give_room()
             backlog.popleft().close()

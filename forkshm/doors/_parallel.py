@@ -349,7 +349,8 @@ class ParallelFunction(Generic[P, R]):
     def _lazily(self, iterable: Iterable[Any], settings: _Settings, *, ordered: bool) -> Iterator[Any]:
         if settings.out is not None:
             raise ValueError("out is for map and starmap: an iterator gives you the results")
-        guard = _Guarded(self, starred=False)
+        function: Any = self
+        guard = _Guarded(function, starred=False)
         if self._is_in_place(settings):
             values: Iterator[Any] = map(guard, iterable)
             pool = None
@@ -357,7 +358,7 @@ class ParallelFunction(Generic[P, R]):
             pool = _executor_of(settings).pool
             call = pool.imap if ordered else pool.imap_unordered
             if settings.on_error == "raise":
-                values = call(self, iterable, settings.chunksize or 1)
+                values = call(function, iterable, settings.chunksize or 1)
                 if not settings.progress:
                     return values
             else:

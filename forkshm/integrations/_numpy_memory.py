@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import operator
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,6 +245,7 @@ def _may_hold_objects(content: bytes) -> bool:
 
 def _is_object(memory: int, address: int) -> bool:
     """Whether there is a Python object; reads through *memory*, where a wrong address is an error and no crash."""
+    assert sys.platform != "win32"  # it has no file of a process' memory
     for _ in range(4):  # object, type, type of types, and one more
         try:
             address = int.from_bytes(os.pread(memory, 8, address + _TYPE_AT), "little")

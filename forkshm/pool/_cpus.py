@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from forkshm.backend import kernel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ("usable_cpus",)
 
@@ -23,7 +20,7 @@ def usable_cpus(cpu_ids: Iterable[int | Iterable[int]]) -> list[frozenset[int]]:
     entries = []
     for entry in cpu_ids:
         try:
-            cpus = entry if hasattr(entry, "__iter__") else (entry,)
+            cpus = entry if isinstance(entry, Iterable) else (entry,)
             entries.append(frozenset(operator.index(cpu) for cpu in cpus))
         except TypeError:
             raise TypeError(f"an entry of cpu_ids must be a number or several, got {entry!r}") from None

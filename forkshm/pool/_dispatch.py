@@ -955,8 +955,8 @@ class Dispatcher:
                 continue
             try:
                 callback()
-            except Exception:
-                sys.excepthook(*sys.exc_info())
+            except Exception as error:
+                sys.excepthook(type(error), error, error.__traceback__)
             if not self._is_lead_free():
                 self._crew.wake()  # that thread may wait for what was just called
             self._notify()

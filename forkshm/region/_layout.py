@@ -199,11 +199,12 @@ def _read(kind: Any, path: str) -> Layout:
     except TypeError:
         _refuse(path, f"is {name_of(kind)}, which has no size", "give it _fields_")
     if issubclass(kind, ctypes.Array):
-        items = layout_of(kind._type_, f"{path}[]")
+        array: Any = kind
+        items = layout_of(array._type_, f"{path}[]")
         if not items.has_pointers:
             return Layout(kind)
         _assign_by_items(kind)
-        return Layout(kind, (Part("[]", 0, kind._length_, ctypes.sizeof(kind._type_), items),))
+        return Layout(kind, (Part("[]", 0, array._length_, ctypes.sizeof(array._type_), items),))
     return _read_fields(kind, path)
 
 

@@ -140,9 +140,9 @@ class MappedRegion:
         if address is not None:
             address = checked_address(address, offset)
         theirs = mappable.fileno()
-        if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
-            theirs = kernel.of_file(theirs)
         try:
+            if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
+                theirs = kernel.of_file(theirs)
             fd = kernel.duplicate(theirs)
             try:
                 identity, whole = kernel.identify(fd)

@@ -191,7 +191,8 @@ class Pointing(Generic[T]):
         """Return what *other* stands for as a target of this pointer: type, address, bytes that have to be there."""
         if isinstance(other, Pointing) and not (is_type(self._kind()) and isinstance(other, self._kind())):
             return other._kind(), other._target()[0], 0
-        return type(other), ctypes.addressof(other), ctypes.sizeof(other)
+        target: Any = other
+        return type(target), ctypes.addressof(target), ctypes.sizeof(target)
 
     def _compare(self, other: Any, how: Any) -> Any:
         if other is None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import enum
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -339,6 +340,7 @@ def _in_child() -> None:
 
 
 def _end_child(mapping: Mapping, error: OSError) -> None:
+    assert sys.platform != "win32"  # there is no fork
     # A child that could write would break the seal, an exception cannot leave a fork, and
     # what is weaker than a new mapping, mprotect(2) can undo: so there is no child.
     message = (

@@ -26,6 +26,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
@@ -302,11 +303,13 @@ def _died_with_lock() -> None:
 
 
 def _write(fd: int, part: memoryview, position: int) -> int:
+    assert sys.platform != "win32"  # memory does not grow there
     view = part.cast("B") if part.nbytes else part
     return _move(lambda at, where: os.pwrite(fd, view[at:], where), part.nbytes, position)
 
 
 def _read(fd: int, nbytes: int, position: int) -> bytearray:
+    assert sys.platform != "win32"  # memory does not grow there
     into = bytearray(nbytes)
     view = memoryview(into)
     _move(lambda at, where: os.preadv(fd, [view[at:]], where), nbytes, position)

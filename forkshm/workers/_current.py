@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from forkshm.errors import MissingDependencyError
+from forkshm import _system
+from forkshm.errors import MissingDependencyError, UnsupportedError
 from forkshm.workers._board import Board
 from forkshm.workers._member import Member
 
@@ -84,6 +85,9 @@ def worker() -> Worker:
         In a process of `forkshm.launch` or of a script that ``python -m forkshm run`` started, that process. Anywhere
         else the only one there is, with rank 0 and size 1: so a script also runs alone.
 
+    Raises:
+        UnsupportedError: This system cannot fork.
+
     Fork and threads:
         A process that a worker forks or starts is no worker of the run: for itself it is alone.
 
@@ -94,6 +98,11 @@ def worker() -> Worker:
         (0, 1)
     """
     global _current
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "workers meet over memory that grows and wait by futex(2), and this system has neither: use forkshm.Pool",
+            capability="growing_memory",
+        )
     if _current is None or _current._pid != os.getpid():
         board = Board(1)
         board.enter(0)

@@ -10,6 +10,7 @@ import operator
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class Supervised:
         self.rank, self.size, self.generation = rank, size, generation
         self._stopping = False
         self._read_end, self._write_end = os.pipe()
+        assert sys.platform != "win32"  # there is no fork
         os.set_blocking(self._write_end, False)
 
     @property
@@ -65,6 +67,7 @@ class Supervised:
         Returns:
             Whether it should.
         """
+        assert sys.platform != "win32"  # there is no fork
         poll = select.poll()
         poll.register(self._read_end, select.POLLIN)
         poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
@@ -164,6 +167,9 @@ class _Place:
 
 
 class _Supervisor:
+    _poll: Any
+    _lifeline: int
+
     def __init__(
         self,
         fn: Callable[[Supervised], object],
@@ -181,9 +187,10 @@ class _Supervisor:
         self._asked_to_stop = 0
         self._asked_to_reload = False
         self._make_process: Any = _multiprocess.default_context.get_context("fork").Process
+        self._read_end, self._write_end = os.pipe()
+        assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
         # Later entered, earlier closed: the workers first.
-        self._read_end, self._write_end = os.pipe()
         open_things.callback(os.close, self._read_end)
         open_things.callback(os.close, self._write_end)
         os.set_blocking(self._write_end, False)
@@ -208,7 +215,7 @@ class _Supervisor:
                 signal.signal(number, handler)
 
     def _asked(self, number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
+        if sys.platform != "win32" and number == signal.SIGHUP:
             self._asked_to_reload = True
         else:
             self._asked_to_stop += 1
@@ -290,6 +297,7 @@ class _Supervisor:
         Raises:
             WorkerStartError: The kernel refused.
         """
+        assert sys.platform != "win32"  # there is no fork
         place.generation += 1
         # A signal must not find the handlers of this process in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -322,6 +330,7 @@ class _Supervisor:
             _log.warning("%s; the next attempt is in %.1f s", error, place.pause)
 
     def _work(self, rank: int, generation: int) -> None:
+        assert sys.platform != "win32"  # there is no fork
         armed = kernel.die_with(self._lifeline)
         _multiprocess.let_have_children()
         signal.set_wakeup_fd(-1)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
@@ -108,6 +108,9 @@ class Team(Member):
         `forkshm.team`.
     """
 
+    _lifeline: int
+    _known: Any
+
     def __init__(self, size: int) -> None:
         self._join(None, 0, size)
         self._used = False
@@ -122,6 +125,7 @@ class Team(Member):
             raise ForkshmError("a team is used once: make a new one with forkshm.team()")
         self._used = True
         self._pid = os.getpid()
+        assert sys.platform != "win32"  # there is no fork
         try:
             board = self._board = Board(self.size)
             self._open.callback(board.close)

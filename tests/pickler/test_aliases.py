@@ -42,7 +42,7 @@ def test_views_of_an_array_arrive_as_views_of_it(cross, make, size, order):
     for name in names:
         np.testing.assert_array_equal(value[name], VIEWS[name](array))
     value["itself"][:] = 7
-    expected = np.full(size, 7)
+    expected = np.full(size, 7, array.dtype)
     for name in names:
         np.testing.assert_array_equal(value[name], VIEWS[name](expected))
     # What was sent by value is the receiver's own, what is shared is everybody's.
@@ -75,7 +75,7 @@ def test_neighbours_stay_apart(cross):
 
 
 def test_elements_far_apart_cross_alone(cross):
-    a = np.arange(1_000_000)
+    a = np.arange(1_000_000, dtype="i8")
     crossing = cross(a[::100])
     assert crossing.copied == 80_000
     assert np.array_equal(crossing.value, a[::100])

@@ -9,6 +9,7 @@ import pickle
 import resource
 
 import pytest
+from system import is_mapped, open_fds
 
 import forkshm
 from forkshm import (
@@ -23,16 +24,6 @@ from forkshm import (
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GIB = 2**30
-
-
-def open_fds():
-    return sorted(os.listdir("/proc/self/fd"))
-
-
-def is_mapped(address):
-    with open("/proc/self/maps") as maps:
-        ranges = [line.split(maxsplit=1)[0].split("-") for line in maps]
-    return any(int(low, 16) <= address < int(high, 16) for low, high in ranges)
 
 
 # -- sizes ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import threading
 
 import pytest
+from system import open_fds
 
 from forkshm.backend import kernel
 from forkshm.region import _arena
@@ -163,10 +164,10 @@ def test_there_is_excess_only_beyond_what_is_kept_warm(fresh_arena, monkeypatch)
 
 def test_a_refused_segment_leaves_the_arena_usable(fresh_arena):
     small = fresh_arena.allocate(PAGE)
-    before = os.listdir("/proc/self/fd")
+    before = open_fds()
     with pytest.raises(OSError, match="mmap"):
         fresh_arena.allocate(2**61)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(open_fds()) == len(before)
     assert fresh_arena.statistics().blocks == 1
     fresh_arena.free(small)
     assert fresh_arena.allocate(PAGE).offset == small.offset

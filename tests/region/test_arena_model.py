@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.region._arena import Arena
 from forkshm.region._lifetime import guard
@@ -143,7 +144,6 @@ class ArenaModel(RuleBasedStateMachine):
             views.clear()
             self.let_go(held)
 
-    @rule(target=children, view=views)
     def fork(self, view):
         """A child that keeps only what it saw in a view; it holds all blocks that are held here by claims."""
         views, held = view
@@ -182,6 +182,9 @@ class ArenaModel(RuleBasedStateMachine):
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert code == (-signal.SIGKILL if killed else 0), "the bytes that a child sees have changed"
         self.let_go(held)
+
+    if _system.CAN_FORK:
+        fork = rule(target=children, view=views)(fork)
 
     @rule(keep=st.sampled_from([0, 100_000]))
     def trim(self, keep):

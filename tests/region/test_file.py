@@ -9,6 +9,7 @@ import pathlib
 import tempfile
 
 import pytest
+from system import open_fds
 
 from forkshm import (
     FileMapping,
@@ -31,10 +32,6 @@ def path(tmp_path):
     made = tmp_path / "file"
     made.write_bytes(b"hello world")
     return made
-
-
-def open_fds():
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("kind", [str, pathlib.Path])

@@ -10,6 +10,7 @@ import ctypes  # noqa: TID251 - raw addresses are looked at
 import errno
 import faulthandler
 import gc
+import io
 import mmap
 import os
 import secrets
@@ -17,6 +18,7 @@ import signal
 import sys
 
 import pytest
+from system import is_mapped, open_fds
 
 from forkshm import (
     Advice,
@@ -45,8 +47,9 @@ KINDS = ["named object", "file mapping", "open file", "anonymous region", "wrapp
 class Wrapped:
     """The least that can be mapped: a number, and who asks gets it."""
 
-    def __init__(self, fd):
+    def __init__(self, fd, name=""):
         self.fd = fd
+        self.name = name
 
     def fileno(self):
         return self.fd
@@ -55,6 +58,15 @@ class Wrapped:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class Handle(Wrapped):
+    """Memory as forkshm has it, whose numbers are the kernel's."""
+
+    _has_kernel_fd = True
+
+    def close(self):
+        kernel.close(self.fd)
 
 
 class Maker:
@@ -84,6 +96,11 @@ class Maker:
         if self.kind == "anonymous region":
             return anonymous_shared_memory(size)
         if self.kind == "wrapped memfd":
+            if sys.platform == "win32":  # files have numbers of the C library, memory has none
+                path = self.folder / secrets.token_hex(8)
+                path.write_bytes(b"")
+                os.truncate(path, size)
+                return Wrapped(os.open(path, os.O_RDWR | os.O_BINARY), path)
             fd = os.memfd_create("forkshm-region-test", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
             return Wrapped(fd)
@@ -98,6 +115,12 @@ class Maker:
             opened = SharedMemoryObject("open_only", made.name, "read_only")
         elif self.kind == "file mapping":
             opened = FileMapping(made.name, "read_only")
+        elif self.kind == "open file":
+            opened = open(made.name, "rb")
+        elif sys.platform == "win32" and self.kind == "wrapped memfd":
+            opened = Wrapped(os.open(made.name, os.O_RDONLY | os.O_BINARY))
+        elif sys.platform == "win32":
+            opened = Handle(kernel.read_only(made.fileno()))
         else:
             opened = open(f"/proc/self/fd/{made.fileno()}", "rb")
         return self.cleanup.enter_context(contextlib.closing(opened))
@@ -113,21 +136,13 @@ def make(request, tmp_path):
 
 def content_of(mappable, size=SIZE + 1):
     fd = mappable.fileno()
-    return os.pread(fd, min(size, kernel.identify(fd)[1]), 0)
+    # A file has a number of the C library's, which is the kernel's on POSIX.
+    known = kernel.of_file(fd) if isinstance(mappable, (io.IOBase, Wrapped)) else fd
+    return os.pread(fd, min(size, kernel.identify(known)[1]), 0)
 
 
 def pattern(size):
     return bytes(position % 251 for position in range(size))
-
-
-def open_fds():
-    return sorted(os.listdir("/proc/self/fd"))
-
-
-def is_mapped(address):
-    with open("/proc/self/maps") as maps:
-        ranges = [line.split(maxsplit=1)[0].split("-") for line in maps]
-    return any(int(low, 16) <= address < int(high, 16) for low, high in ranges)
 
 
 def resident(address):
@@ -472,7 +487,8 @@ class TestAddress:
             assert isinstance(caught.value, OSError)
             assert open_fds() == before
             assert bytes(there.buf) == pattern(3 * PAGE)
-            assert is_mapped(address - 1) is is_mapped(address + 3 * PAGE) is False
+            behind = 3 * PAGE + (mmap.PAGESIZE if os.name == "nt" else 0)  # what says how large it is
+            assert is_mapped(address - 1) is is_mapped(address + behind) is False
 
     def test_the_address_of_ordinary_memory_is_refused(self, make):
         mine = ctypes.create_string_buffer(b"mine", 4 * PAGE)

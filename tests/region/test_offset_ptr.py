@@ -57,6 +57,8 @@ class Pair(ctypes.Structure):
 Tree._fields_ = [("number", ctypes.c_int), ("pair", Pair), ("many", OffsetPtr[Tree] * 3), ("pairs", Pair * 2)]
 
 IntPtr = OffsetPtr[ctypes.c_int]
+#: What C's int is called: where a long has its size, ctypes knows it by that name.
+INT = ctypes.c_int.__name__
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_a_pointer_in_no_region_can_only_be_null(region):
     loose = IntPtr()
     assert not loose
     assert loose.distance == 1
-    with pytest.raises(WildPointerError, match=r"OffsetPtr\[c_int\] that lies in no region can only be null"):
+    with pytest.raises(WildPointerError, match=rf"OffsetPtr\[{INT}\] that lies in no region can only be null"):
         loose.set(numbers)
     with pytest.raises(WildPointerError):
         IntPtr(numbers)
@@ -176,7 +178,7 @@ def test_a_pointer_in_no_region_can_only_be_null(region):
 def test_what_is_no_target_is_refused(region, wrong):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
-    with pytest.raises(TypeError, match=r"OffsetPtr\[c_int\] can point to c_int, a pointer to one, or None; got "):
+    with pytest.raises(TypeError, match=rf"OffsetPtr\[{INT}\] can point to {INT}, a pointer to one, or None; got "):
         pointer.set(wrong)
     assert pointer == numbers
 
@@ -304,7 +306,9 @@ def test_the_end_of_a_region_can_be_pointed_to_and_not_read(region):
     assert pointer[0] == 0
     pointer += 1
     assert pointer.offset == PAGE
-    with pytest.raises(WildPointerError, match=r"4 bytes at address 0x[0-9a-f]+ \(offset 4,096\), outside the region"):
+    with pytest.raises(
+        WildPointerError, match=rf"4 bytes at address 0x[0-9a-f]+ \(offset {PAGE:,}\), outside the region"
+    ):
         pointer.get()
     with pytest.raises(WildPointerError):
         pointer[0]
@@ -325,10 +329,10 @@ def test_differences_that_mean_nothing_are_refused(region):
     assert nothing - nothing == 0
     with pytest.raises(WildPointerError, match="one of the pointers is null"):
         pointer - nothing
-    with pytest.raises(TypeError, match=r"cannot subtract c_double from OffsetPtr\[c_int\]"):
+    with pytest.raises(TypeError, match=rf"cannot subtract c_double from OffsetPtr\[{INT}\]"):
         pointer - construct(region, ctypes.c_double, 512)
     odd = OffsetPtr.pointer_to(numbers).cast(ctypes.c_ubyte) + 2
-    with pytest.raises(ValueError, match="2 bytes apart, which is no multiple of the 4 bytes of c_int"):
+    with pytest.raises(ValueError, match=f"2 bytes apart, which is no multiple of the 4 bytes of {INT}"):
         odd.cast(ctypes.c_int) - pointer
     with anonymous_shared_memory(PAGE) as other, pytest.raises(WildPointerError):
         pointer - place(other, ctypes.c_int)
@@ -475,11 +479,11 @@ def test_pointer_to_finds_objects_and_fields(region):
     derived = construct(region, Derived, 64, 1, 2)
     assert OffsetPtr.pointer_to(derived).get().more == 2
     field = OffsetPtr.pointer_to(derived, "more")
-    assert (field.offset, field[0], repr(field)) == (68, 2, "<Pointer[c_int] to offset 68>")
+    assert (field.offset, field[0], repr(field)) == (68, 2, f"<Pointer[{INT}] to offset 68>")
     assert OffsetPtr.pointer_to(derived, "number")[0] == 1
     with pytest.raises(AttributeError):
         OffsetPtr.pointer_to(derived, "nothing")
-    with pytest.raises(WildPointerError, match=r"the c_int at 0x[0-9a-f]+ lies in no region"):
+    with pytest.raises(WildPointerError, match=rf"the {INT} at 0x[0-9a-f]+ lies in no region"):
         OffsetPtr.pointer_to(ctypes.c_int())
     with pytest.raises(TypeError, match="expected a ctypes object in a region, got int"):
         OffsetPtr.pointer_to(5)
@@ -508,7 +512,7 @@ def test_a_type_is_made_once():
     assert OffsetPtr[Node] is not OffsetPtr[Tree]
     assert issubclass(OffsetPtr[Node], OffsetPtr)
     assert OffsetPtr[Node].__name__ == "OffsetPtr[Node]"
-    assert OffsetPtr[ctypes.c_int * 3].__name__ == "OffsetPtr[c_int * 3]"
+    assert OffsetPtr[ctypes.c_int * 3].__name__ == f"OffsetPtr[{INT} * 3]"
 
 
 @pytest.mark.parametrize("wrong", [int, 5, (Node,), object()])
@@ -743,7 +747,7 @@ def test_a_pointer_that_leads_outside_its_region_is_not_followed(region, distanc
     pointer = null(region)
     pointer._distance = distance
     assert pointer
-    with pytest.raises(WildPointerError, match=r"outside the region of 4,096 bytes at 0x[0-9a-f]+") as raised:
+    with pytest.raises(WildPointerError, match=rf"outside the region of {PAGE:,} bytes at 0x[0-9a-f]+") as raised:
         pointer.get()
     assert isinstance(raised.value, (RegionError, ValueError))
     assert raised.value.address == region.address + distance
@@ -763,7 +767,7 @@ def test_a_target_in_another_region_is_refused(region):
     pointer.set(numbers)
     with anonymous_shared_memory(PAGE) as other:
         there = place(other, ctypes.c_int)
-        with pytest.raises(WildPointerError, match="outside the region of 4,096 bytes"):
+        with pytest.raises(WildPointerError, match=f"outside the region of {PAGE:,} bytes"):
             pointer.set(there)
         with pytest.raises(WildPointerError):
             pointer.set(OffsetPtr.pointer_to(there))
@@ -802,7 +806,7 @@ def test_a_region_of_part_of_an_object_ends_where_it_ends(region):
     with MappedRegion(region, size=PAGE // 4) as part:
         node = place(part, Node)
         assert node.value == 1
-        with pytest.raises(WildPointerError, match="outside the region of 1,024 bytes"):
+        with pytest.raises(WildPointerError, match=f"outside the region of {PAGE // 4:,} bytes"):
             node.next.get()
         del node
 
@@ -985,14 +989,14 @@ def test_a_list_of_ten_thousand_nodes():
 
 def test_a_pointer_says_where_it_leads(region):
     numbers, pointer = ten_numbers(region), null(region)
-    assert repr(pointer) == "<OffsetPtr[c_int] null>"
+    assert repr(pointer) == f"<OffsetPtr[{INT}] null>"
     pointer.set(numbers)
-    assert repr(pointer) == "<OffsetPtr[c_int] to offset 1,024>"
-    assert repr(pointer + 1) == "<Pointer[c_int] to offset 1,028>"
+    assert repr(pointer) == f"<OffsetPtr[{INT}] to offset 1,024>"
+    assert repr(pointer + 1) == f"<Pointer[{INT}] to offset 1,028>"
     assert repr(OffsetPtr[None]()) == "<OffsetPtr[None] null>"
     loose = IntPtr()
     loose._distance = 5
-    assert repr(loose) == "<OffsetPtr[c_int] outside of every region>"
+    assert repr(loose) == f"<OffsetPtr[{INT}] outside of every region>"
 
 
 def test_a_pointer_does_not_travel(region):

@@ -154,12 +154,20 @@ def killed(action):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+def let_others_run():
+    """A bad moment, on purpose."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
+
+
 def count_up(cell, turns, enter):
     for _ in range(turns):
         with enter():
             value = cell[0]
             if value % 16 == 0:
-                os.sched_yield()  # a bad moment, on purpose
+                let_others_run()
             cell[0] = value + 1
 
 
@@ -636,7 +644,7 @@ def test_a_thread_that_ends_is_as_dead_as_a_process(mutex, thread):
         assert not mutex.owner_died
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT], ids=lambda number: number.name)
 def test_any_death_is_told(mutex, number, tmp_path):
     pid = os.fork()
     if pid == 0:
@@ -796,7 +804,7 @@ def test_random_deaths_never_stop_the_others(mutex, cell, wait_until):
 
 
 INTERRUPTED = """
-import os, signal, sys, threading
+import _thread, os, signal, sys, threading, time
 from forkshm import anonymous_shared_memory
 from forkshm.region._sync import *
 region = anonymous_shared_memory(8192)
@@ -828,15 +836,18 @@ def interrupt():
             if stat.read().rpartition(")")[2].split()[0] == "S":
                 break
     os.kill(parent, signal.SIGINT)
-pid = os.fork()
-if pid == 0:
+pid = 0
+if sys.platform == "win32":  # a thread has to do: when the other one waits for a while, it does so in the kernel
+    threading.Timer(0.5, _thread.interrupt_main).start()
+elif not (pid := os.fork()):
     interrupt()
     os._exit(0)
 try:
     waits[what]()
 except KeyboardInterrupt:
     print("interrupted")
-os.waitpid(pid, 0)
+if pid:
+    os.waitpid(pid, 0)
 if what == "condition":
     other.release()
 done.set()
@@ -859,7 +870,7 @@ def test_a_keyboard_interrupt_gets_through_and_leaves_it_as_it_was(run_script, w
 
 
 STORM = """
-import os, signal, sys, threading, time
+import _thread, itertools, os, signal, sys, threading, time
 from forkshm import anonymous_shared_memory
 from forkshm.region import _placed
 from forkshm.region._sync import *
@@ -879,14 +890,29 @@ take, give = enter[sys.argv[1]]
 class Stop(Exception): pass
 armed = False
 def handler(*_):
+    global armed
     if armed:
+        armed = False
         raise Stop
-signal.signal(signal.SIGALRM, handler)
+if sys.platform == "win32":  # no timers: a thread strikes all the time
+    signal.signal(signal.SIGINT, handler)
+    sys.setswitchinterval(1e-6)
+    def strike():
+        for turn in itertools.count():
+            _thread.interrupt_main()
+            until = time.perf_counter() + 1e-6 * (1 + turn % 60)
+            while time.perf_counter() < until:
+                time.sleep(0)
+    threading.Thread(target=strike, daemon=True).start()
+    def set_timer(seconds): pass
+else:
+    signal.signal(signal.SIGALRM, handler)
+    def set_timer(seconds): signal.setitimer(signal.ITIMER_REAL, seconds)
 stopped = taken = 0
 deadline = time.monotonic() + 1.0
 while time.monotonic() < deadline or not stopped:
     got = []
-    signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + (stopped + taken) % 60))
+    set_timer(1e-6 * (1 + (stopped + taken) % 60))
     try:
         armed = True
         # Called and stored in one go: before 3.11 a signal may come between a call and the store.
@@ -897,7 +923,7 @@ while time.monotonic() < deadline or not stopped:
         stopped += 1
         # Either it was interrupted before the caller had it, or between the call and the name.
         continue
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    set_timer(0)
     assert got == [True]
     give()
     taken += 1
@@ -1310,7 +1336,7 @@ def test_writers_change_both_halves_and_readers_never_see_one(region, cell, fork
         for _ in range(600):
             with lock.read():
                 first = cell[0]
-                os.sched_yield()
+                let_others_run()
                 assert cell[1] == first
 
     for action in (write, read, write, read):
@@ -1330,7 +1356,7 @@ def test_readers_and_writers_among_threads(region, cell):
         for _ in range(300):
             with lock.read():
                 first = cell[0]
-                os.sched_yield()
+                let_others_run()
                 torn.extend([first] * (cell[0] != first))
 
     threads = [threading.Thread(target=action) for action in (write, read, write, read, read)]

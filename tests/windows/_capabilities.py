@@ -19,6 +19,10 @@ import _signals
 import pytest
 
 import forkshm
+from forkshm.backend import Access, kernel
+
+if sys.platform == "win32":
+    import msvcrt
 
 #: What tests use that exists on POSIX only, and what it means that they do.
 CAPABILITIES = {
@@ -28,7 +32,8 @@ CAPABILITIES = {
     "resource": "needs limits on open files or memory of a process (setrlimit(2)): Windows has none of these",
     "proc": "looks into /proc: Windows has none",
     "signals": "needs signals between processes (SIGSTOP, SIGTERM handlers): Windows has none",
-    "fds": "makes file descriptors of its own: forkshm's are handles there",
+    "fds": "makes file descriptors of its own, or asks one for what only a file of POSIX tells: forkshm's are handles",
+    "users": "needs another user, or files given to one",
     "unix sockets": "needs AF_UNIX sockets or socketpairs that carry fds",
     "select": "waits with poll(2): handles of Windows cannot be polled",
     "shm_open": "looks into /dev/shm: named objects are files of another folder there",
@@ -77,12 +82,13 @@ def stand_in() -> None:
         "sched_getaffinity": "proc",
         "getpgid": "signals",
         "setsid": "signals",
+        "setpgid": "signals",
+        "statvfs": "shm_open",
+        "chown": "users",
         "mkfifo": "fds",
         "posix_fallocate": "fds",
         "wait": "fork",
         "waitid": "fork",
-        "pread": "fds",
-        "pwrite": "fds",
         "fchmod": "fds",
     }.items():
         if not hasattr(os, name):
@@ -94,16 +100,16 @@ def stand_in() -> None:
     for name in ("pthread_kill", "setitimer", "alarm", "pause", "pidfd_send_signal"):
         if not hasattr(signal, name):
             setattr(signal, name, _function("signals"))
-    os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves
     # Under Wine the files of Linux are there, and tell of other things than the tests mean.
     builtins.open = _not_of_linux(open)
     for name in ("open", "listdir", "readlink", "scandir", "stat"):
         setattr(os, name, _not_of_linux(getattr(os, name)))
-    for name in ("fstat", "ftruncate", "get_inheritable", "set_inheritable", "close", "read", "write", "dup", "lseek"):
+    for name in ("read", "write", "lseek"):
         setattr(os, name, _not_of_handles(getattr(os, name)))
+    for name, of_handle in _OF_HANDLES.items():
+        setattr(os, name, _also_of_handles(getattr(os, name, None), of_handle))
     for library in (multiprocessing, forkshm):
         library.get_context = _not_fork(library.get_context)
-    os.sysconf = _sysconf
 
 
 def _by_a_test() -> bool:
@@ -137,6 +143,75 @@ def _not_of_handles(function):
     return checked
 
 
+def _also_of_handles(function, of_handle):
+    @functools.wraps(of_handle)
+    def checked(fd, *args, **options):
+        if function is not None:
+            try:
+                return function(fd, *args, **options)
+            except OSError as error:
+                if error.errno not in (errno.EBADF, errno.EINVAL) or not _by_a_test():
+                    raise
+        try:
+            handle = msvcrt.get_osfhandle(fd)
+        except OSError:
+            handle = fd
+        try:
+            return of_handle(handle, *args)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from error
+            raise
+
+    return checked
+
+
+def _view(handle, nbytes, offset, access):
+    """Yield the address of bytes of an object while they are mapped."""
+    low = offset - offset % kernel.page_size
+    size = offset - low + nbytes
+    address = kernel.map(handle, size, access, low)
+    try:
+        yield address + offset - low
+    finally:
+        kernel.unmap(address, size)
+
+
+def _pread(handle, nbytes, offset):
+    nbytes = min(nbytes, max(kernel.identify(handle)[1] - offset, 0))
+    for where in _view(handle, nbytes, offset, Access.READ) if nbytes else ():
+        return kernel.bytes_at(where, nbytes)
+    return b""
+
+
+def _pwrite(handle, data, offset):
+    for where in _view(handle, len(data), offset, Access.SHARED) if data else ():
+        kernel.copy(where, data, len(data))
+    return len(data)
+
+
+class _Status:
+    """What a handle tells of what fstat(2) does."""
+
+    def __init__(self, handle):
+        (self.st_dev, self.st_ino), self.st_size = kernel.identify(handle)
+
+    def __getattr__(self, name):
+        skip("fds")
+
+
+_OF_HANDLES = {
+    "fstat": _Status,
+    "ftruncate": lambda handle, size: kernel.resize(handle, size),
+    "pread": _pread,
+    "pwrite": _pwrite,
+    "dup": lambda handle: kernel.duplicate(handle),
+    "close": lambda handle: kernel.close(handle),
+    "get_inheritable": lambda handle: os.get_handle_inheritable(handle),
+    "set_inheritable": lambda handle, on: os.set_handle_inheritable(handle, on),
+}
+
+
 def _not_fork(get_context):
     @functools.wraps(get_context)
     def checked(method=None):
@@ -145,11 +220,3 @@ def _not_fork(get_context):
         return get_context(method)
 
     return checked
-
-
-def _sysconf(name: str) -> int:
-    from forkshm.backend import kernel
-
-    if name not in ("SC_PAGE_SIZE", "SC_PAGESIZE"):
-        raise ValueError(f"unrecognized configuration name {name}")
-    return kernel.page_size

@@ -1,10 +1,11 @@
-"""Signals that tests send, on Windows, also from their children.
+"""Signals that tests send, on Windows, also from their children; and what modules of tests ask for when imported.
 
 SIGKILL and SIGTERM end a process there as well, SIGSTOP stops another one, and SIGCONT lets it go on.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 
@@ -30,6 +31,14 @@ def stand_in(refuse=None):
         if not hasattr(signal, name):
             setattr(signal, name, number)
     os.kill = kill
+    os.sysconf = _sysconf
+    os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves
+
+
+def _sysconf(name):
+    if name not in ("SC_PAGE_SIZE", "SC_PAGESIZE"):
+        raise ValueError(f"unrecognized configuration name {name}")
+    return mmap.ALLOCATIONGRANULARITY
 
 
 def _refuse(what):

@@ -1,0 +1,184 @@
+"""Whether the suite is one on all backends: what was collected, passed and left out on each, from pytest's own reports.
+
+    pytest --junitxml=linux.xml
+    FORKSHM_BACKEND=posix pytest --junitxml=posix.xml
+    tests/windows/run all --junitxml=windows.xml
+    python tests/backend/counts.py linux=linux.xml posix=posix.xml windows=windows.xml
+
+A backend may be given several reports. The first backend is what the others are measured by: what passed there has
+passed on the others, or was left out for want of a capability that is named, in ``tests/capability_skips.py`` or
+``tests/windows/_capabilities.py``. Exits with 1, and lists it, if something is not accounted for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import pathlib
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+TESTS = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(TESTS))
+
+from capability_skips import SKIPS  # noqa: E402 - tests are no package
+
+#: What tests say that need something of the machine, and what that is called.
+OF_THE_MACHINE = {
+    "could not import": "libraries that the other Python has",
+    "only root": "another user",
+    "no C": "a compiler",
+}
+
+#: Sizes of a page, in parameters of tests.
+PAGES = {"windows": 65536}
+
+#: Only there for one backend, and what for.
+OF_ITS_OWN = {"tests.windows.": "windows"}
+
+
+def outcomes(path):
+    """Of each test in a report: passed, failed, or why it was skipped."""
+    found = {}
+    for case in ET.parse(path).iter("testcase"):
+        outcome = "passed"
+        for child in case:
+            if child.tag in ("failure", "error"):
+                outcome = "failed"
+            elif child.tag == "skipped" and outcome == "passed":
+                outcome = child.get("message") or "skipped"
+                if said := re.search(r"Skipped: ([^\n]*)", child.text or ""):  # of a whole module
+                    outcome = said[1]
+        name = f"{case.get('classname')}::{case.get('name')}"
+        # An error at the end of a test has a case of its own.
+        if found.get(name) != "failed":
+            found[name] = outcome
+    return found
+
+
+def named_capabilities():
+    """Names of all capabilities that tests may be skipped for want of."""
+    tree = ast.parse((TESTS / "windows" / "_capabilities.py").read_text())
+    assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    names = set(ast.literal_eval(assigned["CAPABILITIES"]))
+    return names.union(*SKIPS.values())
+
+
+NAMED = named_capabilities()
+
+
+def capability_of(outcome):
+    """Return the capability for want of which a test was skipped, or None."""
+    found = re.match(r"needs ([\w ]+): ", outcome)
+    if found and found[1] in NAMED:
+        return found[1]
+    return next((called for said, called in OF_THE_MACHINE.items() if outcome.startswith(said)), None)
+
+
+def without_pages(backend, name):
+    """Return a name in which sizes near to some pages are said in pages."""
+    page = PAGES.get(backend, 4096)
+
+    def in_pages(found):
+        count, rest = divmod(int(found[0]) + 5, page)
+        return f"{count} pages {rest - 5:+}" if 0 < count <= 64 and rest <= 10 else found[0]
+
+    return re.sub(r"\d{4,}", in_pages, name)
+
+
+def as_on_first(backend, mine, first_backend, first):
+    """Name tests as they are named on the first backend, where only the size of a page is another."""
+    known = {without_pages(first_backend, name): name for name in first if name not in mine}
+    found = {}
+    for name, outcome in mine.items():
+        module = name.removeprefix("::") if name.startswith("::") else None
+        if module is not None:  # skipped as a whole
+            found.update({each: outcome for each in first if each.startswith((f"{module}::", f"{module}."))})
+        else:
+            found[name if name in first else known.get(without_pages(backend, name), name)] = outcome
+    return found
+
+
+def file_left_out(backend, name):
+    """Return the capability for want of which the file of a test is not even read."""
+    path = name.partition("::")[0].removeprefix("tests.").replace(".", "/")
+    for capability, (_, tests) in SKIPS.get(backend, {}).items():
+        for test in tests:
+            if test.endswith(".py") and f"{path}/".startswith(test.removesuffix(".py") + "/"):
+                return capability
+    return None
+
+
+def account(backend, mine, first):
+    """Count what became of each test, and list what is not accounted for."""
+    counts, wrong = collections.Counter(), []
+    missing = collections.Counter()
+    for name in sorted(mine.keys() | first.keys()):
+        own = next((of for start, of in OF_ITS_OWN.items() if name.startswith(start)), None)
+        theirs = first.get(name)
+        outcome = mine.get(name)
+        if outcome is None:
+            capability = file_left_out(backend, name)
+            if own is not None and own != backend:
+                continue
+            counts["not collected"] += 1
+            if capability is None:
+                wrong.append(f"not collected: {name}")
+            else:
+                missing[capability] += 1
+            continue
+        counts["collected"] += 1
+        if theirs is None and own is None:
+            wrong.append(f"collected on {backend} only: {name}")
+        if outcome in ("passed", "failed"):
+            counts[outcome] += 1
+            if outcome == "failed":
+                wrong.append(f"failed: {name}")
+            continue
+        counts["skipped"] += 1
+        capability = capability_of(outcome)
+        if capability is not None:
+            missing[capability] += 1
+        elif theirs == "passed":
+            wrong.append(f"skipped for no capability ({outcome}): {name}")
+        else:  # on the first as well: for want of a tool, or of room
+            missing["(skipped on the first, too)"] += 1
+    return counts, missing, wrong
+
+
+def main():
+    """Print a table for each backend; return 1 if something is not accounted for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", metavar="backend=report.xml")
+    parser.add_argument("--most", type=int, default=40, help="so much of what is not accounted for is listed (40)")
+    options = parser.parse_args()
+    results: dict[str, dict[str, str]] = {}
+    for argument in options.reports:
+        backend, _, path = argument.partition("=")
+        results.setdefault(backend, {}).update(outcomes(path))
+    first_backend, first = next(iter(results.items()))
+    results = {backend: as_on_first(backend, mine, first_backend, first) for backend, mine in results.items()}
+    print("| backend | collected | passed | skipped | failed | not collected | not accounted for |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    accounts = {backend: account(backend, mine, first) for backend, mine in results.items()}
+    for backend, (counts, _, wrong) in accounts.items():
+        columns = [counts[each] for each in ("collected", "passed", "skipped", "failed", "not collected")]
+        print("|", " | ".join([backend, *(f"{column:,}" for column in (*columns, len(wrong)))]), "|")
+    print()
+    names = list(accounts)
+    print(f"| needs | {' | '.join(names)} |")
+    print(f"| --- |{' --- |' * len(names)}")
+    for capability in sorted({each for _, missing, _ in accounts.values() for each in missing}):
+        print(f"| {capability} | {' | '.join(str(accounts[name][1][capability]) for name in names)} |")
+    for backend, (_, _, wrong) in accounts.items():
+        for line in wrong[: options.most]:
+            print(f"{backend}: {line}")
+        if len(wrong) > options.most:
+            print(f"{backend}: and {len(wrong) - options.most} more")
+    return int(any(wrong for _, _, wrong in accounts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
