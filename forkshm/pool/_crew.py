@@ -204,7 +204,7 @@ class Crew:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends
-        assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus)
+        assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, self.known)
         try:
             process = self._make_process(target=run_worker, args=(assignment,))
             process.name = process.name.replace("Process", "PoolWorker")

@@ -29,7 +29,7 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
-from forkshm.pickler import Arrival, Parcel, begin, explain, is_name, known_now, pack, register
+from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
@@ -77,6 +77,8 @@ class Assignment:
     worker_exit: Callable[[Any], object] | None
     #: The cores it may use; None for all.
     cpus: frozenset[int] | None
+    #: What of ``__main__`` both have, when it was forked; None for what it finds there.
+    known: Known | None = None
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
@@ -160,7 +162,7 @@ class _Worker:
         self._by_parcel: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
         # What the parent has as well: all that was there at the fork.
-        self._known = known_now()
+        self._known = known_now() if assignment.known is None else assignment.known
         self._spin = Spin()
         self._outbox = assignment.status.outbox(assignment.slot)
         # When the first of the answers in it was begun; 0 when answers go out at once.

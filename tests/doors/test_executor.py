@@ -447,8 +447,8 @@ def test_a_large_argument_of_all_chunks_is_copied_once(executor):
 
 def test_the_thread_of_the_pool_stands_by_while_somebody_waits(gate, executor):
     """And takes over when nobody does."""
-    futures = [executor.submit(wait_for, gate[0], x) for x in range(200)]
-    os.write(gate[1], bytes(200))
+    futures = [executor.submit(wait_for, gate, x) for x in range(200)]
+    gate.release(200)
     assert futures[0].result() == 0
     deadline = time.monotonic() + 20
     while not all(future.is_finished() for future in futures):  # which looks at nothing
