@@ -41,9 +41,6 @@ _MOST_TIMES_AHEAD = 8
 #: Chunks of a map, which nobody cancels one by one: enough that tiny ones share messages.
 _CHUNKS_AHEAD = 256
 
-_FINISHED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
-
-
 class _Waiters(list[Any]):
     """Those who wait for a future by ``wait`` or ``as_completed``: they sleep, so somebody must drive."""
 
@@ -62,6 +59,8 @@ class Future(concurrent.futures.Future[T]):
     _waiters: list[Any]
     _state: str
     _done_callbacks: list[Callable[[Any], object]]
+    # Here and not in the module, whose names are gone when the last futures are.
+    _FINISHED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -73,7 +72,7 @@ class Future(concurrent.futures.Future[T]):
 
     def is_finished(self) -> bool:
         """Whether there is something to be had, without looking for it."""
-        return self._state in _FINISHED
+        return self._state in self._FINISHED
 
     def done(self) -> bool:
         """Return True if the future was cancelled or finished executing."""
@@ -125,7 +124,7 @@ class Future(concurrent.futures.Future[T]):
     def __del__(self) -> None:
         # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
         # at work amid anything, so that here no lock may be taken.
-        if self._state not in _FINISHED and self._work.is_ours():
+        if self._state not in self._FINISHED and self._work.is_ours():
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 _thread.start_new_thread(self._work.help, ())
 
