@@ -41,6 +41,7 @@ _MOST_TIMES_AHEAD = 8
 #: Chunks of a map, which nobody cancels one by one: enough that tiny ones share messages.
 _CHUNKS_AHEAD = 256
 
+
 class _Waiters(list[Any]):
     """Those who wait for a future by ``wait`` or ``as_completed``: they sleep, so somebody must drive."""
 

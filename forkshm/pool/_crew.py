@@ -132,10 +132,17 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         try:
-            # What can be done before the first fork is: after it, each page that is written to is copied.
             with _interrupts.held_back(), self._ends_of_workers() as ends:
-                for slot in range(self.size):
-                    self._start(slot, ends)
+                # What can be done before the first fork is, and after the last: a page that is written to is copied
+                # after each.
+                processes = [self._make(slot, ends) for slot in range(self.size)]
+                begun = 0
+                try:
+                    for slot, process in enumerate(processes):
+                        self._begin(slot, process)
+                        begun += 1
+                finally:
+                    self._enter(processes[:begun])
             if self._imitations:
                 kind = type(self._imitations[0]).__name__
                 raise WorkerStartError(
@@ -176,7 +183,9 @@ class Crew:
         """
         # There is no moment at which it lives and nobody knows it.
         with _interrupts.held_back(), self._ends_of_workers() as ends:
-            self._start(slot, ends)
+            process = self._make(slot, ends)
+            self._begin(slot, process)
+            self._enter([process], slot)
 
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
@@ -200,34 +209,42 @@ class Crew:
             "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
         )
 
-    def _start(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> None:
+    def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends
         assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, self.known)
+        made = self._make_process(target=run_worker, args=(assignment,))
+        made.name = made.name.replace("Process", "PoolWorker")
+        made.daemon = True
+        made._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
+        made.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
+        return made
+
+    def _begin(self, slot: int, process: process.BaseProcess) -> None:
         try:
-            process = self._make_process(target=run_worker, args=(assignment,))
-            process.name = process.name.replace("Process", "PoolWorker")
-            process.daemon = True
-            process._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
-            process.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
             process.start()
         except OSError as error:
             raise self._cannot_start(error, slot) from error
-        if getattr(process, "pid", None) is None:
-            self._imitations.append(process)
-            return
-        try:
-            sentinel = kernel.open_process(process.pid or -1, process.sentinel)
-        except OSError:
-            process.kill()
-            process.join()
-            raise
-        worker = Worker(slot, process, sentinel, process.pid or -1, process.name)
-        self.workers.append(worker)
-        self._by_sentinel[sentinel] = self.by_slot[slot] = worker
-        self.events.register(sentinel, kernel.READABLE)
-        self.started += 1
+
+    def _enter(self, processes: Sequence[process.BaseProcess], first_slot: int = 0) -> None:
+        """Watch processes that were started, which are in slots one after the other."""
+        for slot, begun in enumerate(processes, first_slot):
+            if getattr(begun, "pid", None) is None:
+                self._imitations.append(begun)
+                continue
+            try:
+                sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
+            except OSError:
+                for left in processes[slot - first_slot :]:  # nobody would ever end them
+                    left.kill()
+                    left.join()
+                raise
+            worker = Worker(slot, begun, sentinel, begun.pid or -1, begun.name)
+            self.workers.append(worker)
+            self._by_sentinel[sentinel] = self.by_slot[slot] = worker
+            self.events.register(sentinel, kernel.READABLE)
+            self.started += 1
 
     def ring(self, how_many: int) -> None:
         """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""

@@ -190,7 +190,7 @@ class Dispatcher:
         self.known = crew.known
         self._watch = Watch(task_timeout) if task_timeout is not None else None
         self.retries = retries
-        self._oom_kills: OomKills | None = None
+        self._oom_kills = OomKills()
         self._next_number = FIRST_TASK
         self._groups = itertools.count(1)
         # Parcels of functions that cross by name never change, so they are made once.
@@ -239,15 +239,6 @@ class Dispatcher:
         self._packing_ns = 0
         self._unpacking_ns = 0
         self._slow = SlowTasks()
-
-    def start_workers(self) -> None:
-        """Start the workers.
-
-        Raises:
-            WorkerStartError: fork(2) was refused. There are none then.
-        """
-        self._crew.start_all()
-        self._oom_kills = OomKills()  # read while they come up
 
     # -- submitting -------------------------------------------------------------------
 
@@ -780,7 +771,7 @@ class Dispatcher:
         )
 
     def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if self._oom_kills and died.exitcode == -_system.SIGKILL else None
+        return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Break the pool when its workers die one after the other and nothing gets done."""

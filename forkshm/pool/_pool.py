@@ -173,7 +173,7 @@ class Pool:
             cpus,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
-        self._dispatcher.start_workers()
+        self._crew.start_all()
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
