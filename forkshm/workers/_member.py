@@ -124,7 +124,12 @@ class Member:
             rung = board.bell()
             if condition():
                 break
-            self._check(where)
+            try:
+                self._check(where)
+            except TeamBrokenError:
+                if condition():
+                    break  # all came meanwhile, and somebody has left since
+                raise
             board.sleep(rung, _SLICE)
         self._spin.end(time.perf_counter() - began)
 

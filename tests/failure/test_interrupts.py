@@ -199,6 +199,11 @@ if __name__ == "__main__":
     pool = forkshm.get_context({method!r}).Pool(2)
     pool.map_async(f.{task}, [{path!r} + "/ready" + str(i) for i in range(8)], chunksize=1)
     pool.close()
+    drive = pool._dispatcher.drive
+    def drive_and_say_so(*args):
+        open({path!r} + "/ready_to_join", "w").close()
+        return drive(*args)
+    pool._dispatcher.drive = drive_and_say_so
     pool.join()
 """
 
@@ -207,7 +212,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_while_a_closed_pool_is_joined(method, task, tmp_path, wait_until):
     (tmp_path / "script.py").write_text(AT_THE_END.format(method=method, tests=TESTS, path=str(tmp_path), task=task))
-    assert "pool.join()" in interrupt(tmp_path, 2, wait_until)
+    assert "pool.join()" in interrupt(tmp_path, 3, wait_until)
 
 
 LEAVING = """

@@ -21,8 +21,8 @@ sys.path.insert(0, {tests!r})
 import forkshm, functions as f
 from forkshm.pool import _crew, _dispatch
 
-def say_who(crew):
-    print(*[worker.pid for worker in crew.workers], flush=True)
+def say_who(processes):
+    print(*[process.pid for process in processes], flush=True)
 
 def with_pool(use):
     pool = forkshm.get_context(method).Pool(2)
@@ -31,7 +31,7 @@ def with_pool(use):
     pool.apply_async(f.ignore_sigterm_and_hang, ({path!r} + "/busy",))
     while not os.path.exists({path!r} + "/busy"):
         pool.apply(f.nothing, (shared,))
-    say_who(pool._crew)
+    say_who(pool._pool)
     use(pool)
 
 def idle(pool):
@@ -53,8 +53,8 @@ def callback(pool):
     threading.Event().wait()
 
 def replacing(pool):
-    started = _crew.Crew._start
-    _crew.Crew._start = lambda *args: (started(*args), f.end(how))
+    begin = _crew.Crew._begin
+    _crew.Crew._begin = lambda *args: (begin(*args), f.end(how))
     pool.apply(f.end, ("SIGKILL",))
 
 def terminating(pool):
@@ -68,13 +68,15 @@ def joining(pool):
     pool._see_off()
 
 def starting(_):
-    started = _crew.Crew._start
-    def start(crew, slot):
-        started(crew, slot)
+    begin = _crew.Crew._begin
+    processes = []
+    def begin_and_end(crew, slot, process):
+        begin(crew, slot, process)
+        processes.append(process)
         if slot == 1:
-            say_who(crew)
+            say_who(processes)
             f.end(how)
-    _crew.Crew._start = start
+    _crew.Crew._begin = begin_and_end
     forkshm.get_context(method).Pool(3)
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import forkshm
 from forkshm.errors import RemoteTraceback, TeamBrokenError, WorkerDiedError
-from forkshm.workers._board import LOOPS
+from forkshm.workers._board import LEFT, LOOPS
 
 np = pytest.importorskip("numpy")
 
@@ -159,6 +160,26 @@ def test_barriers_keep_step(size):
             t.barrier()
             assert (steps == step).all()
             t.barrier()
+
+
+def test_who_leaves_after_a_barrier_has_been_there():
+    """Also if somebody looked for the others before the last one came, and for who has left after that."""
+    go = forkshm.zeros(1, "int64")
+    with forkshm.team(2) as t:
+        if t.rank == 1:
+            check = t._check
+
+            def check_late(where):
+                go[0] = 1
+                while t._board.states[0] < LEFT:
+                    time.sleep(0.001)
+                check(where)
+
+            t._check = check_late
+        else:
+            while not go[0]:
+                time.sleep(0.001)
+        t.barrier()
 
 
 @pytest.mark.parametrize(
