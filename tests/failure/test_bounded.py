@@ -203,7 +203,9 @@ def test_a_kill_by_the_kernel_is_told_with_the_evidence(tmp_path, monkeypatch):
             pool.apply(f.die, ("SIGKILL",))
         # Others may have been killed on this machine: the group counts its own.
         machine.write_text("oom_kill 5\n")
-        with pytest.raises(WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {by_events} did not"):
+        with pytest.raises(
+            WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {by_events} did not"
+        ):
             pool.apply(f.die, ("SIGKILL",))
         events.write_text("low 0\noom 1\noom_kill 3\n")
         with pytest.raises(WorkerDiedError, match=f"; the kernel's .*killer: oom_kill in {by_events} rose from 1 to 3"):
@@ -221,7 +223,9 @@ def test_without_a_count_of_the_group_that_of_the_machine_is_asked(tmp_path, mon
     kills = _oom.OomKills()
     assert "did not change" in kills.hint()
     machine.write_text("oom_kill 5\n")
-    assert kills.hint() == f"probably the kernel's out-of-memory killer: oom_kill in {machine} rose from 4 to 5 meanwhile"
+    assert (
+        kills.hint() == f"probably the kernel's out-of-memory killer: oom_kill in {machine} rose from 4 to 5 meanwhile"
+    )
 
 
 def test_the_first_version_of_groups_is_read_too(tmp_path, monkeypatch):
