@@ -51,7 +51,7 @@ def _kernel() -> Iterator[Finding]:
         kernel.seal_writes(fd)
         yield "seals against writes", "work", "region.seal() is enforced by the kernel", False
     except OSError as error:
-        yield "seals against writes", os.strerror(error.errno or 0), "region.seal() raises UnsupportedError", True
+        yield "seals against writes", str(error.strerror), "region.seal() raises UnsupportedError", True
     finally:
         kernel.close(fd)
     try:
@@ -60,7 +60,7 @@ def _kernel() -> Iterator[Finding]:
     except OSError as error:
         yield (
             "pages that were written",
-            os.strerror(error.errno or 0),
+            str(error.strerror),
             "copies that are handed on are copied again",
             True,
         )
