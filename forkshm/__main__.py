@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING
+
+from forkshm.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +27,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    if os.name == "nt":
-        print("python -m forkshm looks into /proc and forks processes: this system has neither", file=sys.stderr)
-        return 1
     parser = argparse.ArgumentParser(prog="python -m forkshm", description="Shared memory between Python processes.")
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for name, summary in COMMANDS.items():
@@ -37,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+        subparser.set_defaults(run=module.run, command=name)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except UnsupportedError as error:
+        print(f"python -m forkshm {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, for example ``head``, has seen enough

@@ -32,7 +32,7 @@ __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first
 first_calls: list[Callable[[], object]] = []
 
 #: Of a process object: what has no meaning in the child.
-_HERE_ONLY = ("_popen", "_carrier", "_names_of_parts")
+_HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts")
 
 
 class _OfContext:
@@ -55,6 +55,8 @@ class _StartedAnew(_OfContext):
     """What those have in common that are not forked from this process."""
 
     _carrier: Receiver | None = None
+    #: While it is started: what the child holds as long as it lives, and its own children do not.
+    _birth = -1
     #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
     _names_of_parts: Mapping[str, Any] | None = None
 
@@ -94,10 +96,12 @@ class _StartedAnew(_OfContext):
             sender.close()
             parcel.close()
         self._carrier = receiver
-        return _rebuild, (_multiprocess.reduction.DupFd(receiver.fileno()), *settings)
+        birth = _multiprocess.reduction.DupFd(self._birth) if self._birth >= 0 else None
+        return _rebuild, (_multiprocess.reduction.DupFd(receiver.fileno()), *settings, birth)
 
     def _drop_carrier(self) -> None:
         # The child has its own by now, or there is none.
+        self._birth = -1
         if self._carrier is not None:
             self._carrier.close()
             self._carrier = None
@@ -148,10 +152,16 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
-        try:
-            return _start_quietly(_multiprocess.context.SpawnProcess._Popen, process_obj)
-        finally:
-            process_obj._drop_carrier()
+        with kernel.spawning() as (sentinel, birth):
+            process_obj._birth = birth
+            try:
+                popen = _start_quietly(_multiprocess.context.SpawnProcess._Popen, process_obj)
+            finally:
+                process_obj._drop_carrier()
+            if sentinel >= 0:
+                # As of forked ones; and of theirs the child does not even know the number.
+                os.dup2(sentinel, popen.sentinel, inheritable=False)
+        return popen
 
     @staticmethod
     def _after_fork() -> None:
@@ -191,9 +201,15 @@ def _both_spawning() -> Iterator[None]:
 
 
 def _rebuild(
-    carrier: Any, start_method: str | None, calls: tuple[Callable[[], object], ...], standard_authkey: bytes
+    carrier: Any,
+    start_method: str | None,
+    calls: tuple[Callable[[], object], ...],
+    standard_authkey: bytes,
+    birth: Any = None,
 ) -> Any:
     """In the child: take the process object out of its channel."""
+    if birth is not None:
+        kernel.hold_birth(birth.detach())
     _settle(start_method, calls, standard_authkey)
     receiver = Receiver(kernel.message_socket(carrier.detach()))
     try:

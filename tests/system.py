@@ -8,6 +8,9 @@ import sys
 
 from forkshm.backend import kernel
 
+#: What mappings start at multiples of.
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
 #: Where memory with a name is: whoever looks into it asks `path_of_named`.
 SHM = "/dev/shm"
 
@@ -31,6 +34,18 @@ def is_mapped(address):
 def path_of_named(name):
     """Return the file of memory with a name."""
     return kernel._path_of(name) if sys.platform == "win32" else f"{SHM}/{name}"
+
+
+def in_pages(value):
+    """Name a size near to a few pages by these, for ``ids`` of parametrize: so it is called the same everywhere."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    count, rest = divmod(value + 10, PAGE)
+    rest -= 10
+    if not 0 < abs(count) <= 12 or rest > 10:
+        return None
+    unit = "page" if abs(count) == 1 else "pages"
+    return f"{count} {unit}{rest:+}" if rest else f"{count} {unit}"
 
 
 _FREE = 0x10000

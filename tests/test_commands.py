@@ -10,9 +10,11 @@ import sys
 import pytest
 
 import forkshm
+from forkshm import _system
 from forkshm.__main__ import COMMANDS, main
-from forkshm._commands import _table, clean
+from forkshm._commands import _scan, _table, clean
 from forkshm._commands._scan import SHM, scan
+from forkshm.backend import kernel
 
 pytestmark = pytest.mark.slow
 
@@ -63,8 +65,34 @@ def test_the_doctor_says_what_there_is_and_what_follows(shell):
     code, out = shell("doctor")
     assert code == 0
     assert forkshm.__version__ in out
-    for word in ("memfd", "works", "open files", "/dev/shm", "Pool() starts"):
+    words = {
+        "linux": ("memfd", "works", "open files", "/dev/shm", "told"),
+        "posix": ("datagrams", "works", "open files", "/dev/shm", "seal() raises UnsupportedError"),
+        "windows": ("are started anew", "cannot be sealed", "handles", "not promised", "FORKSHM_FOLDER", "64.0 KiB"),
+    }[kernel.name]
+    for word in ("Pool() starts", *words):
         assert word in out
+
+
+@pytest.mark.parametrize(
+    ("words", "telling"),
+    [
+        (["ls"], "/proc"),
+        (["top", "--count", "1"], "/proc"),
+        (["clean", "--dry-run"], "/proc"),
+        (["run", "-n", "2", "x.py"], "fork"),
+    ],
+    ids=["ls", "top", "clean", "run"],
+)
+def test_a_command_for_which_something_is_missing_says_what(words, telling, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(_scan, "PROC", str(tmp_path))
+    monkeypatch.setattr(_system, "CAN_FORK", False)
+    assert main(words) == 1
+    out, said = capsys.readouterr()
+    assert not out
+    assert said.startswith(f"python -m forkshm {words[0]}: ")
+    assert telling in said
+    assert said.count("\n") == 1
 
 
 def test_the_doctor_marks_what_is_lacking(in_child, capfd):

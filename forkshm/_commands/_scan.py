@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from forkshm.backend import kernel
+from forkshm.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,9 @@ __all__ = ("SHM", "Memory", "Scan", "age_of", "began", "command_of", "scan")
 
 #: Where shm_open(3) keeps its objects.
 SHM = "/dev/shm"  # noqa: S108 - not a temporary file: the kernel's directory
+
+#: What Linux tells of processes.
+PROC = "/proc"
 
 #: In an fd's link and in maps: what ends in " (deleted)" has no name, or none any more.
 _OURS = re.compile(r"/memfd:forkshm-(?P<kind>[a-z]+)(?:-(?P<pid>\d+))? \(deleted\)$")
@@ -97,10 +100,11 @@ def began(pid: int) -> float:
     """Return when a process began, in seconds since the epoch; 0 when it has ended."""
     assert sys.platform != "win32"  # looks into /proc
     try:
-        ticks = kernel.start_time(pid)
-        with open("/proc/stat") as file:
-            booted = next(int(line.split()[1]) for line in file if line.startswith("btime "))
-    except (OSError, StopIteration):
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        with open("/proc/stat") as times:
+            booted = next(int(line.split()[1]) for line in times if line.startswith("btime "))
+    except (OSError, StopIteration, IndexError):
         return 0.0
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
@@ -161,7 +165,17 @@ class _Found:
 
 
 def scan() -> Scan:
-    """Look at all processes that this user may look into, and at the names."""
+    """Look at all processes that this user may look into, and at the names.
+
+    Raises:
+        UnsupportedError: There is no ``/proc`` of Linux: nobody says what other processes have.
+    """
+    if os.name == "nt" or not os.path.exists(f"{PROC}/self/maps"):
+        raise UnsupportedError(
+            "what memory processes have is read from /proc, and this system has none; with FORKSHM_LEAKS=1 in the "
+            "environment, a program says itself at its end what it still held",
+            capability="proc",
+        )
     found = _Found()
     for pid in _pids():
         try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.errors import WorkerDiedError, WorkerStartError
+from forkshm.errors import UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.workers._launch import Launch
 
 if TYPE_CHECKING:
@@ -69,16 +69,14 @@ def _count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the script; return the exit code."""
-    assert sys.platform != "win32"  # there is no fork
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "workers are forked, and this system cannot fork: let the script use forkshm.Pool", capability="fork"
+        )
+    assert sys.platform != "win32"  # what the type checker needs to be told
     if not arguments.module and not os.path.exists(arguments.script):
         print(f"python -m forkshm run: there is no script {arguments.script!r}", file=sys.stderr)
         return 2
-    if not _system.CAN_FORK:
-        print(
-            "python -m forkshm run: workers are forked, and this system cannot fork: let the script use forkshm.Pool",
-            file=sys.stderr,
-        )
-        return 1
     output = _Output(arguments.workers) if arguments.prefix else None
     context = _multiprocess.default_context.get_context("fork")
     script = (arguments.script, arguments.module, arguments.args, output)

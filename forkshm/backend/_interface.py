@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import errno
 import os
@@ -598,13 +599,20 @@ class Backend(abc.ABC):
     def forking(self) -> AbstractContextManager[int]:
         """Fork one child inside: gives what `open_process` may need in order to watch it, or -1."""
 
+    def spawning(self) -> AbstractContextManager[tuple[int, int]]:
+        """Start one child anew inside: gives the same, and an fd for the child's `hold_birth`; or -1 twice."""
+        return contextlib.nullcontext((-1, -1))
+
+    def hold_birth(self, fd: int) -> None:  # noqa: B027
+        """In a process that was started anew: hold that fd to the end, and close it in processes forked from here."""
+
     @abc.abstractmethod
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         """Return an fd that becomes readable when the process ends.
 
         Args:
             pid: A child of this process, not collected yet.
-            sentinel: What ``multiprocess`` watches it by, or what `forking` gave; it stays the caller's.
+            sentinel: What ``multiprocess`` watches it by, or what `forking` or `spawning` gave; it stays the caller's.
         """
 
     @abc.abstractmethod

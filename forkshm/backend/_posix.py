@@ -541,6 +541,19 @@ class PosixBackend(Unix):
         finally:
             self._births.end(write_end)
 
+    @contextlib.contextmanager
+    def spawning(self) -> Iterator[tuple[int, int]]:
+        read_end, write_end = self._pipe()
+        self._births.begin(read_end, write_end, forked=False)
+        try:
+            yield read_end, write_end
+        finally:
+            self._births.end(write_end)
+
+    def hold_birth(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._births.hold(fd)
+
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         return super().duplicate(sentinel)
 
@@ -762,9 +775,10 @@ class _Births:
         # In a child: the one that it holds for its parent.
         self._own = -1
 
-    def begin(self, read_end: int, write_end: int) -> None:
+    def begin(self, read_end: int, write_end: int, *, forked: bool = True) -> None:
         self._begun[write_end] = read_end
-        self._here.write_end = write_end
+        if forked:
+            self._here.write_end = write_end
 
     def end(self, write_end: int) -> None:
         read_end = self._begun.pop(write_end, None)
@@ -772,6 +786,9 @@ class _Births:
         if read_end is not None:  # else this is the child, and holds it
             os.close(read_end)
             os.close(write_end)
+
+    def hold(self, write_end: int) -> None:
+        self._own = write_end
 
     def in_child(self) -> None:
         # A child must not hold those of its siblings, nor that of its parent.

@@ -105,6 +105,7 @@ _ReleaseSemaphore = _prototype(_kernel32, "ReleaseSemaphore", _BOOL, _HANDLE, ct
 _CreateMutex = _prototype(_kernel32, "CreateMutexW", _HANDLE, _POINTER, _BOOL, _TEXT)
 _ReleaseMutex = _prototype(_kernel32, "ReleaseMutex", _BOOL, _HANDLE)
 _GetTickCount64 = _prototype(_kernel32, "GetTickCount64", ctypes.c_uint64)
+_GlobalMemoryStatus = _prototype(_kernel32, "GlobalMemoryStatusEx", _BOOL, _POINTER)
 _GetSystemInfo = _prototype(_kernel32, "GetSystemInfo", None, _POINTER)
 _LocalFree = _prototype(_kernel32, "LocalFree", _HANDLE, _HANDLE)
 _GetLastError = ctypes.get_last_error
@@ -151,6 +152,37 @@ def page_sizes() -> tuple[int, int]:
     info = _SystemInfo()
     _GetSystemInfo(ctypes.addressof(info))
     return info.page_size, info.granularity
+
+
+class _MemoryStatus(ctypes.Structure):
+    _fields_ = (
+        ("length", _DWORD),
+        ("load", _DWORD),
+        ("memory", ctypes.c_uint64),
+        ("memory_available", ctypes.c_uint64),
+        ("commit", ctypes.c_uint64),
+        ("commit_available", ctypes.c_uint64),
+        ("addresses", ctypes.c_uint64),
+        ("addresses_available", ctypes.c_uint64),
+        ("unused", ctypes.c_uint64),
+    )
+
+
+class MemoryStatus(NamedTuple):
+    """Bytes of memory, and of what can be promised: memory and paging files; of each, what is left, and all."""
+
+    available: int
+    total: int
+    commit_available: int
+    commit_total: int
+
+
+def memory_status() -> MemoryStatus:
+    """GlobalMemoryStatusEx."""
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    if not _GlobalMemoryStatus(ctypes.addressof(status)):
+        raise _last("GlobalMemoryStatusEx")
+    return MemoryStatus(status.memory_available, status.memory, status.commit_available, status.commit)
 
 
 # -- whom things belong to ------------------------------------------------------------

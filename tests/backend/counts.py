@@ -32,9 +32,6 @@ OF_THE_MACHINE = {
     "no C": "a compiler",
 }
 
-#: Sizes of a page, in parameters of tests.
-PAGES = {"windows": 65536}
-
 #: Only there for one backend, and what for.
 OF_ITS_OWN = {"tests.windows.": "windows"}
 
@@ -77,27 +74,15 @@ def capability_of(outcome):
     return next((called for said, called in OF_THE_MACHINE.items() if outcome.startswith(said)), None)
 
 
-def without_pages(backend, name):
-    """Return a name in which sizes near to some pages are said in pages."""
-    page = PAGES.get(backend, 4096)
-
-    def in_pages(found):
-        count, rest = divmod(int(found[0]) + 5, page)
-        return f"{count} pages {rest - 5:+}" if 0 < count <= 64 and rest <= 10 else found[0]
-
-    return re.sub(r"\d{4,}", in_pages, name)
-
-
-def as_on_first(backend, mine, first_backend, first):
-    """Name tests as they are named on the first backend, where only the size of a page is another."""
-    known = {without_pages(first_backend, name): name for name in first if name not in mine}
+def as_on_first(mine, first):
+    """Give each test of a file that was skipped as a whole that outcome: it is known by the first backend."""
     found = {}
     for name, outcome in mine.items():
         module = name.removeprefix("::") if name.startswith("::") else None
         if module is not None:  # skipped as a whole
             found.update({each: outcome for each in first if each.startswith((f"{module}::", f"{module}."))})
         else:
-            found[name if name in first else known.get(without_pages(backend, name), name)] = outcome
+            found[name] = outcome
     return found
 
 
@@ -158,8 +143,8 @@ def main():
     for argument in options.reports:
         backend, _, path = argument.partition("=")
         results.setdefault(backend, {}).update(outcomes(path))
-    first_backend, first = next(iter(results.items()))
-    results = {backend: as_on_first(backend, mine, first_backend, first) for backend, mine in results.items()}
+    first = next(iter(results.values()))
+    results = {backend: as_on_first(mine, first) for backend, mine in results.items()}
     print("| backend | collected | passed | skipped | failed | not collected | not accounted for |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     accounts = {backend: account(backend, mine, first) for backend, mine in results.items()}

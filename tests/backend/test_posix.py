@@ -249,6 +249,34 @@ def test_each_message_goes_to_one_of_many_receivers(ends):
 # -- processes ------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(in_use.name != "posix", reason="about what is watched with this backend in use")
+def test_the_end_of_a_spawned_process_that_forked_is_seen_while_its_child_lives(run_script):
+    script = """
+import os, signal
+import forkshm
+
+def leave_a_child_behind(end):
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    end.send(pid)
+
+if __name__ == "__main__":
+    context = forkshm.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=leave_a_child_behind, args=(there,))
+    process.start()
+    there.close()
+    pid = here.recv()
+    try:
+        print(bool(forkshm.connection.wait([process.sentinel], 20)))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+"""
+    assert run_script(script) == "True\n"
+
+
 def ended(sentinel):
     poll = kernel.poller()
     poll.register(sentinel, kernel.READABLE)

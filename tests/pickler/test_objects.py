@@ -11,6 +11,7 @@ import threading
 import typing
 
 import pytest
+from system import in_pages
 
 from forkshm import MappedRegion, anonymous_shared_memory
 from forkshm.backend import kernel
@@ -197,7 +198,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
         del crossing, arrived, again
 
 
-@pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE])
+@pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE], ids=in_pages)
 def test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied(cross, offset):
     size = 100 * PAGE
     with anonymous_shared_memory(size + PAGE) as whole, MappedRegion(whole, "copy_on_write", offset, size) as private:

@@ -7,6 +7,7 @@ import secrets
 
 import functions as f
 import pytest
+from system import in_pages
 
 from forkshm import (
     FileMapping,
@@ -141,7 +142,7 @@ def test_a_sealed_region_arrives_read_only_and_the_creator_goes_on(pool):
 
 
 @pytest.mark.parametrize("from_back", [True, False])
-@pytest.mark.parametrize("nbytes", [1, PAGE - 1, PAGE + 1, SIZE - 1])
+@pytest.mark.parametrize("nbytes", [1, PAGE - 1, PAGE + 1, SIZE - 1], ids=in_pages)
 def test_a_shrunk_region_arrives_shrunk(pool, mappable, nbytes, from_back):
     with MappedRegion(mappable) as region:
         pool.apply(look, (region,))  # the worker has the whole

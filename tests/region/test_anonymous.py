@@ -9,7 +9,7 @@ import pickle
 import resource
 
 import pytest
-from system import is_mapped, open_fds
+from system import in_pages, is_mapped, open_fds
 
 import forkshm
 from forkshm import (
@@ -29,7 +29,7 @@ GIB = 2**30
 # -- sizes ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 2**20 + 1])
+@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 2**20 + 1], ids=in_pages)
 def test_a_region_has_exactly_the_size_asked_for_and_is_zero_filled(size):
     with anonymous_shared_memory(size) as region:
         assert region.size == len(region) == len(region.buf) == region.buf.nbytes == size

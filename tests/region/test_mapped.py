@@ -9,7 +9,7 @@ import resource
 import tempfile
 
 import pytest
-from system import open_fds
+from system import in_pages, open_fds
 
 from forkshm import MappedRegion, Mode, RegionCreateError, anonymous_shared_memory
 
@@ -112,7 +112,7 @@ def test_an_fd_for_reading_cannot_be_mapped_for_writing(tmp_path):
 # -- offsets and sizes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 2])
+@pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 2], ids=in_pages)
 @pytest.mark.parametrize("mode", ["read_write", "copy_on_write"])
 def test_an_offset_need_not_be_a_multiple_of_the_page(file, offset, mode):
     whole = content(file)
@@ -122,7 +122,7 @@ def test_an_offset_need_not_be_a_multiple_of_the_page(file, offset, mode):
         assert region.address % PAGE == offset % PAGE
 
 
-@pytest.mark.parametrize(("offset", "size"), [(0, 1), (PAGE - 1, 2), (5, PAGE), (2 * PAGE + 2, 1)])
+@pytest.mark.parametrize(("offset", "size"), [(0, 1), (PAGE - 1, 2), (5, PAGE), (2 * PAGE + 2, 1)], ids=in_pages)
 def test_a_part_is_mapped_and_nothing_around_it(file, offset, size):
     with MappedRegion(file, offset=offset, size=size) as region:
         assert bytes(region.buf) == content(file)[offset : offset + size]
@@ -140,6 +140,7 @@ def test_a_part_is_mapped_and_nothing_around_it(file, offset, size):
         (0, -5, "at least 1 byte, got -5"),
         (0, 2**63, "at most"),
     ],
+    ids=["behind", "before", "no file", "longer", "from the middle", "nothing", "less", "huge"],
 )
 def test_what_lies_outside_of_the_object_is_refused_with_the_values(file, offset, size, telling):
     before = open_fds()

@@ -14,7 +14,7 @@ import threading
 
 import pytest
 from room import needs_room_in_shm
-from system import SHM, open_fds, path_of_named
+from system import SHM, in_pages, open_fds, path_of_named
 
 from forkshm import (
     Creation,
@@ -295,7 +295,7 @@ def test_who_has_no_permission_is_told(name, in_child):
 # -- size -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2**20 + 1])
+@pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2**20 + 1], ids=in_pages)
 def test_truncate_sets_the_size_and_takes_the_memory(name, size):
     needs_room_in_shm(size)
     with create(name) as shm:
@@ -317,7 +317,7 @@ def test_growing_keeps_the_bytes_and_shrinking_loses_them(name):
             os.pwrite(shm.fileno(), b"\xff" * size, 0)
 
 
-@pytest.mark.parametrize("size", [64 * PAGE, 64 * PAGE + 1, 32 * PAGE])
+@pytest.mark.parametrize("size", [64 * PAGE, 64 * PAGE + 1, 32 * PAGE], ids=["whole", "more", "half"])
 def test_holes_that_others_left_are_reserved_too(name, size):
     """Boost and the standard library size an object without reserving, or did once."""
     with create(name) as shm:

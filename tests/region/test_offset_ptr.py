@@ -11,6 +11,7 @@ import pickle
 import sys
 
 import pytest
+from system import in_pages
 
 from forkshm import MappedRegion, Mode, Pool, anonymous_shared_memory
 from forkshm.errors import (
@@ -742,7 +743,7 @@ def test_a_type_can_be_used_in_others_after_it_was_placed(region):
 # -- wild pointers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distance", [PAGE, PAGE - 3, -1, 2**40, -(2**40), 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("distance", [PAGE, PAGE - 3, -1, 2**40, -(2**40), 2**63 - 1, -(2**63)], ids=in_pages)
 def test_a_pointer_that_leads_outside_its_region_is_not_followed(region, distance):
     pointer = null(region)
     pointer._distance = distance

@@ -14,6 +14,8 @@ from forkshm.region._offset_ptr import OffsetPtr
 from forkshm.region._place import aligned, assign, construct, place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+#: What ctypes calls an int: where a long is as large, by its name.
+INT = ctypes.c_int.__name__
 
 
 class Point(ctypes.Structure):
@@ -57,6 +59,7 @@ def structure(*fields, base=ctypes.Structure, name="Thing", **attributes):
         (ctypes.c_longdouble, 3.5),
         (ctypes.c_int32.__ctype_be__, 5),
     ],
+    ids=["bool", "char", "wchar", "int8", "uint64", "size_t", "float", "double", "longdouble", "big-endian int32"],
 )
 def test_simple_types_are_placed(region, kind, value):
     made = construct(region, kind, 64, value)
@@ -143,7 +146,7 @@ def test_what_init_raises_comes_through(region):
 def test_an_offset_has_to_be_aligned(region):
     with pytest.raises(ValueError, match=r"Point must be aligned to 8 bytes, and offset 13 .* is, is 16"):
         place(region, Point, 13)
-    with pytest.raises(ValueError, match=r"c_int \* 3 must be aligned to 4 bytes"):
+    with pytest.raises(ValueError, match=rf"{INT} \* 3 must be aligned to 4 bytes"):
         construct(region, ctypes.c_int * 3, 2)
     place(region, ctypes.c_char * 7, 13)
     place(region, structure(("c", ctypes.c_char), ("d", ctypes.c_double), _pack_=1, _layout_="ms"), 13)
@@ -161,9 +164,11 @@ def test_the_alignment_of_the_region_counts(region):
 def test_it_has_to_fit(region):
     place(region, Point, PAGE - 16)
     place(region, ctypes.c_char * PAGE, 0)
-    with pytest.raises(ValueError, match="Point of 16 bytes does not fit at offset 4,088: the region has 4,096 bytes"):
+    with pytest.raises(
+        ValueError, match=f"Point of 16 bytes does not fit at offset {PAGE - 8:,}: the region has {PAGE:,} bytes"
+    ):
         place(region, Point, PAGE - 8)
-    with pytest.raises(ValueError, match=r"c_char \* 4097 of 4,097 bytes does not fit"):
+    with pytest.raises(ValueError, match=rf"c_char \* {PAGE + 1} of {PAGE + 1:,} bytes does not fit"):
         place(region, ctypes.c_char * (PAGE + 1))
     with pytest.raises(ValueError, match="does not fit"):
         place(region, ctypes.c_char, 2**70)
@@ -246,7 +251,7 @@ def test_a_copy_on_write_region_of_a_file_for_reading_can_be_looked_at(tmp_path)
         (ctypes.c_char_p, r"it is a c_char_p, an address of one process; use OffsetPtr\[c_char\], or keep the text"),
         (ctypes.c_wchar_p, r"it is a c_wchar_p, an address of one process; use OffsetPtr\[c_wchar\], or keep the text"),
         (ctypes.py_object, "it is a Python object, which only its process has"),
-        (ctypes.POINTER(ctypes.c_int), r"it is a POINTER\(c_int\), an address of one process; use OffsetPtr\[c_int\]"),
+        (ctypes.POINTER(ctypes.c_int), rf"it is a POINTER\({INT}\), an address of one process; use OffsetPtr\[{INT}\]"),
         (
             ctypes.POINTER(ctypes.POINTER(Point)),
             r"it is a POINTER\(POINTER\(Point\)\), .* use OffsetPtr\[POINTER\(Point\)\]",

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from system import in_pages
 
 from forkshm.backend import kernel
 from forkshm.channel import pair
@@ -154,6 +155,7 @@ def test_private_claims_see_the_block_and_not_each_others_writes(fresh_arena):
         (2**64, PAGE),
         (PAGE, 16 * 2**20),
     ],
+    ids=in_pages,
 )
 @pytest.mark.parametrize("private", [False, True])
 def test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease(fresh_arena, offset, size, private):

@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+from system import in_pages
 
 from forkshm import MappedRegion, anonymous_shared_memory
 from forkshm.backend import kernel
@@ -16,14 +17,14 @@ from forkshm.region._table import Mode, mapping_at, mapping_of, round_up
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 10 * PAGE])
+@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 10 * PAGE], ids=in_pages)
 def test_every_interior_address_is_found(size):
     with anonymous_shared_memory(size) as region:
         for distance in {0, 1, size // 2, size - 1} & set(range(size)):
             assert region_at(region.address + distance) is region
 
 
-@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE])
+@pytest.mark.parametrize("size", [1, PAGE - 1, PAGE], ids=in_pages)
 def test_the_address_behind_a_region_never_belongs_to_it(size):
     regions = [anonymous_shared_memory(size) for _ in range(20)]
     starts = {region.address: region for region in regions}
@@ -97,6 +98,7 @@ def test_closing_takes_the_region_out_before_the_address_is_used_again():
 @pytest.mark.parametrize(
     ("value", "multiple", "rounded"),
     [(0, PAGE, 0), (1, PAGE, PAGE), (PAGE, PAGE, PAGE), (PAGE + 1, PAGE, 2 * PAGE), (2**62 + 1, PAGE, 2**62 + PAGE)],
+    ids=["zero", "one", "a page", "more", "huge"],
 )
 def test_rounding_up(value, multiple, rounded):
     assert round_up(value, multiple) == rounded

@@ -1,0 +1,125 @@
+"""What the doctor looks at on systems with limits of processes and, if there is one, /proc."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+from forkshm._commands._scan import SHM
+from forkshm._commands._table import nbytes
+from forkshm.backend import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from forkshm._commands.doctor import Finding
+
+assert sys.platform != "win32"  # what the type checker needs to be told
+
+__all__ = ("PARTS",)
+
+#: Below so many open files a pool and a few hundred arrays do not go together.
+_FEW_FDS = 1024
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _cgroup(name: str) -> str:
+    """Return a setting of the innermost cgroup (version 2) that has one other than "max"."""
+    line = _read("/proc/self/cgroup")
+    path = line.partition("0::")[2].partition("\n")[0]
+    while True:
+        value = _read(f"/sys/fs/cgroup{path.rstrip('/')}/{name}")
+        if value and not value.startswith("max"):
+            return value
+        if path in ("", "/"):
+            return ""
+        path = os.path.dirname(path)
+
+
+def _huge_pages() -> Iterator[Finding]:
+    enabled = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    chosen = enabled.partition("[")[2].partition("]")[0]
+    useful = chosen in ("always", "within_size", "advise", "force")
+    yield (
+        "huge pages for shared memory",
+        chosen or "unknown",
+        "huge_pages=True asks for them" if useful else "huge_pages=True changes nothing",
+        False,
+    )
+
+
+def _limits() -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    words = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
+    few = hard != resource.RLIM_INFINITY and hard < _FEW_FDS
+    raised = "" if soft == hard else "; the soft limit is raised when few are left"
+    yield "open files", f"{soft:,} of {words}", f"at most about {words} regions in a process{raised}", few
+    mappings = _read("/proc/sys/vm/max_map_count")
+    if mappings:
+        yield "mappings of a process", f"{int(mappings):,}", "each region and each lent array is one", False
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY:
+        yield "address space", nbytes(space), "beyond it, RegionCreateError (ENOMEM) at creation", True
+    meminfo = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines())
+    if "MemAvailable" in meminfo:
+        available, total = (int(meminfo[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+        yield "memory", f"{nbytes(available)} of {nbytes(total)} available", "", False
+        left = kernel.memory_left()
+        if left is not None and left < total:
+            yield (
+                "memory of this cgroup",
+                f"{nbytes(max(left, 0))} left",
+                "beyond it the kernel kills: that task raises WorkerDiedError, and the pool goes on",
+                False,
+            )
+    strict = _read("/proc/sys/vm/overcommit_memory") == "2"
+    yield (
+        "overcommit of memory",
+        "strict" if strict else "allowed",
+        "untouched memory may be refused later" if strict else "memory is taken page by page, when first written",
+        strict,
+    )
+
+
+def _shm() -> Iterator[Finding]:
+    try:
+        status = os.statvfs(SHM)
+    except OSError as error:
+        yield SHM, os.strerror(error.errno or 0), "no memory with a name; all other memory works", True
+        return
+    free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    if status.f_flag & os.ST_RDONLY or not os.access(SHM, os.W_OK):
+        yield SHM, "not writable", "SharedMemoryObject can open and not create; all other memory works", True
+    else:
+        follows = "bounds SharedMemoryObject (ENOSPC at truncate), and nothing else"
+        yield SHM, f"{nbytes(free)} of {nbytes(total)} free", follows, False
+
+
+def _processes() -> Iterator[Finding]:
+    usable, there = kernel.usable_cores(), os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    share = f", of which this cgroup may use {int(quota) / int(period):.1f}" if period else ""
+    yield "cores", f"{usable} of {there}{share}", f"Pool() starts {usable} workers", False
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield "processes of this user", f"{limit:,}", "beyond it, WorkerStartError", False
+    scope = _read("/proc/sys/kernel/yama/ptrace_scope")
+    yield (
+        "looking into other processes",
+        f"yama ptrace_scope {scope}" if scope else "as proc(5) says",
+        "regions cross the standard library's channels between processes of one user",
+        False,
+    )
+
+
+#: In the order in which they are told.
+PARTS = (_huge_pages, _limits, _shm, _processes)
