@@ -85,6 +85,7 @@ class WindowsBackend(Backend):
     FDS_LOST = _windows_pipes.FDS_LOST
     RIGHTS = 1, 1
     DIRECT_FDS = 8192
+    MOST_MESSAGES = _windows_pipes.MOST_MESSAGES
     fds_lost_because = "the process that sent it has ended, or been killed, before it was received"
 
     def __init__(self) -> None:

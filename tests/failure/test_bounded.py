@@ -160,16 +160,17 @@ def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wa
         while True:
             end._socket.send(b"nonsense")
 
-    # Workers that are started anew import this module first.
-    with forkshm.Pool(2, task_timeout=2.0 if CAN_FORK else 15.0) as pool:
+    # Workers that are started anew import this module first; and Wine takes long for each message.
+    seconds, numbers = (2.0, range(100)) if CAN_FORK else (30.0, range(20))
+    with forkshm.Pool(2, task_timeout=seconds) as pool:
         babbling = pool.apply_async(babble)
-        wait_until((tmp_path / "begun").exists)
-        assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
+        wait_until((tmp_path / "begun").exists, 60.0)
+        assert pool.map(f.square, numbers, chunksize=1) == [x * x for x in numbers]
         with pytest.raises(forkshm.TaskTimeoutError, match="no result within"):
             babbling.get(timeout=0.05)
         with pytest.raises(forkshm.TaskTimeoutError, match="babble"):
             babbling.get()
-        assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
+        assert pool.map(f.square, numbers, chunksize=1) == [x * x for x in numbers]
 
 
 def test_fds_beside_nonsense_are_closed(pool):
