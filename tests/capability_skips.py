@@ -234,6 +234,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
                 "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
                 "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
+                "channel/test_endpoint.py::test_ends_of_one_process_only_are_closed_in_its_children",
             ),
         ),
         "workers that meet": (

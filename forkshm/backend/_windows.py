@@ -470,6 +470,9 @@ class WindowsBackend(Backend):
     def has_message(self, end: MessageSocket) -> bool:
         return isinstance(end, _windows_pipes.MessageEnd) and end.has_message()
 
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        return not isinstance(receiver, _windows_pipes.MessageEnd) or receiver.said_end
+
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         return [handle for _, _, data in ancillary for (handle,) in struct.iter_unpack("<q", data)]
 

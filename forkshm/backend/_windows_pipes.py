@@ -315,6 +315,8 @@ class MessageEnd:
         self.name = name or next(_names)
         self.other = other or next(_names)
         self._is_ended = False
+        #: Whether nothing was received because nobody can send any more.
+        self.said_end = False
         #: The other end, of pipes made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
@@ -455,6 +457,7 @@ class MessageEnd:
                     if frame is not None:
                         return _parse(frame, bufsize, TRUNCATED if is_cut else 0)
             except BrokenPipeError:
+                self.said_end = True
                 return b"", [], 0, None
             if flags & DONTWAIT:
                 raise BlockingIOError(errno.EAGAIN, "no message is there")
