@@ -69,8 +69,8 @@ def joining(pool):
 
 def starting(_):
     started = _crew.Crew._start
-    def start(crew, slot):
-        started(crew, slot)
+    def start(crew, slot, ends):
+        started(crew, slot, ends)
         if slot == 1:
             say_who(crew)
             f.end(how)
