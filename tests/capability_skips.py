@@ -230,6 +230,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "failure/test_killed.py::test_a_worker_dies_after_its_answer_and_before_it_says_so",
                 "failure/test_killed.py::test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive",
                 "pool/test_handing_on.py::test_a_forked_child_does_not_see_writes_to_a_copy",
+                "pool/test_regions_cross.py::test_a_region_made_before_the_pool_is_the_one_the_workers_inherited",
                 "doors/test_executor.py::test_results_in_a_forked_child_are_refused",
                 "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
                 "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
