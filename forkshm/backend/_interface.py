@@ -266,6 +266,8 @@ class Backend(abc.ABC):
     COLLECT_SECONDS: float = 0.0
     #: How many fds may go beside one message; more go in a carrier.
     DIRECT_FDS: int = 16
+    #: More messages than a queue has at a time.
+    MOST_MESSAGES: int = 10_000
     #: What it means when fds of a message did not arrive.
     fds_lost_because: str = (
         "this process has as many files open as it may (EMFILE); let arrays share a region, "

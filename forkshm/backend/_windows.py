@@ -85,6 +85,7 @@ class WindowsBackend(Backend):
     FDS_LOST = _windows_pipes.FDS_LOST
     RIGHTS = 1, 1
     DIRECT_FDS = 8192
+    MOST_MESSAGES = _windows_pipes.MOST_MESSAGES
     fds_lost_because = "the process that sent it has ended, or been killed, before it was received"
 
     def __init__(self) -> None:
@@ -468,6 +469,9 @@ class WindowsBackend(Backend):
 
     def has_message(self, end: MessageSocket) -> bool:
         return isinstance(end, _windows_pipes.MessageEnd) and end.has_message()
+
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        return not isinstance(receiver, _windows_pipes.MessageEnd) or receiver.said_end
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         return [handle for _, _, data in ancillary for (handle,) in struct.iter_unpack("<q", data)]

@@ -39,13 +39,29 @@ if TYPE_CHECKING:
 
 assert sys.platform == "win32"  # what the type checker needs to be told
 
-__all__ = ("DONTWAIT", "FDS_LOST", "TRUNCATED", "Callee", "MessageEnd", "Poll", "call", "message_pipe", "outgoing")
+__all__ = (
+    "DONTWAIT",
+    "FDS_LOST",
+    "MOST_MESSAGES",
+    "TRUNCATED",
+    "Callee",
+    "MessageEnd",
+    "Poll",
+    "call",
+    "message_pipe",
+    "outgoing",
+)
 
 # Flags of `MessageEnd.recvmsg`; the numbers are ours.
 DONTWAIT, TRUNCATED, FDS_LOST = 1, 2, 4
 
 #: What the kernel is asked to hold on the way, in each direction.
 _QUOTA = 256 * 1024
+#: A message takes so much of that at the least. The kernel counts bytes alone, and would hold many thousands of small
+#: messages, through all of which whoever waits for the last one has to go. On Linux it is as much, for the same reason.
+_LEAST = 1024
+#: And so there are never more in a pipe, with some that wait for room.
+MOST_MESSAGES = 2 * _QUOTA // _LEAST
 #: Bytes of handles that a message may have.
 _HANDLES = 64 * 1024
 _PAUSE = 0.25
@@ -58,10 +74,10 @@ _REJECT_REMOTE, _FIRST_INSTANCE = 0x8, 0x80000
 #: Security of a client: nobody learns who it is.
 _ANONYMOUS = 0x00100000
 
-# What a message begins with: whether handles are named; how many; by whom, and when that process was started; its
-# memory of receipts, which of them, and what to sign with.
-_PLAIN = b"\0"
-_HEAD = struct.Struct("<BxxxIIxxxxQQQQ")
+# What a message begins with: whether handles are named; how many bytes it has; how many handles; by whom, and when that
+# process was started; its memory of receipts, which of them, and what to sign with. The handles follow, and the bytes.
+_PLAIN = struct.Struct("<BxxxI")
+_HEAD = struct.Struct("<BxxxIIIQQQQ")
 
 _WORD = 8
 #: Messages with handles that were sent and not received, at most.
@@ -93,8 +109,8 @@ class _Outgoing:
         self._free = list(range(_RECEIPTS - 1, -1, -1))
         self._signatures = itertools.count(1)
 
-    def post(self, handles: Sequence[int], end: MessageEnd) -> tuple[int, bytes]:
-        """Hold handles for whoever receives them; return the receipt, and the head of the message."""
+    def post(self, handles: Sequence[int], end: MessageEnd, nbytes: int) -> tuple[int, bytes]:
+        """Hold handles for whoever receives them; return the receipt, and the head of a message of so many bytes."""
         copies: list[int] = []
         try:
             with self._lock:
@@ -114,7 +130,7 @@ class _Outgoing:
             for copy in copies:
                 _winapi.close(copy)
             raise
-        head = _HEAD.pack(1, len(copies), os.getpid(), own_start(), self._section, receipt, signature)
+        head = _HEAD.pack(1, nbytes, len(copies), os.getpid(), own_start(), self._section, receipt, signature)
         return receipt, head + array.array("Q", copies).tobytes()
 
     def cancel(self, receipt: int) -> None:
@@ -204,7 +220,7 @@ class _Incoming:
         Raises:
             OSError: It has ended, or does not have them.
         """
-        _, _, pid, start, section, receipt, signature = head
+        _, _, _, pid, start, section, receipt, signature = head
         fetched: list[int] = []
         own = pid == os.getpid() and start == own_start()
         with self._lock:
@@ -299,6 +315,8 @@ class MessageEnd:
         self.name = name or next(_names)
         self.other = other or next(_names)
         self._is_ended = False
+        #: Whether nothing was received because nobody can send any more.
+        self.said_end = False
         #: The other end, of pipes made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
@@ -379,7 +397,7 @@ class MessageEnd:
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send a message."""
-        self._write(_PLAIN + data, wait=not flags & DONTWAIT)
+        self._write(_PLAIN.pack(0, len(data)) + data, wait=not flags & DONTWAIT)
         return len(data)
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, /) -> int:
@@ -389,7 +407,7 @@ class MessageEnd:
         if not handles:
             return self.send(data, flags)
         self._opened()
-        receipt, head = outgoing.post(handles, self)
+        receipt, head = outgoing.post(handles, self, len(data))
         try:
             self._write(head + data, wait=not flags & DONTWAIT)
         except BaseException:
@@ -401,7 +419,7 @@ class MessageEnd:
         if self._is_ended:
             raise BrokenPipeError(errno.EPIPE, "this end was shut down")
         try:
-            overlapped, code = _win.WriteFile(self._opened(), frame, True)
+            overlapped, code = _win.WriteFile(self._opened(), frame.ljust(_LEAST, b"\0"), True)
         except OSError as error:
             raise _sending(error) from error
         if code != _PENDING:
@@ -439,6 +457,7 @@ class MessageEnd:
                     if frame is not None:
                         return _parse(frame, bufsize, TRUNCATED if is_cut else 0)
             except BrokenPipeError:
+                self.said_end = True
                 return b"", [], 0, None
             if flags & DONTWAIT:
                 raise BlockingIOError(errno.EAGAIN, "no message is there")
@@ -459,21 +478,23 @@ def _sending(error: OSError) -> OSError:
 
 
 def _parse(frame: bytes, bufsize: int, flags: int) -> tuple[bytes, list[Any], int, Any]:
-    if frame[:1] != b"\1":
-        return frame[1:], [], flags, None
     try:
+        kind, nbytes = _PLAIN.unpack_from(frame)
+        if kind != 1:
+            return frame[_PLAIN.size : _PLAIN.size + nbytes], [], flags, None
         head = _HEAD.unpack_from(frame)
-        start = _HEAD.size + head[1] * _WORD
+        start = _HEAD.size + head[2] * _WORD
         named = array.array("Q", frame[_HEAD.size : start])
-        if len(named) != head[1]:
+        if len(named) != head[2]:
             return frame[1:], [], flags | TRUNCATED, None
     except (struct.error, ValueError):
         return frame[1:], [], flags | TRUNCATED, None
+    data = frame[start : start + nbytes]
     try:
         fetched = _incoming.fetch(head, named)
     except OSError:
-        return frame[start:], [], flags | FDS_LOST, None  # whoever misses them says so
-    return frame[start:], [(1, 1, array.array("q", fetched).tobytes())], flags, None
+        return data, [], flags | FDS_LOST, None  # whoever misses them says so
+    return data, [(1, 1, array.array("q", fetched).tobytes())], flags, None
 
 
 def message_pipe() -> tuple[MessageEnd, MessageEnd]:

@@ -58,8 +58,8 @@ __all__ = ("Dispatcher", "Function", "Task")
 _WINDOW = 96
 #: Copies on their way at a time, in bytes, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
-#: More messages than the kernel's queue has at a time: whoever leads looks up then, if a worker never stops sending.
-_MOST_AT_ONCE = 10_000
+#: More messages than the queue has at a time: whoever leads looks up then, if a worker never stops sending.
+_MOST_AT_ONCE = kernel.MOST_MESSAGES
 #: Whoever leads looks up this often whatever happens.
 _LONGEST_SLEEP_SECONDS = 1.0
 #: And this often while somebody sleeps although a task lies there, as with a worker that

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import forkshm
+from forkshm._system import CAN_FORK
 from forkshm.doors import _parallel
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
@@ -285,7 +286,7 @@ def test_timeout_and_retries_are_the_pools():
     if "retries" not in inspect.signature(forkshm.Pool).parameters:
         pytest.skip("this Pool has no task_timeout and retries")
 
-    @forkshm.parallel(workers=1, timeout=0.2, retries=1, on_error="return")
+    @forkshm.parallel(workers=1, timeout=0.2 if CAN_FORK else 10.0, retries=1, on_error="return")
     def slow(path):
         if not os.path.exists(path):
             open(path, "w").close()

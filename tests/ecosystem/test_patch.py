@@ -9,12 +9,15 @@ import threading
 import time
 
 import pytest
+import started
 
 import forkshm
 
 pytestmark = pytest.mark.slow
 
 METHODS = ["fork", "spawn", "forkserver"]
+#: What the standard library starts processes with by default.
+(DEFAULT,) = started.methods("fork")
 
 
 def state():
@@ -120,7 +123,7 @@ def test_exceptions_of_the_standard_library_catch_ours():
 
 def test_what_was_made_before_goes_on():
     threads = multiprocessing.pool.ThreadPool(1)
-    ctx = multiprocessing.get_context("fork")
+    ctx = multiprocessing.get_context(DEFAULT)
     kind = multiprocessing.pool.ThreadPool
     theirs = multiprocessing.pool.Pool
     with ctx.Pool(1) as pool, threads, forkshm.patched():
@@ -169,7 +172,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", METHODS)
 def test_children_are_patched_as_their_parent_is(run_script, method):
     said = run_script(SCRIPT, method).splitlines()
-    ours, theirs = f"forkshm.context {method}", "multiprocessing.context fork"
+    ours, theirs = f"forkshm.context {method}", f"multiprocessing.context {DEFAULT}"
     assert said == [f"{ours} {ours}", ours, theirs]
 
 

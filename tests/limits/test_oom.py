@@ -9,7 +9,7 @@ import time
 import pytest
 
 import forkshm
-from forkshm.backend import _groups, kernel
+from forkshm.backend import _groups
 
 pytestmark = pytest.mark.slow
 
@@ -182,7 +182,7 @@ def test_the_tightest_of_the_groups_around_it_counts_in_the_second_version(group
             "a/b/memory.stat": "anon 5\n",
         },
     )
-    assert kernel.memory_left() == 1_000_000 - 600_000 + 1230 + 1024
+    assert _groups.memory_left() == 1_000_000 - 600_000 + 1230 + 1024
 
 
 def test_the_first_version_of_groups_is_read_too(groups):
@@ -197,7 +197,18 @@ def test_the_first_version_of_groups_is_read_too(groups):
             "memory/b/memory.stat": "cache 5\ninactive_file 1000\n",
         },
     )
-    assert kernel.memory_left() == 50_000 - 60_000 + 1000 + 1024
+    assert _groups.memory_left() == 50_000 - 60_000 + 1000 + 1024
+
+
+def test_what_a_group_has_no_room_for_is_not_populated(groups):
+    groups(
+        "4:memory:/b\n",
+        {
+            "memory/b/memory.limit_in_bytes": "50000\n",
+            "memory/b/memory.stat": "",
+            "memory/b/memory.usage_in_bytes": "60000\n",
+        },
+    )
     with pytest.raises(forkshm.RegionCreateError, match="has 0 left"):
         forkshm.anonymous_shared_memory(1, populate=True)
     forkshm.anonymous_shared_memory(1).close()
@@ -206,9 +217,9 @@ def test_the_first_version_of_groups_is_read_too(groups):
 @pytest.mark.parametrize("membership", ["", "0::/\n", "0::/gone\n", "4:memory:/gone\n", "nonsense\n"])
 def test_where_no_limit_can_be_read_there_is_none(groups, membership):
     groups(membership, {})
-    assert kernel.memory_left() is None
+    assert _groups.memory_left() is None
 
 
 def test_files_that_the_kernel_would_not_write_are_no_limit(groups):
     groups("0::/\n", {"memory.max": "many\n", "memory.stat": ""})
-    assert kernel.memory_left() is None
+    assert _groups.memory_left() is None
