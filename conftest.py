@@ -7,7 +7,11 @@ from importlib.util import find_spec
 # What only the type checker runs, and the doctests of integrations with libraries that are not installed.
 collect_ignore = ["tests/typing"]
 if sys.platform != "win32":
-    collect_ignore += ["forkshm/popen_spawn_win32.py", "tests/windows/_capabilities.py"]
+    collect_ignore += [
+        "forkshm/popen_spawn_win32.py",
+        "forkshm/_commands/_doctor_windows.py",
+        "tests/windows/_capabilities.py",
+    ]
     collect_ignore_glob = ["forkshm/backend/_win*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
