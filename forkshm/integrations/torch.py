@@ -1,5 +1,8 @@
 """PyTorch: tensors on the CPU cross as arrays do."""
 
+# Where PyTorch is not installed pyright takes this module, which has its name, for it.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
