@@ -44,7 +44,7 @@ class Peer:
     restless = False
 
     def __init__(self) -> None:
-        self.library = importlib.import_module(self.module)
+        self.package = importlib.import_module(self.module)
         self.workers: Any = None
 
     @property
@@ -181,13 +181,13 @@ class Forkshm(PoolPeer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.context = self.library
+        self.context = self.package
 
     @contextlib.contextmanager
     def born_shared_pool(self) -> Iterator[None]:
-        if "born_shared" not in inspect.signature(self.library.Pool).parameters:
+        if "born_shared" not in inspect.signature(self.package.Pool).parameters:
             raise CannotDoError("this forkshm.Pool has no born_shared")
-        with self.library.Pool(WORKERS, born_shared=True) as self.workers:
+        with self.package.Pool(WORKERS, born_shared=True) as self.workers:
             yield
 
     def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
@@ -195,7 +195,7 @@ class Forkshm(PoolPeer):
 
     @contextlib.contextmanager
     def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
-        array = self.library.empty(count, np.int64)
+        array = self.package.empty(count, np.int64)
         yield array, lambda: self.apply(_work.middle, array)
 
     @contextlib.contextmanager
@@ -204,14 +204,14 @@ class Forkshm(PoolPeer):
 
     @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
-        array = self.library.ones(count, np.int64)
+        array = self.package.ones(count, np.int64)
         yield lambda directory, readers: self.map(
             functools.partial(_work.read_together, array, directory, readers, os.getpid()), range(readers), chunksize=1
         )
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
-        if not hasattr(self.library, "Queue"):
+        if not hasattr(self.package, "Queue"):
             raise CannotDoError("this forkshm has no Queue")
         with super().exchange() as send:
             yield send
@@ -282,7 +282,7 @@ class Multiprocessing(MemoryByName, PoolPeer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.context = self.library.get_context("fork")
+        self.context = self.package.get_context("fork")
 
 
 class Multiprocess(MemoryByName, PoolPeer):
@@ -293,7 +293,7 @@ class Multiprocess(MemoryByName, PoolPeer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.context = self.library.get_context("fork")
+        self.context = self.package.get_context("fork")
 
 
 class ExecutorPeer(Peer):
@@ -312,7 +312,7 @@ class ConcurrentFutures(MemoryByName, ExecutorPeer):
 
     def make(self, workers: int) -> Any:
         fork = importlib.import_module("multiprocessing").get_context("fork")
-        return self.library.ProcessPoolExecutor(workers, mp_context=fork)
+        return self.package.ProcessPoolExecutor(workers, mp_context=fork)
 
 
 class Loky(ExecutorPeer):
@@ -322,14 +322,14 @@ class Loky(ExecutorPeer):
 
     @contextlib.contextmanager
     def pool(self, workers: int = WORKERS) -> Iterator[None]:
-        self.workers = self.library.get_reusable_executor(workers)
+        self.workers = self.package.get_reusable_executor(workers)
         yield
 
     def make(self, workers: int) -> Any:
-        return self.library.ProcessPoolExecutor(workers)
+        return self.package.ProcessPoolExecutor(workers)
 
     def close(self) -> None:
-        self.library.get_reusable_executor().shutdown(wait=True)
+        self.package.get_reusable_executor().shutdown(wait=True)
 
 
 class Joblib(Peer):
@@ -340,7 +340,7 @@ class Joblib(Peer):
     fds_of_shared = 2
 
     def make(self, workers: int) -> Any:
-        return self.library.Parallel(n_jobs=workers, backend=self.backend)
+        return self.package.Parallel(n_jobs=workers, backend=self.backend)
 
     def before_start(self) -> None:
         if self.backend == "loky":
@@ -351,16 +351,16 @@ class Joblib(Peer):
         self.before_start()
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self.workers([self.library.delayed(function)(*args)])[0]
+        return self.workers([self.package.delayed(function)(*args)])[0]
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
         self.workers.batch_size = chunksize or "auto"
-        delayed = self.library.delayed(function)
+        delayed = self.package.delayed(function)
         return list(self.workers(delayed(item) for item in items))
 
     def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
         self.workers.batch_size = 1
-        delayed = self.library.delayed(_work.item)
+        delayed = self.package.delayed(_work.item)
         return list(self.workers(delayed(array, item) for item in items))
 
     @contextlib.contextmanager
@@ -378,7 +378,7 @@ class Joblib(Peer):
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
         with self.mapped(count) as array:
             array[:] = 1
-            delayed = self.library.delayed(_work.read_together)
+            delayed = self.package.delayed(_work.read_together)
 
             def read(directory: str, readers: int) -> list[tuple[float, int]]:
                 self.workers.batch_size = 1
@@ -400,7 +400,7 @@ class Mpire(MemoryByName, Peer):
     name = module = distribution = "mpire"
 
     def make(self, workers: int) -> Any:
-        return self.library.WorkerPool(n_jobs=workers, start_method="fork", keep_alive=True)
+        return self.package.WorkerPool(n_jobs=workers, start_method="fork", keep_alive=True)
 
     @contextlib.contextmanager
     def pool(self, workers: int = WORKERS) -> Iterator[None]:
@@ -434,11 +434,11 @@ class Ray(Peer):
         self.mappers: Any = None
 
     def _remote(self, function: Callable[..., Any], cores: float) -> Any:
-        return self.library.remote(num_cpus=cores)(function)
+        return self.package.remote(num_cpus=cores)(function)
 
     def begin(self) -> None:
-        if not self.library.is_initialized():
-            self.library.init(
+        if not self.package.is_initialized():
+            self.package.init(
                 num_cpus=WORKERS,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -465,11 +465,11 @@ class Ray(Peer):
         if self.mappers is not None:
             self.mappers.terminate()
             self.mappers = None
-        self.library.shutdown()
+        self.package.shutdown()
         self.remote.cache_clear()
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self.library.get(self.remote(function, self.cores_each).remote(*args))
+        return self.package.get(self.remote(function, self.cores_each).remote(*args))
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
         if self.mappers is None:
@@ -477,11 +477,11 @@ class Ray(Peer):
         return list(self.mappers.map(function, items, chunksize=chunksize))
 
     def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
-        return self._map_with(_work.item, self.library.put(array), [(item,) for item in items])
+        return self._map_with(_work.item, self.package.put(array), [(item,) for item in items])
 
     def _map_with(self, function: Callable[..., Any], stored: Any, rest: Sequence[tuple[Any, ...]]) -> list[Any]:
         remote = self.remote(function, self.cores_each)
-        return list(self.library.get([remote.remote(stored, *args) for args in rest]))
+        return list(self.package.get([remote.remote(stored, *args) for args in rest]))
 
     @contextlib.contextmanager
     def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
@@ -493,14 +493,14 @@ class Ray(Peer):
         def look() -> int:
             # What is in the store cannot be written to, so it goes there when it has been written.
             if not stored:
-                stored.append(self.library.put(array))
+                stored.append(self.package.put(array))
             return int(self.apply(_work.middle, stored[0]))
 
         yield array, look
 
     @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
-        stored = self.library.put(np.ones(count, np.int64))
+        stored = self.package.put(np.ones(count, np.int64))
         yield lambda directory, readers: self._map_with(
             _work.read_together, stored, [(directory, readers, os.getpid(), index) for index in range(readers)]
         )
@@ -522,7 +522,7 @@ class Ray(Peer):
             yield send
         finally:
             there.put(None)
-            self.library.get(child)
+            self.package.get(child)
             there.shutdown()
             back.shutdown()
 

@@ -6,12 +6,12 @@ import collections
 import faulthandler
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 from capability_skips import reason_to_skip
+from started import run_program
 
 import forkshm
 from forkshm.backend import kernel
@@ -104,21 +104,10 @@ def wait_until():
 def run_script(tmp_path):
     """Run a program in a fresh interpreter, which has one thread, and return what it printed."""
 
-    def run(source, *args, check=True, timeout=60, **options):
+    def run(source, *args, **options):
         path = tmp_path / "script.py"
         path.write_text(source)
-        done = subprocess.run(
-            [sys.executable, "-W", "error::ResourceWarning", str(path), *map(str, args)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            **options,
-        )
-        if check:
-            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-            return done.stdout
-        return done
+        return run_program([path], args, **options)
 
     return run
 

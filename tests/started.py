@@ -97,6 +97,22 @@ def in_child():
     return run
 
 
+def run_program(program, args, *, check=True, timeout=60, **options):
+    """Run a program in a fresh interpreter; return what it printed or, unchecked, all that came of it."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", *map(str, program), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        **options,
+    )
+    if check:
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+    return done
+
+
 @pytest.fixture
 def run_script(tmp_path):
     """Run a program in a fresh interpreter, and return what it printed.
@@ -104,23 +120,11 @@ def run_script(tmp_path):
     Not as a file, unless it is ready for that: the processes that it starts run that again.
     """
 
-    def run(source, *args, check=True, timeout=60, **options):
-        program = ["-c", source]
-        if '__name__ == "__main__"' in source:
-            path = tmp_path / "script.py"
-            path.write_text(source)
-            program = [str(path)]
-        done = subprocess.run(
-            [sys.executable, "-W", "error::ResourceWarning", *program, *map(str, args)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            **options,
-        )
-        if check:
-            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-            return done.stdout
-        return done
+    def run(source, *args, **options):
+        if '__name__ == "__main__"' not in source:
+            return run_program(["-c", source], args, **options)
+        path = tmp_path / "script.py"
+        path.write_text(source)
+        return run_program([path], args, **options)
 
     return run

@@ -132,9 +132,9 @@ class Function:
             return
         if self.repeats is not None:
             self.repeats.close()
-        if self._parcel is not None:
-            if not self._cached:
-                self._parcel.close()
+        # One that is kept by the dispatcher stays: other threads may be about to send it.
+        if self._parcel is not None and not self._cached:
+            self._parcel.close()
             self._parcel = None
 
 
