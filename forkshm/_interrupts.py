@@ -7,6 +7,7 @@ of that undone. And a child that is not up yet would print a traceback of its ow
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import sys
 import threading
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ("begin", "held_back")
 
-_SIGINT = frozenset((signal.SIGINT,))
+# What is behind `signal`, without its turning of numbers into enums and back: that touches some 30 pages, and after a
+# fork each is copied, in both processes.
+_signal: Any = importlib.import_module("_signal")
+_SIGINT = frozenset((int(signal.SIGINT),))
 
 # The handler and the signal mask outside of all blocks: a forked child is to have them.
 _outside: tuple[Any, Any] | None = None
@@ -32,10 +36,10 @@ def held_back() -> Iterator[None]:
     me = threading.get_ident()
     if _holder == me:  # a block in a block: the outer one sees to it
         if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
         yield
         return
-    handler: Any = signal.getsignal(signal.SIGINT)
+    handler: Any = _signal.getsignal(_signal.SIGINT)
     came: list[tuple[Any, ...]] = []
     # Handlers run in the main thread, whichever of the threads the kernel chose.
     is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
@@ -43,9 +47,9 @@ def held_back() -> Iterator[None]:
     mask = None
     try:
         if is_handled_here:
-            signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+            _signal.signal(_signal.SIGINT, lambda *arguments: came.append(arguments))
         if sys.platform != "win32":
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
+            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
             _outside, _holder = (handler, mask), me
@@ -54,9 +58,9 @@ def held_back() -> Iterator[None]:
         if is_outermost:
             _outside = _holder = None
         if sys.platform != "win32" and mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         if is_handled_here:
-            signal.signal(signal.SIGINT, handler)
+            _signal.signal(_signal.SIGINT, handler)
         if came:  # not raised again: a wakeup fd, of asyncio for example, was told of it
             handler(*came[-1])
 
@@ -66,11 +70,11 @@ def begin(*, ignores: bool) -> None:
     global _outside, _holder
     (handler, mask), _outside, _holder = _outside or (None, None), None, None
     if ignores:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     elif callable(handler):
-        signal.signal(signal.SIGINT, handler)
+        _signal.signal(_signal.SIGINT, handler)
     if sys.platform != "win32":
         if mask is None:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _SIGINT)
         else:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)

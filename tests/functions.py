@@ -89,6 +89,17 @@ def hang_on(path):
     hang(path)
 
 
+def begin_late(path):
+    """An initializer that takes its time."""
+    time.sleep(0.2)
+    (path / f"initializer-{os.getpid()}").touch()
+
+
+def leave(path, state):
+    """A worker_exit."""
+    (path / f"exit-{os.getpid()}").touch()
+
+
 def threads_here():
     return threading.active_count()
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.context import get_context
-from forkshm.doors._futures import Call, Chunks, Future, Work
-from forkshm.pool import Pool
+from forkshm.doors._futures import Call, Chunks, Future, Work, WorkPool
 from forkshm.pool._dispatch import Function, Task
 from forkshm.pool._progress import Bar, open_bar
 from forkshm.pool._results import chunked
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from typing_extensions import ParamSpec
+
+    from forkshm.pool import Pool
 
     P = ParamSpec("P")
 
@@ -124,6 +125,8 @@ class Executor(concurrent.futures.Executor):
         Raises:
             RuntimeError: The executor was shut down.
             concurrent.futures.BrokenExecutor: See the class.
+            WorkerStartError: The kernel refused a worker. At the first call all are started, and the first of them may
+                have begun it; none is left, and the next call tries again.
             PoolClosedError: This is a forked child of the process that made the executor.
         """
         future: Future[T] = Future(self._work)
@@ -197,9 +200,9 @@ class Executor(concurrent.futures.Executor):
             self._work.wait()
 
 
-def _make_pool(method: str | None, *args: Any, **options: Any) -> Pool:
+def _make_pool(method: str | None, *args: Any, **options: Any) -> WorkPool:
     workers, initializer, initargs, max_tasks = args
-    return Pool(workers, initializer, initargs, max_tasks, context=get_context(method), **options)
+    return WorkPool(workers, initializer, initargs, max_tasks, context=get_context(method), **options)
 
 
 def _chunked(

@@ -20,16 +20,16 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm.errors import PoolClosedError
+from forkshm.pool import Pool
 from forkshm.pool._results import Job, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkshm.pool import Pool
     from forkshm.pool._dispatch import Function, Task
     from forkshm.pool._results import Outcome
 
-__all__ = ("Call", "Chunks", "Future", "Work", "finish_all")
+__all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
 
 T = TypeVar("T")
 
@@ -226,10 +226,33 @@ class Chunks(Job):
         self.fail(position, concurrent.futures.CancelledError())
 
 
+class WorkPool(Pool):
+    """A pool whose first worker is at its first task while the others are started."""
+
+    def _start(self) -> None:
+        try:
+            self._crew.start_in(range(1))
+        except BaseException:
+            self._crew.stop()
+            raise
+
+    def start_others(self) -> None:
+        """Start them. It is too early for other threads: nobody drives the pool, and none of its own is there.
+
+        Raises:
+            WorkerStartError: The kernel refused one; the pool is terminated.
+        """
+        try:
+            self._crew.start_in(range(1, self._crew.size))
+        except BaseException:
+            self.terminate()
+            raise
+
+
 class Work:
     """What an executor has to do; lives until that is done, also when the executor was collected."""
 
-    def __init__(self, make_pool: Callable[[], Pool], workers: int) -> None:
+    def __init__(self, make_pool: Callable[[], WorkPool], workers: int) -> None:
         self._make_pool = make_pool
         self._limit = 2 * workers + _AHEAD
         #: How fast the calls are.
@@ -238,7 +261,7 @@ class Work:
         self._owner = os.getpid()
         # Reentrant: the collector may close an executor anywhere.
         self._lock = threading.RLock()
-        self._pool: Pool | None = None
+        self._pool: WorkPool | None = None
         #: Calls, and tasks of maps, in their order.
         self._waiting: collections.deque[Call | Task] = collections.deque()
         self._running = 0
@@ -263,13 +286,25 @@ class Work:
         """Whether this is the process that made it, and no child."""
         return self._owner == os.getpid()
 
-    def running_pool(self) -> Pool:
+    def running_pool(self) -> WorkPool:
         """Return the pool; started if need be."""
         with self._lock:
             self._check()
-            if self._pool is None:
-                self._pool = self._make_pool()
-            return self._pool
+            return self._pool or self._start(())
+
+    def _start(self, units: Sequence[Call | Task]) -> WorkPool:
+        """Start the pool, which begins with these. Needs the lock: nobody drives it meanwhile."""
+        pool = self._pool = self._make_pool()
+        try:
+            # The first worker comes up, and takes them, while the others are forked.
+            self._waiting.extend(units)
+            self._hand_over()
+            pool.start_others()
+        except BaseException:
+            self._pool = None
+            self._waiting.clear()
+            raise
+        return pool
 
     def _check(self) -> None:
         if not self.is_ours():
@@ -286,9 +321,16 @@ class Work:
 
     def add(self, units: Sequence[Call | Task]) -> None:
         """Take what is to be done, and hand it to the pool now or as soon as there is room."""
-        with self._lock:
-            pool = self.running_pool()
-            self._waiting.extend(units)
+        try:
+            with self._lock:
+                self._check()
+                if (pool := self._pool) is None:
+                    pool = self._start(units)
+                else:
+                    self._waiting.extend(units)
+        except BaseException:
+            self.settle()  # what the pool that could not be started was given
+            raise
         self._hand_over()
         if self._waiting or pool._dispatcher.has_unsent() or pool._dispatcher._watch is not None:
             self.help(now=False)

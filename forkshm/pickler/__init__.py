@@ -7,7 +7,7 @@ as descriptors is decided in `_policy`.
 from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
-from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, crosses_by_name, is_name, pack
+from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, is_name, pack, pack_by_name
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
@@ -21,7 +21,6 @@ __all__ = (
     "Repeats",
     "View",
     "begin",
-    "crosses_by_name",
     "explain",
     "forget_received",
     "is_name",
@@ -31,6 +30,7 @@ __all__ = (
     "mark",
     "open_plain",
     "pack",
+    "pack_by_name",
     "receive",
     "register",
     "register_lazy",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from forkshm.region._segment import Lease
 
-__all__ = ("Packing", "Parcel", "Repeats", "begin", "crosses_by_name", "pack")
+__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -387,20 +387,26 @@ def is_name(stream: bytes) -> bool:
     return stream.endswith(_FOUND_BY_NAME)
 
 
-def crosses_by_name(function: Callable[..., Any], known: Known) -> bool:
-    """Tell whether *function* crosses as its name only, so that its parcel never changes."""
+def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
+    """Return the parcel of a function that crosses as its name only, and so never changes; None for any other."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
     if not module or not name or "<" in name:
-        return False
+        return None
+    kind = type(function)
     if module == "__main__":
-        return isinstance(function, _names.named_kinds) and is_known(function, known)
-    sink = _Sink()
-    _Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(function)
-    stream = b"".join(sink.pieces)
-    if not is_name(stream):
-        return False
-    try:
-        return stream == pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return False
+        if not isinstance(function, _names.named_kinds) or not is_known(function, known):
+            return None
+        if kind is not FunctionType and not isinstance(function, type):
+            return pack(function, known=known)
+        stream = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+    else:
+        sink = _Sink()
+        _Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(function)
+        stream = b"".join(sink.pieces)
+        try:
+            if not is_name(stream) or stream != pickle.dumps(function, pickle.HIGHEST_PROTOCOL):
+                return None
+        except (pickle.PicklingError, TypeError, AttributeError):
+            return None
+    return Parcel(write_plain(len(stream)) + stream)

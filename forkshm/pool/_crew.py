@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gc
 import math
 import os
 import signal
@@ -58,6 +59,11 @@ class Worker:
 def _signal(worker: Worker, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         kernel.signal_process(worker.sentinel, worker.pid, number)
+
+
+def _runs_its_target(process: process.BaseProcess) -> bool:
+    """Tell whether a process runs what it was given, and not what a subclass of the caller's has for it."""
+    return type(process).run is _multiprocess.process.BaseProcess.run
 
 
 def _still_there(workers: list[Worker], seconds: float) -> list[Worker]:
@@ -132,27 +138,38 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         try:
-            with _interrupts.held_back(), self._ends_of_workers() as ends:
-                # What can be done before the first fork is, and after the last: a page that is written to is copied
-                # after each.
-                processes = [self._make(slot, ends) for slot in range(self.size)]
-                begun = 0
-                try:
-                    for slot, process in enumerate(processes):
-                        self._begin(slot, process)
-                        begun += 1
-                finally:
-                    self._enter(processes[:begun])
-            if self._imitations:
-                kind = type(self._imitations[0]).__name__
-                raise WorkerStartError(
-                    errno.ECHILD,
-                    f"the context's Process makes objects that have no pid once they are started ({kind}): a pool "
-                    "watches real processes; give it a context whose Process is one",
-                )
+            self.start_in(range(self.size))
         except BaseException:
             self.stop()
             raise
+
+    def start_in(self, slots: range) -> None:
+        """Start workers in slots that never had one, of which those in front are up first.
+
+        Raises:
+            WorkerStartError: fork(2) was refused; those before that one are there.
+        """
+        with _interrupts.held_back(), self._ends_of_workers() as ends:
+            # What can be done before the first fork is, and after the last: a page that is written to is copied after
+            # each.
+            processes = [self._make(slot, ends) for slot in slots]
+            if gc.isenabled():
+                # What is young is collected now: later it would be in each of the processes.
+                gc.collect(0)
+            begun = 0
+            try:
+                for slot, process in zip(slots, processes, strict=True):
+                    self._begin(slot, process)
+                    begun += 1
+            finally:
+                self._enter(processes[:begun], slots.start)
+        if self._imitations:
+            kind = type(self._imitations[0]).__name__
+            raise WorkerStartError(
+                errno.ECHILD,
+                f"the context's Process makes objects that have no pid once they are started ({kind}): a pool "
+                "watches real processes; give it a context whose Process is one",
+            )
 
     def _open_channels(self) -> None:
         self.status = Status(self.size)
@@ -287,7 +304,12 @@ class Crew:
         _signal(worker, _system.SIGKILL)
 
     def see_off(self) -> None:
-        """Let the workers of a closed pool leave, for a bounded time."""
+        """Let the workers of a closed pool leave, for a bounded time; who is not up yet has nothing to leave."""
+        if not self.has_initializer and not self._has_exit:
+            # Of the caller's nothing has run in it, and nothing would.
+            for worker in self.workers:
+                if self.status.state(worker.slot) == STARTING and _runs_its_target(worker.process):
+                    self.end(worker)
         _still_there(self.workers, _FAREWELL_SECONDS)
 
     def _let_go(self) -> None:

@@ -173,13 +173,16 @@ class Pool:
             cpus,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
-        self._crew.start_all()
+        self._start()
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
         # When the pool is collected, or at exit: before multiprocess waits for its processes,
         # which would be for ever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
+
+    def _start(self) -> None:
+        self._crew.start_all()
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) == "RUN" and self._is_ours():
@@ -466,7 +469,8 @@ class Pool:
         """Wait for the workers to end; after `close` or `terminate`.
 
         Once all is answered, workers have ten seconds for their finalizers and threads before
-        they are ended.
+        they are ended. One that is not up by then, and has no initializer, *worker_init* or *worker_exit*
+        to run, is ended at once.
 
         Raises:
             ValueError: The pool is still running.

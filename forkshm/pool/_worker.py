@@ -34,7 +34,7 @@ from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._report import WorkerClock
-from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, Status
+from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, STARTING, Status
 from forkshm.pool._trace import Recorder
 from forkshm.region._arena import arena
 
@@ -205,11 +205,12 @@ class _Worker:
         """Wait for a task: spin briefly, because being woken takes 60 us, then sleep."""
         words, state, tasks = self._words, self._state, self._tasks
         words[state] = CLAIMING
-        # One core is for whoever fills the queue.
-        others = words[::2].tolist().count(CLAIMING) - 1
+        # One core is for whoever fills the queue; and who is coming up needs another.
+        states = words[::2].tolist()
+        may_look = states.count(CLAIMING) <= SPINNERS and STARTING not in states
         clock = self._clock
         began = time.perf_counter_ns()
-        spin_until = began + int(self._spin.begin(may_look=others < SPINNERS) * 1e9)
+        spin_until = began + int(self._spin.begin(may_look=may_look) * 1e9)
         clock.transfer += began - clock.mark
         clock.mark = began
         while True:

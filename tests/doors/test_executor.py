@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import gc
 import os
 import signal
@@ -10,10 +11,12 @@ import threading
 import time
 import weakref
 
+import functions as f
 import numpy as np
 import pytest
 
 import forkshm
+from forkshm.pool._crew import Crew
 from forkshm.pool._results import Pace
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
@@ -173,6 +176,42 @@ def test_an_initializer_that_raises_breaks_it():
         assert isinstance(raised.value.__cause__, LookupError)
         with pytest.raises(concurrent.futures.BrokenExecutor, match="make a new one"):
             executor.submit(abs, 1)
+
+
+def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tmp_path, wait_until):
+    original = Crew.start_in
+
+    def start_in(self, slots):
+        if slots.start:
+            wait_until(lambda: list(tmp_path.iterdir()))
+        original(self, slots)
+
+    monkeypatch.setattr(Crew, "start_in", start_in)
+    with forkshm.Executor(3) as executor:
+        executor.submit(f.leave, tmp_path, None).result()
+        assert executor.submit(f.square, 3).result() == 9
+        assert len(executor.pool._crew.workers) == 3
+
+
+def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatch):
+    begun = []
+
+    def begin(self, slot, process):
+        if slot == 2:
+            raise self._cannot_start(OSError(errno.EAGAIN, "Resource temporarily unavailable"), slot)
+        begun.append(process)
+        process.start()
+
+    with monkeypatch.context() as patch, forkshm.Executor(3) as executor:
+        patch.setattr(Crew, "_begin", begin)
+        with pytest.raises(forkshm.WorkerStartError, match="cannot start worker 3 of 3"):
+            executor.submit(f.square, 2)
+        assert len(begun) == 2
+        for process in begun:  # ended, collected, and let go of
+            with pytest.raises(ValueError, match="closed"):
+                process.is_alive()
+        patch.undo()
+        assert executor.submit(f.square, 3).result() == 9
 
 
 def test_each_worker_takes_so_many_tasks():

@@ -2,6 +2,8 @@
 
 import array
 import contextlib
+import copy
+import functools
 import os
 import random
 import re
@@ -296,6 +298,42 @@ def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
     pool.close()
     pool.join()
     assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="needs fork: workers that run what a test put in place of their loop")
+def test_join_does_not_wait_for_workers_that_are_not_up(monkeypatch):
+    monkeypatch.setattr(_crew, "run_worker", lambda assignment: threading.Event().wait())
+    pool = forkshm.Pool(2)
+    began = time.monotonic()
+    pool.close()
+    pool.join()
+    assert time.monotonic() - began < _crew._FAREWELL_SECONDS
+
+
+@pytest.mark.parametrize("method", started.methods("fork", "forkserver", "spawn"))
+def test_join_waits_for_workers_that_are_not_up_when_something_of_the_callers_is_to_run_in_them(method, tmp_path):
+    initializer = {"initializer": f.begin_late, "initargs": (tmp_path,)}
+    for options in (initializer, {"worker_exit": functools.partial(f.leave, tmp_path)}):
+        pool = forkshm.get_context(method).Pool(2, **options)
+        pool.close()
+        pool.join()
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["exit"] * 2 + ["initializer"] * 2
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="needs fork: a subclass of ForkProcess")
+def test_join_waits_for_processes_that_run_something_of_the_callers(tmp_path):
+    class Writes(forkshm.get_context("fork").Process):
+        def run(self):
+            time.sleep(0.2)
+            (tmp_path / f"{os.getpid()}").touch()
+            super().run()
+
+    context = copy.copy(forkshm.get_context("fork"))
+    context.Process = Writes
+    pool = forkshm.Pool(2, context=context)
+    pool.close()
+    pool.join()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
