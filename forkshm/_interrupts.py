@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("begin", "held_back")
+__all__ = ("begin", "held_back", "hold_back")
 
 # What is behind `signal`, without its turning of numbers into enums and back: that touches some 30 pages, and after a
 # fork each is copied, in both processes.
@@ -65,10 +65,22 @@ def held_back() -> Iterator[None]:
             handler(*came[-1])
 
 
+# Those that came while this process was coming up, where a signal mask does not cross.
+_early: list[tuple[Any, ...]] = []
+
+
+def hold_back() -> None:
+    """In a process that is being started anew: have SIGINT blocked until `begin`, as elsewhere by its parent's mask."""
+    if sys.platform == "win32":
+        _signal.signal(_signal.SIGINT, lambda *arguments: _early.append(arguments))
+
+
 def begin(*, ignores: bool) -> None:
     """In a process that was started in such a block: be as one that was not, or ignore SIGINT."""
     global _outside, _holder
     (handler, mask), _outside, _holder = _outside or (None, None), None, None
+    if sys.platform == "win32":
+        handler = signal.default_int_handler
     if ignores:
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     elif callable(handler):
@@ -78,3 +90,5 @@ def begin(*, ignores: bool) -> None:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _SIGINT)
         else:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    elif _early and not ignores:
+        raise KeyboardInterrupt

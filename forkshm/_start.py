@@ -42,6 +42,9 @@ class _OfContext:
     ignores_interrupts = False
 
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
+        if self.ignores_interrupts:
+            # A worker. Who starts it has others to start, or a task to send.
+            kernel.step_back()
         method = self._start_method  # type: ignore[attr-defined]  # the base class' name
         if method is not None and method != _multiprocess.default_context.get_start_method(allow_none=True):
             _multiprocess.default_context.set_start_method(method, force=True)
@@ -226,6 +229,7 @@ def _rebuild_pushed(
     data: bytes, fds: list[int], start_method: str | None, calls: tuple[Callable[[], object], ...], authkey: bytes
 ) -> Any:
     """The same, with fds that were put into this process."""
+    _interrupts.hold_back()
     _settle(start_method, calls, authkey)
     return _made(Received(data, fds))
 

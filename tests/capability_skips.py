@@ -299,8 +299,6 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "failure/test_interrupts.py::test_where_python_has_no_handler_there_is_none_afterwards",
                 "failure/test_interrupts.py::test_a_process_that_another_thread_starts_meanwhile_has_the_handler_of_the_program",
                 "failure/test_interrupts.py::test_an_interrupt_in_what_runs_around_a_fork_is_not_lost",
-                # Nor can it be kept from one that is not up yet.
-                "failure/test_interrupts.py::test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word",
                 "failure/test_interrupts.py::test_while_workers_are_starting",
                 "failure/test_interrupts.py::test_while_a_closed_pool_is_joined",
                 "failure/test_interrupts.py::test_while_workers_of_a_closed_pool_are_leaving",

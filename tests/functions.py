@@ -190,7 +190,7 @@ class InterruptedAtUnpickle:
 
 def unpickle_interrupted(where):
     if os.getpid() != where:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 class HangAtUnpickle:

@@ -633,6 +633,9 @@ class Backend(abc.ABC):
     def usable_cores(self) -> int:
         """Return how many cores this process may use."""
 
+    def step_back(self) -> None:  # noqa: B027 - nothing, where there is nothing for it
+        """Let others that wait for this core go first, where the system has that."""
+
     def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
         """Let this thread, and what it starts, run on these cores only; return those it may use now.
 

@@ -274,6 +274,9 @@ class LinuxBackend(Unix):
     def usable_cores(self) -> int:
         return len(os.sched_getaffinity(0))
 
+    def step_back(self) -> None:
+        os.sched_yield()
+
     def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
         if cpus is not None:
             os.sched_setaffinity(0, cpus)

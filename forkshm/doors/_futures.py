@@ -230,20 +230,26 @@ class WorkPool(Pool):
     """A pool whose first worker is at its first task while the others are started."""
 
     def _start(self) -> None:
+        self._starting = contextlib.ExitStack()
         try:
-            self._crew.start_in(range(1))
+            self._ends = self._starting.enter_context(self._crew.ends_of_workers())
+            self._crew.start_in(range(1), self._ends)
         except BaseException:
+            self._starting.close()
             self._crew.stop()
             raise
 
-    def start_others(self) -> None:
-        """Start them. It is too early for other threads: nobody drives the pool, and none of its own is there.
+    def start_others(self, first: Callable[[], object]) -> None:
+        """Start them, after *first*. No other thread drives the pool yet, and it has none of its own.
 
         Raises:
-            WorkerStartError: The kernel refused one; the pool is terminated.
+            WorkerStartError: The kernel refused one.
+            BaseException: What *first* raised. In either case the pool is terminated.
         """
         try:
-            self._crew.start_in(range(1, self._crew.size))
+            with self._starting:
+                first()
+                self._crew.start_in(range(1, self._crew.size), self._ends)
         except BaseException:
             self.terminate()
             raise
@@ -298,8 +304,7 @@ class Work:
         try:
             # The first worker comes up, and takes them, while the others are forked.
             self._waiting.extend(units)
-            self._hand_over()
-            pool.start_others()
+            pool.start_others(self._hand_over)
         except BaseException:
             self._pool = None
             self._waiting.clear()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from forkshm._multiprocess import process
     from forkshm.channel import Receiver, Sender
 
+    #: Of the channel of tasks, of that of results, of the lifeline and of the bell.
+    Ends = tuple[Receiver, Sender, int, int]
+
 __all__ = ("Crew", "Worker", "descriptors_open")
 
 #: How long a worker may take to end after SIGTERM, before SIGKILL.
@@ -138,18 +141,19 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         try:
-            self.start_in(range(self.size))
+            with self.ends_of_workers() as ends:
+                self.start_in(range(self.size), ends)
         except BaseException:
             self.stop()
             raise
 
-    def start_in(self, slots: range) -> None:
+    def start_in(self, slots: range, ends: Ends) -> None:
         """Start workers in slots that never had one, of which those in front are up first.
 
         Raises:
             WorkerStartError: fork(2) was refused; those before that one are there.
         """
-        with _interrupts.held_back(), self._ends_of_workers() as ends:
+        with _interrupts.held_back():
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.
             processes = [self._make(slot, ends) for slot in slots]
@@ -199,13 +203,13 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         # There is no moment at which it lives and nobody knows it.
-        with _interrupts.held_back(), self._ends_of_workers() as ends:
+        with _interrupts.held_back(), self.ends_of_workers() as ends:
             process = self._make(slot, ends)
             self._begin(slot, process)
             self._enter([process], slot)
 
     @contextlib.contextmanager
-    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
+    def ends_of_workers(self) -> Iterator[Ends]:
         """Let workers that are started in the block have ends of the channels, which are closed here after it."""
         with contextlib.ExitStack() as copies:
             try:
@@ -226,7 +230,7 @@ class Crew:
             "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
         )
 
-    def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
+    def _make(self, slot: int, ends: Ends) -> process.BaseProcess:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends

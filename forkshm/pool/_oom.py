@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 __all__ = ("OomKills",)
 
@@ -40,9 +41,9 @@ def _counted(paths: list[str]) -> dict[str, int]:
 
 def _counts_of_group() -> list[str]:
     paths = []
-    with contextlib.suppress(OSError), open(_MEMBERSHIP) as lines:
-        for line in lines:
-            _, controllers, group = line.rstrip("\n").split(":", 2)
+    with contextlib.suppress(OSError):
+        for line in _lines(_MEMBERSHIP):
+            _, controllers, group = line.split(":", 2)
             group = group.rstrip("/")
             if not controllers:
                 paths.append(f"{_GROUPS_V2}{group}/memory.events")
@@ -53,10 +54,15 @@ def _counts_of_group() -> list[str]:
 
 def _count(path: str) -> int | None:
     try:
-        with open(path) as lines:
-            for line in lines:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
+        for line in _lines(path):
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
     except (OSError, ValueError):
         pass  # not mounted here, or not ours to read
     return None
+
+
+def _lines(path: str) -> list[str]:
+    # Each pool that is started comes here: without the layers of a text file it takes half the time.
+    with open(path, "rb", buffering=0) as file:
+        return os.fsdecode(file.readall()).splitlines()

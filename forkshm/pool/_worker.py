@@ -117,6 +117,7 @@ register(Assignment, reduce_assignment)
 
 def run_worker(assignment: Assignment) -> None:
     """Take tasks until there are no more; the target of a worker process."""
+    kernel.step_back()  # once more: Python was coming up since then
     armed = kernel.die_with(assignment.lifeline)
     kernel.close(assignment.lifeline)
     # Ctrl-C reaches the whole process group; the parent decides what it means.

@@ -181,10 +181,10 @@ def test_an_initializer_that_raises_breaks_it():
 def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tmp_path, wait_until):
     original = Crew.start_in
 
-    def start_in(self, slots):
+    def start_in(self, slots, ends):
         if slots.start:
             wait_until(lambda: list(tmp_path.iterdir()))
-        original(self, slots)
+        original(self, slots, ends)
 
     monkeypatch.setattr(Crew, "start_in", start_in)
     with forkshm.Executor(3) as executor:
@@ -211,6 +211,19 @@ def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatc
             with pytest.raises(ValueError, match="closed"):
                 process.is_alive()
         patch.undo()
+        assert executor.submit(f.square, 3).result() == 9
+
+
+class Interrupting:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_at_the_first_call_leaves_no_worker():
+    with forkshm.Executor(3) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(f.square, Interrupting())
+        assert forkshm.active_children() == []
         assert executor.submit(f.square, 3).result() == 9
 
 

@@ -144,7 +144,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"] if CAN_FORK else ["spawn"])
 def test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word(run_script, method):
     done = run_script(AT_BIRTH.format(method=method, tests=TESTS), check=False)
     assert (done.stdout, done.stderr) == ("5 0\n1\n", "")
