@@ -118,7 +118,7 @@ class Barrier(Placed):
             ValueError: *timeout* is negative.
         """
         words = self._live()
-        deadline = time.monotonic() + checked_timeout(timeout)
+        deadline = time.perf_counter() + checked_timeout(timeout)
         ticket: list[int] = []
 
         def arrive() -> int:
@@ -149,7 +149,7 @@ class Barrier(Placed):
     def _sleep(self, words: memoryview, generation: int, deadline: float) -> None:
         where = self._address + _GENERATION * _WORD
         while words[_GENERATION] == generation:
-            left = deadline - time.monotonic()
+            left = deadline - time.perf_counter()
             if left <= 0:
                 self._guarded(words, lambda: self._break(words, generation))
             elif _locks.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:

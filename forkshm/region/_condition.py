@@ -129,7 +129,7 @@ class Condition(Placed):
             ValueError: *timeout* is negative.
         """
         words = self._live()
-        deadline = time.monotonic() + checked_timeout(timeout)
+        deadline = time.perf_counter() + checked_timeout(timeout)
         if not self._mutex._is_mine():
             raise self._mutex._not_mine("wait with")
         first = seen = words[_SEQUENCE]
@@ -144,7 +144,7 @@ class Condition(Placed):
                     self._mutex._acquire_again(count)
                 if self._may_go(words, first):
                     return True
-                if time.monotonic() >= deadline:
+                if time.perf_counter() >= deadline:
                     self._withdraw(words, first)
                     return False
                 seen = words[_SEQUENCE]
@@ -156,7 +156,7 @@ class Condition(Placed):
     def _sleep(self, words: memoryview, seen: int, deadline: float) -> None:
         where = self._address + _SEQUENCE * _WORD
         while words[_SEQUENCE] == seen:
-            left = deadline - time.monotonic()
+            left = deadline - time.perf_counter()
             if left <= 0:
                 return
             _locks.futex_wait(where, seen, min(left, SLICE))
@@ -189,11 +189,11 @@ class Condition(Placed):
             NotOwnerError: This thread does not hold the mutex.
             ValueError: *timeout* is negative.
         """
-        deadline = time.monotonic() + checked_timeout(timeout)
+        deadline = time.perf_counter() + checked_timeout(timeout)
         if not self._mutex._is_mine():
             raise self._mutex._not_mine("wait with")
         while not predicate():
-            if not self.wait(max(deadline - time.monotonic(), 0.0)):
+            if not self.wait(max(deadline - time.perf_counter(), 0.0)):
                 return bool(predicate())
         return True
 

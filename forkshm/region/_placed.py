@@ -169,12 +169,12 @@ def take(address: int, timeout: float) -> int:
     code = _locks.mutex_trylock(address)
     if code != errno.EBUSY or timeout <= 0:
         return code
-    deadline = time.monotonic() + timeout
+    deadline = time.perf_counter() + timeout  # on Windows monotonic() moves in steps of 16 ms
     while True:
-        code = _locks.mutex_lock(address, max(min(SLICE, deadline - time.monotonic()), 0.0))
+        code = _locks.mutex_lock(address, max(min(SLICE, deadline - time.perf_counter()), 0.0))
         if code != errno.ETIMEDOUT:
             return code
-        if time.monotonic() >= deadline:
+        if time.perf_counter() >= deadline:
             return errno.EBUSY
 
 

@@ -267,7 +267,7 @@ class RWLock(Placed):
 
     def _read(self, timeout: float | None) -> bool:
         words = self._live()
-        deadline = time.monotonic() + checked_timeout(timeout)
+        deadline = time.perf_counter() + checked_timeout(timeout)
         hold = _holds.by_address.get(self._address)
         if hold is not None:
             if hold.slot is None:
@@ -303,7 +303,7 @@ class RWLock(Placed):
                     slot: int = slots[number % len(slots)]
                     if self._enter(slot) == 0:
                         return slot
-            now = time.monotonic()
+            now = time.perf_counter()
             if now >= deadline:
                 return None
             if writer:
@@ -320,7 +320,7 @@ class RWLock(Placed):
 
     def _write(self, timeout: float | None) -> bool:
         words = self._live()
-        deadline = time.monotonic() + checked_timeout(timeout)
+        deadline = time.perf_counter() + checked_timeout(timeout)
         if self._address in _holds.by_address:
             raise DeadlockError(f"cannot acquire {self!r} for writing: this thread has it already; release it first")
         if not self._all_slots(words, deadline):
@@ -352,7 +352,7 @@ class RWLock(Placed):
     def _repair_first(self, words: memoryview, slot: int, deadline: float) -> bool:
         """Become a writer, who repairs, and then a reader again."""
         self.release()
-        if not self._write(max(deadline - time.monotonic(), 0.0) if math.isfinite(deadline) else None):
+        if not self._write(max(deadline - time.perf_counter(), 0.0) if math.isfinite(deadline) else None):
             return False
         words[_STATE] = _SOUND
         held[slot] = get_native_id(), words
@@ -366,7 +366,7 @@ class RWLock(Placed):
         if code == 0:
             return 0
         if code == errno.EBUSY:
-            code = take(mutex, deadline - time.monotonic())
+            code = take(mutex, deadline - time.perf_counter())
         if code == errno.EOWNERDEAD:
             code = _locks.mutex_consistent(mutex)
         if code not in (0, errno.EBUSY, errno.EDEADLK):

@@ -119,12 +119,12 @@ class Semaphore(Placed):
         answer[:] = _locks.sem_try(where)
         if answer[0] == 0 or seconds == 0:
             return answer[0] == 0
-        deadline = time.monotonic() + seconds
+        deadline = time.perf_counter() + seconds
         while words:
-            answer[:] = _locks.sem_wait(where, max(min(SLICE, deadline - time.monotonic()), 0.0))
+            answer[:] = _locks.sem_wait(where, max(min(SLICE, deadline - time.perf_counter()), 0.0))
             if answer[0] == 0:
                 return True
-            if time.monotonic() >= deadline:
+            if time.perf_counter() >= deadline:
                 break
         return False
 

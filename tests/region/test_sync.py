@@ -494,9 +494,9 @@ def test_a_recursive_mutex_is_free_after_as_many_releases(region, thread):
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.15])
 def test_an_acquire_gives_up_after_its_timeout_and_not_before(mutex, child_that_holds, timeout):
     child_that_holds(mutex.acquire)
-    start = time.monotonic()
+    start = time.perf_counter()
     assert mutex.acquire(timeout=timeout) is False
-    assert time.monotonic() - start >= timeout
+    assert time.perf_counter() - start >= timeout
     with pytest.raises(NotOwnerError):
         mutex.release()
 
@@ -960,9 +960,9 @@ def test_a_condition_needs_its_mutex_held(condition):
 def test_a_wait_gives_up_after_its_timeout_with_the_mutex_held(condition, thread):
     for timeout in (0, 0.01, 0.15):
         with condition:
-            start = time.monotonic()
+            start = time.perf_counter()
             assert condition.wait(timeout) is False
-            assert time.monotonic() - start >= timeout
+            assert time.perf_counter() - start >= timeout
             assert thread(condition.acquire, 0) is False
     assert condition.acquire(0)
     condition.release()
@@ -1060,9 +1060,9 @@ def test_a_thousand_items_go_from_producers_to_consumers(condition, cell, fork):
 def test_wait_for_says_what_the_predicate_said(condition):
     with condition:
         assert condition.wait_for(lambda: 7) is True
-        start = time.monotonic()
+        start = time.perf_counter()
         assert condition.wait_for(lambda: 0, timeout=0.05) is False
-        assert time.monotonic() - start >= 0.05
+        assert time.perf_counter() - start >= 0.05
 
 
 @pytest.mark.parametrize("n", [1, 2, 100])
@@ -1163,9 +1163,9 @@ def test_impossible_numbers_of_permits_are_refused(region, value):
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.15])
 def test_a_semaphore_gives_up_after_its_timeout_and_not_before(region, timeout):
     semaphore = Semaphore(region, value=0)
-    start = time.monotonic()
+    start = time.perf_counter()
     assert semaphore.acquire(timeout) is False
-    assert time.monotonic() - start >= timeout
+    assert time.perf_counter() - start >= timeout
 
 
 def test_one_permit_is_for_one_process(region, cell, fork):
@@ -1248,10 +1248,10 @@ def test_sections_that_cannot_be_entered_in_time_raise(region, child_that_holds)
     lock = RWLock(region)
     child_that_holds(lock.acquire_write)
     for section in (lock.read, lock.write):
-        start = time.monotonic()
+        start = time.perf_counter()
         with pytest.raises(LockTimeoutError, match=r"in 0\.15 seconds"), section(timeout=0.15):
             pass
-        assert time.monotonic() - start >= 0.15
+        assert time.perf_counter() - start >= 0.15
 
 
 def test_a_reader_may_read_again_and_a_holder_may_not_write(region, thread):
@@ -1606,10 +1606,10 @@ def test_impossible_numbers_of_parties_are_refused(region, parties):
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.15])
 def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
     barrier = Barrier(region)
-    start = time.monotonic()
+    start = time.perf_counter()
     with pytest.raises(threading.BrokenBarrierError):
         barrier.wait(timeout)
-    assert time.monotonic() - start >= timeout
+    assert time.perf_counter() - start >= timeout
     assert barrier.broken
     with pytest.raises(threading.BrokenBarrierError, match=r"reset\(\) mends it"):
         barrier.wait()
