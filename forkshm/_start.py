@@ -45,9 +45,8 @@ class _OfContext:
         if self.ignores_interrupts:
             # A worker. Who starts it has others to start, or a task to send.
             kernel.step_back()
-        method = self._start_method  # type: ignore[attr-defined]  # the base class' name
-        if method is not None and method != _multiprocess.default_context.get_start_method(allow_none=True):
-            _multiprocess.default_context.set_start_method(method, force=True)
+        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
+            _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
         try:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too

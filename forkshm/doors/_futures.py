@@ -230,29 +230,15 @@ class WorkPool(Pool):
     """A pool whose first worker is at its first task while the others are started."""
 
     def _start(self) -> None:
-        self._starting = contextlib.ExitStack()
-        try:
-            self._ends = self._starting.enter_context(self._crew.ends_of_workers())
-            self._crew.start_in(range(1), self._ends)
-        except BaseException:
-            self._starting.close()
-            self._crew.stop()
-            raise
+        self._crew.start_first(1)
 
-    def start_others(self, first: Callable[[], object]) -> None:
-        """Start them, after *first*. No other thread drives the pool yet, and it has none of its own.
+    def start_others(self) -> None:
+        """Start them. No other thread drives the pool yet, and it has none of its own.
 
         Raises:
             WorkerStartError: The kernel refused one.
-            BaseException: What *first* raised. In either case the pool is terminated.
         """
-        try:
-            with self._starting:
-                first()
-                self._crew.start_in(range(1, self._crew.size), self._ends)
-        except BaseException:
-            self.terminate()
-            raise
+        self._crew.start_in(range(1, self._crew.size))
 
 
 class Work:
@@ -304,10 +290,13 @@ class Work:
         try:
             # The first worker comes up, and takes them, while the others are forked.
             self._waiting.extend(units)
-            pool.start_others(self._hand_over)
+            self._hand_over()
+            pool.start_others()
         except BaseException:
-            self._pool = None
+            pool.terminate()
+            self._pool = self._shared = None
             self._waiting.clear()
+            self.settle()  # what the pool was given
             raise
         return pool
 
@@ -326,16 +315,12 @@ class Work:
 
     def add(self, units: Sequence[Call | Task]) -> None:
         """Take what is to be done, and hand it to the pool now or as soon as there is room."""
-        try:
-            with self._lock:
-                self._check()
-                if (pool := self._pool) is None:
-                    pool = self._start(units)
-                else:
-                    self._waiting.extend(units)
-        except BaseException:
-            self.settle()  # what the pool that could not be started was given
-            raise
+        with self._lock:
+            self._check()
+            if (pool := self._pool) is None:
+                pool = self._start(units)
+            else:
+                self._waiting.extend(units)
         self._hand_over()
         if self._waiting or pool._dispatcher.has_unsent() or pool._dispatcher._watch is not None:
             self.help(now=False)

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from forkshm._multiprocess import process
     from forkshm.channel import Receiver, Sender
 
-    #: Of the channel of tasks, of that of results, of the lifeline and of the bell.
-    Ends = tuple[Receiver, Sender, int, int]
-
 __all__ = ("Crew", "Worker", "descriptors_open")
 
 #: How long a worker may take to end after SIGTERM, before SIGKILL.
@@ -134,26 +131,25 @@ class Crew:
             self.stop()
             raise
 
-    def start_all(self) -> None:
-        """Start the first workers.
+    def start_first(self, count: int) -> None:
+        """Start the first workers; `start_in` is for the others, if there are to be more.
 
         Raises:
-            WorkerStartError: fork(2) was refused.
+            WorkerStartError: fork(2) was refused; the crew is stopped.
         """
         try:
-            with self.ends_of_workers() as ends:
-                self.start_in(range(self.size), ends)
+            self.start_in(range(count))
         except BaseException:
             self.stop()
             raise
 
-    def start_in(self, slots: range, ends: Ends) -> None:
-        """Start workers in slots that never had one, of which those in front are up first.
+    def start_in(self, slots: range) -> None:
+        """Start workers in slots that never had one.
 
         Raises:
             WorkerStartError: fork(2) was refused; those before that one are there.
         """
-        with _interrupts.held_back():
+        with _interrupts.held_back(), self._ends_of_workers() as ends:
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.
             processes = [self._make(slot, ends) for slot in slots]
@@ -203,13 +199,13 @@ class Crew:
             WorkerStartError: fork(2) was refused.
         """
         # There is no moment at which it lives and nobody knows it.
-        with _interrupts.held_back(), self.ends_of_workers() as ends:
+        with _interrupts.held_back(), self._ends_of_workers() as ends:
             process = self._make(slot, ends)
             self._begin(slot, process)
             self._enter([process], slot)
 
     @contextlib.contextmanager
-    def ends_of_workers(self) -> Iterator[Ends]:
+    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
         """Let workers that are started in the block have ends of the channels, which are closed here after it."""
         with contextlib.ExitStack() as copies:
             try:
@@ -230,7 +226,7 @@ class Crew:
             "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
         )
 
-    def _make(self, slot: int, ends: Ends) -> process.BaseProcess:
+    def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends

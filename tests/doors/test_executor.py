@@ -181,10 +181,10 @@ def test_an_initializer_that_raises_breaks_it():
 def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tmp_path, wait_until):
     original = Crew.start_in
 
-    def start_in(self, slots, ends):
+    def start_in(self, slots):
         if slots.start:
             wait_until(lambda: list(tmp_path.iterdir()))
-        original(self, slots, ends)
+        original(self, slots)
 
     monkeypatch.setattr(Crew, "start_in", start_in)
     with forkshm.Executor(3) as executor:
