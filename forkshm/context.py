@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
+    from forkshm.channel._queue import OnError
 
 __all__ = (
     "Array",
@@ -90,13 +91,17 @@ class _Doors(_Base):
         """Return the context of a start method; see `forkshm.get_context`."""
         return self if method is None else get_context(method)
 
-    def Queue(self, maxsize: int = 0) -> _channel.Queue:  # type: ignore[override]  # noqa: N802
+    def Queue(  # type: ignore[override]  # noqa: N802
+        self, maxsize: int = 0, *, on_error: OnError = "print"
+    ) -> _channel.Queue:
         """Return a `forkshm.Queue`."""
-        return _channel.Queue(maxsize, ctx=self.get_context())
+        return _channel.Queue(maxsize, ctx=self.get_context(), on_error=on_error)
 
-    def JoinableQueue(self, maxsize: int = 0) -> _channel.JoinableQueue:  # type: ignore[override]  # noqa: N802
+    def JoinableQueue(  # type: ignore[override]  # noqa: N802
+        self, maxsize: int = 0, *, on_error: OnError = "print"
+    ) -> _channel.JoinableQueue:
         """Return a `forkshm.JoinableQueue`."""
-        return _channel.JoinableQueue(maxsize, ctx=self.get_context())
+        return _channel.JoinableQueue(maxsize, ctx=self.get_context(), on_error=on_error)
 
     def SimpleQueue(self) -> _channel.SimpleQueue:  # type: ignore[override]  # noqa: N802
         """Return a `forkshm.SimpleQueue`."""

@@ -25,8 +25,9 @@ import queue
 import sys
 import threading
 import time
+import traceback
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from forkshm import _system
 from forkshm.backend import kernel
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from forkshm.region import MappedRegion
 
 __all__ = ("JoinableQueue", "Queue", "SimpleQueue")
+
+#: What becomes of what cannot be pickled.
+OnError = Literal["print", "raise"]
+_ON_ERROR = ("print", "raise")
 
 _count = kernel.count
 _locks = kernel.locks
@@ -154,7 +159,8 @@ class Queue:
 
     Where it differs from ``multiprocessing``:
 
-    * The object is pickled in `put`: what cannot be sent raises there, and later changes do not show.
+    * The object is pickled in `put`: later changes do not show. What cannot be sent is dropped and printed, as there,
+      with the part of it that is to blame and the line that put it; or raised, as *on_error* says.
     * An item can be got as soon as `put` has returned, and stays when the process that put it ends.
     * Nobody who is killed keeps others from going on: there is no lock. With it goes the item that it had taken, or
       what it had put and the kernel had no room for.
@@ -166,9 +172,12 @@ class Queue:
     Args:
         maxsize: How many items there may be; 0 or less for any number.
         ctx: For code written for ``multiprocessing``; nothing of it is needed.
+        on_error: What `put` does with what cannot be pickled, in whichever process: ``"print"`` drops it and goes
+            on, as ``multiprocessing`` does, ``"raise"`` raises.
 
     Raises:
         OSError: The limit on open files is reached.
+        ValueError: *on_error* is neither.
 
     Fork and threads:
         Safe to use from any process and any thread. A child forked meanwhile has the queue, and nothing of what this
@@ -186,8 +195,13 @@ class Queue:
         `multiprocessing.Queue`, `queue.Full`, `queue.Empty`.
     """
 
-    def __init__(self, maxsize: int = 0, *, ctx: context.BaseContext | None = None) -> None:
+    def __init__(
+        self, maxsize: int = 0, *, ctx: context.BaseContext | None = None, on_error: OnError = "print"
+    ) -> None:
+        if on_error not in _ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(map(repr, _ON_ERROR))}, got {on_error!r}")
         self._maxsize = max(operator.index(maxsize), 0)
+        self._on_error = on_error
         self._writer, self._reader = _new_channel()
         try:
             self._region = anonymous_shared_memory(_REGION_SIZE)
@@ -237,9 +251,18 @@ class Queue:
     # -- putting ----------------------------------------------------------------------
 
     @staticmethod
-    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:  # noqa: ARG004 - as subclasses define it
+    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
         # For subclasses, by the name that multiprocessing has.
-        raise e
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+            frame = frame.f_back
+        print(
+            f"A queue drops the {type(obj).__qualname__} that was put in {frame.f_code.co_filename}, line "
+            f"{frame.f_lineno}: it cannot be sent. A queue made with on_error='raise' raises this instead:\n"
+            + "".join(traceback.format_exception(e)),
+            end="",
+            file=sys.stderr,
+        )
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an object.
@@ -252,9 +275,10 @@ class Queue:
         Raises:
             queue.Full: There was no room.
             ValueError: This process closed the queue.
-            OSError: The kernel has no memory or fds for the copies.
-            Exception: Whatever pickling *obj* raises; nothing was put. A subclass that has the hook of
-                ``multiprocessing`` for that, ``_on_queue_feeder_error(error, obj)``, is called instead.
+            OSError: The kernel has no memory or fds for the copies; nothing was put.
+            Exception: Whatever pickling *obj* raises, if the queue was made with ``on_error="raise"``; nothing was
+                put. Else the hook of ``multiprocessing`` for that, ``_on_queue_feeder_error(error, obj)``, is
+                called; a subclass may have its own, and is told of an OSError, too.
         """
         if self._closed:
             raise self._is_closed()
@@ -276,9 +300,11 @@ class Queue:
                 raise
         except BaseException as error:
             self._give_room()
-            if isinstance(error, Exception):
-                explain(error, {"obj": obj}, self._known)
-            if type(self)._on_queue_feeder_error is _put_raises or not isinstance(error, Exception):
+            if not isinstance(error, Exception):
+                raise
+            explain(error, {"obj": obj}, self._known)
+            prints = type(self)._on_queue_feeder_error is _prints
+            if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
                 raise
             self._on_queue_feeder_error(error, obj)
 
@@ -522,7 +548,7 @@ class Queue:
         raise _only_shared(self)
 
 
-_put_raises = Queue._on_queue_feeder_error
+_prints = Queue._on_queue_feeder_error
 
 
 class JoinableQueue(Queue):
@@ -534,9 +560,11 @@ class JoinableQueue(Queue):
     Args:
         maxsize: As for `Queue`.
         ctx: As for `Queue`.
+        on_error: As for `Queue`.
 
     Raises:
         OSError: As for `Queue`.
+        ValueError: As for `Queue`.
 
     Example:
         >>> from forkshm import JoinableQueue
@@ -552,8 +580,10 @@ class JoinableQueue(Queue):
         `multiprocessing.JoinableQueue`.
     """
 
-    def __init__(self, maxsize: int = 0, *, ctx: context.BaseContext | None = None) -> None:
-        super().__init__(maxsize, ctx=ctx)
+    def __init__(
+        self, maxsize: int = 0, *, ctx: context.BaseContext | None = None, on_error: OnError = "print"
+    ) -> None:
+        super().__init__(maxsize, ctx=ctx, on_error=on_error)
         self._counters.unfinished = kernel.create_counter(self._region.fileno())
 
     def _note_put(self) -> None:
@@ -663,6 +693,7 @@ def reduce_queue(what: Queue) -> Any:
     return rebuild_queue, (
         type(what),
         what._maxsize,
+        what._on_error,
         what._region,
         _handle(what._writer),
         _handle(what._reader),
@@ -673,6 +704,7 @@ def reduce_queue(what: Queue) -> Any:
 def rebuild_queue(
     kind: type[Queue],
     maxsize: int,
+    on_error: OnError,
     region: MappedRegion,
     writer: ReceivedFd,
     reader: ReceivedFd,
@@ -681,6 +713,7 @@ def rebuild_queue(
     """Return the queue that arrived."""
     found = kind.__new__(kind)
     found._maxsize = maxsize
+    found._on_error = on_error
     found._region = region
     _take_ends(found, writer, reader)
     found._counters = _Counters(*[counter.take() for counter in counters])

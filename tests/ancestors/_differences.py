@@ -19,10 +19,6 @@ class Difference:
 
 KNOWN = [
     Difference(
-        "WithProcessesTestQueue.test_queue_feeder_donot_stop_onexc",
-        "Queue.put pickles at once: what cannot be sent raises there, and not in a thread that prints it",
-    ),
-    Difference(
         "WithProcessesTestPoolWorkerErrors.test_unpickleable_result",
         "expects that a lambda cannot be returned: here it can",
     ),

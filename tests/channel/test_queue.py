@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import multiprocessing
 import os
+import pathlib
 import pickle
 import queue
 import resource
@@ -66,6 +68,10 @@ def a_queue(mp):
 def ours():
     with made(forkshm.Queue()) as it:
         yield it
+
+
+def _mapped_bytes():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def eventually(condition):
@@ -236,15 +242,56 @@ class TestContract:
 
 
 class TestOurs:
-    def test_what_cannot_be_sent_raises_in_put_and_nothing_is_put(self):
+    def test_what_cannot_be_sent_is_dropped_and_printed_with_its_path_and_the_line_that_put_it(self, capfd):
         with made(forkshm.JoinableQueue(1)) as it:
             for _ in range(3):
-                with pytest.raises(TypeError, match="cannot pickle"):
-                    it.put(threading.Lock())
+                it.put({"model": [threading.Lock()]})
+                line = sys._getframe().f_lineno - 1
+                said = capfd.readouterr().err
+                assert said.startswith(f"A queue drops the dict that was put in {__file__}, line {line}: ")
+                assert "Traceback" in said
+                assert said.endswith("(obj['model'][0]: _thread.lock)\n")
+            assert it.empty()
+            it.put(1)
+            assert it.qsize() == it.get() == 1
+            it.task_done()
+            it.join()
+            assert capfd.readouterr().err == ""
+
+    def test_what_cannot_be_sent_raises_where_it_is_put_if_asked_for_in_other_processes_too(self, in_child):
+        def fails(queue):
+            for _ in range(3):
+                with pytest.raises(TypeError, match=r"cannot pickle .* \(obj: _thread\.lock\)"):
+                    queue.put(threading.Lock())
+
+        with made(forkshm.JoinableQueue(1, on_error="raise")) as it:
+            fails(it)
+            assert in_child(lambda: fails(it)) == 0
+            with forkshm.Pool(1) as pool:
+                pool.apply(fails, [it])
             it.put(1)
             assert it.get() == 1
             it.task_done()
             it.join()
+
+    def test_what_the_kernel_refuses_raises(self, ours, in_child):
+        def without_memory():
+            large = mmap.mmap(-1, 2**30)
+            # A region for its copy cannot be mapped.
+            resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes() + 2**29,) * 2)
+            for _ in range(3):
+                with pytest.raises(OSError, match="Cannot allocate memory"):
+                    ours.put(pickle.PickleBuffer(large))
+            assert ours.qsize() == 0
+            ours.put("more")
+            assert ours.get() == "more"
+
+        assert in_child(without_memory) == 0
+
+    def test_another_on_error_is_refused(self):
+        for kind in forkshm.queues.Queue, forkshm.queues.JoinableQueue, forkshm.get_context("spawn").Queue:
+            with pytest.raises(ValueError, match="on_error must be one of 'print', 'raise', got 'skip'"):
+                kind(on_error="skip")
 
     def test_later_changes_do_not_show(self, ours):
         item = [1]
