@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
-from forkshm.channel._endpoint import Receiver, Sender
+from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
 from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
@@ -36,6 +36,17 @@ _BLOCK = struct.Struct("<B7xQQQ")
 _IN_BLOCK = 0x11
 #: Longer bytes go through a block.
 _INLINE = 16 * 1024
+
+# The kernel lets senders wait by the bytes in the pipe, and of a block there is only the message that names it. So
+# messages with large blocks get *ballast*: without, hundreds of them would be under way before anybody waits.
+#: Before such a message: its length without the ballast.
+_BALLAST = struct.Struct("<B3xI")
+_WITH_BALLAST = 0x12
+#: One byte for so many in blocks: tens of MiB are under way then, in messages of up to 1 MiB or so ...
+_BYTES_PER_BALLAST = 320
+_LEAST_BYTES = 2**18
+#: ... and not more than this, which lets a few be under way, however large.
+_MOST_BALLAST = 48 * 1024
 
 
 class Connection:
@@ -109,7 +120,7 @@ class Connection:
     # -- objects ----------------------------------------------------------------------
 
     def send(self, obj: Any) -> None:
-        """Send an object. Waits while the kernel's buffer is full.
+        """Send an object. Waits while the kernel's buffer is full, or some 50 MiB of copies are on their way.
 
         Raises:
             BrokenPipeError: Nobody has the other end any more.
@@ -126,7 +137,7 @@ class Connection:
             explain(error, {"obj": obj}, self._known)
             raise
         try:
-            self._send(parcel.data, parcel.fds)
+            self._send(parcel.data, parcel.fds, parcel.copied)
         finally:
             parcel.close()
 
@@ -178,7 +189,7 @@ class Connection:
             raise
         lease = arena.lend(block)
         try:
-            self._send(_BLOCK.pack(_IN_BLOCK, block.offset, block.size, size), [lease.fd])
+            self._send(_BLOCK.pack(_IN_BLOCK, block.offset, block.size, size), [lease.fd], size)
         finally:
             lease.close()
 
@@ -284,7 +295,12 @@ class Connection:
             "a plain pickle has no place for its fd"
         )
 
-    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+    def _send(self, data: bytes, fds: Sequence[int] = (), nbytes: int = 0) -> None:
+        """Send a message; *nbytes* of it are in blocks."""
+        if nbytes >= _LEAST_BYTES:
+            ballast = min(nbytes // _BYTES_PER_BALLAST, _MOST_BALLAST, MAX_MESSAGE - _BALLAST.size - len(data))
+            if ballast > 0:
+                data = b"".join((_BALLAST.pack(_WITH_BALLAST, len(data)), data, bytes(ballast)))
         try:
             self._sender.send(data, fds)
         except ChannelBrokenError as error:
@@ -298,6 +314,9 @@ class Connection:
             received = wait_message(self._receiver, self._spin, None)
         if received is None:
             raise ChannelBrokenError("nothing more to receive: every process at the other end is gone")
+        data, fds = received
+        if data[0] == _WITH_BALLAST:
+            return _unballasted(data, fds), fds
         return received
 
     def _check_open(self) -> None:
@@ -358,6 +377,16 @@ def Pipe(  # noqa: N802 - the standard library's name
         Connection(first, writable=duplex, start_method=method),
         Connection(second, readable=duplex, start_method=method),
     )
+
+
+def _unballasted(data: bytes, fds: list[int]) -> bytes:
+    if len(data) > _BALLAST.size:
+        length = _BALLAST.unpack_from(data)[1]
+        if 0 < length <= len(data) - _BALLAST.size:
+            return data[_BALLAST.size : _BALLAST.size + length]
+    for fd in fds:
+        kernel.close(fd)
+    raise ChannelBrokenError(f"a message of {len(data):,} bytes does not say how many of them are ballast")
 
 
 def _bytes_of(data: bytes, fds: list[int]) -> memoryview:

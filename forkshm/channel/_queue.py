@@ -55,6 +55,8 @@ _locks = kernel.locks
 
 #: What the kernel is asked to hold; it gives what net.core.wmem_max allows, 208 KiB mostly.
 _SOCKET_BUFFER = 2**20
+#: Of a queue whose senders wait for room, however large the items are: some 700 small ones, or 100 MiB.
+_SIMPLE_SOCKET_BUFFER = 2**18
 
 #: How long a put waits for a receiver that is about to make room, before it begins a backlog.
 _PATIENCE_SECONDS = 0.01
@@ -103,7 +105,7 @@ class SimpleQueue:
 
     def __init__(self, *, ctx: context.BaseContext | None = None) -> None:
         reader, writer = Pipe(duplex=False, ctx=ctx)
-        writer.grow(_SOCKET_BUFFER)
+        writer.grow(_SIMPLE_SOCKET_BUFFER)
         self._ready(reader, writer)
 
     def _ready(self, reader: Connection, writer: Connection) -> None:
@@ -116,7 +118,7 @@ class SimpleQueue:
         return f"<{type(self).__name__} {'closed' if self._reader.closed else f'fd {self._reader.fileno()}'}>"
 
     def put(self, obj: Any) -> None:
-        """Put an object; wait while the kernel's buffer is full.
+        """Put an object; wait while the kernel's buffer is full, or some 100 MiB of copies are in the queue.
 
         Raises:
             OSError: This process closed the queue.

@@ -271,6 +271,43 @@ class TestOurs:
         here.send(1)
         assert there.recv() == 1
 
+    @pytest.mark.parametrize(("nbytes", "most"), [(300_000, 150), (2_000_000, 50), (40_000_000, 6)])
+    @pytest.mark.parametrize("send", ["send", "send_bytes"])
+    def test_a_sender_waits_before_the_memory_is_full(self, ours, nbytes, most, send):
+        """The kernel holds hundreds of messages, of whatever size the blocks are that they name."""
+        here, there = ours
+        os.set_blocking(here.fileno(), False)  # to be told, and not to wait
+        item = np.ones(nbytes, np.uint8)
+        for _ in range(2):
+            sent = 0
+            with pytest.raises(BlockingIOError):
+                while sent < 300:
+                    item[0] = sent
+                    getattr(here, send)(item)
+                    sent += 1
+            assert 2 <= sent <= most
+            for number in range(sent):
+                got = there.recv() if send == "send" else np.frombuffer(there.recv_bytes(), np.uint8)
+                assert (got[0], int(got[1:].sum())) == (number, nbytes - 1)
+                del got
+
+    def test_what_is_shared_takes_no_room(self, ours):
+        here, there = ours
+        os.set_blocking(here.fileno(), False)
+        shared = forkshm.zeros(10_000_000, np.uint8)
+        for number in range(50):
+            here.send((number, shared))
+        assert [there.recv()[0] for _ in range(50)] == [*range(50)]
+
+    @pytest.mark.parametrize("message", [b"\x12", b"\x12" + bytes(7), b"\x12" + bytes(8), b"\x12\0\0\0\x03\0\0\0ab"])
+    def test_ballast_that_is_none_is_refused(self, ours, message):
+        here, there = ours
+        here._sender.send(message, [there.fileno()])
+        with pytest.raises(forkshm.ChannelBrokenError, match="how many of them are ballast"):
+            there.recv()
+        here.send(1)
+        assert there.recv() == 1
+
     def test_ends_are_given_back_without_close(self):
         forkshm.Pipe()  # the leak check looks
 
