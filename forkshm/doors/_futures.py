@@ -227,18 +227,18 @@ class Chunks(Job):
 
 
 class WorkPool(Pool):
-    """A pool whose first worker is at its first task while the others are started."""
+    """A pool whose first task waits for the workers."""
 
     def _start(self) -> None:
-        self._crew.start_first(1)
+        """Start nothing yet."""
 
-    def start_others(self) -> None:
-        """Start them. No other thread drives the pool yet, and it has none of its own.
+    def start_workers(self) -> None:
+        """Start the workers. No other thread drives the pool yet, and it has none of its own.
 
         Raises:
-            WorkerStartError: The kernel refused one.
+            WorkerStartError: The kernel refused one; the pool is stopped.
         """
-        self._crew.start_in(range(1, self._crew.size))
+        self._crew.start_all()
 
 
 class Work:
@@ -288,10 +288,12 @@ class Work:
         """Start the pool, which begins with these. Needs the lock: nobody drives it meanwhile."""
         pool = self._pool = self._make_pool()
         try:
-            # The first worker comes up, and takes them, while the others are forked.
-            self._waiting.extend(units)
+            # Before the first fork: after each, whatever is touched is copied. And only one, which workers are not kept
+            # waiting for.
+            self._waiting.extend(units[:1])
             self._hand_over()
-            pool.start_others()
+            pool.start_workers()
+            self._waiting.extend(units[1:])
         except BaseException:
             pool.terminate()
             self._pool = self._shared = None

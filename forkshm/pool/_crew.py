@@ -131,38 +131,33 @@ class Crew:
             self.stop()
             raise
 
-    def start_first(self, count: int) -> None:
-        """Start the first workers; `start_in` is for the others, if there are to be more.
+    def start_all(self) -> None:
+        """Start the workers; once.
 
         Raises:
             WorkerStartError: fork(2) was refused; the crew is stopped.
         """
         try:
-            self.start_in(range(count))
+            self._start_all()
         except BaseException:
             self.stop()
             raise
 
-    def start_in(self, slots: range) -> None:
-        """Start workers in slots that never had one.
-
-        Raises:
-            WorkerStartError: fork(2) was refused; those before that one are there.
-        """
+    def _start_all(self) -> None:
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.
-            processes = [self._make(slot, ends) for slot in slots]
+            processes = [self._make(slot, ends) for slot in range(self.size)]
             if gc.isenabled():
                 # What is young is collected now: later it would be in each of the processes.
                 gc.collect(0)
             begun = 0
             try:
-                for slot, process in zip(slots, processes, strict=True):
+                for slot, process in enumerate(processes):
                     self._begin(slot, process)
                     begun += 1
             finally:
-                self._enter(processes[:begun], slots.start)
+                self._enter(processes[:begun])
         if self._imitations:
             kind = type(self._imitations[0]).__name__
             raise WorkerStartError(
@@ -207,17 +202,23 @@ class Crew:
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
         """Let workers that are started in the block have ends of the channels, which are closed here after it."""
-        with contextlib.ExitStack() as copies:
+        # No exit stack: after a fork whatever is touched is copied, and it touches much.
+        channels: list[Receiver | Sender] = []
+        pipes: list[int] = []
+        try:
             try:
-                tasks = copies.enter_context(contextlib.closing(self._tasks_end.duplicate()))
-                results = copies.enter_context(contextlib.closing(self._results_end.duplicate()))
-                lifeline = kernel.duplicate(self._lifeline_end.fd)
-                copies.callback(kernel.close, lifeline)
-                bell = kernel.duplicate(self._bell_end.fd)
-                copies.callback(kernel.close, bell)
+                channels += [tasks := self._tasks_end.duplicate()]
+                channels += [results := self._results_end.duplicate()]
+                pipes += [lifeline := kernel.duplicate(self._lifeline_end.fd)]
+                pipes += [bell := kernel.duplicate(self._bell_end.fd)]
             except OSError as error:
                 raise self._cannot_start(error) from error
             yield tasks, results, lifeline, bell
+        finally:
+            for channel in channels:
+                channel.close()
+            for pipe in pipes:
+                kernel.close(pipe)
 
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
         return WorkerStartError(

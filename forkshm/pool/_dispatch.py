@@ -576,7 +576,8 @@ class Dispatcher:
         if got:
             return True
         began = now = time.perf_counter()
-        spin_until = now + self._spin.begin()
+        # Before the first answer workers are coming up, and need the cores more.
+        spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
         while now < spin_until:

@@ -182,7 +182,7 @@ class Pool:
         self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
 
     def _start(self) -> None:
-        self._crew.start_first(self._crew.size)
+        self._crew.start_all()
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) == "RUN" and self._is_ours():

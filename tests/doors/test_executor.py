@@ -179,14 +179,14 @@ def test_an_initializer_that_raises_breaks_it():
 
 
 def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tmp_path, wait_until):
-    original = Crew.start_in
+    original = Crew._begin
 
-    def start_in(self, slots):
-        if slots.start:
+    def begin(self, slot, process):
+        if slot:
             wait_until(lambda: list(tmp_path.iterdir()))
-        original(self, slots)
+        original(self, slot, process)
 
-    monkeypatch.setattr(Crew, "start_in", start_in)
+    monkeypatch.setattr(Crew, "_begin", begin)
     with forkshm.Executor(3) as executor:
         executor.submit(f.leave, tmp_path, None).result()
         assert executor.submit(f.square, 3).result() == 9
