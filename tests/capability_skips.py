@@ -91,6 +91,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
+        "suites": (
+            "the CPython that is had for Windows comes without the package test, which the suites of others need",
+            ("ancestors/test_ancestors.py",),
+        ),
         "times": ("what Wine takes says nothing of Windows, and the benchmarks are for Linux", ("test_benchmarks.py",)),
         "commands": (
             "python -m forkshm ls, top and clean look into /proc, and run forks: each says in a line that it cannot",
