@@ -426,7 +426,7 @@ def test_what_cannot_be_pickled_is_named_by_the_way_to_it(run):
                 print(error)
     """
     main = """
-    fails(lambda models: ctx.Queue().put(models))
+    fails(lambda models: ctx.Queue(on_error="raise").put(models))
     fails(lambda models: ctx.SimpleQueue().put(models))
     fails(lambda models: ctx.Pipe()[0].send(models))
     if METHOD != "fork":
