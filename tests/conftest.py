@@ -29,6 +29,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: For type checkers; `test_typing` runs them.
+collect_ignore = ["typing"]
+
+
 def pytest_ignore_collect(collection_path):
     """Do not even import a file that is left out as a whole where it might not be importable."""
     if sys.platform == "win32" and collection_path.suffix == ".py":
