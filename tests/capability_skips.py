@@ -34,7 +34,35 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                     "test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody"
                 ),
                 "failure/test_forked_by_others.py::test_an_executor_forks_from_its_own_thread_while_ours_work",
+                "ecosystem/test_executors.py::test_process_pool_executor",
+                "ecosystem/test_executors.py::test_asyncio_runs_in_it",
             ),
+        ),
+        "affinity": (
+            "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
+            (
+                "pool/test_worker_state.py::test_workers_that_are_not_forked_have_it_too",
+                "pool/test_worker_state.py::test_workers_run_on_the_cores_they_are_given",
+                "pool/test_worker_state.py::test_cores_that_cannot_be_used_are_refused_before_a_worker_starts",
+                "doors/test_parallel.py::test_cores_are_given_to_the_workers",
+            ),
+        ),
+        "a signal when the parent ends": (
+            "a thread of each worker waits for the parent's end, and one that was stopped has none that runs",
+            (
+                (
+                    "failure/test_bounded.py::"
+                    "test_workers_are_gone_within_a_second_of_their_parent[fork-while a worker is stopped]"
+                ),
+                (
+                    "failure/test_bounded.py::"
+                    "test_workers_are_gone_within_a_second_of_their_parent[forkserver-while a worker is stopped]"
+                ),
+            ),
+        ),
+        "ends in select": (
+            "that the other end is gone is told by recv and poll, and not by what waits for several connections",
+            ("dropin/test_snippets.py::test_it_runs_here[waiting for many readers]",),
         ),
         "pagemap": (
             "which pages were written is not told, so copies that are handed on are copied again",
@@ -66,6 +94,9 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "region/test_mapped_region.py::TestPopulate::test_in_every_mode_and_no_byte_changes",
                 "region/test_mapped_region.py::TestPopulate::test_populate_takes_all_the_memory_now",
                 "region/test_mapped_region.py::TestPopulate::test_what_was_opened_for_reading_can_be_populated",
+                "limits/test_oom.py::test_to_populate_more_than_a_group_has_left_is_an_exception",
+                "limits/test_oom.py::test_the_doctor_says_what_a_group_has_left",
+                "limits/test_oom.py::test_what_a_group_has_no_room_for_is_not_populated",
             ),
         ),
         "exact_objects": (
@@ -74,7 +105,11 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "memfd": (
             "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
-            ("region/test_object.py::test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus",),
+            (
+                "region/test_object.py::test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus",
+                "limits/test_memory.py::test_everything_works_whatever_dev_shm_is",
+                "limits/test_memory.py::test_memory_with_a_name_says_that_dev_shm_has_no_room[read-only]",
+            ),
         ),
         "labels": (
             "memory of shm_open(3) without a name has no label, so /proc does not tell that it is forkshm's",

@@ -569,6 +569,8 @@ class PosixBackend(Unix):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     return None
                 return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+            except ChildProcessError:
+                pass  # the fork server's
             except OSError:
                 return None
         try:

@@ -118,7 +118,8 @@ class TestContract:
         assert receiving.poll() is False
         began = time.monotonic()
         assert receiving.poll(0.05) is False
-        assert time.monotonic() - began >= 0.05
+        # The standard library's own goes by this clock, which has 16 ms on Windows.
+        assert time.monotonic() - began >= 0.05 - time.get_clock_info("monotonic").resolution
         sending.send(1)
         assert receiving.poll() is True
         assert receiving.poll(None) is True
