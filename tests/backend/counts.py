@@ -28,9 +28,18 @@ from capability_skips import SKIPS  # noqa: E402 - tests are no package
 #: What tests say that need something of the machine, and what that is called.
 OF_THE_MACHINE = {
     "could not import": "libraries that the other Python has",
+    "uvloop is not installed": "libraries that the other Python has",
     "only root": "another user",
+    "needs root": "another user",
+    "becomes another user": "another user",
+    "gives a file to another user": "another user",
+    "the example needs": "libraries that the other Python has",
     "no C": "a compiler",
 }
+
+#: Where processes are spawned: tests that are run forked elsewhere, or by the fork server, have this method there.
+SPAWNING = {"windows"}
+_METHOD = re.compile(r"(?<=[\[-])(fork|forkserver|spawn)(?=[\]-])")
 
 #: Only there for one backend, and what for.
 OF_ITS_OWN = {"tests.windows.": "windows"}
@@ -75,7 +84,10 @@ def capability_of(outcome):
 
 
 def as_on_first(mine, first):
-    """Give each test of a file that was skipped as a whole that outcome: it is known by the first backend."""
+    """Give each test of a file that was skipped as a whole that outcome, and one that was spawned its name on the first.
+
+    That is where the names are known.
+    """
     found = {}
     for name, outcome in mine.items():
         module = name.removeprefix("::") if name.startswith("::") else None
@@ -83,7 +95,16 @@ def as_on_first(mine, first):
             found.update({each: outcome for each in first if each.startswith((f"{module}::", f"{module}."))})
         else:
             found[name] = outcome
+    for name in found.keys() - first.keys():
+        forked = _METHOD.sub("fork", name)
+        if forked in first and forked not in found:
+            found[forked] = found.pop(name)
     return found
+
+
+def is_of_another_method(backend, name, mine):
+    """Whether a test is one of a start method that the backend has not, and runs with another one there."""
+    return backend in SPAWNING and any(_METHOD.sub(method, name) in mine for method in ("fork", "spawn"))
 
 
 def file_left_out(backend, name):
@@ -109,6 +130,8 @@ def account(backend, mine, first):
             if own is not None and own != backend:
                 continue
             counts["not collected"] += 1
+            if capability is None and is_of_another_method(backend, name, mine):
+                capability = "fork context"
             if capability is None:
                 wrong.append(f"not collected: {name}")
             else:

@@ -51,7 +51,7 @@ def _no_crash_reports(monkeypatch):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(
     ("method", "where", "how"),
-    [(method, where, how) for method in METHODS for where in LIVES for how in WAYS] + SPAWNED,
+    list(dict.fromkeys([(method, where, how) for method in METHODS for where in LIVES for how in WAYS] + SPAWNED)),
 )
 def test_only_the_task_whose_worker_died_fails(method, where, how):
     exitcode, name = WAYS[how]

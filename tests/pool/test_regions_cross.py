@@ -67,7 +67,7 @@ def fill(region, value):
 PARTS = [(0, None), (1, None), (PAGE - 1, 2), (PAGE, PAGE), (PAGE + 1, PAGE + 1), (SIZE - 1, 1)]
 
 
-@pytest.mark.parametrize(("offset", "size"), PARTS)
+@pytest.mark.parametrize(("offset", "size"), PARTS, ids=in_pages)
 def test_the_whole_or_a_part_arrives_and_writes_are_seen(pool, mappable, offset, size):
     with MappedRegion(mappable, offset=offset, size=size) as region:
         expected = pattern(SIZE)[offset:][:size]
@@ -110,7 +110,7 @@ def overwrite(region, position, value):
     return region
 
 
-@pytest.mark.parametrize(("offset", "size"), PARTS)
+@pytest.mark.parametrize(("offset", "size"), PARTS, ids=in_pages)
 def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappable, offset, size):
     content = pattern(SIZE)[offset:][:size]
     with MappedRegion(mappable, "copy_on_write", offset, size) as region:
