@@ -29,6 +29,7 @@ from capability_skips import SKIPS  # noqa: E402 - tests are no package
 OF_THE_MACHINE = {
     "could not import": "libraries that the other Python has",
     "uvloop is not installed": "libraries that the other Python has",
+    "PyTorch is not installed": "libraries that the other Python has",
     "only root": "another user",
     "needs root": "another user",
     "becomes another user": "another user",
