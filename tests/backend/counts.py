@@ -85,9 +85,9 @@ def capability_of(outcome):
 
 
 def as_on_first(mine, first):
-    """Give each test of a file that was skipped as a whole that outcome, and one that was spawned its name on the first.
+    """Give each test of a file that was skipped as a whole that outcome, and one that was spawned its name there.
 
-    That is where the names are known.
+    It is the first backend that knows the names.
     """
     found = {}
     for name, outcome in mine.items():
