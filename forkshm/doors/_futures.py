@@ -233,12 +233,13 @@ class WorkPool(Pool):
         """Start nothing yet."""
 
     def start_workers(self) -> None:
-        """Start the workers. No other thread drives the pool yet, and it has none of its own.
+        """Start the workers, unless they are. No other thread drives the pool yet, and it has none of its own.
 
         Raises:
             WorkerStartError: The kernel refused one; the pool is stopped.
         """
-        self._crew.start_all()
+        if not self._crew.started:
+            self._crew.start_all()
 
 
 class Work:
@@ -282,7 +283,15 @@ class Work:
         """Return the pool; started if need be."""
         with self._lock:
             self._check()
-            return self._pool or self._start(())
+            return self._begun_pool() or self._start(())
+
+    def _begun_pool(self) -> WorkPool | None:
+        """Return the pool if there is one, with its workers. Needs the lock."""
+        pool = self._pool
+        if pool is not None:
+            # Pickling the first call's arguments may come here, to wait for another call.
+            pool.start_workers()
+        return pool
 
     def _start(self, units: Sequence[Call | Task]) -> WorkPool:
         """Start the pool, which begins with these. Needs the lock: nobody drives it meanwhile."""
@@ -319,7 +328,7 @@ class Work:
         """Take what is to be done, and hand it to the pool now or as soon as there is room."""
         with self._lock:
             self._check()
-            if (pool := self._pool) is None:
+            if (pool := self._begun_pool()) is None:
                 pool = self._start(units)
             else:
                 self._waiting.extend(units)

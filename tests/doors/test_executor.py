@@ -193,6 +193,22 @@ def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tm
         assert len(executor.pool._crew.workers) == 3
 
 
+class Asking:
+    """Is pickled as what a worker says."""
+
+    def __init__(self, executor):
+        self.executor = executor
+
+    def __reduce__(self):
+        return int, (self.executor.submit(f.square, 3).result(60),)
+
+
+def test_pickling_the_first_call_may_wait_for_another():
+    with forkshm.Executor(2) as executor:
+        assert executor.submit(f.square, Asking(executor)).result(60) == 81
+        assert len(executor.pool._crew.workers) == 2
+
+
 def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatch):
     begun = []
 
