@@ -310,6 +310,7 @@ def test_join_does_not_wait_for_workers_that_are_not_up(monkeypatch):
     assert time.monotonic() - began < _crew._FAREWELL_SECONDS
 
 
+@pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver", "spawn"))
 def test_join_waits_for_workers_that_are_not_up_when_something_of_the_callers_is_to_run_in_them(method, tmp_path):
     initializer = {"initializer": f.begin_late, "initargs": (tmp_path,)}
