@@ -8,6 +8,7 @@ queue has no room yet.
 
 from __future__ import annotations
 
+import _thread
 import concurrent.futures
 import contextlib
 import os
@@ -146,6 +147,13 @@ class Future(concurrent.futures.Future[T]):
         else:
             self._work.kept.discard(self)
 
+    def __del__(self, finished: tuple[str, ...] = _FINISHED) -> None:
+        # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
+        # at work amid anything, for example in the code that starts a thread.
+        if self._state not in finished and self._work.is_ours():
+            with contextlib.suppress(RuntimeError):  # no thread is to be had, or the interpreter ends
+                _thread.start_new_thread(self._work.help, ())
+
     def _tell(self) -> None:
         if next(self._telling, False):
             with self._condition:
@@ -182,7 +190,7 @@ class Call(Job):
         future = self._future()
         if future is None:
             arrived.pop(key, None)
-        elif future.has_listeners():
+        elif future.has_listeners() or self._work.is_helped():
             self._work.settle_later()
 
     def take(self, answer: Answer) -> None:
@@ -458,6 +466,11 @@ class Work:
             pool._dispatcher.call_later(callback)
         else:
             callback()
+
+    def is_helped(self) -> bool:
+        """Return whether this is the pool's thread, which works while nobody waits."""
+        pool = self._pool
+        return pool is not None and pool._dispatcher.is_helper()
 
     def is_running(self, task: Task) -> bool:
         """Return whether a worker is at a task."""

@@ -63,9 +63,10 @@ def test_shared_arrays_are_shared_and_others_copied_once(executor):
     assert plain[0] == 1
 
 
-def test_what_was_not_begun_can_be_cancelled(gate):
+def test_what_was_not_begun_can_be_cancelled(gate, wait_until):
     with forkshm.Executor(1) as executor:
         futures = [executor.submit(wait_for, gate, x) for x in range(40)]
+        wait_until(futures[0].running)
         assert not futures[0].cancel()
         assert futures[-1].cancel()
         with pytest.raises(concurrent.futures.CancelledError):
@@ -111,7 +112,7 @@ class TestTinyCalls:
 
     def test_what_finds_no_room_is_done_though_nobody_asks(self, executor, monkeypatch, tmp_path, wait_until):
         dispatcher = executor.pool._dispatcher
-        monkeypatch.setattr(dispatcher, "_has_room", lambda: len(dispatcher._sent) < 2)
+        monkeypatch.setattr(dispatcher, "_has_room", lambda: len(dispatcher._tasks.sent) < 2)
         futures = [executor.submit(touch, tmp_path / str(x)) for x in range(20)]
         wait_until(lambda: len(list(tmp_path.iterdir())) == 20)
         assert [f.result() for f in futures] == [None] * 20
@@ -469,9 +470,9 @@ def test_a_map_that_is_dropped_is_not_finished(gate):
         gate.release(300)
         assert next(results) == 0
         results.close()
-        gate.release(300)  # for those that the pool was given
+        gate.release(300)  # for the one that runs
         executor.shutdown()
-        assert executor._work._running == 0
+        assert executor._work._pool._dispatcher.is_idle()
 
 
 def test_a_map_is_done_whether_somebody_takes_the_results_or_not(tmp_path):
@@ -528,6 +529,5 @@ def test_the_thread_of_the_pool_stands_by_while_somebody_waits(gate, executor):
 def test_the_thread_that_has_ended_is_started_again(executor):
     """It ends when the pool has nothing to do, although another thread has answers in hand."""
     executor.submit(abs, 1).result()
-    executor._work._is_helped = executor._work._is_helped_now = True
     done, _ = concurrent.futures.wait([executor.submit(abs, 1)], timeout=20)
     assert len(done) == 1

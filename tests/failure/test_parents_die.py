@@ -19,7 +19,7 @@ PROGRAM = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import forkshm, functions as f
-from forkshm.pool import _crew, _dispatch
+from forkshm.pool import _crew, _tasks
 
 def say_who(processes):
     print(*[process.pid for process in processes], flush=True)
@@ -41,7 +41,7 @@ def pickling(pool):
     pool.apply(f.nothing, (f.DieAtPickle(how, -1),))
 
 def sending(pool):
-    _dispatch.Dispatcher._enter = lambda *_: f.end(how)
+    _tasks.Outstanding.enter = lambda *_: f.end(how)
     pool.apply(f.nothing, (bytes(100_000),))
 
 def unpickling(pool):
