@@ -310,7 +310,12 @@ class Arena:
     # -- under guard ------------------------------------------------------------------
 
     def _take(self, size: int) -> Block | None:
-        for carved in self._carved:
+        for carved in list(self._carved):
+            if carved.without(carved.free, size) is None:
+                continue
+            if not _WHOLE and not carved.segment.is_intact():
+                self._lose(carved)
+                continue
             if carved.segment.stuck:
                 mend(carved.segment)
             if (block := self._take_from(carved, size)) is not None:
