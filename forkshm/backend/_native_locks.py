@@ -1,0 +1,241 @@
+"""Acquire and release a lock word without running Python: some 300 bytes of machine code for x86-64.
+
+The word holds the token of the process that has the lock, so taking the lock and noting its owner is one instruction
+(``lock cmpxchg``). A killed process has the lock or does not have it; there is no moment between. Python has no such
+instruction, and a call by way of ctypes takes twice as long as all of this. So the two functions here are functions of
+C to Python, made from a ``PyMethodDef`` whose address points at the code below. They handle the uncontended case, and
+call a function of Python for the rest.
+
+Where this code cannot run, `forkshm.sync` does the same under a robust mutex, ten times as slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("NativeLocks",)
+
+# Each function gets (self, args, nargs, kwnames), as METH_FASTCALL | METH_KEYWORDS says. `self` is a tuple: a function
+# of Python for what is not done here, and bytes that hold the parameters:
+#     0   address of the word: token of the owner, bit 31 set if somebody may be asleep; 0 when nobody has the lock
+#     8   address of the state in this process: how often it is held, thread, token
+#     16  whether a thread may acquire it again
+# Names in capitals are replaced by addresses, and I0 to P2 by offsets in tuples and bytes.
+_ACQUIRE = (
+    "48 85 c9"  #                       test rcx, rcx             keyword arguments?
+    "75 73"  #                          jne  python
+    "48 83 fa 01"  #                    cmp  rdx, 1               more than one argument?
+    "77 6d"  #                          ja   python
+    "4c 8b 47 I1"  #                    mov  r8, [rdi+item 1]
+    "4d 8b 48 P0"  #                    mov  r9, [r8+word]
+    "4d 8b 58 P1"  #                    mov  r11, [r8+state]
+    "49 ba TOKEN___"  #                 mov  r10, &token
+    "4d 8b 12"  #                       mov  r10, [r10]
+    "4d 85 d2"  #                       test r10, r10             not known in this process yet?
+    "74 4f"  #                          je   python
+    "64 48 8b 0c 25 00 00 00 00"  #     mov  rcx, fs:0            this thread
+    "49 83 78 P2 00"  #                 cmp  [r8+recursive], 0
+    "74 17"  #                          je   try
+    "49 39 4b 08"  #                    cmp  [r11+8], rcx
+    "75 11"  #                          jne  try
+    "4d 39 53 10"  #                    cmp  [r11+16], r10
+    "75 0b"  #                          jne  try
+    "49 83 3b 00"  #                    cmp  [r11], 0
+    "74 05"  #                          je   try
+    "49 ff 03"  #                       inc  [r11]                once more
+    "eb 18"  #                          jmp  done
+    "31 c0"  #                   try:   xor  eax, eax
+    "f0 4d 0f b1 11"  #                 lock cmpxchg [r9], r10
+    "75 1d"  #                          jne  held
+    "49 89 4b 08"  #                    mov  [r11+8], rcx
+    "4d 89 53 10"  #                    mov  [r11+16], r10
+    "49 c7 03 01 00 00 00"  #           mov  [r11], 1
+    "48 b8 TRUE____"  #          done:  mov  rax, True
+    "COUNT_"  #                         inc  [rax]                its references, before Python 3.12
+    "c3"  #                             ret
+    "31 c9"  #                   held:  xor  ecx, ecx
+    "48 8b 7f I0"  #             python: mov rdi, [rdi+item 0]
+    "48 b8 CALL____"  #                 mov  rax, PyObject_Vectorcall
+    "ff e0"  #                          jmp  rax
+)
+_RELEASE = (
+    "4c 8b 47 I1"  #                    mov  r8, [rdi+item 1]
+    "4d 8b 48 P0"  #                    mov  r9, [r8+word]
+    "4d 8b 58 P1"  #                    mov  r11, [r8+state]
+    "49 ba TOKEN___"  #                 mov  r10, &token
+    "4d 8b 12"  #                       mov  r10, [r10]
+    "4d 85 d2"  #                       test r10, r10
+    "74 68"  #                          je   python
+    "49 83 78 P2 00"  #                 cmp  [r8+recursive], 0
+    "74 22"  #                          je   free
+    "64 48 8b 04 25 00 00 00 00"  #     mov  rax, fs:0
+    "49 39 43 08"  #                    cmp  [r11+8], rax         another thread's?
+    "75 52"  #                          jne  python
+    "4d 39 53 10"  #                    cmp  [r11+16], r10        or the parent's, before a fork?
+    "75 4c"  #                          jne  python
+    "49 83 3b 01"  #                    cmp  [r11], 1
+    "72 46"  #                          jb   python
+    "74 05"  #                          je   free
+    "49 ff 0b"  #                       dec  [r11]
+    "eb 31"  #                          jmp  done
+    "49 8b 01"  #                free:  mov  rax, [r9]
+    "48 0f ba f0 1f"  #                 btr  rax, 31
+    "4c 39 d0"  #                       cmp  rax, r10             acquired by another process?
+    "75 32"  #                          jne  python
+    "49 c7 03 00 00 00 00"  #           mov  [r11], 0
+    "31 c0"  #                          xor  eax, eax
+    "49 87 01"  #                       xchg [r9], rax
+    "85 c0"  #                          test eax, eax
+    "79 14"  #                          jns  done                 nobody is asleep
+    "4c 89 cf"  #                       mov  rdi, r9
+    "be 01 00 00 00"  #                 mov  esi, 1               FUTEX_WAKE
+    "ba 01 00 00 00"  #                 mov  edx, 1
+    "b8 ca 00 00 00"  #                 mov  eax, 202             futex
+    "0f 05"  #                          syscall
+    "48 b8 NONE____"  #          done:  mov  rax, None
+    "COUNT_"  #                         inc  [rax]
+    "c3"  #                             ret
+    "48 8b 7f I0"  #             python: mov rdi, [rdi+item 0]
+    "48 b8 CALL____"  #                 mov  rax, PyObject_Vectorcall
+    "ff e0"  #                          jmp  rax
+)
+_EXCHANGE = (
+    "48 89 f0"  #                       mov  rax, rsi
+    "f0 48 0f b1 17"  #                 lock cmpxchg [rdi], rdx
+    "c3"  #                             ret
+)
+
+_FASTCALL_WITH_KEYWORDS = 0x0080 | 0x0002
+_PAGE = mmap.PAGESIZE
+_TOKEN, _METHODS, _NAMES = 0, 64, 256
+_long = ctypes.c_size_t
+
+
+class _Method(ctypes.Structure):
+    """``PyMethodDef`` of the C API."""
+
+    _fields_ = (("name", _long), ("function", _long), ("flags", ctypes.c_int), ("doc", _long))
+
+
+def _missing() -> str | None:
+    if sys.platform != "linux":
+        return "the code is for Linux"
+    if platform.machine() != "x86_64" or sys.maxsize < 2**32:
+        return f"the code is for x86-64, and this is {platform.machine()}"
+    if sys.version_info < (3, 11):
+        return "the code needs PyObject_Vectorcall, which Python exports since 3.11"
+    if (
+        sys.implementation.name != "cpython"
+        or object.__basicsize__ != 16
+        or sysconfig.get_config_var("Py_GIL_DISABLED")
+    ):
+        return "the code is for CPython with the GIL"
+    if os.environ.get("FORKSHM_NATIVE_LOCKS", "1") == "0":
+        return "the environment variable FORKSHM_NATIVE_LOCKS is 0"
+    return None
+
+
+class NativeLocks:
+    """The functions, loaded. Never collected: what is made of them may be called until the very end.
+
+    Raises:
+        LookupError: They cannot be used here; the argument says why.
+    """
+
+    def __init__(self) -> None:
+        if missing := _missing():
+            raise LookupError(missing)
+        try:
+            code, data = _new_page(), _new_page()
+            exchange = self._load(code, data)
+        except OSError as error:
+            raise LookupError(f"the kernel refused memory for the code ({error})") from error
+        self._token = ctypes.c_uint64.from_address(data + _TOKEN)
+        #: compare_exchange(address, expected, new): return what was there; *new* is there if that was *expected*.
+        self.compare_exchange: Callable[[int, int, int], int] = ctypes.PYFUNCTYPE(
+            ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64
+        )(exchange)
+        new = ctypes.pythonapi["PyCFunction_NewEx"]
+        new.argtypes = (_long, ctypes.py_object, _long)
+        new.restype = ctypes.py_object
+        self._new = new
+        self._acquire, self._release = (data + _METHODS + number * ctypes.sizeof(_Method) for number in range(2))
+
+    def _load(self, code: int, data: int) -> int:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mprotect.argtypes = (_long, _long, ctypes.c_int)
+        bytes_at = bytes.__basicsize__ - 1
+        call = ctypes.cast(ctypes.pythonapi.PyObject_Vectorcall, ctypes.c_void_p).value or 0
+        # Since Python 3.12 True and None are not counted: an instruction that does nothing.
+        replaced = {
+            "TOKEN___": _hex(data + _TOKEN),
+            "TRUE____": _hex(id(True)),
+            "NONE____": _hex(id(None)),
+            "CALL____": _hex(call),
+            "COUNT_": "48ff00" if sys.version_info < (3, 12) else "0f1f00",
+            **{f"I{number}": f"{tuple.__basicsize__ + 8 * number:02x}" for number in range(2)},
+            **{f"P{number}": f"{bytes_at + 8 * number:02x}" for number in range(3)},
+        }
+        starts = []
+        where = code
+        for text in (_ACQUIRE, _RELEASE, _EXCHANGE):
+            for name, value in replaced.items():
+                text = text.replace(name, value)  # noqa: PLW2901
+            instructions = bytes.fromhex(text)
+            ctypes.memmove(where, instructions, len(instructions))
+            starts.append(where)
+            where += -(-len(instructions) // 64) * 64
+        if libc.mprotect(code, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
+            raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
+        for number, letters in enumerate((b"acquire", b"release")):
+            ctypes.memmove(data + _NAMES + 16 * number, letters, len(letters))
+            method = _Method.from_address(data + _METHODS + number * ctypes.sizeof(_Method))
+            method.name = data + _NAMES + 16 * number
+            method.function = starts[number]
+            method.flags = _FASTCALL_WITH_KEYWORDS
+        return starts[2]
+
+    def set_token(self, token: int) -> None:
+        """Set what this process writes to the locks that it takes; 0 makes each call one of Python's functions."""
+        self._token.value = token
+
+    def functions(
+        self, word: int, state: int, recursive: bool, acquire: Any, release: Any, keep: Any
+    ) -> tuple[Callable[..., bool], Callable[..., None]]:
+        """Return ``acquire`` and ``release`` of a lock.
+
+        Args:
+            word: Address of the lock's word, in memory that *keep* keeps mapped.
+            state: Address of this process' own three words about the lock; *keep* keeps them, too.
+            recursive: Whether a thread may acquire it again.
+            acquire: Called when the lock is held, or the arguments are not none or one.
+            release: Called when it was acquired by somebody else.
+            keep: Any object.
+        """
+        parameters = struct.pack("QQQ", word, state, recursive)
+        return (
+            self._new(self._acquire, (acquire, parameters, keep), 0),
+            self._new(self._release, (release, parameters, keep), 0),
+        )
+
+
+def _hex(number: int) -> str:
+    return number.to_bytes(8, "little").hex()
+
+
+def _new_page() -> int:
+    """Return the address of a page of zeros, which is never unmapped."""
+    assert sys.platform != "win32"
+    page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(page))
+    return ctypes.addressof(ctypes.c_char.from_buffer(page))
