@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing.context
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
+from forkshm.region import _family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -290,6 +292,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
 _identity.register()
+_family.begin(atexit.register)
 # What multiprocessing offers.
 Array = default_context.Array
 Barrier = default_context.Barrier

@@ -31,7 +31,7 @@ LAYERS = [
     "__main__",
 ]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
-LAYERS += sorted(forkshm._MODULES - set(LAYERS))
+LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_system"}
 OPEN = {"integrations", "testing"}
