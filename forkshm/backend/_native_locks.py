@@ -210,22 +210,29 @@ class NativeLocks:
         self._token.value = token
 
     def functions(
-        self, word: int, state: int, recursive: bool, acquire: Any, release: Any, keep: Any
+        self,
+        word: int,
+        state: int,
+        recursive: bool,
+        acquire: Any,
+        release: Any,
+        made_of: Callable[[tuple[Any, ...]], tuple[Any, ...]],
     ) -> tuple[Callable[..., bool], Callable[..., None]]:
         """Return ``acquire`` and ``release`` of a lock.
 
         Args:
-            word: Address of the lock's word, in memory that *keep* keeps mapped.
-            state: Address of this process' own three words about the lock; *keep* keeps them, too.
+            word: Address of the lock's word.
+            state: Address of this process' own three words about the lock.
             recursive: Whether a thread may acquire it again.
             acquire: Called when the lock is held, or the arguments are not none or one.
             release: Called when it was acquired by somebody else.
-            keep: Any object.
+            made_of: Returns a tuple of these two items and what keeps the memory. It may be of a subclass without
+                attributes of its own; it is what the functions know as their object when they are pickled.
         """
         parameters = struct.pack("QQQ", word, state, recursive)
         return (
-            self._new(self._acquire, (acquire, parameters, keep), 0),
-            self._new(self._release, (release, parameters, keep), 0),
+            self._new(self._acquire, made_of((acquire, parameters)), 0),
+            self._new(self._release, made_of((release, parameters)), 0),
         )
 
 

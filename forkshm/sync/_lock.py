@@ -25,25 +25,68 @@ _SEMAPHORE = 1
 _theirs: Any = _multiprocess.synchronize
 
 
+class _LockWord(Word):
+    """The word of a lock, and what is not done in machine code."""
+
+    __slots__ = ("recursive",)
+
+    def __init__(self, region: MappedRegion, offset: int, *, recursive: bool, new: bool) -> None:
+        super().__init__(region, offset, new=new)
+        self.recursive = recursive
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Acquire the lock; whether that was done in time."""
+        if self.recursive and self.is_mine():
+            self.state[0] += 1
+            return True
+        return self.take(deadline_of(block, timeout), "RLock" if self.recursive else "Lock")
+
+    def release(self, *_: object) -> None:
+        """Release the lock; arguments of ``__exit__`` are of no interest."""
+        state = self.state
+        if self.recursive:
+            if not self.is_mine():
+                raise AssertionError("attempt to release recursive lock not owned by thread")
+            if state[0] > 1:
+                state[0] -= 1
+                return
+        if self.owner == token():
+            state[0] = 0
+        if not self.give():
+            raise ValueError("semaphore or lock released too many times")
+
+    def __reduce__(self) -> Any:
+        return _word_at, (self.region, self.offset, self.recursive)
+
+
+class _Self(tuple[Any, ...]):
+    """What the functions in machine code get: it makes them cross, as methods of a lock."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return core_at, self[-1]
+
+
 class Core:
     """A lock in this process: all objects of one lock have the same, because it knows who holds it."""
 
-    __slots__ = ("__weakref__", "acquire", "acquire_for_with", "recursive", "release", "release_after_with", "word")
+    __slots__ = ("__weakref__", "acquire", "release", "word")
 
     def __init__(self, region: MappedRegion, offset: int, *, recursive: bool, new: bool = False) -> None:
-        self.word = word = Word(region, offset, new=new)
-        self.recursive = recursive
-        acquire, release = _functions(word, recursive)
-        # Arguments of `__exit__` are of no interest.
-        self.acquire: Callable[..., bool] = acquire
-        self.release: Callable[..., None] = release
-        self.release_after_with: Callable[..., None] = release
+        self.word = word = _LockWord(region, offset, recursive=recursive, new=new)
+        self.acquire: Callable[..., bool] = word.acquire
+        self.release: Callable[..., None] = word.release
         if native_locks is not None:
             token()  # known from here on, or the code would ask Python
             self.acquire, self.release = native_locks.functions(
-                word.address, word.state_address, recursive, acquire, release, word.keep
+                word.address,
+                word.state_address,
+                recursive,
+                word.acquire,
+                word.release,
+                lambda items: _Self((*items, word.keep, (region, offset, recursive))),
             )
-            self.release_after_with = self.release
 
     def acquire_again(self, count: int) -> None:
         """Acquire it, and have it so often."""
@@ -60,43 +103,21 @@ class Core:
         self.release()
 
 
-def _functions(word: Word, recursive: bool) -> tuple[Callable[..., bool], Callable[..., None]]:
-    """Return ``acquire`` and ``release``: what is not done in machine code."""
-    kind = "RLock" if recursive else "Lock"
-    state = word.state
-
-    def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        if recursive and word.is_mine():
-            state[0] += 1
-            return True
-        return word.take(deadline_of(block, timeout), kind)
-
-    def release(*_: object) -> None:
-        if recursive:
-            if not word.is_mine():
-                raise AssertionError("attempt to release recursive lock not owned by thread")
-            if state[0] > 1:
-                state[0] -= 1
-                return
-        if word.owner == token():
-            state[0] = 0
-        if not word.give():
-            raise ValueError("semaphore or lock released too many times")
-
-    return acquire, release
-
-
 # By address and kind. A core keeps its memory mapped, so an address is that of one lock for as long as it is here.
 _cores: weakref.WeakValueDictionary[tuple[int, bool], Core] = weakref.WeakValueDictionary()
 
 
-def core_at(region: MappedRegion, offset: int, *, recursive: bool) -> Core:
+def core_at(region: MappedRegion, offset: int, recursive: bool) -> Core:
     """Return the core of a lock that was made in this process or another one."""
     key = region.address + offset, recursive
     core = _cores.get(key)
     if core is None:
         core = _cores.setdefault(key, Core(region, offset, recursive=recursive))
     return core
+
+
+def _word_at(region: MappedRegion, offset: int, recursive: bool) -> Word:
+    return core_at(region, offset, recursive).word
 
 
 class _OwnedLock:
@@ -111,7 +132,7 @@ class _OwnedLock:
     name = None
     # Functions of C, so no signal handler runs between entering the block and holding the lock.
     __enter__ = property(operator.attrgetter("acquire"))
-    __exit__ = property(operator.attrgetter("_core.release_after_with"))
+    __exit__ = property(operator.attrgetter("release"))
 
     def __init__(self, *, ctx: Any = None) -> None:
         region, offset = allocate(SIZE)
@@ -174,7 +195,7 @@ def _extra(thing: Any) -> dict[str, Any] | None:
 
 def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any] | None) -> Any:
     made: Any = kind.__new__(kind)
-    made._adopt(core_at(region, offset, recursive=kind._RECURSIVE))
+    made._adopt(core_at(region, offset, kind._RECURSIVE))
     if extra:
         vars(made).update(extra)
     return made
