@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel._manager import BaseManager, SyncManager
+from forkshm.channel._manager import _SERIALIZER, BaseManager, SyncManager
 from forkshm.region import SharedMemoryObject
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class _Names(_theirs._SharedMemoryTracker):  # type: ignore[misc]
 class _Server(_theirs.SharedMemoryServer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        # A list of its own: that of the standard library is one for all.
         self.shared_memory_context = _Names(f"shm_{self.address}", [])
 
 
@@ -58,6 +59,20 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
     """
 
     _Server = _Server
+
+    def __init__(
+        self,
+        address: Any = None,
+        authkey: bytes | None = None,
+        serializer: str = _SERIALIZER,
+        ctx: Any = None,
+        **options: Any,
+    ) -> None:
+        # Not by way of the standard library's, which starts the resource tracker.
+        if isinstance(address, tuple) and serializer == _SERIALIZER:
+            serializer = "pickle"
+        context = ctx or _multiprocess.default_context.get_context()
+        _theirs.BaseManager.__init__(self, address, authkey, serializer, context, **options)
 
     def SharedMemory(self, size: int) -> SharedMemory:  # noqa: N802 - the standard library's name
         """Return new memory of *size* bytes; see `forkshm.shared_memory.SharedMemory`."""

@@ -1,7 +1,7 @@
 """As ``multiprocessing.shared_memory``: memory with a name, and a list in it.
 
-What is not ours is that of ``multiprocess``. There is no tracker: the names that a family of processes has made and not
-unlinked are in a file, and its first process removes them when it ends.
+What is not ours is that of ``multiprocess``. There is no tracker: the names that processes have made and not unlinked
+are in files, and the first process of the family removes them when it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 from forkshm.errors import RegionExistsError
 from forkshm.pickler import register
 from forkshm.region import MappedRegion, SharedMemoryObject
-from forkshm.region._family import note
+from forkshm.region._family import forget, note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -170,6 +170,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
             FileNotFoundError: It has none any more.
         """
         kernel.unlink_named(self.name)
+        forget(self.name)
 
 
 def _bare(name: str) -> str:
