@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.channel._manager import _SERIALIZER, BaseManager, SyncManager
-from forkshm.region import SharedMemoryObject
+from forkshm.region import SharedMemoryObject, _family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,6 +73,13 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
             serializer = "pickle"
         context = ctx or _multiprocess.default_context.get_context()
         _theirs.BaseManager.__init__(self, address, authkey, serializer, context, **options)
+
+    @staticmethod
+    def _finalize_manager(process: Any, *rest: Any) -> None:
+        try:
+            BaseManager._finalize_manager(process, *rest)
+        finally:
+            _family.forget_removed()
 
     def SharedMemory(self, size: int) -> SharedMemory:  # noqa: N802 - the standard library's name
         """Return new memory of *size* bytes; see `forkshm.shared_memory.SharedMemory`."""

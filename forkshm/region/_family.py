@@ -20,7 +20,7 @@ from forkshm.region._object import SharedMemoryObject, checked_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("begin", "forget", "note")
+__all__ = ("begin", "forget", "forget_removed", "note")
 
 #: In what multiprocess hands on to every child, however it is started.
 _KEY = "forkshm_family"
@@ -80,6 +80,13 @@ def forget(name: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(_file())
         _notes.lines = 0
+
+
+def forget_removed() -> None:
+    """Note which names others have removed."""
+    for name, number in list(_notes.numbers.items()):
+        if not _is_there(number, name):
+            forget(name)
 
 
 def _line(number: str, name: str) -> bytes:
