@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess, _system
@@ -33,7 +32,11 @@ def _config() -> dict[str, Any]:
 
 def _folder() -> str:
     folder = kernel.folder_of_named()
-    return folder if os.path.isdir(folder) else tempfile.gettempdir()
+    if os.path.isdir(folder):
+        return folder
+    import tempfile  # not by all who import forkshm
+
+    return tempfile.gettempdir()
 
 
 def _prefix() -> str:
