@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing.context
 import sys
 from typing import TYPE_CHECKING, Any
@@ -292,7 +291,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
 _identity.register()
-_family.begin(atexit.register)
+_family.begin()
 # What multiprocessing offers.
 Array = default_context.Array
 Barrier = default_context.Barrier

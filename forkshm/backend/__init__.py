@@ -76,7 +76,7 @@ locks: Locks = kernel.locks
 
 
 def _load_native_locks() -> Any:
-    if kernel.name == "linux":
+    if sys.platform == "linux" and kernel.name == "linux":
         from forkshm.backend._native_locks import NativeLocks
 
         with contextlib.suppress(LookupError):

@@ -21,6 +21,8 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, Any
 
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -196,7 +198,7 @@ class _Method(ctypes.Structure):
 
 
 def _missing() -> str | None:
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return "the code is for Linux"
     if platform.machine() != "x86_64" or sys.maxsize < 2**32:
         return f"the code is for x86-64, and this is {platform.machine()}"
@@ -315,7 +317,6 @@ def _hex(number: int) -> str:
 
 def _new_page() -> int:
     """Return the address of a page of zeros, which is never unmapped."""
-    assert sys.platform != "win32"
     page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(page))
     return ctypes.addressof(ctypes.c_char.from_buffer(page))

@@ -7,17 +7,15 @@ process: of each a line with the number of the object, so that another one of th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.region._object import SharedMemoryObject, checked_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ("begin", "forget", "forget_removed", "note")
 
@@ -47,10 +45,10 @@ def _file() -> str:
     return os.path.join(_folder(), f"{_prefix()}{os.getpid()}")
 
 
-def begin(at_exit: Callable[[Callable[[int], object], int], object]) -> None:
-    """Found a family, unless this process gets to be of another one; *at_exit* registers what is done at the end."""
+def begin() -> None:
+    """Found a family, unless this process gets to be of another one."""
     _config().setdefault(_KEY, secrets.token_hex(8))
-    at_exit(_remove_all, os.getpid())
+    atexit.register(_remove_all, os.getpid())
 
 
 class _Notes:
