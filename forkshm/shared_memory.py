@@ -17,6 +17,7 @@ from forkshm.errors import RegionExistsError
 from forkshm.pickler import register
 from forkshm.region import MappedRegion, SharedMemoryObject
 from forkshm.region._family import forget, note
+from forkshm.region._object import checked_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,7 +170,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         Raises:
             FileNotFoundError: It has none any more.
         """
-        kernel.unlink_named(self.name)
+        kernel.unlink_named(checked_name(self.name))
         forget(self.name)
 
 

@@ -1,4 +1,4 @@
-"""Layer 2. The locks and values of ``multiprocessing``, in shared memory of ours.
+"""Between layers 1 and 2. The locks and values of ``multiprocessing``, in shared memory of ours.
 
 They have the interface and the types of ``multiprocessing``'s, and two things more: they cross wherever a region does,
 to processes that started earlier as well, and a process that is killed while it holds one, or waits for one, blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.synchronize
 from typing import TYPE_CHECKING, Any
 
@@ -92,24 +93,21 @@ class Condition(multiprocessing.synchronize.Condition, _theirs.Condition):  # ty
     """
 
     def __init__(self, lock: Any = None, *, ctx: Any = None) -> None:
-        self._adopt(lock if lock is not None else RLock())
+        lock = lock if lock is not None else RLock()
         region, offset = allocate(RegionCondition.SIZE)
-        self._inner = RegionCondition(region, offset, self._guard)  # type: ignore[arg-type]
+        self._adopt(lock, RegionCondition(region, offset, _Guard(lock)))  # type: ignore[arg-type]
 
-    def _adopt(self, lock: Any) -> None:
+    def _adopt(self, lock: Any, inner: RegionCondition) -> None:
         self._lock = lock
-        self._guard = _Guard(lock)
+        self._inner = inner
         self.acquire = lock.acquire  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
         # What the standard library's tests, and others that look, find there.
-        self._sleeping_count = _Number(self._waiters)
+        self._sleeping_count = _Number(functools.partial(waiting, inner))
         self._woken_count = self._wait_semaphore = _Number(int)
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self._inner._region, self._inner._offset, self._lock)
-
-    def _waiters(self) -> int:
-        return waiting(self._inner)
 
     def __enter__(self) -> Any:
         return self._lock.__enter__()
@@ -118,7 +116,7 @@ class Condition(multiprocessing.synchronize.Condition, _theirs.Condition):  # ty
         return self._lock.__exit__(*args)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}({self._lock!r}, {self._waiters()})>"
+        return f"<{type(self).__name__}({self._lock!r}, {waiting(self._inner)})>"
 
     def wait(self, timeout: float | None = None) -> bool:
         """Release the lock, wait for a notification, and acquire the lock again.
@@ -176,6 +174,6 @@ class Condition(multiprocessing.synchronize.Condition, _theirs.Condition):  # ty
 
 def _rebuild(kind: Any, region: MappedRegion, offset: int, lock: Any) -> Any:
     made: Any = kind.__new__(kind)
-    made._adopt(lock)
-    made._inner = RegionCondition.attach(region, offset, made._guard)
+    guard: Any = _Guard(lock)
+    made._adopt(lock, RegionCondition.attach(region, offset, guard))
     return made

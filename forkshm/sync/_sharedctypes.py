@@ -145,7 +145,8 @@ def reduce_ctype(obj: Any) -> Any:
     for library in (_theirs, _standard):
         if wrapper is not None and type(wrapper) is library.heap.BufferWrapper:
             return library.reduce_ctype(obj)
-    return obj.__reduce__()
+    reduced = obj.__reduce__()  # raises, if there are pointers in it
+    return (_rebuild_copy, (_describe(type(obj)), bytes(obj))) if isinstance(obj, ctypes.Array) else reduced
 
 
 def _describe(kind: Any) -> Any:
@@ -157,16 +158,26 @@ def _rebuild(described: Any, wrapper: BufferWrapper) -> Any:
     return rebuild_ctype(_type_of(described), wrapper, None)
 
 
+def _rebuild_copy(described: Any, data: bytes) -> Any:
+    kind = _type_of(described)
+    _register(kind)
+    return kind.from_buffer_copy(data)
+
+
 def _type_of(described: Any) -> Any:
     return _type_of(described[0]) * described[1] if isinstance(described, tuple) else described
+
+
+def _register(kind: Any) -> None:
+    for pickler in (_multiprocess.reduction.ForkingPickler, multiprocessing.reduction.ForkingPickler):
+        pickler.register(kind, reduce_ctype)
 
 
 def rebuild_ctype(kind: Any, wrapper: Any, length: int | None) -> Any:
     """Return the object of a type that lies in that memory."""
     if length is not None:
         kind = kind * length
-    for pickler in (_multiprocess.reduction.ForkingPickler, multiprocessing.reduction.ForkingPickler):
-        pickler.register(kind, reduce_ctype)
+    _register(kind)
     made = kind.from_buffer(wrapper.create_memoryview())
     made._wrapper = wrapper
     return made

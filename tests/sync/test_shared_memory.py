@@ -138,6 +138,14 @@ def test_what_cannot_be_is_refused(arguments, error):
         SharedMemory(**arguments)
 
 
+def test_a_name_that_was_changed_removes_no_other(memory):
+    name, memory._name = memory._name, memory._name + "\0a"
+    with pytest.raises(ValueError, match="NUL"):
+        memory.unlink()
+    memory._name = name
+    assert exists(memory.name)
+
+
 def test_a_name_that_is_taken(memory):
     with pytest.raises(FileExistsError):
         SharedMemory(memory.name, create=True, size=10)
