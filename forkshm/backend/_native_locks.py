@@ -139,45 +139,49 @@ _ACQUIRE = (
     "e9 ee fe ff ff"  #                      jmp done
 )
 _RELEASE = (
-    "4c 8b 47 I1"  #                    mov  r8, [rdi+item 1]
-    "4d 8b 48 P0"  #                    mov  r9, [r8+word]
-    "4d 8b 58 P1"  #                    mov  r11, [r8+state]
-    "49 ba TOKEN___"  #                 mov  r10, &token
-    "4d 8b 12"  #                       mov  r10, [r10]
-    "4d 85 d2"  #                       test r10, r10
-    "74 68"  #                          je   python
-    "49 83 78 P2 00"  #                 cmp  [r8+recursive], 0
-    "74 22"  #                          je   free
-    "64 48 8b 04 25 00 00 00 00"  #     mov  rax, fs:0
-    "49 39 43 08"  #                    cmp  [r11+8], rax         another thread's?
-    "75 52"  #                          jne  python
-    "4d 39 53 10"  #                    cmp  [r11+16], r10        or the parent's, before a fork?
-    "75 4c"  #                          jne  python
-    "49 83 3b 01"  #                    cmp  [r11], 1
-    "72 46"  #                          jb   python
-    "74 05"  #                          je   free
-    "49 ff 0b"  #                       dec  [r11]
-    "eb 31"  #                          jmp  done
-    "49 8b 01"  #                free:  mov  rax, [r9]
-    "48 0f ba f0 1f"  #                 btr  rax, 31
-    "4c 39 d0"  #                       cmp  rax, r10             acquired by another process?
-    "75 32"  #                          jne  python
-    "49 c7 03 00 00 00 00"  #           mov  [r11], 0
-    "31 c0"  #                          xor  eax, eax
-    "49 87 01"  #                       xchg [r9], rax
-    "85 c0"  #                          test eax, eax
-    "79 14"  #                          jns  done                 nobody is asleep
-    "4c 89 cf"  #                       mov  rdi, r9
-    "be 01 00 00 00"  #                 mov  esi, 1               FUTEX_WAKE
-    "ba 01 00 00 00"  #                 mov  edx, 1
-    "b8 ca 00 00 00"  #                 mov  eax, 202             futex
-    "0f 05"  #                          syscall
-    "48 b8 NONE____"  #          done:  mov  rax, None
-    "COUNT_"  #                         inc  [rax]
-    "c3"  #                             ret
-    "48 8b 7f I0"  #             python: mov rdi, [rdi+item 0]
-    "48 b8 CALL____"  #                 mov  rax, PyObject_Vectorcall
-    "ff e0"  #                          jmp  rax
+    "4c 8b 47 I1"  #                         mov r8,[rdi+item 1]
+    "4d 8b 48 P0"  #                         mov r9,[r8+word]
+    "4d 8b 58 P1"  #                         mov r11,[r8+state]
+    "49 ba TOKEN___"  #                      movabs r10,&token
+    "4d 8b 12"  #                            mov r10,[r10]
+    "4d 85 d2"  #                            test r10,r10
+    "74 74"  #                               je python
+    "49 83 78 P2 00"  #                      cmp [r8+recursive],0x0
+    "74 22"  #                               je free
+    "64 48 8b 04 25 00 00 00 00"  #          mov rax,fs:0x0
+    "49 39 43 08"  #                         cmp [r11+0x8],rax                 another thread's?
+    "75 5e"  #                               jne python
+    "4d 39 53 10"  #                         cmp [r11+0x10],r10                or the parent's, before a fork?
+    "75 58"  #                               jne python
+    "49 83 3b 01"  #                         cmp [r11],0x1
+    "72 52"  #                               jb python
+    "74 05"  #                               je free
+    "49 ff 0b"  #                            dec [r11]
+    "eb 3d"  #                               jmp done
+    "49 8b 01"  #                    free:   mov rax,[r9]
+    "48 85 c0"  #                            test rax,rax                      nobody has it
+    "74 43"  #                               je python
+    "49 89 c0"  #                            mov r8,rax
+    "49 0f ba f0 1f"  #                      btr r8,0x1f
+    "4d 39 d0"  #                            cmp r8,r10                        acquired by another process?
+    "75 07"  #                               jne any
+    "49 c7 03 00 00 00 00"  #                mov [r11],0x0
+    "31 c9"  #                       any:    xor ecx,ecx
+    "f0 49 0f b1 09"  #                      lock cmpxchg [r9],rcx             if it has not changed
+    "75 db"  #                               jne free
+    "85 c0"  #                               test eax,eax
+    "79 14"  #                               jns done                          nobody is asleep
+    "4c 89 cf"  #                            mov rdi,r9
+    "be 01 00 00 00"  #                      mov esi,0x1                       FUTEX_WAKE
+    "ba 01 00 00 00"  #                      mov edx,0x1
+    "b8 ca 00 00 00"  #                      mov eax,0xca                      futex
+    "0f 05"  #                               syscall
+    "48 b8 NONE____"  #              done:   movabs rax,None
+    "COUNT_"  #                              inc [rax]
+    "c3"  #                                  ret
+    "48 8b 7f I0"  #                 python: mov rdi,[rdi+item 0]
+    "48 b8 CALL____"  #                      movabs rax,PyObject_Vectorcall
+    "ff e0"  #                               jmp rax
 )
 _EXCHANGE = (
     "48 89 f0"  #                       mov  rax, rsi
