@@ -48,11 +48,11 @@ async def main() -> int:
     async with aio.Pool(2) as pool:
         by_aio = [answer async for answer in pool.imap(digest, SOURCES)]
         try:
-            await asyncio.wait_for(pool.apply(sleep_for_ever), 0.1)
+            await asyncio.wait_for(pool.call(sleep_for_ever), 0.1)
         except asyncio.TimeoutError:
             print("aio: a call that took too long was cancelled, and its worker ended")
         # As many as there are workers: each of them is free, or new.
-        again = await asyncio.gather(*(pool.apply(digest, path) for path in SOURCES[:2]))
+        again = await asyncio.gather(*(pool.call(digest, path) for path in SOURCES[:2]))
 
     if not by_executor == by_aio == [digest(path) for path in SOURCES] or again != by_aio[:2]:
         print("executor_asyncio: the answers differ", file=sys.stderr)

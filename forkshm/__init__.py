@@ -6,6 +6,7 @@ General layout, in the order of the data's way; imports point up only:
 
     backend/       0  what this kernel can do
     region/        1  bytes mapped in this process, and the arena that carries copies
+    sync/             multiprocessing's locks and values, in that memory
     descriptor/    2  small values that name those bytes
     pickler/       3  objects to and from (payload, descriptors)
     channel/       4  messages between processes

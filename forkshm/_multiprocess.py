@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         process,
         reduction,
         resource_tracker,
+        shared_memory,
+        sharedctypes,
+        synchronize,
         util,
     )
 else:
@@ -62,15 +65,18 @@ __all__ = (
     "reduction",
     "resource_tracker",
     "settle_child",
+    "shared_memory",
+    "sharedctypes",
     "spare_fork_server",
     "stand_in",
+    "synchronize",
     "util",
 )
 
 
 def __getattr__(name: str) -> Any:
-    # These two take as long to import as all of forkshm, and few programs need them.
-    if name in ("connection", "managers"):
+    # Two of these take as long to import as all of forkshm, and few programs need them.
+    if name in ("connection", "heap", "managers", "shared_memory", "sharedctypes", "synchronize"):
         return importlib.import_module(f"multiprocess.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -1,7 +1,7 @@
 """The door of asyncio: a pool whose calls are awaited.
 
     async with forkshm.aio.Pool() as pool:
-        total = await pool.apply(sum, range(10))
+        total = await pool.call(sum, range(10))
         async for value in pool.imap(function, items):
             ...
 
@@ -24,7 +24,7 @@ from forkshm.pool._results import chunked
 from forkshm.pool._tasks import Function, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from typing_extensions import ParamSpec, Self
 
@@ -64,7 +64,7 @@ class Pool:
         >>> import asyncio, forkshm
         >>> async def main():
         ...     async with forkshm.aio.Pool(2) as pool:
-        ...         print(await pool.apply(pow, 2, 10), [x async for x in pool.imap(abs, [-1, 2])])
+        ...         print(await pool.call(pow, 2, 10), [x async for x in pool.imap(abs, [-1, 2])])
         >>> asyncio.run(main())
         1024 [1, 2]
     """
@@ -83,8 +83,8 @@ class Pool:
             self._pump = Pump(self._pool)
         return self._pump
 
-    async def apply(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``func(*args, **kwargs)`` in a worker; return its result.
+    async def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
+        """Call ``func(*args, **kwds)`` in a worker; return its result. The arguments are those of `forkshm.Pool.apply`.
 
         Raises:
             PoolClosedError: The pool has ended.
@@ -92,11 +92,19 @@ class Pool:
             Exception: What the call, or pickling its arguments, raised.
         """
         # The job is the pump's.
-        task = self._pool._call(func, args, kwargs, cast("Any", None))
+        task = self._pool._call(func, tuple(args), dict(kwds), cast("Any", None))
         ((success, value),) = await self._running_pump().run([task])
         if success:
             return cast("T", value)
         raise value
+
+    async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``func(*args, **kwargs)`` in a worker; return its result. As `apply`, with plain arguments.
+
+        Raises:
+            Exception: As `apply`.
+        """
+        return await self.apply(func, args, kwargs)
 
     async def map(
         self,

@@ -11,11 +11,13 @@ from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
+from forkshm.region import _family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
+    from forkshm import sync as _sync
     from forkshm.channel import Connection
     from forkshm.channel._manager import SyncManager
     from forkshm.channel._queue import OnError
@@ -102,6 +104,76 @@ class _Doors(_Base):
     ) -> _channel.JoinableQueue:
         """Return a `forkshm.JoinableQueue`."""
         return _channel.JoinableQueue(maxsize, ctx=self.get_context(), on_error=on_error)
+
+    # What lives in shared memory is the same for all start methods. The modules are imported when first needed.
+
+    def Lock(self) -> _sync.Lock:  # noqa: N802
+        """Return a lock; see `forkshm.synchronize.Lock`."""
+        from forkshm.sync import Lock
+
+        return Lock()
+
+    def RLock(self) -> _sync.RLock:  # noqa: N802
+        """Return a lock that a thread may acquire again; see `forkshm.synchronize.RLock`."""
+        from forkshm.sync import RLock
+
+        return RLock()
+
+    def Semaphore(self, value: int = 1) -> _sync.Semaphore:  # noqa: N802
+        """Return a semaphore; see `forkshm.synchronize.Semaphore`."""
+        from forkshm.sync import Semaphore
+
+        return Semaphore(value)
+
+    def BoundedSemaphore(self, value: int = 1) -> _sync.BoundedSemaphore:  # noqa: N802
+        """Return a semaphore with a bound; see `forkshm.synchronize.BoundedSemaphore`."""
+        from forkshm.sync import BoundedSemaphore
+
+        return BoundedSemaphore(value)
+
+    def Condition(self, lock: Any = None) -> _sync.Condition:  # noqa: N802
+        """Return a condition; see `forkshm.synchronize.Condition`."""
+        from forkshm.sync import Condition
+
+        return Condition(lock)
+
+    def Event(self) -> _sync.Event:  # noqa: N802
+        """Return an event; see `forkshm.synchronize.Event`."""
+        from forkshm.sync import Event
+
+        return Event()
+
+    def Barrier(  # noqa: N802
+        self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
+    ) -> _sync.Barrier:
+        """Return a barrier; see `forkshm.synchronize.Barrier`."""
+        from forkshm.sync import Barrier
+
+        return Barrier(parties, action, timeout)
+
+    def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802
+        """Return a ctypes object in shared memory; see `forkshm.sharedctypes.RawValue`."""
+        from forkshm.sync._sharedctypes import RawValue
+
+        return RawValue(typecode_or_type, *args)
+
+    def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N802
+        """Return a ctypes array in shared memory; see `forkshm.sharedctypes.RawArray`."""
+        from forkshm.sync._sharedctypes import RawArray
+
+        return RawArray(typecode_or_type, size_or_initializer)
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:  # noqa: N802
+        """Return a ctypes object in shared memory, with a lock; see `forkshm.sharedctypes.Value`."""
+        from forkshm.sync._sharedctypes import Value
+
+        return Value(typecode_or_type, *args, lock=lock)
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:  # noqa: N802
+        """Return a ctypes array in shared memory, with a lock; see `forkshm.sharedctypes.Array`."""
+        from forkshm.sync._sharedctypes import Array
+
+        return Array(typecode_or_type, size_or_initializer, lock=lock)
 
     def SimpleQueue(self) -> _channel.SimpleQueue:  # type: ignore[override]  # noqa: N802
         """Return a `forkshm.SimpleQueue`."""
@@ -219,6 +291,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
 _identity.register()
+_family.begin()
 # What multiprocessing offers.
 Array = default_context.Array
 Barrier = default_context.Barrier

@@ -1,10 +1,11 @@
-"""As ``multiprocessing.heap``: what is in it is that of ``multiprocess``."""
+"""As ``multiprocessing.heap``: what is not ours is that of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
+from forkshm.sync._heap import Arena, BufferWrapper
 
-if TYPE_CHECKING:
-    from multiprocessing.heap import *  # noqa: F403
-else:
+__all__ = ("Arena", "BufferWrapper")
+
+if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("heap", globals())

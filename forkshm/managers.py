@@ -1,14 +1,113 @@
 """As ``multiprocessing.managers``: what is not ours is that of ``multiprocess``."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel._manager import BaseManager, SyncManager
+from forkshm.channel._manager import _SERIALIZER, BaseManager, SyncManager
+from forkshm.region import SharedMemoryObject, _family
 
 if TYPE_CHECKING:
-    from multiprocessing.managers import BaseProxy, SharedMemoryManager, Token
+    from collections.abc import Iterable
+    from multiprocessing.managers import BaseProxy, Token
+
+    from forkshm.shared_memory import ShareableList, SharedMemory
 
 __all__ = ("BaseManager", "BaseProxy", "SharedMemoryManager", "SyncManager", "Token")
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("managers", globals())
+
+_theirs: Any = _multiprocess.managers
+
+
+class _Names(_theirs._SharedMemoryTracker):  # type: ignore[misc]
+    """The names that a manager removes when it is shut down."""
+
+    def destroy_segment(self, segment_name: str) -> None:
+        """Remove one now."""
+        self.segment_names.remove(segment_name)
+        SharedMemoryObject.remove(segment_name)
+
+
+class _Server(_theirs.SharedMemoryServer):  # type: ignore[misc]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # A list of its own: that of the standard library is one for all.
+        self.shared_memory_context = _Names(f"shm_{self.address}", [])
+
+
+class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ignore[misc]
+    """A manager of shared memory with names; the interface of ``multiprocessing.managers.SharedMemoryManager``.
+
+    What it has made is removed when it is shut down, and at the latest when the first process of the family ends.
+
+    Args:
+        args: Those of `BaseManager`.
+        options: Those of `BaseManager`.
+
+    Raises:
+        OSError: The kernel refused the process.
+
+    Example:
+        >>> from forkshm.managers import SharedMemoryManager
+        >>> with SharedMemoryManager() as manager:
+        ...     list(manager.ShareableList([1, "two"]))
+        [1, 'two']
+    """
+
+    _Server = _Server
+
+    def __init__(
+        self,
+        address: Any = None,
+        authkey: bytes | None = None,
+        serializer: str = _SERIALIZER,
+        ctx: Any = None,
+        **options: Any,
+    ) -> None:
+        # Not by way of the standard library's, which starts the resource tracker.
+        if isinstance(address, tuple) and serializer == _SERIALIZER:
+            serializer = "pickle"
+        context = ctx or _multiprocess.default_context.get_context()
+        _theirs.BaseManager.__init__(self, address, authkey, serializer, context, **options)
+
+    @staticmethod
+    def _finalize_manager(process: Any, *rest: Any) -> None:
+        try:
+            BaseManager._finalize_manager(process, *rest)
+        finally:
+            _family.forget_removed()
+
+    def SharedMemory(self, size: int) -> SharedMemory:  # noqa: N802 - the standard library's name
+        """Return new memory of *size* bytes; see `forkshm.shared_memory.SharedMemory`."""
+        from forkshm.shared_memory import SharedMemory
+
+        self._check_started()
+        made = SharedMemory(create=True, size=size)
+        self._track(made)
+        return made
+
+    def ShareableList(self, sequence: Iterable[Any]) -> ShareableList:  # noqa: N802
+        """Return a new list; see `forkshm.shared_memory.ShareableList`."""
+        from forkshm.shared_memory import ShareableList
+
+        self._check_started()
+        made = ShareableList(sequence)
+        self._track(made.shm)
+        return made
+
+    def _check_started(self) -> None:
+        if self._state.value != _theirs.State.STARTED:
+            raise ValueError(f"cannot make shared memory with {self!r}: it does not run; use it in a with block")
+
+    def _track(self, memory: Any) -> None:
+        try:
+            with self._Client(self._address, authkey=self._authkey) as connection:
+                _theirs.dispatch(connection, None, "track_segment", (memory.name,))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                memory.unlink()
+            raise

@@ -1,10 +1,37 @@
-"""As ``multiprocessing.sharedctypes``: what is in it is that of ``multiprocess``."""
+"""As ``multiprocessing.sharedctypes``: what is not ours is that of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
+from forkshm.sync._sharedctypes import (
+    Array,
+    RawArray,
+    RawValue,
+    Synchronized,
+    SynchronizedArray,
+    SynchronizedBase,
+    SynchronizedString,
+    Value,
+    copy,
+    rebuild_ctype,
+    reduce_ctype,
+    synchronized,
+)
 
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import *  # noqa: F403
-else:
+__all__ = (
+    "Array",
+    "RawArray",
+    "RawValue",
+    "Synchronized",
+    "SynchronizedArray",
+    "SynchronizedBase",
+    "SynchronizedString",
+    "Value",
+    "copy",
+    "rebuild_ctype",
+    "reduce_ctype",
+    "synchronized",
+)
+
+if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("sharedctypes", globals())

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(forkshm.__file__).parent
 LAYERS = [
     "backend",
     "region",
+    "sync",
     "descriptor",
     "pickler",
     "channel",
@@ -30,7 +31,7 @@ LAYERS = [
     "__main__",
 ]
 #: The other modules that multiprocessing has: below all layers, imported by users only.
-LAYERS += sorted(forkshm._MODULES - set(LAYERS))
+LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_system"}
 OPEN = {"integrations", "testing"}
@@ -119,9 +120,11 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
                 "backend/_winapi.py",
                 "backend/_syscalls.py",
                 "backend/_numpy_hook.py",
+                "backend/_native_locks.py",
                 "region/_layout.py",
                 "region/_offset_ptr.py",
                 "region/_place.py",
+                "sync/_sharedctypes.py",
             },
         ),
         ("multiprocess", {"_multiprocess.py"}),

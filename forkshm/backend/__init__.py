@@ -6,9 +6,11 @@ choice is made once, at import, and is deliberately not a plugin point: the envi
 variable ``FORKSHM_BACKEND`` is for tests.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
@@ -25,6 +27,7 @@ __all__ = (
     "capabilities",
     "kernel",
     "locks",
+    "native_locks",
 )
 
 #: Those that this system may have, the best first.
@@ -70,3 +73,16 @@ capabilities: Capabilities
 kernel, capabilities = _choose(probe)
 #: Its locks in shared memory.
 locks: Locks = kernel.locks
+
+
+def _load_native_locks() -> Any:
+    if sys.platform == "linux" and kernel.name == "linux":
+        from forkshm.backend._native_locks import NativeLocks
+
+        with contextlib.suppress(LookupError):
+            return NativeLocks()
+    return None
+
+
+#: Acquires and releases lock words in machine code; None where that cannot be.
+native_locks: Any = _load_native_locks()

@@ -699,6 +699,22 @@ class Backend(abc.ABC):
     def start_time(self, pid: int) -> int:
         """Return when *pid* was started, in a unit of the kernel: tells a reused pid."""
 
+    def process_token(self) -> int:
+        """Return a number of 64 bits by which other processes know this one; bit 31 is not set, and it is not 0.
+
+        It is that of no other process, also when the pid is used again, and not that of the process that forked this.
+        """
+        pid = os.getpid()
+        return (self.start_time(pid) & 0xFFFFFFFF) << 32 | pid
+
+    def is_alive(self, token: int) -> bool:
+        """Whether the process with that `process_token` has not ended; it need not have been collected."""
+        pid = token & 0x7FFFFFFF
+        try:
+            return self.is_running(pid) and self.start_time(pid) & 0xFFFFFFFF == token >> 32
+        except OSError:
+            return False
+
     @abc.abstractmethod
     def create_lifeline(self) -> tuple[int, int]:
         """Return two fds: for `die_with`, and one that must stay open for as long as they are to live."""

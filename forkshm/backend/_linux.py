@@ -292,6 +292,15 @@ class LinuxBackend(Unix):
     def start_time(self, pid: int) -> int:
         return int(_status(pid)[19])
 
+    def is_alive(self, token: int) -> bool:
+        try:
+            status = _status(token & 0x7FFFFFFF)
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ESRCH)
+        # Its first thread may have ended before the others.
+        ended = status[0] in (b"Z", b"X") and int(status[17]) <= 1
+        return not ended and int(status[19]) & 0xFFFFFFFF == token >> 32
+
     def die_with(self, lifeline: int) -> int:
         # PR_SET_PDEATHSIG would fire when the *thread* that forked us ends, and a pool
         # forks from whichever thread notices a death. A pipe has no such trap: fcntl(2)

@@ -594,6 +594,12 @@ class PosixBackend(Unix):
             pass  # somebody else's, who has that pid now
         return True
 
+    def process_token(self) -> int:
+        return _record_locks.process_token()
+
+    def is_alive(self, token: int) -> bool:
+        return _record_locks.is_alive(token)
+
     def usable_cores(self) -> int:
         if sys.platform != "darwin" and hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))

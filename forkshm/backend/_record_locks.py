@@ -54,6 +54,8 @@ class _Held:
         self.fd = -1
         # By number: the thread that has it. Changed in steps that no other thread can come between.
         self.by_number: dict[int, tuple[int, object]] = {}
+        #: See `process_token`; 0 until somebody asks.
+        self.token = 0
 
     def file(self) -> int:
         """Return the fd of the file, which is opened once and never closed: with it the locks would go."""
@@ -74,10 +76,35 @@ class _Held:
     def in_child(self) -> None:
         # Record locks are those of the process that took them.
         self.by_number.clear()
+        self.token = 0
 
 
 _held = _Held()
 _system.register_at_fork(after_in_child=_held.in_child)
+
+
+def process_token() -> int:
+    """Return a number that says which process this is: its pid, and a random one; it has that byte of the file."""
+    token = secrets.randbits(30) << 32 | 1 << 62 | os.getpid() & 0x7FFFFFFF
+    # Also the pid's start would do; but not all systems tell it, and none of them by one call.
+    fcntl.lockf(_held.file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+    _held.token = token
+    return token
+
+
+def is_alive(token: int) -> bool:
+    """Whether the process with that token has not ended."""
+    if token == _held.token:
+        return True
+    # Like struct flock of C: its fields are in another order on each system, so it is tried, and given back at once.
+    try:
+        fcntl.lockf(_held.file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return True
+        raise
+    fcntl.lockf(_held.file(), fcntl.LOCK_UN, 1, token)
+    return False
 
 
 def _words(address: int) -> memoryview:

@@ -117,34 +117,73 @@ class Barrier(Placed):
                 after *timeout*.
             ValueError: *timeout* is negative.
         """
+        return self.wait_and_act(checked_timeout(timeout), None)
+
+    def wait_and_act(self, seconds: float, action: Callable[[], object] | None) -> int:
+        """Wait as `wait` does; the last one to arrive calls *action* before it lets the others go.
+
+        If *action* raises, the barrier is broken.
+        """
         words = self._live()
-        deadline = time.perf_counter() + checked_timeout(timeout)
+        deadline = time.perf_counter() + seconds
+        # Generation, and the place there; -1 when all were there already, and the last one acts.
         ticket: list[int] = []
 
         def arrive() -> int:
             if words[_BROKEN]:
                 raise threading.BrokenBarrierError(f"cannot wait at {self!r}: it is broken; reset() mends it")
-            place = int(words[_ARRIVED])
-            if place + 1 == words[_PARTIES]:
+            place, generation = int(words[_ARRIVED]), words[_GENERATION]
+            if place >= words[_PARTIES]:
+                return ~int(generation)
+            if place + 1 == words[_PARTIES] and action is None:
                 self._end(words, broken=False)
             else:
+                self._sign(place)
                 # No call in between: what is counted is what an interrupted wait takes back.
-                generation = words[_GENERATION]
                 words[_ARRIVED] = place + 1
-                ticket[:] = (generation,)
+                ticket[:] = (generation, place)
             return place
 
         try:
-            place = self._guarded(words, arrive)
-            if ticket:
+            while (place := self._guarded(words, arrive)) < 0:
+                self._sleep(words, ~place, deadline)
+            if ticket and place + 1 == words[_PARTIES]:
+                self._act(words, ticket[0], action)
+            elif ticket:
                 self._sleep(words, ticket[0], deadline)
         except threading.BrokenBarrierError:
             raise
         except BaseException:
             if ticket:
-                self._guarded(words, lambda: self._withdraw(words, ticket[0]))
+                self._guarded(words, lambda: self._withdraw(words, *ticket))
             raise
         return place
+
+    def _act(self, words: memoryview, generation: int, action: Callable[[], object] | None) -> None:
+        """Be the last one: do what is to be done, and let the others go."""
+        try:
+            if action is not None:
+                action()
+        except BaseException:
+            self._guarded(words, lambda: self._break(words, generation))
+            raise
+
+        def end() -> None:
+            if words[_GENERATION] == generation:
+                self._end(words, broken=False)
+
+        self._guarded(words, end)
+        self._check(words, generation)
+
+    def _sign(self, place: int) -> None:
+        """Note who takes that place."""
+
+    def _move(self, place: int, to: int) -> None:
+        """Note that whoever has that place has another one."""
+
+    def _has_dead_party(self, arrived: int) -> bool:
+        """Whether somebody who arrived has died."""
+        return False
 
     def _sleep(self, words: memoryview, generation: int, deadline: float) -> None:
         where = self._address + _GENERATION * _WORD
@@ -154,9 +193,16 @@ class Barrier(Placed):
                 self._guarded(words, lambda: self._break(words, generation))
             elif _locks.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:
                 # Did somebody die while changing this? Then entering breaks it.
-                self._guarded(words, lambda: None)
+                self._guarded(words, lambda: self._break_after_death(words, generation))
+        self._check(words, generation)
+
+    def _check(self, words: memoryview, generation: int) -> None:
         if words[_HISTORY] >> generation % 32 & 1:
             raise threading.BrokenBarrierError(f"waiting at {self!r} was given up: it was broken, reset, or too late")
+
+    def _break_after_death(self, words: memoryview, generation: int) -> None:
+        if words[_GENERATION] == generation and self._has_dead_party(words[_ARRIVED]):
+            self._break(words, generation)
 
     def abort(self) -> None:
         """Break the barrier: who waits, and who comes, gets `threading.BrokenBarrierError`."""
@@ -179,9 +225,12 @@ class Barrier(Placed):
             words[_BROKEN] = 1
             self._end(words, broken=True)
 
-    def _withdraw(self, words: memoryview, generation: int) -> None:
-        if words[_GENERATION] == generation:
-            words[_ARRIVED] = max(words[_ARRIVED] - 1, 0)
+    def _withdraw(self, words: memoryview, generation: int, place: int) -> None:
+        if words[_GENERATION] == generation and words[_ARRIVED]:
+            last = words[_ARRIVED] - 1
+            if last > place:
+                self._move(last, place)
+            words[_ARRIVED] = last
 
     def _end(self, words: memoryview, *, broken: bool) -> None:
         """End a generation. How it ended is kept for 32 more, for those who wake up late."""

@@ -234,6 +234,11 @@ class Condition(Placed):
         self.notify(_MASK)
 
 
+def waiting(condition: Condition) -> int:
+    """Return how many wait."""
+    return int(condition._live()[_WAITING])
+
+
 def _precedes(first: int, second: int) -> bool:
     """Whether *first* was before *second*, of numbers that start again at 2**32."""
     return 0 < (second - first) & _MASK < 1 << 31

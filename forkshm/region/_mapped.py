@@ -78,8 +78,8 @@ class MappedRegion:
     has them to itself, too.
 
     Args:
-        mappable: Anything with ``fileno()``. The region keeps an fd of its own; yours
-            may be closed afterwards.
+        mappable: Anything with ``fileno()``, or an fd as an int. The region keeps an fd of
+            its own; yours may be closed afterwards.
         mode: What the memory may be used for.
         offset: Where the region starts in the object, in bytes; need not be a multiple
             of the page size.
@@ -125,7 +125,7 @@ class MappedRegion:
 
     def __init__(
         self,
-        mappable: Mappable,
+        mappable: Mappable | int,
         mode: Mode | str = Mode.read_write,
         offset: int = 0,
         size: int | None = None,
@@ -139,7 +139,7 @@ class MappedRegion:
         offset = operator.index(offset)
         if address is not None:
             address = checked_address(address, offset)
-        theirs = mappable.fileno()
+        theirs = checked_fd(mappable) if isinstance(mappable, int) else mappable.fileno()
         try:
             if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
                 theirs = kernel.of_file(theirs)
@@ -462,6 +462,15 @@ class MappedRegion:
             f"cannot pickle {self!r}: a plain pickle cannot carry shared memory; "
             "pass the region to a forkshm.Pool, or send bytes(region.buf)"
         )
+
+
+def checked_fd(fd: int) -> int:
+    """Return *fd*, or raise with what is wrong about it."""
+    if isinstance(fd, bool):
+        raise TypeError(f"cannot map {fd!r}: an fd is an int, or something with fileno()")
+    if fd < 0:
+        raise ValueError(f"cannot map fd {fd}: an fd is not negative; anonymous_shared_memory(size) needs none")
+    return fd
 
 
 def checked_size(size: int) -> int:

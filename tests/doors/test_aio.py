@@ -79,13 +79,16 @@ def test_calls_have_the_answers_of_the_pool(run):
     async def main():
         threads = threading.active_count()
         async with aio.Pool(2) as pool:
-            assert await pool.apply(pow, 2, exp=5) == 32
+            assert await pool.call(pow, 2, exp=5) == 32
+            assert await pool.apply(pow, (2,), {"exp": 5}) == 32
+            assert await pool.apply(len, ((1, 2, 3),)) == 3
+            assert await pool.apply(int) == 0
             assert await pool.map(abs, range(-50, 0)) == list(range(50, 0, -1))
             assert await pool.map(abs, []) == []
             assert await pool.starmap(pow, [(2, 3), (3, 2)], chunksize=1) == [8, 9]
             assert [x async for x in pool.imap(abs, iter(range(100)))] == list(range(100))
             assert sorted([x async for x in pool.imap_unordered(abs, range(100), chunksize=7)]) == list(range(100))
-            assert await asyncio.gather(*(pool.apply(abs, -x) for x in range(500))) == list(range(500))
+            assert await asyncio.gather(*(pool.call(abs, -x) for x in range(500))) == list(range(500))
             watchers = 0 if kernel.loops_watch_fds else 1
             assert threading.active_count() == threads + watchers, "no helper thread"
 
@@ -95,7 +98,7 @@ def test_calls_have_the_answers_of_the_pool(run):
 def test_the_loop_goes_on_meanwhile(run, gate):
     async def main():
         async with aio.Pool(1) as pool:
-            waiting = asyncio.ensure_future(pool.apply(wait_for, gate, "done"))
+            waiting = asyncio.ensure_future(pool.call(wait_for, gate, "done"))
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not waiting.done()
@@ -108,7 +111,7 @@ def test_the_loop_goes_on_meanwhile(run, gate):
 def test_an_idle_pool_watches_nothing(run):
     async def main():
         async with aio.Pool(2) as pool:
-            await pool.apply(abs, 1)
+            await pool.call(abs, 1)
             assert not pool._pump._watched
             assert pool._pump._timer is None
             for worker in pool._pool._crew.workers:
@@ -127,7 +130,7 @@ def test_shared_memory_crosses_as_descriptors(run):
                 array[:] = 1
                 return np.arange(1_000_000)
 
-            assert (await pool.apply(fill, shared))[-1] == 999_999
+            assert (await pool.call(fill, shared))[-1] == 999_999
             assert shared.sum() == 1_000_000
             assert pool.statistics().bytes_shared == 8_000_000
 
@@ -138,11 +141,11 @@ def test_exceptions_and_deaths(run):
     async def main():
         async with aio.Pool(2) as pool:
             with pytest.raises(ZeroDivisionError):
-                await pool.apply(divmod, 1, 0)
+                await pool.call(divmod, 1, 0)
             with pytest.raises(TypeError, match="cannot pickle"):
-                await pool.apply(id, threading.Lock())
+                await pool.call(id, threading.Lock())
             answers = await asyncio.gather(
-                *(pool.apply(die if x == 5 else abs, x) for x in range(20)), return_exceptions=True
+                *(pool.call(die if x == 5 else abs, x) for x in range(20)), return_exceptions=True
             )
             assert isinstance(answers.pop(5), forkshm.WorkerDiedError)
             assert answers == [x for x in range(20) if x != 5]
@@ -160,8 +163,8 @@ def test_cancelling_ends_the_worker_and_leaves_the_others(run, gate, tmp_path):
 
     async def main():
         async with aio.Pool(2) as pool:
-            other = asyncio.ensure_future(pool.apply(wait_for, gate, "other"))
-            doomed = asyncio.ensure_future(pool.apply(touch_and_wait, path, gate))
+            other = asyncio.ensure_future(pool.call(wait_for, gate, "other"))
+            doomed = asyncio.ensure_future(pool.call(touch_and_wait, path, gate))
             await until(lambda: path.exists() and path.read_text())
             pid = int(path.read_text())
             doomed.cancel()
@@ -181,15 +184,15 @@ def test_what_was_cancelled_before_it_began_does_not_go_on(run, gate, tmp_path):
 
     async def main():
         async with aio.Pool(1) as pool:
-            first = asyncio.ensure_future(pool.apply(wait_for, gate, "first"))
+            first = asyncio.ensure_future(pool.call(wait_for, gate, "first"))
             # Each that a worker has taken costs the start of another one, which is spawned in a second, or forked.
             count = 200 if CAN_FORK else 12
-            others = [asyncio.ensure_future(pool.apply(touch_and_wait, tmp_path / f"{x}", gate)) for x in range(count)]
+            others = [asyncio.ensure_future(pool.call(touch_and_wait, tmp_path / f"{x}", gate)) for x in range(count)]
             await asyncio.sleep(0)
             for other in others:
                 other.cancel()
             await asyncio.wait(others)
-            last = asyncio.ensure_future(pool.apply(abs, -1))
+            last = asyncio.ensure_future(pool.call(abs, -1))
             gate.release()
             assert await first == "first"
             assert await last == 1
@@ -204,8 +207,8 @@ def test_timeouts_of_asyncio_work(run, gate):
         async with aio.Pool(1) as pool:
             for _ in range(3):
                 with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(pool.apply(wait_for, gate), 0.05)
-            assert await pool.apply(abs, -1) == 1
+                    await asyncio.wait_for(pool.call(wait_for, gate), 0.05)
+            assert await pool.call(abs, -1) == 1
 
     run(main())
 
@@ -241,12 +244,12 @@ def test_imap_takes_input_as_it_is_needed(run):
 def test_the_end_of_the_pool_answers_what_is_awaited(run, gate):
     async def main():
         async with aio.Pool(1) as pool:
-            waiting = asyncio.ensure_future(pool.apply(wait_for, gate))
+            waiting = asyncio.ensure_future(pool.call(wait_for, gate))
             await asyncio.sleep(0)
         with pytest.raises(forkshm.PoolClosedError):
             await waiting
         with pytest.raises(forkshm.PoolClosedError):
-            await pool.apply(abs, 1)
+            await pool.call(abs, 1)
         with pytest.raises(forkshm.PoolClosedError):
             pool.imap(abs, [1])
 
@@ -257,7 +260,7 @@ def test_one_loop_after_the_other(run):
     pool = aio.Pool(1)
 
     async def main():
-        return await pool.apply(abs, -1)
+        return await pool.call(abs, -1)
 
     assert [run(main()), run(main())] == [1, 1]
     pool.terminate()
@@ -268,12 +271,12 @@ def test_a_loop_that_ended_in_the_middle_leaves_a_pool_that_works(gate):
 
     async def leave():
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(pool.apply(wait_for, gate), 0.01)
+            await asyncio.wait_for(pool.call(wait_for, gate), 0.01)
 
     asyncio.run(leave())
 
     async def main():
-        return await pool.apply(abs, -1)
+        return await pool.call(abs, -1)
 
     gate.release()  # if its worker was not ended in time
     assert asyncio.run(asyncio.wait_for(main(), 30)) == 1
@@ -288,7 +291,14 @@ def test_retries_are_for_deaths_and_not_for_what_was_cancelled(run, gate):
         async with aio.Pool(1, retries=5) as pool:
             for _ in range(12):
                 with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(pool.apply(wait_for, gate), 0.05)
-            assert await pool.apply(abs, -1) == 1
+                    await asyncio.wait_for(pool.call(wait_for, gate), 0.05)
+            assert await pool.call(abs, -1) == 1
 
     run(main())
+
+
+def test_apply_has_the_signature_of_the_pools():
+    ours, theirs = inspect.signature(forkshm.aio.Pool.apply), inspect.signature(forkshm.Pool.apply)
+    assert [(one.name, one.default) for one in ours.parameters.values()] == [
+        (one.name, one.default) for one in theirs.parameters.values()
+    ]

@@ -185,7 +185,7 @@ def test_the_executor_and_the_pool_of_asyncio_take_them(notes):
 
     async def main():
         async with aio.Pool(1, worker_init=notes.init, worker_exit=notes.exit) as pool:
-            return await pool.apply(work, 0)
+            return await pool.call(work, 0)
 
     assert notes.written() == {first: 1}
     second = asyncio.run(main())

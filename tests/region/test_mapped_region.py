@@ -814,3 +814,25 @@ class TestPopulate:
             assert os.fstat(region.fileno()).st_blocks * 512 >= 64 * PAGE
         with anonymous_shared_memory(5 * 2**20 + 1, huge_pages=True) as region:
             region.buf[-1] = 1
+
+
+def test_an_fd_is_mapped_and_stays_the_callers(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"hello world")
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with MappedRegion(fd, "read_write", offset=6) as region:
+            assert bytes(region.buf) == b"world"
+            assert region.fileno() != fd
+            os.close(os.dup(fd))  # it is open still
+        os.fstat(fd)
+        region = MappedRegion(fd, "read_only")
+    finally:
+        os.close(fd)
+    assert bytes(region.buf) == b"hello world"  # the region has one of its own
+
+
+@pytest.mark.parametrize(("fd", "error"), [(-1, ValueError), (True, TypeError), (987_654, OSError)])
+def test_what_is_no_fd_is_refused(fd, error):
+    with pytest.raises(error):
+        MappedRegion(fd)

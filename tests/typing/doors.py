@@ -44,10 +44,10 @@ def never_called() -> None:
     async def asynchronous() -> None:
         assert_type(await bare.amap([1]), list[str])
         async with aio.Pool(2) as pool:
-            assert_type(await pool.apply(bare, 1), str)
+            assert_type(await pool.call(bare, 1), str)
             assert_type(await pool.map(len, ["a"]), list[int])
             assert_type([x async for x in pool.imap(len, ["a"])], list[int])
-            await pool.apply(bare, "a")  # type: ignore[arg-type]
+            await pool.call(bare, "a")  # type: ignore[arg-type]
 
     with forkshm.Pool(2, worker_init=dict[str, int], worker_exit=print, cpu_ids=[0, [0, 1]]) as pool:
         assert_type(pool.apply(len, ("a",)), int)

@@ -1,0 +1,442 @@
+"""Semaphore and BoundedSemaphore.
+
+In the header are words that only the holder of a bare robust mutex behind them writes:
+
+    value      permits, while they are not counted by process
+    taken      permits that processes have: the sum of the entries, kept to be quick
+    initial    permits at the beginning
+    most       permits that there may be
+    sequence   changes with each release; what waiters sleep on
+    untracked  whether `value` counts, and not the entries
+    waiting    waiters; those that were killed are counted until one of the others gives up
+    entries    how many entries there are
+
+and behind the mutex an entry for each process that has permits: its token, and how many.
+
+A permit that a process has acquired and not released is that process's, and comes back when it dies. But a semaphore
+may also be used as a signal, where one process acquires and another releases: then nobody has a permit. The first
+release by a process that has none shows that, and from then on permits are counted as a whole, until all are back.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import multiprocessing.synchronize
+import operator
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from forkshm import _multiprocess
+from forkshm.backend import locks as _locks
+from forkshm.errors import SyncError
+from forkshm.region._placed import HEADER, LINE, SLICE, Placed, give_back, mutex_made
+from forkshm.region._placed import take as take_mutex
+from forkshm.sync._slab import allocate
+from forkshm.sync._word import deadline_of, has_died, token, warn_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkshm.region import MappedRegion
+
+__all__ = ("BoundedSemaphore", "Semaphore")
+
+_T = TypeVar("_T")
+_theirs: Any = _multiprocess.synchronize
+
+_VALUE, _TAKEN, _INITIAL, _MOST, _SEQUENCE, _UNTRACKED, _WAITING, _ENTRIES = range(2, 10)
+_WORD = 4
+_MASK = 0xFFFFFFFF
+_ENTRY = 16
+#: ``SEM_VALUE_MAX`` of Linux.
+_MOST_PERMITS = 2**31 - 1
+#: Processes that can have permits at a time and be known by name.
+_LEAST_ENTRIES, _MOST_ENTRIES = 6, 1000
+
+
+class _Permits(Placed):
+    """The permits in shared memory."""
+
+    _KIND: ClassVar[int] = 16
+
+    def __init__(self, region: MappedRegion, offset: int, initial: int, most: int, entries: int) -> None:
+        words = self._construct(region, offset, self.size_for(entries))
+        words[_INITIAL], words[_MOST], words[_ENTRIES] = initial, most, entries
+        self._ready(entries)
+        mutex_made(self._address + HEADER, "Semaphore")
+        self._complete(words)
+
+    @classmethod
+    def attach(cls, region: MappedRegion, offset: int) -> _Permits:
+        """Use those that were constructed there."""
+        found, words = cls._find(region, offset, HEADER)
+        entries = words[_ENTRIES]
+        found._place(region, offset, cls.size_for(entries))
+        found._ready(entries)
+        return found
+
+    @staticmethod
+    def size_for(entries: int) -> int:
+        """Bytes for permits of which so many processes can have some."""
+        return HEADER + LINE + entries * _ENTRY
+
+    def _ready(self, entries: int) -> None:
+        start = self._offset + HEADER + LINE
+        self._by_process = self._region.buf[start : start + entries * _ENTRY].cast("Q")
+        self._guard = self._address + HEADER
+
+    def guarded(self, action: Callable[[memoryview], _T]) -> _T:
+        """Do *action* alone, on words that are in order."""
+        words, guard = self._live(), self._guard
+        try:
+            code = take_mutex(guard, math.inf)
+            if code == errno.EOWNERDEAD:
+                self._repair(words)
+                code = _locks.mutex_consistent(guard)
+            if code != 0:
+                raise SyncError(f"cannot use {self!r}: the C library refused (errno {code})")
+            return action(words)
+        except BaseException:
+            if give_back(guard):
+                self._repair(words)
+            raise
+        finally:
+            _locks.mutex_unlock(guard)
+
+    def _repair(self, words: memoryview) -> None:
+        # An entry is changed by one store, and so is the value; what is kept to be quick is counted anew.
+        words[_TAKEN] = sum(self._by_process[1::2])
+
+    def available(self, words: memoryview) -> int:
+        """Permits that are there."""
+        return int(words[_VALUE] if words[_UNTRACKED] else words[_INITIAL] - words[_TAKEN])
+
+    def _entry(self, me: int) -> int:
+        """Return where this process's count is, or -1."""
+        entries = self._by_process
+        for position in range(0, len(entries), 2):
+            if entries[position] == me and entries[position + 1]:
+                return position + 1
+        return -1
+
+    def _new_entry(self, me: int) -> int:
+        entries = self._by_process
+        for position in range(0, len(entries), 2):
+            if entries[position + 1] == 0:
+                entries[position] = me
+                return position + 1
+        return -1
+
+    def take(self, words: memoryview, me: int, answer: list[bool]) -> bool:
+        """Take a permit for this process, if there is one; needs the guard."""
+        if self.available(words) <= 0:
+            return False
+        if not words[_UNTRACKED]:
+            place = self._entry(me)
+            if place < 0:
+                place = self._new_entry(me)
+            if place >= 0:
+                # No call in between: what is noted is what an interrupted call gives back.
+                self._by_process[place] += 1
+                words[_TAKEN] += 1
+                answer[:] = (True,)
+                return True
+            self._untrack(words)
+        words[_VALUE] -= 1
+        answer[:] = (True,)
+        return True
+
+    def _untrack(self, words: memoryview) -> None:
+        words[_VALUE] = words[_INITIAL] - words[_TAKEN]
+        words[_UNTRACKED] = 1
+
+    def give(self, words: memoryview, me: int, n: int = 1) -> int:
+        """Give *n* permits, or raise; return how many waiters may have to be woken. Needs the guard."""
+        if self.available(words) + n > words[_MOST]:
+            raise ValueError("semaphore or lock released too many times")
+        for _ in range(n):
+            place = -1 if words[_UNTRACKED] else self._entry(me)
+            if place >= 0:
+                self._by_process[place] -= 1
+                words[_TAKEN] -= 1
+                continue
+            if not words[_UNTRACKED]:
+                self._untrack(words)
+            words[_VALUE] += 1
+        if words[_UNTRACKED] and words[_VALUE] == words[_INITIAL] > 0:
+            # All are back: it can be told again who has them.
+            for position in range(1, len(self._by_process), 2):
+                self._by_process[position] = 0
+            words[_TAKEN] = 0
+            words[_UNTRACKED] = 0
+        words[_SEQUENCE] = (words[_SEQUENCE] + 1) & _MASK
+        return min(int(words[_WAITING]), n)
+
+    def wake(self, n: int) -> None:
+        """Wake up to *n* waiters."""
+        if n:
+            _locks.futex_wake(self._address + _SEQUENCE * _WORD, n)
+
+    def sleep(self, seen: int, seconds: float) -> bool:
+        """Sleep until the next release; whether there was none in that time."""
+        return _locks.futex_wait(self._address + _SEQUENCE * _WORD, seen, seconds) == errno.ETIMEDOUT
+
+    def bring_back(self, words: memoryview) -> list[tuple[int, int]]:
+        """Take back what dead processes have; return who had how many. Needs the guard."""
+        if words[_UNTRACKED] or words[_TAKEN] == 0:
+            return []
+        found, entries = [], self._by_process
+        for position in range(0, len(entries), 2):
+            count = entries[position + 1]
+            if count and has_died(entries[position]):
+                found.append((entries[position], count))
+                entries[position + 1] = 0
+                words[_TAKEN] -= count
+        if found:
+            words[_SEQUENCE] = (words[_SEQUENCE] + 1) & _MASK
+        return found
+
+
+class _Counting:
+    """What the two semaphores have in common."""
+
+    _permits: _Permits
+    kind = 1
+    name = None
+
+    def _make(self, value: int, most: int) -> None:
+        value = operator.index(value)
+        if not 0 <= value <= _MOST_PERMITS:
+            raise ValueError(f"value must be between 0 and {_MOST_PERMITS:,}, got {value}")
+        entries = min(max(value, _LEAST_ENTRIES), _MOST_ENTRIES)
+        region, offset = allocate(_Permits.size_for(entries))
+        self._permits = _Permits(region, offset, value, most, entries)
+
+    def __reduce__(self) -> Any:
+        extra = {name: value for name, value in vars(self).items() if name != "_permits"} or None
+        return _rebuild, (type(self), self._permits._region, self._permits._offset, extra)
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take a permit; wait until there is one.
+
+        Args:
+            block: Whether to wait at all.
+            timeout: Seconds to wait; None waits forever.
+
+        Returns:
+            Whether a permit was taken.
+        """
+        answer: list[bool] = []
+        try:
+            return self._acquire(deadline_of(block, timeout), answer)
+        except BaseException:
+            if answer:
+                self.release()
+            raise
+
+    def _acquire(self, deadline: float, answer: list[bool]) -> bool:
+        permits, me = self._permits, token()
+        if permits.guarded(lambda words: permits.take(words, me, answer)):
+            return True
+        if not deadline:
+            return self._after_deaths(me, answer)
+        waiting = False
+
+        def attempt(words: memoryview) -> int:
+            nonlocal waiting
+            if permits.take(words, me, answer):
+                if waiting:
+                    words[_WAITING] = max(words[_WAITING] - 1, 0)
+                return -1
+            if not waiting:
+                words[_WAITING] += 1
+                waiting = True
+            return int(words[_SEQUENCE])
+
+        try:
+            while (seen := permits.guarded(attempt)) >= 0:
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    permits.guarded(_waits_no_more)
+                    return False
+                if permits.sleep(seen, min(left, SLICE)) and self._after_deaths(me, answer):
+                    permits.guarded(_waits_no_more)
+                    return True
+        except BaseException:
+            if waiting and not answer:
+                permits.guarded(_waits_no_more)
+                permits.wake(1)  # if this thread was woken, it passes that on
+            raise
+        return True
+
+    def _after_deaths(self, me: int, answer: list[bool]) -> bool:
+        """Take a permit, if a dead process had one."""
+        permits = self._permits
+        back: list[tuple[int, int]] = []
+
+        def attempt(words: memoryview) -> bool:
+            back[:] = permits.bring_back(words)
+            return bool(back) and permits.take(words, me, answer)
+
+        taken = permits.guarded(attempt)
+        for owner, count in back:
+            permits.wake(count)
+            warn_of(owner, f"{count} of the permits of a {type(self).__name__}", "they are back")
+        return taken
+
+    def release(self) -> None:
+        """Give a permit back.
+
+        Raises:
+            ValueError: There would be more than there may be.
+        """
+        permits, me = self._permits, token()
+        done: list[bool] = []
+
+        def attempt(words: memoryview) -> int:
+            waiters = permits.give(words, me)
+            done[:] = (True,)
+            return waiters
+
+        try:
+            permits.wake(permits.guarded(attempt))
+        except ValueError:
+            raise
+        except BaseException:
+            # Whoever releases has released, whatever a signal handler raised.
+            if not done:
+                permits.guarded(attempt)
+            permits.wake(1)
+            raise
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def get_value(self) -> int:
+        """Return how many permits are there."""
+        return self._permits.guarded(self._permits.available)
+
+    # -- what is asked of ``semaphore._semlock`` ---------------------------------------------
+
+    @property
+    def _semlock(self) -> Any:
+        return self
+
+    @property
+    def handle(self) -> int:
+        """Where it is in this process."""
+        return self._permits._address
+
+    @property
+    def maxvalue(self) -> int:
+        """Permits that there may be."""
+        return int(self._permits._live()[_MOST])
+
+    def locked(self) -> bool:
+        """Whether there is no permit."""
+        return self.get_value() == 0
+
+    def _get_value(self) -> int:
+        return self.get_value()
+
+    def _is_zero(self) -> bool:
+        return self.get_value() == 0
+
+    def _count(self) -> int:
+        permits, me = self._permits, token()
+        place = permits.guarded(lambda words: -1 if words[_UNTRACKED] else permits._entry(me))
+        return int(permits._by_process[place]) if place >= 0 else 0
+
+    def _is_mine(self) -> bool:
+        return self._count() > 0
+
+
+def _waits_no_more(words: memoryview) -> None:
+    words[_WAITING] = max(words[_WAITING] - 1, 0)
+
+
+def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any] | None) -> Any:
+    made: Any = kind.__new__(kind)
+    made._permits = _Permits.attach(region, offset)
+    if extra:
+        vars(made).update(extra)
+    return made
+
+
+class Semaphore(_Counting, multiprocessing.synchronize.Semaphore, _theirs.Semaphore):  # type: ignore[misc]
+    """A `multiprocessing.Semaphore` in shared memory, which crosses everywhere, and survives its holders.
+
+    A process that is killed while it has permits does not take them along: whoever waits gets them, with a
+    `forkshm.ForkshmWarning` that names the dead process. This is so while each permit is released by the process that
+    acquired it. In a semaphore that is used as a signal (one process acquires, another releases), nobody has the
+    permits, and none comes back by itself.
+
+    Args:
+        value: Permits at the beginning.
+        ctx: Ignored; for the signature's sake.
+
+    Raises:
+        ValueError: *value* is negative, or more than 2**31 - 1.
+        RegionCreateError: The kernel refused memory for it.
+
+    Fork and threads:
+        Safe to use from any thread and process.
+
+    Example:
+        >>> import forkshm
+        >>> semaphore = forkshm.Semaphore(2)
+        >>> with semaphore:
+        ...     semaphore.get_value()
+        1
+
+    See Also:
+        `multiprocessing.Semaphore`; `forkshm.region.Semaphore`, which is ten times as fast, and whose permits have no
+        owner.
+    """
+
+    def __init__(self, value: int = 1, *, ctx: Any = None) -> None:
+        self._make(value, _MOST_PERMITS)
+
+    def __repr__(self) -> str:
+        try:
+            value: object = self.get_value()
+        except Exception:
+            value = "unknown"
+        return f"<{type(self).__name__}(value={value})>"
+
+
+class BoundedSemaphore(Semaphore, multiprocessing.synchronize.BoundedSemaphore, _theirs.BoundedSemaphore):  # type: ignore[misc]
+    """A `Semaphore` that never has more permits than at the beginning.
+
+    Args:
+        value: Permits at the beginning.
+        ctx: Ignored; for the signature's sake.
+
+    Raises:
+        ValueError: As for `Semaphore`; and `release` raises it when all permits are there already.
+
+    Fork and threads:
+        As for `Semaphore`.
+
+    Example:
+        >>> import forkshm
+        >>> forkshm.BoundedSemaphore(3)
+        <BoundedSemaphore(value=3, maxvalue=3)>
+
+    See Also:
+        `multiprocessing.BoundedSemaphore`.
+    """
+
+    def __init__(self, value: int = 1, *, ctx: Any = None) -> None:
+        self._make(value, value)
+
+    def __repr__(self) -> str:
+        try:
+            value: object = self.get_value()
+        except Exception:
+            value = "unknown"
+        return f"<{type(self).__name__}(value={value}, maxvalue={self.maxvalue})>"

@@ -1,0 +1,68 @@
+"""Slabs: shared memory for small objects, many in one memory object.
+
+A lock of 128 bytes with a memory object of its own would cost a page and an fd, in each process that has it. So small
+objects are carved out of one object of 1 MiB, in order. No part is used twice, because nobody counts which processes
+have it; the object is freed with the last of its parts, in all processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from forkshm import _system
+from forkshm.region import anonymous_shared_memory
+
+if TYPE_CHECKING:
+    from forkshm.region import MappedRegion
+
+__all__ = ("allocate",)
+
+_SLAB = 1024 * 1024
+#: Larger objects have a memory object of their own, so that their memory is freed with them.
+_LARGEST = 64 * 1024
+#: What different processes write at the same time lies in different cache lines.
+_LINE = 64
+
+
+class _Slab:
+    """The one that is being carved up. It keeps no memory: the parts do."""
+
+    def __init__(self, region: MappedRegion) -> None:
+        self.region = weakref.ref(region)
+        self.end = 0
+
+
+class _State:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.slab: _Slab | None = None
+
+
+_state = _State()
+# What the parent carves up is the parent's.
+_system.register_at_fork(after_in_child=_state.__init__)  # type: ignore[misc]
+
+
+def allocate(size: int) -> tuple[MappedRegion, int]:
+    """Return a region that has *size* bytes of zeros for the caller, and where.
+
+    The caller keeps the region: with it goes the memory.
+
+    Raises:
+        RegionCreateError: The kernel refused.
+    """
+    size = -(-max(size, 1) // _LINE) * _LINE
+    if size > _LARGEST:
+        return anonymous_shared_memory(size), 0
+    with _state.lock:
+        slab = _state.slab
+        region = slab.region() if slab is not None else None
+        if slab is None or region is None or slab.end + size > _SLAB:
+            region = anonymous_shared_memory(_SLAB)
+            slab = _state.slab = _Slab(region)
+        # No call in between: a signal handler may allocate, too.
+        offset = slab.end
+        slab.end = offset + size
+        return region, offset

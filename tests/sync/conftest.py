@@ -1,0 +1,8 @@
+"""Fixtures of the tests of locks and values."""
+
+from __future__ import annotations
+
+from started import CAN_FORK
+
+if not CAN_FORK:
+    from started import _what_there_is, in_child, run_script  # noqa: F401
