@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import io
 import pickle
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+import sys
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
@@ -12,8 +15,18 @@ from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler import _names
+from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Repeats
-from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
+from forkshm.pickler._exceptions import reduce_exception
+from forkshm.pickler._names import (
+    NOTHING_KNOWN,
+    GlobalsOfMain,
+    Known,
+    changed_globals,
+    global_names,
+    is_known,
+    is_unchanged,
+)
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple_when
 from forkshm.pickler._repeat import Repeat
@@ -27,7 +40,7 @@ if TYPE_CHECKING:
 
     from forkshm.region._segment import Lease
 
-__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name")
+__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name", "still_by_name")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -89,6 +102,13 @@ class Parcel:
         self._keep = None
 
 
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, piece: Any) -> int:
+        return len(piece)
+
+
 class _Sink:
     """The file that a pickler writes to: it keeps the pieces, large ones uncopied."""
 
@@ -109,21 +129,47 @@ class _Sink:
 _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "numpy.core.numeric"})
 
 
+def _refuse(thing: Any) -> Any:
+    """Refuse what cloudpickle would send as something else: a file as its content, a memoryview as ``bytes``."""
+    if thing is sys.stdout:
+        return getattr, (sys, "stdout")
+    if thing is sys.stderr:
+        return getattr, (sys, "stderr")
+    kind = type(thing)
+    if kind is memoryview:
+        raise TypeError(
+            f"cannot pickle a memoryview of {thing.nbytes:,} bytes: send what it is a view of, or a copy, bytes(view)"
+        )
+    raise TypeError(
+        f"cannot pickle '{kind.__module__}.{kind.__qualname__}' object {getattr(thing, 'name', '')!r}: an open file is "
+        "this process' own; send its path, and open it there"
+    )
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with reducers of ours in front."""
 
+    dispatch_table: ClassVar[Any] = collections.ChainMap(
+        {io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
     known: Known = NOTHING_KNOWN
     collector: Collector
+    #: Whether what is pickled is an exception that another one names: that one knows all of them.
+    in_chain = False
 
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
         if kind is FunctionType:
-            if thing.__module__ in _BY_NAME or is_known(thing, self.known):
+            if thing.__module__ in _BY_NAME:
+                return NotImplemented
+            if is_known(thing, self.known):
                 # By name: pickle's own way, in a tenth of the time that cloudpickle
                 # takes to find that out, or where it would send a copy.
+                return NotImplemented if is_unchanged(thing, self.known) else self._with_changed_globals(thing)
+        elif isinstance(thing, type):
+            if is_known(thing, self.known):
                 return NotImplemented
-        elif isinstance(thing, type) and is_known(thing, self.known):
-            return NotImplemented
+            return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
         elif kind in _names.named_kinds and is_known(thing, self.known):
             return thing.__qualname__
         reduce = find(kind)
@@ -131,7 +177,43 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return reduce(thing)
         if kind in _MARKS:
             return self._mark(thing)
+        if isinstance(thing, BaseException):
+            return reduce_exception(thing, None if self.in_chain else self._dump_of_chain)
         return super().reducer_override(thing)
+
+    def _dump_of_chain(self, error: BaseException) -> bytes:
+        file = io.BytesIO()
+        pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
+        pickler.known = self.known
+        pickler.collector = Collector()
+        pickler.in_chain = True
+        pickler.dump(error)
+        return file.getvalue()
+
+    def _with_changed_globals(self, function: FunctionType) -> Any:
+        # By value, with the globals that were bound anew; for the others it looks where it would by its name.
+        parts = super().reducer_override(function)
+        is_changed = changed_globals(self.known)
+        state = parts[2][1]
+        sent = {
+            name: value
+            for name, value in state["__globals__"].items()
+            if is_changed(name, value) and self._can_be_sent(value)
+        }
+        state["__globals__"] = GlobalsOfMain(sent, [name for name in global_names(function) if name not in sent])
+        return parts
+
+    def _can_be_sent(self, value: Any) -> bool:
+        if isinstance(value, (FunctionType, type)):
+            return True
+        trial = _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
+        trial.known = self.known
+        trial.collector = Collector()
+        try:
+            trial.dump(value)
+        except Exception:
+            return False  # a pool, a lock, a file: what by its name means what the receiver has
+        return True
 
     def _mark(self, thing: Any) -> Any:
         # What is between two marks is pickled between them, and arrives without them.
@@ -387,6 +469,11 @@ def is_name(stream: bytes) -> bool:
     return stream.endswith(_FOUND_BY_NAME)
 
 
+def still_by_name(function: Callable[..., Any], known: Known) -> bool:
+    """Return whether what `pack_by_name` returned is still right: a global of ``__main__`` may be another by now."""
+    return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, known)
+
+
 def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
     """Return the parcel of a function that crosses as its name only, and so never changes; None for any other."""
     module = getattr(function, "__module__", None)
@@ -399,6 +486,8 @@ def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
             return None
         if kind is not FunctionType and not isinstance(function, type):
             return pack(function, known=known)
+        if isinstance(function, FunctionType) and not is_unchanged(function, known):
+            return None
         stream = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
     else:
         sink = _Sink()

@@ -67,16 +67,21 @@ def find(kind: type) -> Callable[[Any], Any] | None:
     """Return the reducer of a type, or None."""
     reduce = _reducers.get(kind)
     if reduce is None and _lazy:
-        integration = _lazy.pop(kind.__module__.partition(".")[0], None)
+        integration = _lazy.pop(_package_of(kind), None)
         if integration is not None:
             importlib.import_module(integration)
             reduce = _reducers.get(kind)
     if reduce is None:
         # What the standard library, or others, registered for objects that processes pass each other.
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
-        if reduce is not None and kind.__module__.partition(".")[0] in _OURS:
+        if reduce is not None and _package_of(kind) in _OURS:
             return None
     return reduce
+
+
+def _package_of(kind: type) -> str:
+    module: Any = kind.__module__
+    return module.partition(".")[0] if isinstance(module, str) else ""  # some factories and extensions leave it out
 
 
 #: Libraries whose objects cross in our way: PyTorch registers one with the standard library, which

@@ -32,7 +32,7 @@ from forkshm.backend import kernel
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name
+from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name, still_by_name
 from forkshm.pool._describe import brief, describe_task, index_of, name_of, names_of_arguments
 from forkshm.pool._oom import OomKills
 from forkshm.pool._report import PoolReport, SlowTasks, hints_of
@@ -290,7 +290,8 @@ class Dispatcher:
         try:
             if function not in self._by_name:
                 self._by_name[function] = pack_by_name(function, self.known)
-            return self._by_name[function]
+            parcel = self._by_name[function]
+            return parcel if parcel is None or still_by_name(function, self.known) else None
         except TypeError:  # not hashable, or without weak references
             return None
 
