@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = (
     "BLOCK",
+    "COPIED_IN",
     "HANDLE",
     "INLINE",
+    "LOOSE",
     "READ_ONLY",
     "BlockRef",
     "Head",
@@ -51,8 +53,12 @@ __all__ = (
 BLOCK = -1
 #: ``Span.region`` of bytes that lie at the end of the body.
 INLINE = -2
-#: Taken from either: the receiver may not write to them.
+#: Taken from either, or from `LOOSE`: the receiver may not write to them.
 READ_ONLY = 2
+#: ``Span.region`` of bytes in the parcel's own block that are copied out of it: they are too few to keep it.
+LOOSE = -5
+#: Less the number of a region: ``Span.region`` of bytes that were copied for this parcel, into a block of their own.
+COPIED_IN = -16
 
 # Flags, bytes inline, regions, spans, files, bytes of the body; offset and size of the block.
 _HEAD = struct.Struct("<BxHIIIQQQ")
@@ -258,7 +264,9 @@ def read_tables(head: Head, body: memoryview) -> Tables:
     for region, offset, nbytes in spans:
         if 0 <= region < len(regions):
             room = regions[region][1]
-        elif region in (BLOCK, BLOCK - READ_ONLY):
+        elif 0 <= COPIED_IN - region < len(regions) and isinstance(regions[COPIED_IN - region][2], Share):
+            room = regions[COPIED_IN - region][1]
+        elif region in (BLOCK, BLOCK - READ_ONLY, LOOSE, LOOSE - READ_ONLY):
             room = head.block.size if head.block is not None else 0
         elif region in (INLINE, INLINE - READ_ONLY):
             room = head.inline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -541,3 +542,4 @@ register(SharedArray, reduce_array)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
+importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how many of them cross

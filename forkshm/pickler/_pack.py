@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import io
 import pickle
 import sys
@@ -14,9 +15,9 @@ import cloudpickle
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
-from forkshm.pickler import _names
+from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
-from forkshm.pickler._collect import Collector, Copies, Repeats
+from forkshm.pickler._collect import Collector, Copies, Group, Repeats
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._names import (
     NOTHING_KNOWN,
@@ -28,7 +29,7 @@ from forkshm.pickler._names import (
     is_unchanged,
 )
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
-from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple_when
+from forkshm.pickler._reducers import MIN_BUNDLE, dispatch_table, find, simple_kinds, simple_when
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
@@ -286,6 +287,17 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     sink = _Sink()
     collector = Collector(repeats)
     try:
+        if kinds is None or not _CONTAINERS.isdisjoint(kinds) or len(parts) >= MIN_BUNDLE:
+            bundled = _bundled(thing, parts)
+            if bundled is True:
+                in_stream = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL)
+                in_stream.dispatch_table = _reducers.in_stream_table
+                in_stream.dump(thing)
+                return Packing(sink, collector)
+            if bundled is not False:
+                thing = bundled
+                parts = _parts(thing)
+                kinds = set(map(type, parts)) if len(parts) <= _MANY else None
         if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
             # Most calls, chunks and results are so. cloudpickle would find nothing to do in
             # them, in half the time of all.
@@ -302,6 +314,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
             except BaseException:
                 pickler.clear_memo()  # it has the buffers, and the traceback has it
                 raise
+        collector.decide()
     except BaseException:
         collector.give_up()
         raise
@@ -327,6 +340,44 @@ def _are_simple(parts: Sequence[Any]) -> bool:
 
 #: Of more parts it is not asked what they are.
 _MANY = 1000
+
+_CONTAINERS = frozenset({list, tuple, dict})
+
+
+def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
+    """Return *thing* with bundles in place of containers of many small parts; False if there are none.
+
+    True when all of it can be sent without asking where the memory of its parts lies.
+    """
+    kind = type(thing)
+    args: Sequence[Any] = (thing,)
+    kwargs: dict[Any, Any] = {}
+    is_call = kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict
+    if is_call:
+        args, kwargs = thing
+    elif kind in (list, tuple) and (not thing or type(thing[0]) in _CONTAINERS):
+        args = thing  # of a map: each may be a container
+    many = [part for part in (*args, *kwargs.values()) if type(part) in _CONTAINERS and len(part) >= MIN_BUNDLE]
+    if not many or len(many) > _MANY:
+        return False
+    if _reducers.bundler is None:
+        first = many[0]
+        find(type(next(iter(first.values() if type(first) is dict else first))))
+        if _reducers.bundler is None:
+            return False
+    is_all = len(many) == 1 and all(
+        part is many[0] or type(part) in _PLAIN_OR_TEXT for part in (*args, *kwargs.values())
+    )
+    made = {id(part): _reducers.bundler(part, is_all=is_all) for part in many}
+    if True in made.values():
+        return True
+    made = {key: bundle for key, bundle in made.items() if bundle is not False}
+    if not made:
+        return False
+    new_args = [made.get(id(part), part) for part in args]
+    if is_call:
+        return tuple(new_args), {key: made.get(id(part), part) for key, part in kwargs.items()}
+    return kind(new_args) if args is thing else new_args[0]
 
 
 class Packing:
@@ -389,11 +440,43 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
 
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
-    # Head and tables have the same length whatever stands in them.
+    try:
+        return _assembled(sink, collector, for_many=for_many, alone=True)
+    except OSError as error:
+        if error.errno not in _NO_FDS or not collector.copies:
+            raise
+    # The limit on open files is near: one block for all copies, and one fd.
+    return _assembled(sink, collector, for_many=for_many, alone=False)
+
+
+_NO_FDS = (errno.EMFILE, errno.ENFILE)
+
+
+def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Parcel:
+    before = collector.mark()
+    # Head and tables have the same length whatever stands in them; each group of copies is one more region.
     tables_size = len(body_tables(collector.refs, collector.spans, collector.places))
     body_size = tables_size + sink.size
     body_in_block = body_size > INLINE_LIMIT
-    copies = collector.place(round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block)
+    copies = collector.place(
+        round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block, alone=alone
+    )
+    groups, fds, leases, block_ref = copies.groups, collector.fds, collector.leases, None
+    if groups:
+        try:
+            for group in groups:
+                _copy_group(group, collector, for_many=for_many)
+        except BaseException:
+            collector.back_to(before)
+            raise
+        more = len(body_tables(collector.refs, collector.spans, collector.places)) - tables_size
+        body_size += more
+        if body_in_block:
+            copies = copies._replace(
+                block=[(address, nbytes, where + round_up(more, ALIGNMENT)) for address, nbytes, where in copies.block],
+                block_size=copies.block_size + round_up(more, ALIGNMENT),
+            )
+            collector.move_block(round_up(more, ALIGNMENT))
     body = [body_tables(collector.refs, collector.spans, collector.places), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
@@ -401,7 +484,6 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
             inline[where : where + nbytes] = kernel.bytes_at(address, nbytes)
         body.append(inline)
         body_size += copies.inline_size
-    fds, leases, block_ref = collector.fds, collector.leases, None
     copied = copies.copied
     if copies.block_size:
         block = arena.allocate(copies.block_size)
@@ -439,11 +521,23 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     return parcel
 
 
+def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
+    """Copy what shares a block into one, and let its spans say so."""
+    block = arena.allocate(group.size)
+    try:
+        for address, nbytes, where in group.ranges:
+            block.copy(where, address, nbytes)
+    except BaseException:
+        arena.free(block)
+        raise
+    collector.place_group(group, block.offset, block.size, arena.lend(block), for_many=for_many)
+
+
 def _what_was_copied(
     collector: Collector, copies: Copies, pieces: Sequence[Any], body_size: int
 ) -> Iterator[tuple[int, str]]:
     """Yield bytes and description of what went into a block."""
-    for begin, nbytes, _ in copies.block:
+    for begin, nbytes, _ in [*copies.block, *(part for group in copies.groups for part in group.ranges)]:
         inside = [
             (copy[1], view)
             for copy, view in zip(collector.copies, collector.views, strict=True)

@@ -63,6 +63,20 @@ def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> 
         simple_when.update(dict.fromkeys(kinds, when))
 
 
+#: A container of fewer things is not looked into.
+MIN_BUNDLE = 32
+#: Makes few objects of a container of many, and the reducers for what can be sent without; None until it is needed.
+bundler: Callable[..., Any] | None = None
+in_stream_table: dict[type, Callable[[Any], Any]] = {}
+
+
+def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[[Any], Any]]) -> None:
+    """Let *bundle* say what is sent in place of lists, tuples and dicts of many things; see there."""
+    global bundler
+    bundler = bundle
+    in_stream_table.update(in_stream)
+
+
 def find(kind: type) -> Callable[[Any], Any] | None:
     """Return the reducer of a type, or None."""
     reduce = _reducers.get(kind)

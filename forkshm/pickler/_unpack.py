@@ -9,8 +9,10 @@ from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import (
     BLOCK,
+    COPIED_IN,
     HANDLE,
     INLINE,
+    LOOSE,
     READ_ONLY,
     Bare,
     is_plain,
@@ -133,10 +135,14 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         arrival.copied += head.body_size
     # Small copies lie together in memory of this process.
     inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
-    copies: list[tuple[int, int]] = []
+    copies: list[tuple[int, int, int]] = []
+    loose: list[tuple[int, int, int]] = []
     for region, offset, nbytes in tables.spans:
-        if region >= 0:
-            source: Any = windows[region]
+        if region <= COPIED_IN:
+            source: Any = windows[COPIED_IN - region]
+            copies.append((region, offset, offset + nbytes))
+        elif region >= 0:
+            source = windows[region]
             if type(source) is ReceivedFd:
                 arrival._buffers.append(source)
                 continue
@@ -146,12 +152,16 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 source = inline
             else:
                 source = whole
-                copies.append((offset, offset + nbytes))
+                copies.append((BLOCK, offset, offset + nbytes))
             if source is None:
                 raise ChannelBrokenError("a span names copies, but the parcel has none")
-            if region <= -1 - READ_ONLY:
+            if region in (LOOSE, LOOSE - READ_ONLY):
+                loose.append((offset, offset + nbytes, len(arrival._buffers)))
+            if region in (BLOCK - READ_ONLY, INLINE - READ_ONLY, LOOSE - READ_ONLY):
                 source = source.toreadonly()
         arrival._buffers.append(source[offset : offset + nbytes])
+    if loose:
+        _copy_out(whole, loose, arrival._buffers)
     arrival.copied += _covered(copies)
     ledger.bytes_copied += arrival.copied
     ledger.bytes_shared += arrival.shared
@@ -160,13 +170,34 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     return arrival, position
 
 
-def _covered(ranges: list[tuple[int, int]]) -> int:
-    """Return how many bytes lie in at least one of these ranges."""
-    covered = end = 0
-    for low, high in sorted(ranges):
+def _covered(ranges: list[tuple[int, int, int]]) -> int:
+    """Return how many bytes lie in at least one of these ranges, each of a block."""
+    covered = end = block = 0
+    for of_block, low, high in sorted(ranges):
+        if of_block != block:
+            block, end = of_block, 0
         covered += max(0, high - max(low, end))
         end = max(end, high)
     return covered
+
+
+def _copy_out(block: memoryview | None, loose: list[tuple[int, int, int]], buffers: list[Any]) -> None:
+    """Put in place of small buffers copies in memory of this process; those that overlap stay so."""
+    if block is None:
+        raise ChannelBrokenError("a span names copies, but the parcel has none")
+    loose.sort()
+    position = 0
+    while position < len(loose):
+        low, high, _ = loose[position]
+        behind = position + 1
+        while behind < len(loose) and loose[behind][0] < high:
+            high = max(high, loose[behind][1])
+            behind += 1
+        own = memoryview(bytearray(block[low:high]))
+        for start, end, index in loose[position:behind]:
+            view = own[start - low : end - low]
+            buffers[index] = view.toreadonly() if buffers[index].readonly else view
+        position = behind
 
 
 def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
