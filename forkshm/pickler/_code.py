@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 import cloudpickle.cloudpickle as _cloudpickle
 
-__all__ = ("reduce_array_type", "reduce_code", "with_slots")
+__all__ = ("global_names", "reduce_array_type", "reduce_code", "with_slots")
 
 #: In place of every file name.
 _NO_FILE = "<dynamic-code>"
@@ -25,6 +25,11 @@ _NO_FILE = "<dynamic-code>"
 _LONGEST_SOURCE = 256 * 1024
 
 _reduce_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def global_names(function: types.FunctionType) -> list[str]:
+    """Return the names of globals, and of builtins, that a function uses."""
+    return list(_cloudpickle._extract_code_globals(function.__code__))
 
 
 def reduce_code(code: types.CodeType) -> Any:

@@ -18,9 +18,8 @@ import weakref
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle.cloudpickle as _cloudpickle
-
 from forkshm import _multiprocess
+from forkshm.pickler._code import global_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ __all__ = (
     "GlobalsOfMain",
     "Known",
     "changed_globals",
-    "global_names",
     "is_known",
     "is_unchanged",
     "known_after_import",
@@ -220,8 +218,3 @@ def globals_of_main(sent: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Return the globals that arrived, and those that are here under these names."""
     main = vars(sys.modules["__main__"])
     return {**{name: main[name] for name in names if name in main}, **sent}
-
-
-def global_names(function: FunctionType) -> list[str]:
-    """Return the names of globals, and of builtins, that a function uses."""
-    return list(_cloudpickle._extract_code_globals(function.__code__))

@@ -16,7 +16,7 @@ from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler import _names, _reducers
-from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
+from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._names import (
@@ -24,7 +24,6 @@ from forkshm.pickler._names import (
     GlobalsOfMain,
     Known,
     changed_globals,
-    global_names,
     is_known,
     is_unchanged,
 )
@@ -358,6 +357,8 @@ def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
     elif kind in (list, tuple) and (not thing or type(thing[0]) in _CONTAINERS):
         args = thing  # of a map: each may be a container
     many = [part for part in (*args, *kwargs.values()) if type(part) in _CONTAINERS and len(part) >= MIN_BUNDLE]
+    if not many and args is thing and len(thing) >= MIN_BUNDLE:
+        many, args = [thing], (thing,)
     if not many or len(many) > _MANY:
         return False
     if _reducers.bundler is None:
