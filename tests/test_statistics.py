@@ -173,10 +173,10 @@ def test_the_peak_is_that_of_all_time():
     assert arena.statistics().peak_bytes == peak
     assert arena.statistics().used_bytes == 0
     from forkshm.region._lifetime import guard
-    from forkshm.region._segment import _drop
+    from forkshm.region._segment import drop_segment
 
     with guard:
-        _drop(arena._carved[0].segment)
+        drop_segment(arena._carved[0].segment)
 
 
 def test_no_count_is_lost_between_threads():

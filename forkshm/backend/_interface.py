@@ -369,6 +369,13 @@ class Backend(abc.ABC):
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
 
+    def is_object(self, fd: int, identity: Identity) -> bool:
+        """Return whether *fd* is open and still names that object: a program may close what it did not open."""
+        try:
+            return self.identify(fd)[0] == identity
+        except OSError:
+            return False
+
     @abc.abstractmethod
     def create_growing(self, label: str) -> int:
         """Create an object without a name that can be read, written, mapped in part, and made larger at any time."""
@@ -417,6 +424,45 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         """Map *size* bytes from *offset*, both multiples of the page size; return the address."""
+
+    def map_into(self, mapped: list[int], fd: int, size: int, access: Access, offset: int = 0) -> None:
+        """Map as `map` does, and append the address to *mapped*.
+
+        Where the system allows it both are one C call, so that no signal handler runs between the two.
+        """
+        mapped.append(self.map(fd, size, access, offset))
+
+    def unmap_from(self, mapped: list[int], size: int) -> None:
+        """Take the last address of *mapped* out of the list and its mapping away; in one C call, as `map_into`.
+
+        When the kernel refuses, the address is in the list again.
+        """
+        address = mapped.pop()
+        try:
+            self.unmap(address, size)
+        except BaseException:
+            mapped.append(address)
+            raise
+
+    def reopen_into(self, fds: list[int], fd: int) -> None:
+        """Open as `reopen` does, and append the new fd to *fds*; in one C call, as `map_into`."""
+        fds.append(self.reopen(fd))
+
+    def close_all(self, fds: list[int]) -> None:
+        """Take fds out of the list and close them, each in one C call, until the list is empty."""
+        while fds:
+            self.close(fds.pop())
+
+    def unlocking(self, fd: int, position: int) -> Iterator[object]:
+        """Return an iterator that unlocks, as `unlock`, when it is asked for its one item.
+
+        So a caller can check a condition and unlock with no signal handler in between.
+        """
+        return map(self.unlock, (fd,), (position,))
+
+    def discarding(self, address: int, size: int) -> Iterator[object]:
+        """Return an iterator that discards, as `discard`, when it is asked for its one item; see `unlocking`."""
+        return map(self.discard, (address,), (size,))
 
     @abc.abstractmethod
     def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:

@@ -24,7 +24,7 @@ assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection, Iterator
     from contextlib import AbstractContextManager
 
     from forkshm.backend._interface import Callee, MessageSocket
@@ -58,6 +58,7 @@ _MADV_POPULATE_READ = 22
 _PAGE_THERE = 1 << 63 | 1 << 62
 _PAGE_OF_FILE = 1 << 61
 _PAGEMAP_CHUNK = 2**18
+_LAST = (-1,)
 _lseek = os.lseek  # a lookup less where microseconds count
 
 
@@ -75,16 +76,22 @@ class LinuxBackend(Unix):
     name = "linux"
     locks = _syscalls
 
-    def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
-        close(fd)
+    close = staticmethod(os.close)
+
+    def close_all(self, fds: list[int]) -> None:
+        while fds:
+            with contextlib.suppress(OSError):  # somebody closed it
+                next(map(os.close, map(fds.pop, _LAST)), None)
+
+    def is_object(self, fd: int, identity: Identity) -> bool:
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == identity
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
-        name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        try:
-            fd = self._noted(os.memfd_create(name, flags))
-        except OSError as error:
-            self._once_more(error)
-            fd = os.memfd_create(name, flags)
+        fd = self._opened(os.memfd_create, f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
             # memfd_create(2), "File sealing": nobody can shrink it under our feet.
@@ -108,12 +115,10 @@ class LinuxBackend(Unix):
 
     def reopen(self, fd: int) -> int:
         # dup(2) would share the description, and with it the locks; proc(5) gives a new one.
-        path = f"/proc/self/fd/{fd}"
-        try:
-            return self._noted(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            self._once_more(error)
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return self._opened(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+    def reopen_into(self, fds: list[int], fd: int) -> None:
+        self._open_into(fds, os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
         path = f"/proc/{pid}/fd/{fd}"
@@ -178,11 +183,17 @@ class LinuxBackend(Unix):
         # process that maps it. MADV_DONTNEED would only drop our own page table.
         _syscalls.madvise(address, size, _MADV_REMOVE)
 
+    def discarding(self, address: int, size: int) -> Iterator[object]:
+        return _syscalls.madvising(address, size, _MADV_REMOVE)
+
     def lock_shared(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_RDLCK, position))
 
     def unlock(self, fd: int, position: int) -> None:
         fcntl.fcntl(fd, F_OFD_SETLK, _one_byte(fcntl.F_UNLCK, position))
+
+    def unlocking(self, fd: int, position: int) -> Iterator[object]:
+        return map(fcntl.fcntl, (fd,), (F_OFD_SETLK,), (_one_byte(fcntl.F_UNLCK, position),))
 
     def is_held(self, fd: int, position: int) -> bool:
         # F_OFD_GETLK asks whether a write lock *could* be placed, and places none: half
@@ -250,11 +261,7 @@ class LinuxBackend(Unix):
         return contextlib.nullcontext(-1)
 
     def open_process(self, pid: int, sentinel: int = -1) -> int:
-        try:
-            return self._noted(os.pidfd_open(pid))
-        except OSError as error:
-            self._once_more(error)
-            return os.pidfd_open(pid)
+        return self._opened(os.pidfd_open, pid)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Through its pidfd: a pid may be somebody else's by now.

@@ -66,6 +66,33 @@ def munmap(address: int, size: int) -> None:
         raise _refused("munmap")
 
 
+def mmap_into(mapped: list[int], fd: int, size: int, prot: int, flags: int, offset: int) -> None:
+    """Map as mmap(2) says, and append the address; no signal handler runs between the two."""
+    position = _off_t(offset) if offset else _START
+    mapped.extend(map(_mmap, (None,), (_size_t(size),), (prot,), (flags,), (fd,), (position,)))
+    if mapped[-1] == _MAP_FAILED:
+        refused = _refused("mmap")
+        del mapped[-1]
+        raise refused
+
+
+_LAST = (-1,)
+
+
+def munmap_from(mapped: list[int], size: int) -> None:
+    """Unmap the last address of a list, which is taken out of it before any signal handler runs."""
+    address = mapped[-1]
+    if next(map(_munmap if size > _LARGE else _munmap_quick, map(mapped.pop, _LAST), (size,)), 0):
+        refused = _refused("munmap")
+        mapped.append(address)
+        raise refused
+
+
+def madvising(address: int, size: int, advice: int) -> Iterator[object]:
+    """Return the call of `madvise`, made when its one item is asked for; a refusal is its result."""
+    return map(_libc.madvise, (address,), (size,), (advice,))
+
+
 def msync(address: int, size: int, flags: int) -> None:
     """Write back as msync(2) says."""
     if _libc.msync(address, size, flags) != 0:

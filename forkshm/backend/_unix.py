@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import itertools
 import mmap as _mmap
 import os
 import resource
@@ -21,7 +22,7 @@ from forkshm.backend._interface import Access, Backend
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from forkshm.backend._interface import HasFileno, MessageSocket, Poller
 
@@ -38,6 +39,8 @@ FLAGS = {
     Access.PRIVATE: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_PRIVATE),
     Access.SNAPSHOT: (_mmap.PROT_READ, MAP_PRIVATE),
 }
+
+_LAST = (-1,)
 
 #: Near the hard limit: so many are left, or half of all if that is less.
 _FEW_FDS = 256
@@ -95,6 +98,27 @@ class Unix(Backend):
         if error.errno != errno.EMFILE or not self.raise_fd_limit():
             raise error
 
+    def _open_into(self, fds: list[int], call: Callable[..., int], *arguments: Any) -> None:
+        """Append the fd that a C function opens; no signal handler runs between the two."""
+        try:
+            fds.extend(itertools.starmap(call, (arguments,)))
+        except OSError as error:
+            self._once_more(error)
+            fds.extend(itertools.starmap(call, (arguments,)))
+        else:
+            self._noted(fds[-1])
+
+    def _opened(self, call: Callable[..., int], *arguments: Any) -> int:
+        """Return the fd that a C function opens; it is closed if a signal handler raises before the return."""
+        fds: list[int] = []
+        try:
+            self._open_into(fds, call, *arguments)
+            return fds[0]
+        except BaseException:
+            while fds:
+                next(map(os.close, map(fds.pop, _LAST)))
+            raise
+
     def fd_limit(self) -> int:
         return _soft_limit()
 
@@ -105,11 +129,7 @@ class Unix(Backend):
         return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
 
     def duplicate(self, fd: int) -> int:
-        try:
-            return self._noted(os.dup(fd))
-        except OSError as error:
-            self._once_more(error)
-            return os.dup(fd)
+        return self._opened(os.dup, fd)
 
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -156,6 +176,13 @@ class Unix(Backend):
 
     def unmap(self, address: int, size: int) -> None:
         _syscalls.munmap(address, size)
+
+    def map_into(self, mapped: list[int], fd: int, size: int, access: Access, offset: int = 0) -> None:
+        prot, flags = FLAGS[access]
+        _syscalls.mmap_into(mapped, fd, size, prot, flags, offset)
+
+    def unmap_from(self, mapped: list[int], size: int) -> None:
+        _syscalls.munmap_from(mapped, size)
 
     window = staticmethod(_memory.window)
     address_of = staticmethod(_memory.address_of)

@@ -7,7 +7,7 @@ import operator
 import pickle
 import struct
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from forkshm.backend import kernel
 from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
@@ -20,14 +20,17 @@ from forkshm.region._arena import arena
 from forkshm.region._segment import claim
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer, Self
 
     from forkshm._multiprocess import context
     from forkshm.backend import MessageSocket
+    from forkshm.channel._endpoint import Received
 
 __all__ = ("Connection", "Pipe")
+
+T = TypeVar("T")
 
 # The first byte of a message that is no object: a parcel begins with less, a pickle with more.
 _BYTES = b"\x10"
@@ -149,11 +152,7 @@ class Connection:
             OSError: This end is closed, or for sending only.
             Exception: Whatever unpickling raises; the message is used up.
         """
-        data, fds = self._next()
-        kind = data[0]
-        if kind == _BYTES[0] or kind == _IN_BLOCK:
-            return pickle.loads(_bytes_of(data, fds))
-        return open_item(data, fds)
+        return self._read(_object_of)
 
     # -- bytes ------------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ class Connection:
         """
         if maxlength is not None and maxlength < 0:
             raise ValueError(f"maxlength must be 0 or more, got {maxlength}")
-        view = _bytes_of(*self._next())
+        view = self._read(_bytes_of)
         if maxlength is not None and view.nbytes > maxlength:
             if self._writable:
                 self._readable = False
@@ -231,7 +230,7 @@ class Connection:
         target = memoryview(buf).cast("B")
         if not 0 <= offset <= target.nbytes:
             raise ValueError(f"offset must be between 0 and the buffer's {target.nbytes:,} bytes, got {offset:,}")
-        view = _bytes_of(*self._next())
+        view = self._read(_bytes_of)
         if view.nbytes > target.nbytes - offset:
             raise BufferTooShort(view.tobytes())
         target[offset : offset + view.nbytes] = view
@@ -306,7 +305,8 @@ class Connection:
         except ChannelBrokenError as error:
             raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
 
-    def _next(self) -> tuple[bytes, list[int]]:
+    def _read(self, read: Callable[[Received], T]) -> T:
+        """Return what *read* makes of the next message; an interrupt leaves the message to the next call."""
         self._check_readable()
         try:
             received = self._receiver.take()
@@ -314,10 +314,16 @@ class Connection:
             received = wait_message(self._receiver, self._spin, None)
         if received is None:
             raise ChannelBrokenError("nothing more to receive: every process at the other end is gone")
-        data, fds = received
-        if data[0] == _WITH_BALLAST:
-            return _unballasted(data, fds), fds
-        return received
+        try:
+            if received.data[0] == _WITH_BALLAST:
+                received.data = _unballasted(received.data)
+            return read(received)
+        except Exception:
+            received.close()
+            raise
+        except BaseException:
+            self._receiver.put_back(received)
+            raise
 
     def _check_open(self) -> None:
         if self._end.fileno() < 0:
@@ -379,35 +385,39 @@ def Pipe(  # noqa: N802 - the standard library's name
     )
 
 
-def _unballasted(data: bytes, fds: list[int]) -> bytes:
+def _unballasted(data: bytes) -> bytes:
     if len(data) > _BALLAST.size:
         length = _BALLAST.unpack_from(data)[1]
         if 0 < length <= len(data) - _BALLAST.size:
             return data[_BALLAST.size : _BALLAST.size + length]
-    for fd in fds:
-        kernel.close(fd)
     raise ChannelBrokenError(f"a message of {len(data):,} bytes does not say how many of them are ballast")
 
 
-def _bytes_of(data: bytes, fds: list[int]) -> memoryview:
-    """Return the bytes of a message; its fds are used up in every case."""
-    try:
-        if data[0] == _BYTES[0]:
-            return memoryview(data)[1:]
-        if data[0] == _IN_BLOCK and len(data) == _BLOCK.size and fds:
-            _, offset, size, nbytes = _BLOCK.unpack(data)
-            view = memoryview(claim(fds.pop(0), offset, size)).cast("B")
-            if nbytes > view.nbytes:
-                raise ChannelBrokenError(f"a message has {nbytes:,} bytes in a block of {view.nbytes:,}")
-            return view[:nbytes]
-    except ValueError as error:
-        if isinstance(error, ChannelBrokenError):
-            raise
-        raise ChannelBrokenError(f"a message names a block that is not what arrived beside it: {error}") from error
-    finally:
-        for fd in fds:
-            kernel.close(fd)
-        fds.clear()
+def _object_of(received: Received) -> Any:
+    kind = received.data[0]
+    if kind == _BYTES[0] or kind == _IN_BLOCK:
+        return pickle.loads(_bytes_of(received))
+    return open_item(received)
+
+
+def _bytes_of(received: Received) -> memoryview:
+    """Return the bytes of a message."""
+    data, fds = received.data, received.fds
+    if data[0] == _BYTES[0]:
+        received.close()
+        return memoryview(data)[1:]
+    if data[0] == _IN_BLOCK and len(data) == _BLOCK.size and fds:
+        _, offset, size, nbytes = _BLOCK.unpack(data)
+        try:
+            view = memoryview(claim(fds[0], offset, size)).cast("B")
+        except ValueError as error:
+            raise ChannelBrokenError(f"a message names a block that is not what arrived beside it: {error}") from error
+        if nbytes > view.nbytes:
+            raise ChannelBrokenError(f"a message has {nbytes:,} bytes in a block of {view.nbytes:,}")
+        received.is_read = True
+        received.close()
+        return view[:nbytes]
+    received.close()
     if (stream := stream_of(data)) is not None:
         return stream
     raise OSError("the message is an object with large buffers or shared memory, not bytes: receive it by recv()")

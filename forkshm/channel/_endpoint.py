@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import socket
 import time
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forkshm import _leaks, _system
 from forkshm._ledger import ledger
@@ -41,7 +43,10 @@ _LEVEL, _KIND = kernel.RIGHTS
 WAIT = kernel.TAKE
 _RECEIVE = _DONTWAIT | WAIT
 
-_ANCILLARY = kernel.fds_space(DIRECT_FDS + 1)
+# Arguments of calls that `map` makes.
+_ONCE: tuple[tuple[()], ...] = ((),)
+_MESSAGE_SIZE = (MAX_MESSAGE,)
+_ANCILLARY_SIZE = (kernel.fds_space(DIRECT_FDS + 1),)
 _CARRIED_ANCILLARY = kernel.fds_space(_CARRIED_FDS)
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
@@ -55,13 +60,20 @@ _PAUSE = 0.001
 _CARRIER_ITEM = b"fds"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Received:
-    """A message as it came."""
+    """A message as it came. Whoever has it closes it when all of it was read."""
 
     data: bytes
-    #: Owned by whoever holds this.
+    #: What came beside it and is still open.
     fds: list[int]
+    #: It was read to its end.
+    is_read: bool = False
+
+    def close(self) -> None:
+        """Close the fds. Can be repeated."""
+        if self.fds:
+            kernel.close_all(self.fds)
 
 
 class PrivateFd:
@@ -104,13 +116,15 @@ class Sender:
         """Whether this end was closed in this process."""
         return self._socket.fileno() < 0
 
-    def send(self, data: bytes, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
+    def send(self, data: bytes, fds: Sequence[int] = (), *, wait: bool = True, sent: list[int] | None = None) -> bool:
         """Send one message, whole.
 
         Args:
             data: At most `MAX_MESSAGE` bytes, at least 1.
             fds: Sent beside it; they stay open here as well.
             wait: Wait for room in the kernel's queue.
+            sent: Gets an item in the very C call that sends: so a caller that is interrupted knows whether the
+                message is on its way.
 
         Returns:
             False when there is no room and *wait* is false.
@@ -123,18 +137,20 @@ class Sender:
                 long one waits, are too many; ``EMSGSIZE`` when *data* is larger than ``net.core.wmem_max``
                 lets a queue be. Nothing was sent.
         """
+        if sent is None:
+            sent = []
         try:
-            return self._send(data, fds, wait=wait)
+            return self._send(data, fds, sent, wait=wait)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or not wait or len(fds) > kernel.fd_limit():
                 raise
         # Others of this user have fds on their way. The kernel tells nobody when those have arrived.
         deadline = time.monotonic() + _PATIENCE
-        while not self._send(data, fds, wait=time.monotonic() > deadline):
+        while not self._send(data, fds, sent, wait=time.monotonic() > deadline):
             time.sleep(_PAUSE)
         return True
 
-    def _send(self, data: bytes, fds: Sequence[int], *, wait: bool, may_grow: bool = True) -> bool:
+    def _send(self, data: bytes, fds: Sequence[int], sent: list[int], *, wait: bool, may_grow: bool = True) -> bool:
         carrier = None
         direct = fds
         flags = 0 if wait else _DONTWAIT
@@ -145,19 +161,20 @@ class Sender:
             direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
             if not direct:
-                self._socket.send(data, flags)
+                sent.extend(map(self._socket.send, (data,), (flags,)))
                 ledger.messages += 1
                 if ledger.watches:
                     _note(data, "sent")
                 return True
-            self._socket.sendmsg([data], [(_LEVEL, _KIND, array.array("i", direct))], flags)
+            ancillary = [(_LEVEL, _KIND, array.array("i", direct))]
+            sent.extend(map(self._socket.sendmsg, ([data],), (ancillary,), (flags,)))
         except OSError as error:
             if error.errno in _FULL and not wait:
                 return False
             if error.errno == errno.EMSGSIZE and may_grow and len(data) <= MAX_MESSAGE:
                 # It is larger than all of the kernel's queue, which takes twice what it is given for itself.
                 self.grow(len(data))
-                return self._send(data, fds, wait=wait, may_grow=False)
+                return self._send(data, fds, sent, wait=wait, may_grow=False)
             if error.errno in _GONE:
                 raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
             if error.errno == errno.EBADF and self._socket.fileno() < 0:  # else one of the fds is bad
@@ -200,6 +217,8 @@ class Receiver:
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
+        #: Messages that were received and not read to their end: as the kernel gave them, or `Received`.
+        self.inbox: collections.deque[Any] = collections.deque()
         _ends.add(self)
         if _leaks.is_on:
             _leaks.made(self, "channel end")
@@ -219,70 +238,144 @@ class Receiver:
         Raises:
             BlockingIOError: None is there.
             ChannelClosedError: This end was closed.
+            ChannelBrokenError: Something else than a message came; it is gone.
 
         Returns:
             The message, or None when every sender is gone and all was received.
         """
-        taken = self.take(_RECEIVE)
-        return None if taken is None else Received(*taken)
+        return self.take(_RECEIVE)
 
     def receive(self) -> Received | None:
         """Wait for a message; otherwise as `receive_nowait`.
 
         Of several processes and threads that wait here, the kernel wakes one.
         """
-        taken = self.take(WAIT)
-        return None if taken is None else Received(*taken)
+        return self.take(WAIT)
 
     def has_message(self) -> bool:
         """Whether a message is there, and not yet received."""
-        return kernel.has_message(self._socket)
+        return bool(self.inbox) or kernel.has_message(self._socket)
 
-    def take(self, how: int = _RECEIVE) -> tuple[bytes, list[int]] | None:
-        """As `receive_nowait`, for those who count the nanoseconds: the data and the fds as they are."""
+    def first(self) -> Received | None:
+        """Return the first message that is there, and leave it in place until it is dropped by `drop`.
+
+        For one thread at a time, which reads a message to its end before it drops it: an interrupt loses none.
+
+        Raises:
+            BlockingIOError, ChannelClosedError, ChannelBrokenError: As for `receive_nowait`.
+        """
+        inbox = self.inbox
+        while True:
+            if not inbox:
+                self._fill(inbox, _RECEIVE)
+            arrived = inbox[0]
+            if type(arrived) is Received:
+                return arrived
+            received = None
+            try:
+                received = self._opened(arrived)
+            except ChannelBrokenError:
+                if inbox and inbox[0] is arrived:
+                    del inbox[0]
+                raise
+            # No call from here to the end of the loop: a signal handler may read messages, too.
+            if inbox and inbox[0] is arrived:
+                if received is None:
+                    del inbox[0]
+                    return None
+                inbox[0] = received
+
+    def drop(self, received: Received) -> None:
+        """Have done with a message that `first` returned, unless somebody else has."""
+        received.close()
+        inbox = self.inbox
+        if inbox and inbox[0] is received:
+            del inbox[0]
+
+    def take(self, how: int = _RECEIVE) -> Received | None:
+        """Receive a message: wait for one, or as `receive_nowait`."""
+        arrived: list[Any] = []
+        inbox = self.inbox
+        try:
+            if inbox:
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    arrived.extend(itertools.starmap(inbox.popleft, _ONCE))
+            if not arrived:
+                self._fill(arrived, how)
+            if type(arrived[0]) is Received:
+                return arrived[0]
+            return self._opened(arrived[0])
+        except ChannelBrokenError:
+            raise
+        except BaseException:
+            # It is the first that is received next.
+            inbox.extendleft(arrived)
+            raise
+
+    def put_back(self, received: Received) -> None:
+        """Let a message be received again if it was not read to its end, because of an interrupt."""
+        if received.is_read:
+            received.close()
+        else:
+            self.inbox.appendleft(received)
+
+    def _fill(self, arrived: list[Any] | collections.deque[Any], how: int) -> None:
         try:
             # CLOEXEC at once: between receiving an fd and setting the flag another
-            # thread may start a program, which would inherit it.
-            data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE, _ANCILLARY, how)
+            # thread may start a program, which would inherit it. Received and kept in one C call: no signal
+            # handler runs in between.
+            arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
         except BlockingIOError:
             raise
         except ConnectionResetError:
             # The other end closed before it had read all of ours: said once, and before
             # what it had sent.
-            return self.take(how)
+            self._fill(arrived, how)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise ChannelClosedError(errno.EBADF, "cannot receive: this end of the channel was closed") from error
             raise
+
+    def _opened(self, arrived: tuple[bytes, list[Any], int, Any]) -> Received | None:
+        data, ancillary, flags, _ = arrived
         fds = kernel.received_fds(ancillary) if ancillary else []
         if flags & _FDS_LOST:
             kernel.raise_fd_limit()  # too late for these; whoever misses them says so
         if len(fds) > DIRECT_FDS:
             _unload(fds)
         if not data:
-            for fd in fds:
-                kernel.close(fd)
+            kernel.close_all(fds)
             if kernel.has_ended(self._socket):
                 return None
             raise ChannelBrokenError("received an empty message, which forkshm never sends")
         if flags & _TRUNCATED:
-            for fd in fds:
-                kernel.close(fd)
+            kernel.close_all(fds)
             raise ChannelBrokenError(
                 f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
             )
         ledger.messages += 1
         if ledger.watches:
             _note(data, "received")
-        return data, fds
+        return Received(data, fds)
 
     def duplicate(self) -> Receiver:
         """Return the same end under another fd."""
         return Receiver(self._socket.dup())
 
     def close(self) -> None:
-        """Close this end in this process. Closing twice is allowed."""
+        """Close this end in this process, and lose what was not read. Closing twice is allowed."""
         self._socket.close()
+        inbox = self.inbox
+        while inbox:
+            arrived = inbox[0]
+            if type(arrived) is not Received and arrived[1]:
+                arrived = Received(arrived[0], kernel.received_fds(arrived[1]))
+                if inbox:
+                    inbox[0] = arrived
+            if type(arrived) is Received:
+                arrived.close()
+            if inbox and inbox[0] is arrived:
+                del inbox[0]
         if _leaks.is_on:
             _leaks.unmade(self)
 

@@ -13,7 +13,7 @@ from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import receive
 
 if TYPE_CHECKING:
-    from forkshm.channel._endpoint import Receiver
+    from forkshm.channel._endpoint import Received, Receiver
     from forkshm.channel._spin import Spin
 
 __all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
@@ -27,7 +27,7 @@ _NUMBERS = frozenset({int, float, bool, type(None), complex})
 _FEW, _SHORT, _SMALL = 16, 1024, 16 * 1024
 
 
-def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> tuple[bytes, list[int]] | None:
+def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Received | None:
     """Wait for a message: look for a while, then sleep.
 
     Raises:
@@ -65,6 +65,8 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> tuple
 
 def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
     """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+    if receiver.inbox:
+        return True
     return _wait_readable(receiver, timeout)
 
 
@@ -95,8 +97,8 @@ def stream_of(data: bytes) -> memoryview | None:
     return memoryview(data)[start:] if start else None
 
 
-def open_item(data: bytes, fds: list[int]) -> Any:
-    """Unpickle the one object of a message; its fds are used up in every case.
+def open_item(received: Received) -> Any:
+    """Unpickle the one object of a message, and close its fds; an interrupted one can be read again.
 
     Raises:
         ChannelBrokenError: The bytes are not a parcel.
@@ -104,17 +106,17 @@ def open_item(data: bytes, fds: list[int]) -> Any:
         OSError: The kernel refused a mapping or a lock.
         Exception: Whatever unpickling raises.
     """
-    if not fds:
+    data = received.data
+    if not received.fds:
         if data[0] == _STREAM:
             return _loads(data)
         if start := is_plain(data, 0):
             return _loads(memoryview(data)[start:])
-    try:
-        arrival, position = receive(data, 0, fds)
-        if position != len(data) or fds:
-            raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
-    finally:
-        for fd in fds:
-            kernel.close(fd)
-        fds.clear()
-    return arrival.open()
+    left = list(received.fds)
+    arrival, position = receive(data, 0, left)
+    if position != len(data) or left:
+        raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(left)} fds too many")
+    value = arrival.open()
+    received.is_read = True
+    received.close()
+    return value

@@ -6,7 +6,6 @@ import enum
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import Arrival, Parcel, open_plain, receive, skip
 
@@ -114,7 +113,9 @@ def open_answer(data: bytes) -> Any:
 
 
 def read_message(received: Received, known_groups: Container[int] = ()) -> Message:
-    """Read a message and take over its memory; its fds are used up in every case.
+    """Read a message and take over its memory; then its fds are closed.
+
+    If it is interrupted, the message can be read again.
 
     The first parcel is passed over when the message's group is one of *known_groups*.
 
@@ -123,7 +124,7 @@ def read_message(received: Received, known_groups: Container[int] = ()) -> Messa
         RegionGoneError: Memory that it names did not arrive.
         OSError: The kernel refused a mapping or a lock.
     """
-    data, fds = received.data, received.fds
+    data, fds = received.data, list(received.fds)
     try:
         kind, number, group = read_header(data)
         position = _HEADER.size
@@ -137,8 +138,8 @@ def read_message(received: Received, known_groups: Container[int] = ()) -> Messa
                 parcels.append(arrival)
         if position != len(data) or fds:
             raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
-        return Message(kind, number, group, parcels)
-    finally:
-        for fd in fds:
-            kernel.close(fd)
-        fds.clear()
+    except Exception:
+        received.close()
+        raise
+    received.close()
+    return Message(kind, number, group, parcels)

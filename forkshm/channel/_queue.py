@@ -477,8 +477,17 @@ class Queue:
                 raise queue.Empty from None
         if received is None:
             raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
+        try:
+            value = open_item(received)
+        except Exception:
+            received.close()
+            self._give_room()
+            raise
+        except BaseException:
+            self._reader.put_back(received)
+            raise
         self._give_room()
-        return open_item(*received)
+        return value
 
     def get_nowait(self) -> Any:
         """Take an item if there is one; as ``get(block=False)``."""

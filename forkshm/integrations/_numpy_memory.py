@@ -20,28 +20,24 @@ from forkshm.backend import kernel
 from forkshm.backend._numpy_hook import Hook, malloc_usable_size
 from forkshm.errors import UnsupportedError
 from forkshm.region._arena import arena
-from forkshm.region._lifetime import at_fork, guard, settle
+from forkshm.region._lifetime import at_fork, is_changing
 from forkshm.region._segment import Share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from forkshm.region._segment import Claim
+    from forkshm.region._segment import Hold
 
 __all__ = ("MIN_BYTES", "has_born", "own_blocks", "shared_allocations", "use_own_blocks", "use_own_memory")
 
 #: Smaller arrays are made as ever. A block takes 12 us, a twentieth of what it takes to fill this much.
 MIN_BYTES = 1024 * 1024
 
-#: How long to wait for `guard`, in seconds. It is held for microseconds, or by this very thread,
-#: which was about to do something else when the collector or a signal ran what allocates.
-_PATIENCE = 0.1
-
 #: NumPy's free keeps what it is told to be smaller than 1 KiB, for the next array of that size.
 _NOT_SMALL = 2**20
 
 # Where arrays were born that are alive.
-_born: dict[int, Claim] = {}
+_born: dict[int, Hold] = {}
 # Made once, and kept for ever.
 _hooks: list[Hook] = []
 _handlers: dict[tuple[Share, int], Any] = {}
@@ -176,27 +172,27 @@ def use_own_memory() -> None:
 
 
 def _allocate(share: Share, size: int, *, zeroed: bool) -> int:
-    if not guard.acquire(timeout=_PATIENCE):
+    if is_changing():  # the collector or a signal ran what allocates in the middle of a change
         return 0
-    guard.release()
     try:
         block = arena.allocate(size)
-        claim = arena.hold(block, share)
+        held = arena.hold(block, share)
     except OSError as error:
         if error.errno is None:
             raise  # of a signal handler
         return 0  # memory, address space or fds are used up; NumPy's own may still be there
-    _born[claim.address] = claim
+    address = held.claim.address
+    _born[address] = held
     if zeroed and block.used:
-        kernel.clear_memory(claim.address, min(block.used, size))
-    return claim.address
+        kernel.clear_memory(address, min(block.used, size))
+    return address
 
 
 def _reallocate(share: Share, min_bytes: int, old: int, size: int) -> int:
     hook = _hooks[0]
-    claim = _born.get(old)
-    if claim is not None:
-        room = claim.size
+    held = _born.get(old)
+    if held is not None:
+        room = held.claim.size
         if size <= room <= 2 * size:
             return old
     else:
@@ -211,10 +207,7 @@ def _reallocate(share: Share, min_bytes: int, old: int, size: int) -> int:
 
 
 def _release(address: int) -> None:
-    claim = _born.pop(address, None)
-    if claim is not None:
-        settle(claim.end)
-    elif address:
+    if _born.pop(address, None) is None and address:
         _hooks[0].own_free(0, address, _NOT_SMALL)
 
 
@@ -228,7 +221,8 @@ _TYPE = id(type)
 def _before_fork() -> None:
     # Addresses of objects mean something in one process only, so the memory of an array of
     # objects is copied by a fork as all other memory is. NumPy does not say what it allocates for.
-    for claim in list(_born.values()):
+    for held in list(_born.values()):
+        claim = held.claim
         if claim.share is Share.shared and _may_hold_objects(kernel.bytes_at(claim.address, kernel.page_size)):
             with contextlib.suppress(OSError):
                 claim.part()

@@ -77,8 +77,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         data: The message.
         position: Where the parcel begins.
         fds: What came beside the message, as far as it is not used up. The parcel's are
-            taken off the front, and are closed or owned by its memory afterwards, also
-            when this raises.
+            taken off the front of the list. They stay open: whoever has the message closes them when
+            all of it was read, and may read it again if that was interrupted.
 
     Returns:
         The arrival, and where the next parcel begins.
@@ -112,22 +112,11 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = []
-        last = {place: index for index, place in enumerate(tables.places)}
-        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
-            if last[place] == index:
-                fd, mine[place] = mine[place], -1
-            else:
-                fd = kernel.duplicate(mine[place])
-            windows.append(_memory_of(fd, *ref))
+        windows = [_memory_of(mine[place], *ref) for ref, place in zip(tables.regions, tables.places, strict=True)]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
-    finally:
-        for fd in mine:
-            if fd >= 0:
-                kernel.close(fd)
     arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
@@ -210,10 +199,10 @@ def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
 
 def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> Any:
     if mode is HANDLE:
-        return ReceivedFd(fd)
+        return ReceivedFd(kernel.duplicate(fd))
     if isinstance(mode, Share):
         return _block_of(fd, offset, size, mode)
-    return view_of(*attach(fd, offset, size, mode))
+    return view_of(*attach(fd, offset, size, mode, borrowed=True))
 
 
 def _receive_one_region(
@@ -260,13 +249,11 @@ def open_plain(data: bytes, position: int) -> Any:
 
 
 def skip(data: bytes, position: int, fds: list[int]) -> int:
-    """Pass over a parcel, close its fds, and return where the next begins.
+    """Pass over a parcel and its fds, and return where the next begins.
 
     Raises:
         ChannelBrokenError: The bytes are not a parcel.
     """
     head, position = read_head(data, position)
-    for fd in fds[: head.fds]:
-        kernel.close(fd)
     del fds[: head.fds]
     return position if head.body_in_block else position + head.body_size

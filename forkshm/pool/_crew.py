@@ -318,8 +318,7 @@ class Crew:
         self.dismiss()
         with contextlib.suppress(BlockingIOError, ChannelClosedError):
             while (received := self._tasks_end.receive_nowait()) is not None:
-                for fd in received.fds:
-                    kernel.close(fd)
+                received.close()
         deadline = time.monotonic() + _GRACE_SECONDS
         leaving = self.workers
         while leaving and (left := deadline - time.monotonic()) > 0:

@@ -13,15 +13,35 @@ import bisect
 import collections
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+import os
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
 
 from forkshm.backend import kernel
-from forkshm.region._lifetime import at_fork, guard, settle
-from forkshm.region._segment import CREATOR, Claim, Lease, Segment, Share, add_segment, block_size, drop_own, hold, mend
+from forkshm.region._lifetime import at_fork, guard, new_key, settle
+from forkshm.region._segment import (
+    CREATOR,
+    Hold,
+    Lease,
+    Segment,
+    Share,
+    add_segment,
+    block_size,
+    drop_own,
+    drop_segment,
+    hold,
+    mend,
+)
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from typing_extensions import Buffer
+
+    #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
+    #: changed: whoever has computed the next one can tell whether this is still the current one.
+    _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 __all__ = ("Arena", "ArenaStatistics", "Block", "arena")
 
@@ -41,21 +61,29 @@ KEEP_WARM = 64 * MIB
 #: How many allocations the recent demand looks back, at least.
 _EPOCH = 64
 
+_getpid = os.getpid
+
 
 class _Carved:
     """A segment of ours, and which of its bytes are free."""
 
+    __slots__ = ("free", "live", "segment", "warm_end")
+
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        #: Blocks that are not free.
         self.live = 0
-        # Free ranges in the order of their addresses; neighbours are merged.
-        self.starts = [0]
-        self.sizes = [segment.size]
+        self.free: _Free = (0,), (segment.size,)
         #: Everything from here on has never been written, or was given back.
         self.warm_end = 0
 
-    def take(self, size: int) -> int | None:
-        """Cut *size* bytes out of the first free range that has them."""
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of the free ranges."""
+        return list(self.free[1])
+
+    def without(self, free: _Free, size: int) -> tuple[int, int, _Free] | None:
+        """Return where the first free range with *size* bytes is, how much of it to take, and what is free then."""
         if self.live >= BLOCKS_PER_SEGMENT:
             return None
         if _WHOLE:
@@ -63,52 +91,64 @@ class _Carved:
             if self.live or not size <= self.segment.size <= max(size * 2, FIRST_SEGMENT // 16):
                 return None
             size = self.segment.size
-        for position, there in enumerate(self.sizes):
+        starts, sizes = free
+        for position, there in enumerate(sizes):
             if there >= size:
-                start = self.starts[position]
+                start = starts[position]
+                rest = position + 1
                 if there == size:
-                    del self.starts[position], self.sizes[position]
-                else:
-                    self.starts[position] += size
-                    self.sizes[position] -= size
-                self.live += 1
-                self.warm_end = max(self.warm_end, start + size)
-                return start
+                    return start, size, (starts[:position] + starts[rest:], sizes[:position] + sizes[rest:])
+                return (
+                    start,
+                    size,
+                    (
+                        (*starts[:position], start + size, *starts[rest:]),
+                        (*sizes[:position], there - size, *sizes[rest:]),
+                    ),
+                )
         return None
 
-    def give(self, start: int, size: int) -> None:
-        """Put a range back, and merge it with free neighbours."""
-        self.live -= 1
-        position = bisect.bisect_left(self.starts, start)
-        if position < len(self.starts) and self.starts[position] == start + size:
-            size += self.sizes[position]
-            del self.starts[position], self.sizes[position]
-        if position and self.starts[position - 1] + self.sizes[position - 1] == start:
-            self.sizes[position - 1] += size
-        else:
-            self.starts.insert(position, start)
-            self.sizes.insert(position, size)
+    @staticmethod
+    def joined(free: _Free, start: int, size: int) -> _Free:
+        """Return what is free when a range is given back, merged with free neighbours."""
+        starts, sizes = free
+        position = bisect.bisect_left(starts, start)
+        first, rest = position, position
+        if rest < len(starts) and starts[rest] == start + size:
+            size += sizes[rest]
+            rest += 1
+        if first and starts[first - 1] + sizes[first - 1] == start:
+            first -= 1
+            start, size = starts[first], size + sizes[first]
+        return (*starts[:first], start, *starts[rest:]), (*sizes[:first], size, *sizes[rest:])
 
     def warm_free(self) -> int:
         """Free bytes that still take memory."""
-        return sum(
-            max(0, min(start + size, self.warm_end) - start)
-            for start, size in zip(self.starts, self.sizes, strict=True)
-        )
+        return sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
 
     def cool(self) -> None:
         """Give the pages of all free ranges back to the kernel."""
-        for start, size in zip(self.starts, self.sizes, strict=True):
+        free = self.free
+        for start, size in zip(*free, strict=True):
             end = min(start + size, self.warm_end)
             if end > start:
-                kernel.discard(self.segment.address + start, end - start)
-        if self.starts and self.starts[-1] + self.sizes[-1] == self.segment.size:
-            self.warm_end = min(self.warm_end, self.starts[-1])
+                discarding = kernel.discarding(self.segment.address + start, end - start)
+                # No call between the two: a signal handler may take a block of these.
+                if self.free is not free:
+                    return
+                next(discarding, None)
+        if free[0] and free[0][-1] + free[1][-1] == self.segment.size:
+            last = free[0][-1]
+            if self.free is free and last < self.warm_end:
+                self.warm_end = last
 
 
 @dataclasses.dataclass(eq=False)
 class Block:
-    """A piece of the arena: fill it, lend it out, forget it."""
+    """A piece of the arena: fill it, lend it out, forget it.
+
+    It comes back by itself, also if it is lost before it was lent.
+    """
 
     carved: _Carved
     #: First byte in the segment; a multiple of the page size.
@@ -117,6 +157,10 @@ class Block:
     size: int
     #: How many of them, from the first, may have been written before; the others are zeros.
     used: int
+    #: Under which the arena knows it.
+    key: int
+    #: A lease or a claim holds it: from now on the kernel knows whether it is in use.
+    is_lent: bool = False
 
     @property
     def address(self) -> int:
@@ -134,6 +178,16 @@ class Block:
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
         kernel.copy_memory(self.address + position, address, nbytes)
+
+
+class _Piece(NamedTuple):
+    """What the arena knows of a block that is not free."""
+
+    carved: _Carved
+    offset: int
+    size: int
+    #: The `Block`, while somebody has it.
+    block: weakref.ref[Block]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,18 +211,21 @@ class ArenaStatistics:
 class Arena:
     """Shared memory of this process, carved into blocks that carry copies to others.
 
-    Safe to use from any thread.
+    Safe to use from any thread, and in signal handlers and finalizers.
     """
 
     def __init__(self) -> None:
+        self._owner = -1
         self._carved: list[_Carved] = []
-        # Lent blocks, those lent longest ago on the left: they come back first.
-        self._lent: collections.deque[Block] = collections.deque()
+        # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
+        # and no open file description holds its first byte.
+        self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
         self._used = 0
         self._peak = 0
         self._previous_peak = 0
         self._highest_peak = 0
         self._allocations = 0
+        self._owner = os.getpid()
 
     def allocate(self, nbytes: int) -> Block:
         """Return a block of at least *nbytes*, which may hold old bytes: see `Block.used`.
@@ -178,13 +235,14 @@ class Arena:
         """
         size = block_size(nbytes)
         settle()
+        if self._owner != _getpid():
+            self._abandon()
         with guard:
             self._take_back(4)
             block = self._take(size)
             if block is None:
-                self._take_back(min(len(self._lent), _LOOK_BACK))
+                self._take_back(min(len(self._pieces), _LOOK_BACK))
                 block = self._take(size) or self._grow(size)
-            self._used += block.size
             self._note_demand()
             return block
 
@@ -197,14 +255,14 @@ class Arena:
         with guard:
             try:
                 lease = Lease(block.carved.segment, block.offset)
-            except BaseException:
-                self._free(block)
+            except OSError:
+                self._free(block.key)
                 raise
-            self._lent.append(block)
+            block.is_lent = True
             return lease
 
-    def hold(self, block: Block, share: Share) -> Claim:
-        """Let memory of this process live in *block*; it comes back once the claim has ended.
+    def hold(self, block: Block, share: Share) -> Hold:
+        """Let memory of this process live in *block*; it comes back once what is returned is gone.
 
         Raises:
             OSError: The kernel refused; the block is free again.
@@ -212,22 +270,22 @@ class Arena:
         with guard:
             try:
                 held = hold(block.carved.segment, block.offset, block.size, share)
-            except BaseException:
-                self._free(block)
+            except OSError:
+                self._free(block.key)
                 raise
-            self._lent.append(block)
+            block.is_lent = True
             return held
 
     def free(self, block: Block) -> None:
         """Take back a block that was never lent."""
         with guard:
-            self._free(block)
+            self._free(block.key)
 
     def trim(self, keep: int = 0) -> None:
         """Give memory that nobody uses back to the kernel, but for *keep* warm bytes."""
         settle()
         with guard:
-            self._take_back(len(self._lent))
+            self._take_back(len(self._pieces))
             self._cool(keep)
 
     def has_excess(self) -> bool:
@@ -239,7 +297,7 @@ class Arena:
         """Look at what is held; blocks that came back since are counted as free."""
         settle()
         with guard:
-            self._take_back(len(self._lent))
+            self._take_back(len(self._pieces))
             return ArenaStatistics(
                 segments=len(self._carved),
                 reserved_bytes=sum(carved.segment.size for carved in self._carved),
@@ -255,60 +313,122 @@ class Arena:
         for carved in self._carved:
             if carved.segment.stuck:
                 mend(carved.segment)
-            warm_end = carved.warm_end
-            start = carved.take(size)
-            if start is not None:
-                size = carved.segment.size if _WHOLE else size
-                return Block(carved, start, size, min(max(warm_end - start, 0), size))
+            if (block := self._take_from(carved, size)) is not None:
+                return block
         return None
 
-    def _free(self, block: Block) -> None:
-        block.carved.give(block.offset, block.size)
-        self._used -= block.size
+    def _take_from(self, carved: _Carved, size: int) -> Block | None:
+        while True:
+            free = carved.free
+            found = carved.without(free, size)
+            if found is None:
+                return None
+            start, taken, left = found
+            end = start + taken
+            key = new_key()
+            block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), key)
+            piece = _Piece(carved, start, taken, weakref.ref(block))
+            pieces = self._pieces
+            # No call from here to the return, so nobody sees part of this; and nothing was changed meanwhile.
+            if carved.free is free:
+                carved.free = left
+                carved.live += 1
+                if carved.warm_end < end:
+                    carved.warm_end = end
+                self._used += taken
+                pieces[key] = piece
+                return block
+
+    def _free(self, key: int) -> None:
+        pieces = self._pieces
+        while (piece := pieces.get(key)) is not None:
+            carved, offset, size, _ = piece
+            free = carved.free
+            joined = carved.joined(free, offset, size)
+            # No call from here on; see `_take_from`.
+            if carved.free is free and key in pieces:
+                carved.free = joined
+                carved.live -= 1
+                self._used -= size
+                del pieces[key]
 
     def _take_back(self, how_many: int) -> None:
         # New leases on a block are only ever made from an old one, so once nobody holds
         # it nobody will: asking is enough, no lock need be taken.
-        for _ in range(min(how_many, len(self._lent))):
-            block = self._lent.popleft()
-            if kernel.is_held(block.carved.segment.fd, block.offset) or block.offset in block.carved.segment.held:
-                self._lent.append(block)
+        pieces = self._pieces
+        looked_at: Segment | None = None
+        block: Block | None
+        for _ in range(min(how_many, len(pieces))):
+            key = next(iter(pieces), 0)
+            piece = pieces.get(key)
+            if piece is None:
+                continue
+            segment = piece.carved.segment
+            if segment is not looked_at:
+                if not _WHOLE and not segment.is_intact():
+                    self._lose(piece.carved)
+                    continue
+                looked_at = segment
+            if (
+                ((block := piece.block()) is not None and not block.is_lent)
+                or piece.offset in segment.held
+                or kernel.is_held(segment.fd, piece.offset)
+            ):
+                with contextlib.suppress(KeyError):
+                    pieces.move_to_end(key)
             else:
-                self._free(block)
+                self._free(key)
+
+    def _lose(self, carved: _Carved) -> None:
+        """Go on without a segment whose fd the program has closed: who holds what of it cannot be asked any more."""
+        with contextlib.suppress(ValueError):
+            self._carved.remove(carved)
+        pieces = self._pieces
+        for key, piece in list(pieces.items()):
+            if piece.carved is carved and key in pieces:
+                self._used -= piece.size
+                del pieces[key]
+        # It stays mapped: somebody may be writing to a block of it.
 
     def _grow(self, size: int) -> Block:
         reserved = sum(carved.segment.size for carved in self._carved) if not _WHOLE else 0
         generous = size if _WHOLE else max(round_up(size, 2 * MIB), min(max(reserved, FIRST_SEGMENT), LARGEST_STEP))
-        try:
-            carved = self._new_segment(generous)
-        except OSError:
-            # Under a limit on address space: free what we can, and ask for no more than is needed.
-            self._cool(0)
-            carved = self._new_segment(size)
-        self._carved.append(carved)
-        start = carved.take(size)
-        if start is None:
-            raise RuntimeError(
-                f"a new segment of {carved.segment.size} bytes has no room for {size}: please report this"
-            )
-        return Block(carved, start, size, 0)
+        while True:
+            try:
+                carved = self._new_segment(generous)
+            except OSError:
+                # Under a limit on address space: free what we can, and ask for no more than is needed.
+                self._cool(0)
+                carved = self._new_segment(size)
+            # None, if a signal handler took a block of it meanwhile.
+            if (block := self._take_from(carved, size)) is not None:
+                return block
 
     def _new_segment(self, size: int) -> _Carved:
         fd = kernel.create_memory(size, "arena")
+        segment = None
         try:
             kernel.lock_shared(fd, CREATOR)
-            return _Carved(add_segment(fd, size, ours=True))
+            segment = add_segment(fd, size, ours=True)
+            carved = _Carved(segment)
+            self._carved.append(carved)
         except BaseException:
-            kernel.close(fd)
+            if segment is None:
+                kernel.close(fd)
+            elif not any(known.segment is segment for known in self._carved):
+                drop_segment(segment)
             raise
+        return carved
 
     def _note_demand(self) -> None:
-        self._peak = max(self._peak, self._used)
+        used = self._used
+        if used > self._peak:
+            self._peak = used
         self._allocations += 1
         if self._allocations % _EPOCH == 0:
             self._highest_peak = max(self._highest_peak, self._peak)
-            self._previous_peak, self._peak = self._peak, self._used
-            self._cool(max(KEEP_WARM, self._previous_peak - self._used))
+            self._previous_peak, self._peak = self._peak, used
+            self._cool(max(KEEP_WARM, self._previous_peak - used))
 
     def _cool(self, keep: int) -> None:
         warm = 0
@@ -319,7 +439,7 @@ class Arena:
                     self._carved.remove(carved)
                     drop_own(carved.segment)
             return
-        for carved in self._carved:
+        for carved in list(self._carved):
             free = carved.warm_free()
             warm += free
             if free and warm > keep:
@@ -328,7 +448,9 @@ class Arena:
                     warm -= free
 
     def _abandon(self) -> None:
-        self.__init__()  # type: ignore[misc]  # the parent's arena is the parent's
+        # The parent's arena is the parent's. Also where no fork hook was run, or was interrupted.
+        if self._owner != _getpid():
+            self.__init__()  # type: ignore[misc]
 
 
 #: The arena of this process.

@@ -575,8 +575,8 @@ def region_at(address: int) -> MappedRegion | None:
     return None if mapping is None or window is None else region_of(mapping, window)
 
 
-def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
-    """Map what a descriptor names, or find it mapped; takes over *fd* in every case.
+def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = False) -> tuple[Mapping, Any]:
+    """Map what a descriptor names, or find it mapped; takes over *fd* in every case, unless it is *borrowed*.
 
     Returns:
         The mapping and its window. Keep the window: it is what keeps the memory.
@@ -595,15 +595,18 @@ def attach(fd: int, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any]:
             with guard:
                 known = borrow(identity, fd)
             if known is not None:  # another part of what is here already: one fd does for both
-                kernel.close(fd)
-                fd = known
+                if not borrowed:
+                    kernel.close(fd)
+                fd, borrowed = known, False
+            elif borrowed:
+                fd, borrowed = kernel.duplicate(fd), False
             made = new_mapping(fd, identity, offset, size, mode)
-            fd = -1
+            borrowed = True  # the mapping's
             return made
     except OSError as error:
         raise map_refused(error, size, mode) from error
     finally:
-        if fd >= 0:
+        if not borrowed:
             with guard:
                 give_back(fd)
     return found

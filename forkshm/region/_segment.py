@@ -26,16 +26,24 @@ import bisect
 import contextlib
 import dataclasses
 import enum
-from typing import Any
+import errno
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, settle, watch
+from forkshm.region._lifetime import at_fork, guard, new_key, settle, watch
 from forkshm.region._table import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = (
     "CREATOR",
     "Claim",
+    "Hold",
     "Lease",
     "Segment",
     "Share",
@@ -43,6 +51,7 @@ __all__ = (
     "claim",
     "claim_at",
     "drop_own",
+    "drop_segment",
     "forget_abandoned",
     "hold",
     "leases_open",
@@ -82,55 +91,121 @@ class Segment:
     size: int
     #: Whether this process carves it up.
     ours: bool
-    #: First byte of each block that this process has views of, and how many claims.
-    held: dict[int, int] = dataclasses.field(default_factory=dict)
-    #: During fork: a description for the child, with the same locks.
-    spare: int = -1
+    #: First byte of each block that this process holds, and the keys of the claims and parked leases that hold it.
+    held: dict[int, dict[int, bool]] = dataclasses.field(default_factory=dict)
+    #: During fork: a description for the child, with the same locks; and whether it still lacks some of them.
+    spares: list[int] = dataclasses.field(default_factory=list)
+    lacks_spare: bool = False
+    #: A process related by fork has the same description, and with it the same locks: they are never let go of.
+    is_description_shared: bool = False
     #: Address, size and offset of pages that the kernel refused to map shared again.
     stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    #: The address, until the segment is unmapped.
+    mapped: list[int] = dataclasses.field(default_factory=list)
+    #: Closes the fd the first time it is asked for its next item.
+    closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
+
+    def take_over(self, fd: int) -> None:
+        """Use *fd* from now on, and close it at the end."""
+        closing = map(kernel.close, (fd,))
+        # No call between these.
+        self.fd = fd
+        self.closing = closing
+
+    def is_intact(self) -> bool:
+        """Return whether the fd is still ours: a program may close what it did not open, and use the number again."""
+        return kernel.is_object(self.fd, self.identity)
+
+    def close(self) -> None:
+        """Close the fd, unless it names something else by now."""
+        if self.fd >= 0:
+            if _BY_HANDLES or self.is_intact():
+                next(self.closing, None)
+            self.fd = -1
 
 
 _segments: dict[Identity, Segment] = {}
 
 
+def _enter_held(segment: Segment, position: int, key: int) -> None:
+    """Note that *key* holds a block. The caller locks its byte afterwards."""
+    held = segment.held
+    none: dict[int, bool] = {}
+    # No call from here on.
+    if position not in held:
+        held[position] = none
+    held[position][key] = True
+
+
+def _leave_held(segment: Segment, position: int, key: int) -> None:
+    """Let go of a block; with the last key, of its byte. Can be repeated."""
+    held = segment.held
+    if not _BY_HANDLES and segment.fd >= 0 and not segment.is_description_shared:
+        unlocking = kernel.unlocking(segment.fd, position)
+    else:
+        unlocking = iter(())
+    # No call up to the one that unlocks: a signal handler may not claim the block in between.
+    if position in held:
+        if key in held[position]:
+            del held[position][key]
+        if not held[position]:
+            if segment.is_description_shared:
+                held[position][0] = True  # for as long as this process lives
+            else:
+                del held[position]
+    if position not in held:
+        with contextlib.suppress(OSError):  # somebody closed the fd, or put another file in its place
+            next(unlocking, None)
+    _rest(segment)
+    if not segment.held and _is_abandoned(segment):
+        drop_segment(segment)
+
+
 class Lease:
     """An fd that holds a block, to be sent beside messages; close it when sent.
 
-    Made under `guard`.
+    Made under `guard`. One that is lost closes itself.
     """
 
-    __slots__ = ("_parked", "_position", "_segment", "fd")
+    __slots__ = ("__weakref__", "_fds", "_is_parked", "_key", "_position", "_segment", "fd")
 
     def __init__(self, segment: Segment, position: int) -> None:
         self._segment = segment
         self._position = position
-        self._parked = False
+        self._is_parked = False
+        self._key = new_key()
+        self._fds: list[int] = []
         self.fd = -1
+        _outgoing[self._key] = self._fds
+        watch(self, functools.partial(_end_lease, segment, position, self._key, self._fds))
         self._open()
 
     def _open(self) -> None:
-        fd = kernel.reopen(self._segment.fd)
+        segment, fds = self._segment, self._fds
         try:
-            kernel.lock_shared(fd, self._position)
+            kernel.reopen_into(fds, segment.fd)
+            if not kernel.is_object(fds[0], segment.identity):
+                raise OSError(
+                    errno.EBADF,
+                    f"fd {segment.fd} of forkshm's memory was closed by somebody else and names another object by now",
+                )
+            kernel.lock_shared(fds[0], self._position)
         except BaseException:
-            kernel.close(fd)
+            kernel.close_all(fds)
             raise
-        self.fd = fd
-        _outgoing[id(self)] = self
-
-    def _shut(self) -> None:
-        if _outgoing.pop(id(self), None) is not None:
-            kernel.close(self.fd)
-            self.fd = -1
+        self.fd = fds[0]
 
     def park(self) -> None:
         """Hold the block without an fd, until it is to be sent: those who wait are many, fds are few."""
         with guard:
             if self.fd >= 0:
-                _hold_byte(self._segment, self._position)
-                self._parked = True
-                _parked[id(self)] = self
-                self._shut()
+                _parked[self._key] = self._segment, self._position
+                _enter_held(self._segment, self._position, self._key)
+                self._is_parked = True
+                if not _BY_HANDLES:
+                    kernel.lock_shared(self._segment.fd, self._position)
+                self.fd = -1
+                kernel.close_all(self._fds)
 
     def unpark(self) -> None:
         """Have an fd again.
@@ -139,51 +214,67 @@ class Lease:
             OSError: There is none; the lease stays parked.
         """
         with guard:
-            if self._parked:
-                self._open()
-                self._let_go()
+            if self._is_parked:
+                if self.fd < 0:
+                    self._open()
+                _leave_held(self._segment, self._position, self._key)
+                _parked.pop(self._key, None)
+                self._is_parked = False
 
     def close(self) -> None:
         """Let go of the block on our side. Closing twice is allowed."""
         with guard:
-            self._shut()
-            if self._parked:
-                self._let_go()
-
-    def _let_go(self) -> None:
-        del _parked[id(self)]
-        self._parked = False
-        _release(self._segment, self._position)
+            self.fd = -1
+            _end_lease(self._segment, self._position, self._key, self._fds)
 
 
-# The leases open here, so that a forked child can close its copies: it would hold the
+def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> None:
+    kernel.close_all(fds)
+    if position in segment.held and key in segment.held[position]:
+        _leave_held(segment, position, key)
+    _parked.pop(key, None)
+    _outgoing.pop(key, None)
+
+
+# The fds of the leases made here, so that a forked child can close its copies: it would hold the
 # blocks for as long as it lives.
-_outgoing: dict[int, Lease] = {}
-# The same of those that are parked.
-_parked: dict[int, Lease] = {}
+_outgoing: dict[int, list[int]] = {}
+# The same of those that are parked: what they hold.
+_parked: dict[int, tuple[Segment, int]] = {}
 
 
 def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
     """Map a segment whole and enter it; takes over *fd* unless it raises. Needs `guard`."""
     identity, _ = kernel.identify(fd)
-    address = kernel.map(fd, size, Access.SHARED)
-    segment = Segment(identity, fd, address, size, ours)
-    _segments[identity] = segment
-    return segment
+    segment = Segment(identity, -1, 0, size, ours)
+    try:
+        kernel.map_into(segment.mapped, fd, size, Access.SHARED)
+        segment.address = segment.mapped[0]
+        _segments[identity] = segment
+        segment.take_over(fd)
+        return segment
+    except BaseException:
+        segment.fd = -1
+        if _segments.get(identity) is segment:
+            del _segments[identity]
+        if segment.mapped:
+            kernel.unmap_from(segment.mapped, size)
+        raise
 
 
-def _hold_byte(segment: Segment, position: int) -> None:
-    """Let this process hold a block, once more. Needs `guard`."""
-    count = segment.held.get(position, 0)
-    if not count:
-        kernel.lock_shared(segment.fd, position)  # an fd is all that it takes, where leases are handles
-    segment.held[position] = count + 1
+class Hold:
+    """Kept by a window of a block. When it is gone, the claim has one window less."""
+
+    __slots__ = ("__weakref__", "claim")
+
+    def __init__(self, claimed: Claim) -> None:
+        self.claim = claimed
 
 
 class Claim:
     """A block that this process has views of. All of it under `guard`, but for `lend`."""
 
-    __slots__ = ("address", "count", "in_place", "offset", "segment", "share", "size")
+    __slots__ = ("__weakref__", "address", "holds", "in_place", "mapped", "offset", "segment", "share", "size")
 
     def __init__(self, segment: Segment, offset: int, size: int, share: Share) -> None:
         self.segment = segment
@@ -193,37 +284,56 @@ class Claim:
         #: Where the views are: in the mapping of the whole segment, or in one of their own.
         self.in_place = share in (Share.exclusive, Share.shared)
         self.address = segment.address + offset
-        #: Windows that are alive.
-        self.count = 1
+        #: The keys of the windows that are alive.
+        self.holds: dict[int, bool] = {}
+        #: The address, if it has a mapping of its own, until that is unmapped.
+        self.mapped: list[int] = []
 
-    def begin(self) -> None:
+    def hold(self) -> Hold:
+        """Return what a window keeps. Lost, it is let go of, as any."""
+        held, key = Hold(self), new_key()
+        watch(held, functools.partial(self._let_go, key))
+        self.holds[key] = True
+        _enter_held(self.segment, self.offset, key)
+        return held
+
+    def begin(self) -> Hold:
         """Hold the block, and map it if need be."""
-        _hold_byte(self.segment, self.offset)
+        segment = self.segment
+        held = self.hold()
+        if not _BY_HANDLES:
+            kernel.lock_shared(segment.fd, self.offset)
         if not self.in_place:
             access = Access.PRIVATE if self.share is Share.private else Access.READ
-            try:
-                self.address = kernel.map(self.segment.fd, self.size, access, self.offset)
-            except BaseException:
-                _release(self.segment, self.offset)
-                raise
-        bisect.insort(_claim_starts, self.address)
+            kernel.map_into(self.mapped, segment.fd, self.size, access, self.offset)
+            self.address = self.mapped[0]
         _claims[self.address] = self
+        bisect.insort(_claim_starts, self.address)
+        return held
 
-    def end(self) -> None:
-        """One window less; with the last, let go of the block."""
-        self.count -= 1
-        if self.count:
-            return
-        del _claim_starts[bisect.bisect_left(_claim_starts, self.address)]
-        del _claims[self.address]
-        if not self.in_place:
-            kernel.unmap(self.address, self.size)
-        elif self.share is Share.private:
+    def _let_go(self, key: int) -> None:
+        """One window less; with the last, let go of the block. Can be repeated."""
+        self.holds.pop(key, None)
+        if not self.holds:
+            self._end()
+        _leave_held(self.segment, self.offset, key)
+
+    def _end(self) -> None:
+        address = self.address
+        if address in _claims and _claims[address] is self:
+            del _claims[address]
+            position = bisect.bisect_left(_claim_starts, address)
+            with contextlib.suppress(IndexError):
+                if _claim_starts[position] == address:
+                    del _claim_starts[position]
+        if self.mapped:
+            kernel.unmap_from(self.mapped, self.size)
+        elif self.in_place and self.share is Share.private and address not in _claims:
             try:
-                kernel.replace(self.address, self.segment.fd, self.size, Access.SHARED, self.offset)
+                kernel.replace(address, self.segment.fd, self.size, Access.SHARED, self.offset)
             except OSError:
-                self.segment.stuck.append((self.address, self.size, self.offset))
-        _release(self.segment, self.offset)
+                self.segment.stuck.append((address, self.size, self.offset))
+            self.share = Share.exclusive
         if _leaks.is_on:
             _leaks.unmade(self)
 
@@ -248,9 +358,9 @@ class Claim:
         settle()  # a view that is gone counts no more
         with guard:
             if self.share is Share.exclusive:
-                if not self.count and not to_many:
+                if not self.holds and not to_many:
                     return Share.exclusive
-                if self.count:
+                if self.holds:
                     self.part()
                 return Share.private
             return self.share
@@ -261,8 +371,13 @@ class Claim:
         Raises:
             OSError: The kernel refused the mapping.
         """
-        kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+        # Written before the fact: it is mapped shared again at the end, also if this is interrupted.
         self.share = Share.private
+        try:
+            kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+        except OSError:
+            self.share = Share.exclusive
+            raise
 
     def is_as_it_came(self, address: int, nbytes: int) -> bool:
         """Whether these bytes are still those of the block, for everybody who has it.
@@ -278,9 +393,10 @@ class Claim:
             return False
 
 
-# Sorted addresses of the claims, and the claim at each. Claims never overlap.
-_claim_starts: list[int] = []
+# The claim at each address; claims never overlap. And these addresses, sorted: an interrupted change may leave
+# one too many there, which is passed over.
 _claims: dict[int, Claim] = {}
+_claim_starts: list[int] = []
 
 
 def claim_at(address: int) -> Claim | None:
@@ -290,10 +406,16 @@ def claim_at(address: int) -> Claim | None:
     settle()
     with guard:
         position = bisect.bisect_right(_claim_starts, address) - 1
-        if position < 0:
-            return None
-        found = _claims[_claim_starts[position]]
-    return found if address < found.address + found.size else None
+        while position >= 0:
+            start = _claim_starts[position]
+            found = _claims.get(start)
+            if found is not None:
+                return found if address < found.address + found.size else None
+            with contextlib.suppress(IndexError):
+                if _claim_starts[position] == start:
+                    del _claim_starts[position]
+            position -= 1
+    return None
 
 
 def mend(segment: Segment) -> None:
@@ -308,16 +430,26 @@ def mend(segment: Segment) -> None:
         segment.stuck.pop()
 
 
-def _drop(segment: Segment) -> None:
-    del _segments[segment.identity]
-    kernel.unmap(segment.address, segment.size)
-    if segment.fd >= 0:
-        kernel.close(segment.fd)
+def drop_segment(segment: Segment) -> None:
+    """Unmap a segment that nobody here has a view of, and close its fd. Can be repeated. Needs `guard`."""
+    identity = segment.identity
+    if identity in _segments and _segments[identity] is segment:
+        del _segments[identity]
+    if segment.mapped:
+        kernel.unmap_from(segment.mapped, segment.size)
+    segment.close()
 
 
 def _find_or_open(lease_fd: int) -> Segment:
     identity, size = kernel.identify(lease_fd)
     segment = _segments.get(identity)
+    if segment is not None and not _BY_HANDLES and not segment.is_intact():
+        # Somebody closed our fd. The mapping keeps the description, and with it the locks, until its views are gone.
+        if segment.held:
+            del _segments[identity]
+        else:
+            drop_segment(segment)
+        segment = None
     if segment is None:
         _forget_abandoned()
         fd = kernel.reopen(lease_fd)
@@ -327,28 +459,15 @@ def _find_or_open(lease_fd: int) -> Segment:
             kernel.close(fd)
             raise
     elif segment.fd < 0:
-        segment.fd = kernel.reopen(lease_fd)
+        segment.take_over(kernel.reopen(lease_fd))
     return segment
-
-
-def _release(segment: Segment, position: int) -> None:
-    left = segment.held[position] - 1
-    if left:
-        segment.held[position] = left
-        return
-    del segment.held[position]
-    if not _BY_HANDLES:
-        kernel.unlock(segment.fd, position)
-    _rest(segment)
-    if not segment.held and _is_abandoned(segment):
-        _drop(segment)
 
 
 def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive) -> Any:
     """Turn a received lease into memory that stays until the last view is gone.
 
     Args:
-        lease_fd: As received; it is closed, also when this raises.
+        lease_fd: As received. It stays the caller's, who closes it afterwards.
         offset: First byte of the block in its segment; a multiple of the page size.
         size: Bytes of the block; a multiple of the page size.
         share: What the block is to this process.
@@ -361,25 +480,23 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
         OSError: The kernel refused a mapping, a lock or an fd.
     """
     settle()
-    try:
-        with guard:
-            segment = _find_or_open(lease_fd)
-            try:
-                _check_block(segment, offset, size)
-                if segment.stuck:
-                    mend(segment)
-                # The lease holds the byte until it is closed below: no moment is unprotected.
-                claimed = _begin(segment, offset, size, share)
-            except BaseException:
-                if not segment.held:
-                    _rest(segment)
-                    if _is_abandoned(segment):  # perhaps no segment at all
-                        _drop(segment)
-                raise
-    finally:
-        kernel.close(lease_fd)
+    with guard:
+        segment = _find_or_open(lease_fd)
+        try:
+            _check_block(segment, offset, size)
+            if segment.stuck:
+                mend(segment)
+            # The lease holds the byte until the caller closes it: no moment is unprotected.
+            held = hold(segment, offset, size, share)
+        except BaseException:
+            if not segment.held:
+                _rest(segment)
+                if _is_abandoned(segment):  # perhaps no segment at all
+                    drop_segment(segment)
+            raise
+    claimed = held.claim
     window = kernel.window(claimed.address, size)
-    watch(window, claimed.end)
+    window.hold = held
     if _leaks.is_on:
         _leaks.made(claimed, "received block", size)
     return window
@@ -393,54 +510,43 @@ def _check_block(segment: Segment, offset: int, size: int) -> None:
         raise ValueError(f"nobody lends a block at {offset:,}: the lease is on another one")
 
 
-def _begin(segment: Segment, offset: int, size: int, share: Share) -> Claim:
+def hold(segment: Segment, offset: int, size: int, share: Share) -> Hold:
+    """Claim a block, for as long as what is returned lives. Needs `guard`."""
     there = _claims.get(segment.address + offset)
     if there is not None:
         if share is Share.shared is there.share and there.size == size:
-            there.count += 1
-            return there
+            return there.hold()
         # Somebody here has it already, so it is nobody's alone.
         share = Share.private if share is not Share.read_only else share
-    claimed = Claim(segment, offset, size, share)
-    claimed.begin()
-    return claimed
-
-
-def hold(segment: Segment, offset: int, size: int, share: Share) -> Claim:
-    """Claim a block of our own arena, for memory that is born there. Needs `guard`.
-
-    It is held until its ``end`` is called, under `guard`.
-    """
-    return _begin(segment, offset, size, share)
+    return Claim(segment, offset, size, share).begin()
 
 
 def _rest(segment: Segment) -> None:
     """Let go of a segment that nobody here has a block of, where its fd alone would hold that."""
-    if _BY_HANDLES and not segment.ours and segment.fd >= 0:
+    if _BY_HANDLES and not segment.ours and segment.fd >= 0 and not segment.held:
         # The mapping stays, because it is warm.
-        kernel.close(segment.fd)
-        segment.fd = -1
+        segment.close()
 
 
 def drop_own(segment: Segment) -> None:
     """Have done with a segment of this process that nobody holds a block of. Needs `guard`."""
     if _BY_HANDLES:
         kernel.give_up(segment.address, segment.size)
-    _drop(segment)
+    drop_segment(segment)
 
 
 def _is_abandoned(segment: Segment) -> bool:
-    if segment.ours:
+    if segment.ours or not segment.mapped:
         return False
     if _BY_HANDLES:
         return kernel.is_abandoned(segment.address, segment.size)
-    return not kernel.is_held(segment.fd, CREATOR)
+    return not segment.is_intact() or not kernel.is_held(segment.fd, CREATOR)
 
 
 def _forget_abandoned() -> None:
     for segment in list(_segments.values()):
         if not segment.held and _is_abandoned(segment):
-            _drop(segment)
+            drop_segment(segment)
 
 
 def forget_abandoned() -> None:
@@ -460,52 +566,100 @@ def segments_mapped() -> int:
 def leases_open() -> int:
     """How many leases of ours are on their way into a message."""
     with guard:
-        return len(_outgoing)
+        return sum(map(bool, _outgoing.values()))
+
+
+# -- fork: each of these is called twice, see `at_fork` -------------------------------------------
 
 
 def _before_fork() -> None:
-    for claimed in _claims.values():
+    for claimed in list(_claims.values()):
         if claimed.share is Share.exclusive:
             # It is a copy, and so it shall be to the child: neither sees the other's writes.
-            try:
+            with contextlib.suppress(OSError):  # the limit on mappings: see `_in_child`
                 claimed.part()
-            except OSError:
-                claimed.share = Share.shared  # no memory for mappings: it is what it is
-    for segment in _segments.values():
-        if segment.held:
-            with contextlib.suppress(OSError):
-                # On failure the child opens its own afterwards: see there.
-                segment.spare = kernel.reopen(segment.fd)
-                for position in segment.held:
-                    kernel.lock_shared(segment.spare, position)
+    for segment in list(_segments.values()):
+        if segment.held and (segment.lacks_spare or not segment.spares):
+            segment.lacks_spare = True
+            with contextlib.suppress(OSError):  # the limit on fds: see `_in_parent`
+                _lock_anew(segment, segment.spares)
+                segment.lacks_spare = False
+
+
+def _lock_anew(segment: Segment, own: list[int]) -> None:
+    """Put into *own* a new description of a segment, which holds what this process holds of it."""
+    if not own:
+        kernel.reopen_into(own, segment.fd)
+    if not kernel.is_object(own[0], segment.identity):  # somebody closed the fd, and its number is another file's
+        kernel.close_all(own)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    for position in list(segment.held):
+        kernel.lock_shared(own[0], position)
 
 
 def _in_parent() -> None:
-    for segment in _segments.values():
-        if segment.spare >= 0:
-            kernel.close(segment.spare)
-            segment.spare = -1
+    for segment in list(_segments.values()):
+        if segment.lacks_spare:
+            # If there is a child it has no description of its own, and what is unlocked here is unlocked for it.
+            segment.is_description_shared = not _BY_HANDLES
+            segment.lacks_spare = False
+        kernel.close_all(segment.spares)
+
+
+# The segments that this process, a forked child, has a description of its own for.
+_of_child: tuple[int, set[int]] = (0, set())
 
 
 def _in_child() -> None:
-    for lease in _outgoing.values():
-        kernel.close(lease.fd)
-        lease.fd = -1
-    _outgoing.clear()
+    global _of_child
+    if _of_child[0] != os.getpid():
+        _of_child = (os.getpid(), set())
+    for fds in list(_outgoing.values()):
+        kernel.close_all(fds)
+    for claimed in list(_claims.values()):
+        if claimed.share is Share.exclusive:
+            try:
+                claimed.part()
+            except OSError as error:
+                _end_child(claimed, error)
     for segment in list(_segments.values()):
+        if id(segment) in _of_child[1]:
+            continue
+        segment.ours = False
         # The inherited fd shares its description with the parent: unlocking through it
         # would let go of the parent's blocks, so the child needs its own.
-        inherited, segment.fd = segment.fd, segment.spare
-        segment.spare = -1
-        segment.ours = False
-        if segment.fd < 0:
-            segment.fd = kernel.reopen(inherited)
-        for position in segment.held:
-            # Already locked when the spare was made; a second time changes nothing.
-            kernel.lock_shared(segment.fd, position)
-        kernel.close(inherited)
-    for lease in list(_parked.values()):
-        lease._let_go()
+        if not segment.spares or segment.lacks_spare:
+            with contextlib.suppress(OSError):
+                _lock_anew(segment, segment.spares)
+                segment.lacks_spare = False
+        if segment.spares and not segment.lacks_spare:
+            segment.close()
+            segment.take_over(segment.spares[0])
+            segment.spares = []
+        else:
+            segment.is_description_shared = True
+        segment.lacks_spare = False
+        _of_child[1].add(id(segment))
+    for key, (segment, position) in list(_parked.items()):
+        _leave_held(segment, position, key)
+        _parked.pop(key, None)
+    for segment in list(_segments.values()):
+        if not segment.held and segment.is_description_shared:
+            drop_segment(segment)
+
+
+def _end_child(claimed: Claim, error: OSError) -> None:
+    assert sys.platform != "win32"  # there is no fork
+    # The child would see what its parent writes to an array that is the child's by value, an exception cannot
+    # leave a fork, and what needs no mapping does not exist: so there is no child.
+    message = (
+        f"forkshm: process {os.getpid()} ends: it was forked from one that has a received array of {claimed.size:,} "
+        f"bytes, and the kernel refused the mapping that makes it the child's own ({os.strerror(error.errno or 0)}); "
+        "raise the limit on mappings (sysctl vm.max_map_count) or on address space (ulimit -v), or fork earlier\n"
+    )
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+    os._exit(os.EX_OSERR)
 
 
 at_fork(before=_before_fork, in_parent=_in_parent, in_child=_in_child)

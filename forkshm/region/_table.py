@@ -6,7 +6,6 @@ of shared memory are recognised as well, whoever made them.
 
 from __future__ import annotations
 
-import atexit
 import bisect
 import contextlib
 import dataclasses
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, settle
+from forkshm.region._lifetime import at_fork, guard, settle, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = (
     "Mapping",
@@ -78,10 +77,6 @@ _ACCESS = {
 }
 
 
-_program_is_alive = [True]
-atexit.register(_program_is_alive.clear)
-
-
 @dataclasses.dataclass(eq=False, slots=True)
 class Mapping:
     """One mapping of one memory object in this process.
@@ -93,7 +88,7 @@ class Mapping:
     address: int
     #: Usable bytes.
     size: int
-    #: Our own fd of the object, to hand it on.
+    #: Our own fd of the object, to hand it on; -1 until the mapping has taken it over.
     fd: int
     #: The kernel's name of the object.
     identity: Identity
@@ -109,23 +104,39 @@ class Mapping:
     region: weakref.ref[Any] | None = None
     #: The exporter, if any view is alive.
     window: weakref.ref[Any] | None = None
-
-    # `watch` would do, and takes longer: here the mapping keeps the reference.
-    # The default is there at the end of the program, when names of this module may be gone.
-    def last_view_gone(self, _: object, alive: list[bool] = _program_is_alive) -> None:
-        """Have the mapping end: called when its window is collected."""
-        if alive:
-            settle(self.end)
+    #: The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call.
+    mapped: list[int] = dataclasses.field(default_factory=list)
+    #: Closes the fd the first time it is asked for its next item.
+    closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
 
     def end(self) -> None:
-        """Unmap the memory and close the fd; needs `guard`."""
+        """Unmap the memory and close the fd; needs `guard`. Can be repeated from wherever it was interrupted."""
         # First out of the tables, then unmapped: the kernel may give the address to somebody
         # else the moment it is free.
-        if _new.pop(self.address, None) is None:
-            _leave(self)
-        start, length = self.pages
-        _unmap(start, length)
-        give_back(self.fd)
+        _leave(self)
+        length = self.pages[1]
+        if self.mapped:
+            try:
+                kernel.unmap_from(self.mapped, length)
+            except OSError:  # the limit on mappings: unmapping the middle of one makes two
+                _left_mapped.append((self.mapped, length))
+                self.mapped = []
+        fd, closing = self.fd, self.closing
+        if fd >= 0:
+            if fd in _more_users:
+                # Nothing is called between these stores.
+                if self.fd >= 0:
+                    self.fd = -1
+                    if _more_users[fd] == 1:
+                        del _more_users[fd]
+                    else:
+                        _more_users[fd] -= 1
+                if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
+                    last()
+            else:
+                with contextlib.suppress(OSError):  # somebody closed it
+                    next(closing, None)
+                self.fd = -1
         if _leaks.is_on:
             _leaks.unmade(self)
 
@@ -140,15 +151,18 @@ class Mapping:
         return self.mode is not Mode.copy_on_write
 
 
-_page, _map, _unmap, _window = kernel.page_size, kernel.map, kernel.unmap, kernel.window
+_page, _map_into, _window = kernel.page_size, kernel.map_into, kernel.window
 
 # By start address, what nobody has looked for yet: many a mapping ends before anybody does.
 # Whoever looks takes `guard`, and enters these into the tables first.
 _new: dict[int, Mapping] = {}
-# Sorted start addresses, and the mapping that starts at each. Mappings never overlap.
-_starts: list[int] = []
+# The mapping that starts at each address. Mappings never overlap.
 _by_start: dict[int, Mapping] = {}
-_by_identity: dict[Identity, list[Mapping]] = {}
+# The same addresses, sorted. An interrupted change may leave one too many here, which is passed over.
+_starts: list[int] = []
+_by_identity: dict[Identity, dict[int, Mapping]] = {}
+# Pages that the kernel refused to unmap.
+_left_mapped: list[tuple[list[int], int]] = []
 
 
 # Fds that several mappings of one object have in common, and how many more than one.
@@ -161,16 +175,19 @@ def borrow(identity: Identity, fd: int) -> int | None:
     """Return the fd of a mapping of that object, to be used in place of *fd*, or None. Needs `guard`."""
     if _new:
         _enter_new()
-    for same in _by_identity.get(identity, ()):
+    for same in list(_by_identity.get(identity, {}).values()):
         with contextlib.suppress(OSError):  # somebody closed it: it is of no use
-            if kernel.may_write(same.fd) is kernel.may_write(fd):
+            if kernel.identify(same.fd)[0] == identity and kernel.may_write(same.fd) is kernel.may_write(fd):
                 return lend(same.fd)
     return None
 
 
 def lend(fd: int) -> int:
     """Let one more use *fd*, and return it; each gives it back. Needs `guard`."""
-    _more_users[fd] = _more_users.get(fd, 0) + 1
+    if fd not in _more_users:
+        _more_users[fd] = 1
+    else:
+        _more_users[fd] += 1
     return fd
 
 
@@ -181,26 +198,32 @@ def keep(fd: int, when_alone: Callable[[], None]) -> None:
 
 def let_go(fd: int) -> None:
     """End what `keep` began. Needs `guard`."""
-    del _when_alone[fd]
+    _when_alone.pop(fd, None)
     give_back(fd)
 
 
 def give_back(fd: int) -> None:
     """Close the fd of a mapping, unless others use it, too. Needs `guard`."""
-    more = _more_users.get(fd)
-    if more is None:
+    if fd not in _more_users:
         kernel.close(fd)
-    elif more == 1:
+        return
+    if _more_users[fd] == 1:
         del _more_users[fd]
-        if (last := _when_alone.get(fd)) is not None:
-            last()
     else:
-        _more_users[fd] = more - 1
+        _more_users[fd] -= 1
+    if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
+        last()
 
 
 def round_up(value: int, multiple: int) -> int:
     """Smallest multiple of *multiple* that is at least *value*."""
     return -(-value // multiple) * multiple
+
+
+class _Keeper:
+    """Kept by the window of a mapping, which ends when this is gone."""
+
+    __slots__ = ("__weakref__",)
 
 
 def new_mapping(
@@ -212,37 +235,77 @@ def new_mapping(
         The mapping and its window. Keep the window: it is what keeps the memory.
     """
     settle()
+    if _left_mapped:
+        _unmap_rest()
     slack = offset % _page
     length = -(-(size + slack) // _page) * _page
+    mapping = Mapping(0, size, -1, identity, offset, mode, (0, length))
+    keeper = _Keeper()
+    # From here on an interruption ends the mapping, as the death of the last view does.
+    watch(keeper, mapping.end)
     if address is None:
-        start = _map(fd, length, _ACCESS[mode], offset - slack)
+        _map_into(mapping.mapped, fd, length, _ACCESS[mode], offset - slack)
+        start = mapping.mapped[0]
     else:
         start = address
         kernel.map_at(address, fd, length, _ACCESS[mode], offset)
-    mapping = Mapping(start + slack, size, fd, identity, offset, mode, (start, length))
+        mapping.mapped.append(start)
+    mapping.address, mapping.pages = start + slack, (start, length)
     _new[start + slack] = mapping
     window = _window(start + slack, size)
-    mapping.window = weakref.ref(window, mapping.last_view_gone)
+    window.keeper = keeper
+    mapping.window = weakref.ref(window)
     if _leaks.is_on:
         _leaks.made(mapping, "region", size)
+    closing = map(kernel.close, (fd,))
+    # No call between these and the return: the fd has one owner at every moment.
+    mapping.closing = closing
+    mapping.fd = fd
     return mapping, window
 
 
+def _unmap_rest() -> None:
+    """Try once more to unmap what the kernel refused to."""
+    with guard:
+        for rest in list(_left_mapped):
+            if rest[0]:
+                try:
+                    kernel.unmap_from(*rest)
+                except OSError:
+                    continue
+            if rest in _left_mapped:
+                _left_mapped.remove(rest)
+
+
 def _enter_new() -> None:
-    while _new:
-        _, mapping = _new.popitem()
-        bisect.insort(_starts, mapping.address)
-        _by_start[mapping.address] = mapping
-        _by_identity.setdefault(mapping.identity, []).append(mapping)
+    for address in list(_new):
+        mapping = _new.get(address)
+        if mapping is None:
+            continue
+        _by_start[address] = mapping
+        bisect.insort(_starts, address)
+        _by_identity.setdefault(mapping.identity, {})[address] = mapping
+        if address in _new and _new[address] is mapping:
+            del _new[address]
 
 
 def _leave(mapping: Mapping) -> None:
-    del _starts[bisect.bisect_left(_starts, mapping.address)]
-    del _by_start[mapping.address]
-    same = _by_identity[mapping.identity]
-    same.remove(mapping)
-    if not same:
-        del _by_identity[mapping.identity]
+    """Take a mapping out of the tables, as far as it is in them."""
+    address, identity = mapping.address, mapping.identity
+    # A table holds another mapping at this address if this one has left and was unmapped before.
+    if address in _new and _new[address] is mapping:
+        del _new[address]
+    if address in _by_start and _by_start[address] is mapping:
+        del _by_start[address]
+        position = bisect.bisect_left(_starts, address)
+        with contextlib.suppress(IndexError):
+            if _starts[position] == address:
+                del _starts[position]
+    if identity in _by_identity:
+        if address in _by_identity[identity] and _by_identity[identity][address] is mapping:
+            del _by_identity[identity][address]
+        if not _by_identity[identity]:
+            del _by_identity[identity]
 
 
 def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
@@ -250,25 +313,27 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
 
     Nobody may have views of it. Returns the new window.
     """
-    mapping.window = None  # its end is not the mapping's
+    old = mapping.window() if mapping.window is not None else None
+    if old is None:
+        raise ValueError(f"cannot shrink a mapping of {mapping.size:,} bytes that nobody keeps")
     with guard:
         start, length = mapping.pages
         _enter_new()
         _leave(mapping)
-        if not from_back:
-            mapping.address += nbytes
-            mapping.offset += nbytes
-        mapping.size -= nbytes
-        left = mapping.address - mapping.address % kernel.page_size
-        left_length = round_up(mapping.address + mapping.size, kernel.page_size) - left
-        mapping.pages = left, left_length
-        if left > start:
-            kernel.unmap(start, left - start)
-        if left + left_length < start + length:
-            kernel.unmap(left + left_length, start + length - left - left_length)
-        _new[mapping.address] = mapping
-    window = _window(mapping.address, mapping.size)
-    mapping.window = weakref.ref(window, mapping.last_view_gone)
+        first, size = mapping.address + (0 if from_back else nbytes), mapping.size - nbytes
+        left = first - first % kernel.page_size
+        left_length = round_up(first + size, kernel.page_size) - left
+        cut = [([low], high - low) for low, high in ((start, left), (left + left_length, start + length)) if high > low]
+        mapped = [left]
+        # No call between these.
+        mapping.offset += first - mapping.address
+        mapping.address, mapping.size, mapping.pages, mapping.mapped = first, size, (left, left_length), mapped
+        _left_mapped.extend(cut)
+        _new[first] = mapping
+        _unmap_rest()
+    window = _window(first, size)
+    window.keeper = old.keeper
+    mapping.window = weakref.ref(window)
     return window
 
 
@@ -280,7 +345,7 @@ def seal(mapping: Mapping) -> None:
     with guard:
         _enter_new()
         kernel.seal_writes(mapping.fd)
-        for same in _by_identity[mapping.identity]:
+        for same in _by_identity[mapping.identity].values():
             same.sealed = same.mode is Mode.read_write
     settle()
 
@@ -292,10 +357,17 @@ def mapping_at(address: int) -> Mapping | None:
         if _new:
             _enter_new()
         position = bisect.bisect_right(_starts, address) - 1
-        if position < 0:
-            return None
-        mapping = _by_start[_starts[position]]
-    return mapping if address < mapping.address + mapping.size else None
+        while position >= 0:
+            start = _starts[position]
+            mapping = _by_start.get(start)
+            if mapping is not None:
+                return mapping if address < mapping.address + mapping.size else None
+            # An interrupted change left it here.
+            with contextlib.suppress(IndexError):
+                if _starts[position] == start:
+                    del _starts[position]
+            position -= 1
+    return None
 
 
 def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any] | None:
@@ -303,7 +375,7 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
     with guard:
         if _new:
             _enter_new()
-        for mapping in _by_identity.get(identity, ()):
+        for mapping in list(_by_identity.get(identity, {}).values()):
             if mapping.offset == offset and mapping.size == size and mapping.mode is mode:
                 window = mapping.window() if mapping.window is not None else None
                 if window is not None:
@@ -329,7 +401,7 @@ def _in_child() -> None:
     # The parent's mapping of a sealed object is the one that can write. A child inherits
     # it; a new mapping in its place cannot, and mprotect(2) cannot change that.
     _enter_new()
-    for mapping in _by_start.values():
+    for mapping in list(_by_start.values()):
         if mapping.sealed and mapping.mode is Mode.read_write:
             start, length = mapping.pages
             try:

@@ -10,10 +10,11 @@ import sys
 
 import functions as f
 import pytest
+from consuming import receive
 
 import forkshm
 from forkshm.backend import kernel
-from forkshm.pickler import pack, receive
+from forkshm.pickler import pack
 from forkshm.pickler._handles import Handle
 
 

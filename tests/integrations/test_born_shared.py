@@ -559,8 +559,7 @@ def test_many_threads_make_and_pass_them_on():
 # -- what may go wrong ----------------------------------------------------------------
 
 
-def test_whoever_holds_the_lock_gets_ordinary_memory_and_may_let_go(monkeypatch):
-    monkeypatch.setattr(_numpy_memory, "_PATIENCE", 0.001)
+def test_whoever_holds_the_lock_gets_ordinary_memory_and_may_let_go():
     with forkshm.shared_allocations():
         array = numbers()
         with guard:  # as the collector does, in the middle of a change

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+from consuming import receive
 
 from forkshm.backend import kernel
-from forkshm.pickler import pack, receive
+from forkshm.pickler import pack
 
 
 @dataclasses.dataclass

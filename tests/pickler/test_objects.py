@@ -11,12 +11,13 @@ import threading
 import typing
 
 import pytest
+from consuming import receive, skip
 from system import in_pages
 
 from forkshm import MappedRegion, anonymous_shared_memory
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, RegionGoneError
-from forkshm.pickler import _reducers, open_plain, pack, receive, register, skip
+from forkshm.pickler import _reducers, open_plain, pack, register
 from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
 from forkshm.region._arena import arena
 

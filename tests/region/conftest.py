@@ -11,7 +11,7 @@ import pytest
 
 from forkshm.region._arena import Arena
 from forkshm.region._lifetime import guard, settle
-from forkshm.region._segment import _drop, forget_abandoned
+from forkshm.region._segment import drop_segment, forget_abandoned
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fresh_arena():
     with guard:
         for carved in arena._carved:
             assert not carved.segment.held, "a view of the arena outlives its test"
-            _drop(carved.segment)
+            drop_segment(carved.segment)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from system import in_pages, open_fds
 from forkshm.backend import kernel
 from forkshm.region import _arena
 from forkshm.region._arena import BLOCKS_PER_SEGMENT, FIRST_SEGMENT, MIB
-from forkshm.region._lifetime import guard, settle
+from forkshm.region._lifetime import guard
 from forkshm.region._segment import Share, block_size, claim_at, segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -46,8 +46,8 @@ def test_the_lowest_free_address_is_used_again_first(fresh_arena):
     assert offsets == sorted(offsets) == [PAGE * number for number in range(5)]
     fresh_arena.free(blocks[3])
     fresh_arena.free(blocks[1])
-    assert fresh_arena.allocate(PAGE).offset == offsets[1]
-    assert fresh_arena.allocate(PAGE).offset == offsets[3]
+    again = [fresh_arena.allocate(PAGE) for _ in range(2)]
+    assert [block.offset for block in again] == [offsets[1], offsets[3]]
     assert fresh_arena.allocate(PAGE).offset == 5 * PAGE
 
 
@@ -240,34 +240,37 @@ def test_a_block_knows_how_much_of_it_was_used_before(fresh_arena):
 @pytest.mark.parametrize("share", [Share.exclusive, Share.shared])
 def test_a_block_that_is_held_comes_back_when_its_claim_has_ended(fresh_arena, share):
     block = fresh_arena.allocate(PAGE)
-    claim = fresh_arena.hold(block, share)
+    held = fresh_arena.hold(block, share)
+    claim = held.claim
     assert claim_at(block.address + PAGE - 1) is claim
     assert fresh_arena.allocate(PAGE).offset != block.offset
     with contextlib.closing(claim.lend()) as lease:
-        settle(claim.end)
+        del held
         assert claim_at(block.address) is None
-        assert fresh_arena.statistics().blocks == 2
+        assert fresh_arena.statistics().blocks == 1
         assert claim.share_out(to_many=False) is share
         assert lease.fd >= 0
-    assert fresh_arena.statistics().blocks == 1
+    assert fresh_arena.statistics().blocks == 0
 
 
 def test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only(fresh_arena):
     for share, to_others in ((Share.exclusive, Share.private), (Share.shared, Share.shared)):
-        claim = fresh_arena.hold(fresh_arena.allocate(PAGE), share)
+        held = fresh_arena.hold(fresh_arena.allocate(PAGE), share)
+        claim = held.claim
         assert claim.share_out(to_many=False) is to_others
         assert claim.share_out(to_many=True) is to_others
-        settle(claim.end)
+        del held
     assert fresh_arena.statistics().blocks == 0
 
 
 def test_what_ends_while_the_lock_is_held_ends_afterwards(fresh_arena):
-    claim = fresh_arena.hold(fresh_arena.allocate(PAGE), Share.exclusive)
+    held = fresh_arena.hold(fresh_arena.allocate(PAGE), Share.exclusive)
+    claim = held.claim
     with guard:
-        settle(claim.end)
-        assert claim.count == 1
+        del held
+        assert len(claim.holds) == 1
     assert fresh_arena.statistics().blocks == 0
-    assert claim.count == 0
+    assert not claim.holds
 
 
 def test_a_forked_child_does_not_hold_what_its_parent_has_parked():

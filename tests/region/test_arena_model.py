@@ -27,7 +27,7 @@ from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.region._arena import Arena
 from forkshm.region._lifetime import guard
-from forkshm.region._segment import Share, _drop, claim
+from forkshm.region._segment import Share, claim, drop_segment
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -40,7 +40,9 @@ class Held:
     numbers = itertools.count(1)
 
     def __init__(self, block):
+        #: Until it is lent: the arena takes back a block that nobody has.
         self.block = block
+        self.carved, self.offset, self.size = block.carved, block.offset, block.size
         self.tag = next(self.numbers).to_bytes(8, "little")
         self.holders = 1
 
@@ -50,11 +52,10 @@ class Held:
         self.block.write(self.block.size - 8, self.tag, 8)
 
     def overlaps(self, other):
-        mine, theirs = self.block, other.block
         return (
-            mine.carved is theirs.carved
-            and mine.offset < theirs.offset + theirs.size
-            and theirs.offset < mine.offset + mine.size
+            self.carved is other.carved
+            and self.offset < other.offset + other.size
+            and other.offset < self.offset + self.size
         )
 
 
@@ -91,21 +92,30 @@ class ArenaModel(RuleBasedStateMachine):
     @rule(held=consumes(filled))
     def free(self, held):
         self.arena.free(held.block)
+        held.block = None
+        self.let_go(held)
+
+    @rule(held=consumes(filled))
+    def lose(self, held):
+        held.block = None
         self.let_go(held)
 
     @rule(target=leases, held=consumes(filled))
     def lend(self, held):
-        return self.arena.lend(held.block), held
+        lease = self.arena.lend(held.block)
+        held.block = None
+        return lease, held
 
     @rule(target=born, held=consumes(filled), share=st.sampled_from([Share.exclusive, Share.shared]))
     def hold(self, held, share):
-        return self.arena.hold(held.block, share), held
+        kept = [self.arena.hold(held.block, share)]
+        held.block = None
+        return kept, held
 
     @rule(made=consumes(born))
     def end(self, made):
-        claimed, held = made
-        with guard:
-            claimed.end()
+        kept, held = made
+        kept.clear()
         self.let_go(held)
 
     @rule(target=views, lent=leases, share=st.sampled_from([Share.exclusive, Share.private, Share.read_only]))
@@ -113,7 +123,7 @@ class ArenaModel(RuleBasedStateMachine):
         lease, held = lent
         if lease.fd < 0:
             return multiple()
-        window = claim(kernel.duplicate(lease.fd), held.block.offset, held.block.size, share)
+        window = claim(lease.fd, held.offset, held.size, share)
         held.holders += 1
         return [memoryview(window).cast("B")], held
 
@@ -206,7 +216,7 @@ class ArenaModel(RuleBasedStateMachine):
             assert statistics.blocks >= len(self.held)
         else:
             assert statistics.blocks == len(self.held)
-            assert statistics.used_bytes == sum(held.block.size for held in self.held)
+            assert statistics.used_bytes == sum(held.size for held in self.held)
         free = sum(sum(carved.sizes) for carved in self.arena._carved)
         assert free + statistics.used_bytes == statistics.reserved_bytes
 
@@ -222,18 +232,16 @@ class ArenaModel(RuleBasedStateMachine):
         assert all(carved.sizes == [carved.segment.size] for carved in self.arena._carved)
         with guard:
             for carved in self.arena._carved:
-                _drop(carved.segment)
+                drop_segment(carved.segment)
 
     def give_back(self, name, value):
         if name == "filled":
             self.arena.free(value.block)
+            value.block = None
         elif name == "leases":
             value[0].close()
-        elif name == "views":
+        elif name in ("views", "born"):
             value[0].clear()
-        elif name == "born":
-            with guard:
-                value[0].end()
         else:
             kernel.close(value[1])
 

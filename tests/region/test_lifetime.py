@@ -23,14 +23,14 @@ class Thing:
 def test_an_action_runs_once_when_the_thing_is_collected():
     ran = []
     thing = Thing()
-    watch(thing, lambda: ran.append(guard.locked()))
+    watch(thing, lambda: ran.append(guard._is_owned()))
     gc.collect()
     assert ran == []
     del thing
     assert ran == [True]
     settle()
     assert ran == [True]
-    assert not guard.locked()
+    assert not guard._is_owned()
 
 
 def test_an_action_that_falls_due_while_the_lock_is_held_waits_for_its_release():
@@ -90,7 +90,7 @@ def test_regions_made_and_dropped_in_many_threads_leave_the_tables_as_they_were(
     assert not wrong
     settle()
     assert (len(_table._new) + len(_table._starts), len(_lifetime._watched)) == before
-    assert not {m.address for same in _table._by_identity.values() for m in same} ^ set(_table._starts)
+    assert not {m.address for same in _table._by_identity.values() for m in same.values()} ^ set(_table._starts)
 
 
 def test_a_region_made_here_may_be_dropped_by_another_thread():
@@ -134,7 +134,7 @@ def busy_thread():
 
 def test_a_child_forked_while_a_thread_changes_the_tables_can_use_regions(busy_thread, in_child):
     def use():
-        assert not guard.locked()
+        assert not guard._is_owned()
         with anonymous_shared_memory(PAGE) as region:
             assert region_at(region.address) is region
             region.buf[0] = 1
@@ -188,7 +188,7 @@ def test_a_fork_that_fails_leaves_the_lock_free(in_child):
         try:
             os.fork()
         except BlockingIOError:
-            assert not guard.locked()
+            assert not guard._is_owned()
             anonymous_shared_memory(PAGE).close()
             return 0
         return 2

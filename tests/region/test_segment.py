@@ -7,13 +7,14 @@ import os
 import signal
 
 import pytest
+from consuming import claim
 from system import in_pages
 
 from forkshm.backend import kernel
 from forkshm.channel import pair
 from forkshm.region import _segment
 from forkshm.region._arena import Arena
-from forkshm.region._segment import Share, claim, forget_abandoned, segments_mapped
+from forkshm.region._segment import Share, forget_abandoned, segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

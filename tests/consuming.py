@@ -1,0 +1,32 @@
+"""Reading parcels and claiming leases as a channel does: what was read is closed afterwards."""
+
+from __future__ import annotations
+
+from forkshm import pickler
+from forkshm.backend import kernel
+from forkshm.region import _segment
+
+__all__ = ("claim", "receive", "skip")
+
+
+def _consume(read, data, position, fds):
+    before = list(fds)
+    try:
+        return read(data, position, fds)
+    finally:
+        kernel.close_all(before[: len(before) - len(fds)])
+
+
+def receive(data, position, fds):
+    return _consume(pickler.receive, data, position, fds)
+
+
+def skip(data, position, fds):
+    return _consume(pickler.skip, data, position, fds)
+
+
+def claim(lease_fd, *args):
+    try:
+        return _segment.claim(lease_fd, *args)
+    finally:
+        kernel.close(lease_fd)
