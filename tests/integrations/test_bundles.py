@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from consuming import receive
 
 import forkshm
 from forkshm.backend import kernel
-from forkshm.pickler import pack, receive
+from forkshm.pickler import pack
 
 np = pytest.importorskip("numpy")
 

@@ -7,9 +7,10 @@ import pickle
 import warnings
 
 import pytest
+from consuming import receive
 
 import forkshm
-from forkshm.pickler import pack, receive
+from forkshm.pickler import pack
 
 np = pytest.importorskip("numpy")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 
 import pytest
+from consuming import receive
 
 import forkshm
 from forkshm.backend import kernel
-from forkshm.pickler import pack, receive
+from forkshm.pickler import pack
 from forkshm.pickler._policy import MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS
 from forkshm.region._arena import arena
 
