@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, READ_ONLY, Bare
+from forkshm.descriptor._tables import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare
 from forkshm.errors import RegionAccessError
 from forkshm.pickler._handles import Handle
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS, OUT_OF_BAND
@@ -94,6 +94,8 @@ class Collector:
         #: Of each region, by which of the fds it is: those of one memory object need one.
         self.places: list[int] = []
         self.fds: list[int] = []
+        #: Of each fd, which memory object it is; (0, 0) for what only an fd leads to.
+        self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
         #: Whether there is one object with buffers, so that nothing else can be a view of them.
@@ -193,12 +195,18 @@ class Collector:
         self.views.append(view)
         return False
 
-    def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int) -> None:
+    def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int, identity: tuple[int, int] = (0, 0)) -> None:
         self.refs.append(ref)
         place = self._place_of.setdefault(fd, len(self.fds))
         self.places.append(place)
         if place == len(self.fds):
             self.fds.append(fd)
+            self.objects.append(identity)
+
+    @property
+    def identities(self) -> list[tuple[int, int]]:
+        """Which memory object each fd is, where they are so many that a receiver may have no room for them."""
+        return self.objects if len(self.fds) >= MANY_FILES else []
 
     def _handle(self, handle: Handle) -> bool:
         self.spans.append((len(self.refs), 0, 1))
@@ -220,7 +228,7 @@ class Collector:
             if window is None:
                 return -1
             known = self._indices[id(mapping), asked] = len(self.refs)
-            self._add((mapping.offset, mapping.size, mode), mapping.fd)
+            self._add((mapping.offset, mapping.size, mode), mapping.fd, mapping.identity)
             self.keep.append(window)
         return known
 
@@ -339,7 +347,7 @@ class Collector:
             lease.close()
         for fd in self.fds[fds:]:
             self._place_of.pop(fd, None)
-        del self.refs[refs:], self.places[refs:], self.fds[fds:], self.leases[leases:]
+        del self.refs[refs:], self.places[refs:], self.fds[fds:], self.objects[fds:], self.leases[leases:]
 
     def move_block(self, by: int) -> None:
         """Let all that is in the parcel's block lie so many bytes further back."""

@@ -456,7 +456,7 @@ _NO_FDS = (errno.EMFILE, errno.ENFILE)
 def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Parcel:
     before = collector.mark()
     # Head and tables have the same length whatever stands in them; each group of copies is one more region.
-    tables_size = len(body_tables(collector.refs, collector.spans, collector.places))
+    tables_size = len(body_tables(collector.refs, collector.spans, collector.places, collector.identities))
     body_size = tables_size + sink.size
     body_in_block = body_size > INLINE_LIMIT
     copies = collector.place(
@@ -470,7 +470,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
         except BaseException:
             collector.back_to(before)
             raise
-        more = len(body_tables(collector.refs, collector.spans, collector.places)) - tables_size
+        more = len(body_tables(collector.refs, collector.spans, collector.places, collector.identities)) - tables_size
         body_size += more
         if body_in_block:
             copies = copies._replace(
@@ -478,7 +478,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
                 block_size=copies.block_size + round_up(more, ALIGNMENT),
             )
             collector.move_block(round_up(more, ALIGNMENT))
-    body = [body_tables(collector.refs, collector.spans, collector.places), *sink.pieces]
+    body = [body_tables(collector.refs, collector.spans, collector.places, collector.identities), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
         for address, nbytes, where in copies.inline:
@@ -513,6 +513,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
             body_size=body_size,
             inline=copies.inline_size,
             files=len(collector.fds),
+            identities=bool(collector.identities),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)

@@ -24,7 +24,7 @@ from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
 from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
-from forkshm.region._table import Mode
+from forkshm.region._table import Mode, mapping_of
 
 __all__ = ("Arrival", "open_plain", "receive", "skip")
 
@@ -95,10 +95,9 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     if (one := read_one_region(data, position)) is not None and fds:
         return _receive_one_region(data, one, fds)
     head, position = read_head(data, position)
-    if len(fds) < head.fds:
-        raise RegionGoneError(
-            f"a message named {head.fds} memory objects and only {len(fds)} arrived: " + kernel.fds_lost_because
-        )
+    arrived = len(fds)
+    if arrived < head.fds and not (head.identities and (arrived or head.block is None)):
+        raise _gone(head.fds, arrived)
     mine = fds[: head.fds]
     del fds[: head.fds]
     try:
@@ -112,7 +111,14 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [_memory_of(mine[place], *ref) for ref, place in zip(tables.regions, tables.places, strict=True)]
+        windows: list[Any] = []
+        for ref, place in zip(tables.regions, tables.places, strict=True):
+            if place < len(mine):
+                windows.append(_memory_of(mine[place], *ref))
+            elif (here := _memory_here(tables.identities[place], *ref)) is not None:
+                windows.append(here)
+            else:
+                raise _gone(head.fds, arrived)
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
@@ -203,6 +209,18 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
     if isinstance(mode, Share):
         return _block_of(fd, offset, size, mode)
     return view_of(*attach(fd, offset, size, mode, borrowed=True))
+
+
+def _memory_here(identity: tuple[int, int], offset: int, size: int, mode: Mode | Share | Bare) -> Any:
+    """Return memory that this process has mapped already, when there was no room for its fd; None if it has not."""
+    found = mapping_of(identity, offset, size, mode) if isinstance(mode, Mode) else None
+    return None if found is None else view_of(*found)
+
+
+def _gone(named: int, arrived: int) -> RegionGoneError:
+    return RegionGoneError(
+        f"a message named {named} memory objects and only {arrived} arrived: " + kernel.fds_lost_because
+    )
 
 
 def _receive_one_region(

@@ -84,6 +84,15 @@ def test_what_was_written_is_read_back(name, position):
     assert stream == STREAM
 
 
+def test_the_objects_of_many_files_are_read_back():
+    named = [(0, 2**64 - 1), (7, 8), (1, 2), (3, 4)]
+    body = body_tables(REGIONS, SPANS, None, named) + STREAM
+    head, tables, stream = parse(write(Head(None, False, len(REGIONS), len(SPANS), len(body), identities=True)) + body)
+    assert head.identities
+    assert (list(tables.identities), stream) == (named, STREAM)
+    assert_in_bounds(head, tables)
+
+
 def test_a_body_in_the_block_is_read_back():
     block, regions, spans = PARCELS["both"]
     data, body = wire(block, regions, spans, body_in_block=True)
