@@ -15,6 +15,8 @@ if sys.platform != "win32":
     collect_ignore_glob = ["forkshm/backend/_win*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
+if find_spec("pandas") is None:
+    collect_ignore.append("forkshm/integrations/pandas.py")
 
 
 def pytest_collection_finish(session):

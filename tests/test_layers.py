@@ -130,13 +130,13 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
             {
                 "integrations/numpy.py",
                 "integrations/_numpy_bundles.py",
-                "integrations/_numpy_files.py",
+                "integrations/pandas.py",
                 "integrations/_numpy_memory.py",
                 "integrations/torch.py",
             },
         ),
         ("torch", {"integrations/torch.py"}),
-        ("pandas", set()),
+        ("pandas", {"integrations/pandas.py"}),
         ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py"}),
     ],
 )

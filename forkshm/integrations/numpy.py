@@ -13,7 +13,7 @@ import numpy as np
 from forkshm.integrations._numpy_memory import shared_allocations
 from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.pickler._policy import OUT_OF_BAND
-from forkshm.pickler._reducers import register, register_simple
+from forkshm.pickler._reducers import register, register_family, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.region._mapped import region_at
 from forkshm.region._segment import Share, claim_at
@@ -383,7 +383,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         # By the protocol that has no buffers: what comes of one is as read-only as this one is.
         return _plain(array).__reduce_ex__(4)
     address = array.__array_interface__["data"][0]
-    shared = _is_shared(address)
+    shared = _shares_writes(address)
     if is_shared_type and not shared:
         return reduce_array(_plain(array))
     # A plain type by its name: pickling a dtype takes ten times as long.
@@ -420,13 +420,18 @@ def is_simple(array: np.ndarray[Any, Any]) -> bool:
     return bool(array.flags.forc and dtype.isbuiltin == 1 and dtype.kind not in "mMVO" and array.nbytes)
 
 
-def _is_shared(address: int) -> bool:
+def _shares_writes(address: int) -> bool:
     """Whether others see what is written there."""
     mapping = mapping_at(address)
     if mapping is not None:
         return mapping.shares_writes
     claim = claim_at(address)
     return claim is not None and claim.share is Share.shared
+
+
+def is_shared(array: np.ndarray[Any, Any]) -> bool:
+    """Whether others see what is written to an array."""
+    return bool(array.nbytes) and _shares_writes(array.__array_interface__["data"][0])
 
 
 def _seen_once(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -463,7 +468,7 @@ def _window(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> p
     to it here.
     """
     address = address or array.__array_interface__["data"][0]
-    writable = array.flags.writeable or not _is_shared(address)
+    writable = array.flags.writeable or not _shares_writes(address)
     made = np.asarray(_Window(array, address, nbytes or array.nbytes, writable=writable))
     return pickle.PickleBuffer(made)  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
 
@@ -516,6 +521,57 @@ def _firm(buffer: Any) -> Any:
     return buffer
 
 
+def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
+    """Send an array of a type of somebody's own: in place if it lies in shared memory, else in the way of that type.
+
+    It arrives as a view of that type, which ``__array_finalize__`` is told of, with its attributes.
+    """
+    if array.dtype.hasobject or not is_shared(array):
+        return NotImplemented
+    kind = type(array)
+    if isinstance(array, np.ma.MaskedArray):
+        if kind.__reduce__ is not np.ma.MaskedArray.__reduce__:
+            return NotImplemented
+        state = {name: value for name, value in vars(array).items() if name not in _OF_MASKED}
+        mask = np.ma.getmask(array)
+        masked: Any = array
+        parts = array.view(np.ndarray), None if mask is np.ma.nomask else mask, masked._fill_value, masked._hardmask
+        return rebuild_masked, (kind, *parts, state)
+    for base in kind.__mro__:
+        if base in (np.ndarray, SharedArray):
+            break
+        if not {"__reduce__", "__reduce_ex__", "__setstate__"}.isdisjoint(vars(base)):
+            return NotImplemented  # it knows what it needs, and nobody else does
+    return rebuild_subclass, (kind, array.view(np.ndarray), dict(getattr(array, "__dict__", {})))
+
+
+#: What the view that is made there finds out by itself.
+_OF_MASKED = frozenset({"_mask", "_fill_value", "_hardmask", "_sharedmask", "_isfield", "_baseclass"})
+
+
+def rebuild_subclass(
+    kind: type[np.ndarray[Any, Any]], elements: np.ndarray[Any, Any], state: dict[str, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the array of somebody's own type whose elements arrived."""
+    made = elements.view(kind)
+    if state:
+        made.__dict__.update(state)
+    return made
+
+
+def rebuild_masked(
+    kind: Any, elements: np.ndarray[Any, Any], mask: Any, fill_value: Any, hard: bool, state: dict[str, Any]
+) -> Any:
+    """Return the masked array whose elements and mask arrived."""
+    made = elements.view(kind)
+    if mask is not None:
+        made._mask = mask
+    made._fill_value = fill_value
+    made._hardmask = hard
+    made.__dict__.update(state)
+    return made
+
+
 def reduce_foreign_array(array: SharedArray) -> Any:
     """Send an array through a channel of the standard library: its region, and where in it the elements are."""
     region = array.region
@@ -539,6 +595,7 @@ def rebuild_foreign_array(
 register_foreign(SharedArray, reduce_foreign_array)
 register(np.ndarray, reduce_array)
 register(SharedArray, reduce_array)
+register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)

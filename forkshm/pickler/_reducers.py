@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing.reduction
 import pickle
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -25,7 +26,14 @@ __all__ = ("find", "register", "register_lazy")
 _reducers: dict[type, Callable[[Any], Any]] = {}
 #: For picklers that take a table instead of asking `find`: the same dict.
 dispatch_table = _reducers
-_lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy", "torch": "forkshm.integrations.torch"}
+_lazy: dict[str, str] = {
+    "numpy": "forkshm.integrations.numpy",
+    "pandas": "forkshm.integrations.pandas",
+    "torch": "forkshm.integrations.torch",
+}
+#: Of a class and all that are derived from it.
+_families: dict[type, Callable[[Any], Any]] = {}
+_member_of: weakref.WeakKeyDictionary[type, Callable[[Any], Any] | None] = weakref.WeakKeyDictionary()
 
 
 def register(kind: type, reduce: Callable[[Any], Any]) -> None:
@@ -39,6 +47,21 @@ def register(kind: type, reduce: Callable[[Any], Any]) -> None:
 def register_lazy(package: str, integration: str) -> None:
     """Import module *integration* when the first object of *package* is to be sent."""
     _lazy[package] = integration
+
+
+def register_family(base: type, reduce: Callable[[Any], Any]) -> None:
+    """Let *reduce* say how objects of the types derived from *base* cross that have no reducer of their own."""
+    _families[base] = reduce
+    _member_of.clear()
+
+
+def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
+    try:
+        return _member_of[kind]
+    except KeyError:
+        found = next((reduce for base, reduce in _families.items() if issubclass(kind, base)), None)
+        _member_of[kind] = found
+        return found
 
 
 #: Types that a plain pickler with these reducers sends right, without cloudpickle.
@@ -90,6 +113,8 @@ def find(kind: type) -> Callable[[Any], Any] | None:
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
         if reduce is not None and _package_of(kind) in _OURS:
             return None
+        if reduce is None and _families:
+            return _find_in_families(kind)
     return reduce
 
 
