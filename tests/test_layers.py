@@ -137,6 +137,7 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
         ),
         ("torch", {"integrations/torch.py"}),
         ("pandas", {"integrations/pandas.py"}),
+        ("pyarrow", {"integrations/pyarrow.py"}),
         ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py"}),
     ],
 )

@@ -12,6 +12,7 @@ but its container refers to it, or nothing else is in the message, and each has 
 from __future__ import annotations
 
 import itertools
+import mmap
 import operator
 import sys
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,14 @@ def _overlap(arrays: Sequence[Any]) -> bool:
 
 def _may_be_shared(arrays: Sequence[Any]) -> bool:
     """Whether one of them lies in memory that crosses as a descriptor; those of one base lie in the same."""
+    origins: set[type] = set()
+    for array in arrays:
+        origin = array
+        while isinstance(origin, np.ndarray) and origin.base is not None:
+            origin = origin.base
+        origins.add(type(origin.obj) if type(origin) is memoryview else type(origin))
+    if mmap.mmap in origins:
+        return True
     by_base = {id(array.base) if array.base is not None else id(array): array for array in arrays}
     for array in by_base.values():
         address = array.__array_interface__["data"][0]

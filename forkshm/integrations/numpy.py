@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import mmap
 import operator
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm.backend import kernel
 from forkshm.integrations._numpy_memory import shared_allocations
+from forkshm.pickler._files import Snapshot, can_be_sent
 from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import register, register_family, register_simple
@@ -361,6 +364,8 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     is sent, once: not more, and not each element as often as it is seen.
     """
     is_shared_type = type(array) is SharedArray
+    if array.base is not None and not is_shared_type and (mapping := _mmap_of(array)) is not None and array.nbytes:
+        return _over_mmap(array, mapping)
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -432,6 +437,60 @@ def _shares_writes(address: int) -> bool:
 def is_shared(array: np.ndarray[Any, Any]) -> bool:
     """Whether others see what is written to an array."""
     return bool(array.nbytes) and _shares_writes(array.__array_interface__["data"][0])
+
+
+def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
+    """Return the mapping of a file that an array is a view of, if that can be sent."""
+    origin: Any = array.base
+    while isinstance(origin, np.ndarray):
+        origin = origin.base
+    if type(origin) is memoryview:
+        origin = origin.obj
+    return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
+
+
+def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> Any:
+    """Send a view of a file: shared where it may be written to, else as a copy that is made where it is written to."""
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of = mapping if array.flags.writeable else Snapshot(mapping)
+    return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
+
+
+def rebuild_over_mmap(
+    mapping: mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], where: int
+) -> np.ndarray[Any, Any]:
+    """Return the view of the file that arrived."""
+    return np.ndarray(shape, dtype, mapping, where, strides)
+
+
+def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
+    """Send a memmap, or a part of one, as a memmap of the same file."""
+    mapping = _mmap_of(array)
+    if mapping is None or not array.nbytes:
+        return NotImplemented
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of_file: Any = array
+    state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
+    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
+    return rebuild_memmap, (mapping, *layout, state)
+
+
+def rebuild_memmap(
+    mapping: mmap.mmap,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    where: int,
+    writable: bool,
+    state: dict[str, Any],
+) -> Any:
+    """Return the memmap that arrived."""
+    made: Any = np.ndarray.__new__(np.memmap, shape, dtype, mapping, where, strides)
+    made._mmap = mapping
+    made.__dict__.update(state)
+    if made.flags.writeable and not writable:
+        made.flags.writeable = False
+    return made
 
 
 def _seen_once(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -594,6 +653,7 @@ def rebuild_foreign_array(
 
 register_foreign(SharedArray, reduce_foreign_array)
 register(np.ndarray, reduce_array)
+register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
 register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))

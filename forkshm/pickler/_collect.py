@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
+from forkshm.descriptor._file import file_at
 from forkshm.descriptor._tables import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare
 from forkshm.errors import RegionAccessError
 from forkshm.pickler._handles import Handle
@@ -28,6 +29,35 @@ if TYPE_CHECKING:
 __all__ = ("Collector", "Copies", "Repeats")
 
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
+
+
+#: Of fewer bytes it is not asked whether they are mapped from a file: they are copied in less time.
+_WORTH_ASKING = 64 * 1024
+_OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
+
+
+def _is_foreign(exporter: Any) -> bool:
+    """Whether memory belongs to a library of which nobody knows where it has it from."""
+    for _ in range(20):
+        if type(exporter) is memoryview:
+            exporter = exporter.obj
+            continue
+        inner = getattr(exporter, "base", None)
+        if inner is None:
+            inner = getattr(exporter, "_array", None)  # of what stands for the bytes of a view
+        if inner is None or inner is exporter:
+            break
+        exporter = inner
+    kind = type(exporter)
+    return kind.__name__ == "PyCapsule" or kind.__module__.partition(".")[0] not in _OF_PYTHON
+
+
+def _was_written(address: int, nbytes: int) -> bool:
+    start = address - address % kernel.page_size
+    try:
+        return bool(kernel.own_pages(start, round_up(address + nbytes, kernel.page_size) - start))
+    except OSError:
+        return True
 
 
 class Repeats:
@@ -163,6 +193,12 @@ class Collector:
             self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
             self.spans.append((BLOCK, 0, nbytes))
             return False
+        elif nbytes >= _WORTH_ASKING and _is_foreign(view.obj):
+            index, start = self._file(address, nbytes, asked, is_for_reading=view.readonly)
+            if index >= 0:
+                self.spans.append((index, address - start, nbytes))
+                self.shared += nbytes
+                return False
         if asked is Mode.read_write:
             raise RegionAccessError(
                 errno.EACCES,
@@ -231,6 +267,35 @@ class Collector:
             self._add((mapping.offset, mapping.size, mode), mapping.fd, mapping.identity)
             self.keep.append(window)
         return known
+
+    def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
+        """Return the region of the file that these bytes are mapped from, and its address here; -1 if it is none."""
+        extent = file_at(address, nbytes)
+        if extent is None:
+            return -1, 0
+        try:
+            if is_for_reading:
+                mode = Mode.read_only
+            elif extent.shared and extent.writable:
+                mode = Mode.read_write
+            else:
+                mode = Mode.copy_on_write
+            if asked is not None and not (asked is Mode.read_write is not mode):
+                mode = asked
+            elif asked is not None:
+                return -1, 0
+            if extent.writable and not extent.shared and _was_written(address, nbytes):
+                return -1, 0
+            key = (~extent.address, mode)
+            known = self._indices.get(key, -1)
+            if known < 0:
+                handle = Handle(extent.fd)
+                self.keep.append(handle)
+                known = self._indices[key] = len(self.refs)
+                self._add((extent.offset, extent.size, mode), handle.fd)
+            return known, extent.address
+        finally:
+            kernel.close(extent.fd)
 
     def _can_hand_on(self, claim: Claim, address: int, nbytes: int, asked: Mode | None) -> bool:
         if address + nbytes > claim.address + claim.size:

@@ -29,6 +29,7 @@ dispatch_table = _reducers
 _lazy: dict[str, str] = {
     "numpy": "forkshm.integrations.numpy",
     "pandas": "forkshm.integrations.pandas",
+    "pyarrow": "forkshm.integrations.pyarrow",
     "torch": "forkshm.integrations.torch",
 }
 #: Of a class and all that are derived from it.

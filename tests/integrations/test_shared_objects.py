@@ -187,6 +187,71 @@ def test_a_frame_in_private_memory_is_a_copy(cross):
     pandas.testing.assert_frame_equal(value, frame)
 
 
+# -- Arrow ----------------------------------------------------------------------------
+
+
+def table():
+    pa = pytest.importorskip("pyarrow")
+    words = [None if n % 7 == 0 else f"word {n}" for n in range(100_000)]
+    return pa.table(
+        {
+            "numbers": np.arange(100_000.0),
+            "words": words,
+            "lists": pa.array([[n, n] for n in range(100_000)]),
+            "kinds": pa.array(["abc"[n % 3] for n in range(100_000)]).dictionary_encode(),
+            "flags": pa.array([n % 3 == 0 for n in range(100_000)]),
+        },
+        metadata={"of": "tests"},
+    )
+
+
+ARROW = {
+    "rows": lambda t: t.slice(50_001, 10),
+    "the last row": lambda t: t.slice(99_999),
+    "no rows": lambda t: t.slice(5, 0),
+    "a column": lambda t: t["words"].slice(77, 10),
+    "a batch": lambda t: t.to_batches()[0].slice(77, 10),
+    "an array": lambda t: t["words"].chunk(0).slice(77, 10),
+    "an array of lists": lambda t: t["lists"].chunk(0).slice(77, 10),
+    "an array of flags": lambda t: t["flags"].chunk(0).slice(77, 10),
+    "chunks": lambda t: __import__("pyarrow").chunked_array(
+        [t["words"].chunk(0).slice(5, 3), t["words"].chunk(0).slice(9, 3)]
+    ),
+    "a frame": lambda t: t.select(["numbers", "words"]).to_pandas().iloc[10:20],
+}
+
+
+@pytest.mark.parametrize("name", ARROW)
+def test_of_an_arrow_slice_what_is_seen_is_sent(cross, name):
+    sent = ARROW[name](table())
+    crossing = cross(sent)
+    assert crossing.copied < 10_000
+    if name == "a frame":
+        assert crossing.value.equals(sent)
+        return
+    assert type(crossing.value) is type(sent)
+    assert crossing.value.equals(sent)
+    assert getattr(crossing.value, "schema", None) == getattr(sent, "schema", None)
+    if hasattr(sent, "validate"):
+        crossing.value.validate(full=True)
+
+
+def test_most_of_an_arrow_table_is_sent_as_it_is(cross):
+    sent = table()
+    for part in (sent, sent.slice(10), sent.slice(0, 90_000)):
+        assert cross(part).value.equals(part)
+
+
+def test_a_slice_of_an_arrow_array_in_shared_memory_is_shared(cross):
+    pa = pytest.importorskip("pyarrow")
+    memory = forkshm.array(np.arange(100_000.0))
+    sent = pa.Array.from_buffers(pa.float64(), 100_000, [None, pa.py_buffer(memory)]).slice(50_000, 10)
+    crossing = cross(sent)
+    assert crossing.copied == 0
+    memory[50_003] = -1
+    assert crossing.value[3].as_py() == -1
+
+
 # -- tensors --------------------------------------------------------------------------
 
 
