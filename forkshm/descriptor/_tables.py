@@ -31,6 +31,7 @@ __all__ = (
     "BLOCK",
     "COPIED_IN",
     "HANDLE",
+    "IDENTITY_SIZE",
     "INLINE",
     "LOOSE",
     "MANY_FILES",
@@ -74,6 +75,7 @@ _PRIVATE = 4
 #: Behind the spans stands which memory object each of the files is.
 _HAS_IDENTITIES = 8
 _IDENTITY = struct.Struct("<QQ")
+IDENTITY_SIZE = _IDENTITY.size
 #: From so many files on: a receiver may have no room for their fds, and yet have the objects.
 MANY_FILES = 16
 

@@ -14,7 +14,16 @@ import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
+from forkshm.descriptor._tables import (
+    BLOCK,
+    IDENTITY_SIZE,
+    BlockRef,
+    Head,
+    body_tables,
+    write,
+    write_one_region,
+    write_plain,
+)
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats
@@ -458,7 +467,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
     # Head and tables have the same length whatever stands in them; each group of copies is one more region.
     tables_size = len(body_tables(collector.refs, collector.spans, collector.places, collector.identities))
     body_size = tables_size + sink.size
-    body_in_block = body_size > INLINE_LIMIT
+    body_in_block = body_size - IDENTITY_SIZE * len(collector.identities) > INLINE_LIMIT
     copies = collector.place(
         round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block, alone=alone
     )
