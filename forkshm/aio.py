@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from forkshm import pool as _pool
 from forkshm.channel import Kind
 from forkshm.doors._pump import Pump, PumpJob
-from forkshm.pool._dispatch import Function, Task
 from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import chunked
+from forkshm.pool._tasks import Function, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Self
 
     from forkshm.pool import PoolReport, PoolStatistics
-    from forkshm.pool._results import Outcome
+    from forkshm.pool._driver import Answer
 
     P = ParamSpec("P")
 
@@ -212,7 +212,7 @@ class Results(Generic[T]):
             raise ValueError(f"chunksize must be at least 1, got {chunksize}")
         self._pump = pump
         self._ordered = ordered
-        self._function = Function(pump.pool._dispatcher, func, for_many=True)
+        self._function = Function(pump.pool._dispatcher.packer, func, for_many=True)
         self._chunks: Iterator[list[Any]] = chunked(iter(iterable), chunksize)
         self._window = _WINDOW * pump.pool._crew.size
         self._job = PumpJob(pump, self._take, chunksize)
@@ -220,7 +220,7 @@ class Results(Generic[T]):
         self._taken = 0
         self._exhausted = False
         self._input_error: Exception | None = None
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, Answer] = {}
         self._values: collections.deque[T] = collections.deque()
         self._came = asyncio.Event()
         self._bar = open_bar(progress, length_of(iterable), pump.pool._dispatcher)
@@ -244,7 +244,7 @@ class Results(Generic[T]):
                 self._input_error = error
                 self._exhausted = True
 
-    def _take(self, position: int, outcome: Outcome) -> None:
+    def _take(self, position: int, outcome: Answer) -> None:
         self._outcomes[position] = outcome
         self._came.set()
 

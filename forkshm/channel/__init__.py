@@ -9,6 +9,7 @@ from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (
     HEADER_SIZE,
+    Header,
     Kind,
     Message,
     open_answer,
@@ -22,6 +23,7 @@ from forkshm.channel._queue import JoinableQueue, Queue, SimpleQueue
 __all__ = (
     "HEADER_SIZE",
     "Connection",
+    "Header",
     "JoinableQueue",
     "Kind",
     "Message",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "HEADER_SIZE",
+    "Header",
     "Kind",
     "Message",
     "open_answer",
@@ -54,19 +55,32 @@ class Kind(enum.IntEnum):
     ANSWERS = 9
     #: No parcels, nothing to do: somebody should look up.
     WAKE = 7
+    #: No parcels: a task was not begun, because it is marked as cancelled.
+    CANCELLED = 10
 
 
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-class Message(NamedTuple):
-    """A received message, parcels not yet opened."""
+class Header(NamedTuple):
+    """What stands before the parcels of a message."""
 
     kind: Kind
     #: Which task it is about.
     number: int
     #: Of a task: those of one group have the same function parcel; 0 is no group. Of a
     #: result: the nanoseconds that the task took.
+    group: int
+    #: How many parcels follow.
+    parcels: int
+
+
+class Message(NamedTuple):
+    """A received message, parcels not yet opened."""
+
+    kind: Kind
+    number: int
+    #: As in `Header`.
     group: int
     #: None stands for a function parcel that the receiver has from its group already.
     parcels: list[Arrival | None]
@@ -85,19 +99,19 @@ def write_answers(content: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
-def read_header(data: bytes) -> tuple[Kind, int, int]:
-    """Return kind, number and group of a message without looking at its parcels.
+def read_header(data: bytes) -> Header:
+    """Return the header of a message, without looking at its parcels.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
     """
     try:
-        magic, version, kind, _, number, group = _HEADER.unpack_from(data)
+        magic, version, kind, count, number, group = _HEADER.unpack_from(data)
     except struct.error:
         raise ChannelBrokenError(f"received {len(data)} bytes, too few for a message of forkshm") from None
     if magic != _MAGIC or version != _VERSION or kind not in _KINDS:
         raise ChannelBrokenError(f"received bytes that are not a message of forkshm {_VERSION}: {data[:16]!r}")
-    return _KINDS[kind], number, group
+    return Header(_KINDS[kind], number, group, count)
 
 
 def open_answer(data: bytes) -> Any:
@@ -112,7 +126,7 @@ def open_answer(data: bytes) -> Any:
     return open_plain(data, _HEADER.size)
 
 
-def read_message(received: Received, known_groups: Container[int] = ()) -> Message:
+def read_message(received: Received, header: Header | None = None, known_groups: Container[int] = ()) -> Message:
     """Read a message and take over its memory; then its fds are closed.
 
     If it is interrupted, the message can be read again.
@@ -126,10 +140,10 @@ def read_message(received: Received, known_groups: Container[int] = ()) -> Messa
     """
     data, fds = received.data, list(received.fds)
     try:
-        kind, number, group = read_header(data)
+        kind, number, group, count = read_header(data) if header is None else header
         position = _HEADER.size
         parcels: list[Arrival | None] = []
-        for index in range(data[5]):
+        for index in range(count):
             if index == 0 and group in known_groups:
                 position = skip(data, position, fds)
                 parcels.append(None)

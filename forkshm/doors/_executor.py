@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.context import get_context
-from forkshm.doors._futures import Call, Chunks, Future, Work, WorkPool
-from forkshm.pool._dispatch import Function, Task
+from forkshm.doors._futures import Chunks, Future, Work, WorkPool
 from forkshm.pool._progress import Bar, open_bar
 from forkshm.pool._results import chunked
+from forkshm.pool._tasks import Function, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -106,7 +106,7 @@ class Executor(concurrent.futures.Executor):
             max_tasks_per_child,
             **pool_options,
         )
-        self._work = Work(make_pool, self._max_workers)
+        self._work = Work(make_pool)
         # Collected: what was submitted is still done.
         weakref.finalize(self, self._work.close).atexit = False
 
@@ -130,7 +130,7 @@ class Executor(concurrent.futures.Executor):
             PoolClosedError: This is a forked child of the process that made the executor.
         """
         future: Future[T] = Future(self._work)
-        self._work.add([Call(self._work, future, fn, args, kwargs)])
+        self._work.submit(future, fn, args, kwargs)
         return future
 
     def map(
@@ -166,27 +166,27 @@ class Executor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
-        pool = self.pool
+        pool = self._work.pool()
         length: int | None = None
-        more: Callable[[], bool] = bool
+        chunks: Iterator[Task] | None = None
         if buffersize is None:
-            # As the standard library's, all is submitted now, and done whether somebody takes the results or not.
+            # As the standard library's, all is submitted now, and done unless somebody lets go of the results.
             kind, items = Kind.STARMAP, list(zip(*iterables, strict=False)) if len(iterables) != 1 else iterables[0]
             _, tasks = pool._map(Kind.MAP if len(iterables) == 1 else kind, fn, items, chunksize)
             length = sum(len(task.arguments) for task in tasks)
-            job = Chunks(self._work, chunksize, len(tasks), tasks[0].function if tasks else None)
+            job = Chunks(self._work, chunksize, tasks[0].function if tasks else None)
         else:
             job = Chunks(self._work, chunksize)
             chunks = _chunked(pool, fn, zip(*iterables, strict=False), chunksize, job)
             tasks = list(itertools.islice(chunks, buffersize))
-            more = _submit_lazily(weakref.ref(self), self._work, chunks)
         bar = open_bar(progress, length, pool._dispatcher)
         for task in tasks:
             task.job = job
+        job.tasks = tasks
         if tasks:
-            self._work.add(tasks)
+            self._work.add(pool, tasks)
         # An iterator of a function of its own, so that all of the above happens now.
-        return _results(self._work, job, len(tasks), more, deadline, bar)
+        return _results(weakref.ref(self), self._work, job, chunks, deadline, bar)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end the workers when all is done.
@@ -208,36 +208,30 @@ def _make_pool(method: str | None, *args: Any, **options: Any) -> WorkPool:
 def _chunked(
     pool: Pool, fn: Callable[..., Any], items: Iterator[tuple[Any, ...]], chunksize: int, job: Chunks
 ) -> Iterator[Task]:
-    function = Function(pool._dispatcher, fn, for_many=True)
+    function = Function(pool._dispatcher.packer, fn, for_many=True)
     for position, chunk in enumerate(chunked(items, chunksize)):
         yield Task(Kind.STARMAP, function, chunk, job, position, retries=pool._dispatcher.retries)
 
 
-def _submit_lazily(executor: weakref.ref[Executor], work: Work, chunks: Iterator[Task]) -> Callable[[], bool]:
-    def submit_next() -> bool:
-        task = next(chunks, None) if executor() is not None else None
-        if task is not None:
-            work.add([task])
-        return task is not None
-
-    return submit_next
-
-
 def _results(
-    work: Work, job: Chunks, count: int, more: Callable[[], bool], deadline: float | None, bar: Bar
+    executor: weakref.ref[Executor],
+    work: Work,
+    job: Chunks,
+    more: Iterator[Task] | None,
+    deadline: float | None,
+    bar: Bar,
 ) -> Iterator[Any]:
     position = 0
     try:
-        while position < count:
-            count += more()
+        while position < len(job.tasks):
+            if more is not None and executor() is not None and (task := next(more, None)) is not None:
+                job.tasks.append(task)
+                work.add(work.pool(), [task])
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not work.drive(functools.partial(job.outcomes.__contains__, position), left):
                 raise concurrent.futures.TimeoutError
-            outcome = job.outcomes.pop(position)
+            success, values = work.open(job.outcomes.pop(position))
             position += 1
-            success, values = outcome if isinstance(outcome, tuple) else work.open(outcome)
-            # Not held by anything here while the caller has let go of it.
-            del outcome
             if not success:
                 raise values
             values.reverse()
@@ -245,5 +239,6 @@ def _results(
                 bar.update(1)
                 yield values.pop()
     finally:
+        # Whether all was taken, something raised, or the consumer has enough: nobody wants the rest.
         bar.close()
-        work.cancel(job)
+        work.cancel([task for task in job.tasks if not task.is_delivered])

@@ -1,18 +1,15 @@
-"""What an executor has to do, and the futures that wait for it.
+"""The calls of an executor, and the futures that wait for them.
 
-The life of one future: it waits here, where it can be cancelled; a few for each worker are running, which means
-handed to the pool. Whoever waits for a result drives the pool, as everywhere, and hands out what has come, for
-everybody. A thread is needed only for what nobody waits for in that way: callbacks, ``wait`` and ``as_completed``
-of `concurrent.futures`, and while more was submitted than the pool was given.
+A call goes to the pool at once. A thread that waits for a future drives the pool, as everywhere, and finishes the
+futures whose answers have come, for everybody. A thread of the pool's own is needed only for what nobody waits for
+in that way: callbacks, ``wait`` and ``as_completed`` of `concurrent.futures`, and calls for which the kernel's
+queue has no room yet.
 """
 
 from __future__ import annotations
 
-import _thread
-import collections
 import concurrent.futures
 import contextlib
-import functools
 import os
 import threading
 import time
@@ -21,29 +18,25 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm.errors import PoolClosedError
 from forkshm.pool import Pool
-from forkshm.pool._results import Job, Pace
+from forkshm.pool._results import Job, Pace, delivering
+from forkshm.pool._tasks import CANCELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkshm.pool._dispatch import Function, Task
-    from forkshm.pool._results import Outcome
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._tasks import Function, Task
 
 __all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
 
 T = TypeVar("T")
 
-#: Futures handed to the pool beyond two for each worker: enough to keep tiny tasks flowing, few
-#: enough that most of those submitted can still be cancelled.
-_AHEAD = 8
-#: And so many times as many while calls take microseconds and go several in a message: some milliseconds of work.
-_MOST_TIMES_AHEAD = 8
-#: Chunks of a map, which nobody cancels one by one: enough that tiny ones share messages.
-_CHUNKS_AHEAD = 256
+_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+_FINISHED = (*_CANCELLED, "FINISHED")
 
 
 class _Waiters(list[Any]):
-    """Those who wait for a future by ``wait`` or ``as_completed``: they sleep, so somebody must drive."""
+    """The threads that wait for a future by ``wait`` or ``as_completed``: they sleep, so another has to drive."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -59,42 +52,65 @@ class Future(concurrent.futures.Future[T]):
 
     _waiters: list[Any]
     _state: str
+    _condition: threading.Condition
+    _result: T
+    _exception: BaseException | None
     _done_callbacks: list[Callable[[Any], object]]
-    # Here and not in the module, whose names are gone when the last futures are.
-    _FINISHED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
-        if hasattr(self, "_waiters"):
-            self._waiters = _Waiters(work)
-        else:
-            work.help()
+        #: What it is the future of; set before that is submitted.
+        self._task: Task | None = None
+        self._waiters = _Waiters(work)
+        # Asked for once by the thread that tells waiters and callbacks.
+        self._telling = iter((True,))
 
-    def is_finished(self) -> bool:
-        """Whether there is something to be had, without looking for it."""
-        return self._state in self._FINISHED
+    # The state is read without the condition's lock: a signal handler may raise inside the condition's own code,
+    # and would leave it locked for ever.
+
+    def is_finished(self, finished: tuple[str, ...] = _FINISHED) -> bool:
+        """Return whether there is something to be had, without looking for it."""
+        return self._state in finished
+
+    def has_listeners(self) -> bool:
+        """Return whether somebody is to be told when it is finished."""
+        return bool(self._waiters or self._done_callbacks)
+
+    def cancelled(self) -> bool:
+        """Return True if the call was cancelled."""
+        return self._state in _CANCELLED
+
+    def running(self) -> bool:
+        """Return True if a worker is at the call."""
+        return not self.is_finished() and self._task is not None and self._work.is_running(self._task)
 
     def done(self) -> bool:
         """Return True if the future was cancelled or finished executing."""
         if not self.is_finished():
             self._work.drive(self.is_finished, 0)
-        return super().done()
+        return self.is_finished()
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the call returned, or raise what it raised; see `concurrent.futures.Future.result`."""
-        return super().result(self._wait(timeout))
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # No cycle of the exception, its traceback and this frame.
+                del error, self
+        return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None; see `concurrent.futures.Future.exception`."""
-        return super().exception(self._wait(timeout))
-
-    def _wait(self, timeout: float | None) -> float | None:
-        if self.is_finished():
-            return timeout
-        began = time.monotonic()
-        self._work.drive(self.is_finished, timeout)
-        return None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        if not self.is_finished():
+            self._work.drive(self.is_finished, timeout)
+        if self._state in _CANCELLED:
+            raise concurrent.futures.CancelledError
+        if self._state != "FINISHED":
+            raise concurrent.futures.TimeoutError
+        return self._exception
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Call *fn* with this future when it is done; see `concurrent.futures.Future.add_done_callback`."""
@@ -107,83 +123,87 @@ class Future(concurrent.futures.Future[T]):
             self._work.help()
 
     def cancel(self) -> bool:
-        """Cancel the call unless a worker was given it; see `concurrent.futures.Future.cancel`."""
-        cancelled = super().cancel()
-        if cancelled:
-            self._work.nudge()
-        return cancelled
+        """Cancel the call unless a worker has begun it, wherever it waits; see `concurrent.futures.Future.cancel`."""
+        if not self.is_finished() and (self._task is None or self._work.cancel([self._task])):
+            self.finish(cancelled=True)
+        return self._state in _CANCELLED
 
-    def _invoke_callbacks(self) -> None:
+    def finish(self, *, cancelled: bool = False, value: Any = None, error: BaseException | None = None) -> None:
+        """Give it its result, unless it has one. Can be repeated."""
+        with self._condition._lock:  # type: ignore[attr-defined]  # entered by C code; see above
+            # No call in the block.
+            if self._state in ("PENDING", "RUNNING"):
+                if cancelled:
+                    self._state = "CANCELLED_AND_NOTIFIED"
+                else:
+                    self._result = value
+                    self._exception = error
+                    self._state = "FINISHED"
+        if self.has_listeners():
+            # Not in this thread: callbacks are the user's code, and a signal handler may raise in the
+            # code that tells waiters.
+            self._work.call_later(self._tell)
+        else:
+            self._work.kept.discard(self)
+
+    def _tell(self) -> None:
+        if next(self._telling, False):
+            with self._condition:
+                for waiter in self._waiters:
+                    if self._state in _CANCELLED:
+                        waiter.add_cancelled(self)
+                    elif self._exception is not None:
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+                self._condition.notify_all()
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # no public name
         self._work.kept.discard(self)
-        # Users' code: not in the thread that happened to wait for another future.
-        if not self._done_callbacks:
-            return
-        call = super()._invoke_callbacks  # type: ignore[misc]  # no public name
-        if self._state != "FINISHED" or not self._work.call_later(call):
-            call()
-
-    def __del__(self) -> None:
-        # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
-        # at work amid anything, so that here no lock may be taken.
-        if self._state not in self._FINISHED and self._work.is_ours():
-            with contextlib.suppress(RuntimeError):  # the interpreter ends
-                _thread.start_new_thread(self._work.help, ())
 
 
 class Call(Job):
     """One submitted call."""
 
-    def __init__(
-        self,
-        work: Work,
-        future: Future[Any],
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, work: Work, future: Future[Any]) -> None:
         # Not one of its own: how many may share a message is known from those before it.
         self.pace = work.pace
         self.keeps = None
         # Where nobody has it any more, nobody needs it.
         self._future = weakref.ref(future)
         self._work = work
-        self.function, self._args, self._kwargs = function, args, kwargs
 
-    def begin(self, pool: Pool) -> Task | None:
-        """Return the task, unless it was cancelled."""
-        future = self._future()
-        if future is not None and not future.set_running_or_notify_cancel():
-            return None
-        task = pool._call(self._work.shared(self.function), self._args, self._kwargs, cast("Any", self))
-        del self.function, self._args, self._kwargs
-        return task
-
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._work.deliver(self, position, outcome)
-
-    def take(self, position: int, outcome: Outcome, work: Work) -> None:
-        """Hand the answer out."""
+    def deliver(self, task: Task, answer: Answer) -> None:
+        arrived, key = self._work.arrived, id(task)
+        entry = self, task, answer
+        with delivering:
+            if not task.is_delivered:
+                arrived[key] = entry
+                task.is_delivered = True
         future = self._future()
         if future is None:
-            return
-        success, value = work.open(outcome)
-        if success:
-            future.set_result(value)
-        else:
-            future.set_exception(value)
+            arrived.pop(key, None)
+        elif future.has_listeners():
+            self._work.settle_later()
 
-    def fail(self, position: int, error: BaseException) -> None:
-        """It is not going to be done."""
+    def take(self, answer: Answer) -> None:
+        """Finish the future. Can be repeated."""
         future = self._future()
-        if future is not None and (future.running() or future.set_running_or_notify_cancel()):
-            future.set_exception(error)
+        if future is not None and not future.is_finished():
+            success, value = self._work.open(answer)
+            if success:
+                future.finish(value=value)
+            elif answer is CANCELLED:
+                future.finish(cancelled=True)
+            else:
+                future.finish(error=value)
+        elif future is not None:
+            future.finish()  # tells, if that was interrupted
 
-    def cancel(self) -> None:
-        """It is not going to be done because nobody wants it."""
+    def fail(self, error: BaseException) -> None:
+        """Finish the future: the call is not going to be done."""
         future = self._future()
         if future is not None:
-            future.cancel()
-            future.set_running_or_notify_cancel()
+            future.finish(error=error)
 
 
 class Chunks(Job):
@@ -192,38 +212,23 @@ class Chunks(Job):
     Args:
         work: What they belong to.
         chunksize: Items in each, but for the last.
-        count: How many there are; 0 where that is not known before.
         function: Of those, kept as it was packed until all of them are answered.
     """
 
-    def __init__(self, work: Work, chunksize: int, count: int = 0, function: Function | None = None) -> None:
+    def __init__(self, work: Work, chunksize: int, function: Function | None = None) -> None:
         super().__init__()
         self.chunksize = chunksize
         self._work = work
-        self._left = count
         self._function = function
-        if function is not None:
-            function.users += 1
-        self.outcomes: dict[int, tuple[bool, Any] | Outcome] = {}
+        self.outcomes: dict[int, Answer] = {}
+        #: Those whose answers were not handed out yet.
+        self.tasks: list[Task] = []
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._work.deliver(self, position, outcome)
-
-    def take(self, position: int, outcome: tuple[bool, Any] | Outcome, work: Work) -> None:
-        """Keep an answer until its turn comes."""
-        self.outcomes[position] = outcome
-        self._left -= 1
-        if not self._left and self._function is not None:
-            self._function.done()
-            self._function = None
-
-    def fail(self, position: int, error: BaseException) -> None:
-        """It is not going to be done."""
-        self.take(position, (False, error), self._work)
-
-    def cancel(self, position: int) -> None:
-        """It is not going to be done because nobody wants it."""
-        self.fail(position, concurrent.futures.CancelledError())
+    def deliver(self, task: Task, answer: Answer) -> None:
+        with delivering:
+            if not task.is_delivered:
+                self.outcomes[task.position] = answer
+                task.is_delivered = True
 
 
 class WorkPool(Pool):
@@ -231,85 +236,45 @@ class WorkPool(Pool):
 
     def _start(self) -> None:
         """Start nothing yet."""
+        self._starting = threading.RLock()
 
     def start_workers(self) -> None:
-        """Start the workers, unless they are. No other thread drives the pool yet, and it has none of its own.
+        """Start the workers, unless they are.
 
         Raises:
             WorkerStartError: The kernel refused one; the pool is stopped.
         """
         if not self._crew.started:
-            self._crew.start_all()
+            with self._starting:
+                if not self._crew.started:
+                    self._crew.start_all()
 
 
 class Work:
     """What an executor has to do; lives until that is done, also when the executor was collected."""
 
-    def __init__(self, make_pool: Callable[[], WorkPool], workers: int) -> None:
+    def __init__(self, make_pool: Callable[[], WorkPool]) -> None:
         self._make_pool = make_pool
-        self._limit = 2 * workers + _AHEAD
         #: How fast the calls are.
         self.pace = Pace()
         self._shared: Function | None = None
         self._owner = os.getpid()
-        # Reentrant: the collector may close an executor anywhere.
         self._lock = threading.RLock()
         self._pool: WorkPool | None = None
-        #: Calls, and tasks of maps, in their order.
-        self._waiting: collections.deque[Call | Task] = collections.deque()
-        self._running = 0
         #: Futures that are to call something, whoever has them.
         self.kept: set[Future[Any]] = set()
-        #: What has come, and was not handed out.
-        self._arrived: collections.deque[tuple[Call | Chunks, int, Outcome]] = collections.deque()
-        # Who hands out. Reentrant: unpickling is the user's code.
-        self._settling = threading.RLock()
-        self._settler: int | None = None
-        # Threads that wait and drive; and whether the pool's thread is to drive when there are none.
-        self._drivers = 0
-        self._is_helped = self._is_helped_now = False
+        #: Answers that have come, and whose futures were not finished. By the id of the task.
+        self.arrived: dict[int, tuple[Call, Task, Answer]] = {}
+        # Which thread unpickles which of those.
+        self._opening: dict[int, int] = {}
         self._is_settle_called = False
         self._closed = False
-        self._is_ending = False
-        self._ended = threading.Event()
-        self._broken: BaseException | None = None
+        self._has_ended = False
         _works.add(self)
 
     def is_ours(self) -> bool:
-        """Whether this is the process that made it, and no child."""
+        """Return whether this is the process that made it, and no child."""
         return self._owner == os.getpid()
-
-    def running_pool(self) -> WorkPool:
-        """Return the pool; started if need be."""
-        with self._lock:
-            self._check()
-            return self._begun_pool() or self._start(())
-
-    def _begun_pool(self) -> WorkPool | None:
-        """Return the pool if there is one, with its workers. Needs the lock."""
-        pool = self._pool
-        if pool is not None:
-            # Pickling the first call's arguments may come here, to wait for another call.
-            pool.start_workers()
-        return pool
-
-    def _start(self, units: Sequence[Call | Task]) -> WorkPool:
-        """Start the pool, which begins with these. Needs the lock: nobody drives it meanwhile."""
-        pool = self._pool = self._make_pool()
-        try:
-            # Before the first fork: after each, whatever is touched is copied. And only one, which workers are not kept
-            # waiting for.
-            self._waiting.extend(units[:1])
-            self._hand_over()
-            pool.start_workers()
-            self._waiting.extend(units[1:])
-        except BaseException:
-            pool.terminate()
-            self._pool = self._shared = None
-            self._waiting.clear()
-            self.settle()  # what the pool was given
-            raise
-        return pool
 
     def _check(self) -> None:
         if not self.is_ours():
@@ -317,148 +282,134 @@ class Work:
                 f"this executor belongs to process {self._owner}, and this is its child {os.getpid()}: "
                 "make one in this process"
             )
-        if self._broken is not None:
-            raise broken_by(self._broken)
+        pool = self._pool
+        if pool is not None and (failure := pool._dispatcher.failure()) is not None and not self._closed:
+            raise broken_by(failure)
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     # -- on the way out -------------------------------------------------------------------------
 
-    def add(self, units: Sequence[Call | Task]) -> None:
-        """Take what is to be done, and hand it to the pool now or as soon as there is room."""
-        with self._lock:
-            self._check()
-            if (pool := self._begun_pool()) is None:
-                pool = self._start(units)
-            else:
-                self._waiting.extend(units)
-        self._hand_over()
-        if self._waiting or pool._dispatcher.has_unsent() or pool._dispatcher._watch is not None:
-            self.help(now=False)
-            # And not only there: the pool's thread would have to wait for this one's leave to run.
-            if pool._dispatcher.look():
-                self.settle()
+    def running_pool(self) -> WorkPool:
+        """Return the pool; started if need be."""
+        pool = self.pool()
+        self._start(pool)
+        return pool
 
-    def _hand_over(self) -> None:
-        while True:
+    def pool(self) -> WorkPool:
+        """Return the pool, whose workers may still have to be started: see `add`."""
+        self._check()
+        pool = self._pool
+        if pool is None:
             with self._lock:
-                pool, waiting = self._pool, self._waiting
-                if pool is None or not waiting:
-                    break
-                unit = waiting[0]
-                units: list[Call | Task]
-                if isinstance(unit, Call):
-                    units = self._take_calls(unit.function)
-                    if not units:
-                        break
-                else:
-                    # All at once, so that they may share messages.
-                    units = []
-                    while waiting and not isinstance(waiting[0], Call) and self._running + len(units) < _CHUNKS_AHEAD:
-                        units.append(waiting.popleft())
-                    if not units:
-                        break
-                self._running += len(units)
-            self._begin(pool, units)
-            # It ends when the pool has nothing to do, as just now, perhaps; while this is on its way it does not.
-            if self._is_helped and not pool._dispatcher.has_helper():
-                pool._dispatcher.start_helper(now=False)
-            del unit, units
-        self._end_if_done()
+                if self._pool is None:
+                    self._pool = self._make_pool()
+                pool = self._pool
+        return pool
 
-    def _take_calls(self, function: Callable[..., Any]) -> list[Call | Task]:
-        """Take what may be handed over now: a call, or while they are tiny, many of the same function."""
-        waiting = self._waiting
-        times = min(self.pace.batch, _MOST_TIMES_AHEAD)
-        if times == 1:
-            return [waiting.popleft()] if self._running < self._limit else []
-        ahead = times * self._limit
-        if 2 * self._running > ahead:
-            return []  # in a while there is room for many, which then share messages
-        calls: list[Call | Task] = []
-        while waiting and self._running + len(calls) < ahead:
-            unit = waiting[0]
-            if not isinstance(unit, Call) or unit.function is not function:
-                break
-            calls.append(waiting.popleft())
-        return calls
+    def _start(self, pool: WorkPool) -> None:
+        try:
+            pool.start_workers()
+        except BaseException:
+            if self._pool is pool:
+                self._pool = self._shared = None
+            pool.terminate()
+            self.settle()  # what the pool was given
+            raise
 
-    def shared(self, function: Callable[..., Any]) -> Callable[..., Any] | Function:
+    def shared(self, pool: Pool, function: Callable[..., Any]) -> Callable[..., Any] | Function:
         """Return what the tasks of one function have in common, if it crosses by its name and so is always the same."""
-        pool, shared = self._pool, self._shared
+        shared = self._shared
         if shared is not None and shared.function is function:
             return shared
-        if pool is None or (shared := pool._dispatcher.named_function(function)) is None:
+        if (shared := pool._dispatcher.named_function(function)) is None:
             return function
         self._shared = shared
         return shared
 
-    def _begin(self, pool: Pool, units: Sequence[Call | Task]) -> None:
-        tasks: list[Task] = []
-        try:
-            for unit in units:
-                task = unit.begin(pool) if isinstance(unit, Call) else unit
-                if task is not None:
-                    tasks.append(task)
-            if tasks:
-                pool._dispatcher.submit(tasks, waited_for=True)
-        except BaseException as error:
-            reason = self._explained(pool, error)
-            for unit in units:
-                if isinstance(unit, Call):
-                    unit.fail(0, reason)
-                else:
-                    cast("Chunks", unit.job).fail(unit.position, reason)
-            tasks = []
-            self.nudge()
-            if not isinstance(error, Exception):  # Ctrl-C
-                raise
-        finally:
-            with self._lock:
-                self._running -= len(units) - len(tasks)
+    def add(self, pool: WorkPool, tasks: Sequence[Task]) -> None:
+        """Give tasks to the pool.
 
-    def _explained(self, pool: Pool, error: BaseException) -> BaseException:
-        """Return what a future gets in place of an error: another one when it is that the pool cannot go on."""
-        if pool._dispatcher._failure is not error:
-            return error
-        with self._lock:
-            self._broken = error
-        return broken_by(error)
+        Raises:
+            Exception: What pickling the arguments of the first raised. Nothing was submitted.
+        """
+        dispatcher = pool._dispatcher
+        if pool._crew.started:
+            dispatcher.submit(tasks, waited_for=True)
+        else:
+            # Sent before the first fork: after each, whatever is touched is copied. And only one, which workers
+            # are not kept waiting for.
+            dispatcher.submit(tasks[:1], waited_for=True)
+            self._start(pool)
+            if len(tasks) > 1:
+                dispatcher.submit(tasks[1:], waited_for=True)
+        if dispatcher.has_unsent() or dispatcher.is_timed():
+            with contextlib.suppress(RuntimeError):  # no thread is to be had: the thread that waits drives
+                dispatcher.start_helper(now=False)
+            # And not only there: the pool's thread would have to wait for this one's leave to run.
+            if dispatcher.look():
+                self.settle()
+
+    def submit(self, future: Future[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Let the pool make a call."""
+        pool = self.pool()
+        call = Call(self, future)
+        try:
+            task = pool._call(self.shared(pool, function), args, kwargs, cast("Any", call))
+            future._task = task
+            self.add(pool, [task])
+        except Exception as error:
+            if pool._crew.started and not self._closed and pool._dispatcher.failure() is None:
+                call.fail(error)  # its arguments cannot be pickled
+            else:
+                self._check()
+                raise
 
     # -- on the way back ------------------------------------------------------------------------
 
-    def deliver(self, job: Call | Chunks, position: int, outcome: Outcome) -> None:
-        """Take an answer, from whoever drives the pool; under the dispatcher's lock, perhaps."""
-        self._arrived.append((job, position, outcome))
-        if not self._drivers and self._is_helped and not self._is_settle_called:
-            self._is_settle_called = True
-            self.call_later(self.settle)
-
-    def open(self, outcome: Outcome) -> tuple[bool, Any]:
+    def open(self, answer: Answer) -> tuple[bool, Any]:
         """Unpickle an answer; and notice when it is that the pool cannot go on."""
         pool = self._pool
         if pool is None:
-            return outcome.open()
-        success, value = pool._dispatcher.open(outcome)
-        return success, value if success else self._explained(pool, value)
+            return answer.open()
+        success, value = pool._dispatcher.open(answer)
+        failure = pool._dispatcher.failure()
+        if failure is not None and value is failure and not isinstance(failure, PoolClosedError):
+            value = broken_by(failure)
+        return success, value
+
+    def _has_news(self) -> bool:
+        me = threading.get_ident()
+        return any(self._opening.get(key, me) == me for key in list(self.arrived))
 
     def settle(self) -> None:
-        """Hand out what has come, and hand over what waits."""
+        """Finish the futures whose answers have come. An answer is dropped only after that."""
         self._is_settle_called = False
-        with self._settling:
-            before, self._settler = self._settler, threading.get_ident()
+        me = threading.get_ident()
+        for key in list(self.arrived):
+            # One thread at a time unpickles an answer, and others do not wait for it with a lock: that is the
+            # user's code.
+            if self._opening.setdefault(key, me) != me:
+                continue
             try:
-                while self._arrived:
-                    job, position, outcome = self._arrived.popleft()
-                    with self._lock:
-                        self._running -= 1
-                    job.take(position, outcome, self)
-                    del job, outcome
+                entry = self.arrived.get(key)
+                if entry is not None:
+                    call, _, answer = entry
+                    call.take(answer)
+                    self.arrived.pop(key, None)
             finally:
-                self._settler = before
-        if self._broken is not None:
-            self._give_up(broken_by(self._broken))
-        self._hand_over()
+                self._opening.pop(key, None)
+        pool = self._pool
+        if pool is not None:
+            pool._dispatcher.notify()
+            if self._closed and pool._dispatcher.is_idle() and not pool._dispatcher.is_helper():
+                self._end_later()
+
+    def settle_later(self) -> None:
+        """Let the pool's thread do that."""
+        if not self._is_settle_called:
+            self._is_settle_called = True
+            self.call_later(self.settle)
 
     def drive(self, done: Callable[[], bool], timeout: float | None) -> bool:
         """Keep things going until *done*, or *timeout* seconds; return whether it is.
@@ -469,133 +420,100 @@ class Work:
         if not self.is_ours():
             self._check()
         deadline = None if timeout is None else time.monotonic() + timeout
-        me = threading.get_ident()
 
         def has_news() -> bool:
-            return bool(self._arrived) or self._settler not in (None, me) or done()
+            return (bool(self.arrived) and self._has_news()) or done()
 
-        with self._lock:
-            self._drivers += 1
-        try:
-            while not done():
-                pool = self._pool
-                if pool is None:
-                    break  # ended: whatever there was is answered
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                came = pool._dispatcher.drive(has_news, left)
+        while not done():
+            if self.arrived:
                 self.settle()
-                if not came and not done():
-                    return False
-        finally:
-            with self._lock:
-                self._drivers -= 1
-            if self._arrived:
-                self.settle()
+                if done():
+                    break
+            pool = self._pool
+            if pool is None:
+                break  # ended: whatever there was is answered
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            came = pool._dispatcher.drive(has_news, left)
+            self.settle()
+            if not came and not done():
+                return False
         return done()
 
-    def help(self, *, now: bool = True) -> None:
-        """See to it that things move although nobody waits who drives; if need not be *now*, when nobody does."""
-        pool = self._pool
-        if pool is None or not self.is_ours():
-            return
-        is_first = now and not self._is_helped_now
-        self._is_helped = True
-        self._is_helped_now |= now
-        # After that: what comes from now on is seen to by `deliver`.
-        if now and self._arrived:
-            pool._dispatcher.call_later(self.settle)
-        elif is_first or not pool._dispatcher.has_helper():
-            pool._dispatcher.start_helper(now=now)
+    def help(self) -> None:
+        """See to it that things move although nobody waits that drives.
 
-    def call_later(self, callback: Callable[[], None]) -> bool:
-        """Let the pool's thread call it; False if there is none any more."""
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        pool = self._pool
+        if pool is not None and self.is_ours():
+            if self.arrived:
+                self.settle_later()
+            pool._dispatcher.start_helper()
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Let the pool's thread call it; without a pool, this one."""
         pool = self._pool
         if pool is not None:
             pool._dispatcher.call_later(callback)
-        return pool is not None
+        else:
+            callback()
 
-    def nudge(self) -> None:
-        """Let those who wait look again: a future was answered, and not by the pool."""
+    def is_running(self, task: Task) -> bool:
+        """Return whether a worker is at a task."""
         pool = self._pool
-        if pool is not None and self.is_ours():
-            pool._dispatcher.nudge()
+        return pool is not None and pool._dispatcher.is_running(task)
+
+    def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
+        """Cancel tasks that no worker has begun, and with *running* those that run; return the cancelled ones."""
+        pool = self._pool
+        if pool is None or not self.is_ours():
+            return []
+        return pool._dispatcher.cancel(tasks, running=running)
 
     # -- the end ----------------------------------------------------------------------------------
-
-    def _give_up(self, error: BaseException) -> None:
-        with self._lock:
-            waiting, self._waiting = list(self._waiting), collections.deque()
-        for unit in waiting:
-            if isinstance(unit, Call):
-                unit.fail(0, error)
-            else:
-                cast("Chunks", unit.job).fail(unit.position, error)
-        if waiting:
-            self.nudge()
-
-    def cancel(self, job: Chunks | None = None) -> None:
-        """Cancel what the pool was not given yet, of everything or of one map."""
-        with self._lock:
-            cancelled = [
-                unit for unit in self._waiting if job is None or (not isinstance(unit, Call) and unit.job is job)
-            ]
-            if job is None:
-                self._waiting.clear()
-            elif cancelled:
-                gone = set(map(id, cancelled))
-                self._waiting = collections.deque(unit for unit in self._waiting if id(unit) not in gone)
-        for unit in cancelled:
-            if isinstance(unit, Call):
-                unit.cancel()
-            else:
-                cast("Chunks", unit.job).cancel(unit.position)
-        if cancelled:
-            self.nudge()
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no more; end when all is done."""
         if not self.is_ours():
             return
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        pool = self._pool
+        if pool is None:
+            self._has_ended = True
+            return
         if cancel:
-            self.cancel()
-        self._end_if_done()
-        if not self._ended.is_set():
-            self.help()
+            pool._dispatcher.cancel_all()
+            self.settle()
+        pool.close()
+        if not self._has_ended:
+            self._end_later()
 
-    def _end_if_done(self, *, now: bool = False) -> None:
-        with self._lock:
-            is_done = not self._waiting and not self._running and not self._arrived
-            if is_done:
-                self._is_helped = self._is_helped_now = False
-            if not self._closed or not is_done or self._ended.is_set():
-                return
-            if self._drivers and not now and self._pool is not None:
-                # Who waits for a future does not wait for the workers to leave.
-                self.call_later(functools.partial(self._end_if_done, now=True))
-                return
-            pool, self._pool = self._pool, None
-            if pool is None:
-                # Nothing was ever started, or another thread is ending it.
-                if not self._is_ending:
-                    self._ended.set()
-                return
-            self._is_ending = True
-        try:
-            pool.close()
-            pool.join()
-        finally:
-            self._ended.set()
+    def _end_later(self) -> None:
+        pool = self._pool
+        if pool is not None and not self._has_ended:
+            pool._dispatcher.call_later(self._end_if_done)
+
+    def _end_if_done(self) -> None:
+        pool = self._pool
+        if pool is not None and pool._dispatcher.is_idle() and not self.arrived:
+            self._end(pool)
+
+    def _end(self, pool: WorkPool) -> None:
+        """Wait until all is done and the workers have ended. Can be repeated, and called by several threads."""
+        self.drive(pool._dispatcher.is_idle, None)
+        pool.join()
+        self.settle()
+        self._has_ended = True
 
     def wait(self) -> None:
         """Wait until all is done and the workers have ended."""
-        if not self.is_ours():
-            return
         pool = self._pool
-        if pool is not None and pool._dispatcher._helper is threading.current_thread():
+        if not self.is_ours() or self._has_ended or pool is None:
+            return
+        if pool._dispatcher.is_helper():
             return  # called by a callback of a future: it is this thread that is going to end the pool
-        self._ended.wait()
+        self._end(pool)
 
 
 def broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -21,7 +20,7 @@ from forkshm.doors._executor import Executor
 from forkshm.errors import RemoteTraceback, remote_text
 from forkshm.pickler import register_named
 from forkshm.pool._progress import length_of, open_bar
-from forkshm.pool._results import Job, Outcome
+from forkshm.pool._results import Job, delivering
 from forkshm.pool._worker_state import at_worker_end
 from forkshm.region import Mode
 from forkshm.region._table import mapping_at
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Self, Unpack
 
     from forkshm.pool import Pool, PoolReport
-    from forkshm.pool._dispatch import Task
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._tasks import Task
 
     P = ParamSpec("P")
     Q = ParamSpec("Q")
@@ -434,10 +434,13 @@ class _Arrivals(Job):
     def __init__(self, chunksize: int) -> None:
         super().__init__()
         self.chunksize = chunksize
-        self.arrived: collections.deque[tuple[int, Outcome]] = collections.deque()
+        self.arrived: dict[int, Answer] = {}
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self.arrived.append((position, outcome))
+    def deliver(self, task: Task, answer: Answer) -> None:
+        with delivering:
+            if not task.is_delivered:
+                self.arrived[task.position] = answer
+                task.is_delivered = True
 
 
 def _tasks(pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool) -> list[Task]:
@@ -464,12 +467,14 @@ def _arrivals(
             pool._dispatcher.submit(tasks, waited_for=True)
         for _ in lengths:
             pool._dispatcher.drive(lambda: bool(job.arrived))
-            position, outcome = job.arrived.popleft()
-            success, values = pool._dispatcher.open(outcome)
+            position = next(iter(job.arrived))
+            success, values = pool._dispatcher.open(job.arrived.pop(position))
             yield position, values if success else [_Raised(values)] * lengths[position]
             bar.update(lengths[position])
     finally:
         bar.close()
+        # An interrupt: nobody wants the rest.
+        pool._dispatcher.cancel([task for task in tasks if not task.is_delivered])
 
 
 def _sorted_out(chunks: Iterable[tuple[int, list[Any]]], settings: _Settings) -> list[Any]:

@@ -9,34 +9,28 @@ cancelled while they lay in the kernel's queue. Where loops cannot watch these f
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import threading
-import time
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.doors._watcher import Watcher
-from forkshm.pool._results import Job
+from forkshm.pool._results import Job, delivering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.pool import Pool
-    from forkshm.pool._crew import Worker
-    from forkshm.pool._dispatch import Task
-    from forkshm.pool._results import Outcome
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._tasks import Task
 
 __all__ = ("Pump", "PumpJob")
 
 _LOOK_SECONDS = 0.1
 _LOOK_AFTER_CANCELLED_SECONDS = 0.005
 _AUDIT_SECONDS = 0.001
-#: A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
-_STOPPED_WITHIN_SECONDS = 0.05
 
 
 class PumpJob(Job):
@@ -48,15 +42,15 @@ class PumpJob(Job):
         chunksize: Items in each task, but for the last.
     """
 
-    def __init__(self, pump: Pump, take: Callable[[int, Outcome], None], chunksize: int = 1) -> None:
+    def __init__(self, pump: Pump, take: Callable[[int, Answer], None], chunksize: int = 1) -> None:
         super().__init__()
         self.take = take
         self.tasks: dict[int, Task] = {}
         self.chunksize = chunksize
         self._pump = pump
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._pump.deliver(self, position, outcome)
+    def deliver(self, task: Task, answer: Answer) -> None:
+        self._pump.deliver(self, task, answer)
 
 
 class Pump:
@@ -73,7 +67,8 @@ class Pump:
         self._watcher: Watcher | None = None
         self._open: set[Task] = set()
         self._cancelled: set[Task] = set()
-        self._answers: collections.deque[tuple[PumpJob, int, Outcome]] = collections.deque()
+        # By the id of the task.
+        self._answers: dict[int, tuple[PumpJob, Task, Answer]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_looking = False
 
@@ -109,7 +104,7 @@ class Pump:
         done = self.loop.create_future()
         answers: dict[int, tuple[bool, Any]] = {}
 
-        def take(position: int, outcome: Outcome) -> None:
+        def take(position: int, outcome: Answer) -> None:
             answers[position] = self._dispatcher.open(outcome)
             each(position)
             if len(answers) == len(tasks) and not done.done():
@@ -127,9 +122,13 @@ class Pump:
 
     # -- answers ------------------------------------------------------------------------------
 
-    def deliver(self, job: PumpJob, position: int, outcome: Outcome) -> None:
-        """Take an answer, in whichever thread; under the lock of the dispatcher, perhaps."""
-        self._answers.append((job, position, outcome))
+    def deliver(self, job: PumpJob, task: Task, answer: Answer) -> None:
+        """Take an answer, in whichever thread."""
+        key, entry = id(task), (job, task, answer)
+        with delivering:
+            if not task.is_delivered:
+                self._answers[key] = entry
+                task.is_delivered = True
         if threading.get_ident() != self._thread:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self.loop.call_soon_threadsafe(self._hand_out)
@@ -137,24 +136,26 @@ class Pump:
             self.loop.call_soon(self._hand_out)
 
     def _hand_out(self) -> None:
-        while self._answers:
-            job, position, outcome = self._answers.popleft()
-            task = job.tasks.pop(position)
+        for key in list(self._answers):
+            job, task, answer = self._answers.pop(key)
             self._open.discard(task)
+            is_wanted = job.tasks.pop(task.position, None) is not None
             self._cancelled.discard(task)
             if not job.tasks:
                 job.keeps = None
-            job.take(position, outcome)
+            if is_wanted and not task.is_cancelled:
+                job.take(task.position, answer)
         self._watch()
 
     def _look(self) -> None:
         self._is_looking = True
         try:
             self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
-            self._dispatcher._feed()  # what was answered has made room
+            self._dispatcher.feed()  # what was answered has made room
         finally:
             self._is_looking = False
-        self._end_cancelled()
+        if self._cancelled:
+            self._dispatcher.end_cancelled()
         self._hand_out()
 
     # -- what is watched ------------------------------------------------------------------------
@@ -184,7 +185,9 @@ class Pump:
             self._stop_timer()
         elif self._timer is None:
             pause = _LOOK_AFTER_CANCELLED_SECONDS if self._cancelled else _LOOK_SECONDS
-            self._timer = self.loop.call_later(_AUDIT_SECONDS if self._dispatcher._audit else pause, self._on_time)
+            self._timer = self.loop.call_later(
+                _AUDIT_SECONDS if self._dispatcher.needs_a_look() else pause, self._on_time
+            )
 
     def _unwatch(self, source: object) -> None:
         fd = self._watched.pop(source)
@@ -216,44 +219,15 @@ class Pump:
     # -- cancelling -----------------------------------------------------------------------------
 
     def cancel(self, job: PumpJob) -> None:
-        """Do no more of a job: what is not sent is forgotten, what runs is ended with its worker."""
-        unanswered = set(job.tasks.values())
-        with self._dispatcher._lock:
-            unsent = unanswered.intersection(self._dispatcher._backlog)
-            left = [task for task in self._dispatcher._backlog if task not in unsent]
-            self._dispatcher._backlog.clear()
-            self._dispatcher._backlog.extend(left)
-        for task in unsent:
-            task.close()
-            del job.tasks[task.position]
-        self._open -= unsent
-        self._cancelled |= unanswered - unsent
-        for task in unanswered:
-            cast("Any", task).retries = 0
-        self._end_cancelled()
+        """Do no more of a job: what no worker has begun is forgotten, what runs is ended with its worker."""
+        tasks = list(job.tasks.values())
+        job.tasks.clear()
+        for task in tasks:
+            task.retries = 0
+        self._cancelled.update(tasks)
+        self._dispatcher.cancel(tasks, running=True)
         self._stop_timer()  # and look sooner
         self._watch()
-
-    def _end_cancelled(self) -> None:
-        """End the workers that are at tasks which nobody wants."""
-        if not self._cancelled:
-            return
-        numbers = {number for number, task in list(self._dispatcher._sent.items()) if task in self._cancelled}
-        for worker in list(self._crew.workers):
-            number = self._crew.status.state(worker.slot)
-            if number in numbers:
-                self._end(worker, number)
-
-    def _end(self, worker: Worker, number: int) -> None:
-        # Stopped first: it may have answered and begun the next task, which somebody wants.
-        with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
-            if _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number:
-                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
-                # It did not die of what it did.
-                cast("Any", self._dispatcher)._deaths_for_nothing = 0
-            else:  # the timer looks again
-                kernel.signal_process(worker.sentinel, worker.pid, _system.SIGCONT)
 
 
 class _Sentinel(PrivateFd):
@@ -265,11 +239,3 @@ class _Sentinel(PrivateFd):
     def fileno(self) -> int:
         """Return the fd; -1 when closed."""
         return self.fd
-
-
-def _is_stopped(pid: int) -> bool:
-    deadline = time.monotonic() + _STOPPED_WITHIN_SECONDS
-    while time.monotonic() < deadline:
-        if kernel.is_stopped(pid) is not False:  # or it has ended
-            return True
-    return False

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
 from forkshm.errors import RemoteTraceback
+from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
 from forkshm.pool._pool import Pool
 from forkshm.pool._report import PoolReport, SlowTask, WorkerReport
-from forkshm.pool._results import ApplyResult, AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+from forkshm.pool._results import ApplyResult, AsyncResult, MapResult
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._worker_state import worker_state
 

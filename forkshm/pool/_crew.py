@@ -54,6 +54,9 @@ class Worker:
     #: These two outlive the process object.
     pid: int
     name: str
+    #: Once it was collected.
+    exitcode: int | None = None
+    is_collected: bool = False
 
 
 def _signal(worker: Worker, number: int) -> None:
@@ -291,14 +294,26 @@ class Crew:
         with contextlib.suppress(ChannelClosedError):
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
 
-    def bury(self, worker: Worker) -> int | None:
-        """Forget a worker that has ended; return its exit code."""
-        exitcode = _multiprocess.exit_code(worker.process, kernel.COLLECT_SECONDS)
-        self.workers.remove(worker)
-        del self._by_sentinel[worker.sentinel]
-        self.events.unregister(worker.sentinel)
-        kernel.close(worker.sentinel)
-        return exitcode
+    def exit_code(self, worker: Worker) -> int | None:
+        """Return the exit code of a worker that has ended."""
+        if not worker.is_collected:
+            worker.exitcode = _multiprocess.exit_code(worker.process, kernel.COLLECT_SECONDS)
+            worker.is_collected = True
+        return worker.exitcode
+
+    def bury(self, worker: Worker) -> None:
+        """Forget a worker that has ended. Can be repeated."""
+        self.exit_code(worker)
+        with contextlib.suppress(KeyError):
+            self.events.unregister(worker.sentinel)
+        if self._by_sentinel.get(worker.sentinel) is worker:
+            # No call between these: the number may be that of another worker as soon as it is closed.
+            sentinel = worker.sentinel
+            closing = map(kernel.close, (sentinel,))
+            del self._by_sentinel[sentinel]
+            next(closing, None)
+        if worker in self.workers:
+            self.workers.remove(worker)
 
     def end(self, worker: Worker) -> None:
         """End a worker at once; it is buried as any that dies."""

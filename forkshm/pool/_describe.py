@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm.channel import Kind
 
 if TYPE_CHECKING:
-    from forkshm.pool._dispatch import Task
+    from forkshm.pool._tasks import Task
 
 __all__ = ("brief", "describe", "describe_task", "index_of", "name_of", "names_of_arguments")
 

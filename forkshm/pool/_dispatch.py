@@ -1,57 +1,41 @@
-"""Sends tasks, takes results, notices deaths: by whichever thread is waiting.
+"""Submits, batches and sends tasks, and takes their answers.
 
-There is no thread of the pool's own. A thread that waits for a result *leads*: it sends
-what is queued, receives what has come, for everybody, and buries the dead. Others that
-wait follow: they sleep until their result is there or the lead is free. Only what nobody
-waits for needs a helper thread, which lives while there is such work: callbacks, and
-asynchronous calls that do not fit the kernel's queue at once.
-
-Which task did a dead worker hold? Its slot says (see `_status`), but for one gap: a
-worker that died while claiming may have taken a message and not named it. Then, once the
-queue is empty and no worker is claiming, a task that was sent, and is in no slot, and not
-answered, was that one. It was never begun, so it is sent again.
+Who does this is `_leader`'s, where each task is `_tasks`', and what becomes of a dead worker's task `_deaths`'.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import itertools
 import os
 import struct
-import sys
 import threading
 import time
-import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from forkshm import _system
-from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
-from forkshm.backend import kernel
+from forkshm._ledger import ledger
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
 from forkshm.channel._spin import Spin
-from forkshm.errors import ChannelBrokenError, PoolClosedError, TaskTimeoutError, WorkerDiedError, WorkerStartError
-from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name, still_by_name
-from forkshm.pool._describe import brief, describe_task, index_of, name_of, names_of_arguments
-from forkshm.pool._oom import OomKills
+from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
+from forkshm.pickler import Parcel, explain, pack
+from forkshm.pool._deaths import Deaths
+from forkshm.pool._describe import brief, name_of, names_of_arguments
+from forkshm.pool._leader import Leader
 from forkshm.pool._report import PoolReport, SlowTasks, hints_of
 from forkshm.pool._results import Outcome
 from forkshm.pool._statistics import PoolStatistics
-from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK, STARTING, answers_in
+from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING, answers_in
+from forkshm.pool._tasks import CANCELLED, Batch, Function, Outstanding, Packer, Task
 from forkshm.pool._trace import Traced
-from forkshm.pool._watch import Watch
-from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkshm.channel import Received
-    from forkshm.pool._crew import Crew, Worker
-    from forkshm.pool._results import Job
+    from forkshm.channel import Header, Received
+    from forkshm.pool._crew import Crew
+    from forkshm.pool._driver import Answer
     from forkshm.pool._trace import Trace
 
-__all__ = ("Dispatcher", "Function", "Task")
+__all__ = ("Dispatcher",)
 
 #: Tasks on their way at a time, beyond two for each worker: enough to keep tiny tasks
 #: flowing, few enough to stay below the kernel's queue of about 270 messages.
@@ -59,176 +43,43 @@ _WINDOW = 96
 #: Copies on their way at a time, in bytes, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
 #: More messages than the queue has at a time: whoever leads looks up then, if a worker never stops sending.
-_MOST_AT_ONCE = kernel.MOST_MESSAGES
+_MOST_AT_ONCE = 4096
 #: Whoever leads looks up this often whatever happens.
 _LONGEST_SLEEP_SECONDS = 1.0
 #: And this often while somebody sleeps although a task lies there, as with a worker that
 #: was stopped (SIGSTOP) right after it had been woken for it: then it rings again.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
-#: After so long the helper looks whether those who drove in its place still do, and then less and less often.
-_STAND_BY_SECONDS = 0.001
-_LONGEST_STAND_BY_SECONDS = 0.016
-#: Workers that may die in a row before they are through their initializer.
-_FAILED_STARTS = 3
-#: And that may die in a row, at most so many seconds apart, with no task done or failed.
-_DEATHS_FOR_NOTHING = 10
-_APART_SECONDS = 10.0
 
 
-_NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-
-
-class Function:
-    """What the tasks of one call run: pickled once, sent with each."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        function: Callable[..., Any],
-        *,
-        for_many: bool,
-        repeated: frozenset[int] = frozenset(),
-    ) -> None:
-        self._dispatcher = dispatcher
-        self.function = function
-        #: Not 0 when several tasks share the parcel.
-        self.group = dispatcher.new_group() if for_many else 0
-        #: Tasks that are not answered yet.
-        self.users = 0
-        self._parcel: Parcel | None = None
-        self._cached = False
-        # The ids of arguments that several tasks have in common, and the copies of those.
-        self._repeated = repeated
-        self.repeats = Repeats() if repeated else None
-        self._called_at = call_site() if ledger.watches else "a call made before the block"
-
-    def arguments_of(self, task: Task) -> Any:
-        """Return the arguments to be pickled for a task."""
-        if not self._repeated:
-            return task.arguments
-        return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
-
-    def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
-        """What is packed and received in this context was *what* the function, if somebody watches."""
-        if not ledger.watches:
-            return _NOBODY
-        return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
-
-    def parcel(self) -> Parcel:
-        """Return the parcel; made on first use."""
-        if self._parcel is None:
-            try:
-                self._parcel, self._cached = self._dispatcher.pack_function(self.function, for_many=self.group != 0)
-            except Exception as error:
-                explain(error, {"func": self.function}, self._dispatcher.known)
-                raise
-        return self._parcel
-
-    def done(self) -> None:
-        """One task less; with the last, let go of the memory held for sending."""
-        self.users -= 1
-        if self.users:
-            return
-        if self.repeats is not None:
-            self.repeats.close()
-        # One that is kept by the dispatcher stays: other threads may be about to send it.
-        if self._parcel is not None and not self._cached:
-            self._parcel.close()
-            self._parcel = None
-
-
-@dataclasses.dataclass(eq=False)
-class Task:
-    """One message to be answered by one message."""
-
-    kind: Kind
-    function: Function
-    #: (args, kwargs) of a call, or the items of a chunk.
-    arguments: Any
-    job: Job
-    #: Which part of the job it answers.
-    position: int
-    #: Whether it may go in one message with others.
-    batched: bool = False
-    parcel: Parcel | None = None
-    #: How often it is done again when its worker dies. Its parcel is kept for that.
-    retries: int = 0
-    #: Workers that have died of it.
-    deaths: int = 0
-    #: Bytes copied for its message.
-    copied: int = 0
-    #: Once sent: the numbers of the first and the last task of its message.
-    message: int = 0
-    last: int = 0
-
-    def close(self) -> None:
-        """Let go of what is held for sending it."""
-        if self.parcel is not None:
-            self.parcel.close()
-            self.parcel = None
-        self.function.done()
-
-
-class _Death(NamedTuple):
-    worker: Worker
-    exitcode: int | None
-    #: It was ended because its task took too long.
-    was_overdue: bool
-
-
-class Dispatcher:
+class Dispatcher(Leader):
     """The parent's half of a pool.
 
     Fork and threads:
-        Any thread may submit and drive. Of no use in a forked child.
+        Any thread may submit and drive, and so may signal handlers and finalizers. Of no use in a forked child.
     """
 
     def __init__(self, crew: Crew, *, task_timeout: float | None = None, retries: int = 0) -> None:
+        super().__init__(self)
         self._crew = crew
+        #: Pickles what tasks run.
+        self.packer = Packer(crew.known)
         #: What of ``__main__`` the workers have, and so crosses by name.
         self.known = crew.known
-        self._watch = Watch(task_timeout) if task_timeout is not None else None
         self.retries = retries
-        self._oom_kills = OomKills()
-        self._next_number = FIRST_TASK
-        self._groups = itertools.count(1)
-        # Parcels of functions that cross by name never change, so they are made once.
-        # None stands for one that crosses by value.
-        self._by_name: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
-        # The state. Reentrant because failing a task may start the helper; none of the
-        # user's code ever runs under it.
+        self._tasks = Outstanding(crew.sent)
+        self._deaths = Deaths(crew, self._tasks, task_timeout, self._break)
+        # Keeps other threads out while a message is numbered and sent, or a task cancelled. Nothing relies
+        # on it to make several changes look like one.
         self._lock = threading.RLock()
-        # Who receives. Reentrant: arguments are pickled under it, and an object's
-        # __reduce__ may use the pool.
-        self._lead = threading.RLock()
-        self._changed = threading.Condition(threading.Lock())
-        self._followers = 0
-        self._backlog: collections.deque[Task] = collections.deque()
-        # Tasks taken from the backlog that are being pickled.
-        self._in_hand = 0
-        self._sent: dict[int, Task] = crew.sent
-        self._sent_bytes = 0
-        # Messages by the number of their first task, and how many of theirs are unanswered.
-        self._open: dict[int, int] = {}
         self._spin = Spin()
-        self._audit = False
-        # Whether what came through the results channel was no message of ours.
-        self._is_garbled = False
-        # Deaths since the last answer: before and after the initializer, and when.
-        self._failed_starts = 0
-        self._deaths_for_nothing = 0
-        self._died_at = 0.0
-        self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
-        self._helper: threading.Thread | None = None
-        # There is something to be done for it.
-        self._called = threading.Event()
-        self._is_called_now = False
-        # How often somebody has moved things on.
-        self._steps = 0
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
+        # Threads that still read the input of an `imap` that was called before the pool was closed.
+        self._readers: dict[int, bool] = {}
+        # Cancelled tasks that may lie in the kernel's queue, by the place of their marks.
+        self._marked: dict[int, int] = {}
         #: Set while somebody traces.
         self.trace: Trace | None = None
         self._tasks_answered = 0
@@ -242,92 +93,85 @@ class Dispatcher:
 
     # -- submitting -------------------------------------------------------------------
 
-    def new_group(self) -> int:
-        """Return a number for tasks that share a function parcel."""
-        return next(self._groups)
-
-    def submit(self, tasks: Sequence[Task], *, waited_for: bool) -> None:
+    def submit(self, tasks: Sequence[Task], *, waited_for: bool, reader: int = 0) -> None:
         """Send tasks now or as soon as there is room.
 
         Args:
             tasks: What to do, in this order as far as it is begun.
             waited_for: The caller is going to drive until they are answered.
+            reader: What `begin_reading` returned, for input of a call made before the pool was closed.
 
         Raises:
             PoolClosedError: The pool takes no more tasks.
             Exception: What pickling the arguments of the first raised.
         """
-        self.check_accepting()
-        for task in tasks:
-            task.function.users += 1
-        try:
-            if not self._backlog and self._has_room() and not (tasks[0].batched and tasks[0].job.pace.batch > 1):
-                # Before anything is changed, so that what cannot be pickled is told at once.
-                self._pack(tasks[0])
-            with self._lock:
-                self.check_accepting()
-                self._backlog.extend(tasks)
-        except BaseException:
-            for task in tasks:
-                task.close()
-            raise
-        self._feed()
-        if not waited_for and (self._backlog or self._watch is not None):
+        self.check_accepting(reader)
+        first = tasks[0]
+        if not self.has_unsent() and self._has_room() and not (first.batched and first.job.pace.batch > 1):
+            # Before anything is changed, so that what cannot be pickled is told at once.
+            self._pack(first)
+        self.check_accepting(reader)
+        self._tasks.waiting.extend(tasks)
+        if self._failure is not None:  # by another thread, in between
+            self._fail_waiting()
+        self.feed()
+        if not waited_for and (self.has_unsent() or self._deaths.watch is not None):
             self.start_helper()
 
     def named_function(self, function: Callable[..., Any]) -> Function | None:
         """Return what tasks of a function can have in common now and later; None for one that crosses by value."""
-        return None if self._parcel_by_name(function) is None else Function(self, function, for_many=False)
+        return None if self.packer.by_name(function) is None else Function(self.packer, function, for_many=False)
 
-    def pack_function(self, function: Callable[..., Any], *, for_many: bool) -> tuple[Parcel, bool]:
-        """Return the parcel of a function, and whether it is kept here for the next time."""
-        parcel = self._parcel_by_name(function)
-        if parcel is not None:
-            return parcel, True
-        return pack(function, for_many=for_many, known=self.known), False
-
-    def _parcel_by_name(self, function: Callable[..., Any]) -> Parcel | None:
-        try:
-            if function not in self._by_name:
-                self._by_name[function] = pack_by_name(function, self.known)
-            parcel = self._by_name[function]
-            return parcel if parcel is None or still_by_name(function, self.known) else None
-        except TypeError:  # not hashable, or without weak references
-            return None
-
-    def check_accepting(self) -> None:
+    def check_accepting(self, reader: int = 0) -> None:
         """Raise unless tasks can be submitted."""
         if self._crew.owner != os.getpid():
             raise PoolClosedError(
                 f"this pool belongs to process {self._crew.owner}, and this is its child {os.getpid()}: "
                 "make a pool in this process"
             )
-        if not self._accepting:
+        if not self._accepting and (reader not in self._readers or self._failure is not None):
             raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
         if self._failure is not None:
             # The same one each time: without the frames of those who got it before.
             raise self._failure.with_traceback(None)
 
+    def begin_reading(self, key: int) -> None:
+        """Let a thread that reads input submit it under *key* until `end_reading`, also once the pool was closed."""
+        self._readers[key] = True
+
+    def end_reading(self, key: int) -> None:
+        """Have done with reading."""
+        self._readers.pop(key, None)
+        if not self._accepting:
+            self._dismiss_if_idle()
+        self.nudge()
+
     def is_idle(self) -> bool:
-        """Whether everything that was submitted has been answered."""
-        return not self._sent and not self._backlog and not self._in_hand
+        """Return whether everything that was submitted has been answered."""
+        return self._tasks.is_empty() and not self._readers
+
+    def knows(self, task: Task) -> bool:
+        """Return whether a task was submitted and not handed to its job yet."""
+        return self._tasks.knows(task)
 
     def has_unsent(self) -> bool:
-        """Whether something was submitted for which there was no room yet."""
-        return bool(self._backlog)
+        """Return whether something was submitted for which there was no room yet."""
+        return self._tasks.has_unsent()
 
     def stop_accepting(self) -> None:
         """Take no more tasks; let the workers go once all is answered."""
-        with self._lock:
-            self._accepting = False
-            if self.is_idle():
-                self._crew.dismiss()
+        self._accepting = False
+        self._dismiss_if_idle()
+
+    def _dismiss_if_idle(self) -> None:
+        if self.is_idle():
+            self._crew.dismiss()
 
     def _has_room(self) -> bool:
-        on_their_way = len(self._sent)
+        on_their_way = len(self._tasks.sent)
         if on_their_way < 2 * self._crew.size:
             return True
-        return on_their_way < _WINDOW and self._sent_bytes < _WINDOW_BYTES
+        return on_their_way < _WINDOW and self._tasks.sent_bytes < _WINDOW_BYTES
 
     def _pack(self, task: Task) -> None:
         if task.parcel is None:
@@ -341,11 +185,12 @@ class Dispatcher:
             took = time.perf_counter_ns() - began
             if (trace := self.trace) is not None:
                 trace.note("pickling", began, {"function": name_of(task.function.function)})
+            is_first = task.position == 0
+            copied, shared = (function.copied, function.shared) if is_first else (0, 0)
             with self._lock:
                 self._packing_ns += took
-                first = task.position == 0
-                self._bytes_copied += parcel.copied + (function.copied if first else 0)
-                self._bytes_shared += parcel.shared + (function.shared if first else 0)
+                self._bytes_copied += parcel.copied + copied
+                self._bytes_shared += parcel.shared + shared
 
     def _parcels(self, task: Task) -> tuple[Parcel, Parcel]:
         function = task.function
@@ -358,222 +203,176 @@ class Dispatcher:
             raise
         return task.parcel, function.parcel()
 
-    def _feed(self) -> None:
-        """Send from the backlog while there is room."""
-        while True:
-            with self._lock:
-                # During an audit the queue has to run empty.
-                if self._audit or not self._backlog or not self._has_room():
-                    return
-                tasks = self._take_batch()
-                self._in_hand += len(tasks)
+    # -- sending ----------------------------------------------------------------------
+
+    def feed(self) -> None:
+        """Send what waits while there is room. Arguments are pickled here, with no lock held."""
+        tasks = self._tasks
+        if not tasks.has_unsent() and not tasks.batches:
+            return
+        if tasks.batches:
+            self._recover()
+        if tasks.waiting and tasks.waiting[0].is_cancelled:
+            tasks.drop_cancelled()
+        # During an audit nothing is sent: the queue has to run empty.
+        while not self._deaths.audit and tasks.has_unsent() and self._has_room():
+            batch = None
             try:
-                sent = self._send(tasks)
-            except Exception as error:
-                if len(tasks) == 1:
-                    self._fail_in_hand(tasks, error)
-                else:  # one of them is to blame: they go one by one
-                    for task in tasks:
-                        task.batched = False
-                    self._put_back(tasks)
-                sent = True
-            except BaseException:  # Ctrl-C: it is the caller's, the tasks may be others'
-                self._put_back(tasks)
-                raise
-            if not sent:
-                return
+                batch = tasks.new_batch()
+                if not tasks.take(batch):
+                    tasks.sent_off(batch)
+                    break
+                self._extend(batch)
+                if not self._send(batch):
+                    break
+            except BaseException as error:
+                if batch is None:
+                    raise
+                if not isinstance(error, Exception) or not batch or batch.sent or self._is_interrupt(batch, error):
+                    batch.is_abandoned = True  # seen to by `_recover`
+                    raise
+                self._fail_batch(batch, error)
+        if tasks.answered:
+            self._deliver()
 
-    def _put_back(self, tasks: Sequence[Task]) -> None:
-        with self._lock:
-            failure = self._failure
-            if failure is None:
-                self._in_hand -= len(tasks)
-                self._backlog.extendleft(reversed(tasks))
-                return
-        self._fail_in_hand(tasks, failure)
-
-    def _fail_in_hand(self, tasks: Sequence[Task], error: BaseException) -> None:
-        with self._lock:
-            self._in_hand -= len(tasks)
-        for task in tasks:
-            self._finish(task, Outcome(error=error))
-        self._crew.wake()  # who leads may be waiting for these
-
-    def _take_batch(self) -> list[Task]:
-        """Take a task off the backlog, with those like it that may go in one message."""
-        backlog = self._backlog
-        first = backlog.popleft()
-        tasks = [first]
+    def _extend(self, batch: Batch) -> None:
+        """Let tasks like the first of a batch go in the same message."""
+        first = batch[0]
         if first.parcel is None and first.batched:
-            limit = min(first.job.pace.batch, len(backlog) // (4 * self._crew.size))
-            while len(tasks) < limit and backlog[0].function is first.function and backlog[0].batched:
-                tasks.append(backlog.popleft())
-        return tasks
+            self._tasks.take_more(batch, min(first.job.pace.batch, len(self._tasks.waiting) // (4 * self._crew.size)))
 
-    def _send(self, tasks: list[Task]) -> bool:
+    def _send(self, batch: Batch) -> bool:
         """Send tasks in one message, or put them back and return False."""
-        first = tasks[0]
-        if len(tasks) == 1:
+        tasks, first = self._tasks, batch[0]
+        function = first.function
+        if len(batch) == 1:
             self._pack(first)
             kind = first.kind
         else:
             kind = Kind.BATCH
-            began = time.perf_counter_ns()
-            with first.function.acting("sent to"):
-                first.parcel = pack(
-                    (int(first.kind), [task.function.arguments_of(task) for task in tasks]),
-                    known=self.known,
-                    repeats=first.function.repeats,
-                )
-            first.copied = first.parcel.copied
-            took = time.perf_counter_ns() - began
-            self._packing_ns += took
-        parcel, function = first.parcel, first.function
+            self._pack_batch(batch)
+        parcel, code = first.parcel, function.parcel()
         if parcel is None:
             raise RuntimeError("a task without its parcel: please report this")
         is_kept = first.retries > 0  # asked now: once it is sent, its worker may die of it
         began = time.perf_counter_ns() if self.trace is not None else 0
+        is_unwanted = False
         with self._lock:
-            sent = False
-            # During an audit nothing may be sent: the queue has to run empty.
-            if self._failure is None and not self._audit:
-                number = self._next_number
-                data, fds = write_message(kind, number, function.parcel(), parcel, group=function.group)
-                self._enter(number, tasks)  # before an answer can come
-                try:
-                    sent = self._crew.tasks.send(data, fds, wait=False)
-                finally:
-                    if not sent:
-                        for taken in range(number, self._next_number):
-                            self._take_sent(taken)
-            if sent:
-                # In the same breath as they were entered: there is no moment at which
-                # they were answered and still seem to be in hand.
-                self._in_hand -= len(tasks)
-                self._messages += 1
-                if kind is Kind.BATCH:
-                    self._bytes_copied += parcel.copied
-                    self._bytes_shared += parcel.shared
-        if (sent and not is_kept) or kind is Kind.BATCH:
-            first.parcel = None
-            parcel.close()
-        if sent:
-            if (trace := self.trace) is not None:
-                what = {"function": name_of(function.function), "task": number, "tasks": len(tasks)}
-                trace.note("sending", began, what)
-            self._ring()
-            self._notify()  # there is something to lead for
-        else:
-            self._put_back(tasks)
-        return sent
-
-    def _enter(self, number: int, tasks: Sequence[Task]) -> None:
-        last = number + len(tasks) - 1
-        for task in tasks:
-            task.message, task.last = number, last
-            self._sent[self._next_number] = task
-            self._next_number += 1
-        self._sent_bytes += tasks[0].copied
-        self._open[number] = len(tasks)
-
-    def _take_sent(self, number: int) -> Task | None:
+            is_unwanted = any(task.is_cancelled for task in batch)
+            if self._failure is None and not self._deaths.audit and not is_unwanted:
+                number = tasks.enter(batch)  # before an answer can come
+                data, fds = write_message(kind, number, code, parcel, group=function.group)
+                self._crew.tasks.send(data, fds, wait=False, sent=batch.sent)
+        if not batch.sent:
+            if kind is Kind.BATCH:
+                first.close()
+            failure = self._failure
+            tasks.give_back(batch)
+            if failure is not None:
+                self._fail_waiting()
+            return is_unwanted
+        count = len(batch)
+        tasks.sent_off(batch)
         with self._lock:
-            task = self._sent.pop(number, None)
-            if task is not None:
-                self._sent_bytes -= task.copied
-                task.copied = 0
-                self._open[task.message] -= 1
-                if not self._open[task.message]:
-                    del self._open[task.message]
-            return task
+            self._messages += 1
+            if kind is Kind.BATCH:
+                self._bytes_copied += parcel.copied
+                self._bytes_shared += parcel.shared
+        if not is_kept:
+            first.close()
+        if (trace := self.trace) is not None:
+            trace.note("sending", began, {"function": name_of(function.function), "task": number, "tasks": count})
+        self._ring()
+        self.notify()  # there is something to lead for
+        return True
+
+    def _pack_batch(self, batch: Batch) -> None:
+        first = batch[0]
+        began = time.perf_counter_ns()
+        with first.function.acting("sent to"):
+            first.parcel = pack(
+                (int(first.kind), [task.function.arguments_of(task) for task in batch]),
+                known=self.known,
+                repeats=first.function.repeats,
+            )
+        first.copied = first.parcel.copied
+        self._packing_ns += time.perf_counter_ns() - began
+
+    def _fail_batch(self, batch: Batch, error: Exception) -> None:
+        """Answer a batch that cannot be sent with why; or find out whose fault it is."""
+        tasks = self._tasks
+        tasks.leave(batch)
+        if len(batch) > 1:  # one of them is to blame: they go one by one
+            for task in batch:
+                task.batched = False
+            batch[0].close()
+            tasks.give_back(batch)
+            return
+        tasks.answer_unsent(batch[0], Outcome(error=error))
+        tasks.sent_off(batch)
+        self._deliver()
+        self.nudge()
+
+    def _is_interrupt(self, batch: Batch, error: Exception) -> bool:
+        """Return whether a signal handler raised, and not what pickles and sends a batch."""
+        if threading.current_thread() is not threading.main_thread():
+            return False  # no handler runs there
+        if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
+            return False
+        try:
+            for task in batch:
+                pack(task.function.arguments_of(task), known=self.known).close()
+            batch[0].function.parcel()
+        except Exception:
+            return False
+        return True
+
+    def _recover(self) -> None:
+        """See to the batches of threads that were interrupted."""
+        tasks = self._tasks
+        for batch in list(tasks.batches.values()):
+            if batch.is_abandoned:
+                if batch.sent:
+                    tasks.sent_off(batch)
+                    self._ring()
+                else:
+                    with self._lock:
+                        if len(batch) > 1:
+                            batch[0].close()
+                        tasks.give_back(batch)
 
     def _ring(self) -> bool:
-        """Wake sleepers for messages that nobody else will get to; tell whether there were any."""
+        """Wake sleepers for messages that nobody else will get to; return whether there were any."""
         states = self._crew.status.states()
         asleep = states.count(IDLE) + states.count(LAST_LOOK)
         if not asleep:
             return False
         # Unanswered, but for those that are being worked on, or will be taken by somebody
         # who is looking. Too many at worst: an answer may be there and not received.
-        left = len(self._open) - (len(states) - asleep - states.count(STARTING))
+        left = len(self._tasks.messages) - (len(states) - asleep - states.count(STARTING))
         if left > 0:
             self._crew.ring(min(left, asleep))
         return left > 0
 
-    # -- waiting ----------------------------------------------------------------------
+    # -- what the leader does ---------------------------------------------------------
 
-    def drive(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Keep the pool going until *done* returns True, or *timeout* seconds.
-
-        Returns:
-            Whether *done* is True.
-        """
-        deadline = None if timeout is None else time.perf_counter() + timeout
-        while not done():
-            if self._may_lead() and self._lead.acquire(blocking=False):
-                try:
-                    while not done() and self._may_lead():
-                        if not self._step(deadline):
-                            return done()
-                finally:
-                    self._lead.release()
-                    self._notify()
-            else:
-                with self._changed:
-                    self._followers += 1
-                    try:
-                        # Looked at again under the condition, so that neither the result
-                        # nor the lead can become free unnoticed.
-                        if done() or (self._may_lead() and self._is_lead_free()):
-                            continue
-                        left = None if deadline is None else deadline - time.perf_counter()
-                        if left is not None and left <= 0:
-                            return False
-                        self._changed.wait(left)
-                    finally:
-                        self._followers -= 1
-        return True
-
-    def _may_lead(self) -> bool:
-        """Whether something is going to come through the channel, or can be sent.
+    def may_come(self) -> bool:
+        """Return whether something is going to come through the channel.
 
         Else there is nothing to wait for there: another thread pickles what it will then
         send and wait for itself, or runs a callback.
         """
-        return bool(self._sent or self._backlog)
+        return bool(self._tasks.sent or self._tasks.waiting or self._tasks.again or self._tasks.answered)
 
-    def _is_lead_free(self) -> bool:
-        free = self._lead.acquire(blocking=False)
-        if free:
-            self._lead.release()
-        return free
+    def wake(self) -> None:
+        """Make `step` return, in whichever thread it waits."""
+        self._crew.wake()
 
-    def _notify(self) -> None:
-        if self._followers:
-            with self._changed:
-                self._changed.notify_all()
-
-    def look(self) -> bool:
-        """Take the answers that are there, unless somebody else does; return whether there were any."""
-        if not self._lead.acquire(blocking=False):
-            return False
-        try:
-            self._steps += 1
-            return self._receive()
-        finally:
-            self._lead.release()
-            self._notify()
-
-    def _step(self, deadline: float | None) -> bool:
+    def step(self, deadline: float | None) -> bool:
         """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
-        self._steps += 1
-        if self._backlog:
-            self._feed()
-            if self._failure is not None:
-                return True  # pickling an argument ended the pool: all is answered, and closed
-        got = self._receive()
-        if self._watch is not None:
-            self._watch.look(self._crew)
+        deaths = self._deaths
+        got = self.take_answers()
+        deaths.look()
         if got:
             return True
         began = now = time.perf_counter()
@@ -582,286 +381,274 @@ class Dispatcher:
         if deadline is not None:
             spin_until = min(spin_until, deadline)
         while now < spin_until:
-            if self._receive():
+            if self.take_answers():
                 self._spin.end(now - began)
                 return True
             now = time.perf_counter()
         pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
         if self._ring():
             pause = min(pause, _LOOK_AGAIN_SECONDS)
-        if self._watch is not None:
-            pause = min(pause, self._watch.pause)
-        if self._audit:
+        if deaths.watch is not None:
+            pause = min(pause, deaths.watch.pause)
+        if deaths.audit:
             pause = min(pause, _AUDIT_SECONDS)
         ended = self._crew.wait(pause)
-        if self._receive():
+        if self.take_answers():
             self._spin.end(time.perf_counter() - began)
         for worker in ended:
-            self._bury(worker)
-        if self._audit:
-            self._resolve_audit()
-        return deadline is None or time.perf_counter() < deadline or self._receive()
+            deaths.bury(worker, self.take_answers, self._take_outbox, self.trace)
+        if deaths.has_vacancies():
+            self._replace()
+        if deaths.audit:
+            deaths.resolve_audit(self.take_answers)
+        self._deliver()
+        return deadline is None or time.perf_counter() < deadline or self.take_answers()
 
-    def _receive(self) -> bool:
-        """Take every answer that was there; tell whether there may be more. Needs the lead."""
-        got = False
+    def take_answers(self) -> bool:
+        """Take every answer that is there; return whether there were any. Needs the lead."""
         results = self._crew.results
-        for _ in range(_MOST_AT_ONCE):
-            received = None
-            try:
-                received = results.receive_nowait()
-                if received is None:
-                    return got
-                kind, number, nanoseconds = read_header(received.data)
-            except BlockingIOError:
-                return got
-            except ChannelBrokenError:
-                self._pass_over_garbage(received)
-                continue
+        got = False
+        if self._tasks.answered:
+            self._deliver()
             got = True
-            began = time.perf_counter_ns() if self.trace is not None else 0
-            self._messages += 1
-            if kind is Kind.WAKE and not received.fds:
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                received = results.first()
+            except BlockingIOError:
+                break
+            except ChannelBrokenError:
+                self._deaths.note_garbage()
+                got = True
                 continue
-            if kind is Kind.ANSWERS and not received.fds:
-                self._take_answers(received.data, HEADER_SIZE)
-                if (trace := self.trace) is not None:
-                    trace.note("receiving", began, {"bytes": len(received.data)})
-                continue
-            outcome = self._take_over(received, number)
-            if kind is Kind.INITIALIZER_FAILED and self._crew.has_initializer:
-                self._break(outcome.open()[1])
-            elif kind in (Kind.RESULT, Kind.ERROR):
-                self._failed_starts = self._deaths_for_nothing = 0
-                task = self._take_sent(number)
-                if task is None:  # nobody waits for it; but somebody may wait for what it came in place of
-                    self._pass_over_garbage(None)
-                else:
-                    task.job.pace.note(nanoseconds, len(received.data))
-                    if nanoseconds > self._slow.floor:
-                        self._slow.note(nanoseconds, brief(task))
-                    if (trace := self.trace) is not None:
-                        trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
-                    self._finish(task, outcome)
-            else:
-                self._pass_over_garbage(None)
-        return True
+            if received is None:
+                break
+            # All of this can be repeated: a message is dropped only after it was taken in.
+            self._take_in(received)
+            results.drop(received)
+            got = True
+        return got
 
-    def _take_answers(self, content: bytes, position: int) -> None:
+    def _take_in(self, received: Received) -> None:
         try:
-            with self._lock:
-                for number, nanoseconds, parcel in answers_in(content, position):
-                    self._failed_starts = self._deaths_for_nothing = 0
-                    task = self._take_sent(number)
-                    if task is not None:  # or it was found in the outbox of a dead worker already
-                        task.job.pace.note(nanoseconds, len(parcel))
-                        if nanoseconds > self._slow.floor:
-                            self._slow.note(nanoseconds, brief(task))
-                        self._finish(task, Outcome(parcel=parcel), notify=False)
+            header = read_header(received.data)
+        except ChannelBrokenError:
+            self._deaths.note_garbage()
+            return
+        kind, number, nanoseconds = header.kind, header.number, header.group
+        began = time.perf_counter_ns() if self.trace is not None else 0
+        self._messages += 1
+        if kind is Kind.WAKE and not received.fds:
+            return
+        if kind is Kind.ANSWERS and not received.fds:
+            self._take_outbox(received.data, HEADER_SIZE)
+            if (trace := self.trace) is not None:
+                trace.note("receiving", began, {"bytes": len(received.data)})
+        elif kind is Kind.CANCELLED and not received.fds:
+            self._take_cancelled(number)
+        elif kind in (Kind.RESULT, Kind.ERROR):
+            if number in self._tasks.sent:
+                outcome = self._outcome_of(received, header, number)
+                self._take_answer(number, nanoseconds, len(received.data), outcome)
+                if (trace := self.trace) is not None:
+                    trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
+                self._deliver()
+            elif number not in self._marked.values():
+                # Nobody waits for it; but somebody may wait for what it came in place of.
+                self._deaths.note_garbage()
+        elif kind is Kind.INITIALIZER_FAILED and self._crew.has_initializer:
+            self._break(self._outcome_of(received, header, number).open()[1])
+        else:
+            self._deaths.note_garbage()
+
+    def _take_outbox(self, content: bytes, position: int = 0) -> None:
+        """Take in the answers that a worker had collected."""
+        try:
+            for number, nanoseconds, parcel in answers_in(content, position):
+                # One that is not there was found in the outbox of a dead worker already.
+                if number in self._tasks.sent:
+                    self._take_answer(number, nanoseconds, len(parcel), Outcome(parcel=parcel))
         except struct.error:
-            self._pass_over_garbage(None)
-        self._notify()
+            self._deaths.note_garbage()
+        self._deliver()
 
-    def _pass_over_garbage(self, received: Received | None) -> None:
-        """Go on without a message that is none of ours.
+    def _take_answer(self, number: int, nanoseconds: int, nbytes: int, outcome: Outcome) -> None:
+        answer: Answer = outcome
+        task = self._tasks.sent.get(number)
+        if task is not None and (trace := self.trace) is not None:
+            answer = Traced(outcome, trace, task)
+        if task is None or self._tasks.answer(number, answer) is None:
+            return
+        self._deaths.note_answer()
+        task.job.pace.note(nanoseconds, nbytes)
+        if nanoseconds > self._slow.floor:
+            self._slow.note(nanoseconds, brief(task))
 
-        The kernel does not say who wrote it. If it came in place of an answer, the audit
-        finds the task that is neither waiting nor being worked on.
-        """
-        for fd in received.fds if received is not None else ():
-            kernel.close(fd)
-        self._is_garbled = self._audit = bool(self._sent)
+    def _take_cancelled(self, number: int) -> None:
+        """Take in that a worker passed over a task because of its mark."""
+        self._marked.pop(number % MARKS, None)
+        if number in self._tasks.sent:  # cancelled a moment too late: it has to be done
+            self._tasks.send_again([number])
 
-    def _take_over(self, received: Received, number: int) -> Outcome:
+    def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
         if not received.fds:
             return Outcome(received=received)
         # Fds are dear, so its memory is taken over now; unpickling can wait.
-        task = self._sent.get(number)
+        task = self._tasks.sent.get(number)
         try:
-            with task.function.acting("result of") if task is not None else _NOBODY:
-                outcome = Outcome(message=read_message(received))
+            if task is not None and ledger.watches:
+                with task.function.acting("result of"):
+                    message = read_message(received, header)
+            else:
+                message = read_message(received, header)
         except Exception as error:
+            if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
+                raise  # of a signal handler: the message is read again
             return Outcome(error=error)
+        outcome = Outcome(message=message)
         copied, shared = outcome.traffic()
         with self._lock:
             self._bytes_copied += copied
             self._bytes_shared += shared
         return outcome
 
-    def _finish(self, task: Task, outcome: Outcome, *, notify: bool = True) -> None:
-        self._tasks_answered += 1
-        ledger.tasks += 1
-        if (trace := self.trace) is not None:
-            outcome = Traced(outcome, trace, task)
-        task.close()
-        task.job.deliver(task.position, outcome)
-        if not self._accepting and self.is_idle():
-            self._crew.dismiss()
-        if notify:
-            self._notify()
+    def _deliver(self) -> None:
+        """Hand out what was answered."""
+        count = len(self._tasks.answered)
+        if self._tasks.deliver():
+            self._tasks_answered += count
+            ledger.tasks += count
+            if not self._accepting:
+                self._dismiss_if_idle()
+            self.notify()
 
     # -- deaths -----------------------------------------------------------------------
-
-    def _bury(self, worker: Worker) -> None:
-        # All it sent before it died is in the queue by now, and counts.
-        self._receive()
-        state = self._crew.status.state(worker.slot)
-        item = self._crew.status.item(worker.slot)
-        # What it had answered and not sent.
-        self._take_answers(self._crew.status.outbox(worker.slot).content(), 0)
-        if (trace := self.trace) is not None:
-            trace.buried(worker)
-        exitcode = self._crew.bury(worker)
-        forget_abandoned()
-        died = _Death(worker, exitcode, was_overdue=self._watch is not None and worker in self._watch.ended)
-        if died.was_overdue and self._watch is not None:
-            self._watch.ended.discard(worker)
-        if state >= FIRST_TASK:
-            self._end_task(state, item, died)
-        elif state in (CLAIMING, LAST_LOOK):
-            self._audit = bool(self._sent)
-        if state < FIRST_TASK:
-            self._count_for_nothing(died, started=state != STARTING)
-        if self._failure is None and (self._accepting or not self.is_idle()):
-            try:
-                self._crew.start(worker.slot)
-                if trace is not None:
-                    trace.born(self._crew.workers[-1])
-            except (WorkerStartError, OSError) as error:
-                # The others go on; with none left, nobody would ever answer.
-                if not self._crew.workers:
-                    self._break(error)
 
     def replace_ended(self) -> None:
         """Bury and replace the workers that have ended by now. Needs the lead."""
         for worker in self._crew.wait(0):
-            self._bury(worker)
+            self._deaths.bury(worker, self.take_answers, self._take_outbox, self.trace)
+        self._replace()
+        self._deliver()
 
-    def _end_task(self, number: int, item: int | None, died: _Death) -> None:
-        """Fail the task that a dead worker was at, or do it again."""
-        with self._lock:
-            # Of a batch, those after it were not begun.
-            again = [n for n, other in self._sent.items() if other.message <= number < n]
-            task = self._sent.get(number)
-            if task is not None:
-                task.deaths += 1
-                if task.retries and not died.was_overdue and self._failure is None:
-                    task.retries -= 1
-                    again.append(number)
-                    task = None
-                else:
-                    self._take_sent(number)
-            self._send_again(again)
-        if task is not None:
-            self._finish(task, Outcome(error=self._why_failed(task, item, died)))
-
-    def _why_failed(self, task: Task, item: int | None, died: _Death) -> Exception:
-        what, index, pid = describe_task(task, item), index_of(task, item), died.worker.pid
-        name = died.worker.name
-        if died.was_overdue and self._watch is not None:
-            seconds = self._watch.seconds
-            return TaskTimeoutError(
-                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended",
-                task=what,
-                index=index,
-                seconds=seconds,
-                pid=pid,
-            )
-        return WorkerDiedError(
-            pid, died.exitcode, name=name, task=what, index=index, attempts=task.deaths, hint=self._hint(died)
-        )
-
-    def _hint(self, died: _Death) -> str | None:
-        return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
-
-    def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
-        """Break the pool when its workers die one after the other and nothing gets done."""
-        if self._failure is not None:
-            return
-        now = time.perf_counter()
-        if not started:
-            self._failed_starts += 1
-            if self._failed_starts < max(_FAILED_STARTS, 2 * self._crew.size):
-                return
-            doing = "its initializer" if self._crew.has_initializer else None
-            deaths = self._failed_starts
-        else:
-            self._deaths_for_nothing = self._deaths_for_nothing + 1 if now - self._died_at < _APART_SECONDS else 1
-            self._died_at = now
-            deaths = self._deaths_for_nothing
-            if deaths < max(_DEATHS_FOR_NOTHING, 4 * self._crew.size) or (not self._accepting and self.is_idle()):
-                return
-            doing = None
-        hint = f"{deaths} workers in a row ended so, and no more are started"
-        if (more := self._hint(died)) is not None:
-            hint += f"; {more}"
-        name = died.worker.name
-        self._break(WorkerDiedError(died.worker.pid, died.exitcode, name=name, task=doing, hint=hint))
-
-    def _send_again(self, numbers: list[int]) -> None:
-        with self._lock:
-            for number in sorted(numbers, reverse=True):
-                task = self._take_sent(number)
-                if task is not None:
-                    self._backlog.appendleft(task)
-
-    def _resolve_audit(self) -> None:
-        with self._lock:
-            if self._crew.has_unread_tasks():
-                return
-            states = [self._crew.status.state(worker.slot) for worker in self._crew.workers]
-            if CLAIMING in states or LAST_LOOK in states:
-                return
-            self._crew.tasks.forget_sent()  # what was taken and is not there was taken by the dead
-            # A worker that was seen between tasks has sent its answer before that.
-            self._receive()
-            missing = [
-                number
-                for number, task in self._sent.items()
-                if not any(task.message <= state <= task.last for state in states)
-            ]
-            lost: list[Task] = []
-            if self._is_garbled:  # whether they were begun is not known
-                lost = [task for number in missing if (task := self._take_sent(number)) is not None]
-            else:
-                self._send_again(missing)
-            self._audit = self._is_garbled = False
-        for task in lost:
-            what = describe_task(task, None)
-            error = ChannelBrokenError(f"the answer to {what} is lost: a worker wrote nonsense into the pool's channel")
-            self._finish(task, Outcome(error=error))
-        self._feed()
+    def _replace(self) -> None:
+        if self._failure is None and (self._accepting or not self.is_idle()):
+            self._deaths.replace(self.trace)
 
     def _break(self, error: BaseException) -> None:
         """Fail everything with *error*, now and later."""
-        with self._lock:
-            if self._failure is None:
-                self._failure = error
-            self._fail_all(error)
+        if self._failure is not None or (not self._accepting and self.is_idle()):
+            return
+        self._failure = error
+        self._fail_rest()
 
     def fail_all(self, error: BaseException) -> None:
-        """Answer all open tasks with *error*, and take no more."""
+        """Answer all open tasks with *error*, and take no more. Can be repeated."""
+        self._accepting = False
+        self._failure = error
+        self._fail_rest()
+
+    def _fail_rest(self) -> None:
+        tasks, error = self._tasks, self._failure
+        self._crew.given_up.update(tasks.sent)
         with self._lock:
-            self._accepting = False
-            self._failure = error
-            self._fail_all(error)
+            for number in list(tasks.sent):
+                tasks.answer(number, Outcome(error=error))
+        self._fail_waiting()
 
-    def _fail_all(self, error: BaseException) -> None:
-        tasks = [*self._sent.values(), *self._backlog]
-        self._crew.given_up.update(self._sent)
-        self._sent.clear()
-        self._open.clear()
-        self._sent_bytes = 0
-        self._backlog.clear()
+    def _fail_waiting(self) -> None:
+        tasks, error = self._tasks, self._failure
+        while tasks.has_unsent():
+            batch = tasks.new_batch()
+            try:
+                if tasks.take(batch):
+                    tasks.answer_unsent(batch[0], Outcome(error=error))
+                tasks.sent_off(batch)
+            except BaseException:
+                batch.is_abandoned = True
+                raise
+        self._deliver()
+        self.nudge()
+
+    # -- cancelling -------------------------------------------------------------------
+
+    def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
+        """Cancel the tasks that no worker has begun, also those that lie in the kernel's queue.
+
+        Args:
+            tasks: Of this pool. Those that were answered are passed over.
+            running: End the workers that run one of them, too; such a task is answered with `WorkerDiedError`, or
+                with `concurrent.futures.CancelledError` where it is cancelled before its worker has begun it.
+
+        Returns:
+            Those that were cancelled; their jobs get a `concurrent.futures.CancelledError`. With *running*, those
+            that ran are among them.
+        """
+        cancelled = []
         for task in tasks:
-            self._finish(task, Outcome(error=error))
+            with self._lock:
+                is_sent = self._tasks.sent.get(task.number) is task
+                if not is_sent:
+                    task.is_cancelled = True
+                    cancelled.append(task)
+                elif self._mark(task.number):
+                    task.is_cancelled = True
+                    self._tasks.answer(task.number, CANCELLED)
+                    cancelled.append(task)
+                elif running:
+                    task.is_cancelled = True
+                    cancelled.append(task)
+        if running:
+            self.end_cancelled()
+        if cancelled:
+            self.feed()  # those that wait are answered there
+            self._deliver()
+            self.nudge()
+        return cancelled
 
-    def under_lead(self, action: Callable[[], None]) -> None:
-        """Run *action* while no thread drives."""
-        self._crew.wake()
-        with self._lead:
-            action()
-        self._notify()
+    def cancel_all(self) -> None:
+        """Cancel every task that no worker has begun."""
+        tasks = self._tasks
+        self.cancel([*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)])
+
+    def is_timed(self) -> bool:
+        """Return whether tasks have a time limit, so that somebody has to look at them."""
+        return self._deaths.watch is not None
+
+    def end_cancelled(self) -> None:
+        """End the workers that are at a task that was cancelled while it ran. To be repeated until there is none."""
+        sent = self._tasks.sent
+        self._deaths.end_running(lambda number: (task := sent.get(number)) is not None and task.is_cancelled)
+
+    def _mark(self, number: int) -> bool:
+        """Let no worker begin a task that lies in the kernel's queue; False when one has begun it.
+
+        A worker names a task in its slot before it looks for the mark, and the mark is made here before the slots
+        are looked at: at least one of the two sees the other.
+        """
+        place = number % MARKS
+        if self._marked.get(place, number) != number:
+            return False  # the mark of another one, which may lie there still
+        marks = self._crew.status.marks
+        self._marked[place] = number
+        marks[place] = number
+        states = self._crew.status.states()
+        if number not in states:
+            return True
+        marks[place] = 0
+        # A worker that has seen the mark says so, and the task is sent again.
+        self._marked.pop(place, None)
+        return False
+
+    def is_running(self, task: Task) -> bool:
+        """Return whether a worker is at a task."""
+        number = task.number
+        return self._tasks.sent.get(number) is task and number in self._crew.status.states()
+
+    def needs_a_look(self) -> bool:
+        """Return whether a dead worker's task is being looked for: `step` has to be called again soon."""
+        return self._deaths.audit
+
+    # -- what was moved ---------------------------------------------------------------
 
     def statistics(self) -> PoolStatistics:
         """Return the counters."""
@@ -873,17 +660,21 @@ class Dispatcher:
             workers_replaced=self._crew.started - self._crew.size,
         )
 
-    def open(self, outcome: Outcome) -> tuple[bool, Any]:
+    def open(self, answer: Answer) -> tuple[bool, Any]:
         """Unpickle an answer."""
         began = time.perf_counter_ns()
         try:
-            return outcome.open()
+            return answer.open()
         finally:
             self.note_unpacking(time.perf_counter_ns() - began)
 
     def note_unpacking(self, nanoseconds: int) -> None:
         """Count time that unpickling answers took, for `report`."""
         self._unpacking_ns += nanoseconds
+
+    def failure(self) -> BaseException | None:
+        """Return why the pool cannot go on, or None."""
+        return self._failure
 
     def report(self) -> PoolReport:
         """Return where the time went."""
@@ -897,69 +688,3 @@ class Dispatcher:
             hints=(),
         )
         return dataclasses.replace(report, hints=hints_of(report))
-
-    # -- the helper -------------------------------------------------------------------
-
-    def call_later(self, callback: Callable[[], None]) -> None:
-        """Let the helper thread call *callback*."""
-        with self._lock:
-            self._callbacks.append(callback)
-        self.start_helper()
-
-    def start_helper(self, *, now: bool = True) -> None:
-        """See to it that things move although nobody waits; if need not be *now*, once nobody does for a while."""
-        with self._lock:
-            self._is_called_now |= now
-            self._called.set()
-            if self._helper is None:
-                self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
-                self._helper.start()
-        self._notify()
-
-    def has_helper(self) -> bool:
-        """Whether the thread is there; it stays while anything is on its way."""
-        return self._helper is not None
-
-    def nudge(self) -> None:
-        """Let those who wait look again: what they wait for has come, and not through the channel."""
-        self._crew.wake()
-        self._notify()
-
-    def _help(self) -> None:
-        pause = _STAND_BY_SECONDS
-        seen = -1
-        while True:
-            self._called.clear()
-            if self._is_called_now:
-                self._is_called_now = False
-                seen = self._steps
-            is_needed = self._may_lead() and not self._followers and self._steps == seen
-            if is_needed and self._lead.acquire(blocking=False):
-                pause = _STAND_BY_SECONDS
-                try:
-                    while self._may_lead() and not self._callbacks and not self._followers:
-                        self._step(None)
-                finally:
-                    self._lead.release()
-                    self._notify()
-            with self._lock:
-                callback = self._callbacks.popleft() if self._callbacks else None
-                if callback is None and self.is_idle():
-                    # Decided under the lock: work that comes from now on starts a new one.
-                    self._helper = None
-                    return
-            if callback is None:
-                # Who waits drives better: there is nobody it has to wake. This one is there for when nobody does.
-                seen = self._steps
-                self._called.wait(pause)
-                pause = min(2 * pause, _LONGEST_STAND_BY_SECONDS)
-                continue
-            try:
-                callback()
-            except Exception as error:
-                sys.excepthook(type(error), error, error.__traceback__)
-            if not self._is_lead_free():
-                self._crew.wake()  # that thread may wait for what was just called
-            self._notify()
-            seen = self._steps
-            del callback

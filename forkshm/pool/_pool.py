@@ -31,11 +31,13 @@ from forkshm.errors import MissingDependencyError, PoolClosedError
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
-from forkshm.pool._dispatch import Dispatcher, Function, Task
+from forkshm.pool._dispatch import Dispatcher
+from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
 from forkshm.pool._progress import length_of, no_bar, open_bar
 from forkshm.pool._report import PoolReport
-from forkshm.pool._results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Outcome, chunked
+from forkshm.pool._results import ApplyResult, MapResult
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._tasks import Function, Task
 from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
 from forkshm.region._segment import forget_abandoned
@@ -210,8 +212,14 @@ class Pool:
             Exception: What the call, or pickling its arguments, raised.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
-        self._dispatcher.submit([self._call(func, args, kwds, result)], waited_for=True)
-        return result.get()
+        task = self._call(func, args, kwds, result)
+        try:
+            self._dispatcher.submit([task], waited_for=True)
+            return result.get()
+        except BaseException:
+            if not result.is_answered():  # an interrupt: nobody will ask for it
+                self._dispatcher.cancel([task])
+            raise
 
     def apply_async(
         self,
@@ -345,6 +353,10 @@ class Pool:
             if progress:
                 result.show(bar)
             return result.get()
+        except BaseException:
+            if not result.is_answered():  # an interrupt: nobody will ask for the rest
+                self._dispatcher.cancel(tasks)
+            raise
         finally:
             bar.close()
 
@@ -360,7 +372,7 @@ class Pool:
         if isinstance(func, Function):
             batched = self._may_share_messages()
             return Task(Kind.CALL, func, arguments, result, 0, batched=batched, retries=retries)
-        function = Function(self._dispatcher, func, for_many=retries > 0)
+        function = Function(self._dispatcher.packer, func, for_many=retries > 0)
         return Task(Kind.CALL, function, arguments, result, 0, retries=retries)
 
     def _may_share_messages(self) -> bool:
@@ -387,7 +399,7 @@ class Pool:
         common: frozenset[int] = frozenset()
         if chunksize < len(items) and not isinstance(items, range):
             common = repeated(items, starred=kind is Kind.STARMAP)
-        function = Function(self._dispatcher, func, for_many=True, repeated=common)
+        function = Function(self._dispatcher.packer, func, for_many=True, repeated=common)
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
@@ -406,32 +418,18 @@ class Pool:
     ) -> Any:
         self._dispatcher.check_accepting()
         _check_chunksize(chunksize)
-        function = Function(self._dispatcher, func, for_many=True)
-        chunks = chunked(iter(iterable), chunksize)
-        dispatcher, is_timed = self._dispatcher, self._is_timed
-
-        def submit(job: IMapIterator[T]) -> bool:
-            chunk = next(chunks, None)
-            if chunk is None:
-                return False
-            dispatcher.check_accepting()
-            task = Task(Kind.MAP, function, chunk, job, job.next_position(), retries=dispatcher.retries)
-            try:
-                dispatcher.submit([task], waited_for=not is_timed)
-            except Exception as error:  # what cannot be pickled fails at its place; the others go on
-                job.deliver(task.position, Outcome(error=error))
-            return True
-
-        job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
-        job.chunksize = chunksize
+        function = Function(self._dispatcher.packer, func, for_many=True)
+        window = _IMAP_WINDOW * self._crew.size
+        job: IMapIterator[T] = kind(
+            self._dispatcher, function, iterable, chunksize, window, waited_for=not self._is_timed
+        )
         job.keeps = self
         if progress:
             bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
             # For who stops early; a bar may have a thread.
             weakref.finalize(job, bar.close)
-        job.fill(_IMAP_WINDOW * self._crew.size)
-        self._imaps = [other for other in self._imaps if not other.is_done()]
-        self._imaps.append(job)
+        self._imaps = [*(other for other in self._imaps if not other.is_done()), job]
+        job.begin(has_length=length_of(iterable) is not None)
         return job
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
@@ -450,10 +448,10 @@ class Pool:
     def close(self) -> None:
         """Take no more tasks. Workers leave when all that was submitted is answered."""
         if self._state == "RUN" and self._is_ours():
-            self._state = "CLOSE"
             for job in self._imaps:
                 job.fill(None)
             self._dispatcher.stop_accepting()
+            self._state = "CLOSE"
 
     def terminate(self) -> None:
         """End the workers now; what is open is answered with `PoolClosedError`.
@@ -461,9 +459,10 @@ class Pool:
         Returns within about a second, whatever the workers do; two where there is a *worker_exit*.
         """
         if self._state != "TERMINATE" and self._is_ours():
-            self._state = "TERMINATE"
+            # One that is interrupted can be called again, and goes on.
             self._dispatcher.fail_all(PoolClosedError("the pool was terminated before this task was answered"))
             self._dispatcher.under_lead(self._release)
+            self._state = "TERMINATE"
 
     def join(self) -> None:
         """Wait for the workers to end; after `close` or `terminate`.

@@ -9,7 +9,7 @@ from forkshm.errors import MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._driver import Driver
     from forkshm.pool._statistics import PoolStatistics
 
 __all__ = ("Bar", "length_of", "no_bar", "open_bar")
@@ -36,7 +36,7 @@ class _NoBar:
 no_bar = _NoBar()
 
 
-def open_bar(kind: bool | str, total: int | None, dispatcher: Dispatcher | None = None) -> Bar:
+def open_bar(kind: bool | str, total: int | None, dispatcher: Driver | None = None) -> Bar:
     """Return a bar that shows how many items are done, of how many, how fast, and how long the rest will take.
 
     Args:

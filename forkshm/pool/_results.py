@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 import threading
@@ -17,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from forkshm.channel import Message, Received
-    from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._driver import Answer, Driver
     from forkshm.pool._progress import Bar
+    from forkshm.pool._tasks import Task
 
-__all__ = ("ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Outcome")
+__all__ = ("ApplyResult", "AsyncResult", "Job", "MapResult", "Outcome", "Pace", "chunked", "delivering")
 
 T = TypeVar("T")
 
@@ -97,6 +97,10 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
     return refusal
 
 
+#: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
+delivering = threading.Lock()
+
+
 class Pace:
     """How fast the tasks of a job are, and so how many may go in one message."""
 
@@ -135,8 +139,12 @@ class Job:
         #: The pool, which must not be collected before the answer is there.
         self.keeps: object = None
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        """Take the answer of the task at *position*. Called by whoever drives the pool."""
+    def deliver(self, task: Task, answer: Answer) -> None:
+        """Take the answer of a task, unless ``task.is_delivered``, and set that. Called by the thread that drives.
+
+        A call that is interrupted is repeated. So the answer is put in its place, and the task marked, with
+        no call in between.
+        """
         raise NotImplementedError
 
 
@@ -149,39 +157,48 @@ class ApplyResult(Job, Generic[T]):
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        driver: Driver,
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         bar: Bar | None = None,
     ) -> None:
         Job.__init__(self)
         self._bar = bar
-        self._dispatcher = dispatcher
+        self._driver = driver
         self._callback = callback
         self._error_callback = error_callback
-        self._outcome: Outcome | None = None
+        self._outcome: Answer | None = None
         self._opened: tuple[bool, Any] | None = None
         self._answered = False
-        # Two threads may ask at once, and a result can be unpickled only once.
+        # Two threads may ask at once, and what they get shall be the same object.
         self._opening = threading.RLock()
+        # Asked for once by whoever calls back.
+        self._callback_once = iter((self._run_callback,))
 
     @property
     def wants_callback(self) -> bool:
         """Whether there is something to call."""
         return self._callback is not None or self._error_callback is not None or self._bar is not None
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._outcome = outcome
+    def deliver(self, task: Task, answer: Answer) -> None:
+        with delivering:
+            if not task.is_delivered:
+                self._outcome = answer
+                task.is_delivered = True
         self._answer()
 
     def _answer(self) -> None:
-        self.keeps = None
         if self.wants_callback:
             # The helper thread calls it, and marks the result answered afterwards: as in
             # the standard library, get() returns after the callback did.
-            self._dispatcher.call_later(self._run_callback)
+            self._driver.call_later(self._call_once)
         else:
             self._answered = True
+        self.keeps = None
+
+    def _call_once(self) -> None:
+        for call in self._callback_once:
+            call()
 
     def _run_callback(self) -> None:
         try:
@@ -202,12 +219,16 @@ class ApplyResult(Job, Generic[T]):
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
+                    # Kept until it is unpickled: that may be interrupted.
                     self._opened = self._unpickle()
+                    self._let_go()
         return self._opened
 
     def _unpickle(self) -> tuple[bool, Any]:
-        outcome, self._outcome = self._outcome, None
-        return self._dispatcher.open(outcome) if outcome is not None else (True, None)
+        return self._driver.open(self._outcome) if self._outcome is not None else (True, None)
+
+    def _let_go(self) -> None:
+        self._outcome = None
 
     def is_answered(self) -> bool:
         """Whether the answer is there, without looking into the channel."""
@@ -215,7 +236,7 @@ class ApplyResult(Job, Generic[T]):
 
     def ready(self) -> bool:
         """Whether the call has completed."""
-        self._dispatcher.drive(self.is_answered, timeout=0)
+        self._driver.drive(self.is_answered, timeout=0)
         return self._answered
 
     def successful(self) -> bool:
@@ -230,7 +251,7 @@ class ApplyResult(Job, Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has completed, or *timeout* seconds."""
-        self._dispatcher.drive(self.is_answered, timeout=timeout)
+        self._driver.drive(self.is_answered, timeout=timeout)
 
     def get(self, timeout: float | None = None) -> T:
         """Return what the call returned, or raise what it raised.
@@ -243,7 +264,7 @@ class ApplyResult(Job, Generic[T]):
             WorkerDiedError: The process that ran it died.
             Exception: What the function raised; the worker's traceback is its ``__cause__``.
         """
-        if not self._answered and not self._dispatcher.drive(self.is_answered, timeout=timeout):
+        if not self._answered and not self._driver.drive(self.is_answered, timeout=timeout):
             raise TaskTimeoutError(f"no result within {timeout} seconds; the task goes on")
         success, value = self._open()
         if success:
@@ -259,27 +280,32 @@ class MapResult(ApplyResult["list[T]"]):
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        driver: Driver,
         chunks: int,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         bar: Bar | None = None,
     ) -> None:
-        super().__init__(dispatcher, callback, error_callback, bar)
+        super().__init__(driver, callback, error_callback, bar)
         #: How many there are in the input.
         self.items = 0
-        self._chunks: list[Outcome | None] = [None] * chunks
+        self._chunks: list[Answer | None] = [None] * chunks
         self._left = chunks
         if not chunks:
             self._answered = not self.wants_callback
             if self.wants_callback:
-                dispatcher.call_later(self._run_callback)
+                driver.call_later(self._call_once)
 
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._chunks[position] = outcome
-        self._left -= 1
-        if self._bar is not None:
-            self._dispatcher.call_later(functools.partial(self._bar.update, self._length_of(position)))
+    def deliver(self, task: Task, answer: Answer) -> None:
+        position = task.position
+        is_new = False
+        with delivering:
+            if not task.is_delivered:
+                self._chunks[position] = answer
+                self._left -= 1
+                task.is_delivered = is_new = True
+        if self._bar is not None and is_new:
+            self._driver.call_later(functools.partial(self._bar.update, self._length_of(position)))
         if not self._left:
             self._answer()
 
@@ -292,7 +318,7 @@ class MapResult(ApplyResult["list[T]"]):
         shown = 0
         while shown < self.items:
             # Not which of them are answered, but how many: only with the last one it is exact.
-            self._dispatcher.drive(functools.partial(self._has_more_than, shown))
+            self._driver.drive(functools.partial(self._has_more_than, shown))
             now = self._count()
             bar.update(now - shown)
             shown = now
@@ -304,11 +330,10 @@ class MapResult(ApplyResult["list[T]"]):
         return min(self.items, (len(self._chunks) - self._left) * self.chunksize) if self._left else self.items
 
     def _unpickle(self) -> tuple[bool, Any]:
-        chunks, self._chunks = self._chunks, []
         values: list[T] = []
         began = time.perf_counter_ns()
         try:
-            for outcome in chunks:
+            for outcome in self._chunks:
                 if outcome is not None:
                     success, value = outcome.open()
                     if not success:
@@ -316,120 +341,11 @@ class MapResult(ApplyResult["list[T]"]):
                     values += value
         finally:
             # Once for all: chunks may be tiny, and many.
-            self._dispatcher.note_unpacking(time.perf_counter_ns() - began)
+            self._driver.note_unpacking(time.perf_counter_ns() - began)
         return True, values
 
-
-class IMapIterator(Job, Generic[T]):
-    """The results of `Pool.imap`, in the order of the input; iterate or call ``next(timeout)``.
-
-    Input is taken as workers need it: at most ``window`` chunks are on their way.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, submit: Callable[[IMapIterator[T]], bool], window: int) -> None:
-        super().__init__()
-        self._dispatcher = dispatcher
-        # Sends one more chunk, or returns False when the input is exhausted.
-        self._submit = submit
-        self._window = window
-        self._exhausted = False
-        self._submitted = 0
-        self._delivered = 0
-        self._taken = 0
-        self._outcomes: dict[int, Outcome] = {}
-        self._values: collections.deque[T] = collections.deque()
-        self._input_error: BaseException | None = None
-        #: Goes on as results are taken.
-        self.bar: Bar | None = None
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def next_position(self) -> int:
-        """Number the next chunk of the input."""
-        self._submitted += 1
-        return self._submitted - 1
-
-    def fill(self, window: int | None = None) -> None:
-        """Take input until the window is full, or without bound."""
-        while not self._exhausted and (window is None or self._submitted - self._taken < window):
-            try:
-                self._exhausted = not self._submit(self)
-            except Exception as error:
-                # As in the standard library, the consumer sees it at its place in the order.
-                self._input_error = error
-                self._exhausted = True
-
-    def deliver(self, position: int, outcome: Outcome) -> None:
-        self._outcomes[position] = outcome
-        self._delivered += 1
-        if self.is_done():
-            self.keeps = None
-
-    def is_done(self) -> bool:
-        """Whether all input was taken and answered."""
-        return self._exhausted and self._delivered == self._submitted
-
-    def _next_outcome(self) -> Outcome | None:
-        return self._outcomes.pop(self._taken, None)
-
-    def _is_next_there(self) -> bool:
-        return self._taken in self._outcomes
-
-    def next(self, timeout: float | None = None) -> T:
-        """Return the next result.
-
-        Args:
-            timeout: Seconds to wait at the most; None waits for as long as it takes.
-
-        Raises:
-            StopIteration: There are no more.
-            TaskTimeoutError: It did not come in time; the task goes on, call again.
-            Exception: What the function raised for this item. Later items can still be had.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._values:
-            self.fill(self._window)
-            if self._taken == self._submitted:
-                if self._input_error is not None:
-                    error, self._input_error = self._input_error, None
-                    raise error
-                if self.bar is not None:
-                    self.bar.close()
-                raise StopIteration
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._dispatcher.drive(self._is_next_there, timeout=left):
-                raise TaskTimeoutError(f"no result within {timeout} seconds; the task goes on")
-            outcome = self._next_outcome()
-            if outcome is None:
-                continue  # another thread took it
-            self._taken += 1
-            success, value = self._dispatcher.open(outcome)
-            if not success:
-                if self.bar is not None:
-                    self.bar.update(self.chunksize)
-                raise value.with_traceback(None)
-            self._values.extend(value)
-            self.fill(self._window)
-        if self.bar is not None:
-            self.bar.update(1)
-        return self._values.popleft()
-
-    def __next__(self) -> T:
-        return self.next()
-
-
-class IMapUnorderedIterator(IMapIterator[T]):
-    """The results of `Pool.imap_unordered`, as they come."""
-
-    def _next_outcome(self) -> Outcome | None:
-        try:
-            return self._outcomes.pop(next(iter(self._outcomes)))
-        except (StopIteration, KeyError):
-            return None
-
-    def _is_next_there(self) -> bool:
-        return bool(self._outcomes)
+    def _let_go(self) -> None:
+        self._chunks = []
 
 
 def chunked(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from forkshm.region import MappedRegion
 
-__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "STARTING", "Outbox", "Status", "Tape", "answers_in")
+__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "MARKS", "STARTING", "Outbox", "Status", "Tape", "answers_in")
 
 #: Not yet through its initializer.
 STARTING = 0
@@ -39,6 +39,9 @@ CLAIMING = 2
 LAST_LOOK = 3
 #: Task numbers begin here.
 FIRST_TASK = 16
+
+#: Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this.
+MARKS = 4096
 
 _WORDS = 2  # state; which item of a chunk, counted from 1
 
@@ -124,13 +127,16 @@ class Status:
         words = workers * _WORDS * 8
         # Where a cache line begins.
         clocks = -(-words // _CLOCK) * _CLOCK
-        boxes = clocks + workers * _CLOCK
+        marks = clocks + workers * _CLOCK
+        boxes = marks + MARKS * 8
         outboxes = boxes + workers * _OUTBOX
         tape = _TAPE_HEAD + _TAPE
         self._region = anonymous_shared_memory(outboxes + workers * tape) if region is None else region
         self.words = self._region.buf[:words].cast("Q")
         #: See `_report`.
-        self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, boxes, _CLOCK)]
+        self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]
+        #: In the place of a cancelled task its number: no worker begins it. Written by the parent.
+        self.marks = self._region.buf[marks:boxes].cast("Q")
         self._outboxes = [
             Outbox(self._region.buf[start : start + _OUTBOX]) for start in range(boxes, outboxes, _OUTBOX)
         ]
@@ -168,6 +174,7 @@ class Status:
             tape.close()
         for clock in self.clocks:
             clock.release()
+        self.marks.release()
         self.words.release()
         self._region.close()
 

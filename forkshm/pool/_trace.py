@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from forkshm.pool._crew import Crew, Worker
-    from forkshm.pool._dispatch import Dispatcher, Task
+    from forkshm.pool._driver import Answer, TracedPool
     from forkshm.pool._status import Tape
+    from forkshm.pool._tasks import Task
 
 __all__ = ("Recorder", "Trace", "Traced")
 
@@ -133,7 +134,7 @@ class Trace:
             later ones, and events of this process.
     """
 
-    def __init__(self, path: str | os.PathLike[str], crew: Crew, dispatcher: Dispatcher, pool: object) -> None:
+    def __init__(self, path: str | os.PathLike[str], crew: Crew, dispatcher: TracedPool, pool: object) -> None:
         self.path = os.path.abspath(path)
         self.dropped = 0
         self._crew = crew
@@ -317,7 +318,7 @@ class Traced(Outcome):
 
     __slots__ = ("_outcome", "_task", "_trace")
 
-    def __init__(self, outcome: Outcome, trace: Trace, task: Task) -> None:
+    def __init__(self, outcome: Answer, trace: Trace, task: Task) -> None:
         super().__init__()
         self._outcome = outcome
         self._trace = trace

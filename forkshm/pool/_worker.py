@@ -16,6 +16,7 @@ from forkshm import _multiprocess
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel import (
+    Header,
     Kind,
     Message,
     Received,
@@ -33,7 +34,7 @@ from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._report import WorkerClock
-from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, STARTING, Status
+from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
 from forkshm.pool._trace import Recorder
 from forkshm.region._arena import arena
 
@@ -168,6 +169,7 @@ class _Worker:
         # When the first of the answers in it was begun; 0 when answers go out at once.
         self._collecting_since = 0
         self._kept: list[memoryview] = []
+        self._marks = assignment.status.marks
         self._bell = assignment.bell
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
         tape = assignment.status.tapes[assignment.slot]
@@ -190,7 +192,7 @@ class _Worker:
             received = self._next()
             if received is None:
                 break
-            self._answer(received)
+            self._answer(received, self._header)
             if self._traced:
                 self._recorder.sent()
             del received
@@ -226,7 +228,8 @@ class _Worker:
                     waited = time.perf_counter_ns() - began
                     self._spin.end(waited / 1e9)
                     # From here on a death is this task's.
-                    number = words[state] = read_header(received.data)[1]
+                    header = self._header = read_header(received.data)
+                    number = words[state] = header.number
                     clock.waiting += waited
                     clock.mark = began + waited
                     clock.write()
@@ -255,13 +258,16 @@ class _Worker:
 
     # -- doing ------------------------------------------------------------------------
 
-    def _answer(self, received: Received) -> None:
-        kind, number, _ = read_header(received.data)
+    def _answer(self, received: Received, header: Header) -> None:
+        kind, number = header.kind, header.number
         if kind is Kind.WAKE:
+            return
+        if kind is not Kind.BATCH and self._is_cancelled(number):
+            received.close()
             return
         ledger.tasks += 1
         try:
-            message = read_message(received, self._by_group)
+            message = read_message(received, header, self._by_group)
             function = self._function(message)
             # In a list, so that whoever takes it out is the only one who has it: memory that
             # a task returns is handed on as it is when nobody here has it any more.
@@ -286,7 +292,10 @@ class _Worker:
         try:
             while chunks:
                 self._words[self._state] = number
-                self._do(Kind(batch_kind), number, function, chunks)
+                if self._is_cancelled(number):
+                    chunks.pop()
+                else:
+                    self._do(Kind(batch_kind), number, function, chunks)
                 number += 1
                 if self._traced and chunks:
                     self._recorder.sent()
@@ -294,6 +303,13 @@ class _Worker:
             self._flush()
         finally:
             self._collecting_since = 0
+
+    def _is_cancelled(self, number: int) -> bool:
+        """Return whether nobody wants a task, which is named in the slot already; say so if it is so."""
+        if self._marks[number % MARKS] != number:
+            return False
+        self._send(Kind.CANCELLED, number)
+        return True
 
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
         """Run the last task of *pending*, which takes it off, and send the answer."""

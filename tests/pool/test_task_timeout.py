@@ -114,7 +114,7 @@ def test_an_initializer_may_take_its_time():
 def test_a_parent_that_was_busy_elsewhere_does_not_find_all_overdue(tmp_path, wait_until):
     """As one that was stopped for a while: only what it sees going on counts."""
     with forkshm.Pool(1, task_timeout=30) as pool:
-        watch = pool._dispatcher._watch
+        watch = pool._dispatcher._deaths.watch
         result = pool.apply_async(f.hold, (tmp_path / "begun", tmp_path / "go"))
         while not (tmp_path / "begun").exists():
             result.wait(0.001)

@@ -229,7 +229,7 @@ def test_the_oldest_make_room_and_are_counted(path, monkeypatch):
     with forkshm.Pool(1) as pool, pool.trace(path) as trace:
         for _ in range(100):
             pool.apply(f.nothing)
-        last = pool._dispatcher._next_number - 1
+        last = pool._dispatcher._tasks._next - 1
     read = Read(path)
     read.check_rows()
     assert sorted(read.tasks()) == list(range(last - 62, last + 1))

@@ -1,0 +1,275 @@
+"""What happens when a worker dies: which task it held, and what becomes of it.
+
+The dead worker's slot says which task it was at (see `_status`), but for one gap: a worker that died while
+claiming may have taken a message and not named it. Then an *audit* finds that task: once the queue is empty
+and no worker is claiming, a task that was sent, and is in no slot, and not answered, was that one. It was
+never begun, so it is sent again.
+
+Everything here can be repeated from its start: an interrupted look at a dead worker is followed by another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forkshm import _system
+from forkshm.backend import kernel
+from forkshm.errors import ChannelBrokenError, TaskTimeoutError, WorkerDiedError, WorkerStartError
+from forkshm.pool._describe import describe_task, index_of
+from forkshm.pool._oom import OomKills
+from forkshm.pool._results import Outcome
+from forkshm.pool._status import CLAIMING, FIRST_TASK, LAST_LOOK, STARTING
+from forkshm.pool._tasks import CANCELLED
+from forkshm.pool._watch import Watch
+from forkshm.region._segment import forget_abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkshm.pool._crew import Crew, Worker
+    from forkshm.pool._tasks import Outstanding, Task
+    from forkshm.pool._trace import Trace
+
+__all__ = ("Deaths",)
+
+#: Workers that may die in a row before they are through their initializer.
+_FAILED_STARTS = 3
+#: And that may die in a row, at most so many seconds apart, with no task done or failed.
+_DEATHS_FOR_NOTHING = 10
+_APART_SECONDS = 10.0
+#: A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
+_STOPPED_WITHIN_SECONDS = 0.05
+
+
+class _Death(NamedTuple):
+    worker: Worker
+    exitcode: int | None
+    #: It was ended because its task took too long.
+    was_overdue: bool
+
+
+class Deaths:
+    """Notices the deaths of workers, answers or repeats what they were at, and starts others in their place.
+
+    Args:
+        crew: The workers.
+        tasks: What they have to do.
+        task_timeout: Seconds that a task may take.
+        fail: Called with the exception when the pool cannot go on.
+    """
+
+    def __init__(
+        self, crew: Crew, tasks: Outstanding, task_timeout: float | None, fail: Callable[[BaseException], None]
+    ) -> None:
+        self._crew = crew
+        self._tasks = tasks
+        self._fail = fail
+        #: Ends those that take too long.
+        self.watch = Watch(task_timeout) if task_timeout is not None else None
+        self._oom_kills = OomKills()
+        #: An audit is to be made.
+        self.audit = False
+        # What came through the results channel was no message of ours.
+        self._is_garbled = False
+        # Deaths since the last answer: before and after the initializer, and when.
+        self._failed_starts = 0
+        self._deaths_for_nothing = 0
+        self._died_at = 0.0
+        # Slots whose worker has died and was not replaced.
+        self._vacant: dict[int, bool] = {}
+        # Workers whose death was counted.
+        self._counted: dict[int, bool] = {}
+
+    def note_answer(self) -> None:
+        """Note that something gets done."""
+        self._failed_starts = self._deaths_for_nothing = 0
+
+    def note_garbage(self) -> None:
+        """Note that a message came that is none of ours, perhaps in place of an answer.
+
+        The kernel does not say who wrote it. If it came in place of an answer, the audit
+        finds the task that is neither waiting nor being worked on.
+        """
+        if self._tasks.sent:
+            self._is_garbled = self.audit = True
+
+    def look(self) -> None:
+        """End the workers whose tasks take too long."""
+        if self.watch is not None:
+            self.watch.look(self._crew)
+
+    def bury(
+        self,
+        worker: Worker,
+        take_answers: Callable[[], object],
+        take_outbox: Callable[[bytes], None],
+        trace: Trace | None,
+    ) -> None:
+        """See to what a dead worker was at, and forget it."""
+        crew = self._crew
+        # All it sent before it died is in the queue by now, and counts.
+        take_answers()
+        state = crew.status.state(worker.slot)
+        item = crew.status.item(worker.slot)
+        # What it had answered and not sent.
+        take_outbox(crew.status.outbox(worker.slot).content())
+        if trace is not None:
+            trace.buried(worker)
+        exitcode = crew.exit_code(worker)
+        died = _Death(worker, exitcode, was_overdue=self.watch is not None and worker in self.watch.ended)
+        if state >= FIRST_TASK:
+            self._end_task(state, item, died)
+        elif state in (CLAIMING, LAST_LOOK):
+            self.audit = bool(self._tasks.sent)
+        if state < FIRST_TASK and worker.pid not in self._counted:
+            self._counted[worker.pid] = True
+            self._count_for_nothing(died, started=state != STARTING)
+        self._vacant[worker.slot] = True
+        crew.bury(worker)
+        self._counted.pop(worker.pid, None)
+        if self.watch is not None:
+            self.watch.ended.discard(worker)
+        forget_abandoned()
+
+    def replace(self, trace: Trace | None) -> None:
+        """Start workers in the place of those that died."""
+        crew = self._crew
+        for slot in list(self._vacant):
+            if not any(worker.slot == slot for worker in crew.workers):
+                try:
+                    crew.start(slot)
+                except (WorkerStartError, OSError) as error:
+                    # The others go on; with none left, nobody would ever answer.
+                    if not crew.workers:
+                        self._fail(error)
+                else:
+                    if trace is not None:
+                        trace.born(crew.workers[-1])
+            self._vacant.pop(slot, None)
+
+    def has_vacancies(self) -> bool:
+        """Return whether workers are to be replaced."""
+        return bool(self._vacant)
+
+    def _end_task(self, number: int, item: int | None, died: _Death) -> None:
+        """Fail the task that a dead worker was at, or do it again."""
+        tasks = self._tasks
+        # Of a batch, those after it were not begun.
+        tasks.send_again([n for n, other in list(tasks.sent.items()) if other.message <= number < n])
+        task = tasks.sent.get(number)
+        if task is None:
+            return
+        if task.is_cancelled:
+            tasks.answer(number, CANCELLED)
+            return
+        deaths = task.deaths + 1
+        if task.retries and not died.was_overdue:
+            task.deaths = deaths
+            tasks.send_again([number], after_death=True)
+        else:
+            tasks.answer(number, Outcome(error=self._why_failed(task, item, died, deaths)))
+
+    def _why_failed(self, task: Task, item: int | None, died: _Death, deaths: int) -> Exception:
+        what, index, pid = describe_task(task, item), index_of(task, item), died.worker.pid
+        name = died.worker.name
+        if died.was_overdue and self.watch is not None:
+            seconds = self.watch.seconds
+            return TaskTimeoutError(
+                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended",
+                task=what,
+                index=index,
+                seconds=seconds,
+                pid=pid,
+            )
+        return WorkerDiedError(
+            pid, died.exitcode, name=name, task=what, index=index, attempts=deaths, hint=self._hint(died)
+        )
+
+    def _hint(self, died: _Death) -> str | None:
+        return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
+
+    def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
+        """Give the pool up when its workers die one after the other and nothing gets done."""
+        crew = self._crew
+        now = time.perf_counter()
+        if not started:
+            self._failed_starts += 1
+            if self._failed_starts < max(_FAILED_STARTS, 2 * crew.size):
+                return
+            doing = "its initializer" if crew.has_initializer else None
+            deaths = self._failed_starts
+        else:
+            self._deaths_for_nothing = self._deaths_for_nothing + 1 if now - self._died_at < _APART_SECONDS else 1
+            self._died_at = now
+            deaths = self._deaths_for_nothing
+            if deaths < max(_DEATHS_FOR_NOTHING, 4 * crew.size):
+                return
+            doing = None
+        hint = f"{deaths} workers in a row ended so, and no more are started"
+        if (more := self._hint(died)) is not None:
+            hint += f"; {more}"
+        self._fail(WorkerDiedError(died.worker.pid, died.exitcode, name=died.worker.name, task=doing, hint=hint))
+
+    def forgive(self) -> None:
+        """Count no death so far: the last one was not the worker's fault."""
+        self._deaths_for_nothing = 0
+
+    def resolve_audit(self, take_answers: Callable[[], object]) -> bool:
+        """Find the tasks that dead workers took and did not name; False while that cannot be told."""
+        crew, tasks = self._crew, self._tasks
+        if crew.has_unread_tasks():
+            return False
+        states = [crew.status.state(worker.slot) for worker in crew.workers]
+        if CLAIMING in states or LAST_LOOK in states:
+            return False
+        crew.tasks.forget_sent()  # what was taken and is not there was taken by the dead
+        # A worker that was seen between tasks has sent its answer before that.
+        take_answers()
+        missing = [
+            number
+            for number, task in list(tasks.sent.items())
+            if not any(task.message <= state <= task.last for state in states)
+        ]
+        if self._is_garbled:  # whether they were begun is not known
+            for number in missing:
+                task = tasks.sent.get(number)
+                if task is not None:
+                    what = describe_task(task, None)
+                    reason = f"the answer to {what} is lost: a worker wrote nonsense into the pool's channel"
+                    tasks.answer(number, Outcome(error=ChannelBrokenError(reason)))
+        else:
+            tasks.send_again(missing)
+        self.audit = self._is_garbled = False
+        return True
+
+    def end_running(self, wanted: Callable[[int], Any]) -> None:
+        """End the workers that are at a task whose number is *wanted*, and nobody else's."""
+        crew = self._crew
+        for worker in list(crew.workers):
+            number = crew.status.state(worker.slot)
+            if number >= FIRST_TASK and wanted(number):
+                self._end_at(worker, number)
+
+    def _end_at(self, worker: Worker, number: int) -> None:
+        # Stopped first: it may have answered and begun the next task, which somebody wants.
+        with contextlib.suppress(ProcessLookupError):
+            kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
+            is_at_it = False
+            try:
+                is_at_it = _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number
+                if is_at_it:
+                    kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
+                    self.forgive()
+            finally:
+                if not is_at_it:
+                    kernel.signal_process(worker.sentinel, worker.pid, _system.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    deadline = time.monotonic() + _STOPPED_WITHIN_SECONDS
+    while time.monotonic() < deadline:
+        if kernel.is_stopped(pid) is not False:  # or it has ended
+            return True
+    return False

@@ -1,0 +1,60 @@
+"""What results, progress bars and traces need of the pool that they belong to, and nothing more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forkshm.pool._statistics import PoolStatistics
+    from forkshm.pool._tasks import Task
+
+__all__ = ("Answer", "Driver", "TracedPool")
+
+
+class Answer(Protocol):
+    """The answer to one task: what it returned or raised, not yet unpickled."""
+
+    def open(self) -> tuple[bool, Any]:
+        """Return (True, value) or (False, exception)."""
+        ...
+
+
+class Driver(Protocol):
+    """The parent's half of a pool."""
+
+    def drive(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Keep the pool going until *done* returns True, or *timeout* seconds; return whether it is True."""
+        ...
+
+    def open(self, answer: Answer) -> tuple[bool, Any]:
+        """Unpickle an answer, and count the time that it takes."""
+        ...
+
+    def note_unpacking(self, nanoseconds: int) -> None:
+        """Count time that unpickling answers took."""
+        ...
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Let the helper thread call *callback*."""
+        ...
+
+    def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
+        """Cancel the tasks that no worker has begun, and with *running* those that run; return the cancelled ones."""
+        ...
+
+    def statistics(self) -> PoolStatistics:
+        """Return the counters."""
+        ...
+
+
+class TracedPool(Protocol):
+    """What a trace needs of a pool."""
+
+    #: The trace that is being written, if any.
+    trace: Any
+
+    def check_accepting(self) -> None:
+        """Raise unless tasks can be submitted."""
+        ...

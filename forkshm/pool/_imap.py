@@ -1,0 +1,277 @@
+"""What `Pool.imap` and `Pool.imap_unordered` return, and who reads their input."""
+
+from __future__ import annotations
+
+import _thread
+import collections
+import contextlib
+import itertools
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from forkshm.channel import Kind
+from forkshm.errors import TaskTimeoutError
+from forkshm.pool._results import Job, Outcome, delivering
+from forkshm.pool._tasks import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._progress import Bar
+    from forkshm.pool._tasks import Function
+
+__all__ = ("IMapIterator", "IMapUnorderedIterator")
+
+T = TypeVar("T")
+
+_keys = itertools.count(1)
+#: The reader looks this often whether somebody still wants the results.
+_LOOK_SECONDS = 1.0
+
+
+class _Failure:
+    """In the place of a chunk's results: what was raised for it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class IMapIterator(Job, Generic[T]):
+    """The results of `Pool.imap`, in the order of the input; iterate or call ``next(timeout)``.
+
+    At most ``window`` chunks of the input are on their way. Input that has a length is taken by the thread that takes
+    the results. Other input may wait, even for its own results, so a thread of its own takes it, as in the
+    standard library.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        function: Function,
+        iterable: Iterable[Any],
+        chunksize: int,
+        window: int,
+        *,
+        waited_for: bool,
+    ) -> None:
+        super().__init__()
+        self.chunksize = chunksize
+        self._dispatcher = dispatcher
+        self._function = function
+        self._items = iter(iterable)
+        self._window = window
+        self._waited_for = waited_for
+        # Of the next chunk; and the task made of it, until it was submitted.
+        self._taking: list[Any] = []
+        self._submitting: Task | None = None
+        self._exhausted = False
+        self._submitted = 0
+        self._delivered = 0
+        self._taken = 0
+        self._outcomes: dict[int, Answer] = {}
+        self._values: collections.deque[T | _Failure] = collections.deque()
+        self._input_error: BaseException | None = None
+        #: Goes on as results are taken.
+        self.bar: Bar | None = None
+        # Of a thread that reads: under which the dispatcher knows it, and what opens when it is to look.
+        self._reader = 0
+        self._gate = _thread.allocate_lock()
+        # The tasks that are not answered.
+        self._open: dict[int, Task] = {}
+
+    def begin(self, *, has_length: bool) -> None:
+        """Begin to take input."""
+        if has_length:
+            self.fill(self._window)
+            return
+        self._reader = next(_keys)
+        self._dispatcher.begin_reading(self._reader)
+        arguments = weakref.ref(self), self._dispatcher, self._reader, self._gate
+        try:
+            threading.Thread(target=_read, args=arguments, name="forkshm-imap-input", daemon=True).start()
+        except RuntimeError:  # no thread is to be had
+            self._dispatcher.end_reading(self._reader)
+            self._reader = 0
+            self.fill(self._window)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def fill(self, window: int | None = None) -> None:
+        """Take input until the window is full, or without bound. Not where a thread does."""
+        while not self._reader and not self._exhausted and (window is None or self._submitted - self._taken < window):
+            self.take_input()
+
+    def has_room(self) -> bool:
+        """Return whether more input is to be taken now."""
+        return not self._exhausted and self._submitted - self._taken < self._window
+
+    def take_input(self) -> None:
+        """Take one chunk of the input, and submit it. A call that is interrupted is gone on with by the next."""
+        try:
+            if self._submitting is None:
+                taking = self._taking
+                if len(taking) < self.chunksize:
+                    # Taken and kept in one C call, as far as the input is not Python code itself.
+                    taking.extend(itertools.islice(self._items, self.chunksize - len(taking)))
+                if not taking:
+                    self._exhausted = True
+                    return
+                position, retries = self._submitted, self._dispatcher.retries
+                task = Task(Kind.MAP, self._function, taking, self, position, retries=retries)
+                fresh: list[Any] = []
+                # No call between these.
+                self._submitting = self._open[position] = task
+                self._taking = fresh
+            self._submit(self._submitting)
+        except Exception as error:
+            # As in the standard library, the consumer sees it at its place in the order.
+            self._input_error = error
+            self._exhausted = True
+
+    def _submit(self, task: Task) -> None:
+        dispatcher = self._dispatcher
+        dispatcher.check_accepting(self._reader)
+        try:
+            if not task.is_delivered and not dispatcher.knows(task):
+                dispatcher.submit([task], waited_for=self._waited_for, reader=self._reader)
+        except Exception as error:  # what cannot be pickled fails at its place; the others go on
+            self.deliver(task, Outcome(error=error))
+        # No call between these.
+        self._submitted += 1
+        self._submitting = None
+
+    def cancel(self) -> None:
+        """Take no more input, and let no task begin that has not begun."""
+        self._exhausted = True
+        self._open_gate()
+        self._dispatcher.cancel(list(self._open.values()))
+
+    def deliver(self, task: Task, answer: Answer) -> None:
+        position = task.position
+        with delivering:
+            if not task.is_delivered:
+                self._outcomes[position] = answer
+                self._delivered += 1
+                task.is_delivered = True
+        self._open.pop(position, None)
+        if self.is_done():
+            self.keeps = None
+
+    def is_done(self) -> bool:
+        """Return whether all input was taken and answered."""
+        return self._exhausted and self._delivered == self._submitted
+
+    def _next_position(self) -> int:
+        """Return the position of the result to be handed out next, or -1 when it is not there."""
+        return self._taken if self._taken in self._outcomes else -1
+
+    def _may_go_on(self) -> bool:
+        return self._next_position() >= 0 or (self._exhausted and self._taken == self._submitted)
+
+    def next(self, timeout: float | None = None) -> T:
+        """Return the next result.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits for as long as it takes.
+
+        Raises:
+            StopIteration: There are no more.
+            TaskTimeoutError: It did not come in time; the task goes on, call again.
+            Exception: What the function raised for this item. Later items can still be had.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self._values:
+                self._next_chunk(timeout, deadline)
+            if self.bar is not None and self._values:
+                self.bar.update(self.chunksize if isinstance(self._values[0], _Failure) else 1)
+            # Looked at and taken out with no call in between: an interrupt loses none.
+            with delivering:
+                if self._values:
+                    value = self._values[0]
+                    del self._values[0]
+                    break
+        if isinstance(value, _Failure):
+            raise value.error.with_traceback(None)
+        return value
+
+    def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:
+        """Wait for the next chunk of results, and unpickle it."""
+        while not self._values:
+            self.fill(self._window)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._may_go_on() and not self._dispatcher.drive(self._may_go_on, timeout=left):
+                raise TaskTimeoutError(f"no result within {timeout} seconds; the task goes on")
+            position = self._next_position()
+            if position < 0:
+                if self._input_error is not None:
+                    error, self._input_error = self._input_error, None
+                    raise error
+                if self.bar is not None:
+                    self.bar.close()
+                raise StopIteration
+            answer = self._outcomes.get(position)
+            if answer is None:
+                continue  # another thread took it
+            success, value = self._dispatcher.open(answer)
+            del answer
+            values: collections.deque[Any] = collections.deque(value if success else (_Failure(value),))
+            more: collections.deque[Any] | None = None
+            with delivering:
+                # No call in the block: the results of a chunk are handed out once.
+                if position in self._outcomes:
+                    del self._outcomes[position]
+                    self._taken += 1
+                    if self._values:
+                        more = values
+                    else:
+                        self._values = values
+            if more is not None:
+                self._values.extend(more)
+            if self._reader:
+                self._open_gate()
+        self.fill(self._window)
+
+    def __next__(self) -> T:
+        return self.next()
+
+    def _open_gate(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is open
+            self._gate.release()
+
+    def __del__(self) -> None:
+        # The thread that reads ends. The names of this module may be gone by now.
+        try:
+            self._gate.release()
+        except (RuntimeError, AttributeError):
+            pass
+
+
+# Runs in a thread of its own, so no signal handler interrupts it.
+def _read(job: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
+    """Take the input of an iterator that somebody still has."""
+    try:
+        while (wanted := job()) is not None and not wanted._exhausted:
+            if wanted.has_room():
+                wanted.take_input()
+                continue
+            del wanted
+            gate.acquire(True, _LOOK_SECONDS)
+        if wanted is not None:
+            dispatcher.nudge()
+    finally:
+        dispatcher.end_reading(key)
+
+
+class IMapUnorderedIterator(IMapIterator[T]):
+    """The results of `Pool.imap_unordered`, as they come."""
+
+    def _next_position(self) -> int:
+        for position in self._outcomes:
+            return position
+        return -1

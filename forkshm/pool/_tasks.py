@@ -1,0 +1,364 @@
+"""Tasks, what several of them have in common, and where each unanswered one is.
+
+A task waits, is in a batch that is being pickled and sent, was sent, or was answered. Every move from one
+place to the next is one C call, or stores with no call between them, so an interrupt finds each task in one
+place. See ARCHITECTURE.md, "Interruptions".
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
+from forkshm.channel import Kind
+from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name, still_by_name
+from forkshm.pool._describe import name_of
+from forkshm.pool._status import FIRST_TASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from forkshm.pickler import Known
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._results import Job
+
+__all__ = ("CANCELLED", "Batch", "Function", "Outstanding", "Packer", "Task")
+
+_NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+# Arguments of a call without arguments that `itertools.starmap` makes once.
+_ONCE: tuple[tuple[()], ...] = ((),)
+
+
+class _Cancelled:
+    """The answer to a task that is not going to be done because nobody wants it."""
+
+    def open(self) -> tuple[bool, Any]:
+        """Return (False, exception)."""
+        return False, concurrent.futures.CancelledError()
+
+
+CANCELLED = _Cancelled()
+
+
+class Packer:
+    """Pickles what the tasks of a pool run.
+
+    Args:
+        known: What of ``__main__`` the workers have, and so crosses by name.
+    """
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self._groups = itertools.count(1)
+        # Parcels of functions that cross by name never change, so they are made once.
+        # None stands for one that crosses by value.
+        self._by_name: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
+
+    def new_group(self) -> int:
+        """Return a number for tasks that share a function parcel."""
+        return next(self._groups)
+
+    def by_name(self, function: Callable[..., Any]) -> Parcel | None:
+        """Return the parcel of a function that crosses by name, which is kept here; None for any other."""
+        try:
+            if function not in self._by_name:
+                self._by_name[function] = pack_by_name(function, self.known)
+            parcel = self._by_name[function]
+            return parcel if parcel is None or still_by_name(function, self.known) else None
+        except TypeError:  # not hashable, or without weak references
+            return None
+
+    def pack(self, function: Callable[..., Any], *, for_many: bool) -> Parcel:
+        """Return the parcel of a function."""
+        parcel = self.by_name(function)
+        return pack(function, for_many=for_many, known=self.known) if parcel is None else parcel
+
+
+class Function:
+    """What the tasks of one call run: pickled once, sent with each.
+
+    Its memory is let go of with the last task that has it.
+    """
+
+    def __init__(
+        self,
+        packer: Packer,
+        function: Callable[..., Any],
+        *,
+        for_many: bool,
+        repeated: frozenset[int] = frozenset(),
+    ) -> None:
+        self._packer = packer
+        self.function = function
+        #: Not 0 when several tasks share the parcel.
+        self.group = packer.new_group() if for_many else 0
+        self._parcel: Parcel | None = None
+        # The ids of arguments that several tasks have in common, and the copies of those.
+        self._repeated = repeated
+        self.repeats = Repeats() if repeated else None
+        self._called_at = call_site() if ledger.watches else "a call made before the block"
+
+    def arguments_of(self, task: Task) -> Any:
+        """Return the arguments to be pickled for a task."""
+        if not self._repeated:
+            return task.arguments
+        return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
+
+    def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """What is packed and received in this context was *what* the function, if somebody watches."""
+        if not ledger.watches:
+            return _NOBODY
+        return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
+
+    def parcel(self) -> Parcel:
+        """Return the parcel; made on first use."""
+        parcel = self._parcel
+        if parcel is None:
+            try:
+                parcel = self._parcel = self._packer.pack(self.function, for_many=self.group != 0)
+            except Exception as error:
+                explain(error, {"func": self.function}, self._packer.known)
+                raise
+        return parcel
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """One message to be answered by one message."""
+
+    kind: Kind
+    function: Function
+    #: (args, kwargs) of a call, or the items of a chunk.
+    arguments: Any
+    job: Job
+    #: Which part of the job it answers.
+    position: int
+    #: Whether it may go in one message with others.
+    batched: bool = False
+    parcel: Parcel | None = None
+    #: How often it is done again when its worker dies. Its parcel is kept for that.
+    retries: int = 0
+    #: Workers that have died of it.
+    deaths: int = 0
+    #: Bytes copied for its message.
+    copied: int = 0
+    #: Since it was sent: its own number, and the numbers of the first and the last task of its message.
+    number: int = 0
+    message: int = 0
+    last: int = 0
+    #: Nobody wants it; it is not begun any more.
+    is_cancelled: bool = False
+    #: Its job has the answer.
+    is_delivered: bool = False
+
+    def close(self) -> None:
+        """Let go of what is held for sending it."""
+        parcel, self.parcel = self.parcel, None
+        if parcel is not None:
+            parcel.close()
+
+
+class Batch(list[Task]):
+    """Tasks that are being pickled and sent in one message."""
+
+    def __init__(self, key: int) -> None:
+        super().__init__()
+        self.key = key
+        #: The numbers that they were entered under before the message was sent.
+        self.numbers = range(0)
+        #: Has an item once the message is in the kernel's queue.
+        self.sent: list[int] = []
+        #: The thread that pickles and sends it was interrupted, and does so no more.
+        self.is_abandoned = False
+
+
+class Outstanding:
+    """The tasks of a pool that are not answered, and where each of them is.
+
+    Args:
+        sent: Where those are that were sent, by their numbers.
+    """
+
+    def __init__(self, sent: dict[int, Task]) -> None:
+        #: Not sent yet, in their order.
+        self.waiting: collections.deque[Task] = collections.deque()
+        #: To be sent again, before all others; by the number they had.
+        self.again: dict[int, Task] = {}
+        #: Being sent.
+        self.batches: dict[int, Batch] = {}
+        self.sent = sent
+        #: Bytes that were copied for those.
+        self.sent_bytes = 0
+        #: Messages by the number of their first task, and how many of theirs are unanswered.
+        self.messages: dict[int, int] = {}
+        #: Answered, and not handed to their jobs yet.
+        self.answered: dict[int, tuple[Task, Answer]] = {}
+        self._next = FIRST_TASK
+        self._keys = itertools.count(1)
+
+    def is_empty(self) -> bool:
+        """Whether everything was answered and handed out."""
+        return not (self.sent or self.waiting or self.again or self.batches or self.answered)
+
+    def knows(self, task: Task) -> bool:
+        """Return whether a task is in one of the places."""
+        if self.sent.get(task.number) is task or task in self.waiting or task in list(self.again.values()):
+            return True
+        answered = any(task is other for other, _ in list(self.answered.values()))
+        return answered or any(task in batch for batch in list(self.batches.values()))
+
+    def has_unsent(self) -> bool:
+        """Whether something was not sent yet."""
+        return bool(self.waiting or self.again)
+
+    def new_batch(self) -> Batch:
+        """Return an empty batch, which is known from now on."""
+        batch = Batch(next(self._keys))
+        self.batches[batch.key] = batch
+        return batch
+
+    def take(self, batch: Batch) -> bool:
+        """Move the next task to be sent into a batch; False when there is none."""
+        while True:
+            for number in self.again:
+                with contextlib.suppress(KeyError):
+                    batch.extend(map(self.again.pop, (number,)))
+                break  # one at a time
+            else:
+                with contextlib.suppress(IndexError):
+                    batch.extend(itertools.starmap(self.waiting.popleft, _ONCE))
+            if not batch or not batch[0].is_cancelled:
+                return bool(batch)
+            self.answered[-next(self._keys)] = batch[0], CANCELLED
+            batch.clear()
+
+    def drop_cancelled(self) -> None:
+        """Answer the cancelled tasks that wait before all others."""
+        while self.waiting and self.waiting[0].is_cancelled:
+            batch = self.new_batch()
+            try:
+                self.take(batch)
+            finally:
+                self.give_back(batch)
+
+    def take_more(self, batch: Batch, limit: int) -> None:
+        """Move tasks of the same function into a batch, up to *limit*."""
+        function, waiting = batch[0].function, self.waiting
+        while len(batch) < limit and waiting:
+            following = waiting[0]
+            if following.function is not function or not following.batched or following.is_cancelled:
+                break
+            with contextlib.suppress(IndexError):
+                batch.extend(itertools.starmap(waiting.popleft, _ONCE))
+
+    def give_back(self, batch: Batch) -> None:
+        """Let a batch that was not sent wait again, in its place. Can be repeated."""
+        self.leave(batch)
+        # One C call takes them out of the one and puts them into the other.
+        self.waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch))))
+        self.batches.pop(batch.key, None)
+
+    def enter(self, batch: Batch) -> int:
+        """Note that a batch is going to be sent; return the number of its first task."""
+        first, count = self._next, len(batch)
+        self._next = first + count
+        batch.numbers = range(first, first + count)
+        for number, task in zip(batch.numbers, batch, strict=True):
+            task.number, task.message, task.last = number, first, first + count - 1
+        copied, entries = batch[0].copied, dict(zip(batch.numbers, batch, strict=True))
+        self.messages[first] = count
+        self.sent.update(entries)
+        self.sent_bytes += copied
+        return first
+
+    def leave(self, batch: Batch) -> None:
+        """Undo `enter`. Can be repeated."""
+        for number in batch.numbers:
+            self.take_sent(number)
+
+    def sent_off(self, batch: Batch) -> None:
+        """Have done with a batch that was sent."""
+        self.batches.pop(batch.key, None)
+
+    def take_sent(self, number: int) -> None:
+        """Forget a task that was sent; the caller has it."""
+        sent, messages = self.sent, self.messages
+        # No call up to the end.
+        if number in sent:
+            task = sent[number]
+            message = task.message
+            del sent[number]
+            self.sent_bytes -= task.copied
+            if message in messages:
+                if messages[message] == 1:
+                    del messages[message]
+                else:
+                    messages[message] -= 1
+
+    def answer(self, number: int, answer: Answer) -> Task | None:
+        """Note the answer to a task that was sent, and return it; None if it was answered before, or never sent."""
+        sent, messages, answered = self.sent, self.messages, self.answered
+        task = sent.get(number)
+        if task is None:
+            return None
+        message, entry = task.message, (task, answer)
+        # No call up to the end: it is sent or answered at every moment.
+        if number not in sent:
+            return None
+        del sent[number]
+        self.sent_bytes -= task.copied
+        if message in messages:
+            if messages[message] == 1:
+                del messages[message]
+            else:
+                messages[message] -= 1
+        answered[number] = entry
+        return task
+
+    def answer_unsent(self, task: Task, answer: Answer) -> None:
+        """Note the answer to a task that is in no other place."""
+        # Numbers of those that were sent are positive.
+        self.answered[-next(self._keys)] = task, answer
+
+    def send_again(self, numbers: Iterable[int], *, after_death: bool = False) -> None:
+        """Let tasks that were sent wait to be sent again, in the order of their numbers."""
+        sent, messages, again = self.sent, self.messages, self.again
+        for number in sorted(numbers):
+            task = sent.get(number)
+            if task is None:
+                continue
+            message = task.message
+            # No call up to the end of the loop.
+            if number in sent:
+                del sent[number]
+                self.sent_bytes -= task.copied
+                if message in messages:
+                    if messages[message] == 1:
+                        del messages[message]
+                    else:
+                        messages[message] -= 1
+                if after_death:
+                    task.retries -= 1
+                again[number] = task
+
+    def deliver(self) -> bool:
+        """Hand answers to their jobs; return whether there were any."""
+        answered = self.answered
+        any_there = bool(answered)
+        while answered:
+            try:
+                number = next(iter(answered))
+                task, answer = answered[number]
+            except (StopIteration, KeyError, RuntimeError):  # another thread does the same
+                continue
+            task.close()
+            if not task.is_delivered:
+                task.job.deliver(task, answer)
+            answered.pop(number, None)
+        return any_there
