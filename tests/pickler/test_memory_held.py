@@ -210,6 +210,7 @@ def test_kept_results_hold_little(born_shared):
         kept = [pool.apply(head, (big,)) for _ in range(20)] + [pool.apply(make_and_cut) for _ in range(20)]
         kept += [pool.apply(one_of_many, (arrays(100, 100_000),))[0] for _ in range(5)]
         kept += [pool.apply(dict, ({"a": big, "b": big[:3000]},))["b"] for _ in range(1)]
+        gc.collect()
         assert sum(claim.size for claim in forkshm.region._segment._claims.values()) < 40 * MIB
     queue = forkshm.Queue()
     queue.put({"a": arrays(100, 100_000)})
