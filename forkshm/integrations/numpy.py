@@ -622,7 +622,7 @@ def rebuild_masked(
     kind: Any, elements: np.ndarray[Any, Any], mask: Any, fill_value: Any, hard: bool, state: dict[str, Any]
 ) -> Any:
     """Return the masked array whose elements and mask arrived."""
-    made = elements.view(kind)
+    made: Any = elements.view(kind)
     if mask is not None:
         made._mask = mask
     made._fill_value = fill_value

@@ -24,7 +24,7 @@ _NO_FILE = "<dynamic-code>"
 #: Longer sources stay where they are.
 _LONGEST_SOURCE = 256 * 1024
 
-_reduce_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
+_reduce_code: Any = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 
 def global_names(function: types.FunctionType) -> list[str]:

@@ -48,7 +48,7 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
         return NotImplemented
     # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
-    parts = builtin.__reduce__(error)
+    parts: Any = builtin.__reduce__(error)
     state = dict(parts[2]) if isinstance(parts, tuple) and len(parts) > 2 and isinstance(parts[2], dict) else {}
     for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
         with contextlib.suppress(AttributeError):

@@ -52,6 +52,13 @@ class _AtFork(dict[int, Any]):
         self.pid = os.getpid()
 
 
+class _AfterImport(_AtFork):
+    """What a process has that imported ``__main__`` anew; what other names are there, nobody knows."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        super().__init__({name: thing for name, thing in names.items() if isinstance(thing, named_kinds)})
+
+
 #: Values that are kept as they are: they are small, and what replaces one often has its address.
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), ModuleType, weakref.ref)
 _LONGEST_ATOM = 1024
@@ -124,9 +131,7 @@ def known_after_import() -> Known:
     if main is None or path is None or hasattr(sys, "ps1"):
         return NOTHING_KNOWN
     names = _defined_in(path)
-    return {
-        id(thing): thing for name, thing in list(vars(main).items()) if name in names and isinstance(thing, named_kinds)
-    }
+    return _AfterImport({name: thing for name, thing in list(vars(main).items()) if name in names})
 
 
 @functools.lru_cache(maxsize=4)
@@ -165,6 +170,13 @@ def is_known(thing: Any, known: Known) -> bool:
 _MISSING = object()
 
 
+def _was_bound_anew(name: str, value: Any, known: _AtFork) -> bool:
+    then = known.names.get(name, _MISSING)
+    if then is _MISSING and isinstance(known, _AfterImport):
+        return False
+    return not _is_same(then, value)
+
+
 def is_unchanged(function: FunctionType, known: Known) -> bool:
     """Return whether a function that crosses by name uses the same globals there as it does here.
 
@@ -181,7 +193,7 @@ def is_unchanged(function: FunctionType, known: Known) -> bool:
             value = main.get(name, _MISSING)
             if value is _MISSING:
                 continue
-            if not _is_same(known.names.get(name, _MISSING), value):
+            if _was_bound_anew(name, value, known):
                 return False
             if type(value) is FunctionType and value.__module__ == "__main__" and value not in functions:
                 functions.append(value)
@@ -194,7 +206,7 @@ def changed_globals(known: Known) -> Callable[[str, Any], bool]:
         return lambda *_: True
 
     def is_changed(name: str, value: Any) -> bool:
-        if not _is_same(known.names.get(name, _MISSING), value):
+        if _was_bound_anew(name, value, known):
             return True
         return type(value) is FunctionType and value.__module__ == "__main__" and not is_unchanged(value, known)
 

@@ -155,11 +155,14 @@ def _refuse(thing: Any) -> Any:
     )
 
 
+_OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with reducers of ours in front."""
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
-        {io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+        {io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code}, _OF_CLOUDPICKLE
     )
     known: Known = NOTHING_KNOWN
     collector: Collector
@@ -201,7 +204,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _with_changed_globals(self, function: FunctionType) -> Any:
         # By value, with the globals that were bound anew; for the others it looks where it would by its name.
-        parts = super().reducer_override(function)
+        parts: Any = super().reducer_override(function)
         is_changed = changed_globals(self.known)
         state = parts[2][1]
         sent = {

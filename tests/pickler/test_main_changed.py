@@ -81,6 +81,31 @@ def test_a_global_that_was_set_since_the_fork_is_what_the_function_sees():
     """) == ["5.0 6.0", "7.0 8.0 [3.5, 7.0]", "5.0", "105.0", "-2"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_class_that_was_bound_anew_is_known_to_workers_that_import_the_program(tmp_path, method):
+    path = tmp_path / "program.py"
+    path.write_text(
+        textwrap.dedent(f"""
+        import forkshm
+        class Shape:
+            version = 1
+        limit = 5
+        def inspect(x):
+            return isinstance(x, Shape), x.version, limit
+        if __name__ == "__main__":
+            limit = 7  # not known: the workers have what the program says
+            with forkshm.get_context({method!r}).Pool(1) as pool:
+                print(pool.apply(inspect, (Shape(),)))
+                class Shape:
+                    version = 2
+                print(pool.apply(inspect, (Shape(),)))
+        """)
+    )
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split("\n")[:-1] == ["(True, 1, 5)", "(True, 2, 5)"], done.stderr
+
+
 def test_what_an_initializer_sets_is_seen_all_the_same():
     assert run("""
         import forkshm
