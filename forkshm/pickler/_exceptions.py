@@ -48,12 +48,12 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
         return NotImplemented
     # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
-    parts: Any = builtin.__reduce__(error)
-    state = dict(parts[2]) if isinstance(parts, tuple) and len(parts) > 2 and isinstance(parts[2], dict) else {}
+    reduced: Any = builtin.__reduce__(error)
+    state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
     for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
         with contextlib.suppress(AttributeError):
             state[name] = getattr(error, name)
-    made_of = parts[1] if isinstance(parts, tuple) and isinstance(parts[1], tuple) else error.args
+    made_of = reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
     links = _linked(error, chain)
     pickled = _pickled(chain, dump) if dump is not None else []
     return rebuild_exception, (kind, made_of, error.args, state, pickled, links)
