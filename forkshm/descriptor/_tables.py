@@ -46,6 +46,7 @@ __all__ = (
     "read_head",
     "read_one_region",
     "read_tables",
+    "size_of_tables",
     "write",
     "write_one_region",
     "write_plain",
@@ -175,6 +176,11 @@ def body_tables(
     parts += [_SPAN.pack(*span) for span in spans]
     parts += [_IDENTITY.pack(*identity) for identity in identities]
     return b"".join(parts)
+
+
+def size_of_tables(regions: int, spans: int, identities: int) -> int:
+    """Return how long the wire form of tables with so many entries is."""
+    return regions * _REGION.size + spans * _SPAN.size + identities * _IDENTITY.size
 
 
 def write(head: Head) -> bytes:

@@ -386,7 +386,7 @@ class Collector:
                 continue
             for address, length, span, for_reading in members:
                 self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
-        groups = _grouped(large) if alone else []
+        groups = _grouped(large) if alone and large else []
         if len(groups) == 1 and not start and not groups[0].is_for_reading:
             groups = []  # the parcel's own block does as well
         if groups:

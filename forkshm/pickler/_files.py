@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import mmap
 import pickle
-import sys
 from typing import Any
 
 from forkshm.backend import kernel
@@ -97,13 +96,17 @@ def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
     try:
         return mmap.mmap(fd, length, access=access, offset=offset)
     except OSError as error:
-        if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY or sys.platform != "linux":
+        if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY:
             raise
     # Larger than memory, of which the kernel would set aside as much as could be written to: here it will be little.
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    return mmap.mmap(fd, length, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=protection, offset=offset)
+    make: Any = mmap.mmap
+    made: mmap.mmap = make(
+        fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset
+    )
+    return made
 
 
+_MAP_PRIVATE, _PROT_READ, _PROT_WRITE = 0x02, 0x01, 0x02
 #: Of mmap(2); Python has no name for it before 3.12.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 

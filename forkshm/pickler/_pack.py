@@ -20,6 +20,7 @@ from forkshm.descriptor._tables import (
     BlockRef,
     Head,
     body_tables,
+    size_of_tables,
     write,
     write_one_region,
     write_plain,
@@ -162,7 +163,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """cloudpickle's C pickler, with reducers of ours in front."""
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
-        {io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code}, _OF_CLOUDPICKLE
+        # As many maps as cloudpickle's own: each that has not what is looked for costs an exception.
+        {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
+        *_OF_CLOUDPICKLE.maps[1:],
     )
     known: Known = NOTHING_KNOWN
     collector: Collector
@@ -298,7 +301,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     sink = _Sink()
     collector = Collector(repeats)
     try:
-        if kinds is None or not _CONTAINERS.isdisjoint(kinds) or len(parts) >= MIN_BUNDLE:
+        if kinds is None or len(parts) >= MIN_BUNDLE or (not _CONTAINERS.isdisjoint(kinds) and _has_many(parts)):
             bundled = _bundled(thing, parts)
             if bundled is True:
                 in_stream = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL)
@@ -353,6 +356,18 @@ def _are_simple(parts: Sequence[Any]) -> bool:
 _MANY = 1000
 
 _CONTAINERS = frozenset({list, tuple, dict})
+
+
+def _has_many(parts: Sequence[Any]) -> bool:
+    """Return whether a part, or an argument by name, is a container of many."""
+    for part in parts:
+        kind = type(part)
+        if kind in _CONTAINERS:
+            if len(part) >= MIN_BUNDLE:
+                return True
+            if part and kind is dict and _has_many([value for value in part.values() if type(value) in _CONTAINERS]):
+                return True
+    return False
 
 
 def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
@@ -453,11 +468,13 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
 
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+    before = collector.mark()
     try:
         return _assembled(sink, collector, for_many=for_many, alone=True)
     except OSError as error:
         if error.errno not in _NO_FDS or not collector.copies:
             raise
+    collector.back_to(before)
     # The limit on open files is near: one block for all copies, and one fd.
     return _assembled(sink, collector, for_many=for_many, alone=False)
 
@@ -466,23 +483,20 @@ _NO_FDS = (errno.EMFILE, errno.ENFILE)
 
 
 def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Parcel:
-    before = collector.mark()
     # Head and tables have the same length whatever stands in them; each group of copies is one more region.
-    tables_size = len(body_tables(collector.refs, collector.spans, collector.places, collector.identities))
+    identities = collector.identities
+    tables_size = size_of_tables(len(collector.refs), len(collector.spans), len(identities))
     body_size = tables_size + sink.size
-    body_in_block = body_size - IDENTITY_SIZE * len(collector.identities) > INLINE_LIMIT
+    body_in_block = body_size - IDENTITY_SIZE * len(identities) > INLINE_LIMIT
     copies = collector.place(
         round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block, alone=alone
     )
     groups, fds, leases, block_ref = copies.groups, collector.fds, collector.leases, None
     if groups:
-        try:
-            for group in groups:
-                _copy_group(group, collector, for_many=for_many)
-        except BaseException:
-            collector.back_to(before)
-            raise
-        more = len(body_tables(collector.refs, collector.spans, collector.places, collector.identities)) - tables_size
+        for group in groups:
+            _copy_group(group, collector, for_many=for_many)
+        identities = collector.identities
+        more = size_of_tables(len(collector.refs), len(collector.spans), len(identities)) - tables_size
         body_size += more
         if body_in_block:
             copies = copies._replace(
@@ -490,7 +504,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
                 block_size=copies.block_size + round_up(more, ALIGNMENT),
             )
             collector.move_block(round_up(more, ALIGNMENT))
-    body = [body_tables(collector.refs, collector.spans, collector.places, collector.identities), *sink.pieces]
+    body = [body_tables(collector.refs, collector.spans, collector.places, identities), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
         for address, nbytes, where in copies.inline:
@@ -525,7 +539,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
             body_size=body_size,
             inline=copies.inline_size,
             files=len(collector.fds),
-            identities=bool(collector.identities),
+            identities=bool(identities),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
