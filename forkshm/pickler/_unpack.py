@@ -111,14 +111,17 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows: list[Any] = []
-        for ref, place in zip(tables.regions, tables.places, strict=True):
-            if place < len(mine):
-                windows.append(_memory_of(mine[place], *ref))
-            elif (here := _memory_here(tables.identities[place], *ref)) is not None:
-                windows.append(here)
-            else:
+        # First what came without an fd: where that is not here, nothing need be mapped.
+        here: dict[int, Any] = {}
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+            if place >= len(mine) and (found := _memory_here(tables.identities[place], *ref)) is not None:
+                here[index] = found
+            elif place >= len(mine):
                 raise _gone(head.fds, arrived)
+        windows = [
+            here[index] if index in here else _memory_of(mine[place], *ref)
+            for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
+        ]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
