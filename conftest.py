@@ -15,6 +15,9 @@ if sys.platform != "win32":
     collect_ignore_glob = ["forkshm/backend/_win*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
+for library in ("pandas", "pyarrow"):
+    if find_spec(library) is None:
+        collect_ignore.append(f"forkshm/integrations/{library}.py")
 
 
 def pytest_collection_finish(session):

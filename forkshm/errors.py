@@ -9,8 +9,10 @@ library or the kernel would have raised, so that ``except`` clauses written for
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal as _signal
+import traceback
 from typing import Any
 
 from forkshm._multiprocess import BufferTooShort as _MultiprocessBufferTooShort
@@ -446,3 +448,16 @@ def signal_name(exitcode: int | None) -> str | None:
         return _signal.Signals(-exitcode).name
     except ValueError:  # Windows has no SIGKILL, and forkshm ends processes there as if it had
         return "SIGKILL" if exitcode == -9 else f"signal {-exitcode}"
+
+
+_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+
+
+def remote_text(error: BaseException) -> str:
+    """Return the traceback of *error* as text, from the first frame on that is not forkshm's own."""
+    first = error.__traceback__
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_LIBRARY):
+        first = first.tb_next
+    if first is None:  # it was raised by forkshm itself
+        first = error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, first))

@@ -137,10 +137,13 @@ class Custom(Exception):
 
 
 class Unbuildable(Exception):
-    """An exception that does not survive pickling: its arguments are not its constructor's."""
+    """An exception that does not survive pickling: its own way of doing it is wrong."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
+
+    def __reduce__(self):
+        return type(self), (1,)
 
 
 def raise_custom():

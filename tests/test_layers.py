@@ -128,10 +128,20 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
             },
         ),
         ("multiprocess", {"_multiprocess.py"}),
-        ("numpy", {"integrations/numpy.py", "integrations/_numpy_memory.py", "integrations/torch.py"}),
+        (
+            "numpy",
+            {
+                "integrations/numpy.py",
+                "integrations/_numpy_bundles.py",
+                "integrations/pandas.py",
+                "integrations/_numpy_memory.py",
+                "integrations/torch.py",
+            },
+        ),
         ("torch", {"integrations/torch.py"}),
-        ("pandas", set()),
-        ("cloudpickle", {"pickler/_pack.py"}),
+        ("pandas", {"integrations/pandas.py"}),
+        ("pyarrow", {"integrations/pyarrow.py"}),
+        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_one_place(library, allowed):

@@ -7,7 +7,7 @@ import contextlib
 import enum
 import errno
 import os
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from forkshm.errors import UnsupportedError
 
@@ -58,6 +58,21 @@ class Advice(str, enum.Enum):
 
 #: The kernel's own name for a memory object, device and inode: unique while the object lives.
 Identity: TypeAlias = tuple[int, int]
+
+
+class MappedFile(NamedTuple):
+    """A range of addresses at which a file is mapped."""
+
+    start: int
+    end: int
+    #: Where in the file the range starts.
+    offset: int
+    #: What the kernel calls the file here: on some file systems not what ``fstat`` says.
+    identity: tuple[int, int, int]
+    writable: bool
+    #: Whether others who map the file see what is written; else it stays in this process.
+    shared: bool
+    path: str
 
 
 class HasFileno(Protocol):
@@ -493,6 +508,17 @@ class Backend(abc.ABC):
         Raises:
             OSError: The kernel does not tell.
         """
+
+    def mapped_file(self, address: int) -> MappedFile | None:
+        """Return which file lies at an address; None if none does, or the kernel does not tell."""
+        return None
+
+    def open_mapped(self, file: MappedFile) -> int | None:
+        """Return a new fd of the file that lies at an address, whatever became of its name; None if there is no way.
+
+        It may be written to if the mapping writes to the file.
+        """
+        return None
 
     @abc.abstractmethod
     def unmap(self, address: int, size: int) -> None:

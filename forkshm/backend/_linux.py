@@ -12,12 +12,13 @@ import secrets
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _groups, _syscalls
-from forkshm.backend._interface import Access, Advice, HasFileno, Identity
+from forkshm.backend import _groups, _memory, _syscalls
+from forkshm.backend._interface import Access, Advice, HasFileno, Identity, MappedFile
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
@@ -178,6 +179,45 @@ class LinuxBackend(Unix):
             os.close(fd)
         return runs
 
+    def mapped_file(self, address: int) -> MappedFile | None:
+        found = _query_map(address) if _can_query else None
+        if found is None:
+            found = _read_map(address)
+        if found is None or not found.identity[2] or found.path.startswith(_ANONYMOUS):
+            return None
+        return found
+
+    def open_mapped(self, file: MappedFile) -> int | None:
+        flags = (os.O_RDWR if file.shared and file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        with contextlib.suppress(OSError):  # only root may
+            return os.open(f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
+        with contextlib.suppress(OSError):
+            fd = os.open(file.path, flags)
+            if self._is_mapped_file(fd, file):
+                return fd
+            os.close(fd)
+        # It has another name by now, or none. Whoever mapped it may have it open.
+        for entry in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                there = int(entry)
+                status = os.fstat(there)
+                if not stat.S_ISREG(status.st_mode) or not self._is_mapped_file(there, file):
+                    continue
+                return os.open(f"/proc/self/fd/{there}", flags)
+        return None
+
+    def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
+        """Whether an fd is of that file: a page of it is mapped, because only of mappings the kernel says the same."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return False
+        address = self.map(fd, self.page_size, Access.READ)
+        try:
+            found = self.mapped_file(address)
+        finally:
+            self.unmap(address, self.page_size)
+        return found is not None and found.identity == file.identity
+
     def discard(self, address: int, size: int) -> None:
         # MADV_REMOVE punches a hole in the object itself: the pages are gone for every
         # process that maps it. MADV_DONTNEED would only drop our own page table.
@@ -317,6 +357,51 @@ class LinuxBackend(Unix):
         if gone:  # the parent died before we were armed
             os.kill(os.getpid(), signal.SIGKILL)
         return own
+
+
+# struct procmap_query of <linux/fs.h>, and PROCMAP_QUERY, since Linux 6.11.
+_MAP_QUERY = struct.Struct("QQQ QQQQQQ II II QQ")
+_PROCMAP_QUERY = 0xC0686611
+_VMA_WRITABLE, _VMA_SHARED = 0x02, 0x08
+#: What shared memory without a file is called here; only root could open it.
+_ANONYMOUS = "/dev/zero"
+_can_query = [True]
+_LONGEST_PATH = 4096
+
+
+def _query_map(address: int) -> MappedFile | None:
+    """Ask for the mapping at an address, in microseconds; None if the kernel has no such call."""
+    name = bytearray(_LONGEST_PATH)
+    query = bytearray(
+        _MAP_QUERY.pack(_MAP_QUERY.size, 0, address, *[0] * 6, 0, 0, _LONGEST_PATH, 0, _memory.address_of(name), 0)
+    )
+    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(maps, _PROCMAP_QUERY, query)
+    except OSError as error:
+        if error.errno == errno.ENOTTY:
+            _can_query.clear()
+        return None
+    finally:
+        os.close(maps)
+    fields = _MAP_QUERY.unpack(query)
+    start, end, flags, _, offset, inode, major, minor, length = fields[3:12]
+    identity = major, minor, inode
+    path = os.fsdecode(bytes(name[: max(length - 1, 0)]))
+    return MappedFile(start, end, offset, identity, bool(flags & _VMA_WRITABLE), bool(flags & _VMA_SHARED), path)
+
+
+def _read_map(address: int) -> MappedFile | None:
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:
+        for line in maps:
+            reach, modes, offset, device, inode, *name = line.split(None, 5)
+            start, end = (int(bound, 16) for bound in reach.split(b"-"))
+            if start <= address < end:
+                major, minor = (int(part, 16) for part in device.split(b":"))
+                path = os.fsdecode(name[0].rstrip(b"\n")) if name else ""
+                identity = major, minor, int(inode)
+                return MappedFile(start, end, int(offset, 16), identity, modes[1:2] == b"w", modes[3:4] == b"s", path)
+    return None
 
 
 def _status(pid: int) -> list[bytes]:

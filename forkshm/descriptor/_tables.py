@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = (
     "BLOCK",
+    "COPIED_IN",
     "HANDLE",
+    "IDENTITY_SIZE",
     "INLINE",
+    "LOOSE",
+    "MANY_FILES",
     "READ_ONLY",
     "BlockRef",
     "Head",
@@ -42,6 +46,7 @@ __all__ = (
     "read_head",
     "read_one_region",
     "read_tables",
+    "size_of_tables",
     "write",
     "write_one_region",
     "write_plain",
@@ -51,8 +56,12 @@ __all__ = (
 BLOCK = -1
 #: ``Span.region`` of bytes that lie at the end of the body.
 INLINE = -2
-#: Taken from either: the receiver may not write to them.
+#: Taken from either, or from `LOOSE`: the receiver may not write to them.
 READ_ONLY = 2
+#: ``Span.region`` of bytes in the parcel's own block that are copied out of it: they are too few to keep it.
+LOOSE = -5
+#: Less the number of a region: ``Span.region`` of bytes that were copied for this parcel, into a block of their own.
+COPIED_IN = -16
 
 # Flags, bytes inline, regions, spans, files, bytes of the body; offset and size of the block.
 _HEAD = struct.Struct("<BxHIIIQQQ")
@@ -64,6 +73,12 @@ _HAS_BLOCK = 1
 #: Tables and stream did not fit the message: they are the first bytes of the block.
 _BODY_IN_BLOCK = 2
 _PRIVATE = 4
+#: Behind the spans stands which memory object each of the files is.
+_HAS_IDENTITIES = 8
+_IDENTITY = struct.Struct("<QQ")
+IDENTITY_SIZE = _IDENTITY.size
+#: From so many files on: a receiver may have no room for their fds, and yet have the objects.
+MANY_FILES = 16
 
 # A region and a span, without padding, as they stand one after the other.
 _ONE_REGION = struct.Struct("<QQBIiQQ")
@@ -125,6 +140,8 @@ class Head(NamedTuple):
     inline: int = 0
     #: Fds of the regions; by default one of each.
     files: int = -1
+    #: Whether the tables say which memory object each file is.
+    identities: bool = False
 
     @property
     def fds(self) -> int:
@@ -141,28 +158,38 @@ class Tables(NamedTuple):
     stream: int
     #: Of each region, by which of the files it is.
     places: Sequence[int]
+    #: Of each file the kernel's name of the object, if the sender had so many; (0, 0) for a block.
+    identities: Sequence[tuple[int, int]] = ()
 
 
 def body_tables(
     regions: Sequence[tuple[int, int, Mode | Share | Bare]],
     spans: Sequence[tuple[int, int, int]],
     places: Sequence[int] | None = None,
+    identities: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """Return the wire form of the tables: of `RegionRef`, with its file, and of `Span`."""
+    """Return the wire form of the tables: of `RegionRef`, with its file, of `Span`, and of each file's identity."""
     parts = [
         _REGION.pack(offset, size, _NUMBERS[mode], place)
         for (offset, size, mode), place in zip(regions, range(len(regions)) if places is None else places, strict=True)
     ]
     parts += [_SPAN.pack(*span) for span in spans]
+    parts += [_IDENTITY.pack(*identity) for identity in identities]
     return b"".join(parts)
+
+
+def size_of_tables(regions: int, spans: int, identities: int) -> int:
+    """Return how long the wire form of tables with so many entries is."""
+    return regions * _REGION.size + spans * _SPAN.size + identities * _IDENTITY.size
 
 
 def write(head: Head) -> bytes:
     """Return the wire form of a head."""
     block, files = head.block, head.regions if head.files < 0 else head.files
+    known = _HAS_IDENTITIES if head.identities else 0
     if block is None:
-        return _HEAD.pack(0, head.inline, head.regions, head.spans, files, head.body_size, 0, 0)
-    flags = _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
+        return _HEAD.pack(known, head.inline, head.regions, head.spans, files, head.body_size, 0, 0)
+    flags = known | _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
     return _HEAD.pack(flags, head.inline, head.regions, head.spans, files, head.body_size, block.offset, block.size)
 
 
@@ -222,14 +249,17 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
         flags, inline, regions, spans, files, body_size, offset, size = _HEAD.unpack_from(data, position)
     except struct.error:
         raise _broken(f"its head needs {_HEAD.size} bytes, {len(data) - position} are there") from None
-    if flags & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (flags and not flags & _HAS_BLOCK):
+    known = flags & _HAS_IDENTITIES
+    of_block = flags & ~_HAS_IDENTITIES
+    if of_block & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (of_block and not of_block & _HAS_BLOCK):
         raise _broken(f"unknown flags {flags:#x}")
-    block = BlockRef(offset, size, bool(flags & _PRIVATE)) if flags else None
-    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline, files)
+    block = BlockRef(offset, size, bool(flags & _PRIVATE)) if of_block else None
+    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline, files, bool(known))
     room = size if head.body_in_block else len(data) - position - _HEAD.size
     if files > regions:
         raise _broken(f"{files} files for {regions} regions")
-    if body_size > room or regions * _REGION.size + spans * _SPAN.size + inline > body_size:
+    names = files * _IDENTITY.size if known else 0
+    if body_size > room or regions * _REGION.size + spans * _SPAN.size + names + inline > body_size:
         raise _broken(
             f"{regions} regions, {spans} spans and {inline:,} bytes inline in a body of {body_size:,} bytes, "
             f"of which {room:,} are there"
@@ -258,7 +288,9 @@ def read_tables(head: Head, body: memoryview) -> Tables:
     for region, offset, nbytes in spans:
         if 0 <= region < len(regions):
             room = regions[region][1]
-        elif region in (BLOCK, BLOCK - READ_ONLY):
+        elif 0 <= COPIED_IN - region < len(regions) and isinstance(regions[COPIED_IN - region][2], Share):
+            room = regions[COPIED_IN - region][1]
+        elif region in (BLOCK, BLOCK - READ_ONLY, LOOSE, LOOSE - READ_ONLY):
             room = head.block.size if head.block is not None else 0
         elif region in (INLINE, INLINE - READ_ONLY):
             room = head.inline
@@ -266,7 +298,10 @@ def read_tables(head: Head, body: memoryview) -> Tables:
             raise _broken(f"span of region {region}, but there are {len(regions)}")
         if offset + nbytes > room:
             raise _broken(f"span of {nbytes:,} bytes at {offset:,}, but there are {room:,}")
-    return Tables(regions, spans, stream, places)
+    if not head.identities:
+        return Tables(regions, spans, stream, places)
+    named = list(_IDENTITY.iter_unpack(body[stream : stream + files * _IDENTITY.size]))
+    return Tables(regions, spans, stream + files * _IDENTITY.size, places, named)
 
 
 def _broken(what: str) -> ChannelBrokenError:

@@ -10,7 +10,6 @@ import itertools
 import multiprocessing
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from forkshm import _system
@@ -18,7 +17,7 @@ from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.doors._executor import Executor
-from forkshm.errors import RemoteTraceback
+from forkshm.errors import RemoteTraceback, remote_text
 from forkshm.pickler import register_named
 from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import Job, delivering
@@ -411,7 +410,7 @@ class _Guarded:
         except Exception as error:
             if not _is_worker():
                 return _Raised(error)
-            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            text = remote_text(error)
             # Its frames hold the arguments.
             error.__traceback__ = None
             return _Raised(error, text)

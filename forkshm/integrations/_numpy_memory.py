@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from forkshm.region._segment import Hold
 
-__all__ = ("MIN_BYTES", "own_blocks", "shared_allocations", "use_own_blocks", "use_own_memory")
+__all__ = ("MIN_BYTES", "has_born", "own_blocks", "shared_allocations", "use_own_blocks", "use_own_memory")
 
 #: Smaller arrays are made as ever. A block takes 12 us, a twentieth of what it takes to fill this much.
 MIN_BYTES = 1024 * 1024
@@ -141,6 +141,11 @@ def _sharing(min_bytes: int) -> Iterator[None]:
         yield
     finally:
         hook.set(before)
+
+
+def has_born() -> bool:
+    """Return whether any array of this process was born in a block."""
+    return bool(_born)
 
 
 def own_blocks() -> Any:

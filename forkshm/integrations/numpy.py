@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import mmap
 import operator
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm.backend import kernel
 from forkshm.integrations._numpy_memory import shared_allocations
+from forkshm.pickler._files import Snapshot, can_be_sent
 from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
 from forkshm.pickler._policy import OUT_OF_BAND
-from forkshm.pickler._reducers import register, register_simple
+from forkshm.pickler._reducers import register, register_family, register_simple
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.region._mapped import region_at
 from forkshm.region._segment import Share, claim_at
@@ -51,6 +55,22 @@ __all__ = (
 _item_of = np.ndarray.__getitem__
 
 
+class PrivateArray(np.ndarray[Any, Any]):
+    """What ``np.array(a, subok=True)`` and ``np.require`` make of a SharedArray: an array in private memory."""
+
+    def __array_finalize__(self, parent: Any) -> None:
+        pass
+
+    def __array_wrap__(self, result: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return result[()] if return_scalar else np.asarray(result)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+    def __reduce__(self) -> Any:
+        return self.view(np.ndarray).__reduce__()
+
+
 class SharedArray(np.ndarray[Any, Any]):
     """An ndarray whose elements lie in an anonymous region.
 
@@ -68,7 +88,10 @@ class SharedArray(np.ndarray[Any, Any]):
         return _region_of(self)
 
     def __array_finalize__(self, parent: Any) -> None:
-        pass
+        # A few functions of NumPy's in C are not told that there is anything to do: they make a copy of the same
+        # type, when asked to. It cannot become a plain array any more, and must not be called shared.
+        if self.flags.owndata and type(self) is SharedArray:
+            self.__class__ = PrivateArray  # type: ignore[assignment]
 
     def __array_wrap__(self, result: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return result[()] if return_scalar else _owned(np.asarray(result).view(SharedArray))
@@ -84,7 +107,7 @@ class SharedArray(np.ndarray[Any, Any]):
         return tuple(made if asked is None else asked for asked, made in zip(out, results, strict=True))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return _owned(super().__array_function__(func, types, args, kwargs))
+        return _on_plain(func, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
         # Often in a loop over elements, so without what that does not need.
@@ -96,17 +119,27 @@ class SharedArray(np.ndarray[Any, Any]):
             return found  # a view of what this is a view of
         return _owned(found)
 
+    @property
+    def imag(self) -> Any:
+        """The imaginary part; of real elements a plain array of zeros."""
+        return _on_plain(getattr, (self, "imag"), {})
+
+    @imag.setter
+    def imag(self, values: Any) -> None:
+        _plain(self).imag = _plain(values)
+
+    @property
+    def flat(self) -> Any:
+        """The elements one after the other; slices of it are plain copies."""
+        return _plain(self).flat
+
+    @flat.setter
+    def flat(self, values: Any) -> None:
+        _plain(self).flat = _plain(values)
+
     def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:  # type: ignore[override]  # plain, on purpose
         """Return a plain array with the same elements in memory of its own."""
         return np.array(self, order=order, copy=True, subok=False)
-
-    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the elements as *dtype*; a plain array where that takes a copy."""
-        return _owned(super().astype(dtype, *args, **kwargs))
-
-    def flatten(self, order: Any = "C") -> np.ndarray[Any, Any]:
-        """Return a plain one-dimensional copy."""
-        return np.asarray(self).flatten(order)
 
     def __copy__(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
         return self.copy()
@@ -134,19 +167,63 @@ def _owned(value: Any) -> Any:
     return value
 
 
-def _owning(name: str) -> Any:
-    """Return a method of NumPy's that copies, or may have to, with a plain array as its result then."""
+def _on_plain(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function of NumPy's with plain arrays; of its results, the views of shared memory are shared arrays.
+
+    So nothing that NumPy makes on the way, and no copy, is called a shared array.
+    """
+    given: dict[int, Any] = {}
+    result = func(*_taken(args, given), **_taken(kwargs, given))
+    return _given_back(result, given)
+
+
+def _taken(value: Any, given: dict[int, Any]) -> Any:
+    """Return *value* with plain arrays for shared ones, and note those by the id of the plain one."""
+    if isinstance(value, SharedArray):
+        plain = value.view(np.ndarray)
+        given[id(plain)] = plain, value
+        return plain
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_taken(part, given) for part in value])
+    if kind is dict:
+        return {key: _taken(part, given) for key, part in value.items()}
+    return value
+
+
+def _given_back(value: Any, given: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind is np.ndarray:
+        found = given.get(id(value))
+        if found is not None:
+            return found[1]
+        return value if value.base is None or _region_of(value) is None else value.view(SharedArray)
+    if kind is tuple or kind is list:
+        return kind([_given_back(part, given) for part in value])
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*[_given_back(part, given) for part in value])
+    return value
+
+
+def _plain_method(name: str) -> Any:
+    """Return a method of NumPy's that may copy, with a plain array as its result then."""
     method = getattr(np.ndarray, name)
 
     @functools.wraps(method)
     def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
-        return _owned(method(self, *args, **kwargs))
+        return _on_plain(method, (self, *args), kwargs)
 
     return call
 
 
-for _name in ("argpartition", "argsort", "byteswap", "choose", "compress", "ravel", "repeat", "reshape", "take"):
-    setattr(SharedArray, _name, _owning(_name))
+#: Methods that never return an array, or always a view with the type that was asked for, or are defined above.
+_NATIVE = frozenset({"copy", "fill", "item", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort"})
+_NATIVE |= {"dump", "dumps", "newbyteorder", "tobytes", "tofile", "tolist", "tostring", "view"}
+_NATIVE |= {"diagonal", "getfield", "squeeze", "swapaxes", "transpose"}
+
+for _name in dir(np.ndarray):
+    if not _name.startswith("_") and _name not in _NATIVE and callable(getattr(np.ndarray, _name)):
+        setattr(SharedArray, _name, _plain_method(_name))
 del _name
 
 
@@ -187,7 +264,7 @@ def made_in(
     memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike, order: Order = "C"
 ) -> SharedArray:
     """Return an array in the region that *memory* gives for so many bytes, told what it is for."""
-    kind = np.dtype(dtype)
+    kind = np.empty(0, dtype).dtype  # which gives text without a length one, as NumPy does
     if kind.hasobject:
         raise TypeError(f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process")
     extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)
@@ -283,10 +360,12 @@ def full_like(
 def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     """Send an array: in place if it lies in shared memory, else its elements, once.
 
-    A contiguous plain array takes NumPy's own way: its buffer is recognised by its
-    address as well.
+    What is sent by value arrives writable, whether or not it may be written here. Of a view the memory that it sees
+    is sent, once: not more, and not each element as often as it is seen.
     """
     is_shared_type = type(array) is SharedArray
+    if array.base is not None and not is_shared_type and (mapping := _mmap_of(array)) is not None and array.nbytes:
+        return _over_mmap(array, mapping)
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -303,45 +382,41 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     if not is_shared_type and is_simple(array):
         # As NumPy would, in a third of the time: most of its own goes into the dtype.
         strides = None if flags.c_contiguous else array.strides
-        return rebuild_plain, (pickle.PickleBuffer(array), dtype.str, array.shape, strides)  # type: ignore[arg-type]  # as above
-    if dtype.hasobject or not array.nbytes or (contiguous and not is_shared_type and dtype.kind not in _NO_BUFFER):
-        return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL) if is_shared_type else NotImplemented
+        buffer = pickle.PickleBuffer(array) if flags.writeable else _window(array)  # type: ignore[arg-type]  # as above
+        return rebuild_plain, (buffer, dtype.str, array.shape, strides)
+    if dtype.hasobject or not array.nbytes:
+        # By the protocol that has no buffers: what comes of one is as read-only as this one is.
+        return _plain(array).__reduce_ex__(4)
     address = array.__array_interface__["data"][0]
-    mapping = mapping_at(address)
-    shared = mapping is not None and mapping.shares_writes
+    shared = _shares_writes(address)
     if is_shared_type and not shared:
-        return _plain(array).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return reduce_array(_plain(array))
     # A plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
-        return rebuild_array, (_buffer_of(array), named, array.shape, array.strides, 0, is_shared_type)
+        return rebuild_array, (_window(array), named, array.shape, array.strides, 0, is_shared_type)
+    if not shared and 0 in array.strides and (core := _seen_once(array)) is not array:
+        return rebuild_broadcast, (core, array.shape)
     # All bytes between the first and the last element, which may come before the first
     # item's address when strides are negative: so views stay views of one memory.
     reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
     low = address + sum(distance for distance in reach if distance < 0)
     high = address + sum(distance for distance in reach if distance > 0) + array.itemsize
-    claim = claim_at(address)
-    views_are_free = shared or (claim is not None and claim.share is Share.shared)
-    if not views_are_free and not array.nbytes <= high - low <= _GAPS * array.nbytes:
+    if not shared and high - low > _GAPS * array.nbytes:
         if array.nbytes < OUT_OF_BAND:
             return NotImplemented
         packed = np.ascontiguousarray(array)
-        return rebuild_array, (_buffer_of(packed), named, packed.shape, packed.strides, 0, False)
+        return rebuild_array, (_window(packed), named, packed.shape, packed.strides, 0, False)
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
     first, last = byte_bounds(owner)
     if low < first or high > last:
         return NotImplemented  # as_strided beyond the memory: let NumPy say what it thinks
-    window = np.asarray(_Window(array, low, high - low))
-    return rebuild_array, (
-        pickle.PickleBuffer(window),  # type: ignore[arg-type]  # as above
-        named,
-        array.shape,
-        array.strides,
-        address - low,
-        is_shared_type,
-    )
+    layout = _window(array, low, high - low), named, array.shape, array.strides, address - low
+    if not shared and high - low < array.nbytes:
+        return rebuild_overlapping, layout
+    return rebuild_array, (*layout, is_shared_type)
 
 
 def is_simple(array: np.ndarray[Any, Any]) -> bool:
@@ -350,31 +425,111 @@ def is_simple(array: np.ndarray[Any, Any]) -> bool:
     return bool(array.flags.forc and dtype.isbuiltin == 1 and dtype.kind not in "mMVO" and array.nbytes)
 
 
+def _shares_writes(address: int) -> bool:
+    """Whether others see what is written there."""
+    mapping = mapping_at(address)
+    if mapping is not None:
+        return mapping.shares_writes
+    claim = claim_at(address)
+    return claim is not None and claim.share is Share.shared
+
+
+def is_shared(array: np.ndarray[Any, Any]) -> bool:
+    """Whether others see what is written to an array."""
+    return bool(array.nbytes) and _shares_writes(array.__array_interface__["data"][0])
+
+
+def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
+    """Return the mapping of a file that an array is a view of, if that can be sent."""
+    origin: Any = array.base
+    while isinstance(origin, np.ndarray):
+        origin = origin.base
+    if type(origin) is memoryview:
+        origin = origin.obj
+    return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
+
+
+def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> Any:
+    """Send a view of a file: shared where it may be written to, else as a copy that is made where it is written to."""
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of = mapping if array.flags.writeable else Snapshot(mapping)
+    return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
+
+
+def rebuild_over_mmap(
+    mapping: mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], where: int
+) -> np.ndarray[Any, Any]:
+    """Return the view of the file that arrived."""
+    return np.ndarray(shape, dtype, mapping, where, strides)
+
+
+def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
+    """Send a memmap, or a part of one, as a memmap of the same file."""
+    mapping = _mmap_of(array)
+    if mapping is None or not array.nbytes:
+        return NotImplemented
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of_file: Any = array
+    state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
+    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
+    return rebuild_memmap, (mapping, *layout, state)
+
+
+def rebuild_memmap(
+    mapping: mmap.mmap,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    where: int,
+    writable: bool,
+    state: dict[str, Any],
+) -> Any:
+    """Return the memmap that arrived."""
+    made: Any = np.ndarray.__new__(np.memmap, shape, dtype, mapping, where, strides)
+    made._mmap = mapping
+    made.__dict__.update(state)
+    if made.flags.writeable and not writable:
+        made.flags.writeable = False
+    return made
+
+
+def _seen_once(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the elements without the axes along which they are repeated."""
+    if not any(not stride and extent > 1 for stride, extent in zip(array.strides, array.shape, strict=True)):
+        return array
+    return array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
+
+
 #: A view with gaps crosses with them, so that it stays a view, unless it is mostly gaps: when
 #: it spans more than this many times its bytes, its elements are copied alone.
 _GAPS = 2
+#: An array whose elements overlap gets memory for each of them at the receiver, unless it would be more than this.
+_SPREAD_OUT = 2**30
 
 
 class _Window:
     """The bytes around a view, for NumPy to make an array of."""
 
-    def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int) -> None:
+    def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int, *, writable: bool) -> None:
         self._array = array
         self.__array_interface__ = {
             "version": 3,
             "shape": (nbytes,),
             "typestr": "|u1",
-            "data": (address, not array.flags.writeable),
+            "data": (address, not writable),
         }
 
 
-#: Kinds of dtypes that the buffer protocol may not know: dates, and structures with dates.
-_NO_BUFFER = "mMV"
+def _window(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> pickle.PickleBuffer:
+    """Return the bytes of a contiguous array, or those at an address, as a buffer.
 
-
-def _buffer_of(array: np.ndarray[Any, Any]) -> pickle.PickleBuffer:
-    """Return the buffer of a contiguous array: its plain bytes where NumPy would refuse."""
-    return pickle.PickleBuffer((array.ravel("K").view(np.uint8) if array.dtype.kind in _NO_BUFFER else array).data)
+    It is writable, which is how it arrives, unless the memory is shared and the array is for reading: nobody writes
+    to it here.
+    """
+    address = address or array.__array_interface__["data"][0]
+    writable = array.flags.writeable or not _shares_writes(address)
+    made = np.asarray(_Window(array, address, nbytes or array.nbytes, writable=writable))
+    return pickle.PickleBuffer(made)  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
 
 
 def rebuild_array(
@@ -383,6 +538,26 @@ def rebuild_array(
     """Return the array whose bytes arrived."""
     kind = SharedArray if shared else np.ndarray
     return kind(shape, dtype, _firm(buffer), offset, strides)
+
+
+def rebuild_overlapping(
+    buffer: Any, dtype: np.dtype[Any] | str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> np.ndarray[Any, Any]:
+    """Return an array whose elements had memory in common, with memory for each."""
+    return _spread_out(np.ndarray(shape, dtype, _firm(buffer), offset, strides))
+
+
+def rebuild_broadcast(core: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return an array that was broadcast, with memory for each element."""
+    return _spread_out(np.broadcast_to(core, shape))
+
+
+def _spread_out(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.nbytes <= _SPREAD_OUT:
+        return array.copy()
+    # More than anybody could want a copy of. A write to one element would show in others, so there is none.
+    array.flags.writeable = False
+    return array
 
 
 def rebuild_shared(buffer: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
@@ -403,6 +578,57 @@ def _firm(buffer: Any) -> Any:
     if isinstance(buffer, memoryview) and buffer.readonly:
         return np.frombuffer(buffer, np.uint8)
     return buffer
+
+
+def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
+    """Send an array of a type of somebody's own: in place if it lies in shared memory, else in the way of that type.
+
+    It arrives as a view of that type, which ``__array_finalize__`` is told of, with its attributes.
+    """
+    if array.dtype.hasobject or not is_shared(array):
+        return NotImplemented
+    kind = type(array)
+    if isinstance(array, np.ma.MaskedArray):
+        if kind.__reduce__ is not np.ma.MaskedArray.__reduce__:
+            return NotImplemented
+        state = {name: value for name, value in vars(array).items() if name not in _OF_MASKED}
+        mask = np.ma.getmask(array)
+        masked: Any = array
+        parts = array.view(np.ndarray), None if mask is np.ma.nomask else mask, masked._fill_value, masked._hardmask
+        return rebuild_masked, (kind, *parts, state)
+    for base in kind.__mro__:
+        if base in (np.ndarray, SharedArray):
+            break
+        if not {"__reduce__", "__reduce_ex__", "__setstate__"}.isdisjoint(vars(base)):
+            return NotImplemented  # it knows what it needs, and nobody else does
+    return rebuild_subclass, (kind, array.view(np.ndarray), dict(getattr(array, "__dict__", {})))
+
+
+#: What the view that is made there finds out by itself.
+_OF_MASKED = frozenset({"_mask", "_fill_value", "_hardmask", "_sharedmask", "_isfield", "_baseclass"})
+
+
+def rebuild_subclass(
+    kind: type[np.ndarray[Any, Any]], elements: np.ndarray[Any, Any], state: dict[str, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the array of somebody's own type whose elements arrived."""
+    made = elements.view(kind)
+    if state:
+        made.__dict__.update(state)
+    return made
+
+
+def rebuild_masked(
+    kind: Any, elements: np.ndarray[Any, Any], mask: Any, fill_value: Any, hard: bool, state: dict[str, Any]
+) -> Any:
+    """Return the masked array whose elements and mask arrived."""
+    made: Any = elements.view(kind)
+    if mask is not None:
+        made._mask = mask
+    made._fill_value = fill_value
+    made._hardmask = hard
+    made.__dict__.update(state)
+    return made
 
 
 def reduce_foreign_array(array: SharedArray) -> Any:
@@ -427,6 +653,10 @@ def rebuild_foreign_array(
 
 register_foreign(SharedArray, reduce_foreign_array)
 register(np.ndarray, reduce_array)
+register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
+register_family(np.ndarray, reduce_subclass)
+register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
+importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how many of them cross

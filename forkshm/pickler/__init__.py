@@ -4,10 +4,11 @@
 as descriptors is decided in `_policy`.
 """
 
+from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
-from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, is_name, pack, pack_by_name
+from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, is_name, pack, pack_by_name, still_by_name
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
@@ -37,5 +38,6 @@ __all__ = (
     "register_named",
     "repeated",
     "skip",
+    "still_by_name",
     "view",
 )

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, HANDLE, INLINE, READ_ONLY, Bare
+from forkshm.descriptor._file import file_at
+from forkshm.descriptor._tables import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare
 from forkshm.errors import RegionAccessError
 from forkshm.pickler._handles import Handle
-from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
+from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS, OUT_OF_BAND
 from forkshm.region._arena import arena
 from forkshm.region._segment import Share, claim_at
 from forkshm.region._table import Mapping, Mode, mapping_at, round_up
@@ -28,6 +29,35 @@ if TYPE_CHECKING:
 __all__ = ("Collector", "Copies", "Repeats")
 
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
+
+
+#: Of fewer bytes it is not asked whether they are mapped from a file: they are copied in less time.
+_WORTH_ASKING = 64 * 1024
+_OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
+
+
+def _is_foreign(exporter: Any) -> bool:
+    """Whether memory belongs to a library of which nobody knows where it has it from."""
+    for _ in range(20):
+        if type(exporter) is memoryview:
+            exporter = exporter.obj
+            continue
+        inner = getattr(exporter, "base", None)
+        if inner is None:
+            inner = getattr(exporter, "_array", None)  # of what stands for the bytes of a view
+        if inner is None or inner is exporter:
+            break
+        exporter = inner
+    kind = type(exporter)
+    return kind.__name__ == "PyCapsule" or kind.__module__.partition(".")[0] not in _OF_PYTHON
+
+
+def _was_written(address: int, nbytes: int) -> bool:
+    start = address - address % kernel.page_size
+    try:
+        return bool(kernel.own_pages(start, round_up(address + nbytes, kernel.page_size) - start))
+    except OSError:
+        return True
 
 
 class Repeats:
@@ -58,6 +88,17 @@ class Repeats:
         self._known.clear()
 
 
+class Group(NamedTuple):
+    """Copies that share a block, because none is small beside the others."""
+
+    #: Address, bytes, and where in the block they go.
+    ranges: list[tuple[int, int, int]]
+    size: int
+    is_for_reading: bool
+    #: The number of each span, and where in the block it is.
+    spans: list[tuple[int, int, int]]
+
+
 class Copies(NamedTuple):
     """The bytes to be copied: addresses, bytes, and where they go."""
 
@@ -65,7 +106,9 @@ class Copies(NamedTuple):
     block_size: int
     inline: list[tuple[int, int, int]]
     inline_size: int
-    #: Bytes that go into the block, each counted once.
+    #: What has blocks of its own, beside the parcel's.
+    groups: list[Group]
+    #: Bytes that go into blocks, each counted once.
     copied: int
 
 
@@ -81,6 +124,8 @@ class Collector:
         #: Of each region, by which of the fds it is: those of one memory object need one.
         self.places: list[int] = []
         self.fds: list[int] = []
+        #: Of each fd, which memory object it is; (0, 0) for what only an fd leads to.
+        self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
         #: Whether there is one object with buffers, so that nothing else can be a view of them.
@@ -94,6 +139,8 @@ class Collector:
         #: Leases of ours, to be closed with the parcel.
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
+        # Views of blocks that came from elsewhere: whether those are handed on is decided when all are known.
+        self._of_blocks: list[tuple[Claim, int, int, Mode | None, int, Any]] = []
         #: Address, bytes, number of the span, and whether it is for reading.
         self.copies: list[tuple[int, int, int, bool]] = []
         self._indices: dict[tuple[int, Mode | None], int] = {}
@@ -142,10 +189,14 @@ class Collector:
                     self.spans.append((index, address - mapping.address, nbytes))
                     self.shared += nbytes
                     return False
-        elif (claim := claim_at(address)) is not None and address + nbytes <= claim.address + claim.size:
-            index = self._block(claim, address, nbytes, asked)
+        elif (claim := claim_at(address)) is not None and self._can_hand_on(claim, address, nbytes, asked):
+            self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
+            self.spans.append((BLOCK, 0, nbytes))
+            return False
+        elif nbytes >= _WORTH_ASKING and _is_foreign(view.obj):
+            index, start = self._file(address, nbytes, asked, is_for_reading=view.readonly)
             if index >= 0:
-                self.spans.append((index, address - claim.address, nbytes))
+                self.spans.append((index, address - start, nbytes))
                 self.shared += nbytes
                 return False
         if asked is Mode.read_write:
@@ -180,12 +231,18 @@ class Collector:
         self.views.append(view)
         return False
 
-    def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int) -> None:
+    def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int, identity: tuple[int, int] = (0, 0)) -> None:
         self.refs.append(ref)
         place = self._place_of.setdefault(fd, len(self.fds))
         self.places.append(place)
         if place == len(self.fds):
             self.fds.append(fd)
+            self.objects.append(identity)
+
+    @property
+    def identities(self) -> list[tuple[int, int]]:
+        """Which memory object each fd is, where they are so many that a receiver may have no room for them."""
+        return self.objects if len(self.fds) >= MANY_FILES else []
 
     def _handle(self, handle: Handle) -> bool:
         self.spans.append((len(self.refs), 0, 1))
@@ -207,20 +264,74 @@ class Collector:
             if window is None:
                 return -1
             known = self._indices[id(mapping), asked] = len(self.refs)
-            self._add((mapping.offset, mapping.size, mode), mapping.fd)
+            self._add((mapping.offset, mapping.size, mode), mapping.fd, mapping.identity)
             self.keep.append(window)
         return known
 
-    def _block(self, claim: Claim, address: int, nbytes: int, asked: Mode | None) -> int:
+    def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
+        """Return the region of the file that these bytes are mapped from, and its address here; -1 if it is none."""
+        extent = file_at(address, nbytes)
+        if extent is None:
+            return -1, 0
+        try:
+            if is_for_reading:
+                mode = Mode.read_only
+            elif extent.shared and extent.writable:
+                mode = Mode.read_write
+            else:
+                mode = Mode.copy_on_write
+            if asked is not None and not (asked is Mode.read_write is not mode):
+                mode = asked
+            elif asked is not None:
+                return -1, 0
+            if extent.writable and not extent.shared and _was_written(address, nbytes):
+                return -1, 0
+            key = (~extent.address, mode)
+            known = self._indices.get(key, -1)
+            if known < 0:
+                handle = Handle(extent.fd)
+                self.keep.append(handle)
+                known = self._indices[key] = len(self.refs)
+                self._add((extent.offset, extent.size, mode), handle.fd)
+            return known, extent.address
+        finally:
+            kernel.close(extent.fd)
+
+    def _can_hand_on(self, claim: Claim, address: int, nbytes: int, asked: Mode | None) -> bool:
+        if address + nbytes > claim.address + claim.size:
+            return False
+        if claim.share is Share.shared:
+            return asked is not Mode.copy_on_write  # else the others' writes would show
+        if kernel.leases_are_handles and claim.in_place:
+            return False  # it cannot become copy-on-write under its views
+        # A copy that arrived, or was born, here. Few bytes of it are not worth a lease.
+        return asked is not Mode.read_write and nbytes >= OUT_OF_BAND and claim.is_as_it_came(address, nbytes)
+
+    def decide(self) -> None:
+        """Hand on the blocks of which enough is seen; of the others copy what is. Call it when all buffers are known.
+
+        Raises:
+            OSError: The kernel refused an fd or a lock.
+        """
+        if not self._of_blocks:
+            return
+        seen: dict[int, list[tuple[int, int, int, bool]]] = {}
+        for claim, address, nbytes, *_ in self._of_blocks:
+            seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
+        enough = {
+            key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in _merged(parts)) for key, parts in seen.items()
+        }
+        for claim, address, nbytes, asked, number, view in self._of_blocks:
+            if claim.share is not Share.shared and claim.size > max(MAY_HOLD, enough[id(claim)]):
+                self.copies.append((address, nbytes, number, asked in _FOR_READING))
+                self.views.append(view)
+                continue
+            self.spans[number] = self._block(claim, asked), address - claim.address, nbytes
+            self.shared += nbytes
+        self._of_blocks.clear()  # with the views, so that the receiver may be the only one who has the block
+
+    def _block(self, claim: Claim, asked: Mode | None) -> int:
         known = self._indices.get((id(claim), asked), -1)
-        if claim.share is not Share.shared:
-            if kernel.leases_are_handles and claim.in_place:
-                return -1  # it cannot become copy-on-write under its views
-            # A copy that arrived, or was born, here. Few bytes of it are not worth a lease.
-            if asked is Mode.read_write or nbytes < OUT_OF_BAND or not claim.is_as_it_came(address, nbytes):
-                return -1
-        elif asked is Mode.copy_on_write:
-            return -1  # the others' writes would show
         if known < 0:
             lease = claim.lend()
             self.leases.append(lease)
@@ -234,7 +345,7 @@ class Collector:
         """Let go of everything: there will be no parcel, and the traceback that says why keeps this alive."""
         for lease in self.leases:
             lease.close()
-        for held in (self.leases, self.handed_on, self.keep, self.views, self._held):
+        for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self._of_blocks):
             held.clear()
 
     # -- when all are known -----------------------------------------------------------
@@ -245,37 +356,118 @@ class Collector:
             offset, size, _ = self.refs[index]
             self.refs[index] = offset, size, claim.share_out(to_many=for_many)
 
-    def place(self, start: int, *, inline: bool) -> Copies:
+    def place(self, start: int, *, inline: bool, alone: bool = True) -> Copies:
         """Give each copy its place, and its span.
 
         Args:
             start: First byte of the block that is free.
             inline: Small ones may go into the message.
+            alone: Large ones that one view may keep, but not all of them, go into blocks of their own; otherwise all
+                go into the parcel's.
         """
         block: list[tuple[int, int, int]] = []
         small: list[tuple[int, int, int]] = []
+        large: list[_Range] = []
         copied, inline_size = 0, 0
-        for begin, end, members in _merged(self.copies):
+        for part in _merged(self.copies):
+            begin, end, members = part
             nbytes = end - begin
             if inline and nbytes < OUT_OF_BAND and inline_size + nbytes <= INLINE_LIMIT:
                 where, region = inline_size, INLINE
                 small.append((begin, nbytes, where))
                 inline_size = round_up(inline_size + nbytes, ALIGNMENT)
-            else:
-                where, region = start, BLOCK
+            elif nbytes < OUT_OF_BAND:
+                where, region = start, LOOSE
                 copied += nbytes
                 block.append((begin, nbytes, where))
                 start = round_up(start + nbytes, ALIGNMENT)
+            else:
+                large.append(part)
+                continue
             for address, length, span, for_reading in members:
                 self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
-        return Copies(block, start, small, inline_size, copied)
+        groups = _grouped(large) if alone and large else []
+        if len(groups) == 1 and not start and not groups[0].is_for_reading:
+            groups = []  # the parcel's own block does as well
+        if groups:
+            large = [part for part in large if len({member[3] for member in part[2]}) > 1]
+            copied += sum(nbytes for group in groups for _, nbytes, _ in group.ranges)
+        for begin, end, members in large:
+            where, nbytes = start, end - begin
+            copied += nbytes
+            block.append((begin, nbytes, where))
+            start = round_up(start + nbytes, ALIGNMENT)
+            for address, length, span, for_reading in members:
+                self.spans[span] = BLOCK - READ_ONLY if for_reading else BLOCK, where + address - begin, length
+        return Copies(block, start, small, inline_size, groups, copied)
+
+    def mark(self) -> tuple[int, int, int]:
+        """Return what to go `back_to`."""
+        return len(self.refs), len(self.fds), len(self.leases)
+
+    def back_to(self, mark: tuple[int, int, int]) -> None:
+        """Undo what `place_group` did since a mark."""
+        refs, fds, leases = mark
+        for lease in self.leases[leases:]:
+            lease.close()
+        for fd in self.fds[fds:]:
+            self._place_of.pop(fd, None)
+        del self.refs[refs:], self.places[refs:], self.fds[fds:], self.objects[fds:], self.leases[leases:]
+
+    def move_block(self, by: int) -> None:
+        """Let all that is in the parcel's block lie so many bytes further back."""
+        in_block = (BLOCK, BLOCK - READ_ONLY, LOOSE, LOOSE - READ_ONLY)
+        self.spans = [
+            (region, where + by, nbytes) if region in in_block else (region, where, nbytes)
+            for region, where, nbytes in self.spans
+        ]
+
+    def place_group(self, group: Group, offset: int, size: int, lease: Lease, *, for_many: bool) -> None:
+        """Let the spans of a group be in the block that its bytes were copied into, and keep the lease."""
+        self.leases.append(lease)
+        region = COPIED_IN - len(self.refs)
+        share = Share.read_only if group.is_for_reading else Share.private if for_many else Share.exclusive
+        self._add((offset, size, share), lease.fd)
+        for number, where, nbytes in group.spans:
+            self.spans[number] = region, where, nbytes
 
 
-def _merged(
-    copies: list[tuple[int, int, int, bool]],
-) -> list[tuple[int, int, list[tuple[int, int, int, bool]]]]:
+_Range = tuple[int, int, list[tuple[int, int, int, bool]]]
+
+
+def _grouped(ranges: list[_Range]) -> list[Group]:
+    """Divide copies into blocks that are not large beside any of the copies.
+
+    What is for reading has blocks of its own, which the kernel protects. A range of which only parts are belongs to
+    none.
+    """
+    room = max(MAY_HOLD, sum(end - begin for begin, end, _ in ranges) // MOST_BLOCKS)
+    groups: list[Group] = []
+    for is_for_reading in (False, True):
+        made: list[tuple[int, int, int]] = []
+        spans: list[tuple[int, int, int]] = []
+        size = smallest = 0
+        # By size, so that those of one block are alike.
+        for begin, end, members in sorted(ranges, key=lambda part: part[1] - part[0]):
+            if any(member[3] is not is_for_reading for member in members):
+                continue
+            nbytes = end - begin
+            if made and size + nbytes > max(room, MAY_HOLD_TIMES * smallest):
+                groups.append(Group(made, size, is_for_reading, spans))
+                made, spans, size = [], [], 0
+            if not made:
+                smallest = nbytes
+            made.append((begin, nbytes, size))
+            spans += [(span, size + address - begin, length) for address, length, span, _ in members]
+            size = round_up(size + nbytes, ALIGNMENT)
+        if made:
+            groups.append(Group(made, size, is_for_reading, spans))
+    return groups
+
+
+def _merged(copies: list[tuple[int, int, int, bool]]) -> list[_Range]:
     """Return the ranges of memory that *copies* cover, each with those that lie in it."""
-    ranges: list[tuple[int, int, list[tuple[int, int, int, bool]]]] = []
+    ranges: list[_Range] = []
     begin, end = 0, 0
     for copy in sorted(copies):
         address, nbytes = copy[:2]

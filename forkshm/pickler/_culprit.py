@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm.errors import PoolClosedError
 from forkshm.pickler._collect import Collector
 from forkshm.pickler._names import NOTHING_KNOWN, Known
-from forkshm.pickler._pack import _Pickler
+from forkshm.pickler._pack import _Nowhere, _Pickler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,19 +54,12 @@ def explain(error: Exception, things: Mapping[str, Any], known: Known = NOTHING_
     culprit = pickler.last
     where = _path(things, culprit, pickler.reduced) or f"in {' and '.join(things)}"
     kind = type(culprit)
-    what = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    what = kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
     found = f"{where}: {what}"
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} ({found})",)
     elif sys.version_info >= (3, 11):
         error.add_note(f"What cannot be pickled is {found}")
-
-
-class _Nowhere:
-    """A file that keeps nothing."""
-
-    def write(self, piece: Any) -> int:
-        return len(piece)
 
 
 class _NoCollector(Collector):

@@ -12,19 +12,25 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import os
 import sys
-from types import FunctionType
+import weakref
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm.pickler._code import global_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = (
     "NOTHING_KNOWN",
+    "GlobalsOfMain",
     "Known",
+    "changed_globals",
     "is_known",
+    "is_unchanged",
     "known_after_import",
     "known_now",
     "known_to_children",
@@ -35,6 +41,61 @@ __all__ = (
 Known = dict[int, Any]
 
 NOTHING_KNOWN: Known = {}
+
+
+class _AtFork(dict[int, Any]):
+    """What a forked process has, and what each global name of ``__main__`` was bound to then."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        super().__init__({id(thing): thing for thing in names.values() if isinstance(thing, named_kinds)})
+        self.names = {name: _trace_of(value) for name, value in names.items()}
+        self.pid = os.getpid()
+
+
+class _AfterImport(_AtFork):
+    """What a process has that imported ``__main__`` anew; what other names are there, nobody knows."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        super().__init__({name: thing for name, thing in names.items() if isinstance(thing, named_kinds)})
+
+
+#: Values that are kept as they are: they are small, and what replaces one often has its address.
+_ATOMS = (int, float, complex, bool, str, bytes, type(None), ModuleType, weakref.ref)
+_LONGEST_ATOM = 1024
+
+
+class _Trace:
+    """A value that can only be told by its address."""
+
+    __slots__ = ("address", "kind")
+
+    def __init__(self, value: Any) -> None:
+        self.address = id(value)
+        self.kind = type(value)
+
+
+def _trace_of(value: Any) -> Any:
+    """Return what tells later whether a name still has this value, without keeping anything large."""
+    if isinstance(value, named_kinds):
+        return value
+    if isinstance(value, _ATOMS) and (not isinstance(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
+        return value
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return _Trace(value)
+
+
+def _is_same(trace: Any, value: Any) -> bool:
+    if trace is value:
+        return True
+    kind = type(trace)
+    if kind is weakref.ref:
+        return trace() is value
+    if kind is _Trace:
+        return bool(trace.address == id(value) and trace.kind is type(value))
+    return kind is type(value) and isinstance(value, _ATOMS) and bool(trace == value)
+
 
 #: What is looked for by its name; a function that a decorator made an object of is one, too.
 named_kinds: tuple[type, ...] = (FunctionType, type)
@@ -49,7 +110,7 @@ def register_named(kind: type) -> None:
 def known_now() -> Known:
     """Return what a process forked now is going to have."""
     main = sys.modules.get("__main__")
-    return {id(thing): thing for thing in list(vars(main).values()) if isinstance(thing, named_kinds)}
+    return _AtFork(dict(vars(main)) if main is not None else {})
 
 
 def known_to_children(start_method: str | None = None) -> Known:
@@ -70,9 +131,7 @@ def known_after_import() -> Known:
     if main is None or path is None or hasattr(sys, "ps1"):
         return NOTHING_KNOWN
     names = _defined_in(path)
-    return {
-        id(thing): thing for name, thing in list(vars(main).items()) if name in names and isinstance(thing, named_kinds)
-    }
+    return _AfterImport({name: thing for name, thing in list(vars(main).items()) if name in names})
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,3 +165,68 @@ def is_known(thing: Any, known: Known) -> bool:
         if level == 0 and id(found) not in known:
             return False
     return found is thing
+
+
+_MISSING = object()
+
+
+def _was_bound_anew(name: str, value: Any, known: _AtFork) -> bool:
+    then = known.names.get(name, _MISSING)
+    if then is _MISSING and isinstance(known, _AfterImport):
+        return False
+    return not _is_same(then, value)
+
+
+def is_unchanged(function: FunctionType, known: Known) -> bool:
+    """Return whether a function that crosses by name uses the same globals there as it does here.
+
+    A global that was bound to something else since the fork (the cell of a notebook was run again, a parameter was
+    set) is not what the child has under that name. The functions of ``__main__`` that the function calls are looked
+    at as well. A value that was changed in place is not noticed.
+    """
+    if not isinstance(known, _AtFork) or known.pid != os.getpid():
+        return True  # nobody knows what the names were bound to; in a child they are what its own code made of them
+    main = vars(sys.modules["__main__"])
+    functions = [function]
+    for called in functions:  # which grows
+        for name in global_names(called):
+            value = main.get(name, _MISSING)
+            if value is _MISSING:
+                continue
+            if _was_bound_anew(name, value, known):
+                return False
+            if type(value) is FunctionType and value.__module__ == "__main__" and value not in functions:
+                functions.append(value)
+    return True
+
+
+def changed_globals(known: Known) -> Callable[[str, Any], bool]:
+    """Return a function that tells of a global name of ``__main__`` whether it was bound anew since the fork."""
+    if not isinstance(known, _AtFork):
+        return lambda *_: True
+
+    def is_changed(name: str, value: Any) -> bool:
+        if _was_bound_anew(name, value, known):
+            return True
+        return type(value) is FunctionType and value.__module__ == "__main__" and not is_unchanged(value, known)
+
+    return is_changed
+
+
+class GlobalsOfMain:
+    """The globals of a function: some that are sent, and of other names what the receiver's ``__main__`` has."""
+
+    __slots__ = ("names", "sent")
+
+    def __init__(self, sent: dict[str, Any], names: list[str]) -> None:
+        self.sent = sent
+        self.names = names
+
+    def __reduce__(self) -> Any:
+        return globals_of_main, (self.sent, self.names)
+
+
+def globals_of_main(sent: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the globals that arrived, and those that are here under these names."""
+    main = vars(sys.modules["__main__"])
+    return {**{name: main[name] for name in names if name in main}, **sent}

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import collections
+import errno
+import io
 import pickle
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+import sys
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
-from forkshm.pickler import _names
-from forkshm.pickler._collect import Collector, Copies, Repeats
-from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
+from forkshm.descriptor._tables import (
+    BLOCK,
+    IDENTITY_SIZE,
+    BlockRef,
+    Head,
+    body_tables,
+    size_of_tables,
+    write,
+    write_one_region,
+    write_plain,
+)
+from forkshm.pickler import _names, _reducers
+from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
+from forkshm.pickler._collect import Collector, Copies, Group, Repeats
+from forkshm.pickler._exceptions import reduce_exception
+from forkshm.pickler._names import (
+    NOTHING_KNOWN,
+    GlobalsOfMain,
+    Known,
+    changed_globals,
+    is_known,
+    is_unchanged,
+)
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
-from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple_when
+from forkshm.pickler._reducers import MIN_BUNDLE, dispatch_table, find, simple_kinds, simple_when
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
@@ -27,7 +50,7 @@ if TYPE_CHECKING:
 
     from forkshm.region._segment import Lease
 
-__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name")
+__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name", "still_by_name")
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -89,6 +112,13 @@ class Parcel:
         self._keep = None
 
 
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, piece: Any) -> int:
+        return len(piece)
+
+
 class _Sink:
     """The file that a pickler writes to: it keeps the pieces, large ones uncopied."""
 
@@ -109,21 +139,52 @@ class _Sink:
 _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "numpy.core.numeric"})
 
 
+def _refuse(thing: Any) -> Any:
+    """Refuse what cloudpickle would send as something else: a file as its content, a memoryview as ``bytes``."""
+    if thing is sys.stdout:
+        return getattr, (sys, "stdout")
+    if thing is sys.stderr:
+        return getattr, (sys, "stderr")
+    kind = type(thing)
+    if kind is memoryview:
+        raise TypeError(
+            f"cannot pickle a memoryview of {thing.nbytes:,} bytes: send what it is a view of, or a copy, bytes(view)"
+        )
+    raise TypeError(
+        f"cannot pickle '{kind.__module__}.{kind.__qualname__}' object {getattr(thing, 'name', '')!r}: an open file is "
+        "this process' own; send its path, and open it there"
+    )
+
+
+_OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with reducers of ours in front."""
 
+    dispatch_table: ClassVar[Any] = collections.ChainMap(
+        # As many maps as cloudpickle's own: each that has not what is looked for costs an exception.
+        {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
+        *_OF_CLOUDPICKLE.maps[1:],
+    )
     known: Known = NOTHING_KNOWN
     collector: Collector
+    #: Whether what is pickled is an exception that another one names: that one knows all of them.
+    in_chain = False
 
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
         if kind is FunctionType:
-            if thing.__module__ in _BY_NAME or is_known(thing, self.known):
+            if thing.__module__ in _BY_NAME:
+                return NotImplemented
+            if is_known(thing, self.known):
                 # By name: pickle's own way, in a tenth of the time that cloudpickle
                 # takes to find that out, or where it would send a copy.
+                return NotImplemented if is_unchanged(thing, self.known) else self._with_changed_globals(thing)
+        elif isinstance(thing, type):
+            if is_known(thing, self.known):
                 return NotImplemented
-        elif isinstance(thing, type) and is_known(thing, self.known):
-            return NotImplemented
+            return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
         elif kind in _names.named_kinds and is_known(thing, self.known):
             return thing.__qualname__
         reduce = find(kind)
@@ -131,7 +192,43 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return reduce(thing)
         if kind in _MARKS:
             return self._mark(thing)
+        if isinstance(thing, BaseException):
+            return reduce_exception(thing, None if self.in_chain else self._dump_of_chain)
         return super().reducer_override(thing)
+
+    def _dump_of_chain(self, error: BaseException) -> bytes:
+        file = io.BytesIO()
+        pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
+        pickler.known = self.known
+        pickler.collector = Collector()
+        pickler.in_chain = True
+        pickler.dump(error)
+        return file.getvalue()
+
+    def _with_changed_globals(self, function: FunctionType) -> Any:
+        # By value, with the globals that were bound anew; for the others it looks where it would by its name.
+        parts: Any = super().reducer_override(function)
+        is_changed = changed_globals(self.known)
+        state = parts[2][1]
+        sent = {
+            name: value
+            for name, value in state["__globals__"].items()
+            if is_changed(name, value) and self._can_be_sent(value)
+        }
+        state["__globals__"] = GlobalsOfMain(sent, [name for name in global_names(function) if name not in sent])
+        return parts
+
+    def _can_be_sent(self, value: Any) -> bool:
+        if isinstance(value, (FunctionType, type)):
+            return True
+        trial = _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
+        trial.known = self.known
+        trial.collector = Collector()
+        try:
+            trial.dump(value)
+        except Exception:
+            return False  # a pool, a lock, a file: what by its name means what the receiver has
+        return True
 
     def _mark(self, thing: Any) -> Any:
         # What is between two marks is pickled between them, and arrives without them.
@@ -204,6 +301,17 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     sink = _Sink()
     collector = Collector(repeats)
     try:
+        if kinds is None or len(parts) >= MIN_BUNDLE or (not _CONTAINERS.isdisjoint(kinds) and _has_many(parts)):
+            bundled = _bundled(thing, parts)
+            if bundled is True:
+                in_stream = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL)
+                in_stream.dispatch_table = _reducers.in_stream_table
+                in_stream.dump(thing)
+                return Packing(sink, collector)
+            if bundled is not False:
+                thing = bundled
+                parts = _parts(thing)
+                kinds = set(map(type, parts)) if len(parts) <= _MANY else None
         if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
             # Most calls, chunks and results are so. cloudpickle would find nothing to do in
             # them, in half the time of all.
@@ -220,6 +328,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
             except BaseException:
                 pickler.clear_memo()  # it has the buffers, and the traceback has it
                 raise
+        collector.decide()
     except BaseException:
         collector.give_up()
         raise
@@ -245,6 +354,58 @@ def _are_simple(parts: Sequence[Any]) -> bool:
 
 #: Of more parts it is not asked what they are.
 _MANY = 1000
+
+_CONTAINERS = frozenset({list, tuple, dict})
+
+
+def _has_many(parts: Sequence[Any]) -> bool:
+    """Return whether a part, or an argument by name, is a container of many."""
+    for part in parts:
+        kind = type(part)
+        if kind in _CONTAINERS:
+            if len(part) >= MIN_BUNDLE:
+                return True
+            if part and kind is dict and _has_many([value for value in part.values() if type(value) in _CONTAINERS]):
+                return True
+    return False
+
+
+def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
+    """Return *thing* with bundles in place of containers of many small parts; False if there are none.
+
+    True when all of it can be sent without asking where the memory of its parts lies.
+    """
+    kind = type(thing)
+    args: Sequence[Any] = (thing,)
+    kwargs: dict[Any, Any] = {}
+    is_call = kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict
+    if is_call:
+        args, kwargs = thing
+    elif kind in (list, tuple) and (not thing or type(thing[0]) in _CONTAINERS):
+        args = thing  # of a map: each may be a container
+    many = [part for part in (*args, *kwargs.values()) if type(part) in _CONTAINERS and len(part) >= MIN_BUNDLE]
+    if not many and args is thing and len(thing) >= MIN_BUNDLE:
+        many, args = [thing], (thing,)
+    if not many or len(many) > _MANY:
+        return False
+    if _reducers.bundler is None:
+        first = many[0]
+        find(type(next(iter(first.values() if type(first) is dict else first))))
+        if _reducers.bundler is None:
+            return False
+    is_all = len(many) == 1 and all(
+        part is many[0] or type(part) in _PLAIN_OR_TEXT for part in (*args, *kwargs.values())
+    )
+    made = {id(part): _reducers.bundler(part, is_all=is_all) for part in many}
+    if True in made.values():
+        return True
+    made = {key: bundle for key, bundle in made.items() if bundle is not False}
+    if not made:
+        return False
+    new_args = [made.get(id(part), part) for part in args]
+    if is_call:
+        return tuple(new_args), {key: made.get(id(part), part) for key, part in kwargs.items()}
+    return kind(new_args) if args is thing else new_args[0]
 
 
 class Packing:
@@ -307,19 +468,49 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
 
 
 def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
-    # Head and tables have the same length whatever stands in them.
-    tables_size = len(body_tables(collector.refs, collector.spans, collector.places))
+    before = collector.mark()
+    try:
+        return _assembled(sink, collector, for_many=for_many, alone=True)
+    except OSError as error:
+        if error.errno not in _NO_FDS or not collector.copies:
+            raise
+    collector.back_to(before)
+    # The limit on open files is near: one block for all copies, and one fd.
+    return _assembled(sink, collector, for_many=for_many, alone=False)
+
+
+_NO_FDS = (errno.EMFILE, errno.ENFILE)
+
+
+def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Parcel:
+    # Head and tables have the same length whatever stands in them; each group of copies is one more region.
+    identities = collector.identities
+    tables_size = size_of_tables(len(collector.refs), len(collector.spans), len(identities))
     body_size = tables_size + sink.size
-    body_in_block = body_size > INLINE_LIMIT
-    copies = collector.place(round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block)
-    body = [body_tables(collector.refs, collector.spans, collector.places), *sink.pieces]
+    body_in_block = body_size - IDENTITY_SIZE * len(identities) > INLINE_LIMIT
+    copies = collector.place(
+        round_up(body_size, ALIGNMENT) if body_in_block else 0, inline=not body_in_block, alone=alone
+    )
+    groups, fds, leases, block_ref = copies.groups, collector.fds, collector.leases, None
+    if groups:
+        for group in groups:
+            _copy_group(group, collector, for_many=for_many)
+        identities = collector.identities
+        more = size_of_tables(len(collector.refs), len(collector.spans), len(identities)) - tables_size
+        body_size += more
+        if body_in_block:
+            copies = copies._replace(
+                block=[(address, nbytes, where + round_up(more, ALIGNMENT)) for address, nbytes, where in copies.block],
+                block_size=copies.block_size + round_up(more, ALIGNMENT),
+            )
+            collector.move_block(round_up(more, ALIGNMENT))
+    body = [body_tables(collector.refs, collector.spans, collector.places, identities), *sink.pieces]
     if copies.inline_size:
         inline = bytearray(copies.inline_size)
         for address, nbytes, where in copies.inline:
             inline[where : where + nbytes] = kernel.bytes_at(address, nbytes)
         body.append(inline)
         body_size += copies.inline_size
-    fds, leases, block_ref = collector.fds, collector.leases, None
     copied = copies.copied
     if copies.block_size:
         block = arena.allocate(copies.block_size)
@@ -348,6 +539,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
             body_size=body_size,
             inline=copies.inline_size,
             files=len(collector.fds),
+            identities=bool(identities),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
@@ -357,11 +549,23 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     return parcel
 
 
+def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
+    """Copy what shares a block into one, and let its spans say so."""
+    block = arena.allocate(group.size)
+    try:
+        for address, nbytes, where in group.ranges:
+            block.copy(where, address, nbytes)
+    except BaseException:
+        arena.free(block)
+        raise
+    collector.place_group(group, block.offset, block.size, arena.lend(block), for_many=for_many)
+
+
 def _what_was_copied(
     collector: Collector, copies: Copies, pieces: Sequence[Any], body_size: int
 ) -> Iterator[tuple[int, str]]:
     """Yield bytes and description of what went into a block."""
-    for begin, nbytes, _ in copies.block:
+    for begin, nbytes, _ in [*copies.block, *(part for group in copies.groups for part in group.ranges)]:
         inside = [
             (copy[1], view)
             for copy, view in zip(collector.copies, collector.views, strict=True)
@@ -387,6 +591,11 @@ def is_name(stream: bytes) -> bool:
     return stream.endswith(_FOUND_BY_NAME)
 
 
+def still_by_name(function: Callable[..., Any], known: Known) -> bool:
+    """Return whether what `pack_by_name` returned is still right: a global of ``__main__`` may be another by now."""
+    return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, known)
+
+
 def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
     """Return the parcel of a function that crosses as its name only, and so never changes; None for any other."""
     module = getattr(function, "__module__", None)
@@ -399,6 +608,8 @@ def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
             return None
         if kind is not FunctionType and not isinstance(function, type):
             return pack(function, known=known)
+        if isinstance(function, FunctionType) and not is_unchanged(function, known):
+            return None
         stream = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
     else:
         sink = _Sink()

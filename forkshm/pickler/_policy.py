@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ALIGNMENT", "INLINE_LIMIT", "OUT_OF_BAND")
+__all__ = ("ALIGNMENT", "INLINE_LIMIT", "MAY_HOLD", "MAY_HOLD_TIMES", "MOST_BLOCKS", "OUT_OF_BAND")
 
 #: Buffers of this many bytes and more are copied into a block; smaller ones travel in
 #: the message. A lease costs about as much as copying this much twice more.
@@ -14,3 +14,11 @@ INLINE_LIMIT = 20 * 1024
 
 #: Buffers in a block start at multiples of this: a cache line, and what vector units like.
 ALIGNMENT = 64
+
+#: What a view that is kept may hold of memory that it does not see: a block has at most this many bytes, or this many
+#: times the smallest buffer in it.
+MAY_HOLD = 2**20
+MAY_HOLD_TIMES = 4
+
+#: Blocks of one parcel; each takes an fd, and 40 us. Of more than so many MiB in buffers of less, blocks are larger.
+MOST_BLOCKS = 64

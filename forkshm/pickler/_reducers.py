@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing.reduction
 import pickle
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -25,7 +26,15 @@ __all__ = ("find", "register", "register_lazy")
 _reducers: dict[type, Callable[[Any], Any]] = {}
 #: For picklers that take a table instead of asking `find`: the same dict.
 dispatch_table = _reducers
-_lazy: dict[str, str] = {"numpy": "forkshm.integrations.numpy", "torch": "forkshm.integrations.torch"}
+_lazy: dict[str, str] = {
+    "numpy": "forkshm.integrations.numpy",
+    "pandas": "forkshm.integrations.pandas",
+    "pyarrow": "forkshm.integrations.pyarrow",
+    "torch": "forkshm.integrations.torch",
+}
+#: Of a class and all that are derived from it.
+_families: dict[type, Callable[[Any], Any]] = {}
+_member_of: weakref.WeakKeyDictionary[type, Callable[[Any], Any] | None] = weakref.WeakKeyDictionary()
 
 
 def register(kind: type, reduce: Callable[[Any], Any]) -> None:
@@ -39,6 +48,21 @@ def register(kind: type, reduce: Callable[[Any], Any]) -> None:
 def register_lazy(package: str, integration: str) -> None:
     """Import module *integration* when the first object of *package* is to be sent."""
     _lazy[package] = integration
+
+
+def register_family(base: type, reduce: Callable[[Any], Any]) -> None:
+    """Let *reduce* say how objects of the types derived from *base* cross that have no reducer of their own."""
+    _families[base] = reduce
+    _member_of.clear()
+
+
+def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
+    try:
+        return _member_of[kind]
+    except KeyError:
+        found = next((reduce for base, reduce in _families.items() if issubclass(kind, base)), None)
+        _member_of[kind] = found
+        return found
 
 
 #: Types that a plain pickler with these reducers sends right, without cloudpickle.
@@ -63,20 +87,41 @@ def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> 
         simple_when.update(dict.fromkeys(kinds, when))
 
 
+#: A container of fewer things is not looked into.
+MIN_BUNDLE = 32
+#: Makes few objects of a container of many, and the reducers for what can be sent without; None until it is needed.
+bundler: Callable[..., Any] | None = None
+in_stream_table: dict[type, Callable[[Any], Any]] = {}
+
+
+def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[[Any], Any]]) -> None:
+    """Let *bundle* say what is sent in place of lists, tuples and dicts of many things; see there."""
+    global bundler
+    bundler = bundle
+    in_stream_table.update(in_stream)
+
+
 def find(kind: type) -> Callable[[Any], Any] | None:
     """Return the reducer of a type, or None."""
     reduce = _reducers.get(kind)
     if reduce is None and _lazy:
-        integration = _lazy.pop(kind.__module__.partition(".")[0], None)
+        integration = _lazy.pop(_package_of(kind), None)
         if integration is not None:
             importlib.import_module(integration)
             reduce = _reducers.get(kind)
     if reduce is None:
         # What the standard library, or others, registered for objects that processes pass each other.
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
-        if reduce is not None and kind.__module__.partition(".")[0] in _OURS:
+        if reduce is not None and _package_of(kind) in _OURS:
             return None
+        if reduce is None and _families:
+            return _find_in_families(kind)
     return reduce
+
+
+def _package_of(kind: type) -> str:
+    module: Any = kind.__module__
+    return module.partition(".")[0] if isinstance(module, str) else ""  # some factories and extensions leave it out
 
 
 #: Libraries whose objects cross in our way: PyTorch registers one with the standard library, which

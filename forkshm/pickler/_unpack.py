@@ -9,8 +9,10 @@ from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import (
     BLOCK,
+    COPIED_IN,
     HANDLE,
     INLINE,
+    LOOSE,
     READ_ONLY,
     Bare,
     is_plain,
@@ -22,7 +24,7 @@ from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
 from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
-from forkshm.region._table import Mode
+from forkshm.region._table import Mode, mapping_of
 
 __all__ = ("Arrival", "open_plain", "receive", "skip")
 
@@ -93,10 +95,9 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     if (one := read_one_region(data, position)) is not None and fds:
         return _receive_one_region(data, one, fds)
     head, position = read_head(data, position)
-    if len(fds) < head.fds:
-        raise RegionGoneError(
-            f"a message named {head.fds} memory objects and only {len(fds)} arrived: " + kernel.fds_lost_because
-        )
+    arrived = len(fds)
+    if arrived < head.fds and not (head.identities and (arrived or head.block is None)):
+        raise _gone(head.fds, arrived)
     mine = fds[: head.fds]
     del fds[: head.fds]
     try:
@@ -110,7 +111,17 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        windows = [_memory_of(mine[place], *ref) for ref, place in zip(tables.regions, tables.places, strict=True)]
+        # First what came without an fd: where that is not here, nothing need be mapped.
+        here: dict[int, Any] = {}
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+            if place >= len(mine) and (found := _memory_here(tables.identities[place], *ref)) is not None:
+                here[index] = found
+            elif place >= len(mine):
+                raise _gone(head.fds, arrived)
+        windows = [
+            here[index] if index in here else _memory_of(mine[place], *ref)
+            for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
+        ]
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
@@ -122,10 +133,14 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         arrival.copied += head.body_size
     # Small copies lie together in memory of this process.
     inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
-    copies: list[tuple[int, int]] = []
+    copies: list[tuple[int, int, int]] = []
+    loose: list[tuple[int, int, int]] = []
     for region, offset, nbytes in tables.spans:
-        if region >= 0:
-            source: Any = windows[region]
+        if region <= COPIED_IN:
+            source: Any = windows[COPIED_IN - region]
+            copies.append((region, offset, offset + nbytes))
+        elif region >= 0:
+            source = windows[region]
             if type(source) is ReceivedFd:
                 arrival._buffers.append(source)
                 continue
@@ -135,12 +150,16 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 source = inline
             else:
                 source = whole
-                copies.append((offset, offset + nbytes))
+                copies.append((BLOCK, offset, offset + nbytes))
             if source is None:
                 raise ChannelBrokenError("a span names copies, but the parcel has none")
-            if region <= -1 - READ_ONLY:
+            if region in (LOOSE, LOOSE - READ_ONLY):
+                loose.append((offset, offset + nbytes, len(arrival._buffers)))
+            if region in (BLOCK - READ_ONLY, INLINE - READ_ONLY, LOOSE - READ_ONLY):
                 source = source.toreadonly()
         arrival._buffers.append(source[offset : offset + nbytes])
+    if loose:
+        _copy_out(whole, loose, arrival._buffers)
     arrival.copied += _covered(copies)
     ledger.bytes_copied += arrival.copied
     ledger.bytes_shared += arrival.shared
@@ -149,13 +168,34 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
     return arrival, position
 
 
-def _covered(ranges: list[tuple[int, int]]) -> int:
-    """Return how many bytes lie in at least one of these ranges."""
-    covered = end = 0
-    for low, high in sorted(ranges):
+def _covered(ranges: list[tuple[int, int, int]]) -> int:
+    """Return how many bytes lie in at least one of these ranges, each of a block."""
+    covered = end = block = 0
+    for of_block, low, high in sorted(ranges):
+        if of_block != block:
+            block, end = of_block, 0
         covered += max(0, high - max(low, end))
         end = max(end, high)
     return covered
+
+
+def _copy_out(block: memoryview | None, loose: list[tuple[int, int, int]], buffers: list[Any]) -> None:
+    """Put in place of small buffers copies in memory of this process; those that overlap stay so."""
+    if block is None:
+        raise ChannelBrokenError("a span names copies, but the parcel has none")
+    loose.sort()
+    position = 0
+    while position < len(loose):
+        low, high, _ = loose[position]
+        behind = position + 1
+        while behind < len(loose) and loose[behind][0] < high:
+            high = max(high, loose[behind][1])
+            behind += 1
+        own = memoryview(bytearray(block[low:high]))
+        for start, end, index in loose[position:behind]:
+            view = own[start - low : end - low]
+            buffers[index] = view.toreadonly() if buffers[index].readonly else view
+        position = behind
 
 
 def _block_of(lease: int, offset: int, size: int, share: Share) -> memoryview:
@@ -172,6 +212,18 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
     if isinstance(mode, Share):
         return _block_of(fd, offset, size, mode)
     return view_of(*attach(fd, offset, size, mode, borrowed=True))
+
+
+def _memory_here(identity: tuple[int, int], offset: int, size: int, mode: Mode | Share | Bare) -> Any:
+    """Return memory that this process has mapped already, when there was no room for its fd; None if it has not."""
+    found = mapping_of(identity, offset, size, mode) if isinstance(mode, Mode) else None
+    return None if found is None else view_of(*found)
+
+
+def _gone(named: int, arrived: int) -> RegionGoneError:
+    return RegionGoneError(
+        f"a message named {named} memory objects and only {arrived} arrived: " + kernel.fds_lost_because
+    )
 
 
 def _receive_one_region(

@@ -99,6 +99,6 @@ def _why(thing: Any) -> str:
         )
     return (
         "is read-only here: it was sent with forkshm.view(x, 'read_only') or 'read_private', its region is sealed "
-        "or mapped read-only, or it was read-only where it was sent; send forkshm.view(x, 'copy_on_write') of a "
+        "or mapped read-only; send forkshm.view(x, 'copy_on_write') of a "
         "writeable one to let the task write to a copy of its own"
     )

@@ -86,6 +86,7 @@ class Outcome:
             raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
         if not isinstance(raised, BaseException):
             raised = NotUnpicklableError(f"a task raised what is no exception: {raised!r}")
+        traceback.__cause__ = raised.__cause__
         raised.__cause__ = traceback
         return False, raised
 

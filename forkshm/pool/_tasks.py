@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import Kind
-from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name
+from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name, still_by_name
 from forkshm.pool._describe import name_of
 from forkshm.pool._status import FIRST_TASK
 
@@ -69,7 +69,8 @@ class Packer:
         try:
             if function not in self._by_name:
                 self._by_name[function] = pack_by_name(function, self.known)
-            return self._by_name[function]
+            parcel = self._by_name[function]
+            return parcel if parcel is None or still_by_name(function, self.known) else None
         except TypeError:  # not hashable, or without weak references
             return None
 

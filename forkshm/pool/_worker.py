@@ -10,7 +10,6 @@ import pickle
 import signal
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -29,7 +28,7 @@ from forkshm.channel import (
     write_message,
 )
 from forkshm.channel._spin import SPINNERS, Spin
-from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError
+from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
 from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _worker_state as worker_state
@@ -434,7 +433,7 @@ class _Worker:
     def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
         if self._traced:
             self._recorder.failed()
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        text = remote_text(error)
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None
         try:

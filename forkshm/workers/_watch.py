@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 from forkshm import _system
@@ -19,6 +18,7 @@ from forkshm.errors import (
     RemoteTraceback,
     TeamBrokenError,
     WorkerDiedError,
+    remote_text,
 )
 from forkshm.pickler import pack
 from forkshm.workers._board import DIED, FAILED, LEFT, Board
@@ -198,20 +198,22 @@ class Watch:
         who = self._name.format(rank)
         text = "its traceback did not arrive"
         try:
-            arrival, trace = read_message(received).parcels
-            if arrival is None or trace is None:
+            arrival, sent_text = read_message(received).parcels
+            if arrival is None or sent_text is None:
                 raise NotUnpicklableError("a message came without its parcels: please report this")
-            text = trace.open()
+            text = sent_text.open()
             raised: BaseException = arrival.open()
         except Exception as reason:
             raised = NotUnpicklableError(f"{who} raised an exception that cannot be unpickled here: {reason!r}")
-        raised.__cause__ = RemoteTraceback(f"{who} raised:\n{text}")
+        trace = RemoteTraceback(f"{who} raised:\n{text}")
+        trace.__cause__ = raised.__cause__
+        raised.__cause__ = trace
         return raised
 
 
 def report(error: BaseException, rank: int, board: Board, answers_in: Sender, known: Known) -> None:
     """In a process of a team: say that this one failed, and with what."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = remote_text(error)
     error.__traceback__ = None
     try:
         parcel = pack(error, known=known)

@@ -6,7 +6,9 @@ import pytest
 
 from forkshm.descriptor._tables import (
     BLOCK,
+    COPIED_IN,
     INLINE,
+    LOOSE,
     READ_ONLY,
     BlockRef,
     Head,
@@ -82,6 +84,15 @@ def test_what_was_written_is_read_back(name, position):
     assert stream == STREAM
 
 
+def test_the_objects_of_many_files_are_read_back():
+    named = [(0, 2**64 - 1), (7, 8), (1, 2), (3, 4)]
+    body = body_tables(REGIONS, SPANS, None, named) + STREAM
+    head, tables, stream = parse(write(Head(None, False, len(REGIONS), len(SPANS), len(body), identities=True)) + body)
+    assert head.identities
+    assert (list(tables.identities), stream) == (named, STREAM)
+    assert_in_bounds(head, tables)
+
+
 def test_a_body_in_the_block_is_read_back():
     block, regions, spans = PARCELS["both"]
     data, body = wire(block, regions, spans, body_in_block=True)
@@ -113,8 +124,11 @@ def assert_in_bounds(head, tables):
         assert 0 <= ref.offset
         assert ref.offset + ref.size < 2**63
     for span in (Span(*span) for span in tables.spans):
-        copies = {BLOCK: head.block and head.block.size, INLINE: head.inline}
+        copies = {BLOCK: head.block and head.block.size, INLINE: head.inline, LOOSE: head.block and head.block.size}
         copies |= {region - READ_ONLY: room for region, room in copies.items()}
+        if span.region <= COPIED_IN:
+            assert isinstance(regions[COPIED_IN - span.region].mode, Share)
+            copies[span.region] = regions[COPIED_IN - span.region].size
         assert span.region in copies or 0 <= span.region < len(tables.regions)
         room = copies[span.region] if span.region < 0 else regions[span.region].size
         assert 0 <= span.offset
@@ -158,7 +172,10 @@ def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_wha
         (None, REGIONS, [Span(1, 0, 78)], "span of 78 bytes"),
         (None, REGIONS, [Span(4, 0, 1)], "span of region 4, but there are 4"),
         (None, REGIONS, [Span(INLINE, 0, 1)], "there are 0"),
-        (None, REGIONS, [Span(INLINE - READ_ONLY - 1, 0, 1)], "span of region -5"),
+        (None, REGIONS, [Span(LOOSE - 1, 0, 1)], "span of region -6"),
+        (None, REGIONS, [Span(LOOSE, 0, 1)], "there are 0"),
+        (None, REGIONS, [Span(COPIED_IN - 4, 0, 1)], "span of region -20"),
+        (None, REGIONS, [Span(COPIED_IN, 0, 1)], "span of region -16"),
         (None, [RegionRef(0, 0, Mode.read_write)], [], "region of 0 bytes"),
         (None, [RegionRef(2**63, 1, Mode.read_write)], [], "region of 1 bytes"),
         (None, [RegionRef(1, 2**63 - 1, Mode.read_write)], [], "region of"),

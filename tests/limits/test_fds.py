@@ -207,3 +207,38 @@ def test_a_part_keeps_the_fd_that_others_let_go():
         pool.apply(keep_last, (parts,))
         back = pool.apply(write_and_return)
     assert (parts[2].buf[0], back.buf[0]) == (55, 55)
+
+
+def test_arrays_come_back_to_a_process_that_has_them_and_no_room_for_their_fds(run_script):
+    needs_fds(1500)
+    run_script(
+        """
+import resource
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (1500, HARD))
+import forkshm
+
+def back(arrays):
+    arrays[5][0] = 77
+    return arrays
+
+def with_another(arrays):
+    return [*arrays, forkshm.zeros(3)]
+
+with forkshm.Pool(1) as pool:
+    pool.apply(len, ([],))
+    arrays = [forkshm.full(10, float(number)) for number in range(400)]
+    assert len({array.region.fileno() for array in arrays}) == 400
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))
+    there = pool.apply(back, (arrays,))
+    assert all(one.region is other.region for one, other in zip(arrays, there))
+    assert arrays[5][0] == 77
+    try:
+        pool.apply(with_another, (arrays,))
+    except forkshm.RegionGoneError as error:
+        assert "memory objects and only" in str(error), error
+    else:
+        raise AssertionError("an object that is not here, and no fd for it")
+    assert pool.apply(len, (arrays,)) == 400
+"""
+    )

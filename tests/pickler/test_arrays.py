@@ -28,6 +28,15 @@ def numbers(shape=(200, 300), dtype=float):
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
+def of_a_file():
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        file.write(numbers().tobytes())
+        file.flush()
+        return np.asarray(np.memmap(file, float, "r"))
+
+
 def in_fortran_order():
     return np.asfortranarray(numbers())
 
@@ -103,10 +112,41 @@ def test_a_large_array_is_copied_exactly_once_and_its_stream_travels_in_the_mess
 def spanned(array):
     """Bytes that cross: those of the elements, with the gaps between them when these are few."""
     span = np.ptp(byte_bounds(array))
-    return span if array.nbytes <= span <= 2 * array.nbytes else array.nbytes
+    return span if span <= 2 * array.nbytes else array.nbytes
 
 
-@pytest.mark.parametrize("name", sorted(set(PRIVATE) - {"read-only"}))
+def test_of_a_view_the_memory_that_it_sees_is_sent_once(cross):
+    row = np.arange(1000.0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.arange(20_000.0), 1000)
+    for sent, bytes_seen in (
+        (np.broadcast_to(row[None], (5000, 1000)), 0),  # in the message
+        (np.broadcast_to(np.arange(3000.0)[:, None], (3000, 500)), 24_000),
+        (np.broadcast_to(5, (300, 700)), 0),
+        (windows, 160_000),
+        (windows[::7, ::-1], 160_000),
+        (np.broadcast_to(np.arange(900_000.0)[::100], (50, 9000)), 72_000),
+        (np.broadcast_to(windows, (1, *windows.shape)), 160_000),
+    ):
+        crossing = cross(sent)
+        assert crossing.copied <= bytes_seen
+        np.testing.assert_array_equal(crossing.value, sent)
+
+
+def test_an_array_that_would_be_too_large_stays_as_it_was_and_is_for_reading(cross):
+    value = cross(np.broadcast_to(np.arange(1000.0), (10_000_000, 1000))).value
+    assert value.shape == (10_000_000, 1000)
+    assert value[5_000_000, 7] == 7
+    assert not value.flags.writeable
+
+
+def test_broadcast_shared_memory_is_still_shared(cross):
+    a = forkshm.zeros(3000)
+    value = cross(np.broadcast_to(a, (50, 3000))).value
+    a[5] = 3
+    assert value[49, 5] == 3
+
+
+@pytest.mark.parametrize("name", sorted(PRIVATE))
 def test_what_arrives_by_value_is_writable_and_the_receivers_own(cross, name):
     sent = PRIVATE[name]()
     before = sent.copy()
@@ -117,8 +157,67 @@ def test_what_arrives_by_value_is_writable_and_the_receivers_own(cross, name):
     np.testing.assert_array_equal(sent, before)
 
 
-def test_what_is_read_only_stays_read_only(cross):
-    assert not cross(read_only()).value.flags.writeable
+FOR_READING = {
+    "every other": lambda: numbers()[::2],
+    "of bytes": lambda: np.frombuffer(bytes(80_000)),
+    "of few bytes": lambda: np.frombuffer(bytes(80)),
+    "a field": lambda: structured()["x"],
+    "structures": structured,
+    "structures in columns": lambda: np.asfortranarray(structured()[:2500].reshape(50, 50)),
+    "sliding windows": lambda: np.lib.stride_tricks.sliding_window_view(np.arange(5000.0), 30),
+    "broadcast": lambda: np.broadcast_to(np.arange(3000.0), (20, 3000)),
+    "broadcast, of a view": lambda: np.broadcast_to(np.arange(9000.0)[::3], (20, 3000)),
+    "dates": lambda: np.arange("2000-01-01", "2100-01-01", dtype="datetime64[D]"),
+    "big-endian": lambda: numbers().astype(">f8"),
+    "far apart": lambda: np.arange(500_000.0)[::100],
+    "small": lambda: numbers((2, 3)),
+    "text": lambda: numbers().astype("U8"),
+    "no elements": lambda: np.empty((0, 3)),
+    "objects": lambda: np.array([1, "two"], object),
+    "of a file": of_a_file,
+    "of a pandas series": lambda: pytest.importorskip("pandas").Series(np.arange(100_000.0)).to_numpy(),
+    "of an Arrow array": lambda: pytest.importorskip("pyarrow").array(np.arange(100_000.0)).to_numpy(),
+    "all": numbers,
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "beside others"])
+@pytest.mark.parametrize("name", FOR_READING)
+def test_a_copy_is_writable_whether_or_not_the_array_is(cross, name, together):
+    sent = FOR_READING[name]()
+    sent.flags.writeable = False
+    before = sent.copy()
+    value = cross([sent, "x", np.arange(3)] if together else sent).value
+    value = value[0] if together else value
+    assert type(value) is np.ndarray
+    assert value.flags.writeable
+    np.testing.assert_array_equal(value, before)
+    if name != "objects" and value.size:
+        value[(0,) * value.ndim] = value[(-1,) * value.ndim]
+        rest = value.reshape(-1)[1:]
+        np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was written with it
+    np.testing.assert_array_equal(sent, before)
+
+
+def test_shared_memory_that_is_for_reading_here_is_for_reading_there(cross):
+    for make in (forkshm.ones(3000), forkshm.ones((50, 60))[:, 1:30], np.asarray(forkshm.ones(5))):
+        make.flags.writeable = False
+        assert not cross(make).value.flags.writeable
+
+
+def test_a_worker_may_write_to_what_was_read_only():
+    def centre(values):
+        values -= values.mean()
+        return values
+
+    with forkshm.Pool(1) as pool:
+        queue = forkshm.Queue()
+        for sent in (read_only(), np.frombuffer(numbers().tobytes()).reshape(200, 300)):
+            (result,) = pool.map(centre, [sent])
+            np.testing.assert_allclose(result, numbers() - numbers().mean())
+            assert result.flags.writeable
+            queue.put(sent)
+            assert queue.get().flags.writeable
 
 
 def test_the_order_of_a_contiguous_array_is_kept(cross):

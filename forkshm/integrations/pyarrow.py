@@ -1,0 +1,98 @@
+"""Apache Arrow: of a slice the elements are sent, and not the buffers that it is a slice of.
+
+Arrow pickles whole buffers, so ten rows of a table take the table along. Where most of it is not seen, the slice is
+written as a stream of Arrow's own, which has nothing else. In shared memory, and over a file, whole buffers cost
+nothing.
+"""
+
+# Where Arrow is not installed pyright takes this module, which has its name, for it.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from forkshm.backend import kernel
+from forkshm.pickler._reducers import register, register_family
+from forkshm.region._segment import Share, claim_at
+from forkshm.region._table import mapping_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_pa: Any = pa  # what of it has no types
+
+#: Smaller buffers are sent whole, and so are those of which a part like this is seen.
+_WORTH_IT = 16 * 1024
+_MOST = 2
+
+
+def reduce_table(table: Any) -> Any:
+    """Send a table, or a batch of rows: its slices alone, where they are little of their buffers."""
+    if not _is_mostly_unseen(table):
+        return NotImplemented
+    return rebuild_table, (type(table) is _pa.RecordBatch, _stream_of(table))
+
+
+def reduce_array(array: Any) -> Any:
+    """Send an array, in one piece or in chunks, in the same way."""
+    if not _is_mostly_unseen(array):
+        return NotImplemented
+    is_chunked = type(array) is _pa.ChunkedArray
+    made = _pa.table if is_chunked else _pa.record_batch
+    return rebuild_array, (is_chunked, _stream_of(made([array], names=["array"])))
+
+
+def rebuild_table(is_batch: bool, stream: Any) -> Any:
+    """Return the table or batch whose rows arrived."""
+    reader = _pa.ipc.open_stream(_pa.py_buffer(stream))
+    return reader.read_next_batch() if is_batch else reader.read_all()
+
+
+def rebuild_array(is_chunked: bool, stream: Any) -> Any:
+    """Return the array whose elements arrived."""
+    return rebuild_table(not is_chunked, stream).column(0)
+
+
+def _is_mostly_unseen(thing: Any) -> bool:
+    whole = thing.get_total_buffer_size()
+    return bool(whole >= _WORTH_IT and whole > _MOST * thing.nbytes and not _is_elsewhere(thing))
+
+
+def _is_elsewhere(thing: Any) -> bool:
+    """Whether any of the buffers is shared memory, or mapped from a file."""
+    for buffer in _buffers(thing):
+        if buffer is not None and buffer.size >= _WORTH_IT:
+            mapping, claim = mapping_at(buffer.address), claim_at(buffer.address)
+            if mapping is not None or (claim is not None and claim.share is Share.shared):
+                return True
+            if kernel.mapped_file(buffer.address) is not None:
+                return True
+    return False
+
+
+def _buffers(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, (_pa.Table, _pa.RecordBatch)):
+        for column in thing.columns:
+            yield from _buffers(column)
+    elif isinstance(thing, _pa.ChunkedArray):
+        for chunk in thing.chunks:
+            yield from chunk.buffers()
+    else:
+        yield from thing.buffers()
+
+
+def _stream_of(table: Any) -> pickle.PickleBuffer:
+    sink = _pa.BufferOutputStream()
+    with _pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write(table)
+    return pickle.PickleBuffer(sink.getvalue())
+
+
+register(_pa.Table, reduce_table)
+register(_pa.RecordBatch, reduce_table)
+register(_pa.ChunkedArray, reduce_array)
+register_family(_pa.Array, reduce_array)

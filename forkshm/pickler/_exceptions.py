@@ -1,0 +1,171 @@
+"""Exceptions cross without a call of their ``__init__``.
+
+Pickle's own way calls ``type(error)(*error.args)``, which fails, or makes another error, for every class whose
+``__init__`` takes something else than what it hands to ``super().__init__``. Here the receiver makes the object with
+the ``__new__`` of the built-in class below it, and sets what the sender's had: arguments, attributes, slots, notes, and
+the exceptions that it names as cause and context.
+
+The chain is a courtesy: an exception in it that cannot be pickled, or unpickled, is left out, and the others arrive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import pickle
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("reduce_exception",)
+
+#: Exceptions of a chain that are sent; a longer one is cut.
+_LONGEST_CHAIN = 32
+
+_LINKS = ("__cause__", "__context__")
+
+
+def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes] | None) -> Any:
+    """Return what ``__reduce__`` would for an exception, or NotImplemented for pickle's own way.
+
+    Args:
+        error: The exception.
+        dump: Pickles one exception of the chain, without the chain of that one; None to send no chain.
+    """
+    chain = _chain_of(error) if dump is not None else []
+    kind = type(error)
+    builtin = _builtin_base(kind)
+    if _has_own_way(kind, builtin):
+        # The class knows best how it is rebuilt; only the chain is added.
+        if not chain or dump is None:
+            return NotImplemented
+        parts = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        if not isinstance(parts, tuple) or not 2 <= len(parts) <= 3:
+            return NotImplemented
+        state = parts[2] if len(parts) == 3 else None
+        return rebuild_chained, (parts[0], parts[1], state, _pickled(chain, dump), _linked(error, chain))
+    if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
+        return NotImplemented
+    # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
+    reduced: Any = builtin.__reduce__(error)
+    state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
+    for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
+        with contextlib.suppress(AttributeError):
+            state[name] = getattr(error, name)
+    made_of = reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
+    links = _linked(error, chain)
+    pickled = _pickled(chain, dump) if dump is not None else []
+    return rebuild_exception, (kind, made_of, error.args, state, pickled, links)
+
+
+def rebuild_exception(
+    kind: type[BaseException],
+    made_of: tuple[Any, ...],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
+    chain: list[bytes | None],
+    links: list[tuple[int | None, int | None, bool]],
+) -> BaseException:
+    """Return the exception that arrived, as it was."""
+    builtin = _builtin_base(kind)
+    error: BaseException = builtin.__new__(kind, *made_of)
+    with contextlib.suppress(Exception):  # the fields in C of some; an exception without them is better than none
+        builtin.__init__(error, *made_of)
+    error.args = args
+    if kind.__setstate__ is not BaseException.__setstate__:
+        error.__setstate__(state)
+    else:
+        for name, value in state.items():
+            with contextlib.suppress(AttributeError, TypeError):
+                object.__setattr__(error, name, value)
+    return _link(error, chain, links)
+
+
+def rebuild_chained(
+    rebuild: Callable[..., BaseException],
+    args: tuple[Any, ...],
+    state: Any,
+    chain: list[bytes | None],
+    links: list[tuple[int | None, int | None, bool]],
+) -> BaseException:
+    """Return an exception that was rebuilt in its own way, with its chain."""
+    error = rebuild(*args)
+    if state is not None:
+        error.__setstate__(state)
+    return _link(error, chain, links)
+
+
+def _builtin_base(kind: type[BaseException]) -> type[BaseException]:
+    for base in kind.__mro__:
+        if base.__module__ == "builtins" and issubclass(base, BaseException):
+            return base
+    return BaseException
+
+
+def _has_own_way(kind: type, builtin: type) -> bool:
+    """Whether a class below the built-in one says itself how it is pickled."""
+    for base in kind.__mro__:
+        if base is builtin:
+            break
+        if not {"__reduce__", "__reduce_ex__", "__getstate__"}.isdisjoint(vars(base)):
+            return True
+    return kind in copyreg.dispatch_table
+
+
+def _chain_of(error: BaseException) -> list[BaseException]:
+    """Return the exceptions that *error* names, and those that they name; each once, the nearest first."""
+    if error.__cause__ is None and error.__context__ is None:
+        return []
+    chain = [error]
+    found = {id(error)}
+    for link in chain:  # which grows
+        for name in _LINKS:
+            other = getattr(link, name)
+            if other is not None and id(other) not in found and len(chain) <= _LONGEST_CHAIN:
+                found.add(id(other))
+                chain.append(other)
+    return chain[1:]
+
+
+def _pickled(chain: list[BaseException], dump: Callable[[BaseException], bytes]) -> list[bytes | None]:
+    pickled: list[bytes | None] = []
+    for error in chain:
+        try:
+            pickled.append(dump(error))
+        except Exception:  # whatever its parts raise: the chain goes on without it
+            pickled.append(None)
+    return pickled
+
+
+def _linked(error: BaseException, chain: list[BaseException]) -> list[tuple[int | None, int | None, bool]]:
+    """Return for the exception and for each of its chain where cause and context are; -1 is the exception itself."""
+    if not chain:
+        return []
+    where = {id(other): index for index, other in enumerate(chain)}
+    where[id(error)] = -1
+    return [
+        (where.get(id(one.__cause__)), where.get(id(one.__context__)), one.__suppress_context__)
+        for one in (error, *chain)
+    ]
+
+
+def _link(
+    error: BaseException, chain: list[bytes | None], links: list[tuple[int | None, int | None, bool]]
+) -> BaseException:
+    if not links:
+        return error
+    opened: list[BaseException | None] = []
+    for pickled in chain:
+        other: Any = None
+        if pickled is not None:
+            with contextlib.suppress(Exception):  # its class may not be there
+                other = pickle.loads(pickled)
+        opened.append(other if isinstance(other, BaseException) else None)
+    opened.append(error)  # so that it is found at -1
+    for one, (cause, context, suppressed) in zip((error, *opened[:-1]), links, strict=True):
+        if one is not None:
+            one.__cause__ = opened[cause] if cause is not None else None
+            one.__context__ = opened[context] if context is not None else None
+            one.__suppress_context__ = suppressed
+    return error

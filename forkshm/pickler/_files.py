@@ -1,0 +1,116 @@
+"""``mmap.mmap`` objects cross as what they are: mappings of a file.
+
+A shared mapping shares the file. A private one is the file and the pages that were written, which are copied.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import pickle
+from typing import Any
+
+from forkshm.backend import kernel
+from forkshm.descriptor._file import FileExtent, file_at
+from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pickler._reducers import register, register_simple
+
+__all__ = ("Snapshot", "can_be_sent", "reduce_mmap")
+
+
+def _extent_of(mapping: mmap.mmap) -> FileExtent | None:
+    return file_at(kernel.address_of(mapping), len(mapping))
+
+
+def can_be_sent(mapping: mmap.mmap) -> bool:
+    """Return whether a mapping can cross; one of no file cannot, and what lies in it is copied.
+
+    Raises:
+        RegionGoneError: Its file was cut since.
+    """
+    extent = _extent_of(mapping)
+    if extent is not None:
+        kernel.close(extent.fd)
+    return extent is not None
+
+
+class Snapshot:
+    """A mapping for reading, on its way: the receiver may write to what it gets, and nobody sees that."""
+
+    __slots__ = ("mapping",)
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.mapping = mapping
+
+
+def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
+    """Send a mapping of a file.
+
+    Raises:
+        TypeError: It is one of no file, or the file cannot be opened.
+        RegionGoneError: Its file was cut since.
+    """
+    extent = _extent_of(mapping)
+    if extent is None:
+        raise TypeError(
+            f"cannot pickle an mmap.mmap of {len(mapping):,} bytes: it is not a mapping of a file that can be opened; "
+            "use forkshm.anonymous_shared_memory, which crosses, or send bytes(mapping)"
+        )
+    try:
+        handle = Handle(extent.fd)
+    finally:
+        kernel.close(extent.fd)
+    address, length = kernel.address_of(mapping), len(mapping)
+    own: list[tuple[int, bytes]] = []
+    access = mmap.ACCESS_READ
+    if as_copy:
+        access = mmap.ACCESS_COPY
+    elif extent.writable and extent.shared:
+        access = mmap.ACCESS_WRITE
+    elif extent.writable:
+        access = mmap.ACCESS_COPY
+        own = [
+            (start - address, kernel.bytes_at(start, min(size, address + length - start)))
+            for start, size in kernel.own_pages(address, -(-length // kernel.page_size) * kernel.page_size)
+        ]
+    where = extent.offset + address - extent.address
+    return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
+
+
+def rebuild_mmap(
+    received: ReceivedFd, length: int, access: int, offset: int, position: int, own: list[tuple[int, bytes]]
+) -> mmap.mmap:
+    """Return the mapping of the file that arrived."""
+    fd = received.take()
+    try:
+        made = _mapped(fd, length, access, offset)
+    finally:
+        kernel.close(fd)
+    for start, content in own:
+        made[start : start + len(content)] = content
+    made.seek(position)
+    return made
+
+
+def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, length, access=access, offset=offset)
+    except OSError as error:
+        if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY:
+            raise
+    # Larger than memory, of which the kernel would set aside as much as could be written to: here it will be little.
+    make: Any = mmap.mmap
+    made: mmap.mmap = make(
+        fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset
+    )
+    return made
+
+
+_MAP_PRIVATE, _PROT_READ, _PROT_WRITE = 0x02, 0x01, 0x02
+#: Of mmap(2); Python has no name for it before 3.12.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+if kernel.name == "linux":
+    register(mmap.mmap, reduce_mmap)
+    register(Snapshot, lambda snapshot: reduce_mmap(snapshot.mapping, as_copy=True))
+    register_simple(mmap.mmap, Snapshot)

@@ -1,0 +1,254 @@
+"""Exceptions arrive as they were sent, whatever their ``__init__`` takes."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import pytest
+
+import forkshm
+from forkshm.errors import RemoteTraceback
+
+
+class TwoArguments(Exception):
+    def __init__(self, code, detail):
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class KeywordOnly(ValueError):
+    def __init__(self, *, limit):
+        self.limit = limit
+
+
+class NoArguments(LookupError):
+    def __init__(self):
+        super().__init__("nothing", "there")
+
+
+class OfFiles(FileNotFoundError):
+    def __init__(self, path):
+        super().__init__(2, "no such thing", path)
+        self.extra = [path]
+
+
+class OfText(UnicodeDecodeError):
+    def __init__(self, position):
+        super().__init__("utf-8", b"abc", position, position + 1, "odd")
+
+
+class OfImport(ImportError):
+    def __init__(self, module):
+        super().__init__("missing", name=module, path="/there")
+
+
+class Leaving(SystemExit):
+    def __init__(self, status, why):
+        super().__init__(status)
+        self.why = why
+
+
+class Slotted(Exception):
+    __slots__ = ("where",)
+
+    def __init__(self, where):
+        super().__init__("slotted")
+        self.where = where
+
+
+class NotForTheSecondTime(Exception):
+    made = 0
+
+    def __init__(self, text):
+        type(self).made += 1
+        super().__init__(text)
+
+
+class OwnWay(Exception):
+    def __init__(self, a, b):
+        super().__init__("own")
+        self.pair = a, b
+
+    def __reduce__(self):
+        return type(self), self.pair
+
+
+class OwnState(Exception):
+    def __init__(self, a):
+        super().__init__("state")
+        self.a = a
+
+    def __setstate__(self, state):
+        self.a = state["a"] * 2
+
+
+class Many(ExceptionGroup):  # noqa: F821 - of Python 3.11
+    def __new__(cls, excs):
+        return super().__new__(cls, "many", excs)
+
+    def __init__(self, excs):
+        self.count = len(excs)
+
+
+MADE = {
+    "two arguments": lambda: TwoArguments(7, "x"),
+    "keyword only": lambda: KeywordOnly(limit=3),
+    "no arguments": NoArguments,
+    "of files": lambda: OfFiles("/a/b"),
+    "of text": lambda: OfText(1),
+    "of imports": lambda: OfImport("m"),
+    "leaving": lambda: Leaving(3, "why"),
+    "own way": lambda: OwnWay(1, 2),
+    "built in": lambda: KeyError("k"),
+    "of the kernel": lambda: OSError(13, "no", "/f", None, "/g"),
+    "of text, built in": lambda: UnicodeEncodeError("ascii", "é", 0, 1, "no"),
+    "stop": lambda: StopIteration(5),
+}
+
+FIELDS = ("args", "code", "detail", "limit", "errno", "strerror", "filename", "filename2", "extra", "start", "end")
+FIELDS += ("reason", "object", "encoding", "name", "path", "why", "pair", "value", "pos", "lineno", "doc", "__dict__")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_exception_comes_back_as_it_was(cross, name):
+    sent = MADE[name]()
+    sent.add_note("seen")
+    if name != "own way":
+        sent.colour = "red"
+    value = cross(sent).value
+    assert type(value) is type(sent)
+    assert str(value) == str(sent)
+    if name == "own way":
+        assert value.pair == sent.pair
+        return
+    for field in FIELDS:
+        assert getattr(value, field, "none") == getattr(sent, field, "none"), field
+    assert value.__notes__ == ["seen"]
+    assert value.colour == "red"
+
+
+def test_slots_of_an_exception_are_kept(cross):
+    assert cross(Slotted("there")).value.where == "there"
+
+
+def test_an_own_setstate_is_called(cross):
+    assert cross(OwnState(2)).value.a == 4
+
+
+def test_a_group_comes_back_with_its_members(cross):
+    value = cross(Many([TwoArguments(1, "a"), KeywordOnly(limit=1)])).value
+    assert (type(value), value.count, value.message) == (Many, 2, "many")
+    assert [type(member) for member in value.exceptions] == [TwoArguments, KeywordOnly]
+    assert value.exceptions[0].code == 1
+
+
+def test_init_is_not_called(cross):
+    sent = NotForTheSecondTime("x")
+    made = NotForTheSecondTime.made
+    cross(sent)
+    assert NotForTheSecondTime.made == made
+
+
+def chained():
+    try:
+        try:
+            raise TwoArguments(1, "first")
+        except TwoArguments as first:
+            raise KeywordOnly(limit=2) from first
+    except KeywordOnly as error:
+        return error
+
+
+def test_cause_and_context_come_along(cross):
+    value = cross(chained()).value
+    assert isinstance(value.__cause__, TwoArguments)
+    assert value.__cause__ is value.__context__
+    assert value.__suppress_context__
+    assert value.__cause__.code == 1
+
+
+def test_a_built_in_exception_brings_its_cause(cross):
+    sent = ValueError("x")
+    sent.__context__ = chained()
+    value = cross(sent).value
+    assert isinstance(value.__context__, KeywordOnly)
+    assert isinstance(value.__context__.__cause__, TwoArguments)
+    assert not value.__suppress_context__
+
+
+def test_an_exception_with_a_way_of_its_own_brings_its_cause(cross):
+    sent = OwnWay(1, 2)
+    sent.__cause__ = chained()
+    value = cross(sent).value
+    assert value.pair == (1, 2)
+    assert isinstance(value.__cause__, KeywordOnly)
+
+
+def test_a_chain_that_comes_back_to_its_start_is_sent(cross):
+    first, second = ValueError(1), ValueError(2)
+    first.__context__, second.__context__ = second, first
+    value = cross(first).value
+    assert value.__context__.args == (2,)
+    assert value.__context__.__context__ is value
+
+
+def test_a_very_long_chain_is_cut(cross):
+    error = None
+    for number in range(5000):
+        other = ValueError(number)
+        other.__cause__ = error
+        error = other
+    value = cross(error).value
+    assert value.__cause__.args == (4998,)
+
+
+def test_what_of_the_chain_cannot_be_pickled_is_left_out(cross):
+    sent = chained()
+    sent.__cause__.lock = threading.Lock()
+    value = cross(sent).value
+    assert (type(value), value.limit, value.__cause__) == (KeywordOnly, 2, None)
+
+
+def test_an_exception_that_cannot_be_pickled_says_so():
+    sent = TwoArguments(1, "x")
+    sent.lock = threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        forkshm.pickler.pack(sent)
+
+
+def raise_it(name):
+    error = MADE[name]()
+    raise error
+
+
+def raise_chained():
+    raise chained()
+
+
+def test_except_matches_what_a_task_raised():
+    with forkshm.Pool(1) as pool:
+        with pytest.raises(TwoArguments) as caught:
+            pool.apply(raise_it, ("two arguments",))
+        assert (caught.value.code, caught.value.detail) == (7, "x")
+        assert isinstance(caught.value.__cause__, RemoteTraceback)
+        with pytest.raises(KeywordOnly) as caught:
+            pool.apply(raise_chained)
+        remote = caught.value.__cause__
+        assert isinstance(remote, RemoteTraceback)
+        assert isinstance(remote.__cause__, TwoArguments)
+
+
+def test_an_exception_crosses_a_queue_and_a_result():
+    queue = forkshm.Queue()
+    queue.put(chained())
+    value = queue.get()
+    assert (value.limit, value.__cause__.code) == (2, 1)
+    with forkshm.Pool(1) as pool:
+        assert pool.apply(chained).__cause__.detail == "first"
+
+
+def test_plain_pickles_are_none_of_our_business():
+    with pytest.raises(TypeError):
+        pickle.loads(pickle.dumps(TwoArguments(1, 2)))

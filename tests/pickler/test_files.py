@@ -1,0 +1,273 @@
+"""What is mapped from a file crosses as a mapping of that file, whoever mapped it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+import pytest
+
+import forkshm
+from forkshm import assert_zero_copy
+from forkshm.backend import kernel
+from forkshm.pickler import pack
+
+np = pytest.importorskip("numpy")
+
+pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="the kernel does not say what lies at an address")
+
+NUMBERS = np.arange(100_000.0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "numbers"
+    path.write_bytes(NUMBERS.tobytes())
+    return path
+
+
+@pytest.fixture(params=["asked", "looked up", "not root", "not root, looked up"])
+def way(request, monkeypatch):
+    """How it is found out: by a call of newer kernels or from a file; and opened as root may, or by its name."""
+    from forkshm.backend import _linux
+
+    if "looked up" in request.param:
+        monkeypatch.setattr(_linux, "_can_query", [])
+    if "not root" in request.param:
+        open_ = os.open
+
+        def refused(path, *args, **kwargs):
+            if "map_files" in str(path):
+                raise PermissionError(1, "not allowed")
+            return open_(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", refused)
+
+
+def attributes(array):
+    return type(array).__name__, getattr(array, "mode", None), str(getattr(array, "filename", None)), array.shape
+
+
+PARTS = {
+    "all": lambda m: m,
+    "a slice": lambda m: m[1000:50_000],
+    "every third": lambda m: m[::3],
+    "from behind": lambda m: m[::-1],
+    "columns": lambda m: m.reshape(100, 1000)[:, 3:7],
+    "turned": lambda m: m.reshape(100, 1000).T,
+    "few": lambda m: m[5:7],
+    "other type": lambda m: m.view("i4"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_memmap_arrives_as_one_with_mode_and_name(cross, path, mode, part):
+    sent = PARTS[part](np.memmap(path, float, mode))
+    crossing = cross(sent)
+    value = crossing.value
+    assert crossing.copied == 0
+    assert attributes(value) == attributes(sent)
+    assert value.flags.writeable == (mode != "r")
+    np.testing.assert_array_equal(np.asarray(value), np.asarray(sent))
+    if mode == "r":
+        return
+    value[...] = 5
+    assert (np.asarray(sent) == 5).all() == (mode == "r+")
+    assert (np.fromfile(path) == NUMBERS).all() == (mode == "c")
+    if mode == "r+":
+        value.flush()
+
+
+def test_who_finds_out_and_how_makes_no_difference(cross, path, way):
+    sent = np.memmap(path, float, "r+")
+    crossing = cross(sent)
+    assert crossing.copied == 0
+    crossing.value[7] = -1
+    assert sent[7] == -1
+    os.unlink(path)
+    again = cross(sent)
+    again.value[8] = -2
+    assert (again.copied, sent[8]) == (0, -2)
+
+
+def test_a_file_that_was_replaced_is_the_one_that_was_mapped(cross, path, way):
+    sent = np.memmap(path, float, "r+")
+    other = path.with_name("other")
+    other.write_bytes(np.zeros(100_000).tobytes())
+    other.rename(path)
+    value = cross(sent).value
+    np.testing.assert_array_equal(value, NUMBERS)
+    value[3] = -1
+    assert sent[3] == -1
+    assert not np.fromfile(path).any()
+
+
+def test_a_file_that_was_cut_is_told(path, way):
+    sent = np.memmap(path, float, "r+")
+    os.truncate(path, 4096)
+    with pytest.raises(forkshm.RegionGoneError, match=r"mapped from .*numbers.* was cut to 4,096 bytes since"):
+        pack(sent)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        os.truncate(path, 0)
+        with pytest.raises((forkshm.RegionGoneError, TypeError)):
+            pack(mapping)
+
+
+def test_of_a_private_mapping_the_pages_that_were_written_are_copied(cross, path):
+    sent = np.memmap(path, float, "c")
+    sent[70_000] = -7
+    value = cross(sent).value
+    assert value[70_000] == -7
+    expected = NUMBERS.copy()
+    expected[70_000] = -7
+    np.testing.assert_array_equal(value, expected)
+    value[5] = -5
+    assert sent[5] == 5
+    assert (np.fromfile(path) == NUMBERS).all()
+    other = np.memmap(path, float, "r+")
+    other[90_000] = 3  # of a page that nobody wrote
+    assert value[90_000] == sent[90_000] == 3
+
+
+def test_views_of_one_memmap_are_views_of_one(cross, path):
+    sent = np.memmap(path, float, "c")
+    whole, part, plain = cross([sent, sent[10:20], np.asarray(sent)[10:20]]).value
+    whole[12] = -1
+    assert part[2] == plain[2] == -1
+    assert whole._mmap is part._mmap
+
+
+def test_a_plain_array_over_a_file_is_shared_if_it_may_be_written_to(cross, path):
+    sent = np.asarray(np.memmap(path, float, "r+"))[100:200]
+    crossing = cross(sent)
+    assert (type(crossing.value), crossing.copied) == (np.ndarray, 0)
+    crossing.value[0] = -1
+    assert sent[0] == -1
+
+
+def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, path):
+    for sent in (np.asarray(np.memmap(path, float, "r")), np.frombuffer(mapped_for_reading(path))):
+        crossing = cross(sent)
+        assert (type(crossing.value), crossing.copied) == (np.ndarray, 0)
+        crossing.value[0] = -1
+        assert sent[0] == 0
+        assert crossing.value[1] == 1
+
+
+def mapped_for_reading(path):
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def test_rows_of_a_file_are_not_bundled_as_copies(cross, path):
+    rows = list(np.asarray(np.memmap(path, float, "r+")).reshape(1000, 100))
+    value = cross(rows[:100]).value
+    value[3][0] = -1
+    assert rows[3][0] == -1
+
+
+def test_what_numpy_loads_as_a_mapping(cross, tmp_path):
+    np.save(tmp_path / "a.npy", NUMBERS.reshape(100, 1000))
+    sent = np.load(tmp_path / "a.npy", mmap_mode="r")
+    crossing = cross(sent)
+    assert crossing.copied == 0
+    assert attributes(crossing.value) == attributes(sent)
+    assert crossing.value.offset == sent.offset
+    np.testing.assert_array_equal(crossing.value, sent)
+
+
+def test_the_result_of_computing_with_a_memmap_is_a_copy(cross, path):
+    for sent in (np.memmap(path, float, "r") * 2, np.memmap(path, float, "r")[:0]):
+        np.testing.assert_array_equal(cross(sent).value, sent)
+
+
+@pytest.mark.parametrize("access", ["ACCESS_READ", "ACCESS_WRITE", "ACCESS_COPY"])
+@pytest.mark.parametrize("offset", [0, mmap.ALLOCATIONGRANULARITY])
+def test_an_mmap_arrives_as_one(cross, path, access, offset):
+    with path.open("r+b") as file:
+        sent = mmap.mmap(file.fileno(), 10_000, access=getattr(mmap, access), offset=offset)
+    sent.seek(7)
+    if access == "ACCESS_COPY":
+        sent[100:105] = b"mine!"
+    value = cross([sent, sent]).value
+    assert value[0] is value[1]
+    value = value[0]
+    assert type(value) is mmap.mmap
+    assert (len(value), value.tell(), value[:]) == (10_000, 7, sent[:])
+    if access == "ACCESS_READ":
+        with pytest.raises(TypeError, match="readonly"):
+            value[0] = 1
+        return
+    value[3] = 77
+    assert (sent[3] == 77) == (access == "ACCESS_WRITE")
+
+
+def test_an_mmap_of_no_file_is_refused_and_an_array_in_it_is_copied(cross):
+    mapping = mmap.mmap(-1, 10_000)
+    with pytest.raises(TypeError, match=r"cannot pickle an mmap.mmap of 10,000 bytes.*anonymous_shared_memory"):
+        pack(mapping)
+    sent = np.frombuffer(mapping)
+    value = cross(sent).value
+    value[:] = 1
+    assert not sent.any()
+    del sent
+
+
+def test_an_arrow_table_over_a_file(cross, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"a": NUMBERS, "b": [f"word {n}" for n in range(100_000)]})
+    with pa.OSFile(str(tmp_path / "t"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    mapped = pa.ipc.open_file(pa.memory_map(str(tmp_path / "t"))).read_all()
+    crossing = cross(mapped)
+    assert crossing.copied < 1000
+    assert crossing.value == table
+    part = cross(mapped.slice(50_000, 10_000))
+    assert part.copied < 1000
+    assert part.value == table.slice(50_000, 10_000)
+    array = mapped["a"].chunk(0).to_numpy()
+    crossing = cross(array)
+    assert crossing.copied == 0
+    crossing.value[0] = -1
+    assert array[0] == 0
+
+
+def test_a_sparse_file_larger_than_memory_costs_a_mapping(tmp_path):
+    path = tmp_path / "sparse"
+    path.touch()
+    try:
+        os.truncate(path, 40 * 2**30)
+    except OSError as error:
+        pytest.skip(f"no such file here: {error}")
+    sent = np.memmap(path, float, "r+")
+    with forkshm.Pool(1) as pool, assert_zero_copy():
+        pool.apply(len, ([],))
+        began = time.perf_counter()
+        for number in range(100):
+            assert pool.apply(put, (sent, number)) == len(sent)
+        assert time.perf_counter() - began < 5
+        assert pool.apply(put, (np.asarray(np.memmap(path, float, "r")), -1)) == len(sent)
+    assert (sent[:100] == np.arange(100)).all()
+
+
+def put(array, number):
+    array[number] = number
+    return len(array)
+
+
+def test_nothing_stays_open(cross, path):
+    sent = np.memmap(path, float, "r+")
+    cross(sent)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        cross([sent, sent[5:], np.asarray(sent)])
+        with pytest.raises(ZeroDivisionError):
+            pack([sent, Raising()])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Raising:
+    def __reduce__(self):
+        return 1 / 0
