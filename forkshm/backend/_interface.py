@@ -276,6 +276,8 @@ class Backend(abc.ABC):
     #: To have an fd of a memory object is to hold all of it: there is one lease for each object, its fds are counted,
     #: and `replace`, `own_pages` and `discard` do not exist. Else leases are on bytes; see `lock_shared`.
     leases_are_handles: bool = False
+    #: Whether `exit_of` can tell an exit code before it is reaped.
+    can_look_at_exits: bool = False
     #: Whether event loops can watch fds: else a thread has to.
     loops_watch_fds: bool = True
 
@@ -610,12 +612,27 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def open_process(self, pid: int, sentinel: int = -1) -> int:
-        """Return an fd that becomes readable when the process ends.
+        """Return an fd that becomes readable when the process ends; at once when it was reaped already.
 
         Args:
-            pid: A child of this process, not collected yet.
+            pid: The process.
             sentinel: What ``multiprocess`` watches it by, or what `forking` or `spawning` gave; it stays the caller's.
         """
+
+    def exit_of(self, process: int, pid: int, *, reap: bool) -> int | None:
+        """Return the exit code of a child that has ended, with the signal's number negated; None while it runs.
+
+        Without *reap* it can be asked again. Where `can_look_at_exits`.
+
+        Args:
+            process: What `open_process` gave.
+            pid: The child.
+            reap: Let the kernel forget it.
+
+        Raises:
+            ChildProcessError: It was reaped before, or SIGCHLD is ignored and it has ended.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def signal_process(self, process: int, pid: int, number: int) -> None:

@@ -21,7 +21,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import BY_PID, BY_PIDFD, FLAGS, Unix, child_exit  # noqa: E402 - of which there is nothing elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -74,6 +74,8 @@ class LinuxBackend(Unix):
 
     name = "linux"
     locks = _syscalls
+    can_look_at_exits = True
+    _by_pidfd = BY_PIDFD
 
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
         close(fd)
@@ -250,15 +252,45 @@ class LinuxBackend(Unix):
         return contextlib.nullcontext(-1)
 
     def open_process(self, pid: int, sentinel: int = -1) -> int:
+        if sentinel >= 0 and _is_pidfd(sentinel):
+            return self.duplicate(sentinel)
         try:
-            return self._noted(os.pidfd_open(pid))
+            try:
+                return self._noted(os.pidfd_open(pid))
+            except OSError as error:
+                self._once_more(error)
+                return os.pidfd_open(pid)
+        except ProcessLookupError:
+            # It has ended, and was reaped: by other code of this program, or by the kernel where SIGCHLD is ignored.
+            return self.duplicate(sentinel) if sentinel >= 0 else self._ended()
+
+    def _ended(self) -> int:
+        """Return an fd that is readable from the start."""
+        read_end, write_end = self._pipe()
+        os.close(write_end)
+        return read_end
+
+    def exit_of(self, process: int, pid: int, *, reap: bool) -> int | None:
+        # Through its pidfd: once it was reaped, a pid may be another child's.
+        which = (self._by_pidfd, process) if _is_pidfd(process) else (BY_PID, pid)
+        try:
+            return child_exit(*which, reap=reap)
         except OSError as error:
-            self._once_more(error)
-            return os.pidfd_open(pid)
+            if error.errno != errno.EINVAL or which[0] == BY_PID:
+                raise
+            self._by_pidfd = BY_PID  # P_PIDFD came with Linux 5.4
+            return child_exit(BY_PID, pid, reap=reap)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Through its pidfd: a pid may be somebody else's by now.
-        signal.pidfd_send_signal(process, number)
+        try:
+            signal.pidfd_send_signal(process, number)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            os.fstat(process)  # a closed fd is an error of the caller's
+            # One of those that `open_process` gives for a process that has ended already.
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
     def is_stopped(self, pid: int) -> bool | None:
         try:
@@ -301,6 +333,14 @@ class LinuxBackend(Unix):
         if gone:  # the parent died before we were armed
             os.kill(os.getpid(), signal.SIGKILL)
         return own
+
+
+def _is_pidfd(fd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(fd, 0)
+    except OSError as error:
+        return error.errno != errno.EBADF
+    return True
 
 
 def _status(pid: int) -> list[bytes]:

@@ -207,9 +207,23 @@ class Unix(Backend):
     def poller(self) -> Poller:
         return select.poll()
 
+    def _pipe(self) -> tuple[int, int]:
+        try:
+            ends = os.pipe()
+        except OSError as error:
+            self._once_more(error)
+            ends = os.pipe()
+        self._noted(ends[1])
+        return ends
+
     def create_bell(self) -> tuple[int, int]:
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
+        read_end, write_end = self._pipe()
+        try:
+            os.set_blocking(write_end, False)
+        except BaseException:
+            os.close(read_end)
+            os.close(write_end)
+            raise
         return read_end, write_end
 
     def ring(self, bell: int, how_many: int) -> None:
@@ -225,7 +239,28 @@ class Unix(Backend):
         return os.read(bell, 1) != b""
 
     def create_lifeline(self) -> tuple[int, int]:
-        return os.pipe()
+        return self._pipe()
+
+
+#: waitid(2); macOS has it, and Python does not offer it there.
+_waitid: Any = getattr(os, "waitid", None)
+#: The kinds of children to ask it for: by pid, and where there are pidfds, by those.
+BY_PID: int = getattr(os, "P_PID", 0)
+BY_PIDFD: int = getattr(os, "P_PIDFD", BY_PID)
+_ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
+_KEEP: int = getattr(os, "WNOWAIT", 0)
+_EXITED: int = getattr(os, "CLD_EXITED", 0)
+
+CAN_LOOK_AT_EXITS = _waitid is not None
+
+
+def child_exit(kind: int, number: int, *, reap: bool) -> int | None:
+    """Ask waitid(2) for the exit code of a child that has ended, without waiting."""
+    ended = _waitid(kind, number, _ENDED if reap else _ENDED | _KEEP)
+    if ended is None:
+        return None
+    status: int = ended.si_status
+    return status if ended.si_code == _EXITED else -status
 
 
 def _soft_limit() -> int:

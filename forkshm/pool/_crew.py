@@ -223,8 +223,7 @@ class Crew:
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
         return WorkerStartError(
             error.errno or 0,
-            f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
-            "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
+            f"cannot start worker {slot + 1} of {self.size} {_system.why_refused(error)}",
         )
 
     def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
@@ -253,11 +252,12 @@ class Crew:
                 continue
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
-            except OSError:
+            except OSError as error:
                 for left in processes[slot - first_slot :]:  # nobody would ever end them
                     left.kill()
                     left.join()
-                raise
+                    left.close()
+                raise self._cannot_start(error, slot) from error
             worker = Worker(slot, begun, sentinel, begun.pid or -1, begun.name)
             self.workers.append(worker)
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
