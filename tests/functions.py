@@ -426,3 +426,37 @@ def close_everything():
     os.closerange(3, 100)
     signal.alarm(60)
     signal.pause()
+
+
+class OwnEnd(BaseException):
+    pass
+
+
+def raise_kind(kind):
+    raise kind(17)
+
+
+def touch_and_raise(path, kind):
+    with open(path, "a") as marks:
+        marks.write(".")
+    raise kind
+
+
+class RaiseKindAtUnpickle:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        return raise_kind, (self.kind,)
+
+
+class RaiseKindAtPickle:
+    """Can be pickled in one process only."""
+
+    def __init__(self, kind, where):
+        self.kind, self.where = kind, where
+
+    def __reduce__(self):
+        if os.getpid() != self.where:
+            raise_kind(self.kind)
+        return RaiseKindAtPickle, (self.kind, self.where)

@@ -315,17 +315,21 @@ class Crew:
 
     def _let_go(self) -> None:
         """Let the workers that are at no task end in order, within a second; what lies in the queue is not begun."""
-        self.dismiss()
-        with contextlib.suppress(BlockingIOError, ChannelClosedError):
-            while (received := self._tasks_end.receive_nowait()) is not None:
-                for fd in received.fds:
-                    kernel.close(fd)
+        self._end_tasks()
         deadline = time.monotonic() + _GRACE_SECONDS
         leaving = self.workers
         while leaving and (left := deadline - time.monotonic()) > 0:
             # One that is claiming may have taken the last task from the queue, and says so then.
             leaving = [worker for worker in leaving if not self._is_busy(worker)]
             leaving = _still_there(leaving, min(left, _LOOK_SECONDS))
+
+    def _end_tasks(self) -> None:
+        """End the tasks channel, and empty it: a worker that looks for a task leaves."""
+        self.dismiss()
+        with contextlib.suppress(BlockingIOError, ChannelClosedError):
+            while (received := self._tasks_end.receive_nowait()) is not None:
+                for fd in received.fds:
+                    kernel.close(fd)
 
     def _is_busy(self, worker: Worker) -> bool:
         # What it says it is at it may have answered.
@@ -341,6 +345,9 @@ class Crew:
             self._let_go()
         for worker in self.workers:
             _signal(worker, signal.SIGTERM)
+        if self.workers:
+            # A task may have a handler for SIGTERM that raises SystemExit. The worker survives that, and leaves now.
+            self._end_tasks()
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
             _signal(worker, _system.SIGKILL)

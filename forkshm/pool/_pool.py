@@ -71,7 +71,8 @@ class Pool:
     Args:
         processes: How many workers; by default as many as this process may use cores.
         initializer: Called once in each worker before its first task. If it raises, the
-            pool fails with that exception.
+            pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; the pool
+            fails with `WorkerDiedError` when that goes on.
         initargs: Its arguments.
         maxtasksperchild: After so many tasks (chunks of a map count as one) a worker
             makes room for a fresh one; None for never.
@@ -207,7 +208,9 @@ class Pool:
             PoolClosedError: The pool was closed or terminated.
             WorkerDiedError: The worker died while running it.
             TaskTimeoutError: It took longer than *task_timeout*.
-            Exception: What the call, or pickling its arguments, raised.
+            BaseException: What the call, or pickling its arguments, raised. ``SystemExit``, ``KeyboardInterrupt`` and
+                the like are raised here as well, with their type, and the worker lives on: ``sys.exit()`` in a
+                task ends the task, as with ``ProcessPoolExecutor``. ``os._exit()`` ends the worker.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
         self._dispatcher.submit([self._call(func, args, kwds, result)], waited_for=True)
@@ -256,7 +259,7 @@ class Pool:
             MissingDependencyError: The library of *progress* is not installed.
             PoolClosedError: The pool was closed or terminated.
             WorkerDiedError: A worker died while running one of them.
-            Exception: The first that *func* raised.
+            BaseException: The first that *func* raised; see `apply`.
         """
         return self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
