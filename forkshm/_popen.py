@@ -98,12 +98,12 @@ class Child(popen_fork.Popen):
                 self._reap_at_once()
             return
         try:
-            code = kernel.exit_of(self.sentinel, self.pid, reap=False)
+            code = kernel.exit_of(self.pid, reap=False)
             if code is None:
                 return
             if self.returncode is None:
                 self.returncode = code
-            kernel.exit_of(self.sentinel, self.pid, reap=True)
+            kernel.exit_of(self.pid, reap=True)
         except ChildProcessError:
             self._is_gone()
             return

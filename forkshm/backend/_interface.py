@@ -619,13 +619,12 @@ class Backend(abc.ABC):
             sentinel: What ``multiprocess`` watches it by, or what `forking` or `spawning` gave; it stays the caller's.
         """
 
-    def exit_of(self, process: int, pid: int, *, reap: bool) -> int | None:
+    def exit_of(self, pid: int, *, reap: bool) -> int | None:
         """Return the exit code of a child that has ended, with the signal's number negated; None while it runs.
 
         Without *reap* it can be asked again. Where `can_look_at_exits`.
 
         Args:
-            process: What `open_process` gave.
             pid: The child.
             reap: Let the kernel forget it.
 

@@ -21,7 +21,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import BY_PID, BY_PIDFD, FLAGS, Unix, child_exit  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -74,8 +74,6 @@ class LinuxBackend(Unix):
 
     name = "linux"
     locks = _syscalls
-    can_look_at_exits = True
-    _by_pidfd = BY_PIDFD
 
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
         close(fd)
@@ -269,17 +267,6 @@ class LinuxBackend(Unix):
         read_end, write_end = self._pipe()
         os.close(write_end)
         return read_end
-
-    def exit_of(self, process: int, pid: int, *, reap: bool) -> int | None:
-        # Through its pidfd: once it was reaped, a pid may be another child's.
-        which = (self._by_pidfd, process) if _is_pidfd(process) else (BY_PID, pid)
-        try:
-            return child_exit(*which, reap=reap)
-        except OSError as error:
-            if error.errno != errno.EINVAL or which[0] == BY_PID:
-                raise
-            self._by_pidfd = BY_PID  # P_PIDFD came with Linux 5.4
-            return child_exit(BY_PID, pid, reap=reap)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Through its pidfd: a pid may be somebody else's by now.

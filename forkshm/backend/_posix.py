@@ -43,7 +43,7 @@ from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import BY_PID, CAN_LOOK_AT_EXITS, FLAGS, Unix, child_exit, fallocate  # noqa: E402 - of which there is nothing on Windows
+from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402 - of which there is nothing on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +108,6 @@ class PosixBackend(Unix):
     locks = _record_locks
     # A pipe tells of the end of a process before the kernel has its exit code.
     COLLECT_SECONDS = 5.0
-    can_look_at_exits = CAN_LOOK_AT_EXITS
 
     def __init__(self) -> None:
         super().__init__()
@@ -548,9 +547,6 @@ class PosixBackend(Unix):
 
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         return super().duplicate(sentinel)
-
-    def exit_of(self, process: int, pid: int, *, reap: bool) -> int | None:
-        return child_exit(BY_PID, pid, reap=reap)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Until it is collected, a child's pid is nobody else's.

@@ -53,6 +53,13 @@ def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
 fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
 
 
+#: waitid(2); macOS has it, and Python does not offer it there.
+_waitid: Any = getattr(os, "waitid", None)
+_P_PID: int = getattr(os, "P_PID", 0)
+_ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
+_KEEP: int = getattr(os, "WNOWAIT", 0)
+_EXITED: int = getattr(os, "CLD_EXITED", 0)
+
 _LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
 
 
@@ -241,26 +248,16 @@ class Unix(Backend):
     def create_lifeline(self) -> tuple[int, int]:
         return self._pipe()
 
+    can_look_at_exits = _waitid is not None
 
-#: waitid(2); macOS has it, and Python does not offer it there.
-_waitid: Any = getattr(os, "waitid", None)
-#: The kinds of children to ask it for: by pid, and where there are pidfds, by those.
-BY_PID: int = getattr(os, "P_PID", 0)
-BY_PIDFD: int = getattr(os, "P_PIDFD", BY_PID)
-_ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
-_KEEP: int = getattr(os, "WNOWAIT", 0)
-_EXITED: int = getattr(os, "CLD_EXITED", 0)
-
-CAN_LOOK_AT_EXITS = _waitid is not None
-
-
-def child_exit(kind: int, number: int, *, reap: bool) -> int | None:
-    """Ask waitid(2) for the exit code of a child that has ended, without waiting."""
-    ended = _waitid(kind, number, _ENDED if reap else _ENDED | _KEEP)
-    if ended is None:
-        return None
-    status: int = ended.si_status
-    return status if ended.si_code == _EXITED else -status
+    def exit_of(self, pid: int, *, reap: bool) -> int | None:
+        # By pid, and not by pidfd: another thread may reap the child and close its fd amid this, and fds are used
+        # again at once, pids only when all others were.
+        ended = _waitid(_P_PID, pid, _ENDED if reap else _ENDED | _KEEP)
+        if ended is None:
+            return None
+        status: int = ended.si_status
+        return status if ended.si_code == _EXITED else -status
 
 
 def _soft_limit() -> int:

@@ -186,6 +186,8 @@ class Dispatcher:
 
     def __init__(self, crew: Crew, *, task_timeout: float | None = None, retries: int = 0) -> None:
         self._crew = crew
+        #: Gives what keeps the workers from being ended; held while something here runs.
+        self.keeper: Callable[[], object] = bool
         #: What of ``__main__`` the workers have, and so crosses by name.
         self.known = crew.known
         self._watch = Watch(task_timeout) if task_timeout is not None else None
@@ -310,6 +312,10 @@ class Dispatcher:
     def is_idle(self) -> bool:
         """Whether everything that was submitted has been answered."""
         return not self._sent and not self._backlog and not self._in_hand
+
+    def has_kept_tasks(self) -> bool:
+        """Whether a result keeps the pool that was not answered yet: that of an asynchronous call, or an iterator."""
+        return any(task.job.keeps is not None for task in [*self._sent.values(), *self._backlog])
 
     def has_unsent(self) -> bool:
         """Whether something was submitted for which there was no room yet."""
@@ -508,6 +514,8 @@ class Dispatcher:
             Whether *done* is True.
         """
         deadline = None if timeout is None else time.perf_counter() + timeout
+        # The last answer may take away what keeps the workers, while this still receives from them.
+        keeper = self.keeper()  # noqa: F841
         while not done():
             if self._may_lead() and self._lead.acquire(blocking=False):
                 try:
@@ -556,6 +564,7 @@ class Dispatcher:
         """Take the answers that are there, unless somebody else does; return whether there were any."""
         if not self._lead.acquire(blocking=False):
             return False
+        keeper = self.keeper()  # noqa: F841 - see `drive`
         try:
             self._steps += 1
             return self._receive()
@@ -925,6 +934,7 @@ class Dispatcher:
         self._notify()
 
     def _help(self) -> None:
+        keeper = self.keeper()  # noqa: F841 - see `drive`
         pause = _STAND_BY_SECONDS
         seen = -1
         while True:

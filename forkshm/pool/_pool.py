@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -56,6 +57,16 @@ _IMAP_WINDOW = 4
 _RANGE_PAYS = 16
 
 
+class _Life:
+    """A token: the workers live for as long as somebody keeps it.
+
+    The pool does, and so does each asynchronous result or iterator until it is answered, and whoever drives the
+    dispatcher: the workers must not be ended amid that.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
 class Pool:
     """A pool of worker processes, as ``multiprocessing.Pool``.
 
@@ -67,6 +78,8 @@ class Pool:
       replaced; nothing else is affected.
     * Functions may be lambdas, closures or defined in ``__main__`` after the pool was made.
     * Terminating the pool answers what is open with `PoolClosedError`.
+    * A pool that nobody holds ends once its asynchronous results and iterators are answered; those of a
+      synchronous call that was interrupted are given up.
 
     Args:
         processes: How many workers; by default as many as this process may use cores.
@@ -178,17 +191,24 @@ class Pool:
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
-        # When the pool is collected, or at exit: before multiprocess waits for its processes,
-        # which would be for ever if one was stopped.
-        self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
+        self._life = _Life()
+        self._dispatcher.keeper = weakref.ref(self._life)
+        # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
+        # processes, which would be for ever if one was stopped.
+        self._finalizer = _multiprocess.util.Finalize(self._life, self._crew.stop, exitpriority=15)
 
     def _start(self) -> None:
         self._crew.start_all()
 
-    def __del__(self) -> None:
-        if getattr(self, "_state", None) == "RUN" and self._is_ours():
-            message = f"unclosed running multiprocessing pool {self!r}"
-            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+    # With defaults: when the program ends, the names of this module may be gone before the pool is.
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        if getattr(self, "_state", "TERMINATE") == "TERMINATE" or not self._is_ours():
+            return
+        if self._dispatcher.has_kept_tasks():
+            # Their results may be asked for, or not: as in the standard library they are done.
+            self._dispatcher.start_helper(now=False)
+        if self._state == "RUN":
+            warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     @property
     def _pool(self) -> list[Any]:
@@ -427,7 +447,7 @@ class Pool:
 
         job: IMapIterator[T] = kind(dispatcher, submit, _IMAP_WINDOW * self._crew.size)
         job.chunksize = chunksize
-        job.keeps = self
+        job.keeps = self._life
         if progress:
             bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
             # For who stops early; a bar may have a thread.
@@ -439,7 +459,7 @@ class Pool:
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
-            result.keeps = self
+            result.keeps = self._life
             try:
                 self._dispatcher.submit(tasks, waited_for=False)
             except BaseException:
@@ -487,9 +507,13 @@ class Pool:
             self._dispatcher.under_lead(self._see_off)
             self._state = "TERMINATE"
 
-    def _is_ours(self) -> bool:
-        # In a forked child the object is there, and the workers are its parent's.
-        return self._crew.owner == os.getpid()
+    # With defaults: see __del__.
+    def _is_ours(
+        self, getpid: Callable[[], int] = os.getpid, is_finalizing: Callable[[], bool] = sys.is_finalizing
+    ) -> bool:
+        # In a forked child the object is there, and the workers are its parent's. When the interpreter takes the
+        # modules apart, they were ended before.
+        return not is_finalizing() and self._crew.owner == getpid()
 
     def _see_off(self) -> None:
         self._crew.see_off()
