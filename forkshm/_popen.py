@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -128,6 +129,15 @@ class Child(popen_fork.Popen):
             self.status_is_lost = True
             self.returncode = UNKNOWN
         self._is_reaped = True
+
+    # With defaults: when the program ends, the names of the base class' module may be gone.
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        """Send SIGTERM."""
+        self._send_signal(number)
+
+    def kill(self, number: int = _system.SIGKILL) -> None:
+        """Send SIGKILL."""
+        self._send_signal(number)
 
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:

@@ -80,6 +80,8 @@ class ForkServerPopen(popen_forkserver.Popen):
                 self.finalizer()
             raise
 
+    terminate, kill = Child.terminate, Child.kill
+
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the process runs."""
         if self.returncode is None:

@@ -864,11 +864,15 @@ class Dispatcher:
         for task in tasks:
             self._finish(task, Outcome(error=error))
 
-    def under_lead(self, action: Callable[[], None]) -> None:
-        """Run *action* while no thread drives."""
+    def under_lead(self, action: Callable[[], None], *, patience: float | None = None) -> None:
+        """Run *action* while no thread drives; after *patience* seconds all the same."""
         self._crew.wake()
-        with self._lead:
+        has_lead = self._lead.acquire(timeout=-1 if patience is None else patience)
+        try:
             action()
+        finally:
+            if has_lead:
+                self._lead.release()
         self._notify()
 
     def statistics(self) -> PoolStatistics:

@@ -53,6 +53,9 @@ T = TypeVar("T")
 #: Chunks of an ``imap`` that are on their way, for each worker.
 _IMAP_WINDOW = 4
 
+#: How long the end of the program waits for a thread that drives the pool: it may be pickling.
+_PATIENCE_SECONDS = 1.0
+
 #: A chunk of a range that is shorter than this pickles faster as a list.
 _RANGE_PAYS = 16
 
@@ -195,7 +198,7 @@ class Pool:
         self._dispatcher.keeper = weakref.ref(self._life)
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
         # processes, which would be for ever if one was stopped.
-        self._finalizer = _multiprocess.util.Finalize(self._life, self._crew.stop, exitpriority=15)
+        self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
 
     def _start(self) -> None:
         self._crew.start_all()
@@ -603,6 +606,16 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+
+
+def _end(crew: Crew, dispatcher: Dispatcher) -> None:
+    """End the workers of a pool that was collected or terminated, or whose program ends."""
+    if crew.owner != os.getpid():
+        return
+    if not dispatcher.is_idle():
+        # A thread may be driving the pool, and is not to find its channels closed.
+        dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
+    dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
 
 
 def _prepare_memory() -> None:

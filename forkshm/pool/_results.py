@@ -214,8 +214,7 @@ class ApplyResult(Job, Generic[T]):
 
     def ready(self) -> bool:
         """Whether the call has completed."""
-        self._dispatcher.drive(self.is_answered, timeout=0)
-        return self._answered
+        return self._answered or self._dispatcher.drive(self.is_answered, timeout=0)
 
     def successful(self) -> bool:
         """Whether the call completed without raising.
@@ -229,7 +228,8 @@ class ApplyResult(Job, Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has completed, or *timeout* seconds."""
-        self._dispatcher.drive(self.is_answered, timeout=timeout)
+        if not self._answered:
+            self._dispatcher.drive(self.is_answered, timeout=timeout)
 
     def get(self, timeout: float | None = None) -> T:
         """Return what the call returned, or raise what it raised.
