@@ -611,7 +611,13 @@ _works: weakref.WeakSet[Work] = weakref.WeakSet()
 def finish_all() -> None:
     """Let all executors end, before the interpreter ends threads and pools, as concurrent.futures does with its own."""
     for work in list(_works):
-        work.close()
+        try:
+            work.close()
+        except RuntimeError:  # since Python 3.12 no thread is started any more
+            pool = work._pool
+            if pool is None:
+                raise
+            pool._dispatcher.finish_here()
         work.wait()
 
 

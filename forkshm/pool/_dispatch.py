@@ -925,7 +925,11 @@ class Dispatcher:
             self._called.set()
             if self._helper is None:
                 self._helper = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
-                self._helper.start()
+                try:
+                    self._helper.start()
+                except BaseException:
+                    self._helper = None
+                    raise
         self._notify()
 
     def has_helper(self) -> bool:
@@ -936,6 +940,14 @@ class Dispatcher:
         """Let those who wait look again: what they wait for has come, and not through the channel."""
         self._crew.wake()
         self._notify()
+
+    def finish_here(self) -> None:
+        """Do in this thread what the helper would: the interpreter ends, and starts no more threads."""
+        with self._lock:
+            if self._helper is not None:
+                return
+            self._helper = threading.current_thread()
+        self._help()
 
     def _help(self) -> None:
         keeper = self.keeper()  # noqa: F841 - see `drive`
