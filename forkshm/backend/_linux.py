@@ -138,7 +138,7 @@ class LinuxBackend(Unix):
         prot, flags = FLAGS[access]
         got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
         if got != address:  # a kernel before 4.17 takes the address for a wish
-            _syscalls.munmap(got, size)
+            self.unmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:

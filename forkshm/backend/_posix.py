@@ -222,7 +222,7 @@ class PosixBackend(Unix):
         try:
             self.copy(address, label, len(label))
         finally:
-            _syscalls.munmap(address, self.page_size)
+            self.unmap(address, self.page_size)
 
     def _sign(self, fd: int) -> None:
         """Say in the label of an object who carves it up."""
@@ -337,7 +337,7 @@ class PosixBackend(Unix):
         except OSError:
             return None
         label = _LABEL.unpack(self.bytes_at(address, _LABEL.size))
-        _syscalls.munmap(address, page)
+        self.unmap(address, page)
         return label if label[0] == _MAGIC and label[3] <= status.st_size - page else None
 
     # -- mappings ---------------------------------------------------------------------
@@ -346,7 +346,7 @@ class PosixBackend(Unix):
         # An address without MAP_FIXED is a wish, which is granted if nothing is there.
         got = _syscalls.mmap(fd, size, *FLAGS[access], offset, address)
         if got != address:
-            _syscalls.munmap(got, size)
+            self.unmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:

@@ -79,6 +79,8 @@ class Unix(Backend):
         self.page_size = os.sysconf("SC_PAGE_SIZE")
         # The kernel gives out the lowest number that is free: those below this leave enough.
         self._roomy_below = _soft_limit() - FREE_FDS
+        # What could not be unmapped when that was asked for.
+        self._postponed: list[tuple[int, int]] = []
 
     # -- the limit on open files ------------------------------------------------------
 
@@ -162,7 +164,22 @@ class Unix(Backend):
         _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
 
     def unmap(self, address: int, size: int) -> None:
-        _syscalls.munmap(address, size)
+        try:
+            _syscalls.munmap(address, size)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            # munmap(2): this process has as many mappings as it may have, and this one would be split. Until there is
+            # room, nothing else is mapped there, because it is still taken.
+            self._postponed.append((address, size))
+            return
+        while self._postponed:
+            address, size = self._postponed.pop()
+            try:
+                _syscalls.munmap(address, size)
+            except OSError:
+                self._postponed.append((address, size))
+                return
 
     window = staticmethod(_memory.window)
     address_of = staticmethod(_memory.address_of)

@@ -57,7 +57,8 @@ class Worker:
 
 
 def _signal(worker: Worker, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # It may have ended, or be another user by now. What cannot be signalled ends when its lifeline is closed.
+    with contextlib.suppress(OSError):
         kernel.signal_process(worker.sentinel, worker.pid, number)
 
 
@@ -74,7 +75,12 @@ def _still_there(workers: list[Worker], seconds: float) -> list[Worker]:
     for sentinel in alive:
         poll.register(sentinel, kernel.READABLE)
     while alive and (left := deadline - time.monotonic()) > 0:
-        for sentinel, _ in poll.poll(math.ceil(left * 1000)):
+        try:
+            ended = poll.poll(math.ceil(left * 1000))
+        except OSError:  # ENOMEM: there may be room in a moment
+            time.sleep(min(left, _LOOK_SECONDS))
+            continue
+        for sentinel, _ in ended:
             poll.unregister(sentinel)
             del alive[sentinel]
     return list(alive.values())
@@ -178,12 +184,11 @@ class Crew:
         # keeps messages, and what they lease, alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
         read_end, write_end = kernel.create_lifeline()
-        self._lifeline = PrivateFd(write_end)
-        self._lifeline_end = PrivateFd(read_end)
+        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
+        self._lifeline, self._lifeline_end = self._open[-2:]
         read_end, write_end = kernel.create_bell()
-        self._bell = PrivateFd(write_end)
-        self._bell_end = PrivateFd(read_end)
-        self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
+        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
+        self._bell, self._bell_end = self._open[-2:]
         self.events = kernel.poller()
         self.events.register(self.results.fileno(), kernel.READABLE)
 
@@ -298,6 +303,8 @@ class Crew:
         del self._by_sentinel[worker.sentinel]
         self.events.unregister(worker.sentinel)
         kernel.close(worker.sentinel)
+        # Nobody is in that slot, so nobody counts on who was.
+        self.status.reset(worker.slot)
         return exitcode
 
     def end(self, worker: Worker) -> None:
@@ -325,8 +332,9 @@ class Crew:
 
     def _end_tasks(self) -> None:
         """End the tasks channel, and empty it: a worker that looks for a task leaves."""
-        self.dismiss()
-        with contextlib.suppress(BlockingIOError, ChannelClosedError):
+        # Whatever the kernel refuses here, the workers are ended all the same.
+        with contextlib.suppress(OSError):
+            self.dismiss()
             while (received := self._tasks_end.receive_nowait()) is not None:
                 for fd in received.fds:
                     kernel.close(fd)
@@ -370,20 +378,31 @@ class Crew:
         if os.getpid() != self.owner:
             return  # a forked child inherited this object; the workers are not its own
         self._reports = self.reports()
-        left = self.kill()
-        for worker in list(self.workers):
-            self.bury(worker)
+        try:
+            left = self.kill()
+            for worker in list(self.workers):
+                self.bury(worker)
+            self._end_imitations()
+            self._warn_of(left)
+        finally:
+            self._close()
+
+    def _end_imitations(self) -> None:
         for imitation in self._imitations:
             imitation.terminate()
             imitation.join()
+
+    def _warn_of(self, left: list[Worker]) -> None:
         if left:
             who = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in left)
             warnings.warn(
                 f"{who} did not end within {_LAST_SECONDS:g} seconds of SIGKILL: it is in a system call that cannot "
                 "be interrupted, and ends with that; nothing waits for it any more",
                 ForkshmWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+
+    def _close(self) -> None:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
         for thing in self._open:
