@@ -313,11 +313,12 @@ class Backend(abc.ABC):
     # -- memory objects -------------------------------------------------------------
 
     @abc.abstractmethod
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
         It can never shrink, so no process can turn another's reads into SIGBUS. One that is not *sealable*
-        refuses `seal_writes`, for ever and to all.
+        refuses `seal_writes`, for ever and to all. Where memory of this kind has a bound of its own, it is reserved;
+        of one that is *sparse*, only what is asked for by `reserve`.
         *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
@@ -370,6 +371,13 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
+
+    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
+        """Have memory for a part of a sparse object, before anybody touches it.
+
+        Raises:
+            OSError: There is none; to write there would end the process.
+        """
 
     @abc.abstractmethod
     def create_growing(self, label: str) -> int:

@@ -78,7 +78,7 @@ class LinuxBackend(Unix):
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
         close(fd)
 
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         name, flags = f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
             fd = self._noted(os.memfd_create(name, flags))

@@ -200,7 +200,7 @@ class PosixBackend(Unix):
 
     # -- memory objects ---------------------------------------------------------------
 
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         page = self.page_size
         start = -(-size // page) * page
         if start + page >= 2**63:
@@ -208,7 +208,8 @@ class PosixBackend(Unix):
         fd = self._new_object(label)
         try:
             os.ftruncate(fd, start + page)
-            self._reserve(fd, start, page)
+            reserved = start if sparse else 0
+            self._reserve(fd, reserved, start + page - reserved)
             number = secrets.randbits(63), secrets.randbits(63)
             self._write_label(fd, start, _LABEL.pack(_MAGIC, *number, size, 0))
             self._objects[number], self._made[fd] = _Object(fd), number
@@ -229,6 +230,9 @@ class PosixBackend(Unix):
         status = os.fstat(fd)
         if (label := self._label(fd, status)) is not None:
             self._write_label(fd, status.st_size - self.page_size, _LABEL.pack(*label[:4], os.getpid()))
+
+    def reserve(self, fd: int, start: int, size: int) -> None:
+        self._reserve(fd, start, size)
 
     def _reserve(self, fd: int, start: int, size: int) -> None:
         """Have memory for these bytes, where it has bounds of its own, as /dev/shm; to write there would be SIGBUS."""

@@ -12,7 +12,7 @@ from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor._tables import BLOCK, BlockRef, Head, body_tables, write, write_one_region, write_plain
 from forkshm.pickler import _names
-from forkshm.pickler._collect import Collector, Copies, Repeats
+from forkshm.pickler._collect import Collector, Copies, Repeats, room_for
 from forkshm.pickler._names import NOTHING_KNOWN, Known, is_known
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import dispatch_table, find, simple_kinds, simple_when
@@ -288,7 +288,7 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     address, nbytes, _, for_reading = collector.copies[0]
     if nbytes < OUT_OF_BAND or for_reading:
         return _assemble(sink, collector, for_many=for_many)
-    block = arena.allocate(nbytes)
+    block = room_for(nbytes)
     try:
         block.copy(0, address, nbytes)
     except BaseException:
@@ -322,7 +322,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     fds, leases, block_ref = collector.fds, collector.leases, None
     copied = copies.copied
     if copies.block_size:
-        block = arena.allocate(copies.block_size)
+        block = room_for(copies.block_size)
         try:
             if body_in_block:
                 copied += body_size

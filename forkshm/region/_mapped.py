@@ -529,6 +529,10 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
         errno.EPERM: f"the object is sealed against a {mode} mapping",
         errno.ENODEV: "this kind of file cannot be mapped",
         errno.EBADF: "its fd is not open",
+        errno.ENOSPC: (
+            "the file system that shared memory is in (/dev/shm) is full: free some of it, or make it larger (of a "
+            "container, by --shm-size)"
+        ),
         errno.EFBIG: "the object would be larger than a file may be",
     }.get(number, "see the error number")
     return RegionCreateError(
