@@ -372,6 +372,13 @@ class Backend(abc.ABC):
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
 
+    def may_shrink(self, fd: int, identity: Identity) -> bool:
+        """Whether an anonymous object that arrived can be made smaller, so that to read it could end this process.
+
+        False as well where the kernel cannot tell, and for objects that have names and files: those can always be.
+        """
+        return False
+
     def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
         """Have memory for a part of a sparse object, before anybody touches it.
 

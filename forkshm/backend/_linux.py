@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
 F_ADD_SEALS = 1033
+F_GET_SEALS = 1034
 F_SEAL_SEAL = 0x0001
 F_SEAL_SHRINK = 0x0002
 F_SEAL_GROW = 0x0004
@@ -74,6 +75,7 @@ class LinuxBackend(Unix):
 
     name = "linux"
     locks = _syscalls
+    _device_of_memfds = -1
 
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:
         close(fd)
@@ -102,6 +104,16 @@ class LinuxBackend(Unix):
 
     def memory_left(self) -> int | None:
         return _groups.memory_left()
+
+    def may_shrink(self, fd: int, identity: Identity) -> bool:
+        # What has a name is on another device than all memfds, and cannot be sealed.
+        if self._device_of_memfds < 0:
+            probe = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
+            try:
+                self._device_of_memfds = os.fstat(probe).st_dev
+            finally:
+                os.close(probe)
+        return identity[0] == self._device_of_memfds and not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)

@@ -319,6 +319,8 @@ def _find_or_open(lease_fd: int) -> Segment:
     identity, size = kernel.identify(lease_fd)
     segment = _segments.get(identity)
     if segment is None:
+        if kernel.may_shrink(lease_fd, identity):
+            raise ValueError("a segment of an arena that its sender can make smaller: it was not made by forkshm")
         _forget_abandoned()
         fd = kernel.reopen(lease_fd)
         try:
