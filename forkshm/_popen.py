@@ -71,7 +71,7 @@ class Child(popen_fork.Popen):
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the child runs."""
         if self.returncode is None and flag != os.WNOHANG:
-            self._wait_for_end(None)
+            return self.wait()
         if not self._is_reaped:
             self._reap()
         return self.returncode
@@ -88,10 +88,11 @@ class Child(popen_fork.Popen):
                 pause = min(2 * pause, _LAST_PAUSE)
         return self.poll()
 
-    def _wait_for_end(self, timeout: float | None) -> bool:
+    def _wait_for_end(self, timeout: float | None) -> None:
         poll = kernel.poller()
         poll.register(self.sentinel, kernel.READABLE)
-        return bool(poll.poll(in_milliseconds(timeout)))
+        with contextlib.suppress(OSError):  # ENOMEM: `wait` looks again and again then
+            poll.poll(in_milliseconds(timeout))
 
     def _reap(self) -> None:
         if not kernel.can_look_at_exits:

@@ -468,8 +468,8 @@ def run(name: str, target: tuple[str, int] | None, nth: int) -> None:
         del thing
 
 
-def in_child(name: str, target: tuple[str, int] | None, nth: int) -> tuple[str | None, dict[str, int]]:
-    """Do that in a forked child; return what was bad, and the calls that were made."""
+def in_child(name: str, target: tuple[str, int] | None, nth: int) -> tuple[str | None, dict[str, int], bool]:
+    """Do that in a forked child; return what was bad, the calls that were made, and whether the one was reached."""
     global failing
     failing = Failing()
     report = tempfile.TemporaryFile()
@@ -494,12 +494,12 @@ def in_child(name: str, target: tuple[str, int] | None, nth: int) -> tuple[str |
     report.seek(0)
     text = report.read().decode(errors="replace")
     counts = failing.counts()
-    return (f"exit code {code}\n{text[-3000:]}" if code else None), counts
+    return (f"exit code {code}\n{text[-3000:]}" if code else None), counts, failing.has_failed
 
 
 def points(name: str) -> list[tuple[tuple[str, int], int]]:
     """Return what can fail in a scenario, and at which of its calls."""
-    bad, counts = in_child(name, None, 0)
+    bad, counts, _ = in_child(name, None, 0)
     if bad is not None:
         raise AssertionError(f"{name} fails although no call does: {bad}")
     found = []
@@ -509,8 +509,8 @@ def points(name: str) -> list[tuple[tuple[str, int], int]]:
     return found
 
 
-def check(name: str, every: int = 1, first: int = 0) -> tuple[int, list[str]]:
-    """Try the points of a scenario; return how many, and what was bad."""
+def check(name: str, every: int = 1) -> tuple[int, int, list[str]]:
+    """Try the points of a scenario; return how many, how many calls were made and failed, and what was bad."""
     install()
     # What the first of its kind makes and keeps.
     warm = SCENARIOS[name]()
@@ -518,13 +518,15 @@ def check(name: str, every: int = 1, first: int = 0) -> tuple[int, list[str]]:
     warm.use(thing)
     warm.end(thing)
     del thing
-    chosen = points(name)[first::every]
+    chosen = points(name)[::every]
     wrong = []
+    reached = 0
     for target, nth in chosen:
-        bad, _ = in_child(name, target, nth)
+        bad, _, has_failed = in_child(name, target, nth)
+        reached += has_failed
         if bad is not None:
             wrong.append(f"{name}: {target[0]} fails with {e.errorcode[target[1]]}, call {nth}: {bad}")
-    return len(chosen), wrong
+    return len(chosen), reached, wrong
 
 
 def main() -> int:
@@ -534,8 +536,8 @@ def main() -> int:
     options = parser.parse_args()
     failed = 0
     for name in options.scenario:
-        count, wrong = check(name, options.every)
-        print(f"{name}: {count} points, {len(wrong)} bad", flush=True)
+        count, reached, wrong = check(name, options.every)
+        print(f"{name}: {count} points, {reached} failed as told, {len(wrong)} bad", flush=True)
         for text in wrong:
             print("  ", text.replace("\n", "\n      "), flush=True)
         failed += len(wrong)
