@@ -203,3 +203,42 @@ def test_refused_forks_leave_no_fds(monkeypatch):
         with pytest.raises(BlockingIOError):
             forkshm.Process(target=f.nothing).start()
     assert started.count_fds() == before
+
+
+def test_a_directory_for_temporary_files_that_is_too_long_is_named(run_script, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    out = run_script(
+        """
+import forkshm
+if __name__ == "__main__":
+    try:
+        forkshm.get_context("forkserver").Pool(1)
+    except forkshm.WorkerStartError as error:
+        print(error)
+"""
+    )
+    assert "set TMPDIR" in out
+    assert "ulimit" not in out
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_current_directory_that_was_deleted_is_named(run_script, tmp_path, method):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    out = run_script(
+        """
+import os, sys, forkshm
+if __name__ == "__main__":
+    os.rmdir(os.getcwd())
+    try:
+        forkshm.get_context(sys.argv[1]).Pool(1)
+    except forkshm.WorkerStartError as error:
+        print(error)
+""",
+        method,
+        cwd=gone,
+    )
+    assert "the current directory of this process was deleted" in out
+    assert "ulimit" not in out
