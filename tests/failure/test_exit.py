@@ -5,6 +5,8 @@ import sys
 import pytest
 import started
 
+from forkshm.backend import kernel
+
 PROGRAM = '''
 import atexit, sys, time
 import forkshm as mp
@@ -127,6 +129,8 @@ ALL = [(method, kind, place) for method in ("fork", "forkserver", "spawn") for k
 
 
 def check(run_script, method, kind, place):
+    if kernel.name == "posix" and kind == "mutex" and "__del__" in place:
+        pytest.xfail("locks are in Python there, and the names of their module are gone by then")
     done = run_script(PROGRAM, method, kind, place, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout in (("", "done\n") if place != "__del__" else ("done\n",))
