@@ -52,6 +52,7 @@ __all__ = (
     "BufferTooShort",
     "ProcessError",
     "TimeoutError",
+    "close_fds",
     "connection",
     "context",
     "current_process",
@@ -75,8 +76,18 @@ __all__ = (
 
 
 def __getattr__(name: str) -> Any:
-    # Two of these take as long to import as all of forkshm, and few programs need them.
-    if name in ("connection", "heap", "managers", "shared_memory", "sharedctypes", "synchronize"):
+    # These take as long to import as all of forkshm, and few programs need them.
+    if name in (
+        "connection",
+        "heap",
+        "managers",
+        "popen_fork",
+        "popen_forkserver",
+        "popen_spawn_posix",
+        "shared_memory",
+        "sharedctypes",
+        "synchronize",
+    ):
         return importlib.import_module(f"multiprocess.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -131,6 +142,8 @@ _PAUSE = 0.0005
 _OTHER_THREAD_SECONDS = 0.1
 
 current_process = process.current_process
+#: Closes the fds that it is given.
+close_fds: Callable[..., None] = util.close_fds  # type: ignore[attr-defined]
 get_logger = util.get_logger
 
 
@@ -160,7 +173,9 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         # Another thread, in active_children() for example, may have it from the kernel and not entered it yet.
         time.sleep(0.001)
         code = ended.exitcode
-    if code is None:
+    if getattr(popen, "status_is_lost", False):
+        code = None
+    elif code is None:
         popen.returncode = 255  # or close() would refuse
     elif 0 < code - _ENDED_BY < _SIGNALS:  # see the Windows backend; a crash has a code that is larger still
         code = _ENDED_BY - code

@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,9 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
 from forkshm.pickler import explain, known_after_import, pack
+
+if sys.platform != "win32":
+    from forkshm._popen import ForkPopen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -132,12 +134,8 @@ class ForkProcess(_OfContext, _Forked):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         assert sys.platform != "win32"  # there is no fork
-        with _interrupts.held_back(), kernel.forking() as sentinel:
-            popen = _multiprocess.context.ForkProcess._Popen(process_obj)
-            if sentinel >= 0:
-                # Theirs is held open by the child's own children, too.
-                os.dup2(sentinel, popen.sentinel, inheritable=False)
-        return popen
+        with _interrupts.held_back(), kernel.forking() as birth:
+            return ForkPopen(process_obj, birth)
 
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):
@@ -158,13 +156,9 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
         with kernel.spawning() as (sentinel, birth):
             process_obj._birth = birth
             try:
-                popen = _start_quietly(_multiprocess.context.SpawnProcess._Popen, process_obj)
+                return _start_quietly(_spawn_popen, process_obj, sentinel)
             finally:
                 process_obj._drop_carrier()
-            if sentinel >= 0:
-                # As of forked ones; and of theirs the child does not even know the number.
-                os.dup2(sentinel, popen.sentinel, inheritable=False)
-        return popen
 
     @staticmethod
     def _after_fork() -> None:
@@ -179,17 +173,28 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
         assert sys.platform != "win32"  # there is no fork
         _multiprocess.spare_fork_server()
         try:
-            return _start_quietly(_multiprocess.context.ForkServerProcess._Popen, process_obj)
+            from forkshm._popen_anew import ForkServerPopen
+
+            return _start_quietly(ForkServerPopen, process_obj)
         finally:
             process_obj._drop_carrier()
 
 
-def _start_quietly(popen: Callable[[Any], Any], process_obj: Any) -> Any:
+def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
+    if sys.platform == "win32":
+        return _multiprocess.context.SpawnProcess._Popen(process_obj)
+    else:  # noqa: RET505 - type checkers leave out one of the two
+        from forkshm._popen_anew import SpawnPopen
+
+        return SpawnPopen(process_obj, sentinel)
+
+
+def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
         _multiprocess.resource_tracker.ensure_running()
     with _interrupts.held_back():
-        return popen(process_obj)
+        return popen(*arguments)
 
 
 @contextlib.contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "register_at_fork")
+__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "register_at_fork", "why_refused")
 
 #: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
@@ -32,3 +34,34 @@ def _never(
 
 #: As `os.register_at_fork`; nothing where there is no fork.
 register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
+
+
+def why_refused(error: OSError) -> str:
+    """Return why a process could not be started, and what to do; in parentheses what the kernel said."""
+    said = error.strerror or str(error)
+    if error.errno == errno.EAGAIN:
+        why = "the limit on processes is reached: end some, or raise it (ulimit -u; in a container its limit on pids)"
+    elif error.errno == errno.EMFILE:
+        why = "the limit on open files of this process is reached: close some, or raise it (ulimit -n)"
+    elif error.errno == errno.ENFILE:
+        why = "the system's limit on open files is reached: close some, or raise it (sysctl fs.file-max)"
+    elif error.errno == errno.ENOMEM:
+        why = "there is too little memory for another process: start fewer, or raise the limit (ulimit -v)"
+    elif error.errno == errno.ENOENT and _has_no_directory():
+        why = "the current directory of this process was deleted: os.chdir() to one that exists"
+    elif "path too long" in str(error):
+        why = (
+            f"the fork server's address, a file in {tempfile.gettempdir()}, has more letters than a socket's address "
+            "may have: set TMPDIR to a directory with a shorter name"
+        )
+    else:
+        return f"({said})"
+    return f"({said}): {why}"
+
+
+def _has_no_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False

@@ -414,3 +414,52 @@ def get_and_end(it, back, how):
     back.close()
     back.join_thread()
     end(how)
+
+
+def leave_a_grandchild(path):
+    if os.fork() == 0:
+        signal.alarm(60)
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
+    os._exit(7)
+
+
+def close_everything():
+    os.closerange(3, 100)
+    signal.alarm(60)
+    signal.pause()
+
+
+class OwnEnd(BaseException):
+    pass
+
+
+def raise_kind(kind):
+    raise kind(17)
+
+
+def touch_and_raise(path, kind):
+    with open(path, "a") as marks:
+        marks.write(".")
+    raise kind
+
+
+class RaiseKindAtUnpickle:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        return raise_kind, (self.kind,)
+
+
+class RaiseKindAtPickle:
+    """Can be pickled in one process only."""
+
+    def __init__(self, kind, where):
+        self.kind, self.where = kind, where
+
+    def __reduce__(self):
+        if os.getpid() != self.where:
+            raise_kind(self.kind)
+        return RaiseKindAtPickle, (self.kind, self.where)

@@ -20,6 +20,8 @@ LAYERS = [
     "pickler",
     "channel",
     "pool",
+    "_popen",
+    "_popen_anew",
     "_start",
     "context",
     "workers",

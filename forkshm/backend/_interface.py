@@ -291,6 +291,8 @@ class Backend(abc.ABC):
     #: To have an fd of a memory object is to hold all of it: there is one lease for each object, its fds are counted,
     #: and `replace`, `own_pages` and `discard` do not exist. Else leases are on bytes; see `lock_shared`.
     leases_are_handles: bool = False
+    #: Whether `exit_of` can tell an exit code before it is reaped.
+    can_look_at_exits: bool = False
     #: Whether event loops can watch fds: else a thread has to.
     loops_watch_fds: bool = True
 
@@ -326,11 +328,12 @@ class Backend(abc.ABC):
     # -- memory objects -------------------------------------------------------------
 
     @abc.abstractmethod
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
         It can never shrink, so no process can turn another's reads into SIGBUS. One that is not *sealable*
-        refuses `seal_writes`, for ever and to all.
+        refuses `seal_writes`, for ever and to all. Where memory of this kind has a bound of its own, it is reserved;
+        of one that is *sparse*, only what is asked for by `reserve`.
         *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
@@ -390,6 +393,20 @@ class Backend(abc.ABC):
             return self.identify(fd)[0] == identity
         except OSError:
             return False
+
+    def may_shrink(self, fd: int, identity: Identity) -> bool:
+        """Whether an anonymous object that arrived can be made smaller, so that to read it could end this process.
+
+        False as well where the kernel cannot tell, and for objects that have names and files: those can always be.
+        """
+        return False
+
+    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
+        """Have memory for a part of a sparse object, before anybody touches it.
+
+        Raises:
+            OSError: There is none; to write there would end the process.
+        """
 
     @abc.abstractmethod
     def create_growing(self, label: str) -> int:
@@ -682,12 +699,26 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def open_process(self, pid: int, sentinel: int = -1) -> int:
-        """Return an fd that becomes readable when the process ends.
+        """Return an fd that becomes readable when the process ends; at once when it was reaped already.
 
         Args:
-            pid: A child of this process, not collected yet.
+            pid: The process.
             sentinel: What ``multiprocess`` watches it by, or what `forking` or `spawning` gave; it stays the caller's.
         """
+
+    def exit_of(self, pid: int, *, reap: bool) -> int | None:
+        """Return the exit code of a child that has ended, with the signal's number negated; None while it runs.
+
+        Without *reap* it can be asked again. Where `can_look_at_exits`.
+
+        Args:
+            pid: The child.
+            reap: Let the kernel forget it.
+
+        Raises:
+            ChildProcessError: It was reaped before, or SIGCHLD is ignored and it has ended.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def signal_process(self, process: int, pid: int, number: int) -> None:

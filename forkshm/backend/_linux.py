@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # <linux/fcntl.h> and <asm-generic/fcntl.h>; Python's fcntl names them only since 3.9 to 3.13.
 F_ADD_SEALS = 1033
+F_GET_SEALS = 1034
 F_SEAL_SEAL = 0x0001
 F_SEAL_SHRINK = 0x0002
 F_SEAL_GROW = 0x0004
@@ -76,6 +77,7 @@ class LinuxBackend(Unix):
 
     name = "linux"
     locks = _syscalls
+    _device_of_memfds = -1
 
     close = staticmethod(os.close)
 
@@ -91,7 +93,7 @@ class LinuxBackend(Unix):
             return False
         return (status.st_dev, status.st_ino) == identity
 
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         fd = self._opened(os.memfd_create, f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
@@ -110,6 +112,16 @@ class LinuxBackend(Unix):
 
     def memory_left(self) -> int | None:
         return _groups.memory_left()
+
+    def may_shrink(self, fd: int, identity: Identity) -> bool:
+        # What has a name is on another device than all memfds, and cannot be sealed.
+        if self._device_of_memfds < 0:
+            probe = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
+            try:
+                self._device_of_memfds = os.fstat(probe).st_dev
+            finally:
+                os.close(probe)
+        return identity[0] == self._device_of_memfds and not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK
 
     def seal_writes(self, fd: int) -> None:
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
@@ -144,7 +156,7 @@ class LinuxBackend(Unix):
         prot, flags = FLAGS[access]
         got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
         if got != address:  # a kernel before 4.17 takes the address for a wish
-            _syscalls.munmap(got, size)
+            self.unmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
@@ -301,11 +313,30 @@ class LinuxBackend(Unix):
         return contextlib.nullcontext(-1)
 
     def open_process(self, pid: int, sentinel: int = -1) -> int:
-        return self._opened(os.pidfd_open, pid)
+        if sentinel >= 0 and _is_pidfd(sentinel):
+            return self.duplicate(sentinel)
+        try:
+            return self._opened(os.pidfd_open, pid)
+        except ProcessLookupError:
+            # It has ended, and was reaped: by other code of this program, or by the kernel where SIGCHLD is ignored.
+            return self.duplicate(sentinel) if sentinel >= 0 else self._ended()
+
+    def _ended(self) -> int:
+        """Return an fd that is readable from the start."""
+        read_end, write_end = self._pipe()
+        os.close(write_end)
+        return read_end
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Through its pidfd: a pid may be somebody else's by now.
-        signal.pidfd_send_signal(process, number)
+        try:
+            signal.pidfd_send_signal(process, number)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            os.fstat(process)  # a closed fd is an error of the caller's
+            # One of those that `open_process` gives for a process that has ended already.
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
     def is_stopped(self, pid: int) -> bool | None:
         try:
@@ -402,6 +433,14 @@ def _read_map(address: int) -> MappedFile | None:
                 identity = major, minor, int(inode)
                 return MappedFile(start, end, int(offset, 16), identity, modes[1:2] == b"w", modes[3:4] == b"s", path)
     return None
+
+
+def _is_pidfd(fd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(fd, 0)
+    except OSError as error:
+        return error.errno != errno.EBADF
+    return True
 
 
 def _status(pid: int) -> list[bytes]:

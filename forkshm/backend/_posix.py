@@ -200,7 +200,7 @@ class PosixBackend(Unix):
 
     # -- memory objects ---------------------------------------------------------------
 
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         page = self.page_size
         start = -(-size // page) * page
         if start + page >= 2**63:
@@ -208,7 +208,8 @@ class PosixBackend(Unix):
         fd = self._new_object(label)
         try:
             os.ftruncate(fd, start + page)
-            self._reserve(fd, start, page)
+            reserved = start if sparse else 0
+            self._reserve(fd, reserved, start + page - reserved)
             number = secrets.randbits(63), secrets.randbits(63)
             self._write_label(fd, start, _LABEL.pack(_MAGIC, *number, size, 0))
             self._objects[number], self._made[fd] = _Object(fd), number
@@ -222,13 +223,16 @@ class PosixBackend(Unix):
         try:
             self.copy(address, label, len(label))
         finally:
-            _syscalls.munmap(address, self.page_size)
+            self.unmap(address, self.page_size)
 
     def _sign(self, fd: int) -> None:
         """Say in the label of an object who carves it up."""
         status = os.fstat(fd)
         if (label := self._label(fd, status)) is not None:
             self._write_label(fd, status.st_size - self.page_size, _LABEL.pack(*label[:4], os.getpid()))
+
+    def reserve(self, fd: int, start: int, size: int) -> None:
+        self._reserve(fd, start, size)
 
     def _reserve(self, fd: int, start: int, size: int) -> None:
         """Have memory for these bytes, where it has bounds of its own, as /dev/shm; to write there would be SIGBUS."""
@@ -337,7 +341,7 @@ class PosixBackend(Unix):
         except OSError:
             return None
         label = _LABEL.unpack(self.bytes_at(address, _LABEL.size))
-        _syscalls.munmap(address, page)
+        self.unmap(address, page)
         return label if label[0] == _MAGIC and label[3] <= status.st_size - page else None
 
     # -- mappings ---------------------------------------------------------------------
@@ -346,7 +350,7 @@ class PosixBackend(Unix):
         # An address without MAP_FIXED is a wish, which is granted if nothing is there.
         got = _syscalls.mmap(fd, size, *FLAGS[access], offset, address)
         if got != address:
-            _syscalls.munmap(got, size)
+            self.unmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
@@ -427,15 +431,6 @@ class PosixBackend(Unix):
                 mate = self.mate(other, position)
                 if mate is not None:
                     yield mate
-
-    def _pipe(self) -> tuple[int, int]:
-        try:
-            ends = os.pipe()
-        except OSError as error:
-            self._once_more(error)
-            ends = os.pipe()
-        self._noted(ends[1])
-        return ends
 
     # -- counters ---------------------------------------------------------------------
 

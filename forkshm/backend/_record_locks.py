@@ -11,10 +11,12 @@ It works between the processes of one user on one machine, which see the same di
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
+import stat
 import struct
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm.backend import _memory
+from forkshm.errors import SyncError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
@@ -34,11 +37,11 @@ if TYPE_CHECKING:
 MUTEX_SIZE = 64
 SEMAPHORE_SIZE = 64
 #: Unlike that of any C library: others do not take these for theirs.
-LOCK_LAYOUT = 3 << 8 | struct.calcsize("P")
+LOCK_LAYOUT = 4 << 8 | struct.calcsize("P")
 locks_missing: str | None = None
 
-#: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it.
-_NUMBER, _OWNER, _STATE = 0, 1, 2
+#: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
+_NUMBER, _OWNER, _STATE, _FILE = 0, 1, 2, 3
 #: Of a semaphore.
 _PERMITS = 1
 _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
@@ -47,31 +50,129 @@ _MOST_PERMITS = 2**31 - 1
 _FIRST_PAUSE, _LAST_PAUSE = 20e-6, 2e-3
 
 
+#: What the file may be called, in this order: others may have taken a name.
+_NAMES = ["forkshm-{user}.locks", *(f"forkshm-{{user}}-{number}.locks" for number in range(1, 16))]
+#: How often the file is touched while it is used: what looks old may be cleaned away.
+_TOUCH_SECONDS = 3600.0
+#: How often, and at what distance, the kernel is asked to release a lock before that is an error.
+_RELEASES, _RELEASE_PAUSE = 200, 0.005
+
+
+class _Files:
+    """The files whose bytes are locked: each lock says which of them it is in.
+
+    One is enough, unless that was removed while it was used. Then the locks in it are those of the processes that have
+    it open, and others are refused; new locks are made in a new file.
+    """
+
+    def __init__(self) -> None:
+        # By identity. Never closed: with one fd of a file all locks of this process in it would go.
+        self._fds: dict[int, int] = {}
+        self._touched = time.monotonic()
+
+    def current(self) -> int:
+        """Return the identity of the file that new locks are made in.
+
+        Raises:
+            SyncError: There is no place for it.
+        """
+        for identity, fd in self._fds.items():
+            if os.fstat(fd).st_nlink:
+                return identity
+        refused: list[str] = []
+        for path in _paths():
+            try:
+                identity = self._open(path, os.O_CREAT)
+            except OSError as error:
+                refused.append(f"{path}: {error.strerror}")
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    break
+            else:
+                return identity
+        raise SyncError(
+            f"cannot make a lock: no file can be opened for it ({refused[-1]}): remove files of that name that belong "
+            "to others, or set TMPDIR"
+        )
+
+    def fds(self) -> list[int]:
+        """Return the fds of all files that this process has open."""
+        return list(self._fds.values())
+
+    def fd(self, identity: int) -> int:
+        """Return the fd of a file that a lock is in.
+
+        Raises:
+            SyncError: The file is not there any more.
+        """
+        fd = self._fds.get(identity, -1)
+        if fd < 0:
+            for path in _paths():
+                with contextlib.suppress(OSError):
+                    if self._open(path, 0) == identity:
+                        break
+            else:
+                raise SyncError(
+                    f"cannot use a lock: the file in {_folder()} by which processes share it was removed while it was "
+                    "used: let no cleaner remove forkshm-*.locks there, and start the program again"
+                )
+            fd = self._fds[identity]
+        if time.monotonic() - self._touched > _TOUCH_SECONDS:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(fd)
+        return fd
+
+    def _open(self, path: str, flags: int) -> int:
+        flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        status = None
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+        if status is not None:
+            if (known := _identity(status)) in self._fds:
+                return known  # to close another fd of it would release its locks
+            _check(status)
+        fd = os.open(path, flags, 0o600)
+        try:
+            status = os.fstat(fd)
+            _check(status)
+        except BaseException:
+            os.close(fd)
+            raise
+        identity = _identity(status)
+        if self._fds.setdefault(identity, fd) == fd:
+            with contextlib.suppress(OSError):
+                os.utime(fd)
+        # Else another thread was faster. This fd stays open: to close it would release the locks of the other one.
+        return identity
+
+
+def _check(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        raise PermissionError(errno.EPERM, "it belongs to another user, or is no file")
+
+
+def _identity(status: os.stat_result) -> int:
+    # While anybody has it open, its number is no other file's.
+    return (status.st_dev << 40 ^ status.st_ino) % 2**64
+
+
+def _folder() -> str:
+    return "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()  # noqa: S108
+
+
+def _paths() -> Iterator[str]:
+    folder, user = _folder(), os.geteuid()
+    return (os.path.join(folder, name.format(user=user)) for name in _NAMES)
+
+
 class _Held:
     """What this process has locked; a record lock does not tell its threads apart."""
 
     def __init__(self) -> None:
-        self.fd = -1
         # By number: the thread that has it. Changed in steps that no other thread can come between.
         self.by_number: dict[int, tuple[int, object]] = {}
         #: See `process_token`; 0 until somebody asks.
         self.token = 0
-
-    def file(self) -> int:
-        """Return the fd of the file, which is opened once and never closed: with it the locks would go."""
-        if self.fd < 0:
-            folder = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()  # noqa: S108
-            path = os.path.join(folder, f"forkshm-{os.geteuid()}.locks")
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            if os.fstat(fd).st_uid != os.geteuid():
-                os.close(fd)
-                raise PermissionError(errno.EPERM, f"{path} belongs to another user", path)
-            os.utime(fd)  # what looks old may be cleaned away
-            if self.fd >= 0:  # another thread was faster
-                os.close(fd)
-            else:
-                self.fd = fd
-        return self.fd
 
     def in_child(self) -> None:
         # Record locks are those of the process that took them.
@@ -79,6 +180,7 @@ class _Held:
         self.token = 0
 
 
+_files = _Files()
 _held = _Held()
 _system.register_at_fork(after_in_child=_held.in_child)
 
@@ -87,7 +189,7 @@ def process_token() -> int:
     """Return a number that says which process this is: its pid, and a random one; it has that byte of the file."""
     token = secrets.randbits(30) << 32 | 1 << 62 | os.getpid() & 0x7FFFFFFF
     # Also the pid's start would do; but not all systems tell it, and none of them by one call.
-    fcntl.lockf(_held.file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+    fcntl.lockf(_files.fd(_files.current()), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
     _held.token = token
     return token
 
@@ -97,22 +199,25 @@ def is_alive(token: int) -> bool:
     if token == _held.token:
         return True
     # Like struct flock of C: its fields are in another order on each system, so it is tried, and given back at once.
-    try:
-        fcntl.lockf(_held.file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return True
-        raise
-    fcntl.lockf(_held.file(), fcntl.LOCK_UN, 1, token)
+    _files.current()
+    for fd in _files.fds():
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return True
+            raise
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, token)
     return False
 
 
 def _words(address: int) -> memoryview:
-    return memoryview(_memory.window(address, 24)).cast("B").cast("Q")
+    return memoryview(_memory.window(address, 32)).cast("B").cast("Q")
 
 
-def _lock(number: int, thread: int) -> int:
-    """Take a byte: 0, EBUSY, EDEADLK, or EOWNERDEAD: of a thread of this process that has ended."""
+def _lock(words: memoryview, thread: int) -> int:
+    """Take its byte: 0, EBUSY, EDEADLK, or EOWNERDEAD: of a thread of this process that has ended."""
+    number, fd = words[_NUMBER], _files.fd(words[_FILE])
     mine = (thread, object())
     there = _held.by_number.setdefault(number, mine)
     if there is not mine:
@@ -123,15 +228,25 @@ def _lock(number: int, thread: int) -> int:
         _held.by_number[number] = mine
         return errno.EOWNERDEAD
     try:
-        fcntl.lockf(_held.file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
     except OSError as error:
         del _held.by_number[number]
         return errno.EBUSY if error.errno in (errno.EACCES, errno.EAGAIN) else error.errno or errno.EIO
     return 0
 
 
-def _unlock(number: int) -> None:
-    fcntl.lockf(_held.file(), fcntl.LOCK_UN, 1, number)
+def _unlock(words: memoryview) -> None:
+    number = words[_NUMBER]
+    for left in reversed(range(_RELEASES)):
+        try:
+            fcntl.lockf(_files.fd(words[_FILE]), fcntl.LOCK_UN, 1, number)
+            break
+        except OSError as error:
+            # ENOLCK: a record of what is still held on both sides of the byte takes room that there is none for. Until
+            # this is released all others wait.
+            if error.errno not in (errno.ENOLCK, errno.ENOMEM) or not left:
+                raise
+            time.sleep(_RELEASE_PAUSE)
     _held.by_number.pop(number, None)
 
 
@@ -141,12 +256,9 @@ def _new_number() -> int:
 
 def mutex_init(address: int) -> int:
     """Make a mutex."""
-    try:
-        _held.file()
-    except OSError as error:
-        return error.errno or errno.EIO
     words = _words(address)
     words[_OWNER] = words[_STATE] = 0
+    words[_FILE] = _files.current()
     words[_NUMBER] = _new_number()
     return 0
 
@@ -158,11 +270,11 @@ def mutex_trylock(address: int) -> int:
     if not number:
         return errno.EINVAL
     me = get_native_id()
-    code = _lock(number, me)
+    code = _lock(words, me)
     if code not in (0, errno.EOWNERDEAD):
         return code
     if words[_STATE] == _GIVEN_UP:
-        _unlock(number)
+        _unlock(words)
         return errno.ENOTRECOVERABLE
     died = words[_OWNER] != 0 or words[_STATE] == _DIED
     if died:
@@ -195,7 +307,7 @@ def mutex_unlock(address: int) -> int:
         if words[_STATE] == _DIED:
             words[_STATE] = _GIVEN_UP
         words[_OWNER] = 0
-    _unlock(number)
+    _unlock(words)
     return 0
 
 
@@ -220,9 +332,9 @@ def sem_init(address: int, value: int) -> int:
 def _change_permits(address: int, change: int) -> int:
     """Add to the permits: 0, or -1 when there would be too few, or too many."""
     words = _words(address)
-    number, me = words[_NUMBER], get_native_id()
+    me = get_native_id()
     pause = _FIRST_PAUSE
-    while (code := _lock(number, me)) == errno.EBUSY:
+    while (code := _lock(words, me)) == errno.EBUSY:
         time.sleep(pause)
         pause = min(2 * pause, _LAST_PAUSE)
     try:
@@ -233,7 +345,7 @@ def _change_permits(address: int, change: int) -> int:
         return 0
     finally:
         if code != errno.EDEADLK:  # else a signal handler came into the middle of this very call
-            _unlock(number)
+            _unlock(words)
 
 
 def sem_post(address: int) -> int:

@@ -56,6 +56,13 @@ def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
 fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
 
 
+#: waitid(2); macOS has it, and Python does not offer it there.
+_waitid: Any = getattr(os, "waitid", None)
+_P_PID: int = getattr(os, "P_PID", 0)
+_ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
+_KEEP: int = getattr(os, "WNOWAIT", 0)
+_EXITED: int = getattr(os, "CLD_EXITED", 0)
+
 _LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
 
 
@@ -75,6 +82,8 @@ class Unix(Backend):
         self.page_size = os.sysconf("SC_PAGE_SIZE")
         # The kernel gives out the lowest number that is free: those below this leave enough.
         self._roomy_below = _soft_limit() - FREE_FDS
+        # What could not be unmapped when that was asked for.
+        self._postponed: list[tuple[int, int]] = []
 
     # -- the limit on open files ------------------------------------------------------
 
@@ -175,7 +184,22 @@ class Unix(Backend):
         _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)
 
     def unmap(self, address: int, size: int) -> None:
-        _syscalls.munmap(address, size)
+        try:
+            _syscalls.munmap(address, size)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            # munmap(2): this process has as many mappings as it may have, and this one would be split. Until there is
+            # room, nothing else is mapped there, because it is still taken.
+            self._postponed.append((address, size))
+            return
+        while self._postponed:
+            address, size = self._postponed.pop()
+            try:
+                _syscalls.munmap(address, size)
+            except OSError:
+                self._postponed.append((address, size))
+                return
 
     def map_into(self, mapped: list[int], fd: int, size: int, access: Access, offset: int = 0) -> None:
         prot, flags = FLAGS[access]
@@ -234,9 +258,23 @@ class Unix(Backend):
     def poller(self) -> Poller:
         return select.poll()
 
+    def _pipe(self) -> tuple[int, int]:
+        try:
+            ends = os.pipe()
+        except OSError as error:
+            self._once_more(error)
+            ends = os.pipe()
+        self._noted(ends[1])
+        return ends
+
     def create_bell(self) -> tuple[int, int]:
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
+        read_end, write_end = self._pipe()
+        try:
+            os.set_blocking(write_end, False)
+        except BaseException:
+            os.close(read_end)
+            os.close(write_end)
+            raise
         return read_end, write_end
 
     def ring(self, bell: int, how_many: int) -> None:
@@ -252,7 +290,18 @@ class Unix(Backend):
         return os.read(bell, 1) != b""
 
     def create_lifeline(self) -> tuple[int, int]:
-        return os.pipe()
+        return self._pipe()
+
+    can_look_at_exits = _waitid is not None
+
+    def exit_of(self, pid: int, *, reap: bool) -> int | None:
+        # By pid, and not by pidfd: another thread may reap the child and close its fd amid this, and fds are used
+        # again at once, pids only when all others were.
+        ended = _waitid(_P_PID, pid, _ENDED if reap else _ENDED | _KEEP)
+        if ended is None:
+            return None
+        status: int = ended.si_status
+        return status if ended.si_code == _EXITED else -status
 
 
 def _soft_limit() -> int:

@@ -128,7 +128,7 @@ class WindowsBackend(Backend):
     def _whole_pages(self, size: int) -> int:
         return -(-size // self._page) * self._page
 
-    def create_memory(self, size: int, label: str, *, sealable: bool = True) -> int:
+    def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         return self.create_section(size, None, 0o600)[0]
 
     def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:

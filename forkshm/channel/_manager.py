@@ -178,6 +178,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
         Raises:
             TypeError: *initializer* cannot be called.
             OSError: The kernel refused it.
+            EOFError: The process ended before it could be called: its initializer raised, for example.
         """
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
@@ -185,6 +186,9 @@ class BaseManager(_multiprocess.managers.BaseManager):
         lifeline = PrivateFd(write_end)
         try:
             super().start(_begin, (_Lifeline(read_end), initializer, tuple(initargs)))
+        except EOFError as error:
+            lifeline.close()
+            raise EOFError(self._why_ended()) from error
         except BaseException:
             lifeline.close()
             raise
@@ -192,6 +196,13 @@ class BaseManager(_multiprocess.managers.BaseManager):
             kernel.close(read_end)
         # What is left to do when the manager ends, in whichever of the standard library's ways.
         _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
+
+    def _why_ended(self) -> str:
+        process = self._process  # type: ignore[attr-defined]
+        process.join()
+        code = process.exitcode
+        process.close()
+        return f"the process of the manager ended with exit code {code} before it could be called: it printed why"
 
     @staticmethod
     def _finalize_manager(process: Any, *rest: Any) -> None:

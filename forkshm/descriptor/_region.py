@@ -80,7 +80,7 @@ class RegionDescriptor:
         try:
             return region_of(*attach(fd, self.offset, self.size, self.mode))
         except ValueError as error:
-            raise RegionGoneError(f"cannot attach the {what}: {error}; the file was cut since") from error
+            raise RegionGoneError(f"cannot attach the {what}: {error}") from error
 
 
 def describe(region: MappedRegion) -> RegionDescriptor:

@@ -18,15 +18,30 @@ from forkshm.errors import RegionAccessError
 from forkshm.pickler._handles import Handle
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS, OUT_OF_BAND
 from forkshm.region._arena import arena
+from forkshm.region._mapped import map_refused
 from forkshm.region._segment import Share, claim_at
 from forkshm.region._table import Mapping, Mode, mapping_at, round_up
 
 if TYPE_CHECKING:
     import pickle
 
+    from forkshm.region._arena import Block
     from forkshm.region._segment import Claim, Lease
 
-__all__ = ("Collector", "Copies", "Repeats")
+__all__ = ("Collector", "Copies", "Repeats", "room_for")
+
+
+def room_for(nbytes: int) -> Block:
+    """Return a block of the arena for a copy.
+
+    Raises:
+        RegionCreateError: There is no memory for it; the message says what to do.
+    """
+    try:
+        return arena.allocate(nbytes)
+    except OSError as error:
+        raise map_refused(error, nbytes, Mode.read_write) from error
+
 
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
@@ -73,7 +88,7 @@ class Repeats:
         if found is not None:
             return *found, False
         nbytes = key[2]
-        block = arena.allocate(nbytes)
+        block = room_for(nbytes)
         kernel.copy_memory(block.address, address, nbytes)
         lease = arena.lend(block)
         found = self._known.setdefault(key, (lease, (block.offset, block.size, Share.private)))

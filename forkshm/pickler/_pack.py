@@ -27,7 +27,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
-from forkshm.pickler._collect import Collector, Copies, Group, Repeats
+from forkshm.pickler._collect import Collector, Copies, Group, Repeats, room_for
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._names import (
     NOTHING_KNOWN,
@@ -449,7 +449,7 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     address, nbytes, _, for_reading = collector.copies[0]
     if nbytes < OUT_OF_BAND or for_reading:
         return _assemble(sink, collector, for_many=for_many)
-    block = arena.allocate(nbytes)
+    block = room_for(nbytes)
     try:
         block.copy(0, address, nbytes)
     except BaseException:
@@ -513,7 +513,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
         body_size += copies.inline_size
     copied = copies.copied
     if copies.block_size:
-        block = arena.allocate(copies.block_size)
+        block = room_for(copies.block_size)
         try:
             if body_in_block:
                 copied += body_size

@@ -60,7 +60,8 @@ class Worker:
 
 
 def _signal(worker: Worker, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # It may have ended, or be another user by now. What cannot be signalled ends when its lifeline is closed.
+    with contextlib.suppress(OSError):
         kernel.signal_process(worker.sentinel, worker.pid, number)
 
 
@@ -77,7 +78,12 @@ def _still_there(workers: list[Worker], seconds: float) -> list[Worker]:
     for sentinel in alive:
         poll.register(sentinel, kernel.READABLE)
     while alive and (left := deadline - time.monotonic()) > 0:
-        for sentinel, _ in poll.poll(math.ceil(left * 1000)):
+        try:
+            ended = poll.poll(math.ceil(left * 1000))
+        except OSError:  # ENOMEM: there may be room in a moment
+            time.sleep(min(left, _LOOK_SECONDS))
+            continue
+        for sentinel, _ in ended:
             poll.unregister(sentinel)
             del alive[sentinel]
     return list(alive.values())
@@ -181,12 +187,11 @@ class Crew:
         # keeps messages, and what they lease, alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
         read_end, write_end = kernel.create_lifeline()
-        self._lifeline = PrivateFd(write_end)
-        self._lifeline_end = PrivateFd(read_end)
+        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
+        self._lifeline, self._lifeline_end = self._open[-2:]
         read_end, write_end = kernel.create_bell()
-        self._bell = PrivateFd(write_end)
-        self._bell_end = PrivateFd(read_end)
-        self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
+        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
+        self._bell, self._bell_end = self._open[-2:]
         self.events = kernel.poller()
         self.events.register(self.results.fileno(), kernel.READABLE)
 
@@ -226,8 +231,7 @@ class Crew:
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
         return WorkerStartError(
             error.errno or 0,
-            f"cannot start worker {slot + 1} of {self.size} ({error.strerror or error}): "
-            "the limit on processes (ulimit -u), on open files (ulimit -n) or memory is reached",
+            f"cannot start worker {slot + 1} of {self.size} {_system.why_refused(error)}",
         )
 
     def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
@@ -256,11 +260,12 @@ class Crew:
                 continue
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
-            except OSError:
+            except OSError as error:
                 for left in processes[slot - first_slot :]:  # nobody would ever end them
                     left.kill()
                     left.join()
-                raise
+                    left.close()
+                raise self._cannot_start(error, slot) from error
             worker = Worker(slot, begun, sentinel, begun.pid or -1, begun.name)
             self.workers.append(worker)
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
@@ -313,6 +318,8 @@ class Crew:
             del self._by_sentinel[sentinel]
             next(closing, None)
         if worker in self.workers:
+            # Nobody is in that slot, so nobody counts on who was.
+            self.status.reset(worker.slot)
             self.workers.remove(worker)
 
     def end(self, worker: Worker) -> None:
@@ -330,16 +337,21 @@ class Crew:
 
     def _let_go(self) -> None:
         """Let the workers that are at no task end in order, within a second; what lies in the queue is not begun."""
-        self.dismiss()
-        with contextlib.suppress(BlockingIOError, ChannelClosedError):
-            while (received := self._tasks_end.receive_nowait()) is not None:
-                received.close()
+        self._end_tasks()
         deadline = time.monotonic() + _GRACE_SECONDS
         leaving = self.workers
         while leaving and (left := deadline - time.monotonic()) > 0:
             # One that is claiming may have taken the last task from the queue, and says so then.
             leaving = [worker for worker in leaving if not self._is_busy(worker)]
             leaving = _still_there(leaving, min(left, _LOOK_SECONDS))
+
+    def _end_tasks(self) -> None:
+        """End the tasks channel, and empty it: a worker that looks for a task leaves."""
+        # Whatever the kernel refuses here, the workers are ended all the same.
+        with contextlib.suppress(OSError):
+            self.dismiss()
+            while (received := self._tasks_end.receive_nowait()) is not None:
+                received.close()
 
     def _is_busy(self, worker: Worker) -> bool:
         # What it says it is at it may have answered.
@@ -355,6 +367,9 @@ class Crew:
             self._let_go()
         for worker in self.workers:
             _signal(worker, signal.SIGTERM)
+        if self.workers:
+            # A task may have a handler for SIGTERM that raises SystemExit. The worker survives that, and leaves now.
+            self._end_tasks()
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
             _signal(worker, _system.SIGKILL)
@@ -377,20 +392,31 @@ class Crew:
         if os.getpid() != self.owner:
             return  # a forked child inherited this object; the workers are not its own
         self._reports = self.reports()
-        left = self.kill()
-        for worker in list(self.workers):
-            self.bury(worker)
+        try:
+            left = self.kill()
+            for worker in list(self.workers):
+                self.bury(worker)
+            self._end_imitations()
+            self._warn_of(left)
+        finally:
+            self._close()
+
+    def _end_imitations(self) -> None:
         for imitation in self._imitations:
             imitation.terminate()
             imitation.join()
+
+    def _warn_of(self, left: list[Worker]) -> None:
         if left:
             who = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in left)
             warnings.warn(
                 f"{who} did not end within {_LAST_SECONDS:g} seconds of SIGKILL: it is in a system call that cannot "
                 "be interrupted, and ends with that; nothing waits for it any more",
                 ForkshmWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+
+    def _close(self) -> None:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
         for thing in self._open:

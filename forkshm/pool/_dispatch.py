@@ -150,6 +150,12 @@ class Dispatcher(Leader):
         """Return whether everything that was submitted has been answered."""
         return self._tasks.is_empty() and not self._readers
 
+    def has_kept_tasks(self) -> bool:
+        """Return whether a result that was not answered keeps the pool: of an asynchronous call, or an iterator."""
+        tasks = self._tasks
+        open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)]
+        return bool(self._readers) or any(task.job.keeps is not None for task in open_tasks)
+
     def knows(self, task: Task) -> bool:
         """Return whether a task was submitted and not handed to its job yet."""
         return self._tasks.knows(task)

@@ -245,11 +245,9 @@ class IMapIterator(Job, Generic[T]):
             self._gate.release()
 
     def __del__(self) -> None:
-        # The thread that reads ends. The names of this module may be gone by now.
-        try:
+        # The thread that reads ends.
+        if getattr(self, "_reader", 0) and self._gate.locked():
             self._gate.release()
-        except (RuntimeError, AttributeError):
-            pass
 
 
 # Runs in a thread of its own, so no signal handler interrupts it.

@@ -74,6 +74,8 @@ class Leader:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        #: Gives what keeps the workers from being ended; held while something here runs.
+        self.keeper: Callable[[], object] = bool
         # Who leads. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
         self._lead = threading.RLock()
         # The threads that sleep, each by a lock that is released to wake it.
@@ -99,6 +101,8 @@ class Leader:
         """
         deadline = None if timeout is None else time.perf_counter() + timeout
         work = self._work
+        # The last answer may take away what keeps the workers, while this still receives from them.
+        keeper = self.keeper()  # noqa: F841
         while not done():
             work.feed()
             if not self._try_lead(done, deadline):
@@ -178,6 +182,7 @@ class Leader:
             leads.extend(map(self._lead.acquire, _DO_NOT_WAIT))
             if not leads[0]:
                 return False
+            keeper = self.keeper()  # noqa: F841 - see `drive`
             self._steps += 1
             return self._work.take_answers()
         finally:
@@ -185,11 +190,16 @@ class Leader:
                 self._lead.release()
                 self.notify()
 
-    def under_lead(self, action: Callable[[], None]) -> None:
-        """Run *action* while no other thread leads."""
+    def under_lead(self, action: Callable[[], None], *, patience: float = -1) -> None:
+        """Run *action* while no other thread leads; after *patience* seconds all the same."""
         self._work.wake()
-        with self._lead:
+        leads: list[bool] = []
+        try:
+            leads.extend(map(self._lead.acquire, (True,), (patience,)))
             action()
+        finally:
+            if leads and leads[0]:
+                self._lead.release()
         self.notify()
 
     # -- the helper -------------------------------------------------------------------
@@ -242,6 +252,7 @@ class Leader:
 
     # No signal handler runs in this thread, as in every one but the main thread.
     def _help(self) -> None:
+        keeper = self.keeper()  # noqa: F841 - see `drive`
         me = threading.get_ident()
         with self._helping:
             if self._helper is not None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -54,8 +55,21 @@ T = TypeVar("T")
 #: Chunks of an ``imap`` that are on their way, for each worker.
 _IMAP_WINDOW = 4
 
+#: How long the end of the program waits for a thread that drives the pool: it may be pickling.
+_PATIENCE_SECONDS = 1.0
+
 #: A chunk of a range that is shorter than this pickles faster as a list.
 _RANGE_PAYS = 16
+
+
+class _Life:
+    """A token: the workers live for as long as somebody keeps it.
+
+    The pool does, and so does each asynchronous result or iterator until it is answered, and whoever drives the
+    dispatcher: the workers must not be ended amid that.
+    """
+
+    __slots__ = ("__weakref__",)
 
 
 class Pool:
@@ -69,11 +83,14 @@ class Pool:
       replaced; nothing else is affected.
     * Functions may be lambdas, closures or defined in ``__main__`` after the pool was made.
     * Terminating the pool answers what is open with `PoolClosedError`.
+    * A pool that nobody holds ends once its asynchronous results and iterators are answered; those of a
+      synchronous call that was interrupted are given up.
 
     Args:
         processes: How many workers; by default as many as this process may use cores.
         initializer: Called once in each worker before its first task. If it raises, the
-            pool fails with that exception.
+            pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; the pool
+            fails with `WorkerDiedError` when that goes on.
         initargs: Its arguments.
         maxtasksperchild: After so many tasks (chunks of a map count as one) a worker
             makes room for a fresh one; None for never.
@@ -179,17 +196,24 @@ class Pool:
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
-        # When the pool is collected, or at exit: before multiprocess waits for its processes,
-        # which would be for ever if one was stopped.
-        self._finalizer = _multiprocess.util.Finalize(self, self._crew.stop, exitpriority=15)
+        self._life = _Life()
+        self._dispatcher.keeper = weakref.ref(self._life)
+        # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
+        # processes, which would be for ever if one was stopped.
+        self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
 
     def _start(self) -> None:
         self._crew.start_all()
 
-    def __del__(self) -> None:
-        if getattr(self, "_state", None) == "RUN" and self._is_ours():
-            message = f"unclosed running multiprocessing pool {self!r}"
-            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+    # With defaults: when the program ends, the names of this module may be gone before the pool is.
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        if getattr(self, "_state", "TERMINATE") == "TERMINATE" or not self._is_ours():
+            return
+        if self._dispatcher.has_kept_tasks():
+            # Their results may be asked for, or not: as in the standard library they are done.
+            self._dispatcher.start_helper(now=False)
+        if self._state == "RUN":
+            warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     @property
     def _pool(self) -> list[Any]:
@@ -209,7 +233,9 @@ class Pool:
             PoolClosedError: The pool was closed or terminated.
             WorkerDiedError: The worker died while running it.
             TaskTimeoutError: It took longer than *task_timeout*.
-            Exception: What the call, or pickling its arguments, raised.
+            BaseException: What the call, or pickling its arguments, raised. ``SystemExit``, ``KeyboardInterrupt`` and
+                the like are raised here as well, with their type, and the worker lives on: ``sys.exit()`` in a
+                task ends the task, as with ``ProcessPoolExecutor``. ``os._exit()`` ends the worker.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
         task = self._call(func, args, kwds, result)
@@ -264,7 +290,7 @@ class Pool:
             MissingDependencyError: The library of *progress* is not installed.
             PoolClosedError: The pool was closed or terminated.
             WorkerDiedError: A worker died while running one of them.
-            Exception: The first that *func* raised.
+            BaseException: The first that *func* raised; see `apply`.
         """
         return self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
@@ -423,7 +449,7 @@ class Pool:
         job: IMapIterator[T] = kind(
             self._dispatcher, function, iterable, chunksize, window, waited_for=not self._is_timed
         )
-        job.keeps = self
+        job.keeps = self._life
         if progress:
             bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
             # For who stops early; a bar may have a thread.
@@ -434,7 +460,7 @@ class Pool:
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
-            result.keeps = self
+            result.keeps = self._life
             try:
                 self._dispatcher.submit(tasks, waited_for=False)
             except BaseException:
@@ -483,9 +509,13 @@ class Pool:
             self._dispatcher.under_lead(self._see_off)
             self._state = "TERMINATE"
 
-    def _is_ours(self) -> bool:
-        # In a forked child the object is there, and the workers are its parent's.
-        return self._crew.owner == os.getpid()
+    # With defaults: see __del__.
+    def _is_ours(
+        self, getpid: Callable[[], int] = os.getpid, is_finalizing: Callable[[], bool] = sys.is_finalizing
+    ) -> bool:
+        # In a forked child the object is there, and the workers are its parent's. When the interpreter takes the
+        # modules apart, they were ended before.
+        return not is_finalizing() and self._crew.owner == getpid()
 
     def _see_off(self) -> None:
         self._crew.see_off()
@@ -575,6 +605,16 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+
+
+def _end(crew: Crew, dispatcher: Dispatcher) -> None:
+    """End the workers of a pool that was collected or terminated, or whose program ends."""
+    if crew.owner != os.getpid():
+        return
+    if not dispatcher.is_idle():
+        # A thread may be driving the pool, and is not to find its channels closed.
+        dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
+    dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
 
 
 def _prepare_memory() -> None:

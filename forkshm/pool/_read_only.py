@@ -30,7 +30,7 @@ _NAMED = 5
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
-def explain_read_only(error: Exception, function: Any, kind: Kind, arguments: Any, item: int) -> None:
+def explain_read_only(error: BaseException, function: Any, kind: Kind, arguments: Any, item: int) -> None:
     """If *error* is about read-only memory, add to it which arguments are that.
 
     Args:

@@ -173,7 +173,7 @@ class ApplyResult(Job, Generic[T]):
         # Two threads may ask at once, and what they get shall be the same object.
         self._opening = threading.RLock()
         # Asked for once by whoever calls back.
-        self._callback_once = iter((self._run_callback,))
+        self._calling_back = iter((True,))
 
     @property
     def wants_callback(self) -> bool:
@@ -197,8 +197,8 @@ class ApplyResult(Job, Generic[T]):
         self.keeps = None
 
     def _call_once(self) -> None:
-        for call in self._callback_once:
-            call()
+        if next(self._calling_back, False):
+            self._run_callback()
 
     def _run_callback(self) -> None:
         try:
@@ -236,8 +236,7 @@ class ApplyResult(Job, Generic[T]):
 
     def ready(self) -> bool:
         """Whether the call has completed."""
-        self._driver.drive(self.is_answered, timeout=0)
-        return self._answered
+        return self._answered or self._driver.drive(self.is_answered, timeout=0)
 
     def successful(self) -> bool:
         """Whether the call completed without raising.
@@ -251,7 +250,8 @@ class ApplyResult(Job, Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has completed, or *timeout* seconds."""
-        self._driver.drive(self.is_answered, timeout=timeout)
+        if not self._answered:
+            self._driver.drive(self.is_answered, timeout=timeout)
 
     def get(self, timeout: float | None = None) -> T:
         """Return what the call returned, or raise what it raised.

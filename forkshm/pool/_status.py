@@ -19,8 +19,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+from forkshm.backend import kernel
 from forkshm.pickler import register
-from forkshm.region import anonymous_shared_memory
+from forkshm.region import Mode
+from forkshm.region._anonymous import sparse_memory
+from forkshm.region._mapped import map_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +123,19 @@ class Tape:
         self.records.release()
 
 
+def _reserved(outboxes: int, workers: int, tape: int) -> MappedRegion:
+    """Return the memory of a pool: of the tapes, which are long, the heads are there, and the rest on demand."""
+    region = sparse_memory(outboxes + workers * tape)
+    try:
+        kernel.reserve(region.fileno(), 0, outboxes)
+        for worker in range(workers):
+            kernel.reserve(region.fileno(), outboxes + worker * tape, _TAPE_HEAD)
+    except OSError as error:
+        region.close()
+        raise map_refused(error, outboxes, Mode.read_write) from error
+    return region
+
+
 class Status:
     """The slots of one pool. Each word has one writer, and is written in one store."""
 
@@ -131,7 +147,7 @@ class Status:
         boxes = marks + MARKS * 8
         outboxes = boxes + workers * _OUTBOX
         tape = _TAPE_HEAD + _TAPE
-        self._region = anonymous_shared_memory(outboxes + workers * tape) if region is None else region
+        self._region = _reserved(outboxes, workers, tape) if region is None else region
         self.words = self._region.buf[:words].cast("Q")
         #: See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]

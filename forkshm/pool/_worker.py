@@ -183,7 +183,9 @@ class _Worker:
             if self._initializer is not None:
                 self._initializer(*self._initargs)
             worker_state.begin(*self._born)
-        except Exception as error:
+        except SystemExit:
+            raise  # this worker leaves: the parent starts another one, and gives up after some
+        except BaseException as error:
             self._send_error(Kind.INITIALIZER_FAILED, 0, error)
             raise SystemExit(1) from None
         self._clock.mark = time.perf_counter_ns()
@@ -278,7 +280,7 @@ class _Worker:
             if self._traced:
                 self._recorder.received(sum(arrival.nbytes for arrival in message.parcels[1:] if arrival))
             del message
-        except Exception as error:
+        except BaseException as error:  # as in `_do`
             self._send_error(Kind.ERROR, number, error)
             return
         if kind is not Kind.BATCH:
@@ -326,7 +328,9 @@ class _Worker:
                 del args, kwargs
             else:
                 value = self._do_chunk(function, arguments, starred=kind is Kind.STARMAP)
-        except Exception as error:
+        # SystemExit, KeyboardInterrupt and the like too: they are the task's, and the caller's to handle. Ctrl-C does
+        # not reach this process, and SIGTERM ends it without an exception.
+        except BaseException as error:
             with contextlib.suppress(Exception):  # of the user's own: the answer matters more
                 explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
             del arguments
@@ -360,6 +364,9 @@ class _Worker:
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
+            return
+        except BaseException as error:  # of a __reduce__
+            self._send_error(Kind.ERROR, number, error)
             return
         ended = time.perf_counter_ns()
         if self._traced:
@@ -438,7 +445,7 @@ class _Worker:
         error.__traceback__ = None
         try:
             parcel = pack(error, known=self._known)
-        except Exception as refusal:
+        except BaseException as refusal:
             parcel = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
         del error
         self._send(kind, number, parcel, pack(text))

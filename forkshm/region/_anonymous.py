@@ -18,7 +18,7 @@ from forkshm.region._mapped import (
 )
 from forkshm.region._table import new_mapping
 
-__all__ = ("anonymous_shared_memory",)
+__all__ = ("anonymous_shared_memory", "sparse_memory")
 
 
 def anonymous_shared_memory(
@@ -100,3 +100,20 @@ def anonymous_shared_memory(
     region = region_of(mapping, window)
     prepare(region, populate=populate, huge_pages=huge_pages)
     return region
+
+
+def sparse_memory(size: int) -> MappedRegion:
+    """Return a region most of which is never touched: its parts are reserved with ``kernel.reserve`` before that.
+
+    Raises:
+        RegionCreateError: The kernel refused.
+    """
+    try:
+        fd = kernel.create_memory(size, "region", sparse=True)
+        try:
+            return region_of(*new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write))
+        except BaseException:
+            kernel.close(fd)
+            raise
+    except OSError as error:
+        raise map_refused(error, size, Mode.read_write) from error

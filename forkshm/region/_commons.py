@@ -38,11 +38,12 @@ class _Commons:
         """Return an fd, which the caller gives back, and where in the object it has *size* bytes."""
         size = round_up(size, kernel.page_size)
         if self.fd < 0 or self.end + size > _OBJECT:
-            fd = kernel.create_memory(_OBJECT, "commons", sealable=False)
+            fd = kernel.create_memory(_OBJECT, "commons", sealable=False, sparse=True)
             self.leave()
             self.fd = fd
             keep(fd, self.leave)
         offset = self.end
+        kernel.reserve(self.fd, offset, size)
         self.end += size
         return lend(self.fd), offset
 

@@ -538,6 +538,10 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
         errno.EPERM: f"the object is sealed against a {mode} mapping",
         errno.ENODEV: "this kind of file cannot be mapped",
         errno.EBADF: "its fd is not open",
+        errno.ENOSPC: (
+            "the file system that shared memory is in (/dev/shm) is full: free some of it, or make it larger (of a "
+            "container, by --shm-size)"
+        ),
         errno.EFBIG: "the object would be larger than a file may be",
     }.get(number, "see the error number")
     return RegionCreateError(
@@ -584,6 +588,13 @@ def region_at(address: int) -> MappedRegion | None:
     return None if mapping is None or window is None else region_of(mapping, window)
 
 
+#: Why memory that arrived is not mapped.
+NOT_SEALED = (
+    "whoever sent it can make it smaller while it is mapped, which would end this process (SIGBUS): a memfd has to be "
+    "sealed against that (F_SEAL_SHRINK) before it is sent"
+)
+
+
 def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = False) -> tuple[Mapping, Any]:
     """Map what a descriptor names, or find it mapped; takes over *fd* in every case, unless it is *borrowed*.
 
@@ -597,10 +608,15 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
     try:
         identity, whole = kernel.identify(fd)
         if offset < 0 or size < 1 or offset + size > whole:
-            raise ValueError(f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}")
+            raise ValueError(
+                f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}; "
+                "the file was cut since"
+            )
         # What was written to a copy-on-write mapping is for those who have it already.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
+            if kernel.may_shrink(fd, identity):
+                raise ValueError(NOT_SEALED)
             with guard:
                 known = borrow(identity, fd)
             if known is not None:  # another part of what is here already: one fd does for both

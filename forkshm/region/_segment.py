@@ -451,6 +451,8 @@ def _find_or_open(lease_fd: int) -> Segment:
             drop_segment(segment)
         segment = None
     if segment is None:
+        if kernel.may_shrink(lease_fd, identity):
+            raise ValueError("a segment of an arena that its sender can make smaller: it was not made by forkshm")
         _forget_abandoned()
         fd = kernel.reopen(lease_fd)
         try:

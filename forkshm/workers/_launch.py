@@ -222,8 +222,7 @@ class Launch:
             if isinstance(error, OSError):
                 raise WorkerStartError(
                     error.errno or 0,
-                    f"cannot start {size} workers ({error.strerror}): the limit on processes (ulimit -u), on open "
-                    "files (ulimit -n) or memory is reached",
+                    f"cannot start {size} workers {_system.why_refused(error)}",
                 ) from error
             raise
 

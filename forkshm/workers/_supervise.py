@@ -309,8 +309,7 @@ class _Supervisor:
         except OSError as error:
             raise WorkerStartError(
                 error.errno or 0,
-                f"cannot start worker {place.rank + 1} of {len(self._places)} ({error.strerror}): the limit on "
-                "processes (ulimit -u), on open files (ulimit -n) or memory is reached",
+                f"cannot start worker {place.rank + 1} of {len(self._places)} {_system.why_refused(error)}",
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

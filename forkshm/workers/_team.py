@@ -157,8 +157,7 @@ class Team(Member):
             if isinstance(error, OSError):
                 raise WorkerStartError(
                     error.errno or 0,
-                    f"cannot start a team of {self.size} ({error.strerror}): the limit on processes (ulimit -u), "
-                    "on open files (ulimit -n) or memory is reached",
+                    f"cannot start a team of {self.size} {_system.why_refused(error)}",
                 ) from error
             raise
         # Not before: either all begin the block, or nobody.

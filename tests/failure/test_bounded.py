@@ -25,6 +25,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, Sender, write_message
 from forkshm.pickler import pack
 from forkshm.pool import _crew, _oom, _worker
+from forkshm.workers._watch import wait_gone
 
 pytestmark = pytest.mark.slow
 
@@ -237,23 +238,29 @@ def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path, monkeypatch):
         pool.apply(f.die, ("SIGKILL",))
 
 
-def test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for():
-    """As by active_children(), which asks the kernel for every child."""
-    process = forkshm.Process(target=os._exit, args=(7,))
-    process.start()
-    taken = threading.Event()
+def test_an_exit_code_is_known_although_other_threads_ask_the_kernel_for_every_child():
+    """By active_children(), which collects all that have ended."""
+    over = threading.Event()
 
     def collect():
-        _, status = os.waitpid(process.pid, 0)
-        taken.set()
-        time.sleep(0.01)
-        process._popen.returncode = os.waitstatus_to_exitcode(status)
+        while not over.is_set():
+            forkshm.active_children()
 
-    thread = threading.Thread(target=collect)
-    thread.start()
-    taken.wait()
-    assert _multiprocess.exit_code(process) == 7
-    thread.join()
+    threads = [threading.Thread(target=collect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            process = forkshm.Process(target=os._exit, args=(7,))
+            process.start()
+            gone = kernel.open_process(process.pid, process.sentinel)
+            wait_gone(gone)
+            kernel.close(gone)
+            assert _multiprocess.exit_code(process, kernel.COLLECT_SECONDS) == 7
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 # -- the end of a pool --------------------------------------------------------------------

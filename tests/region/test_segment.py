@@ -183,8 +183,7 @@ def test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it():
 
 def test_a_memory_object_that_was_never_a_segment_is_not_kept():
     before = segments_mapped()
-    fd = os.memfd_create("stranger")
-    os.ftruncate(fd, PAGE)
+    fd = kernel.create_memory(PAGE, "stranger")
     with pytest.raises(ValueError, match="does not fit"):
         claim(fd, PAGE, PAGE)
     forget_abandoned()

@@ -1,0 +1,200 @@
+"""Handles of child processes: how they are started, watched and reaped.
+
+``multiprocess`` watches a child by a pipe whose other end the child holds. That pipe stays open while a grandchild
+inherits it, and closes when the child closes all its fds. Here the sentinel of a child is what the backend has for the
+purpose: on Linux its pidfd, opened before anything in this process can reap the child.
+
+Several threads may wait for one child. The exit code is read without reaping (waitid(2), ``WNOWAIT``) and stored, and
+the child is reaped afterwards. An interruption at any point leaves a state in which the next call does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess, _system
+from forkshm.backend import kernel
+
+assert sys.platform != "win32"  # processes there have handles of the system
+
+if TYPE_CHECKING:
+    import multiprocessing.popen_fork as popen_fork
+else:
+    popen_fork = _multiprocess.popen_fork
+
+__all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
+
+#: The exit code of a child that somebody else reaped, or that was reaped by the kernel because SIGCHLD is ignored.
+#: ``multiprocess`` reports this number as well when it cannot know.
+UNKNOWN = 255
+#: Pauses between two looks, where a sentinel tells of the end before the kernel has the exit code.
+_FIRST_PAUSE, _LAST_PAUSE = 0.0005, 0.01
+
+
+def in_milliseconds(seconds: float | None) -> int | None:
+    """Return what a poller takes for a timeout; never less than *seconds*."""
+    return None if seconds is None else math.ceil(max(seconds, 0.0) * 1000)
+
+
+class _Lock:
+    """Guards waitpid(2) where there is no waitid(2): its result must be stored before another thread asks."""
+
+    def __init__(self) -> None:
+        self.renew()
+        _system.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.held = threading.RLock()
+
+
+_reaping = _Lock()
+
+
+class Child(popen_fork.Popen):
+    """What forked and spawned children have in common: this process is their parent."""
+
+    pid: int
+    sentinel: int
+    returncode: int | None
+    #: Whether somebody else took the exit code.
+    status_is_lost = False
+    #: Whether there is nothing left to reap.
+    _is_reaped = False
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code, or None while the child runs."""
+        if self.returncode is None and flag != os.WNOHANG:
+            return self.wait()
+        if not self._is_reaped:
+            self._reap()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the child has ended, at the most *timeout* seconds; return the exit code or None."""
+        if self.returncode is None:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            pause = _FIRST_PAUSE
+            self._wait_for_end(timeout)
+            # A pidfd is readable when there is an exit code. A pipe may be readable earlier, see above.
+            while self.poll() is None and (left := 1.0 if deadline is None else deadline - time.monotonic()) > 0:
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LAST_PAUSE)
+        return self.poll()
+
+    def _wait_for_end(self, timeout: float | None) -> None:
+        poll = kernel.poller()
+        poll.register(self.sentinel, kernel.READABLE)
+        with contextlib.suppress(OSError):  # ENOMEM: `wait` looks again and again then
+            poll.poll(in_milliseconds(timeout))
+
+    def _reap(self) -> None:
+        if not kernel.can_look_at_exits:
+            with _reaping.held:
+                self._reap_at_once()
+            return
+        try:
+            code = kernel.exit_of(self.pid, reap=False)
+            if code is None:
+                return
+            if self.returncode is None:
+                self.returncode = code
+            kernel.exit_of(self.pid, reap=True)
+        except ChildProcessError:
+            self._is_gone()
+            return
+        self._is_reaped = True
+
+    def _reap_at_once(self) -> None:
+        if self.returncode is not None:
+            self._is_reaped = True
+            return
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            self._is_gone()
+            return
+        if pid == self.pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+            self._is_reaped = True
+
+    def _is_gone(self) -> None:
+        # Another thread may have reaped it, and has stored the exit code before that.
+        if self.returncode is None:
+            self.status_is_lost = True
+            self.returncode = UNKNOWN
+        self._is_reaped = True
+
+    # With defaults: when the program ends, the names of the base class' module may be gone.
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        """Send SIGTERM."""
+        self._send_signal(number)
+
+    def kill(self, number: int = _system.SIGKILL) -> None:
+        """Send SIGKILL."""
+        self._send_signal(number)
+
+    def _send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                kernel.signal_process(self.sentinel, self.pid, sig)
+
+    def _end(self) -> None:
+        """Kill and reap a child that was started and cannot be watched."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, _system.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+class ForkPopen(Child):
+    """A forked child.
+
+    Args:
+        process: The process object.
+        birth: What ``kernel.forking()`` gave.
+
+    Raises:
+        OSError: The kernel refused a pipe or the fork. No fd is left open, and no process.
+    """
+
+    def __init__(self, process: Any, birth: int) -> None:
+        self._birth = birth
+        super().__init__(process)
+
+    def _launch(self, process_obj: Any) -> None:
+        # The child reads the end of this process from it.
+        read_end, write_end = os.pipe()
+        try:
+            pid = os.fork()
+        except BaseException:
+            os.close(read_end)
+            os.close(write_end)
+            raise
+        if pid == 0:
+            code = 1
+            try:
+                os.close(write_end)
+                code = process_obj._bootstrap(parent_sentinel=read_end)
+            finally:
+                # Newer versions of multiprocess run these.
+                exit_functions: Any = getattr(popen_fork, "atexit", None)
+                if exit_functions is not None:
+                    exit_functions._run_exitfuncs()
+                os._exit(code)
+        self.pid = pid
+        # Closed first, so that there is room for the next one.
+        os.close(read_end)
+        try:
+            self.sentinel = kernel.open_process(pid, self._birth)
+        except BaseException:
+            os.close(write_end)
+            self._end()
+            raise
+        self.finalizer = _multiprocess.util.Finalize(self, _multiprocess.close_fds, (self.sentinel, write_end))

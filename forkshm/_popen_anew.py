@@ -1,0 +1,119 @@
+"""Handles of processes that are not forked from this one: spawned, or forked by the fork server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+
+assert sys.platform != "win32"  # processes there have handles of the system
+
+from forkshm._popen import UNKNOWN, Child, in_milliseconds  # noqa: E402 - there is nothing of it on Windows
+
+if TYPE_CHECKING:
+    import multiprocessing.popen_forkserver as popen_forkserver
+    import multiprocessing.popen_spawn_posix as popen_spawn_posix
+else:
+    popen_forkserver = _multiprocess.popen_forkserver
+    popen_spawn_posix = _multiprocess.popen_spawn_posix
+
+__all__ = ("ForkServerPopen", "SpawnPopen")
+
+#: How many fds ``multiprocess`` opens for a process of the fork server: a socket, two pipes and a duplicate; with room
+#: for a few more.
+_FORK_SERVER_FDS = 8
+#: What stands in the buffer for an exit code until that has come; no exit code has these eight bytes.
+_NOT_YET = b"\x7f" * 8
+
+
+class SpawnPopen(Child, popen_spawn_posix.Popen):
+    """A child with a fresh interpreter.
+
+    Args:
+        process: The process object.
+        birth: The first of what ``kernel.spawning()`` gave.
+
+    Raises:
+        OSError: The kernel refused a pipe or the process, or the child died before it had read what it is to run.
+    """
+
+    def __init__(self, process: Any, birth: int) -> None:
+        self._start_birth = birth
+        super().__init__(process)
+
+    def _launch(self, process_obj: Any) -> None:
+        self.pid = 0
+        watched = -1
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]  # private, and so not in the stubs
+            watched = kernel.open_process(self.pid, self._start_birth)
+            os.dup2(watched, self.sentinel, inheritable=False)
+        except BaseException:
+            if self.pid:
+                self._end()
+            if self.finalizer is not None:
+                self.finalizer()
+            raise
+        finally:
+            if watched >= 0:
+                os.close(watched)
+
+
+class ForkServerPopen(popen_forkserver.Popen):
+    """A process of the fork server, which tells how it ended: eight bytes through the sentinel.
+
+    Raises:
+        OSError: The limit on open files is reached, or the fork server cannot be started or called.
+    """
+
+    def _launch(self, process_obj: Any) -> None:
+        self._status = bytearray(_NOT_YET)
+        _make_room(_FORK_SERVER_FDS)
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]  # private, and so not in the stubs
+        except BaseException:
+            if self.finalizer is not None:
+                self.finalizer()
+            raise
+
+    terminate, kill = Child.terminate, Child.kill
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code, or None while the process runs."""
+        if self.returncode is None:
+            self.wait(0.0 if flag == os.WNOHANG else None)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the process has ended, at the most *timeout* seconds; return the exit code or None."""
+        if self.returncode is None:
+            poll = kernel.poller()
+            poll.register(self.sentinel, kernel.READABLE)
+            if not poll.poll(in_milliseconds(timeout)):
+                return None
+            # The bytes arrive in the buffer before any other thread or a signal handler of Python can run. A thread
+            # that reads later finds the end of the pipe, and the bytes in the buffer.
+            if self._status == _NOT_YET:
+                with contextlib.suppress(OSError):
+                    os.readv(self.sentinel, [self._status])
+            if self._status == _NOT_YET:
+                self.returncode = UNKNOWN  # the fork server itself was killed
+            else:
+                self.returncode = int.from_bytes(self._status, sys.byteorder, signed=True)
+        return self.returncode
+
+
+def _make_room(count: int) -> None:
+    """Raise unless so many fds can be opened; multiprocess leaves some open when it gets only some of them."""
+    fds: list[int] = []
+    try:
+        fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        while len(fds) < count:
+            fds.append(kernel.duplicate(fds[0]))
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,244 @@
+"""Child processes that are hard to watch: dead at once, reaped by others, with grandchildren, without a start."""
+
+import contextlib
+import os
+import signal
+import sys
+import textwrap
+import threading
+
+import functions as f
+import pytest
+import started
+
+import forkshm
+from forkshm import WorkerDiedError, WorkerStartError, _start
+from forkshm.backend import kernel
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="about processes that have parents")
+
+METHODS = ["fork", "forkserver", "spawn"]
+
+
+@contextlib.contextmanager
+def handler_of(number, handler):
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_first_worker_may_die_before_it_is_watched(monkeypatch):
+    """When it starts another process, multiprocess reaps those that have ended."""
+    start = _start.ForkProcess.start
+    started_last = []
+
+    def wait_for_the_last(process):
+        while started_last:
+            os.waitid(os.P_PID, started_last.pop(), os.WEXITED | os.WNOWAIT)
+        start(process)
+        started_last.append(process.pid)
+
+    monkeypatch.setattr(_start.ForkProcess, "start", wait_for_the_last)
+    with forkshm.Executor(2) as executor:
+        doomed = executor.submit(os._exit, 1)
+        monkeypatch.undo()
+        assert isinstance(doomed.exception(timeout=60), WorkerDiedError)
+        assert executor.submit(f.square, 3).result(timeout=60) == 9
+
+
+@pytest.mark.nightly
+def test_a_thousand_executors_whose_first_worker_dies_at_once():
+    for _ in range(1000):
+        with forkshm.Executor(4) as executor:
+            assert isinstance(executor.submit(os._exit, 1).exception(timeout=60), WorkerDiedError)
+
+
+def test_other_code_may_reap_every_child():
+    stop = threading.Event()
+
+    def reap():
+        while not stop.is_set():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+
+    other = threading.Thread(target=reap)
+    other.start()
+    try:
+        for _ in range(20):
+            with forkshm.Executor(2) as executor:
+                assert isinstance(executor.submit(os._exit, 1).exception(timeout=60), WorkerDiedError)
+                assert executor.submit(f.square, 3).result(timeout=60) == 9
+    finally:
+        stop.set()
+        other.join()
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_is_known_to_have_ended_where_SIGCHLD_is_ignored(method):
+    context = forkshm.get_context(method)
+    with handler_of(signal.SIGCHLD, signal.SIG_IGN):
+        process = context.Process(target=f.nothing)
+        process.start()
+        process.join(60)
+        assert not process.is_alive()
+        assert process.exitcode is not None
+        process.close()
+        with context.Pool(2) as pool:
+            assert pool.map(f.square, range(4)) == [0, 1, 4, 9]
+            with pytest.raises(WorkerDiedError):
+                pool.apply(os._exit, (1,))
+            assert pool.apply(f.square, (5,)) == 25
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_child_is_joined_while_a_grandchild_lives(method, tmp_path):
+    process = forkshm.get_context(method).Process(target=f.leave_a_grandchild, args=(tmp_path / "over",))
+    process.start()
+    try:
+        process.join(60)
+        assert process.exitcode == 7
+        assert not process.is_alive()
+    finally:
+        (tmp_path / "over").touch()
+    process.close()
+
+
+@pytest.mark.skipif(kernel.name != "linux", reason="there the sentinel is a pipe that the child holds")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_child_that_closes_all_its_fds_is_alive(method):
+    process = forkshm.get_context(method).Process(target=f.close_everything)
+    process.start()
+    process.join(0.3)
+    assert process.is_alive()
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", METHODS)
+def test_several_threads_may_join_one_process(method):
+    for _ in range(5):
+        process = forkshm.get_context(method).Process(target=os._exit, args=(3,))
+        process.start()
+        codes = []
+
+        def join(process=process, codes=codes):
+            process.join()
+            codes.append(process.exitcode)
+
+        threads = [threading.Thread(target=join) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert codes == [3] * 8
+        process.close()
+
+
+def test_an_interrupted_join_loses_no_exit_code(run_script):
+    """At whichever instruction a signal handler raises."""
+    code = """
+        import os, sys, forkshm
+        from forkshm import _popen
+
+        class Stop(Exception):
+            pass
+
+        def trial(after):
+            left = after
+            def trace(frame, event, argument):
+                nonlocal left
+                if frame.f_code.co_filename != _popen.__file__:
+                    return None
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    left -= 1
+                    if not left:
+                        raise Stop
+                return trace
+            process = forkshm.Process(target=os._exit, args=(5,))
+            process.start()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            sys.settrace(trace)
+            try:
+                process.join()
+            except Stop:
+                pass
+            finally:
+                sys.settrace(None)
+            process.join()
+            assert process.exitcode == 5, (after, process.exitcode)
+            try:
+                os.waitpid(process.pid, os.WNOHANG)
+                raise SystemExit(f"not reaped: {after}")
+            except ChildProcessError:
+                pass
+            process.close()
+            return left > 0
+
+        tried = 1
+        while not trial(tried):
+            tried += 1
+        print(tried)
+    """
+    assert int(run_script(textwrap.dedent(code))) > 50
+
+
+def test_refused_forks_leave_no_fds(monkeypatch):
+    before = started.count_fds()
+
+    def refuse():
+        raise BlockingIOError(11, os.strerror(11))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    for _ in range(5):
+        with pytest.raises(WorkerStartError, match="limit on processes"):
+            forkshm.Pool(2)
+        with pytest.raises(BlockingIOError):
+            forkshm.Process(target=f.nothing).start()
+    assert started.count_fds() == before
+
+
+def test_a_directory_for_temporary_files_that_is_too_long_is_named(run_script, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    out = run_script(
+        """
+import forkshm
+if __name__ == "__main__":
+    try:
+        forkshm.get_context("forkserver").Pool(1)
+    except forkshm.WorkerStartError as error:
+        print(error)
+"""
+    )
+    assert "set TMPDIR" in out
+    assert "ulimit" not in out
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_current_directory_that_was_deleted_is_named(run_script, tmp_path, method):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    out = run_script(
+        """
+import os, sys, forkshm
+if __name__ == "__main__":
+    os.rmdir(os.getcwd())
+    try:
+        forkshm.get_context(sys.argv[1]).Pool(1)
+    except forkshm.WorkerStartError as error:
+        print(error)
+""",
+        method,
+        cwd=gone,
+    )
+    assert "the current directory of this process was deleted" in out
+    assert "ulimit" not in out

@@ -1,0 +1,150 @@
+"""Programs that end with things open, or that end them in a __del__ or an exit function: silently, and at once."""
+
+import sys
+
+import pytest
+import started
+
+from forkshm.backend import kernel
+
+PROGRAM = '''
+import atexit, sys, time
+import forkshm as mp
+
+
+def f(x):
+    return x
+
+
+class Owner:
+    """A user's object."""
+
+    def __init__(self, *actions):
+        self.actions = actions
+
+    def __del__(self, write=sys.stdout.write, flush=sys.stdout.flush):
+        for action in self.actions:
+            action()
+        write("done\\n")
+        flush()
+
+
+def pool(ctx):
+    pool = ctx.Pool(2)
+    return pool, (pool.close, pool.terminate, pool.join)
+
+
+def used_pool(ctx):
+    pool = ctx.Pool(2)
+    result = pool.map_async(f, range(4))
+    result.get()
+    return (pool, result), (result.ready, result.wait, result.get, pool.terminate, pool.join)
+
+
+def busy_pool(ctx):
+    pool = ctx.Pool(2)
+    return (pool, pool.map_async(time.sleep, [30] * 4)), (pool.close, pool.terminate)
+
+
+def pool_with_a_thread(ctx):
+    pool = ctx.Pool(2)
+    return (pool, pool.map_async(time.sleep, [30] * 4, callback=f)), (pool.terminate,)
+
+
+def iterator(ctx):
+    pool = ctx.Pool(2)
+    results = pool.imap(f, range(100))
+    next(results)
+    return (pool, results), (pool.terminate,)
+
+
+def closed_pool(ctx):
+    pool = ctx.Pool(2)
+    pool.close()
+    return pool, (pool.join,)
+
+
+def executor(ctx):
+    executor = mp.Executor(2, mp_context=ctx)
+    executor.submit(f, 1).result()
+    return executor, (executor.shutdown,)
+
+
+def queue(ctx):
+    queue = ctx.Queue()
+    queue.put(bytes(1000))
+    return queue, (queue.cancel_join_thread, queue.close)
+
+
+def pipe(ctx):
+    ends = ctx.Pipe()
+    return ends, [end.close for end in ends]
+
+
+def process(ctx):
+    process = ctx.Process(target=time.sleep, args=(30,), daemon=True)
+    process.start()
+    return process, (process.terminate,)
+
+
+def manager(ctx):
+    manager = ctx.Manager()
+    return (manager, manager.dict()), (manager.shutdown,)
+
+
+def region(ctx):
+    region = mp.anonymous_shared_memory(10_000)
+    return region, (region.close,)
+
+
+def mutex(ctx):
+    mutex = mp.Mutex(mp.anonymous_shared_memory(4096))
+    mutex.acquire()
+    return mutex, (mutex.release,)
+
+
+if __name__ == "__main__":
+    method, kind, place = sys.argv[1:]
+    thing, actions = globals()[kind](mp.get_context(method))
+    if place == "__del__":
+        owner = Owner(*actions)
+    elif place == "__del__ in a cycle":
+        owner = Owner(*actions)
+        owner.itself = owner
+    elif place == "__del__ of a module's":
+        mp.errors.kept = Owner(*actions)
+    elif place == "exit function":
+        atexit.register(lambda: [action() for action in actions])
+    elif place == "nowhere":
+        sys.kept = thing
+        del thing
+'''
+
+KINDS = [line[4 : line.index("(")] for line in PROGRAM.splitlines() if line.startswith("def ") and "(ctx)" in line]
+PLACES = ["global", "nowhere", "__del__", "__del__ in a cycle", "__del__ of a module's", "exit function"]
+SOME = [("fork", kind, "__del__") for kind in KINDS] + [
+    ("fork", kind, "global") for kind in ("pool", "busy_pool", "executor")
+]
+ALL = [(method, kind, place) for method in ("fork", "forkserver", "spawn") for kind in KINDS for place in PLACES]
+
+
+def check(run_script, method, kind, place):
+    if kernel.name == "posix" and kind == "mutex" and "__del__" in place:
+        pytest.xfail("locks are in Python there, and the names of their module are gone by then")
+    done = run_script(PROGRAM, method, kind, place, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in (("", "done\n") if place != "__del__" else ("done\n",))
+
+
+@pytest.mark.skipif(not started.CAN_FORK, reason="there is no fork")
+@pytest.mark.parametrize(("method", "kind", "place"), SOME)
+def test_it_ends_silently(run_script, method, kind, place):
+    check(run_script, method, kind, place)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("method", "kind", "place"), [each for each in ALL if each not in SOME])
+def test_it_ends_silently_everywhere(run_script, method, kind, place):
+    if sys.platform == "win32" and method != "spawn":
+        pytest.skip("there is no fork")
+    check(run_script, method, kind, place)
