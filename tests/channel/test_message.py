@@ -46,7 +46,7 @@ def refuse_and_leave_nothing(received):
 @pytest.mark.parametrize("number", [0, 1, 2**64 - 1])
 def test_kind_number_and_group_are_read_back(kind, number):
     received = message("payload", kind=kind, number=number, group=number // 3)
-    assert read_header(received.data) == (kind, number, number // 3)
+    assert read_header(received.data)[:3] == (kind, number, number // 3)
     read = read_message(received)
     assert (read.kind, read.number, read.group) == (kind, number, number // 3)
     assert type(read.kind) is Kind
