@@ -40,6 +40,9 @@ _IN_BLOCK = 0x11
 #: Longer bytes go through a block.
 _INLINE = 16 * 1024
 
+# What every pickle of protocol 2 and later begins with.
+_STREAM = 0x80
+
 # The kernel lets senders wait by the bytes in the pipe, and of a block there is only the message that names it. So
 # messages with large blocks get *ballast*: without, hundreds of them would be under way before anybody waits.
 #: Before such a message: its length without the ballast.
@@ -395,6 +398,8 @@ def _unballasted(data: bytes) -> bytes:
 
 def _object_of(received: Received) -> Any:
     kind = received.data[0]
+    if kind == _STREAM and not received.fds:
+        return pickle.loads(received.data)
     if kind == _BYTES[0] or kind == _IN_BLOCK:
         return pickle.loads(_bytes_of(received))
     return open_item(received)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import collections
 import contextlib
-import dataclasses
 import errno
 import itertools
 import os
@@ -38,6 +37,7 @@ _CARRIED_FDS = 64
 
 # Looked up once, and not for each message.
 _DONTWAIT, _TRUNCATED, _FDS_LOST = kernel.DONTWAIT, kernel.TRUNCATED, kernel.FDS_LOST
+_UNUSUAL = _TRUNCATED | _FDS_LOST
 _LEVEL, _KIND = kernel.RIGHTS
 #: How to take a message: wait for one.
 WAIT = kernel.TAKE
@@ -60,15 +60,26 @@ _PAUSE = 0.001
 _CARRIER_ITEM = b"fds"
 
 
-@dataclasses.dataclass(slots=True)
 class Received:
-    """A message as it came. Whoever has it closes it when all of it was read."""
+    """A message as it came. Whoever has it closes it when all of it was read.
 
-    data: bytes
-    #: What came beside it and is still open.
-    fds: list[int]
-    #: It was read to its end.
-    is_read: bool = False
+    Attributes:
+        data: Its bytes.
+        fds: What came beside it and is still open.
+        is_read: It was read to its end.
+    """
+
+    __slots__ = ("data", "fds", "is_read")
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        self.data = data
+        self.fds = fds
+        self.is_read = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Received) and (self.data, self.fds) == (other.data, other.fds)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def close(self) -> None:
         """Close the fds. Can be repeated."""
@@ -137,8 +148,6 @@ class Sender:
                 long one waits, are too many; ``EMSGSIZE`` when *data* is larger than ``net.core.wmem_max``
                 lets a queue be. Nothing was sent.
         """
-        if sent is None:
-            sent = []
         try:
             return self._send(data, fds, sent, wait=wait)
         except OSError as error:
@@ -150,7 +159,7 @@ class Sender:
             time.sleep(_PAUSE)
         return True
 
-    def _send(self, data: bytes, fds: Sequence[int], sent: list[int], *, wait: bool, may_grow: bool = True) -> bool:
+    def _send(self, data: bytes, fds: Sequence[int], sent: list[int] | None, *, wait: bool, may_grow: bool = True) -> bool:
         carrier = None
         direct = fds
         flags = 0 if wait else _DONTWAIT
@@ -161,13 +170,19 @@ class Sender:
             direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
             if not direct:
-                sent.extend(map(self._socket.send, (data,), (flags,)))
+                if sent is None:
+                    self._socket.send(data, flags)
+                else:
+                    sent.extend(map(self._socket.send, (data,), (flags,)))
                 ledger.messages += 1
                 if ledger.watches:
                     _note(data, "sent")
                 return True
             ancillary = [(_LEVEL, _KIND, array.array("i", direct))]
-            sent.extend(map(self._socket.sendmsg, ([data],), (ancillary,), (flags,)))
+            if sent is None:
+                self._socket.sendmsg([data], ancillary, flags)
+            else:
+                sent.extend(map(self._socket.sendmsg, ([data],), (ancillary,), (flags,)))
         except OSError as error:
             if error.errno in _FULL and not wait:
                 return False
@@ -301,10 +316,24 @@ class Receiver:
                 with contextlib.suppress(IndexError):  # another thread was faster
                     arrived.extend(itertools.starmap(inbox.popleft, _ONCE))
             if not arrived:
-                self._fill(arrived, how)
-            if type(arrived[0]) is Received:
-                return arrived[0]
-            return self._opened(arrived[0])
+                try:
+                    # As in `_fill`.
+                    arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
+                except BlockingIOError:
+                    raise
+                except OSError:
+                    self._fill(arrived, how)
+            first = arrived[0]
+            if type(first) is Received:
+                return first
+            data, ancillary, flags, _ = first
+            if not ancillary and not flags & _UNUSUAL and data:
+                # The short way of what follows, for most messages.
+                ledger.messages += 1
+                if ledger.watches:
+                    _note(data, "received")
+                return Received(data, [])
+            return self._opened(first)
         except ChannelBrokenError:
             raise
         except BaseException:

@@ -220,6 +220,8 @@ class Arena:
         # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
         # and no open file description holds its first byte.
         self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
+        #: The segment whose fd was looked at last, in this allocation.
+        self._looked_at: Segment | None = None
         self._used = 0
         self._peak = 0
         self._previous_peak = 0
@@ -238,6 +240,7 @@ class Arena:
         if self._owner != _getpid():
             self._abandon()
         with guard:
+            self._looked_at = None
             self._take_back(4)
             block = self._take(size)
             if block is None:
@@ -285,6 +288,7 @@ class Arena:
         """Give memory that nobody uses back to the kernel, but for *keep* warm bytes."""
         settle()
         with guard:
+            self._looked_at = None
             self._take_back(len(self._pieces))
             self._cool(keep)
 
@@ -297,6 +301,7 @@ class Arena:
         """Look at what is held; blocks that came back since are counted as free."""
         settle()
         with guard:
+            self._looked_at = None
             self._take_back(len(self._pieces))
             return ArenaStatistics(
                 segments=len(self._carved),
@@ -311,11 +316,6 @@ class Arena:
 
     def _take(self, size: int) -> Block | None:
         for carved in list(self._carved):
-            if carved.without(carved.free, size) is None:
-                continue
-            if not _WHOLE and not carved.segment.is_intact():
-                self._lose(carved)
-                continue
             if carved.segment.stuck:
                 mend(carved.segment)
             if (block := self._take_from(carved, size)) is not None:
@@ -327,6 +327,9 @@ class Arena:
             free = carved.free
             found = carved.without(free, size)
             if found is None:
+                return None
+            if carved.segment is not self._looked_at and not _WHOLE and not carved.segment.is_intact():
+                self._lose(carved)
                 return None
             start, taken, left = found
             end = start + taken
@@ -361,7 +364,6 @@ class Arena:
         # New leases on a block are only ever made from an old one, so once nobody holds
         # it nobody will: asking is enough, no lock need be taken.
         pieces = self._pieces
-        looked_at: Segment | None = None
         block: Block | None
         for _ in range(min(how_many, len(pieces))):
             key = next(iter(pieces), 0)
@@ -369,11 +371,11 @@ class Arena:
             if piece is None:
                 continue
             segment = piece.carved.segment
-            if segment is not looked_at:
+            if segment is not self._looked_at:
                 if not _WHOLE and not segment.is_intact():
                     self._lose(piece.carved)
                     continue
-                looked_at = segment
+                self._looked_at = segment
             if (
                 ((block := piece.block()) is not None and not block.is_lent)
                 or piece.offset in segment.held

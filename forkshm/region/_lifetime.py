@@ -30,7 +30,7 @@ from forkshm import _system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "watch")
+__all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "unwatch", "watch")
 
 #: The lock that keeps other threads out of this layer. Reentrant, because a signal handler or a finalizer
 #: may use the library while this thread holds it. Enter it by ``with`` only: its enter and exit
@@ -53,26 +53,29 @@ class _Watch(weakref.ref[Any]):
     __slots__ = ("action", "prompt", "tries")
 
     action: Callable[[], None]
-    prompt: weakref.ref[Any]
+    prompt: weakref.ref[Any] | None
     tries: int
 
 
 # What is due, in order. The first one is dropped only after its action has completed.
 _due: collections.deque[_Watch] = collections.deque()
+_program_is_alive = [True]
 # A weak reference calls back only while it is itself alive, so these are kept here, by id:
 # hashing a weak reference hashes its object.
 _watched: dict[int, _Watch] = {}
 
 
-def watch(thing: Any, action: Callable[[], None]) -> weakref.ref[Any]:
+def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakref.ref[Any]:
     """Return a weak reference to *thing*, and run *action* under `guard` once *thing* has been collected.
+
+    If it need not be *now*, it runs with the next call into this layer.
 
     The action must do nothing when it is run again after it was interrupted anywhere. It is not run at
     interpreter exit: views may outlive everything there, and the kernel cleans up.
     """
     # Callbacks run in the opposite order of their creation: first the C function that queues the action
     # and cannot be interrupted, then the attempt to run it now.
-    prompt = weakref.ref(thing, _run_now)
+    prompt = weakref.ref(thing, _run_now) if now else None
     reference = _Watch(thing, _due.append)
     reference.action = action
     reference.prompt = prompt
@@ -81,8 +84,14 @@ def watch(thing: Any, action: Callable[[], None]) -> weakref.ref[Any]:
     return reference
 
 
-def _run_now(_: object, is_changing: Callable[[], bool] = is_changing) -> None:
-    if not is_changing():
+def unwatch(reference: weakref.ref[Any]) -> None:
+    """End what `watch` began: nothing happens when the object is collected."""
+    _watched.pop(id(reference), None)
+
+
+# With defaults: at the end of the program the names of this module may be gone.
+def _run_now(_: object, is_changing: Callable[[], bool] = is_changing, alive: list[bool] = _program_is_alive) -> None:
+    if alive and not is_changing():
         try:
             settle()
         except KeyboardInterrupt:
@@ -107,6 +116,7 @@ def settle() -> None:
 
 # At exit the modules are taken apart before the last views are gone; the kernel unmaps.
 atexit.register(_watched.clear)
+atexit.register(_program_is_alive.clear)
 
 
 _before: list[Callable[[], None]] = []

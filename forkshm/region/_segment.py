@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, new_key, settle, watch
+from forkshm.region._lifetime import at_fork, guard, new_key, settle, unwatch, watch
 from forkshm.region._table import round_up
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Lease:
     Made under `guard`. One that is lost closes itself.
     """
 
-    __slots__ = ("__weakref__", "_fds", "_is_parked", "_key", "_position", "_segment", "fd")
+    __slots__ = ("__weakref__", "_fds", "_is_parked", "_key", "_position", "_segment", "_watch", "fd")
 
     def __init__(self, segment: Segment, position: int) -> None:
         self._segment = segment
@@ -177,18 +177,15 @@ class Lease:
         self._fds: list[int] = []
         self.fd = -1
         _outgoing[self._key] = self._fds
-        watch(self, functools.partial(_end_lease, segment, position, self._key, self._fds))
+        action = functools.partial(_end_lease, segment, position, self._key, self._fds)
+        self._watch = watch(self, action, now=False)
         self._open()
 
     def _open(self) -> None:
-        segment, fds = self._segment, self._fds
+        # The fd may have been closed by somebody else, and name another object by now: the receiver refuses that.
+        fds = self._fds
         try:
-            kernel.reopen_into(fds, segment.fd)
-            if not kernel.is_object(fds[0], segment.identity):
-                raise OSError(
-                    errno.EBADF,
-                    f"fd {segment.fd} of forkshm's memory was closed by somebody else and names another object by now",
-                )
+            kernel.reopen_into(fds, self._segment.fd)
             kernel.lock_shared(fds[0], self._position)
         except BaseException:
             kernel.close_all(fds)
@@ -226,6 +223,7 @@ class Lease:
         with guard:
             self.fd = -1
             _end_lease(self._segment, self._position, self._key, self._fds)
+            unwatch(self._watch)
 
 
 def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, Identity, kernel
-from forkshm.region._lifetime import at_fork, guard, settle, watch
+from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,6 +77,9 @@ _ACCESS = {
 }
 
 
+_NOTHING: Iterator[Any] = iter(())
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Mapping:
     """One mapping of one memory object in this process.
@@ -98,16 +101,16 @@ class Mapping:
     mode: Mode
     #: Address and size of the whole pages that are mapped.
     pages: tuple[int, int]
+    #: The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call.
+    mapped: list[int]
     #: Nobody but the process that sealed it can write to the object.
     sealed: bool = False
     #: The one MappedRegion made of it, if it is alive.
     region: weakref.ref[Any] | None = None
     #: The exporter, if any view is alive.
     window: weakref.ref[Any] | None = None
-    #: The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call.
-    mapped: list[int] = dataclasses.field(default_factory=list)
     #: Closes the fd the first time it is asked for its next item.
-    closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
+    closing: Iterator[Any] = _NOTHING
 
     def end(self) -> None:
         """Unmap the memory and close the fd; needs `guard`. Can be repeated from wherever it was interrupted."""
@@ -151,7 +154,7 @@ class Mapping:
         return self.mode is not Mode.copy_on_write
 
 
-_page, _map_into, _window = kernel.page_size, kernel.map_into, kernel.window
+_page, _map_into, _window, _close = kernel.page_size, kernel.map_into, kernel.window, kernel.close
 
 # By start address, what nobody has looked for yet: many a mapping ends before anybody does.
 # Whoever looks takes `guard`, and enters these into the tables first.
@@ -220,12 +223,6 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-class _Keeper:
-    """Kept by the window of a mapping, which ends when this is gone."""
-
-    __slots__ = ("__weakref__",)
-
-
 def new_mapping(
     fd: int, identity: Identity, offset: int, size: int, mode: Mode, address: int | None = None
 ) -> tuple[Mapping, Any]:
@@ -239,25 +236,26 @@ def new_mapping(
         _unmap_rest()
     slack = offset % _page
     length = -(-(size + slack) // _page) * _page
-    mapping = Mapping(0, size, -1, identity, offset, mode, (0, length))
-    keeper = _Keeper()
-    # From here on an interruption ends the mapping, as the death of the last view does.
-    watch(keeper, mapping.end)
-    if address is None:
-        _map_into(mapping.mapped, fd, length, _ACCESS[mode], offset - slack)
-        start = mapping.mapped[0]
-    else:
-        start = address
-        kernel.map_at(address, fd, length, _ACCESS[mode], offset)
-        mapping.mapped.append(start)
-    mapping.address, mapping.pages = start + slack, (start, length)
-    _new[start + slack] = mapping
-    window = _window(start + slack, size)
-    window.keeper = keeper
-    mapping.window = weakref.ref(window)
-    if _leaks.is_on:
-        _leaks.made(mapping, "region", size)
-    closing = map(kernel.close, (fd,))
+    mapped: list[int] = []
+    mapping = Mapping(0, size, -1, identity, offset, mode, (0, length), mapped)
+    try:
+        if address is None:
+            _map_into(mapped, fd, length, _ACCESS[mode], offset - slack)
+            start = mapped[0]
+        else:
+            start = address
+            kernel.map_at(address, fd, length, _ACCESS[mode], offset)
+            mapped.append(start)
+        mapping.address, mapping.pages = start + slack, (start, length)
+        window = _window(start + slack, size)
+        mapping.window = watch(window, mapping.end)
+        _new[start + slack] = mapping
+        if _leaks.is_on:
+            _leaks.made(mapping, "region", size)
+        closing = map(_close, (fd,))
+    except BaseException:
+        mapping.end()
+        raise
     # No call between these and the return: the fd has one owner at every moment.
     mapping.closing = closing
     mapping.fd = fd
@@ -313,8 +311,9 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
 
     Nobody may have views of it. Returns the new window.
     """
-    old = mapping.window() if mapping.window is not None else None
-    if old is None:
+    old = mapping.window
+    window = old() if old is not None else None
+    if old is None or window is None:
         raise ValueError(f"cannot shrink a mapping of {mapping.size:,} bytes that nobody keeps")
     with guard:
         start, length = mapping.pages
@@ -332,8 +331,8 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         _new[first] = mapping
         _unmap_rest()
     window = _window(first, size)
-    window.keeper = old.keeper
-    mapping.window = weakref.ref(window)
+    mapping.window = watch(window, mapping.end)
+    unwatch(old)  # its end is not the mapping's
     return window
 
 
