@@ -264,7 +264,7 @@ class Dispatcher(Leader):
         began = time.perf_counter_ns() if self.trace is not None else 0
         is_unwanted = False
         with self._lock:
-            is_unwanted = any(task.is_cancelled for task in batch)
+            is_unwanted = first.is_cancelled if len(batch) == 1 else any(task.is_cancelled for task in batch)
             if self._failure is None and not self._deaths.audit and not is_unwanted:
                 number = tasks.enter(batch)  # before an answer can come
                 data, fds = write_message(kind, number, code, parcel, group=function.group)

@@ -269,6 +269,13 @@ class Outstanding:
         first, count = self._next, len(batch)
         self._next = first + count
         batch.numbers = range(first, first + count)
+        if count == 1:
+            task = batch[0]
+            task.number = task.message = task.last = first
+            self.messages[first] = 1
+            self.sent[first] = task
+            self.sent_bytes += task.copied
+            return first
         for number, task in zip(batch.numbers, batch, strict=True):
             task.number, task.message, task.last = number, first, first + count - 1
         copied, entries = batch[0].copied, dict(zip(batch.numbers, batch, strict=True))
