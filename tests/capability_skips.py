@@ -356,7 +356,6 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "children": (
             "whoever waits for a child does not take its exit code away from others there",
             (
-                "failure/test_bounded.py::test_an_exit_code_that_another_thread_is_about_to_enter_is_waited_for",
                 "failure/test_bounded.py::test_a_worker_that_cannot_be_killed_is_left_behind",
                 "failure/test_killed.py::test_exit_codes_that_others_collect_do_not_confuse_the_pool",
             ),

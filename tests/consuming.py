@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forkshm import pickler
 from forkshm.backend import kernel
-from forkshm.region import _segment
+from forkshm.region import _segment, _table
 
 __all__ = ("claim", "receive", "skip")
 
@@ -14,7 +14,7 @@ def _consume(read, data, position, fds):
     try:
         return read(data, position, fds)
     finally:
-        kernel.close_all(before[: len(before) - len(fds)])
+        _table.give_back_all(before[: len(before) - len(fds)])
 
 
 def receive(data, position, fds):

@@ -17,6 +17,7 @@ from forkshm import _leaks, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
+from forkshm.region._table import give_back_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,9 +83,9 @@ class Received:
     __hash__ = None  # type: ignore[assignment]
 
     def close(self) -> None:
-        """Close the fds. Can be repeated."""
+        """Close the fds, but for those that mappings have taken over. Can be repeated."""
         if self.fds:
-            kernel.close_all(self.fds)
+            give_back_all(self.fds)
 
 
 class PrivateFd:
@@ -159,7 +160,9 @@ class Sender:
             time.sleep(_PAUSE)
         return True
 
-    def _send(self, data: bytes, fds: Sequence[int], sent: list[int] | None, *, wait: bool, may_grow: bool = True) -> bool:
+    def _send(
+        self, data: bytes, fds: Sequence[int], sent: list[int] | None, *, wait: bool, may_grow: bool = True
+    ) -> bool:
         carrier = None
         direct = fds
         flags = 0 if wait else _DONTWAIT

@@ -26,6 +26,7 @@ from forkshm.region._table import (
     Mode,
     borrow,
     give_back,
+    lend,
     mapping_at,
     mapping_of,
     new_mapping,
@@ -619,12 +620,13 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
                 raise ValueError(NOT_SEALED)
             with guard:
                 known = borrow(identity, fd)
+                if known is None and borrowed:
+                    # The message and the mapping have it in common, until the message is closed.
+                    known = lend(fd)
             if known is not None:  # another part of what is here already: one fd does for both
                 if not borrowed:
                     kernel.close(fd)
                 fd, borrowed = known, False
-            elif borrowed:
-                fd, borrowed = kernel.duplicate(fd), False
             made = new_mapping(fd, identity, offset, size, mode)
             borrowed = True  # the mapping's
             return made

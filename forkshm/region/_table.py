@@ -28,6 +28,7 @@ __all__ = (
     "borrow",
     "copy_on_write",
     "give_back",
+    "give_back_all",
     "keep",
     "lend",
     "let_go",
@@ -216,6 +217,22 @@ def give_back(fd: int) -> None:
         _more_users[fd] -= 1
     if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
         last()
+
+
+def give_back_all(fds: list[int]) -> None:
+    """Take the fds of a message out of the list, and close those that no mapping uses. Can be repeated."""
+    if _more_users:
+        with guard:
+            for fd in [fd for fd in fds if fd in _more_users]:
+                position = fds.index(fd)
+                # No call up to the end of the loop.
+                if fd in _more_users:
+                    del fds[position]
+                    if _more_users[fd] == 1:
+                        del _more_users[fd]
+                    else:
+                        _more_users[fd] -= 1
+    kernel.close_all(fds)
 
 
 def round_up(value: int, multiple: int) -> int:

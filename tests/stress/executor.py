@@ -118,7 +118,7 @@ def main():
         for user in users:
             user.join()
     print(f"{sum(user.rounds for user in users)} rounds")
-    left = executor._work._running, len(executor._work._waiting), len(executor._work.kept)
+    left = len(executor._work.arrived), len(executor._work._opening), len(executor._work.kept)
     if left != (0, 0, 0) or any(user.error is not None for user in users):
         print(f"left: {left}", file=sys.stderr)
         return 1
