@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import functools
 import math
 import os
 import secrets
@@ -68,6 +69,8 @@ _lseek = os.lseek  # a lookup less where microseconds count
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+# The places of blocks are few, and asked for again and again.
+@functools.lru_cache(maxsize=4096)
 def _one_byte(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
 
@@ -83,15 +86,17 @@ class LinuxBackend(Unix):
 
     def close_all(self, fds: list[int]) -> None:
         while fds:
-            with contextlib.suppress(OSError):  # somebody closed it
+            try:
                 next(map(os.close, map(fds.pop, _LAST)), None)
+            except OSError:  # somebody closed it
+                continue
 
     def is_object(self, fd: int, identity: Identity) -> bool:
         try:
             status = os.fstat(fd)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == identity
+        return status.st_ino == identity[1] and status.st_dev == identity[0]
 
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         fd = self._opened(os.memfd_create, f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

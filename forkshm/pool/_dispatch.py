@@ -107,9 +107,19 @@ class Dispatcher(Leader):
         """
         self.check_accepting(reader)
         first = tasks[0]
-        if not self.has_unsent() and self._has_room() and not (first.batched and first.job.pace.batch > 1):
+        if not self._tasks.has_unsent() and self._has_room() and not (first.batched and first.job.pace.batch > 1):
             # Before anything is changed, so that what cannot be pickled is told at once.
             self._pack(first)
+            if len(tasks) == 1 and not self._tasks.has_unsent() and not self._deaths.audit:
+                # The short way of what follows, for most calls.
+                self.check_accepting(reader)
+                batch = Batch(0)
+                batch.append(first)
+                if self._send_off(batch):
+                    if not waited_for and self._deaths.watch is not None:
+                        self.start_helper()
+                    return
+                tasks = ()
         self.check_accepting(reader)
         self._tasks.waiting.extend(tasks)
         if self._failure is not None:  # by another thread, in between
@@ -222,24 +232,27 @@ class Dispatcher(Leader):
             tasks.drop_cancelled()
         # During an audit nothing is sent: the queue has to run empty.
         while not self._deaths.audit and tasks.has_unsent() and self._has_room():
-            batch = None
-            try:
-                batch = tasks.new_batch()
-                if not tasks.take(batch):
-                    tasks.sent_off(batch)
-                    break
-                self._extend(batch)
-                if not self._send(batch):
-                    break
-            except BaseException as error:
-                if batch is None:
-                    raise
-                if not isinstance(error, Exception) or not batch or batch.sent or self._is_interrupt(batch, error):
-                    batch.is_abandoned = True  # seen to by `_recover`
-                    raise
-                self._fail_batch(batch, error)
+            if not self._send_off(Batch(0)):
+                break
         if tasks.answered:
             self._deliver()
+
+    def _send_off(self, batch: Batch) -> bool:
+        """Send a batch, or the next that waits if it is empty; return whether there may be room for another."""
+        try:
+            self._tasks.register(batch)
+            if not batch:
+                if not self._tasks.take(batch):
+                    self._tasks.sent_off(batch)
+                    return False
+                self._extend(batch)
+            return self._send(batch)
+        except BaseException as error:
+            if not isinstance(error, Exception) or not batch or batch.sent or self._is_interrupt(batch, error):
+                batch.is_abandoned = True  # seen to by `_recover`
+                raise
+            self._fail_batch(batch, error)
+            return True
 
     def _extend(self, batch: Batch) -> None:
         """Let tasks like the first of a batch go in the same message."""
@@ -252,7 +265,8 @@ class Dispatcher(Leader):
         tasks, first = self._tasks, batch[0]
         function = first.function
         if len(batch) == 1:
-            self._pack(first)
+            if first.parcel is None:
+                self._pack(first)
             kind = first.kind
         else:
             kind = Kind.BATCH
@@ -268,7 +282,11 @@ class Dispatcher(Leader):
             if self._failure is None and not self._deaths.audit and not is_unwanted:
                 number = tasks.enter(batch)  # before an answer can come
                 data, fds = write_message(kind, number, code, parcel, group=function.group)
-                self._crew.tasks.send(data, fds, wait=False, sent=batch.sent)
+                if self._crew.tasks.send(data, fds, wait=False, sent=batch.sent):
+                    self._messages += 1
+                    if kind is Kind.BATCH:
+                        self._bytes_copied += parcel.copied
+                        self._bytes_shared += parcel.shared
         if not batch.sent:
             if kind is Kind.BATCH:
                 first.close()
@@ -279,11 +297,6 @@ class Dispatcher(Leader):
             return is_unwanted
         count = len(batch)
         tasks.sent_off(batch)
-        with self._lock:
-            self._messages += 1
-            if kind is Kind.BATCH:
-                self._bytes_copied += parcel.copied
-                self._bytes_shared += parcel.shared
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:

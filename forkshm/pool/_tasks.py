@@ -219,9 +219,14 @@ class Outstanding:
 
     def new_batch(self) -> Batch:
         """Return an empty batch, which is known from now on."""
-        batch = Batch(next(self._keys))
-        self.batches[batch.key] = batch
+        batch = Batch(0)
+        self.register(batch)
         return batch
+
+    def register(self, batch: Batch) -> None:
+        """Know a batch from now on."""
+        key = batch.key = next(self._keys)
+        self.batches[key] = batch
 
     def take(self, batch: Batch) -> bool:
         """Move the next task to be sent into a batch; False when there is none."""

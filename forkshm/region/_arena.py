@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import os
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from forkshm.backend import kernel
 from forkshm.region._lifetime import at_fork, guard, new_key, settle
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
     #: changed: whoever has computed the next one can tell whether this is still the current one.
     _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+    #: What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
+    #: somebody has it.
+    _Piece: TypeAlias = "tuple[_Carved, int, int, weakref.ref[Block]]"
 
 __all__ = ("Arena", "ArenaStatistics", "Block", "arena")
 
@@ -92,6 +95,11 @@ class _Carved:
                 return None
             size = self.segment.size
         starts, sizes = free
+        if sizes and (there := sizes[0]) > size:  # mostly so
+            start = starts[0]
+            if len(sizes) == 1:
+                return start, size, ((start + size,), (there - size,))
+            return start, size, ((start + size, *starts[1:]), (there - size, *sizes[1:]))
         for position, there in enumerate(sizes):
             if there >= size:
                 start = starts[position]
@@ -112,6 +120,10 @@ class _Carved:
     def joined(free: _Free, start: int, size: int) -> _Free:
         """Return what is free when a range is given back, merged with free neighbours."""
         starts, sizes = free
+        if starts and start + size == starts[0]:  # the lowest, which is taken first
+            if len(starts) == 1:
+                return (start,), (size + sizes[0],)
+            return (start, *starts[1:]), (size + sizes[0], *sizes[1:])
         position = bisect.bisect_left(starts, start)
         first, rest = position, position
         if rest < len(starts) and starts[rest] == start + size:
@@ -143,24 +155,28 @@ class _Carved:
                 self.warm_end = last
 
 
-@dataclasses.dataclass(eq=False)
 class Block:
     """A piece of the arena: fill it, lend it out, forget it.
 
     It comes back by itself, also if it is lost before it was lent.
+
+    Attributes:
+        offset: First byte in the segment; a multiple of the page size.
+        size: Bytes, rounded up from what was asked for.
+        used: How many of them, from the first, may have been written before; the others are zeros.
+        key: Under which the arena knows it.
+        is_lent: A lease or a claim holds it: from now on the kernel knows whether it is in use.
     """
 
-    carved: _Carved
-    #: First byte in the segment; a multiple of the page size.
-    offset: int
-    #: Bytes, rounded up from what was asked for.
-    size: int
-    #: How many of them, from the first, may have been written before; the others are zeros.
-    used: int
-    #: Under which the arena knows it.
-    key: int
-    #: A lease or a claim holds it: from now on the kernel knows whether it is in use.
-    is_lent: bool = False
+    __slots__ = ("__weakref__", "carved", "is_lent", "key", "offset", "size", "used")
+
+    def __init__(self, carved: _Carved, offset: int, size: int, used: int, key: int) -> None:
+        self.carved = carved
+        self.offset = offset
+        self.size = size
+        self.used = used
+        self.key = key
+        self.is_lent = False
 
     @property
     def address(self) -> int:
@@ -178,16 +194,6 @@ class Block:
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
         kernel.copy_memory(self.address + position, address, nbytes)
-
-
-class _Piece(NamedTuple):
-    """What the arena knows of a block that is not free."""
-
-    carved: _Carved
-    offset: int
-    size: int
-    #: The `Block`, while somebody has it.
-    block: weakref.ref[Block]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +321,7 @@ class Arena:
     # -- under guard ------------------------------------------------------------------
 
     def _take(self, size: int) -> Block | None:
-        for carved in list(self._carved):
+        for carved in self._carved:
             if carved.segment.stuck:
                 mend(carved.segment)
             if (block := self._take_from(carved, size)) is not None:
@@ -335,7 +341,7 @@ class Arena:
             end = start + taken
             key = new_key()
             block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), key)
-            piece = _Piece(carved, start, taken, weakref.ref(block))
+            piece = carved, start, taken, weakref.ref(block)
             pieces = self._pieces
             # No call from here to the return, so nobody sees part of this; and nothing was changed meanwhile.
             if carved.free is free:
@@ -370,30 +376,33 @@ class Arena:
             piece = pieces.get(key)
             if piece is None:
                 continue
-            segment = piece.carved.segment
+            carved, offset, _, reference = piece
+            segment = carved.segment
             if segment is not self._looked_at:
-                if not _WHOLE and not segment.is_intact():
-                    self._lose(piece.carved)
+                if not _WHOLE and not kernel.is_object(segment.fd, segment.identity):
+                    self._lose(carved)
                     continue
                 self._looked_at = segment
             if (
-                ((block := piece.block()) is not None and not block.is_lent)
-                or piece.offset in segment.held
-                or kernel.is_held(segment.fd, piece.offset)
+                ((block := reference()) is not None and not block.is_lent)
+                or offset in segment.held
+                or kernel.is_held(segment.fd, offset)
             ):
-                with contextlib.suppress(KeyError):
+                try:
                     pieces.move_to_end(key)
+                except KeyError:  # a signal handler has freed it
+                    continue
             else:
                 self._free(key)
 
     def _lose(self, carved: _Carved) -> None:
         """Go on without a segment whose fd the program has closed: who holds what of it cannot be asked any more."""
-        with contextlib.suppress(ValueError):
-            self._carved.remove(carved)
+        # Another list: somebody may be going through this one.
+        self._carved = [other for other in self._carved if other is not carved]
         pieces = self._pieces
         for key, piece in list(pieces.items()):
-            if piece.carved is carved and key in pieces:
-                self._used -= piece.size
+            if piece[0] is carved and key in pieces:
+                self._used -= piece[2]
                 del pieces[key]
         # It stays mapped: somebody may be writing to a block of it.
 

@@ -154,8 +154,10 @@ def _leave_held(segment: Segment, position: int, key: int) -> None:
             else:
                 del held[position]
     if position not in held:
-        with contextlib.suppress(OSError):  # somebody closed the fd, or put another file in its place
+        try:  # noqa: SIM105 - a context manager takes as long as the call
             next(unlocking, None)
+        except OSError:  # somebody closed the fd, or put another file in its place
+            pass
     _rest(segment)
     if not segment.held and _is_abandoned(segment):
         drop_segment(segment)
@@ -227,10 +229,11 @@ class Lease:
 
 
 def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> None:
-    kernel.close_all(fds)
-    if position in segment.held and key in segment.held[position]:
+    if fds:
+        kernel.close_all(fds)
+    if key in _parked:
         _leave_held(segment, position, key)
-    _parked.pop(key, None)
+        _parked.pop(key, None)
     _outgoing.pop(key, None)
 
 
@@ -321,9 +324,11 @@ class Claim:
         if address in _claims and _claims[address] is self:
             del _claims[address]
             position = bisect.bisect_left(_claim_starts, address)
-            with contextlib.suppress(IndexError):
+            try:
                 if _claim_starts[position] == address:
                     del _claim_starts[position]
+            except IndexError:  # it was never entered there
+                pass
         if self.mapped:
             kernel.unmap_from(self.mapped, self.size)
         elif self.in_place and self.share is Share.private and address not in _claims:
@@ -441,7 +446,7 @@ def drop_segment(segment: Segment) -> None:
 def _find_or_open(lease_fd: int) -> Segment:
     identity, size = kernel.identify(lease_fd)
     segment = _segments.get(identity)
-    if segment is not None and not _BY_HANDLES and not segment.is_intact():
+    if segment is not None and not _BY_HANDLES and not kernel.is_object(segment.fd, identity):
         # Somebody closed our fd. The mapping keeps the description, and with it the locks, until its views are gone.
         if segment.held:
             del _segments[identity]
@@ -540,7 +545,10 @@ def _is_abandoned(segment: Segment) -> bool:
         return False
     if _BY_HANDLES:
         return kernel.is_abandoned(segment.address, segment.size)
-    return not segment.is_intact() or not kernel.is_held(segment.fd, CREATOR)
+    try:
+        return not kernel.is_held(segment.fd, CREATOR)
+    except OSError:  # somebody closed the fd
+        return True
 
 
 def _forget_abandoned() -> None:
