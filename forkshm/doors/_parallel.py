@@ -19,6 +19,7 @@ from forkshm.channel import Kind
 from forkshm.doors._executor import Executor
 from forkshm.errors import RemoteTraceback, remote_text
 from forkshm.pickler import register_named
+from forkshm.pool._imap import IMapIterator
 from forkshm.pool._progress import length_of, open_bar
 from forkshm.pool._results import Job, delivering
 from forkshm.pool._worker_state import at_worker_end
@@ -359,10 +360,18 @@ class ParallelFunction(Generic[P, R]):
             if settings.on_error == "raise":
                 values = call(function, iterable, settings.chunksize or 1)
                 if not settings.progress:
-                    return values
+                    return _until_closed(values)
             else:
                 values = call(guard, iterable, settings.chunksize or 1)
         return _one_by_one(values, settings, length_of(iterable), pool)
+
+
+def _until_closed(values: IMapIterator[Any]) -> Iterator[Any]:
+    """Yield the results, and cancel the rest when the consumer has enough, or is interrupted."""
+    try:
+        yield from values
+    finally:
+        values.cancel()
 
 
 def _found(module: str, qualname: str) -> Any:
@@ -512,6 +521,8 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
         yield from _as_wanted(guarded(), settings)
     finally:
         bar.close()
+        if isinstance(values, IMapIterator):
+            values.cancel()
 
 
 def _check_shared(out: Any) -> None:

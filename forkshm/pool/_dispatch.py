@@ -505,7 +505,13 @@ class Dispatcher(Leader):
     def _take_cancelled(self, number: int) -> None:
         """Take in that a worker passed over a task because of its mark."""
         self._marked.pop(number % MARKS, None)
-        if number in self._tasks.sent:  # cancelled a moment too late: it has to be done
+        task = self._tasks.sent.get(number)
+        if task is None:
+            return
+        if task.is_cancelled:  # a chunk that was begun
+            self._tasks.answer(number, CANCELLED)
+            self._deliver()
+        else:  # cancelled a moment too late: it has to be done
             self._tasks.send_again([number])
 
     def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
@@ -593,6 +599,8 @@ class Dispatcher(Leader):
     def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
         """Cancel the tasks that no worker has begun, also those that lie in the kernel's queue.
 
+        A chunk that a worker is at ends with the item at hand.
+
         Args:
             tasks: Of this pool. Those that were answered are passed over.
             running: End the workers that run one of them, too; such a task is answered with `WorkerDiedError`, or
@@ -616,6 +624,9 @@ class Dispatcher(Leader):
                 elif running:
                     task.is_cancelled = True
                     cancelled.append(task)
+                elif task.kind is not Kind.CALL and task.number % MARKS not in self._marked:
+                    task.is_cancelled = True
+                    self._crew.status.marks[task.number % MARKS] = task.number
         if running:
             self.end_cancelled()
         if cancelled:

@@ -148,6 +148,14 @@ def _choose_memory(*, born_shared: bool) -> None:
         sys.modules[module].use_own_memory()
 
 
+class _Unwanted(BaseException):
+    """The rest of a chunk is not wanted any more. No exception of the user's, and never seen by anybody."""
+
+
+#: Items that take less are tiny.
+_TINY_NS = 50_000
+
+
 class _Worker:
     def __init__(self, assignment: Assignment) -> None:
         self._tasks = assignment.tasks
@@ -327,7 +335,11 @@ class _Worker:
                 value = function(*args, **kwargs)
                 del args, kwargs
             else:
-                value = self._do_chunk(function, arguments, starred=kind is Kind.STARMAP)
+                value = self._do_chunk(function, arguments, number, starred=kind is Kind.STARMAP)
+        except _Unwanted:
+            del arguments
+            self._send(Kind.CANCELLED, number)
+            return
         # SystemExit, KeyboardInterrupt and the like too: they are the task's, and the caller's to handle. Ctrl-C does
         # not reach this process, and SIGTERM ends it without an exception.
         except BaseException as error:
@@ -393,12 +405,20 @@ class _Worker:
             self._outbox.clear()
         self._collecting_since = time.perf_counter_ns()
 
-    def _do_chunk(self, function: Callable[..., Any], items: Any, *, starred: bool) -> list[Any]:
-        words, item = self._words, self._state + 1
+    def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
+        words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
         values = []
+        began = time.perf_counter_ns()
+        # After how many items to look whether the rest is still wanted: for tiny ones a look takes as long as they do.
+        mask = 0
         for count, argument in enumerate(items, 1):
             words[item] = count
             values.append(function(*argument) if starred else function(argument))
+            if not count & mask:
+                if marks[mark] == number:
+                    raise _Unwanted
+                if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
+                    mask = 63
         return values
 
     def _function(self, message: Message) -> Any:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 
 import functions as f
@@ -236,3 +237,60 @@ if __name__ == "__main__":
 def test_while_workers_of_a_closed_pool_are_leaving(tmp_path, wait_until):
     (tmp_path / "script.py").write_text(LEAVING.format(tests=TESTS, path=str(tmp_path)))
     assert "pool.join()" in interrupt(tmp_path, 1, wait_until)
+
+
+MAPS = {
+    "Executor.map": """
+with forkshm.Executor(2) as executor:
+    list(executor.map(begin, range(40)))
+""",
+    "chunks of Executor.map": """
+with forkshm.Executor(2) as executor:
+    list(executor.map(begin, range(40), chunksize=10))
+""",
+    "parallel.map": "forkshm.parallel(workers=2)(begin).map(range(40))",
+    "parallel.imap": "list(forkshm.parallel(workers=2)(begin).imap(range(40)))",
+    "parallel.map in any order": "forkshm.parallel(workers=2, ordered=False)(begin).map(range(40))",
+    "submitted": """
+with forkshm.Executor(2) as executor:
+    futures = [executor.submit(begin, x) for x in range(40)]
+    try:
+        futures[-1].result()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+""",
+    "consumer that raises": """
+with forkshm.Executor(2) as executor:
+    for _ in executor.map(begin, range(40)):
+        raise KeyboardInterrupt
+""",
+}
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="the script defines its function after the start")
+@pytest.mark.parametrize("name", MAPS)
+def test_an_interrupted_map_begins_no_more_items(name, tmp_path):
+    """What no worker has begun is cancelled, wherever it waits; what runs is finished."""
+    script = tmp_path / "script.py"
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    script.write_text(
+        f"""
+import os, pathlib, signal, sys, time
+import forkshm
+PARENT = os.getpid()
+def begin(x):
+    pathlib.Path({str(begun)!r}, str(x)).touch()
+    if x == 2 and {not name.startswith("consumer")}:
+        os.kill(PARENT, signal.SIGINT)
+    time.sleep(0.1)
+try:
+{textwrap.indent(MAPS[name], "    ")}
+except KeyboardInterrupt:
+    sys.exit(3)
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    # Each of two workers may have taken another item before the interrupt was seen.
+    assert len(list(begun.iterdir())) < 15
