@@ -213,6 +213,8 @@ def _plain_method(name: str) -> Any:
     def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
         return _on_plain(method, (self, *args), kwargs)
 
+    # NumPy's own text has examples that are not ours.
+    call.__doc__ = f"As `numpy.ndarray.{name}`: views are SharedArrays, copies are plain arrays."
     return call
 
 
