@@ -18,6 +18,8 @@ The life of one task::
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import operator
 import os
 import sys
@@ -524,7 +526,8 @@ class Pool:
     def _release(self) -> None:
         if (trace := self._dispatcher.trace) is not None:
             trace.collect()
-        self._finalizer()
+        self._crew.stop()
+        self._finalizer.cancel()  # not before: an interrupted end is done by the next call, or by that
         forget_abandoned()
         arena.trim()
 
@@ -614,7 +617,13 @@ def _end(crew: Crew, dispatcher: Dispatcher) -> None:
     if not dispatcher.is_idle():
         # A thread may be driving the pool, and is not to find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
-    dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
+    try:
+        dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
+    except BaseException:
+        # Nobody calls this again. No signal handler runs in another thread.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(crew.stop, ())
+        raise
 
 
 def _prepare_memory() -> None:
