@@ -131,6 +131,8 @@ class Crew:
         self._open: list[Any] = []
         # The workers are gone, and what is open is being closed.
         self._has_ended = False
+        # Processes that are being started.
+        self._begun: list[process.BaseProcess] = []
         # Fds of workers that are being started; empty lists mostly.
         self._of_starts: list[list[int]] = []
         # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
@@ -171,6 +173,7 @@ class Crew:
                     begun += 1
             finally:
                 self._enter(processes[:begun])
+        self._begun.clear()
         if self._imitations:
             kind = type(self._imitations[0]).__name__
             raise WorkerStartError(
@@ -205,11 +208,13 @@ class Crew:
         Raises:
             WorkerStartError: fork(2) was refused.
         """
+        self._end_unknown()
         # There is no moment at which it lives and nobody knows it.
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             process = self._make(slot, ends)
             self._begin(slot, process)
             self._enter([process], slot)
+        self._begun.clear()
 
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
@@ -257,6 +262,7 @@ class Crew:
         return made
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
+        self._begun.append(process)
         try:
             process.start()
         except OSError as error:
@@ -268,6 +274,7 @@ class Crew:
             if getattr(begun, "pid", None) is None:
                 self._imitations.append(begun)
                 continue
+            worker = Worker(slot, begun, -1, begun.pid or -1, begun.name)
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
             except OSError as error:
@@ -276,11 +283,26 @@ class Crew:
                     left.join()
                     left.close()
                 raise self._cannot_start(error, slot) from error
-            worker = Worker(slot, begun, sentinel, begun.pid or -1, begun.name)
-            self.workers.append(worker)
+            # No call between these.
+            worker.sentinel = sentinel
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
-            self.events.register(sentinel, kernel.READABLE)
+            self.workers += [worker]
             self.started += 1
+            self.look_at(worker)
+
+    def look_at(self, worker: Worker) -> None:
+        """Let `wait` tell when a worker has ended. Can be repeated."""
+        self.events.register(worker.sentinel, kernel.READABLE)
+
+    def _end_unknown(self) -> None:
+        """End the processes that were begun, and are no workers because that was interrupted."""
+        while self._begun:
+            begun = self._begun[-1]
+            if getattr(begun, "pid", None) is not None and not any(worker.process is begun for worker in self.workers):
+                begun.kill()
+                begun.join()
+                begun.close()
+            self._begun.pop()
 
     def ring(self, how_many: int) -> None:
         """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
@@ -406,6 +428,7 @@ class Crew:
         if not self._has_ended:
             self._reports = self.reports()
             try:
+                self._end_unknown()
                 left = self.kill()
                 for worker in list(self.workers):
                     self.bury(worker)

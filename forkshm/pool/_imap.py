@@ -89,14 +89,18 @@ class IMapIterator(Job, Generic[T]):
             self.fill(self._window)
             return
         self._reader = next(_keys)
-        self._dispatcher.begin_reading(self._reader)
         arguments = weakref.ref(self), self._dispatcher, self._reader, self._gate
         try:
+            self._dispatcher.begin_reading(self._reader)
             threading.Thread(target=_read, args=arguments, name="forkshm-imap-input", daemon=True).start()
         except RuntimeError:  # no thread is to be had
             self._dispatcher.end_reading(self._reader)
             self._reader = 0
             self.fill(self._window)
+        except BaseException:
+            # If the thread is there, it ends because nobody has this iterator.
+            self._dispatcher.end_reading(self._reader)
+            raise
 
     def __iter__(self) -> Iterator[T]:
         return self

@@ -194,7 +194,6 @@ class Pool:
             cpus,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
-        self._start()
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
@@ -203,6 +202,7 @@ class Pool:
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
         # processes, which would be for ever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
+        self._start()
 
     def _start(self) -> None:
         self._crew.start_all()
