@@ -202,6 +202,12 @@ class ForkPopen(Child):
                 self._end()
             raise
 
+    def end_unwatched(self) -> None:
+        """End a child that nobody has, and let go of its fds."""
+        self._end()
+        if self.finalizer is not None:
+            self.finalizer()
+
     def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
         code = 1
         try:

@@ -142,8 +142,7 @@ class ForkProcess(_OfContext, _Forked):
             return begun[0]
         except BaseException:
             for child in begun:  # nobody has it
-                child._end()
-                child.finalizer()
+                child.end_unwatched()
             raise
 
 

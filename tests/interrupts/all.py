@@ -1,4 +1,6 @@
-"""Interrupts every scenario at every point, and prints a table: ``python all.py [--variant V] [--step N] [SCENARIO ...]``.
+"""Interrupts every scenario at every point, and prints a table.
+
+``python all.py [--variant V] [--step N] [SCENARIO ...]``
 
 Exits with 1 when any point is bad.
 """
@@ -22,7 +24,11 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None)
     while True:
         command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, str(first), str(step), str(last)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         out, errors = process.communicate()
         at, again, is_done = None, None, False

@@ -759,7 +759,10 @@ def _put(queue, array):
 SCENARIOS = {
     kind.__name__: kind
     for kind in list(globals().values())
-    if isinstance(kind, type) and issubclass(kind, Scenario) and kind is not Scenario and not kind.__name__.startswith("_")
+    if isinstance(kind, type)
+    and issubclass(kind, Scenario)
+    and kind is not Scenario
+    and not kind.__name__.startswith("_")
 }
 
 assert check_leaks  # used by those who run these

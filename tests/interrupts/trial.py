@@ -108,18 +108,15 @@ def main(name, variant, first, step, last=0):
         problem = None
         points = Points(at, handler)
         say(at=at)
-        raised = None
         try:
             try:
                 with points:
                     scenario.run()
-            except AssertionError as error:
+            except AssertionError:
                 raise
             except BaseException as error:
-                raised = error
                 if not _is_ours(error):
                     raise
-            raised = None
         except BaseException as error:
             problem = "run: " + _text(error)
         try:
