@@ -103,9 +103,8 @@ def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[
 
 def find(kind: type) -> Callable[[Any], Any] | None:
     """Return the reducer of a type, or None."""
-    if _unfinished:
-        for package in list(_unfinished):
-            _integrate(package)
+    if unfinished:
+        complete()
     reduce = _reducers.get(kind)
     if reduce is None and _lazy:
         package = _package_of(kind)
@@ -122,23 +121,29 @@ def find(kind: type) -> Callable[[Any], Any] | None:
     return reduce
 
 
-# Packages whose integration is being imported. Interrupted amid that it is no module, and some of its reducers are here.
-_unfinished: dict[str, bool] = {}
+#: Packages whose integration is being imported. One that was interrupted is no module, and left reducers here.
+unfinished: dict[str, bool] = {}
+
+
+def complete() -> None:
+    """Import the integrations whose import was interrupted."""
+    for package in list(unfinished):
+        _integrate(package)
 
 
 def _integrate(package: str) -> None:
     """Import what knows how the objects of a package are sent. An interrupted call is repeated by the next one."""
     integration = _lazy.get(package)
     if integration is not None:
-        _unfinished[package] = True
+        unfinished[package] = True
         try:
             importlib.import_module(integration)
         except ImportError:
             _lazy.pop(package, None)
-            _unfinished.pop(package, None)
+            unfinished.pop(package, None)
             raise
         _lazy.pop(package, None)
-    _unfinished.pop(package, None)
+    unfinished.pop(package, None)
 
 
 def _package_of(kind: type) -> str:
