@@ -196,13 +196,13 @@ class Pool:
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
-        self._state = "RUN"
         self._life = _Life()
         self._dispatcher.keeper = weakref.ref(self._life)
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
         # processes, which would be for ever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
         self._start()
+        self._state = "RUN"
 
     def _start(self) -> None:
         self._crew.start_all()
