@@ -248,6 +248,8 @@ class Pool:
             if not result.is_answered():  # an interrupt: nobody will ask for it
                 self._dispatcher.cancel([task])
             raise
+        finally:
+            del result, task  # no cycle with the traceback of what is raised
 
     def apply_async(
         self,
@@ -387,6 +389,7 @@ class Pool:
             raise
         finally:
             bar.close()
+            del result, tasks  # no cycle with the traceback of what is raised
 
     def _call(
         self,

@@ -283,7 +283,11 @@ class ApplyResult(Job, Generic[T]):
         success, value = self._open()
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
-        raise value.with_traceback(None)
+        try:
+            raise value.with_traceback(None)
+        finally:
+            # No cycle of the exception, its traceback and this frame.
+            del value, self
 
 
 AsyncResult = ApplyResult
