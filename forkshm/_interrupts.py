@@ -49,7 +49,9 @@ def held_back() -> Iterator[None]:
         if is_handled_here:
             _signal.signal(_signal.SIGINT, lambda *arguments: came.append(arguments))
         if sys.platform != "win32":
-            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
+            # In two steps: a handler of another signal may raise after each call.
+            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
             _outside, _holder = (handler, mask), me
@@ -57,10 +59,12 @@ def held_back() -> Iterator[None]:
     finally:
         if is_outermost:
             _outside = _holder = None
-        if sys.platform != "win32" and mask is not None:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        if is_handled_here:
-            _signal.signal(_signal.SIGINT, handler)
+        try:
+            if sys.platform != "win32" and mask is not None:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        finally:
+            if is_handled_here:
+                _signal.signal(_signal.SIGINT, handler)
         if came:  # not raised again: a wakeup fd, of asyncio for example, was told of it
             handler(*came[-1])
 

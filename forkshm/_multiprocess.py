@@ -157,7 +157,10 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         ended: The process.
         patience: How many seconds may pass until the kernel has its exit code, where it tells of the end before.
     """
-    popen: Any = ended._popen  # type: ignore[attr-defined]
+    popen: Any = getattr(ended, "_popen", None)
+    if popen is None:  # an interrupted call was as far as that
+        process._children.discard(ended)  # type: ignore[attr-defined]
+        return None
     if sys.platform != "win32" and popen.method == "forkserver":
         # The server tells, as its parent; but not if it was stopped.
         status = select.poll()

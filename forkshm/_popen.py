@@ -11,6 +11,7 @@ the child is reaped afterwards. An interruption at any point leaves a state in w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -34,6 +35,9 @@ __all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
 #: The exit code of a child that somebody else reaped, or that was reaped by the kernel because SIGCHLD is ignored.
 #: ``multiprocess`` reports this number as well when it cannot know.
 UNKNOWN = 255
+# Arguments of calls that `map` and `starmap` make.
+_ONCE: tuple[tuple[()], ...] = ((),)
+_FIRST = (0,)
 #: Pauses between two looks, where a sentinel tells of the end before the kernel has the exit code.
 _FIRST_PAUSE, _LAST_PAUSE = 0.0005, 0.01
 
@@ -170,31 +174,48 @@ class ForkPopen(Child):
 
     def _launch(self, process_obj: Any) -> None:
         # The child reads the end of this process from it.
-        read_end, write_end = os.pipe()
+        pipes: list[tuple[int, int]] = []
+        pids: list[int] = []
+        fds: list[int] = []
         try:
-            pid = os.fork()
+            # Made and noted in one C call each: an interrupted start leaves neither fds nor a process.
+            pipes.extend(itertools.starmap(os.pipe, _ONCE))
+            pids.extend(itertools.starmap(os.fork, _ONCE))
+            if pids[0] == 0:
+                self._be_child(process_obj, *pipes[0])
+            self.pid = pids[0]
+            # The child's end is closed first, so that there is room for the next one.
+            fds += pipes[0]
+            del pipes[0]
+            next(map(os.close, map(fds.pop, _FIRST)))
+            self.sentinel = kernel.open_process(self.pid, self._birth)
+            fds.insert(0, self.sentinel)
+            self.finalizer = _multiprocess.util.Finalize(self, _multiprocess.close_fds, fds)
         except BaseException:
-            os.close(read_end)
-            os.close(write_end)
+            if pids and pids[0] == 0:
+                os._exit(1)
+            if pipes:
+                kernel.close_all([*pipes[0]])
+            kernel.close_all(fds)
+            if pids:
+                self.pid = pids[0]
+                self._end()
             raise
-        if pid == 0:
-            code = 1
-            try:
-                os.close(write_end)
-                code = process_obj._bootstrap(parent_sentinel=read_end)
-            finally:
-                # Newer versions of multiprocess run these.
-                exit_functions: Any = getattr(popen_fork, "atexit", None)
-                if exit_functions is not None:
-                    exit_functions._run_exitfuncs()
-                os._exit(code)
-        self.pid = pid
-        # Closed first, so that there is room for the next one.
-        os.close(read_end)
+
+    def end_unwatched(self) -> None:
+        """End a child that nobody has, and let go of its fds."""
+        self._end()
+        if self.finalizer is not None:
+            self.finalizer()
+
+    def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
+        code = 1
         try:
-            self.sentinel = kernel.open_process(pid, self._birth)
-        except BaseException:
             os.close(write_end)
-            self._end()
-            raise
-        self.finalizer = _multiprocess.util.Finalize(self, _multiprocess.close_fds, (self.sentinel, write_end))
+            code = process_obj._bootstrap(parent_sentinel=read_end)
+        finally:
+            # Newer versions of multiprocess run these.
+            exit_functions: Any = getattr(popen_fork, "atexit", None)
+            if exit_functions is not None:
+                exit_functions._run_exitfuncs()
+            os._exit(code)

@@ -134,8 +134,16 @@ class ForkProcess(_OfContext, _Forked):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
         assert sys.platform != "win32"  # there is no fork
-        with _interrupts.held_back(), kernel.forking() as birth:
-            return ForkPopen(process_obj, birth)
+        begun: list[ForkPopen] = []
+        try:
+            with _interrupts.held_back(), kernel.forking() as birth:
+                # Begun and noted in one C call.
+                begun.extend(map(ForkPopen, (process_obj,), (birth,)))
+            return begun[0]
+        except BaseException:
+            for child in begun:  # nobody has it
+                child.end_unwatched()
+            raise
 
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):

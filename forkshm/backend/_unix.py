@@ -41,6 +41,8 @@ FLAGS = {
 }
 
 _LAST = (-1,)
+# Arguments of a call without arguments that `itertools.starmap` makes once.
+_ONCE: tuple[tuple[()], ...] = ((),)
 
 #: Near the hard limit: so many are left, or half of all if that is less.
 _FEW_FDS = 256
@@ -259,23 +261,28 @@ class Unix(Backend):
         return select.poll()
 
     def _pipe(self) -> tuple[int, int]:
+        made: list[tuple[int, int]] = []
         try:
-            ends = os.pipe()
-        except OSError as error:
-            self._once_more(error)
-            ends = os.pipe()
-        self._noted(ends[1])
-        return ends
+            try:
+                made.extend(itertools.starmap(os.pipe, _ONCE))
+            except OSError as error:
+                self._once_more(error)
+                made.extend(itertools.starmap(os.pipe, _ONCE))
+            self._noted(made[0][1])
+        except BaseException:
+            if made:
+                self.close_all([*made[0]])
+            raise
+        return made[0]
 
     def create_bell(self) -> tuple[int, int]:
-        read_end, write_end = self._pipe()
+        ends = self._pipe()
         try:
-            os.set_blocking(write_end, False)
+            os.set_blocking(ends[1], False)
         except BaseException:
-            os.close(read_end)
-            os.close(write_end)
+            self.close_all([*ends])
             raise
-        return read_end, write_end
+        return ends
 
     def ring(self, bell: int, how_many: int) -> None:
         with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet

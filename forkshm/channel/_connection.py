@@ -115,9 +115,9 @@ class Connection:
         self._known = known_to_children(start_method)
 
     def __del__(self) -> None:
-        end = getattr(self, "_end", None)
-        if end is not None:
-            end.close()
+        receiver = getattr(self, "_receiver", None)
+        if receiver is not None:
+            receiver.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {self.fileno()}"
@@ -265,6 +265,7 @@ class Connection:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._end.close()
+        self._receiver.close()  # what was received and not read, because of an interrupt
 
     @property
     def closed(self) -> bool:

@@ -101,6 +101,12 @@ class PrivateFd:
         if fd >= 0:
             kernel.close(fd)
 
+    # With a default: when the program ends, the names of this module may be gone.
+    def __del__(self, close: Any = kernel.close) -> None:
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            close(fd)
+
 
 class Closable(Protocol):
     """Anything with ``close()``."""
@@ -286,6 +292,7 @@ class Receiver:
         while True:
             if not inbox:
                 self._fill(inbox, _RECEIVE)
+                continue  # a signal handler may have read it
             arrived = inbox[0]
             if type(arrived) is Received:
                 return arrived

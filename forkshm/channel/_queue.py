@@ -484,6 +484,8 @@ class Queue:
             self._give_room()
             raise
         except BaseException:
+            if received.is_read:  # interrupted after that: the item is used up
+                self._give_room()
             self._reader.put_back(received)
             raise
         self._give_room()

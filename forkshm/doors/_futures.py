@@ -32,6 +32,9 @@ __all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
 
 T = TypeVar("T")
 
+# No thread has this number.
+_FOR_HELPER = -1
+
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 _FINISHED = (*_CANCELLED, "FINISHED")
 
@@ -73,6 +76,10 @@ class Future(concurrent.futures.Future[T]):
     def is_finished(self, finished: tuple[str, ...] = _FINISHED) -> bool:
         """Return whether there is something to be had, without looking for it."""
         return self._state in finished
+
+    def is_held_here(self) -> bool:
+        """Return whether this thread is in the code that looks at it, and a signal handler runs."""
+        return bool(self._condition._is_owned())  # type: ignore[attr-defined]
 
     def has_listeners(self) -> bool:
         """Return whether somebody is to be told when it is finished."""
@@ -206,6 +213,11 @@ class Call(Job):
                 future.finish(error=value)
         elif future is not None:
             future.finish()  # tells, if that was interrupted
+
+    def is_held_here(self) -> bool:
+        """Return whether this thread is in the code that looks at the future; then another has to finish it."""
+        future = self._future()
+        return future is not None and future.is_held_here()
 
     def fail(self, error: BaseException) -> None:
         """Finish the future: the call is not going to be done."""
@@ -362,11 +374,17 @@ class Work:
         """Let the pool make a call."""
         pool = self.pool()
         call = Call(self, future)
+        task: Task | None = None
         try:
             task = pool._call(self.shared(pool, function), args, kwargs, cast("Any", call))
             future._task = task
             self.add(pool, [task])
         except Exception as error:
+            if task is None:
+                raise
+            if pool._dispatcher.is_interrupt([task], error):
+                pool._dispatcher.cancel([task])
+                raise
             if pool._crew.started and not self._closed and pool._dispatcher.failure() is None:
                 call.fail(error)  # its arguments cannot be pickled
             else:
@@ -397,6 +415,14 @@ class Work:
         for key in list(self.arrived):
             # One thread at a time unpickles an answer, and others do not wait for it with a lock: that is the
             # user's code.
+            entry = self.arrived.get(key)
+            if entry is not None and entry[0].is_held_here():
+                # `wait` of concurrent.futures has looked and is about to say that it waits.
+                self._opening.setdefault(key, _FOR_HELPER)
+                self.settle_later()
+                continue
+            if self._opening.get(key) == _FOR_HELPER and self.is_helped():
+                self._opening[key] = me
             if self._opening.setdefault(key, me) != me:
                 continue
             try:

@@ -38,7 +38,15 @@ from forkshm.pickler._names import (
     is_unchanged,
 )
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
-from forkshm.pickler._reducers import MIN_BUNDLE, dispatch_table, find, simple_kinds, simple_when
+from forkshm.pickler._reducers import (
+    MIN_BUNDLE,
+    complete,
+    dispatch_table,
+    find,
+    simple_kinds,
+    simple_when,
+    unfinished,
+)
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
 from forkshm.region._arena import arena
@@ -286,6 +294,8 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     Who has no more use for *thing* drops it in between. Then memory that came from
     elsewhere is the receiver's alone, and need not be mapped copy-on-write.
     """
+    if unfinished:
+        complete()
     parts = _parts(thing)
     kinds = set(map(type, parts)) if len(parts) <= _MANY else None
     if kinds is not None and (

@@ -103,11 +103,13 @@ def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[
 
 def find(kind: type) -> Callable[[Any], Any] | None:
     """Return the reducer of a type, or None."""
+    if unfinished:
+        complete()
     reduce = _reducers.get(kind)
     if reduce is None and _lazy:
-        integration = _lazy.pop(_package_of(kind), None)
-        if integration is not None:
-            importlib.import_module(integration)
+        package = _package_of(kind)
+        if package in _lazy:
+            _integrate(package)
             reduce = _reducers.get(kind)
     if reduce is None:
         # What the standard library, or others, registered for objects that processes pass each other.
@@ -117,6 +119,31 @@ def find(kind: type) -> Callable[[Any], Any] | None:
         if reduce is None and _families:
             return _find_in_families(kind)
     return reduce
+
+
+#: Packages whose integration is being imported. One that was interrupted is no module, and left reducers here.
+unfinished: dict[str, bool] = {}
+
+
+def complete() -> None:
+    """Import the integrations whose import was interrupted."""
+    for package in list(unfinished):
+        _integrate(package)
+
+
+def _integrate(package: str) -> None:
+    """Import what knows how the objects of a package are sent. An interrupted call is repeated by the next one."""
+    integration = _lazy.get(package)
+    if integration is not None:
+        unfinished[package] = True
+        try:
+            importlib.import_module(integration)
+        except ImportError:
+            _lazy.pop(package, None)
+            unfinished.pop(package, None)
+            raise
+        _lazy.pop(package, None)
+    unfinished.pop(package, None)
 
 
 def _package_of(kind: type) -> str:

@@ -129,6 +129,12 @@ class Crew:
         self.by_slot: dict[int, Worker] = {}
         self.started = 0
         self._open: list[Any] = []
+        # The workers are gone, and what is open is being closed.
+        self._has_ended = False
+        # Processes that are being started.
+        self._begun: list[process.BaseProcess] = []
+        # Fds of workers that are being started; empty lists mostly.
+        self._of_starts: list[list[int]] = []
         # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
         self._imitations: list[Any] = []
         # Workers that are started later have more, and that does no harm.
@@ -167,6 +173,7 @@ class Crew:
                     begun += 1
             finally:
                 self._enter(processes[:begun])
+        self._begun.clear()
         if self._imitations:
             kind = type(self._imitations[0]).__name__
             raise WorkerStartError(
@@ -186,12 +193,12 @@ class Crew:
         # No child keeps any of them, not even by accident: an end that somebody holds
         # keeps messages, and what they lease, alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
-        read_end, write_end = kernel.create_lifeline()
-        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
-        self._lifeline, self._lifeline_end = self._open[-2:]
-        read_end, write_end = kernel.create_bell()
-        self._open += [PrivateFd(write_end), PrivateFd(read_end)]
-        self._bell, self._bell_end = self._open[-2:]
+        self._lifeline, self._lifeline_end = PrivateFd(-1), PrivateFd(-1)
+        self._bell, self._bell_end = PrivateFd(-1), PrivateFd(-1)
+        self._open += [self._lifeline, self._lifeline_end, self._bell, self._bell_end]
+        # Nothing is called between the fds' being there and their having an owner.
+        self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
+        self._bell_end.fd, self._bell.fd = kernel.create_bell()
         self.events = kernel.poller()
         self.events.register(self.results.fileno(), kernel.READABLE)
 
@@ -201,11 +208,13 @@ class Crew:
         Raises:
             WorkerStartError: fork(2) was refused.
         """
+        self._end_unknown()
         # There is no moment at which it lives and nobody knows it.
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             process = self._make(slot, ends)
             self._begin(slot, process)
             self._enter([process], slot)
+        self._begun.clear()
 
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
@@ -213,6 +222,7 @@ class Crew:
         # No exit stack: after a fork whatever is touched is copied, and it touches much.
         channels: list[Receiver | Sender] = []
         pipes: list[int] = []
+        self._of_starts.append(pipes)
         try:
             try:
                 channels += [tasks := self._tasks_end.duplicate()]
@@ -223,10 +233,15 @@ class Crew:
                 raise self._cannot_start(error) from error
             yield tasks, results, lifeline, bell
         finally:
+            self._close_pipes()
             for channel in channels:
                 channel.close()
-            for pipe in pipes:
-                kernel.close(pipe)
+
+    def _close_pipes(self) -> None:
+        """Close what workers were started with; the rest of it, if that is interrupted, with the next call."""
+        while self._of_starts:
+            kernel.close_all(self._of_starts[-1])
+            self._of_starts.pop()
 
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
         return WorkerStartError(
@@ -247,6 +262,7 @@ class Crew:
         return made
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
+        self._begun.append(process)
         try:
             process.start()
         except OSError as error:
@@ -258,6 +274,7 @@ class Crew:
             if getattr(begun, "pid", None) is None:
                 self._imitations.append(begun)
                 continue
+            worker = Worker(slot, begun, -1, begun.pid or -1, begun.name)
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
             except OSError as error:
@@ -266,11 +283,26 @@ class Crew:
                     left.join()
                     left.close()
                 raise self._cannot_start(error, slot) from error
-            worker = Worker(slot, begun, sentinel, begun.pid or -1, begun.name)
-            self.workers.append(worker)
+            # No call between these.
+            worker.sentinel = sentinel
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
-            self.events.register(sentinel, kernel.READABLE)
+            self.workers += [worker]
             self.started += 1
+            self.look_at(worker)
+
+    def look_at(self, worker: Worker) -> None:
+        """Let `wait` tell when a worker has ended. Can be repeated."""
+        self.events.register(worker.sentinel, kernel.READABLE)
+
+    def _end_unknown(self) -> None:
+        """End the processes that were begun, and are no workers because that was interrupted."""
+        while self._begun:
+            begun = self._begun[-1]
+            if getattr(begun, "pid", None) is not None and not any(worker.process is begun for worker in self.workers):
+                begun.kill()
+                begun.join()
+                begun.close()
+            self._begun.pop()
 
     def ring(self, how_many: int) -> None:
         """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
@@ -328,6 +360,8 @@ class Crew:
 
     def see_off(self) -> None:
         """Let the workers of a closed pool leave, for a bounded time; who is not up yet has nothing to leave."""
+        if not self._open:
+            return
         if not self.has_initializer and not self._has_exit:
             # Of the caller's nothing has run in it, and nothing would.
             for worker in self.workers:
@@ -383,23 +417,28 @@ class Crew:
 
     def reports(self) -> tuple[WorkerReport, ...]:
         """Return what each worker did with its time; of a stopped crew what was last known."""
-        if self._open:
+        if self._open and not self._has_ended:
             self._reports = worker_reports(self)
         return self._reports
 
     def stop(self) -> None:
-        """End all workers and close everything. Stopping twice is allowed."""
-        if os.getpid() != self.owner:
+        """End all workers and close everything. Can be repeated, also when it was interrupted."""
+        if os.getpid() != self.owner or not self._open:
             return  # a forked child inherited this object; the workers are not its own
-        self._reports = self.reports()
-        try:
-            left = self.kill()
-            for worker in list(self.workers):
-                self.bury(worker)
-            self._end_imitations()
-            self._warn_of(left)
-        finally:
-            self._close()
+        if not self._has_ended:
+            self._reports = self.reports()
+            try:
+                self._end_unknown()
+                left = self.kill()
+                for worker in list(self.workers):
+                    self.bury(worker)
+                self._end_imitations()
+                self._warn_of(left)
+            except OSError:
+                self._close()
+                raise
+        self._has_ended = True
+        self._close()
 
     def _end_imitations(self) -> None:
         for imitation in self._imitations:
@@ -419,9 +458,12 @@ class Crew:
     def _close(self) -> None:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
-        for thing in self._open:
+        self._close_pipes()
+        # Each is kept until it is closed.
+        for thing in reversed(list(self._open)):
             thing.close()
-        self._open.clear()
+            if thing in self._open:
+                self._open.remove(thing)
 
 
 #: Every crew of this process.

@@ -137,7 +137,10 @@ class Deaths:
         """Start workers in the place of those that died."""
         crew = self._crew
         for slot in list(self._vacant):
-            if not any(worker.slot == slot for worker in crew.workers):
+            there = [worker for worker in crew.workers if worker.slot == slot]
+            if there:  # its start was interrupted
+                crew.look_at(there[0])
+            else:
                 try:
                     crew.start(slot)
                 except (WorkerStartError, OSError) as error:

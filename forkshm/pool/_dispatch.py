@@ -248,7 +248,7 @@ class Dispatcher(Leader):
                 self._extend(batch)
             return self._send(batch)
         except BaseException as error:
-            if not isinstance(error, Exception) or not batch or batch.sent or self._is_interrupt(batch, error):
+            if not isinstance(error, Exception) or not batch or batch.sent or self.is_interrupt(batch, error):
                 batch.is_abandoned = True  # seen to by `_recover`
                 raise
             self._fail_batch(batch, error)
@@ -332,8 +332,8 @@ class Dispatcher(Leader):
         self._deliver()
         self.nudge()
 
-    def _is_interrupt(self, batch: Batch, error: Exception) -> bool:
-        """Return whether a signal handler raised, and not what pickles and sends a batch."""
+    def is_interrupt(self, batch: Sequence[Task], error: Exception) -> bool:
+        """Return whether a signal handler raised, and not what pickles and sends tasks."""
         if threading.current_thread() is not threading.main_thread():
             return False  # no handler runs there
         if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):

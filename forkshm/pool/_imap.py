@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
-from forkshm.errors import TaskTimeoutError
+from forkshm.errors import ForkshmError, TaskTimeoutError
 from forkshm.pool._results import Job, Outcome, delivering
 from forkshm.pool._tasks import Task
 
@@ -89,14 +89,18 @@ class IMapIterator(Job, Generic[T]):
             self.fill(self._window)
             return
         self._reader = next(_keys)
-        self._dispatcher.begin_reading(self._reader)
         arguments = weakref.ref(self), self._dispatcher, self._reader, self._gate
         try:
+            self._dispatcher.begin_reading(self._reader)
             threading.Thread(target=_read, args=arguments, name="forkshm-imap-input", daemon=True).start()
         except RuntimeError:  # no thread is to be had
             self._dispatcher.end_reading(self._reader)
             self._reader = 0
             self.fill(self._window)
+        except BaseException:
+            # If the thread is there, it ends because nobody has this iterator.
+            self._dispatcher.end_reading(self._reader)
+            raise
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -112,34 +116,46 @@ class IMapIterator(Job, Generic[T]):
 
     def take_input(self) -> None:
         """Take one chunk of the input, and submit it. A call that is interrupted is gone on with by the next."""
-        try:
-            if self._submitting is None:
-                taking = self._taking
-                if len(taking) < self.chunksize:
-                    # Taken and kept in one C call, as far as the input is not Python code itself.
-                    taking.extend(itertools.islice(self._items, self.chunksize - len(taking)))
-                if not taking:
+        if self._submitting is None:
+            taking = self._taking
+            taken: list[None] = []
+            if len(taking) < self.chunksize:
+                # Taken and kept in one C call, as far as the input is not Python code itself.
+                extending = map(taking.extend, (itertools.islice(self._items, self.chunksize - len(taking)),))
+                try:
+                    taken.extend(extending)
+                except Exception as error:
+                    if taken:  # of a signal handler
+                        raise
+                    # As in the standard library, the consumer sees it at its place in the order.
+                    self._input_error = error
                     self._exhausted = True
                     return
-                position, retries = self._submitted, self._dispatcher.retries
-                task = Task(Kind.MAP, self._function, taking, self, position, retries=retries)
-                fresh: list[Any] = []
-                # No call between these.
-                self._submitting = self._open[position] = task
-                self._taking = fresh
-            self._submit(self._submitting)
-        except Exception as error:
-            # As in the standard library, the consumer sees it at its place in the order.
-            self._input_error = error
-            self._exhausted = True
+            if not taking:
+                self._exhausted = True
+                return
+            position, retries = self._submitted, self._dispatcher.retries
+            task = Task(Kind.MAP, self._function, taking, self, position, retries=retries)
+            fresh: list[Any] = []
+            # No call between these.
+            self._submitting = self._open[position] = task
+            self._taking = fresh
+        self._submit(self._submitting)
 
     def _submit(self, task: Task) -> None:
         dispatcher = self._dispatcher
-        dispatcher.check_accepting(self._reader)
+        try:
+            dispatcher.check_accepting(self._reader)
+        except ForkshmError as error:
+            self._input_error = error
+            self._exhausted = True
+            return
         try:
             if not task.is_delivered and not dispatcher.knows(task):
                 dispatcher.submit([task], waited_for=self._waited_for, reader=self._reader)
         except Exception as error:  # what cannot be pickled fails at its place; the others go on
+            if task.is_delivered or dispatcher.knows(task) or dispatcher.is_interrupt([task], error):
+                raise
             self.deliver(task, Outcome(error=error))
         # No call between these.
         self._submitted += 1
@@ -190,15 +206,22 @@ class IMapIterator(Job, Generic[T]):
                 self._next_chunk(timeout, deadline)
             if self.bar is not None and self._values:
                 self.bar.update(self.chunksize if isinstance(self._values[0], _Failure) else 1)
-            # Looked at and taken out with no call in between: an interrupt loses none.
-            with delivering:
-                if self._values:
-                    value = self._values[0]
-                    del self._values[0]
+            taken: list[Any] = []
+            try:
+                with delivering:
+                    # No call in the block.
+                    if self._values:
+                        taken = [self._values[0]]
+                        del self._values[0]
+                if taken:
+                    if type(taken[0]) is not _Failure:
+                        return taken[0]  # type: ignore[no-any-return]  # it came through pickle
+                    error = taken[0].error.with_traceback(None)
                     break
-        if isinstance(value, _Failure):
-            raise value.error.with_traceback(None)
-        return value
+            except BaseException:
+                self._values.extendleft(taken)  # interrupted: the next call gets it
+                raise
+        raise error
 
     def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:
         """Wait for the next chunk of results, and unpickle it."""

@@ -18,6 +18,8 @@ The life of one task::
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import operator
 import os
 import sys
@@ -192,15 +194,15 @@ class Pool:
             cpus,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
-        self._start()
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
-        self._state = "RUN"
         self._life = _Life()
         self._dispatcher.keeper = weakref.ref(self._life)
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
         # processes, which would be for ever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
+        self._start()
+        self._state = "RUN"
 
     def _start(self) -> None:
         self._crew.start_all()
@@ -246,6 +248,8 @@ class Pool:
             if not result.is_answered():  # an interrupt: nobody will ask for it
                 self._dispatcher.cancel([task])
             raise
+        finally:
+            del result, task  # no cycle with the traceback of what is raised
 
     def apply_async(
         self,
@@ -385,6 +389,7 @@ class Pool:
             raise
         finally:
             bar.close()
+            del result, tasks  # no cycle with the traceback of what is raised
 
     def _call(
         self,
@@ -524,7 +529,8 @@ class Pool:
     def _release(self) -> None:
         if (trace := self._dispatcher.trace) is not None:
             trace.collect()
-        self._finalizer()
+        self._crew.stop()
+        self._finalizer.cancel()  # not before: an interrupted end is done by the next call, or by that
         forget_abandoned()
         arena.trim()
 
@@ -614,7 +620,13 @@ def _end(crew: Crew, dispatcher: Dispatcher) -> None:
     if not dispatcher.is_idle():
         # A thread may be driving the pool, and is not to find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
-    dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
+    try:
+        dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
+    except BaseException:
+        # Nobody calls this again. No signal handler runs in another thread.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(crew.stop, ())
+        raise
 
 
 def _prepare_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -9,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import open_answer, read_message
-from forkshm.errors import NotUnpicklableError, RemoteTraceback, TaskTimeoutError
+from forkshm.errors import ForkshmError, NotUnpicklableError, RemoteTraceback, TaskTimeoutError
 from forkshm.pickler import open_plain
 
 if TYPE_CHECKING:
@@ -52,17 +53,12 @@ class Outcome:
         if self._error is not None:
             return False, self._error
         if self._parcel is not None:
-            try:
-                return True, open_plain(self._parcel, 0)
-            except (Exception, SystemExit) as error:
-                return False, _cannot_unpickle(error)
+            return self._unpickled(functools.partial(open_plain, self._parcel, 0))
         if self._received is not None:
             try:
-                return True, open_answer(self._received.data)
+                return self._unpickled(functools.partial(open_answer, self._received.data), unless=LookupError)
             except LookupError:
                 pass  # an exception, or something larger: the long way tells
-            except (Exception, SystemExit) as error:
-                return False, _cannot_unpickle(error)
         try:
             message = self._message if self._received is None else read_message(self._received)
             parcels = [] if message is None else message.parcels
@@ -70,25 +66,43 @@ class Outcome:
             if value is None:
                 raise NotUnpicklableError("an answer came without its parcel: please report this")
         except Exception as error:
+            if not isinstance(error, ForkshmError) and threading.current_thread() is threading.main_thread():
+                raise  # of a signal handler: the message is still there
             return False, error
         if not text:
-            try:
-                return True, value.open()
-            except (Exception, SystemExit) as error:
-                return False, _cannot_unpickle(error)
-        try:
-            traceback = RemoteTraceback(text[0].open() if text[0] is not None else "")
-        except (Exception, SystemExit) as error:
-            return False, _cannot_unpickle(error)
-        try:
-            raised = value.open()
-        except Exception as reason:
+            return self._unpickled(value.open)
+        success, shown = self._unpickled(text[0].open) if text[0] is not None else (True, "")
+        if not success:
+            return False, shown
+        traceback = RemoteTraceback(shown)
+        success, raised = self._unpickled(value.open)
+        if not success:
+            reason = raised.__cause__
             raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
-        if not isinstance(raised, BaseException):
+        elif not isinstance(raised, BaseException):
             raised = NotUnpicklableError(f"a task raised what is no exception: {raised!r}")
         traceback.__cause__ = raised.__cause__
         raised.__cause__ = traceback
         return False, raised
+
+    @staticmethod
+    def _unpickled(
+        unpickle: Callable[[], Any], unless: type[BaseException] | tuple[type[BaseException], ...] = ()
+    ) -> tuple[bool, Any]:
+        try:
+            return True, unpickle()
+        except unless:
+            raise
+        except (Exception, SystemExit) as error:
+            is_interrupt = False
+            if threading.current_thread() is threading.main_thread():
+                # A signal handler may have raised it. If so, the answer stays for those who ask again.
+                with contextlib.suppress(Exception, SystemExit):
+                    unpickle()
+                    is_interrupt = True
+                if is_interrupt:
+                    raise
+            return False, _cannot_unpickle(error)
 
 
 def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
@@ -269,7 +283,11 @@ class ApplyResult(Job, Generic[T]):
         success, value = self._open()
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
-        raise value.with_traceback(None)
+        try:
+            raise value.with_traceback(None)
+        finally:
+            # No cycle of the exception, its traceback and this frame.
+            del value, self
 
 
 AsyncResult = ApplyResult

@@ -370,7 +370,6 @@ class Outstanding:
             except (StopIteration, KeyError, RuntimeError):  # another thread does the same
                 continue
             task.close()
-            if not task.is_delivered:
-                task.job.deliver(task, answer)
+            task.job.deliver(task, answer)  # also one that was interrupted amid it
             answered.pop(number, None)
         return any_there

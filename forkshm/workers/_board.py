@@ -92,6 +92,7 @@ class Board:
         nbytes = slots + 2 * size * _SLOT
         if fds is None:
             self.region = anonymous_shared_memory(nbytes)
+            # No call between its being there and its being noted.
             self.annex = kernel.create_growing("annex")
             self.guard = Mutex(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
@@ -280,8 +281,13 @@ class Board:
             self._singles[_DIRECTORY] = used + len(entry)  # last: from here on it is there
             return region
 
+    def __del__(self, close: Any = kernel.close) -> None:
+        annex, self.annex = getattr(self, "annex", -1), -1
+        if annex >= 0:
+            close(annex)
+
     def close(self) -> None:
-        """Let go of the memory in this process."""
+        """Let go of the memory in this process. Can be repeated."""
         self.guard.detach()
         self.lock.detach()
         for words in (self.states, self.pids, self.arrivals, self.loops_begun, self._loops, self._slots):
@@ -291,7 +297,9 @@ class Board:
         # The traceback of whoever failed in a call of ours has views: the collector closes then.
         with contextlib.suppress(RegionBusyError):
             self.region.close()
-        kernel.close(self.annex)
+        annex, self.annex = self.annex, -1
+        if annex >= 0:
+            kernel.close(annex)
 
 
 def _nothing() -> None:

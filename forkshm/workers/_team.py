@@ -131,11 +131,14 @@ class Team(Member):
             self._open.callback(board.close)
             watch = self._watch = Watch(board, f"member {{}} of a team of {self.size}", "the block")
             self._open.callback(watch.close)
-            read_end, write_end = kernel.create_lifeline()
             # The kernel kills the members once the writing end is gone: no child may have it.
-            self._open.callback(PrivateFd(write_end).close)
-            self._open.callback(kernel.close, read_end)
-            self._lifeline = read_end
+            writing = PrivateFd(-1)
+            reading: list[int] = []
+            self._open.callback(writing.close)
+            self._open.callback(kernel.close_all, reading)
+            # No call between these: each fd has an owner at every moment.
+            self._lifeline, writing.fd = kernel.create_lifeline()
+            reading += [self._lifeline]
             self._known = known_now()
             board.enter(0)
             _flush()
@@ -161,7 +164,11 @@ class Team(Member):
                 ) from error
             raise
         # Not before: either all begin the block, or nobody.
-        board.open_gate()
+        try:
+            board.open_gate()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def _look_for_dead(self) -> None:

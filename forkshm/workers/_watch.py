@@ -171,12 +171,20 @@ class Watch:
         return True
 
     def _bury(self, rank: int) -> None:
-        pid, sentinel, collect = self._there.pop(rank)
+        # All of it can be repeated, should it be interrupted.
+        pid, sentinel, collect = self._there[rank]
         if sentinel >= 0:
-            self._poll.unregister(sentinel)
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(sentinel)
             wait_gone(sentinel)
-            kernel.close(sentinel)
-        exitcode = self.exit_codes[rank] = collect()
+        if rank not in self.exit_codes:
+            self.exit_codes[rank] = collect()
+        exitcode = self.exit_codes[rank]
+        closing = map(kernel.close, (sentinel,))
+        # No call between these.
+        del self._there[rank]
+        if sentinel >= 0:
+            next(closing, None)
         if self._board.states[rank] in (LEFT, FAILED):
             return
         self._board.end(rank, DIED)

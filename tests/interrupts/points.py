@@ -1,30 +1,68 @@
-"""Raises an exception at one point inside forkshm, chosen by its number.
+"""Calls a handler at one point inside forkshm, chosen by its number: where CPython could run a signal handler.
 
-CPython runs signal handlers when a Python function begins and when a call of a C function has returned
-(and at backward jumps, which these bracket). A profile function is called at just these two moments,
-in the place of the handler: what it raises comes out of the same instruction. So every point at which a
-Ctrl-C can arrive has a number, and can be tried, one run each.
+CPython runs handlers after ``RESUME`` (a function begins), after a call of something that is not a Python function,
+and at backward jumps; nowhere else. A trace function sees each instruction, so it can tell that the one before was
+such a place. What it raises comes out of the frame as what a signal handler raises does.
+
+A Python function that was called by bytecode returns without such a check, so that is no point.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import os
 import sys
 import threading
 
 import forkshm
 
-__all__ = ("Interrupt", "Points")
+__all__ = ("Interrupt", "Points", "Trouble")
 
 _PACKAGE = os.path.dirname(os.path.abspath(forkshm.__file__)) + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL"))
+_RESUME = dis.opmap["RESUME"]
+_CHECKS = frozenset(code for name, code in dis.opmap.items() if name == "RESUME" or "JUMP_BACKWARD" in name)
+#: Python functions that a type calls: the call of the type itself is one of C.
+_OF_TYPES = frozenset({"__init__", "__new__", "__call__"})
+#: The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
+#: times.
+_MOST = 4
+
+
+@functools.cache
+def _handlers(code):
+    return [(entry.start, entry.end, entry.target) for entry in dis._parse_exception_table(code)]
+
+
+def _handler_at(code, position):
+    """Return where an exception at an instruction goes."""
+    return next((target for start, end, target in _handlers(code) if start <= position < end), None)
 
 
 class Interrupt(BaseException):
-    """What is raised."""
+    """What is raised, as KeyboardInterrupt is."""
+
+
+class Trouble(Exception):
+    """What is raised, as a handler of SIGALRM does."""
+
+
+class _Frame:
+    """What happened in a frame since the last instruction."""
+
+    __slots__ = ("c_returned", "called", "last")
+
+    def __init__(self):
+        self.last = -1
+        self.called = None
+        self.c_returned = False
 
 
 class Points:
-    """Counts the points that a block passes in this thread, and raises at one of them.
+    """Counts the points that a block passes in this thread, and calls *handler* at one of them.
 
     Args:
         at: The number of the point, from 1 on; 0 counts only.
@@ -37,27 +75,86 @@ class Points:
         self.where = None
         self._handler = handler or self._raise
         self._owner = os.getpid()
+        self._frames = {}
+        self._times = {}
+        self._is_done = False
 
     def _raise(self):
         raise Interrupt(f"at point {self.at}")
 
     def __enter__(self):
         self._thread = threading.get_ident()
-        sys.setprofile(self._look)
+        sys.setprofile(self._profile)
+        sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_):
+        sys.settrace(None)
         sys.setprofile(None)
+        self._frames.clear()
 
-    def _look(self, frame, event, argument):
-        if event not in ("call", "c_return") or os.getpid() != self._owner:
-            return
+    def _profile(self, frame, event, _):
+        # What this raises comes out of the call, as it should: no instruction lies between.
+        if event == "c_return" and not self._is_done and (state := self._frames.get(frame)) is not None:
+            state.c_returned = True
+            self._pass(frame, frame.f_lasti)
+
+    def _trace(self, frame, event, _):
+        if self._is_done or os.getpid() != self._owner:
+            return None
+        if event == "call" and (caller := self._frames.get(frame.f_back)) is not None:
+            caller.called = frame.f_code.co_name
         if not frame.f_code.co_filename.startswith(_PACKAGE):
+            return None
+        frame.f_trace_lines = False
+        frame.f_trace_opcodes = True
+        if frame not in self._frames:
+            self._frames[frame] = _Frame()
+        return self._look
+
+    def _look(self, frame, event, _):
+        if self._is_done:
+            return None
+        if event == "return":
+            self._frames.pop(frame, None)
+            return None
+        if event != "opcode":
+            return self._look
+        state = self._frames.get(frame)
+        if state is None:
+            return self._look
+        before, state.last = state.last, frame.f_lasti
+        called, state.called = state.called, None
+        c_returned, state.c_returned = state.c_returned, False
+        code = frame.f_code
+        if before < 0 or c_returned:
+            return self._look
+        operation, now = code.co_code[before], frame.f_lasti
+        if operation in _CALLS:
+            if called is not None and called not in _OF_TYPES:
+                return self._look
+        elif operation not in _CHECKS or (operation != _RESUME and now > before):
+            return self._look  # a jump that was not taken is none
+        # Raised here it is as if this instruction had raised, and not the one before: is that the same?
+        if _handler_at(code, before) == _handler_at(code, now):
+            self._pass(frame, before)
+        return self._look
+
+    def _pass(self, frame, before):
+        if os.getpid() != self._owner:
+            self._is_done = True
             return
-        if argument is sys.setprofile:
+        back = frame.f_back
+        key = frame.f_code, before, back and back.f_code, back and back.f_lasti
+        times = self._times[key] = self._times.get(key, 0) + 1
+        if times > _MOST:
             return
         self.seen += 1
         if self.seen == self.at:
-            called = f" after {argument.__name__}" if event == "c_return" else ""
-            self.where = f"{frame.f_code.co_filename[len(_PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_name}{called}"
+            self._is_done = True
+            name = dis.opname[frame.f_code.co_code[before]]
+            file = frame.f_code.co_filename[len(_PACKAGE) :]
+            self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"
+            if back is not None:
+                self.where += f" < {os.path.basename(back.f_code.co_filename)}:{back.f_lineno} {back.f_code.co_name}"
             self._handler()

@@ -1,0 +1,89 @@
+"""Interrupts every scenario at every point, and prints a table.
+
+``python all.py [--variant V] [--step N] [SCENARIO ...]``
+
+Exits with 1 when any point is bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+VARIANTS = ("interrupt", "uses", "exception")
+
+
+def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None):
+    """Run one scenario; return how many points there are, how many were tried, and what was bad."""
+    tried, total, bad = 0, 0, []
+    while True:
+        command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, str(first), str(step), str(last)]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        out, errors = process.communicate()
+        at, again, is_done = None, None, False
+        for line in out.splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            if "total" in said:
+                total = max(total, said["total"])
+            if "at" in said:
+                at = said["at"]
+                tried += 1
+            if "bad" in said:
+                bad.append((said["bad"], said["where"], said["problem"]))
+            if "again" in said:
+                again = said["again"]
+            is_done = is_done or "done" in said
+        if is_done or len(bad) >= most_bad:
+            return total, tried, bad
+        if again is None:
+            bad.append((at, None, f"hangs, or ended with {process.returncode}: {errors[-3000:]}"))
+            if at is None:
+                return total, tried, bad
+            again = at + step
+        first = again
+        if first > (last or total):
+            return total, tried, bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*")
+    parser.add_argument("--variant", choices=(*VARIANTS, "all"), default="all")
+    parser.add_argument("--step", type=int, default=1, help="try every n-th point only")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--last", type=int, default=0)
+    options = parser.parse_args()
+    sys.path.insert(0, HERE)
+    from scenarios import SCENARIOS
+
+    is_bad = False
+    print("| scenario | variant | points | tried | bad | seconds |", flush=True)
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in options.scenarios or SCENARIOS:
+        for variant in VARIANTS if options.variant == "all" else (options.variant,):
+            began = time.monotonic()
+            total, tried, bad = run(name, variant, options.step, options.first, options.last)
+            took = time.monotonic() - began
+            print(f"| {name} | {variant} | {total} | {tried} | {len(bad)} | {took:.0f} |", flush=True)
+            for at, where, problem in bad:
+                print(f"    {at} {where}: {problem}", flush=True)
+            is_bad = is_bad or bool(bad)
+    return is_bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,773 @@
+"""What is interrupted: for each scenario the objects, what is done with them, and how they are looked at afterwards.
+
+`run` is interrupted at one point; then `check` uses the same objects. Both raise AssertionError for a wrong answer.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+
+import numpy as np
+
+import forkshm
+from forkshm.testing import check_leaks
+
+__all__ = ("SCENARIOS", "Scenario")
+
+#: How often each task was run: tasks count themselves, in memory that all processes have.
+_counts = forkshm.zeros(4096, dtype=np.int64)
+_ids = iter(())
+
+
+def fresh(how_many):
+    """Return numbers of tasks that were not used before."""
+    global _ids
+    numbers = []
+    while len(numbers) < how_many:
+        number = next(_ids, None)
+        if number is None:
+            _counts[:] = 0
+            _ids = iter(range(len(_counts)))
+        else:
+            numbers.append(number)
+    return numbers
+
+
+def work(number):
+    """A task."""
+    _counts[number] += 1
+    return number * 3
+
+
+def work_of(array):
+    """A task with an array, whose first item is its number, and that answers with one."""
+    _counts[int(array[0])] += 1
+    return array * 2
+
+
+def same(given, wanted):
+    """Assert that an answer is right."""
+    assert given == wanted, f"{given!r}, and not {wanted!r}"
+
+
+class Scenario:
+    """One of them. Objects are made once, and again when they have said that they are broken."""
+
+    #: How long one run and its check may take.
+    seconds = 20
+    #: What these objects may say instead of going on.
+    broken = ()
+
+    def __init__(self):
+        self.numbers = []
+
+    def make(self):
+        """Make the objects."""
+
+    def run(self):
+        """Do what is interrupted."""
+        raise NotImplementedError
+
+    def check(self):
+        """Use the same objects."""
+        self.run()
+
+    def drop(self):
+        """Let go of the objects."""
+
+    def new(self, how_many):
+        """Return numbers for tasks."""
+        numbers = fresh(how_many)
+        self.numbers += numbers
+        return numbers
+
+    def check_counts(self):
+        """Assert that no task of the last runs was run twice."""
+        twice = [number for number in self.numbers if _counts[number] > 1]
+        self.numbers = []
+        assert not twice, f"tasks {twice} were run twice"
+
+
+class _OfPool(Scenario):
+    def make(self):
+        self.pool = forkshm.Pool(2)
+        self.pool.map(work, self.new(4))
+
+    def check(self):
+        numbers = self.new(3)
+        same(self.pool.map(work, numbers, chunksize=1), [3 * number for number in numbers])
+        (number,) = self.new(1)
+        same(self.pool.apply(work, (number,)), 3 * number)
+        self.settled()
+
+    def settled(self):
+        # What was interrupted may still be at a worker.
+        dispatcher = self.pool._dispatcher
+        assert dispatcher.drive(dispatcher.is_idle, 5), "something was never answered"
+
+    def drop(self):
+        self.pool.terminate()
+        self.pool.join()
+        del self.pool
+
+
+class PoolMap(_OfPool):
+    def run(self):
+        numbers = self.new(8)
+        same(self.pool.map(work, numbers, chunksize=2), [3 * number for number in numbers])
+
+
+class PoolApply(_OfPool):
+    def run(self):
+        (number,) = self.new(1)
+        same(self.pool.apply(work, (number,)), 3 * number)
+
+
+class PoolApplyAsync(_OfPool):
+    def run(self):
+        self.called = []
+        numbers = self.new(3)
+        self.asked = [self.pool.apply_async(work, (number,), callback=self.called.append) for number in numbers]
+        self.results = list(zip(numbers, self.asked, strict=True))
+        same([result.get(15) for result in self.asked], [3 * number for number in numbers])
+
+    def check(self):
+        super().check()
+        for number, result in getattr(self, "results", ()):
+            same(result.get(15), 3 * number)
+        assert len(self.called) == len(set(self.called)), f"a callback was called twice: {self.called}"
+        self.results = []
+
+
+class PoolImap(_OfPool):
+    def run(self):
+        numbers = self.new(6)
+        same(list(self.pool.imap(work, numbers, chunksize=2)), [3 * number for number in numbers])
+
+
+class PoolImapGenerator(_OfPool):
+    def run(self):
+        numbers = self.new(6)
+        same(list(self.pool.imap(work, (number for number in numbers))), [3 * number for number in numbers])
+
+
+class PoolImapResumed(_OfPool):
+    """An iterator whose `next` was interrupted is asked again: nothing is lost."""
+
+    def run(self):
+        self.wanted = self.new(6)
+        self.got = []
+        self.iterator = self.pool.imap(work, self.wanted)
+        self.take()
+
+    def take(self):
+        while True:
+            # No trace in this file, so no interrupt between the two.
+            try:
+                value = self.iterator.next(15)
+            except StopIteration:
+                break
+            self.got.append(value)
+        same(self.got, [3 * number for number in self.wanted])
+        self.iterator = None
+
+    def check(self):
+        if getattr(self, "iterator", None) is not None:
+            self.take()
+        super().check()
+
+
+class PoolMapArrays(_OfPool):
+    def run(self):
+        arrays = [np.full(20_000, float(number)) for number in self.new(4)]
+        answers = self.pool.map(work_of, arrays, chunksize=1)
+        for array, answer in zip(arrays, answers, strict=True):
+            assert (answer == array * 2).all(), "an array arrived wrong"
+
+    def check(self):
+        self.run()
+        super().check()
+
+
+class _OfExecutor(Scenario):
+    def make(self):
+        self.executor = forkshm.Executor(2)
+        self.executor.submit(work, *self.new(1)).result()
+
+    def check(self):
+        (number,) = self.new(1)
+        same(self.executor.submit(work, number).result(15), 3 * number)
+        numbers = self.new(3)
+        same(list(self.executor.map(work, numbers)), [3 * number for number in numbers])
+        dispatcher = self.executor.pool._dispatcher
+        assert self.executor._work.drive(dispatcher.is_idle, 5), "something was never answered"
+
+    def drop(self):
+        self.executor.shutdown()
+        del self.executor
+
+
+class ExecutorSubmit(_OfExecutor):
+    def run(self):
+        numbers = self.new(3)
+        self.futures = []
+        for number in numbers:
+            self.futures.append((number, self.executor.submit(work, number)))
+        same([future.result(15) for _, future in self.futures], [3 * number for number in numbers])
+
+    def check(self):
+        for number, future in getattr(self, "futures", ()):
+            same(future.result(15), 3 * number)
+        self.futures = []
+        super().check()
+
+
+class ExecutorMap(_OfExecutor):
+    def run(self):
+        numbers = self.new(6)
+        same(list(self.executor.map(work, numbers)), [3 * number for number in numbers])
+
+
+class ExecutorWait(_OfExecutor):
+    def run(self):
+        self.futures = []
+        numbers = self.new(3)
+        for number in numbers:
+            self.futures.append((number, self.executor.submit(work, number)))
+        done, _ = concurrent.futures.wait([future for _, future in self.futures], 15)
+        same(len(done), 3)
+        came = [future.result() for future in concurrent.futures.as_completed([f for _, f in self.futures], 15)]
+        same(sorted(came), [3 * number for number in sorted(numbers)])
+
+    def check(self):
+        for number, future in getattr(self, "futures", ()):
+            same(future.result(15), 3 * number)
+        self.futures = []
+        super().check()
+
+
+class ExecutorFirstCall(Scenario):
+    """Start, call and end."""
+
+    def run(self):
+        with forkshm.Executor(1) as executor:
+            (number,) = self.new(1)
+            same(executor.submit(work, number).result(15), 3 * number)
+
+
+class _OfChannel(Scenario):
+    def things(self):
+        return [np.full(20_000, 7.0), "text", [np.full(20_000, 8.0), {"a": np.arange(3)}]]
+
+    def right(self, thing, wanted):
+        if isinstance(wanted, np.ndarray):
+            assert (thing == wanted).all(), "an array arrived wrong"
+        elif isinstance(wanted, list):
+            self.right(thing[0], wanted[0])
+            self.right(thing[1]["a"], wanted[1]["a"])
+        else:
+            same(thing, wanted)
+
+
+class Queue(_OfChannel):
+    def make(self):
+        self.queue = forkshm.Queue()
+
+    def run(self):
+        for thing in self.things():
+            self.queue.put(thing)
+            self.right(self.queue.get(), thing)
+
+    def check(self):
+        while not self.queue.empty():
+            self.queue.get()
+        self.run()
+        same(self.queue.qsize(), 0)
+
+    def drop(self):
+        self.queue.close()
+        self.queue.join_thread()
+        del self.queue
+
+
+class BoundedQueue(Queue):
+    """A place that an interrupted call has taken is given back within a moment."""
+
+    def make(self):
+        self.queue = forkshm.Queue(2)
+
+    def check(self):
+        super().check()
+        for _ in range(2):
+            self.queue.put(1, timeout=5)
+        for _ in range(2):
+            self.queue.get(timeout=5)
+
+
+class FullQueue(_OfChannel):
+    """More is put than the kernel has room for."""
+
+    def make(self):
+        self.queue = forkshm.Queue()
+
+    def run(self):
+        self.put = 0
+        array = np.full(20_000, 1.0)
+        for _ in range(self.queue_length()):
+            self.queue.put(array)
+            self.put += 1
+        for _ in range(self.put):
+            self.right(self.queue.get(timeout=15), array)
+
+    def queue_length(self):
+        return 300
+
+    def check(self):
+        while not self.queue.empty() or self.queue._backlog:
+            self.queue.get(timeout=5)
+        self.queue.put("end")
+        same(self.queue.get(timeout=15), "end")
+
+    def drop(self):
+        self.queue.close()
+        self.queue.join_thread()
+        del self.queue
+
+
+class SimpleQueue(_OfChannel):
+    def make(self):
+        self.queue = forkshm.SimpleQueue()
+
+    def run(self):
+        for thing in self.things():
+            self.queue.put(thing)
+            self.right(self.queue.get(), thing)
+
+    def check(self):
+        while not self.queue.empty():
+            self.queue.get()
+        self.run()
+
+    def drop(self):
+        self.queue.close()
+        del self.queue
+
+
+class Pipe(_OfChannel):
+    def make(self):
+        self.here, self.there = forkshm.Pipe()
+
+    def run(self):
+        for thing in self.things():
+            self.here.send(thing)
+            self.right(self.there.recv(), thing)
+        self.here.send_bytes(bytes(100_000))
+        same(len(self.there.recv_bytes()), 100_000)
+
+    def check(self):
+        while self.there.poll():
+            try:
+                self.there.recv_bytes()
+            except OSError:
+                pass  # an object with buffers
+        self.run()
+
+    def drop(self):
+        self.here.close()
+        self.there.close()
+        del self.here, self.there
+
+
+class PipeLoses(_OfChannel):
+    """What was sent is received, however often receiving was interrupted."""
+
+    def make(self):
+        self.here, self.there = forkshm.Pipe()
+        self.left = []
+
+    def run(self):
+        self.left = self.things()
+        self.is_sent = False
+        for thing in self.left:
+            self.here.send(thing)
+        self.is_sent = True
+        self.take()
+
+    def take(self):
+        while self.left:
+            thing = self.there.recv()
+            self.right(thing, self.left.pop(0))
+
+    def check(self):
+        if not self.is_sent:
+            while self.there.poll():
+                self.there.recv()
+            self.run()
+        # One that was received and whose return was interrupted is gone; so there may be one less.
+        while self.left and self.there.poll(0):
+            thing = self.there.recv()
+            try:
+                self.right(thing, self.left[0])
+            except (AssertionError, TypeError, KeyError, IndexError):
+                self.left.pop(0)
+                self.right(thing, self.left[0])
+            self.left.pop(0)
+        self.left = []
+        self.run()
+
+    def drop(self):
+        self.here.close()
+        self.there.close()
+        del self.here, self.there
+
+
+class BornShared(Scenario):
+    """What is raised in NumPy's hook is swallowed, and the array is made as ever: right, and not shared."""
+
+    def check(self):
+        assert self.run() == 4.0, "the array was not shared"
+
+    def run(self):
+        with forkshm.shared_allocations(100_000):
+            array = np.ones(50_000)
+        array[:] = 3.0
+        other = np.ones(50_000)
+        assert array.sum() == 150_000
+        assert other.sum() == 50_000
+        here, there = forkshm.Pipe()
+        with here, there:
+            here.send(array)
+            got = there.recv()
+            got[0] = 4.0
+        return array[0]
+
+
+class Regions(Scenario):
+    def run(self):
+        region = forkshm.anonymous_shared_memory(100_000)
+        region.buf[:3] = b"abc"
+        part = region.buf[1:3]
+        assert bytes(part) == b"bc"
+        same_memory = forkshm.MappedRegion(region, "read_only", offset=1, size=5)
+        assert bytes(same_memory.buf[:2]) == b"bc"
+        del part
+        same_memory.close()
+        region.shrink_by(50_000)
+        same(region.size, 50_000)
+        here, there = forkshm.Pipe()
+        with here, there:
+            here.send(region)
+            got = there.recv()
+            assert bytes(got.buf[:3]) == b"abc"
+            here.send(np.frombuffer(region.buf, np.uint8)[1:10])
+            assert bytes(there.recv()[:2]) == b"bc"
+        del got
+        region.close()
+
+
+class SharedArrays(Scenario):
+    def run(self):
+        array = forkshm.zeros(30_000)
+        array[:] = 2.0
+        small = forkshm.zeros(3)
+        small[:] = 1.0
+        here, there = forkshm.Pipe()
+        with here, there:
+            here.send((array[10:], small))
+            got, few = there.recv()
+            assert (got == 2.0).all()
+            few[0] = 5.0
+            assert small[0] == 5.0
+
+
+class RegionLocks(Scenario):
+    seconds = 30
+
+    def make(self):
+        self.region = forkshm.anonymous_shared_memory(65_536)
+        offset = 0
+        self.locks = []
+        for kind, arguments in (
+            (forkshm.Mutex, ()),
+            (forkshm.RecursiveMutex, ()),
+            (forkshm.region.Semaphore if hasattr(forkshm.region, "Semaphore") else None, (1,)),
+        ):
+            if kind is None:
+                continue
+            self.locks.append(kind(self.region, offset, *arguments))
+            offset += -(-kind.SIZE // 64) * 64
+        self.rwlock = forkshm.region.RWLock(self.region, offset) if hasattr(forkshm.region, "RWLock") else None
+
+    def run(self):
+        for lock in self.locks:
+            with lock:
+                pass
+            if lock.acquire(timeout=5):
+                lock.release()
+
+    def check(self):
+        for lock in self.locks:
+            assert lock.acquire(timeout=1), f"{lock!r} was left locked"
+            lock.release()
+        # Another thread gets it, too.
+        failed = []
+
+        def use():
+            for lock in self.locks:
+                if not lock.acquire(timeout=1):
+                    failed.append(lock)
+                else:
+                    lock.release()
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        assert not failed, f"{failed} were left locked"
+
+    def drop(self):
+        del self.locks, self.rwlock
+        self.region = None
+
+
+class ClassicLocks(Scenario):
+    def make(self):
+        self.locks = [forkshm.Lock(), forkshm.RLock(), forkshm.Semaphore(1), forkshm.BoundedSemaphore(1)]
+        self.condition = forkshm.Condition()
+        self.event = forkshm.Event()
+        self.value = forkshm.Value("i", 0)
+
+    def run(self):
+        for lock in self.locks:
+            with lock:
+                pass
+            assert lock.acquire(timeout=5)
+            lock.release()
+        with self.condition:
+            self.condition.notify_all()
+            self.condition.wait(0.001)
+        self.event.set()
+        self.event.wait(1)
+        self.event.clear()
+        with self.value.get_lock():
+            self.value.value += 1
+
+    def check(self):
+        failed = []
+
+        def use():
+            for lock in [*self.locks, self.condition, self.value.get_lock()]:
+                if not lock.acquire(timeout=1):
+                    failed.append(lock)
+                else:
+                    lock.release()
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        assert not failed, f"{failed} were left locked"
+        self.run()
+
+    def drop(self):
+        del self.locks, self.condition, self.event, self.value
+
+
+class MakeLocks(Scenario):
+    def run(self):
+        lock = forkshm.Lock()
+        with lock:
+            pass
+        queue = forkshm.Queue()
+        queue.put(1)
+        same(queue.get(), 1)
+        queue.close()
+        here, there = forkshm.Pipe()
+        here.close()
+        there.close()
+
+
+class Team(Scenario):
+    def make(self):
+        self.array = forkshm.zeros(100)
+
+    def run(self):
+        self.array[:] = 0
+        with forkshm.team(2) as team:
+            for index in team.range(100):
+                self.array[index] += 1
+        assert (self.array == 1).all(), "the team left something out"
+
+    def drop(self):
+        del self.array
+
+
+class StartTerminate(Scenario):
+    def run(self):
+        with forkshm.Pool(2) as pool:
+            numbers = self.new(2)
+            same(pool.map(work, numbers), [3 * number for number in numbers])
+
+
+class StartClose(Scenario):
+    def run(self):
+        pool = forkshm.Pool(2)
+        numbers = self.new(2)
+        result = pool.map_async(work, numbers)
+        pool.close()
+        pool.join()
+        same(result.get(), [3 * number for number in numbers])
+
+
+class Close(Scenario):
+    """`close` and `join` that were interrupted are called again."""
+
+    def make(self):
+        self.pool = forkshm.Pool(2)
+        self.result = self.pool.map_async(work, self.new(2))
+
+    def run(self):
+        self.pool.close()
+        self.pool.join()
+
+    def check(self):
+        self.pool.close()
+        self.pool.join()
+        same(len(self.result.get(5)), 2)
+        self.drop()
+        self.make()
+
+    def drop(self):
+        self.pool.terminate()
+        self.pool.join()
+        del self.pool, self.result
+
+
+class Terminate(Scenario):
+    """`terminate` that was interrupted is called again."""
+
+    def make(self):
+        self.pool = forkshm.Pool(2)
+        self.result = self.pool.map_async(work, self.new(2))
+
+    def run(self):
+        self.pool.terminate()
+        self.pool.join()
+
+    def check(self):
+        self.pool.terminate()
+        self.pool.join()
+        try:
+            self.result.get(5)
+        except forkshm.PoolClosedError:
+            pass
+        self.make()
+
+    def drop(self):
+        self.pool.terminate()
+        self.pool.join()
+        del self.pool, self.result
+
+
+class Shutdown(Scenario):
+    def make(self):
+        self.executor = forkshm.Executor(2)
+        self.future = self.executor.submit(work, *self.new(1))
+
+    def run(self):
+        self.executor.shutdown()
+
+    def check(self):
+        self.executor.shutdown()
+        same(self.future.result(5) % 3, 0)
+        self.make()
+
+    def drop(self):
+        self.executor.shutdown()
+        del self.executor, self.future
+
+
+class Fork(Scenario):
+    """A process is forked from one that has received arrays: neither sees what the other writes to them."""
+
+    def make(self):
+        self.here, self.there = forkshm.Pipe()
+
+    def run(self):
+        self.here.send(np.full(20_000, 7.0))
+        array = self.there.recv()
+        self.fork(array)
+
+    def fork(self, array):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                array[0] += 1
+                code = 0 if array[0] == 8 else 2
+                here, there = forkshm.Pipe()
+                here.send(np.full(20_000, 9.0))
+                if there.recv()[0] != 9.0:
+                    code = 3
+            finally:
+                os._exit(code)
+        try:
+            array[1] += 1
+        finally:
+            status = os.waitpid(pid, 0)[1]
+        same(os.waitstatus_to_exitcode(status), 0)
+        assert array[0] == 7.0, "a child's write was seen"
+
+    def check(self):
+        while self.there.poll():
+            self.there.recv()
+        self.run()
+
+    def drop(self):
+        self.here.close()
+        self.there.close()
+        del self.here, self.there
+
+
+class Processes(Scenario):
+    """A process with a queue and an array."""
+
+    def make(self):
+        self.queue = forkshm.SimpleQueue()
+
+    def run(self):
+        process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
+        process.start()
+        try:
+            got = self.queue.get()
+        finally:
+            process.join()
+        assert (got == 6.0).all()
+        same(process.exitcode, 0)
+        process.close()
+
+    def check(self):
+        while not self.queue.empty():
+            self.queue.get()
+        self.run()
+
+    def drop(self):
+        self.queue.close()
+        del self.queue
+
+
+def _put(queue, array):
+    queue.put(array * 2)
+
+
+#: All of them, by name.
+SCENARIOS = {
+    kind.__name__: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type)
+    and issubclass(kind, Scenario)
+    and kind is not Scenario
+    and not kind.__name__.startswith("_")
+}
+
+assert check_leaks  # used by those who run these

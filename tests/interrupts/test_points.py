@@ -1,0 +1,51 @@
+"""Every scenario, interrupted: at a spread of points by default, at each of them with ``-m nightly``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import all as program
+from scenarios import SCENARIOS
+from signals import storm
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the exception tables of Python 3.11")
+
+#: Points that are tried of each by default.
+FEW = 6
+#: These take longer, and are tried at fewer.
+SLOW = {"Team", "StartTerminate", "StartClose", "ExecutorFirstCall", "FullQueue", "Processes", "Close", "Terminate"}
+
+
+def _tell(bad):
+    return "\n".join(f"{at} {where}: {problem}" for at, where, problem in bad)
+
+
+@pytest.mark.parametrize("variant", program.VARIANTS)
+@pytest.mark.parametrize("name", sorted(set(SCENARIOS) - SLOW))
+def test_spread(name, variant):
+    # Another part of them for each variant.
+    first = 7 + 5 * program.VARIANTS.index(variant)
+    total, _, bad = program.run(name, variant, step=97, first=first, last=first + 97 * FEW)
+    assert total, "nothing was interrupted"
+    assert not bad, _tell(bad)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", program.VARIANTS)
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_whole(name, variant):
+    total, _, bad = program.run(name, variant)
+    assert total, "nothing was interrupted"
+    assert not bad, _tell(bad)
+
+
+@pytest.mark.slow
+def test_signals():
+    result = storm(seconds=2)
+    assert result["interrupts"] > 50
+    assert not result["problems"], result
