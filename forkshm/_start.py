@@ -13,10 +13,12 @@ import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
+from forkshm._prologue import Name
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import ChannelBrokenError, NotPicklableError
@@ -34,7 +36,7 @@ __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first
 first_calls: list[Callable[[], object]] = []
 
 #: Of a process object: what has no meaning in the child.
-_HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts")
+_HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
 
 
 class _OfContext:
@@ -64,11 +66,14 @@ class _StartedAnew(_OfContext):
     _birth = -1
     #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
     _names_of_parts: Mapping[str, Any] | None = None
+    #: Environment variables that it has before it imports anything of the program's.
+    _environment: Mapping[str, str] = types.MappingProxyType({})
 
     def __reduce__(self) -> Any:
         if _multiprocess.context.get_spawning_popen() is None:
             raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
+        state["_name"] = str(state["_name"])
         known = known_after_import()
         with _both_spawning():
             try:
@@ -193,8 +198,14 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
         _multiprocess.resource_tracker.ensure_running()
-    with _interrupts.held_back():
-        return popen(*arguments)
+    process_obj = arguments[0]
+    name = process_obj._name
+    try:
+        process_obj._name = Name(name, process_obj._environment)
+        with _interrupts.held_back():
+            return popen(*arguments)
+    finally:
+        process_obj._name = name
 
 
 @contextlib.contextmanager

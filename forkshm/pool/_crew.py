@@ -19,15 +19,20 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
+from forkshm.pool import _inner_threads
 from forkshm.pool._report import WorkerReport, worker_reports
 from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Literal
 
     from forkshm._multiprocess import process
     from forkshm.channel import Receiver, Sender
+
+    #: Threads of BLAS and the like in a worker: a number, the worker's share of the cores, or no limit.
+    InnerThreads = int | Literal["share"] | None
 
 __all__ = ("Crew", "Worker", "descriptors_open")
 
@@ -107,6 +112,7 @@ class Crew:
         worker_init: Callable[[], object] | None = None,
         worker_exit: Callable[[Any], object] | None = None,
         cpu_ids: Sequence[frozenset[int]] = (),
+        inner_threads: InnerThreads = None,
     ) -> None:
         self.size = size
         self.owner = os.getpid()
@@ -117,6 +123,7 @@ class Crew:
         self._birth = (initializer, initargs, max_tasks, born_shared, worker_init, worker_exit)
         self._has_exit = worker_exit is not None
         self._cpu_ids = cpu_ids
+        self._inner_threads = inner_threads
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
@@ -153,6 +160,8 @@ class Crew:
             raise
 
     def _start_all(self) -> None:
+        if self._inner_threads is not None:
+            _inner_threads.prepare()
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.
@@ -238,13 +247,30 @@ class Crew:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends
-        assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, self.known)
+        inner = self._threads_in(cpus)
+        assignment = Assignment(
+            slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, inner, self.known
+        )
         made = self._make_process(target=run_worker, args=(assignment,))
         made.name = made.name.replace("Process", "PoolWorker")
         made.daemon = True
         made._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
         made.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
+        if inner is not None:
+            count, is_explicit = inner
+            made._environment = _inner_threads.variables(count, is_explicit=is_explicit)  # type: ignore[attr-defined]
         return made
+
+    def _threads_in(self, cpus: frozenset[int] | None) -> tuple[int, bool] | None:
+        """Return how many threads BLAS and the like may use in a worker, and whether the caller said so."""
+        if isinstance(self._inner_threads, int):
+            return self._inner_threads, True
+        if self._inner_threads is None:
+            return None
+        count = _inner_threads.share(kernel.usable_cores(), self.size)
+        if cpus is not None:
+            count = len(cpus)
+        return None if count is None else (count, False)
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
         try:

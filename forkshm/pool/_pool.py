@@ -45,6 +45,7 @@ from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Literal
 
     from typing_extensions import Self
 
@@ -87,7 +88,8 @@ class Pool:
       synchronous call that was interrupted are given up.
 
     Args:
-        processes: How many workers; by default as many as this process may use cores.
+        processes: How many workers; by default as many as this process may use cores: those of its affinity,
+            within the quota of its control group (rounded up).
         initializer: Called once in each worker before its first task. If it raises, the
             pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; the pool
             fails with `WorkerDiedError` when that goes on.
@@ -120,6 +122,10 @@ class Pool:
         cpu_ids: The cores that workers may use: for each a number, or several; with fewer entries than
             workers they are used in turn. A worker that replaces another has the same. Threads that a worker
             starts use them, too. None for all that this process may use.
+        inner_threads: How many threads BLAS, OpenMP, Numba and numexpr may use in each worker. By default its share
+            of the cores (cores // workers, at least 1), unless the user set ``OMP_NUM_THREADS`` or the library's own
+            variable. A number is used whatever is set. None means no limit. Libraries that a forked worker finds
+            loaded are limited through ``threadpoolctl`` if that is installed, others by environment variables.
 
     Raises:
         ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
@@ -156,9 +162,10 @@ class Pool:
         worker_init: Callable[[], object] | None = None,
         worker_exit: Callable[[Any], object] | None = None,
         cpu_ids: Iterable[int | Iterable[int]] | None = None,
+        inner_threads: int | Literal["share"] | None = "share",
     ) -> None:
         if processes is None:
-            processes = kernel.usable_cores()
+            processes = kernel.default_workers()
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
@@ -174,6 +181,8 @@ class Pool:
             raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
         if operator.index(retries) < 0:
             raise ValueError(f"retries must be at least 0, got {retries!r}")
+        if inner_threads is not None and inner_threads != "share" and operator.index(inner_threads) < 1:
+            raise ValueError(f"inner_threads must be at least 1, 'share', or None for no limit; got {inner_threads!r}")
         cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
@@ -190,6 +199,7 @@ class Pool:
             worker_init,
             worker_exit,
             cpus,
+            inner_threads,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
         self._start()

@@ -31,6 +31,7 @@ from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
 from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._report import WorkerClock
@@ -77,6 +78,8 @@ class Assignment:
     worker_exit: Callable[[Any], object] | None
     #: The cores it may use; None for all.
     cpus: frozenset[int] | None
+    #: The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit.
+    inner_threads: tuple[int, bool] | None = None
     #: What of ``__main__`` both have, when it was forked; None for what it finds there.
     known: Known | None = None
 
@@ -95,6 +98,7 @@ def reduce_assignment(assignment: Assignment) -> Any:
         assignment.worker_init,
         assignment.worker_exit,
         assignment.cpus,
+        assignment.inner_threads,
     )
 
 
@@ -126,6 +130,9 @@ def run_worker(assignment: Assignment) -> None:
     _multiprocess.let_have_children()
     if assignment.cpus is not None:
         kernel.use_cpus(assignment.cpus)
+    if assignment.inner_threads is not None:
+        count, is_explicit = assignment.inner_threads
+        _inner_threads.limit(count, is_explicit=is_explicit)
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
