@@ -333,6 +333,8 @@ _MODULES = frozenset(
 def __getattr__(name: str) -> Any:
     if name in _MODULES or name == "aio":
         return importlib.import_module(f"forkshm.{name}")
+    if name == "ResultNotPicklableError":
+        return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
     if name in _DOORS:
         value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
         return value
@@ -351,4 +353,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, "SUBDEBUG", "SUBWARNING"})
+    return sorted({*__all__, *_MODULES, "ResultNotPicklableError", "SUBDEBUG", "SUBWARNING"})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "register_at_fork", "why_refused")
+__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "path_of", "register_at_fork", "why_refused")
 
 #: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
@@ -65,3 +66,19 @@ def _has_no_directory() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def path_of(kind: type) -> str:
+    """Return the name of a type as a user may write it: without modules whose names begin with an underscore."""
+    module = kind.__module__
+    if module in ("builtins", None):
+        return kind.__qualname__
+    if module.startswith("forkshm."):
+        # The shortest that leads to it. Nothing is imported for that.
+        parts = module.split(".")
+        for count in range(1, len(parts)):
+            name = ".".join(parts[:count])
+            if vars(sys.modules.get(name, kind)).get(kind.__name__) is kind:
+                module = name
+                break
+    return f"{module}.{kind.__qualname__}"

@@ -25,7 +25,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError
@@ -614,7 +614,7 @@ class Pool:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+        return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._crew.size}>"
 
 
 def _end(crew: Crew, dispatcher: Dispatcher) -> None:

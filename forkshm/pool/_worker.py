@@ -366,7 +366,7 @@ class _Worker:
             parcel = packing.finish()
             del packing
         except Exception as error:
-            from forkshm.pool._unsendable import ResultNotPicklableError
+            from forkshm._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
