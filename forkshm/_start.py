@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from forkshm._identity import introduce
 from forkshm._prologue import Name
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import ChannelBrokenError, NotPicklableError
+from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, about_main_guard
 from forkshm.pickler import explain, known_after_import, pack
 
 if sys.platform != "win32":
@@ -194,7 +195,26 @@ def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
         return SpawnPopen(process_obj, sentinel)
 
 
+def _refuse_while_main_is_imported() -> None:
+    """End this new process if its main module starts processes while it is imported.
+
+    In silence when a pool or launch of the parent says what is wrong: it knows by the exit code.
+    """
+    process: Any = _multiprocess.current_process()
+    if not getattr(process, "_inheriting", False):
+        return
+    is_known_by_code = "PoolWorker" in process.name or process.name.startswith("worker ")
+    if not is_known_by_code:
+        print(f"{process.name}: {about_main_guard('the main module')}", file=sys.stderr)
+    if _multiprocess.context._default_context.get_start_method() == "forkserver":
+        # multiprocess takes SystemExit there for a code of 1.
+        _multiprocess.util._flush_std_streams()  # type: ignore[attr-defined]
+        os._exit(NO_MAIN_GUARD)
+    raise SystemExit(NO_MAIN_GUARD)
+
+
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
         _multiprocess.resource_tracker.ensure_running()

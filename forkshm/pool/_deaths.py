@@ -11,12 +11,21 @@ Everything here can be repeated from its start: an interrupted look at a dead wo
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm import _system
 from forkshm.backend import kernel
-from forkshm.errors import ChannelBrokenError, TaskTimeoutError, WorkerDiedError, WorkerStartError
+from forkshm.errors import (
+    NO_MAIN_GUARD,
+    ChannelBrokenError,
+    MainGuardError,
+    TaskTimeoutError,
+    WorkerDiedError,
+    WorkerStartError,
+    about_main_guard,
+)
 from forkshm.pool._describe import describe_task, index_of
 from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
@@ -194,6 +203,10 @@ class Deaths:
         """Give the pool up when its workers die one after the other and nothing gets done."""
         crew = self._crew
         now = time.perf_counter()
+        if not started and died.exitcode == NO_MAIN_GUARD:
+            main = getattr(sys.modules.get("__main__"), "__file__", None)
+            self._fail(MainGuardError(about_main_guard(main or "the main module")))
+            return
         if not started:
             self._failed_starts += 1
             if self._failed_starts < max(_FAILED_STARTS, 2 * crew.size):
