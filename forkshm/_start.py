@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm._prologue import Name
+from forkshm._tools import run_with_tools
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, about_main_guard
@@ -56,7 +57,8 @@ class _OfContext:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too
             return 1
-        return super()._bootstrap(*args, **options)  # type: ignore[misc]
+        begin = super()._bootstrap  # type: ignore[misc]
+        return run_with_tools(lambda: begin(*args, **options), self)
 
 
 class _StartedAnew(_OfContext):

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
+from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -121,7 +122,8 @@ class Crew:
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None or worker_init is not None
         self._birth = (initializer, initargs, max_tasks, born_shared, worker_init, worker_exit)
-        self._has_exit = worker_exit is not None
+        # What a tool has seen in a worker is saved when that ends in order.
+        self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
         self._inner_threads = inner_threads
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm._ledger import ledger
+from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
     Header,
@@ -126,7 +127,8 @@ def run_worker(assignment: Assignment) -> None:
     kernel.close(assignment.lifeline)
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not is_followed():  # or a tool has installed a handler that saves what it has seen
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
     if assignment.cpus is not None:
         kernel.use_cpus(assignment.cpus)
