@@ -20,7 +20,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
-from forkshm.pool import _inner_threads
+from forkshm.pool import _inner_threads, _unforkable
 from forkshm.pool._report import WorkerReport, worker_reports
 from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
@@ -141,7 +141,10 @@ class Crew:
         # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
         self._imitations: list[Any] = []
         # Workers that are started later have more, and that does no harm.
-        self.known = known_to_children(getattr(make_process, "_start_method", None))
+        self._start_method: str | None = getattr(make_process, "_start_method", None)
+        self.known = known_to_children(self._start_method)
+        #: Libraries that this process had used when it forked the workers, and that these may wait for.
+        self.suspects: list[str] = []
         _crews.add(self)
         try:
             self._open_channels()
@@ -164,6 +167,9 @@ class Crew:
     def _start_all(self) -> None:
         if self._inner_threads is not None:
             _inner_threads.prepare()
+        if (self._start_method or _multiprocess.default_context.get_start_method()) == "fork":
+            self.suspects = _unforkable.suspects()
+            _unforkable.warn(self.suspects)
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.

@@ -31,6 +31,7 @@ from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
 from forkshm.pool._status import CLAIMING, FIRST_TASK, LAST_LOOK, STARTING
 from forkshm.pool._tasks import CANCELLED
+from forkshm.pool._unforkable import WAY_OUT
 from forkshm.pool._watch import Watch
 from forkshm.region._segment import forget_abandoned
 
@@ -185,8 +186,13 @@ class Deaths:
         name = died.worker.name
         if died.was_overdue and self.watch is not None:
             seconds = self.watch.seconds
+            hint = ""
+            if self._crew.suspects:
+                used = " and ".join(self._crew.suspects)
+                hint = f"; the workers were forked after {used} was used, which can make them wait forever. {WAY_OUT}"
             return TaskTimeoutError(
-                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended",
+                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended"
+                f"{hint}",
                 task=what,
                 index=index,
                 seconds=seconds,
