@@ -54,7 +54,7 @@ class Executor(concurrent.futures.Executor):
         initargs: Its arguments.
         max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
         pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit``,
-            ``cpu_ids`` and ``inner_threads``, as for `Pool`.
+            ``cpu_ids``, ``inner_threads`` and ``copy_at_call``, as for `Pool`.
 
     Raises:
         ValueError: *max_workers* or *max_tasks_per_child* is less than 1.

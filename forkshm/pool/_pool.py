@@ -38,6 +38,7 @@ from forkshm.pool._progress import length_of, no_bar, open_bar
 from forkshm.pool._report import PoolReport
 from forkshm.pool._results import ApplyResult, MapResult
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._taking import take
 from forkshm.pool._tasks import Function, Task
 from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
@@ -126,6 +127,13 @@ class Pool:
             of the cores (cores // workers, at least 1), unless the user set ``OMP_NUM_THREADS`` or the library's own
             variable. A number is used whatever is set. None means no limit. Libraries that a forked worker finds
             loaded are limited through ``threadpoolctl`` if that is installed, others by environment variables.
+        copy_at_call: When the arguments of asynchronous calls (``apply_async``, ``map_async``, `Executor.submit`,
+            `Executor.map`) are taken. Those of up to 64 KiB always are at the call: what is done to them later changes
+            nothing. Larger ones are copied when the call is sent to the workers, which is at once as long as less than
+            two calls for each worker are on their way, and later otherwise: do not change them before the result is
+            there. If True they are copied at the call as well, so all that wait are in memory twice. Explicitly shared
+            memory is not copied at all; objects of classes that are sent beside it, or that hold it, are taken when the
+            call is sent. ``imap`` takes its input piece by piece.
 
     Raises:
         ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
@@ -163,6 +171,7 @@ class Pool:
         worker_exit: Callable[[Any], object] | None = None,
         cpu_ids: Iterable[int | Iterable[int]] | None = None,
         inner_threads: int | Literal["share"] | None = "share",
+        copy_at_call: bool = False,
     ) -> None:
         if processes is None:
             processes = kernel.default_workers()
@@ -203,6 +212,7 @@ class Pool:
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
         self._start()
+        self._copies_at_call = bool(copy_at_call)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._state = "RUN"
@@ -471,6 +481,7 @@ class Pool:
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
             result.keeps = self._life
+            take(self._dispatcher, tasks, always=self._copies_at_call)
             try:
                 self._dispatcher.submit(tasks, waited_for=False)
             except BaseException:
