@@ -139,6 +139,7 @@ def run_worker(assignment: Assignment) -> None:
         from forkshm.integrations.torch import settle_worker
 
         settle_worker()
+    arena.decay.is_off = True  # it gives memory back whenever it has waited for a while
     _choose_memory(born_shared=assignment.born_shared)
     try:
         _Worker(assignment).run()
