@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "path_of", "register_at_fork", "why_refused")
+__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "greened_by", "path_of", "register_at_fork", "why_refused")
 
 #: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
@@ -82,3 +82,17 @@ def path_of(kind: type) -> str:
                 module = name
                 break
     return f"{module}.{kind.__qualname__}"
+
+
+def greened_by() -> str | None:
+    """Return the name of the library that has replaced the blocking functions of this process, or None.
+
+    Under these, a thread that waits in the kernel stops all others, and locks and pollers are not those of the system.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and (gevent.is_module_patched("select") or gevent.is_module_patched("threading")):
+        return "gevent"
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and (eventlet.is_monkey_patched("select") or eventlet.is_monkey_patched("thread")):
+        return "eventlet"
+    return None

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import MissingDependencyError, PoolClosedError
+from forkshm.errors import MissingDependencyError, PoolClosedError, UnsupportedError
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
@@ -173,6 +173,13 @@ class Pool:
         inner_threads: int | Literal["share"] | None = "share",
         copy_at_call: bool = False,
     ) -> None:
+        if (library := _system.greened_by()) is not None:
+            raise UnsupportedError(
+                f"a pool cannot run here: {library} has replaced the blocking functions of this process, and "
+                f"waiting for workers would stop all of its tasks. Use the pool in a process where {library} has "
+                "patched nothing, or leave select and thread out of what it patches",
+                capability="blocking calls",
+            )
         if processes is None:
             processes = kernel.default_workers()
         if processes < 1:
