@@ -73,6 +73,7 @@ from forkshm.errors import (
     ForkshmError,
     ForkshmWarning,
     LockTimeoutError,
+    MainGuardError,
     MissingDependencyError,
     NotConstructedError,
     NotOwnerError,
@@ -177,6 +178,7 @@ __all__ = (
     "Launch",
     "Lock",
     "LockTimeoutError",
+    "MainGuardError",
     "Manager",
     "MappedRegion",
     "MissingDependencyError",
@@ -333,6 +335,8 @@ _MODULES = frozenset(
 def __getattr__(name: str) -> Any:
     if name in _MODULES or name == "aio":
         return importlib.import_module(f"forkshm.{name}")
+    if name == "ResultNotPicklableError":
+        return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
     if name in _DOORS:
         value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
         return value
@@ -351,4 +355,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, "SUBDEBUG", "SUBWARNING"})
+    return sorted({*__all__, *_MODULES, "ResultNotPicklableError", "SUBDEBUG", "SUBWARNING"})

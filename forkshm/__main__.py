@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import platform
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m forkshm", description="Shared memory between Python processes.")
+    # Python's version as well: it is what one is asked for next.
+    version = f"forkshm {sys.modules['forkshm'].__version__} (Python {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"forkshm._commands.{name}")

@@ -101,7 +101,6 @@ def describe(thing: Any) -> str:
     """Say what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
     while isinstance(thing, memoryview) and thing.obj is not None:
         thing = thing.obj
-    kind = type(thing)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = _system.path_of(type(thing))
     shape, dtype = getattr(thing, "shape", None), getattr(thing, "dtype", None)
     return name if shape is None or dtype is None else f"{name} {dtype} {shape}"

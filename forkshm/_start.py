@@ -12,14 +12,18 @@ import contextlib
 import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
+import os
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
+from forkshm._prologue import Name
+from forkshm._tools import run_with_tools
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import ChannelBrokenError, NotPicklableError
+from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, about_main_guard
 from forkshm.pickler import explain, known_after_import, pack
 
 if sys.platform != "win32":
@@ -34,7 +38,7 @@ __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first
 first_calls: list[Callable[[], object]] = []
 
 #: Of a process object: what has no meaning in the child.
-_HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts")
+_HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
 
 
 class _OfContext:
@@ -53,7 +57,8 @@ class _OfContext:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too
             return 1
-        return super()._bootstrap(*args, **options)  # type: ignore[misc]
+        begin = super()._bootstrap  # type: ignore[misc]
+        return run_with_tools(lambda: begin(*args, **options), self)
 
 
 class _StartedAnew(_OfContext):
@@ -64,11 +69,14 @@ class _StartedAnew(_OfContext):
     _birth = -1
     #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
     _names_of_parts: Mapping[str, Any] | None = None
+    #: Environment variables that it has before it imports anything of the program's.
+    _environment: Mapping[str, str] = types.MappingProxyType({})
 
     def __reduce__(self) -> Any:
         if _multiprocess.context.get_spawning_popen() is None:
             raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
+        state["_name"] = str(state["_name"])
         known = known_after_import()
         with _both_spawning():
             try:
@@ -197,12 +205,37 @@ def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
         return SpawnPopen(process_obj, sentinel)
 
 
+def _refuse_while_main_is_imported() -> None:
+    """End this new process if its main module starts processes while it is imported.
+
+    In silence when a pool or launch of the parent says what is wrong: it knows by the exit code.
+    """
+    process: Any = _multiprocess.current_process()
+    if not getattr(process, "_inheriting", False):
+        return
+    is_known_by_code = "PoolWorker" in process.name or process.name.startswith("worker ")
+    if not is_known_by_code:
+        print(f"{process.name}: {about_main_guard('the main module')}", file=sys.stderr)
+    if _multiprocess.context._default_context.get_start_method() == "forkserver":
+        # multiprocess takes SystemExit there for a code of 1.
+        _multiprocess.util._flush_std_streams()  # type: ignore[attr-defined]
+        os._exit(NO_MAIN_GUARD)
+    raise SystemExit(NO_MAIN_GUARD)
+
+
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
         _multiprocess.resource_tracker.ensure_running()
-    with _interrupts.held_back():
-        return popen(*arguments)
+    process_obj = arguments[0]
+    name = process_obj._name
+    try:
+        process_obj._name = Name(name, process_obj._environment)
+        with _interrupts.held_back():
+            return popen(*arguments)
+    finally:
+        process_obj._name = name
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "register_at_fork", "why_refused")
+__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "greened_by", "path_of", "register_at_fork", "why_refused")
 
 #: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
@@ -65,3 +66,33 @@ def _has_no_directory() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def path_of(kind: type) -> str:
+    """Return the name of a type as a user may write it: without modules whose names begin with an underscore."""
+    module = kind.__module__
+    if module in ("builtins", None):
+        return kind.__qualname__
+    if module.startswith("forkshm."):
+        # The shortest that leads to it. Nothing is imported for that.
+        parts = module.split(".")
+        for count in range(1, len(parts)):
+            name = ".".join(parts[:count])
+            if vars(sys.modules.get(name, kind)).get(kind.__name__) is kind:
+                module = name
+                break
+    return f"{module}.{kind.__qualname__}"
+
+
+def greened_by() -> str | None:
+    """Return the name of the library that has replaced the blocking functions of this process, or None.
+
+    Under these, a thread that waits in the kernel stops all others, and locks and pollers are not those of the system.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and (gevent.is_module_patched("select") or gevent.is_module_patched("threading")):
+        return "gevent"
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and (eventlet.is_monkey_patched("select") or eventlet.is_monkey_patched("thread")):
+        return "eventlet"
+    return None

@@ -16,6 +16,7 @@ import collections
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from forkshm import _system
 from forkshm import pool as _pool
 from forkshm.channel import Kind
 from forkshm.doors._pump import Pump, PumpJob
@@ -195,7 +196,7 @@ class Pool:
         self.terminate()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__} of {self._pool!r}>"
+        return f"<{_system.path_of(type(self))} of {self._pool!r}>"
 
 
 class Results(Generic[T]):

@@ -29,6 +29,7 @@ __all__ = (
     "ForkshmError",
     "ForkshmWarning",
     "LockTimeoutError",
+    "MainGuardError",
     "MissingDependencyError",
     "NotConstructedError",
     "NotOwnerError",
@@ -277,9 +278,19 @@ class WorkerDiedError(WorkerError):
         doing = f"while running {task}" if task else "before it could run a task"
         if attempts > 1:
             doing += f", of which {attempts} workers have died"
+        if exitcode == NO_MAIN_GUARD:
+            hint = about_main_guard("the main module")
         if hint is None and self.signal == "SIGKILL":
             hint = "the usual cause is the kernel's out-of-memory killer"
         super().__init__(f"{name} (pid {pid}) {how} {doing}{f'; {hint}' if hint else ''}")
+
+
+class MainGuardError(WorkerError, RuntimeError):
+    """The main module starts processes while it is imported, which a new process does first of all.
+
+    Where processes are not forked from this one, each of them imports the main module of the program. Put what starts
+    processes below ``if __name__ == "__main__":``, which is false there.
+    """
 
 
 class CrashLoopError(WorkerError):
@@ -448,6 +459,21 @@ def signal_name(exitcode: int | None) -> str | None:
         return _signal.Signals(-exitcode).name
     except ValueError:  # Windows has no SIGKILL, and forkshm ends processes there as if it had
         return "SIGKILL" if exitcode == -9 else f"signal {-exitcode}"
+
+
+#: The exit code of a new process whose main module has started processes while it was imported.
+NO_MAIN_GUARD = 79
+
+
+def about_main_guard(main: str) -> str:
+    """Return what to say when the main module starts processes while a new process imports it."""
+    return (
+        f"cannot start workers: each new process imports {main}, and that starts processes while it is imported. "
+        "Put the part of it that starts processes into a function, and call that below a guard:\n\n"
+        '    if __name__ == "__main__":\n'
+        "        main()\n\n"
+        "(or use the start method 'fork', which imports nothing anew)"
+    )
 
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")

@@ -35,7 +35,8 @@ LAYERS = [
 #: The other modules that multiprocessing has: below all layers, imported by users only.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
-BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_system"}
+BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
+BESIDE |= {"_result_not_picklable", "_system", "_tools"}
 OPEN = {"integrations", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -105,7 +105,7 @@ def _shm() -> Iterator[Finding]:
 
 
 def _processes() -> Iterator[Finding]:
-    usable, there = kernel.usable_cores(), os.cpu_count() or 1
+    usable, there = kernel.default_workers(), os.cpu_count() or 1
     quota, _, period = _cgroup("cpu.max").partition(" ")
     share = f", of which this cgroup may use {int(quota) / int(period):.1f}" if period else ""
     yield "cores", f"{usable} of {there}{share}", f"Pool() starts {usable} workers", False

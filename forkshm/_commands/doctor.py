@@ -10,8 +10,10 @@ import platform
 import sys
 from typing import TYPE_CHECKING
 
+from forkshm import _system
 from forkshm._commands._table import show
 from forkshm.backend import capabilities, kernel
+from forkshm.pool._unforkable import installed
 
 if sys.platform == "win32":
     from forkshm._commands._doctor_windows import PARTS
@@ -75,6 +77,13 @@ def _python() -> Iterator[Finding]:
         "shared arrays" if has_numpy else "regions without arrays: pip install 'forkshm[numpy]'",
         not has_numpy,
     )
+    for library, module in installed() if _system.CAN_FORK else ():
+        yield (
+            library,
+            f"there ({module})",
+            "a forked worker may wait forever if this process has used it: use the start method forkserver",
+            False,
+        )
     yield (
         "arrays born shared",
         "possible" if born and has_numpy else "not here",

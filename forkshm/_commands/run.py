@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--workers",
         type=_count,
-        default=kernel.usable_cores(),
+        default=kernel.default_workers(),
         metavar="N",
         help="how many processes (default: the cores that may be used)",
     )

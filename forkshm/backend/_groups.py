@@ -1,11 +1,13 @@
-"""What memory the control groups of this process have left."""
+"""The limits that control groups set: memory that is left, and time on the cores."""
 
 from __future__ import annotations
 
+import math
 import os
 
 #: Where the groups are; of the first version and the second.
 _V1, _V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+_V1_CPU = "/sys/fs/cgroup/cpu"
 _MEMBERSHIP = "/proc/self/cgroup"
 _MACHINE = "/proc/meminfo"
 #: Names of the limit and of what is used.
@@ -29,6 +31,40 @@ def memory_left() -> int | None:
         return min(left) + _swap_free() if left else None
     except (OSError, ValueError):  # not mounted here, or not ours to read
         return None
+
+
+def cpu_quota() -> float | None:
+    """Return how many cores the control groups of this process let it use at a time, on average; None for no limit."""
+    try:
+        with open(_MEMBERSHIP) as lines:
+            memberships = [line.rstrip("\n").split(":", 2) for line in lines]
+        quotas: list[float] = []
+        for _, controllers, group in memberships:
+            if not controllers:
+                quotas += _quotas(_V2, group, "cpu.max")
+            elif "cpu" in controllers.split(","):
+                quotas += _quotas(_V1_CPU, group, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    except (OSError, ValueError):  # not mounted here, or not ours to read
+        return None
+    return min(quotas, default=None)
+
+
+def _quotas(mount: str, group: str, *files: str) -> list[float]:
+    """Return the quotas of a group and of those around it; all of them hold."""
+    quotas = []
+    while True:
+        directory = f"{mount}{group.rstrip('/')}"
+        # In a container the group may have a name here that leads nowhere; the mounted root is the container's.
+        if os.path.exists(f"{directory}/{files[0]}"):
+            words = []
+            for name in files:
+                with open(f"{directory}/{name}") as file:
+                    words += file.read().split()
+            if words[0] not in ("max", "-1") and len(words) > 1 and int(words[1]) > 0:
+                quotas.append(int(words[0]) / int(words[1]))
+        if group in ("", "/"):
+            return quotas
+        group = os.path.dirname(group)
 
 
 def _left_of(mount: str, group: str, limit: str, used: str) -> list[int]:
@@ -55,3 +91,9 @@ def _number(path: str) -> int | None:
 def _swap_free() -> int:
     with open(_MACHINE) as lines:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapFree:"))
+
+
+def within_quota(cores: int) -> int:
+    """Return how many of *cores* the control groups let this process keep busy; at least 1."""
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))

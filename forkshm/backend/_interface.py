@@ -734,7 +734,20 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def usable_cores(self) -> int:
-        """Return how many cores this process may use."""
+        """Return how many cores this process may use, by its affinity and the quotas of its control groups."""
+
+    def default_workers(self) -> int:
+        """Return how many workers to start when the caller does not say.
+
+        These are as many as `usable_cores`, unless the user gave Python a number (``-X cpu_count``,
+        ``PYTHON_CPU_COUNT``).
+        """
+        ask: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)  # since Python 3.13
+        affinity = getattr(os, "sched_getaffinity", None)
+        here = len(affinity(0)) if affinity is not None else os.cpu_count()
+        if ask is not None and (asked := ask()) and asked != here:
+            return asked
+        return self.usable_cores()
 
     def step_back(self) -> None:  # noqa: B027 - nothing, where there is nothing for it
         """Let others that wait for this core go first, where the system has that."""

@@ -355,7 +355,7 @@ class LinuxBackend(Unix):
         return os.path.exists(f"/proc/{pid}/exe")
 
     def usable_cores(self) -> int:
-        return len(os.sched_getaffinity(0))
+        return _groups.within_quota(len(os.sched_getaffinity(0)))
 
     def step_back(self) -> None:
         os.sched_yield()

@@ -37,7 +37,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from forkshm import _system
-from forkshm.backend import _record_locks, _syscalls
+from forkshm.backend import _groups, _record_locks, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.errors import UnsupportedError
 
@@ -597,7 +597,7 @@ class PosixBackend(Unix):
 
     def usable_cores(self) -> int:
         if sys.platform != "darwin" and hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
+            return _groups.within_quota(len(os.sched_getaffinity(0)))
         return os.cpu_count() or 1
 
     def die_with(self, lifeline: int) -> int:

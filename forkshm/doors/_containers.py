@@ -18,7 +18,7 @@ import numbers
 import pickle
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from forkshm.errors import NotPicklableError, UnsupportedError
 from forkshm.pickler import register
@@ -90,6 +90,9 @@ class _Builder:
 class _Records:
     """Pickled objects in a region."""
 
+    _like: type = object
+    _instead = ""
+
     def __init__(self, region: MappedRegion) -> None:
         self._region = region
         self._memory = region.buf
@@ -120,6 +123,21 @@ class _Records:
     def __reduce__(self) -> Any:
         # A plain pickle is by value.
         return _of_bytes, (type(self), bytes(self._memory))
+
+    # Type checkers know that there is no such thing; at run time the answer says what to do instead.
+    if not TYPE_CHECKING:
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            raise TypeError(f"cannot set item {key!r} of a {type(self).__name__}: {self._instead}")
+
+        def __delitem__(self, key: object) -> NoReturn:
+            raise TypeError(f"cannot delete item {key!r} of a {type(self).__name__}: {self._instead}")
+
+        def __getattr__(self, name: str) -> NoReturn:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if hasattr(self._like, name):
+                message = f"cannot call {name}() of a {type(self).__name__}: {self._instead}"
+            raise AttributeError(message, name=name, obj=self)
 
     @classmethod
     def _of(cls, region: MappedRegion) -> Self:
@@ -174,6 +192,11 @@ class SharedList(_Records, Sequence[T]):
     """
 
     __hash__ = None  # type: ignore[assignment]  # it has the equality of a list
+    _like = list
+    _instead = (
+        "it is read-only in every process. Make a new one of a changed list, or use forkshm.Manager().list() for a "
+        "list that processes change"
+    )
 
     def __init__(self, items: Iterable[T] = ()) -> None:
         builder = _Builder()
@@ -235,6 +258,11 @@ class SharedDict(_Records, Mapping[K, V_co]):
     """
 
     __hash__ = None  # type: ignore[assignment]  # it has the equality of a dict
+    _like = dict
+    _instead = (
+        "it is read-only in every process. Make a new one of a changed dict, or use forkshm.Manager().dict() for a "
+        "dict that processes change"
+    )
 
     def __init__(self, items: Mapping[K, V_co] | Iterable[tuple[K, V_co]] = ()) -> None:
         pairs = dict(items)

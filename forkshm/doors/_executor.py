@@ -53,8 +53,8 @@ class Executor(concurrent.futures.Executor):
         initializer: Called once in each worker before its first task.
         initargs: Its arguments.
         max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
-        pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit`` and
-            ``cpu_ids``, as for `Pool`.
+        pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit``,
+            ``cpu_ids``, ``inner_threads`` and ``copy_at_call``, as for `Pool`.
 
     Raises:
         ValueError: *max_workers* or *max_tasks_per_child* is less than 1.
@@ -95,7 +95,7 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child < 1:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        self._max_workers = max_workers or kernel.usable_cores()
+        self._max_workers = max_workers or kernel.default_workers()
         method = None if mp_context is None else mp_context.get_start_method()
         make_pool = functools.partial(
             _make_pool,

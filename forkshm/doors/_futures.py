@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from forkshm.errors import PoolClosedError
 from forkshm.pool import Pool
 from forkshm.pool._results import Job, Pace, delivering
+from forkshm.pool._taking import take
 from forkshm.pool._tasks import CANCELLED
 
 if TYPE_CHECKING:
@@ -354,6 +355,7 @@ class Work:
             Exception: What pickling the arguments of the first raised. Nothing was submitted.
         """
         dispatcher = pool._dispatcher
+        take(dispatcher, tasks, always=pool._copies_at_call)
         if pool._crew.started:
             dispatcher.submit(tasks, waited_for=True)
         else:

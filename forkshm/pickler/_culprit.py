@@ -13,6 +13,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from forkshm._system import path_of
 from forkshm.errors import PoolClosedError
 from forkshm.pickler._collect import Collector
 from forkshm.pickler._names import NOTHING_KNOWN, Known
@@ -53,9 +54,7 @@ def explain(error: Exception, things: Mapping[str, Any], known: Known = NOTHING_
         return
     culprit = pickler.last
     where = _path(things, culprit, pickler.reduced) or f"in {' and '.join(things)}"
-    kind = type(culprit)
-    what = kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
-    found = f"{where}: {what}"
+    found = f"{where}: {path_of(type(culprit))}"
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} ({found})",)
     elif sys.version_info >= (3, 11):

@@ -130,6 +130,10 @@ def known_after_import() -> Known:
     path = getattr(main, "__file__", None)
     if main is None or path is None or hasattr(sys, "ps1"):
         return NOTHING_KNOWN
+    # The __main__.py of a package, a directory or a zip archive is not imported either: multiprocess leaves it out.
+    name = getattr(main.__spec__, "name", None) or ""
+    if name == "__main__" or name.endswith(".__main__"):
+        return NOTHING_KNOWN
     names = _defined_in(path)
     return _AfterImport({name: thing for name, thing in list(vars(main).items()) if name in names})
 

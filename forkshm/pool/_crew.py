@@ -15,19 +15,25 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
+from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import known_to_children
+from forkshm.pool import _inner_threads, _unforkable
 from forkshm.pool._report import WorkerReport, worker_reports
 from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Literal
 
     from forkshm._multiprocess import process
     from forkshm.channel import Receiver, Sender
+
+    #: Threads of BLAS and the like in a worker: a number, the worker's share of the cores, or no limit.
+    InnerThreads = int | Literal["share"] | None
 
 __all__ = ("Crew", "Worker", "descriptors_open")
 
@@ -107,6 +113,7 @@ class Crew:
         worker_init: Callable[[], object] | None = None,
         worker_exit: Callable[[Any], object] | None = None,
         cpu_ids: Sequence[frozenset[int]] = (),
+        inner_threads: InnerThreads = None,
     ) -> None:
         self.size = size
         self.owner = os.getpid()
@@ -115,8 +122,10 @@ class Crew:
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None or worker_init is not None
         self._birth = (initializer, initargs, max_tasks, born_shared, worker_init, worker_exit)
-        self._has_exit = worker_exit is not None
+        # What a tool has seen in a worker is saved when that ends in order.
+        self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
+        self._inner_threads = inner_threads
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
@@ -138,7 +147,10 @@ class Crew:
         # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
         self._imitations: list[Any] = []
         # Workers that are started later have more, and that does no harm.
-        self.known = known_to_children(getattr(make_process, "_start_method", None))
+        self._start_method: str | None = getattr(make_process, "_start_method", None)
+        self.known = known_to_children(self._start_method)
+        #: Libraries that this process had used when it forked the workers, and that these may wait for.
+        self.suspects: list[str] = []
         _crews.add(self)
         try:
             self._open_channels()
@@ -159,6 +171,11 @@ class Crew:
             raise
 
     def _start_all(self) -> None:
+        if self._inner_threads is not None:
+            _inner_threads.prepare()
+        if (self._start_method or _multiprocess.default_context.get_start_method()) == "fork":
+            self.suspects = _unforkable.suspects()
+            _unforkable.warn(self.suspects)
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             # What can be done before the first fork is, and after the last: a page that is written to is copied after
             # each.
@@ -253,13 +270,30 @@ class Crew:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, bell = ends
-        assignment = Assignment(slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, self.known)
+        inner = self._threads_in(cpus)
+        assignment = Assignment(
+            slot, tasks, results, self.status, lifeline, bell, *self._birth, cpus, inner, self.known
+        )
         made = self._make_process(target=run_worker, args=(assignment,))
         made.name = made.name.replace("Process", "PoolWorker")
         made.daemon = True
         made._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
         made.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
+        if inner is not None:
+            count, is_explicit = inner
+            made._environment = _inner_threads.variables(count, is_explicit=is_explicit)  # type: ignore[attr-defined]
         return made
+
+    def _threads_in(self, cpus: frozenset[int] | None) -> tuple[int, bool] | None:
+        """Return how many threads BLAS and the like may use in a worker, and whether the caller said so."""
+        if isinstance(self._inner_threads, int):
+            return self._inner_threads, True
+        if self._inner_threads is None:
+            return None
+        count = _inner_threads.share(kernel.usable_cores(), self.size)
+        if cpus is not None:
+            count = len(cpus)
+        return None if count is None else (count, False)
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
         self._begun.append(process)

@@ -11,17 +11,27 @@ Everything here can be repeated from its start: an interrupted look at a dead wo
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm import _system
 from forkshm.backend import kernel
-from forkshm.errors import ChannelBrokenError, TaskTimeoutError, WorkerDiedError, WorkerStartError
+from forkshm.errors import (
+    NO_MAIN_GUARD,
+    ChannelBrokenError,
+    MainGuardError,
+    TaskTimeoutError,
+    WorkerDiedError,
+    WorkerStartError,
+    about_main_guard,
+)
 from forkshm.pool._describe import describe_task, index_of
 from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
 from forkshm.pool._status import CLAIMING, FIRST_TASK, LAST_LOOK, STARTING
 from forkshm.pool._tasks import CANCELLED
+from forkshm.pool._unforkable import WAY_OUT
 from forkshm.pool._watch import Watch
 from forkshm.region._segment import forget_abandoned
 
@@ -179,8 +189,13 @@ class Deaths:
         name = died.worker.name
         if died.was_overdue and self.watch is not None:
             seconds = self.watch.seconds
+            hint = ""
+            if self._crew.suspects:
+                used = " and ".join(self._crew.suspects)
+                hint = f"; the workers were forked after {used} was used, which can make them wait forever. {WAY_OUT}"
             return TaskTimeoutError(
-                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended",
+                f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended"
+                f"{hint}",
                 task=what,
                 index=index,
                 seconds=seconds,
@@ -197,6 +212,10 @@ class Deaths:
         """Give the pool up when its workers die one after the other and nothing gets done."""
         crew = self._crew
         now = time.perf_counter()
+        if not started and died.exitcode == NO_MAIN_GUARD:
+            main = getattr(sys.modules.get("__main__"), "__file__", None)
+            self._fail(MainGuardError(about_main_guard(main or "the main module")))
+            return
         if not started:
             self._failed_starts += 1
             if self._failed_starts < max(_FAILED_STARTS, 2 * crew.size):

@@ -27,10 +27,10 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import MissingDependencyError, PoolClosedError
+from forkshm.errors import MissingDependencyError, PoolClosedError, UnsupportedError
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._crew import Crew
@@ -40,6 +40,7 @@ from forkshm.pool._progress import length_of, no_bar, open_bar
 from forkshm.pool._report import PoolReport
 from forkshm.pool._results import ApplyResult, MapResult
 from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool._taking import take
 from forkshm.pool._tasks import Function, Task
 from forkshm.pool._trace import Trace
 from forkshm.region._arena import arena
@@ -47,6 +48,7 @@ from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Literal
 
     from typing_extensions import Self
 
@@ -89,7 +91,8 @@ class Pool:
       synchronous call that was interrupted are given up.
 
     Args:
-        processes: How many workers; by default as many as this process may use cores.
+        processes: How many workers; by default as many as this process may use cores: those of its affinity,
+            within the quota of its control group (rounded up).
         initializer: Called once in each worker before its first task. If it raises, the
             pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; the pool
             fails with `WorkerDiedError` when that goes on.
@@ -122,6 +125,17 @@ class Pool:
         cpu_ids: The cores that workers may use: for each a number, or several; with fewer entries than
             workers they are used in turn. A worker that replaces another has the same. Threads that a worker
             starts use them, too. None for all that this process may use.
+        inner_threads: How many threads BLAS, OpenMP, Numba and numexpr may use in each worker. By default its share
+            of the cores (cores // workers, at least 1), unless the user set ``OMP_NUM_THREADS`` or the library's own
+            variable. A number is used whatever is set. None means no limit. Libraries that a forked worker finds
+            loaded are limited through ``threadpoolctl`` if that is installed, others by environment variables.
+        copy_at_call: When the arguments of asynchronous calls (``apply_async``, ``map_async``, `Executor.submit`,
+            `Executor.map`) are taken. Those of up to 64 KiB always are at the call: what is done to them later changes
+            nothing. Larger ones are copied when the call is sent to the workers, which is at once as long as less than
+            two calls for each worker are on their way, and later otherwise: do not change them before the result is
+            there. If True they are copied at the call as well, so all that wait are in memory twice. Explicitly shared
+            memory is not copied at all; objects of classes that are sent beside it, or that hold it, are taken when the
+            call is sent. ``imap`` takes its input piece by piece.
 
     Raises:
         ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
@@ -158,9 +172,18 @@ class Pool:
         worker_init: Callable[[], object] | None = None,
         worker_exit: Callable[[Any], object] | None = None,
         cpu_ids: Iterable[int | Iterable[int]] | None = None,
+        inner_threads: int | Literal["share"] | None = "share",
+        copy_at_call: bool = False,
     ) -> None:
+        if (library := _system.greened_by()) is not None:
+            raise UnsupportedError(
+                f"a pool cannot run here: {library} has replaced the blocking functions of this process, and "
+                f"waiting for workers would stop all of its tasks. Use the pool in a process where {library} has "
+                "patched nothing, or leave select and thread out of what it patches",
+                capability="blocking calls",
+            )
         if processes is None:
-            processes = kernel.usable_cores()
+            processes = kernel.default_workers()
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
@@ -176,6 +199,8 @@ class Pool:
             raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
         if operator.index(retries) < 0:
             raise ValueError(f"retries must be at least 0, got {retries!r}")
+        if inner_threads is not None and inner_threads != "share" and operator.index(inner_threads) < 1:
+            raise ValueError(f"inner_threads must be at least 1, 'share', or None for no limit; got {inner_threads!r}")
         cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
@@ -192,8 +217,10 @@ class Pool:
             worker_init,
             worker_exit,
             cpus,
+            inner_threads,
         )
         self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
+        self._copies_at_call = bool(copy_at_call)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
         self._life = _Life()
@@ -466,6 +493,7 @@ class Pool:
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
             result.keeps = self._life
+            take(self._dispatcher, tasks, always=self._copies_at_call)
             try:
                 self._dispatcher.submit(tasks, waited_for=False)
             except BaseException:
@@ -610,7 +638,7 @@ class Pool:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._crew.size}>"
+        return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._crew.size}>"
 
 
 def _end(crew: Crew, dispatcher: Dispatcher) -> None:

@@ -16,10 +16,13 @@ other, and no message is left to sleepers.
 
 from __future__ import annotations
 
+import errno
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
+from forkshm.errors import RegionCreateError
 from forkshm.pickler import register
 from forkshm.region import Mode
 from forkshm.region._anonymous import sparse_memory
@@ -57,6 +60,8 @@ _OUTBOX = 16 * 1024
 #: Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
 _TAPE = 2 * 2**20
 _TAPE_HEAD = 16
+#: Where files may not be larger, a multiple of this.
+_SHORTEST_TAPE = 4096
 
 # Of one answer: number of the task, nanoseconds it took, bytes of the parcel that follows.
 _ANSWER = struct.Struct("<QQI")
@@ -123,9 +128,26 @@ class Tape:
         self.records.release()
 
 
+def _file_limit() -> int:
+    """Return how large a file may be, in bytes."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+
+
 def _reserved(outboxes: int, workers: int, tape: int) -> MappedRegion:
     """Return the memory of a pool: of the tapes, which are long, the heads are there, and the rest on demand."""
-    region = sparse_memory(outboxes + workers * tape)
+    try:
+        region = sparse_memory(outboxes + workers * tape)
+    except RegionCreateError as error:
+        # Files may not be so large (ulimit -f): then the tapes are shorter.
+        left = (_file_limit() - outboxes) // workers // _SHORTEST_TAPE * _SHORTEST_TAPE
+        if error.errno != errno.EFBIG or not 0 < left < tape:
+            raise
+        tape = left
+        region = sparse_memory(outboxes + workers * tape)
     try:
         kernel.reserve(region.fileno(), 0, outboxes)
         for worker in range(workers):
@@ -146,8 +168,8 @@ class Status:
         marks = clocks + workers * _CLOCK
         boxes = marks + MARKS * 8
         outboxes = boxes + workers * _OUTBOX
-        tape = _TAPE_HEAD + _TAPE
-        self._region = _reserved(outboxes, workers, tape) if region is None else region
+        self._region = _reserved(outboxes, workers, _TAPE_HEAD + _TAPE) if region is None else region
+        tape = (self._region.size - outboxes) // workers
         self.words = self._region.buf[:words].cast("Q")
         #: See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]

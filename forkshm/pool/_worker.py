@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm._ledger import ledger
+from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
     Header,
@@ -31,6 +32,7 @@ from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
 from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
 from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._report import WorkerClock
@@ -77,6 +79,8 @@ class Assignment:
     worker_exit: Callable[[Any], object] | None
     #: The cores it may use; None for all.
     cpus: frozenset[int] | None
+    #: The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit.
+    inner_threads: tuple[int, bool] | None = None
     #: What of ``__main__`` both have, when it was forked; None for what it finds there.
     known: Known | None = None
 
@@ -95,6 +99,7 @@ def reduce_assignment(assignment: Assignment) -> Any:
         assignment.worker_init,
         assignment.worker_exit,
         assignment.cpus,
+        assignment.inner_threads,
     )
 
 
@@ -122,14 +127,19 @@ def run_worker(assignment: Assignment) -> None:
     kernel.close(assignment.lifeline)
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not is_followed():  # or a tool has installed a handler that saves what it has seen
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
     if assignment.cpus is not None:
         kernel.use_cpus(assignment.cpus)
+    if assignment.inner_threads is not None:
+        count, is_explicit = assignment.inner_threads
+        _inner_threads.limit(count, is_explicit=is_explicit)
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
         settle_worker()
+    arena.decay.is_off = True  # it gives memory back whenever it has waited for a while
     _choose_memory(born_shared=assignment.born_shared)
     try:
         _Worker(assignment).run()
@@ -371,7 +381,7 @@ class _Worker:
             parcel = packing.finish()
             del packing
         except Exception as error:
-            from forkshm.pool._unsendable import ResultNotPicklableError
+            from forkshm._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error

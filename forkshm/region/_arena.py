@@ -18,6 +18,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from forkshm.backend import kernel
+from forkshm.region._decay import Decay
 from forkshm.region._lifetime import at_fork, guard, new_key, settle
 from forkshm.region._segment import (
     CREATOR,
@@ -138,21 +139,26 @@ class _Carved:
         """Free bytes that still take memory."""
         return sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
 
-    def cool(self) -> None:
-        """Give the pages of all free ranges back to the kernel."""
+    def cool(self, keep: int = 0) -> None:
+        """Give the pages of the free ranges back to the kernel, but for *keep* bytes of the first."""
         free = self.free
-        for start, size in zip(*free, strict=True):
+        start = 0
+        for first, size in zip(*free, strict=True):
+            start = first
             end = min(start + size, self.warm_end)
+            if end > start and keep:
+                kept = min(keep, end - start)
+                keep -= kept
+                start = min(round_up(start + kept, kernel.page_size), end)
             if end > start:
                 discarding = kernel.discarding(self.segment.address + start, end - start)
                 # No call between the two: a signal handler may take a block of these.
                 if self.free is not free:
                     return
                 next(discarding, None)
-        if free[0] and free[0][-1] + free[1][-1] == self.segment.size:
-            last = free[0][-1]
-            if self.free is free and last < self.warm_end:
-                self.warm_end = last
+        reaches_end = bool(free[0]) and free[0][-1] + free[1][-1] == self.segment.size
+        if reaches_end and self.free is free and start < self.warm_end:
+            self.warm_end = start
 
 
 class Block:
@@ -221,6 +227,11 @@ class Arena:
     """
 
     def __init__(self) -> None:
+        #: Gives memory back while nobody calls.
+        self.decay = Decay(self, KEEP_WARM)
+        self._begin()
+
+    def _begin(self) -> None:
         self._owner = -1
         self._carved: list[_Carved] = []
         # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
@@ -253,7 +264,9 @@ class Arena:
                 self._take_back(min(len(self._pieces), _LOOK_BACK))
                 block = self._take(size) or self._grow(size)
             self._note_demand()
-            return block
+        if self._used > KEEP_WARM and not self.decay.is_running:
+            self.decay.start()
+        return block
 
     def lend(self, block: Block) -> Lease:
         """Return a lease on *block*, to be sent; the block comes back by itself.
@@ -297,6 +310,11 @@ class Arena:
             self._looked_at = None
             self._take_back(len(self._pieces))
             self._cool(keep)
+
+    @property
+    def allocations(self) -> int:
+        """How many blocks have been handed out."""
+        return self._allocations
 
     def has_excess(self) -> bool:
         """Whether there may be more to `trim` than is kept warm anyway. Cheap."""
@@ -457,16 +475,15 @@ class Arena:
             return
         for carved in list(self._carved):
             free = carved.warm_free()
-            warm += free
-            if free and warm > keep:
+            if free > keep - warm:
                 with contextlib.suppress(OSError):  # a kernel that cannot: the memory stays warm
-                    carved.cool()
-                    warm -= free
+                    carved.cool(keep - warm)
+            warm = min(keep, warm + free)
 
     def _abandon(self) -> None:
         # The parent's arena is the parent's. Also where no fork hook was run, or was interrupted.
         if self._owner != _getpid():
-            self.__init__()  # type: ignore[misc]
+            self._begin()
 
 
 #: The arena of this process.

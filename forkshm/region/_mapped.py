@@ -543,7 +543,10 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
             "the file system that shared memory is in (/dev/shm) is full: free some of it, or make it larger (of a "
             "container, by --shm-size)"
         ),
-        errno.EFBIG: "the object would be larger than a file may be",
+        errno.EFBIG: (
+            "memory that is shared is a file to the kernel, and this would be larger than this process may make one: "
+            "raise the limit (ulimit -f, RLIMIT_FSIZE), or divide the memory"
+        ),
     }.get(number, "see the error number")
     return RegionCreateError(
         number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size

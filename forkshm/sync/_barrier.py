@@ -7,7 +7,7 @@ import multiprocessing.synchronize
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 from forkshm.region import Barrier as RegionBarrier
 from forkshm.region._placed import HEADER, LINE, mutex_made
 from forkshm.sync._slab import allocate
@@ -148,7 +148,7 @@ class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ig
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else f"waiters={self.n_waiting}/{self.parties}"
-        return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x}: {state}>"
+        return f"<{_system.path_of(type(self))} at {id(self):#x}: {state}>"
 
 
 def _rebuild(

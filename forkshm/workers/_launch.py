@@ -80,7 +80,7 @@ def launch(
         ``torch.multiprocessing.spawn``.
     """
     if workers is None:
-        workers = kernel.usable_cores()
+        workers = kernel.default_workers()
     if operator.index(workers) < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if not callable(fn):

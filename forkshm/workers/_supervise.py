@@ -131,7 +131,7 @@ def supervise(
         [1.0, 1.0]
     """
     if workers is None:
-        workers = kernel.usable_cores()
+        workers = kernel.default_workers()
     if operator.index(workers) < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if operator.index(max_crashes) < 1:

@@ -79,7 +79,7 @@ def team(size: int | None = None) -> Team:
         The parallel region of OpenMP, and pymp.
     """
     if size is None:
-        size = kernel.usable_cores()
+        size = kernel.default_workers()
     if operator.index(size) < 1:
         raise ValueError(f"size of a team must be at least 1, got {size}")
     if not _system.CAN_FORK:

@@ -521,7 +521,7 @@ def test_a_pool_cannot_be_pickled(pool):
 
 
 def test_repr_says_state_and_size(pool):
-    assert repr(pool) == "<forkshm.pool._pool.Pool state=RUN pool_size=2>"
+    assert repr(pool) == "<forkshm.Pool state=RUN pool_size=2>"
 
 
 def test_contexts():

@@ -14,7 +14,7 @@ __all__ = ("ResultNotPicklableError",)
 
 
 class ResultNotPicklableError(NotPicklableError, multiprocessing.pool.MaybeEncodingError):  # type: ignore[name-defined, misc]  # not in its stubs
-    """What a task returned cannot be sent.
+    """What a task returned cannot be sent; found as ``forkshm.ResultNotPicklableError``.
 
     Attributes:
         exc: What pickling it raised, as text.
@@ -28,3 +28,7 @@ class ResultNotPicklableError(NotPicklableError, multiprocessing.pool.MaybeEncod
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+# Where users find it, see `forkshm.__getattr__`; pickle looks for it there, too.
+ResultNotPicklableError.__module__ = "forkshm"

@@ -1,0 +1,153 @@
+"""When the arguments of an asynchronous call are taken: at the call if they are small, whatever room there is.
+
+A call that waits for room is pickled when it is sent. Without what is done here it would see what its caller did to the
+arguments meanwhile. So what could change is taken at once:
+
+* Plain containers and small arrays are copied, which takes a microsecond or two. The task may still share a message
+  with others.
+* A task with other objects is pickled as it will be sent, which costs nothing, because that is done only once. It goes
+  alone.
+
+Arguments above `SMALL` bytes are copied when they are sent, so that what waits is not there twice: unless the pool was
+made with ``copy_at_call``.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkshm.pool._dispatch import Dispatcher
+    from forkshm.pool._tasks import Task
+
+__all__ = ("SMALL", "take")
+
+#: Bytes up to which arguments are small.
+SMALL = 64 * 2**10
+
+_FIXED = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, type, FunctionType, BuiltinFunctionType}
+)
+_MOST_PARTS = 1000
+
+
+class _Copier:
+    """Copies plain containers and small arrays; leaves other objects in place and notes that there were some."""
+
+    def __init__(self) -> None:
+        #: Whether there was an object that only a pickler can take.
+        self.has_others = False
+        #: Whether there was something too large to be taken now.
+        self.has_large = False
+        self._parts = 0
+        # By id, so that what is there twice is one object in the copy as well.
+        self._memo: dict[int, Any] = {}
+        numpy = sys.modules.get("numpy")
+        self._array: Any = getattr(numpy, "ndarray", None)
+        self._scalar: Any = getattr(numpy, "number", ())
+
+    def copy(self, thing: Any) -> Any:
+        kind = type(thing)
+        if kind in _FIXED:
+            return thing
+        memo = self._memo
+        if id(thing) in memo:
+            return memo[id(thing)]
+        if kind is list or kind is set or kind is dict or kind is tuple or kind is frozenset:
+            self._parts += len(thing)
+            if self._parts > _MOST_PARTS:
+                self.has_others = True
+                return thing
+            return self._container(thing, kind)
+        if kind is bytearray:
+            made: Any = bytearray(thing) if len(thing) <= SMALL else thing
+            self.has_large |= made is thing
+        elif kind is self._array:
+            if thing.nbytes > SMALL:
+                self.has_large = True
+                return thing
+            # Of others it has to be found out what they are views of: shared memory, for example.
+            if thing.base is not None or thing.dtype.hasobject or not thing.flags.owndata:
+                self.has_others = True
+                return thing
+            made = thing.copy(order="K")
+        elif isinstance(thing, self._scalar):
+            return thing
+        else:
+            nbytes = getattr(thing, "nbytes", 0)
+            if isinstance(nbytes, int) and nbytes > SMALL:
+                self.has_large = True
+            else:
+                self.has_others = True
+            return thing
+        memo[id(thing)] = made
+        return made
+
+    def _container(self, thing: Any, kind: type) -> Any:
+        made: Any
+        if kind is list:
+            made = self._memo[id(thing)] = thing[:]
+            if not _FIXED.issuperset(map(type, made)):
+                made[:] = map(self.copy, thing)
+        elif kind is dict:
+            made = self._memo[id(thing)] = thing.copy()
+            if not _FIXED.issuperset(map(type, made.values())):
+                for key, value in list(made.items()):
+                    made[key] = self.copy(value)
+        elif kind is set:
+            # What is in a set, or a key of a dict, has a hash and so is not expected to change.
+            made = self._memo[id(thing)] = thing.copy()
+        elif kind is frozenset or _FIXED.issuperset(map(type, thing)):
+            return thing
+        else:
+            made = tuple(map(self.copy, thing))
+        return made
+
+
+def take(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: bool = False) -> None:
+    """Take the arguments of tasks that are going to be submitted.
+
+    Args:
+        dispatcher: What pickles them.
+        tasks: The tasks, which nobody else knows yet.
+        always: Whether large arguments are taken as well.
+    """
+    for task in tasks:
+        arguments = task.arguments
+        if type(arguments) is tuple and task.kind is Kind.CALL:
+            args, kwargs = arguments
+            if not kwargs and _FIXED.issuperset(map(type, args)):
+                continue
+        elif type(arguments) is range or _FIXED.issuperset(map(type, arguments)):
+            continue
+        copier = _Copier()
+        try:
+            copied = copier.copy(arguments)
+        except RecursionError:
+            copier.has_others, copied = True, arguments
+        if not (copier.has_others or copier.has_large):
+            task.arguments = copied
+        elif copier.has_large and not always:
+            task.arguments = copied  # what is small beside it
+        else:
+            _pack(dispatcher, task, copied, always=always)
+
+
+def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> None:
+    try:
+        dispatcher._pack(task)
+    except Exception:  # told when it is sent, in the way that is the caller's
+        task.close()
+        return
+    if (parcel := task.parcel) is not None and parcel.fds and not always:
+        # It hid what is large, or what is shared. Each such task would keep fds open, and many may wait.
+        task.close()
+        task.arguments = copied
+    else:
+        task.batched = False

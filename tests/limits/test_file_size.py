@@ -1,0 +1,48 @@
+"""RLIMIT_FSIZE (``ulimit -f``): what is small works, what is larger names the limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkshm.backend import kernel
+
+pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs memfd_create")
+pytest.importorskip("numpy")
+
+
+def test_small_things_work_and_large_ones_name_the_limit(run_script):
+    said = run_script("""
+import json, os, resource, tempfile
+path = os.path.join(tempfile.mkdtemp(), "trace.json")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+import numpy as np
+import forkshm
+with forkshm.Pool(2) as pool:
+    assert pool.map(abs, [-1, -2]) == [1, 2]
+    assert pool.apply(np.sum, (np.ones(50_000),)) == 50_000
+    try:
+        pool.apply(np.sum, (np.ones(2**20),))
+    except forkshm.RegionCreateError as error:
+        assert "ulimit -f, RLIMIT_FSIZE" in str(error), error
+    else:
+        raise AssertionError
+    with pool.trace(path):
+        assert pool.map(abs, range(10), chunksize=1) == list(range(10))
+json.load(open(path))
+with forkshm.Executor(2) as executor:
+    assert executor.submit(abs, -1).result() == 1
+queue = forkshm.Queue()
+queue.put(np.ones(1000))
+assert queue.get().sum() == 1000
+queue.close()
+with forkshm.Lock():
+    assert forkshm.zeros(1000).sum() == 0
+try:
+    forkshm.zeros(2**20)
+except forkshm.RegionCreateError as error:
+    assert "ulimit -f, RLIMIT_FSIZE" in str(error), error
+else:
+    raise AssertionError
+print("ok")
+""")
+    assert said.strip() == "ok"

@@ -1,0 +1,183 @@
+"""When the arguments of asynchronous calls are taken: small ones at the call, however many wait."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import forkshm
+from forkshm.region import Semaphore
+
+np = pytest.importorskip("numpy")
+
+
+class Own:
+    def __init__(self):
+        self.value = 0
+
+    def __reduce__(self):
+        return _own, (self.value,)
+
+
+def _own(value):
+    made = Own()
+    made.value = value
+    return made
+
+
+def put(thing, value):
+    if isinstance(thing, Own):
+        thing.value = value
+    elif isinstance(thing, (dict, list, bytearray, np.ndarray)):
+        inner = thing[0]
+        if isinstance(inner, (list, Own, np.ndarray)):
+            put(inner, value)
+        else:
+            thing[0] = value
+    else:
+        thing.clear()
+
+
+def get(thing):
+    if isinstance(thing, Own):
+        return thing.value
+    if isinstance(thing, set):
+        return 0 if thing else 1
+    inner = thing[0]
+    return get(inner) if isinstance(inner, (list, Own, np.ndarray)) else int(inner)
+
+
+KINDS = {
+    "list": lambda: [0, 1],
+    "nested": lambda: [[0]],
+    "dict": lambda: {0: 0},
+    "dict of list": lambda: {0: [0]},
+    "set": lambda: {5},
+    "bytearray": lambda: bytearray(1),
+    "array": lambda: np.zeros(3),
+    "view": lambda: np.zeros(8)[::2],
+    "tuple of list": lambda: ([0],),
+    "list of array": lambda: [np.zeros(2)],
+    "object": Own,
+    "list of object": lambda: [Own()],
+}
+COUNT = 200
+
+
+@pytest.fixture
+def held():
+    """A pool whose only worker is at a task until told, so that what is submitted has to wait."""
+    gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
+    with forkshm.Executor(1) as executor:
+        first = executor.submit(gate.acquire)
+        yield executor, gate.release
+        first.result()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["apply_async", "map_async", "starmap_async", "submit", "map"])
+def test_small_arguments_are_taken_at_the_call(held, how, kind):
+    executor, release = held
+    pool = executor.pool
+    things = [KINDS[kind]() for _ in range(COUNT)]
+    if how == "apply_async":
+        results = [pool.apply_async(get, (thing,)) for thing in things]
+
+        def found():
+            return [result.get() for result in results]
+    elif how == "map_async":
+        found = pool.map_async(get, things, chunksize=2).get
+    elif how == "starmap_async":
+        found = pool.starmap_async(get, [(thing,) for thing in things], chunksize=1).get
+    elif how == "submit":
+        futures = [executor.submit(get, thing) for thing in things]
+
+        def found():
+            return [future.result() for future in futures]
+    else:
+        answers = executor.map(get, things)
+
+        def found():
+            return list(answers)
+
+    for thing in things:
+        put(thing if not isinstance(thing, tuple) else thing[0], 1)
+    release()
+    assert found() == [0] * COUNT
+
+
+def same(a, b):
+    return a is b, a[0] is b[0]
+
+
+def test_what_is_one_object_arrives_as_one(held):
+    executor, release = held
+    inner = [1]
+    thing = [inner]
+    cyclic = [1]
+    cyclic.append(cyclic)
+    futures = [executor.submit(same, thing, thing) for _ in range(COUNT)]
+    futures += [executor.submit(same, [inner], (inner,)) for _ in range(COUNT)]
+    others = [executor.submit(len, cyclic) for _ in range(3)]
+    release()
+    assert [future.result() for future in futures] == [(True, True)] * COUNT + [(False, True)] * COUNT
+    assert [future.result() for future in others] == [2] * 3
+
+
+def test_shared_memory_is_not_copied_and_keeps_no_fds(held):
+    executor, release = held
+    shared = forkshm.zeros(1000)
+    small = [0]
+    before = executor.pool.statistics().bytes_copied
+    import os
+
+    fds = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    futures = [executor.submit(add_up, shared, small) for _ in range(1500)]
+    if fds:
+        assert len(os.listdir("/proc/self/fd")) < fds + 300
+    shared[0] = 1
+    small[0] = 1
+    release()
+    assert {future.result() for future in futures} == {(1.0, 0)}
+    assert executor.pool.statistics().bytes_copied == before
+
+
+def add_up(shared, small):
+    return float(shared.sum()), small[0]
+
+
+@pytest.mark.parametrize("kind", ["array", "hidden"])
+def test_large_arguments_are_taken_at_the_call_when_asked_for(kind):
+    gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
+    arrays = [np.zeros(20_000) for _ in range(30)]
+    with forkshm.Pool(1, copy_at_call=True) as pool:
+        first = pool.apply_async(gate.acquire)
+        wrap = (lambda a: a) if kind == "array" else (lambda a: {"hidden": (a,)})
+        results = [pool.apply_async(first_of, (wrap(array),)) for array in arrays]
+        for array in arrays:
+            array[:] = 1
+        gate.release()
+        assert [result.get() for result in results] == [0.0] * 30
+        first.get()
+
+
+def first_of(thing):
+    return float((thing["hidden"][0] if isinstance(thing, dict) else thing)[0])
+
+
+def test_what_cannot_be_pickled_is_told_as_ever(held):
+    executor, release = held
+    futures = [executor.submit(len, threading.Lock()) for _ in range(COUNT)]
+    release()
+    for future in futures:
+        with pytest.raises(Exception, match="cannot pickle"):
+            future.result()
+
+
+def test_a_terminated_pool_lets_go_of_what_was_taken():
+    with forkshm.Pool(1) as pool:
+        gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
+        pool.apply_async(gate.acquire)
+        for _ in range(300):
+            pool.apply_async(get, (Own(),))

@@ -1,0 +1,148 @@
+"""Libraries whose threads do not survive a fork are named: at the start of a pool, and when a task hangs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import forkshm
+from forkshm.pool import _unforkable
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+#: A library by the name of one that is known, with a thread of C that is called like one of its own.
+STAND_IN = """
+import ctypes, ctypes.util, sys, threading, time, types, warnings
+import forkshm
+
+def use(module, comm):
+    sys.modules[module] = types.ModuleType(module)
+    libc = ctypes.CDLL(None)
+    START = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    up = threading.Event()
+    def run(_):
+        libc.prctl(15, comm.encode(), 0, 0, 0)
+        up.set()
+        time.sleep(60)
+    global kept
+    kept = START(run)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, kept, None)
+    up.wait()
+    # One that Python came to know by running in it is not one of a library.
+    for ident in [i for i, t in threading._active.items() if isinstance(t, threading._DummyThread)]:
+        del threading._active[ident]
+
+def warned(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", forkshm.ForkshmWarning)
+        make()
+    return [(str(w.message), w.filename) for w in caught if issubclass(w.category, forkshm.ForkshmWarning)]
+
+def start(method=None):
+    forkshm.get_context(method).Pool(1).terminate()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "comm", "name"), [("polars", "polars-0", "polars"), ("grpc", "grpc_global_tim", "gRPC")]
+)
+def test_a_pool_warns_once_of_what_was_used(run_script, module, comm, name):
+    said = run_script(
+        STAND_IN
+        + f"""
+assert warned(start) == []
+import types
+sys.modules[{module!r}] = types.ModuleType({module!r})
+assert warned(start) == []  # imported and not used
+use({module!r}, {comm!r})
+((message, file),) = warned(start)
+assert file == __file__, file
+assert message.startswith("this process has used {name}, and forks workers"), message
+assert 'forkshm.get_context("forkserver").Pool(' in message
+assert warned(start) == []
+print("ok")
+"""
+    )
+    assert said.strip() == "ok"
+
+
+def test_other_start_methods_do_not_warn(run_script):
+    said = run_script(
+        STAND_IN
+        + """
+if __name__ == "__main__":
+    use("polars", "polars-0")
+    assert warned(lambda: start("spawn")) == []
+    print("ok")
+"""
+    )
+    assert said.strip() == "ok"
+
+
+def test_a_task_that_hangs_names_the_suspect(run_script):
+    said = run_script(
+        STAND_IN
+        + """
+import time
+use("polars", "polars-0")
+warnings.simplefilter("ignore")
+with forkshm.Pool(1, task_timeout=0.2) as pool:
+    try:
+        pool.apply(time.sleep, (30,))
+    except forkshm.TaskTimeoutError as error:
+        print(error)
+"""
+    )
+    assert "the workers were forked after polars was used" in said
+    assert "forkserver" in said
+
+
+def test_a_task_that_takes_too_long_names_no_suspect_where_there_is_none():
+    import time
+
+    with forkshm.Pool(1, task_timeout=0.2) as pool, pytest.raises(forkshm.TaskTimeoutError) as caught:
+        pool.apply(time.sleep, (30,))
+    assert "forked" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_gnu_openmp_in_use_is_found(run_script):
+    pytest.importorskip("sklearn")
+    said = run_script("""
+import os
+os.environ.pop("OMP_NUM_THREADS", None)
+import numpy as np
+from forkshm.pool import _unforkable
+import sklearn.ensemble
+print(_unforkable.suspects())
+x = np.random.default_rng(1).random((2000, 3))
+sklearn.ensemble.HistGradientBoostingRegressor(max_iter=3).fit(x, x[:, 0])
+print(_unforkable.suspects() if (os.cpu_count() or 1) > 1 else ["GNU OpenMP"])
+""")
+    assert said.splitlines() == ["[]", "['GNU OpenMP']"]
+
+
+@pytest.mark.slow
+def test_polars_in_use_is_found(run_script):
+    pytest.importorskip("polars")
+    said = run_script("""
+import polars
+from forkshm.pool import _unforkable
+print(_unforkable.suspects())
+polars.DataFrame({"a": [1, 2]}).group_by("a").sum()
+print(_unforkable.suspects())
+""")
+    assert said.splitlines() == ["[]", "['polars']"]
+
+
+def test_the_doctor_lists_them(monkeypatch, capsys):
+    from forkshm.__main__ import main
+
+    find = _unforkable.importlib.util.find_spec
+    monkeypatch.setattr(
+        _unforkable.importlib.util, "find_spec", lambda name, *rest: object() if name == "polars" else find(name, *rest)
+    )
+    monkeypatch.setenv("COLUMNS", "300")
+    main(["doctor"])
+    assert "there (polars)" in capsys.readouterr().out

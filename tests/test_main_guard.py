@@ -1,0 +1,68 @@
+"""A program without the ``__main__`` guard, where processes are started anew: one error says which lines to add."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from started import methods
+
+import forkshm
+
+GUARD = 'if __name__ == "__main__":\n        main()'
+PROGRAM = """
+import sys, forkshm
+def f(x): return x + 1
+forkshm.set_start_method(sys.argv[1])
+"""
+
+#: What starts processes; whether the error is raised here or printed by the child; and how often it is then told.
+STARTS = [
+    ("forkshm.Pool(2).map(f, range(3))", 1),
+    ("forkshm.Pool(3).apply_async(f, (3,)).get()", 1),
+    ("list(forkshm.Pool(2).imap(f, range(3)))", 1),
+    ("forkshm.Pool(2, initializer=f, initargs=(1,)).apply(f, (3,))", 1),
+    ("with forkshm.Pool(2) as pool: pool.starmap(pow, [(1, 2)])", 1),
+    ("forkshm.Executor(2).submit(f, 1).exception().__cause__ and forkshm.Executor(2).submit(f, 1).result()", 1),
+    ("forkshm.launch(f, (1,), workers=2)", 1),
+    ("p = forkshm.Process(target=f, args=(1,)); p.start(); p.join(); sys.exit(p.exitcode)", 0),
+    ("forkshm.Manager()", 1),
+]
+
+
+@pytest.mark.parametrize("method", methods("spawn", "forkserver"))
+@pytest.mark.parametrize(
+    ("start", "raised"), STARTS, ids=[start.split("(")[0] + str(n) for n, (start, _) in enumerate(STARTS)]
+)
+def test_one_error_shows_the_two_lines(tmp_path, method, start, raised):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM + start + "\n")
+    done = subprocess.run([sys.executable, str(path), method], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count(GUARD) == 1, done.stderr
+    assert done.stderr.count("Traceback") <= 2 * raised, done.stderr  # with that of its cause
+    assert len(done.stderr.splitlines()) < 45
+
+
+@pytest.mark.parametrize("method", methods("spawn", "forkserver"))
+def test_a_guarded_program_works_and_its_workers_may_start_pools(run_script, method):
+    source = """
+    import sys, forkshm
+    def inner(x):
+        return x + 1
+    def outer(x):
+        with forkshm.Pool(1) as pool:
+            return pool.apply(inner, (x,))
+    if __name__ == "__main__":
+        forkshm.set_start_method(sys.argv[1])
+        with forkshm.Pool(2) as pool:
+            print(pool.map(outer, [1, 2]))
+    """
+    assert run_script(textwrap.dedent(source), method).strip() == "[2, 3]"
+
+
+def test_the_error_is_a_runtime_error_as_in_multiprocessing():
+    assert issubclass(forkshm.MainGuardError, RuntimeError)
+    assert issubclass(forkshm.MainGuardError, forkshm.ForkshmError)

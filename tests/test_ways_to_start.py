@@ -1,0 +1,43 @@
+"""Programs that are a package, a module of one, a directory or an archive, beside modules that are named like ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipapp
+
+import pytest
+from started import methods
+
+PROGRAM = """
+import sys, forkshm
+def f(x): return x + 1
+if __name__ == "__main__":
+    with forkshm.get_context(sys.argv[1]).Pool(1) as pool:
+        print(pool.map(f, [1, 2]))
+"""
+
+
+@pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
+@pytest.mark.parametrize("way", ["-m package", "-m module", "directory", "archive", "shadowed"])
+def test_a_program_works_however_it_was_started(tmp_path, way, method):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(PROGRAM)
+    words = [str(package)]
+    if way.startswith("-m"):
+        (package / "__init__.py").touch()
+        (package / "module.py").write_text(PROGRAM)
+        words = ["-m", "package" if way == "-m package" else "package.module"]
+    elif way == "archive":
+        words = [str(tmp_path / "program.pyz")]
+        zipapp.create_archive(package, words[0])
+    elif way == "shadowed":
+        for name in ("queues", "pool", "errors", "context"):
+            (tmp_path / f"{name}.py").write_text("1 / 0")
+        (tmp_path / "program.py").write_text(PROGRAM)
+        words = ["program.py"]
+    done = subprocess.run(
+        [sys.executable, *words, method], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
