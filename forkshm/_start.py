@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from forkshm import _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import ChannelBrokenError, NotPicklableError
+from forkshm.errors import ChannelBrokenError, NotPicklableError, UnsupportedError
 from forkshm.pickler import explain, known_after_import, pack
 
 if sys.platform != "win32":
@@ -42,6 +43,24 @@ class _OfContext:
 
     #: Ctrl-C is the parent's, from the first moment.
     ignores_interrupts = False
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the process, which raises KeyboardInterrupt there; as in Python 3.14.
+
+        Raises:
+            ValueError: The process was not started, or is closed.
+            UnsupportedError: On Windows, where a signal reaches all processes of a console or none.
+        """
+        process: Any = self
+        process._check_closed()
+        if process._popen is None:
+            raise ValueError(f"cannot interrupt {process.name!r}: it was not started; start() it first")
+        if sys.platform == "win32":
+            raise UnsupportedError(
+                f"cannot interrupt {process.name!r}: Windows has no SIGINT for one process; use terminate()",
+                capability="signals",
+            )
+        process._popen._send_signal(signal.SIGINT)
 
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self.ignores_interrupts:
