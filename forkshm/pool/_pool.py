@@ -184,6 +184,8 @@ class Pool(_StandardPool):
         cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
+        # Under the name by which programs look it up in the standard library's pool.
+        self._ctx = context
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()

@@ -19,6 +19,7 @@ def test_a_pool_is_one_of_the_standard_librarys_and_tells_its_size():
     with forkshm.Pool(2) as pool:
         assert isinstance(pool, multiprocessing.pool.Pool)
         assert not isinstance(pool, multiprocessing.pool.ThreadPool)
+        assert pool._ctx is forkshm.get_context()
         assert pool.size == pool._processes == len(pool._pool) == 2
         # None of the standard library's threads and queues is there.
         assert not hasattr(pool, "_taskqueue")
