@@ -33,8 +33,9 @@ _PARTS = 4
 class Engine:
     """Runs the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
 
-    Pass it as ``engine=`` to ``DataFrame.apply``, or to ``Series.map``. The rows or columns are divided among the workers, each of which calls pandas' own ``apply`` or ``map`` for
-    its part, so functions get what they get without an engine. The parts are joined as pandas joins its own.
+    Pass it as ``engine=`` to ``DataFrame.apply`` or ``Series.map`` of pandas 3. The rows or columns are divided among
+    the workers, each of which calls pandas' own ``apply`` or ``map`` for its part, so functions get what they get
+    without an engine. The parts are joined as pandas joins its own.
 
     Use it as a context manager, or end the pool with `close`. A pool that you made yourself stays open.
 
