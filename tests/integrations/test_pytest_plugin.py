@@ -70,12 +70,13 @@ def test_table(table, number):
 """
 
 
-@pytest.mark.parametrize(("workers", "made"), [("0", 1), ("1", 1), ("3", 1)])
+@pytest.mark.parametrize(("workers", "made"), [("0", 1), pytest.param("1", 1, marks=pytest.mark.nightly), ("3", 1)])
 def test_it_is_made_once(run, workers, made):
     counts, log, said = run(TABLE, TESTS, "-n", workers)
     assert (counts, len(log)) == ({"passed": 8}, made), said
 
 
+@pytest.mark.nightly
 def test_without_xdist(run):
     counts, log, said = run(TABLE, TESTS, "-p", "no:xdist")
     assert (counts, len(log)) == ({"passed": 8}, 1), said
@@ -108,6 +109,7 @@ def test_write(table, number):
     assert counts == {"passed": 2}, said
 
 
+@pytest.mark.nightly
 def test_read_only(run):
     fixture = TABLE.replace("@shared_fixture", '@shared_fixture(mode="read_only")')
     tests = TESTS + '    with pytest.raises(ValueError):\n        table["rows"][0] = 5\n'
@@ -120,7 +122,7 @@ def test_read_only(run):
     [
         ('raise LookupError("no table")', "error"),
         ('pytest.skip("no table")', "skipped"),
-        ('pytest.fail("no table")', "error"),
+        pytest.param('pytest.fail("no table")', "error", marks=pytest.mark.nightly),
     ],
 )
 def test_a_maker_that_fails_fails_everywhere(run, what, outcome):
@@ -151,6 +153,7 @@ def table():
     assert (counts, len(log)) == ({"passed": 7, "failed": 1}, 2), said
 
 
+@pytest.mark.nightly
 def test_the_value_outlives_its_maker(run):
     tests = (
         TESTS
@@ -168,6 +171,7 @@ def test_again(table, number):
     assert (counts, len(log)) == ({"passed": 16, "failed": 1}, 1), said
 
 
+@pytest.mark.nightly
 def test_each_param_is_one(run):
     fixture = """
 @shared_fixture(params=[1, 2, 3])
@@ -179,6 +183,7 @@ def table(request):
     assert (counts, sorted(log)) == ({"passed": 6}, ["1", "2", "3"]), said
 
 
+@pytest.mark.nightly
 def test_without_the_plugin_it_says_what_to_do(run):
     counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)
     assert counts == {"error": 8}
