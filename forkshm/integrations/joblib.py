@@ -261,7 +261,7 @@ class _Call:
         future.add_done_callback(functools.partial(self._note, len(batch)))
         return future
 
-    def _note(self, count: int, future: Future[Any]) -> None:
+    def _note(self, count: int, future: Any) -> None:
         self._futures.discard(future)
         if not future.cancelled() and future.exception() is None:
             self.bar.update(count)
