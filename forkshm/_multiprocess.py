@@ -62,6 +62,7 @@ __all__ = (
     "get_logger",
     "let_have_children",
     "managers",
+    "package",
     "process",
     "reduction",
     "resource_tracker",
@@ -108,6 +109,11 @@ def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any]
         return sorted({*ours, *dir(importlib.import_module(theirs))})
 
     return __getattr__, __dir__
+
+
+def package() -> Any:
+    """Return the package itself, whose names `forkshm.patch` replaces."""
+    return importlib.import_module("multiprocess")
 
 
 class NoFork:

@@ -10,7 +10,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _start, _system
+from forkshm import _multiprocess, _start, _system
 from forkshm.context import default_context
 from forkshm.pool import Pool
 
@@ -21,6 +21,9 @@ __all__ = ("patch", "patched", "unpatch")
 
 #: Names of multiprocessing that stay: they tell the truth about our processes, too.
 _STAY = frozenset({"current_process", "parent_process", "reducer"})
+
+#: Packages whose modules have the names that are replaced, as they should: those themselves, and the standard library.
+_NOT_ASKED = frozenset({"forkshm", "multiprocess", "multiprocessing", *sys.stdlib_module_names} - {"__main__"})
 
 #: Modules that took ``get_context`` from the package when they were imported.
 _ASK_FOR_CONTEXT = ("managers", "pool", "sharedctypes")
@@ -54,10 +57,13 @@ _changes: list[_Change] = []
 _depth = 0
 
 
-def patch() -> None:
+def patch() -> tuple[str, ...]:
     """Let code that says ``import multiprocessing`` use forkshm, from here to `unpatch`.
 
-    Replaced are the functions and classes of ``multiprocessing`` itself (``Pool``, ``Process``,
+    So does code that says ``import multiprocess``: Hugging Face's datasets, pathos and SALib, for example. Call it
+    before those are imported, because many take ``Pool`` from there when they are.
+
+    Replaced are the functions and classes of the packages themselves (``Pool``, ``Process``,
     ``Queue``, ``get_context``, ``set_start_method`` and so on), and ``multiprocessing.pool.Pool``. So they are
     found by whoever looks them up from now on, whenever the module was imported:
     ``multiprocessing.Pool()``, ``from multiprocessing import Pool``, ``multiprocessing.pool.Pool()``.
@@ -73,6 +79,10 @@ def patch() -> None:
 
     The start method is the one of forkshm. Calls nest: what was patched twice is to be taken back twice.
 
+    Returns:
+        What it could not reach: the names of modules that had taken something before, ``"library.module.Pool"`` for
+        example. They go on using what they have; import them after `patch`.
+
     Raises:
         ImportError: This Python has no working ``multiprocessing``.
 
@@ -83,7 +93,7 @@ def patch() -> None:
 
     Example:
         >>> import multiprocessing, forkshm
-        >>> forkshm.patch()
+        >>> unreached = forkshm.patch()
         >>> with multiprocessing.Pool(2) as pool:
         ...     print(type(pool).__module__, pool.map(lambda x: x + 1, [1, 2]))
         forkshm.pool._pool [2, 3]
@@ -95,11 +105,13 @@ def patch() -> None:
     global _depth
     with _lock:
         if _depth == 0:
-            _changes.extend(_find_changes())
+            for package in (multiprocessing, _multiprocess.package()):
+                _changes.extend(_find_changes(package))
             for change in _changes:
                 change.make()
             _start.first_calls.append(patch)
         _depth += 1
+        return tuple(_names_taken_before(_changes))
 
 
 def unpatch() -> None:
@@ -160,25 +172,27 @@ def _get_context(method: str | None = None) -> Any:
     return multiprocessing.context._default_context.get_context(method)
 
 
-def _find_changes() -> Iterator[_Change]:
-    for name in multiprocessing.__all__:
-        theirs = getattr(multiprocessing, name)
+def _find_changes(package: Any) -> Iterator[_Change]:
+    name_of_package = package.__name__
+    for name in package.__all__:
+        theirs = getattr(package, name)
         if name not in _STAY and not (isinstance(theirs, type) and issubclass(theirs, Exception)):
-            yield _Change(
-                multiprocessing, name, theirs, _get_context if name == "get_context" else getattr(default_context, name)
-            )
+            ours = _get_context if name == "get_context" else getattr(default_context, name, None)
+            if ours is not None:
+                yield _Change(package, name, theirs, ours)
     for name in _ASK_FOR_CONTEXT:
-        module = importlib.import_module(f"multiprocessing.{name}")
+        module = importlib.import_module(f"{name_of_package}.{name}")
         yield _Change(module, "get_context", module.get_context, _get_context)
 
     # Not Pool in its module: what is there, ThreadPool for one, finds it by that name. So who asks for the
     # module is given another, which differs in this name.
-    theirs = importlib.import_module("multiprocessing.pool")
-    pools: Any = types.ModuleType("multiprocessing.pool", theirs.__doc__)
+    module_name = f"{name_of_package}.pool"
+    theirs = importlib.import_module(module_name)
+    pools: Any = types.ModuleType(module_name, theirs.__doc__)
     vars(pools).update(vars(theirs))
     pools.Pool = Pool
-    yield _Change(multiprocessing, "pool", theirs, pools)
-    yield _Change(sys.modules, "multiprocessing.pool", theirs, pools)
+    yield _Change(package, "pool", theirs, pools)
+    yield _Change(sys.modules, module_name, theirs, pools)
 
     # Contexts of theirs ask for the module.
     def pool_of_context(
@@ -186,8 +200,21 @@ def _find_changes() -> Iterator[_Change]:
     ) -> Any:
         return theirs.Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
 
-    base = multiprocessing.context.BaseContext
+    base = importlib.import_module(f"{name_of_package}.context").BaseContext
     yield _Change(base, "Pool", base.Pool, pool_of_context)
+
+
+def _names_taken_before(changes: list[_Change]) -> Iterator[str]:
+    """Yield the names under which modules have what was replaced, because they took it before."""
+    # By their ids: not all of them can be compared or hashed.
+    theirs = {id(change.theirs): change for change in changes if change.owner is not sys.modules}
+    for module_name, module in sorted(sys.modules.items()):
+        if module_name.partition(".")[0] in _NOT_ASKED or not isinstance(module, types.ModuleType):
+            continue
+        for name, value in list(vars(module).items()):
+            change = theirs.get(id(value))
+            if change is not None and change.name != "pool" and not name.startswith("__"):
+                yield f"{module_name}.{name}"
 
 
 def _in_child() -> None:

@@ -13,6 +13,7 @@ import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.reduction
 import os
+import signal
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from forkshm._prologue import Name
 from forkshm._tools import run_with_tools
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, about_main_guard
+from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
 from forkshm.pickler import explain, known_after_import, pack
 
 if sys.platform != "win32":
@@ -46,6 +47,24 @@ class _OfContext:
 
     #: Ctrl-C is the parent's, from the first moment.
     ignores_interrupts = False
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the process, which raises KeyboardInterrupt there; as in Python 3.14.
+
+        Raises:
+            ValueError: The process was not started, or is closed.
+            UnsupportedError: On Windows, where a signal reaches all processes of a console or none.
+        """
+        process: Any = self
+        process._check_closed()
+        if process._popen is None:
+            raise ValueError(f"cannot interrupt {process.name!r}: it was not started; start() it first")
+        if sys.platform == "win32":
+            raise UnsupportedError(
+                f"cannot interrupt {process.name!r}: Windows has no SIGINT for one process; use terminate()",
+                capability="signals",
+            )
+        process._popen._send_signal(signal.SIGINT)
 
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self.ignores_interrupts:

@@ -37,7 +37,7 @@ LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
 BESIDE |= {"_result_not_picklable", "_system", "_tools"}
-OPEN = {"integrations", "testing"}
+OPEN = {"integrations", "joblib", "pandas", "pytest", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -137,14 +137,17 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
                 "integrations/numpy.py",
                 "integrations/_numpy_bundles.py",
                 "integrations/pandas.py",
+                "integrations/_pandas_engine.py",
                 "integrations/_numpy_memory.py",
                 "integrations/torch.py",
             },
         ),
         ("torch", {"integrations/torch.py"}),
-        ("pandas", {"integrations/pandas.py"}),
+        ("pandas", {"integrations/pandas.py", "integrations/_pandas_engine.py"}),
+        ("joblib", {"integrations/joblib.py"}),
+        ("pytest", {"integrations/_pytest.py"}),
         ("pyarrow", {"integrations/pyarrow.py"}),
-        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py"}),
+        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py", "integrations/_pytest.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_one_place(library, allowed):

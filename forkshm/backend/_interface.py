@@ -569,6 +569,10 @@ class Backend(abc.ABC):
         """Copy *nbytes* from the address *source* to *address*; lets other threads run."""
 
     @abc.abstractmethod
+    def is_same_memory(self, address: int, other: int, nbytes: int) -> bool:
+        """Return whether *nbytes* at two addresses are equal; lets other threads run."""
+
+    @abc.abstractmethod
     def clear_memory(self, address: int, nbytes: int) -> None:
         """Fill *nbytes* at *address* with zeros; lets other threads run."""
 

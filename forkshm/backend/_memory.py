@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("address_of", "bytes_at", "clear_memory", "copy", "copy_memory", "window")
+__all__ = ("address_of", "bytes_at", "clear_memory", "copy", "copy_memory", "is_same_memory", "window")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,6 +84,16 @@ def copy_memory(address: int, source: int, nbytes: int) -> None:
 def clear_memory(address: int, nbytes: int) -> None:
     """memset(3) to zero, without the GIL."""
     ctypes.memset(address, 0, nbytes)
+
+
+_compare = (ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt).memcmp  # type: ignore[attr-defined, unused-ignore]
+_compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_compare.restype = ctypes.c_int
+
+
+def is_same_memory(address: int, other: int, nbytes: int) -> bool:
+    """Return whether memcmp(3) finds no difference between two addresses, without the GIL."""
+    return bool(_compare(address, other, nbytes) == 0)
 
 
 def bytes_at(address: int, nbytes: int) -> bytes:

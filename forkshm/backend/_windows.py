@@ -379,6 +379,9 @@ class WindowsBackend(Backend):
     def copy_memory(self, address: int, source: int, nbytes: int) -> None:
         _memory.copy_memory(address, source, nbytes)
 
+    def is_same_memory(self, address: int, other: int, nbytes: int) -> bool:
+        return _memory.is_same_memory(address, other, nbytes)
+
     def clear_memory(self, address: int, nbytes: int) -> None:
         _memory.clear_memory(address, nbytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import time
@@ -31,8 +32,15 @@ __all__ = ("Executor",)
 T = TypeVar("T")
 
 
-class Executor(concurrent.futures.Executor):
-    """A `concurrent.futures.Executor` whose workers are those of a `Pool`.
+if TYPE_CHECKING:
+    _StandardExecutor = concurrent.futures.Executor
+else:
+    # Programs ask for that class where they want processes.
+    from concurrent.futures import ProcessPoolExecutor as _StandardExecutor
+
+
+class Executor(_StandardExecutor):
+    """A `concurrent.futures.Executor` whose workers are those of a `Pool`; a subclass of ``ProcessPoolExecutor``.
 
     What ``ProcessPoolExecutor`` does, with the same arguments. What differs:
 
@@ -187,6 +195,39 @@ class Executor(concurrent.futures.Executor):
             self._work.add(pool, tasks)
         # An iterator of a function of its own, so that all of the above happens now.
         return _results(weakref.ref(self), self._work, job, chunks, deadline, bar)
+
+    @property
+    def _processes(self) -> dict[int, Any]:
+        # By their pids, as programs look them up in the standard library's executor.
+        pool = self._work._pool
+        return {} if pool is None else {process.pid: process for process in pool._pool}
+
+    def terminate_workers(self) -> None:
+        """Shut down, and end the workers now, by SIGTERM; as in Python 3.14.
+
+        What is not done yet raises `PoolClosedError`. A worker that lives on is killed after a second.
+
+        Fork and threads:
+            Any thread may call it. A forked child does nothing: the workers are its parent's.
+        """
+        self._end_workers(kill=False)
+
+    def kill_workers(self) -> None:
+        """Shut down, and end the workers now, by SIGKILL; as in Python 3.14. See `terminate_workers`."""
+        self._end_workers(kill=True)
+
+    def _end_workers(self, *, kill: bool) -> None:
+        work = self._work
+        if work.is_ours():
+            work.close()
+            if (pool := work._pool) is not None:
+                if kill:
+                    for process in pool._pool:
+                        with contextlib.suppress(ValueError):  # it has ended, and is closed
+                            process.kill()
+                pool.terminate()
+            work.settle()
+            work.wait()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end the workers when all is done.

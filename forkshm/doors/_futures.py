@@ -21,13 +21,13 @@ from forkshm.errors import PoolClosedError
 from forkshm.pool import Pool
 from forkshm.pool._results import Job, Pace, delivering
 from forkshm.pool._taking import take
-from forkshm.pool._tasks import CANCELLED
+from forkshm.pool._tasks import CANCELLED, Function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.pool._driver import Answer
-    from forkshm.pool._tasks import Function, Task
+    from forkshm.pool._tasks import Task
 
 __all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
 
@@ -372,13 +372,15 @@ class Work:
             if dispatcher.look():
                 self.settle()
 
-    def submit(self, future: Future[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def submit(self, future: Future[Any], function: Callable[..., Any] | Function, args: Any, kwargs: Any) -> None:
         """Let the pool make a call."""
         pool = self.pool()
         call = Call(self, future)
         task: Task | None = None
         try:
-            task = pool._call(self.shared(pool, function), args, kwargs, cast("Any", call))
+            if not isinstance(function, Function):
+                function = self.shared(pool, function)
+            task = pool._call(function, args, kwargs, cast("Any", call))
             future._task = task
             self.add(pool, [task])
         except Exception as error:

@@ -5,6 +5,7 @@ as descriptors is decided in `_policy`.
 """
 
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
+from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
@@ -19,6 +20,7 @@ __all__ = (
     "Known",
     "Packing",
     "Parcel",
+    "RecentCopies",
     "Repeats",
     "View",
     "begin",

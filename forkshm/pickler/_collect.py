@@ -7,7 +7,9 @@ they are views of one memory at the other end as well.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import describe, ledger
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from forkshm.region._arena import Block
     from forkshm.region._segment import Claim, Lease
 
-__all__ = ("Collector", "Copies", "Repeats", "room_for")
+__all__ = ("Collector", "Copies", "RecentCopies", "Repeats", "room_for")
 
 
 def room_for(nbytes: int) -> Block:
@@ -78,6 +80,9 @@ def _was_written(address: int, nbytes: int) -> bool:
 class Repeats:
     """Copies that several parcels of one call have in common; close them when it has ended."""
 
+    #: Buffers of this many bytes and more are looked up in `lend_equal`, whatever object they belong to.
+    least = sys.maxsize
+
     def __init__(self) -> None:
         # By the object, by the how manieth of its buffers, and its bytes.
         self._known: dict[tuple[int, int, int], tuple[Lease, tuple[int, int, Share]]] = {}
@@ -96,11 +101,68 @@ class Repeats:
             lease.close()
         return *found, True
 
+    def lend_equal(self, address: int, nbytes: int) -> tuple[Lease, tuple[int, int, Share], bool]:
+        """Return a lease on a copy of these bytes, where it is, and whether it had to be made."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Let go of the copies. Closing twice is allowed."""
         for lease, _ in self._known.values():
             lease.close()
         self._known.clear()
+
+
+class RecentCopies(Repeats):
+    """Copies of large buffers, which later parcels use again while the bytes are the same.
+
+    A copy is found by the address that it was made from, and compared with what is there now. So it does not matter
+    whether the memory was written to meanwhile, or was freed and belongs to another object.
+
+    Args:
+        least: Smaller buffers are copied for each parcel.
+        spare: A copy is dropped when so many parcels in a row had no use for it.
+    """
+
+    def __init__(self, *, least: int = 2**20, spare: int = 8) -> None:
+        super().__init__()
+        self.least = least
+        self._spare = spare
+        self._parcels = 0
+        self._copies: dict[tuple[int, int], _RecentCopy] = {}
+
+    def next_parcel(self) -> None:
+        """Count a parcel, and drop the copies that have not been used for long."""
+        self._parcels += 1
+        for key, copy in list(self._copies.items()):
+            if self._parcels - copy.used_by > self._spare:
+                self._copies.pop(key, None)
+
+    def lend_equal(self, address: int, nbytes: int) -> tuple[Lease, tuple[int, int, Share], bool]:
+        copy = self._copies.get((address, nbytes))
+        if copy is not None and kernel.is_same_memory(copy.block.address, address, nbytes):
+            copy.used_by = self._parcels
+            return copy.lease, (copy.block.offset, copy.block.size, Share.private), False
+        block = room_for(nbytes)
+        try:
+            kernel.copy_memory(block.address, address, nbytes)
+        except BaseException:
+            arena.free(block)
+            raise
+        # Parcels hold the lease themselves, so one that is replaced here is closed with the last of them.
+        copy = self._copies[address, nbytes] = _RecentCopy(block, arena.lend(block), self._parcels)
+        return copy.lease, (block.offset, block.size, Share.private), True
+
+    def close(self) -> None:
+        self._copies.clear()
+        super().close()
+
+
+@dataclasses.dataclass(slots=True)
+class _RecentCopy:
+    block: Block
+    lease: Lease
+    #: The number of the last parcel that used it.
+    used_by: int
 
 
 class Group(NamedTuple):
@@ -227,23 +289,37 @@ class Collector:
         if self._repeated is not None and self._repeats is not None and nbytes >= OUT_OF_BAND:
             self._repeated[1] += 1
             which, manieth = self._repeated
-            lease, ref, is_new = self._repeats.lend((which, manieth, nbytes), address)
-            if is_new:
-                self.copied += nbytes
-                if ledger.watches:
-                    ledger.note([(nbytes, f"{describe(view.obj)}, an argument of several tasks")], "sent")
-            else:
-                self.shared += nbytes
-            self._lent.append((len(self.refs), address, address + nbytes))
-            self._held.append(view)
-            self.spans.append((len(self.refs), 0, nbytes))
-            self._add(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only), lease.fd)
-            return False
+            return self._lend(*self._repeats.lend((which, manieth, nbytes), address), view, address, nbytes, asked)
+        if self._repeats is not None and nbytes >= self._repeats.least:
+            return self._lend(*self._repeats.lend_equal(address, nbytes), view, address, nbytes, asked)
         if self.is_alone and nbytes < OUT_OF_BAND:
             return True
         self.copies.append((address, nbytes, len(self.spans), asked in _FOR_READING))
         self.spans.append((BLOCK, 0, nbytes))
         self.views.append(view)
+        return False
+
+    def _lend(
+        self,
+        lease: Lease,
+        ref: tuple[int, int, Share],
+        is_new: bool,
+        view: Any,
+        address: int,
+        nbytes: int,
+        asked: Mode | None,
+    ) -> bool:
+        if is_new:
+            self.copied += nbytes
+            if ledger.watches:
+                ledger.note([(nbytes, f"{describe(view.obj)}, an argument of several tasks")], "sent")
+        else:
+            self.shared += nbytes
+        self.keep.append(lease)
+        self._lent.append((len(self.refs), address, address + nbytes))
+        self._held.append(view)
+        self.spans.append((len(self.refs), 0, nbytes))
+        self._add(ref if asked not in _FOR_READING else (ref[0], ref[1], Share.read_only), lease.fd)
         return False
 
     def _add(self, ref: tuple[int, int, Mode | Share | Bare], fd: int, identity: tuple[int, int] = (0, 0)) -> None:

@@ -76,8 +76,15 @@ class _Life:
     __slots__ = ("__weakref__",)
 
 
-class Pool:
-    """A pool of worker processes, as ``multiprocessing.Pool``.
+if TYPE_CHECKING:
+    # The types of what the standard library's methods return are its own.
+    _StandardPool = object
+else:
+    from multiprocessing.pool import Pool as _StandardPool
+
+
+class Pool(_StandardPool):
+    """A pool of worker processes, as ``multiprocessing.Pool``, of which it is a subclass.
 
     The interface, defaults and answers are the standard library's. What differs:
 
@@ -204,6 +211,8 @@ class Pool:
         cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()
+        # Under the name by which programs look it up in the standard library's pool.
+        self._ctx = context
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()
@@ -248,6 +257,14 @@ class Pool:
     def _pool(self) -> list[Any]:
         # The processes, under the name by which programs look them up in the standard library's pool.
         return [worker.process for worker in self._crew.workers]
+
+    @property
+    def size(self) -> int:
+        """How many workers it has."""
+        return self._crew.size
+
+    # The same, for programs that ask the standard library's pool.
+    _processes = size
 
     def _repopulate_pool(self) -> None:
         # Likewise. Workers that have ended are replaced when somebody waits for a result; here, now.

@@ -93,6 +93,7 @@ class Function:
         *,
         for_many: bool,
         repeated: frozenset[int] = frozenset(),
+        repeats: Repeats | None = None,
     ) -> None:
         self._packer = packer
         self.function = function
@@ -101,7 +102,7 @@ class Function:
         self._parcel: Parcel | None = None
         # The ids of arguments that several tasks have in common, and the copies of those.
         self._repeated = repeated
-        self.repeats = Repeats() if repeated else None
+        self.repeats = Repeats() if repeated and repeats is None else repeats
         self._called_at = call_site() if ledger.watches else "a call made before the block"
 
     def arguments_of(self, task: Task) -> Any:

@@ -40,6 +40,43 @@ def nothing_is_left():
     assert state() == before
 
 
+def test_multiprocess_is_ours_too():
+    import multiprocess  # noqa: TID251
+    import multiprocess.pool  # noqa: TID251
+
+    before = multiprocess.Pool, multiprocess.Process, multiprocess.pool, multiprocess.get_context
+    with forkshm.patched():
+        assert multiprocess.Process is forkshm.Process
+        assert multiprocess.pool.Pool is forkshm.Pool
+        assert multiprocess.get_context() is forkshm.get_context()
+        with multiprocess.Pool(1) as pool, multiprocess.get_context(DEFAULT).Pool(1) as other:
+            assert {type(pool), type(other)} == {forkshm.Pool}
+            assert pool.apply(lambda: 5) == 5
+        with multiprocess.Manager() as manager:
+            assert list(manager.list([1, 2])) == [1, 2]
+    assert (multiprocess.Pool, multiprocess.Process, multiprocess.pool, multiprocess.get_context) == before
+
+
+def test_it_says_what_it_could_not_reach(monkeypatch):
+    import types
+
+    import multiprocess  # noqa: TID251
+
+    early = types.ModuleType("an_early_library")
+    early.Pool, early.Worker, early.harmless = multiprocess.Pool, multiprocessing.Process, len
+    monkeypatch.setitem(sys.modules, early.__name__, early)
+    unreached = forkshm.patch()
+    try:
+        assert {"an_early_library.Pool", "an_early_library.Worker"} <= set(unreached)
+        assert not [
+            name
+            for name in unreached
+            if name.startswith(("forkshm", "multiprocess", "concurrent", "an_early_library.h"))
+        ]
+    finally:
+        forkshm.unpatch()
+
+
 def test_names_looked_up_while_patched_are_ours():
     with forkshm.patched():
         assert multiprocessing.get_context() is forkshm.get_context()

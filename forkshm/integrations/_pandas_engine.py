@@ -1,0 +1,215 @@
+"""The engine interface of pandas: what an object passed as ``engine=`` runs, and where."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+from forkshm.errors import MissingDependencyError
+from forkshm.pool import Pool
+
+try:
+    import numpy as np
+    import pandas as pd
+except ModuleNotFoundError as error:
+    if error.name not in ("numpy", "pandas"):
+        raise
+    raise MissingDependencyError(
+        "forkshm.pandas needs pandas: pip install 'forkshm[pandas]'", extra="pandas"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+__all__ = ("Engine",)
+
+#: Parts for each worker: so many that one with slow rows does not keep the others waiting for long.
+_PARTS = 4
+
+
+class Engine:
+    """Runs the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
+
+    Pass it as ``engine=`` to ``DataFrame.apply`` or ``Series.map`` of pandas 3. The rows or columns are divided among
+    the workers, each of which calls pandas' own ``apply`` or ``map`` for its part, so functions get what they get
+    without an engine. The parts are joined as pandas joins its own.
+
+    Use it as a context manager, or end the pool with `close`. A pool that you made yourself stays open.
+
+    Args:
+        workers: How many; by default as many as this process may use cores. Or a `Pool` to use.
+        progress: Show a bar: True or ``"tqdm"``, or ``"rich"``. It counts parts.
+        options: Those of `Pool`.
+
+    Raises:
+        MissingDependencyError: pandas is not installed.
+        TypeError: There are *options* beside a pool.
+
+    Fork and threads:
+        As for `Pool`: any thread may use it, a forked child may not.
+
+    Example:
+        >>> import pandas as pd
+        >>> from forkshm.pandas import Engine
+        >>> frame = pd.DataFrame({"a": [1, 2, 3], "b": [4, 5, 6]})
+        >>> with Engine(2) as engine:
+        ...     frame.apply(lambda row: int(row["a"] * row["b"]), axis=1, engine=engine).tolist()
+        [4, 10, 18]
+
+    See Also:
+        ``pandas.DataFrame.apply``, ``pandas.api.executors.BaseExecutionEngine``.
+    """
+
+    def __init__(self, workers: int | Pool | None = None, *, progress: bool | str = False, **options: Any) -> None:
+        self._owns_pool = not isinstance(workers, Pool)
+        if not isinstance(workers, Pool):
+            workers = Pool(workers, **options)
+        elif options:
+            raise TypeError(f"Engine of a pool takes no options, got {', '.join(options)}: give them to the pool")
+        self.pool = workers
+        self._progress = progress
+
+    @property
+    def __pandas_udf__(self) -> Self:
+        # pandas asks the engine for the object that has `apply` and `map`.
+        return self
+
+    def apply(
+        self,
+        data: Any,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        decorator: Any,
+        axis: int | str,
+    ) -> Any:
+        """Return what ``data.apply`` returns; called by pandas.
+
+        Args:
+            data: A frame; or an array, when pandas was asked for ``raw=True``.
+            func: What to call.
+            args: Its arguments behind the row or column.
+            kwargs: Its keyword arguments.
+            decorator: This engine.
+            axis: 1 or ``"columns"`` for rows, else columns.
+
+        Raises:
+            TypeError: *func* is no function, and pandas would have to know all rows for it.
+            WorkerDiedError: A worker died.
+            BaseException: What *func* raised.
+        """
+        if not callable(func):
+            raise TypeError(f"an engine calls functions, got {func!r}: leave engine= out for names, lists and dicts")
+        by_row = axis in (1, "columns")
+        raw = isinstance(data, np.ndarray)
+        call = functools.partial(_apply_raw if raw else _apply, func=func, args=args, kwargs=kwargs, by_row=by_row)
+        results = self._run(call, data, 0 if by_row else 1)
+        if raw:
+            # pandas makes a frame or series of an array.
+            return np.concatenate(results, axis=0 if by_row or results[0].ndim == 1 else 1)
+        if isinstance(results[0], pd.Series):
+            return pd.concat(results)
+        return pd.concat(results, axis=0 if by_row else 1)
+
+    def map(
+        self,
+        data: Any,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        decorator: Any,
+        skip_na: bool,
+    ) -> Any:
+        """Return what ``data.map`` returns; called by pandas. See `apply`."""
+        call = functools.partial(_map, func=func, args=args, kwargs=kwargs, na_action="ignore" if skip_na else None)
+        if not len(data):
+            return call(data)
+        results = self._run(call, data, 0)
+        return np.concatenate(results) if isinstance(data, np.ndarray) else pd.concat(results)
+
+    def groupby_apply(self, groups: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return ``groups.apply(func, *args, **kwargs)`` with the groups divided among the workers.
+
+        pandas takes no engine there.
+
+        Args:
+            groups: What ``DataFrame.groupby`` or ``Series.groupby`` returned, by a single key or several.
+            func: Called with each group, which has all columns but the keys, as pandas passes it.
+            args: Its further arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            For results that are frames or series, these joined, with the keys in front of the index; for other
+            results a series of them by the keys.
+
+        Example:
+            >>> import pandas as pd
+            >>> from forkshm.pandas import Engine
+            >>> frame = pd.DataFrame({"k": ["x", "y", "x"], "v": [1, 2, 3]})
+            >>> with Engine(2) as engine:
+            ...     engine.groupby_apply(frame.groupby("k"), lambda group: int(group["v"].sum())).to_dict()
+            {'x': 4, 'y': 2}
+        """
+        parts = [(key, _without_keys(groups, group)) for key, group in groups]
+        if not parts:
+            return groups.apply(func, *args, **kwargs)
+        keys = [key[0] if isinstance(key, tuple) and len(key) == 1 else key for key, _ in parts]
+        names = list(groups.grouper.names if hasattr(groups, "grouper") else groups._grouper.names)
+        call = functools.partial(_call, func=func, args=args, kwargs=kwargs)
+        results = self.pool.map(call, [group for _, group in parts], progress=self._progress)
+        if isinstance(results[0], (pd.Series, pd.DataFrame)):
+            return pd.concat(results, keys=keys, names=names)
+        index = pd.MultiIndex.from_tuples(keys, names=names) if len(names) > 1 else pd.Index(keys, name=names[0])
+        return pd.Series(results, index=index)
+
+    def close(self) -> None:
+        """End the workers, unless the pool was made by somebody else. Closing twice is allowed."""
+        if self._owns_pool:
+            self.pool.close()
+            self.pool.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self._owns_pool:
+            self.pool.terminate()
+        self.close()
+
+    def _run(self, call: Callable[[Any], Any], data: Any, axis: int) -> list[Any]:
+        count = data.shape[axis]
+        size = max(1, math.ceil(count / (_PARTS * self.pool.size)))
+        parts = []
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            where = part if axis == 0 else (slice(None), part)
+            parts.append(data[where] if isinstance(data, np.ndarray) else data.iloc[where])
+        return self.pool.map(call, parts, chunksize=1, progress=self._progress)
+
+
+def _apply(part: Any, *, func: Any, args: Any, kwargs: Any, by_row: bool) -> Any:
+    return part.apply(func, axis=1 if by_row else 0, args=args, **kwargs)
+
+
+def _apply_raw(part: Any, *, func: Any, args: Any, kwargs: Any, by_row: bool) -> Any:
+    return np.apply_along_axis(func, 1 if by_row else 0, part, *args, **kwargs)
+
+
+def _map(part: Any, *, func: Any, args: Any, kwargs: Any, na_action: Any) -> Any:
+    call = functools.partial(func, *args, **kwargs) if args or kwargs else func
+    if isinstance(part, np.ndarray):
+        return pd.Series(part).map(call, na_action=na_action).to_numpy()
+    return part.map(call, na_action=na_action)
+
+
+def _call(group: Any, *, func: Any, args: Any, kwargs: Any) -> Any:
+    return func(group, *args, **kwargs)
+
+
+def _without_keys(groups: Any, group: Any) -> Any:
+    if not isinstance(group, pd.DataFrame):
+        return group
+    return group.drop(columns=[name for name in groups.exclusions if name in group.columns])

@@ -1,0 +1,374 @@
+"""Session fixtures that are made once for all workers of pytest-xdist.
+
+The process that distributes the tests (the controller) listens on a socket. A worker that needs a fixture connects and
+asks for it. The first one is told to make it, and sends back the pickle and the fd of memory with the large buffers;
+the others wait for those. The controller keeps them as they came: it never unpickles, nor maps the memory. A maker that
+dies, or is interrupted, closes its connection, and the next worker that waits is told to make the fixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import pickle
+import secrets
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import cloudpickle
+import pytest
+
+from forkshm.errors import UnsupportedError
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("pytest_configure_node", "pytest_unconfigure", "shared_fixture")
+
+_INPUT = "forkshm_address"
+#: Kind of a message, and the bytes that follow. Beside the head is an fd, where there are buffers.
+_HEAD = struct.Struct("!cQ")
+_GET, _MAKE, _VALUE, _ERROR = b"g", b"m", b"v", b"e"
+_ALIGNMENT = 64
+#: Smaller buffers stay in the pickle.
+_LEAST = 16 * 1024
+
+
+@overload
+def shared_fixture(function: Callable[..., Any], /) -> Any: ...
+@overload
+def shared_fixture(*, mode: Mode | str = ..., **options: Any) -> Callable[[Callable[..., Any]], Any]: ...
+def shared_fixture(
+    function: Callable[..., Any] | None = None, /, *, mode: Mode | str = Mode.copy_on_write, **options: Any
+) -> Any:
+    """Make a session fixture whose value is made once for all workers of pytest-xdist.
+
+    Load the plugin: ``pytest -p forkshm.pytest -n auto``, or ``pytest_plugins = ["forkshm.pytest"]`` in the
+    ``conftest.py`` of the root directory. Without workers (no ``-n``, or ``-n 0``) it is an ordinary session fixture.
+
+    The first worker that needs the value makes it. The others get what it returned: small things as copies, the memory
+    of large arrays shared by descriptor, so all workers together need it once. The memory is kept until the run ends,
+    whichever worker dies. If the function raises, skips or fails, all workers report that. If its worker dies
+    meanwhile, another one calls it again.
+
+    Args:
+        function: What returns the value; it may use other fixtures, which each worker has for itself.
+        mode: ``copy_on_write``: each worker may write, and sees its own writes only. ``read_only``: nobody may write.
+            ``read_write``: all see all writes.
+        options: *params*, *ids*, *name* and *autouse*, as for ``pytest.fixture``.
+
+    Raises:
+        TypeError: *function* is a generator or coroutine function: no worker knows when the last one is done with
+            the value, so there is nothing that could run its end.
+        ValueError: There is no such mode.
+
+    Fork and threads:
+        The controller has a thread that listens and one for each worker that waits.
+
+    Example:
+        In ``conftest.py``::
+
+            import numpy as np
+            from forkshm.pytest import shared_fixture
+
+            @shared_fixture
+            def table():
+                return np.random.default_rng(1).normal(size=50_000_000)  # 400 MB, once
+    """
+    mode = Mode(mode)
+    if function is None:
+        return functools.partial(_fixture, mode=mode, options=options)
+    return _fixture(function, mode=mode, options=options)
+
+
+def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any]) -> Any:
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"shared_fixture of {function.__qualname__}(): it is a generator or coroutine, and no worker knows when "
+            "the others are done with its value; return the value, and clean up elsewhere"
+        )
+    signature = inspect.signature(function)
+    takes_request = "request" in signature.parameters
+
+    @functools.wraps(function)
+    def wrapper(request: Any, **fixtures: Any) -> Any:
+        if takes_request:
+            fixtures["request"] = request
+        make = functools.partial(function, **fixtures)
+        if not hasattr(request.config, "workerinput"):
+            return make()
+        address = request.config.workerinput.get(_INPUT)
+        if address is None:
+            raise pytest.UsageError(
+                f"the shared fixture {request.fixturename!r} needs the plugin in the process that distributes the "
+                "tests: run pytest with -p forkshm.pytest"
+            )
+        # Two of one name, in different files, and each of its params, are different ones.
+        key = repr((function.__module__, function.__qualname__, inspect.getfile(function), request.param_index))
+        return _get(address, key, make, mode)
+
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "request"]
+    first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wrapper.__signature__ = signature.replace(parameters=[first, *parameters])  # type: ignore[attr-defined]
+    # Else pytest takes the arguments of the function inside.
+    del wrapper.__wrapped__
+    options.setdefault("name", function.__name__)
+    return pytest.fixture(scope="session", **options)(wrapper)
+
+
+# -- in a worker ----------------------------------------------------------------------------------
+
+
+def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(address)
+        except OSError as error:
+            raise UnsupportedError(
+                f"cannot reach the process that distributes the tests ({error}): workers on other machines share no "
+                "memory with it; run them on this one",
+                capability="sockets",
+            ) from error
+        _send(connection, _GET, key.encode())
+        kind, data, fd = _receive(connection)
+        if kind == _MAKE:
+            try:
+                value = make()
+                packed = _pack(value)
+            except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
+                _send(connection, _ERROR, _pack_error(error))
+                raise
+            # The maker has what the others have: what it would write to its own is not in the memory.
+            with contextlib.closing(packed.region) if packed.region is not None else contextlib.nullcontext():
+                fd = packed.region.fileno() if packed.region is not None else -1
+                _send(connection, _VALUE, packed.data, fd)
+                return _unpack(packed.data, fd, mode)
+        if kind == _ERROR:
+            raise _unpack_error(data)
+        try:
+            return _unpack(data, fd, mode)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Packed(NamedTuple):
+    data: bytes
+    region: MappedRegion | None
+
+
+def _pack(value: Any) -> _Packed:
+    views: list[memoryview] = []
+
+    def take(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < _LEAST:
+            return True
+        views.append(view)
+        return False
+
+    stream = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+    spans, end = [], 0
+    for view in views:
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = start + view.nbytes
+        spans.append((start, end))
+    region = None
+    if views:
+        region = anonymous_shared_memory(end)
+        for (start, stop), view in zip(spans, views, strict=True):
+            region.buf[start:stop] = view
+    return _Packed(pickle.dumps((stream, spans)), region)
+
+
+def _unpack(data: bytes, fd: int, mode: Mode) -> Any:
+    stream, spans = pickle.loads(data)
+    if not spans:
+        return pickle.loads(stream)
+    # The arrays keep the region.
+    view = MappedRegion(fd, mode).buf
+    return pickle.loads(stream, buffers=[view[start:end] for start, end in spans])
+
+
+def _pack_error(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, (pytest.skip.Exception, pytest.fail.Exception)):
+        # pytest names their classes as if they were Python's own, so they cannot be pickled.
+        outcome = "skip" if isinstance(error, pytest.skip.Exception) else "fail"
+        return pickle.dumps((outcome, error.msg))
+    try:
+        stream = cloudpickle.dumps(error.with_traceback(None))
+        pickle.loads(stream)
+    except Exception:
+        stream = b""
+    return pickle.dumps((stream, text))
+
+
+def _unpack_error(data: bytes) -> BaseException:
+    stream, text = pickle.loads(data)
+    if stream in ("skip", "fail"):
+        return (pytest.skip if stream == "skip" else pytest.fail).Exception(text)
+    cause = RuntimeError(f"in the worker that made the fixture:\n{text}")
+    try:
+        error = pickle.loads(stream)
+    except Exception:
+        return cause
+    if not isinstance(error, BaseException):
+        return cause
+    error.__cause__ = cause
+    return error
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def _send(connection: socket.socket, kind: bytes, data: bytes = b"", fd: int = -1) -> None:
+    head = _HEAD.pack(kind, len(data))
+    if fd >= 0:
+        sent = socket.send_fds(connection, [head], [fd])
+        head = head[sent:]
+    connection.sendall(head + data)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, bytes, int]:
+    head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, 1)
+    fd = fds[0] if fds else -1
+    try:
+        head += _receive_all(connection, _HEAD.size - len(head)) if head else b""
+        if not head:
+            raise EOFError
+        kind, size = _HEAD.unpack(head)
+        return kind, _receive_all(connection, size), fd
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        raise
+
+
+def _receive_all(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(min(size - len(data), 2**20))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+# -- in the controller ----------------------------------------------------------------------------
+
+
+class _Keeper:
+    """Listens, and keeps what was made."""
+
+    def __init__(self) -> None:
+        self._folder = ""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if sys.platform == "linux":
+            # A name that is in no file system, so that nothing is left of it.
+            self.address = f"\0forkshm-pytest-{secrets.token_hex(16)}"
+        else:
+            self._folder = tempfile.mkdtemp(prefix="forkshm-pytest-")
+            self.address = os.path.join(self._folder, "socket")
+        self._listener.bind(self.address)
+        self._listener.listen(128)
+        self._changed = threading.Condition()
+        self._made: dict[bytes, tuple[bytes, bytes, int]] = {}
+        self._in_the_making: set[bytes] = set()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._listen, name="forkshm-pytest", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_closed:
+                connection.close()
+                return
+            threading.Thread(target=self._serve, args=(connection,), name="forkshm-pytest", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        # What a worker sends that dies, or is nobody's, concerns nobody else.
+        with connection, contextlib.suppress(OSError, EOFError, struct.error):
+            if not _is_ours(connection):
+                return
+            kind, key, fd = _receive(connection)
+            if fd >= 0:
+                os.close(fd)
+            if kind == _GET:
+                self._answer(connection, key)
+
+    def _answer(self, connection: socket.socket, key: bytes) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._made or key not in self._in_the_making or self._is_closed)
+            made = self._made.get(key)
+            if made is None:
+                self._in_the_making.add(key)
+        if made is None:
+            try:
+                _send(connection, _MAKE)
+                made = _receive(connection)
+                with self._changed:
+                    self._made[key] = made
+            finally:
+                # Also when the maker is gone: then the next one is told to make it.
+                with self._changed:
+                    self._in_the_making.discard(key)
+                    self._changed.notify_all()
+            return
+        _send(connection, *made)
+
+    def close(self) -> None:
+        self._is_closed = True
+        with self._changed:
+            self._changed.notify_all()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waker:
+            waker.connect(self.address)
+        self._thread.join(1)
+        self._listener.close()
+        for _, _, fd in self._made.values():
+            if fd >= 0:
+                os.close(fd)
+        self._made.clear()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    if sys.platform != "linux":
+        return True  # the folder is this user's
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return bool(uid == os.getuid())
+
+
+_keepers: dict[int, _Keeper] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist, before it starts, where to ask."""
+    if hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds"):
+        keeper = _keepers.get(id(node.config))
+        if keeper is None:
+            keeper = _keepers[id(node.config)] = _Keeper()
+        node.workerinput[_INPUT] = keeper.address
+
+
+def pytest_unconfigure(config: Any) -> None:
+    """Let go of what was kept."""
+    keeper = _keepers.pop(id(config), None)
+    if keeper is not None:
+        keeper.close()

@@ -1,0 +1,390 @@
+"""The joblib backend ``"forkshm"``.
+
+joblib hands over batches of calls and a callback for each, and waits for the callbacks. The batches go to an
+`Executor` that is kept for the next call of ``Parallel``, in this process, with the same settings.
+
+What several batches of a call have in common (a table that each of them reads, for example) is copied once, and mapped
+copy-on-write by the workers: see `RecentCopies`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _system
+from forkshm.context import get_start_method
+from forkshm.doors import Executor
+from forkshm.doors._futures import Future
+from forkshm.errors import MissingDependencyError, PoolClosedError
+from forkshm.pickler import RecentCopies
+from forkshm.pool._progress import Bar, no_bar, open_bar
+from forkshm.pool._tasks import Function
+
+try:
+    import joblib.parallel as _joblib
+except ModuleNotFoundError as error:
+    if error.name != "joblib":
+        raise
+    raise MissingDependencyError(
+        "forkshm.joblib needs joblib: pip install 'forkshm[joblib]'", extra="joblib"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ("ForkshmBackend", "shutdown")
+
+#: What other backends take and this one has no use for: memory crosses as descriptors, or is copied once.
+_NOT_NEEDED = frozenset(
+    {
+        "context",
+        "context_id",
+        "idle_worker_timeout",
+        "max_nbytes",
+        "mmap_mode",
+        "prefer",
+        "require",
+        "temp_folder",
+        "verbose",
+    }
+)
+_POOL_OPTIONS = frozenset(
+    {"born_shared", "cpu_ids", "retries", "task_timeout", "worker_exit", "worker_init", "max_tasks_per_child"}
+)
+_OWN_OPTIONS = frozenset({"initargs", "initializer", "progress", "start_method"})
+
+
+class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  # type: ignore[misc]  # has no types
+    """Runs the calls of ``joblib.Parallel``, and so of scikit-learn, in workers of forkshm.
+
+    ``import forkshm.joblib`` registers it as ``"forkshm"``. Every feature of joblib's own process backend is there:
+    ``n_jobs``, ``return_as="generator"`` and ``"generator_unordered"``, ``timeout``, ``inner_max_num_threads``, nested
+    calls (threads inside workers by default), callbacks and abort. What differs:
+
+    * Large arrays cross through shared memory: explicitly shared ones as themselves, others copied once for all calls
+      that get the same bytes, whatever object holds them. They arrive writable, and writes stay in the worker.
+      ``max_nbytes``, ``mmap_mode`` and ``temp_folder`` are accepted and ignored.
+    * A worker that is killed fails the calls it was running with `WorkerDiedError`, and is replaced.
+    * Abort, timeout and Ctrl-C end the workers that run calls of this ``Parallel``, and no others.
+    * Workers stay for the next call with the same settings, until the program ends; see `shutdown`.
+    * The default of ``n_jobs`` is -1, all cores, as with joblib's backend of Dask.
+
+    Args:
+        nesting_level: How many calls of ``Parallel`` this one is inside of; set by joblib.
+        inner_max_num_threads: Threads of BLAS and OpenMP in each worker; by default cores divided by *n_jobs*, unless
+            the environment says otherwise.
+        progress: Show a bar: True or ``"tqdm"``, or ``"rich"``. Not shown for ``n_jobs=1``, which uses no workers.
+        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. By default that of `forkshm.get_start_method`; but
+            ``"forkserver"`` in place of fork where workers may use several OpenMP threads and GNU's OpenMP is loaded
+            here, because its threads hang in a forked child.
+        options: *initializer*, *initargs*, *max_tasks_per_child*, *born_shared*, *task_timeout*, *retries*,
+            *worker_init*, *worker_exit* and *cpu_ids*, as for `forkshm.Executor`. All may also be given to
+            ``Parallel``.
+
+    Raises:
+        TypeError: There is no such option.
+        MissingDependencyError: joblib, or the library of *progress*, is not installed.
+
+    Fork and threads:
+        joblib keeps one of it for each ``parallel_config``; several threads may use one. A forked child starts workers
+        of its own.
+
+    Example:
+        >>> import joblib, forkshm.joblib
+        >>> with joblib.parallel_config("forkshm", n_jobs=2):
+        ...     joblib.Parallel()(joblib.delayed(pow)(2, n) for n in range(5))
+        [1, 2, 4, 8, 16]
+
+    See Also:
+        ``joblib.parallel_config``, ``joblib.Parallel``.
+    """
+
+    default_n_jobs = -1
+    supports_inner_max_num_threads = True
+    supports_retrieve_callback = True
+
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
+    ) -> None:
+        _check_options(options)
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
+        self.parallel: Any = None
+        self._executor: Executor | None = None
+        self._progress: bool | str = False
+        self._n_jobs = 1
+        # By the Parallel that made it; several may be open at once, as generators.
+        self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many workers a call with *n_jobs* gets.
+
+        Raises:
+            ValueError: *n_jobs* is 0.
+        """
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None:
+            return 1
+        if not self.in_main_thread() and self.nesting_level:
+            return 1  # a thread of an outer call, which has the cores already
+        if n_jobs < 0:
+            n_jobs = max(_joblib.cpu_count() + 1 + n_jobs, 1)
+        return n_jobs
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
+        """Make workers ready and return how many; called by joblib."""
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise _joblib.FallbackToBackend(_joblib.SequentialBackend(nesting_level=self.nesting_level))
+        _check_options(options)
+        options = {**self.backend_kwargs, **options}
+        self._progress = options.pop("progress", False)
+        self._executor = _warm_executor(
+            n_jobs,
+            options.pop("start_method", None),
+            self._prepare_worker_env(n_jobs=n_jobs),
+            {name: value for name, value in options.items() if name not in _NOT_NEEDED and value is not None},
+        )
+        self.parallel = parallel
+        self._n_jobs = n_jobs
+        return n_jobs
+
+    def start_call(self) -> None:
+        """Open the bar; called by joblib when a call begins."""
+        if self._progress:
+            self._call(self.parallel).open_bar(self._progress)
+
+    def stop_call(self) -> None:
+        """Let go of what the calls that have ended had in common; called by joblib when one ends."""
+        for parallel, call in list(self._calls.items()):
+            if call.has_ended(parallel):
+                self._calls.pop(parallel, None)
+                call.close()
+
+    def terminate(self) -> None:
+        """Let go of the workers, which stay for the next call."""
+        self.stop_call()
+        self._executor = None
+        self.reset_batch_stats()
+
+    def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> concurrent.futures.Future[Any]:
+        """Let a worker run a batch of calls; *callback* gets the future when it is done.
+
+        Never raises an Exception: joblib calls it from a callback, where nobody would hear of it, and waits.
+        """
+        future: concurrent.futures.Future[Any]
+        try:
+            future = self._call(getattr(callback, "parallel", self.parallel)).submit(func)
+        except Exception as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    # joblib before 1.4 asks for it under this name.
+    apply_async = submit
+
+    def retrieve_result_callback(self, out: concurrent.futures.Future[Any]) -> Any:
+        """Return the results of a batch, or raise what it raised."""
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End the workers that are at a call which joblib gives up, and start none of its batches any more."""
+        for parallel, call in list(self._calls.items()):
+            if getattr(parallel, "_aborting", True):
+                call.cancel()
+
+    def _call(self, parallel: Any) -> _Call:
+        call = self._calls.get(parallel)
+        if call is None:
+            if self._executor is None:
+                raise PoolClosedError("cannot submit a batch of calls: the Parallel that it belongs to has ended")
+            call = self._calls[parallel] = _Call(self._executor, self._n_jobs, parallel.n_tasks)
+        return call
+
+    def __reduce__(self) -> Any:
+        # What a worker gets as its nested backend has no workers, and starts its own.
+        return _rebuild, (type(self), self.nesting_level, self.inner_max_num_threads, self.backend_kwargs)
+
+
+def _rebuild(
+    kind: type[ForkshmBackend], nesting_level: int | None, threads: int | None, options: dict[str, Any]
+) -> ForkshmBackend:
+    return kind(nesting_level=nesting_level, inner_max_num_threads=threads, **options)
+
+
+def _check_options(options: Iterable[str]) -> None:
+    known = _NOT_NEEDED | _POOL_OPTIONS | _OWN_OPTIONS
+    if unknown := sorted(set(options) - known):
+        raise TypeError(
+            f"the joblib backend forkshm has no option {', '.join(map(repr, unknown))}: "
+            f"use one of {', '.join(sorted(_POOL_OPTIONS | _OWN_OPTIONS))}"
+        )
+
+
+class _Call:
+    """One call of a ``Parallel``: its batches that are not done, and what they have in common."""
+
+    def __init__(self, executor: Executor, n_jobs: int, n_tasks: int | None) -> None:
+        self.bar: Bar = no_bar
+        self._executor = executor
+        self._n_tasks = n_tasks
+        self._copies = RecentCopies(spare=4 * n_jobs)
+        self._function: Function | None = None
+        self._futures: set[Future[Any]] = set()
+
+    def open_bar(self, progress: bool | str) -> None:
+        self.bar.close()
+        self.bar = open_bar(progress, self._n_tasks, self._executor._work.pool()._dispatcher)
+
+    def submit(self, batch: Any) -> Future[Any]:
+        work = self._executor._work
+        function = self._function
+        if function is None:
+            packer = work.pool()._dispatcher.packer
+            function = self._function = Function(packer, _run, for_many=True, repeats=self._copies)
+        self._copies.next_parcel()
+        future: Future[Any] = Future(work)
+        self._futures.add(future)
+        try:
+            work.submit(future, function, (batch,), {})
+        except BaseException:
+            self._futures.discard(future)
+            raise
+        future.add_done_callback(functools.partial(self._note, len(batch)))
+        return future
+
+    def _note(self, count: int, future: Any) -> None:
+        self._futures.discard(future)
+        if not future.cancelled() and future.exception() is None:
+            self.bar.update(count)
+
+    def cancel(self) -> None:
+        futures = list(self._futures)
+        self._executor._work.cancel([future._task for future in futures if future._task is not None], running=True)
+
+    def has_ended(self, parallel: Any) -> bool:
+        return getattr(parallel, "_aborting", True) or not getattr(parallel, "_running", False)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.bar = no_bar
+        self._copies.close()
+
+
+def _run(batch: Callable[[], Any]) -> Any:
+    return batch()
+
+
+# -- workers that stay ----------------------------------------------------------------------------
+
+#: The settings and the executor of the last call. Another one replaces it: the workers of an executor that nobody has
+#: end once their work is done.
+_warm: list[tuple[Any, Executor]] = []
+
+
+def _warm_executor(
+    n_jobs: int, start_method: str | None, environment: dict[str, str], options: dict[str, Any]
+) -> Executor:
+    method = start_method or _start_method(environment)
+    key = n_jobs, method, environment, dict(options)
+    for known, executor in _warm:
+        if known == key and _is_usable(executor):
+            return executor
+    initializer, initargs = options.pop("initializer", None), options.pop("initargs", ())
+    executor = Executor(n_jobs, _Method(method), _start_worker, (environment, initializer, tuple(initargs)), **options)
+    _warm[:] = [(key, executor)]
+    return executor
+
+
+def shutdown(wait: bool = True) -> None:
+    """End the workers that were kept for the next call of ``Parallel``; without a call, they end with the program.
+
+    Calls that run are completed first. The next call starts workers of its own.
+
+    Args:
+        wait: Return only when the workers have ended.
+
+    Fork and threads:
+        Any thread may call it. In a forked child it does nothing: the workers are its parent's.
+
+    Example:
+        >>> import forkshm.joblib
+        >>> forkshm.joblib.shutdown()
+    """
+    kept = [executor for _, executor in _warm]
+    _warm.clear()
+    for executor in kept:
+        executor.shutdown(wait)
+
+
+def _is_usable(executor: Executor) -> bool:
+    try:
+        executor._work.pool()
+    except (RuntimeError, PoolClosedError):
+        return False
+    return True
+
+
+class _Method:
+    """As much of a context as an executor asks for."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def get_start_method(self) -> str:
+        return self._method
+
+
+def _start_method(environment: dict[str, str]) -> str:
+    method: str = get_start_method() or "fork"
+    if method == "fork" and environment.get("OMP_NUM_THREADS") != "1" and _has_gnu_openmp():
+        return "forkserver"
+    return method
+
+
+def _has_gnu_openmp() -> bool:
+    with contextlib.suppress(ImportError):
+        import threadpoolctl
+
+        return any(library.get("prefix") == "libgomp" for library in threadpoolctl.threadpool_info())
+    return False
+
+
+def _start_worker(
+    environment: dict[str, str], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)
+    # Libraries that were loaded before the fork have read the environment already.
+    openmp, blas = _number(environment, "OMP_NUM_THREADS"), _number(environment, "OPENBLAS_NUM_THREADS")
+    limits = {kind: limit for kind, limit in (("openmp", openmp), ("blas", blas)) if limit}
+    with contextlib.suppress(ImportError):
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(limits)
+    for library, variable in (("numba", "NUMBA_NUM_THREADS"), ("numexpr", "NUMEXPR_NUM_THREADS")):
+        if (module := sys.modules.get(library)) is not None and (limit := _number(environment, variable)):
+            with contextlib.suppress(Exception):  # more than it has
+                module.set_num_threads(limit)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _number(environment: dict[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    return int(value) if value.isdecimal() else 0
+
+
+def _in_child() -> None:
+    _warm.clear()  # they are the parent's
+
+
+_system.register_at_fork(after_in_child=_in_child)
+_joblib.register_parallel_backend("forkshm", ForkshmBackend)

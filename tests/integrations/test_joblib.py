@@ -1,0 +1,379 @@
+"""The joblib backend: joblib.Parallel and scikit-learn over workers of forkshm."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+joblib = pytest.importorskip("joblib")
+np = pytest.importorskip("numpy")
+
+from joblib import Parallel, delayed  # noqa: E402
+
+import forkshm  # noqa: E402
+import forkshm.joblib  # noqa: E402
+from forkshm.errors import WorkerDiedError  # noqa: E402
+from forkshm.integrations.joblib import _warm  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts workers by fork")
+
+
+def parallel(**options):
+    return Parallel(backend="forkshm", **{"n_jobs": 2, **options})
+
+
+@pytest.fixture(autouse=True)
+def no_workers_are_left():
+    yield
+    forkshm.joblib.shutdown()
+
+
+def warm_pool():
+    return _warm[0][1].pool
+
+
+def fill_and_sum(array, value):
+    array[0] = value
+    return float(array.sum())
+
+
+def fail(x):
+    if x == 3:
+        raise ValueError(f"bad {x}")
+    return x
+
+
+def test_answers_in_order():
+    assert parallel()(delayed(pow)(x, 2) for x in range(500)) == [x * x for x in range(500)]
+
+
+def test_runs_in_other_processes_that_stay():
+    first = set(parallel()(delayed(os.getpid)() for _ in range(20)))
+    again = set(parallel()(delayed(os.getpid)() for _ in range(20)))
+    assert os.getpid() not in first | again
+    assert len(first | again) <= 2
+
+
+def test_an_initializer_runs_once_while_the_workers_stay(tmp_path):
+    path = tmp_path / "started"
+
+    def note(text):
+        with path.open("a") as file:
+            file.write(text)
+
+    for _ in range(3):
+        parallel(initializer=note, initargs=("x",))(delayed(time.sleep)(0.01) for _ in range(4))
+    assert path.read_text() == "xx"
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_generators(return_as):
+    results = parallel(return_as=return_as)(delayed(pow)(x, 2) for x in range(30))
+    assert sorted(results) == [x * x for x in range(30)]
+
+
+def test_generators_of_one_backend_side_by_side():
+    with joblib.parallel_config("forkshm", n_jobs=2):
+        first = Parallel(return_as="generator")(delayed(pow)(x, 2) for x in range(20))
+        second = Parallel(return_as="generator")(delayed(pow)(x, 3) for x in range(20))
+        assert list(zip(first, second, strict=True)) == [(x**2, x**3) for x in range(20)]
+
+
+@pytest.mark.filterwarnings("ignore:.*tasks")
+def test_a_generator_that_is_dropped_ends_its_calls_only():
+    with joblib.parallel_config("forkshm", n_jobs=2):
+        dropped = Parallel(return_as="generator")(delayed(time.sleep)(60) for _ in range(4))
+        began = time.monotonic()
+        del dropped
+        gc.collect()
+        assert Parallel()(delayed(abs)(-x) for x in range(5)) == [0, 1, 2, 3, 4]
+        assert time.monotonic() - began < 20
+
+
+def test_an_exception_is_raised_with_the_workers_traceback():
+    with pytest.raises(ValueError, match="bad 3") as raised:
+        parallel()(delayed(fail)(x) for x in range(10))
+    assert "in fail" in str(raised.value.__cause__)
+    assert parallel()(delayed(fail)(x) for x in range(3)) == [0, 1, 2]
+
+
+def test_what_cannot_be_pickled_is_raised():
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match="cannot pickle"):
+        parallel()(delayed(id)(lock) for _ in range(3))
+    # Also from a callback, where joblib itself would wait for ever.
+    with pytest.raises(TypeError, match="cannot pickle"):
+        parallel(pre_dispatch=2, batch_size=1)(delayed(id)(lock if x > 5 else x) for x in range(10))
+
+
+def test_a_killed_worker_fails_its_task_and_the_next_call_works():
+    with parallel() as workers:
+        with pytest.raises(WorkerDiedError, match="SIGKILL"):
+            workers(delayed(_killed_if)(x == 3) for x in range(6))
+        assert workers(delayed(abs)(-x) for x in range(5)) == [0, 1, 2, 3, 4]
+
+
+def _killed_if(condition):
+    if condition:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_timeout_spares_other_calls():
+    answers = []
+    other = threading.Thread(target=lambda: answers.extend(parallel()(delayed(_slow)(x) for x in range(6))))
+    other.start()
+    with pytest.raises(joblib.parallel.TimeoutError):
+        parallel(timeout=0.2)(delayed(time.sleep)(60) for _ in range(1))
+    other.join(60)
+    assert answers == [0, 1, 2, 3, 4, 5]
+
+
+def _slow(x):
+    time.sleep(0.1)
+    return x
+
+
+def test_arrays_arrive_writable_and_are_copied_once():
+    table = np.ones(500_000)
+    parallel()(delayed(abs)(x) for x in range(3))
+    before = warm_pool().statistics()
+    got = parallel(max_nbytes=1, mmap_mode="r", temp_folder="/nonexistent", batch_size=1)(
+        delayed(fill_and_sum)(table, x) for x in range(12)
+    )
+    assert got == [499_999.0 + x for x in range(12)]
+    assert (table == 1).all()
+    after = warm_pool().statistics()
+    copied = after.bytes_copied - before.bytes_copied
+    assert table.nbytes <= copied < 2 * table.nbytes
+
+
+def test_an_array_inside_objects_is_copied_once():
+    class Model:
+        def __init__(self, table):
+            self.table = table
+
+        def total(self, x):
+            return float(self.table.sum()) + x
+
+    models = [Model(np.ones(500_000))]
+    models.append(Model(models[0].table))
+    parallel()(delayed(abs)(x) for x in range(3))
+    before = warm_pool().statistics().bytes_copied
+    got = parallel(batch_size=1)(delayed(models[x % 2].total)(x) for x in range(10))
+    assert got == [500_000.0 + x for x in range(10)]
+    assert warm_pool().statistics().bytes_copied - before < 2 * models[0].table.nbytes
+
+
+def test_an_array_that_was_written_is_copied_again():
+    from forkshm.pickler import RecentCopies, pack
+
+    array, copies = np.zeros(200_000), RecentCopies()
+    copied = []
+    for write in (False, False, True, False):
+        if write:
+            array[7] = 1
+        parcel = pack((array,), repeats=copies)
+        copied.append(parcel.copied)
+        parcel.close()
+    assert copied == [array.nbytes, 0, array.nbytes, 0]
+
+
+def test_a_copy_that_is_of_no_more_use_is_dropped():
+    from forkshm.pickler import RecentCopies, pack
+
+    copies = RecentCopies(spare=2)
+    for _ in range(10):
+        copies.next_parcel()
+        pack((np.zeros(200_000),), repeats=copies).close()
+        assert len(copies._copies) <= 3
+
+
+def test_memory_that_was_freed_between_calls_is_no_stale_copy():
+    def calls():
+        for x in range(20):
+            yield delayed(np.sum)(np.full(200_000, float(x)))
+
+    assert parallel(batch_size=1)(calls()) == [x * 200_000.0 for x in range(20)]
+
+
+def test_copies_are_gone_with_the_call():
+    from forkshm.pickler import RecentCopies
+
+    table = np.ones(500_000)
+    parallel()(delayed(np.sum)(table) for _ in range(4))
+    gc.collect()
+    kept = [copies for copies in gc.get_objects() if isinstance(copies, RecentCopies) and copies._copies]
+    assert kept == []
+
+
+def test_shared_arrays_arrive_as_themselves():
+    table = forkshm.zeros(1000)
+    parallel()(delayed(fill_and_sum)(table, 5) for _ in range(4))
+    assert table[0] == 5
+
+
+def test_inner_threads():
+    def variables():
+        return os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
+
+    with joblib.parallel_config("forkshm", n_jobs=2, inner_max_num_threads=3):
+        assert set(Parallel()(delayed(variables)() for _ in range(4))) == {("3", "3")}
+
+
+def test_blas_is_limited_in_the_workers():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def threads():
+        return max((library["num_threads"] for library in threadpoolctl.threadpool_info()), default=1)
+
+    with joblib.parallel_config("forkshm", n_jobs=2, inner_max_num_threads=1):
+        assert set(Parallel()(delayed(threads)() for _ in range(4))) == {1}
+
+
+def test_nested_calls_run_in_threads_of_the_worker():
+    def outer(x):
+        return os.getpid(), Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(2))
+
+    for mine, inner in parallel()(delayed(outer)(x) for x in range(4)):
+        assert set(inner) == {mine}
+
+
+def test_nested_calls_that_ask_for_processes_get_some():
+    def outer(x):
+        return os.getpid(), Parallel(n_jobs=2, backend="forkshm")(delayed(os.getpid)() for _ in range(4))
+
+    for mine, inner in parallel()(delayed(outer)(x) for x in range(2)):
+        assert mine not in inner
+
+
+def test_prefer_and_require():
+    with joblib.parallel_config("forkshm", n_jobs=2):
+        assert os.getpid() not in Parallel(prefer="processes")(delayed(os.getpid)() for _ in range(4))
+        assert set(Parallel(require="sharedmem")(delayed(os.getpid)() for _ in range(4))) == {os.getpid()}
+
+
+def test_one_job_needs_no_worker_and_zero_is_an_error():
+    assert parallel(n_jobs=1)(delayed(os.getpid)() for _ in range(2)) == [os.getpid()] * 2
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        parallel(n_jobs=0)(delayed(os.getpid)() for _ in range(2))
+
+
+def test_all_cores_by_default():
+    with joblib.parallel_config("forkshm"):
+        assert joblib.effective_n_jobs() in (1, joblib.cpu_count())
+        assert Parallel()._backend.default_n_jobs == -1
+
+
+def test_options_that_nobody_knows_are_errors():
+    with pytest.raises(TypeError, match="has no option 'colour': use one of"):
+        joblib.parallel_config("forkshm", colour="red")
+
+
+def test_progress(capsys, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # no thread that stays
+    with joblib.parallel_config("forkshm", n_jobs=2, progress=True):
+        Parallel()([delayed(abs)(x) for x in range(7)])
+    assert "7/7" in capsys.readouterr().err
+
+
+PROGRAM = """
+import os, sys, time
+import joblib, forkshm.joblib
+
+def work(path):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        joblib.Parallel(n_jobs=2, backend="forkshm")(joblib.delayed(work)(sys.argv[1]) for _ in range(4))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        assert joblib.Parallel(n_jobs=2, backend="forkshm")(joblib.delayed(abs)(-x) for x in range(3)) == [0, 1, 2]
+        print("again", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_calls(tmp_path):
+    program, path = tmp_path / "program.py", tmp_path / "pids"
+    program.write_text(PROGRAM)
+    with subprocess.Popen([sys.executable, program, path], stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not path.exists() or len(path.read_text().split()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0].split() == ["interrupted", "again"]
+    for pid in path.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_other_start_methods(tmp_path, method):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import joblib, forkshm.joblib\n"
+        "if __name__ == '__main__':\n"
+        f"    with joblib.parallel_config('forkshm', n_jobs=2, start_method={method!r}):\n"
+        "        print(joblib.Parallel()(joblib.delayed(pow)(x, 2) for x in range(4)))\n"
+    )
+    got = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=100, check=False)
+    assert (got.stdout.strip(), got.returncode) == ("[0, 1, 4, 9]", 0), got.stderr
+
+
+@pytest.mark.slow
+class TestScikitLearn:
+    @pytest.fixture(autouse=True, scope="class")
+    def _needs(self):
+        pytest.importorskip("sklearn")
+
+    @pytest.fixture(scope="class")
+    def data(self):
+        from sklearn.datasets import make_classification
+
+        return make_classification(3000, 60, random_state=0)  # more than 1 MiB
+
+    def test_grid_search(self, data):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        def best():
+            pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+            search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 0.1, 1.0]}, cv=3).fit(*data)
+            return search.cv_results_["mean_test_score"].tolist()
+
+        with joblib.parallel_config("forkshm", n_jobs=2):
+            ours = best()
+        assert ours == pytest.approx(best())
+
+    def test_cross_validation_of_what_is_parallel_itself(self, data):
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.model_selection import cross_val_score
+
+        forest = RandomForestClassifier(5, random_state=0, n_jobs=2)
+        with joblib.parallel_config("forkshm", n_jobs=2):
+            ours = cross_val_score(forest, *data, cv=3).tolist()
+            forest.fit(*data).predict(data[0])
+        assert ours == pytest.approx(cross_val_score(forest, *data, cv=3).tolist())
+
+    def test_openmp_that_was_used_before_does_not_hang_the_workers(self, data):
+        from sklearn.cluster import KMeans
+
+        def fit(seed):
+            return float(KMeans(4, n_init=1, random_state=seed).fit(data[0]).inertia_)
+
+        here = [fit(seed) for seed in range(2)]
+        assert parallel(timeout=60)(delayed(fit)(seed) for seed in range(2)) == pytest.approx(here)

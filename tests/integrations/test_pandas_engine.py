@@ -1,0 +1,105 @@
+"""Workers as the engine of pandas' apply and map: the same answers as without."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+np = pytest.importorskip("numpy")
+pd = pytest.importorskip("pandas", minversion="3.0")
+
+import forkshm  # noqa: E402
+from forkshm.pandas import Engine  # noqa: E402
+
+FRAME = pd.DataFrame(
+    {"a": np.arange(50), "b": np.linspace(0, 1, 50), "k": list("xyzxy") * 10}, index=[f"row {i}" for i in range(50)]
+)
+NUMBERS = FRAME[["a", "b"]]
+
+
+@pytest.fixture
+def engine():
+    with Engine(2) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("func", "options"),
+    [
+        (lambda row: row["a"] * 2.5, {"axis": 1}),
+        (lambda row: row["k"] * int(row["a"] % 3), {"axis": 1}),
+        (lambda row: pd.Series({"twice": row["a"] * 2, "key": row["k"]}), {"axis": 1}),
+        (lambda row, more, less=0: row["b"] + more - less, {"axis": "columns", "args": (5,), "less": 1}),
+        (lambda row: os.getpid() * 0, {"axis": 1}),
+    ],
+)
+def test_rows(engine, func, options):
+    got, expected = FRAME.apply(func, engine=engine, **options), FRAME.apply(func, **options)
+    assert type(got) is type(expected)
+    (pd.testing.assert_series_equal if isinstance(got, pd.Series) else pd.testing.assert_frame_equal)(got, expected)
+
+
+@pytest.mark.parametrize("func", [lambda column: column.mean(), lambda column: column - column.min()])
+def test_columns(engine, func):
+    got, expected = NUMBERS.apply(func, engine=engine), NUMBERS.apply(func)
+    (pd.testing.assert_series_equal if isinstance(got, pd.Series) else pd.testing.assert_frame_equal)(got, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("func", [np.sum, lambda values: values * 2])
+def test_raw(engine, func, axis):
+    got = NUMBERS.apply(func, raw=True, axis=axis, engine=engine)
+    expected = NUMBERS.apply(func, raw=True, axis=axis)
+    (pd.testing.assert_series_equal if isinstance(got, pd.Series) else pd.testing.assert_frame_equal)(got, expected)
+
+
+def test_series(engine):
+    series = pd.Series([1.0, np.nan, 3.0] * 10, name="s")
+    for options in ({}, {"na_action": "ignore"}):
+        got = series.map(lambda x: x + 1 if x == x else -1, engine=engine, **options)
+        pd.testing.assert_series_equal(got, series.map(lambda x: x + 1 if x == x else -1, **options))
+
+
+def test_nothing(engine):
+    empty = pd.Series([], dtype=float, name="s")
+    pd.testing.assert_series_equal(empty.map(abs, engine=engine), empty.map(abs))
+    assert FRAME.iloc[:0].apply(lambda row: 1, axis=1, engine=engine).shape[0] == 0
+
+
+def test_it_runs_in_the_workers(engine):
+    assert os.getpid() not in set(NUMBERS.apply(lambda row: os.getpid(), axis=1, engine=engine))
+
+
+def test_groups(engine):
+    def total(group, factor=1):
+        assert list(group.columns) == ["a", "b"]
+        return float(group["a"].sum()) * factor
+
+    got = engine.groupby_apply(FRAME.groupby("k"), total, factor=2)
+    pd.testing.assert_series_equal(got, FRAME.groupby("k").apply(total, factor=2))
+    heads = engine.groupby_apply(FRAME.groupby("k"), lambda group: group.head(2))
+    pd.testing.assert_frame_equal(heads, FRAME.groupby("k").apply(lambda group: group.head(2)))
+
+
+def test_errors_and_deaths(engine):
+    def fail(row):
+        raise LookupError(f"no {row['a']}")
+
+    with pytest.raises(LookupError, match="no "):
+        FRAME.apply(fail, axis=1, engine=engine)
+    with pytest.raises(forkshm.WorkerDiedError):
+        FRAME.apply(lambda row: os.kill(os.getpid(), signal.SIGKILL) if row["a"] == 7 else 0, axis=1, engine=engine)
+    assert NUMBERS.apply(lambda row: 1, axis=1, engine=engine).sum() == 50
+    with pytest.raises(TypeError, match="leave engine= out"):
+        NUMBERS.apply("sum", axis=1, engine=engine)
+
+
+def test_a_pool_of_ones_own_stays_open():
+    with forkshm.Pool(2) as pool:
+        with Engine(pool) as engine:
+            assert NUMBERS.apply(lambda row: 1, axis=1, engine=engine).sum() == 50
+        assert pool.apply(abs, (-1,)) == 1
+        with pytest.raises(TypeError, match="takes no options"):
+            Engine(pool, retries=1)

@@ -1,0 +1,203 @@
+"""Fixtures made once for all workers of pytest-xdist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("xdist")
+pytest.importorskip("numpy")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="no sockets that pass descriptors")]
+
+CONFTEST = """
+import os, pathlib, time
+import numpy as np
+import pytest
+from forkshm.pytest import shared_fixture
+
+LOG = pathlib.Path(__file__).with_name("log")
+
+def note(text):
+    with LOG.open("a") as file:
+        file.write(f"{text}\\n")
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(conftest, tests, *options, plugin=True):
+        tmp_path.joinpath("conftest.py").write_text(CONFTEST + conftest)
+        tmp_path.joinpath("test_it.py").write_text(tests)
+        tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
+        command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options]
+        if plugin:
+            command += ["-p", "forkshm.pytest"]
+        if "no:xdist" not in options:
+            command += ["-p", "xdist"]
+        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        environment |= {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+        log = tmp_path.joinpath("log")
+        counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+        return counts, log.read_text().split() if log.exists() else [], done.stdout + done.stderr
+
+    return run
+
+
+TABLE = """
+@shared_fixture
+def table(tmp_path_factory):
+    note("made")
+    time.sleep(0.3)
+    return {"rows": np.ones(100_000), "small": [1, 2]}
+"""
+
+TESTS = """
+import pathlib, time
+import pytest
+
+@pytest.mark.parametrize("number", range(8))
+def test_table(table, number):
+    time.sleep(0.1)
+    assert table["rows"].sum() == 100_000 and table["small"] == [1, 2]
+"""
+
+
+@pytest.mark.parametrize(("workers", "made"), [("0", 1), pytest.param("1", 1, marks=pytest.mark.nightly), ("3", 1)])
+def test_it_is_made_once(run, workers, made):
+    counts, log, said = run(TABLE, TESTS, "-n", workers)
+    assert (counts, len(log)) == ({"passed": 8}, made), said
+
+
+@pytest.mark.nightly
+def test_without_xdist(run):
+    counts, log, said = run(TABLE, TESTS, "-p", "no:xdist")
+    assert (counts, len(log)) == ({"passed": 8}, 1), said
+
+
+@pytest.mark.parametrize(("mode", "seen"), [("copy_on_write", 1), ("read_write", 2)])
+def test_who_sees_a_write(run, mode, seen):
+    fixture = f"""
+@shared_fixture(mode={mode!r})
+def table():
+    return np.zeros(100_000)
+"""
+    # One worker for each test, which wait for one another.
+    tests = """
+import pathlib, time
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+def test_write(table, number):
+    here = pathlib.Path(__file__).parent
+    table[number] = 1
+    here.joinpath(f"ready-{number}").touch()
+    deadline = time.monotonic() + 30
+    while not here.joinpath(f"ready-{1 - number}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert table.sum() == SEEN
+""".replace("SEEN", str(seen))
+    counts, _, said = run(fixture, tests, "-n", "2")
+    assert counts == {"passed": 2}, said
+
+
+@pytest.mark.nightly
+def test_read_only(run):
+    fixture = TABLE.replace("@shared_fixture", '@shared_fixture(mode="read_only")')
+    tests = TESTS + '    with pytest.raises(ValueError):\n        table["rows"][0] = 5\n'
+    counts, _, said = run(fixture, tests, "-n", "2")
+    assert counts == {"passed": 8}, said
+
+
+@pytest.mark.parametrize(
+    ("what", "outcome"),
+    [
+        ('raise LookupError("no table")', "error"),
+        ('pytest.skip("no table")', "skipped"),
+        pytest.param('pytest.fail("no table")', "error", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_maker_that_fails_fails_everywhere(run, what, outcome):
+    fixture = f"""
+@shared_fixture
+def table():
+    note("made")
+    time.sleep(0.3)
+    {what}
+"""
+    counts, log, said = run(fixture, TESTS, "-n", "3")
+    assert "no table" in said
+    assert (counts, len(log)) == ({outcome: 8}, 1), said
+
+
+def test_a_maker_that_is_killed_is_replaced(run):
+    fixture = """
+@shared_fixture
+def table():
+    note("made")
+    time.sleep(0.3)
+    if len(LOG.read_text().split()) == 1:
+        os.kill(os.getpid(), 9)
+    return {"rows": np.ones(100_000), "small": [1, 2]}
+"""
+    counts, log, said = run(fixture, TESTS, "-n", "3")
+    # The test that the killed worker was at has failed.
+    assert (counts, len(log)) == ({"passed": 7, "failed": 1}, 2), said
+
+
+@pytest.mark.nightly
+def test_the_value_outlives_its_maker(run):
+    tests = (
+        TESTS
+        + """
+def test_die(table):
+    import os
+    os.kill(os.getpid(), 9)
+
+@pytest.mark.parametrize("number", range(8))
+def test_again(table, number):
+    assert table["rows"].sum() == 100_000
+"""
+    )
+    counts, log, said = run(TABLE, tests, "-n", "1")
+    assert (counts, len(log)) == ({"passed": 16, "failed": 1}, 1), said
+
+
+@pytest.mark.nightly
+def test_each_param_is_one(run):
+    fixture = """
+@shared_fixture(params=[1, 2, 3])
+def table(request):
+    note(request.param)
+    return request.param
+"""
+    counts, log, said = run(fixture, "def test_it(table): pass\ndef test_other(table): pass", "-n", "2")
+    assert (counts, sorted(log)) == ({"passed": 6}, ["1", "2", "3"]), said
+
+
+@pytest.mark.nightly
+def test_without_the_plugin_it_says_what_to_do(run):
+    counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)
+    assert counts == {"error": 8}
+    assert "run pytest with -p forkshm.pytest" in said
+
+
+def test_generators_are_refused():
+    from forkshm.pytest import shared_fixture
+
+    with pytest.raises(TypeError, match="clean up elsewhere"):
+
+        @shared_fixture
+        def table():
+            yield 1
+
+    with pytest.raises(ValueError, match="whatever"):
+        shared_fixture(mode="whatever")
