@@ -49,7 +49,7 @@ async def main() -> int:
         by_aio = [answer async for answer in pool.imap(digest, SOURCES)]
         try:
             await asyncio.wait_for(pool.call(sleep_for_ever), 0.1)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             print("aio: a call that took too long was cancelled, and its worker ended")
         # As many as there are workers: each of them is free, or new.
         again = await asyncio.gather(*(pool.call(digest, path) for path in SOURCES[:2]))

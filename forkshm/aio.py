@@ -26,8 +26,9 @@ from forkshm.pool._tasks import Function, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self
 
-    from typing_extensions import ParamSpec, Self
+    from typing_extensions import ParamSpec
 
     from forkshm.pool import PoolReport, PoolStatistics
     from forkshm.pool._driver import Answer

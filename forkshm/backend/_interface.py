@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Access(str, enum.Enum):
+class Access(enum.StrEnum):
     """What a mapping may do with the memory behind it."""
 
     #: Reads; sees what others write.
@@ -31,7 +31,7 @@ class Access(str, enum.Enum):
     SNAPSHOT = "snapshot"
 
 
-class Advice(str, enum.Enum):
+class Advice(enum.StrEnum):
     """How memory is going to be used; Boost.Interprocess' ``advice_types``, and three of Linux.
 
     A member equals its name.

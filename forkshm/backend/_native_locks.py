@@ -206,8 +206,6 @@ def _missing() -> str | None:
         return "the code is for Linux"
     if platform.machine() != "x86_64" or sys.maxsize < 2**32:
         return f"the code is for x86-64, and this is {platform.machine()}"
-    if sys.version_info < (3, 11):
-        return "the code needs PyObject_Vectorcall, which Python exports since 3.11"
     if (
         sys.implementation.name != "cpython"
         or object.__basicsize__ != 16

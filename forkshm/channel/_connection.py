@@ -21,8 +21,9 @@ from forkshm.region._segment import claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Self
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from forkshm._multiprocess import context
     from forkshm.backend import MessageSocket

@@ -20,8 +20,7 @@ from forkshm.pickler._handles import Handle, ReceivedFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.backend import MessageSocket
 

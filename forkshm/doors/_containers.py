@@ -26,7 +26,7 @@ from forkshm.pickler._foreign import Passage, register_foreign, send_region, tak
 from forkshm.region import MappedRegion, anonymous_shared_memory
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("SharedDict", "SharedList")
 

@@ -28,9 +28,9 @@ from forkshm.region._table import mapping_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Concatenate, TypedDict
+    from typing import Concatenate, Self, TypedDict
 
-    from typing_extensions import ParamSpec, Self, Unpack
+    from typing_extensions import ParamSpec, Unpack
 
     from forkshm.pool import Pool, PoolReport
     from forkshm.pool._driver import Answer

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def explain(error: Exception, things: Mapping[str, Any], known: Known = NOTHING_
     found = f"{where}: {path_of(type(culprit))}"
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} ({found})",)
-    elif sys.version_info >= (3, 11):
+    else:
         error.add_note(f"What cannot be pickled is {found}")
 
 

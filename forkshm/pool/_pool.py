@@ -48,9 +48,7 @@ from forkshm.region._segment import forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Literal
-
-    from typing_extensions import Self
+    from typing import Literal, Self
 
 __all__ = ("Pool",)
 

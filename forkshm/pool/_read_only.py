@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
@@ -45,10 +44,7 @@ def explain_read_only(error: BaseException, function: Any, kind: Kind, arguments
     found = itertools.islice(_read_only(_named(kind, arguments, item)), _NAMED)
     for where, thing in found:
         text = f"{where} of {name_of(function)}(), {describe(thing)}, {_why(thing)}"
-        if sys.version_info >= (3, 11):
-            error.add_note(text)
-        elif error.args and isinstance(error.args[0], str):
-            error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
+        error.add_note(text)
 
 
 def _named(kind: Kind, arguments: Any, item: int) -> Iterator[tuple[str, Any]]:

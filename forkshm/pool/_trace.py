@@ -27,8 +27,7 @@ from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.pool._crew import Crew, Worker
     from forkshm.pool._driver import Answer, TracedPool

@@ -10,8 +10,7 @@ from forkshm.region._placed import SLICE, Placed, checked_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.region._mapped import MappedRegion
     from forkshm.region._mutex import Mutex

@@ -36,7 +36,7 @@ from forkshm.region._table import (
 )
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of", "view_of")
 

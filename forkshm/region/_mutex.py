@@ -23,8 +23,7 @@ from forkshm.region._placed import HEADER, LINE, Placed, checked_timeout, give_b
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.region._mapped import MappedRegion
 

@@ -23,7 +23,7 @@ from forkshm.region._mapped import MAX_SIZE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = (
     "Creation",
@@ -35,7 +35,7 @@ __all__ = (
 )
 
 
-class Creation(str, enum.Enum):
+class Creation(enum.StrEnum):
     """Boost.Interprocess' creation tags. A member equals its name."""
 
     #: Create; fail if the name is taken.

@@ -17,7 +17,7 @@ from forkshm.region._layout import CData, Relative, check, is_type, layout_of, n
 from forkshm.region._table import Mapping, Mode, mapping_at
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("OffsetPtr", "Pointer")
 

@@ -15,7 +15,7 @@ from forkshm.region import _lifetime
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.region._mapped import MappedRegion
 

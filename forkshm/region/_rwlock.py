@@ -29,8 +29,7 @@ from forkshm.region._placed import HEADER, LINE, SLICE, Placed, checked_timeout,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.region._mapped import MappedRegion
 

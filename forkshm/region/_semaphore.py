@@ -11,7 +11,7 @@ from forkshm.errors import SyncError
 from forkshm.region._placed import HEADER, LINE, SLICE, Placed, checked_timeout
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from forkshm.region._mapped import MappedRegion
 

@@ -46,7 +46,7 @@ __all__ = (
 )
 
 
-class Mode(str, enum.Enum):
+class Mode(enum.StrEnum):
     """What a region may be used for; Boost.Interprocess' ``mode_t``.
 
     A member equals its name: ``region.mode == "read_write"``.

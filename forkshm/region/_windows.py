@@ -19,7 +19,7 @@ from forkshm.region._object import Creation, Opened
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("WindowsSharedMemory",)
 

@@ -26,8 +26,7 @@ from forkshm.workers._watch import Watch, report
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 
 __all__ = ("Launch", "launch")

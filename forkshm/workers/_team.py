@@ -22,8 +22,7 @@ from forkshm.workers._watch import Watch, report, wait_for
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ("Team", "team")
 

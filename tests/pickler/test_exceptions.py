@@ -84,7 +84,7 @@ class OwnState(Exception):
         self.a = state["a"] * 2
 
 
-class Many(ExceptionGroup):  # noqa: F821 - of Python 3.11
+class Many(ExceptionGroup):
     def __new__(cls, excs):
         return super().__new__(cls, "many", excs)
 

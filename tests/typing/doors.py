@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-
-from typing_extensions import assert_type
+from typing import assert_type
 
 import forkshm
 from forkshm import aio
