@@ -170,7 +170,12 @@ class ForkPopen(Child):
 
     def __init__(self, process: Any, birth: int) -> None:
         self._birth = birth
-        super().__init__(process)
+        try:
+            super().__init__(process)
+        except BaseException:
+            if getattr(self, "finalizer", None) is not None:  # interrupted behind `_launch`
+                self.end_unwatched()
+            raise
 
     def _launch(self, process_obj: Any) -> None:
         # The child reads the end of this process from it.
