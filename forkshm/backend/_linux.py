@@ -82,7 +82,7 @@ class LinuxBackend(Unix):
     locks = _syscalls
     _device_of_memfds = -1
 
-    close = staticmethod(os.close)
+    close = staticmethod(os.close)  # pyright: ignore[reportAssignmentType] - no frame in which a handler could run
 
     def close_all(self, fds: list[int]) -> None:
         while fds:

@@ -294,7 +294,7 @@ class Receiver:
                 self._fill(inbox, _RECEIVE)
                 continue  # a signal handler may have read it
             arrived = inbox[0]
-            if type(arrived) is Received:
+            if isinstance(arrived, Received):
                 return arrived
             received = None
             try:
@@ -407,11 +407,11 @@ class Receiver:
         inbox = self.inbox
         while inbox:
             arrived = inbox[0]
-            if type(arrived) is not Received and arrived[1]:
+            if not isinstance(arrived, Received) and arrived[1]:
                 arrived = Received(arrived[0], kernel.received_fds(arrived[1]))
                 if inbox:
                     inbox[0] = arrived
-            if type(arrived) is Received:
+            if isinstance(arrived, Received):
                 arrived.close()
             if inbox and inbox[0] is arrived:
                 del inbox[0]

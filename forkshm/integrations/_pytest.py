@@ -125,11 +125,16 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
     return pytest.fixture(scope="session", **options)(wrapper)
 
 
+# What a socket has on some systems only; see `shared_fixture`.
+_socket: Any = socket
+_FAMILY: int = getattr(socket, "AF_UNIX", -1)
+
+
 # -- in a worker ----------------------------------------------------------------------------------
 
 
 def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with socket.socket(_FAMILY, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(address)
         except OSError as error:
@@ -234,13 +239,13 @@ def _unpack_error(data: bytes) -> BaseException:
 def _send(connection: socket.socket, kind: bytes, data: bytes = b"", fd: int = -1) -> None:
     head = _HEAD.pack(kind, len(data))
     if fd >= 0:
-        sent = socket.send_fds(connection, [head], [fd])
+        sent = _socket.send_fds(connection, [head], [fd])
         head = head[sent:]
     connection.sendall(head + data)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, bytes, int]:
-    head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, 1)
+    head, fds, _, _ = _socket.recv_fds(connection, _HEAD.size, 1)
     fd = fds[0] if fds else -1
     try:
         head += _receive_all(connection, _HEAD.size - len(head)) if head else b""
@@ -272,7 +277,7 @@ class _Keeper:
 
     def __init__(self) -> None:
         self._folder = ""
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = socket.socket(_FAMILY, socket.SOCK_STREAM)
         if sys.platform == "linux":
             # A name that is in no file system, so that nothing is left of it.
             self.address = f"\0forkshm-pytest-{secrets.token_hex(16)}"
@@ -334,7 +339,7 @@ class _Keeper:
         self._is_closed = True
         with self._changed:
             self._changed.notify_all()
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waker:
+        with contextlib.suppress(OSError), socket.socket(_FAMILY, socket.SOCK_STREAM) as waker:
             waker.connect(self.address)
         self._thread.join(1)
         self._listener.close()
@@ -347,11 +352,12 @@ class _Keeper:
 
 
 def _is_ours(connection: socket.socket) -> bool:
-    if sys.platform != "linux":
+    peer_credentials: int | None = getattr(socket, "SO_PEERCRED", None)
+    if peer_credentials is None:
         return True  # the folder is this user's
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    credentials = connection.getsockopt(socket.SOL_SOCKET, peer_credentials, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
-    return bool(uid == os.getuid())
+    return bool(uid == getattr(os, "getuid", int)())
 
 
 _keepers: dict[int, _Keeper] = {}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,12 +48,14 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
         return NotImplemented
     # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
-    reduced: Any = builtin.__reduce__(error)
+    reduced = cast("Any", builtin.__reduce__(error))
     state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
     for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
         with contextlib.suppress(AttributeError):
             state[name] = getattr(error, name)
-    made_of = reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
+    made_of: Any = error.args
+    if isinstance(reduced, tuple):
+        made_of = next((part for part in reduced[1:2] if isinstance(part, tuple)), made_of)
     links = _linked(error, chain)
     pickled = _pickled(chain, dump) if dump is not None else []
     return rebuild_exception, (kind, made_of, error.args, state, pickled, links)
