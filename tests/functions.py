@@ -463,3 +463,12 @@ class RaiseKindAtPickle:
         if os.getpid() != self.where:
             raise_kind(self.kind)
         return RaiseKindAtPickle, (self.kind, self.where)
+
+
+def inner_threads(_=None):
+    """How many threads OpenBLAS may use, and what the variable of OpenMP says."""
+    import numpy  # noqa: F401 - it loads OpenBLAS
+    import threadpoolctl
+
+    numbers = {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["internal_api"] == "openblas"}
+    return numbers, os.environ.get("OMP_NUM_THREADS")

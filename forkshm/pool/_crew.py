@@ -332,10 +332,12 @@ class Crew:
         """End the processes that were begun, and are no workers because that was interrupted."""
         while self._begun:
             begun = self._begun[-1]
-            if getattr(begun, "pid", None) is not None and not any(worker.process is begun for worker in self.workers):
-                begun.kill()
-                begun.join()
-                begun.close()
+            with contextlib.suppress(ValueError):  # it was closed
+                is_known = any(worker.process is begun for worker in self.workers)
+                if getattr(begun, "pid", None) is not None and not is_known:
+                    begun.kill()
+                    begun.join()
+                    begun.close()
             self._begun.pop()
 
     def ring(self, how_many: int) -> None:

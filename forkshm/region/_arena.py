@@ -140,7 +140,7 @@ class _Carved:
         return sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
 
     def cool(self, keep: int = 0) -> None:
-        """Give the pages of the free ranges back to the kernel, but for *keep* bytes of the first."""
+        """Give pages of the free ranges back to the kernel, except whole pages of the first, up to *keep* bytes."""
         free = self.free
         start = 0
         for first, size in zip(*free, strict=True):
@@ -149,7 +149,7 @@ class _Carved:
             if end > start and keep:
                 kept = min(keep, end - start)
                 keep -= kept
-                start = min(round_up(start + kept, kernel.page_size), end)
+                start += kept - kept % kernel.page_size
             if end > start:
                 discarding = kernel.discarding(self.segment.address + start, end - start)
                 # No call between the two: a signal handler may take a block of these.

@@ -334,12 +334,9 @@ def test_other_start_methods(tmp_path, method):
 
 @pytest.mark.slow
 class TestScikitLearn:
-    @pytest.fixture(autouse=True, scope="class")
-    def _needs(self):
-        pytest.importorskip("sklearn")
-
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def data(self):
+        pytest.importorskip("sklearn")
         from sklearn.datasets import make_classification
 
         return make_classification(3000, 60, random_state=0)  # more than 1 MiB

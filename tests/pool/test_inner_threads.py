@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import functions as f
 import pytest
 from started import methods
 
@@ -33,16 +34,11 @@ def _nothing_is_set(monkeypatch):
         yield
 
 
-def threads_here(_=None):
-    numbers = {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["internal_api"] == "openblas"}
-    return numbers, os.environ.get("OMP_NUM_THREADS")
-
-
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
 @pytest.mark.parametrize(("inner", "count"), [("share", 2), (3, 3), (1, 1)])
 def test_threads_are_limited(method, inner, count):
     with forkshm.get_context(method).Pool(2, inner_threads=inner) as pool:
-        threads, variable = pool.apply(threads_here)
+        threads, variable = pool.apply(f.inner_threads)
     assert variable == str(count)
     # A library that is loaded anew has no more threads than there are cores.
     assert threads == ({count} if method == "fork" else {min(count, os.cpu_count() or 1)})
@@ -50,44 +46,44 @@ def test_threads_are_limited(method, inner, count):
 
 def test_nothing_is_limited_when_asked_for():
     with forkshm.Pool(2, inner_threads=None) as pool:
-        assert pool.apply(threads_here) == ({4}, None)
+        assert pool.apply(f.inner_threads) == ({4}, None)
 
 
 def test_one_worker_may_use_all_cores():
     with forkshm.Pool(1) as pool:
-        assert pool.apply(threads_here) == ({4}, None)
+        assert pool.apply(f.inner_threads) == ({4}, None)
 
 
 def test_the_parent_keeps_its_threads():
     with forkshm.Pool(2) as pool:
-        pool.apply(threads_here)
-        assert threads_here() == ({4}, None)
+        pool.apply(f.inner_threads)
+        assert f.inner_threads() == ({4}, None)
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
 def test_what_the_user_set_stays(monkeypatch, name):
     monkeypatch.setenv(name, "3")
     with forkshm.Pool(2) as pool:
-        threads, _ = pool.apply(threads_here)
+        threads, _ = pool.apply(f.inner_threads)
         assert threads == {4}
     with forkshm.Pool(2, inner_threads=2) as pool:  # unless the caller says a number
-        assert pool.apply(threads_here) == ({2}, "2")
+        assert pool.apply(f.inner_threads) == ({2}, "2")
 
 
 def test_workers_with_cores_of_their_own_use_as_many_threads():
     cores = list(kernel.use_cpus(None))
     with forkshm.Pool(2, cpu_ids=[cores[0]]) as pool:
-        assert pool.apply(threads_here) == ({1}, "1")
+        assert pool.apply(f.inner_threads) == ({1}, "1")
 
 
 def test_a_replaced_worker_is_limited():
     with forkshm.Pool(2, maxtasksperchild=1) as pool:
-        assert {str(pool.apply(threads_here)) for _ in range(4)} == {"({2}, '2')"}
+        assert {str(pool.apply(f.inner_threads)) for _ in range(4)} == {"({2}, '2')"}
 
 
 def inner_of_inner(_):
     with forkshm.Pool(1, inner_threads="share") as pool:
-        return pool.apply(threads_here)
+        return pool.apply(f.inner_threads)
 
 
 def test_a_pool_in_a_worker_does_not_widen_the_limit():
@@ -97,7 +93,7 @@ def test_a_pool_in_a_worker_does_not_widen_the_limit():
 
 def test_an_executor_passes_the_number_on():
     with forkshm.Executor(2, inner_threads=3) as executor:
-        assert executor.submit(threads_here).result() == ({3}, "3")
+        assert executor.submit(f.inner_threads).result() == ({3}, "3")
 
 
 @pytest.mark.parametrize("inner", [0, -1])
@@ -109,15 +105,15 @@ def test_numbers_below_one_are_refused(inner):
 def test_without_threadpoolctl_variables_are_set(monkeypatch):
     monkeypatch.setattr(_inner_threads.importlib.util, "find_spec", lambda name: None)
     with forkshm.Pool(2) as pool:
-        assert pool.apply(threads_here) == ({4}, "2")
+        assert pool.apply(f.inner_threads) == ({4}, "2")
 
 
 def test_a_process_and_a_team_are_not_limited():
     results = forkshm.Queue()
-    process = forkshm.Process(target=lambda: results.put(threads_here()))
+    process = forkshm.Process(target=lambda: results.put(f.inner_threads()))
     process.start()
     assert results.get() == ({4}, None)
     process.join()
     with forkshm.team(2) as team:
-        found = team.reduce([threads_here()])
+        found = team.reduce([f.inner_threads()])
     assert found == [({4}, None)] * 2
