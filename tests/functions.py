@@ -467,7 +467,7 @@ class RaiseKindAtPickle:
 
 def inner_threads(_=None):
     """How many threads OpenBLAS may use, and what the variable of OpenMP says."""
-    import numpy  # noqa: F401 - it loads OpenBLAS
+    import numpy as np  # noqa: F401 - it loads OpenBLAS
     import threadpoolctl
 
     numbers = {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["internal_api"] == "openblas"}

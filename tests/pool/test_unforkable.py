@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-import forkshm
 from forkshm.pool import _unforkable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
