@@ -51,7 +51,9 @@ def test_the_table_agrees_with_a_linear_search_after_many_changes():
             regions.append(anonymous_shared_memory(chance.randrange(1, 5 * PAGE)))
         address = chance.choice(regions).address + chance.randrange(-PAGE, 6 * PAGE) if regions else 1
         expected = [r for r in regions if r.address <= address < r.address + r.size]
-        assert region_at(address) is (expected[0] if expected else None)
+        found = region_at(address)
+        # What earlier tests of this process keep mapped may lie beside these.
+        assert found is expected[0] if expected else not any(found is r for r in regions)
     assert _table._starts == sorted(_table._starts)
 
 
