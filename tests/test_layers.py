@@ -120,7 +120,7 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
             "ctypes",
             {
                 "backend/_memory.py",
-                "backend/_winapi.py",
+                "backend/windows/_winapi.py",
                 "backend/_syscalls.py",
                 "backend/_numpy_hook.py",
                 "backend/_native_locks.py",

@@ -14,7 +14,8 @@ import pytest
 import work
 
 import forkshm
-from forkshm.backend import _winapi, kernel
+from forkshm.backend import kernel
+from forkshm.backend.windows import _winapi
 from forkshm.errors import (
     NotRecoverableError,
     RegionAccessError,

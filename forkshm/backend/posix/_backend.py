@@ -37,8 +37,9 @@ import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from forkshm import _system
-from forkshm.backend import _groups, _record_locks, _syscalls
+from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
+from forkshm.backend.posix import _record_locks
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows

@@ -32,7 +32,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm.backend import _winapi
+from forkshm.backend.windows import _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,8 +22,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
-from forkshm.backend import _memory, _winapi, _windows_locks, _windows_pipes
+from forkshm.backend import _memory
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
+from forkshm.backend.windows import _locks, _pipes, _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,17 +76,17 @@ class WindowsBackend(Backend):
     """Windows 10 and newer."""
 
     name = "windows"
-    locks = _windows_locks
+    locks = _locks
     leases_are_handles = True
     loops_watch_fds = False
 
-    DONTWAIT = _windows_pipes.DONTWAIT
+    DONTWAIT = _pipes.DONTWAIT
     TAKE = 0
-    TRUNCATED = _windows_pipes.TRUNCATED
-    FDS_LOST = _windows_pipes.FDS_LOST
+    TRUNCATED = _pipes.TRUNCATED
+    FDS_LOST = _pipes.FDS_LOST
     RIGHTS = 1, 1
     DIRECT_FDS = 8192
-    MOST_MESSAGES = _windows_pipes.MOST_MESSAGES
+    MOST_MESSAGES = _pipes.MOST_MESSAGES
     fds_lost_because = "the process that sent it has ended, or been killed, before it was received"
 
     def __init__(self) -> None:
@@ -399,7 +400,7 @@ class WindowsBackend(Backend):
     def is_held(self, fd: int, position: int) -> bool:
         if _winapi.query_object(fd).handles == 1:
             return False
-        _windows_pipes.outgoing.sweep()
+        _pipes.outgoing.sweep()
         return _winapi.query_object(fd).handles > 1
 
     def is_abandoned(self, address: int, size: int) -> bool:
@@ -450,45 +451,45 @@ class WindowsBackend(Backend):
     # -- messages -------------------------------------------------------------------
 
     def message_sockets(self) -> tuple[MessageSocket, MessageSocket]:
-        return _windows_pipes.message_pipe()
+        return _pipes.message_pipe()
 
     def message_socket(self, fd: int) -> MessageSocket:
         if not _winapi.is_pipe(fd):
             raise OSError(errno.EPROTOTYPE, "no pipe")
-        return _windows_pipes.MessageEnd(fd)
+        return _pipes.MessageEnd(fd)
 
     def fds_space(self, count: int) -> int:
         return 8 * count
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        return _windows_pipes.wait_readable(end.fileno(), seconds)
+        return _pipes.wait_readable(end.fileno(), seconds)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         time.sleep(min(seconds, 0.005))  # a pipe does not tell: whoever waits tries again
         return True
 
     def poller(self) -> Poller:
-        return _windows_pipes.Poll()
+        return _pipes.Poll()
 
     def has_message(self, end: MessageSocket) -> bool:
-        return isinstance(end, _windows_pipes.MessageEnd) and end.has_message()
+        return isinstance(end, _pipes.MessageEnd) and end.has_message()
 
     def has_ended(self, receiver: MessageSocket) -> bool:
-        return not isinstance(receiver, _windows_pipes.MessageEnd) or receiver.said_end
+        return not isinstance(receiver, _pipes.MessageEnd) or receiver.said_end
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         return [handle for _, _, data in ancillary for (handle,) in struct.iter_unpack("<q", data)]
 
     def forget_sent(self, sender: MessageSocket) -> None:
-        if isinstance(sender, _windows_pipes.MessageEnd):
-            _windows_pipes.outgoing.sweep()
-            _windows_pipes.outgoing.forget(sender.other)
+        if isinstance(sender, _pipes.MessageEnd):
+            _pipes.outgoing.sweep()
+            _pipes.outgoing.forget(sender.other)
 
     def listen(self, address: str | None, backlog: int) -> Callee:
-        return _windows_pipes.Callee(address, backlog)
+        return _pipes.Callee(address, backlog)
 
     def call(self, address: str) -> MessageSocket:
-        return _windows_pipes.call(address)
+        return _pipes.call(address)
 
     # -- bells ------------------------------------------------------------------------
 
@@ -518,7 +519,7 @@ class WindowsBackend(Backend):
     # -- processes ------------------------------------------------------------------
 
     def _own_start(self) -> int:
-        return _windows_pipes.own_start()
+        return _pipes.own_start()
 
     def forking(self) -> AbstractContextManager[int]:
         return contextlib.nullcontext(-1)
@@ -598,8 +599,8 @@ class WindowsBackend(Backend):
 
     def handles(self) -> frozenset[tuple[int, str]]:
         """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
-        _windows_pipes.outgoing.sweep()
-        kept = set(self._makers.values()) | _windows_pipes.kept() | _windows_locks.kept()
+        _pipes.outgoing.sweep()
+        kept = set(self._makers.values()) | _pipes.kept() | _locks.kept()
         for fileno in range(_FILES):  # files of Python, and of whoever runs the tests
             with contextlib.suppress(OSError):
                 kept.add(self.of_file(fileno))

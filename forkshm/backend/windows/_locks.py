@@ -20,7 +20,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _memory, _winapi
+from forkshm.backend import _memory
+from forkshm.backend.windows import _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
