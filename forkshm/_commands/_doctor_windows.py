@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from forkshm._commands._table import nbytes
 from forkshm.backend import kernel
-from forkshm.backend.windows import memory_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from forkshm._commands.doctor import Finding
 
 assert sys.platform == "win32"  # what the type checker needs to be told
+
+from forkshm.backend.windows import memory_status  # noqa: E402 - after the platform check
 
 __all__ = ("PARTS",)
 

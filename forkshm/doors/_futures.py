@@ -17,6 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from forkshm import _interrupts
 from forkshm.errors import PoolClosedError
 from forkshm.pool import Pool
 from forkshm.pool._results import Job, Pace, delivering
@@ -64,6 +65,8 @@ class Future(concurrent.futures.Future[T]):
 
     def __init__(self, work: Work) -> None:
         super().__init__()
+        if _interrupts.RLock is not threading.RLock:
+            self._condition = threading.Condition(_interrupts.RLock())
         self._work = work
         #: What it is the future of; set before that is submitted.
         self._task: Task | None = None
@@ -257,7 +260,7 @@ class WorkPool(Pool):
 
     def _start(self) -> None:
         """Start nothing yet."""
-        self._starting = threading.RLock()
+        self._starting = _interrupts.RLock()
 
     def start_workers(self) -> None:
         """Start the workers, unless they are.
@@ -280,7 +283,7 @@ class Work:
         self.pace = Pace()
         self._shared: Function | None = None
         self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._pool: WorkPool | None = None
         #: Futures that are to call something, whoever has them.
         self.kept: set[Future[Any]] = set()

@@ -36,7 +36,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend.posix import _record_locks
@@ -119,7 +119,7 @@ class PosixBackend(Unix):
         # By fd, and by identity, the objects that this process has made.
         self._made: dict[int, Identity] = {}
         self._objects: dict[Identity, _Object] = {}
-        self._counting = threading.RLock()
+        self._counting = _interrupts.RLock()
         self._births = _Births()
         _system.register_at_fork(after_in_child=self._in_child)
 
@@ -128,7 +128,7 @@ class PosixBackend(Unix):
         for identity in self._made.values():
             self._forget(identity)
         self._made.clear()
-        self._counting = threading.RLock()
+        self._counting = _interrupts.RLock()
         self._births.in_child()
 
     # -- fds and their mates ----------------------------------------------------------

@@ -17,11 +17,10 @@ import re
 import secrets
 import struct
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm.backend import _memory
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
 from forkshm.backend.windows import _locks, _pipes, _winapi
@@ -98,7 +97,7 @@ class WindowsBackend(Backend):
         # By the base of each, where it ends.
         self._ends: dict[int, int] = {}
         self._folder: str | None = None
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         # Processes that made segments which are mapped here.
         self._makers: dict[tuple[int, int], int] = {}
         # Processes that were stopped from here.

@@ -20,6 +20,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from forkshm import _interrupts
 from forkshm.backend import _memory
 from forkshm.backend.windows import _winapi
 
@@ -51,7 +52,7 @@ _held: set[bytes] = set()
 #: Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
 #: signal handler raised in the middle of a call. Only the main thread runs them.
 _unsure: set[tuple[bytes, int]] = set()
-_lock = threading.Lock()
+_lock = _interrupts.Lock()
 _started = 0
 
 

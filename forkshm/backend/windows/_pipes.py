@@ -26,12 +26,12 @@ import os
 import secrets
 import struct
 import sys
-import threading
 import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm import _interrupts
 from forkshm.backend.windows import _winapi
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _Outgoing:
 
     def __init__(self) -> None:
         # Reentrant: the collector may close what has handles on their way.
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._section = 0
         self._words = 0
         self._posted: dict[int, _Posted] = {}
@@ -211,7 +211,7 @@ class _Incoming:
     """The processes that handles were fetched from."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._peers: dict[tuple[int, int], _Peer] = {}
 
     def fetch(self, head: tuple[Any, ...], handles: Sequence[int]) -> list[int]:
