@@ -4,12 +4,12 @@
 be lost there, and leave the hooks half done. A child that is not up yet would print a traceback of its own. So SIGINT
 is held back, and handled in the parent once the process has started.
 
-**Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14: ``with`` there
-calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned, when the
-block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A *Python*
-function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups. So the
-``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property acquires
-the lock in C. ``__exit__`` has to remain a C function: a Python function checks for signals when it begins.
+**Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
+``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
+when the block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A
+*Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups.
+So the ``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property
+acquires the lock in C. ``__exit__`` has to remain a C function: a Python function checks for signals when it begins.
 
 The gap remains in 3.14 where a debugger or a compiler replaces the evaluation of frames (PEP 523).
 """
