@@ -146,7 +146,7 @@ if TYPE_CHECKING:
         zeros_like,
     )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 # Levels of the logger.
 SUBDEBUG = 5
