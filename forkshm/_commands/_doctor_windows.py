@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from forkshm._commands._table import nbytes
-from forkshm.backend import _winapi, kernel
+from forkshm.backend import kernel, winapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ __all__ = ("PARTS",)
 
 
 def _limits() -> Iterator[Finding]:
-    status = _winapi.memory_status()
+    status = winapi.memory_status()
     yield "memory", f"{nbytes(status.available)} of {nbytes(status.total)} available", "", False
     yield (
         "memory and paging files",

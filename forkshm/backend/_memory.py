@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("address_of", "bytes_at", "clear_memory", "copy", "copy_memory", "is_same_memory", "window")
+__all__ = ("address_of", "buffer_at", "bytes_at", "clear_memory", "copy", "copy_memory", "is_same_memory")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -19,7 +19,7 @@ def _array_type(size: int) -> Any:
     return ctypes.c_ubyte * size
 
 
-def window(address: int, size: int) -> Any:
+def buffer_at(address: int, size: int) -> Any:
     """Return a ctypes array over existing memory; it supports weak references."""
     return _array_type(size).from_address(address)
 
