@@ -12,7 +12,7 @@ if sys.platform != "win32":
         "forkshm/_commands/_doctor_windows.py",
         "tests/windows/_capabilities.py",
     ]
-    collect_ignore_glob = ["forkshm/backend/_win*.py"]
+    collect_ignore_glob = ["forkshm/backend/windows/*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
 if find_spec("joblib") is None:

@@ -154,7 +154,7 @@ def test_a_private_import_is_found(tmp_path):
             "ctypes",
             {
                 "backend/_memory.py",
-                "backend/winapi.py",
+                "backend/windows/_winapi.py",
                 "backend/_syscalls.py",
                 "backend/numpy_hook.py",
                 "backend/_native_locks.py",

@@ -29,7 +29,7 @@ import traceback
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import Receiver, Sender, pair
@@ -228,7 +228,7 @@ class Queue:
         #: What was put and did not fit the kernel's buffer yet.
         self._backlog: collections.deque[Payload] = collections.deque()
         # Guards the order in which the backlog is sent; and the two below.
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._feeder: threading.Thread | None = None
         self._idle = threading.Condition(self._lock)
 

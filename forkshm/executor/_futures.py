@@ -17,6 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from forkshm import _interrupts
 from forkshm.errors import PoolClosedError
 from forkshm.pool import CANCELLED, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
 
@@ -60,6 +61,8 @@ class Future(concurrent.futures.Future[T]):
 
     def __init__(self, work: Work) -> None:
         super().__init__()
+        if _interrupts.RLock is not threading.RLock:
+            self._condition = threading.Condition(_interrupts.RLock())
         self._work = work
         #: What it is the future of; set before that is submitted.
         self._task: Task | None = None
@@ -253,7 +256,7 @@ class WorkPool(Pool):
 
     def _start(self) -> None:
         """Start nothing yet."""
-        self._starting = threading.RLock()
+        self._starting = _interrupts.RLock()
 
     def start_workers(self) -> None:
         """Start the workers, unless they are.
@@ -276,7 +279,7 @@ class Work:
         self.pace = Pace()
         self._shared: PickledCallable | None = None
         self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._pool: WorkPool | None = None
         #: Futures that are to call something, whoever has them.
         self.kept: set[Future[Any]] = set()

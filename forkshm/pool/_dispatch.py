@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
@@ -76,7 +77,7 @@ class Dispatcher(Leader):
         self._deaths = Deaths(worker_group, self._tasks, task_timeout, self._break)
         # Keeps other threads out while a message is numbered and sent, or a task cancelled. Nothing relies
         # on it to make several changes look like one.
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._spin = Spin()
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None

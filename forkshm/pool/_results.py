@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from forkshm import _interrupts
 from forkshm.channel import open_answer, read_message
 from forkshm.errors import ForkshmError, NotUnpicklableError, RemoteTraceback, TaskTimeoutError
 from forkshm.pickler import open_plain
@@ -112,7 +113,7 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
 
 
 #: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
-delivering = threading.Lock()
+delivering = _interrupts.Lock()
 
 
 class Pace:
@@ -185,7 +186,7 @@ class ApplyResult(ResultSink, Generic[T]):
         self._opened: tuple[bool, Any] | None = None
         self._answered = False
         # Two threads may ask at once, and what they get shall be the same object.
-        self._opening = threading.RLock()
+        self._opening = _interrupts.RLock()
         # Asked for once by whoever calls back.
         self._calling_back = iter((True,))
 

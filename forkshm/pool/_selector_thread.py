@@ -11,6 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class SelectorThread:
     def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[], None]) -> None:
         self._loop = loop
         self._look = weakref.WeakMethod(look)
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._watched: dict[object, Watchable] = {}
         self._dropped: list[Watchable] = []
         self._is_looked_for = False

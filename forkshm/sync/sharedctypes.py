@@ -9,7 +9,7 @@ import operator
 import weakref
 from typing import Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.sync._lock import RLock
 from forkshm.sync.heap import BufferWrapper
 
@@ -200,11 +200,10 @@ def _guarded(name: str) -> property:
     return property(get, put)
 
 
-class SynchronizedBase(_standard.SynchronizedBase, _theirs.SynchronizedBase):  # type: ignore[misc]
+class SynchronizedBase(_interrupts.Entered, _standard.SynchronizedBase, _theirs.SynchronizedBase):  # type: ignore[misc]
     """A ctypes object in shared memory, and its lock."""
 
-    # As with the locks: no signal handler runs between entering the block and holding the lock.
-    __enter__ = property(operator.attrgetter("_lock.__enter__"))
+    # A C function, as `Entered` asks for.
     __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:

@@ -32,13 +32,14 @@ import numpy as np
 import forkshm
 import forkshm.region
 from forkshm import _popen, managers
-from forkshm.backend import _record_locks, _syscalls, _unix, kernel
+from forkshm.backend import _syscalls, _unix, kernel
+from forkshm.backend.posix import _record_locks
 from forkshm.testing import check_leaks
 
 if kernel.name == "linux":
     from forkshm.backend import _linux as _own
 else:
-    from forkshm.backend import _posix as _own
+    from forkshm.backend.posix import _backend as _own
 
 #: What the man pages list, without what only a mistake of the caller's causes.
 ERRNOS = {

@@ -14,7 +14,8 @@ import pytest
 import work
 
 import forkshm
-from forkshm.backend import kernel, winapi
+from forkshm.backend import kernel
+from forkshm.backend.windows import _winapi
 from forkshm.errors import (
     NotRecoverableError,
     RegionAccessError,
@@ -83,12 +84,12 @@ def test_a_name_that_is_taken_is_refused_or_opened_as_was_asked_for():
 
 
 def test_a_name_that_something_else_has_is_refused():
-    mutex = winapi.create_mutex(name_of("mutex"))
+    mutex = _winapi.create_mutex(name_of("mutex"))
     try:
         with pytest.raises(RegionAccessError, match="something else has that name"):
             forkshm.region.WindowsSharedMemory("create_only", name_of("mutex"), size=10)
     finally:
-        winapi.close(mutex)
+        _winapi.close(mutex)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_what_is_older_than_the_start_of_the_system_is_gone(object_name):
     with forkshm.SharedMemoryObject("create_only", object_name) as shm:
         shm.truncate(10)
     path = kernel._path_of(object_name)
-    long_ago = time.time() - winapi.milliseconds_since_boot() / 1000 - 3600
+    long_ago = time.time() - _winapi.milliseconds_since_boot() / 1000 - 3600
     os.utime(path, (long_ago, long_ago))
     kernel._sweep(kernel.folder_of_named())
     with pytest.raises(RegionNotFoundError):

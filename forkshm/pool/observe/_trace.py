@@ -21,6 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.pool._results import Outcome
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK
 from forkshm.pool.observe._describe import name_of
@@ -145,7 +146,7 @@ class Trace:
         self._is_on = False
         self._started = 0
         # The pool may be ended by one thread while another leaves the block.
-        self._stopping = threading.Lock()
+        self._stopping = _interrupts.Lock()
         self._lives: dict[int, _Life] = {}
         self._threads: dict[int, str] = {}
         self._noted = 0

@@ -26,13 +26,13 @@ import os
 import secrets
 import struct
 import sys
-import threading
 import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm.backend import winapi
+from forkshm import _interrupts
+from forkshm.backend.windows import _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ _PAUSE = 0.25
 #: And while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
 _PAUSE_WITH_HANDLES = 0.02
 
-_PENDING, _ABORTED, _MORE_DATA = 997, 995, winapi.MORE_DATA
+_PENDING, _ABORTED, _MORE_DATA = 997, 995, _winapi.MORE_DATA
 _PIPE_BUSY, _NOT_FOUND, _PIPE_CONNECTED = 231, 2, 535
 _REJECT_REMOTE, _FIRST_INSTANCE = 0x8, 0x80000
 #: Security of a client: nobody learns who it is.
@@ -102,7 +102,7 @@ class _Outgoing:
 
     def __init__(self) -> None:
         # Reentrant: the collector may close what has handles on their way.
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._section = 0
         self._words = 0
         self._posted: dict[int, _Posted] = {}
@@ -116,11 +116,11 @@ class _Outgoing:
             with self._lock:
                 self.sweep()
                 if not self._section:
-                    section, _ = winapi.create_section(_RECEIPTS * _WORD)
-                    self._words = winapi.map_view(section, winapi.FILE_MAP_WRITE, 0, 0)
+                    section, _ = _winapi.create_section(_RECEIPTS * _WORD)
+                    self._words = _winapi.map_view(section, _winapi.FILE_MAP_WRITE, 0, 0)
                     self._section = section
                 for handle in handles:
-                    copies.append(winapi.duplicate(handle))  # noqa: PERF401 - those before it are closed if one fails
+                    copies.append(_winapi.duplicate(handle))  # noqa: PERF401 - those before it are closed if one fails
                 if not self._free or len(copies) * _WORD > _HANDLES:
                     raise OSError(errno.ETOOMANYREFS, "too many handles are on their way, and not received yet")
                 receipt = self._free.pop()
@@ -128,7 +128,7 @@ class _Outgoing:
                 self._posted[receipt] = _Posted(signature, copies, end.other, weakref.ref(end))
         except BaseException:
             for copy in copies:
-                winapi.close(copy)
+                _winapi.close(copy)
             raise
         head = _HEAD.pack(1, nbytes, len(copies), os.getpid(), own_start(), self._section, receipt, signature)
         return receipt, head + array.array("Q", copies).tobytes()
@@ -146,7 +146,7 @@ class _Outgoing:
             return 0
         with self._lock:
             for receipt, posted in list(self._posted.items()):
-                if winapi.load_long(self._words + receipt * _WORD) == posted.signature:
+                if _winapi.load_long(self._words + receipt * _WORD) == posted.signature:
                     del self._posted[receipt]
                     self._forget(receipt, posted)
             return len(self._posted)
@@ -161,12 +161,12 @@ class _Outgoing:
 
     def sign_own(self, receipt: int, signature: int) -> None:
         """As a receiver in this very process does."""
-        winapi.store_long(self._words + receipt * _WORD, signature)
+        _winapi.store_long(self._words + receipt * _WORD, signature)
 
     def _forget(self, receipt: int, posted: _Posted) -> None:
         self._free.append(receipt)
         for handle in posted.handles:
-            winapi.close(handle)
+            _winapi.close(handle)
 
     def farewell(self) -> None:
         """Wait until all has been fetched that can be, at the end of the program."""
@@ -197,7 +197,7 @@ _start: list[int] = []
 def own_start() -> int:
     """When this process was started."""
     if not _start:
-        _start.append(winapi.process_start(winapi.SELF))
+        _start.append(_winapi.process_start(_winapi.SELF))
     return _start[0]
 
 
@@ -211,7 +211,7 @@ class _Incoming:
     """The processes that handles were fetched from."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._peers: dict[tuple[int, int], _Peer] = {}
 
     def fetch(self, head: tuple[Any, ...], handles: Sequence[int]) -> list[int]:
@@ -225,19 +225,19 @@ class _Incoming:
         own = pid == os.getpid() and start == own_start()
         with self._lock:
             peer = None if own else self._peer(pid, start, section)
-            source = winapi.SELF if peer is None else peer.process
+            source = _winapi.SELF if peer is None else peer.process
             try:
                 for handle in handles:
-                    fetched.append(winapi.duplicate(handle, source=source))  # noqa: PERF401 - as above
+                    fetched.append(_winapi.duplicate(handle, source=source))  # noqa: PERF401 - as above
             except BaseException:
                 for handle in fetched:
-                    winapi.close(handle)
+                    _winapi.close(handle)
                 raise
             if receipt < _RECEIPTS:
                 if peer is None:
                     outgoing.sign_own(receipt, signature)
                 else:
-                    winapi.store_long(peer.words + receipt * _WORD, signature)
+                    _winapi.store_long(peer.words + receipt * _WORD, signature)
         return fetched
 
     def _peer(self, pid: int, start: int, section: int) -> _Peer:
@@ -245,24 +245,24 @@ class _Incoming:
         if peer is not None:
             return peer
         for key, old in list(self._peers.items()):
-            if winapi.wait(old.process, 0) == winapi.WAIT_OBJECT_0:
+            if _winapi.wait(old.process, 0) == _winapi.WAIT_OBJECT_0:
                 del self._peers[key]
-                winapi.unmap_view(old.words)
-                winapi.close(old.process)
-        access = winapi.PROCESS_DUP_HANDLE | winapi.PROCESS_QUERY | winapi.SYNCHRONIZE
-        process = winapi.open_process(pid, access)
+                _winapi.unmap_view(old.words)
+                _winapi.close(old.process)
+        access = _winapi.PROCESS_DUP_HANDLE | _winapi.PROCESS_QUERY | _winapi.SYNCHRONIZE
+        process = _winapi.open_process(pid, access)
         try:
-            if winapi.process_start(process) != start:
+            if _winapi.process_start(process) != start:
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, and its id is another's")
-            receipts = winapi.duplicate(section, source=process)
+            receipts = _winapi.duplicate(section, source=process)
             try:
-                if (winapi.section_size(receipts) or 0) < _RECEIPTS * _WORD:
+                if (_winapi.section_size(receipts) or 0) < _RECEIPTS * _WORD:
                     raise OSError(errno.EBADMSG, f"process {pid} has no memory of receipts there")
-                words = winapi.map_view(receipts, winapi.FILE_MAP_WRITE, 0, _RECEIPTS * _WORD)
+                words = _winapi.map_view(receipts, _winapi.FILE_MAP_WRITE, 0, _RECEIPTS * _WORD)
             finally:
-                winapi.close(receipts)
+                _winapi.close(receipts)
         except BaseException:
-            winapi.close(process)
+            _winapi.close(process)
             raise
         peer = self._peers[pid, start] = _Peer(process, words)
         return peer
@@ -334,8 +334,8 @@ class MessageEnd:
     def close(
         self,
         discard: Any = _open.discard,
-        close: Any = winapi.close,
-        query: Any = winapi.query_object,
+        close: Any = _winapi.close,
+        query: Any = _winapi.query_object,
         forget: Any = outgoing.forget,
         is_ending: Any = sys.is_finalizing,
     ) -> None:
@@ -358,7 +358,7 @@ class MessageEnd:
 
     def dup(self) -> MessageEnd:
         """Return the same end under another handle."""
-        made = MessageEnd(winapi.duplicate(self._opened()), self.name, self.other)
+        made = MessageEnd(_winapi.duplicate(self._opened()), self.name, self.other)
         made.peer = self.peer
         return made
 
@@ -380,7 +380,7 @@ class MessageEnd:
         other = self.peer() if self.peer is not None else None
         try:
             if other is not None and other.fileno() >= 0:
-                return winapi.query_object(other.fileno()).handles == 1
+                return _winapi.query_object(other.fileno()).handles == 1
             _win.PeekNamedPipe(self._handle)
         except OSError:
             return True
@@ -472,7 +472,7 @@ class MessageEnd:
 
 
 def _sending(error: OSError) -> OSError:
-    if getattr(error, "winerror", None) in (winapi.NO_DATA, winapi.BROKEN_PIPE, 233):
+    if getattr(error, "winerror", None) in (_winapi.NO_DATA, _winapi.BROKEN_PIPE, 233):
         return BrokenPipeError(errno.EPIPE, "the other end of the pipe is closed")
     return error
 
@@ -515,7 +515,7 @@ def message_pipe() -> tuple[MessageEnd, MessageEnd]:
 def _create(name: str, *, first: bool, instances: int) -> MessageEnd:
     mode = _win.PIPE_ACCESS_DUPLEX | _win.FILE_FLAG_OVERLAPPED | (_FIRST_INSTANCE if first else 0)
     kind = _win.PIPE_TYPE_MESSAGE | _win.PIPE_READMODE_MESSAGE | _win.PIPE_WAIT | _REJECT_REMOTE
-    attributes = winapi.private_attributes()
+    attributes = _winapi.private_attributes()
     return MessageEnd(_win.CreateNamedPipe(name, mode, kind, instances, _QUOTA, _QUOTA, 0, attributes))
 
 
@@ -599,7 +599,7 @@ def _is_ready(handle: int) -> bool:
     try:
         return bool(_win.PeekNamedPipe(handle)[0])
     except OSError as error:
-        if error.winerror in (winapi.NO_SUCH_HANDLE, winapi.NO_SUCH_FUNCTION):
+        if error.winerror in (_winapi.NO_SUCH_HANDLE, _winapi.NO_SUCH_FUNCTION):
             raise OSError(errno.EBADF, f"{handle} is no open pipe") from error
         return True  # broken: there is something to be told
 
@@ -609,7 +609,7 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         ready = [handle for handle in pipes if _is_ready(handle)]
-        ready += [handle for handle in others if winapi.wait(handle, 0) == winapi.WAIT_OBJECT_0]
+        ready += [handle for handle in others if _winapi.wait(handle, 0) == _winapi.WAIT_OBJECT_0]
         if ready:
             return ready
         left = _PAUSE_WITH_HANDLES if outgoing.sweep() else _PAUSE

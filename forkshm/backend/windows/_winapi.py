@@ -1,4 +1,4 @@
-"""Windows, by ctypes: prototypes, and error codes to ``OSError``. What CPython's ``winapi`` has is taken there."""
+"""Windows, by ctypes: prototypes, and error codes to ``OSError``. What CPython's ``_winapi`` has is taken there."""
 
 from __future__ import annotations
 

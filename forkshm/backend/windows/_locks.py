@@ -20,7 +20,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from forkshm.backend import _memory, winapi
+from forkshm import _interrupts
+from forkshm.backend import _memory
+from forkshm.backend.windows import _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,14 +52,14 @@ _held: set[bytes] = set()
 #: Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
 #: signal handler raised in the middle of a call. Only the main thread runs them.
 _unsure: set[tuple[bytes, int]] = set()
-_lock = threading.Lock()
+_lock = _interrupts.Lock()
 _started = 0
 
 
 def _me() -> tuple[int, int]:
     global _started
     if not _started:
-        _started = winapi.process_start(winapi.SELF)
+        _started = _winapi.process_start(_winapi.SELF)
     return os.getpid() << 32 | threading.get_native_id(), _started
 
 
@@ -68,10 +70,10 @@ def _handle_of(address: int) -> tuple[bytes, int]:
         if handle is not None:
             _handles.move_to_end(name)
             return name, handle
-        handle = _handles[name] = winapi.create_mutex(f"Local\\forkshm-{name.hex()}")
+        handle = _handles[name] = _winapi.create_mutex(f"Local\\forkshm-{name.hex()}")
         for old in list(itertools.islice(_handles, max(len(_handles) - _KEPT, 0))):
             if old not in _held:
-                winapi.close(_handles.pop(old))
+                _winapi.close(_handles.pop(old))
         return name, handle
 
 
@@ -90,28 +92,28 @@ def mutex_trylock(address: int) -> int:
 def mutex_lock(address: int, seconds: float) -> int:
     """The same, and wait for it; after *seconds*, ETIMEDOUT."""
     me, started = _me()
-    if winapi.load_long(address + _OWNER) == me and winapi.load_long(address + _STARTED) == started:
+    if _winapi.load_long(address + _OWNER) == me and _winapi.load_long(address + _STARTED) == started:
         return errno.EDEADLK
     try:
         name, handle = _handle_of(address)
         key = name, me
         was_unsure = key in _unsure
         _unsure.add(key)
-        if winapi.wait(handle, int(seconds * 1000)) == winapi.WAIT_TIMEOUT:
+        if _winapi.wait(handle, int(seconds * 1000)) == _winapi.WAIT_TIMEOUT:
             _unsure.discard(key)
             return errno.ETIMEDOUT if seconds else errno.EBUSY
     except OSError as error:
         return error.errno or errno.EINVAL
-    if winapi.load_long(address + _STATE) == _LOST:
+    if _winapi.load_long(address + _STATE) == _LOST:
         _release(key, handle)
         return errno.ENOTRECOVERABLE
     # Whoever died before it wrote this had not begun; whoever died after it was cleared had ended.
-    died = winapi.load_long(address + _OWNER) != 0
+    died = _winapi.load_long(address + _OWNER) != 0
     if died:
-        winapi.store_long(address + _STATE, _INHERITED)
+        _winapi.store_long(address + _STATE, _INHERITED)
     _held.add(name)
-    winapi.store_long(address + _STARTED, started)
-    winapi.store_long(address + _OWNER, me)
+    _winapi.store_long(address + _STARTED, started)
+    _winapi.store_long(address + _OWNER, me)
     if not was_unsure:
         _unsure.discard(key)
     return errno.EOWNERDEAD if died else 0
@@ -120,19 +122,19 @@ def mutex_lock(address: int, seconds: float) -> int:
 def mutex_unlock(address: int) -> int:
     """Let go: 0, or EPERM."""
     me, started = _me()
-    if winapi.load_long(address + _OWNER) != me or winapi.load_long(address + _STARTED) != started:
+    if _winapi.load_long(address + _OWNER) != me or _winapi.load_long(address + _STARTED) != started:
         return errno.EPERM
     name, handle = _handle_of(address)
-    if winapi.load_long(address + _STATE) == _INHERITED:
-        winapi.store_long(address + _STATE, _LOST)
+    if _winapi.load_long(address + _STATE) == _INHERITED:
+        _winapi.store_long(address + _STATE, _LOST)
     key = name, me
     was_unsure = key in _unsure
     _unsure.add(key)
     _held.discard(name)
     try:
-        winapi.store_long(address + _OWNER, 0)
+        _winapi.store_long(address + _OWNER, 0)
     finally:
-        released = winapi.release_mutex(handle)
+        released = _winapi.release_mutex(handle)
     if was_unsure:
         _release(key, handle)
     _unsure.discard(key)
@@ -141,16 +143,16 @@ def mutex_unlock(address: int) -> int:
 
 def _release(key: tuple[bytes, int], handle: int) -> None:
     # The kernel counts how often this thread has it.
-    while winapi.release_mutex(handle):
+    while _winapi.release_mutex(handle):
         pass
     _unsure.discard(key)
 
 
 def mutex_consistent(address: int) -> int:
     """Say that what a dead owner left is in order: 0, or EINVAL."""
-    if winapi.load_long(address + _STATE) != _INHERITED:
+    if _winapi.load_long(address + _STATE) != _INHERITED:
         return errno.EINVAL
-    winapi.store_long(address + _STATE, _SOUND)
+    _winapi.store_long(address + _STATE, _SOUND)
     return 0
 
 
@@ -159,7 +161,7 @@ def sem_init(address: int, value: int) -> int:
     if value > _MOST:
         return errno.EINVAL
     mutex_init(address)
-    winapi.store(address + _COUNT, value)
+    _winapi.store(address + _COUNT, value)
     return 0
 
 
@@ -171,12 +173,12 @@ def _change(address: int, by: int) -> int:
             mutex_consistent(address)  # the count changes in one store
         elif code != 0:
             return -1
-        value = winapi.load(address + _COUNT)
+        value = _winapi.load(address + _COUNT)
         if not 0 <= value + by <= _MOST:
             mutex_unlock(address)
             return -1
         before = value
-        winapi.store(address + _COUNT, value + by)
+        _winapi.store(address + _COUNT, value + by)
         mutex_unlock(address)
         return 0
     except BaseException:
@@ -189,11 +191,11 @@ def _change_back(address: int, by: int, before: int | None) -> None:
     code = mutex_lock(address, 5.0)
     if code == errno.EDEADLK:  # had all the time
         if before is not None:
-            winapi.store(address + _COUNT, before)
+            _winapi.store(address + _COUNT, before)
     elif code in (0, errno.EOWNERDEAD):
         mutex_consistent(address)
         if before is not None:  # let go after the store
-            winapi.store(address + _COUNT, winapi.load(address + _COUNT) - by)
+            _winapi.store(address + _COUNT, _winapi.load(address + _COUNT) - by)
     else:
         return
     mutex_unlock(address)
@@ -226,17 +228,17 @@ def _wait(address: int, seconds: float) -> int:
 
 def sem_value(address: int) -> int:
     """Permits that are there."""
-    return winapi.load(address + _COUNT)
+    return _winapi.load(address + _COUNT)
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:
     """Look at a word until it is another: 0, or EAGAIN (it is another), or ETIMEDOUT."""
-    if winapi.load(address) != expected:
+    if _winapi.load(address) != expected:
         return errno.EAGAIN
     deadline = time.monotonic() + seconds
     for count in itertools.count():
         time.sleep(0 if count < _LOOKS else _PAUSE)
-        if winapi.load(address) != expected:
+        if _winapi.load(address) != expected:
             return 0
         if time.monotonic() >= deadline:
             return errno.ETIMEDOUT
@@ -245,7 +247,7 @@ def futex_wait(address: int, expected: int, seconds: float) -> int:
 
 def futex_wake(address: int, count: int) -> int:
     """Wake nobody, for who waits looks by himself; a full memory barrier."""
-    winapi.full_barrier()
+    _winapi.full_barrier()
     return 0
 
 

@@ -17,13 +17,13 @@ import re
 import secrets
 import struct
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _system
-from forkshm.backend import _memory, _windows_locks, _windows_pipes, winapi
+from forkshm import _interrupts, _system
+from forkshm.backend import _memory
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
+from forkshm.backend.windows import _locks, _pipes, _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,16 +36,16 @@ assert sys.platform == "win32"  # what the type checker needs to be told
 __all__ = ("WindowsBackend",)
 
 _VIEW = {
-    Access.READ: winapi.FILE_MAP_READ,
-    Access.SHARED: winapi.FILE_MAP_WRITE,
-    Access.PRIVATE: winapi.FILE_MAP_COPY,
-    Access.SNAPSHOT: winapi.FILE_MAP_READ,
+    Access.READ: _winapi.FILE_MAP_READ,
+    Access.SHARED: _winapi.FILE_MAP_WRITE,
+    Access.PRIVATE: _winapi.FILE_MAP_COPY,
+    Access.SNAPSHOT: _winapi.FILE_MAP_READ,
 }
 _PROTECTION = {
-    Access.READ: winapi.PAGE_READONLY,
-    Access.SHARED: winapi.PAGE_READWRITE,
-    Access.PRIVATE: winapi.PAGE_WRITECOPY,
-    Access.SNAPSHOT: winapi.PAGE_READONLY,
+    Access.READ: _winapi.PAGE_READONLY,
+    Access.SHARED: _winapi.PAGE_READWRITE,
+    Access.PRIVATE: _winapi.PAGE_WRITECOPY,
+    Access.SNAPSHOT: _winapi.PAGE_READONLY,
 }
 
 # The trailer: magic, identity, size, who made it and when that process was started, and whether its maker has done
@@ -75,21 +75,21 @@ class WindowsBackend(Backend):
     """Windows 10 and newer."""
 
     name = "windows"
-    locks = _windows_locks
+    locks = _locks
     leases_are_handles = True
     loops_watch_fds = False
 
-    DONTWAIT = _windows_pipes.DONTWAIT
+    DONTWAIT = _pipes.DONTWAIT
     TAKE = 0
-    TRUNCATED = _windows_pipes.TRUNCATED
-    FDS_LOST = _windows_pipes.FDS_LOST
+    TRUNCATED = _pipes.TRUNCATED
+    FDS_LOST = _pipes.FDS_LOST
     RIGHTS = 1, 1
     DIRECT_FDS = 8192
-    MOST_MESSAGES = _windows_pipes.MOST_MESSAGES
+    MOST_MESSAGES = _pipes.MOST_MESSAGES
     fds_lost_because = "the process that sent it has ended, or been killed, before it was received"
 
     def __init__(self) -> None:
-        self._page, self.page_size = winapi.page_sizes()
+        self._page, self.page_size = _winapi.page_sizes()
         # By the base of each view, how much of it is in use.
         self._views: dict[int, int] = {}
         # Those that are whole sections with their trailer.
@@ -97,14 +97,14 @@ class WindowsBackend(Backend):
         # By the base of each, where it ends.
         self._ends: dict[int, int] = {}
         self._folder: str | None = None
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         # Processes that made segments which are mapped here.
         self._makers: dict[tuple[int, int], int] = {}
         # Processes that were stopped from here.
         self._stopped: set[int] = set()
 
     def close(self, fd: int) -> None:
-        winapi.close(fd)
+        _winapi.close(fd)
 
     def raise_fd_limit(self) -> bool:
         return False
@@ -116,7 +116,7 @@ class WindowsBackend(Backend):
         return False
 
     def duplicate(self, fd: int) -> int:
-        return winapi.duplicate(fd)
+        return _winapi.duplicate(fd)
 
     def of_file(self, fileno: int) -> int:
         import msvcrt
@@ -135,41 +135,41 @@ class WindowsBackend(Backend):
         start = self._whole_pages(size)
         if start + self._page > sys.maxsize:
             raise OSError(errno.ENOMEM, f"{size:,} bytes are more than a section can have")
-        fd, is_there = winapi.create_section(start + self._page, name, permissions=permissions)
+        fd, is_there = _winapi.create_section(start + self._page, name, permissions=permissions)
         if not is_there:
             try:
                 trailer = (_MAGIC, secrets.randbits(63), secrets.randbits(63), size, os.getpid(), self._own_start(), 0)
                 self._write_trailer(fd, start, _TRAILER.pack(*trailer))
             except BaseException:
-                winapi.close(fd)
+                _winapi.close(fd)
                 raise
         return fd, is_there
 
     def open_section(self, name: str, *, writable: bool) -> int:
-        access = winapi.SECTION_QUERY | winapi.SECTION_MAP_READ | (winapi.SECTION_MAP_WRITE if writable else 0)
-        return winapi.open_section(name, access)
+        access = _winapi.SECTION_QUERY | _winapi.SECTION_MAP_READ | (_winapi.SECTION_MAP_WRITE if writable else 0)
+        return _winapi.open_section(name, access)
 
     def read_only(self, fd: int) -> int:
-        return winapi.duplicate(fd, winapi.SECTION_QUERY | winapi.SECTION_MAP_READ)
+        return _winapi.duplicate(fd, _winapi.SECTION_QUERY | _winapi.SECTION_MAP_READ)
 
     @contextlib.contextmanager
     def _last_page(self, fd: int, start: int, access: int) -> Any:
         low = start - start % self.page_size
-        base = winapi.map_view(fd, access, low, 0)
+        base = _winapi.map_view(fd, access, low, 0)
         try:
             yield base + start - low
         finally:
-            winapi.unmap_view(base)
+            _winapi.unmap_view(base)
 
     def _write_trailer(self, fd: int, start: int, trailer: bytes) -> None:
-        with self._last_page(fd, start, winapi.FILE_MAP_WRITE) as where:
+        with self._last_page(fd, start, _winapi.FILE_MAP_WRITE) as where:
             _memory.copy(where, trailer, len(trailer))
 
     def _trailer(self, fd: int, whole: int) -> tuple[Any, ...] | None:
         if whole < 2 * self._page:
             return None
         try:
-            with self._last_page(fd, whole - self._page, winapi.FILE_MAP_READ) as where:
+            with self._last_page(fd, whole - self._page, _winapi.FILE_MAP_READ) as where:
                 trailer = _TRAILER.unpack(_memory.bytes_at(where, _TRAILER.size))
         except OSError as error:
             if error.errno == errno.EACCES:
@@ -180,44 +180,44 @@ class WindowsBackend(Backend):
         return trailer if fits else None
 
     def identify(self, fd: int) -> tuple[Identity, int]:
-        whole = winapi.section_size(fd)
+        whole = _winapi.section_size(fd)
         if whole is None:
-            if not winapi.is_on_disk(fd):
+            if not _winapi.is_on_disk(fd):
                 raise OSError(errno.ENODEV, f"handle {fd} is none of memory, nor of a file")
-            info = winapi.file_info(fd)
+            info = _winapi.file_info(fd)
             return (info.volume, info.number), info.size
         trailer = self._trailer(fd, whole)
         if trailer is not None:
             return (trailer[1], trailer[2]), trailer[3]
         # Somebody else's: its name is its own while it is open. Without a name it is like no other.
-        name = winapi.object_name(fd)
+        name = _winapi.object_name(fd)
         digest = hashlib.sha256(name.encode()).digest() if name else secrets.token_bytes(16)
         return (int.from_bytes(digest[:7], "little"), int.from_bytes(digest[7:14], "little")), whole
 
     def reopen(self, fd: int) -> int:
-        return winapi.duplicate(fd)
+        return _winapi.duplicate(fd)
 
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
-        process = winapi.open_process(pid, winapi.PROCESS_DUP_HANDLE)
+        process = _winapi.open_process(pid, _winapi.PROCESS_DUP_HANDLE)
         try:
-            opened = winapi.duplicate(fd, source=process)
+            opened = _winapi.duplicate(fd, source=process)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise FileNotFoundError(errno.ENOENT, f"process {pid} has no handle {fd}") from error
             raise
         finally:
-            winapi.close(process)
+            _winapi.close(process)
         try:
             if self.identify(opened)[0] == identity:
                 return opened
         except OSError:
             pass  # a handle of something that is no memory
-        winapi.close(opened)
+        _winapi.close(opened)
         raise OSError(errno.ESTALE, f"handle {fd} of process {pid} is another object")
 
     def may_write(self, fd: int) -> bool:
         # SECTION_MAP_WRITE, and FILE_WRITE_DATA of files, are the same bit.
-        return bool(winapi.query_object(fd).access & winapi.SECTION_MAP_WRITE)
+        return bool(_winapi.query_object(fd).access & _winapi.SECTION_MAP_WRITE)
 
     def seal_writes(self, fd: int) -> None:
         raise OSError(errno.ENOTSUP, "a section cannot be sealed")
@@ -244,15 +244,15 @@ class WindowsBackend(Backend):
                 base = configured or os.path.join(os.environ.get("ProgramData", r"C:\ProgramData"), "forkshm")  # noqa: SIM112
                 with contextlib.suppress(FileExistsError):
                     os.makedirs(base)
-                folder = os.path.join(base, winapi.own_sid())
-                winapi.create_directory(folder)
+                folder = os.path.join(base, _winapi.own_sid())
+                _winapi.create_directory(folder)
                 self._folder = folder
                 self._sweep(folder)
             return self._folder
 
     def _sweep(self, folder: str) -> None:
         """Delete what is older than this run of the system, and what was removed and is not mapped any more."""
-        booted = time.time() - winapi.milliseconds_since_boot() / 1000 - _BOOT_MARGIN_SECONDS
+        booted = time.time() - _winapi.milliseconds_since_boot() / 1000 - _BOOT_MARGIN_SECONDS
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 # What somebody has open or mapped cannot be deleted, and stays.
@@ -261,15 +261,15 @@ class WindowsBackend(Backend):
                         os.remove(entry.path)
 
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
-        access = winapi.GENERIC_READ | (winapi.GENERIC_WRITE if writable or create else 0)
-        flags = winapi.FILE_FLAG_OPEN_REPARSE_POINT | winapi.FILE_ATTRIBUTE_TEMPORARY
-        disposition = winapi.CREATE_NEW if create else winapi.OPEN_EXISTING
-        fd = winapi.create_file(self._path_of(name), access, disposition, flags)
+        access = _winapi.GENERIC_READ | (_winapi.GENERIC_WRITE if writable or create else 0)
+        flags = _winapi.FILE_FLAG_OPEN_REPARSE_POINT | _winapi.FILE_ATTRIBUTE_TEMPORARY
+        disposition = _winapi.CREATE_NEW if create else _winapi.OPEN_EXISTING
+        fd = _winapi.create_file(self._path_of(name), access, disposition, flags)
         try:
-            if winapi.file_info(fd).attributes & winapi.FILE_ATTRIBUTE_REPARSE_POINT:
+            if _winapi.file_info(fd).attributes & _winapi.FILE_ATTRIBUTE_REPARSE_POINT:
                 raise OSError(errno.ELOOP, "the name is a symbolic link")
         except BaseException:
-            winapi.close(fd)
+            _winapi.close(fd)
             raise
         return fd
 
@@ -284,18 +284,18 @@ class WindowsBackend(Backend):
         self._sweep(folder)
 
     def open_file(self, path: str, *, writable: bool) -> int:
-        access = winapi.GENERIC_READ | (winapi.GENERIC_WRITE if writable else 0)
-        return winapi.create_file(path, access, winapi.OPEN_EXISTING, winapi.FILE_FLAG_BACKUP_SEMANTICS)
+        access = _winapi.GENERIC_READ | (_winapi.GENERIC_WRITE if writable else 0)
+        return _winapi.create_file(path, access, _winapi.OPEN_EXISTING, _winapi.FILE_FLAG_BACKUP_SEMANTICS)
 
     def is_regular(self, fd: int) -> bool:
-        return not winapi.file_info(fd).attributes & winapi.FILE_ATTRIBUTE_DIRECTORY
+        return not _winapi.file_info(fd).attributes & _winapi.FILE_ATTRIBUTE_DIRECTORY
 
     def owner(self, fd: int) -> str | None:
         return None  # nobody else can write to the folder
 
     def resize(self, fd: int, size: int) -> None:
         try:
-            winapi.set_file_size(fd, size)
+            _winapi.set_file_size(fd, size)
         except OSError as error:
             if error.errno == errno.EINVAL:  # of a size that is none for any file
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from error
@@ -312,22 +312,22 @@ class WindowsBackend(Backend):
     def _map(self, fd: int, size: int, access: Access, offset: int, address: int | None) -> int:
         if address is not None and not 0 < address < _HIGHEST:  # 0 means "anywhere" to the system
             raise OSError(errno.EINVAL, f"{address:#x} is no address of a process")
-        whole = winapi.section_size(fd)
+        whole = _winapi.section_size(fd)
         section = fd
         if whole is None:
-            whole = winapi.file_info(fd).size
-            section = winapi.create_section(0, file=fd, protection=_PROTECTION[access])[0]
+            whole = _winapi.file_info(fd).size
+            section = _winapi.create_section(0, file=fd, protection=_PROTECTION[access])[0]
         try:
             # Whole pages are asked for; what is there ends where it ends. A trailer is mapped with what it belongs to.
             end = self._whole_pages(size)
             fits = offset + end + self._page < whole
-            base = winapi.map_view(section, _VIEW[access], offset, size if fits else 0, address)
+            base = _winapi.map_view(section, _VIEW[access], offset, size if fits else 0, address)
             is_whole = section == fd and not offset and whole == end + self._page
             if is_whole and _memory.bytes_at(base + end, len(_MAGIC)) == _MAGIC:
                 self._with_trailer.add(base)
         finally:
             if section != fd:
-                winapi.close(section)
+                _winapi.close(section)
         self._views[base] = size
         # The size is of whole pages of 64 KiB, the memory of pages of 4 KiB.
         self._ends[base] = base + (size if fits else self._whole_pages(whole - offset))
@@ -344,14 +344,14 @@ class WindowsBackend(Backend):
             return
         del self._views[base], self._ends[base]
         self._with_trailer.discard(base)
-        winapi.unmap_view(base)
+        _winapi.unmap_view(base)
 
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
-        winapi.flush_view(address, size)
+        _winapi.flush_view(address, size)
 
     def flush_to_disk(self, fd: int) -> None:
-        if winapi.section_size(fd) is None:
-            winapi.flush_file(fd)
+        if _winapi.section_size(fd) is None:
+            _winapi.flush_file(fd)
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
         if advice is Advice.normal:
@@ -359,10 +359,10 @@ class WindowsBackend(Backend):
         if advice is Advice.populate:
             base = max(base for base in self._views if base <= address)
             for page in range(address, min(address + size, self._ends[base]), self._page):
-                winapi.load(page)
+                _winapi.load(page)
             return
         if advice is Advice.willneed:
-            winapi.prefetch(address, size)
+            _winapi.prefetch(address, size)
             return
         raise OSError(errno.ENOTSUP, f"Windows takes no advice of {advice}")
 
@@ -397,153 +397,153 @@ class WindowsBackend(Backend):
         """Nothing: closing the handle does it."""
 
     def is_held(self, fd: int, position: int) -> bool:
-        if winapi.query_object(fd).handles == 1:
+        if _winapi.query_object(fd).handles == 1:
             return False
-        _windows_pipes.outgoing.sweep()
-        return winapi.query_object(fd).handles > 1
+        _pipes.outgoing.sweep()
+        return _winapi.query_object(fd).handles > 1
 
     def is_abandoned(self, address: int, size: int) -> bool:
         """Whether who made the section, which is mapped whole there, has ended or does not use it any more."""
         if address not in self._with_trailer:
             return True  # no section of ours
         trailer = address + self._whole_pages(size)
-        if winapi.load_long(trailer + _GIVEN_UP):
+        if _winapi.load_long(trailer + _GIVEN_UP):
             return True
-        maker = winapi.load_long(trailer + _MAKER), winapi.load_long(trailer + _MAKER + 8)
+        maker = _winapi.load_long(trailer + _MAKER), _winapi.load_long(trailer + _MAKER + 8)
         process = self._makers.get(maker)
         if process is None:
             for key, old in list(self._makers.items()):
-                if winapi.wait(old, 0) == winapi.WAIT_OBJECT_0:
+                if _winapi.wait(old, 0) == _winapi.WAIT_OBJECT_0:
                     del self._makers[key]
-                    winapi.close(old)
+                    _winapi.close(old)
             try:
-                process = winapi.open_process(maker[0], winapi.PROCESS_QUERY | winapi.SYNCHRONIZE)
+                process = _winapi.open_process(maker[0], _winapi.PROCESS_QUERY | _winapi.SYNCHRONIZE)
             except OSError:
                 return True
-            if winapi.process_start(process) != maker[1]:
-                winapi.close(process)
+            if _winapi.process_start(process) != maker[1]:
+                _winapi.close(process)
                 return True
             self._makers[maker] = process
-        return winapi.wait(process, 0) == winapi.WAIT_OBJECT_0
+        return _winapi.wait(process, 0) == _winapi.WAIT_OBJECT_0
 
     def give_up(self, address: int, size: int) -> None:
         """Tell all who have the section mapped that it is not going to be used again."""
-        winapi.store_long(address + self._whole_pages(size) + _GIVEN_UP, 1)
+        _winapi.store_long(address + self._whole_pages(size) + _GIVEN_UP, 1)
 
     # -- counters -------------------------------------------------------------------
 
     def create_counter(self, memory: int) -> int:
-        return winapi.create_semaphore()
+        return _winapi.create_semaphore()
 
     def count(self, counter: int, change: int = 0) -> int:
         if change > 0:
-            return winapi.release_semaphore(counter, change) + change
+            return _winapi.release_semaphore(counter, change) + change
         for _ in range(-change):
-            if winapi.wait(counter, 0) != winapi.WAIT_OBJECT_0:
+            if _winapi.wait(counter, 0) != _winapi.WAIT_OBJECT_0:
                 raise OSError(errno.EINVAL, "a count cannot be less than 0")
-        return winapi.semaphore_value(counter)
+        return _winapi.semaphore_value(counter)
 
     def clear_counter(self, counter: int) -> None:
-        while winapi.wait(counter, 0) == winapi.WAIT_OBJECT_0:
+        while _winapi.wait(counter, 0) == _winapi.WAIT_OBJECT_0:
             pass
 
     # -- messages -------------------------------------------------------------------
 
     def message_sockets(self) -> tuple[MessageSocket, MessageSocket]:
-        return _windows_pipes.message_pipe()
+        return _pipes.message_pipe()
 
     def message_socket(self, fd: int) -> MessageSocket:
-        if not winapi.is_pipe(fd):
+        if not _winapi.is_pipe(fd):
             raise OSError(errno.EPROTOTYPE, "no pipe")
-        return _windows_pipes.MessageEnd(fd)
+        return _pipes.MessageEnd(fd)
 
     def fds_space(self, count: int) -> int:
         return 8 * count
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        return _windows_pipes.wait_readable(end.fileno(), seconds)
+        return _pipes.wait_readable(end.fileno(), seconds)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         time.sleep(min(seconds, 0.005))  # a pipe does not tell: whoever waits tries again
         return True
 
     def poller(self) -> Poller:
-        return _windows_pipes.Poll()
+        return _pipes.Poll()
 
     def has_message(self, end: MessageSocket) -> bool:
-        return isinstance(end, _windows_pipes.MessageEnd) and end.has_message()
+        return isinstance(end, _pipes.MessageEnd) and end.has_message()
 
     def has_ended(self, receiver: MessageSocket) -> bool:
-        return not isinstance(receiver, _windows_pipes.MessageEnd) or receiver.said_end
+        return not isinstance(receiver, _pipes.MessageEnd) or receiver.said_end
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         return [handle for _, _, data in ancillary for (handle,) in struct.iter_unpack("<q", data)]
 
     def forget_sent(self, sender: MessageSocket) -> None:
-        if isinstance(sender, _windows_pipes.MessageEnd):
-            _windows_pipes.outgoing.sweep()
-            _windows_pipes.outgoing.forget(sender.other)
+        if isinstance(sender, _pipes.MessageEnd):
+            _pipes.outgoing.sweep()
+            _pipes.outgoing.forget(sender.other)
 
     def listen(self, address: str | None, backlog: int) -> Callee:
-        return _windows_pipes.Callee(address, backlog)
+        return _pipes.Callee(address, backlog)
 
     def call(self, address: str) -> MessageSocket:
-        return _windows_pipes.call(address)
+        return _pipes.call(address)
 
     # -- wakeup pipes ------------------------------------------------------------------------
 
     def create_wakeup(self) -> tuple[int, int]:
-        wakeup = winapi.create_semaphore()
+        wakeup = _winapi.create_semaphore()
         try:
-            return wakeup, winapi.duplicate(wakeup)
+            return wakeup, _winapi.duplicate(wakeup)
         except BaseException:
-            winapi.close(wakeup)
+            _winapi.close(wakeup)
             raise
 
     def wake(self, wakeup: int, how_many: int) -> None:
         with contextlib.suppress(OSError):  # two thousand million rings that nobody heard yet
-            winapi.release_semaphore(wakeup, how_many)
+            _winapi.release_semaphore(wakeup, how_many)
 
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = 0.25 if deadline is None else min(0.25, deadline - time.monotonic())
-            if winapi.wait(wakeup, max(int(left * 1000), 0)) == winapi.WAIT_OBJECT_0:
+            if _winapi.wait(wakeup, max(int(left * 1000), 0)) == _winapi.WAIT_OBJECT_0:
                 return True
             if left <= 0:
                 return None
-            if winapi.query_object(wakeup).handles == 1:
+            if _winapi.query_object(wakeup).handles == 1:
                 return False
 
     # -- processes ------------------------------------------------------------------
 
     def _own_start(self) -> int:
-        return _windows_pipes.own_start()
+        return _pipes.own_start()
 
     def forking(self) -> AbstractContextManager[int]:
         return contextlib.nullcontext(-1)
 
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         if sentinel >= 0:
-            return winapi.duplicate(sentinel)
-        signalling = winapi.PROCESS_TERMINATE | winapi.PROCESS_SUSPEND
-        return winapi.open_process(pid, winapi.PROCESS_QUERY | signalling | winapi.SYNCHRONIZE)
+            return _winapi.duplicate(sentinel)
+        signalling = _winapi.PROCESS_TERMINATE | _winapi.PROCESS_SUSPEND
+        return _winapi.open_process(pid, _winapi.PROCESS_QUERY | signalling | _winapi.SYNCHRONIZE)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
-        if winapi.wait(process, 0) == winapi.WAIT_OBJECT_0:
+        if _winapi.wait(process, 0) == _winapi.WAIT_OBJECT_0:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         if number == _system.SIGSTOP:
-            winapi.suspend(process)
+            _winapi.suspend(process)
             self._stopped.add(pid)
             return
         self._stopped.discard(pid)
         if number == _system.SIGCONT:
-            winapi.resume(process)
+            _winapi.resume(process)
             return
         if number not in (_SIGTERM, _system.SIGKILL):
             raise OSError(errno.ENOTSUP, f"Windows has no signal {number} for other processes")
         # What multiprocess takes for SIGTERM, and the same for the other.
-        winapi.terminate(process, _ENDED if number == _SIGTERM else _ENDED + number)
+        _winapi.terminate(process, _ENDED if number == _SIGTERM else _ENDED + number)
 
     def is_stopped(self, pid: int) -> bool | None:
         if self.is_running(pid):
@@ -553,15 +553,15 @@ class WindowsBackend(Backend):
 
     def is_running(self, pid: int) -> bool:
         try:
-            process = winapi.open_process(pid, winapi.SYNCHRONIZE)
+            process = _winapi.open_process(pid, _winapi.SYNCHRONIZE)
         except PermissionError:
             return True
         except OSError:
             return False
         try:
-            return winapi.wait(process, 0) == winapi.WAIT_TIMEOUT
+            return _winapi.wait(process, 0) == _winapi.WAIT_TIMEOUT
         finally:
-            winapi.close(process)
+            _winapi.close(process)
 
     def usable_cores(self) -> int:
         return os.cpu_count() or 1
@@ -569,43 +569,43 @@ class WindowsBackend(Backend):
     def start_time(self, pid: int) -> int:
         if pid == os.getpid():
             return self._own_start()
-        process = winapi.open_process(pid, winapi.PROCESS_QUERY)
+        process = _winapi.open_process(pid, _winapi.PROCESS_QUERY)
         try:
-            return winapi.process_start(process)
+            return _winapi.process_start(process)
         finally:
-            winapi.close(process)
+            _winapi.close(process)
 
     def create_lifeline(self) -> tuple[int, int]:
         # A handle of this process is what others wait for; the second is only to be closed.
-        mine = winapi.duplicate(winapi.SELF)
+        mine = _winapi.duplicate(_winapi.SELF)
         try:
-            return mine, winapi.duplicate(winapi.SELF)
+            return mine, _winapi.duplicate(_winapi.SELF)
         except BaseException:
-            winapi.close(mine)
+            _winapi.close(mine)
             raise
 
     def die_with(self, lifeline: int) -> int:
         # The kernel's own way, a job that kills on close, makes Wine 8 crash; this one works everywhere.
-        kept = winapi.duplicate(lifeline)
+        kept = _winapi.duplicate(lifeline)
         try:
-            winapi.end_with(kept)
+            _winapi.end_with(kept)
         except BaseException:
-            winapi.close(kept)
+            _winapi.close(kept)
             raise
-        return winapi.duplicate(winapi.SELF)  # what waits must stay; this may be closed
+        return _winapi.duplicate(_winapi.SELF)  # what waits must stay; this may be closed
 
     # -- for tests ----------------------------------------------------------------------
 
     def handles(self) -> frozenset[tuple[int, str]]:
         """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
-        _windows_pipes.outgoing.sweep()
-        kept = set(self._makers.values()) | _windows_pipes.kept() | _windows_locks.kept()
+        _pipes.outgoing.sweep()
+        kept = set(self._makers.values()) | _pipes.kept() | _locks.kept()
         for fileno in range(_FILES):  # files of Python, and of whoever runs the tests
             with contextlib.suppress(OSError):
                 kept.add(self.of_file(fileno))
         found = set()
-        for handle in winapi.open_handles(os.getpid()):
-            kind = winapi.object_type(handle)
+        for handle in _winapi.open_handles(os.getpid()):
+            kind = _winapi.object_type(handle)
             if kind in _COUNTED and handle not in kept:
                 found.add((handle, kind))
         return frozenset(found)

@@ -36,9 +36,10 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
-from forkshm import _system
-from forkshm.backend import _groups, _record_locks, _syscalls
+from forkshm import _interrupts, _system
+from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
+from forkshm.backend.posix import _record_locks
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
@@ -119,7 +120,7 @@ class PosixBackend(Unix):
         # By fd, and by identity, the objects that this process has made.
         self._made: dict[int, Identity] = {}
         self._objects: dict[Identity, _Object] = {}
-        self._counting = threading.RLock()
+        self._counting = _interrupts.RLock()
         self._births = _Births()
         _system.register_at_fork(after_in_child=self._in_child)
 
@@ -128,7 +129,7 @@ class PosixBackend(Unix):
         for identity in self._made.values():
             self._forget(identity)
         self._made.clear()
-        self._counting = threading.RLock()
+        self._counting = _interrupts.RLock()
         self._births.in_child()
 
     # -- fds and their companions ----------------------------------------------------------
