@@ -27,7 +27,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
-from forkshm.pickler._collect import Collector, Copies, Group, Repeats, room_for
+from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._names import (
     NOTHING_KNOWN,
@@ -461,7 +461,7 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
         return _assemble(sink, collector, for_many=for_many)
     block = room_for(nbytes)
     try:
-        block.copy(0, address, nbytes)
+        fill(block, 0, address, nbytes)
     except BaseException:
         arena.free(block)
         raise
@@ -532,7 +532,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
                     block.write(position, piece, len(piece))
                     position += len(piece)
             for address, nbytes, where in copies.block:
-                block.copy(where, address, nbytes)
+                fill(block, where, address, nbytes)
         except BaseException:
             arena.free(block)
             raise
@@ -564,7 +564,7 @@ def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
     block = arena.allocate(group.size)
     try:
         for address, nbytes, where in group.ranges:
-            block.copy(where, address, nbytes)
+            fill(block, where, address, nbytes)
     except BaseException:
         arena.free(block)
         raise

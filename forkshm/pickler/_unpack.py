@@ -29,6 +29,10 @@ from forkshm.region._table import Mode, mapping_of
 __all__ = ("Arrival", "open_plain", "receive", "skip")
 
 
+#: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
+_MAP_AT_ONCE = 2**20
+
+
 class Arrival:
     """A received parcel: its memory is held, its object not yet made.
 
@@ -240,6 +244,8 @@ def _receive_one_region(
     if isinstance(mode, Mode):
         arrival.windows.append(whole)
     if region == BLOCK:
+        if nbytes >= _MAP_AT_ONCE and mode is Share.exclusive:
+            whole.obj.hold.claim.map_pages(start, nbytes)
         arrival.copied = nbytes
         ledger.bytes_copied += nbytes
         if ledger.watches:
