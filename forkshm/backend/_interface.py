@@ -600,6 +600,16 @@ class Backend(abc.ABC):
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         """Return a copy of the bytes at *address*."""
 
+    @staticmethod
+    @abc.abstractmethod
+    def text_address(text: str) -> int:
+        """Return the address of the characters of an ASCII ``str``, a byte each."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def new_text(length: int) -> str:
+        """Return a new ASCII ``str``, whose characters the caller writes to its `text_address` at once."""
+
     # -- leases ---------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -29,6 +29,7 @@ from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
 from forkshm.pickler._exceptions import reduce_exception
+from forkshm.pickler._large import Text, has_large_bytes, is_large_text, with_large_text
 from forkshm.pickler._names import (
     NOTHING_KNOWN,
     GlobalsOfMain,
@@ -308,6 +309,16 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if len(stream) <= INLINE_LIMIT:
             return Parcel(write_plain(len(stream)) + stream)
+    if (
+        kinds is not None
+        and str in kinds
+        and any(map(is_large_text, parts))
+        # No part can refer to the list or tuple itself, in place of which another one is sent.
+        and (parts is not thing or simple_kinds.issuperset(kinds - _PLAIN_OR_TEXT))
+    ):
+        thing = with_large_text(thing, parts)
+        parts = _parts(thing)
+        kinds = (kinds - {str}) | {Text} | set(map(type, parts))
     sink = _Sink()
     collector = Collector(repeats)
     try:
@@ -550,6 +561,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
             inline=copies.inline_size,
             files=len(collector.fds),
             identities=bool(identities),
+            large_bytes=body_in_block and has_large_bytes(sink.pieces),
         )
     )
     parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)

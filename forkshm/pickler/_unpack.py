@@ -22,6 +22,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
+from forkshm.pickler._large import load
 from forkshm.region._mapped import attach, map_refused, view_of
 from forkshm.region._segment import Share, claim
 from forkshm.region._table import Mode, mapping_of
@@ -41,11 +42,12 @@ class Arrival:
         shared: Bytes that crossed as descriptors.
     """
 
-    __slots__ = ("_buffers", "_stream", "copied", "shared", "windows")
+    __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "shared", "windows")
 
-    def __init__(self, stream: memoryview, buffers: list[Any]) -> None:
+    def __init__(self, stream: memoryview, buffers: list[Any], *, has_large_bytes: bool = False) -> None:
         self._stream = stream
         self._buffers = buffers
+        self._has_large_bytes = has_large_bytes
         #: Of the regions that it names: whoever keeps them keeps those mapped.
         self.windows: list[memoryview] = []
         self.copied = 0
@@ -71,6 +73,8 @@ class Arrival:
         Raises:
             Exception: Whatever unpickling raises.
         """
+        if self._has_large_bytes:
+            return load(self._stream, self._buffers)
         return pickle.loads(self._stream, buffers=self._buffers)
 
 
@@ -130,7 +134,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
-    arrival = Arrival(body[tables.stream : head.body_size - head.inline], [])
+    stream = body[tables.stream : head.body_size - head.inline]
+    arrival = Arrival(stream, [], has_large_bytes=head.large_bytes)
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
     if head.body_in_block:

@@ -38,7 +38,8 @@ from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._report import WorkerClock
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
 from forkshm.pool._trace import Recorder
-from forkshm.region._arena import arena
+from forkshm.region._arena import KEEP_WARM, arena
+from forkshm.region._decay import EMPTY_SECONDS, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +49,12 @@ __all__ = ("Assignment", "run_worker")
 #: Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
 _FUNCTIONS_KEPT = 32
 
-#: After this long without a task a worker gives the free memory of its arena back.
+#: After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
+#: looks this often whether memory has become short.
 _IDLE_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+#: Less memory is not worth the system calls that it takes to wait for a bounded time.
+_WORTH_LOOKING = 2**20
 
 #: Answers of a batch are held back for no longer than this, but for the task at hand.
 _COLLECT_NS = 200_000
@@ -269,11 +274,14 @@ class _Worker:
         self._by_group.clear()
         self._kept.clear()
         self._clock.write()
-        if arena.has_excess():
-            rung = kernel.wait_for_bell(self._bell, _IDLE_SECONDS)
+        idle = 0.0
+        while arena.has_excess(_WORTH_LOOKING):
+            pause = _IDLE_SECONDS if not idle else _LOOK_SECONDS
+            rung = kernel.wait_for_bell(self._bell, pause)
             if rung is not None:
                 return rung
-            arena.trim()
+            idle += pause
+            arena.trim(0 if idle >= EMPTY_SECONDS or is_short() else KEEP_WARM)
         return kernel.wait_for_bell(self._bell) is not False
 
     # -- doing ------------------------------------------------------------------------

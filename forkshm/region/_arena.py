@@ -404,10 +404,10 @@ class Arena:
         """How many blocks have been handed out."""
         return self._allocations
 
-    def has_excess(self) -> bool:
-        """Whether there may be more to `trim` than is kept warm anyway. Cheap."""
+    def has_excess(self, keep: int = KEEP_WARM) -> bool:
+        """Whether there may be more to `trim` than *keep* bytes. Cheap."""
         with guard:
-            return sum(carved.warm_end for carved in self._carved) > KEEP_WARM
+            return sum(carved.warm_end for carved in self._carved) > keep
 
     def statistics(self) -> ArenaStatistics:
         """Look at what is held; blocks that came back since are counted as free."""
