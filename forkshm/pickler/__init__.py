@@ -9,7 +9,17 @@ from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._culprit import explain
 from forkshm.pickler._foreign import forget_received
 from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
-from forkshm.pickler._pack import Packing, Parcel, Repeats, begin, is_name, pack, pack_by_name, still_by_name
+from forkshm.pickler._pack import (
+    Packing,
+    Parcel,
+    Repeats,
+    begin,
+    is_name,
+    pack,
+    pack_by_name,
+    still_by_name,
+    tiny_parcel,
+)
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
@@ -41,5 +51,6 @@ __all__ = (
     "repeated",
     "skip",
     "still_by_name",
+    "tiny_parcel",
     "view",
 )

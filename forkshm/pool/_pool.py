@@ -494,7 +494,13 @@ class Pool(_StandardPool):
         function = Function(self._dispatcher.packer, func, for_many=True)
         window = _IMAP_WINDOW * self._crew.size
         job: IMapIterator[T] = kind(
-            self._dispatcher, function, iterable, chunksize, window, waited_for=not self._is_timed
+            self._dispatcher,
+            function,
+            iterable,
+            chunksize,
+            window,
+            waited_for=not self._is_timed,
+            batched=self._may_share_messages(),
         )
         job.keeps = self._life
         if progress:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from forkshm.pool._progress import Bar
     from forkshm.pool._tasks import Task
 
-__all__ = ("ApplyResult", "AsyncResult", "Job", "MapResult", "Outcome", "Pace", "chunked", "delivering")
+__all__ = ("ApplyResult", "AsyncResult", "Job", "MapResult", "Outcome", "Pace", "PlainOutcome", "chunked", "delivering")
 
 T = TypeVar("T")
 
@@ -111,6 +111,22 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
     return refusal
 
 
+class PlainOutcome:
+    """The answer of a tiny task, as it came in an outbox."""
+
+    __slots__ = ("_parcel",)
+
+    def __init__(self, parcel: bytes) -> None:
+        self._parcel = parcel
+
+    def open(self) -> tuple[bool, Any]:
+        """Unpickle: (True, value), or (False, exception)."""
+        try:
+            return True, open_plain(self._parcel, 0)
+        except BaseException:
+            return Outcome(parcel=self._parcel).open()  # which tells why
+
+
 #: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
 delivering = threading.Lock()
 
@@ -147,6 +163,8 @@ class Job:
 
     #: Of a map: how many items of its input each task has, but for the last.
     chunksize = 1
+    #: Its tasks are submitted a batch at a time, so there is no need to divide those that wait among the workers.
+    comes_in_batches = False
 
     def __init__(self) -> None:
         self.pace = Pace()

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import pickle
 import signal
 import sys
@@ -30,7 +31,7 @@ from forkshm.channel import (
 )
 from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
-from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
+from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register, tiny_parcel
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
@@ -313,7 +314,8 @@ class _Worker:
             self._do(kind, number, function, arguments)
             return
         # Each is a task of its own, with a number of its own.
-        batch_kind, chunks = arguments.pop()
+        number_of_kind, chunks = arguments.pop()
+        batch_kind = Kind(number_of_kind)
         chunks.reverse()
         ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
@@ -323,7 +325,7 @@ class _Worker:
                 if self._is_cancelled(number):
                     chunks.pop()
                 else:
-                    self._do(Kind(batch_kind), number, function, chunks)
+                    self._do(batch_kind, number, function, chunks)
                 number += 1
                 if self._traced and chunks:
                     self._recorder.sent()
@@ -376,6 +378,13 @@ class _Worker:
         del arguments
         kind_of_value = type(value).__name__
         try:
+            if self._collecting_since and (answer := tiny_parcel(value)) is not None:
+                del value
+                ended = time.perf_counter_ns()
+                if self._traced:
+                    self._recorder.packed(len(answer))
+                self._collect(number, began, ended, answer)
+                return
             try:
                 packing = begin(value, known=self._known)
             except Exception as error:
@@ -414,6 +423,14 @@ class _Worker:
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
+    def _collect(self, number: int, began: int, ended: int, parcel: bytes) -> None:
+        """Hold a tiny answer back for a moment, to send it with others."""
+        if not self._outbox.add(number, ended - began, parcel):
+            self._flush()
+            self._outbox.add(number, ended - began, parcel)  # tiny: there is room for it now
+        if ended - self._collecting_since > _COLLECT_NS:
+            self._flush()
+
     def _flush(self) -> None:
         """Send the answers collected."""
         content = self._outbox.content()
@@ -425,19 +442,31 @@ class _Worker:
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
-        values = []
+        values: list[Any] = []
+        append = values.append
         began = time.perf_counter_ns()
         # After how many items to look whether the rest is still wanted: for tiny ones a look takes as long as they do.
-        mask = 0
-        for count, argument in enumerate(items, 1):
-            words[item] = count
-            values.append(function(*argument) if starred else function(argument))
-            if not count & mask:
-                if marks[mark] == number:
-                    raise _Unwanted
-                if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
-                    mask = 63
-        return values
+        count, block = 0, 1
+        rest = iter(items)
+        while True:
+            before = count
+            # Two loops, because a choice for each item takes as long as a tiny one.
+            if starred:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(*argument))
+            else:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(argument))
+            if count - before < block:
+                return values
+            if marks[mark] == number:
+                raise _Unwanted
+            if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
+                block = 64
 
     def _function(self, message: Message) -> Any:
         arrival = message.parcels[0]
