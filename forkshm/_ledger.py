@@ -101,6 +101,7 @@ def describe(thing: Any) -> str:
     """Say what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
     while isinstance(thing, memoryview) and thing.obj is not None:
         thing = thing.obj
+    thing = getattr(thing, "stands_for", thing)
     name = _system.path_of(type(thing))
     shape, dtype = getattr(thing, "shape", None), getattr(thing, "dtype", None)
     return name if shape is None or dtype is None else f"{name} {dtype} {shape}"

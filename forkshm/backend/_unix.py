@@ -226,6 +226,9 @@ class Unix(Backend):
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _memory.bytes_at(address, nbytes)
 
+    text_address = staticmethod(_memory.text_address)
+    new_text = staticmethod(_memory.new_text)
+
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         poll = select.poll()
         poll.register(end.fileno(), select.POLLOUT)

@@ -75,6 +75,8 @@ _BODY_IN_BLOCK = 2
 _PRIVATE = 4
 #: Behind the spans stands which memory object each of the files is.
 _HAS_IDENTITIES = 8
+#: The stream has large ``bytes`` or ``bytearray`` objects; only of one in the block.
+_LARGE_BYTES = 16
 _IDENTITY = struct.Struct("<QQ")
 IDENTITY_SIZE = _IDENTITY.size
 #: From so many files on: a receiver may have no room for their fds, and yet have the objects.
@@ -142,6 +144,8 @@ class Head(NamedTuple):
     files: int = -1
     #: Whether the tables say which memory object each file is.
     identities: bool = False
+    #: Whether the stream has ``bytes`` or ``bytearray`` objects that are worth huge pages.
+    large_bytes: bool = False
 
     @property
     def fds(self) -> int:
@@ -186,7 +190,7 @@ def size_of_tables(regions: int, spans: int, identities: int) -> int:
 def write_tables(head: Head) -> bytes:
     """Return the wire form of a head."""
     block, files = head.block, head.regions if head.files < 0 else head.files
-    known = _HAS_IDENTITIES if head.identities else 0
+    known = (_HAS_IDENTITIES if head.identities else 0) | (_LARGE_BYTES if head.large_bytes else 0)
     if block is None:
         return _HEAD.pack(known, head.inline, head.regions, head.spans, files, head.body_size, 0, 0)
     flags = known | _HAS_BLOCK | (_BODY_IN_BLOCK if head.body_in_block else 0) | (_PRIVATE if block.private else 0)
@@ -250,11 +254,21 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
     except struct.error:
         raise _broken(f"its head needs {_HEAD.size} bytes, {len(data) - position} are there") from None
     known = flags & _HAS_IDENTITIES
-    of_block = flags & ~_HAS_IDENTITIES
+    of_block = flags & ~(_HAS_IDENTITIES | _LARGE_BYTES)
     if of_block & ~(_HAS_BLOCK | _BODY_IN_BLOCK | _PRIVATE) or (of_block and not of_block & _HAS_BLOCK):
         raise _broken(f"unknown flags {flags:#x}")
     block = BlockRef(offset, size, bool(flags & _PRIVATE)) if of_block else None
-    head = Head(block, bool(flags & _BODY_IN_BLOCK), regions, spans, body_size, inline, files, bool(known))
+    head = Head(
+        block,
+        bool(flags & _BODY_IN_BLOCK),
+        regions,
+        spans,
+        body_size,
+        inline,
+        files,
+        bool(known),
+        bool(flags & _LARGE_BYTES),
+    )
     room = size if head.body_in_block else len(data) - position - _HEAD.size
     if files > regions:
         raise _broken(f"{files} files for {regions} regions")

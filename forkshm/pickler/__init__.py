@@ -16,7 +16,17 @@ from forkshm.pickler._names import (
     importable_now,
     register_named,
 )
-from forkshm.pickler._pack import Payload, PendingPayload, Repeats, begin, is_name, pack, pack_by_name, still_by_name
+from forkshm.pickler._pack import (
+    Payload,
+    PendingPayload,
+    Repeats,
+    begin,
+    is_name,
+    pack,
+    pack_by_name,
+    still_by_name,
+    tiny_payload,
+)
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import (
     MIN_BUNDLE,
@@ -57,6 +67,7 @@ __all__ = [
     "repeated",
     "skip",
     "still_by_name",
+    "tiny_payload",
     "view",
 ]
 # For the other packages of forkshm.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from forkshm.region.blocks import Block, Claim, Lease
 
-__all__ = ("Collector", "Copies", "RecentCopies", "Repeats", "room_for")
+__all__ = ("Collector", "Copies", "RecentCopies", "Repeats", "fill", "room_for")
 
 
 def room_for(nbytes: int) -> Block:
@@ -37,6 +37,18 @@ def room_for(nbytes: int) -> Block:
     """
     try:
         return arena.allocate(nbytes)
+    except OSError as error:
+        raise map_refused(error, nbytes, Mode.read_write) from error
+
+
+def fill(block: Block, position: int, address: int, nbytes: int) -> None:
+    """Copy memory of this process into a block.
+
+    Raises:
+        RegionCreateError: There is no memory for it, or the source cannot be read; the message says what to do.
+    """
+    try:
+        block.copy(position, address, nbytes)
     except OSError as error:
         raise map_refused(error, nbytes, Mode.read_write) from error
 
@@ -90,7 +102,7 @@ class Repeats:
             return *found, False
         nbytes = key[2]
         block = room_for(nbytes)
-        kernel.copy_memory(block.address, address, nbytes)
+        fill(block, 0, address, nbytes)
         lease = arena.lend(block)
         found = self._known.setdefault(key, (lease, (block.offset, block.size, Share.private)))
         if found[0] is not lease:  # another thread was faster
@@ -140,7 +152,7 @@ class RecentCopies(Repeats):
             return copy.lease, (copy.block.offset, copy.block.size, Share.private), False
         block = room_for(nbytes)
         try:
-            kernel.copy_memory(block.address, address, nbytes)
+            fill(block, 0, address, nbytes)
         except BaseException:
             arena.free(block)
             raise

@@ -27,8 +27,9 @@ from forkshm.descriptor import (
 )
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
-from forkshm.pickler._collect import Collector, Copies, Group, Repeats, room_for
+from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
 from forkshm.pickler._exceptions import reduce_exception
+from forkshm.pickler._large import Text, has_large_bytes, is_large_text, with_large_text
 from forkshm.pickler._names import (
     NO_NAMES,
     GlobalsOfMain,
@@ -57,7 +58,17 @@ if TYPE_CHECKING:
 
     from forkshm.region.blocks import Lease
 
-__all__ = ("Payload", "PendingPayload", "Repeats", "begin", "is_name", "pack", "pack_by_name", "still_by_name")
+__all__ = (
+    "Payload",
+    "PendingPayload",
+    "Repeats",
+    "begin",
+    "is_name",
+    "pack",
+    "pack_by_name",
+    "still_by_name",
+    "tiny_payload",
+)
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -311,6 +322,16 @@ def begin(
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if len(stream) <= INLINE_LIMIT:
             return Payload(write_plain(len(stream)) + stream)
+    if (
+        kinds is not None
+        and str in kinds
+        and any(map(is_large_text, parts))
+        # No part can refer to the list or tuple itself, in place of which another one is sent.
+        and (parts is not thing or simple_kinds.issuperset(kinds - _PLAIN_OR_TEXT))
+    ):
+        thing = with_large_text(thing, parts)
+        parts = _parts(thing)
+        kinds = (kinds - {str}) | {Text} | set(map(type, parts))
     sink = _Sink()
     collector = Collector(repeats)
     try:
@@ -346,6 +367,23 @@ def begin(
         collector.give_up()
         raise
     return PendingPayload(sink, collector)
+
+
+def tiny_payload(thing: Any) -> bytes | None:
+    """Return the bytes of the payload of a number or short text, or of a list of one; None for all else.
+
+    The short way of `pack` for what tiny tasks return.
+    """
+    part = thing[0] if type(thing) is list and len(thing) == 1 else thing
+    kind = type(part)
+    if kind not in _PLAIN and not (kind in _PLAIN_OR_TEXT and len(part) < _TINY):
+        return None
+    stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+    return write_plain(len(stream)) + stream if len(stream) < _TINY else None
+
+
+#: Bytes of what `tiny_payload` is for.
+_TINY = 2048
 
 
 def _parts(thing: Any) -> Sequence[Any]:
@@ -464,7 +502,7 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:
         return _assemble(sink, collector, for_many=for_many)
     block = room_for(nbytes)
     try:
-        block.copy(0, address, nbytes)
+        fill(block, 0, address, nbytes)
     except BaseException:
         arena.free(block)
         raise
@@ -535,7 +573,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
                     block.write(position, piece, len(piece))
                     position += len(piece)
             for address, nbytes, where in copies.block:
-                block.copy(where, address, nbytes)
+                fill(block, where, address, nbytes)
         except BaseException:
             arena.free(block)
             raise
@@ -553,6 +591,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
             inline=copies.inline_size,
             files=len(collector.fds),
             identities=bool(identities),
+            large_bytes=body_in_block and has_large_bytes(sink.pieces),
         )
     )
     payload = Payload(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
@@ -567,7 +606,7 @@ def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
     block = arena.allocate(group.size)
     try:
         for address, nbytes, where in group.ranges:
-            block.copy(where, address, nbytes)
+            fill(block, where, address, nbytes)
     except BaseException:
         arena.free(block)
         raise

@@ -22,10 +22,15 @@ from forkshm.descriptor import (
 )
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
+from forkshm.pickler._large import load
 from forkshm.region import Mode, attach, map_refused, mapping_of, view_of
 from forkshm.region.blocks import Share, claim
 
 __all__ = ("ReceivedPayload", "open_plain", "receive", "skip")
+
+
+#: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
+_MAP_AT_ONCE = 2**20
 
 
 class ReceivedPayload:
@@ -36,11 +41,12 @@ class ReceivedPayload:
         shared: Bytes that crossed as descriptors.
     """
 
-    __slots__ = ("_buffers", "_stream", "copied", "exporters", "shared")
+    __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "exporters", "shared")
 
-    def __init__(self, stream: memoryview, buffers: list[Any]) -> None:
+    def __init__(self, stream: memoryview, buffers: list[Any], *, has_large_bytes: bool = False) -> None:
         self._stream = stream
         self._buffers = buffers
+        self._has_large_bytes = has_large_bytes
         #: Of the regions that it names: whoever keeps them keeps those mapped.
         self.exporters: list[memoryview] = []
         self.copied = 0
@@ -66,6 +72,8 @@ class ReceivedPayload:
         Raises:
             Exception: Whatever unpickling raises.
         """
+        if self._has_large_bytes:
+            return load(self._stream, self._buffers)
         return pickle.loads(self._stream, buffers=self._buffers)
 
 
@@ -125,7 +133,8 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
-    incoming = ReceivedPayload(body[tables.stream : head.body_size - head.inline], [])
+    stream = body[tables.stream : head.body_size - head.inline]
+    incoming = ReceivedPayload(stream, [], has_large_bytes=head.large_bytes)
     # What is handed on is not kept for the next task: whoever has it last gives it back.
     incoming.exporters = [
         exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
@@ -241,6 +250,8 @@ def _receive_one_region(
     if isinstance(mode, Mode):
         incoming.exporters.append(whole)
     if region == BLOCK:
+        if nbytes >= _MAP_AT_ONCE and mode is Share.exclusive:
+            whole.obj.hold.claim.map_pages(start, nbytes)
         incoming.copied = nbytes
         ledger.bytes_copied += nbytes
         if ledger.watches:

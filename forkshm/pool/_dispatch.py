@@ -5,6 +5,7 @@ Who does this is `_leader`'s, where each task is `_tasks`', and what becomes of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import struct
@@ -19,7 +20,7 @@ from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
 from forkshm.pickler import Payload, explain, pack
 from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
-from forkshm.pool._results import Outcome
+from forkshm.pool._results import Outcome, PlainOutcome
 from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING, answers_in
 from forkshm.pool._tasks import CANCELLED, Batch, Outstanding, Packer, PickledCallable, Task
 from forkshm.pool.observe import (
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
 
 __all__ = ("Dispatcher",)
 
-#: Tasks on their way at a time, beyond two for each worker: enough to keep tiny tasks
+#: Messages on their way at a time, beyond two for each worker: enough to keep tiny tasks
 #: flowing, few enough to stay below the kernel's queue of about 270 messages.
 _WINDOW = 96
+#: And tasks in them: few enough that their marks have places of their own.
+_WINDOW_TASKS = MARKS // 4
 #: Copies on their way at a time, in bytes, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
 #: More messages than the queue has at a time: whoever leads looks up then, if a worker never stops sending.
@@ -130,6 +133,11 @@ class Dispatcher(Leader):
         self._tasks.waiting.extend(tasks)
         if self._failure is not None:  # by another thread, in between
             self._fail_waiting()
+        if reader and len(self._tasks.waiting) < first.sink.pace.batch and self._is_busy():
+            # One by one they come from input that may wait. They go together once an answer comes, or they are enough.
+            with contextlib.suppress(RuntimeError):  # no thread: they go when somebody waits
+                self.start_helper(now=False)
+            return
         self.feed()
         if not waited_for and (self.has_unsent() or self._deaths.deadlines is not None):
             self.start_helper()
@@ -189,11 +197,17 @@ class Dispatcher(Leader):
         if self.is_idle():
             self._worker_group.close_queue()
 
+    def _is_busy(self) -> bool:
+        """Return whether each worker has something to do, and more on its way."""
+        return len(self._tasks.messages) >= 2 * self._worker_group.size
+
     def _has_room(self) -> bool:
-        on_their_way = len(self._tasks.sent)
-        if on_their_way < 2 * self._worker_group.size:
+        on_their_way = len(self._tasks.messages)
+        if not self._is_busy():
             return True
-        return on_their_way < _WINDOW and self._tasks.sent_bytes < _WINDOW_BYTES
+        if on_their_way >= _WINDOW or len(self._tasks.sent) >= _WINDOW_TASKS:
+            return False
+        return self._tasks.sent_bytes < _WINDOW_BYTES
 
     def _pack(self, task: Task) -> None:
         if task.payload is None:
@@ -266,9 +280,10 @@ class Dispatcher(Leader):
         """Let tasks like the first of a batch go in the same message."""
         first = batch[0]
         if first.payload is None and first.batched:
-            self._tasks.take_more(
-                batch, min(first.sink.pace.batch, len(self._tasks.waiting) // (4 * self._worker_group.size))
-            )
+            limit = first.sink.pace.batch
+            if not first.sink.comes_in_batches:
+                limit = min(limit, len(self._tasks.waiting) // (4 * self._worker_group.size))
+            self._tasks.take_more(batch, limit)
 
     def _send(self, batch: Batch) -> bool:
         """Send tasks in one message, or put them back and return False."""
@@ -491,11 +506,18 @@ class Dispatcher(Leader):
 
     def _take_result_batch(self, content: bytes, position: int = 0) -> None:
         """Take in the answers that a worker had collected."""
+        tasks, sent = self._tasks, self._tasks.sent
+        is_plain = self.trace is None
         try:
             for number, nanoseconds, payload in answers_in(content, position):
                 # One that is not there was found in the result batch of a dead worker already.
-                if number in self._tasks.sent:
+                if number not in sent:
+                    continue
+                if not is_plain or nanoseconds > self._slow.floor:
                     self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
+                elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
+                    task.sink.pace.note(nanoseconds, len(payload) + task.copied)
+            self._deaths.note_answer()
         except struct.error:
             self._deaths.note_garbage()
         self._deliver()
@@ -508,7 +530,7 @@ class Dispatcher(Leader):
         if task is None or self._tasks.answer(number, answer) is None:
             return
         self._deaths.note_answer()
-        task.sink.pace.note(nanoseconds, nbytes)
+        task.sink.pace.note(nanoseconds, nbytes + task.copied)
         if nanoseconds > self._slow.floor:
             self._slow.note(nanoseconds, brief(task))
 

@@ -492,7 +492,13 @@ class Pool(_StandardPool):
         function = PickledCallable(self._dispatcher.packer, func, for_many=True)
         window = _IMAP_WINDOW * self._worker_group.size
         sink: IMapIterator[T] = kind(
-            self._dispatcher, function, iterable, chunksize, window, waited_for=not self._is_timed
+            self._dispatcher,
+            function,
+            iterable,
+            chunksize,
+            window,
+            waited_for=not self._is_timed,
+            batched=self._may_share_messages(),
         )
         sink.keeps = self._life
         if progress:

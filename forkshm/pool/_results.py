@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from forkshm.pool._tasks import Task
     from forkshm.pool.observe import Bar
 
-__all__ = ("ApplyResult", "AsyncResult", "MapResult", "Outcome", "Pace", "ResultSink", "chunked", "delivering")
+__all__ = (
+    "ApplyResult",
+    "AsyncResult",
+    "MapResult",
+    "Outcome",
+    "Pace",
+    "PlainOutcome",
+    "ResultSink",
+    "chunked",
+    "delivering",
+)
 
 T = TypeVar("T")
 
@@ -112,6 +122,22 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
     return refusal
 
 
+class PlainOutcome:
+    """The answer of a tiny task, as it came in an result batch."""
+
+    __slots__ = ("_payload",)
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def open(self) -> tuple[bool, Any]:
+        """Unpickle: (True, value), or (False, exception)."""
+        try:
+            return True, open_plain(self._payload, 0)
+        except BaseException:
+            return Outcome(payload=self._payload).open()  # which tells why
+
+
 #: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
 delivering = _interrupts.Lock()
 
@@ -148,6 +174,8 @@ class ResultSink:
 
     #: Of a map: how many items of its input each task has, but for the last.
     chunksize = 1
+    #: Its tasks are submitted a batch at a time, so there is no need to divide those that wait among the workers.
+    comes_in_batches = False
 
     def __init__(self) -> None:
         self.pace = Pace()

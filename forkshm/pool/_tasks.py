@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -129,22 +128,11 @@ class PickledCallable:
         return payload
 
 
-@dataclasses.dataclass(eq=False)
 class Task:
     """One message to be answered by one message."""
 
-    kind: Kind
-    function: PickledCallable
-    #: (args, kwargs) of a call, or the items of a chunk.
-    arguments: Any
-    sink: ResultSink
-    #: Which part of the job it answers.
-    position: int
-    #: Whether it may go in one message with others.
-    batched: bool = False
+    # Defaults stand in the class: of tiny tasks there are many, and most attributes of most are never set.
     payload: Payload | None = None
-    #: How often it is done again when its worker dies. Its payload is kept for that.
-    retries: int = 0
     #: Workers that have died of it.
     deaths: int = 0
     #: Bytes copied for its message.
@@ -157,6 +145,29 @@ class Task:
     is_cancelled: bool = False
     #: Its job has the answer.
     is_delivered: bool = False
+
+    def __init__(
+        self,
+        kind: Kind,
+        function: PickledCallable,
+        arguments: Any,
+        sink: ResultSink,
+        position: int,
+        *,
+        batched: bool = False,
+        retries: int = 0,
+    ) -> None:
+        self.kind = kind
+        self.function = function
+        #: (args, kwargs) of a call, or the items of a chunk.
+        self.arguments = arguments
+        self.sink = sink
+        #: Which part of the job it answers.
+        self.position = position
+        #: Whether it may go in one message with others.
+        self.batched = batched
+        #: How often it is done again when its worker dies. Its payload is kept for that.
+        self.retries = retries
 
     def close(self) -> None:
         """Let go of what is held for sending it."""
@@ -256,12 +267,17 @@ class Outstanding:
     def take_more(self, batch: Batch, limit: int) -> None:
         """Move tasks of the same function into a batch, up to *limit*."""
         function, waiting = batch[0].function, self.waiting
-        while len(batch) < limit and waiting:
-            following = waiting[0]
-            if following.function is not function or not following.batched or following.is_cancelled:
-                break
-            with contextlib.suppress(IndexError):
-                batch.extend(itertools.starmap(waiting.popleft, _ONCE))
+        wanted = limit - len(batch)
+        if wanted < 1:
+            return
+        with contextlib.suppress(IndexError):  # there are no more
+            batch.extend(itertools.starmap(waiting.popleft, itertools.repeat((), wanted)))
+        for position, task in enumerate(batch):
+            if task.function is not function or not task.batched or task.is_cancelled:
+                # It goes back, with those behind it, in one C call.
+                if position:
+                    waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch) - position)))
+                return
 
     def give_back(self, batch: Batch) -> None:
         """Let a batch that was not sent wait again, in its place. Can be repeated."""

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import pickle
 import signal
 import sys
@@ -43,13 +44,14 @@ from forkshm.pickler import (
     is_name,
     pack,
     register,
+    tiny_payload,
 )
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
-from forkshm.region.blocks import arena
+from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +61,12 @@ __all__ = ("Assignment", "run_worker")
 #: Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
 _FUNCTIONS_KEPT = 32
 
-#: After this long without a task a worker gives the free memory of its arena back.
+#: After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
+#: looks this often whether memory has become short.
 _IDLE_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+#: Less memory is not worth the system calls that it takes to wait for a bounded time.
+_WORTH_LOOKING = 2**20
 
 #: Answers of a batch are held back for no longer than this, but for the task at hand.
 _COLLECT_NS = 200_000
@@ -280,11 +286,14 @@ class _Worker:
         self._by_group.clear()
         self._kept.clear()
         self._clock.write()
-        if arena.has_excess():
-            woken = kernel.wait_for_wakeup(self._wakeup, _IDLE_SECONDS)
+        idle = 0.0
+        while arena.has_excess(_WORTH_LOOKING):
+            pause = _IDLE_SECONDS if not idle else _LOOK_SECONDS
+            woken = kernel.wait_for_wakeup(self._wakeup, pause)
             if woken is not None:
                 return woken
-            arena.trim()
+            idle += pause
+            arena.trim(0 if idle >= EMPTY_SECONDS or is_short() else KEEP_WARM)
         return kernel.wait_for_wakeup(self._wakeup) is not False
 
     # -- doing ------------------------------------------------------------------------
@@ -316,7 +325,8 @@ class _Worker:
             self._do(kind, number, function, arguments)
             return
         # Each is a task of its own, with a number of its own.
-        batch_kind, chunks = arguments.pop()
+        number_of_kind, chunks = arguments.pop()
+        batch_kind = Kind(number_of_kind)
         chunks.reverse()
         ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
@@ -326,7 +336,7 @@ class _Worker:
                 if self._is_cancelled(number):
                     chunks.pop()
                 else:
-                    self._do(Kind(batch_kind), number, function, chunks)
+                    self._do(batch_kind, number, function, chunks)
                 number += 1
                 if self._traced and chunks:
                     self._recorder.sent()
@@ -379,6 +389,13 @@ class _Worker:
         del arguments
         kind_of_value = type(value).__name__
         try:
+            if self._collecting_since and (answer := tiny_payload(value)) is not None:
+                del value
+                ended = time.perf_counter_ns()
+                if self._traced:
+                    self._recorder.packed(len(answer))
+                self._collect(number, began, ended, answer)
+                return
             try:
                 packing = begin(value, importable=self._importable)
             except Exception as error:
@@ -417,6 +434,14 @@ class _Worker:
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
+    def _collect(self, number: int, began: int, ended: int, payload: bytes) -> None:
+        """Hold a tiny answer back for a moment, to send it with others."""
+        if not self._result_batch.add(number, ended - began, payload):
+            self._flush()
+            self._result_batch.add(number, ended - began, payload)  # tiny: there is room for it now
+        if ended - self._collecting_since > _COLLECT_NS:
+            self._flush()
+
     def _flush(self) -> None:
         """Send the answers collected."""
         content = self._result_batch.content()
@@ -428,19 +453,31 @@ class _Worker:
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
-        values = []
+        values: list[Any] = []
+        append = values.append
         began = time.perf_counter_ns()
         # After how many items to look whether the rest is still wanted: for tiny ones a look takes as long as they do.
-        mask = 0
-        for count, argument in enumerate(items, 1):
-            words[item] = count
-            values.append(function(*argument) if starred else function(argument))
-            if not count & mask:
-                if marks[mark] == number:
-                    raise _Unwanted
-                if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
-                    mask = 63
-        return values
+        count, block = 0, 1
+        rest = iter(items)
+        while True:
+            before = count
+            # Two loops, because a choice for each item takes as long as a tiny one.
+            if starred:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(*argument))
+            else:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(argument))
+            if count - before < block:
+                return values
+            if marks[mark] == number:
+                raise _Unwanted
+            if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
+                block = 64
 
     def _function(self, message: Message) -> Any:
         incoming = message.payloads[0]

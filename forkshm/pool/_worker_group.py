@@ -18,7 +18,7 @@ from forkshm import _interrupts, _multiprocess, _system
 from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
-from forkshm.errors import ChannelClosedError, ForkshmWarning, WorkerStartError
+from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
 from forkshm.pool import _inner_threads, _unforkable
 from forkshm.pool._status import STARTING, Status
@@ -364,7 +364,7 @@ class WorkerGroup:
         """Make `wait` return, in whichever thread it is called."""
         # When there is no room, it has something to return for anyway; and when the worker group
         # was stopped meanwhile, nobody waits.
-        with contextlib.suppress(ChannelClosedError):
+        with contextlib.suppress(ChannelClosedError, ChannelBrokenError):
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
 
     def exit_code(self, worker: WorkerHandle) -> int | None:

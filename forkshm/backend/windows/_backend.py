@@ -388,6 +388,9 @@ class WindowsBackend(Backend):
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _memory.bytes_at(address, nbytes)
 
+    text_address = staticmethod(_memory.text_address)
+    new_text = staticmethod(_memory.new_text)
+
     # -- leases ---------------------------------------------------------------------
 
     def lock_shared(self, fd: int, position: int) -> None:

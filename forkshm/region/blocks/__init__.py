@@ -5,6 +5,7 @@ A process carves blocks out of its segments (`arena`); the kernel counts the pro
 """
 
 from forkshm.region.blocks._arena import Block, arena
+from forkshm.region.blocks._decay import EMPTY_SECONDS, KEEP_WARM, is_short
 from forkshm.region.blocks._segment import (
     Claim,
     Hold,
@@ -19,6 +20,8 @@ from forkshm.region.blocks._segment import (
 )
 
 __all__ = (
+    "EMPTY_SECONDS",
+    "KEEP_WARM",
     "Block",
     "Claim",
     "Hold",
@@ -28,6 +31,7 @@ __all__ = (
     "claim",
     "claim_at",
     "forget_abandoned",
+    "is_short",
     "leases_open",
     "segments_held",
     "segments_mapped",

@@ -4,6 +4,11 @@ Copying into memory that was never touched runs at a seventh to a tenth of the s
 memcpy, because the kernel has to find and clear every page. So blocks are used again,
 lowest address first, and stay mapped here and at the receivers.
 
+Large copies into memory that has no pages yet are written by a system call: the kernel
+then clears no page, and this process takes no page faults. What was filled that way is
+mapped when it is filled a second time, in one call for all its pages. Where the system
+gives huge pages to shared memory, all is filled through the mapping, which is faster still.
+
 Each process carves up its own arena; a forked child starts a new one.
 """
 
@@ -17,7 +22,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
-from forkshm.backend import kernel
+from forkshm.backend import Advice, kernel
 from forkshm.region._lifetime import at_fork, guard, new_key, settle
 from forkshm.region._table import round_up
 from forkshm.region.blocks._decay import Decay
@@ -25,6 +30,7 @@ from forkshm.region.blocks._segment import (
     CREATOR,
     Hold,
     Lease,
+    Ranges,
     Segment,
     Share,
     add_segment,
@@ -33,6 +39,9 @@ from forkshm.region.blocks._segment import (
     drop_segment,
     hold,
     mend,
+    with_range,
+    within,
+    without_range,
 )
 
 if TYPE_CHECKING:
@@ -65,13 +74,17 @@ KEEP_WARM = 64 * MIB
 #: How many allocations the recent demand looks back, at least.
 _EPOCH = 64
 
+#: Copies of so many bytes into memory that has no pages are written by a system call. Of fewer the second use, which
+#: comes soon, would take longer than is gained.
+COLD_LEAST = 128 * 1024
+
 _getpid = os.getpid
 
 
 class _Carved:
     """A segment of ours, and which of its bytes are free."""
 
-    __slots__ = ("free", "live", "segment", "warm_end")
+    __slots__ = ("free", "holes", "is_huge", "live", "segment", "unmapped", "warm_end")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
@@ -80,6 +93,13 @@ class _Carved:
         self.free: _Free = (0,), (segment.size,)
         #: Everything from here on has never been written, or was given back.
         self.warm_end = 0
+        #: What was given back before `warm_end`, and not handed out since.
+        self.holes: Ranges = ()
+        #: What has memory that this process has not mapped, because it was written by a system call. A hint: what it
+        #: misses takes a page fault for each page.
+        self.unmapped: Ranges = ()
+        #: It gets huge pages when it is filled through the mapping.
+        self.is_huge = False
 
     @property
     def sizes(self) -> list[int]:
@@ -137,11 +157,56 @@ class _Carved:
 
     def warm_free(self) -> int:
         """Free bytes that still take memory."""
-        return sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
+        warm = sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
+        return warm - sum(high - low for low, high in within(self.holes, 0, self.warm_end))
+
+    def without_memory(self, start: int, end: int) -> Ranges:
+        """Return which parts of a range have no memory yet."""
+        warm_end, holes = self.warm_end, self.holes
+        if end <= warm_end and not holes:  # mostly so
+            return ()
+        found = within(holes, start, min(end, warm_end))
+        return found if end <= warm_end else (*found, (max(start, warm_end), end))
+
+    def fill(self, start: int, address: int, nbytes: int, cold: Ranges) -> None:
+        """Copy *nbytes* from an address of this process to where *start* is; the parts in *cold* have no memory yet.
+
+        Raises:
+            OSError: There is no memory for it, or the source cannot be read.
+        """
+        segment, end = self.segment, start + nbytes
+        position = start
+        for low, high in () if self.is_huge else within(cold, start, end):
+            if high - low < COLD_LEAST:
+                continue
+            if position < low:
+                self._fill_mapped(position, address + position - start, low - position)
+            # Known as not mapped before it is so: an interrupt in between costs a call that finds nothing to do.
+            self.unmapped = with_range(self.unmapped, low, high)
+            if not kernel.write_memory(segment.fd, segment.identity, low, address + low - start, high - low):
+                self._fill_mapped(low, address + low - start, high - low)
+            position = high
+        if position < end:
+            self._fill_mapped(position, address + position - start, end - position)
+
+    def _fill_mapped(self, start: int, address: int, nbytes: int) -> None:
+        if self.unmapped:
+            self.map_pages(start, start + nbytes)
+        kernel.copy_memory(self.segment.address + start, address, nbytes)
+
+    def map_pages(self, start: int, end: int) -> None:
+        """Map what is known not to be, in one call for many pages instead of a fault for each."""
+        page = kernel.page_size
+        for low, high in within(self.unmapped, start - start % page, round_up(end, page)):
+            low, high = low - low % page, round_up(high, page)  # noqa: PLW2901
+            with contextlib.suppress(OSError):  # a kernel that cannot: each page takes a fault
+                # By reading: that maps the pages writable as well, in two thirds of the time.
+                kernel.advise(self.segment.address + low, high - low, Advice.populate, writable=False)
+            self.unmapped = without_range(self.unmapped, low, high)
 
     def cool(self, keep: int = 0) -> None:
         """Give pages of the free ranges back to the kernel, except whole pages of the first, up to *keep* bytes."""
-        free = self.free
+        free, page = self.free, kernel.page_size
         start = 0
         for first, size in zip(*free, strict=True):
             start = first
@@ -149,16 +214,20 @@ class _Carved:
             if end > start and keep:
                 kept = min(keep, end - start)
                 keep -= kept
-                start += kept - kept % kernel.page_size
-            if end > start:
+                start += kept - kept % page
+            if end > start and within(self.holes, start, end) != ((start, end),):
                 discarding = kernel.discarding(self.segment.address + start, end - start)
-                # No call between the two: a signal handler may take a block of these.
+                holes, unmapped = with_range(self.holes, start, end), without_range(self.unmapped, start, end)
+                # No call from here to the one that discards: a signal handler may take a block of these.
                 if self.free is not free:
                     return
+                self.holes, self.unmapped = holes, unmapped
                 next(discarding, None)
         reaches_end = bool(free[0]) and free[0][-1] + free[1][-1] == self.segment.size
         if reaches_end and self.free is free and start < self.warm_end:
-            self.warm_end = start
+            holes = within(self.holes, 0, start)
+            if self.free is free:
+                self.warm_end, self.holes = start, holes
 
 
 class Block:
@@ -170,17 +239,19 @@ class Block:
         offset: First byte in the segment; a multiple of the page size.
         size: Bytes, rounded up from what was asked for.
         used: How many of them, from the first, may have been written before; the others are zeros.
+        cold: Which parts of the segment, in this block, have no memory before it is filled.
         key: Under which the arena knows it.
         is_lent: A lease or a claim holds it: from now on the kernel knows whether it is in use.
     """
 
-    __slots__ = ("__weakref__", "carved", "is_lent", "key", "offset", "size", "used")
+    __slots__ = ("__weakref__", "carved", "cold", "is_lent", "key", "offset", "size", "used")
 
-    def __init__(self, carved: _Carved, offset: int, size: int, used: int, key: int) -> None:
+    def __init__(self, carved: _Carved, offset: int, size: int, used: int, cold: Ranges, key: int) -> None:
         self.carved = carved
         self.offset = offset
         self.size = size
         self.used = used
+        self.cold = cold
         self.key = key
         self.is_lent = False
 
@@ -190,16 +261,33 @@ class Block:
         return self.carved.segment.address + self.offset
 
     def write(self, position: int, source: Buffer, nbytes: int) -> None:
-        """Copy *nbytes* into the block, *position* bytes from its start."""
+        """Copy *nbytes* into the block, *position* bytes from its start.
+
+        Raises:
+            OSError: As for `copy`.
+        """
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
-        kernel.copy(self.address + position, source, nbytes)
+        if nbytes < COLD_LEAST:
+            kernel.copy(self.address + position, source, nbytes)
+            return
+        view = memoryview(source)
+        if view.nbytes < nbytes:
+            raise ValueError(f"source holds {view.nbytes} bytes, {nbytes} were to be copied")
+        self.copy(position, kernel.address_of(view), nbytes)
 
     def copy(self, position: int, address: int, nbytes: int) -> None:
-        """Copy *nbytes* from an address of this process."""
+        """Copy *nbytes* from an address of this process.
+
+        Raises:
+            OSError: There is no memory for it, or the source cannot be read.
+        """
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
-        kernel.copy_memory(self.address + position, address, nbytes)
+        if nbytes < COLD_LEAST:
+            kernel.copy_memory(self.address + position, address, nbytes)
+        else:
+            self.carved.fill(self.offset + position, address, nbytes, self.cold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,10 +404,10 @@ class Arena:
         """How many blocks have been handed out."""
         return self._allocations
 
-    def has_excess(self) -> bool:
-        """Whether there may be more to `trim` than is kept warm anyway. Cheap."""
+    def has_excess(self, keep: int = KEEP_WARM) -> bool:
+        """Whether there may be more to `trim` than *keep* bytes. Cheap."""
         with guard:
-            return sum(carved.warm_end for carved in self._carved) > KEEP_WARM
+            return sum(carved.warm_end for carved in self._carved) > keep
 
     def statistics(self) -> ArenaStatistics:
         """Look at what is held; blocks that came back since are counted as free."""
@@ -358,12 +446,15 @@ class Arena:
             start, taken, left = found
             end = start + taken
             key = new_key()
-            block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), key)
+            cold = carved.without_memory(start, end)
+            holes = without_range(carved.holes, start, end) if carved.holes else ()
+            block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), cold, key)
             piece = carved, start, taken, weakref.ref(block)
             pieces = self._pieces
             # No call from here to the return, so nobody sees part of this; and nothing was changed meanwhile.
             if carved.free is free:
                 carved.free = left
+                carved.holes = holes
                 carved.live += 1
                 if carved.warm_end < end:
                     carved.warm_end = end
@@ -445,6 +536,10 @@ class Arena:
             kernel.lock_shared(fd, CREATOR)
             segment = add_segment(fd, size, ours=True)
             carved = _Carved(segment)
+            if kernel.fills_huge_pages():
+                with contextlib.suppress(OSError):  # a kernel that was built without
+                    kernel.advise(segment.address, size, Advice.huge_pages)
+                    carved.is_huge = True
             self._carved.append(carved)
         except BaseException:
             if segment is None:

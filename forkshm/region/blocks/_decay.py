@@ -1,11 +1,12 @@
 """Gives the free memory of the arena back while nobody calls.
 
 Free memory is kept warm for the next call. When none comes for some seconds, half of it is given back each second, down
-to what is always kept warm; at once and all of it when the machine, or the control group, is short of memory.
+to what is kept warm for longer pauses, and after a minute and a half all of it. When the machine, or the control group,
+is short of memory, all of it is given back at once.
 
 This takes a thread, because a program that does something else does not come by here. It exists only while the arena
-holds more than is always kept warm. It is ended before a fork, so that the process has one thread less then, and begins
-anew after it. Pool workers need none: they give memory back themselves while they wait.
+has lately held more than is kept warm for longer pauses. It is ended before a fork, so that the process has one thread
+less then, and begins anew after it. Pool workers need none: they give memory back themselves while they wait.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from forkshm.backend import kernel
 if TYPE_CHECKING:
     from forkshm.region.blocks._arena import Arena
 
-__all__ = ("Decay",)
+__all__ = ("EMPTY_SECONDS", "Decay", "is_short")
 
 #: Between two looks; and at the most, while what is in use cannot be given back.
 PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 4.0
 #: Looks without an allocation in between before anything is given back.
 _IDLE_LOOKS = 2
+#: After so long without a call nothing is kept warm.
+EMPTY_SECONDS = 90.0
 #: Less than this part of the machine's memory is short.
 _SHORT = 0.05
 #: How long a fork waits for the thread to end.
@@ -77,10 +80,14 @@ class Decay:
         self._thread_id = _thread.get_native_id()
         try:
             arena, seen, idle, pause, at_first = self._arena, -1, 0, PAUSE_SECONDS, 0
+            idle_since = time.monotonic()
             while not gate.acquire(timeout=pause):
-                idle = idle + 1 if arena.allocations == seen else 0
+                if arena.allocations == seen:
+                    idle += 1
+                else:
+                    idle, idle_since = 0, time.monotonic()
                 seen = arena.allocations
-                if is_short():
+                if is_short() or time.monotonic() - idle_since >= EMPTY_SECONDS:
                     keep = 0
                 elif idle < _IDLE_LOOKS:
                     continue
@@ -91,7 +98,7 @@ class Decay:
                     keep = max(self.floor, at_first >> (idle - _IDLE_LOOKS + 1))
                 arena.trim(keep)
                 # What is in use may be dropped later, and nobody tells.
-                if keep <= self.floor and arena.statistics().used_bytes <= self.floor:
+                if keep == 0 and arena.statistics().used_bytes <= self.floor:
                     break
                 pause = PAUSE_SECONDS if keep > self.floor else min(2 * pause, _LONGEST_PAUSE_SECONDS)
         except OSError:  # a kernel that cannot give memory back, or has no room to be asked

@@ -30,10 +30,10 @@ import errno
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forkshm import _leaks
-from forkshm.backend import Access, Identity, kernel
+from forkshm.backend import Access, Advice, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, new_key, settle, unwatch, watch
 from forkshm.region._table import round_up
 
@@ -45,6 +45,7 @@ __all__ = (
     "Claim",
     "Hold",
     "Lease",
+    "Ranges",
     "Segment",
     "Share",
     "add_segment",
@@ -57,6 +58,9 @@ __all__ = (
     "leases_open",
     "mend",
     "segments_mapped",
+    "with_range",
+    "within",
+    "without_range",
 )
 
 #: The byte that the creator of a segment holds for as long as it lives. Far behind the
@@ -78,6 +82,34 @@ class Share(enum.Enum):
     read_only = "read_only"
     #: All see each other's writes.
     shared = "shared"
+
+
+#: Ranges, each with start and end, in the order of their addresses, none next to another. Replaced, never changed.
+Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
+
+
+def within(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return the parts of *ranges* that lie between *start* and *end*."""
+    return tuple((max(low, start), min(high, end)) for low, high in ranges if low < end and high > start)
+
+
+def without_range(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return *ranges* without what lies between *start* and *end*."""
+    left: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if low < start:
+            left.append((low, min(high, start)))
+        if high > end:
+            left.append((max(low, end), high))
+    return tuple(left)
+
+
+def with_range(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return *ranges* with what lies between *start* and *end*, merged with its neighbors."""
+    for low, high in ranges:
+        if low <= end and high >= start:
+            start, end = min(low, start), max(high, end)
+    return tuple(sorted([*(part for part in ranges if part[1] < start or part[0] > end), (start, end)]))
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,6 +134,8 @@ class Segment:
     stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     #: The address, until the segment is unmapped.
     mapped: list[int] = dataclasses.field(default_factory=list)
+    #: Of another process' segment, whose pages this process has mapped already, as far as it was asked to. A hint.
+    seen: Ranges = ()
     #: Closes the fd the first time it is asked for its next item.
     closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
 
@@ -111,6 +145,17 @@ class Segment:
         # No call between these.
         self.fd = fd
         self.closing = closing
+
+    def map_pages(self, start: int, nbytes: int) -> None:
+        """Map the pages of a range that another process has filled: in one call, and not with a fault for each."""
+        low = start - start % kernel.page_size
+        high = round_up(start + nbytes, kernel.page_size)
+        if self.ours or within(self.seen, low, high) == ((low, high),):
+            return
+        with contextlib.suppress(OSError):  # a kernel that cannot: they are mapped when they are touched
+            # By reading: that maps the pages writable as well, in two thirds of the time.
+            kernel.advise(self.address + low, high - low, Advice.populate, writable=False)
+        self.seen = with_range(self.seen, low, high)
 
     def is_intact(self) -> bool:
         """Return whether the fd is still ours: a program may close what it did not open, and use the number again."""
@@ -339,6 +384,11 @@ class Claim:
             self.share = Share.exclusive
         if _leaks.is_on:
             _leaks.unmade(self)
+
+    def map_pages(self, start: int, nbytes: int) -> None:
+        """Map the pages of a part of the block that are not mapped here yet, if it is used where the segment is."""
+        if self.in_place and self.share is not Share.private:
+            self.segment.map_pages(self.offset + start, nbytes)
 
     def lend(self) -> Lease:
         """Return a lease to be sent to somebody else, while a view is alive.
