@@ -4,8 +4,8 @@ A process carves blocks out of its segments (`arena`); the kernel counts the pro
 `Claim`), and a block is used again only when there is none.
 """
 
-from forkshm.region.blocks._arena import Block, arena
-from forkshm.region.blocks._decay import EMPTY_SECONDS, KEEP_WARM, is_short
+from forkshm.region.blocks._arena import KEEP_WARM, Block, arena
+from forkshm.region.blocks._decay import EMPTY_SECONDS, is_short
 from forkshm.region.blocks._segment import (
     Claim,
     Hold,
