@@ -18,7 +18,7 @@ if find_spec("torch") is None:
 if find_spec("joblib") is None:
     collect_ignore += ["forkshm/joblib.py", "forkshm/integrations/joblib.py"]
 if find_spec("pandas") is None:
-    collect_ignore += ["forkshm/pandas.py", "forkshm/integrations/_pandas_engine.py"]
+    collect_ignore += ["forkshm/pandas.py", "forkshm/integrations/pandas_engine.py"]
 for library in ("pandas", "pyarrow"):
     if find_spec(library) is None:
         collect_ignore.append(f"forkshm/integrations/{library}.py")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess
 from forkshm.region import Condition as RegionCondition
-from forkshm.region._condition import waiting
+from forkshm.region.locks import waiting
 from forkshm.sync._lock import Lock, RLock
 from forkshm.sync._slab import allocate
 

@@ -225,7 +225,7 @@ class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type:
         False
 
     See Also:
-        `multiprocessing.Lock`; `forkshm.Mutex`, which lives in a region of yours and calls you to repair what it
+        `multiprocessing.Lock`; `forkshm.region.Mutex`, which lives in a region of yours and calls you to repair what it
         guards.
     """
 
@@ -256,7 +256,7 @@ class RLock(_OwnedLock, multiprocessing.synchronize.RLock, _theirs.RLock):  # ty
         <RLock(MainProcess, 2)>
 
     See Also:
-        `multiprocessing.RLock`; `forkshm.RecursiveMutex`.
+        `multiprocessing.RLock`; `forkshm.region.RecursiveMutex`.
     """
 
     _RECURSIVE = True

@@ -309,12 +309,12 @@ class Regions(Scenario):
         region.close()
         name = f"failing-{os.getpid()}"
         try:
-            named = forkshm.SharedMemoryObject(forkshm.create_only, name, forkshm.read_write)
+            named = forkshm.SharedMemoryObject(forkshm.region.create_only, name, forkshm.region.read_write)
             named.truncate(100_000)
-            mapped = forkshm.MappedRegion(named, forkshm.read_write)
+            mapped = forkshm.MappedRegion(named, forkshm.region.read_write)
             mapped.buf[:3] = b"abc"
             two = bytes(mapped.buf[:3])
-            mapped.advise(forkshm.Advice.willneed)
+            mapped.advise(forkshm.region.Advice.willneed)
             mapped.close()
             named.close()
         finally:
@@ -329,7 +329,7 @@ class Locks(Scenario):
         return forkshm.anonymous_shared_memory(4096)
 
     def use(self, region):
-        mutex, semaphore = forkshm.Mutex(region, 0), forkshm.region.Semaphore(region, 1024, 1)
+        mutex, semaphore = forkshm.region.Mutex(region, 0), forkshm.region.Semaphore(region, 1024, 1)
         got = mutex.acquire(timeout=5), semaphore.acquire(timeout=5)
         mutex.release()
         semaphore.release()

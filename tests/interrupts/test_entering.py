@@ -135,7 +135,7 @@ def test_a_lock_keeps_threads_out_and_can_be_released_by_another():
 _OTHERS = {
     ("channel/_queue.py", "_ready"),
     ("backend/posix/_record_locks.py", ""),
-    ("integrations/_pytest.py", "__init__"),
+    ("integrations/pytest.py", "__init__"),
 }
 
 

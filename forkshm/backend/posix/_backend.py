@@ -1,12 +1,12 @@
 """macOS, BSD, and Linux where it is asked for: what POSIX systems have, and no more.
 
-An fd may have *mates* here, fds that go where it goes: into messages, duplicates, forked children; and that are
+An fd may have *companions* here, fds that go where it goes: into messages, duplicates, forked children; and that are
 closed with it. They make up for what is missing:
 
 * An end of a channel is a SOCK_DGRAM socket, in which messages are whole and go to one receiver. That everybody at the
-  other end is gone, such a socket does not tell: its mate does, an end of a stream on which nothing is ever sent.
-* An OFD lock on a byte is the writing end of a pipe, the mate of the fd that holds it. Who carves the memory up keeps
-  the reading end: it hangs up when nobody holds the byte any more, in no process and no message.
+  other end is gone, such a socket does not tell: its companion does, an end of a stream on which nothing is ever sent.
+* An OFD lock on a byte is the writing end of a pipe, the companion of the fd that holds it. The process that
+  carves up the memory keeps the reading end, which hangs up when no process and no message holds the byte any more.
 
 A memory object has one page more than it was asked for: what is written there says who made it, how large it is, and
 what number it has, which fstat(2) of macOS does not.
@@ -70,12 +70,13 @@ _MAGIC = b"forkshm\1"
 
 #: What the kernels of BSD hold for a message socket is 2 to 16 KiB; they are asked for this.
 _BUFFER = 256 * 1024
-#: Behind the bytes of each message: of each mate, whose it is and what for; how many fds there are, and how many mates.
-_MATE = struct.Struct("<Bq")
-_MOST_MATES = 127
-_TRAILER = _MATE.size * _MOST_MATES + 2
+#: The bytes of a message are followed by an entry for each companion (the position of its fd, and its purpose), the
+#: number of fds, and the number of companions.
+_COMPANION = struct.Struct("<Bq")
+_MOST_COMPANIONS = 127
+_TRAILER = _COMPANION.size * _MOST_COMPANIONS + 2
 _MOST_FDS = 253
-#: What for: the mate that tells of the other end, or else the byte that is held.
+#: What for: the companion that tells of the other end, or else the byte that is held.
 _LIFE = -1
 #: A byte that the creator of a segment holds for as long as it lives: its label says who that is.
 _CREATOR = 2**62
@@ -112,8 +113,8 @@ class PosixBackend(Unix):
 
     def __init__(self) -> None:
         super().__init__()
-        # Of each fd that has mates: what each is for, and its number.
-        self._mates: dict[int, list[tuple[int, int]]] = {}
+        # Of each fd that has companions: what each is for, and its number.
+        self._companions: dict[int, list[tuple[int, int]]] = {}
         # Of each byte that is held by an fd of this process, by which; of whatever object.
         self._holders: dict[int, set[int]] = {}
         # By fd, and by identity, the objects that this process has made.
@@ -131,44 +132,44 @@ class PosixBackend(Unix):
         self._counting = _interrupts.RLock()
         self._births.in_child()
 
-    # -- fds and their mates ----------------------------------------------------------
+    # -- fds and their companions ----------------------------------------------------------
 
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at the end the name may be gone
-        mates = self.divorce(fd)
+        companions = self.detach_companions(fd)
         if fd in self._made:
             self._forget(self._made.pop(fd))
         close(fd)
-        for mate in mates:
-            close(mate)
+        for companion in companions:
+            close(companion)
 
     def _forget(self, identity: Identity) -> None:
         for readers in self._objects.pop(identity).lent.values():
             for reader in readers:
                 os.close(reader)
 
-    def divorce(self, fd: int) -> list[int]:
-        """Forget the mates of an fd that is being closed, and return them."""
-        mates = self._mates.pop(fd, None)
-        if mates is None:
+    def detach_companions(self, fd: int) -> list[int]:
+        """Forget the companions of an fd that is being closed, and return them."""
+        companions = self._companions.pop(fd, None)
+        if companions is None:
             return []
-        for what, _ in mates:
+        for what, _ in companions:
             if what >= 0:
                 self._no_holder(fd, what)
-        return [mate for _, mate in mates]
+        return [companion for _, companion in companions]
 
     def duplicate(self, fd: int) -> int:
         copy = super().duplicate(fd)
         try:
-            for what, mate in self._mates.get(fd, ()):
-                self.marry(copy, what, super().duplicate(mate))
+            for what, companion in self._companions.get(fd, ()):
+                self.attach(copy, what, super().duplicate(companion))
         except BaseException:
             self.close(copy)
             raise
         return copy
 
-    def marry(self, fd: int, what: int, mate: int) -> None:
-        """Have *mate* go where *fd* goes."""
-        self._mates.setdefault(fd, []).append((what, mate))
+    def attach(self, fd: int, what: int, companion: int) -> None:
+        """Have *companion* go where *fd* goes."""
+        self._companions.setdefault(fd, []).append((what, companion))
         if what >= 0:
             self._holders.setdefault(what, set()).add(fd)
 
@@ -179,9 +180,9 @@ class PosixBackend(Unix):
             if not holders:
                 self._holders.pop(position, None)
 
-    def mates(self, fd: int) -> Sequence[tuple[int, int]]:
+    def companions(self, fd: int) -> Sequence[tuple[int, int]]:
         """What goes where *fd* goes: of each, what for, and its number."""
-        return self._mates.get(fd, ())
+        return self._companions.get(fd, ())
 
     def raise_fd_limit(self) -> bool:
         if super().raise_fd_limit():
@@ -196,8 +197,8 @@ class PosixBackend(Unix):
         return False
 
     def more_fds(self) -> int:
-        mates = sum(len(mates) for mates in list(self._mates.values()))
-        return mates + sum(len(readers) for made in list(self._objects.values()) for readers in made.lent.values())
+        companions = sum(len(companions) for companions in list(self._companions.values()))
+        return companions + sum(len(readers) for made in list(self._objects.values()) for readers in made.lent.values())
 
     # -- memory objects ---------------------------------------------------------------
 
@@ -317,7 +318,7 @@ class PosixBackend(Unix):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     def reopen(self, fd: int) -> int:
-        # Without mates: that is what matters to those who hold bytes.
+        # Without companions: that is what matters to those who hold bytes.
         return super().duplicate(fd)
 
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
@@ -372,7 +373,7 @@ class PosixBackend(Unix):
         if position == _CREATOR:
             self._sign(fd)
             return
-        if self.mate(fd, position) is not None:
+        if self.companion(fd, position) is not None:
             return
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.add(position)
@@ -380,24 +381,24 @@ class PosixBackend(Unix):
         identity, _ = self.identify(fd)
         made = self._objects.get(identity)
         for other in self._others(fd, position, identity):
-            self.marry(fd, position, Unix.duplicate(self, other))
+            self.attach(fd, position, Unix.duplicate(self, other))
             return
         if made is None:  # who did not make it holds only what it was lent
             raise OSError(errno.EACCES, f"byte {position} of fd {fd} is held nowhere in this process")
         read_end, write_end = self._pipe()
         made.lent.setdefault(position, []).append(read_end)
-        self.marry(fd, position, write_end)
+        self.attach(fd, position, write_end)
 
     def unlock(self, fd: int, position: int) -> None:
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.discard(position)
-        mates = self._mates.get(fd, [])
-        for found in [found for found in mates if found[0] == position]:
-            mates.remove(found)
+        companions = self._companions.get(fd, [])
+        for found in [found for found in companions if found[0] == position]:
+            companions.remove(found)
             os.close(found[1])
             self._no_holder(fd, position)
-        if not mates:
-            self._mates.pop(fd, None)
+        if not companions:
+            self._companions.pop(fd, None)
 
     def is_held(self, fd: int, position: int) -> bool:
         if position == _CREATOR:
@@ -418,20 +419,20 @@ class PosixBackend(Unix):
             return True
         return any(True for _ in self._others(fd, position, identity))
 
-    def mate(self, fd: int, what: int) -> int | None:
-        """Return the mate of an fd that is for that."""
-        for found, mate in self._mates.get(fd, ()):
+    def companion(self, fd: int, what: int) -> int | None:
+        """Return the companion of an fd that is for that."""
+        for found, companion in self._companions.get(fd, ()):
             if found == what:
-                return mate
+                return companion
         return None
 
     def _others(self, fd: int, position: int, identity: Identity) -> Iterator[int]:
         """What other fds of that object hold the byte with."""
         for other in list(self._holders.get(position, ())):
             if other != fd and self.identify(other)[0] == identity:
-                mate = self.mate(other, position)
-                if mate is not None:
-                    yield mate
+                companion = self.companion(other, position)
+                if companion is not None:
+                    yield companion
 
     # -- counters ---------------------------------------------------------------------
 
@@ -463,7 +464,7 @@ class PosixBackend(Unix):
             for end in data:
                 end.close()
             raise
-        first, second = (self._wed(end, life) for end, life in zip(data, lives, strict=True))
+        first, second = (self._joined(end, life) for end, life in zip(data, lives, strict=True))
         return first, second
 
     def _socketpair(self, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
@@ -475,12 +476,12 @@ class PosixBackend(Unix):
         self._noted(ends[1].fileno())
         return ends
 
-    def _wed(self, data: socket.socket, life: socket.socket) -> End:
+    def _joined(self, data: socket.socket, life: socket.socket) -> End:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             if data.getsockopt(socket.SOL_SOCKET, option) < _SMALLEST_BUFFER:
                 data.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         fd = data.detach()
-        self.marry(fd, _LIFE, life.detach())
+        self.attach(fd, _LIFE, life.detach())
         return End(self, fd)
 
     def message_socket(self, fd: int) -> End:
@@ -493,7 +494,7 @@ class PosixBackend(Unix):
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
         fd = end.fileno()
-        return _wait(None if seconds is None else max(seconds, 0.0), fd, self.mate(fd, _LIFE))
+        return _wait(None if seconds is None else max(seconds, 0.0), fd, self.companion(fd, _LIFE))
 
     def has_ended(self, receiver: MessageSocket) -> bool:
         return not isinstance(receiver, End) or receiver.said_end
@@ -515,7 +516,7 @@ class PosixBackend(Unix):
             raise ConnectionRefusedError(errno.ECONNREFUSED, "whoever listens there hung up")
         for fd in fds:
             os.set_inheritable(fd, False)
-        self.marry(fds[0], _LIFE, fds[1])
+        self.attach(fds[0], _LIFE, fds[1])
         return self.message_socket(fds[0])
 
     def forget_address(self, address: str) -> None:
@@ -631,17 +632,19 @@ class End(socket.socket):
         self.said_end = False
 
     def _life(self) -> int | None:
-        return self._backend.mate(self.fileno(), _LIFE)
+        return self._backend.companion(self.fileno(), _LIFE)
 
     def send(self, data: Any, flags: int = 0, /) -> int:
         return self.sendmsg([data], (), flags)
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         fds = [fd for _, _, part in ancdata for fd in part]
-        mates = [(place, what, mate) for place, fd in enumerate(fds) for what, mate in self._backend.mates(fd)]
-        counts = bytes((len(fds), len(mates)))
-        whole = b"".join([*buffers, *(_MATE.pack(place, what) for place, what, _ in mates), counts])
-        fds += [mate for _, _, mate in mates]
+        companions = [
+            (place, what, companion) for place, fd in enumerate(fds) for what, companion in self._backend.companions(fd)
+        ]
+        counts = bytes((len(fds), len(companions)))
+        whole = b"".join([*buffers, *(_COMPANION.pack(place, what) for place, what, _ in companions), counts])
+        fds += [companion for _, _, companion in companions]
         beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         while True:
             try:
@@ -654,7 +657,7 @@ class End(socket.socket):
                     raise
                 time.sleep(_FULL_PAUSE)
             else:
-                return len(whole) - len(counts) - _MATE.size * len(mates)
+                return len(whole) - len(counts) - _COMPANION.size * len(companions)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         space = socket.CMSG_SPACE(_MOST_FDS * 4) if ancbufsize else 0
@@ -685,15 +688,15 @@ class End(socket.socket):
                 os.set_inheritable(fd, False)
         if len(data) >= 2 and not found & _TRUNCATED:
             end = len(data) - 2
-            start = end - _MATE.size * data[end + 1]
+            start = end - _COMPANION.size * data[end + 1]
             if start >= 0:
-                # When there was no room for all, the mates were lost first: they are behind the others.
+                # When there was no room for all, the companions were lost first: they are behind the others.
                 count = min(data[end], len(fds))
-                for (place, what), mate in zip(_MATE.iter_unpack(data[start:end]), fds[count:], strict=False):
+                for (place, what), companion in zip(_COMPANION.iter_unpack(data[start:end]), fds[count:], strict=False):
                     if place < count:
-                        self._backend.marry(fds[place], what, mate)
+                        self._backend.attach(fds[place], what, companion)
                     else:
-                        os.close(mate)
+                        os.close(companion)
                 data, fds = data[:start], fds[:count]
         if len(data) > bufsize:
             found |= _TRUNCATED

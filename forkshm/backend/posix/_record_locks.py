@@ -212,7 +212,7 @@ def is_alive(token: int) -> bool:
 
 
 def _words(address: int) -> memoryview:
-    return memoryview(_memory.window(address, 32)).cast("B").cast("Q")
+    return memoryview(_memory.buffer_at(address, 32)).cast("B").cast("Q")
 
 
 def _lock(words: memoryview, thread: int) -> int:
@@ -382,7 +382,7 @@ def sem_value(address: int) -> int:
 
 
 def _word(address: int) -> memoryview:
-    return memoryview(_memory.window(address, 4)).cast("B").cast("I")
+    return memoryview(_memory.buffer_at(address, 4)).cast("B").cast("I")
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:

@@ -372,7 +372,7 @@ class WindowsBackend(Backend):
     def discard(self, address: int, size: int) -> None:
         raise OSError(errno.ENOTSUP, "pages of a section cannot be given back alone")
 
-    window = staticmethod(_memory.window)
+    buffer_at = staticmethod(_memory.buffer_at)
     address_of = staticmethod(_memory.address_of)
     copy = staticmethod(_memory.copy)
 
@@ -387,6 +387,9 @@ class WindowsBackend(Backend):
 
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _memory.bytes_at(address, nbytes)
+
+    text_address = staticmethod(_memory.text_address)
+    new_text = staticmethod(_memory.new_text)
 
     # -- leases ---------------------------------------------------------------------
 
@@ -490,29 +493,29 @@ class WindowsBackend(Backend):
     def call(self, address: str) -> MessageSocket:
         return _pipes.call(address)
 
-    # -- bells ------------------------------------------------------------------------
+    # -- wakeup pipes ------------------------------------------------------------------------
 
-    def create_bell(self) -> tuple[int, int]:
-        bell = _winapi.create_semaphore()
+    def create_wakeup(self) -> tuple[int, int]:
+        wakeup = _winapi.create_semaphore()
         try:
-            return bell, _winapi.duplicate(bell)
+            return wakeup, _winapi.duplicate(wakeup)
         except BaseException:
-            _winapi.close(bell)
+            _winapi.close(wakeup)
             raise
 
-    def ring(self, bell: int, how_many: int) -> None:
+    def wake(self, wakeup: int, how_many: int) -> None:
         with contextlib.suppress(OSError):  # two thousand million rings that nobody heard yet
-            _winapi.release_semaphore(bell, how_many)
+            _winapi.release_semaphore(wakeup, how_many)
 
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = 0.25 if deadline is None else min(0.25, deadline - time.monotonic())
-            if _winapi.wait(bell, max(int(left * 1000), 0)) == _winapi.WAIT_OBJECT_0:
+            if _winapi.wait(wakeup, max(int(left * 1000), 0)) == _winapi.WAIT_OBJECT_0:
                 return True
             if left <= 0:
                 return None
-            if _winapi.query_object(bell).handles == 1:
+            if _winapi.query_object(wakeup).handles == 1:
                 return False
 
     # -- processes ------------------------------------------------------------------
