@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ from capability_skips import reason_to_skip
 from started import run_program
 
 import forkshm
+from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.testing import check_leaks
 
@@ -75,6 +78,16 @@ def _patience_with_nightly_tests(request):
     # The watchdog of pyproject.toml is for those that take seconds.
     if request.node.get_closest_marker("nightly"):
         faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _resource_tracker_of_the_standard_library():
+    # Since Python 3.14 any lock of its default context starts the tracker, whose process stays, and keeps a name. tqdm
+    # makes such a lock with its first bar.
+    if sys.version_info >= (3, 14) and CAN_FORK:
+        importlib.import_module("multiprocessing.resource_tracker").ensure_running()
+        if importlib.util.find_spec("tqdm") is not None:
+            importlib.import_module("tqdm").tqdm.get_lock()
 
 
 @pytest.fixture(scope="session")
