@@ -24,10 +24,12 @@ from forkshm.region.blocks._segment import Share, claim_at
 
 np = pytest.importorskip("numpy")
 
-from forkshm.backend import numpy_hook  # noqa: E402
+from forkshm.backend import IS_FREE_THREADED, numpy_hook  # noqa: E402
 from forkshm.integrations import numpy_memory  # noqa: E402
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="NumPy's hook is used on x86-64 only")
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or IS_FREE_THREADED, reason="NumPy's hook is used on x86-64 with the GIL only"
+)
 
 MIB = 2**20
 LARGE = 2 * MIB // 8
