@@ -444,7 +444,7 @@ class ForkshmWarning(UserWarning):
 class ExperimentalWarning(ForkshmWarning):
     """Warn at import that this system, or this build of Python, is not one on which forkshm is supported.
 
-    To silence it, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before forkshm is imported, or start
+    To silence it, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or start
     Python with ``-W "ignore:forkshm on "``.
     """
 
