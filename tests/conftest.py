@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from capability_skips import reason_to_skip
+from capability_skips import reason_to_skip, why_missing
 from started import run_program
 
 import forkshm
@@ -47,8 +47,14 @@ def pytest_ignore_collect(collection_path):
 def pytest_collection_modifyitems(items):
     """Leave out what is about something that this backend has not."""
     for item in items:
-        if (why := reason_to_skip(kernel.name, item.nodeid)) is not None:
-            item.add_marker(pytest.mark.skip(reason=why))
+        asked = [
+            why_missing(kernel.name, *mark.args, mark.kwargs.get("only", ""), item.nodeid)
+            for mark in item.iter_markers("needs")
+        ]
+        for why in (reason_to_skip(kernel.name, item.nodeid), *asked):
+            if why is not None:
+                item.add_marker(pytest.mark.skip(reason=why))
+                break
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -412,6 +412,7 @@ class TestOurs:
         got[0] += 1
         assert got[0] != sent[0]
 
+    @pytest.mark.needs("locks_as_leases")
     def test_thousands_of_arrays_wait_whatever_the_limit_on_files(self, in_child):
         def wait_and_get():
             resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))

@@ -320,6 +320,7 @@ def test_a_killed_receiver_holds_nothing(wait_until):
         wait_until(lambda: arena.statistics().blocks == 0)
 
 
+@pytest.mark.needs("pagemap")
 def test_for_reading_means_no_writes_there_and_ours_are_seen():
     with forkshm.Pool(1) as pool:
         with forkshm.shared_allocations():
