@@ -17,7 +17,7 @@ MISSING: dict[str, dict[str, str]] = {
         "locks_as_leases": "a lease is a pipe, so each array on its way takes an fd of its sender",
         "memfd": "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
         "pagemap": "which pages were written is not told, so copies that are handed on are copied again",
-        "parent_death_signal": "a thread of each worker waits for the parent's end, and no thread of a stopped one runs",
+        "parent_death_signal": "a thread of each worker waits for the parent's end; in a stopped one it cannot run",
         "populate": "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
         "punch_holes": "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
         "seals": "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
