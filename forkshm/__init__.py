@@ -16,6 +16,7 @@ Layers are numbered from the kernel up; each imports only from lower-numbered la
     executor/      6  the interface of concurrent.futures
     decorator/     6  parallel functions
     containers/    6  shared lists and dicts
+    cluster/       6  executors on the nodes of a Dask cluster
     aio.py         6  the interface for asyncio
     accounting.py  6  what was moved, and `assert_zero_copy`
     queues.py ...     the other modules that multiprocessing has

@@ -367,6 +367,10 @@ class WorkerGroup:
         with contextlib.suppress(ChannelClosedError, ChannelBrokenError):
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
 
+    def is_watched(self, worker: WorkerHandle) -> bool:
+        """Return whether the worker's sentinel is open, because the worker was not reaped."""
+        return self._by_sentinel.get(worker.sentinel) is worker
+
     def exit_code(self, worker: WorkerHandle) -> int | None:
         """Return the exit code of a worker that has ended."""
         if not worker.is_collected:
