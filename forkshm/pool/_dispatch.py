@@ -508,18 +508,21 @@ class Dispatcher(Leader):
         """Take in the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
         is_plain = self.trace is None
+        answered = False
         try:
             for number, nanoseconds, payload in answers_in(content, position):
                 # One that is not there was found in the result batch of a dead worker already.
                 if number not in sent:
                     continue
+                answered = True
                 if not is_plain or nanoseconds > self._slow.floor:
                     self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
                 elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
                     task.sink.pace.note(nanoseconds, len(payload) + task.copied)
-            self._deaths.note_answer()
         except struct.error:
             self._deaths.note_garbage()
+        if answered:  # and not for the empty batch of a worker that died without any: deaths in a row are counted
+            self._deaths.note_answer()
         self._deliver()
 
     def _take_answer(self, number: int, nanoseconds: int, nbytes: int, outcome: Outcome) -> None:
