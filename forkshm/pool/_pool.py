@@ -605,7 +605,8 @@ class Pool(_StandardPool):
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Return a context manager that writes who did what when in the block to a file.
 
-        Open the file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
+        A path that ends in ``.html`` gets a page with a timeline and the pool's report, which opens without a network.
+        Open any other file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
         with the time that it spent waiting, receiving (reading and unpickling), computing
         (by the name of the function) and sending (pickling, copying, sending), and rows for
         the threads of this process. What a worker did before it was killed is there.
@@ -654,6 +655,11 @@ class Pool(_StandardPool):
 
     def __repr__(self) -> str:
         return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._crew.size}>"
+
+    def _repr_html_(self) -> str:
+        from forkshm.pool._html import report_fragment
+
+        return f"<p>forkshm.Pool, {self._crew.size} workers, state {self._state}</p>{report_fragment(self.report())}"
 
 
 def _end(crew: Crew, dispatcher: Dispatcher) -> None:
