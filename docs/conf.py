@@ -76,6 +76,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"forkshm {release}"
 html_static_path = ["_static"]
 html_css_files = ["forkshm.css"]
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
 html_sidebars = {"index": [], "changelog": [], "compatibility": []}
