@@ -67,6 +67,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Fork and threads", "returns_style")]
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "py:obj"
 python_use_unqualified_type_names = True
@@ -94,7 +95,7 @@ html_theme_options = {
 }
 
 
-# -- what is left out of the reference ---------------------------------------------------
+# -- the reference -------------------------------------------------------------------------
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
@@ -102,5 +103,31 @@ def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options
     return True if re.match(r"(add_note|with_traceback)$", name) else None
 
 
+def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
+    # Readers know these by their last names.
+    short = [
+        None if text is None else re.sub(r"\b(_multiprocess|_sync)\.(context\.)?", "", text)
+        for text in (signature, returns)
+    ]
+    return tuple(short)
+
+
+def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    # Docstrings name classes as `WorkerDiedError`: look for them in the modules where they are documented.
+    name = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not name:
+        return None
+    objects = env.domains["py"].objects
+    for prefix in ("forkshm.", "forkshm.errors.", "forkshm.region.", "forkshm.aio."):
+        full = prefix + name.removeprefix("forkshm.")
+        if full in objects:
+            return env.domains["py"].resolve_xref(
+                env, node["refdoc"], app.builder, node.get("reftype", "obj"), full, node, content
+            )
+    return None
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("missing-reference", _resolve)

@@ -6,6 +6,8 @@ A photograph is filtered in strips. The photograph and the result are arrays in 
 strip from one and writes it into the other. No byte is copied between processes.
 """
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import median_filter
@@ -31,7 +33,7 @@ def filter_strip(noisy, out, start, stop):
 
 edges = np.linspace(0, len(photograph), 9, dtype=int)
 with mp.Pool(2) as pool, mp.assert_zero_copy():
-    pool.starmap(filter_strip, [(photograph, clean, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    pool.starmap(filter_strip, [(photograph, clean, a, b) for a, b in itertools.pairwise(edges)])
     report = pool.report()
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")

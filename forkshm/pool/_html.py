@@ -18,11 +18,11 @@ _KINDS = ("computing", "receiving", "sending", "waiting", "pickling", "unpicklin
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --muted: #59636e; --back: #fff; --line: #d1d9e0;
-  --computing: #0f6cbd; --receiving: #8a6100; --sending: #a1357b; --waiting: #d1d9e0; --pickling: #8a6100;
-  --unpickling: #a1357b; --hint: #fff8c5; }
+  --computing: #0f6cbd; --receiving: #8a6100; --sending: #a1357b; --waiting: #d1d9e0; --pickling: #1a7f37;
+  --unpickling: #7a4fc4; --hint: #fff8c5; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --muted: #9ba5b0; --back: #14181e; --line: #3d444d;
-  --computing: #59a6f0; --receiving: #d9a521; --sending: #e07ab8; --waiting: #3d444d; --pickling: #d9a521;
-  --unpickling: #e07ab8; --hint: #3b3100; } }
+  --computing: #59a6f0; --receiving: #d9a521; --sending: #e07ab8; --waiting: #3d444d; --pickling: #4ac26b;
+  --unpickling: #b191f0; --hint: #3b3100; } }
 body { margin: 1rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif;
   color: var(--text); background: var(--back); }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 1.5rem; }
@@ -37,18 +37,18 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .pickling { background: var(--pickling); } .unpickling { background: var(--unpickling); }
 .hint { background: var(--hint); padding: .5rem .75rem; border-radius: 4px; overflow-wrap: anywhere; }
 canvas { display: block; width: 100%; touch-action: pan-y; } .muted { color: var(--muted); }
-button { font: inherit; padding: 0 .6rem; } #told { min-height: 3em; overflow-wrap: anywhere; }
+button { font: inherit; padding: 0 .6rem; } #told { min-height: 1.5em; overflow-wrap: anywhere; }
 """
 
 # Draws the timeline. Ctrl and the wheel, or the buttons, zoom; dragging moves; a line below names what is pointed at.
 _SCRIPT = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const canvas = document.getElementById("timeline"), told = document.getElementById("told");
-const colors = getComputedStyle(document.documentElement), row = 30, top_ = 22;
+const colors = getComputedStyle(document.documentElement), row = 42, top_ = 22;
 let from = 0, to = data.end, drag = null, width = 0;
 const style = name => colors.getPropertyValue("--" + name).trim();
 function show(us) {
-  if (us < 1000) return us.toFixed(0) + " us";
+  if (us < 1000) return us ? us.toFixed(0) + " us" : "0";
   return us < 1e6 ? Number((us / 1e3).toPrecision(4)) + " ms" : Number((us / 1e6).toPrecision(4)) + " s";
 }
 function draw() {
@@ -67,15 +67,16 @@ function draw() {
   }
   const paint = data.kinds.map(style), back = style("back");
   data.rows.forEach((r, i) => {
-    const y = top_ + i * row;
+    const y = top_ + i * row + 14;
+    c.fillStyle = style("muted"); c.fillText(r.name, 2, y - 5);
     for (const [start, long, kind, name] of r.events) {
       const a = Math.max(0, x(start)), b = Math.min(width, Math.max(x(start + long), x(start) + 0.6));
       if (b < 0 || a > width) continue;
       const idle = data.kinds[kind] === "waiting";
-      c.fillStyle = paint[kind]; c.fillRect(a, y + (idle ? 11 : 4), b - a, idle ? 8 : 22);
+      c.fillStyle = paint[kind]; c.fillRect(a, y + (idle ? 8 : 2), b - a, idle ? 8 : 20);
       if (b - a > 60 && data.kinds[kind] === "computing") {
         c.save(); c.beginPath(); c.rect(a, y, b - a - 4, row); c.clip();
-        c.fillStyle = back; c.fillText(data.names[name], a + 4, y + 15); c.restore();
+        c.fillStyle = back; c.fillText(data.names[name], a + 4, y + 12); c.restore();
       }
     }
   });
@@ -157,7 +158,8 @@ def report_fragment(report: PoolReport) -> str:
     if report.slowest:
         parts.append(table(("seconds", "slowest tasks"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
     parts += [f"<p><b>Hint:</b> {html.escape(hint)}</p>" for hint in report.hints]
-    return "<div>" + "".join(parts) + "</div>"
+    # Its surroundings have no style of ours.
+    return '<div style="overflow-x: auto">' + "".join(parts) + "</div>"
 
 
 def _bars(report: PoolReport) -> str:
@@ -276,7 +278,6 @@ def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, drop
     }
     # Inside a script element only "</" could end it early.
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    which = "".join(f"<li>{number}: {html.escape(row['name'])}</li>" for number, row in enumerate(data["rows"], 1))
     title = f"Trace of a pool, {end / 1e6:.3f} s"
     lost = f"<p>{dropped:,} tasks or events were dropped: the rings were full.</p>" if dropped else ""
     body = (
@@ -284,7 +285,7 @@ def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, drop
         "<p><button id='in'>+</button> <button id='out'>-</button> <button id='all'>all</button> "
         "<span class='muted'>Drag to move; Ctrl and the wheel to zoom; point at a bar to read it.</span></p>"
         "<div><canvas id='timeline' role='img' aria-label='Timeline of the workers and threads'></canvas></div>"
-        f"<p id='told' class='muted' aria-live='polite'></p><ol class='key' style='list-style:none'>{which}</ol>{lost}"
+        f"<p id='told' class='muted' aria-live='polite'></p>{lost}"
         f"{'' if report is None else _report_body(report)}"
         f"<script type='application/json' id='data'>{embedded}</script><script>{_SCRIPT}</script>"
     )
