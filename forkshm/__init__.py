@@ -29,6 +29,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _signatures
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._patch import patch, patched, unpatch
 from forkshm.accounting import Statistics, assert_zero_copy, statistics
@@ -332,14 +333,25 @@ _MODULES = frozenset(
 )
 
 
+def _found(value: Any) -> Any:
+    """Return *value*, which was found when it was first used, with signatures that read well."""
+    if _signatures.is_interactive():
+        _signatures.unquote(value)
+    return value
+
+
 def __getattr__(name: str) -> Any:
-    if name in _MODULES or name == "aio":
+    if name == "aio":
+        module = importlib.import_module("forkshm.aio")
+        _found(module.Pool)
+        return module
+    if name in _MODULES:
         return importlib.import_module(f"forkshm.{name}")
     if name == "ResultNotPicklableError":
         return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
     if name in _DOORS:
         value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
-        return value
+        return _found(value)
     if name not in _NUMPY:
         raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
     try:
@@ -351,8 +363,13 @@ def __getattr__(name: str) -> Any:
             f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
     value = globals()[name] = getattr(numpy, name)
-    return value
+    return _found(value)
 
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *_MODULES, "ResultNotPicklableError", "SUBDEBUG", "SUBWARNING"})
+
+
+if _signatures.is_interactive():
+    for _name in __all__:
+        _found(globals().get(_name))
