@@ -48,7 +48,7 @@ else:
     tags.add("no_gallery")  # type: ignore[name-defined]  # noqa: F821 - Sphinx puts it here
 
 suppress_warnings = ["config.cache"]
-exclude_patterns = ["_build", "sg_execution_times.rst", "_extensions", "_include", "README.md", "gallery/*.ipynb", "notebooks"]
+exclude_patterns = ["_build", "sg_execution_times.rst", "_extensions", "_include", "gallery/*.ipynb"]
 if "no_gallery" in tags:  # type: ignore[name-defined]  # noqa: F821
     exclude_patterns.append("gallery")
     suppress_warnings.append("toc.not_readable")

@@ -1,6 +1,6 @@
 """The ledger: what this process has moved, always; and while somebody watches, who moved it.
 
-Counting is an addition to an int where parcels are made and opened. It takes no lock: CPython
+Counting is an addition to an int where payloads are made and opened. It takes no lock: CPython
 switches threads at calls and at jumps backwards, and signal handlers run there too, so
 nothing comes between the reading and the writing of ``ledger.messages += 1``.
 
@@ -101,6 +101,7 @@ def describe(thing: Any) -> str:
     """Say what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
     while isinstance(thing, memoryview) and thing.obj is not None:
         thing = thing.obj
+    thing = getattr(thing, "stands_for", thing)
     name = _system.path_of(type(thing))
     shape, dtype = getattr(thing, "shape", None), getattr(thing, "dtype", None)
     return name if shape is None or dtype is None else f"{name} {dtype} {shape}"

@@ -408,6 +408,26 @@ class Backend(abc.ABC):
             OSError: There is none; to write there would end the process.
         """
 
+    def write_memory(self, fd: int, identity: Identity, position: int, address: int, nbytes: int) -> bool:
+        """Write memory of this process into the object behind *fd*, without a mapping of it.
+
+        The kernel clears no page that it is going to fill, and this process takes no page faults. So for pages that
+        have no memory yet this takes half the time of copying through a mapping; for others it takes longer.
+
+        Returns:
+            False when it is to be copied through a mapping instead: *fd* names another object by now, the limit on the
+            size of files is lower than that of the object, or this system cannot. Part of it may have been written.
+
+        Raises:
+            OSError: There is no memory for it (``ENOSPC``, ``ENOMEM``), which a copy through a mapping would be ended
+                for; or the source cannot be read (``EFAULT``).
+        """
+        return False
+
+    def fills_huge_pages(self) -> bool:
+        """Return whether shared memory that asks for huge pages gets them, when it is filled through a mapping."""
+        return False
+
     @abc.abstractmethod
     def create_growing(self, label: str) -> int:
         """Create an object without a name that can be read, written, mapped in part, and made larger at any time."""
@@ -547,7 +567,7 @@ class Backend(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def window(address: int, size: int) -> Any:
+    def buffer_at(address: int, size: int) -> Any:
         """Return a weakly referenceable object that exports *size* bytes at *address*.
 
         It owns nothing. Buffers taken from it keep it alive, so its death is the
@@ -579,6 +599,16 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         """Return a copy of the bytes at *address*."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def text_address(text: str) -> int:
+        """Return the address of the characters of an ASCII ``str``, a byte each."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def new_text(length: int) -> str:
+        """Return a new ASCII ``str``, whose characters the caller writes to its `text_address` at once."""
 
     # -- leases ---------------------------------------------------------------------
 
@@ -612,8 +642,12 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def count(self, counter: int, change: int = 0) -> int:
-        """Add *change* in one step and return the new count; ``EINVAL`` if it were negative."""
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
+        """Add *change* in one step and return the new count; ``EINVAL`` if the count would be negative.
+
+        *noted* gets an item in the C call that adds, and loses one in the C call that subtracts. An interrupted
+        caller knows from it whether it has counted.
+        """
 
     @abc.abstractmethod
     def clear_counter(self, counter: int) -> None:
@@ -674,18 +708,18 @@ class Backend(abc.ABC):
     def forget_address(self, address: str) -> None:  # noqa: B027
         """Take away what a process that was called at *address* may have left there."""
 
-    # -- bells: processes that sleep until they are rung for --------------------------
+    # -- wakeup pipes: processes that sleep until they are rung for --------------------------
 
     @abc.abstractmethod
-    def create_bell(self) -> tuple[int, int]:
+    def create_wakeup(self) -> tuple[int, int]:
         """Return two fds: one to wait at, for any number of processes, and one to `ring`."""
 
     @abc.abstractmethod
-    def ring(self, bell: int, how_many: int) -> None:
+    def wake(self, wakeup: int, how_many: int) -> None:
         """Wake so many of those who wait, or let as many waits return at once."""
 
     @abc.abstractmethod
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         """Wait; True when it was rung for this one, False when nobody can ring any more, None after *seconds*."""
 
     # -- processes ------------------------------------------------------------------

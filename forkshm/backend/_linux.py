@@ -9,6 +9,7 @@ import fcntl
 import functools
 import math
 import os
+import resource
 import secrets
 import select
 import signal
@@ -23,7 +24,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - of which there is nothing elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -62,6 +63,10 @@ _PAGE_THERE = 1 << 63 | 1 << 62
 _PAGE_OF_FILE = 1 << 61
 _PAGEMAP_CHUNK = 2**18
 _LAST = (-1,)
+#: Whether the kernel gives huge pages to shared memory: the word in brackets is the setting.
+_SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+#: Why pwrite(2) fails where a copy through a mapping would be ended by SIGBUS or SIGSEGV.
+_NO_MEMORY_TO_WRITE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFAULT})
 _lseek = os.lseek  # a lookup less where microseconds count
 
 
@@ -111,6 +116,31 @@ class LinuxBackend(Unix):
 
     def create_growing(self, label: str) -> int:
         return self.create_memory(1, label)
+
+    def write_memory(self, fd: int, identity: Identity, position: int, address: int, nbytes: int) -> bool:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # beyond it the kernel sends SIGXFSZ
+        if (limit != resource.RLIM_INFINITY and position + nbytes > limit) or not self.is_object(fd, identity):
+            return False
+        source = memoryview(_memory.buffer_at(address, nbytes)).cast("B")
+        done = 0
+        while done < nbytes:
+            try:
+                count = os.pwrite(fd, source[done:], position + done)
+            except OSError as error:
+                if error.errno in _NO_MEMORY_TO_WRITE:
+                    raise
+                return False
+            if not count:
+                return False
+            done += count
+        return True
+
+    def fills_huge_pages(self) -> bool:
+        try:
+            with open(_SHMEM_ENABLED) as file:
+                return file.read().partition("[")[2].partition("]")[0] in ("always", "within_size", "advise", "force")
+        except OSError:
+            return False
 
     def open_own_memory(self) -> int:
         return os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -263,8 +293,10 @@ class LinuxBackend(Unix):
         # kernel, and refuses to go below 0. A description of its own for each counter.
         return self.reopen(memory)
 
-    def count(self, counter: int, change: int = 0) -> int:
-        return _lseek(counter, change, 1)  # SEEK_CUR
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
+        if noted is None:
+            return _lseek(counter, change, 1)  # SEEK_CUR
+        return seek_noted(noted, counter, change)
 
     def clear_counter(self, counter: int) -> None:
         os.lseek(counter, 0, os.SEEK_SET)

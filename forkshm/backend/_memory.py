@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("address_of", "bytes_at", "clear_memory", "copy", "copy_memory", "is_same_memory", "window")
+__all__ = (
+    "address_of",
+    "buffer_at",
+    "bytes_at",
+    "clear_memory",
+    "copy",
+    "copy_memory",
+    "is_same_memory",
+    "new_text",
+    "text_address",
+)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -19,7 +29,7 @@ def _array_type(size: int) -> Any:
     return ctypes.c_ubyte * size
 
 
-def window(address: int, size: int) -> Any:
+def buffer_at(address: int, size: int) -> Any:
     """Return a ctypes array over existing memory; it supports weak references."""
     return _array_type(size).from_address(address)
 
@@ -99,3 +109,23 @@ def is_same_memory(address: int, other: int, nbytes: int) -> bool:
 def bytes_at(address: int, nbytes: int) -> bytes:
     """Return a copy of the bytes at *address*."""
     return ctypes.string_at(address, nbytes)
+
+
+_new_text = ctypes.pythonapi.PyUnicode_New
+_new_text.argtypes = (ctypes.c_ssize_t, ctypes.c_uint32)
+_new_text.restype = ctypes.py_object
+_text_address = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
+_text_address.argtypes = (ctypes.py_object, ctypes.c_void_p)
+_text_address.restype = ctypes.c_void_p
+_LAST_ASCII = 0x7F
+
+
+def text_address(text: str) -> int:
+    """Return the address of the characters of an ASCII ``str``, a byte each."""
+    return int(_text_address(text, None))
+
+
+def new_text(length: int) -> str:
+    """Return a new ASCII ``str`` whose characters are to be written to its `text_address` before anybody sees it."""
+    text: str = _new_text(length, _LAST_ASCII)
+    return text

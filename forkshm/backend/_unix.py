@@ -33,6 +33,16 @@ MAP_FIXED = 0x10
 _MS_ASYNC = 1
 _MS_SYNC = {"darwin": 0x10, "freebsd": 0, "openbsd": 2}.get(sys.platform.rstrip("0123456789"), 4)
 
+
+def seek_noted(noted: list[int], counter: int, change: int) -> int:
+    """Add *change* to the position of *counter*, note that in the same C call, and return the new position."""
+    moved = map(os.lseek, (counter,), (change,), (os.SEEK_CUR,))
+    if change > 0:
+        noted.extend(moved)
+        return noted[-1]
+    return next(zip(moved, map(noted.pop, (-1,)), strict=False))[0]
+
+
 FLAGS = {
     Access.READ: (_mmap.PROT_READ, MAP_SHARED),
     Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_SHARED),
@@ -210,7 +220,7 @@ class Unix(Backend):
     def unmap_from(self, mapped: list[int], size: int) -> None:
         _syscalls.munmap_from(mapped, size)
 
-    window = staticmethod(_memory.window)
+    buffer_at = staticmethod(_memory.buffer_at)
     address_of = staticmethod(_memory.address_of)
     copy = staticmethod(_memory.copy)
 
@@ -225,6 +235,9 @@ class Unix(Backend):
 
     def bytes_at(self, address: int, nbytes: int) -> bytes:
         return _memory.bytes_at(address, nbytes)
+
+    text_address = staticmethod(_memory.text_address)
+    new_text = staticmethod(_memory.new_text)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         poll = select.poll()
@@ -278,7 +291,7 @@ class Unix(Backend):
             raise
         return made[0]
 
-    def create_bell(self) -> tuple[int, int]:
+    def create_wakeup(self) -> tuple[int, int]:
         ends = self._pipe()
         try:
             os.set_blocking(ends[1], False)
@@ -287,17 +300,17 @@ class Unix(Backend):
             raise
         return ends
 
-    def ring(self, bell: int, how_many: int) -> None:
+    def wake(self, wakeup: int, how_many: int) -> None:
         with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
-            os.write(bell, b"." * how_many)
+            os.write(wakeup, b"." * how_many)
 
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         if seconds is not None:
             waiting = select.poll()
-            waiting.register(bell, select.POLLIN)
+            waiting.register(wakeup, select.POLLIN)
             if not waiting.poll(seconds * 1000):
                 return None
-        return os.read(bell, 1) != b""
+        return os.read(wakeup, 1) != b""
 
     def create_lifeline(self) -> tuple[int, int]:
         return self._pipe()

@@ -1,4 +1,4 @@
-"""Layer 4 of 6. Takes parcels, hands on messages between processes.
+"""Layer 4 of 6. Takes payloads, hands on messages between processes.
 
 The kernel keeps the queue: sockets that keep message boundaries, shared by any number of
 senders and receivers. A message is delivered whole, to exactly one receiver, with its
@@ -18,9 +18,10 @@ from forkshm.channel._message import (
     write_answers,
     write_message,
 )
-from forkshm.channel._queue import JoinableQueue, Queue, SimpleQueue
+from forkshm.channel._queue import JoinableQueue, OnError, Queue, SimpleQueue
+from forkshm.channel._spin import SPINNERS, Spin
 
-__all__ = (
+__all__ = [
     "HEADER_SIZE",
     "Connection",
     "Header",
@@ -42,4 +43,10 @@ __all__ = (
     "read_message",
     "write_answers",
     "write_message",
-)
+]
+# For the other packages of forkshm.
+__all__ += [
+    "SPINNERS",
+    "OnError",
+    "Spin",
+]

@@ -6,6 +6,7 @@ import _thread
 import collections
 import contextlib
 import itertools
+import operator
 import threading
 import time
 import weakref
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
 from forkshm.errors import ForkshmError, TaskTimeoutError
-from forkshm.pool._results import Job, Outcome, delivering
+from forkshm.pool._results import Outcome, PlainOutcome, ResultSink, delivering
 from forkshm.pool._tasks import Task
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from forkshm.pool._dispatch import Dispatcher
     from forkshm.pool._driver import Answer
-    from forkshm.pool._progress import Bar
-    from forkshm.pool._tasks import Function
+    from forkshm.pool._tasks import PickledCallable
+    from forkshm.pool.observe import Bar
 
 __all__ = ("IMapIterator", "IMapUnorderedIterator")
 
@@ -40,34 +41,41 @@ class _Failure:
         self.error = error
 
 
-class IMapIterator(Job, Generic[T]):
+class IMapIterator(ResultSink, Generic[T]):
     """The results of `Pool.imap`, in the order of the input; iterate or call ``next(timeout)``.
 
-    At most ``window`` chunks of the input are on their way. Input that has a length is taken by the thread that takes
-    the results. Other input may wait, even for its own results, so a thread of its own takes it, as in the
-    standard library.
+    At most ``window`` chunks of the input are on their way; so many batches, while chunks are tiny. Input that has a
+    length is taken by the thread that takes the results. Other input may wait, even for its own results, so a thread of
+    its own takes it, as in the standard library.
     """
+
+    comes_in_batches = True
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        function: Function,
+        function: PickledCallable,
         iterable: Iterable[Any],
         chunksize: int,
         window: int,
         *,
         waited_for: bool,
+        batched: bool = False,
     ) -> None:
         super().__init__()
         self.chunksize = chunksize
+        # Whether tasks may go several in a message.
+        self._batched = batched
         self._dispatcher = dispatcher
         self._function = function
         self._items = iter(iterable)
         self._window = window
         self._waited_for = waited_for
-        # Of the next chunk; and the task made of it, until it was submitted.
+        # Of the next chunks; and the tasks made of them, until they were submitted.
         self._taking: list[Any] = []
-        self._submitting: Task | None = None
+        self._submitting: list[Task] = []
+        # Whether submitting those was begun before, and may have been interrupted.
+        self._is_again = False
         self._exhausted = False
         self._submitted = 0
         self._delivered = 0
@@ -107,21 +115,38 @@ class IMapIterator(Job, Generic[T]):
 
     def fill(self, window: int | None = None) -> None:
         """Take input until the window is full, or without bound. Not where a thread does."""
-        while not self._reader and not self._exhausted and (window is None or self._submitted - self._taken < window):
+        while not self._reader and not self._exhausted and (window is None or self.has_room()):
             self.take_input()
+
+    def _room(self) -> int:
+        """Return how many chunks may be taken; those of a batch are taken together."""
+        batch = self.pace.batch
+        on_their_way = self._submitted - self._taken
+        room = self._window * batch - on_their_way
+        return room if room >= batch or not on_their_way else 0
+
+    def _wanted(self) -> int:
+        """Return how many chunks to take together."""
+        batch = self.pace.batch
+        if batch == 1 or self._reader:
+            return 1  # a thread takes one at a time: the next may not come before this one was answered
+        # The last ones are divided among the workers.
+        left = operator.length_hint(self._items, 0) // self.chunksize
+        return max(1, min(batch, self._room(), left // self._window))
 
     def has_room(self) -> bool:
         """Return whether more input is to be taken now."""
-        return not self._exhausted and self._submitted - self._taken < self._window
+        return not self._exhausted and self._room() > 0
 
     def take_input(self) -> None:
-        """Take one chunk of the input, and submit it. A call that is interrupted is gone on with by the next."""
-        if self._submitting is None:
-            taking = self._taking
-            taken: list[None] = []
-            if len(taking) < self.chunksize:
+        """Take chunks of the input, and submit them. A call that is interrupted is gone on with by the next."""
+        if not self._submitting:
+            taking, size = self._taking, self.chunksize
+            wanted = size * self._wanted()
+            if self._input_error is None and len(taking) < wanted:
+                taken: list[None] = []
                 # Taken and kept in one C call, as far as the input is not Python code itself.
-                extending = map(taking.extend, (itertools.islice(self._items, self.chunksize - len(taking)),))
+                extending = map(taking.extend, (itertools.islice(self._items, wanted - len(taking)),))
                 try:
                     taken.extend(extending)
                 except Exception as error:
@@ -129,37 +154,59 @@ class IMapIterator(Job, Generic[T]):
                         raise
                     # As in the standard library, the consumer sees it at its place in the order.
                     self._input_error = error
-                    self._exhausted = True
-                    return
-            if not taking:
+            # A chunk that the input ended amid is not whole; one that it failed amid is not done.
+            whole = len(taking) if self._input_error is None else len(taking) // size * size
+            if not whole:
                 self._exhausted = True
                 return
-            position, retries = self._submitted, self._dispatcher.retries
-            task = Task(Kind.MAP, self._function, taking, self, position, retries=retries)
+            first, retries = self._submitted, self._dispatcher.retries
+            tasks = [
+                Task(
+                    Kind.MAP,
+                    self._function,
+                    taking[start : start + size],
+                    self,
+                    first + start // size,
+                    batched=self._batched,
+                    retries=retries,
+                )
+                for start in range(0, whole, size)
+            ]
+            self._open.update(zip(range(first, first + len(tasks)), tasks, strict=True))
             fresh: list[Any] = []
             # No call between these.
-            self._submitting = self._open[position] = task
+            self._submitting = tasks
             self._taking = fresh
-        self._submit(self._submitting)
+            self._is_again = False
+        self._submit()
 
-    def _submit(self, task: Task) -> None:
+    def _submit(self) -> None:
         dispatcher = self._dispatcher
-        try:
-            dispatcher.check_accepting(self._reader)
-        except ForkshmError as error:
-            self._input_error = error
-            self._exhausted = True
-            return
-        try:
-            if not task.is_delivered and not dispatcher.knows(task):
-                dispatcher.submit([task], waited_for=self._waited_for, reader=self._reader)
-        except Exception as error:  # what cannot be pickled fails at its place; the others go on
-            if task.is_delivered or dispatcher.knows(task) or dispatcher.is_interrupt([task], error):
-                raise
-            self.deliver(task, Outcome(error=error))
-        # No call between these.
-        self._submitted += 1
-        self._submitting = None
+        while tasks := self._submitting:
+            try:
+                dispatcher.check_accepting(self._reader)
+            except ForkshmError as error:
+                self._input_error = error
+                self._exhausted = True
+                return
+            unsent = tasks
+            if self._is_again:
+                unsent = [task for task in tasks if not task.is_delivered and not dispatcher.knows(task)]
+            self._is_again = True
+            try:
+                if unsent:
+                    dispatcher.submit(unsent, waited_for=self._waited_for, reader=self._reader)
+            except Exception as error:  # what cannot be pickled fails at its place; the others go on
+                first = unsent[0]
+                if first.is_delivered or dispatcher.knows(first) or dispatcher.is_interrupt([first], error):
+                    raise
+                self.deliver(first, Outcome(error=error))
+                continue
+            count = len(tasks)
+            done: list[Task] = []
+            # No call between these.
+            self._submitted += count
+            self._submitting = done
 
     def cancel(self) -> None:
         """Take no more input, and let no task begin that has not begun."""
@@ -241,7 +288,7 @@ class IMapIterator(Job, Generic[T]):
             answer = self._outcomes.get(position)
             if answer is None:
                 continue  # another thread took it
-            success, value = self._dispatcher.open(answer)
+            success, value = answer.open() if type(answer) is PlainOutcome else self._dispatcher.open(answer)
             del answer
             values: collections.deque[Any] = collections.deque(value if success else (_Failure(value),))
             more: collections.deque[Any] | None = None
@@ -274,10 +321,10 @@ class IMapIterator(Job, Generic[T]):
 
 
 # Runs in a thread of its own, so no signal handler interrupts it.
-def _read(job: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
+def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
     """Take the input of an iterator that somebody still has."""
     try:
-        while (wanted := job()) is not None and not wanted._exhausted:
+        while (wanted := sink()) is not None and not wanted._exhausted:
             if wanted.has_room():
                 wanted.take_input()
                 continue

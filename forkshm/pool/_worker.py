@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import pickle
 import signal
 import sys
@@ -17,28 +18,40 @@ from forkshm._ledger import ledger
 from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
+    SPINNERS,
     Header,
     Kind,
     Message,
     Received,
     Receiver,
     Sender,
+    Spin,
     read_header,
     read_message,
     write_answers,
     write_message,
 )
-from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
-from forkshm.pickler import Arrival, Known, Parcel, begin, explain, is_name, known_now, pack, register
-from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pickler import (
+    Handle,
+    ImportableNames,
+    Payload,
+    ReceivedFd,
+    ReceivedPayload,
+    begin,
+    explain,
+    importable_now,
+    is_name,
+    pack,
+    register,
+    tiny_payload,
+)
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
-from forkshm.pool._report import WorkerClock
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
-from forkshm.pool._trace import Recorder
-from forkshm.region._arena import arena
+from forkshm.pool.observe import Recorder, WorkerClock
+from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +61,12 @@ __all__ = ("Assignment", "run_worker")
 #: Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
 _FUNCTIONS_KEPT = 32
 
-#: After this long without a task a worker gives the free memory of its arena back.
+#: After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
+#: looks this often whether memory has become short.
 _IDLE_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+#: Less memory is not worth the system calls that it takes to wait for a bounded time.
+_WORTH_LOOKING = 2**20
 
 #: Answers of a batch are held back for no longer than this, but for the task at hand.
 _COLLECT_NS = 200_000
@@ -67,7 +84,7 @@ class Assignment:
     #: Reading end of a pipe whose writing end only the parent has.
     lifeline: int
     #: Reading end of a pipe, shared by all workers: each byte wakes one of them.
-    bell: int
+    wakeup: int
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     #: Tasks after which it makes room for a fresh process; None for never.
@@ -82,12 +99,12 @@ class Assignment:
     #: The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit.
     inner_threads: tuple[int, bool] | None = None
     #: What of ``__main__`` both have, when it was forked; None for what it finds there.
-    known: Known | None = None
+    importable: ImportableNames | None = None
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
     """Send an assignment to a worker that was not forked from here."""
-    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.bell)
+    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.wakeup)
     return rebuild_assignment, (
         assignment.slot,
         [pickle.PickleBuffer(Handle(fd)) for fd in ends],
@@ -105,14 +122,14 @@ def reduce_assignment(assignment: Assignment) -> Any:
 
 def rebuild_assignment(slot: int, fds: list[ReceivedFd], status: Status, *birth: Any) -> Assignment:
     """Return the assignment that arrived."""
-    tasks, results, lifeline, bell = (fd.take() for fd in fds)
+    tasks, results, lifeline, wakeup = (fd.take() for fd in fds)
     return Assignment(
         slot,
         Receiver(kernel.message_socket(tasks)),
         Sender(kernel.message_socket(results)),
         status,
         lifeline,
-        bell,
+        wakeup,
         *birth,
     )
 
@@ -151,7 +168,7 @@ def run_worker(assignment: Assignment) -> None:
 
 def _choose_memory(*, born_shared: bool) -> None:
     # Also when it is not wanted: the thread that forked us may be in a block of shared_allocations.
-    module = "forkshm.integrations._numpy_memory"
+    module = "forkshm.integrations.numpy_memory"
     if born_shared:
         importlib.import_module(module).use_own_blocks()
     elif module in sys.modules:
@@ -176,24 +193,24 @@ class _Worker:
         self._initargs = assignment.initargs
         self._born = (assignment.worker_init, assignment.worker_exit)
         self._max_tasks = assignment.max_tasks
-        # Functions by their parcel, and the one with large buffers by its group. The
+        # Functions by their payload, and the one with large buffers by its group. The
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
-        self._by_parcel: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
+        self._by_payload: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
         # What the parent has as well: all that was there at the fork.
-        self._known = known_now() if assignment.known is None else assignment.known
+        self._importable = importable_now() if assignment.importable is None else assignment.importable
         self._spin = Spin()
-        self._outbox = assignment.status.outbox(assignment.slot)
+        self._result_batch = assignment.status.result_batch(assignment.slot)
         # When the first of the answers in it was begun; 0 when answers go out at once.
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._marks = assignment.status.marks
-        self._bell = assignment.bell
+        self._wakeup = assignment.wakeup
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
-        tape = assignment.status.tapes[assignment.slot]
-        self._recorder = Recorder(tape)
+        trace_ring = assignment.status.trace_rings[assignment.slot]
+        self._recorder = Recorder(trace_ring)
         # Whether somebody traces; and whether the message at hand is recorded.
-        self._trace_switch = tape.head
+        self._trace_switch = trace_ring.head
         self._traced = False
 
     def run(self) -> None:
@@ -264,17 +281,20 @@ class _Worker:
             spin_until = 0
 
     def _sleep(self) -> bool:
-        """Wait for the bell; False when nobody is left to ring it."""
+        """Wait for the wakeup pipe; False when nobody is left to ring it."""
         # An idle worker holds no memory of others, and after a while none of its own.
         self._by_group.clear()
         self._kept.clear()
         self._clock.write()
-        if arena.has_excess():
-            rung = kernel.wait_for_bell(self._bell, _IDLE_SECONDS)
-            if rung is not None:
-                return rung
-            arena.trim()
-        return kernel.wait_for_bell(self._bell) is not False
+        idle = 0.0
+        while arena.has_excess(_WORTH_LOOKING):
+            pause = _IDLE_SECONDS if not idle else _LOOK_SECONDS
+            woken = kernel.wait_for_wakeup(self._wakeup, pause)
+            if woken is not None:
+                return woken
+            idle += pause
+            arena.trim(0 if idle >= EMPTY_SECONDS or is_short() else KEEP_WARM)
+        return kernel.wait_for_wakeup(self._wakeup) is not False
 
     # -- doing ------------------------------------------------------------------------
 
@@ -291,12 +311,12 @@ class _Worker:
             function = self._function(message)
             # In a list, so that whoever takes it out is the only one who has it: memory that
             # a task returns is handed on as it is when nobody here has it any more.
-            arguments = [_opened(message.parcels, 1)]
+            arguments = [_opened(message.payloads, 1)]
             # Regions stay mapped until the next task is here, which often names the same:
             # mapping 1 GB and touching it takes longer than a small task.
-            self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
+            self._kept = [window for incoming in message.payloads if incoming for window in incoming.exporters]
             if self._traced:
-                self._recorder.received(sum(arrival.nbytes for arrival in message.parcels[1:] if arrival))
+                self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
             del message
         except BaseException as error:  # as in `_do`
             self._send_error(Kind.ERROR, number, error)
@@ -305,7 +325,8 @@ class _Worker:
             self._do(kind, number, function, arguments)
             return
         # Each is a task of its own, with a number of its own.
-        batch_kind, chunks = arguments.pop()
+        number_of_kind, chunks = arguments.pop()
+        batch_kind = Kind(number_of_kind)
         chunks.reverse()
         ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
@@ -315,7 +336,7 @@ class _Worker:
                 if self._is_cancelled(number):
                     chunks.pop()
                 else:
-                    self._do(Kind(batch_kind), number, function, chunks)
+                    self._do(batch_kind, number, function, chunks)
                 number += 1
                 if self._traced and chunks:
                     self._recorder.sent()
@@ -368,17 +389,24 @@ class _Worker:
         del arguments
         kind_of_value = type(value).__name__
         try:
+            if self._collecting_since and (answer := tiny_payload(value)) is not None:
+                del value
+                ended = time.perf_counter_ns()
+                if self._traced:
+                    self._recorder.packed(len(answer))
+                self._collect(number, began, ended, answer)
+                return
             try:
-                packing = begin(value, known=self._known)
+                packing = begin(value, importable=self._importable)
             except Exception as error:
                 names = {"result": value} if kind is Kind.CALL else {f"result {n}": v for n, v in enumerate(value)}
-                explain(error, names, self._known)
+                explain(error, names, self._importable)
                 raise
             # Before the answer goes out, so that the parent can use the memory of the
             # arguments, which is warm, for what it sends next; and before the memory of the
             # result is handed on, so that it is the parent's alone.
             del value
-            parcel = packing.finish()
+            payload = packing.finish()
             del packing
         except Exception as error:
             from forkshm._result_not_picklable import ResultNotPicklableError
@@ -392,80 +420,100 @@ class _Worker:
             return
         ended = time.perf_counter_ns()
         if self._traced:
-            self._recorder.packed(len(parcel.data) + parcel.copied + parcel.shared)
+            self._recorder.packed(len(payload.data) + payload.copied + payload.shared)
         if self._collecting_since:
-            if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):
+            if not payload.fds and self._result_batch.add(number, ended - began, payload.data):
                 if ended - self._collecting_since > _COLLECT_NS:
                     self._flush()
                 return
             self._flush()
         try:
-            self._send(Kind.RESULT, number, parcel, nanoseconds=ended - began)
+            self._send(Kind.RESULT, number, payload, nanoseconds=ended - began)
         except ChannelBrokenError:
             raise
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
+    def _collect(self, number: int, began: int, ended: int, payload: bytes) -> None:
+        """Hold a tiny answer back for a moment, to send it with others."""
+        if not self._result_batch.add(number, ended - began, payload):
+            self._flush()
+            self._result_batch.add(number, ended - began, payload)  # tiny: there is room for it now
+        if ended - self._collecting_since > _COLLECT_NS:
+            self._flush()
+
     def _flush(self) -> None:
         """Send the answers collected."""
-        content = self._outbox.content()
+        content = self._result_batch.content()
         if content:
             self._clock.write()
             self._results.send(write_answers(content))
-            self._outbox.clear()
+            self._result_batch.clear()
         self._collecting_since = time.perf_counter_ns()
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
-        values = []
+        values: list[Any] = []
+        append = values.append
         began = time.perf_counter_ns()
         # After how many items to look whether the rest is still wanted: for tiny ones a look takes as long as they do.
-        mask = 0
-        for count, argument in enumerate(items, 1):
-            words[item] = count
-            values.append(function(*argument) if starred else function(argument))
-            if not count & mask:
-                if marks[mark] == number:
-                    raise _Unwanted
-                if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
-                    mask = 63
-        return values
+        count, block = 0, 1
+        rest = iter(items)
+        while True:
+            before = count
+            # Two loops, because a choice for each item takes as long as a tiny one.
+            if starred:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(*argument))
+            else:
+                for argument in itertools.islice(rest, block):
+                    count += 1
+                    words[item] = count
+                    append(function(argument))
+            if count - before < block:
+                return values
+            if marks[mark] == number:
+                raise _Unwanted
+            if count == 1 and time.perf_counter_ns() - began < _TINY_NS:
+                block = 64
 
     def _function(self, message: Message) -> Any:
-        arrival = message.parcels[0]
-        if arrival is None:
+        incoming = message.payloads[0]
+        if incoming is None:
             return self._by_group[message.group]
-        if not arrival.is_inline:
-            function = arrival.open()
+        if not incoming.is_inline:
+            function = incoming.open()
             if message.group:
                 self._by_group.clear()
                 self._by_group[message.group] = function
             return function
-        stream = arrival.stream_bytes()
+        stream = incoming.stream_bytes()
         is_by_name = is_name(stream)
         if not is_by_name and not message.group:
-            return arrival.open()  # with what it holds, and may change: the next call gets it as it was sent
-        known = self._by_parcel
+            return incoming.open()  # with what it holds, and may change: the next call gets it as it was sent
+        importable = self._by_payload
         key = 0 if is_by_name else message.group, stream
-        if key in known:
-            known.move_to_end(key)
-            return known[key]
-        function = known[key] = arrival.open()
-        if len(known) > _FUNCTIONS_KEPT:
-            known.popitem(last=False)
+        if key in importable:
+            importable.move_to_end(key)
+            return importable[key]
+        function = importable[key] = incoming.open()
+        if len(importable) > _FUNCTIONS_KEPT:
+            importable.popitem(last=False)
         return function
 
     # -- answering --------------------------------------------------------------------
 
-    def _send(self, kind: Kind, number: int, *parcels: Parcel, nanoseconds: int = 0) -> None:
+    def _send(self, kind: Kind, number: int, *payloads: Payload, nanoseconds: int = 0) -> None:
         # Before the answer: who has it finds it accounted for.
         self._clock.write()
         try:
             # In an answer the place of the group says how long the task took.
-            self._results.send(*write_message(kind, number, *parcels, group=nanoseconds))
+            self._results.send(*write_message(kind, number, *payloads, group=nanoseconds))
         finally:
-            for parcel in parcels:
-                parcel.close()
+            for payload in payloads:
+                payload.close()
 
     def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
         if self._traced:
@@ -474,15 +522,15 @@ class _Worker:
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None
         try:
-            parcel = pack(error, known=self._known)
+            payload = pack(error, importable=self._importable)
         except BaseException as refusal:
-            parcel = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
+            payload = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
         del error
-        self._send(kind, number, parcel, pack(text))
+        self._send(kind, number, payload, pack(text))
 
 
-def _opened(parcels: list[Arrival | None], index: int) -> Any:
-    arrival = parcels[index]
-    if arrival is None:
-        raise ForkshmError(f"parcel {index} of a task is missing: please report this")
-    return arrival.open()
+def _opened(payloads: list[ReceivedPayload | None], index: int) -> Any:
+    incoming = payloads[index]
+    if incoming is None:
+        raise ForkshmError(f"payload {index} of a task is missing: please report this")
+    return incoming.open()

@@ -490,8 +490,8 @@ class RegionLocks(Scenario):
         offset = 0
         self.locks = []
         for kind, arguments in (
-            (forkshm.Mutex, ()),
-            (forkshm.RecursiveMutex, ()),
+            (forkshm.region.Mutex, ()),
+            (forkshm.region.RecursiveMutex, ()),
             (forkshm.region.Semaphore if hasattr(forkshm.region, "Semaphore") else None, (1,)),
         ):
             if kind is None:
