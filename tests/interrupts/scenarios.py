@@ -17,7 +17,7 @@ from forkshm.testing import check_leaks
 __all__ = ("SCENARIOS", "Scenario")
 
 #: How often each task was run: tasks count themselves, in memory that all processes have.
-_counts = forkshm.zeros(4096, dtype=np.int64)
+_counts = forkshm.zeros(2**18, dtype=np.int64)
 _ids = iter(())
 
 
