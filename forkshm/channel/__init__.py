@@ -17,6 +17,7 @@ from forkshm.channel._message import (
     read_message,
     write_answers,
     write_message,
+    write_result,
 )
 from forkshm.channel._queue import JoinableQueue, Queue, SimpleQueue
 
@@ -42,4 +43,5 @@ __all__ = (
     "read_message",
     "write_answers",
     "write_message",
+    "write_result",
 )

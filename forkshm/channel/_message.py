@@ -24,6 +24,7 @@ __all__ = (
     "read_message",
     "write_answers",
     "write_message",
+    "write_result",
 )
 
 _HEADER = struct.Struct("<3sBBB2xQQ")
@@ -97,6 +98,11 @@ def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> 
 def write_answers(content: bytes) -> bytes:
     """Return the message that brings the content of an outbox."""
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
+
+
+def write_result(number: int, parcel: bytes, nanoseconds: int) -> bytes:
+    """Return the message that brings a plain result; the short way of `write_message`."""
+    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + parcel  # Kind.RESULT
 
 
 def read_header(data: bytes) -> Header:

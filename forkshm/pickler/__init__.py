@@ -22,7 +22,7 @@ from forkshm.pickler._pack import (
 )
 from forkshm.pickler._reducers import register, register_lazy
 from forkshm.pickler._repeat import mark, repeated
-from forkshm.pickler._unpack import Arrival, open_plain, receive, skip
+from forkshm.pickler._unpack import Arrival, open_plain, plain_pair, receive, skip
 from forkshm.pickler._view import View, view
 
 __all__ = (
@@ -44,6 +44,7 @@ __all__ = (
     "open_plain",
     "pack",
     "pack_by_name",
+    "plain_pair",
     "receive",
     "register",
     "register_lazy",

@@ -217,6 +217,7 @@ class Crew:
         self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
         self._bell_end.fd, self._bell.fd = kernel.create_bell()
         self.events = kernel.poller()
+        self._is_waiting = False
         self.events.register(self.results.fileno(), kernel.READABLE)
 
     def start(self, slot: int) -> None:
@@ -357,7 +358,20 @@ class Crew:
 
     def wait(self, timeout: float) -> list[Worker]:
         """Wait until a result is there or a worker has ended; return those that have."""
-        ready = self.events.poll(math.ceil(timeout * 1000))
+        events = self.events
+        if self._is_waiting:
+            # A signal handler, in the midst of this very call: a poller does not wait twice at a time.
+            events = kernel.poller()
+            events.register(self.results.fileno(), kernel.READABLE)
+            for sentinel in list(self._by_sentinel):
+                events.register(sentinel, kernel.READABLE)
+            ready = events.poll(math.ceil(timeout * 1000))
+        else:
+            self._is_waiting = True
+            try:
+                ready = events.poll(math.ceil(timeout * 1000))
+            finally:
+                self._is_waiting = False
         return [self._by_sentinel[fd] for fd, _ in ready if fd in self._by_sentinel]
 
     def wake(self) -> None:

@@ -312,13 +312,13 @@ class Dispatcher(Leader):
             if failure is not None:
                 self._fail_waiting()
             return is_unwanted
+        self._ring()  # first of all: a sleeper begins meanwhile
         count = len(batch)
         tasks.sent_off(batch)
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:
             trace.note("sending", began, {"function": name_of(function.function), "task": number, "tasks": count})
-        self._ring()
         self.notify()  # there is something to lead for
         return True
 
@@ -416,8 +416,10 @@ class Dispatcher(Leader):
         spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
-        while now < spin_until:
-            if self.take_answers():
+        results = self._crew.results
+        looks = results.looker() if now < spin_until else None
+        while now < spin_until and looks is not None:
+            if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
                 self._spin.end(now - began)
                 return True
             now = time.perf_counter()

@@ -34,6 +34,10 @@ _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
+#: In place of the parcel of a function that has not been looked at.
+_UNKNOWN: Any = object()
+
+
 class _Cancelled:
     """The answer to a task that is not going to be done because nobody wants it."""
 
@@ -66,9 +70,9 @@ class Packer:
     def by_name(self, function: Callable[..., Any]) -> Parcel | None:
         """Return the parcel of a function that crosses by name, which is kept here; None for any other."""
         try:
-            if function not in self._by_name:
-                self._by_name[function] = pack_by_name(function, self.known)
-            parcel = self._by_name[function]
+            parcel = self._by_name.get(function, _UNKNOWN)
+            if parcel is _UNKNOWN:
+                parcel = self._by_name[function] = pack_by_name(function, self.known)
             return parcel if parcel is None or still_by_name(function, self.known) else None
         except TypeError:  # not hashable, or without weak references
             return None
