@@ -68,14 +68,16 @@ class Received:
         data: Its bytes.
         fds: What came beside it and is still open.
         is_read: It was read to its end.
+        message: What was read, where that is kept; see `read_message`.
     """
 
-    __slots__ = ("data", "fds", "is_read")
+    __slots__ = ("data", "fds", "is_read", "message")
 
     def __init__(self, data: bytes, fds: list[int]) -> None:
         self.data = data
         self.fds = fds
         self.is_read = False
+        self.message: Any = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Received) and (self.data, self.fds) == (other.data, other.fds)

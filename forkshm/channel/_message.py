@@ -132,12 +132,15 @@ def open_answer(data: bytes) -> Any:
     return open_plain(data, _HEADER.size)
 
 
-def read_message(received: Received, header: Header | None = None, known_groups: Container[int] = ()) -> Message:
+def read_message(
+    received: Received, header: Header | None = None, known_groups: Container[int] = (), *, keep: bool = False
+) -> Message:
     """Read a message and take over its memory; then its fds are closed.
 
     If it is interrupted, the message can be read again.
 
-    The first parcel is passed over when the message's group is one of *known_groups*.
+    The first parcel is passed over when the message's group is one of *known_groups*. With *keep*, what was read is
+    kept in ``received.message``, for a signal handler that comes to the same message before it is dropped.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
@@ -161,5 +164,8 @@ def read_message(received: Received, header: Header | None = None, known_groups:
     except Exception:
         received.close()
         raise
+    message = Message(kind, number, group, parcels)
+    if keep:
+        received.message = message  # before its fds are closed
     received.close()
-    return Message(kind, number, group, parcels)
+    return message

@@ -541,6 +541,8 @@ class Dispatcher(Leader):
             self._tasks.send_again([number])
 
     def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
+        if received.message is not None:  # read, and not taken in: this is a signal handler amid that
+            return Outcome(message=received.message)
         if not received.fds:
             return Outcome(received=received)
         # Fds are dear, so its memory is taken over now; unpickling can wait.
@@ -548,9 +550,9 @@ class Dispatcher(Leader):
         try:
             if task is not None and ledger.watches:
                 with task.function.acting("result of"):
-                    message = read_message(received, header)
+                    message = read_message(received, header, keep=True)
             else:
-                message = read_message(received, header)
+                message = read_message(received, header, keep=True)
         except Exception as error:
             if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
                 raise  # of a signal handler: the message is read again
