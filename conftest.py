@@ -12,13 +12,13 @@ if sys.platform != "win32":
         "forkshm/_commands/_doctor_windows.py",
         "tests/windows/_capabilities.py",
     ]
-    collect_ignore_glob = ["forkshm/backend/_win*.py"]
+    collect_ignore_glob = ["forkshm/backend/windows/*.py"]
 if find_spec("torch") is None:
     collect_ignore.append("forkshm/integrations/torch.py")
 if find_spec("joblib") is None:
     collect_ignore += ["forkshm/joblib.py", "forkshm/integrations/joblib.py"]
 if find_spec("pandas") is None:
-    collect_ignore += ["forkshm/pandas.py", "forkshm/integrations/_pandas_engine.py"]
+    collect_ignore += ["forkshm/pandas.py", "forkshm/integrations/pandas_engine.py"]
 for library in ("pandas", "pyarrow"):
     if find_spec(library) is None:
         collect_ignore.append(f"forkshm/integrations/{library}.py")

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-from forkshm import FileMapping, MappedRegion, read_only, read_write
+from forkshm import FileMapping, MappedRegion
+from forkshm.region import read_only, read_write
 
 SIZE = 10_000
 

@@ -165,7 +165,7 @@ def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Ta
     mean = [np.bincount(flights["carrier"], flights[delay]) / count for delay in DELAYS]
     table = new_table("Mean delays in minutes [95% confidence interval]")
     table.add_column("airline")
-    for heading in ("flights", "departure", "arrival"):
+    for heading in ("flights", "departure", "incoming"):
         table.add_column(heading, justify="right")
     for code in np.argsort(mean[-1]):
         cells = [

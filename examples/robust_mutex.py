@@ -18,7 +18,8 @@ import time
 from multiprocessing import Lock
 from typing import TYPE_CHECKING
 
-from forkshm import Mutex, anonymous_shared_memory
+from forkshm import anonymous_shared_memory
+from forkshm.region import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,8 @@ import pathlib
 import subprocess
 import sys
 
-from forkshm import MappedRegion, RegionNotFoundError, SharedMemoryObject, open_only, read_only
+from forkshm import MappedRegion, RegionNotFoundError, SharedMemoryObject
+from forkshm.region import open_only, read_only
 
 SERVER = pathlib.Path(__file__).with_name("shared_memory_server.py")
 

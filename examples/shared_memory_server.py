@@ -15,7 +15,8 @@ import pathlib
 import subprocess
 import sys
 
-from forkshm import MappedRegion, SharedMemoryObject, create_only, read_write
+from forkshm import MappedRegion, SharedMemoryObject
+from forkshm.region import create_only, read_write
 
 CLIENT = pathlib.Path(__file__).with_name("shared_memory_client.py")
 

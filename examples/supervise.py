@@ -24,7 +24,7 @@ served = forkshm.zeros(1, int)
 greeting = "hello"
 
 
-def serve(me: forkshm.Supervised, listening: socket.socket) -> None:
+def serve(me: forkshm.spmd.Supervised, listening: socket.socket) -> None:
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     poll.register(me, select.POLLIN)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import sys
 
 import forkshm
-from forkshm import MappedRegion, WindowsSharedMemory, anonymous_shared_memory, create_only, read_write
+from forkshm import MappedRegion, anonymous_shared_memory
+from forkshm.region import WindowsSharedMemory, create_only, read_write
 
 SIZE = 1000
 

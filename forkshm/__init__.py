@@ -1,27 +1,29 @@
-"""Shared memory between processes, passed as descriptors and never as data.
+"""Shared memory between processes, passed as descriptors instead of data.
 
     import forkshm as mp
 
-General layout, in the order of the data's way; imports point up only:
+Layers are numbered from the kernel up; each imports only from lower-numbered layers:
 
     backend/       0  what this kernel can do
-    region/        1  bytes mapped in this process, and the arena that carries copies
-    sync/             multiprocessing's locks and values, in that memory
-    descriptor/    2  small values that name those bytes
-    pickler/       3  objects to and from (payload, descriptors)
-    channel/       4  messages between processes
-    pool/          5  processes that do the work
-    workers/          processes that run the same code, each with a rank
-    context.py     6  the door shaped like multiprocessing
-    doors/            what a person types: decorator, executor, containers
-    aio.py            the door of asyncio
-    queues.py ...     and the other modules that multiprocessing has
-    accounting.py     what was moved, and a test that nothing was copied
-    integrations/     optional libraries, loaded when first met
-    errors.py         every exception
-    _ledger.py        the counters, which all layers write to
-    _leaks.py         what is held at the end, when asked for
+    region/        1  bytes mapped in this process; in blocks/ the memory that carries copies
+    sync/          2  multiprocessing's locks and values, in regions
+    descriptor/    2  small values that name mapped bytes
+    pickler/       3  objects to and from payloads and descriptors
+    channel/       4  messages between processes: queues, pipes, managers
+    pool/          5  workers, tasks, results
+    spmd/          5  processes with ranks: team, launch, run, supervise
+    context.py     6  the interface of multiprocessing
+    executor/      6  the interface of concurrent.futures
+    decorator/     6  parallel functions
+    containers/    6  shared lists and dicts
+    aio.py         6  the interface for asyncio
+    accounting.py  6  what was moved, and `assert_zero_copy`
+    queues.py ...     the other modules that multiprocessing has
+    integrations/     optional libraries, imported when first met
     _commands/        python -m forkshm
+    testing/          leak checks for tests
+    errors.py         every exception
+    _ledger.py        the counters that all layers write to
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from forkshm import errors as _errors
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._patch import patch, patched, unpatch
-from forkshm.accounting import Statistics, assert_zero_copy, statistics
-from forkshm.channel import Connection, JoinableQueue, Pipe, Queue, SimpleQueue
+from forkshm.accounting import assert_zero_copy, statistics
+from forkshm.channel import JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
     Array,
     Barrier,
@@ -64,73 +67,40 @@ from forkshm.context import (
     set_start_method,
 )
 from forkshm.errors import (
-    ChannelBrokenError,
-    ChannelClosedError,
     ChannelError,
     CopiedError,
-    CrashLoopError,
-    DeadlockError,
     ForkshmError,
     ForkshmWarning,
     LockTimeoutError,
-    MainGuardError,
-    MissingDependencyError,
-    NotConstructedError,
-    NotOwnerError,
     NotPicklableError,
-    NotRecoverableError,
-    NotUnpicklableError,
     PoolClosedError,
-    RegionAccessError,
-    RegionAddressError,
-    RegionBusyError,
-    RegionClosedError,
-    RegionCreateError,
     RegionError,
-    RegionExistsError,
-    RegionGoneError,
     RegionNotFoundError,
     SerializationError,
     SyncError,
     TaskTimeoutError,
-    TeamBrokenError,
-    UnplaceableTypeError,
     UnsupportedError,
-    WildPointerError,
     WorkerDiedError,
     WorkerError,
-    WorkerStartError,
 )
 from forkshm.pickler import view
-from forkshm.pool import AsyncResult, Pool, PoolReport, PoolStatistics, worker_state
+from forkshm.pool import Pool, worker_state
 from forkshm.region import (
-    Advice,
     Creation,
     FileMapping,
     MappedRegion,
     Mode,
-    Mutex,
-    OffsetPtr,
-    Pointer,
-    RecursiveMutex,
-    RWLock,
     SharedMemoryObject,
-    WindowsSharedMemory,
     anonymous_shared_memory,
-    copy_on_write,
-    create_only,
-    open_only,
-    open_or_create,
-    read_only,
-    read_private,
-    read_write,
     remove_on_exit,
 )
-from forkshm.workers import Launch, Supervised, Team, Worker, launch, supervise, team, worker
+from forkshm.spmd import launch, supervise, team, worker
 
 if TYPE_CHECKING:
     from forkshm import aio
-    from forkshm.doors import Executor, ParallelFunction, SharedDict, SharedList, parallel
+    from forkshm.containers import SharedDict, SharedList
+    from forkshm.decorator import parallel
+    from forkshm.executor import Executor
     from forkshm.integrations.numpy import (
         SharedArray,
         array,
@@ -153,66 +123,37 @@ SUBDEBUG = 5
 SUBWARNING = 25
 
 __all__ = (
-    "Advice",
     "Array",
-    "AsyncResult",
     "AuthenticationError",
     "Barrier",
     "BoundedSemaphore",
     "BufferTooShort",
-    "ChannelBrokenError",
-    "ChannelClosedError",
     "ChannelError",
     "Condition",
-    "Connection",
     "CopiedError",
-    "CrashLoopError",
     "Creation",
-    "DeadlockError",
     "Event",
     "Executor",
     "FileMapping",
     "ForkshmError",
     "ForkshmWarning",
     "JoinableQueue",
-    "Launch",
     "Lock",
     "LockTimeoutError",
-    "MainGuardError",
     "Manager",
     "MappedRegion",
-    "MissingDependencyError",
     "Mode",
-    "Mutex",
-    "NotConstructedError",
-    "NotOwnerError",
     "NotPicklableError",
-    "NotRecoverableError",
-    "NotUnpicklableError",
-    "OffsetPtr",
-    "ParallelFunction",
     "Pipe",
-    "Pointer",
     "Pool",
     "PoolClosedError",
-    "PoolReport",
-    "PoolStatistics",
     "Process",
     "ProcessError",
     "Queue",
     "RLock",
-    "RWLock",
     "RawArray",
     "RawValue",
-    "RecursiveMutex",
-    "RegionAccessError",
-    "RegionAddressError",
-    "RegionBusyError",
-    "RegionClosedError",
-    "RegionCreateError",
     "RegionError",
-    "RegionExistsError",
-    "RegionGoneError",
     "RegionNotFoundError",
     "Semaphore",
     "SerializationError",
@@ -221,22 +162,13 @@ __all__ = (
     "SharedList",
     "SharedMemoryObject",
     "SimpleQueue",
-    "Statistics",
-    "Supervised",
     "SyncError",
     "TaskTimeoutError",
-    "Team",
-    "TeamBrokenError",
     "TimeoutError",
-    "UnplaceableTypeError",
     "UnsupportedError",
     "Value",
-    "WildPointerError",
-    "WindowsSharedMemory",
-    "Worker",
     "WorkerDiedError",
     "WorkerError",
-    "WorkerStartError",
     "active_children",
     "aio",
     "allow_connection_pickling",
@@ -244,9 +176,7 @@ __all__ = (
     "array",
     "asarray",
     "assert_zero_copy",
-    "copy_on_write",
     "cpu_count",
-    "create_only",
     "current_process",
     "empty",
     "empty_like",
@@ -261,15 +191,10 @@ __all__ = (
     "log_to_stderr",
     "ones",
     "ones_like",
-    "open_only",
-    "open_or_create",
     "parallel",
     "parent_process",
     "patch",
     "patched",
-    "read_only",
-    "read_private",
-    "read_write",
     "reducer",
     "remove_on_exit",
     "set_executable",
@@ -287,8 +212,13 @@ __all__ = (
     "zeros_like",
 )
 
-# Found when first used, so that who needs none of them does not wait for asyncio and concurrent.futures.
-_DOORS = frozenset({"Executor", "ParallelFunction", "SharedDict", "SharedList", "parallel"})
+# Imported when first used, because asyncio and concurrent.futures take long to import.
+_LAZY = {
+    "Executor": "executor",
+    "SharedDict": "containers",
+    "SharedList": "containers",
+    "parallel": "decorator",
+}
 
 # Names that need NumPy: found when first used, so that forkshm works without it.
 _NUMPY = frozenset(
@@ -337,9 +267,11 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"forkshm.{name}")
     if name == "ResultNotPicklableError":
         return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
-    if name in _DOORS:
-        value = globals()[name] = getattr(importlib.import_module("forkshm.doors"), name)
+    if name in _LAZY:
+        value = globals()[name] = getattr(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
         return value
+    if name in _errors.__all__:
+        return getattr(_errors, name)
     if name not in _NUMPY:
         raise AttributeError(f"module 'forkshm' has no attribute {name!r}")
     try:
@@ -347,7 +279,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
-        raise MissingDependencyError(
+        raise _errors.MissingDependencyError(
             f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
     value = globals()[name] = getattr(numpy, name)

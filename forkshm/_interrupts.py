@@ -1,13 +1,25 @@
-"""Ctrl-C while a process is being started: it comes when that is done, in the process that starts it.
+"""Ctrl-C while a process is being started, and while a thread enters a lock.
 
-Python ignores whatever is raised in what runs around a fork, so a KeyboardInterrupt would be lost there, and leave half
-of that undone. And a child that is not up yet would print a traceback of its own.
+**Starting a process.** Python ignores whatever is raised in hooks that run around a fork, so a KeyboardInterrupt would
+be lost there, and leave the hooks half done. A child that is not up yet would print a traceback of its own. So SIGINT
+is held back, and handled in the parent once the process has started.
+
+**Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
+``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
+when the block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A
+*Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups.
+So the ``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property
+acquires the lock in C. ``__exit__`` has to remain a C function: a Python function checks for signals when it begins.
+
+The gap remains in 3.14 where a debugger or a compiler replaces the evaluation of frames (PEP 523).
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
+import operator
 import signal
 import sys
 import threading
@@ -16,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("begin", "held_back", "hold_back")
+__all__ = ("Entered", "Lock", "RLock", "begin", "held_back", "hold_back")
 
 # What is behind `signal`, without its turning of numbers into enums and back: that touches some 30 pages, and after a
 # fork each is copied, in both processes.
@@ -96,3 +108,46 @@ def begin(*, ignores: bool) -> None:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     elif _early and not ignores:
         raise KeyboardInterrupt
+
+
+class Entered:
+    """A lock whose ``with`` block has no gap between acquiring the lock and protecting the block.
+
+    A subclass has `acquire`, and an ``__exit__`` that is a C function.
+    """
+
+    __slots__ = ()
+
+    if sys.version_info[:2] == (3, 14):
+        _acquired: Any = property(operator.methodcaller("acquire"))
+
+        def __enter__(self) -> Any:
+            return self._acquired
+
+    else:
+        __enter__: Any = property(operator.attrgetter("acquire"))
+
+
+if TYPE_CHECKING or sys.version_info[:2] != (3, 14):
+    Lock = threading.Lock
+    RLock = threading.RLock
+else:
+
+    class Lock(Entered):
+        """A `threading.Lock` that can be entered safely."""
+
+        __slots__ = ("__weakref__", "_exit", "acquire", "locked", "release")
+
+        __exit__ = property(operator.attrgetter("_exit"))
+
+        def __init__(self) -> None:
+            lock = _thread.allocate_lock()
+            self.acquire = lock.acquire
+            self.release = lock.release
+            self.locked = lock.locked
+            self._exit = lock.__exit__
+
+    class RLock(Entered, _thread.RLock):
+        """A `threading.RLock` that can be entered safely."""
+
+        __slots__ = ()

@@ -1,6 +1,6 @@
 """The ledger: what this process has moved, always; and while somebody watches, who moved it.
 
-Counting is an addition to an int where parcels are made and opened. It takes no lock: CPython
+Counting is an addition to an int where payloads are made and opened. It takes no lock: CPython
 switches threads at calls and at jumps backwards, and signal handlers run there too, so
 nothing comes between the reading and the writing of ``ledger.messages += 1``.
 

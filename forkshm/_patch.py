@@ -6,11 +6,10 @@ import contextlib
 import importlib
 import multiprocessing.context
 import sys
-import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _multiprocess, _start, _system
+from forkshm import _interrupts, _multiprocess, _start, _system
 from forkshm.context import default_context
 from forkshm.pool import Pool
 
@@ -52,7 +51,7 @@ class _Change(NamedTuple):
             setattr(self.owner, self.name, value)
 
 
-_lock = threading.RLock()
+_lock = _interrupts.RLock()
 _changes: list[_Change] = []
 _depth = 0
 
@@ -220,7 +219,7 @@ def _names_taken_before(changes: list[_Change]) -> Iterator[str]:
 def _in_child() -> None:
     # Whoever held it is not here.
     global _lock
-    _lock = threading.RLock()
+    _lock = _interrupts.RLock()
 
 
 _system.register_at_fork(after_in_child=_in_child)

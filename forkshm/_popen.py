@@ -16,11 +16,10 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess, _system
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 
 assert sys.platform != "win32"  # processes there have handles of the system
@@ -55,7 +54,7 @@ class _Lock:
         _system.register_at_fork(after_in_child=self.renew)
 
     def renew(self) -> None:
-        self.held = threading.RLock()
+        self.held = _interrupts.RLock()
 
 
 _reaping = _Lock()

@@ -25,7 +25,7 @@ from forkshm._tools import run_with_tools
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
-from forkshm.pickler import explain, known_after_import, pack
+from forkshm.pickler import explain, importable_after_import, pack
 
 if sys.platform != "win32":
     from forkshm._popen import ForkPopen
@@ -96,12 +96,12 @@ class _StartedAnew(_OfContext):
             raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
         state["_name"] = str(state["_name"])
-        known = known_after_import()
+        importable = importable_after_import()
         with _both_spawning():
             try:
-                parcel = pack((type(self), state), known=known)
+                payload = pack((type(self), state), importable=importable)
             except Exception as error:
-                explain(error, self._names_of_parts or _parts(self, state), known)
+                explain(error, self._names_of_parts or _parts(self, state), importable)
                 raise
         settings = (
             _multiprocess.default_context.get_start_method(allow_none=True),
@@ -111,22 +111,22 @@ class _StartedAnew(_OfContext):
         if kernel.leases_are_handles:
             # The child is there already, so its handles are put into it, and are gone with it.
             try:
-                data, fds = write_message(Kind.CALL, 0, parcel)
+                data, fds = write_message(Kind.CALL, 0, payload)
                 pushed = [_multiprocess.push_to_child(fd) for fd in fds]
             finally:
-                parcel.close()
+                payload.close()
             return _rebuild_pushed, (data, pushed, *settings)
         assert sys.platform != "win32"  # its leases are handles
         sender, receiver = pair()
         try:
-            data, fds = write_message(Kind.CALL, 0, parcel)
+            data, fds = write_message(Kind.CALL, 0, payload)
             sender.send(data, fds, wait=False)
         except BaseException:
             receiver.close()
             raise
         finally:
             sender.close()
-            parcel.close()
+            payload.close()
         self._carrier = receiver
         birth = _multiprocess.reduction.DupFd(self._birth) if self._birth >= 0 else None
         return _rebuild, (_multiprocess.reduction.DupFd(receiver.fileno()), *settings, birth)
@@ -307,10 +307,10 @@ def _settle(start_method: str | None, calls: tuple[Callable[[], object], ...], s
 
 
 def _made(received: Received | None) -> Any:
-    arrival = read_message(received).parcels[0] if received is not None else None
-    if arrival is None:
+    incoming = read_message(received).payloads[0] if received is not None else None
+    if incoming is None:
         raise ChannelBrokenError("a process was started without the object that it should run: please report this")
-    kind, state = arrival.open()
+    kind, state = incoming.open()
     made = kind.__new__(kind)
     vars(made).update(state)
     return made

@@ -10,10 +10,9 @@ from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel import ends_open
 from forkshm.errors import CopiedError
-from forkshm.pool._crew import descriptors_open
-from forkshm.region._arena import arena
-from forkshm.region._segment import leases_open, segments_mapped
-from forkshm.region._table import region_fds, regions_mapped
+from forkshm.pool import descriptors_open
+from forkshm.region import region_fds, regions_mapped
+from forkshm.region.blocks import arena, leases_open, segments_mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from forkshm import _system
 from forkshm import pool as _pool
 from forkshm.channel import Kind
-from forkshm.doors._pump import Pump, PumpJob
-from forkshm.pool._progress import length_of, open_bar
-from forkshm.pool._results import chunked
-from forkshm.pool._tasks import Function, Task
+from forkshm.pool import PickledCallable, Task, chunked
+from forkshm.pool.event_loop import LoopDriver, LoopResultSink
+from forkshm.pool.observe import length_of, open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from forkshm.pool import PoolReport, PoolStatistics
-    from forkshm.pool._driver import Answer
+    from forkshm.pool import Answer, PoolReport, PoolStatistics
 
     P = ParamSpec("P")
 
@@ -73,17 +71,17 @@ class Pool:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pool = _pool.Pool(*args, **kwargs)
-        self._pump: Pump | None = None
+        self._driver: LoopDriver | None = None
 
-    def _running_pump(self) -> Pump:
+    def _running_driver(self) -> LoopDriver:
         loop = asyncio.get_running_loop()
-        if self._pump is None or self._pump.loop is not loop:
-            if self._pump is not None:
-                if not self._pump.is_idle() and not self._pump.loop.is_closed():
+        if self._driver is None or self._driver.loop is not loop:
+            if self._driver is not None:
+                if not self._driver.is_idle() and not self._driver.loop.is_closed():
                     raise RuntimeError(f"{self!r} is in use in another event loop: make a pool in this one")
-                self._pump.close()
-            self._pump = Pump(self._pool)
-        return self._pump
+                self._driver.close()
+            self._driver = LoopDriver(self._pool)
+        return self._driver
 
     async def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
         """Call ``func(*args, **kwds)`` in a worker; return its result. The arguments are those of `forkshm.Pool.apply`.
@@ -95,7 +93,7 @@ class Pool:
         """
         # The job is the pump's.
         task = self._pool._call(func, tuple(args), dict(kwds), cast("Any", None))
-        ((success, value),) = await self._running_pump().run([task])
+        ((success, value),) = await self._running_driver().run([task])
         if success:
             return cast("T", value)
         raise value
@@ -138,10 +136,10 @@ class Pool:
             task.batched = False  # so that each can be cancelled by itself
         values: list[T] = []
         lengths = [len(task.arguments) for task in tasks]
-        pump = self._running_pump()
+        driver = self._running_driver()
         bar = open_bar(progress, result.items, self._pool._dispatcher)
         try:
-            answers = await pump.run(tasks, lambda position: bar.update(lengths[position]))
+            answers = await driver.run(tasks, lambda position: bar.update(lengths[position]))
         finally:
             bar.close()
         for success, value in answers:
@@ -162,7 +160,7 @@ class Pool:
 
         At most four chunks for each worker are on their way, or answered and not yet taken.
         """
-        return Results(self._running_pump(), func, iterable, chunksize, ordered=True, progress=progress)
+        return Results(self._running_driver(), func, iterable, chunksize, ordered=True, progress=progress)
 
     def imap_unordered(
         self,
@@ -173,13 +171,13 @@ class Pool:
         progress: bool | str = False,
     ) -> Results[T]:
         """Like `imap`, but in the order in which results come."""
-        return Results(self._running_pump(), func, iterable, chunksize, ordered=False, progress=progress)
+        return Results(self._running_driver(), func, iterable, chunksize, ordered=False, progress=progress)
 
     def terminate(self) -> None:
         """End the workers now; what is awaited raises `PoolClosedError`."""
         self._pool.terminate()
-        if self._pump is not None:
-            self._pump.close()
+        if self._driver is not None:
+            self._driver.close()
 
     def statistics(self) -> PoolStatistics:
         """Return what has been moved so far."""
@@ -209,7 +207,7 @@ class Results(Generic[T]):
 
     def __init__(
         self,
-        pump: Pump,
+        driver: LoopDriver,
         func: Callable[[Any], T],
         iterable: Iterable[Any],
         chunksize: int,
@@ -217,15 +215,15 @@ class Results(Generic[T]):
         ordered: bool,
         progress: bool | str = False,
     ) -> None:
-        pump.pool._dispatcher.check_accepting()
+        driver.pool._dispatcher.check_accepting()
         if chunksize < 1:
             raise ValueError(f"chunksize must be at least 1, got {chunksize}")
-        self._pump = pump
+        self._driver = driver
         self._ordered = ordered
-        self._function = Function(pump.pool._dispatcher.packer, func, for_many=True)
+        self._function = PickledCallable(driver.pool._dispatcher.packer, func, for_many=True)
         self._chunks: Iterator[list[Any]] = chunked(iter(iterable), chunksize)
-        self._window = _WINDOW * pump.pool._crew.size
-        self._job = PumpJob(pump, self._take, chunksize)
+        self._window = _WINDOW * driver.pool._worker_group.size
+        self._sink = LoopResultSink(driver, self._take, chunksize)
         self._submitted = 0
         self._taken = 0
         self._exhausted = False
@@ -233,7 +231,7 @@ class Results(Generic[T]):
         self._outcomes: dict[int, Answer] = {}
         self._values: collections.deque[T] = collections.deque()
         self._came = asyncio.Event()
-        self._bar = open_bar(progress, length_of(iterable), pump.pool._dispatcher)
+        self._bar = open_bar(progress, length_of(iterable), driver.pool._dispatcher)
         if progress:
             # For who stops early; a bar may have a thread.
             weakref.finalize(self, self._bar.close)
@@ -246,9 +244,9 @@ class Results(Generic[T]):
                 if chunk is None:
                     self._exhausted = True
                     return
-                task = Task(Kind.MAP, self._function, chunk, self._job, self._submitted)
-                cast("Any", task).retries = getattr(self._pump.pool._dispatcher, "retries", 0)
-                self._pump.submit(self._job, [task])
+                task = Task(Kind.MAP, self._function, chunk, self._sink, self._submitted)
+                cast("Any", task).retries = getattr(self._driver.pool._dispatcher, "retries", 0)
+                self._driver.submit(self._sink, [task])
                 self._submitted += 1
             except Exception as error:  # the consumer sees it at its place
                 self._input_error = error
@@ -277,10 +275,10 @@ class Results(Generic[T]):
                 await self._came.wait()
                 continue
             self._taken += 1
-            success, value = self._pump.pool._dispatcher.open(outcome)
+            success, value = self._driver.pool._dispatcher.open(outcome)
             self._fill()
             if not success:
-                self._bar.update(self._job.chunksize)
+                self._bar.update(self._sink.chunksize)
                 raise value
             self._values.extend(value)
         self._bar.update(1)
@@ -294,5 +292,5 @@ class Results(Generic[T]):
         self._submitted = self._taken
         self._outcomes.clear()
         self._values.clear()
-        self._pump.cancel(self._job)
+        self._driver.cancel(self._sink)
         self._came.set()

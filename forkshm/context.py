@@ -11,16 +11,15 @@ from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
-from forkshm.region import _family
+from forkshm.region import family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from multiprocessing.context import BaseContext
 
     from forkshm import sync as _sync
-    from forkshm.channel import Connection
-    from forkshm.channel._manager import SyncManager
-    from forkshm.channel._queue import OnError
+    from forkshm.channel import Connection, OnError
+    from forkshm.channel.manager import SyncManager
 
 __all__ = (
     "Array",
@@ -153,25 +152,25 @@ class _Doors(_Base):
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802
         """Return a ctypes object in shared memory; see `forkshm.sharedctypes.RawValue`."""
-        from forkshm.sync._sharedctypes import RawValue
+        from forkshm.sync.sharedctypes import RawValue
 
         return RawValue(typecode_or_type, *args)
 
     def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N802
         """Return a ctypes array in shared memory; see `forkshm.sharedctypes.RawArray`."""
-        from forkshm.sync._sharedctypes import RawArray
+        from forkshm.sync.sharedctypes import RawArray
 
         return RawArray(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:  # noqa: N802
         """Return a ctypes object in shared memory, with a lock; see `forkshm.sharedctypes.Value`."""
-        from forkshm.sync._sharedctypes import Value
+        from forkshm.sync.sharedctypes import Value
 
         return Value(typecode_or_type, *args, lock=lock)
 
     def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:  # noqa: N802
         """Return a ctypes array in shared memory, with a lock; see `forkshm.sharedctypes.Array`."""
-        from forkshm.sync._sharedctypes import Array
+        from forkshm.sync.sharedctypes import Array
 
         return Array(typecode_or_type, size_or_initializer, lock=lock)
 
@@ -185,7 +184,7 @@ class _Doors(_Base):
 
     def Manager(self) -> SyncManager:  # noqa: N802
         """Start a manager and return it; see `forkshm.Manager`."""
-        from forkshm.channel._manager import SyncManager
+        from forkshm.channel.manager import SyncManager
 
         manager = SyncManager(ctx=self.get_context())
         manager.start()
@@ -291,7 +290,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
 _identity.register()
-_family.begin()
+family.begin()
 # What multiprocessing offers.
 Array = default_context.Array
 Barrier = default_context.Barrier

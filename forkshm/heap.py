@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
-from forkshm.sync._heap import Arena, BufferWrapper
+from forkshm.sync.heap import Arena, BufferWrapper
 
 __all__ = ("Arena", "BufferWrapper")
 

@@ -6,8 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel._manager import _SERIALIZER, BaseManager, SyncManager
-from forkshm.region import SharedMemoryObject, _family
+from forkshm.channel.manager import SERIALIZER, BaseManager, SyncManager
+from forkshm.region import SharedMemoryObject, family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,12 +64,12 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
         self,
         address: Any = None,
         authkey: bytes | None = None,
-        serializer: str = _SERIALIZER,
+        serializer: str = SERIALIZER,
         ctx: Any = None,
         **options: Any,
     ) -> None:
         # Not by way of the standard library's, which starts the resource tracker.
-        if isinstance(address, tuple) and serializer == _SERIALIZER:
+        if isinstance(address, tuple) and serializer == SERIALIZER:
             serializer = "pickle"
         context = ctx or _multiprocess.default_context.get_context()
         _theirs.BaseManager.__init__(self, address, authkey, serializer, context, **options)
@@ -79,7 +79,7 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
         try:
             BaseManager._finalize_manager(process, *rest)
         finally:
-            _family.forget_removed()
+            family.forget_removed()
 
     def SharedMemory(self, size: int) -> SharedMemory:  # noqa: N802 - the standard library's name
         """Return new memory of *size* bytes; see `forkshm.shared_memory.SharedMemory`."""

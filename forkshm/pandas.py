@@ -1,5 +1,5 @@
 """Workers as the ``engine`` of pandas' ``apply`` and ``map``: see `Engine`."""
 
-from forkshm.integrations._pandas_engine import Engine
+from forkshm.integrations.pandas_engine import Engine
 
 __all__ = ("Engine",)

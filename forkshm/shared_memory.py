@@ -15,9 +15,8 @@ from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.errors import RegionExistsError
 from forkshm.pickler import register
-from forkshm.region import MappedRegion, SharedMemoryObject
-from forkshm.region._family import forget, note
-from forkshm.region._object import checked_name
+from forkshm.region import MappedRegion, SharedMemoryObject, checked_name
+from forkshm.region.family import forget, note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

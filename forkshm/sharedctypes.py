@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
-from forkshm.sync._sharedctypes import (
+from forkshm.sync.sharedctypes import (
     Array,
     RawArray,
     RawValue,

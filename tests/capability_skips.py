@@ -27,7 +27,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "descriptor/test_region.py",
                 "descriptor/test_fuzz.py",
                 "pickler/test_foreign.py",
-                "doors/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
+                "containers/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
                 "region/test_file.py::test_a_file_that_one_may_only_read_is_reached_by_its_descriptor",
                 (
                     "failure/test_forked_by_others.py::"
@@ -44,7 +44,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "pool/test_worker_state.py::test_workers_that_are_not_forked_have_it_too",
                 "pool/test_worker_state.py::test_workers_run_on_the_cores_they_are_given",
                 "pool/test_worker_state.py::test_cores_that_cannot_be_used_are_refused_before_a_worker_starts",
-                "doors/test_parallel.py::test_cores_are_given_to_the_workers",
+                "decorator/test_parallel.py::test_cores_are_given_to_the_workers",
             ),
         ),
         "a signal when the parent ends": (
@@ -80,10 +80,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "punch_holes": (
             "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
             (
-                "region/test_arena.py::test_trim_gives_memory_back_but_not_that_of_blocks_in_use",
-                "region/test_arena.py::test_trim_keeps_as_much_warm_as_it_is_told",
-                "region/test_arena.py::test_memory_beyond_the_recent_demand_goes_back_by_itself",
-                "region/test_arena.py::test_there_is_excess_only_beyond_what_is_kept_warm",
+                "region/blocks/test_arena.py::test_trim_gives_memory_back_but_not_that_of_blocks_in_use",
+                "region/blocks/test_arena.py::test_trim_keeps_as_much_warm_as_it_is_told",
+                "region/blocks/test_arena.py::test_memory_beyond_the_recent_demand_goes_back_by_itself",
+                "region/blocks/test_arena.py::test_there_is_excess_only_beyond_what_is_kept_warm",
                 "pool/test_memory.py::test_memory_is_used_again_and_given_back",
             ),
         ),
@@ -101,7 +101,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "exact_objects": (
             "an object has whole pages, and one more that says what it is",
-            ("region/test_arena.py::test_an_untouched_arena_takes_no_memory",),
+            ("region/blocks/test_arena.py::test_an_untouched_arena_takes_no_memory",),
         ),
         "memfd": (
             "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
@@ -128,7 +128,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "suites": (
             "the CPython that is had for Windows comes without the package test, which the suites of others need",
-            ("ancestors/test_ancestors.py",),
+            ("upstream/test_upstream.py",),
         ),
         "times": ("what Wine takes says nothing of Windows, and the benchmarks are for Linux", ("test_benchmarks.py",)),
         "commands": (
@@ -203,19 +203,19 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "carving": (
             "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
             (
-                "region/test_arena.py::test_a_block_knows_how_much_of_it_was_used_before",
-                "region/test_arena.py::test_a_block_that_is_held_comes_back_when_its_claim_has_ended",
-                "region/test_arena.py::test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only",
-                "region/test_arena.py::test_a_segment_holds_no_more_blocks_than_locks_are_cheap_for",
-                "region/test_arena.py::test_the_lowest_free_address_is_used_again_first",
-                "region/test_segment.py::test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease",
-                "region/test_segment.py::test_a_block_is_not_used_again_while_its_lease_is_open",
-                "region/test_segment.py::test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it",
+                "region/blocks/test_arena.py::test_a_block_knows_how_much_of_it_was_used_before",
+                "region/blocks/test_arena.py::test_a_block_that_is_held_comes_back_when_its_claim_has_ended",
+                "region/blocks/test_arena.py::test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only",
+                "region/blocks/test_arena.py::test_a_segment_holds_no_more_blocks_than_locks_are_cheap_for",
+                "region/blocks/test_arena.py::test_the_lowest_free_address_is_used_again_first",
+                "region/blocks/test_segment.py::test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease",
+                "region/blocks/test_segment.py::test_a_block_is_not_used_again_while_its_lease_is_open",
+                "region/blocks/test_segment.py::test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it",
             ),
         ),
         "exact_objects": (
             "behind its last page a section has one more that says what it is, so no two regions touch",
-            ("region/test_offset_ptr.py::test_the_start_of_the_next_region_is_not_the_end_of_this_one",),
+            ("region/pointers/test_offset_ptr.py::test_the_start_of_the_next_region_is_not_the_end_of_this_one",),
         ),
         "parts_of_views": (
             "a view is unmapped as a whole: the pages that a region gave up are free when the rest of it is",
@@ -231,8 +231,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "fork": (
             "the test is about a forked child, and holds something when it comes to that",
             (
-                "region/test_arena.py::test_a_forked_child_does_not_hold_what_its_parent_has_parked",
-                "region/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
+                "region/blocks/test_arena.py::test_a_forked_child_does_not_hold_what_its_parent_has_parked",
+                "region/blocks/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
                 "region/test_object.py::test_no_tracker_watches_and_nobody_speaks_of_leaks",
                 "region/test_object.py::test_a_thousand_processes_killed_at_any_moment_leave_only_what_has_a_name",
                 "region/test_object.py::test_a_child_of_a_pool_does_not_remove",
@@ -253,8 +253,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "inheritance": (
             "the test is about what a forked child finds of its parent's, which a new process has not",
             (
-                "doors/test_executor.py::test_a_forked_child_is_told",
-                "doors/test_parallel.py::test_functions_of_the_script_see_the_globals_that_an_initializer_set",
+                "executor/test_executor.py::test_a_forked_child_is_told",
+                "decorator/test_parallel.py::test_functions_of_the_script_see_the_globals_that_an_initializer_set",
                 "dropin/test_snippets.py::test_it_runs_here[a remote manager]",
                 "dropin/test_snippets.py::test_it_runs_here[logging]",
                 "failure/test_fork_honestly.py::test_a_pool_forks_without_threads",
@@ -271,7 +271,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "failure/test_killed.py::test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive",
                 "pool/test_handing_on.py::test_a_forked_child_does_not_see_writes_to_a_copy",
                 "pool/test_regions_cross.py::test_a_region_made_before_the_pool_is_the_one_the_workers_inherited",
-                "doors/test_executor.py::test_results_in_a_forked_child_are_refused",
+                "executor/test_executor.py::test_results_in_a_forked_child_are_refused",
                 "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
                 "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
                 "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
@@ -280,7 +280,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "workers that meet": (
             "teams and supervised workers are forked, launched ones need memory that grows: all raise UnsupportedError",
-            ("workers/test_launch.py", "workers/test_run.py", "workers/test_supervise.py", "workers/test_team.py"),
+            ("spmd/test_launch.py", "spmd/test_run.py", "spmd/test_supervise.py", "spmd/test_team.py"),
         ),
         "signals": (
             "needs handlers of signals from other processes, or signals to oneself",
@@ -347,7 +347,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "library tests": (
             "that Python comes without the tests of its library",
-            ("doors/test_standard_executor_tests.py::test_the_standard_librarys_tests_pass",),
+            ("executor/test_standard_executor_tests.py::test_the_standard_librarys_tests_pass",),
         ),
         "start methods": (
             "the program uses fork and forkserver beside spawn",

@@ -1,10 +1,11 @@
-"""Reading parcels and claiming leases as a channel does: what was read is closed afterwards."""
+"""Reading payloads and claiming leases as a channel does: what was read is closed afterwards."""
 
 from __future__ import annotations
 
 from forkshm import pickler
 from forkshm.backend import kernel
-from forkshm.region import _segment, _table
+from forkshm.region import _table
+from forkshm.region.blocks import _segment
 
 __all__ = ("claim", "receive", "skip")
 

@@ -1,4 +1,4 @@
-"""Imports point up only: each layer knows those above it and none below."""
+"""Layers are numbered from the kernel up; each imports only from lower-numbered layers, and public names only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import forkshm
 
 ROOT = pathlib.Path(forkshm.__file__).parent
 
-#: In the order of the data's way. What stands beside them may be imported by all.
+#: From the kernel up. Every layer may import the modules of BESIDE.
 LAYERS = [
     "backend",
     "region",
@@ -24,15 +24,17 @@ LAYERS = [
     "_popen_anew",
     "_start",
     "context",
-    "workers",
-    "doors",
+    "spmd",
+    "executor",
+    "decorator",
+    "containers",
     "aio",
     "_patch",
     "accounting",
     "_commands",
     "__main__",
 ]
-#: The other modules that multiprocessing has: below all layers, imported by users only.
+#: The other modules that multiprocessing has: above all layers, imported by users only.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
@@ -76,7 +78,7 @@ def imports(path):
 
 
 def wrong_imports(path, root=ROOT):
-    """Imports of *path* that point down, each as one line with an arrow."""
+    """Imports of *path* from higher layers, each as one line with an arrow."""
     mine = part_of(name_of(path, root))
     for imported, line, at_import in imports(path):
         theirs = part_of(imported)
@@ -93,22 +95,54 @@ def wrong_imports(path, root=ROOT):
         elif mine not in LAYERS:
             yield f"{arrow}: {mine} is not a layer: enter it in this test"
         elif LAYERS.index(theirs) > LAYERS.index(mine):
-            yield f"{arrow}: points down"
+            yield f"{arrow}: imports from a higher layer"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_up_only(path):
+def test_a_layer_imports_from_lower_layers_only(path):
     wrong = list(wrong_imports(path))
-    assert not wrong, "\n".join(["an import points the wrong way:", *wrong])
+    assert not wrong, "\n".join(["imports that the layers forbid:", *wrong])
 
 
-def test_a_wrong_arrow_would_be_seen(tmp_path):
+def test_an_import_from_a_higher_layer_is_found(tmp_path):
     path = tmp_path / "region" / "_low.py"
     path.parent.mkdir()
     path.write_text("def f():\n    from forkshm.pool import Pool\nfrom forkshm.integrations.numpy import zeros\n")
     assert sorted(line.split(": ")[1] for line in wrong_imports(path, tmp_path)) == [
         "region -> integrations (forkshm.integrations.numpy)",
         "region -> pool (forkshm.pool)",
+    ]
+
+
+def private_imports(path, root=ROOT):
+    """Imports of *path* that name a private module, or a private name, of another package."""
+    package = name_of(path, root)
+    if path.name != "__init__.py":
+        package = package.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.module.startswith("forkshm."):
+            continue
+        for alias in node.names:
+            parts = [*node.module.split("."), alias.name]
+            private = next((index for index, part in enumerate(parts) if index > 1 and part.startswith("_")), None)
+            if private is None:
+                continue
+            owner = ".".join(parts[:private])
+            if package != owner and not package.startswith(owner + "."):
+                yield f"forkshm/{path.relative_to(root)}:{node.lineno}: {'.'.join(parts)} is private to {owner}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_packages_use_public_names_of_each_other(path):
+    assert list(private_imports(path)) == []
+
+
+def test_a_private_import_is_found(tmp_path):
+    path = tmp_path / "pool" / "_low.py"
+    path.parent.mkdir()
+    path.write_text("from forkshm.region._table import Mode\nfrom forkshm.pool._tasks import Task\n")
+    assert [line.split(": ")[1] for line in private_imports(path, tmp_path)] == [
+        "forkshm.region._table.Mode is private to forkshm.region"
     ]
 
 
@@ -120,14 +154,14 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
             "ctypes",
             {
                 "backend/_memory.py",
-                "backend/_winapi.py",
+                "backend/windows/_winapi.py",
                 "backend/_syscalls.py",
-                "backend/_numpy_hook.py",
+                "backend/numpy_hook.py",
                 "backend/_native_locks.py",
-                "region/_layout.py",
-                "region/_offset_ptr.py",
-                "region/_place.py",
-                "sync/_sharedctypes.py",
+                "region/pointers/_layout.py",
+                "region/pointers/_offset_ptr.py",
+                "region/pointers/_place.py",
+                "sync/sharedctypes.py",
             },
         ),
         ("multiprocess", {"_multiprocess.py"}),
@@ -137,17 +171,17 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
                 "integrations/numpy.py",
                 "integrations/_numpy_bundles.py",
                 "integrations/pandas.py",
-                "integrations/_pandas_engine.py",
-                "integrations/_numpy_memory.py",
+                "integrations/pandas_engine.py",
+                "integrations/numpy_memory.py",
                 "integrations/torch.py",
             },
         ),
         ("torch", {"integrations/torch.py"}),
-        ("pandas", {"integrations/pandas.py", "integrations/_pandas_engine.py"}),
+        ("pandas", {"integrations/pandas.py", "integrations/pandas_engine.py"}),
         ("joblib", {"integrations/joblib.py"}),
-        ("pytest", {"integrations/_pytest.py"}),
+        ("pytest", {"integrations/pytest.py"}),
         ("pyarrow", {"integrations/pyarrow.py"}),
-        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py", "integrations/_pytest.py"}),
+        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py", "integrations/pytest.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_one_place(library, allowed):

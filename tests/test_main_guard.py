@@ -64,5 +64,5 @@ def test_a_guarded_program_works_and_its_workers_may_start_pools(run_script, met
 
 
 def test_the_error_is_a_runtime_error_as_in_multiprocessing():
-    assert issubclass(forkshm.MainGuardError, RuntimeError)
-    assert issubclass(forkshm.MainGuardError, forkshm.ForkshmError)
+    assert issubclass(forkshm.errors.MainGuardError, RuntimeError)
+    assert issubclass(forkshm.errors.MainGuardError, forkshm.ForkshmError)

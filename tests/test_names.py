@@ -109,7 +109,7 @@ def test_a_context_has_the_same(name, method):
         (multiprocessing.queues.Queue, forkshm.Queue),
         (multiprocessing.queues.SimpleQueue, forkshm.SimpleQueue),
         (multiprocessing.queues.JoinableQueue, forkshm.JoinableQueue),
-        (multiprocessing.connection.Connection, forkshm.Connection),
+        (multiprocessing.connection.Connection, forkshm.connection.Connection),
         (multiprocessing.managers.BaseManager, forkshm.managers.BaseManager),
         (multiprocessing.managers.SyncManager, forkshm.managers.SyncManager),
     ],

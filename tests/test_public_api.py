@@ -18,14 +18,16 @@ PACKAGES = [
     "forkshm.channel",
     "forkshm.descriptor",
     "forkshm.aio",
-    "forkshm.doors",
+    "forkshm.executor",
+    "forkshm.decorator",
+    "forkshm.containers",
     "forkshm.errors",
     "forkshm.integrations.numpy",
     "forkshm.pickler",
     "forkshm.pool",
     "forkshm.region",
     "forkshm.testing",
-    "forkshm.workers",
+    "forkshm.spmd",
 ]
 
 

@@ -272,7 +272,7 @@ def test_a_manager_that_is_told_no_context_is_started_as_was_set(run):
     run(
         "",
         """
-        from forkshm.channel._manager import SyncManager
+        from forkshm.channel.manager import SyncManager
         forkshm.set_start_method(METHOD)
         manager = SyncManager()
         manager.start()

@@ -13,7 +13,7 @@ import pytest
 
 import forkshm
 from forkshm.channel import pair
-from forkshm.region._arena import Arena
+from forkshm.region.blocks._arena import Arena
 
 PLAIN = np.ones(100_000)  # 800,000 bytes
 
@@ -22,7 +22,7 @@ def since(before):
     now = forkshm.statistics()
     return {
         field.name: getattr(now, field.name) - getattr(before, field.name)
-        for field in dataclasses.fields(forkshm.Statistics)
+        for field in dataclasses.fields(forkshm.accounting.Statistics)
     }
 
 
@@ -173,7 +173,7 @@ def test_the_peak_is_that_of_all_time():
     assert arena.statistics().peak_bytes == peak
     assert arena.statistics().used_bytes == 0
     from forkshm.region._lifetime import guard
-    from forkshm.region._segment import drop_segment
+    from forkshm.region.blocks._segment import drop_segment
 
     with guard:
         drop_segment(arena._carved[0].segment)

@@ -35,7 +35,7 @@ with forkshm.Pool(2) as pool:
     assert forkshm.zeros(5).sum() == 0""",
     "modules": """
 import forkshm.connection, forkshm.heap, forkshm.managers, forkshm.queues, forkshm.shared_memory, forkshm.spawn
-import forkshm.synchronize, forkshm.util, forkshm.pool, forkshm.workers, forkshm.doors, forkshm.testing""",
+import forkshm.synchronize, forkshm.util, forkshm.pool, forkshm.spmd, forkshm.executor, forkshm.testing""",
     "spawn": """
 if __name__ == "__main__":
     for method in ("spawn", "forkserver"):

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from forkshm._commands._table import nbytes
-from forkshm.backend import _winapi, kernel
+from forkshm.backend import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 assert sys.platform == "win32"  # what the type checker needs to be told
 
+from forkshm.backend.windows import memory_status  # noqa: E402 - after the platform check
+
 __all__ = ("PARTS",)
 
 
 def _limits() -> Iterator[Finding]:
-    status = _winapi.memory_status()
+    status = memory_status()
     yield "memory", f"{nbytes(status.available)} of {nbytes(status.total)} available", "", False
     yield (
         "memory and paging files",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from forkshm import _system
 from forkshm._commands._table import show
 from forkshm.backend import capabilities, kernel
-from forkshm.pool._unforkable import installed
+from forkshm.pool import installed
 
 if sys.platform == "win32":
     from forkshm._commands._doctor_windows import PARTS

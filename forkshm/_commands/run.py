@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.errors import UnsupportedError, WorkerDiedError, WorkerStartError
-from forkshm.workers._launch import Launch
+from forkshm.spmd import Launch
 
 if TYPE_CHECKING:
     import argparse
@@ -167,7 +167,7 @@ class _Output:
         #: Of each worker, for stdout and stderr: reading end, writing end.
         self._pipes = [(os.pipe(), os.pipe()) for _ in range(size)]
         self._over_read, self._over_write = os.pipe()
-        self._thread = threading.Thread(target=self._pump, name="output")
+        self._thread = threading.Thread(target=self._driver, name="output")
 
     def use(self, rank: int) -> None:
         """In a worker: write there from now on."""
@@ -193,7 +193,7 @@ class _Output:
         os.close(self._over_write)
         self._thread.join()
 
-    def _pump(self) -> None:
+    def _driver(self) -> None:
         assert sys.platform != "win32"  # there is no fork
         poll = select.poll()
         whose = {}

@@ -53,11 +53,11 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
 
             return LinuxBackend(), found
         if sys.platform != "win32" and name == "posix":
-            from forkshm.backend._posix import PosixBackend
+            from forkshm.backend.posix import PosixBackend
 
             return PosixBackend(), found
         if sys.platform == "win32" and name == "windows":
-            from forkshm.backend._windows import WindowsBackend
+            from forkshm.backend.windows import WindowsBackend
 
             return WindowsBackend(), found
     raise UnsupportedError(

@@ -567,7 +567,7 @@ class Backend(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def window(address: int, size: int) -> Any:
+    def buffer_at(address: int, size: int) -> Any:
         """Return a weakly referenceable object that exports *size* bytes at *address*.
 
         It owns nothing. Buffers taken from it keep it alive, so its death is the
@@ -704,18 +704,18 @@ class Backend(abc.ABC):
     def forget_address(self, address: str) -> None:  # noqa: B027
         """Take away what a process that was called at *address* may have left there."""
 
-    # -- bells: processes that sleep until they are rung for --------------------------
+    # -- wakeup pipes: processes that sleep until they are rung for --------------------------
 
     @abc.abstractmethod
-    def create_bell(self) -> tuple[int, int]:
+    def create_wakeup(self) -> tuple[int, int]:
         """Return two fds: one to wait at, for any number of processes, and one to `ring`."""
 
     @abc.abstractmethod
-    def ring(self, bell: int, how_many: int) -> None:
+    def wake(self, wakeup: int, how_many: int) -> None:
         """Wake so many of those who wait, or let as many waits return at once."""
 
     @abc.abstractmethod
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         """Wait; True when it was rung for this one, False when nobody can ring any more, None after *seconds*."""
 
     # -- processes ------------------------------------------------------------------

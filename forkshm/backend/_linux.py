@@ -121,7 +121,7 @@ class LinuxBackend(Unix):
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # beyond it the kernel sends SIGXFSZ
         if (limit != resource.RLIM_INFINITY and position + nbytes > limit) or not self.is_object(fd, identity):
             return False
-        source = memoryview(_memory.window(address, nbytes)).cast("B")
+        source = memoryview(_memory.buffer_at(address, nbytes)).cast("B")
         done = 0
         while done < nbytes:
             try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "address_of",
+    "buffer_at",
     "bytes_at",
     "clear_memory",
     "copy",
@@ -19,7 +20,6 @@ __all__ = (
     "is_same_memory",
     "new_text",
     "text_address",
-    "window",
 )
 
 
@@ -29,7 +29,7 @@ def _array_type(size: int) -> Any:
     return ctypes.c_ubyte * size
 
 
-def window(address: int, size: int) -> Any:
+def buffer_at(address: int, size: int) -> Any:
     """Return a ctypes array over existing memory; it supports weak references."""
     return _array_type(size).from_address(address)
 

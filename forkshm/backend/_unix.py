@@ -210,7 +210,7 @@ class Unix(Backend):
     def unmap_from(self, mapped: list[int], size: int) -> None:
         _syscalls.munmap_from(mapped, size)
 
-    window = staticmethod(_memory.window)
+    buffer_at = staticmethod(_memory.buffer_at)
     address_of = staticmethod(_memory.address_of)
     copy = staticmethod(_memory.copy)
 
@@ -281,7 +281,7 @@ class Unix(Backend):
             raise
         return made[0]
 
-    def create_bell(self) -> tuple[int, int]:
+    def create_wakeup(self) -> tuple[int, int]:
         ends = self._pipe()
         try:
             os.set_blocking(ends[1], False)
@@ -290,17 +290,17 @@ class Unix(Backend):
             raise
         return ends
 
-    def ring(self, bell: int, how_many: int) -> None:
+    def wake(self, wakeup: int, how_many: int) -> None:
         with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
-            os.write(bell, b"." * how_many)
+            os.write(wakeup, b"." * how_many)
 
-    def wait_for_bell(self, bell: int, seconds: float | None = None) -> bool | None:
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         if seconds is not None:
             waiting = select.poll()
-            waiting.register(bell, select.POLLIN)
+            waiting.register(wakeup, select.POLLIN)
             if not waiting.poll(seconds * 1000):
                 return None
-        return os.read(bell, 1) != b""
+        return os.read(wakeup, 1) != b""
 
     def create_lifeline(self) -> tuple[int, int]:
         return self._pipe()

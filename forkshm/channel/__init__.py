@@ -1,4 +1,4 @@
-"""Layer 4 of 6. Takes parcels, hands on messages between processes.
+"""Layer 4 of 6. Takes payloads, hands on messages between processes.
 
 The kernel keeps the queue: sockets that keep message boundaries, shared by any number of
 senders and receivers. A message is delivered whole, to exactly one receiver, with its
@@ -19,9 +19,10 @@ from forkshm.channel._message import (
     write_message,
     write_result,
 )
-from forkshm.channel._queue import JoinableQueue, Queue, SimpleQueue
+from forkshm.channel._queue import JoinableQueue, OnError, Queue, SimpleQueue
+from forkshm.channel._spin import SPINNERS, Spin
 
-__all__ = (
+__all__ = [
     "HEADER_SIZE",
     "Connection",
     "Header",
@@ -44,4 +45,10 @@ __all__ = (
     "write_answers",
     "write_message",
     "write_result",
-)
+]
+# For the other packages of forkshm.
+__all__ += [
+    "SPINNERS",
+    "OnError",
+    "Spin",
+]

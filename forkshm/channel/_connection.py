@@ -14,10 +14,8 @@ from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
 from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import explain, known_to_children, pack, register
-from forkshm.pickler._handles import Handle, ReceivedFd
-from forkshm.region._arena import arena
-from forkshm.region._segment import claim
+from forkshm.pickler import Handle, ReceivedFd, explain, importable_in_children, pack, register
+from forkshm.region.blocks import arena, claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +31,7 @@ __all__ = ("Connection", "Pipe")
 
 T = TypeVar("T")
 
-# The first byte of a message that is no object: a parcel begins with less, a pickle with more.
+# The first byte of a message that is no object: a payload begins with less, a pickle with more.
 _BYTES = b"\x10"
 #: Bytes in a block: its offset and size, and how many of its bytes are meant.
 _BLOCK = struct.Struct("<B7xQQQ")
@@ -113,7 +111,7 @@ class Connection:
         self._spin = Spin()
         # What of __main__ is there by now is there at the other end, too, or in a process
         # that will be forked to hold it.
-        self._known = known_to_children(start_method)
+        self._importable = importable_in_children(start_method)
 
     def __del__(self) -> None:
         receiver = getattr(self, "_receiver", None)
@@ -139,14 +137,14 @@ class Connection:
             self._send(stream)
             return
         try:
-            parcel = pack(obj, known=self._known)
+            payload = pack(obj, importable=self._importable)
         except Exception as error:
-            explain(error, {"obj": obj}, self._known)
+            explain(error, {"obj": obj}, self._importable)
             raise
         try:
-            self._send(parcel.data, parcel.fds, parcel.copied)
+            self._send(payload.data, payload.fds, payload.copied)
         finally:
-            parcel.close()
+            payload.close()
 
     def recv(self) -> Any:
         """Wait for the next message and return its object.

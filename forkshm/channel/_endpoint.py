@@ -17,7 +17,7 @@ from forkshm import _leaks, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
-from forkshm.region._table import give_back_all
+from forkshm.region import give_back_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
-#: Longer messages are not sent: parcels beyond their share go into a block instead.
+#: Longer messages are not sent: payloads beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
 
 #: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
 from forkshm.channel._endpoint import WAIT
-from forkshm.descriptor._tables import is_plain
+from forkshm.descriptor import is_plain
 from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import receive
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
 
-# What every pickle of protocol 2 and later begins with. A parcel begins with its flags, which are less.
+# What every pickle of protocol 2 and later begins with. A payload begins with its flags, which are less.
 _STREAM = 0x80
 
 _wait_readable = kernel.wait_readable
@@ -101,7 +101,7 @@ def open_item(received: Received) -> Any:
     """Unpickle the one object of a message, and close its fds; an interrupted one can be read again.
 
     Raises:
-        ChannelBrokenError: The bytes are not a parcel.
+        ChannelBrokenError: The bytes are not a payload.
         RegionGoneError: Memory that it names did not arrive.
         OSError: The kernel refused a mapping or a lock.
         Exception: Whatever unpickling raises.
@@ -113,10 +113,10 @@ def open_item(received: Received) -> Any:
         if start := is_plain(data, 0):
             return _loads(memoryview(data)[start:])
     left = list(received.fds)
-    arrival, position = receive(data, 0, left)
+    incoming, position = receive(data, 0, left)
     if position != len(data) or left:
         raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(left)} fds too many")
-    value = arrival.open()
+    value = incoming.open()
     received.is_read = True
     received.close()
     return value

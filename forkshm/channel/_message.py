@@ -1,4 +1,4 @@
-"""A message: what it is about, a number, and parcels."""
+"""A message: what it is about, a number, and payloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm.errors import ChannelBrokenError
-from forkshm.pickler import Arrival, Parcel, open_plain, receive, skip
+from forkshm.pickler import Payload, ReceivedPayload, open_plain, receive, skip
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -29,7 +29,7 @@ __all__ = (
 
 _HEADER = struct.Struct("<3sBBB2xQQ")
 _MAGIC = b"fsm"
-#: Bytes before the parcels.
+#: Bytes before the payloads.
 HEADER_SIZE = _HEADER.size
 _VERSION = 1
 
@@ -37,26 +37,26 @@ _VERSION = 1
 class Kind(enum.IntEnum):
     """What a message is about."""
 
-    #: Parcels: function; (arguments, keyword arguments).
+    #: Payloads: function; (arguments, keyword arguments).
     CALL = 1
-    #: Parcels: function; list of single arguments.
+    #: Payloads: function; list of single arguments.
     MAP = 2
-    #: Parcels: function; list of argument tuples.
+    #: Payloads: function; list of argument tuples.
     STARMAP = 3
-    #: Parcel: what a task returned.
+    #: Payload: what a task returned.
     RESULT = 4
-    #: Parcels: what a task raised; the traceback as text.
+    #: Payloads: what a task raised; the traceback as text.
     ERROR = 5
-    #: Parcels: what the initializer raised; the traceback as text.
+    #: Payloads: what the initializer raised; the traceback as text.
     INITIALIZER_FAILED = 6
-    #: Parcels: function; (MAP or STARMAP, chunks). Each chunk is a task: the first has the
+    #: Payloads: function; (MAP or STARMAP, chunks). Each chunk is a task: the first has the
     #: message's number, the others the following.
     BATCH = 8
-    #: No parcels, but many small answers one after the other; see `Outbox` of the pool.
+    #: No payloads, but many small answers one after the other; see `ResultBatch` of the pool.
     ANSWERS = 9
-    #: No parcels, nothing to do: somebody should look up.
+    #: No payloads, nothing to do: somebody should look up.
     WAKE = 7
-    #: No parcels: a task was not begun, because it is marked as cancelled.
+    #: No payloads: a task was not begun, because it is marked as cancelled.
     CANCELLED = 10
 
 
@@ -64,49 +64,49 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Header(NamedTuple):
-    """What stands before the parcels of a message."""
+    """What stands before the payloads of a message."""
 
     kind: Kind
     #: Which task it is about.
     number: int
-    #: Of a task: those of one group have the same function parcel; 0 is no group. Of a
+    #: Of a task: those of one group have the same function payload; 0 is no group. Of a
     #: result: the nanoseconds that the task took.
     group: int
-    #: How many parcels follow.
-    parcels: int
+    #: How many payloads follow.
+    payloads: int
 
 
 class Message(NamedTuple):
-    """A received message, parcels not yet opened."""
+    """A received message, payloads not yet opened."""
 
     kind: Kind
     number: int
     #: As in `Header`.
     group: int
-    #: None stands for a function parcel that the receiver has from its group already.
-    parcels: list[Arrival | None]
+    #: None stands for a function payload that the receiver has from its group already.
+    payloads: list[ReceivedPayload | None]
 
 
-def write_message(kind: Kind, number: int, *parcels: Parcel, group: int = 0) -> tuple[bytes, Sequence[int]]:
+def write_message(kind: Kind, number: int, *payloads: Payload, group: int = 0) -> tuple[bytes, Sequence[int]]:
     """Return the bytes of a message, and the fds to send beside them."""
-    header = _HEADER.pack(_MAGIC, _VERSION, kind, len(parcels), number, group)
-    if len(parcels) == 1:
-        return header + parcels[0].data, parcels[0].fds
-    return header + b"".join([parcel.data for parcel in parcels]), [fd for parcel in parcels for fd in parcel.fds]
+    header = _HEADER.pack(_MAGIC, _VERSION, kind, len(payloads), number, group)
+    if len(payloads) == 1:
+        return header + payloads[0].data, payloads[0].fds
+    return header + b"".join([payload.data for payload in payloads]), [fd for payload in payloads for fd in payload.fds]
 
 
 def write_answers(content: bytes) -> bytes:
-    """Return the message that brings the content of an outbox."""
+    """Return the message that brings the content of a result batch."""
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
-def write_result(number: int, parcel: bytes, nanoseconds: int) -> bytes:
+def write_result(number: int, payload: bytes, nanoseconds: int) -> bytes:
     """Return the message that brings a plain result; the short way of `write_message`."""
-    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + parcel  # Kind.RESULT
+    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + payload  # Kind.RESULT
 
 
 def read_header(data: bytes) -> Header:
-    """Return the header of a message, without looking at its parcels.
+    """Return the header of a message, without looking at its payloads.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
@@ -121,14 +121,14 @@ def read_header(data: bytes) -> Header:
 
 
 def open_answer(data: bytes) -> Any:
-    """Unpickle the one plain parcel of a small answer.
+    """Unpickle the one plain payload of a small answer.
 
     Raises:
         LookupError: There is more to it: use `read_message`.
         Exception: Whatever unpickling raises.
     """
     if data[5] != 1:
-        raise LookupError("not one parcel")
+        raise LookupError("not one payload")
     return open_plain(data, _HEADER.size)
 
 
@@ -139,7 +139,7 @@ def read_message(
 
     If it is interrupted, the message can be read again.
 
-    The first parcel is passed over when the message's group is one of *known_groups*. With *keep*, what was read is
+    The first payload is passed over when the message's group is one of *known_groups*. With *keep*, what was read is
     kept in ``received.message``, for a signal handler that comes to the same message before it is dropped.
 
     Raises:
@@ -151,20 +151,20 @@ def read_message(
     try:
         kind, number, group, count = read_header(data) if header is None else header
         position = _HEADER.size
-        parcels: list[Arrival | None] = []
+        payloads: list[ReceivedPayload | None] = []
         for index in range(count):
             if index == 0 and group in known_groups:
                 position = skip(data, position, fds)
-                parcels.append(None)
+                payloads.append(None)
             else:
-                arrival, position = receive(data, position, fds)
-                parcels.append(arrival)
+                incoming, position = receive(data, position, fds)
+                payloads.append(incoming)
         if position != len(data) or fds:
             raise ChannelBrokenError(f"a message has {len(data) - position} bytes and {len(fds)} fds too many")
     except Exception:
         received.close()
         raise
-    message = Message(kind, number, group, parcels)
+    message = Message(kind, number, group, payloads)
     if keep:
         received.message = message  # before its fds are closed
     received.close()

@@ -29,15 +29,14 @@ import traceback
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
-from forkshm.pickler import Parcel, explain, known_to_children, pack, register
-from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pickler import Handle, Payload, ReceivedFd, explain, importable_in_children, pack, register
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
@@ -217,7 +216,7 @@ class Queue:
     def _ready(self, start_method: str | None = None) -> None:
         self._words = self._region.buf.cast("I")
         self._spin = Spin()
-        self._known = known_to_children(start_method)
+        self._importable = importable_in_children(start_method)
         self._closed = False
         self._has_put = False
         self._cancelled = False
@@ -227,9 +226,9 @@ class Queue:
 
     def _start_backlog(self) -> None:
         #: What was put and did not fit the kernel's buffer yet.
-        self._backlog: collections.deque[Parcel] = collections.deque()
+        self._backlog: collections.deque[Payload] = collections.deque()
         # Guards the order in which the backlog is sent; and the two below.
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._feeder: threading.Thread | None = None
         self._idle = threading.Condition(self._lock)
 
@@ -238,8 +237,8 @@ class Queue:
         backlog = self._backlog
         self._has_put = False
         self._start_backlog()
-        for parcel in backlog:
-            parcel.close()
+        for payload in backlog:
+            payload.close()
 
     def __del__(self) -> None:
         for name in ("_writer", "_reader", "_counters"):
@@ -294,9 +293,9 @@ class Queue:
             try:
                 stream = small_stream(obj)
                 if stream is None:
-                    self._put_parcel(pack(obj, known=self._known), block)
+                    self._put_payload(pack(obj, importable=self._importable), block)
                 elif self._backlog or not self._writer.send(stream, wait=False):
-                    self._send_later(Parcel(stream), patient=block)
+                    self._send_later(Payload(stream), patient=block)
             except BaseException:
                 self._note_not_put()
                 raise
@@ -304,20 +303,20 @@ class Queue:
             self._give_room()
             if not isinstance(error, Exception):
                 raise
-            explain(error, {"obj": obj}, self._known)
+            explain(error, {"obj": obj}, self._importable)
             prints = type(self)._on_queue_feeder_error is _prints
             if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
                 raise
             self._on_queue_feeder_error(error, obj)
 
-    def _put_parcel(self, parcel: Parcel, block: bool) -> None:
+    def _put_payload(self, payload: Payload, block: bool) -> None:
         try:
-            if self._backlog or not self._writer.send(parcel.data, parcel.fds, wait=False):
-                self._send_later(parcel, patient=block)
+            if self._backlog or not self._writer.send(payload.data, payload.fds, wait=False):
+                self._send_later(payload, patient=block)
             else:
-                parcel.close()
+                payload.close()
         except BaseException:
-            parcel.close()
+            payload.close()
             raise
 
     def put_nowait(self, obj: Any) -> None:
@@ -375,23 +374,23 @@ class Queue:
 
     # -- what the kernel has no room for ----------------------------------------------
 
-    def _send_later(self, parcel: Parcel, *, patient: bool) -> None:
+    def _send_later(self, payload: Payload, *, patient: bool) -> None:
         with self._lock:
             if patient and not self._backlog:
                 # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
                 # is cheaper than a thread.
                 kernel.wait_writable(self._writer, _PATIENCE_SECONDS)
             self._flush()
-            if not self._backlog and self._writer.send(parcel.data, parcel.fds, wait=False):
-                parcel.close()
+            if not self._backlog and self._writer.send(payload.data, payload.fds, wait=False):
+                payload.close()
                 return
-            parcel.park()
-            self._backlog.append(parcel)
+            payload.park()
+            self._backlog.append(payload)
             if self._feeder is None:
                 try:
                     self._start_feeder()
                 except BaseException:
-                    self._backlog.remove(parcel)
+                    self._backlog.remove(payload)
                     raise
 
     def _start_feeder(self) -> None:
@@ -404,10 +403,10 @@ class Queue:
         sent = 0
         backlog = self._backlog
         while backlog:
-            parcel = backlog[0]
+            payload = backlog[0]
             try:
-                parcel.unpark()
-                if not self._writer.send(parcel.data, parcel.fds, wait=False):
+                payload.unpark()
+                if not self._writer.send(payload.data, payload.fds, wait=False):
                     return sent
             except ChannelBrokenError:
                 # Nobody can receive any more: nobody misses it.

@@ -5,6 +5,56 @@ into them (`_tables`). A `RegionDescriptor` stands alone: it can go through any 
 and says so when its memory is gone.
 """
 
+from forkshm.descriptor._file import FileExtent, file_at
 from forkshm.descriptor._region import RegionDescriptor, describe
+from forkshm.descriptor._tables import (
+    BLOCK,
+    COPIED_IN,
+    HANDLE,
+    IDENTITY_SIZE,
+    INLINE,
+    LOOSE,
+    MANY_FILES,
+    READ_ONLY,
+    Bare,
+    BlockRef,
+    Head,
+    body_tables,
+    is_plain,
+    plain_body,
+    read_head,
+    read_one_region,
+    read_tables,
+    size_of_tables,
+    write_one_region,
+    write_plain,
+    write_tables,
+)
 
-__all__ = ("RegionDescriptor", "describe")
+__all__ = ["RegionDescriptor", "describe"]
+# For the other packages of forkshm.
+__all__ += [
+    "BLOCK",
+    "COPIED_IN",
+    "HANDLE",
+    "IDENTITY_SIZE",
+    "INLINE",
+    "LOOSE",
+    "MANY_FILES",
+    "READ_ONLY",
+    "Bare",
+    "BlockRef",
+    "FileExtent",
+    "Head",
+    "body_tables",
+    "file_at",
+    "is_plain",
+    "plain_body",
+    "read_head",
+    "read_one_region",
+    "read_tables",
+    "size_of_tables",
+    "write_one_region",
+    "write_plain",
+    "write_tables",
+]

@@ -8,7 +8,7 @@ import os
 
 from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
-from forkshm.region._mapped import MappedRegion, Mode, attach, map_refused, region_of
+from forkshm.region import MappedRegion, Mode, attach, map_refused, region_of
 
 __all__ = ("RegionDescriptor", "describe")
 

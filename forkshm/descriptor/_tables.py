@@ -1,6 +1,6 @@
-"""The tables at the head of a parcel: which bytes its buffers are, in wire form.
+"""The tables at the head of a payload: which bytes its buffers are, in wire form.
 
-A parcel is one pickled object on its way. Its buffers are *spans*: of the one block that
+A payload is one pickled object on its way. Its buffers are *spans*: of the one block that
 carries the copies, of small copies at the end of the message itself, of regions that both
 sides share, of blocks that came from elsewhere and are handed on, or no bytes at all but an fd. The fds come beside
 the message, the block's lease first, then the *files*: one for the regions of each memory object, and of each block
@@ -10,7 +10,7 @@ These are named tuples, and on the way of every array plain ones of the same for
 a frozen dataclass takes four times as long as a named tuple, and that ten times as long
 as a plain one.
 
-Everything is checked while it is read: a parcel that was cut or changed is refused, and
+Everything is checked while it is read: a payload that was cut or changed is refused, and
 never leads to a view of other memory than it names.
 """
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
-from forkshm.region._segment import Share
+from forkshm.region.blocks import Share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,20 +48,20 @@ __all__ = (
     "read_one_region",
     "read_tables",
     "size_of_tables",
-    "write",
     "write_one_region",
     "write_plain",
+    "write_tables",
 )
 
-#: ``Span.region`` of bytes that lie in the parcel's own block.
+#: ``Span.region`` of bytes that lie in the payload's own block.
 BLOCK = -1
 #: ``Span.region`` of bytes that lie at the end of the body.
 INLINE = -2
 #: Taken from either, or from `LOOSE`: the receiver may not write to them.
 READ_ONLY = 2
-#: ``Span.region`` of bytes in the parcel's own block that are copied out of it: they are too few to keep it.
+#: ``Span.region`` of bytes in the payload's own block that are copied out of it: they are too few to keep it.
 LOOSE = -5
-#: Less the number of a region: ``Span.region`` of bytes that were copied for this parcel, into a block of their own.
+#: Less the number of a region: ``Span.region`` of bytes that were copied for this payload, into a block of their own.
 COPIED_IN = -16
 
 # Flags, bytes inline, regions, spans, files, bytes of the body; offset and size of the block.
@@ -132,7 +132,7 @@ class Span(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The fixed part of a parcel."""
+    """The fixed part of a payload."""
 
     block: BlockRef | None
     body_in_block: bool
@@ -150,12 +150,12 @@ class Head(NamedTuple):
 
     @property
     def fds(self) -> int:
-        """How many fds belong to the parcel."""
+        """How many fds belong to the payload."""
         return (self.block is not None) + (self.regions if self.files < 0 else self.files)
 
 
 class Tables(NamedTuple):
-    """What a parcel's body says before its stream begins."""
+    """What a payload's body says before its stream begins."""
 
     regions: Sequence[tuple[int, int, Mode | Share | Bare]]
     spans: Sequence[tuple[int, int, int]]
@@ -188,7 +188,7 @@ def size_of_tables(regions: int, spans: int, identities: int) -> int:
     return regions * _REGION.size + spans * _SPAN.size + identities * _IDENTITY.size
 
 
-def write(head: Head) -> bytes:
+def write_tables(head: Head) -> bytes:
     """Return the wire form of a head."""
     block, files = head.block, head.regions if head.files < 0 else head.files
     known = (_HAS_IDENTITIES if head.identities else 0) | (_LARGE_BYTES if head.large_bytes else 0)
@@ -201,13 +201,13 @@ def write(head: Head) -> bytes:
 def read_one_region(
     data: bytes, position: int
 ) -> tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int] | None:
-    """Read a parcel of one region and one span: one array, shared or copied.
+    """Read a payload of one region and one span: one array, shared or copied.
 
-    Most parcels with tables are that, and the general way takes three times as long.
+    Most payloads with tables are that, and the general way takes three times as long.
 
     Returns:
         The region, the span, whose region is 0 or, for a copy, `BLOCK`, and where the
-        stream begins and ends; or None for another kind of parcel, and for one in which
+        stream begins and ends; or None for another kind of payload, and for one in which
         something is wrong.
     """
     if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
@@ -227,7 +227,7 @@ def read_one_region(
 def write_one_region(
     region: tuple[int, int, Mode | Share | Bare], span: tuple[int, int, int], stream_size: int
 ) -> bytes:
-    """Return the wire form of head and tables of a parcel of one region and one span of it; see `read_one_region`."""
+    """Return the wire form of head and tables of a payload of one region and one span of it; see `read_one_region`."""
     offset, size, mode = region
     head = _HEAD.pack(0, 0, 1, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
     return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], 0, *span)
@@ -239,7 +239,7 @@ def write_plain(body_size: int) -> bytes:
 
 
 def is_plain(data: bytes, position: int) -> int:
-    """Return where the stream begins, of a parcel that is nothing but a stream; else 0."""
+    """Return where the stream begins, of a payload that is nothing but a stream; else 0."""
     start = position + _HEAD.size
     return start if len(data) >= start and data[position : position + 12] == _PLAIN_START else 0
 
@@ -257,7 +257,7 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
     """Read a head; return it and where the body begins, unless that is in the block.
 
     Raises:
-        ChannelBrokenError: These bytes are not a parcel.
+        ChannelBrokenError: These bytes are not a payload.
     """
     try:
         flags, inline, regions, spans, files, body_size, offset, size = _HEAD.unpack_from(data, position)
@@ -295,7 +295,7 @@ def read_tables(head: Head, body: memoryview) -> Tables:
     """Read the tables at the start of *body*, which has ``head.body_size`` bytes.
 
     Raises:
-        ChannelBrokenError: They name memory that does not belong to the parcel.
+        ChannelBrokenError: They name memory that does not belong to the payload.
     """
     here = head.regions * _REGION.size
     regions, places = [], []
@@ -329,4 +329,4 @@ def read_tables(head: Head, body: memoryview) -> Tables:
 
 
 def _broken(what: str) -> ChannelBrokenError:
-    return ChannelBrokenError(f"received a parcel that forkshm did not send, or only part of one: {what}")
+    return ChannelBrokenError(f"received a payload that forkshm did not send, or only part of one: {what}")

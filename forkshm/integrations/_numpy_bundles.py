@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forkshm.integrations._numpy_memory import has_born
-from forkshm.pickler._reducers import MIN_BUNDLE, register, register_bundler, register_simple
-from forkshm.region._segment import claim_at
-from forkshm.region._table import mapping_at
+from forkshm.integrations.numpy_memory import has_born
+from forkshm.pickler import MIN_BUNDLE, register, register_bundler, register_simple
+from forkshm.region import mapping_at
+from forkshm.region.blocks import claim_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
 from forkshm.context import get_start_method
-from forkshm.doors import Executor
-from forkshm.doors._futures import Future
 from forkshm.errors import MissingDependencyError, PoolClosedError
+from forkshm.executor import Executor, Future
 from forkshm.pickler import RecentCopies
-from forkshm.pool._progress import Bar, no_bar, open_bar
-from forkshm.pool._tasks import Function
+from forkshm.pool import PickledCallable
+from forkshm.pool.observe import Bar, no_bar, open_bar
 
 try:
     import joblib.parallel as _joblib
@@ -237,7 +236,7 @@ class _Call:
         self._executor = executor
         self._n_tasks = n_tasks
         self._copies = RecentCopies(spare=4 * n_jobs)
-        self._function: Function | None = None
+        self._function: PickledCallable | None = None
         self._futures: set[Future[Any]] = set()
 
     def open_bar(self, progress: bool | str) -> None:
@@ -249,8 +248,8 @@ class _Call:
         function = self._function
         if function is None:
             packer = work.pool()._dispatcher.packer
-            function = self._function = Function(packer, _run, for_many=True, repeats=self._copies)
-        self._copies.next_parcel()
+            function = self._function = PickledCallable(packer, _run, for_many=True, repeats=self._copies)
+        self._copies.next_payload()
         future: Future[Any] = Future(work)
         self._futures.add(future)
         try:

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forkshm.backend import kernel
-from forkshm.integrations._numpy_memory import shared_allocations
-from forkshm.pickler._files import Snapshot, can_be_sent
-from forkshm.pickler._foreign import Passage, register_foreign, send_region, take_region
-from forkshm.pickler._policy import OUT_OF_BAND
-from forkshm.pickler._reducers import register, register_family, register_simple
-from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
-from forkshm.region._mapped import region_at
-from forkshm.region._segment import Share, claim_at
-from forkshm.region._table import mapping_at
+from forkshm.integrations.numpy_memory import shared_allocations
+from forkshm.pickler import (
+    OUT_OF_BAND,
+    Passage,
+    Snapshot,
+    can_be_sent,
+    register,
+    register_family,
+    register_foreign,
+    register_simple,
+    send_region,
+    take_region,
+)
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory, mapping_at, region_at
+from forkshm.region.blocks import Share, claim_at
 
 try:
     from numpy.lib.array_utils import byte_bounds
@@ -384,7 +390,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     if not is_shared_type and is_simple(array):
         # As NumPy would, in a third of the time: most of its own goes into the dtype.
         strides = None if flags.c_contiguous else array.strides
-        buffer = pickle.PickleBuffer(array) if flags.writeable else _window(array)  # type: ignore[arg-type]  # as above
+        buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
         return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
         # By the protocol that has no buffers: what comes of one is as read-only as this one is.
@@ -396,7 +402,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     # A plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
-        return rebuild_array, (_window(array), named, array.shape, array.strides, 0, is_shared_type)
+        return rebuild_array, (_exporter(array), named, array.shape, array.strides, 0, is_shared_type)
     if not shared and 0 in array.strides and (core := _seen_once(array)) is not array:
         return rebuild_broadcast, (core, array.shape)
     # All bytes between the first and the last element, which may come before the first
@@ -408,14 +414,14 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         if array.nbytes < OUT_OF_BAND:
             return NotImplemented
         packed = np.ascontiguousarray(array)
-        return rebuild_array, (_window(packed), named, packed.shape, packed.strides, 0, False)
+        return rebuild_array, (_exporter(packed), named, packed.shape, packed.strides, 0, False)
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
     first, last = byte_bounds(owner)
     if low < first or high > last:
         return NotImplemented  # as_strided beyond the memory: let NumPy say what it thinks
-    layout = _window(array, low, high - low), named, array.shape, array.strides, address - low
+    layout = _exporter(array, low, high - low), named, array.shape, array.strides, address - low
     if not shared and high - low < array.nbytes:
         return rebuild_overlapping, layout
     return rebuild_array, (*layout, is_shared_type)
@@ -509,7 +515,7 @@ _GAPS = 2
 _SPREAD_OUT = 2**30
 
 
-class _Window:
+class _Exporter:
     """The bytes around a view, for NumPy to make an array of."""
 
     def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int, *, writable: bool) -> None:
@@ -522,7 +528,7 @@ class _Window:
         }
 
 
-def _window(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> pickle.PickleBuffer:
+def _exporter(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> pickle.PickleBuffer:
     """Return the bytes of a contiguous array, or those at an address, as a buffer.
 
     It is writable, which is how it arrives, unless the memory is shared and the array is for reading: nobody writes
@@ -530,7 +536,7 @@ def _window(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> p
     """
     address = address or array.__array_interface__["data"][0]
     writable = array.flags.writeable or not _shares_writes(address)
-    made = np.asarray(_Window(array, address, nbytes or array.nbytes, writable=writable))
+    made = np.asarray(_Exporter(array, address, nbytes or array.nbytes, writable=writable))
     return pickle.PickleBuffer(made)  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
 
 

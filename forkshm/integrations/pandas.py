@@ -15,7 +15,7 @@ import numpy as np
 import pandas.core.internals.blocks as blocks
 
 from forkshm.integrations.numpy import is_shared
-from forkshm.pickler._reducers import register
+from forkshm.pickler import register
 
 try:
     from pandas._libs.internals import _unpickle_block

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from forkshm.backend import kernel
-from forkshm.pickler._reducers import register, register_family
-from forkshm.region._segment import Share, claim_at
-from forkshm.region._table import mapping_at
+from forkshm.pickler import register, register_family
+from forkshm.region import mapping_at
+from forkshm.region.blocks import Share, claim_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forkshm.integrations import numpy as _  # noqa: F401 - registers how arrays cross
-from forkshm.pickler._handles import Handle, ReceivedFd
-from forkshm.pickler._reducers import register
-from forkshm.region._table import mapping_at
+from forkshm.pickler import Handle, ReceivedFd, register
+from forkshm.region import mapping_at
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,45 +1,61 @@
-"""Layer 3 of 6. Takes objects, hands on parcels: payload and descriptors; and back.
+"""Layer 3 of 6. Takes objects, hands on payloads: payload and descriptors; and back.
 
-`pack` makes a `Parcel`, `receive` an `Arrival`. Which buffers are copied and which cross
+`pack` makes a `Payload`, `receive` an `ReceivedPayload`. Which buffers are copied and which cross
 as descriptors is decided in `_policy`.
 """
 
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._collect import RecentCopies
-from forkshm.pickler._culprit import explain
-from forkshm.pickler._foreign import forget_received
-from forkshm.pickler._names import Known, known_after_import, known_now, known_to_children, register_named
+from forkshm.pickler._files import Snapshot, can_be_sent
+from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
+from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pickler._names import (
+    ImportableNames,
+    importable_after_import,
+    importable_in_children,
+    importable_now,
+    register_named,
+)
 from forkshm.pickler._pack import (
-    Packing,
-    Parcel,
+    Payload,
+    PendingPayload,
     Repeats,
     begin,
     is_name,
     pack,
     pack_by_name,
     still_by_name,
-    tiny_parcel,
+    tiny_payload,
 )
-from forkshm.pickler._reducers import register, register_lazy
+from forkshm.pickler._policy import OUT_OF_BAND
+from forkshm.pickler._reducers import (
+    MIN_BUNDLE,
+    register,
+    register_bundler,
+    register_family,
+    register_lazy,
+    register_simple,
+)
 from forkshm.pickler._repeat import mark, repeated
-from forkshm.pickler._unpack import Arrival, open_plain, plain_pair, receive, skip
+from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
+from forkshm.pickler._unpicklable import explain
 from forkshm.pickler._view import View, view
 
-__all__ = (
-    "Arrival",
-    "Known",
-    "Packing",
-    "Parcel",
+__all__ = [
+    "ImportableNames",
+    "Payload",
+    "PendingPayload",
+    "ReceivedPayload",
     "RecentCopies",
     "Repeats",
     "View",
     "begin",
     "explain",
     "forget_received",
+    "importable_after_import",
+    "importable_in_children",
+    "importable_now",
     "is_name",
-    "known_after_import",
-    "known_now",
-    "known_to_children",
     "mark",
     "open_plain",
     "pack",
@@ -52,6 +68,22 @@ __all__ = (
     "repeated",
     "skip",
     "still_by_name",
-    "tiny_parcel",
+    "tiny_payload",
     "view",
-)
+]
+# For the other packages of forkshm.
+__all__ += [
+    "MIN_BUNDLE",
+    "OUT_OF_BAND",
+    "Handle",
+    "Passage",
+    "ReceivedFd",
+    "Snapshot",
+    "can_be_sent",
+    "register_bundler",
+    "register_family",
+    "register_foreign",
+    "register_simple",
+    "send_region",
+    "take_region",
+]

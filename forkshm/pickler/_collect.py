@@ -14,21 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._file import file_at
-from forkshm.descriptor._tables import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare
+from forkshm.descriptor import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare, file_at
 from forkshm.errors import RegionAccessError
 from forkshm.pickler._handles import Handle
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS, OUT_OF_BAND
-from forkshm.region._arena import arena
-from forkshm.region._mapped import map_refused
-from forkshm.region._segment import Share, claim_at
-from forkshm.region._table import Mapping, Mode, mapping_at, round_up
+from forkshm.region import Mapping, Mode, map_refused, mapping_at, round_up
+from forkshm.region.blocks import Share, arena, claim_at
 
 if TYPE_CHECKING:
     import pickle
 
-    from forkshm.region._arena import Block
-    from forkshm.region._segment import Claim, Lease
+    from forkshm.region.blocks import Block, Claim, Lease
 
 __all__ = ("Collector", "Copies", "RecentCopies", "Repeats", "fill", "room_for")
 
@@ -90,7 +86,7 @@ def _was_written(address: int, nbytes: int) -> bool:
 
 
 class Repeats:
-    """Copies that several parcels of one call have in common; close them when it has ended."""
+    """Copies that several payloads of one call have in common; close them when it has ended."""
 
     #: Buffers of this many bytes and more are looked up in `lend_equal`, whatever object they belong to.
     least = sys.maxsize
@@ -125,34 +121,34 @@ class Repeats:
 
 
 class RecentCopies(Repeats):
-    """Copies of large buffers, which later parcels use again while the bytes are the same.
+    """Copies of large buffers, which later payloads use again while the bytes are the same.
 
     A copy is found by the address that it was made from, and compared with what is there now. So it does not matter
     whether the memory was written to meanwhile, or was freed and belongs to another object.
 
     Args:
-        least: Smaller buffers are copied for each parcel.
-        spare: A copy is dropped when so many parcels in a row had no use for it.
+        least: Smaller buffers are copied for each payload.
+        spare: A copy is dropped when so many payloads in a row had no use for it.
     """
 
     def __init__(self, *, least: int = 2**20, spare: int = 8) -> None:
         super().__init__()
         self.least = least
         self._spare = spare
-        self._parcels = 0
+        self._payloads = 0
         self._copies: dict[tuple[int, int], _RecentCopy] = {}
 
-    def next_parcel(self) -> None:
-        """Count a parcel, and drop the copies that have not been used for long."""
-        self._parcels += 1
+    def next_payload(self) -> None:
+        """Count a payload, and drop the copies that have not been used for long."""
+        self._payloads += 1
         for key, copy in list(self._copies.items()):
-            if self._parcels - copy.used_by > self._spare:
+            if self._payloads - copy.used_by > self._spare:
                 self._copies.pop(key, None)
 
     def lend_equal(self, address: int, nbytes: int) -> tuple[Lease, tuple[int, int, Share], bool]:
         copy = self._copies.get((address, nbytes))
         if copy is not None and kernel.is_same_memory(copy.block.address, address, nbytes):
-            copy.used_by = self._parcels
+            copy.used_by = self._payloads
             return copy.lease, (copy.block.offset, copy.block.size, Share.private), False
         block = room_for(nbytes)
         try:
@@ -160,8 +156,8 @@ class RecentCopies(Repeats):
         except BaseException:
             arena.free(block)
             raise
-        # Parcels hold the lease themselves, so one that is replaced here is closed with the last of them.
-        copy = self._copies[address, nbytes] = _RecentCopy(block, arena.lend(block), self._parcels)
+        # Payloads hold the lease themselves, so one that is replaced here is closed with the last of them.
+        copy = self._copies[address, nbytes] = _RecentCopy(block, arena.lend(block), self._payloads)
         return copy.lease, (block.offset, block.size, Share.private), True
 
     def close(self) -> None:
@@ -173,7 +169,7 @@ class RecentCopies(Repeats):
 class _RecentCopy:
     block: Block
     lease: Lease
-    #: The number of the last parcel that used it.
+    #: The number of the last payload that used it.
     used_by: int
 
 
@@ -195,7 +191,7 @@ class Copies(NamedTuple):
     block_size: int
     inline: list[tuple[int, int, int]]
     inline_size: int
-    #: What has blocks of its own, beside the parcel's.
+    #: What has blocks of its own, beside the payload's.
     groups: list[Group]
     #: Bytes that go into blocks, each counted once.
     copied: int
@@ -208,7 +204,7 @@ class Collector:
         #: Region, offset and bytes of each buffer; what is copied has its place since `place`.
         self.spans: list[tuple[int, int, int]] = []
         #: Of each region: offset, size, mode; of a block that is handed on, what it is to the
-        #: receiver is known only when the parcel is made.
+        #: receiver is known only when the payload is made.
         self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
         #: Of each region, by which of the fds it is: those of one memory object need one.
         self.places: list[int] = []
@@ -219,13 +215,13 @@ class Collector:
         self.shared = 0
         #: Whether there is one object with buffers, so that nothing else can be a view of them.
         self.is_alone = False
-        #: Bytes that were copied already, for other parcels as well.
+        #: Bytes that were copied already, for other payloads as well.
         self.copied = 0
         #: Windows: their regions stay mapped.
         self.keep: list[Any] = []
         #: Of what is to be copied, in the order of `copies`.
         self.views: list[Any] = []
-        #: Leases of ours, to be closed with the parcel.
+        #: Leases of ours, to be closed with the payload.
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
         # Views of blocks that came from elsewhere: whether those are handed on is decided when all are known.
@@ -251,11 +247,11 @@ class Collector:
         self._modes.pop()
 
     def begin_repeat(self, thing: Any) -> None:
-        """Know that other parcels hold this, too."""
+        """Know that other payloads hold this, too."""
         self._repeated = [id(thing), 0]
 
     def end_repeat(self) -> None:
-        """Know that what follows is in this parcel only."""
+        """Know that what follows is in this payload only."""
         self._repeated = None
 
     # -- buffers ----------------------------------------------------------------------
@@ -363,12 +359,12 @@ class Collector:
                         errno.EACCES, f"cannot send {mapping.size:,} bytes read_write: the region is {mode} to others"
                     )
                 mode = asked
-            window = mapping.window() if mapping.window is not None else None
-            if window is None:
+            exporter = mapping.exporter() if mapping.exporter is not None else None
+            if exporter is None:
                 return -1
             known = self._indices[id(mapping), asked] = len(self.refs)
             self._add((mapping.offset, mapping.size, mode), mapping.fd, mapping.identity)
-            self.keep.append(window)
+            self.keep.append(exporter)
         return known
 
     def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
@@ -445,7 +441,7 @@ class Collector:
         return known
 
     def give_up(self) -> None:
-        """Let go of everything: there will be no parcel, and the traceback that says why keeps this alive."""
+        """Let go of everything: there will be no payload, and the traceback that says why keeps this alive."""
         for lease in self.leases:
             lease.close()
         for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self._of_blocks):
@@ -466,7 +462,7 @@ class Collector:
             start: First byte of the block that is free.
             inline: Small ones may go into the message.
             alone: Large ones that one view may keep, but not all of them, go into blocks of their own; otherwise all
-                go into the parcel's.
+                go into the payload's.
         """
         block: list[tuple[int, int, int]] = []
         small: list[tuple[int, int, int]] = []
@@ -491,7 +487,7 @@ class Collector:
                 self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
         groups = _grouped(large) if alone and large else []
         if len(groups) == 1 and not start and not groups[0].is_for_reading:
-            groups = []  # the parcel's own block does as well
+            groups = []  # the payload's own block does as well
         if groups:
             large = [part for part in large if len({member[3] for member in part[2]}) > 1]
             copied += sum(nbytes for group in groups for _, nbytes, _ in group.ranges)
@@ -518,7 +514,7 @@ class Collector:
         del self.refs[refs:], self.places[refs:], self.fds[fds:], self.objects[fds:], self.leases[leases:]
 
     def move_block(self, by: int) -> None:
-        """Let all that is in the parcel's block lie so many bytes further back."""
+        """Let all that is in the payload's block lie so many bytes further back."""
         in_block = (BLOCK, BLOCK - READ_ONLY, LOOSE, LOOSE - READ_ONLY)
         self.spans = [
             (region, where + by, nbytes) if region in in_block else (region, where, nbytes)

@@ -11,7 +11,7 @@ import pickle
 from typing import Any
 
 from forkshm.backend import kernel
-from forkshm.descriptor._file import FileExtent, file_at
+from forkshm.descriptor import FileExtent, file_at
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_simple
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing.reduction
-import threading
 from typing import Any
 
-from forkshm import _multiprocess, _system
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import Identity, kernel
 from forkshm.descriptor import RegionDescriptor, describe
 from forkshm.errors import NotPicklableError
@@ -57,7 +56,7 @@ class _Outstanding:
 
     def __init__(self) -> None:
         # Taken by the feeder threads of the standard library, too.
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._held: dict[Identity, _Held] = {}
         # By the number of the receipt: the signature that it waits for, and for what.
         self._waiting: dict[int, tuple[int, Identity]] = {}

@@ -125,7 +125,7 @@ def with_large_text(thing: Any, parts: Sequence[Any]) -> Any:
 
 def reduce_text(text: Text) -> Any:
     """Send the characters as a buffer."""
-    window = kernel.window(kernel.text_address(text.value), len(text.value))
+    window = kernel.buffer_at(kernel.text_address(text.value), len(text.value))
     window.stands_for = text.value  # for as long as the buffer lives
     return rebuild_text, (pickle.PickleBuffer(memoryview(window).toreadonly()),)
 

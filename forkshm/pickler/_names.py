@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = (
-    "NOTHING_KNOWN",
+    "NO_NAMES",
     "GlobalsOfMain",
-    "Known",
+    "ImportableNames",
     "changed_globals",
-    "is_known",
+    "importable_after_import",
+    "importable_in_children",
+    "importable_now",
+    "is_importable",
     "is_unchanged",
-    "known_after_import",
-    "known_now",
-    "known_to_children",
     "register_named",
 )
 
 #: Functions and classes by their id; the objects are kept, so that no id is used again.
-Known = dict[int, Any]
+ImportableNames = dict[int, Any]
 
-NOTHING_KNOWN: Known = {}
+NO_NAMES: ImportableNames = {}
 
 
 class _AtFork(dict[int, Any]):
@@ -107,20 +107,20 @@ def register_named(kind: type) -> None:
     named_kinds = (*named_kinds, kind)
 
 
-def known_now() -> Known:
+def importable_now() -> ImportableNames:
     """Return what a process forked now is going to have."""
     main = sys.modules.get("__main__")
     return _AtFork(dict(vars(main)) if main is not None else {})
 
 
-def known_to_children(start_method: str | None = None) -> Known:
+def importable_in_children(start_method: str | None = None) -> ImportableNames:
     """Return what a process started now is going to have; by default, started as is the default."""
     if start_method is None:
         start_method = _multiprocess.default_context.get_start_method(allow_none=True)
-    return known_now() if start_method in (None, "fork") else known_after_import()
+    return importable_now() if start_method in (None, "fork") else importable_after_import()
 
 
-def known_after_import() -> Known:
+def importable_after_import() -> ImportableNames:
     """Return what a process is going to have that imports ``__main__`` anew, as spawned ones do.
 
     That is what the program defines outside of ``if __name__ == "__main__"``. A notebook or
@@ -129,11 +129,11 @@ def known_after_import() -> Known:
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if main is None or path is None or hasattr(sys, "ps1"):
-        return NOTHING_KNOWN
+        return NO_NAMES
     # The __main__.py of a package, a directory or a zip archive is not imported either: multiprocess leaves it out.
     name = getattr(main.__spec__, "name", None) or ""
     if name == "__main__" or name.endswith(".__main__"):
-        return NOTHING_KNOWN
+        return NO_NAMES
     names = _defined_in(path)
     return _AfterImport({name: thing for name, thing in list(vars(main).items()) if name in names})
 
@@ -157,16 +157,16 @@ def _definitions(body: list[ast.stmt]) -> Iterator[str]:
             yield from _definitions(statement.body)
 
 
-def is_known(thing: Any, known: Known) -> bool:
+def is_importable(thing: Any, importable: ImportableNames) -> bool:
     """Tell whether the name of a function or class of ``__main__`` means the same there."""
     if thing.__module__ != "__main__":
         return False
-    if id(thing) in known and "." not in thing.__qualname__:
+    if id(thing) in importable and "." not in thing.__qualname__:
         return getattr(sys.modules["__main__"], thing.__qualname__, None) is thing
     found: Any = sys.modules["__main__"]
     for level, name in enumerate(thing.__qualname__.split(".")):
         found = getattr(found, name, None)
-        if level == 0 and id(found) not in known:
+        if level == 0 and id(found) not in importable:
             return False
     return found is thing
 
@@ -174,21 +174,21 @@ def is_known(thing: Any, known: Known) -> bool:
 _MISSING = object()
 
 
-def _was_bound_anew(name: str, value: Any, known: _AtFork) -> bool:
-    then = known.names.get(name, _MISSING)
-    if then is _MISSING and isinstance(known, _AfterImport):
+def _was_bound_anew(name: str, value: Any, importable: _AtFork) -> bool:
+    then = importable.names.get(name, _MISSING)
+    if then is _MISSING and isinstance(importable, _AfterImport):
         return False
     return not _is_same(then, value)
 
 
-def is_unchanged(function: FunctionType, known: Known) -> bool:
+def is_unchanged(function: FunctionType, importable: ImportableNames) -> bool:
     """Return whether a function that crosses by name uses the same globals there as it does here.
 
     A global that was bound to something else since the fork (the cell of a notebook was run again, a parameter was
     set) is not what the child has under that name. The functions of ``__main__`` that the function calls are looked
     at as well. A value that was changed in place is not noticed.
     """
-    if not isinstance(known, _AtFork) or known.pid != os.getpid():
+    if not isinstance(importable, _AtFork) or importable.pid != os.getpid():
         return True  # nobody knows what the names were bound to; in a child they are what its own code made of them
     main = vars(sys.modules["__main__"])
     functions = [function]
@@ -197,22 +197,22 @@ def is_unchanged(function: FunctionType, known: Known) -> bool:
             value = main.get(name, _MISSING)
             if value is _MISSING:
                 continue
-            if _was_bound_anew(name, value, known):
+            if _was_bound_anew(name, value, importable):
                 return False
             if type(value) is FunctionType and value.__module__ == "__main__" and value not in functions:
                 functions.append(value)
     return True
 
 
-def changed_globals(known: Known) -> Callable[[str, Any], bool]:
+def changed_globals(importable: ImportableNames) -> Callable[[str, Any], bool]:
     """Return a function that tells of a global name of ``__main__`` whether it was bound anew since the fork."""
-    if not isinstance(known, _AtFork):
+    if not isinstance(importable, _AtFork):
         return lambda *_: True
 
     def is_changed(name: str, value: Any) -> bool:
-        if _was_bound_anew(name, value, known):
+        if _was_bound_anew(name, value, importable):
             return True
-        return type(value) is FunctionType and value.__module__ == "__main__" and not is_unchanged(value, known)
+        return type(value) is FunctionType and value.__module__ == "__main__" and not is_unchanged(value, importable)
 
     return is_changed
 

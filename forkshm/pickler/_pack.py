@@ -1,4 +1,4 @@
-"""Objects to parcels."""
+"""Objects to payloads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import cloudpickle
 
 from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import (
+from forkshm.descriptor import (
     BLOCK,
     IDENTITY_SIZE,
     BlockRef,
     Head,
     body_tables,
     size_of_tables,
-    write,
     write_one_region,
     write_plain,
+    write_tables,
 )
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
@@ -31,11 +31,11 @@ from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, ro
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._large import Text, has_large_bytes, is_large_text, with_large_text
 from forkshm.pickler._names import (
-    NOTHING_KNOWN,
+    NO_NAMES,
     GlobalsOfMain,
-    Known,
+    ImportableNames,
     changed_globals,
-    is_known,
+    is_importable,
     is_unchanged,
 )
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
@@ -50,16 +50,25 @@ from forkshm.pickler._reducers import (
 )
 from forkshm.pickler._repeat import Repeat
 from forkshm.pickler._view import Begin, End, View, second
-from forkshm.region._arena import arena
-from forkshm.region._segment import Share
-from forkshm.region._table import round_up
+from forkshm.region import round_up
+from forkshm.region.blocks import Share, arena
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from forkshm.region._segment import Lease
+    from forkshm.region.blocks import Lease
 
-__all__ = ("Packing", "Parcel", "Repeats", "begin", "is_name", "pack", "pack_by_name", "still_by_name", "tiny_parcel")
+__all__ = (
+    "Payload",
+    "PendingPayload",
+    "Repeats",
+    "begin",
+    "is_name",
+    "pack",
+    "pack_by_name",
+    "still_by_name",
+    "tiny_payload",
+)
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -67,7 +76,7 @@ _PLAIN = frozenset({int, float, bool, type(None), complex})
 _PLAIN_OR_TEXT = _PLAIN | {str, bytes}
 
 
-class Parcel:
+class Payload:
     """One object, ready to be sent any number of times; close it when it has been.
 
     Attributes:
@@ -88,8 +97,8 @@ class Parcel:
         self.copied = 0
         self.shared = 0
 
-    def finish(self, *, for_many: bool = False) -> Parcel:
-        """Return the parcel, which is ready; see `Packing.finish`."""
+    def finish(self, *, for_many: bool = False) -> Payload:
+        """Return the payload, which is ready; see `PendingPayload.finish`."""
         return self
 
     def park(self) -> None:
@@ -176,7 +185,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
-    known: Known = NOTHING_KNOWN
+    importable: ImportableNames = NO_NAMES
     collector: Collector
     #: Whether what is pickled is an exception that another one names: that one knows all of them.
     in_chain = False
@@ -186,15 +195,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if kind is FunctionType:
             if thing.__module__ in _BY_NAME:
                 return NotImplemented
-            if is_known(thing, self.known):
+            if is_importable(thing, self.importable):
                 # By name: pickle's own way, in a tenth of the time that cloudpickle
                 # takes to find that out, or where it would send a copy.
-                return NotImplemented if is_unchanged(thing, self.known) else self._with_changed_globals(thing)
+                return NotImplemented if is_unchanged(thing, self.importable) else self._with_changed_globals(thing)
         elif isinstance(thing, type):
-            if is_known(thing, self.known):
+            if is_importable(thing, self.importable):
                 return NotImplemented
             return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
-        elif kind in _names.named_kinds and is_known(thing, self.known):
+        elif kind in _names.named_kinds and is_importable(thing, self.importable):
             return thing.__qualname__
         reduce = find(kind)
         if reduce is not None:
@@ -208,7 +217,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def _dump_of_chain(self, error: BaseException) -> bytes:
         file = io.BytesIO()
         pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
-        pickler.known = self.known
+        pickler.importable = self.importable
         pickler.collector = Collector()
         pickler.in_chain = True
         pickler.dump(error)
@@ -217,7 +226,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def _with_changed_globals(self, function: FunctionType) -> Any:
         # By value, with the globals that were bound anew; for the others it looks where it would by its name.
         parts: Any = super().reducer_override(function)
-        is_changed = changed_globals(self.known)
+        is_changed = changed_globals(self.importable)
         state = parts[2][1]
         sent = {
             name: value
@@ -231,7 +240,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if isinstance(value, (FunctionType, type)):
             return True
         trial = _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
-        trial.known = self.known
+        trial.importable = self.importable
         trial.collector = Collector()
         try:
             trial.dump(value)
@@ -270,27 +279,31 @@ class _EndRepeat:
 _MARKS = frozenset({View, Repeat, Begin, End, _BeginRepeat, _EndRepeat})
 
 
-def pack(thing: Any, *, for_many: bool = False, known: Known = NOTHING_KNOWN, repeats: Repeats | None = None) -> Parcel:
+def pack(
+    thing: Any, *, for_many: bool = False, importable: ImportableNames = NO_NAMES, repeats: Repeats | None = None
+) -> Payload:
     """Pickle *thing*; copy its large buffers, once, into one block of the arena.
 
     Args:
         thing: Anything that cloudpickle can pickle. Buffers inside shared memory cross
             as descriptors, and so do copies that arrived from others.
-        for_many: The parcel goes to more than one receiver: each maps the copies
+        for_many: The payload goes to more than one receiver: each maps the copies
             copy-on-write, so that none sees another's writes.
-        known: What of ``__main__`` the receivers have, and so crosses by name.
-        repeats: Copies that other parcels have in common with this one.
+        importable: What of ``__main__`` the receivers have, and so crosses by name.
+        repeats: Copies that other payloads have in common with this one.
 
     Raises:
         OSError: The kernel has no memory or fds for the copies.
         RegionAccessError: See `view`.
         Exception: Whatever pickling the object raises.
     """
-    return begin(thing, known=known, repeats=repeats).finish(for_many=for_many)
+    return begin(thing, importable=importable, repeats=repeats).finish(for_many=for_many)
 
 
-def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None = None) -> Packing | Parcel:
-    """Pickle *thing*, and leave the rest of `pack` to `Packing.finish`.
+def begin(
+    thing: Any, *, importable: ImportableNames = NO_NAMES, repeats: Repeats | None = None
+) -> PendingPayload | Payload:
+    """Pickle *thing*, and leave the rest of `pack` to `PendingPayload.finish`.
 
     Who has no more use for *thing* drops it in between. Then memory that came from
     elsewhere is the receiver's alone, and need not be mapped copy-on-write.
@@ -308,7 +321,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     ):
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if len(stream) <= INLINE_LIMIT:
-            return Parcel(write_plain(len(stream)) + stream)
+            return Payload(write_plain(len(stream)) + stream)
     if (
         kinds is not None
         and str in kinds
@@ -328,7 +341,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
                 in_stream = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL)
                 in_stream.dispatch_table = _reducers.in_stream_table
                 in_stream.dump(thing)
-                return Packing(sink, collector)
+                return PendingPayload(sink, collector)
             if bundled is not False:
                 thing = bundled
                 parts = _parts(thing)
@@ -342,7 +355,7 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
             simple.dump(thing)
         else:
             pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
-            pickler.known = known
+            pickler.importable = importable
             pickler.collector = collector
             try:
                 pickler.dump(thing)
@@ -353,11 +366,11 @@ def begin(thing: Any, *, known: Known = NOTHING_KNOWN, repeats: Repeats | None =
     except BaseException:
         collector.give_up()
         raise
-    return Packing(sink, collector)
+    return PendingPayload(sink, collector)
 
 
-def tiny_parcel(thing: Any) -> bytes | None:
-    """Return the bytes of the parcel of a number or short text, or of a list of one; None for all else.
+def tiny_payload(thing: Any) -> bytes | None:
+    """Return the bytes of the payload of a number or short text, or of a list of one; None for all else.
 
     The short way of `pack` for what tiny tasks return.
     """
@@ -369,7 +382,7 @@ def tiny_parcel(thing: Any) -> bytes | None:
     return write_plain(len(stream)) + stream if len(stream) < _TINY else None
 
 
-#: Bytes of what `tiny_parcel` is for.
+#: Bytes of what `tiny_payload` is for.
 _TINY = 2048
 
 
@@ -446,7 +459,7 @@ def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
     return kind(new_args) if args is thing else new_args[0]
 
 
-class Packing:
+class PendingPayload:
     """An object that is pickled, and not yet copied."""
 
     __slots__ = ("_collector", "_sink")
@@ -455,34 +468,34 @@ class Packing:
         self._sink = sink
         self._collector = collector
 
-    def finish(self, *, for_many: bool = False) -> Parcel:
-        """Copy what has to be, and return the parcel. Call it once."""
+    def finish(self, *, for_many: bool = False) -> Payload:
+        """Copy what has to be, and return the payload. Call it once."""
         sink, collector = self._sink, self._collector
         if not collector.spans and sink.size <= INLINE_LIMIT:
-            return Parcel(b"".join([write_plain(sink.size), *sink.pieces]))
+            return Payload(b"".join([write_plain(sink.size), *sink.pieces]))
         try:
             collector.settle(for_many=for_many)
             if len(collector.refs) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
                 head_and_tables = write_one_region(collector.refs[0], collector.spans[0], sink.size)
-                parcel = Parcel(
+                payload = Payload(
                     b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
                 )
             elif len(collector.copies) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
-                parcel = _copy_one(sink, collector, for_many=for_many)
+                payload = _copy_one(sink, collector, for_many=for_many)
             else:
-                parcel = _assemble(sink, collector, for_many=for_many)
+                payload = _assemble(sink, collector, for_many=for_many)
         except BaseException:
             for lease in collector.leases:
                 lease.close()
             raise
-        parcel.copied += collector.copied
-        parcel.shared = collector.shared
-        ledger.bytes_copied += parcel.copied
-        ledger.bytes_shared += parcel.shared
-        return parcel
+        payload.copied += collector.copied
+        payload.shared = collector.shared
+        ledger.bytes_copied += payload.copied
+        ledger.bytes_shared += payload.shared
+        return payload
 
 
-def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:
     """The short way of `_assemble` for one buffer: most arrays are sent so."""
     address, nbytes, _, for_reading = collector.copies[0]
     if nbytes < OUT_OF_BAND or for_reading:
@@ -496,16 +509,16 @@ def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
     lease = arena.lend(block)
     collector.leases.append(lease)
     ref = block.offset, block.size, Share.private if for_many else Share.exclusive
-    parcel = Parcel(
+    payload = Payload(
         b"".join([write_one_region(ref, (BLOCK, 0, nbytes), sink.size), *sink.pieces]), [lease.fd], collector.leases
     )
-    parcel.copied = nbytes
+    payload.copied = nbytes
     if ledger.watches:
         ledger.note([(nbytes, describe(collector.views[0].obj))], "sent")
-    return parcel
+    return payload
 
 
-def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
+def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:
     before = collector.mark()
     try:
         return _assembled(sink, collector, for_many=for_many, alone=True)
@@ -520,7 +533,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Parcel:
 _NO_FDS = (errno.EMFILE, errno.ENFILE)
 
 
-def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Parcel:
+def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Payload:
     # Head and tables have the same length whatever stands in them; each group of copies is one more region.
     identities = collector.identities
     tables_size = size_of_tables(len(collector.refs), len(collector.spans), len(identities))
@@ -568,7 +581,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
         leases.append(lease)
         fds = [lease.fd, *fds]
         block_ref = BlockRef(block.offset, block.size, for_many)
-    head = write(
+    head = write_tables(
         Head(
             block_ref,
             body_in_block=body_in_block,
@@ -581,11 +594,11 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
             large_bytes=body_in_block and has_large_bytes(sink.pieces),
         )
     )
-    parcel = Parcel(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
-    parcel.copied = copied
+    payload = Payload(head if body_in_block else b"".join([head, *body]), fds, leases, collector.keep)
+    payload.copied = copied
     if copied and ledger.watches:
         ledger.note(_what_was_copied(collector, copies, sink.pieces if body_in_block else [], body_size), "sent")
-    return parcel
+    return payload
 
 
 def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
@@ -630,24 +643,24 @@ def is_name(stream: bytes) -> bool:
     return stream.endswith(_FOUND_BY_NAME)
 
 
-def still_by_name(function: Callable[..., Any], known: Known) -> bool:
+def still_by_name(function: Callable[..., Any], importable: ImportableNames) -> bool:
     """Return whether what `pack_by_name` returned is still right: a global of ``__main__`` may be another by now."""
-    return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, known)
+    return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, importable)
 
 
-def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
-    """Return the parcel of a function that crosses as its name only, and so never changes; None for any other."""
+def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> Payload | None:
+    """Return the payload of a function that crosses as its name only, and so never changes; None for any other."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
     if not module or not name or "<" in name:
         return None
     kind = type(function)
     if module == "__main__":
-        if not isinstance(function, _names.named_kinds) or not is_known(function, known):
+        if not isinstance(function, _names.named_kinds) or not is_importable(function, importable):
             return None
         if kind is not FunctionType and not isinstance(function, type):
-            return pack(function, known=known)
-        if isinstance(function, FunctionType) and not is_unchanged(function, known):
+            return pack(function, importable=importable)
+        if isinstance(function, FunctionType) and not is_unchanged(function, importable):
             return None
         stream = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
     else:
@@ -659,4 +672,4 @@ def pack_by_name(function: Callable[..., Any], known: Known) -> Parcel | None:
                 return None
         except (pickle.PicklingError, TypeError, AttributeError):
             return None
-    return Parcel(write_plain(len(stream)) + stream)
+    return Payload(write_plain(len(stream)) + stream)

@@ -8,8 +8,8 @@ __all__ = ("ALIGNMENT", "INLINE_LIMIT", "MAY_HOLD", "MAY_HOLD_TIMES", "MOST_BLOC
 #: the message. A lease costs about as much as copying this much twice more.
 OUT_OF_BAND = 16 * 1024
 
-#: What a parcel may put into its message; beyond, all of it goes into the block. Small
-#: enough that a message of several parcels stays far below the socket's buffer.
+#: What a payload may put into its message; beyond, all of it goes into the block. Small
+#: enough that a message of several payloads stays far below the socket's buffer.
 INLINE_LIMIT = 20 * 1024
 
 #: Buffers in a block start at multiples of this: a cache line, and what vector units like.
@@ -20,5 +20,5 @@ ALIGNMENT = 64
 MAY_HOLD = 2**20
 MAY_HOLD_TIMES = 4
 
-#: Blocks of one parcel; each takes an fd, and 40 us. Of more than so many MiB in buffers of less, blocks are larger.
+#: Blocks of one payload; each takes an fd, and 40 us. Of more than so many MiB in buffers of less, blocks are larger.
 MOST_BLOCKS = 64

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
-from forkshm.region import MappedRegion, Mode
-from forkshm.region._mapped import own_parts, region_at
+from forkshm.region import MappedRegion, Mode, own_parts, region_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable

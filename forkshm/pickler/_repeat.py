@@ -21,7 +21,7 @@ _DEPTH, _FAR = 2, 1000
 
 
 class Repeat:
-    """Something that other parcels hold as well; it arrives without this around it."""
+    """Something that other payloads hold as well; it arrives without this around it."""
 
     __slots__ = ("value",)
 

@@ -1,4 +1,4 @@
-"""Parcels to objects."""
+"""Payloads to objects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
-from forkshm.descriptor._tables import (
+from forkshm.descriptor import (
     BLOCK,
     COPIED_IN,
     HANDLE,
@@ -24,33 +24,32 @@ from forkshm.descriptor._tables import (
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler._handles import ReceivedFd
 from forkshm.pickler._large import load
-from forkshm.region._mapped import attach, map_refused, view_of
-from forkshm.region._segment import Share, claim
-from forkshm.region._table import Mode, mapping_of
+from forkshm.region import Mode, attach, map_refused, mapping_of, view_of
+from forkshm.region.blocks import Share, claim
 
-__all__ = ("Arrival", "open_plain", "plain_pair", "receive", "skip")
+__all__ = ("ReceivedPayload", "open_plain", "plain_pair", "receive", "skip")
 
 
 #: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
 _MAP_AT_ONCE = 2**20
 
 
-class Arrival:
-    """A received parcel: its memory is held, its object not yet made.
+class ReceivedPayload:
+    """A received payload: its memory is held, its object not yet made.
 
     Attributes:
         copied: Bytes that were copied for it.
         shared: Bytes that crossed as descriptors.
     """
 
-    __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "shared", "windows")
+    __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "exporters", "shared")
 
     def __init__(self, stream: memoryview, buffers: list[Any], *, has_large_bytes: bool = False) -> None:
         self._stream = stream
         self._buffers = buffers
         self._has_large_bytes = has_large_bytes
         #: Of the regions that it names: whoever keeps them keeps those mapped.
-        self.windows: list[memoryview] = []
+        self.exporters: list[memoryview] = []
         self.copied = 0
         self.shared = 0
 
@@ -79,28 +78,28 @@ class Arrival:
         return pickle.loads(self._stream, buffers=self._buffers)
 
 
-def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
-    """Take a parcel out of a message.
+def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload, int]:
+    """Take a payload out of a message.
 
     Args:
         data: The message.
-        position: Where the parcel begins.
-        fds: What came beside the message, as far as it is not used up. The parcel's are
+        position: Where the payload begins.
+        fds: What came beside the message, as far as it is not used up. The payload's are
             taken off the front of the list. They stay open: whoever has the message closes them when
             all of it was read, and may read it again if that was interrupted.
 
     Returns:
-        The arrival, and where the next parcel begins.
+        The arrival, and where the next payload begins.
 
     Raises:
-        ChannelBrokenError: The bytes are not a parcel.
+        ChannelBrokenError: The bytes are not a payload.
         RegionGoneError: The memory it names did not arrive, or is not what it says.
         OSError: The kernel refused a mapping or a lock.
     """
     if start := is_plain(data, position):
         head, _ = read_head(data, position)
         end = start + head.body_size
-        return Arrival(memoryview(data)[start:end], []), end
+        return ReceivedPayload(memoryview(data)[start:end], []), end
     if (one := read_one_region(data, position)) is not None and fds:
         return _receive_one_region(data, one, fds)
     head, position = read_head(data, position)
@@ -127,7 +126,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 here[index] = found
             elif place >= len(mine):
                 raise _gone(head.fds, arrived)
-        windows = [
+        exporters = [
             here[index] if index in here else _memory_of(mine[place], *ref)
             for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
         ]
@@ -136,25 +135,27 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
             raise
         raise _not_what_it_says(error) from error
     stream = body[tables.stream : head.body_size - head.inline]
-    arrival = Arrival(stream, [], has_large_bytes=head.large_bytes)
+    incoming = ReceivedPayload(stream, [], has_large_bytes=head.large_bytes)
     # What is handed on is not kept for the next task: whoever has it last gives it back.
-    arrival.windows = [window for window, ref in zip(windows, tables.regions, strict=True) if isinstance(ref[2], Mode)]
+    incoming.exporters = [
+        exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
+    ]
     if head.body_in_block:
-        arrival.copied += head.body_size
+        incoming.copied += head.body_size
     # Small copies lie together in memory of this process.
     inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
     copies: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int, int]] = []
     for region, offset, nbytes in tables.spans:
         if region <= COPIED_IN:
-            source: Any = windows[COPIED_IN - region]
+            source: Any = exporters[COPIED_IN - region]
             copies.append((region, offset, offset + nbytes))
         elif region >= 0:
-            source = windows[region]
+            source = exporters[region]
             if type(source) is ReceivedFd:
-                arrival._buffers.append(source)
+                incoming._buffers.append(source)
                 continue
-            arrival.shared += nbytes
+            incoming.shared += nbytes
         else:
             if region in (INLINE, INLINE - READ_ONLY):
                 source = inline
@@ -162,20 +163,20 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[Arrival, int]:
                 source = whole
                 copies.append((BLOCK, offset, offset + nbytes))
             if source is None:
-                raise ChannelBrokenError("a span names copies, but the parcel has none")
+                raise ChannelBrokenError("a span names copies, but the payload has none")
             if region in (LOOSE, LOOSE - READ_ONLY):
-                loose.append((offset, offset + nbytes, len(arrival._buffers)))
+                loose.append((offset, offset + nbytes, len(incoming._buffers)))
             if region in (BLOCK - READ_ONLY, INLINE - READ_ONLY, LOOSE - READ_ONLY):
                 source = source.toreadonly()
-        arrival._buffers.append(source[offset : offset + nbytes])
+        incoming._buffers.append(source[offset : offset + nbytes])
     if loose:
-        _copy_out(whole, loose, arrival._buffers)
-    arrival.copied += _covered(copies)
-    ledger.bytes_copied += arrival.copied
-    ledger.bytes_shared += arrival.shared
-    if arrival.copied and ledger.watches:
-        ledger.note([(arrival.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
-    return arrival, position
+        _copy_out(whole, loose, incoming._buffers)
+    incoming.copied += _covered(copies)
+    ledger.bytes_copied += incoming.copied
+    ledger.bytes_shared += incoming.shared
+    if incoming.copied and ledger.watches:
+        ledger.note([(incoming.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
+    return incoming, position
 
 
 def _covered(ranges: list[tuple[int, int, int]]) -> int:
@@ -192,7 +193,7 @@ def _covered(ranges: list[tuple[int, int, int]]) -> int:
 def _copy_out(block: memoryview | None, loose: list[tuple[int, int, int]], buffers: list[Any]) -> None:
     """Put in place of small buffers copies in memory of this process; those that overlap stay so."""
     if block is None:
-        raise ChannelBrokenError("a span names copies, but the parcel has none")
+        raise ChannelBrokenError("a span names copies, but the payload has none")
     loose.sort()
     position = 0
     while position < len(loose):
@@ -238,28 +239,28 @@ def _gone(named: int, arrived: int) -> RegionGoneError:
 
 def _receive_one_region(
     data: bytes, one: tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int], fds: list[int]
-) -> tuple[Arrival, int]:
+) -> tuple[ReceivedPayload, int]:
     (offset, size, mode), (region, start, nbytes), stream, end = one
     try:
         whole = _memory_of(fds.pop(0), offset, size, mode)
     except ValueError as error:
         raise _not_what_it_says(error) from error
     if mode is HANDLE:
-        return Arrival(memoryview(data)[stream:end], [whole]), end
-    arrival = Arrival(memoryview(data)[stream:end], [whole[start : start + nbytes]])
+        return ReceivedPayload(memoryview(data)[stream:end], [whole]), end
+    incoming = ReceivedPayload(memoryview(data)[stream:end], [whole[start : start + nbytes]])
     if isinstance(mode, Mode):
-        arrival.windows.append(whole)
+        incoming.exporters.append(whole)
     if region == BLOCK:
         if nbytes >= _MAP_AT_ONCE and mode is Share.exclusive:
             whole.obj.hold.claim.map_pages(start, nbytes)
-        arrival.copied = nbytes
+        incoming.copied = nbytes
         ledger.bytes_copied += nbytes
         if ledger.watches:
             ledger.note([(nbytes, "1 copied buffers")], "received")
     else:
-        arrival.shared = nbytes
+        incoming.shared = nbytes
         ledger.bytes_shared += nbytes
-    return arrival, end
+    return incoming, end
 
 
 def _not_what_it_says(error: ValueError) -> RegionGoneError:
@@ -267,22 +268,22 @@ def _not_what_it_says(error: ValueError) -> RegionGoneError:
 
 
 def open_plain(data: bytes, position: int) -> Any:
-    """Unpickle a parcel that is the last of its message and nothing but a stream.
+    """Unpickle a payload that is the last of its message and nothing but a stream.
 
     The short way for the answers of small tasks.
 
     Raises:
-        LookupError: It is not such a parcel.
+        LookupError: It is not such a payload.
         Exception: Whatever unpickling raises.
     """
     start = is_plain(data, position)
     if not start:
-        raise LookupError("not a plain parcel")
+        raise LookupError("not a plain payload")
     return pickle.loads(memoryview(data)[start:])
 
 
 def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
-    """Return where the streams of two plain parcels are that end a message: of the first start and end, of the second
+    """Return where the streams of two plain payloads are that end a message: of the first start and end, of the second
     the start. None if they are anything else.
 
     The short way of `receive` for small tasks.
@@ -295,10 +296,10 @@ def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
 
 
 def skip(data: bytes, position: int, fds: list[int]) -> int:
-    """Pass over a parcel and its fds, and return where the next begins.
+    """Pass over a payload and its fds, and return where the next begins.
 
     Raises:
-        ChannelBrokenError: The bytes are not a parcel.
+        ChannelBrokenError: The bytes are not a payload.
     """
     head, position = read_head(data, position)
     del fds[: head.fds]

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
 from forkshm.errors import RemoteTraceback
+from forkshm.pool._driver import Answer
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
 from forkshm.pool._pool import Pool
-from forkshm.pool._report import PoolReport, SlowTask, WorkerReport
-from forkshm.pool._results import ApplyResult, AsyncResult, MapResult
-from forkshm.pool._statistics import PoolStatistics
-from forkshm.pool._worker_state import worker_state
+from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, Pace, ResultSink, chunked, delivering
+from forkshm.pool._taking import take_arguments
+from forkshm.pool._tasks import CANCELLED, PickledCallable, Task
+from forkshm.pool._unforkable import installed
+from forkshm.pool._worker_group import descriptors_open
+from forkshm.pool._worker_state import at_worker_end, worker_state
+from forkshm.pool.observe import PoolReport, PoolStatistics, SlowTask, WorkerReport
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
 
-__all__ = (
+__all__ = [
     "ApplyResult",
     "AsyncResult",
     "IMapIterator",
@@ -31,7 +35,22 @@ __all__ = (
     "ThreadPool",
     "WorkerReport",
     "worker_state",
-)
+]
+# For the other packages of forkshm.
+__all__ += [
+    "CANCELLED",
+    "Answer",
+    "Pace",
+    "PickledCallable",
+    "ResultSink",
+    "Task",
+    "at_worker_end",
+    "chunked",
+    "delivering",
+    "descriptors_open",
+    "installed",
+    "take_arguments",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("pool", globals())

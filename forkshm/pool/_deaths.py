@@ -26,21 +26,21 @@ from forkshm.errors import (
     WorkerStartError,
     about_main_guard,
 )
-from forkshm.pool._describe import describe_task, index_of
+from forkshm.pool._deadlines import TaskDeadlines
 from forkshm.pool._oom import OomKills
 from forkshm.pool._results import Outcome
 from forkshm.pool._status import CLAIMING, FIRST_TASK, LAST_LOOK, STARTING
 from forkshm.pool._tasks import CANCELLED
 from forkshm.pool._unforkable import WAY_OUT
-from forkshm.pool._watch import Watch
-from forkshm.region._segment import forget_abandoned
+from forkshm.pool.observe import describe_task, index_of
+from forkshm.region.blocks import forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkshm.pool._crew import Crew, Worker
     from forkshm.pool._tasks import Outstanding, Task
-    from forkshm.pool._trace import Trace
+    from forkshm.pool._worker_group import WorkerGroup, WorkerHandle
+    from forkshm.pool.observe import Trace
 
 __all__ = ("Deaths",)
 
@@ -54,7 +54,7 @@ _STOPPED_WITHIN_SECONDS = 0.05
 
 
 class _Death(NamedTuple):
-    worker: Worker
+    worker: WorkerHandle
     exitcode: int | None
     #: It was ended because its task took too long.
     was_overdue: bool
@@ -64,20 +64,24 @@ class Deaths:
     """Notices the deaths of workers, answers or repeats what they were at, and starts others in their place.
 
     Args:
-        crew: The workers.
+        worker group: The workers.
         tasks: What they have to do.
         task_timeout: Seconds that a task may take.
         fail: Called with the exception when the pool cannot go on.
     """
 
     def __init__(
-        self, crew: Crew, tasks: Outstanding, task_timeout: float | None, fail: Callable[[BaseException], None]
+        self,
+        worker_group: WorkerGroup,
+        tasks: Outstanding,
+        task_timeout: float | None,
+        fail: Callable[[BaseException], None],
     ) -> None:
-        self._crew = crew
+        self._worker_group = worker_group
         self._tasks = tasks
         self._fail = fail
         #: Ends those that take too long.
-        self.watch = Watch(task_timeout) if task_timeout is not None else None
+        self.deadlines = TaskDeadlines(task_timeout) if task_timeout is not None else None
         self._oom_kills = OomKills()
         #: An audit is to be made.
         self.audit = False
@@ -107,28 +111,28 @@ class Deaths:
 
     def look(self) -> None:
         """End the workers whose tasks take too long."""
-        if self.watch is not None:
-            self.watch.look(self._crew)
+        if self.deadlines is not None:
+            self.deadlines.look(self._worker_group)
 
-    def bury(
+    def reap(
         self,
-        worker: Worker,
+        worker: WorkerHandle,
         take_answers: Callable[[], object],
-        take_outbox: Callable[[bytes], None],
+        take_result_batch: Callable[[bytes], None],
         trace: Trace | None,
     ) -> None:
         """See to what a dead worker was at, and forget it."""
-        crew = self._crew
+        worker_group = self._worker_group
         # All it sent before it died is in the queue by now, and counts.
         take_answers()
-        state = crew.status.state(worker.slot)
-        item = crew.status.item(worker.slot)
+        state = worker_group.status.state(worker.slot)
+        item = worker_group.status.item(worker.slot)
         # What it had answered and not sent.
-        take_outbox(crew.status.outbox(worker.slot).content())
+        take_result_batch(worker_group.status.result_batch(worker.slot).content())
         if trace is not None:
-            trace.buried(worker)
-        exitcode = crew.exit_code(worker)
-        died = _Death(worker, exitcode, was_overdue=self.watch is not None and worker in self.watch.ended)
+            trace.reaped(worker)
+        exitcode = worker_group.exit_code(worker)
+        died = _Death(worker, exitcode, was_overdue=self.deadlines is not None and worker in self.deadlines.ended)
         if state >= FIRST_TASK:
             self._end_task(state, item, died)
         elif state in (CLAIMING, LAST_LOOK):
@@ -137,29 +141,29 @@ class Deaths:
             self._counted[worker.pid] = True
             self._count_for_nothing(died, started=state != STARTING)
         self._vacant[worker.slot] = True
-        crew.bury(worker)
+        worker_group.reap(worker)
         self._counted.pop(worker.pid, None)
-        if self.watch is not None:
-            self.watch.ended.discard(worker)
+        if self.deadlines is not None:
+            self.deadlines.ended.discard(worker)
         forget_abandoned()
 
     def replace(self, trace: Trace | None) -> None:
         """Start workers in the place of those that died."""
-        crew = self._crew
+        worker_group = self._worker_group
         for slot in list(self._vacant):
-            there = [worker for worker in crew.workers if worker.slot == slot]
+            there = [worker for worker in worker_group.workers if worker.slot == slot]
             if there:  # its start was interrupted
-                crew.look_at(there[0])
+                worker_group.look_at(there[0])
             else:
                 try:
-                    crew.start(slot)
+                    worker_group.start(slot)
                 except (WorkerStartError, OSError) as error:
                     # The others go on; with none left, nobody would ever answer.
-                    if not crew.workers:
+                    if not worker_group.workers:
                         self._fail(error)
                 else:
                     if trace is not None:
-                        trace.born(crew.workers[-1])
+                        trace.born(worker_group.workers[-1])
             self._vacant.pop(slot, None)
 
     def has_vacancies(self) -> bool:
@@ -187,11 +191,11 @@ class Deaths:
     def _why_failed(self, task: Task, item: int | None, died: _Death, deaths: int) -> Exception:
         what, index, pid = describe_task(task, item), index_of(task, item), died.worker.pid
         name = died.worker.name
-        if died.was_overdue and self.watch is not None:
-            seconds = self.watch.seconds
+        if died.was_overdue and self.deadlines is not None:
+            seconds = self.deadlines.seconds
             hint = ""
-            if self._crew.suspects:
-                used = " and ".join(self._crew.suspects)
+            if self._worker_group.suspects:
+                used = " and ".join(self._worker_group.suspects)
                 hint = f"; the workers were forked after {used} was used, which can make them wait forever. {WAY_OUT}"
             return TaskTimeoutError(
                 f"{what} took longer than task_timeout={seconds:g} seconds, so its worker {name} (pid {pid}) was ended"
@@ -210,7 +214,7 @@ class Deaths:
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
         """Give the pool up when its workers die one after the other and nothing gets done."""
-        crew = self._crew
+        worker_group = self._worker_group
         now = time.perf_counter()
         if not started and died.exitcode == NO_MAIN_GUARD:
             main = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -218,15 +222,15 @@ class Deaths:
             return
         if not started:
             self._failed_starts += 1
-            if self._failed_starts < max(_FAILED_STARTS, 2 * crew.size):
+            if self._failed_starts < max(_FAILED_STARTS, 2 * worker_group.size):
                 return
-            doing = "its initializer" if crew.has_initializer else None
+            doing = "its initializer" if worker_group.has_initializer else None
             deaths = self._failed_starts
         else:
             self._deaths_for_nothing = self._deaths_for_nothing + 1 if now - self._died_at < _APART_SECONDS else 1
             self._died_at = now
             deaths = self._deaths_for_nothing
-            if deaths < max(_DEATHS_FOR_NOTHING, 4 * crew.size):
+            if deaths < max(_DEATHS_FOR_NOTHING, 4 * worker_group.size):
                 return
             doing = None
         hint = f"{deaths} workers in a row ended so, and no more are started"
@@ -240,13 +244,13 @@ class Deaths:
 
     def resolve_audit(self, take_answers: Callable[[], object]) -> bool:
         """Find the tasks that dead workers took and did not name; False while that cannot be told."""
-        crew, tasks = self._crew, self._tasks
-        if crew.has_unread_tasks():
+        worker_group, tasks = self._worker_group, self._tasks
+        if worker_group.has_unread_tasks():
             return False
-        states = [crew.status.state(worker.slot) for worker in crew.workers]
+        states = [worker_group.status.state(worker.slot) for worker in worker_group.workers]
         if CLAIMING in states or LAST_LOOK in states:
             return False
-        crew.tasks.forget_sent()  # what was taken and is not there was taken by the dead
+        worker_group.tasks.forget_sent()  # what was taken and is not there was taken by the dead
         # A worker that was seen between tasks has sent its answer before that.
         take_answers()
         missing = [
@@ -268,19 +272,19 @@ class Deaths:
 
     def end_running(self, wanted: Callable[[int], Any]) -> None:
         """End the workers that are at a task whose number is *wanted*, and nobody else's."""
-        crew = self._crew
-        for worker in list(crew.workers):
-            number = crew.status.state(worker.slot)
+        worker_group = self._worker_group
+        for worker in list(worker_group.workers):
+            number = worker_group.status.state(worker.slot)
             if number >= FIRST_TASK and wanted(number):
                 self._end_at(worker, number)
 
-    def _end_at(self, worker: Worker, number: int) -> None:
+    def _end_at(self, worker: WorkerHandle, number: int) -> None:
         # Stopped first: it may have answered and begun the next task, which somebody wants.
         with contextlib.suppress(ProcessLookupError):
             kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
             is_at_it = False
             try:
-                is_at_it = _is_stopped(worker.pid) and self._crew.status.state(worker.slot) == number
+                is_at_it = _is_stopped(worker.pid) and self._worker_group.status.state(worker.slot) == number
                 if is_at_it:
                     kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
                     self.forgive()

@@ -13,28 +13,34 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm._ledger import ledger
-from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message, write_message
-from forkshm.channel._spin import Spin
+from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
-from forkshm.pickler import Parcel, explain, pack
+from forkshm.pickler import Payload, explain, pack
 from forkshm.pool._deaths import Deaths
-from forkshm.pool._describe import brief, name_of, names_of_arguments
 from forkshm.pool._leader import Leader
-from forkshm.pool._report import PoolReport, SlowTasks, hints_of
 from forkshm.pool._results import Outcome, PlainOutcome
-from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING, answers_in
-from forkshm.pool._tasks import CANCELLED, Batch, Function, Outstanding, Packer, Task
-from forkshm.pool._trace import Traced
+from forkshm.pool._tasks import CANCELLED, Batch, Outstanding, Packer, PickledCallable, Task
+from forkshm.pool.observe import (
+    PoolReport,
+    PoolStatistics,
+    SlowTasks,
+    Traced,
+    brief,
+    hints_of,
+    name_of,
+    names_of_arguments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.channel import Header, Received
-    from forkshm.pool._crew import Crew
     from forkshm.pool._driver import Answer
-    from forkshm.pool._trace import Trace
+    from forkshm.pool._worker_group import WorkerGroup
+    from forkshm.pool.observe import Trace
 
 __all__ = ("Dispatcher",)
 
@@ -62,19 +68,19 @@ class Dispatcher(Leader):
         Any thread may submit and drive, and so may signal handlers and finalizers. Of no use in a forked child.
     """
 
-    def __init__(self, crew: Crew, *, task_timeout: float | None = None, retries: int = 0) -> None:
+    def __init__(self, worker_group: WorkerGroup, *, task_timeout: float | None = None, retries: int = 0) -> None:
         super().__init__(self)
-        self._crew = crew
+        self._worker_group = worker_group
         #: Pickles what tasks run.
-        self.packer = Packer(crew.known)
+        self.packer = Packer(worker_group.importable)
         #: What of ``__main__`` the workers have, and so crosses by name.
-        self.known = crew.known
+        self.importable = worker_group.importable
         self.retries = retries
-        self._tasks = Outstanding(crew.sent)
-        self._deaths = Deaths(crew, self._tasks, task_timeout, self._break)
+        self._tasks = Outstanding(worker_group.sent)
+        self._deaths = Deaths(worker_group, self._tasks, task_timeout, self._break)
         # Keeps other threads out while a message is numbered and sent, or a task cancelled. Nothing relies
         # on it to make several changes look like one.
-        self._lock = threading.RLock()
+        self._lock = _interrupts.RLock()
         self._spin = Spin()
         # Why the pool takes no more tasks: it broke, or was terminated.
         self._failure: BaseException | None = None
@@ -110,7 +116,7 @@ class Dispatcher(Leader):
         """
         self.check_accepting(reader)
         first = tasks[0]
-        if not self._tasks.has_unsent() and self._has_room() and not (first.batched and first.job.pace.batch > 1):
+        if not self._tasks.has_unsent() and self._has_room() and not (first.batched and first.sink.pace.batch > 1):
             # Before anything is changed, so that what cannot be pickled is told at once.
             self._pack(first)
             if len(tasks) == 1 and not self._tasks.has_unsent() and not self._deaths.audit:
@@ -119,7 +125,7 @@ class Dispatcher(Leader):
                 batch = Batch(0)
                 batch.append(first)
                 if self._send_off(batch):
-                    if not waited_for and self._deaths.watch is not None:
+                    if not waited_for and self._deaths.deadlines is not None:
                         self.start_helper()
                     return
                 tasks = ()
@@ -127,24 +133,24 @@ class Dispatcher(Leader):
         self._tasks.waiting.extend(tasks)
         if self._failure is not None:  # by another thread, in between
             self._fail_waiting()
-        if reader and len(self._tasks.waiting) < first.job.pace.batch and self._is_busy():
+        if reader and len(self._tasks.waiting) < first.sink.pace.batch and self._is_busy():
             # One by one they come from input that may wait. They go together once an answer comes, or they are enough.
             with contextlib.suppress(RuntimeError):  # no thread: they go when somebody waits
                 self.start_helper(now=False)
             return
         self.feed()
-        if not waited_for and (self.has_unsent() or self._deaths.watch is not None):
+        if not waited_for and (self.has_unsent() or self._deaths.deadlines is not None):
             self.start_helper()
 
-    def named_function(self, function: Callable[..., Any]) -> Function | None:
+    def named_function(self, function: Callable[..., Any]) -> PickledCallable | None:
         """Return what tasks of a function can have in common now and later; None for one that crosses by value."""
-        return None if self.packer.by_name(function) is None else Function(self.packer, function, for_many=False)
+        return None if self.packer.by_name(function) is None else PickledCallable(self.packer, function, for_many=False)
 
     def check_accepting(self, reader: int = 0) -> None:
         """Raise unless tasks can be submitted."""
-        if self._crew.owner != os.getpid():
+        if self._worker_group.owner != os.getpid():
             raise PoolClosedError(
-                f"this pool belongs to process {self._crew.owner}, and this is its child {os.getpid()}: "
+                f"this pool belongs to process {self._worker_group.owner}, and this is its child {os.getpid()}: "
                 "make a pool in this process"
             )
         if not self._accepting and (reader not in self._readers or self._failure is not None):
@@ -161,7 +167,7 @@ class Dispatcher(Leader):
         """Have done with reading."""
         self._readers.pop(key, None)
         if not self._accepting:
-            self._dismiss_if_idle()
+            self._close_queue_if_idle()
         self.nudge()
 
     def is_idle(self) -> bool:
@@ -172,7 +178,7 @@ class Dispatcher(Leader):
         """Return whether a result that was not answered keeps the pool: of an asynchronous call, or an iterator."""
         tasks = self._tasks
         open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)]
-        return bool(self._readers) or any(task.job.keeps is not None for task in open_tasks)
+        return bool(self._readers) or any(task.sink.keeps is not None for task in open_tasks)
 
     def knows(self, task: Task) -> bool:
         """Return whether a task was submitted and not handed to its job yet."""
@@ -185,15 +191,15 @@ class Dispatcher(Leader):
     def stop_accepting(self) -> None:
         """Take no more tasks; let the workers go once all is answered."""
         self._accepting = False
-        self._dismiss_if_idle()
+        self._close_queue_if_idle()
 
-    def _dismiss_if_idle(self) -> None:
+    def _close_queue_if_idle(self) -> None:
         if self.is_idle():
-            self._crew.dismiss()
+            self._worker_group.close_queue()
 
     def _is_busy(self) -> bool:
         """Return whether each worker has something to do, and more on its way."""
-        return len(self._tasks.messages) >= 2 * self._crew.size
+        return len(self._tasks.messages) >= 2 * self._worker_group.size
 
     def _has_room(self) -> bool:
         on_their_way = len(self._tasks.messages)
@@ -204,14 +210,14 @@ class Dispatcher(Leader):
         return self._tasks.sent_bytes < _WINDOW_BYTES
 
     def _pack(self, task: Task) -> None:
-        if task.parcel is None:
+        if task.payload is None:
             began = time.perf_counter_ns()
             if ledger.watches:
                 with task.function.acting("sent to"):
-                    parcel, function = self._parcels(task)
+                    payload, function = self._payloads(task)
             else:
-                parcel, function = self._parcels(task)
-            task.copied = parcel.copied
+                payload, function = self._payloads(task)
+            task.copied = payload.copied
             took = time.perf_counter_ns() - began
             if (trace := self.trace) is not None:
                 trace.note("pickling", began, {"function": name_of(task.function.function)})
@@ -219,19 +225,21 @@ class Dispatcher(Leader):
             copied, shared = (function.copied, function.shared) if is_first else (0, 0)
             with self._lock:
                 self._packing_ns += took
-                self._bytes_copied += parcel.copied + copied
-                self._bytes_shared += parcel.shared + shared
+                self._bytes_copied += payload.copied + copied
+                self._bytes_shared += payload.shared + shared
 
-    def _parcels(self, task: Task) -> tuple[Parcel, Parcel]:
+    def _payloads(self, task: Task) -> tuple[Payload, Payload]:
         function = task.function
         # What may be sent again is mapped copy-on-write: nobody sees what a worker wrote before it died.
         again = self.retries > 0
         try:
-            task.parcel = pack(function.arguments_of(task), for_many=again, known=self.known, repeats=function.repeats)
+            task.payload = pack(
+                function.arguments_of(task), for_many=again, importable=self.importable, repeats=function.repeats
+            )
         except Exception as error:
-            explain(error, names_of_arguments(task), self.known)
+            explain(error, names_of_arguments(task), self.importable)
             raise
-        return task.parcel, function.parcel()
+        return task.payload, function.payload()
 
     # -- sending ----------------------------------------------------------------------
 
@@ -271,10 +279,10 @@ class Dispatcher(Leader):
     def _extend(self, batch: Batch) -> None:
         """Let tasks like the first of a batch go in the same message."""
         first = batch[0]
-        if first.parcel is None and first.batched:
-            limit = first.job.pace.batch
-            if not first.job.comes_in_batches:
-                limit = min(limit, len(self._tasks.waiting) // (4 * self._crew.size))
+        if first.payload is None and first.batched:
+            limit = first.sink.pace.batch
+            if not first.sink.comes_in_batches:
+                limit = min(limit, len(self._tasks.waiting) // (4 * self._worker_group.size))
             self._tasks.take_more(batch, limit)
 
     def _send(self, batch: Batch) -> bool:
@@ -282,15 +290,15 @@ class Dispatcher(Leader):
         tasks, first = self._tasks, batch[0]
         function = first.function
         if len(batch) == 1:
-            if first.parcel is None:
+            if first.payload is None:
                 self._pack(first)
             kind = first.kind
         else:
             kind = Kind.BATCH
             self._pack_batch(batch)
-        parcel, code = first.parcel, function.parcel()
-        if parcel is None:
-            raise RuntimeError("a task without its parcel: please report this")
+        payload, code = first.payload, function.payload()
+        if payload is None:
+            raise RuntimeError("a task without its payload: please report this")
         is_kept = first.retries > 0  # asked now: once it is sent, its worker may die of it
         began = time.perf_counter_ns() if self.trace is not None else 0
         is_unwanted = False
@@ -298,12 +306,12 @@ class Dispatcher(Leader):
             is_unwanted = first.is_cancelled if len(batch) == 1 else any(task.is_cancelled for task in batch)
             if self._failure is None and not self._deaths.audit and not is_unwanted:
                 number = tasks.enter(batch)  # before an answer can come
-                data, fds = write_message(kind, number, code, parcel, group=function.group)
-                if self._crew.tasks.send(data, fds, wait=False, sent=batch.sent):
+                data, fds = write_message(kind, number, code, payload, group=function.group)
+                if self._worker_group.tasks.send(data, fds, wait=False, sent=batch.sent):
                     self._messages += 1
                     if kind is Kind.BATCH:
-                        self._bytes_copied += parcel.copied
-                        self._bytes_shared += parcel.shared
+                        self._bytes_copied += payload.copied
+                        self._bytes_shared += payload.shared
         if not batch.sent:
             if kind is Kind.BATCH:
                 first.close()
@@ -312,7 +320,7 @@ class Dispatcher(Leader):
             if failure is not None:
                 self._fail_waiting()
             return is_unwanted
-        self._ring()  # first of all: a sleeper begins meanwhile
+        self._wake_workers()  # first of all: a sleeper begins meanwhile
         count = len(batch)
         tasks.sent_off(batch)
         if not is_kept:
@@ -326,12 +334,12 @@ class Dispatcher(Leader):
         first = batch[0]
         began = time.perf_counter_ns()
         with first.function.acting("sent to"):
-            first.parcel = pack(
+            first.payload = pack(
                 (int(first.kind), [task.function.arguments_of(task) for task in batch]),
-                known=self.known,
+                importable=self.importable,
                 repeats=first.function.repeats,
             )
-        first.copied = first.parcel.copied
+        first.copied = first.payload.copied
         self._packing_ns += time.perf_counter_ns() - began
 
     def _fail_batch(self, batch: Batch, error: Exception) -> None:
@@ -357,8 +365,8 @@ class Dispatcher(Leader):
             return False
         try:
             for task in batch:
-                pack(task.function.arguments_of(task), known=self.known).close()
-            batch[0].function.parcel()
+                pack(task.function.arguments_of(task), importable=self.importable).close()
+            batch[0].function.payload()
         except Exception:
             return False
         return True
@@ -370,16 +378,16 @@ class Dispatcher(Leader):
             if batch.is_abandoned:
                 if batch.sent:
                     tasks.sent_off(batch)
-                    self._ring()
+                    self._wake_workers()
                 else:
                     with self._lock:
                         if len(batch) > 1:
                             batch[0].close()
                         tasks.give_back(batch)
 
-    def _ring(self) -> bool:
+    def _wake_workers(self) -> bool:
         """Wake sleepers for messages that nobody else will get to; return whether there were any."""
-        states = self._crew.status.states()
+        states = self._worker_group.status.states()
         asleep = states.count(IDLE) + states.count(LAST_LOOK)
         if not asleep:
             return False
@@ -387,7 +395,7 @@ class Dispatcher(Leader):
         # who is looking. Too many at worst: an answer may be there and not received.
         left = len(self._tasks.messages) - (len(states) - asleep - states.count(STARTING))
         if left > 0:
-            self._crew.ring(min(left, asleep))
+            self._worker_group.wake_workers(min(left, asleep))
         return left > 0
 
     # -- what the leader does ---------------------------------------------------------
@@ -402,7 +410,7 @@ class Dispatcher(Leader):
 
     def wake(self) -> None:
         """Make `step` return, in whichever thread it waits."""
-        self._crew.wake()
+        self._worker_group.wake()
 
     def step(self, deadline: float | None) -> bool:
         """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
@@ -416,7 +424,7 @@ class Dispatcher(Leader):
         spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
-        results = self._crew.results
+        results = self._worker_group.results
         looks = results.looker() if now < spin_until else None
         while now < spin_until and looks is not None:
             if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
@@ -424,17 +432,17 @@ class Dispatcher(Leader):
                 return True
             now = time.perf_counter()
         pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
-        if self._ring():
+        if self._wake_workers():
             pause = min(pause, _LOOK_AGAIN_SECONDS)
-        if deaths.watch is not None:
-            pause = min(pause, deaths.watch.pause)
+        if deaths.deadlines is not None:
+            pause = min(pause, deaths.deadlines.pause)
         if deaths.audit:
             pause = min(pause, _AUDIT_SECONDS)
-        ended = self._crew.wait(pause)
+        ended = self._worker_group.wait(pause)
         if self.take_answers():
             self._spin.end(time.perf_counter() - began)
         for worker in ended:
-            deaths.bury(worker, self.take_answers, self._take_outbox, self.trace)
+            deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
         if deaths.has_vacancies():
             self._replace()
         if deaths.audit:
@@ -444,7 +452,7 @@ class Dispatcher(Leader):
 
     def take_answers(self) -> bool:
         """Take every answer that is there; return whether there were any. Needs the lead."""
-        results = self._crew.results
+        results = self._worker_group.results
         got = False
         if self._tasks.answered:
             self._deliver()
@@ -478,7 +486,7 @@ class Dispatcher(Leader):
         if kind is Kind.WAKE and not received.fds:
             return
         if kind is Kind.ANSWERS and not received.fds:
-            self._take_outbox(received.data, HEADER_SIZE)
+            self._take_result_batch(received.data, HEADER_SIZE)
             if (trace := self.trace) is not None:
                 trace.note("receiving", began, {"bytes": len(received.data)})
         elif kind is Kind.CANCELLED and not received.fds:
@@ -493,24 +501,24 @@ class Dispatcher(Leader):
             elif number not in self._marked.values():
                 # Nobody waits for it; but somebody may wait for what it came in place of.
                 self._deaths.note_garbage()
-        elif kind is Kind.INITIALIZER_FAILED and self._crew.has_initializer:
+        elif kind is Kind.INITIALIZER_FAILED and self._worker_group.has_initializer:
             self._break(self._outcome_of(received, header, number).open()[1])
         else:
             self._deaths.note_garbage()
 
-    def _take_outbox(self, content: bytes, position: int = 0) -> None:
+    def _take_result_batch(self, content: bytes, position: int = 0) -> None:
         """Take in the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
         is_plain = self.trace is None
         try:
-            for number, nanoseconds, parcel in answers_in(content, position):
-                # One that is not there was found in the outbox of a dead worker already.
+            for number, nanoseconds, payload in answers_in(content, position):
+                # One that is not there was found in the result batch of a dead worker already.
                 if number not in sent:
                     continue
                 if not is_plain or nanoseconds > self._slow.floor:
-                    self._take_answer(number, nanoseconds, len(parcel), Outcome(parcel=parcel))
-                elif (task := tasks.answer(number, PlainOutcome(parcel))) is not None:
-                    task.job.pace.note(nanoseconds, len(parcel) + task.copied)
+                    self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
+                elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
+                    task.sink.pace.note(nanoseconds, len(payload) + task.copied)
             self._deaths.note_answer()
         except struct.error:
             self._deaths.note_garbage()
@@ -524,7 +532,7 @@ class Dispatcher(Leader):
         if task is None or self._tasks.answer(number, answer) is None:
             return
         self._deaths.note_answer()
-        task.job.pace.note(nanoseconds, nbytes + task.copied)
+        task.sink.pace.note(nanoseconds, nbytes + task.copied)
         if nanoseconds > self._slow.floor:
             self._slow.note(nanoseconds, brief(task))
 
@@ -571,15 +579,15 @@ class Dispatcher(Leader):
             self._tasks_answered += count
             ledger.tasks += count
             if not self._accepting:
-                self._dismiss_if_idle()
+                self._close_queue_if_idle()
             self.notify()
 
     # -- deaths -----------------------------------------------------------------------
 
     def replace_ended(self) -> None:
         """Bury and replace the workers that have ended by now. Needs the lead."""
-        for worker in self._crew.wait(0):
-            self._deaths.bury(worker, self.take_answers, self._take_outbox, self.trace)
+        for worker in self._worker_group.wait(0):
+            self._deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
         self._replace()
         self._deliver()
 
@@ -602,7 +610,7 @@ class Dispatcher(Leader):
 
     def _fail_rest(self) -> None:
         tasks, error = self._tasks, self._failure
-        self._crew.given_up.update(tasks.sent)
+        self._worker_group.given_up.update(tasks.sent)
         with self._lock:
             for number in list(tasks.sent):
                 tasks.answer(number, Outcome(error=error))
@@ -654,7 +662,7 @@ class Dispatcher(Leader):
                     cancelled.append(task)
                 elif task.kind is not Kind.CALL and task.number % MARKS not in self._marked:
                     task.is_cancelled = True
-                    self._crew.status.marks[task.number % MARKS] = task.number
+                    self._worker_group.status.marks[task.number % MARKS] = task.number
         if running:
             self.end_cancelled()
         if cancelled:
@@ -670,7 +678,7 @@ class Dispatcher(Leader):
 
     def is_timed(self) -> bool:
         """Return whether tasks have a time limit, so that somebody has to look at them."""
-        return self._deaths.watch is not None
+        return self._deaths.deadlines is not None
 
     def end_cancelled(self) -> None:
         """End the workers that are at a task that was cancelled while it ran. To be repeated until there is none."""
@@ -686,10 +694,10 @@ class Dispatcher(Leader):
         place = number % MARKS
         if self._marked.get(place, number) != number:
             return False  # the mark of another one, which may lie there still
-        marks = self._crew.status.marks
+        marks = self._worker_group.status.marks
         self._marked[place] = number
         marks[place] = number
-        states = self._crew.status.states()
+        states = self._worker_group.status.states()
         if number not in states:
             return True
         marks[place] = 0
@@ -700,7 +708,7 @@ class Dispatcher(Leader):
     def is_running(self, task: Task) -> bool:
         """Return whether a worker is at a task."""
         number = task.number
-        return self._tasks.sent.get(number) is task and number in self._crew.status.states()
+        return self._tasks.sent.get(number) is task and number in self._worker_group.status.states()
 
     def needs_a_look(self) -> bool:
         """Return whether a dead worker's task is being looked for: `step` has to be called again soon."""
@@ -715,7 +723,7 @@ class Dispatcher(Leader):
             messages=self._messages,
             bytes_copied=self._bytes_copied,
             bytes_shared=self._bytes_shared,
-            workers_replaced=self._crew.started - self._crew.size,
+            workers_replaced=self._worker_group.started - self._worker_group.size,
         )
 
     def open(self, answer: Answer) -> tuple[bool, Any]:
@@ -737,8 +745,8 @@ class Dispatcher(Leader):
     def report(self) -> PoolReport:
         """Return where the time went."""
         report = PoolReport(
-            seconds=time.perf_counter() - self._crew.made_at,
-            workers=self._crew.reports(),
+            seconds=time.perf_counter() - self._worker_group.made_at,
+            workers=self._worker_group.reports(),
             slowest=self._slow.slowest(),
             packing=self._packing_ns / 1e9,
             unpacking=self._unpacking_ns / 1e9,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkshm.pool._statistics import PoolStatistics
     from forkshm.pool._tasks import Task
+    from forkshm.pool.observe import PoolStatistics
 
 __all__ = ("Answer", "Driver", "TracedPool")
 

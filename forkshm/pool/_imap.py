@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
 from forkshm.errors import ForkshmError, TaskTimeoutError
-from forkshm.pool._results import Job, Outcome, PlainOutcome, delivering
+from forkshm.pool._results import Outcome, PlainOutcome, ResultSink, delivering
 from forkshm.pool._tasks import Task
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from forkshm.pool._dispatch import Dispatcher
     from forkshm.pool._driver import Answer
-    from forkshm.pool._progress import Bar
-    from forkshm.pool._tasks import Function
+    from forkshm.pool._tasks import PickledCallable
+    from forkshm.pool.observe import Bar
 
 __all__ = ("IMapIterator", "IMapUnorderedIterator")
 
@@ -41,7 +41,7 @@ class _Failure:
         self.error = error
 
 
-class IMapIterator(Job, Generic[T]):
+class IMapIterator(ResultSink, Generic[T]):
     """The results of `Pool.imap`, in the order of the input; iterate or call ``next(timeout)``.
 
     At most ``window`` chunks of the input are on their way; so many batches, while chunks are tiny. Input that has a
@@ -54,7 +54,7 @@ class IMapIterator(Job, Generic[T]):
     def __init__(
         self,
         dispatcher: Dispatcher,
-        function: Function,
+        function: PickledCallable,
         iterable: Iterable[Any],
         chunksize: int,
         window: int,
@@ -321,10 +321,10 @@ class IMapIterator(Job, Generic[T]):
 
 
 # Runs in a thread of its own, so no signal handler interrupts it.
-def _read(job: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
+def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
     """Take the input of an iterator that somebody still has."""
     try:
-        while (wanted := job()) is not None and not wanted._exhausted:
+        while (wanted := sink()) is not None and not wanted._exhausted:
             if wanted.has_room():
                 wanted.take_input()
                 continue

@@ -23,6 +23,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from forkshm import _interrupts
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -77,7 +79,7 @@ class Leader:
         #: Gives what keeps the workers from being ended; held while something here runs.
         self.keeper: Callable[[], object] = bool
         # Who leads. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
-        self._lead = threading.RLock()
+        self._lead = _interrupts.RLock()
         # The threads that sleep, each by a lock that is released to wake it.
         self._followers: dict[int, _thread.LockType] = {}
         self._keys = itertools.count(1)
@@ -85,7 +87,7 @@ class Leader:
         # The helper thread, set by itself.
         self._helper: int | None = None
         # Orders its end and the requests for it. No call is made with it held.
-        self._helping = threading.Lock()
+        self._helping = _interrupts.Lock()
         self._helper_gate = _thread.allocate_lock()
         self._is_called_now = False
         # How often somebody has moved things on.

@@ -33,18 +33,14 @@ from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError, UnsupportedError
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
-from forkshm.pool._crew import Crew
 from forkshm.pool._dispatch import Dispatcher
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
-from forkshm.pool._progress import length_of, no_bar, open_bar
-from forkshm.pool._report import PoolReport
 from forkshm.pool._results import ApplyResult, MapResult
-from forkshm.pool._statistics import PoolStatistics
-from forkshm.pool._taking import take
-from forkshm.pool._tasks import Function, Task
-from forkshm.pool._trace import Trace
-from forkshm.region._arena import arena
-from forkshm.region._segment import forget_abandoned
+from forkshm.pool._taking import take_arguments
+from forkshm.pool._tasks import PickledCallable, Task
+from forkshm.pool._worker_group import WorkerGroup
+from forkshm.pool.observe import PoolReport, PoolStatistics, Trace, length_of, no_bar, open_bar
+from forkshm.region.blocks import arena, forget_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -214,7 +210,7 @@ class Pool(_StandardPool):
         make_process = cast("Any", context).Process
         if born_shared:
             _prepare_memory()
-        self._crew = Crew(
+        self._worker_group = WorkerGroup(
             processes,
             make_process,
             initializer,
@@ -226,7 +222,7 @@ class Pool(_StandardPool):
             cpus,
             inner_threads,
         )
-        self._dispatcher = Dispatcher(self._crew, task_timeout=task_timeout, retries=retries)
+        self._dispatcher = Dispatcher(self._worker_group, task_timeout=task_timeout, retries=retries)
         self._copies_at_call = bool(copy_at_call)
         self._is_timed = task_timeout is not None
         self._imaps: list[IMapIterator[Any]] = []
@@ -234,12 +230,14 @@ class Pool(_StandardPool):
         self._dispatcher.keeper = weakref.ref(self._life)
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
         # processes, which would be for ever if one was stopped.
-        self._finalizer = _multiprocess.util.Finalize(self._life, _end, (self._crew, self._dispatcher), exitpriority=15)
+        self._finalizer = _multiprocess.util.Finalize(
+            self._life, _end, (self._worker_group, self._dispatcher), exitpriority=15
+        )
         self._start()
         self._state = "RUN"
 
     def _start(self) -> None:
-        self._crew.start_all()
+        self._worker_group.start_all()
 
     # With defaults: when the program ends, the names of this module may be gone before the pool is.
     def __del__(self, warn: Any = warnings.warn) -> None:
@@ -254,12 +252,12 @@ class Pool(_StandardPool):
     @property
     def _pool(self) -> list[Any]:
         # The processes, under the name by which programs look them up in the standard library's pool.
-        return [worker.process for worker in self._crew.workers]
+        return [worker.process for worker in self._worker_group.workers]
 
     @property
     def size(self) -> int:
         """How many workers it has."""
-        return self._crew.size
+        return self._worker_group.size
 
     # The same, for programs that ask the standard library's pool.
     _processes = size
@@ -394,8 +392,8 @@ class Pool(_StandardPool):
         At most four chunks for each worker are on their way, or answered and not yet
         taken from the iterator. The bar of *progress* (see `map`) goes on as they are taken.
         """
-        job: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
-        return job
+        sink: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
+        return sink
 
     def imap_unordered(
         self,
@@ -406,8 +404,8 @@ class Pool(_StandardPool):
         progress: bool | str = False,
     ) -> IMapUnorderedIterator[T]:
         """Like `imap`, but in the order in which results come."""
-        job: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize, progress)
-        return job
+        sink: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize, progress)
+        return sink
 
     def _whole(
         self,
@@ -435,22 +433,22 @@ class Pool(_StandardPool):
 
     def _call(
         self,
-        func: Callable[..., Any] | Function,
+        func: Callable[..., Any] | PickledCallable,
         args: Iterable[Any],
         kwds: Mapping[str, Any],
         result: ApplyResult[Any],
     ) -> Task:
         retries = self._dispatcher.retries
         arguments = tuple(args), dict(kwds)
-        if isinstance(func, Function):
+        if isinstance(func, PickledCallable):
             batched = self._may_share_messages()
             return Task(Kind.CALL, func, arguments, result, 0, batched=batched, retries=retries)
-        function = Function(self._dispatcher.packer, func, for_many=retries > 0)
+        function = PickledCallable(self._dispatcher.packer, func, for_many=retries > 0)
         return Task(Kind.CALL, function, arguments, result, 0, retries=retries)
 
     def _may_share_messages(self) -> bool:
         # What may be sent again is kept as it was sent, and so goes alone.
-        return self._crew.max_tasks is None and not self._dispatcher.retries
+        return self._worker_group.max_tasks is None and not self._dispatcher.retries
 
     def _map(
         self,
@@ -465,14 +463,14 @@ class Pool(_StandardPool):
         self._dispatcher.check_accepting()
         items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
         if chunksize is None:
-            chunksize, extra = divmod(len(items), self._crew.size * 4)
+            chunksize, extra = divmod(len(items), self._worker_group.size * 4)
             chunksize += bool(extra)
         if items:
             _check_chunksize(chunksize)
         common: frozenset[int] = frozenset()
         if chunksize < len(items) and not isinstance(items, range):
             common = repeated(items, starred=kind is Kind.STARMAP)
-        function = Function(self._dispatcher.packer, func, for_many=True, repeated=common)
+        function = PickledCallable(self._dispatcher.packer, func, for_many=True, repeated=common)
         if isinstance(items, range) and chunksize < _RANGE_PAYS:
             items = list(items)
         chunks = [items[start : start + chunksize] for start in range(0, len(items), chunksize)] if items else []
@@ -491,9 +489,9 @@ class Pool(_StandardPool):
     ) -> Any:
         self._dispatcher.check_accepting()
         _check_chunksize(chunksize)
-        function = Function(self._dispatcher.packer, func, for_many=True)
-        window = _IMAP_WINDOW * self._crew.size
-        job: IMapIterator[T] = kind(
+        function = PickledCallable(self._dispatcher.packer, func, for_many=True)
+        window = _IMAP_WINDOW * self._worker_group.size
+        sink: IMapIterator[T] = kind(
             self._dispatcher,
             function,
             iterable,
@@ -502,19 +500,19 @@ class Pool(_StandardPool):
             waited_for=not self._is_timed,
             batched=self._may_share_messages(),
         )
-        job.keeps = self._life
+        sink.keeps = self._life
         if progress:
-            bar = job.bar = open_bar(progress, length_of(iterable), self._dispatcher)
+            bar = sink.bar = open_bar(progress, length_of(iterable), self._dispatcher)
             # For who stops early; a bar may have a thread.
-            weakref.finalize(job, bar.close)
-        self._imaps = [*(other for other in self._imaps if not other.is_done()), job]
-        job.begin(has_length=length_of(iterable) is not None)
-        return job
+            weakref.finalize(sink, bar.close)
+        self._imaps = [*(other for other in self._imaps if not other.is_done()), sink]
+        sink.begin(has_length=length_of(iterable) is not None)
+        return sink
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
         if tasks:
             result.keeps = self._life
-            take(self._dispatcher, tasks, always=self._copies_at_call)
+            take_arguments(self._dispatcher, tasks, always=self._copies_at_call)
             try:
                 self._dispatcher.submit(tasks, waited_for=False)
             except BaseException:
@@ -528,8 +526,8 @@ class Pool(_StandardPool):
     def close(self) -> None:
         """Take no more tasks. Workers leave when all that was submitted is answered."""
         if self._state == "RUN" and self._is_ours():
-            for job in self._imaps:
-                job.fill(None)
+            for sink in self._imaps:
+                sink.fill(None)
             self._dispatcher.stop_accepting()
             self._state = "CLOSE"
 
@@ -560,7 +558,7 @@ class Pool(_StandardPool):
             raise ValueError("cannot join: the pool is still running; close() or terminate() it first")
         if self._state == "CLOSE":
             self._dispatcher.drive(self._dispatcher.is_idle)
-            self._dispatcher.under_lead(self._see_off)
+            self._dispatcher.under_lead(self._join_idle)
             self._state = "TERMINATE"
 
     # With defaults: see __del__.
@@ -569,16 +567,16 @@ class Pool(_StandardPool):
     ) -> bool:
         # In a forked child the object is there, and the workers are its parent's. When the interpreter takes the
         # modules apart, they were ended before.
-        return not is_finalizing() and self._crew.owner == getpid()
+        return not is_finalizing() and self._worker_group.owner == getpid()
 
-    def _see_off(self) -> None:
-        self._crew.see_off()
+    def _join_idle(self) -> None:
+        self._worker_group.join_idle()
         self._release()
 
     def _release(self) -> None:
         if (trace := self._dispatcher.trace) is not None:
             trace.collect()
-        self._crew.stop()
+        self._worker_group.stop()
         self._finalizer.cancel()  # not before: an interrupted end is done by the next call, or by that
         forget_abandoned()
         arena.trim()
@@ -646,7 +644,7 @@ class Pool(_StandardPool):
         See Also:
             The format is Chrome's "Trace Event Format".
         """
-        return Trace(path, self._crew, self._dispatcher, self)
+        return Trace(path, self._worker_group, self._dispatcher, self)
 
     def __enter__(self) -> Self:
         self._dispatcher.check_accepting()
@@ -659,34 +657,34 @@ class Pool(_StandardPool):
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._crew.size}>"
+        return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._worker_group.size}>"
 
 
-def _end(crew: Crew, dispatcher: Dispatcher) -> None:
+def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:
     """End the workers of a pool that was collected or terminated, or whose program ends."""
-    if crew.owner != os.getpid():
+    if worker_group.owner != os.getpid():
         return
     if not dispatcher.is_idle():
         # A thread may be driving the pool, and is not to find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
     try:
-        dispatcher.under_lead(crew.stop, patience=_PATIENCE_SECONDS)
+        dispatcher.under_lead(worker_group.stop, patience=_PATIENCE_SECONDS)
     except BaseException:
         # Nobody calls this again. No signal handler runs in another thread.
         with contextlib.suppress(RuntimeError):
-            _thread.start_new_thread(crew.stop, ())
+            _thread.start_new_thread(worker_group.stop, ())
         raise
 
 
 def _prepare_memory() -> None:
     """Make in this process what the workers need for ``born_shared``, or say why that cannot be."""
     try:
-        from forkshm.integrations import _numpy_memory
+        from forkshm.integrations import numpy_memory
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
         raise MissingDependencyError("born_shared needs NumPy: pip install 'forkshm[numpy]'", extra="numpy") from error
-    _numpy_memory.own_blocks()
+    numpy_memory.own_blocks()
 
 
 def _check_chunksize(chunksize: int) -> None:

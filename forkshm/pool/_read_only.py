@@ -11,9 +11,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pool._describe import describe, name_of
-from forkshm.region import MappedRegion, Mode
-from forkshm.region._table import mapping_at
+from forkshm.pool.observe import describe, name_of
+from forkshm.region import MappedRegion, Mode, mapping_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from forkshm import _interrupts
 from forkshm.channel import open_answer, read_message
 from forkshm.errors import ForkshmError, NotUnpicklableError, RemoteTraceback, TaskTimeoutError
 from forkshm.pickler import open_plain
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
 
     from forkshm.channel import Message, Received
     from forkshm.pool._driver import Answer, Driver
-    from forkshm.pool._progress import Bar
     from forkshm.pool._tasks import Task
+    from forkshm.pool.observe import Bar
 
-__all__ = ("ApplyResult", "AsyncResult", "Job", "MapResult", "Outcome", "Pace", "PlainOutcome", "chunked", "delivering")
+__all__ = (
+    "ApplyResult",
+    "AsyncResult",
+    "MapResult",
+    "Outcome",
+    "Pace",
+    "PlainOutcome",
+    "ResultSink",
+    "chunked",
+    "delivering",
+)
 
 T = TypeVar("T")
 
@@ -29,31 +40,31 @@ T = TypeVar("T")
 class Outcome:
     """The answer to one task: what it returned or raised, not yet unpickled."""
 
-    __slots__ = ("_error", "_message", "_parcel", "_received")
+    __slots__ = ("_error", "_message", "_payload", "_received")
 
     def __init__(
         self,
         received: Received | None = None,
         message: Message | None = None,
         error: BaseException | None = None,
-        parcel: bytes | None = None,
+        payload: bytes | None = None,
     ) -> None:
         self._received = received
-        self._parcel = parcel
+        self._payload = payload
         self._message = message
         self._error = error
 
     def traffic(self) -> tuple[int, int]:
         """Bytes that were copied and shared for it."""
-        parcels = [arrival for arrival in self._message.parcels if arrival] if self._message else []
-        return sum(arrival.copied for arrival in parcels), sum(arrival.shared for arrival in parcels)
+        payloads = [incoming for incoming in self._message.payloads if incoming] if self._message else []
+        return sum(incoming.copied for incoming in payloads), sum(incoming.shared for incoming in payloads)
 
     def open(self) -> tuple[bool, Any]:
         """Unpickle: (True, value), or (False, exception)."""
         if self._error is not None:
             return False, self._error
-        if self._parcel is not None:
-            return self._unpickled(functools.partial(open_plain, self._parcel, 0))
+        if self._payload is not None:
+            return self._unpickled(functools.partial(open_plain, self._payload, 0))
         if self._received is not None:
             try:
                 return True, open_answer(self._received.data)
@@ -63,10 +74,10 @@ class Outcome:
                 return _failed(error, functools.partial(open_answer, self._received.data))
         try:
             message = self._message if self._received is None else read_message(self._received)
-            parcels = [] if message is None else message.parcels
-            value, *text = parcels or [None]
+            payloads = [] if message is None else message.payloads
+            value, *text = payloads or [None]
             if value is None:
-                raise NotUnpicklableError("an answer came without its parcel: please report this")
+                raise NotUnpicklableError("an answer came without its payload: please report this")
         except Exception as error:
             if not isinstance(error, ForkshmError) and threading.current_thread() is threading.main_thread():
                 raise  # of a signal handler: the message is still there
@@ -118,23 +129,23 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
 
 
 class PlainOutcome:
-    """The answer of a tiny task, as it came in an outbox."""
+    """The answer of a tiny task, as it came in an result batch."""
 
-    __slots__ = ("_parcel",)
+    __slots__ = ("_payload",)
 
-    def __init__(self, parcel: bytes) -> None:
-        self._parcel = parcel
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
 
     def open(self) -> tuple[bool, Any]:
         """Unpickle: (True, value), or (False, exception)."""
         try:
-            return True, open_plain(self._parcel, 0)
+            return True, open_plain(self._payload, 0)
         except (Exception, SystemExit) as error:
-            return _failed(error, functools.partial(open_plain, self._parcel, 0))
+            return _failed(error, functools.partial(open_plain, self._payload, 0))
 
 
 #: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
-delivering = threading.Lock()
+delivering = _interrupts.Lock()
 
 
 class Pace:
@@ -164,7 +175,7 @@ class Pace:
             self.batch = max(1, min(self._MOST, self._tasks // 2, self._BATCH_NS // max(nanoseconds, 1)))
 
 
-class Job:
+class ResultSink:
     """Something that is answered by one or more tasks."""
 
     #: Of a map: how many items of its input each task has, but for the last.
@@ -186,7 +197,7 @@ class Job:
         raise NotImplementedError
 
 
-class ApplyResult(Job, Generic[T]):
+class ApplyResult(ResultSink, Generic[T]):
     """The answer to come of `Pool.apply_async`; the interface of ``multiprocessing``'s.
 
     Fork and threads:
@@ -200,7 +211,7 @@ class ApplyResult(Job, Generic[T]):
         error_callback: Callable[[BaseException], object] | None = None,
         bar: Bar | None = None,
     ) -> None:
-        Job.__init__(self)
+        ResultSink.__init__(self)
         self._bar = bar
         self._driver = driver
         self._callback = callback
@@ -209,7 +220,7 @@ class ApplyResult(Job, Generic[T]):
         self._opened: tuple[bool, Any] | None = None
         self._answered = False
         # Two threads may ask at once, and what they get shall be the same object.
-        self._opening = threading.RLock()
+        self._opening = _interrupts.RLock()
         # Asked for once by whoever calls back.
         self._calling_back = iter((True,))
 

@@ -9,7 +9,7 @@ the task's number before it touches the task. So when a worker dies, its slot te
 
 It also tells the parent whether somebody has to be woken. A worker that is claiming is
 going to look into the queue again; one that is past its last look sleeps until a byte
-comes through the bell. Sending happens before the parent reads the slot, and the last
+comes through the wakeup pipe. Sending happens before the parent reads the slot, and the last
 look after the worker wrote it, both under the socket's own lock: so one of them sees the
 other, and no message is left to sleepers.
 """
@@ -24,16 +24,25 @@ from typing import TYPE_CHECKING, Any
 from forkshm.backend import kernel
 from forkshm.errors import RegionCreateError
 from forkshm.pickler import register
-from forkshm.region import Mode
-from forkshm.region._anonymous import sparse_memory
-from forkshm.region._mapped import map_refused
+from forkshm.region import Mode, map_refused, sparse_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from forkshm.region import MappedRegion
 
-__all__ = ("CLAIMING", "FIRST_TASK", "IDLE", "LAST_LOOK", "MARKS", "STARTING", "Outbox", "Status", "Tape", "answers_in")
+__all__ = (
+    "CLAIMING",
+    "FIRST_TASK",
+    "IDLE",
+    "LAST_LOOK",
+    "MARKS",
+    "STARTING",
+    "ResultBatch",
+    "Status",
+    "TraceRing",
+    "answers_in",
+)
 
 #: Not yet through its initializer.
 STARTING = 0
@@ -55,19 +64,19 @@ _WORDS = 2  # state; which item of a chunk, counted from 1
 _CLOCK = 64
 
 #: Bytes of answers that a worker may collect before it sends them.
-_OUTBOX = 16 * 1024
+_RESULT_BATCH = 16 * 1024
 
 #: Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
-_TAPE = 2 * 2**20
-_TAPE_HEAD = 16
+_TRACE_RING = 2 * 2**20
+_TRACE_RING_HEAD = 16
 #: Where files may not be larger, a multiple of this.
-_SHORTEST_TAPE = 4096
+_SHORTEST_TRACE_RING = 4096
 
-# Of one answer: number of the task, nanoseconds it took, bytes of the parcel that follows.
+# Of one answer: number of the task, nanoseconds it took, bytes of the payload that follows.
 _ANSWER = struct.Struct("<QQI")
 
 
-class Outbox:
+class ResultBatch:
     """Where a worker collects the answers of a batch, to send them in one message.
 
     It lies in the status region, so what a dying worker had answered and not sent is not
@@ -79,15 +88,15 @@ class Outbox:
         self._used = memory[:8].cast("Q")
         self._memory = memory[8:]
 
-    def add(self, number: int, nanoseconds: int, parcel: bytes) -> bool:
+    def add(self, number: int, nanoseconds: int, payload: bytes) -> bool:
         """Add an answer; False if it does not fit."""
         used = self._used[0]
         start = used + _ANSWER.size
-        end = start + len(parcel)
+        end = start + len(payload)
         if end > len(self._memory):
             return False
-        _ANSWER.pack_into(self._memory, used, number, nanoseconds, len(parcel))
-        self._memory[start:end] = parcel
+        _ANSWER.pack_into(self._memory, used, number, nanoseconds, len(payload))
+        self._memory[start:end] = payload
         self._used[0] = end
         return True
 
@@ -106,7 +115,7 @@ class Outbox:
 
 
 def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, nanoseconds and parcel of each answer in the content of an outbox."""
+    """Yield number, nanoseconds and payload of each answer in the content of a result batch."""
     while position < len(content):
         number, nanoseconds, nbytes = _ANSWER.unpack_from(content, position)
         position += _ANSWER.size
@@ -114,13 +123,13 @@ def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, by
         position += nbytes
 
 
-class Tape:
+class TraceRing:
     """Where a worker records what it does; see `_trace`."""
 
     def __init__(self, memory: memoryview) -> None:
         #: Whether to record; how many records were begun.
-        self.head = memory[:_TAPE_HEAD].cast("Q")
-        self.records = memory[_TAPE_HEAD:]
+        self.head = memory[:_TRACE_RING_HEAD].cast("Q")
+        self.records = memory[_TRACE_RING_HEAD:]
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -137,24 +146,24 @@ def _file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
 
-def _reserved(outboxes: int, workers: int, tape: int) -> MappedRegion:
-    """Return the memory of a pool: of the tapes, which are long, the heads are there, and the rest on demand."""
+def _reserved(result_batches: int, workers: int, trace_ring: int) -> MappedRegion:
+    """Return the memory of a pool: of the trace rings, which are long, the heads are there, and the rest on demand."""
     try:
-        region = sparse_memory(outboxes + workers * tape)
+        region = sparse_memory(result_batches + workers * trace_ring)
     except RegionCreateError as error:
-        # Files may not be so large (ulimit -f): then the tapes are shorter.
-        left = (_file_limit() - outboxes) // workers // _SHORTEST_TAPE * _SHORTEST_TAPE
-        if error.errno != errno.EFBIG or not 0 < left < tape:
+        # Files may not be so large (ulimit -f): then the trace rings are shorter.
+        left = (_file_limit() - result_batches) // workers // _SHORTEST_TRACE_RING * _SHORTEST_TRACE_RING
+        if error.errno != errno.EFBIG or not 0 < left < trace_ring:
             raise
-        tape = left
-        region = sparse_memory(outboxes + workers * tape)
+        trace_ring = left
+        region = sparse_memory(result_batches + workers * trace_ring)
     try:
-        kernel.reserve(region.fileno(), 0, outboxes)
+        kernel.reserve(region.fileno(), 0, result_batches)
         for worker in range(workers):
-            kernel.reserve(region.fileno(), outboxes + worker * tape, _TAPE_HEAD)
+            kernel.reserve(region.fileno(), result_batches + worker * trace_ring, _TRACE_RING_HEAD)
     except OSError as error:
         region.close()
-        raise map_refused(error, outboxes, Mode.read_write) from error
+        raise map_refused(error, result_batches, Mode.read_write) from error
     return region
 
 
@@ -167,30 +176,32 @@ class Status:
         clocks = -(-words // _CLOCK) * _CLOCK
         marks = clocks + workers * _CLOCK
         boxes = marks + MARKS * 8
-        outboxes = boxes + workers * _OUTBOX
-        self._region = _reserved(outboxes, workers, _TAPE_HEAD + _TAPE) if region is None else region
-        tape = (self._region.size - outboxes) // workers
+        result_batches = boxes + workers * _RESULT_BATCH
+        self._region = _reserved(result_batches, workers, _TRACE_RING_HEAD + _TRACE_RING) if region is None else region
+        trace_ring = (self._region.size - result_batches) // workers
         self.words = self._region.buf[:words].cast("Q")
         #: See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]
         #: In the place of a cancelled task its number: no worker begins it. Written by the parent.
         self.marks = self._region.buf[marks:boxes].cast("Q")
-        self._outboxes = [
-            Outbox(self._region.buf[start : start + _OUTBOX]) for start in range(boxes, outboxes, _OUTBOX)
+        self._result_batches = [
+            ResultBatch(self._region.buf[start : start + _RESULT_BATCH])
+            for start in range(boxes, result_batches, _RESULT_BATCH)
         ]
-        self.tapes = [
-            Tape(self._region.buf[start : start + tape]) for start in range(outboxes, outboxes + workers * tape, tape)
+        self.trace_rings = [
+            TraceRing(self._region.buf[start : start + trace_ring])
+            for start in range(result_batches, result_batches + workers * trace_ring, trace_ring)
         ]
 
     def reset(self, worker: int) -> None:
         """Make a slot ready for a new worker."""
         self.words[worker * _WORDS] = STARTING
         self.words[worker * _WORDS + 1] = 0
-        self._outboxes[worker].clear()
+        self._result_batches[worker].clear()
 
-    def outbox(self, worker: int) -> Outbox:
+    def result_batch(self, worker: int) -> ResultBatch:
         """Where the worker collects answers."""
-        return self._outboxes[worker]
+        return self._result_batches[worker]
 
     def state(self, worker: int) -> int:
         """What the worker says it does."""
@@ -206,10 +217,10 @@ class Status:
 
     def close(self) -> None:
         """Give the region back."""
-        for outbox in self._outboxes:
-            outbox.close()
-        for tape in self.tapes:
-            tape.close()
+        for result_batch in self._result_batches:
+            result_batch.close()
+        for trace_ring in self.trace_rings:
+            trace_ring.close()
         for clock in self.clocks:
             clock.release()
         self.marks.release()
@@ -219,7 +230,7 @@ class Status:
 
 def reduce_status(status: Status) -> Any:
     """Send the slots: they are the same ones at the other end."""
-    return Status, (len(status._outboxes), status._region)
+    return Status, (len(status._result_batches), status._region)
 
 
 register(Status, reduce_status)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forkshm.pool._dispatch import Dispatcher
     from forkshm.pool._tasks import Task
 
-__all__ = ("SMALL", "take")
+__all__ = ("SMALL", "take_arguments")
 
 #: Bytes up to which arguments are small.
 SMALL = 64 * 2**10
@@ -110,7 +110,7 @@ class _Copier:
         return made
 
 
-def take(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: bool = False) -> None:
+def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: bool = False) -> None:
     """Take the arguments of tasks that are going to be submitted.
 
     Args:
@@ -145,7 +145,7 @@ def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> N
     except Exception:  # told when it is sent, in the way that is the caller's
         task.close()
         return
-    if (parcel := task.parcel) is not None and parcel.fds and not always:
+    if (payload := task.payload) is not None and payload.fds and not always:
         # It hid what is large, or what is shared. Each such task would keep fds open, and many may wait.
         task.close()
         task.arguments = copied

@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import Kind
-from forkshm.pickler import Parcel, Repeats, explain, mark, pack, pack_by_name, still_by_name
-from forkshm.pool._describe import name_of
+from forkshm.pickler import Payload, Repeats, explain, mark, pack, pack_by_name, still_by_name
 from forkshm.pool._status import FIRST_TASK
+from forkshm.pool.observe import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from forkshm.pickler import Known
+    from forkshm.pickler import ImportableNames
     from forkshm.pool._driver import Answer
-    from forkshm.pool._results import Job
+    from forkshm.pool._results import ResultSink
 
-__all__ = ("CANCELLED", "Batch", "Function", "Outstanding", "Packer", "Task")
+__all__ = ("CANCELLED", "Batch", "Outstanding", "Packer", "PickledCallable", "Task")
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 # Arguments of a call without arguments that `itertools.starmap` makes once.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
-#: In place of the parcel of a function that has not been looked at.
+#: In place of the payload of a function that has not been looked at.
 _UNKNOWN: Any = object()
 
 
@@ -56,34 +56,34 @@ class Packer:
         known: What of ``__main__`` the workers have, and so crosses by name.
     """
 
-    def __init__(self, known: Known) -> None:
-        self.known = known
+    def __init__(self, importable: ImportableNames) -> None:
+        self.importable = importable
         self._groups = itertools.count(1)
-        # Parcels of functions that cross by name never change, so they are made once.
+        # Payloads of functions that cross by name never change, so they are made once.
         # None stands for one that crosses by value.
-        self._by_name: weakref.WeakKeyDictionary[Any, Parcel | None] = weakref.WeakKeyDictionary()
+        self._by_name: weakref.WeakKeyDictionary[Any, Payload | None] = weakref.WeakKeyDictionary()
 
     def new_group(self) -> int:
-        """Return a number for tasks that share a function parcel."""
+        """Return a number for tasks that share a function payload."""
         return next(self._groups)
 
-    def by_name(self, function: Callable[..., Any]) -> Parcel | None:
-        """Return the parcel of a function that crosses by name, which is kept here; None for any other."""
+    def by_name(self, function: Callable[..., Any]) -> Payload | None:
+        """Return the payload of a function that crosses by name, which is kept here; None for any other."""
         try:
-            parcel = self._by_name.get(function, _UNKNOWN)
-            if parcel is _UNKNOWN:
-                parcel = self._by_name[function] = pack_by_name(function, self.known)
-            return parcel if parcel is None or still_by_name(function, self.known) else None
+            payload = self._by_name.get(function, _UNKNOWN)
+            if payload is _UNKNOWN:
+                payload = self._by_name[function] = pack_by_name(function, self.importable)
+            return payload if payload is None or still_by_name(function, self.importable) else None
         except TypeError:  # not hashable, or without weak references
             return None
 
-    def pack(self, function: Callable[..., Any], *, for_many: bool) -> Parcel:
-        """Return the parcel of a function."""
-        parcel = self.by_name(function)
-        return pack(function, for_many=for_many, known=self.known) if parcel is None else parcel
+    def pack(self, function: Callable[..., Any], *, for_many: bool) -> Payload:
+        """Return the payload of a function."""
+        payload = self.by_name(function)
+        return pack(function, for_many=for_many, importable=self.importable) if payload is None else payload
 
 
-class Function:
+class PickledCallable:
     """What the tasks of one call run: pickled once, sent with each.
 
     Its memory is let go of with the last task that has it.
@@ -100,9 +100,9 @@ class Function:
     ) -> None:
         self._packer = packer
         self.function = function
-        #: Not 0 when several tasks share the parcel.
+        #: Not 0 when several tasks share the payload.
         self.group = packer.new_group() if for_many else 0
-        self._parcel: Parcel | None = None
+        self._payload: Payload | None = None
         # The ids of arguments that several tasks have in common, and the copies of those.
         self._repeated = repeated
         self.repeats = Repeats() if repeated and repeats is None else repeats
@@ -120,23 +120,23 @@ class Function:
             return _NOBODY
         return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
 
-    def parcel(self) -> Parcel:
-        """Return the parcel; made on first use."""
-        parcel = self._parcel
-        if parcel is None:
+    def payload(self) -> Payload:
+        """Return the payload; made on first use."""
+        payload = self._payload
+        if payload is None:
             try:
-                parcel = self._parcel = self._packer.pack(self.function, for_many=self.group != 0)
+                payload = self._payload = self._packer.pack(self.function, for_many=self.group != 0)
             except Exception as error:
-                explain(error, {"func": self.function}, self._packer.known)
+                explain(error, {"func": self.function}, self._packer.importable)
                 raise
-        return parcel
+        return payload
 
 
 class Task:
     """One message to be answered by one message."""
 
     # Defaults stand in the class: of tiny tasks there are many, and most attributes of most are never set.
-    parcel: Parcel | None = None
+    payload: Payload | None = None
     #: Workers that have died of it.
     deaths: int = 0
     #: Bytes copied for its message.
@@ -153,9 +153,9 @@ class Task:
     def __init__(
         self,
         kind: Kind,
-        function: Function,
+        function: PickledCallable,
         arguments: Any,
-        job: Job,
+        sink: ResultSink,
         position: int,
         *,
         batched: bool = False,
@@ -165,19 +165,19 @@ class Task:
         self.function = function
         #: (args, kwargs) of a call, or the items of a chunk.
         self.arguments = arguments
-        self.job = job
+        self.sink = sink
         #: Which part of the job it answers.
         self.position = position
         #: Whether it may go in one message with others.
         self.batched = batched
-        #: How often it is done again when its worker dies. Its parcel is kept for that.
+        #: How often it is done again when its worker dies. Its payload is kept for that.
         self.retries = retries
 
     def close(self) -> None:
         """Let go of what is held for sending it."""
-        parcel, self.parcel = self.parcel, None
-        if parcel is not None:
-            parcel.close()
+        payload, self.payload = self.payload, None
+        if payload is not None:
+            payload.close()
 
 
 class Batch(list[Task]):
@@ -391,6 +391,6 @@ class Outstanding:
             except (StopIteration, KeyError, RuntimeError):  # another thread does the same
                 continue
             task.close()
-            task.job.deliver(task, answer)  # also one that was interrupted amid it
+            task.sink.deliver(task, answer)  # also one that was interrupted amid it
             answered.pop(number, None)
         return any_there

@@ -19,42 +19,42 @@ from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
     HEADER_SIZE,
+    SPINNERS,
     Header,
     Kind,
     Message,
     Received,
     Receiver,
     Sender,
+    Spin,
     read_header,
     read_message,
     write_answers,
     write_message,
     write_result,
 )
-from forkshm.channel._spin import SPINNERS, Spin
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
 from forkshm.pickler import (
-    Arrival,
-    Known,
-    Parcel,
+    Handle,
+    ImportableNames,
+    Payload,
+    ReceivedFd,
+    ReceivedPayload,
     begin,
     explain,
+    importable_now,
     is_name,
-    known_now,
     pack,
     plain_pair,
     register,
-    tiny_parcel,
+    tiny_payload,
 )
-from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
-from forkshm.pool._report import WorkerClock
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
-from forkshm.pool._trace import Recorder
-from forkshm.region._arena import KEEP_WARM, arena
-from forkshm.region._decay import EMPTY_SECONDS, is_short
+from forkshm.pool.observe import Recorder, WorkerClock
+from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ class Assignment:
     #: Reading end of a pipe whose writing end only the parent has.
     lifeline: int
     #: Reading end of a pipe, shared by all workers: each byte wakes one of them.
-    bell: int
+    wakeup: int
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     #: Tasks after which it makes room for a fresh process; None for never.
@@ -102,12 +102,12 @@ class Assignment:
     #: The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit.
     inner_threads: tuple[int, bool] | None = None
     #: What of ``__main__`` both have, when it was forked; None for what it finds there.
-    known: Known | None = None
+    importable: ImportableNames | None = None
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
     """Send an assignment to a worker that was not forked from here."""
-    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.bell)
+    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.wakeup)
     return rebuild_assignment, (
         assignment.slot,
         [pickle.PickleBuffer(Handle(fd)) for fd in ends],
@@ -125,14 +125,14 @@ def reduce_assignment(assignment: Assignment) -> Any:
 
 def rebuild_assignment(slot: int, fds: list[ReceivedFd], status: Status, *birth: Any) -> Assignment:
     """Return the assignment that arrived."""
-    tasks, results, lifeline, bell = (fd.take() for fd in fds)
+    tasks, results, lifeline, wakeup = (fd.take() for fd in fds)
     return Assignment(
         slot,
         Receiver(kernel.message_socket(tasks)),
         Sender(kernel.message_socket(results)),
         status,
         lifeline,
-        bell,
+        wakeup,
         *birth,
     )
 
@@ -171,7 +171,7 @@ def run_worker(assignment: Assignment) -> None:
 
 def _choose_memory(*, born_shared: bool) -> None:
     # Also when it is not wanted: the thread that forked us may be in a block of shared_allocations.
-    module = "forkshm.integrations._numpy_memory"
+    module = "forkshm.integrations.numpy_memory"
     if born_shared:
         importlib.import_module(module).use_own_blocks()
     elif module in sys.modules:
@@ -196,26 +196,26 @@ class _Worker:
         self._initargs = assignment.initargs
         self._born = (assignment.worker_init, assignment.worker_exit)
         self._max_tasks = assignment.max_tasks
-        # Functions by their parcel, and the one with large buffers by its group. The
+        # Functions by their payload, and the one with large buffers by its group. The
         # latter holds memory of the parent's arena, so it goes when the worker sleeps.
-        self._by_parcel: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
+        self._by_payload: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
         # What the parent has as well: all that was there at the fork.
-        self._known = known_now() if assignment.known is None else assignment.known
+        self._importable = importable_now() if assignment.importable is None else assignment.importable
         self._spin = Spin()
         # Only this thread looks, and never twice at a time.
         self._looks = self._tasks.looker()
-        self._outbox = assignment.status.outbox(assignment.slot)
+        self._result_batch = assignment.status.result_batch(assignment.slot)
         # When the first of the answers in it was begun; 0 when answers go out at once.
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._marks = assignment.status.marks
-        self._bell = assignment.bell
+        self._wakeup = assignment.wakeup
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
-        tape = assignment.status.tapes[assignment.slot]
-        self._recorder = Recorder(tape)
+        trace_ring = assignment.status.trace_rings[assignment.slot]
+        self._recorder = Recorder(trace_ring)
         # Whether somebody traces; and whether the message at hand is recorded.
-        self._trace_switch = tape.head
+        self._trace_switch = trace_ring.head
         self._traced = False
 
     def run(self) -> None:
@@ -289,7 +289,7 @@ class _Worker:
             spin_until = 0
 
     def _sleep(self) -> bool:
-        """Wait for the bell; False when nobody is left to ring it."""
+        """Wait for the wakeup pipe; False when nobody is left to ring it."""
         # An idle worker holds no memory of others, and after a while none of its own.
         self._by_group.clear()
         self._kept.clear()
@@ -297,12 +297,12 @@ class _Worker:
         idle = 0.0
         while arena.has_excess(_WORTH_LOOKING):
             pause = _IDLE_SECONDS if not idle else _LOOK_SECONDS
-            rung = kernel.wait_for_bell(self._bell, pause)
-            if rung is not None:
-                return rung
+            woken = kernel.wait_for_wakeup(self._wakeup, pause)
+            if woken is not None:
+                return woken
             idle += pause
             arena.trim(0 if idle >= EMPTY_SECONDS or is_short() else KEEP_WARM)
-        return kernel.wait_for_bell(self._bell) is not False
+        return kernel.wait_for_wakeup(self._wakeup) is not False
 
     # -- doing ------------------------------------------------------------------------
 
@@ -321,12 +321,12 @@ class _Worker:
             function = self._function(message)
             # In a list, so that whoever takes it out is the only one who has it: memory that
             # a task returns is handed on as it is when nobody here has it any more.
-            arguments = [_opened(message.parcels, 1)]
+            arguments = [_opened(message.payloads, 1)]
             # Regions stay mapped until the next task is here, which often names the same:
             # mapping 1 GB and touching it takes longer than a small task.
-            self._kept = [window for arrival in message.parcels if arrival for window in arrival.windows]
+            self._kept = [window for incoming in message.payloads if incoming for window in incoming.exporters]
             if self._traced:
-                self._recorder.received(sum(arrival.nbytes for arrival in message.parcels[1:] if arrival))
+                self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
             del message
         except BaseException as error:  # as in `_do`
             self._send_error(Kind.ERROR, number, error)
@@ -361,17 +361,17 @@ class _Worker:
         The short way of `_answer`, for most small tasks.
         """
         data = received.data
-        if header.kind is Kind.BATCH or received.fds or header.parcels != 2:
+        if header.kind is Kind.BATCH or received.fds or header.payloads != 2:
             return False
         plain = plain_pair(data, HEADER_SIZE)
         if plain is None:
             return False
         start, end, arguments_start = plain
         key = 0, data[start:end]
-        function = self._by_parcel.get(key, self)
+        function = self._by_payload.get(key, self)
         if function is self:
             return False
-        self._by_parcel.move_to_end(key)
+        self._by_payload.move_to_end(key)
         try:
             arguments = [pickle.loads(memoryview(data)[arguments_start:])]
         except BaseException as error:  # as in `_do`
@@ -425,22 +425,22 @@ class _Worker:
         if self._traced:
             self._recorder.computed()
         del arguments
-        if (answer := tiny_parcel(value)) is not None:
+        if (answer := tiny_payload(value)) is not None:
             self._send_tiny(number, began, answer)
             return
         kind_of_value = type(value).__name__
         try:
             try:
-                packing = begin(value, known=self._known)
+                packing = begin(value, importable=self._importable)
             except Exception as error:
                 names = {"result": value} if kind is Kind.CALL else {f"result {n}": v for n, v in enumerate(value)}
-                explain(error, names, self._known)
+                explain(error, names, self._importable)
                 raise
             # Before the answer goes out, so that the parent can use the memory of the
             # arguments, which is warm, for what it sends next; and before the memory of the
             # result is handed on, so that it is the parent's alone.
             del value
-            parcel = packing.finish()
+            payload = packing.finish()
             del packing
         except Exception as error:
             from forkshm._result_not_picklable import ResultNotPicklableError
@@ -454,42 +454,42 @@ class _Worker:
             return
         ended = time.perf_counter_ns()
         if self._traced:
-            self._recorder.packed(len(parcel.data) + parcel.copied + parcel.shared)
+            self._recorder.packed(len(payload.data) + payload.copied + payload.shared)
         if self._collecting_since:
-            if not parcel.fds and self._outbox.add(number, ended - began, parcel.data):
+            if not payload.fds and self._result_batch.add(number, ended - began, payload.data):
                 if ended - self._collecting_since > _COLLECT_NS:
                     self._flush()
                 return
             self._flush()
         try:
-            self._send(Kind.RESULT, number, parcel, nanoseconds=ended - began)
+            self._send(Kind.RESULT, number, payload, nanoseconds=ended - began)
         except ChannelBrokenError:
             raise
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
-    def _send_tiny(self, number: int, began: int, parcel: bytes) -> None:
-        """Send the parcel of a tiny answer; of a batch hold it back for a moment, to send it with others."""
+    def _send_tiny(self, number: int, began: int, payload: bytes) -> None:
+        """Send the payload of a tiny answer; of a batch hold it back for a moment, to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
-            self._recorder.packed(len(parcel))
+            self._recorder.packed(len(payload))
         if not self._collecting_since:
             self._clock.write()  # see `_send`
-            self._results.send(write_result(number, parcel, ended - began))
+            self._results.send(write_result(number, payload, ended - began))
             return
-        if not self._outbox.add(number, ended - began, parcel):
+        if not self._result_batch.add(number, ended - began, payload):
             self._flush()
-            self._outbox.add(number, ended - began, parcel)  # tiny: there is room for it now
+            self._result_batch.add(number, ended - began, payload)  # tiny: there is room for it now
         if ended - self._collecting_since > _COLLECT_NS:
             self._flush()
 
     def _flush(self) -> None:
         """Send the answers collected."""
-        content = self._outbox.content()
+        content = self._result_batch.content()
         if content:
             self._clock.write()
             self._results.send(write_answers(content))
-            self._outbox.clear()
+            self._result_batch.clear()
         self._collecting_since = time.perf_counter_ns()
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
@@ -521,40 +521,40 @@ class _Worker:
                 block = 64
 
     def _function(self, message: Message) -> Any:
-        arrival = message.parcels[0]
-        if arrival is None:
+        incoming = message.payloads[0]
+        if incoming is None:
             return self._by_group[message.group]
-        if not arrival.is_inline:
-            function = arrival.open()
+        if not incoming.is_inline:
+            function = incoming.open()
             if message.group:
                 self._by_group.clear()
                 self._by_group[message.group] = function
             return function
-        stream = arrival.stream_bytes()
+        stream = incoming.stream_bytes()
         is_by_name = is_name(stream)
         if not is_by_name and not message.group:
-            return arrival.open()  # with what it holds, and may change: the next call gets it as it was sent
-        known = self._by_parcel
+            return incoming.open()  # with what it holds, and may change: the next call gets it as it was sent
+        importable = self._by_payload
         key = 0 if is_by_name else message.group, stream
-        if key in known:
-            known.move_to_end(key)
-            return known[key]
-        function = known[key] = arrival.open()
-        if len(known) > _FUNCTIONS_KEPT:
-            known.popitem(last=False)
+        if key in importable:
+            importable.move_to_end(key)
+            return importable[key]
+        function = importable[key] = incoming.open()
+        if len(importable) > _FUNCTIONS_KEPT:
+            importable.popitem(last=False)
         return function
 
     # -- answering --------------------------------------------------------------------
 
-    def _send(self, kind: Kind, number: int, *parcels: Parcel, nanoseconds: int = 0) -> None:
+    def _send(self, kind: Kind, number: int, *payloads: Payload, nanoseconds: int = 0) -> None:
         # Before the answer: who has it finds it accounted for.
         self._clock.write()
         try:
             # In an answer the place of the group says how long the task took.
-            self._results.send(*write_message(kind, number, *parcels, group=nanoseconds))
+            self._results.send(*write_message(kind, number, *payloads, group=nanoseconds))
         finally:
-            for parcel in parcels:
-                parcel.close()
+            for payload in payloads:
+                payload.close()
 
     def _send_error(self, kind: Kind, number: int, error: BaseException) -> None:
         if self._traced:
@@ -563,15 +563,15 @@ class _Worker:
         # The frames of the traceback hold the arguments; now that it is text, let them go.
         error.__traceback__ = None
         try:
-            parcel = pack(error, known=self._known)
+            payload = pack(error, importable=self._importable)
         except BaseException as refusal:
-            parcel = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
+            payload = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
         del error
-        self._send(kind, number, parcel, pack(text))
+        self._send(kind, number, payload, pack(text))
 
 
-def _opened(parcels: list[Arrival | None], index: int) -> Any:
-    arrival = parcels[index]
-    if arrival is None:
-        raise ForkshmError(f"parcel {index} of a task is missing: please report this")
-    return arrival.open()
+def _opened(payloads: list[ReceivedPayload | None], index: int) -> Any:
+    incoming = payloads[index]
+    if incoming is None:
+        raise ForkshmError(f"payload {index} of a task is missing: please report this")
+    return incoming.open()

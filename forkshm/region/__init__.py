@@ -5,24 +5,38 @@ itself to carry copies. Both end when the kernel sees that nobody uses them.
 """
 
 from forkshm.backend import Advice
-from forkshm.region._anonymous import anonymous_shared_memory
+from forkshm.region._anonymous import anonymous_shared_memory, sparse_memory
 from forkshm.region._file import FileMapping
-from forkshm.region._mapped import MappedRegion
+from forkshm.region._lifetime import at_fork, is_changing
+from forkshm.region._mapped import MappedRegion, attach, map_refused, own_parts, region_at, region_of, view_of
 from forkshm.region._object import (
     Creation,
     SharedMemoryObject,
+    checked_name,
     create_only,
     open_only,
     open_or_create,
     remove_on_exit,
 )
-from forkshm.region._offset_ptr import OffsetPtr, Pointer
-from forkshm.region._place import aligned, assign, construct, place
-from forkshm.region._sync import Barrier, Condition, Mutex, RecursiveMutex, RWLock, Semaphore
-from forkshm.region._table import Mode, copy_on_write, read_only, read_private, read_write
+from forkshm.region._table import (
+    Mapping,
+    Mode,
+    copy_on_write,
+    give_back_all,
+    mapping_at,
+    mapping_of,
+    read_only,
+    read_private,
+    read_write,
+    region_fds,
+    regions_mapped,
+    round_up,
+)
 from forkshm.region._windows import WindowsSharedMemory
+from forkshm.region.locks import Barrier, Condition, Mutex, RecursiveMutex, RWLock, Semaphore
+from forkshm.region.pointers import OffsetPtr, Pointer, aligned, assign, construct, place
 
-__all__ = (
+__all__ = [
     "Advice",
     "Barrier",
     "Condition",
@@ -51,4 +65,24 @@ __all__ = (
     "read_private",
     "read_write",
     "remove_on_exit",
-)
+]
+# For the other packages of forkshm.
+__all__ += [
+    "Mapping",
+    "at_fork",
+    "attach",
+    "checked_name",
+    "give_back_all",
+    "is_changing",
+    "map_refused",
+    "mapping_at",
+    "mapping_of",
+    "own_parts",
+    "region_at",
+    "region_fds",
+    "region_of",
+    "regions_mapped",
+    "round_up",
+    "sparse_memory",
+    "view_of",
+]

@@ -6,7 +6,6 @@ import errno
 
 from forkshm.backend import kernel
 from forkshm.errors import RegionCreateError
-from forkshm.region._commons import LARGEST, map_part
 from forkshm.region._mapped import (
     MappedRegion,
     Mode,
@@ -16,6 +15,7 @@ from forkshm.region._mapped import (
     prepare,
     region_of,
 )
+from forkshm.region._small_regions import LARGEST, map_part
 from forkshm.region._table import new_mapping
 
 __all__ = ("anonymous_shared_memory", "sparse_memory")
@@ -88,16 +88,16 @@ def anonymous_shared_memory(
     try:
         fd = kernel.create_memory(size, "region")
         if size <= LARGEST and address is None and kernel.is_scarce(fd):
-            mapping, window = map_part(fd, size)
+            mapping, exporter = map_part(fd, size)
         else:
             try:
-                mapping, window = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
+                mapping, exporter = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
             except BaseException:
                 kernel.close(fd)
                 raise
     except OSError as error:
         raise map_refused(error, size, Mode.read_write, address) from error
-    region = region_of(mapping, window)
+    region = region_of(mapping, exporter)
     prepare(region, populate=populate, huge_pages=huge_pages)
     return region
 

@@ -21,11 +21,10 @@ import _thread
 import atexit
 import collections
 import itertools
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +34,7 @@ __all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "unwatch", "w
 #: The lock that keeps other threads out of this layer. Reentrant, because a signal handler or a finalizer
 #: may use the library while this thread holds it. Enter it by ``with`` only: its enter and exit
 #: are C functions, so no KeyboardInterrupt can come between taking and releasing it.
-guard = threading.RLock()
+guard = _interrupts.RLock()
 
 #: Return whether this thread is inside a change of this layer, perhaps in a finalizer that interrupted it.
 is_changing: Callable[[], bool] = guard._is_owned  # type: ignore[attr-defined]  # as threading.Condition does

@@ -57,7 +57,7 @@ class Mappable(Protocol):
 _OWN_REFERENCES = 2
 
 #: Whether ``fileno()`` of a file of Python is what the backend calls an fd.
-_FDS_ARE_FILES = kernel.name != "windows"
+_FDS_ARE_FILES = kernel.name != "exporters"
 
 _WRITABLE = (Mode.read_write, Mode.copy_on_write)
 
@@ -120,7 +120,7 @@ class MappedRegion:
         ``mapped_region`` of Boost.Interprocess; mmap(2).
     """
 
-    __slots__ = ("__weakref__", "_mapping", "_window")
+    __slots__ = ("__weakref__", "_exporter", "_mapping")
     #: `fileno` is an fd of the backend.
     _has_kernel_fd = True
 
@@ -150,21 +150,21 @@ class MappedRegion:
                 size = whole - offset if size is None else checked_size(size)
                 if offset < 0 or not 0 < size <= whole - offset:
                     raise outside(offset, size, whole)
-                mapping, window = new_mapping(fd, identity, offset, size, mode, address)
+                mapping, exporter = new_mapping(fd, identity, offset, size, mode, address)
             except BaseException:
                 kernel.close(fd)
                 raise
         except OSError as error:
             raise map_refused(error, size or 0, mode, address) from error
         self._mapping = mapping
-        self._window: Any = window
+        self._exporter: Any = exporter
         mapping.region = weakref.ref(self)
         if populate or huge_pages:
             prepare(self, populate=populate, huge_pages=huge_pages)
 
-    def _adopt(self, mapping: Mapping, window: Any) -> None:
+    def _adopt(self, mapping: Mapping, exporter: Any) -> None:
         self._mapping = mapping
-        self._window = window
+        self._exporter = exporter
         mapping.region = weakref.ref(self)
 
     @property
@@ -177,7 +177,7 @@ class MappedRegion:
         Raises:
             RegionClosedError: The region was closed.
         """
-        return view_of(self._mapping, self._open_window())
+        return view_of(self._mapping, self._open_exporter())
 
     @property
     def size(self) -> int:
@@ -191,7 +191,7 @@ class MappedRegion:
         Raises:
             RegionClosedError: The region was closed.
         """
-        self._open_window()
+        self._open_exporter()
         return self._mapping.address
 
     @property
@@ -207,7 +207,7 @@ class MappedRegion:
     @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
-        return self._window is None
+        return self._exporter is None
 
     def fileno(self) -> int:
         """Return the fd of the memory object, which stays the region's: do not close it.
@@ -215,7 +215,7 @@ class MappedRegion:
         Raises:
             RegionClosedError: The region was closed.
         """
-        self._open_window()
+        self._open_exporter()
         return self._mapping.fd
 
     @staticmethod
@@ -241,7 +241,7 @@ class MappedRegion:
             msync(2); ``mapped_region::flush`` of Boost.Interprocess, whose offset must
             be that of a page.
         """
-        self._open_window()
+        self._open_exporter()
         start, length = self._range(offset, size)
         if length:
             kernel.flush(start, length, asynchronous=asynchronous)
@@ -265,7 +265,7 @@ class MappedRegion:
             madvise(2); ``mapped_region::advise`` of Boost.Interprocess.
         """
         advice = Advice(advice)
-        self._open_window()
+        self._open_exporter()
         if advice is Advice.dontneed and self.mode is Mode.copy_on_write:
             return False  # it would throw away what was written
         try:
@@ -289,15 +289,15 @@ class MappedRegion:
             ``mapped_region::shrink_by`` of Boost.Interprocess, which changes the size
             even when it fails.
         """
-        self._open_window()
+        self._open_exporter()
         nbytes = operator.index(nbytes)
         if not 0 <= nbytes <= self.size:
             raise ValueError(f"cannot shrink {self!r} by {nbytes:,} bytes")
         self._check_no_views("shrink")
         if nbytes == self.size:
-            self._window = None
+            self._exporter = None
         elif nbytes:
-            self._window = shrink(self._mapping, nbytes, from_back=from_back)
+            self._exporter = shrink(self._mapping, nbytes, from_back=from_back)
 
     def seal(self) -> None:
         """Let nobody but this process write to the memory, from now on and for ever.
@@ -334,7 +334,7 @@ class MappedRegion:
         See Also:
             ``F_SEAL_FUTURE_WRITE`` of fcntl(2).
         """
-        self._open_window()
+        self._open_exporter()
         if self._mapping.sealed:
             return
         if self.mode is not Mode.read_write:
@@ -370,7 +370,7 @@ class MappedRegion:
             ValueError: It does not fit there, or is not aligned.
             RegionClosedError: The region was closed.
         """
-        from forkshm.region._place import place
+        from forkshm.region.pointers import place
 
         return place(self, kind, offset)
 
@@ -390,7 +390,7 @@ class MappedRegion:
             ValueError: As for `place`.
             RegionClosedError: The region was closed.
         """
-        from forkshm.region._place import construct
+        from forkshm.region.pointers import construct
 
         return construct(self, kind, offset, *args, **kwargs)
 
@@ -407,7 +407,7 @@ class MappedRegion:
         return start, first + size - start if size else 0
 
     def _check_no_views(self, what: str) -> None:
-        exports = sys.getrefcount(self._window) - _OWN_REFERENCES
+        exports = sys.getrefcount(self._exporter) - _OWN_REFERENCES
         if exports > 0:
             raise RegionBusyError(
                 f"cannot {what} {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
@@ -424,16 +424,16 @@ class MappedRegion:
             RegionBusyError: Buffers or arrays taken from the region are alive. Nothing
                 was changed: release or delete them, then close again.
         """
-        if self._window is not None:
-            if sys.getrefcount(self._window) > _OWN_REFERENCES:
+        if self._exporter is not None:
+            if sys.getrefcount(self._exporter) > _OWN_REFERENCES:
                 self._check_no_views("close")
-            self._window = None
+            self._exporter = None
 
-    def _open_window(self) -> Any:
-        window = self._window
-        if window is None:
+    def _open_exporter(self) -> Any:
+        exporter = self._exporter
+        if exporter is None:
             raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
-        return window
+        return exporter
 
     def __buffer__(self, flags: int) -> memoryview:
         # From Python 3.12 on, memoryview(region) and np.frombuffer(region) work.
@@ -443,7 +443,7 @@ class MappedRegion:
         return self._mapping.size
 
     def __enter__(self) -> Self:
-        self._open_window()
+        self._open_exporter()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -455,7 +455,7 @@ class MappedRegion:
                 self.close()
 
     def __repr__(self) -> str:
-        where = "closed" if self._window is None else f"at {self._mapping.address:#x}"
+        where = "closed" if self._exporter is None else f"at {self._mapping.address:#x}"
         return f"<{type(self).__name__} {self._mapping.size:,} bytes {self._mapping.mode} {where}>"
 
     def __reduce__(self) -> Any:
@@ -553,9 +553,9 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
     )
 
 
-def view_of(mapping: Mapping, window: Any) -> memoryview:
+def view_of(mapping: Mapping, exporter: Any) -> memoryview:
     """Return the bytes of a live mapping; a view for reading where a write would be a SIGSEGV."""
-    view = memoryview(window).cast("B")
+    view = memoryview(exporter).cast("B")
     return view if mapping.mode in _WRITABLE else view.toreadonly()
 
 
@@ -576,20 +576,20 @@ def own_parts(region: MappedRegion) -> list[tuple[int, int]]:
     return [(max(first, start) - start, min(first + length, end) - start) for first, length in runs]
 
 
-def region_of(mapping: Mapping, window: Any) -> MappedRegion:
+def region_of(mapping: Mapping, exporter: Any) -> MappedRegion:
     """Return the region of a live mapping: the one there is, or a new one."""
     region: MappedRegion | None = mapping.region() if mapping.region is not None else None
     if region is None or region.closed:
         region = MappedRegion.__new__(MappedRegion)
-        region._adopt(mapping, window)
+        region._adopt(mapping, exporter)
     return region
 
 
 def region_at(address: int) -> MappedRegion | None:
     """Return the region that holds *address* in this process, or None."""
     mapping = mapping_at(address)
-    window = mapping.window() if mapping is not None and mapping.window is not None else None
-    return None if mapping is None or window is None else region_of(mapping, window)
+    exporter = mapping.exporter() if mapping is not None and mapping.exporter is not None else None
+    return None if mapping is None or exporter is None else region_of(mapping, exporter)
 
 
 #: Why memory that arrived is not mapped.

@@ -109,7 +109,7 @@ class Mapping:
     #: The one MappedRegion made of it, if it is alive.
     region: weakref.ref[Any] | None = None
     #: The exporter, if any view is alive.
-    window: weakref.ref[Any] | None = None
+    exporter: weakref.ref[Any] | None = None
     #: Closes the fd the first time it is asked for its next item.
     closing: Iterator[Any] = _NOTHING
 
@@ -155,7 +155,7 @@ class Mapping:
         return self.mode is not Mode.copy_on_write
 
 
-_page, _map_into, _window, _close = kernel.page_size, kernel.map_into, kernel.window, kernel.close
+_page, _map_into, _exporter, _close = kernel.page_size, kernel.map_into, kernel.buffer_at, kernel.close
 
 # By start address, what nobody has looked for yet: many a mapping ends before anybody does.
 # Whoever looks takes `guard`, and enters these into the tables first.
@@ -264,8 +264,8 @@ def new_mapping(
             kernel.map_at(address, fd, length, _ACCESS[mode], offset)
             mapped.append(start)
         mapping.address, mapping.pages = start + slack, (start, length)
-        window = _window(start + slack, size)
-        mapping.window = watch(window, mapping.end)
+        exporter = _exporter(start + slack, size)
+        mapping.exporter = watch(exporter, mapping.end)
         _new[start + slack] = mapping
         if _leaks.is_on:
             _leaks.made(mapping, "region", size)
@@ -276,7 +276,7 @@ def new_mapping(
     # No call between these and the return: the fd has one owner at every moment.
     mapping.closing = closing
     mapping.fd = fd
-    return mapping, window
+    return mapping, exporter
 
 
 def _unmap_rest() -> None:
@@ -328,9 +328,9 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
 
     Nobody may have views of it. Returns the new window.
     """
-    old = mapping.window
-    window = old() if old is not None else None
-    if old is None or window is None:
+    old = mapping.exporter
+    exporter = old() if old is not None else None
+    if old is None or exporter is None:
         raise ValueError(f"cannot shrink a mapping of {mapping.size:,} bytes that nobody keeps")
     with guard:
         start, length = mapping.pages
@@ -347,10 +347,10 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         _left_mapped.extend(cut)
         _new[first] = mapping
         _unmap_rest()
-    window = _window(first, size)
-    mapping.window = watch(window, mapping.end)
+    exporter = _exporter(first, size)
+    mapping.exporter = watch(exporter, mapping.end)
     unwatch(old)  # its end is not the mapping's
-    return window
+    return exporter
 
 
 def seal(mapping: Mapping) -> None:
@@ -393,9 +393,9 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
             _enter_new()
         for mapping in list(_by_identity.get(identity, {}).values()):
             if mapping.offset == offset and mapping.size == size and mapping.mode is mode:
-                window = mapping.window() if mapping.window is not None else None
-                if window is not None:
-                    return mapping, window
+                exporter = mapping.exporter() if mapping.exporter is not None else None
+                if exporter is not None:
+                    return mapping, exporter
     return None
 
 
@@ -407,7 +407,7 @@ def regions_mapped() -> int:
 
 
 def region_fds() -> int:
-    """How many fds they have: one for each, or for several of one object; the last of a commons may be missing."""
+    """Return how many fds the mapped regions have. Regions of one object share an fd."""
     settle()
     with guard:
         return len(_by_start) + len(_new) - sum(_more_users.values())

@@ -19,9 +19,9 @@ nobody.
 from forkshm.sync._barrier import Barrier
 from forkshm.sync._condition import Condition
 from forkshm.sync._event import Event
-from forkshm.sync._heap import BufferWrapper
 from forkshm.sync._lock import Lock, RLock
 from forkshm.sync._semaphore import BoundedSemaphore, Semaphore
+from forkshm.sync.heap import BufferWrapper
 
 __all__ = (
     "Barrier",

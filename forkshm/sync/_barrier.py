@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkshm import _multiprocess, _system
 from forkshm.region import Barrier as RegionBarrier
-from forkshm.region._placed import HEADER, LINE, mutex_made
+from forkshm.region.locks import HEADER, LINE, mutex_made
 from forkshm.sync._slab import allocate
 from forkshm.sync._word import has_died, token
 

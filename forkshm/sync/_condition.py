@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import multiprocessing.synchronize
+import operator
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.region import Condition as RegionCondition
-from forkshm.region._condition import waiting
+from forkshm.region.locks import waiting
 from forkshm.sync._lock import Lock, RLock
 from forkshm.sync._slab import allocate
 
@@ -63,7 +64,7 @@ class _Number:
         self.get_value = value
 
 
-class Condition(multiprocessing.synchronize.Condition, _theirs.Condition):  # type: ignore[misc]
+class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _theirs.Condition):  # type: ignore[misc]
     """A `multiprocessing.Condition` in shared memory, which crosses everywhere.
 
     `notify` never waits for a waiter, so a killed one keeps nobody. If a notification had gone to it, another waiter
@@ -109,11 +110,8 @@ class Condition(multiprocessing.synchronize.Condition, _theirs.Condition):  # ty
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self._inner._region, self._inner._offset, self._lock)
 
-    def __enter__(self) -> Any:
-        return self._lock.__enter__()
-
-    def __exit__(self, *args: object) -> Any:
-        return self._lock.__exit__(*args)
+    # A C function, as `Entered` asks for.
+    __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self._lock!r}, {waiting(self._inner)})>"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkshm import _multiprocess
 from forkshm.backend import locks as _locks
-from forkshm.region._placed import SLICE, Placed
+from forkshm.region.locks import SLICE, Placed
 from forkshm.sync._slab import allocate
 
 if TYPE_CHECKING:

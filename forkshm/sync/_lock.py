@@ -8,7 +8,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import native_locks
 from forkshm.sync._slab import allocate
 from forkshm.sync._word import SIZE, Word, deadline_of, token
@@ -120,7 +120,7 @@ def _word_at(region: MappedRegion, offset: int, recursive: bool) -> Word:
     return core_at(region, offset, recursive).word
 
 
-class _OwnedLock:
+class _OwnedLock(_interrupts.Entered):
     """What `Lock` and `RLock` have in common."""
 
     _RECURSIVE = False
@@ -130,8 +130,7 @@ class _OwnedLock:
     maxvalue = 1
     #: Of ``_multiprocessing.SemLock``: it has no name.
     name = None
-    # Functions of C, so no signal handler runs between entering the block and holding the lock.
-    __enter__ = property(operator.attrgetter("acquire"))
+    # A C function, as `Entered` asks for.
     __exit__ = property(operator.attrgetter("release"))
 
     def __init__(self, *, ctx: Any = None) -> None:
@@ -226,7 +225,7 @@ class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type:
         False
 
     See Also:
-        `multiprocessing.Lock`; `forkshm.Mutex`, which lives in a region of yours and calls you to repair what it
+        `multiprocessing.Lock`; `forkshm.region.Mutex`, which lives in a region of yours and calls you to repair what it
         guards.
     """
 
@@ -257,7 +256,7 @@ class RLock(_OwnedLock, multiprocessing.synchronize.RLock, _theirs.RLock):  # ty
         <RLock(MainProcess, 2)>
 
     See Also:
-        `multiprocessing.RLock`; `forkshm.RecursiveMutex`.
+        `multiprocessing.RLock`; `forkshm.region.RecursiveMutex`.
     """
 
     _RECURSIVE = True

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from forkshm import _multiprocess
 from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
-from forkshm.region._placed import HEADER, LINE, SLICE, Placed, give_back, mutex_made
-from forkshm.region._placed import take as take_mutex
+from forkshm.region.locks import HEADER, LINE, SLICE, Placed, give_back, mutex_made
+from forkshm.region.locks import take as take_mutex
 from forkshm.sync._slab import allocate
 from forkshm.sync._word import deadline_of, has_died, token, warn_of
 

@@ -7,11 +7,10 @@ have it; the object is freed with the last of its parts, in all processes.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class _Slab:
 
 class _State:
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = _interrupts.RLock()
         self.slab: _Slab | None = None
 
 

@@ -29,8 +29,8 @@ from forkshm import _system
 from forkshm.backend import kernel, native_locks
 from forkshm.backend import locks as _locks
 from forkshm.errors import ForkshmWarning, NotConstructedError, SyncError
-from forkshm.region._placed import LINE, SLICE, give_back, mutex_made
-from forkshm.region._placed import take as take_mutex
+from forkshm.region.locks import LINE, SLICE, give_back, mutex_made
+from forkshm.region.locks import take as take_mutex
 
 if TYPE_CHECKING:
     from forkshm.region import MappedRegion

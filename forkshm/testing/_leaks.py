@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.pickler import forget_received
-from forkshm.region._arena import arena
-from forkshm.region._segment import _segments
-from forkshm.region._table import regions_mapped
+from forkshm.region import regions_mapped
+from forkshm.region.blocks import arena, segments_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +42,7 @@ class Holdings:
 
 def _fds() -> frozenset[tuple[int, str]]:
     if kernel.name == "windows":
-        arenas = {segment.fd for segment in _segments.values()}
+        arenas = {segment.fd for segment in segments_held.values()}
         return frozenset(item for item in kernel.handles() if item[0] not in arenas)
     found = set()
     for name in os.listdir("/proc/self/fd"):

@@ -26,7 +26,7 @@ def memory():
 
 
 def view(address, size):
-    return memoryview(kernel.window(address, size)).cast("B")
+    return memoryview(kernel.buffer_at(address, size)).cast("B")
 
 
 # -- capabilities ---------------------------------------------------------------------
@@ -188,10 +188,10 @@ def test_discarded_pages_are_zero_and_given_back(memory):
 
 def test_a_window_dies_with_its_last_view(memory):
     address = kernel.map(memory, PAGE, Access.SHARED)
-    window = kernel.window(address, PAGE)
-    died = weakref.ref(window)
-    parts = [memoryview(window)[1:], memoryview(window).cast("B")[5:7].toreadonly()]
-    del window
+    buffer_at = kernel.buffer_at(address, PAGE)
+    died = weakref.ref(buffer_at)
+    parts = [memoryview(buffer_at)[1:], memoryview(buffer_at).cast("B")[5:7].toreadonly()]
+    del buffer_at
     gc.collect()
     assert died() is not None
     del parts[0]
@@ -216,9 +216,9 @@ def test_bytes_are_copied_to_an_address_from_any_buffer(memory, kind):
 
 def test_the_address_of_a_buffer_is_where_its_first_byte_is(memory):
     address = kernel.map(memory, PAGE, Access.SHARED)
-    window = view(address, PAGE)
-    assert kernel.address_of(window) == address
-    assert kernel.address_of(window[7:9].toreadonly()) == address + 7
+    buffer_at = view(address, PAGE)
+    assert kernel.address_of(buffer_at) == address
+    assert kernel.address_of(buffer_at[7:9].toreadonly()) == address + 7
     kernel.unmap(address, PAGE)
 
 

@@ -12,13 +12,14 @@ import time
 import pytest
 
 import forkshm
-from forkshm.backend import Access, _posix
-from forkshm.backend import _record_locks as locks
+from forkshm.backend import Access
 from forkshm.backend import kernel as in_use
+from forkshm.backend.posix import _backend
+from forkshm.backend.posix import _record_locks as locks
 from forkshm.errors import UnsupportedError
 
 PAGE = in_use.page_size
-kernel = in_use if in_use.name == "posix" else _posix.PosixBackend()
+kernel = in_use if in_use.name == "posix" else _backend.PosixBackend()
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ if sys.platform == "win32":
 
 import forkshm
 from forkshm import SyncError
-from forkshm.backend import _record_locks as locks
 from forkshm.backend import kernel
+from forkshm.backend.posix import _record_locks as locks
 
 
 @pytest.fixture

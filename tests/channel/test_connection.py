@@ -125,7 +125,7 @@ class TestContract:
         assert receiving.poll(None) is True
         assert receiving.recv() == 1
         sending.close()
-        if sys.platform == "win32" and not isinstance(receiving, forkshm.Connection):
+        if sys.platform == "win32" and not isinstance(receiving, forkshm.connection.Connection):
             return  # theirs raises there
         assert receiving.poll(5) is True
 
@@ -304,7 +304,7 @@ class TestOurs:
     def test_ballast_that_is_none_is_refused(self, ours, message):
         here, there = ours
         here._sender.send(message, [there.fileno()])
-        with pytest.raises(forkshm.ChannelBrokenError, match="how many of them are ballast"):
+        with pytest.raises(forkshm.errors.ChannelBrokenError, match="how many of them are ballast"):
             there.recv()
         here.send(1)
         assert there.recv() == 1
@@ -318,19 +318,19 @@ class TestOurs:
 
 def test_a_connection_is_made_of_the_fd_of_one():
     here, there = forkshm.Pipe()
-    with here, there, forkshm.Connection(kernel.duplicate(there.fileno()), writable=False) as again:
+    with here, there, forkshm.connection.Connection(kernel.duplicate(there.fileno()), writable=False) as again:
         here.send([1])
         assert again.recv() == [1]
         with pytest.raises(OSError, match="read-only"):
             again.send(2)
     with pytest.raises(ValueError, match="at least one"):
-        forkshm.Connection(3, False, False)
+        forkshm.connection.Connection(3, False, False)
     with pytest.raises((OSError, ValueError)):
-        forkshm.Connection(-1)
+        forkshm.connection.Connection(-1)
     stream, other = socket.socketpair()
     with stream, other:
         with pytest.raises(OSError, match=r"no end of a pipe of forkshm \((a socket of AF_UNIX, SOCK_STREAM|no pipe)"):
-            forkshm.Connection(stream.fileno())
+            forkshm.connection.Connection(stream.fileno())
         other.send(b"still open")
         assert stream.recv(100) == b"still open"
 
@@ -340,7 +340,7 @@ def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
     number = one.fileno()
     one.close()
     other.close()
-    connection = forkshm.Connection(number)
+    connection = forkshm.connection.Connection(number)
     with pytest.raises(OSError, match="closed"):
         connection.poll()
     # It is another one's by now, which must not be closed with the connection.

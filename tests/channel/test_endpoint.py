@@ -18,10 +18,11 @@ import pytest
 import started
 from room import needs_fds
 
-from forkshm import ChannelBrokenError, ChannelClosedError, RegionGoneError, anonymous_shared_memory
+from forkshm import anonymous_shared_memory
 from forkshm.backend import kernel
 from forkshm.channel import Kind, close_in_children, pair, read_message, write_message
 from forkshm.channel._endpoint import DIRECT_FDS, MAX_MESSAGE, Received
+from forkshm.errors import ChannelBrokenError, ChannelClosedError, RegionGoneError
 from forkshm.pickler import pack
 
 FD_COUNTS = [0, 1, 2, DIRECT_FDS - 1, DIRECT_FDS, DIRECT_FDS + 1, 63, 64, 65, DIRECT_FDS + 64, 253, 254, 1000]
@@ -205,10 +206,10 @@ def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothin
         sender, receiver = pair()
         before = open_fds()
         regions = [anonymous_shared_memory(10) for _ in range(count)]
-        parcel = pack(regions)
-        sender.send(*write_message(Kind.RESULT, 0, parcel))
-        parcel.close()
-        del regions, parcel
+        payload = pack(regions)
+        sender.send(*write_message(Kind.RESULT, 0, payload))
+        payload.close()
+        del regions, payload
         used = max(map(int, os.listdir("/proc/self/fd"))) + 1
         fillers = [os.dup(0) for _ in range(used)]  # no holes below
         while max(fillers) < used:

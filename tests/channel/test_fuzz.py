@@ -16,9 +16,9 @@ from forkshm.channel import Kind, read_message, write_message
 from forkshm.channel._endpoint import Received, pair
 from forkshm.pickler import pack
 from forkshm.pickler._handles import ReceivedFd
-from forkshm.region._arena import arena
-from forkshm.region._segment import claim_at
 from forkshm.region._table import mapping_at
+from forkshm.region.blocks._arena import arena
+from forkshm.region.blocks._segment import claim_at
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def messages():
     made = []
     first, second = forkshm.anonymous_shared_memory(5000), forkshm.anonymous_shared_memory(4096)
     ours, theirs = forkshm.Pipe()
-    parcels = [
+    payloads = [
         [pack(17)],
         [pack(first)],
         [pack((first, second, b"x" * 100_000))],
@@ -36,11 +36,11 @@ def messages():
         [pack(["small"] * 30_000)],
         [pack(b"z" * 100_000, for_many=True), pack(None)],
     ]
-    made = [write_message(Kind.CALL, number, *some, group=3) for number, some in enumerate(parcels)]
+    made = [write_message(Kind.CALL, number, *some, group=3) for number, some in enumerate(payloads)]
     yield [(data, list(fds)) for data, fds in made]
-    for some in parcels:
-        for parcel in some:
-            parcel.close()
+    for some in payloads:
+        for payload in some:
+            payload.close()
     first.close()
     second.close()
     ours.close()
@@ -77,10 +77,10 @@ def read(data, fds):
         return None
     finally:
         assert beside == []
-    for arrival in message.parcels:
-        if arrival is None:
+    for incoming in message.payloads:
+        if incoming is None:
             continue
-        for buffer in arrival._buffers:
+        for buffer in incoming._buffers:
             if type(buffer) is ReceivedFd:
                 continue
             view = memoryview(buffer).cast("B")
@@ -156,6 +156,6 @@ def test_a_lease_on_another_block_is_refused():
     _, fds = write_message(Kind.RESULT, 0, here)
     fds = [kernel.duplicate(fd) for fd in fds]
     there.close()
-    with pytest.raises(forkshm.RegionGoneError, match=r"the lease is on another one|does not fit a segment"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match=r"the lease is on another one|does not fit a segment"):
         read_message(Received(data, fds))
     here.close()

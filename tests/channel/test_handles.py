@@ -20,14 +20,14 @@ from forkshm.pickler._handles import Handle
 
 def through(thing):
     """Pickle and unpickle, with the fds duplicated as the kernel would."""
-    parcel = pack(thing)
-    fds = [kernel.duplicate(fd) for fd in parcel.fds]
-    data = parcel.data
-    parcel.close()
-    del parcel
-    arrival, _ = receive(data, 0, fds)
+    payload = pack(thing)
+    fds = [kernel.duplicate(fd) for fd in payload.fds]
+    data = payload.data
+    payload.close()
+    del payload
+    incoming, _ = receive(data, 0, fds)
     assert fds == []
-    return arrival
+    return incoming
 
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
@@ -143,13 +143,13 @@ def test_closed_ones_are_refused():
 
 def test_handles_that_nobody_takes_are_closed():
     here, there = forkshm.Pipe()
-    arrival = through([here, there])
-    del arrival
+    incoming = through([here, there])
+    del incoming
     here.send(1)
     assert there.recv() == 1
-    parcel = pack(here)
-    parcel.close()
-    del parcel
+    payload = pack(here)
+    payload.close()
+    del payload
     gc.collect()
     here.close()
     with pytest.raises(EOFError):

@@ -84,7 +84,7 @@ def test_the_context_has_it_too():
 
 
 def test_a_wrong_key_is_refused(manager):
-    from forkshm.channel._manager import Client
+    from forkshm.channel.manager import Client
 
     with pytest.raises(_multiprocess.context.AuthenticationError, match="digest"):
         Client(manager.address, authkey=b"wrong")
@@ -100,7 +100,7 @@ def test_a_stranger_that_says_nothing_holds_nobody_up(manager):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_another_user_is_not_let_in(manager, in_child):
-    from forkshm.channel._manager import Client
+    from forkshm.channel.manager import Client
 
     def call():
         key = bytes(_multiprocess.current_process().authkey)
@@ -147,7 +147,7 @@ def test_it_ends_when_it_is_collected():
 
 
 def test_an_initializer_that_cannot_be_called_is_refused_here():
-    from forkshm.channel._manager import SyncManager
+    from forkshm.channel.manager import SyncManager
 
     with pytest.raises(TypeError, match="initializer must be a callable, got 1"):
         SyncManager().start(1)

@@ -8,13 +8,14 @@ import random
 
 import pytest
 
-from forkshm import ChannelBrokenError, ForkshmError, anonymous_shared_memory
+from forkshm import ForkshmError, anonymous_shared_memory
 from forkshm.backend import kernel
 from forkshm.channel import Kind, open_answer, read_header, read_message, write_message
 from forkshm.channel._endpoint import Received
+from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import pack
-from forkshm.region._arena import arena
-from forkshm.region._segment import forget_abandoned
+from forkshm.region.blocks._arena import arena
+from forkshm.region.blocks._segment import forget_abandoned
 
 
 def open_fds():
@@ -23,12 +24,12 @@ def open_fds():
 
 
 def message(*things, kind=Kind.RESULT, number=7, group=0):
-    """A message as it arrives: the parcels are closed, the fds are the receiver's."""
-    parcels = [pack(thing) for thing in things]
-    data, fds = write_message(kind, number, *parcels, group=group)
+    """A message as it arrives: the payloads are closed, the fds are the receiver's."""
+    payloads = [pack(thing) for thing in things]
+    data, fds = write_message(kind, number, *payloads, group=group)
     received = Received(data, [kernel.duplicate(fd) for fd in fds])
-    for parcel in parcels:
-        parcel.close()
+    for payload in payloads:
+        payload.close()
     return received
 
 
@@ -53,16 +54,16 @@ def test_kind_number_and_group_are_read_back(kind, number):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 255])
-def test_parcels_are_read_back_in_order(count):
+def test_payloads_are_read_back_in_order(count):
     read = read_message(message(*range(count)))
-    assert [parcel.open() for parcel in read.parcels] == list(range(count))
+    assert [payload.open() for payload in read.payloads] == list(range(count))
 
 
-def test_parcels_with_blocks_and_regions_are_read_back():
+def test_payloads_with_blocks_and_regions_are_read_back():
     with anonymous_shared_memory(100) as region:
         things = [b"x" * 100_000, region, 3, [region, b"y" * 50_000]]
         read = read_message(message(*things))
-        assert [parcel.open() for parcel in read.parcels] == things
+        assert [payload.open() for payload in read.payloads] == things
         del read
 
 
@@ -70,8 +71,8 @@ def test_the_function_of_a_known_group_is_passed_over_and_its_fds_are_closed():
     before = open_fds()
     received = message(b"x" * 100_000, "argument", kind=Kind.MAP, group=5)
     read = read_message(received, known_groups={5})
-    assert read.parcels[0] is None
-    assert read.parcels[1].open() == "argument"
+    assert read.payloads[0] is None
+    assert read.payloads[1].open() == "argument"
     assert open_fds() == before
     assert arena.statistics().blocks == 0
 

@@ -20,8 +20,8 @@ import started
 
 import forkshm
 from forkshm.backend import kernel
-from forkshm.region import _segment
-from forkshm.region._arena import arena
+from forkshm.region.blocks import _segment
+from forkshm.region.blocks._arena import arena
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 ITEMS = [
@@ -430,7 +430,7 @@ class TestOurs:
         held = arena.statistics().blocks
 
         def look():
-            for segment in _segment._segments.values():
+            for segment in _segment.segments_held.values():
                 assert segment.held == {}
 
         assert in_child(look) == 0

@@ -23,11 +23,11 @@ from forkshm.descriptor._tables import (
     read_head,
     read_one_region,
     read_tables,
-    write,
+    write_tables,
 )
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
-from forkshm.region._segment import Share
+from forkshm.region.blocks._segment import Share
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -82,7 +82,7 @@ def wires():
     ):
         inline = 16 if block else 0
         body = body_tables(regions, spans) + b"the pickle stream" + bytes(inline)
-        yield write(Head(block, False, len(regions), len(spans), len(body), inline)) + body
+        yield write_tables(Head(block, False, len(regions), len(spans), len(body), inline)) + body
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)

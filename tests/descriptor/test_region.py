@@ -11,8 +11,9 @@ import tempfile
 
 import pytest
 
-from forkshm import MappedRegion, Mode, RegionClosedError, RegionGoneError, anonymous_shared_memory
+from forkshm import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.descriptor import RegionDescriptor, describe
+from forkshm.errors import RegionClosedError, RegionGoneError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -26,7 +27,7 @@ if not region.buf.readonly:
 
 ATTACH_WHAT_IS_GONE = """
 import os, pickle, sys
-from forkshm import RegionGoneError
+from forkshm.errors import RegionGoneError
 descriptor = pickle.loads(bytes.fromhex(sys.argv[1]))
 before = os.listdir("/proc/self/fd")
 try:

@@ -1,4 +1,4 @@
-"""The wire form of a parcel's head and tables: read back, or refused."""
+"""The wire form of a payload's head and tables: read back, or refused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from forkshm.descriptor._tables import (
     is_plain,
     read_head,
     read_tables,
-    write,
     write_plain,
+    write_tables,
 )
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
-from forkshm.region._segment import Share
+from forkshm.region.blocks._segment import Share
 
 STREAM = b"the pickle stream"
 #: As large as the segment that the blocks of these tests lie in.
@@ -38,7 +38,7 @@ REGIONS = [
 SPANS = [Span(0, 0, 4096), Span(1, 70, 7), Span(2, 2**40, 2**40), Span(0, 17, 0)]
 IN_BLOCK = [Span(BLOCK, 0, 100), Span(BLOCK, 8000, 192)]
 
-PARCELS = {
+PAYLOADS = {
     "plain": (None, [], []),
     "regions": (None, REGIONS, SPANS),
     "block": (BlockRef(8192, 8192, private=False), [], IN_BLOCK),
@@ -48,7 +48,7 @@ PARCELS = {
 
 def wire(block, regions, spans, *, body_in_block=False):
     body = body_tables(regions, spans) + STREAM
-    head = write(Head(block, body_in_block, len(regions), len(spans), len(body)))
+    head = write_tables(Head(block, body_in_block, len(regions), len(spans), len(body)))
     return (head, body) if body_in_block else (head + body, None)
 
 
@@ -65,16 +65,16 @@ def parse(data, body=None, position=0):
     return head, read_tables(head, view), bytes(view[read_tables(head, view).stream :])
 
 
-@pytest.fixture(params=[*PARCELS, "block, body in it", "both, body in it"])
-def parcel(request):
+@pytest.fixture(params=[*PAYLOADS, "block, body in it", "both, body in it"])
+def payload(request):
     name, _, where = request.param.partition(", ")
-    return wire(*PARCELS[name], body_in_block=bool(where))
+    return wire(*PAYLOADS[name], body_in_block=bool(where))
 
 
-@pytest.mark.parametrize("name", PARCELS)
+@pytest.mark.parametrize("name", PAYLOADS)
 @pytest.mark.parametrize("position", [0, 24])
 def test_what_was_written_is_read_back(name, position):
-    block, regions, spans = PARCELS[name]
+    block, regions, spans = PAYLOADS[name]
     data, _ = wire(block, regions, spans)
     head, tables, stream = parse(b"x" * position + data, position=position)
     assert head.block == block
@@ -87,31 +87,33 @@ def test_what_was_written_is_read_back(name, position):
 def test_the_objects_of_many_files_are_read_back():
     named = [(0, 2**64 - 1), (7, 8), (1, 2), (3, 4)]
     body = body_tables(REGIONS, SPANS, None, named) + STREAM
-    head, tables, stream = parse(write(Head(None, False, len(REGIONS), len(SPANS), len(body), identities=True)) + body)
+    head, tables, stream = parse(
+        write_tables(Head(None, False, len(REGIONS), len(SPANS), len(body), identities=True)) + body
+    )
     assert head.identities
     assert (list(tables.identities), stream) == (named, STREAM)
     assert_in_bounds(head, tables)
 
 
 def test_a_body_in_the_block_is_read_back():
-    block, regions, spans = PARCELS["both"]
+    block, regions, spans = PAYLOADS["both"]
     data, body = wire(block, regions, spans, body_in_block=True)
     head, tables, stream = parse(data, body)
     assert head.body_in_block
     assert (list(tables.regions), list(tables.spans), stream) == (regions, spans, STREAM)
 
 
-def test_a_plain_parcel_is_recognised_and_no_other():
+def test_a_plain_payload_is_recognised_and_no_other():
     data = write_plain(len(STREAM)) + STREAM
     assert data == wire(None, [], [])[0]
     assert data[is_plain(data, 0) :] == STREAM
     for name in ("regions", "block", "both"):
-        assert is_plain(wire(*PARCELS[name])[0], 0) == 0
+        assert is_plain(wire(*PAYLOADS[name])[0], 0) == 0
     assert is_plain(data[:12], 0) == is_plain(b"", 0) == 0
 
 
-def test_a_parcel_cut_anywhere_is_refused(parcel):
-    data, body = parcel
+def test_a_payload_cut_anywhere_is_refused(payload):
+    data, body = payload
     for length in range(len(data)):
         with pytest.raises(ChannelBrokenError):
             parse(data[:length], body)
@@ -137,8 +139,8 @@ def assert_in_bounds(head, tables):
     assert 0 <= tables.stream <= head.body_size
 
 
-def test_a_parcel_with_any_bit_flipped_is_refused_or_stays_within_what_it_names(parcel):
-    data, body = parcel
+def test_a_payload_with_any_bit_flipped_is_refused_or_stays_within_what_it_names(payload):
+    data, body = payload
     refused = 0
     for position in range(len(data) * 8):
         changed = bytearray(data)
@@ -153,7 +155,7 @@ def test_a_parcel_with_any_bit_flipped_is_refused_or_stays_within_what_it_names(
 
 
 def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_what_it_names():
-    data, body = wire(*PARCELS["both"], body_in_block=True)
+    data, body = wire(*PAYLOADS["both"], body_in_block=True)
     for position in range(len(body) * 8):
         changed = bytearray(body)
         changed[position // 8] ^= 1 << position % 8
@@ -193,6 +195,6 @@ def test_the_pickler_and_the_mode_agree_on_every_mode():
 
 
 def test_counts_that_do_not_fit_the_body_are_refused_before_anything_is_made_of_them():
-    data = write(Head(None, body_in_block=False, regions=2**32 - 1, spans=2**32 - 1, body_size=8)) + bytes(8)
+    data = write_tables(Head(None, body_in_block=False, regions=2**32 - 1, spans=2**32 - 1, body_size=8)) + bytes(8)
     with pytest.raises(ChannelBrokenError, match="4294967295 regions"):
         parse(data)

@@ -85,7 +85,7 @@ def test_names_looked_up_while_patched_are_ours():
         assert multiprocessing.pool.Pool is forkshm.Pool
         assert isinstance(multiprocessing.Queue(), forkshm.Queue)
         assert isinstance(multiprocessing.SimpleQueue(), forkshm.SimpleQueue)
-        assert isinstance(multiprocessing.Pipe()[0], forkshm.Connection)
+        assert isinstance(multiprocessing.Pipe()[0], forkshm.connection.Connection)
         from multiprocessing import Pool
         from multiprocessing.pool import Pool as SamePool
 

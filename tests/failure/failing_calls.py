@@ -32,13 +32,14 @@ import numpy as np
 import forkshm
 import forkshm.region
 from forkshm import _popen, managers
-from forkshm.backend import _record_locks, _syscalls, _unix, kernel
+from forkshm.backend import _syscalls, _unix, kernel
+from forkshm.backend.posix import _record_locks
 from forkshm.testing import check_leaks
 
 if kernel.name == "linux":
     from forkshm.backend import _linux as _own
 else:
-    from forkshm.backend import _posix as _own
+    from forkshm.backend.posix import _backend as _own
 
 #: What the man pages list, without what only a mistake of the caller's causes.
 ERRNOS = {
@@ -308,12 +309,12 @@ class Regions(Scenario):
         region.close()
         name = f"failing-{os.getpid()}"
         try:
-            named = forkshm.SharedMemoryObject(forkshm.create_only, name, forkshm.read_write)
+            named = forkshm.SharedMemoryObject(forkshm.region.create_only, name, forkshm.region.read_write)
             named.truncate(100_000)
-            mapped = forkshm.MappedRegion(named, forkshm.read_write)
+            mapped = forkshm.MappedRegion(named, forkshm.region.read_write)
             mapped.buf[:3] = b"abc"
             two = bytes(mapped.buf[:3])
-            mapped.advise(forkshm.Advice.willneed)
+            mapped.advise(forkshm.region.Advice.willneed)
             mapped.close()
             named.close()
         finally:
@@ -328,7 +329,7 @@ class Locks(Scenario):
         return forkshm.anonymous_shared_memory(4096)
 
     def use(self, region):
-        mutex, semaphore = forkshm.Mutex(region, 0), forkshm.region.Semaphore(region, 1024, 1)
+        mutex, semaphore = forkshm.region.Mutex(region, 0), forkshm.region.Semaphore(region, 1024, 1)
         got = mutex.acquire(timeout=5), semaphore.acquire(timeout=5)
         mutex.release()
         semaphore.release()

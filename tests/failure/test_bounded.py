@@ -19,13 +19,14 @@ import pytest
 import started
 
 import forkshm
-from forkshm import ChannelBrokenError, ForkshmWarning, WorkerDiedError, _multiprocess
+from forkshm import ForkshmWarning, WorkerDiedError, _multiprocess
 from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Receiver, Sender, write_message
+from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import pack
-from forkshm.pool import _crew, _oom, _worker
-from forkshm.workers._watch import wait_gone
+from forkshm.pool import _oom, _worker, _worker_group
+from forkshm.spmd._monitor import wait_gone
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ RIGHTS = kernel.RIGHTS
 
 
 def workers_of(pool):
-    return [worker.pid for worker in pool._crew.workers]
+    return [worker.pid for worker in pool._worker_group.workers]
 
 
 def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
@@ -66,7 +67,7 @@ def test_an_initializer_that_raises_what_cannot_be_pickled_fails_the_pool_with_t
         raise f.Unbuildable(1, 2)
 
     with forkshm.Pool(2, initialize) as pool:
-        with pytest.raises(forkshm.NotUnpicklableError, match="Unbuildable") as caught:
+        with pytest.raises(forkshm.errors.NotUnpicklableError, match="Unbuildable") as caught:
             pool.map(f.square, range(10))
         assert "in initialize" in str(caught.value.__cause__)
 
@@ -106,11 +107,11 @@ def test_nonsense_in_the_channel_is_passed_over(pool, garbage):
 def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch, instead):
     original = _worker._Worker._send
 
-    def send(self, kind, number, *parcels, **options):
+    def send(self, kind, number, *payloads, **options):
         if number == 20:
             self._results._socket.send(instead)
         else:
-            original(self, kind, number, *parcels, **options)
+            original(self, kind, number, *payloads, **options)
 
     monkeypatch.setattr(_worker._Worker, "_send", send)
     with forkshm.Pool(2) as pool:
@@ -282,7 +283,7 @@ def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path,
 
 
 def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
-    monkeypatch.setattr(_crew, "_FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(_worker_group, "_FAREWELL_SECONDS", 0.2)
     pool = forkshm.Pool(2)
     result = pool.map_async(f.square, range(10))
     assert result.get()[3] == 9
@@ -309,12 +310,12 @@ def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
 
 @pytest.mark.skipif(not CAN_FORK, reason="needs fork: workers that run what a test put in place of their loop")
 def test_join_does_not_wait_for_workers_that_are_not_up(monkeypatch):
-    monkeypatch.setattr(_crew, "run_worker", lambda assignment: threading.Event().wait())
+    monkeypatch.setattr(_worker_group, "run_worker", lambda assignment: threading.Event().wait())
     pool = forkshm.Pool(2)
     began = time.monotonic()
     pool.close()
     pool.join()
-    assert time.monotonic() - began < _crew._FAREWELL_SECONDS
+    assert time.monotonic() - began < _worker_group._FAREWELL_SECONDS
 
 
 @pytest.mark.usefixtures("_fork_server")
@@ -346,14 +347,14 @@ def test_join_waits_for_processes_that_run_something_of_the_callers(tmp_path):
 
 def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
     """As one in a system call that cannot be interrupted: here, signals do not reach it."""
-    monkeypatch.setattr(_crew, "_GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(_crew, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(_worker_group, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(_worker_group, "_LAST_SECONDS", 0.05)
     pool = forkshm.Pool(1)
     pool.apply(f.nothing)
     pid = workers_of(pool)[0]
     os.kill(pid, signal.SIGSTOP)
     with monkeypatch.context() as patch:
-        patch.setattr(_crew, "_signal", lambda worker, number: None)
+        patch.setattr(_worker_group, "_signal", lambda worker, number: None)
         with pytest.warns(ForkshmWarning, match=rf"\(pid {pid}\) did not end within 0.05 seconds of SIGKILL"):
             pool.terminate()
     os.kill(pid, signal.SIGKILL)
@@ -369,7 +370,7 @@ early = Early()
 weakref.finalize(early, print, "early")
 import os, signal, forkshm
 pool = forkshm.Pool(2)
-os.kill(pool._crew.workers[0].pid, signal.SIGSTOP)
+os.kill(pool._worker_group.workers[0].pid, signal.SIGSTOP)
 print("end")
 """)
     assert out == "end\nearly\n"
@@ -382,7 +383,7 @@ import functions as f
 if __name__ == "__main__":
     with forkshm.get_context({method!r}).Pool(2) as pool:
         pool.map(f.nothing, range(2))
-        print(*[worker.pid for worker in pool._crew.workers], flush=True)
+        print(*[worker.pid for worker in pool._worker_group.workers], flush=True)
         pool.map(f.hang, [{path!r} + "/" + str(i) for i in range(8)], chunksize=1)
 """
 
@@ -423,7 +424,7 @@ if __name__ == "__main__":
     pool.map_async(f.ignore_sigterm_and_hang, [{path!r} + "/" + str(i) for i in range(2)], chunksize=1)
     while not all(os.path.exists({path!r} + "/" + str(i)) for i in range(2)):
         pool.apply(np.sum, (np.ones(1_000_000),))
-    print(*[worker.pid for worker in pool._crew.workers], flush=True)
+    print(*[worker.pid for worker in pool._worker_group.workers], flush=True)
     sys.stdin.read()
 """
 

@@ -12,8 +12,9 @@ import pytest
 import started
 
 import forkshm
-from forkshm import WorkerDiedError, WorkerStartError, _start
+from forkshm import WorkerDiedError, _start
 from forkshm.backend import kernel
+from forkshm.errors import WorkerStartError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="about processes that have parents")
 
@@ -215,7 +216,7 @@ import forkshm
 if __name__ == "__main__":
     try:
         forkshm.get_context("forkserver").Pool(1)
-    except forkshm.WorkerStartError as error:
+    except forkshm.errors.WorkerStartError as error:
         print(error)
 """
     )
@@ -234,7 +235,7 @@ if __name__ == "__main__":
     os.rmdir(os.getcwd())
     try:
         forkshm.get_context(sys.argv[1]).Pool(1)
-    except forkshm.WorkerStartError as error:
+    except forkshm.errors.WorkerStartError as error:
         print(error)
 """,
         method,

@@ -105,7 +105,7 @@ def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, wher
 def test_an_idle_worker_dies_and_nobody_notices(method, how):
     with forkshm.get_context(method).Pool(2) as pool:
         assert pool.map(f.square, range(10)) == [x * x for x in range(10)]
-        for worker in list(pool._crew.workers):
+        for worker in list(pool._worker_group.workers):
             os.kill(worker.pid, getattr(signal, how))
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
 
@@ -116,7 +116,7 @@ def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
     """In a handler of signals, or in what the collector or a thread of the user's runs."""
     with forkshm.get_context(method).Pool(1) as pool:
         pid = pool.apply(f.die_at_sigusr1, (how,))
-        wait_until(lambda: pool._crew.status.states() == [IDLE])
+        wait_until(lambda: pool._worker_group.status.states() == [IDLE])
         os.kill(pid, signal.SIGUSR1)
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
         assert pool.apply(f.pid) != pid
@@ -189,7 +189,7 @@ def test_terminate_while_workers_die(method, how, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(2)
     results = [pool.apply_async(f.die_at_sigterm, (tmp_path / str(x), how)) for x in range(2)]
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
-    pids = [worker.pid for worker in pool._crew.workers]
+    pids = [worker.pid for worker in pool._worker_group.workers]
     pool.terminate()
     pool.join()
     for result in results:
@@ -266,7 +266,7 @@ def test_workers_that_die_in_the_initializer_end_the_pool_not_the_machine(how):
 def test_memory_of_a_dead_worker_comes_back(pool):
     import numpy as np
 
-    from forkshm.region._arena import arena
+    from forkshm.region.blocks._arena import arena
 
     def die_with(array):
         f.end("SIGKILL")

@@ -98,7 +98,7 @@ def region(ctx):
 
 
 def mutex(ctx):
-    mutex = mp.Mutex(mp.anonymous_shared_memory(4096))
+    mutex = mp.region.Mutex(mp.anonymous_shared_memory(4096))
     mutex.acquire()
     return mutex, (mutex.release,)
 

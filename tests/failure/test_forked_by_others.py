@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 
 def test_a_forked_child_keeps_the_blocks_it_sees(pool, tmp_path, wait_until):

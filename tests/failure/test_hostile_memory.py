@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm import RegionGoneError
 from forkshm.backend import kernel
+from forkshm.errors import RegionGoneError
 
 pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="no other kernel can seal memory against it")
 
@@ -68,12 +68,12 @@ def test_memory_that_is_not_sealed_is_refused(kind):
 
 def test_memory_with_a_name_cannot_be_sealed_and_arrives():
     name = f"hostile-{os.getpid()}"
-    named = forkshm.SharedMemoryObject(forkshm.create_only, name, forkshm.read_write)
+    named = forkshm.SharedMemoryObject(forkshm.region.create_only, name, forkshm.region.read_write)
     try:
         named.truncate(100_000)
     finally:
         forkshm.SharedMemoryObject.remove(name)
-    region = forkshm.MappedRegion(named, forkshm.read_write)
+    region = forkshm.MappedRegion(named, forkshm.region.read_write)
     region.buf[:3] = b"abc"
     with forkshm.get_context("fork").Pool(1) as pool:
         assert pool.apply(first_bytes, (region,)) == b"abc"

@@ -21,7 +21,7 @@ def kill(pid):
 
 
 def workers_of(pool):
-    return [worker.pid for worker in pool._crew.workers]
+    return [worker.pid for worker in pool._worker_group.workers]
 
 
 def test_an_idle_worker_may_be_killed(pool):
@@ -125,8 +125,8 @@ def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):
 
     original = _worker._Worker._send
 
-    def send_and_die(self, kind, number, *parcels, **options):
-        original(self, kind, number, *parcels, **options)
+    def send_and_die(self, kind, number, *payloads, **options):
+        original(self, kind, number, *payloads, **options)
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(_worker._Worker, "_send", send_and_die)
@@ -146,7 +146,7 @@ results = [pool.apply_async(f.hang, ({path!r} + str(i),)) for i in range(2)]
 kept = pool.apply(np.ones, (100_000,))
 while not all(os.path.exists({path!r} + str(i)) for i in range(2)):
     pool.apply(f.nothing)
-print(os.getpid(), *[worker.pid for worker in pool._crew.workers], flush=True)
+print(os.getpid(), *[worker.pid for worker in pool._worker_group.workers], flush=True)
 os.kill(os.getpid(), 9) if {suicide} else time.sleep(100)
 """
 
@@ -174,7 +174,7 @@ pool = forkshm.Pool(1)
 if os.fork() == 0:
     time.sleep(30)
     os._exit(0)
-print(pool._crew.workers[0].pid, flush=True)
+print(pool._worker_group.workers[0].pid, flush=True)
 os.close(1)
 os.kill(os.getpid(), 9)
 """
@@ -202,7 +202,7 @@ import sys, forkshm
 sys.path.insert(0, {os.path.dirname(f.__file__)!r})
 import functions as f
 with forkshm.Pool(2) as pool:
-    print(*[worker.pid for worker in pool._crew.workers], flush=True)
+    print(*[worker.pid for worker in pool._worker_group.workers], flush=True)
     pool.map(f.hang, [{str(tmp_path)!r} + "/" + str(i) for i in range(8)], chunksize=1)
 """
     )

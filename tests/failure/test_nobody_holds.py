@@ -71,7 +71,7 @@ def called_back(context):
 
 
 def workers_of(pool):
-    return [worker.pid for worker in pool._crew.workers]
+    return [worker.pid for worker in pool._worker_group.workers]
 
 
 def gone(pids):

@@ -19,7 +19,7 @@ PROGRAM = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import forkshm, functions as f
-from forkshm.pool import _crew, _tasks
+from forkshm.pool import _worker_group, _tasks
 
 def say_who(processes):
     print(*[process.pid for process in processes], flush=True)
@@ -53,30 +53,30 @@ def callback(pool):
     threading.Event().wait()
 
 def replacing(pool):
-    begin = _crew.Crew._begin
-    _crew.Crew._begin = lambda *args: (begin(*args), f.end(how))
+    begin = _worker_group.WorkerGroup._begin
+    _worker_group.WorkerGroup._begin = lambda *args: (begin(*args), f.end(how))
     pool.apply(f.end, ("SIGKILL",))
 
 def terminating(pool):
-    _crew._still_there = lambda *_: f.end(how)
+    _worker_group._still_there = lambda *_: f.end(how)
     pool.terminate()
 
 def joining(pool):
-    _crew._still_there = lambda *_: f.end(how)
+    _worker_group._still_there = lambda *_: f.end(how)
     pool._dispatcher._accepting = False
     pool.close()
-    pool._see_off()
+    pool._join_idle()
 
 def starting(_):
-    begin = _crew.Crew._begin
+    begin = _worker_group.WorkerGroup._begin
     processes = []
-    def begin_and_end(crew, slot, process):
-        begin(crew, slot, process)
+    def begin_and_end(worker group, slot, process):
+        begin(worker group, slot, process)
         processes.append(process)
         if slot == 1:
             say_who(processes)
             f.end(how)
-    _crew.Crew._begin = begin_and_end
+    _worker_group.WorkerGroup._begin = begin_and_end
     forkshm.get_context(method).Pool(3)
 
 if __name__ == "__main__":
@@ -150,7 +150,7 @@ import forkshm, functions as f
 if __name__ == "__main__":
     with forkshm.get_context(sys.argv[1]).Pool(2, task_timeout=30) as pool:
         results = [pool.apply_async(f.square, (x,)) for x in range(100)]
-        print(*[worker.pid for worker in pool._crew.workers], flush=True)
+        print(*[worker.pid for worker in pool._worker_group.workers], flush=True)
         os.kill(os.getpid(), 19)
         assert [result.get() for result in results] == [x * x for x in range(100)]
         print("went on")

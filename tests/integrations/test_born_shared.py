@@ -16,15 +16,15 @@ import threading
 import pytest
 
 import forkshm
-from forkshm.region import _segment
-from forkshm.region._arena import FIRST_SEGMENT, arena
 from forkshm.region._lifetime import guard
-from forkshm.region._segment import Share, claim_at
+from forkshm.region.blocks import _segment
+from forkshm.region.blocks._arena import FIRST_SEGMENT, arena
+from forkshm.region.blocks._segment import Share, claim_at
 
 np = pytest.importorskip("numpy")
 
-from forkshm.backend import _numpy_hook  # noqa: E402
-from forkshm.integrations import _numpy_memory  # noqa: E402
+from forkshm.backend import numpy_hook  # noqa: E402
+from forkshm.integrations import numpy_memory  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="NumPy's hook is used on x86-64 only")
 
@@ -42,7 +42,7 @@ def share_of(array):
 
 
 def is_born(array):
-    return array.__array_interface__["data"][0] in _numpy_memory._born
+    return array.__array_interface__["data"][0] in numpy_memory._born
 
 
 def add_one(array):
@@ -755,7 +755,7 @@ sys.modules["numpy"] = None
 import forkshm
 try:
     {ask}
-except forkshm.MissingDependencyError as error:
+except forkshm.errors.MissingDependencyError as error:
     assert error.extra == "numpy" and "pip install" in str(error), error
 else:
     raise SystemExit("no exception")
@@ -766,14 +766,14 @@ else:
 @pytest.mark.parametrize(
     ("where", "name", "value", "says"),
     [
-        (_numpy_hook.platform, "machine", lambda: "sparc64", "this is sparc64"),
-        (_numpy_hook, "_in_main_interpreter", lambda: False, "subinterpreter"),
-        (_numpy_memory.importlib, "import_module", lambda name: object(), "get_handler_name"),
+        (numpy_hook.platform, "machine", lambda: "sparc64", "this is sparc64"),
+        (numpy_hook, "_in_main_interpreter", lambda: False, "subinterpreter"),
+        (numpy_memory.importlib, "import_module", lambda name: object(), "get_handler_name"),
     ],
 )
 def test_where_the_hook_cannot_be_used_it_says_why(monkeypatch, ask, where, name, value, says):
-    monkeypatch.setattr(_numpy_memory, "_hooks", [])
-    monkeypatch.setattr(_numpy_memory, "_handlers", {})
+    monkeypatch.setattr(numpy_memory, "_hooks", [])
+    monkeypatch.setattr(numpy_memory, "_handlers", {})
     monkeypatch.setattr(where, name, value)
     with pytest.raises(forkshm.UnsupportedError, match=says) as caught:
         ask()

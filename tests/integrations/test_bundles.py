@@ -16,10 +16,10 @@ from forkshm.integrations import _numpy_bundles as bundles  # noqa: E402
 
 
 def crossed(thing):
-    parcel = pack(thing)
-    fds = [kernel.duplicate(fd) for fd in parcel.fds]
-    parcel.close()
-    return receive(parcel.data, 0, fds)[0].open()
+    payload = pack(thing)
+    fds = [kernel.duplicate(fd) for fd in payload.fds]
+    payload.close()
+    return receive(payload.data, 0, fds)[0].open()
 
 
 COUNT = 100

@@ -179,9 +179,9 @@ def test_an_array_that_was_written_is_copied_again():
     for write in (False, False, True, False):
         if write:
             array[7] = 1
-        parcel = pack((array,), repeats=copies)
-        copied.append(parcel.copied)
-        parcel.close()
+        payload = pack((array,), repeats=copies)
+        copied.append(payload.copied)
+        payload.close()
     assert copied == [array.nbytes, 0, array.nbytes, 0]
 
 
@@ -190,7 +190,7 @@ def test_a_copy_that_is_of_no_more_use_is_dropped():
 
     copies = RecentCopies(spare=2)
     for _ in range(10):
-        copies.next_parcel()
+        copies.next_payload()
         pack((np.zeros(200_000),), repeats=copies).close()
         assert len(copies._copies) <= 3
 

@@ -11,7 +11,8 @@ import pytest
 from system import open_fds
 
 import forkshm
-from forkshm import RegionCreateError, SharedArray
+from forkshm import SharedArray
+from forkshm.errors import RegionCreateError
 
 np = pytest.importorskip("numpy")
 
@@ -440,7 +441,7 @@ def test_the_region_lives_as_long_as_the_last_array_and_no_longer():
 def test_the_region_of_an_array_cannot_be_closed_while_the_array_lives():
     array = forkshm.zeros(10)
     region = array.region
-    with pytest.raises(forkshm.RegionBusyError):
+    with pytest.raises(forkshm.errors.RegionBusyError):
         region.close()
     array[0] = 1
     del array
@@ -473,7 +474,7 @@ def look():
     for name in ("zeros", "SharedArray", "asarray"):
         try:
             getattr(forkshm, name)
-        except forkshm.MissingDependencyError as error:
+        except forkshm.errors.MissingDependencyError as error:
             assert isinstance(error, ImportError)
             assert error.extra == "numpy"
             print(error)

@@ -138,11 +138,11 @@ def cross():
 
     class Crossing:
         def __init__(self, thing):
-            parcel = pack(thing)
-            fds = [kernel.duplicate(fd) for fd in parcel.fds]
-            self.copied, self.shared = parcel.copied, parcel.shared
-            parcel.close()
-            self.value = receive(parcel.data, 0, fds)[0].open()
+            payload = pack(thing)
+            fds = [kernel.duplicate(fd) for fd in payload.fds]
+            self.copied, self.shared = payload.copied, payload.shared
+            payload.close()
+            self.value = receive(payload.data, 0, fds)[0].open()
 
     return Crossing
 

@@ -178,8 +178,8 @@ def test_a_copy_that_numpy_makes_of_the_same_type_is_not_called_shared(copy):
     assert type(value + 1) is np.ndarray
     arrived = pickle.loads(pickle.dumps(value))
     assert type(arrived) is np.ndarray
-    parcel = pack(value)
-    arrived = receive(parcel.data, 0, [])[0].open()
+    payload = pack(value)
+    arrived = receive(payload.data, 0, [])[0].open()
     assert type(arrived) is np.ndarray
     assert not arrived.any()
 

@@ -70,7 +70,7 @@ held = []
 try:
     while True:
         held.append(forkshm.anonymous_shared_memory(2**21))
-except forkshm.RegionCreateError as error:
+except forkshm.errors.RegionCreateError as error:
     print(error.errno, len(held), error)
 held.clear()
 assert forkshm.zeros(10).sum() == 0
@@ -96,7 +96,7 @@ with forkshm.Pool(1) as pool:
     pool.apply(fill)
     try:
         pool.apply(total, (arrays,))
-    except forkshm.RegionGoneError as error:
+    except forkshm.errors.RegionGoneError as error:
         print(error)
     del arrays[30:]
     assert pool.apply(total, (arrays,)) == 435.0
@@ -143,7 +143,7 @@ with forkshm.Pool(2) as pool:
     open("/dev/null").close()
 assert forkshm.statistics().regions == 0
 links = [f"/proc/self/fd/{{number}}" for number in range(256)]
-assert not [link for link in links if os.path.islink(link) and "commons" in os.readlink(link)], "memory is left"
+assert not [link for link in links if os.path.islink(link) and "small-regions" in os.readlink(link)], "memory is left"
 assert made(3)[2][0] == 2.0
 """
     )
@@ -235,7 +235,7 @@ with forkshm.Pool(1) as pool:
     assert arrays[5][0] == 77
     try:
         pool.apply(with_another, (arrays,))
-    except forkshm.RegionGoneError as error:
+    except forkshm.errors.RegionGoneError as error:
         assert "memory objects and only" in str(error), error
     else:
         raise AssertionError("an object that is not here, and no fd for it")

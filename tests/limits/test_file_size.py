@@ -22,7 +22,7 @@ with forkshm.Pool(2) as pool:
     assert pool.apply(np.sum, (np.ones(50_000),)) == 50_000
     try:
         pool.apply(np.sum, (np.ones(2**20),))
-    except forkshm.RegionCreateError as error:
+    except forkshm.errors.RegionCreateError as error:
         assert "ulimit -f, RLIMIT_FSIZE" in str(error), error
     else:
         raise AssertionError
@@ -39,7 +39,7 @@ with forkshm.Lock():
     assert forkshm.zeros(1000).sum() == 0
 try:
     forkshm.zeros(2**20)
-except forkshm.RegionCreateError as error:
+except forkshm.errors.RegionCreateError as error:
     assert "ulimit -f, RLIMIT_FSIZE" in str(error), error
 else:
     raise AssertionError

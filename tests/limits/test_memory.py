@@ -38,7 +38,7 @@ if __name__ == "__main__":
         assert pool.map(np.sum, [shared[:4], shared[::2]]) == [8.0, 1e7]
         assert len(pool.apply(bytes, (20_000_000,))) == 20_000_000
         region = forkshm.anonymous_shared_memory(8192)
-        mutex = forkshm.Mutex(region, 0)
+        mutex = forkshm.region.Mutex(region, 0)
         counter = np.frombuffer(region.buf, "int64", 1, 4096)
         pool.starmap(locked, [(mutex, counter)] * 4)
         assert counter[0] == 400
@@ -139,7 +139,7 @@ with forkshm.Pool(1) as pool:
     late = forkshm.empty(10**8)
     try:
         pool.apply(len, (late,))
-    except forkshm.RegionCreateError as error:
+    except forkshm.errors.RegionCreateError as error:
         assert error.errno == errno.ENOMEM, error
     else:
         raise SystemExit("800 MB were mapped")

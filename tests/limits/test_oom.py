@@ -131,7 +131,7 @@ import errno
 small = forkshm.anonymous_shared_memory(50 * 2**20, populate=True)
 try:
     forkshm.anonymous_shared_memory(200 * 2**20, populate=True)
-except forkshm.RegionCreateError as error:
+except forkshm.errors.RegionCreateError as error:
     print(error.errno == errno.ENOMEM, error)
 del small
 whole = forkshm.anonymous_shared_memory(100 * 2**20, populate=True)
@@ -209,7 +209,7 @@ def test_what_a_group_has_no_room_for_is_not_populated(groups):
             "memory/b/memory.usage_in_bytes": "60000\n",
         },
     )
-    with pytest.raises(forkshm.RegionCreateError, match="has 0 left"):
+    with pytest.raises(forkshm.errors.RegionCreateError, match="has 0 left"):
         forkshm.anonymous_shared_memory(1, populate=True)
     forkshm.anonymous_shared_memory(1).close()
 

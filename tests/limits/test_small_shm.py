@@ -17,7 +17,7 @@ def make(count):
 def refused(call):
     try:
         call()
-    except forkshm.RegionCreateError as error:
+    except forkshm.errors.RegionCreateError as error:
         assert error.errno == 28 and "/dev/shm" in str(error), error
         return True
     except forkshm.SerializationError as error:

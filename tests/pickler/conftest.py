@@ -14,12 +14,12 @@ from forkshm.pickler import pack
 
 @dataclasses.dataclass
 class Crossing:
-    """An object that went through a parcel, and what that took."""
+    """An object that went through a payload, and what that took."""
 
     value: Any
     #: Bytes of the message.
     message: int
-    #: Bytes copied, bytes shared, fds: as the parcel says.
+    #: Bytes copied, bytes shared, fds: as the payload says.
     copied: int
     shared: int
     fds: int
@@ -30,17 +30,17 @@ def cross():
     """Pack an object, let its fds go the way the kernel lets them go, and open it again."""
 
     def through(thing, *, for_many=False):
-        parcel = pack(thing, for_many=for_many)
-        data, copied, shared = parcel.data, parcel.copied, parcel.shared
-        fds = [kernel.duplicate(fd) for fd in parcel.fds]
+        payload = pack(thing, for_many=for_many)
+        data, copied, shared = payload.data, payload.copied, payload.shared
+        fds = [kernel.duplicate(fd) for fd in payload.fds]
         count = len(fds)
-        parcel.close()
-        arrival, end = receive(data, 0, fds)
+        payload.close()
+        incoming, end = receive(data, 0, fds)
         assert end == len(data)
         assert fds == []
-        assert (arrival.copied, arrival.shared) == (copied, shared)
+        assert (incoming.copied, incoming.shared) == (copied, shared)
         assert len(data) < 64 * 1024
-        return Crossing(arrival.open(), len(data), copied, shared, count)
+        return Crossing(incoming.open(), len(data), copied, shared, count)
 
     return through
 
@@ -50,10 +50,10 @@ def received_twice():
     """Pack an object for many receivers, and open it as two of them."""
 
     def through(thing):
-        parcel = pack(thing, for_many=True)
-        fds = [[kernel.duplicate(fd) for fd in parcel.fds] for _ in range(2)]
-        parcel.close()
-        first, second = (receive(parcel.data, 0, mine)[0] for mine in fds)
+        payload = pack(thing, for_many=True)
+        fds = [[kernel.duplicate(fd) for fd in payload.fds] for _ in range(2)]
+        payload.close()
+        first, second = (receive(payload.data, 0, mine)[0] for mine in fds)
         return first.open(), second.open()
 
     return through

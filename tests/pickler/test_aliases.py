@@ -86,7 +86,7 @@ def test_small_arrays_beside_a_large_one_do_not_keep_its_memory(cross):
     owner = small
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    assert forkshm.region._segment.claim_at(small.ctypes.data) is None
+    assert forkshm.region.blocks._segment.claim_at(small.ctypes.data) is None
 
 
 def test_as_strided_beyond_the_memory_is_left_to_numpy(cross):
@@ -153,7 +153,7 @@ def test_a_region_arrives_with_the_mode(cross):
     region = forkshm.anonymous_shared_memory(5000)
     region.buf[0] = 1
     value = cross(view(region, "read_only")).value
-    assert value.mode is forkshm.read_only
+    assert value.mode is forkshm.region.read_only
     assert value.buf.readonly
     region.buf[0] = 2
     assert value.buf[0] == 2
@@ -161,14 +161,16 @@ def test_a_region_arrives_with_the_mode(cross):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_read_write_of_private_memory_is_refused(cross, size):
-    with pytest.raises(forkshm.RegionAccessError, match=r"cannot send [\d,]+ bytes read_write.*forkshm\.asarray"):
+    with pytest.raises(
+        forkshm.errors.RegionAccessError, match=r"cannot send [\d,]+ bytes read_write.*forkshm\.asarray"
+    ):
         cross(view(np.zeros(size), "read_write"))
 
 
 def test_read_write_of_a_sealed_region_is_refused(cross):
     region = forkshm.anonymous_shared_memory(5000)
     region.seal()
-    with pytest.raises(forkshm.RegionAccessError, match="read_only to others"):
+    with pytest.raises(forkshm.errors.RegionAccessError, match="read_only to others"):
         cross(view(region, "read_write"))
 
 
@@ -188,5 +190,5 @@ def test_a_plain_pickle_of_a_view_is_by_value():
     import pickle
 
     back = pickle.loads(pickle.dumps(view(np.arange(3), "read_only")))
-    assert back.mode is forkshm.read_only
+    assert back.mode is forkshm.region.read_only
     assert np.array_equal(back.value, [0, 1, 2])

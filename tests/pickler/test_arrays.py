@@ -12,7 +12,7 @@ import forkshm
 from forkshm.channel import Kind, pair, read_message, write_message
 from forkshm.pickler import pack
 from forkshm.pickler._policy import OUT_OF_BAND
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 np = pytest.importorskip("numpy")
 
@@ -266,7 +266,7 @@ def test_the_block_is_free_when_the_last_array_from_it_is_gone(cross):
 
 
 @pytest.mark.parametrize("make", [numbers, lambda: numbers()[::-1], lambda: [bytearray(MIB), numbers()][1]])
-def test_receivers_of_the_same_parcel_do_not_see_each_others_writes(received_twice, make):
+def test_receivers_of_the_same_payload_do_not_see_each_others_writes(received_twice, make):
     sent = make()
     first, second = received_twice(sent)
     assert first.flags.writeable
@@ -474,9 +474,9 @@ def test_memory_that_a_child_made_is_shared_with_its_parent():
         code = 1
         try:
             made = forkshm.array(numbers((100, 200)))
-            parcel = pack([made, made.T[::-1]])
-            there.send(*write_message(Kind.RESULT, 0, parcel))
-            parcel.close()
+            payload = pack([made, made.T[::-1]])
+            there.send(*write_message(Kind.RESULT, 0, payload))
+            payload.close()
             while True:
                 try:
                     answer.receive_nowait()
@@ -492,9 +492,9 @@ def test_memory_that_a_child_made_is_shared_with_its_parent():
             break
         except BlockingIOError:
             continue
-    (arrival,) = read_message(received).parcels
-    made, turned = arrival.open()
-    del arrival
+    (incoming,) = read_message(received).payloads
+    made, turned = incoming.open()
+    del incoming
     assert isinstance(made, forkshm.SharedArray)
     assert made.region is turned.region
     np.testing.assert_array_equal(np.asarray(made), numbers((100, 200)))

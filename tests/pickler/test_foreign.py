@@ -142,7 +142,7 @@ def test_a_second_time_says_so():
     data = dumps(forkshm.zeros(10))
     pickle.loads(data)
     forget_received()
-    with pytest.raises(forkshm.RegionGoneError, match="closed the region"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match="closed the region"):
         pickle.loads(data)
 
 
@@ -156,7 +156,7 @@ def test_a_sender_that_ended_is_named(in_child):
     with open(read_end, "rb") as pipe:
         os.close(write_end)
         data = pipe.read()
-    with pytest.raises(forkshm.RegionGoneError, match="that process ended"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match="that process ended"):
         pickle.loads(data)
 
 
@@ -177,6 +177,6 @@ def test_a_child_holds_nothing_of_its_parents(in_child):
 
 def test_private_writes_are_not_sent():
     region = forkshm.anonymous_shared_memory(100)
-    private = forkshm.MappedRegion(region, forkshm.copy_on_write)
+    private = forkshm.MappedRegion(region, forkshm.region.copy_on_write)
     with pytest.raises(forkshm.NotPicklableError, match=r"send bytes\(region.buf\)"):
         dumps(private)

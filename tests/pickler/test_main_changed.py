@@ -140,11 +140,11 @@ def test_what_cannot_be_sent_is_what_the_worker_has_under_that_name():
 def test_functions_whose_globals_stay_cross_by_name_however_many_others_change():
     assert run("""
         import forkshm
-        from forkshm.pickler import known_now, pack_by_name, still_by_name
+        from forkshm.pickler import importable_now, pack_by_name, still_by_name
         limit = 10
         def look():
             return limit
-        known = known_now()
+        known = importable_now()
         other = [1]
         del other
         assert pack_by_name(look, known) and still_by_name(look, known)
@@ -160,11 +160,11 @@ def test_the_snapshot_of_the_globals_keeps_nothing_large_alive():
     pytest.importorskip("numpy")
     assert run("""
         import weakref, numpy
-        from forkshm.pickler import known_now
+        from forkshm.pickler import importable_now
         big = numpy.zeros(1000)
         text = "x" * 100_000
         gone = weakref.ref(big)
-        known = known_now()
+        known = importable_now()
         del big
         print(gone() is None, any(value is text for value in known.names.values()))
     """) == ["True False"]

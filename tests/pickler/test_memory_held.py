@@ -11,7 +11,7 @@ import forkshm
 from forkshm.backend import kernel
 from forkshm.pickler import pack
 from forkshm.pickler._policy import MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 np = pytest.importorskip("numpy")
 
@@ -135,17 +135,17 @@ def test_an_error_amid_the_blocks_leaves_none(monkeypatch):
         pack(arrays(100, 100_000))
     monkeypatch.undo()
     assert held() == 0
-    assert forkshm.region._segment.leases_open() == 0
+    assert forkshm.region.blocks._segment.leases_open() == 0
 
 
 # -- handing on -----------------------------------------------------------------------
 
 
 def received(thing):
-    parcel = pack(thing)
-    fds = [kernel.duplicate(fd) for fd in parcel.fds]
-    parcel.close()
-    return receive(parcel.data, 0, fds)[0].open()
+    payload = pack(thing)
+    fds = [kernel.duplicate(fd) for fd in payload.fds]
+    payload.close()
+    return receive(payload.data, 0, fds)[0].open()
 
 
 HANDED_ON = {
@@ -211,7 +211,7 @@ def test_kept_results_hold_little(born_shared):
         kept += [pool.apply(one_of_many, (arrays(100, 100_000),))[0] for _ in range(5)]
         kept += [pool.apply(dict, ({"a": big, "b": big[:3000]},))["b"] for _ in range(1)]
         gc.collect()
-        assert sum(claim.size for claim in forkshm.region._segment._claims.values()) < 40 * MIB
+        assert sum(claim.size for claim in forkshm.region.blocks._segment._claims.values()) < 40 * MIB
     queue = forkshm.Queue()
     queue.put({"a": arrays(100, 100_000)})
     first = queue.get()["a"][0]

@@ -19,7 +19,7 @@ from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, RegionGoneError
 from forkshm.pickler import _reducers, open_plain, pack, register
 from forkshm.pickler._policy import INLINE_LIMIT, OUT_OF_BAND
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 PAGE = kernel.page_size
 
@@ -259,66 +259,66 @@ def test_a_closed_region_cannot_be_sent():
         pack(region)
 
 
-def test_a_region_stays_open_while_a_parcel_names_it():
+def test_a_region_stays_open_while_a_payload_names_it():
     region = anonymous_shared_memory(4096)
     region.buf[:3] = b"abc"
-    parcel = pack(region)
+    payload = pack(region)
     del region
     gc.collect()
-    fds = [kernel.duplicate(fd) for fd in parcel.fds]
-    parcel.close()
-    arrival, _ = receive(parcel.data, 0, fds)
-    region = arrival.open()
+    fds = [kernel.duplicate(fd) for fd in payload.fds]
+    payload.close()
+    incoming, _ = receive(payload.data, 0, fds)
+    region = incoming.open()
     assert bytes(region.buf[:3]) == b"abc"
-    del arrival
+    del incoming
     region.close()
 
 
-# -- parcels in a row -----------------------------------------------------------------
+# -- payloads in a row -----------------------------------------------------------------
 
 
-def test_parcels_in_one_message_take_their_fds_in_order():
+def test_payloads_in_one_message_take_their_fds_in_order():
     with anonymous_shared_memory(4096) as region:
         things = [1, region, b"x" * 100_000, [region, bytearray(200_000)], "end"]
-        parcels = [pack(thing) for thing in things]
-        data = b"".join(parcel.data for parcel in parcels)
-        fds = [kernel.duplicate(fd) for parcel in parcels for fd in parcel.fds]
-        for parcel in parcels:
-            parcel.close()
+        payloads = [pack(thing) for thing in things]
+        data = b"".join(payload.data for payload in payloads)
+        fds = [kernel.duplicate(fd) for payload in payloads for fd in payload.fds]
+        for payload in payloads:
+            payload.close()
         position = 0
         for thing in things:
-            arrival, position = receive(data, position, fds)
-            assert arrival.open() == thing
-            del arrival
+            incoming, position = receive(data, position, fds)
+            assert incoming.open() == thing
+            del incoming
         assert (position, fds) == (len(data), [])
 
 
-def test_a_parcel_that_is_skipped_has_its_fds_closed():
-    parcel, after = pack(b"x" * 100_000), pack("after")
-    fds = [kernel.duplicate(fd) for fd in parcel.fds]
-    parcel.close()
+def test_a_payload_that_is_skipped_has_its_fds_closed():
+    payload, after = pack(b"x" * 100_000), pack("after")
+    fds = [kernel.duplicate(fd) for fd in payload.fds]
+    payload.close()
     assert arena.statistics().blocks
-    data = parcel.data + after.data
+    data = payload.data + after.data
     position = skip(data, 0, fds)
     assert fds == []
     assert receive(data, position, fds)[0].open() == "after"
 
 
-def test_a_plain_parcel_is_opened_in_the_short_way_and_no_other():
+def test_a_plain_payload_is_opened_in_the_short_way_and_no_other():
     assert open_plain(b"??" + pack([1, 2]).data, 2) == [1, 2]
-    parcel = pack(b"x" * 100_000)
+    payload = pack(b"x" * 100_000)
     with pytest.raises(LookupError):
-        open_plain(parcel.data, 0)
-    parcel.close()
+        open_plain(payload.data, 0)
+    payload.close()
 
 
-def test_a_parcel_can_be_received_any_number_of_times():
-    parcel = pack(bytearray(100_000), for_many=True)
+def test_a_payload_can_be_received_any_number_of_times():
+    payload = pack(bytearray(100_000), for_many=True)
     for _ in range(3):
-        arrival, _ = receive(parcel.data, 0, [kernel.duplicate(fd) for fd in parcel.fds])
-        assert arrival.open() == bytearray(100_000)
-    parcel.close()
-    parcel.close()
+        incoming, _ = receive(payload.data, 0, [kernel.duplicate(fd) for fd in payload.fds])
+        assert incoming.open() == bytearray(100_000)
+    payload.close()
+    payload.close()
 
 
 # -- what goes wrong ------------------------------------------------------------------
@@ -343,55 +343,55 @@ def test_an_exception_while_unpickling_leaves_no_block(cross):
     assert arena.statistics().blocks == 0
 
 
-def test_a_parcel_that_is_never_opened_gives_its_block_back():
-    parcel = pack(b"x" * 2**20)
-    arrival, _ = receive(parcel.data, 0, [kernel.duplicate(fd) for fd in parcel.fds])
-    parcel.close()
+def test_a_payload_that_is_never_opened_gives_its_block_back():
+    payload = pack(b"x" * 2**20)
+    incoming, _ = receive(payload.data, 0, [kernel.duplicate(fd) for fd in payload.fds])
+    payload.close()
     assert arena.statistics().blocks == 1
-    del arrival
+    del incoming
     assert arena.statistics().blocks == 0
 
 
 def test_fds_that_did_not_arrive_are_said_with_the_remedy():
-    parcel = pack(b"x" * 2**20)
+    payload = pack(b"x" * 2**20)
     with pytest.raises(RegionGoneError, match=r"named 1 memory objects and only 0 arrived.*ulimit -n"):
-        receive(parcel.data, 0, [])
-    parcel.close()
+        receive(payload.data, 0, [])
+    payload.close()
 
 
-def test_memory_that_is_smaller_than_the_parcel_says_is_refused_and_nothing_stays_open():
+def test_memory_that_is_smaller_than_the_payload_says_is_refused_and_nothing_stays_open():
     with anonymous_shared_memory(3 * 4096) as region, anonymous_shared_memory(4096) as small:
-        parcel = pack(region)
+        payload = pack(region)
         with pytest.raises(RegionGoneError, match="object has 4,096 bytes"):
-            receive(parcel.data, 0, [kernel.duplicate(small.fileno())])
-        parcel.close()
+            receive(payload.data, 0, [kernel.duplicate(small.fileno())])
+        payload.close()
 
 
 def test_a_lease_in_the_place_of_a_region_and_the_reverse_leave_nothing_open():
-    from forkshm.region._segment import forget_abandoned
+    from forkshm.region.blocks._segment import forget_abandoned
 
     with anonymous_shared_memory(4096) as region:
         block, descriptor = pack(b"x" * 2**20), pack(region)
         with pytest.raises(RegionGoneError):
             receive(block.data, 0, [kernel.duplicate(region.fileno())])
-        arrival, _ = receive(descriptor.data, 0, [kernel.duplicate(fd) for fd in block.fds])
-        del arrival
+        incoming, _ = receive(descriptor.data, 0, [kernel.duplicate(fd) for fd in block.fds])
+        del incoming
         block.close()
         descriptor.close()
         forget_abandoned()
 
 
 @pytest.mark.parametrize("thing", [1, b"x" * 100_000, "r"])
-def test_a_parcel_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
+def test_a_payload_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
     with anonymous_shared_memory(4096) as region:
-        parcel = pack([region, b"x" * 100] if thing == "r" else thing)
-        for length in range(len(parcel.data)):
-            fds = [kernel.duplicate(fd) for fd in parcel.fds]
+        payload = pack([region, b"x" * 100] if thing == "r" else thing)
+        for length in range(len(payload.data)):
+            fds = [kernel.duplicate(fd) for fd in payload.fds]
             with pytest.raises(ChannelBrokenError):
-                receive(parcel.data[:length], 0, fds)
-            for fd in fds:  # the caller's, as far as the parcel did not take them
+                receive(payload.data[:length], 0, fds)
+            for fd in fds:  # the caller's, as far as the payload did not take them
                 kernel.close(fd)
-        parcel.close()
+        payload.close()
 
 
 # -- the registry ---------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 from functions import echo
 
 import forkshm
-from forkshm.region import _segment
-from forkshm.region._arena import arena
+from forkshm.region.blocks import _segment
+from forkshm.region.blocks._arena import arena
 
 np = pytest.importorskip("numpy")
 

@@ -84,7 +84,7 @@ def test_finalizers_of_the_parent_do_not_run_in_a_worker(tmp_path):
 
 def test_workers_are_daemons_among_the_children_while_they_live(pool):
     children = {child.pid: child.daemon for child in _multiprocess.process.active_children()}
-    for worker in pool._crew.workers:
+    for worker in pool._worker_group.workers:
         assert children[worker.pid] is True
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 
 def write(array, value):

@@ -219,7 +219,7 @@ def test_what_a_task_raises_arrives_as_itself_with_the_traceback(pool):
 
 
 def test_an_exception_that_cannot_be_rebuilt_is_told(pool):
-    with pytest.raises(forkshm.NotUnpicklableError, match="Unbuildable") as caught:
+    with pytest.raises(forkshm.errors.NotUnpicklableError, match="Unbuildable") as caught:
         pool.apply(f.raise_unbuildable)
     assert "in raise_unbuildable" in str(caught.value.__cause__)
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_pickled_is_told_at_once(pool):
         pool.map(lambda x: threading.Lock() if x == 1 else x, range(4), chunksize=2)
     assert "cannot pickle '_thread.lock' object" in caught.value.exc
     assert "Traceback" in str(caught.value.__cause__)
-    with pytest.raises(forkshm.NotUnpicklableError, match="will not be unpickled"):
+    with pytest.raises(forkshm.errors.NotUnpicklableError, match="will not be unpickled"):
         pool.apply(f.make, (f.RaiseAtUnpickle,))
     assert pool.apply(f.square, (5,)) == 25
 
@@ -423,7 +423,7 @@ def test_processes_that_are_imitations_are_refused_and_ended():
         def join(self):
             self.did.append("join")
 
-    with pytest.raises(forkshm.WorkerStartError, match=r"no pid once they are started \(Imitation\)"):
+    with pytest.raises(forkshm.errors.WorkerStartError, match=r"no pid once they are started \(Imitation\)"):
         forkshm.Pool(2, context=types.SimpleNamespace(Process=Imitation))
     assert [imitation.did for imitation in Imitation.made] == [["start", "terminate", "join"]] * 2
 

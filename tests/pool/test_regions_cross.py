@@ -14,12 +14,12 @@ from forkshm import (
     MappedRegion,
     NotPicklableError,
     Pool,
-    RegionClosedError,
     SharedMemoryObject,
     anonymous_shared_memory,
     remove_on_exit,
 )
 from forkshm.backend import kernel
+from forkshm.errors import RegionClosedError
 
 PAGE = kernel.page_size
 SIZE = 3 * PAGE + 5

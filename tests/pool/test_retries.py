@@ -9,7 +9,7 @@ import pytest
 
 import forkshm
 from forkshm import WorkerDiedError
-from forkshm.region._arena import arena
+from forkshm.region.blocks._arena import arena
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_tasks_behind_it_in_a_batch_are_done(strict, tmp_path):
 
 def test_workers_that_were_stopped_while_idle_are_replaced(strict, wait_until):
     strict.apply(f.nothing)
-    pids = [worker.pid for worker in strict._crew.workers]
+    pids = [worker.pid for worker in strict._worker_group.workers]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     assert strict.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
@@ -96,7 +96,7 @@ def test_workers_that_were_stopped_while_idle_are_replaced(strict, wait_until):
     def all_are_replaced():
         # Whoever waits looks after them; the first that took their place may have done all of the above.
         strict.apply(f.nothing)
-        return set(pids).isdisjoint(worker.pid for worker in strict._crew.workers)
+        return set(pids).isdisjoint(worker.pid for worker in strict._worker_group.workers)
 
     wait_until(all_are_replaced)
 
@@ -114,12 +114,12 @@ def test_an_initializer_may_take_its_time():
 def test_a_parent_that_was_busy_elsewhere_does_not_find_all_overdue(tmp_path, wait_until):
     """As one that was stopped for a while: only what it sees going on counts."""
     with forkshm.Pool(1, task_timeout=30) as pool:
-        watch = pool._dispatcher._deaths.watch
+        deadlines = pool._dispatcher._deaths.deadlines
         result = pool.apply_async(f.hold, (tmp_path / "begun", tmp_path / "go"))
         while not (tmp_path / "begun").exists():
             result.wait(0.001)
-        looked = watch._looked = watch._looked - 1000
-        wait_until(lambda: watch._looked > looked + 1000)
+        looked = deadlines._looked = deadlines._looked - 1000
+        wait_until(lambda: deadlines._looked > looked + 1000)
         result.wait(0.01)
         (tmp_path / "go").touch()
         assert result.get() > 0

@@ -209,7 +209,7 @@ def test_workers_run_on_the_cores_they_are_given():
         seen = {}
         while len(seen) < 2:
             seen.update(pool.map(cores, range(20), chunksize=1))
-        slots = {worker.pid: worker.slot for worker in pool._crew.workers}
+        slots = {worker.pid: worker.slot for worker in pool._worker_group.workers}
         assert {slots[pid]: cpus for pid, cpus in seen.items()} == {0: one, 1: all_of_them}
     with forkshm.Pool(3, cpu_ids=[mine[-1]]) as pool:
         assert {cpus for _, cpus in pool.map(cores, range(20), chunksize=1)} == {frozenset({mine[-1]})}

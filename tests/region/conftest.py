@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from forkshm.region._arena import Arena
 from forkshm.region._lifetime import guard, settle
-from forkshm.region._segment import drop_segment, forget_abandoned
+from forkshm.region.blocks._arena import Arena
+from forkshm.region.blocks._segment import drop_segment, forget_abandoned
 
 
 @pytest.fixture

@@ -12,15 +12,8 @@ import pytest
 from system import in_pages, is_mapped, open_fds
 
 import forkshm
-from forkshm import (
-    MappedRegion,
-    Mode,
-    NotPicklableError,
-    RegionBusyError,
-    RegionClosedError,
-    RegionCreateError,
-    anonymous_shared_memory,
-)
+from forkshm import MappedRegion, Mode, NotPicklableError, anonymous_shared_memory
+from forkshm.errors import RegionBusyError, RegionClosedError, RegionCreateError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GIB = 2**30

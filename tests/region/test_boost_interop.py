@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 
-from forkshm import MappedRegion, RegionExistsError, SharedMemoryObject, remove_on_exit
+from forkshm import MappedRegion, SharedMemoryObject, remove_on_exit
+from forkshm.errors import RegionExistsError
 
 # The two programs of "Sharing memory between processes", with the name as an argument; and what they do not show:
 # another size, a part, and an offset_ptr. The client there removes the object before it opens it. Here it does not.

@@ -11,16 +11,9 @@ import tempfile
 import pytest
 from system import open_fds
 
-from forkshm import (
-    FileMapping,
-    MappedRegion,
-    Mode,
-    RegionAccessError,
-    RegionClosedError,
-    RegionCreateError,
-    RegionNotFoundError,
-)
+from forkshm import FileMapping, MappedRegion, Mode, RegionNotFoundError
 from forkshm.descriptor._region import describe
+from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NOBODY = 65534

@@ -11,7 +11,8 @@ import tempfile
 import pytest
 from system import in_pages, open_fds
 
-from forkshm import MappedRegion, Mode, RegionCreateError, anonymous_shared_memory
+from forkshm import MappedRegion, Mode, anonymous_shared_memory
+from forkshm.errors import RegionCreateError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

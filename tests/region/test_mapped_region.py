@@ -20,20 +20,10 @@ import sys
 import pytest
 from system import in_pages, is_mapped, open_fds
 
-from forkshm import (
-    Advice,
-    FileMapping,
-    MappedRegion,
-    Mode,
-    RegionAddressError,
-    RegionBusyError,
-    RegionClosedError,
-    RegionCreateError,
-    RegionError,
-    SharedMemoryObject,
-    anonymous_shared_memory,
-)
+from forkshm import FileMapping, MappedRegion, Mode, RegionError, SharedMemoryObject, anonymous_shared_memory
 from forkshm.backend import kernel
+from forkshm.errors import RegionAddressError, RegionBusyError, RegionClosedError, RegionCreateError
+from forkshm.region import Advice
 from forkshm.region._mapped import region_at
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

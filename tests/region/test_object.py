@@ -16,20 +16,9 @@ import pytest
 from room import needs_room_in_shm
 from system import SHM, in_pages, open_fds, path_of_named
 
-from forkshm import (
-    Creation,
-    MappedRegion,
-    Mode,
-    RegionAccessError,
-    RegionClosedError,
-    RegionCreateError,
-    RegionError,
-    RegionExistsError,
-    RegionNotFoundError,
-    SharedMemoryObject,
-    remove_on_exit,
-)
+from forkshm import Creation, MappedRegion, Mode, RegionError, RegionNotFoundError, SharedMemoryObject, remove_on_exit
 from forkshm.backend import kernel
+from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError, RegionExistsError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
@@ -381,7 +370,8 @@ for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o"
     if done.returncode:
         print("skip:", done.stderr.strip()); sys.exit()
 
-from forkshm import MappedRegion, RegionCreateError, SharedMemoryObject, anonymous_shared_memory
+from forkshm import MappedRegion, SharedMemoryObject, anonymous_shared_memory
+from forkshm.errors import RegionCreateError
 
 with SharedMemoryObject("create_only", "object") as shm:
     shm.truncate(600_000)

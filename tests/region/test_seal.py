@@ -17,15 +17,9 @@ import subprocess
 import pytest
 
 import forkshm
-from forkshm import (
-    MappedRegion,
-    RegionClosedError,
-    RegionCreateError,
-    SharedMemoryObject,
-    UnsupportedError,
-    anonymous_shared_memory,
-)
+from forkshm import MappedRegion, SharedMemoryObject, UnsupportedError, anonymous_shared_memory
 from forkshm.backend import kernel
+from forkshm.errors import RegionClosedError, RegionCreateError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SIZE = 2 * PAGE + 5

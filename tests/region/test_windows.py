@@ -8,7 +8,8 @@ import pickle
 
 import pytest
 
-from forkshm import Creation, Mode, UnsupportedError, WindowsSharedMemory
+from forkshm import Creation, Mode, UnsupportedError
+from forkshm.region import WindowsSharedMemory
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="here it works")
 

@@ -221,9 +221,9 @@ def workers_of(context):
     return [process.pid for process in context.active_children()]
 
 
-def kill_a_worker(crew, rng, survived):
-    workers = list(crew.workers)
-    busy = [worker for worker in workers if crew.status.state(worker.slot) >= FIRST_TASK]
+def kill_a_worker(worker_group, rng, survived):
+    workers = list(worker_group.workers)
+    busy = [worker for worker in workers if worker_group.status.state(worker.slot) >= FIRST_TASK]
     idle = [worker for worker in workers if worker not in busy]
     victims = rng.choice([busy, idle, workers]) or workers
     if not victims:  # the last that died is not replaced yet
@@ -244,7 +244,7 @@ def one_round(load, rng, survived, context, how_many):
                 # A pool whose workers all die while they start gives up; these start slowly.
                 pending[-1][3].wait(PATIENCE)
             time.sleep(rng.random() * rng.choice([0, 0.0003, 0.004]))
-            kill_a_worker(load.pool._crew, rng, survived)
+            kill_a_worker(load.pool._worker_group, rng, survived)
     load.collect(pending)
     survived.rounds += 1
 

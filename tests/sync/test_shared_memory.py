@@ -239,11 +239,11 @@ def test_the_notes_of_what_was_unlinked_go_too():
         """
 import os
 from forkshm.backend import kernel
-from forkshm.region import _family
+from forkshm.region import family
 from forkshm.shared_memory import SharedMemory
-_family._TOO_MANY = 10
+family._TOO_MANY = 10
 def size():
-    return os.stat(_family._file()).st_size if os.path.exists(_family._file()) else 0
+    return os.stat(family._file()).st_size if os.path.exists(family._file()) else 0
 kept = SharedMemory(create=True, size=1)
 for _ in range(100):
     memory = SharedMemory(create=True, size=1)

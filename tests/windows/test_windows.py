@@ -14,7 +14,8 @@ import pytest
 import work
 
 import forkshm
-from forkshm.backend import _winapi, kernel
+from forkshm.backend import kernel
+from forkshm.backend.windows import _winapi
 from forkshm.errors import (
     NotRecoverableError,
     RegionAccessError,
@@ -45,9 +46,9 @@ def own_handles():
 
 
 def test_a_named_section_has_the_exact_size_for_whoever_opens_it():
-    with forkshm.WindowsSharedMemory("create_only", name_of("size"), size=100_001) as shm:
+    with forkshm.region.WindowsSharedMemory("create_only", name_of("size"), size=100_001) as shm:
         assert (shm.size, shm.mode, shm.name) == (100_001, "read_write", name_of("size"))
-        with forkshm.WindowsSharedMemory("open_only", name_of("size"), "read_only") as again:
+        with forkshm.region.WindowsSharedMemory("open_only", name_of("size"), "read_only") as again:
             assert again.size == 100_001
             region = forkshm.MappedRegion(again, "read_only")
             assert len(region.buf) == 100_001
@@ -60,25 +61,25 @@ def test_a_named_section_has_the_exact_size_for_whoever_opens_it():
 
 
 def test_a_named_section_is_gone_with_its_last_handle_and_view_and_no_sooner():
-    shm = forkshm.WindowsSharedMemory("create_only", name_of("gone"), size=10)
+    shm = forkshm.region.WindowsSharedMemory("create_only", name_of("gone"), size=10)
     region = forkshm.MappedRegion(shm)
     region.buf[:3] = b"abc"
     shm.close()
-    again = forkshm.WindowsSharedMemory("open_only", name_of("gone"))
+    again = forkshm.region.WindowsSharedMemory("open_only", name_of("gone"))
     assert bytes(forkshm.MappedRegion(again).buf[:3]) == b"abc"
     again.close()
     region.close()
     with pytest.raises(RegionNotFoundError):
-        forkshm.WindowsSharedMemory("open_only", name_of("gone"))
-    with forkshm.WindowsSharedMemory("open_or_create", name_of("gone"), size=20) as new:
+        forkshm.region.WindowsSharedMemory("open_only", name_of("gone"))
+    with forkshm.region.WindowsSharedMemory("open_or_create", name_of("gone"), size=20) as new:
         assert (new.size, bytes(forkshm.MappedRegion(new).buf[:3])) == (20, b"\0\0\0")
 
 
 def test_a_name_that_is_taken_is_refused_or_opened_as_was_asked_for():
-    with forkshm.WindowsSharedMemory("create_only", name_of("taken"), size=10):
+    with forkshm.region.WindowsSharedMemory("create_only", name_of("taken"), size=10):
         with pytest.raises(RegionExistsError):
-            forkshm.WindowsSharedMemory("create_only", name_of("taken"), size=10)
-        with forkshm.WindowsSharedMemory("open_or_create", name_of("taken"), size=99) as other:
+            forkshm.region.WindowsSharedMemory("create_only", name_of("taken"), size=10)
+        with forkshm.region.WindowsSharedMemory("open_or_create", name_of("taken"), size=99) as other:
             assert other.size == 10
 
 
@@ -86,7 +87,7 @@ def test_a_name_that_something_else_has_is_refused():
     mutex = _winapi.create_mutex(name_of("mutex"))
     try:
         with pytest.raises(RegionAccessError, match="something else has that name"):
-            forkshm.WindowsSharedMemory("create_only", name_of("mutex"), size=10)
+            forkshm.region.WindowsSharedMemory("create_only", name_of("mutex"), size=10)
     finally:
         _winapi.close(mutex)
 
@@ -105,7 +106,7 @@ def test_a_name_that_something_else_has_is_refused():
 )
 def test_what_cannot_be_asked_for_is_said(arguments, what):
     with pytest.raises(ValueError, match=what):
-        forkshm.WindowsSharedMemory(*arguments)
+        forkshm.region.WindowsSharedMemory(*arguments)
 
 
 def test_a_section_of_somebody_else_is_opened_with_its_whole_pages():
@@ -113,7 +114,7 @@ def test_a_section_of_somebody_else_is_opened_with_its_whole_pages():
 
     theirs = SharedMemory(create=True, size=5000)
     theirs.buf[:3] = b"abc"
-    with forkshm.WindowsSharedMemory("open_only", theirs.name) as shm:
+    with forkshm.region.WindowsSharedMemory("open_only", theirs.name) as shm:
         assert shm.size == 8192
         assert bytes(forkshm.MappedRegion(shm, "read_only").buf[:3]) == b"abc"
     theirs.close()
@@ -133,7 +134,7 @@ def test_regions_start_at_any_byte_and_at_an_address_that_is_free():
     part = forkshm.MappedRegion(region, "read_only", offset=70_001, size=100_000)
     assert bytes(part.buf) == bytes(region.buf[70_001:170_001])
     address = part.address & ~0xFFFF
-    with pytest.raises(forkshm.RegionAddressError):
+    with pytest.raises(forkshm.errors.RegionAddressError):
         forkshm.MappedRegion(region, address=address)
     part.close()
     assert forkshm.MappedRegion.page_size() == 65536
@@ -234,7 +235,7 @@ def test_an_array_of_100_mb_crosses_a_pool_without_a_pickle_copy_and_into_warm_m
         assert after.bytes_copied - before.bytes_copied == 3 * big.nbytes
         result = pool.apply(work.double, (big,))
         assert result.sum() == 2 * HUNDRED_MB
-        from forkshm.region._arena import arena
+        from forkshm.region.blocks._arena import arena
 
         assert arena.statistics().segments <= 2
     del result
@@ -335,8 +336,8 @@ def test_the_workers_end_when_who_started_them_is_killed(tmp_path):
 
 
 def test_a_mutex_tells_that_its_holder_died_and_is_lost_when_nobody_repairs():
-    region = forkshm.anonymous_shared_memory(forkshm.Mutex.SIZE)
-    mutex = forkshm.Mutex(region)
+    region = forkshm.anonymous_shared_memory(forkshm.region.Mutex.SIZE)
+    mutex = forkshm.region.Mutex(region)
     for repairs in (True, False):
         here, there = forkshm.Pipe()
         process = forkshm.Process(target=work.hold_mutex, args=(region, there))
@@ -362,7 +363,7 @@ def test_a_mutex_tells_that_its_holder_died_and_is_lost_when_nobody_repairs():
 
 def test_a_mutex_keeps_processes_apart():
     region = forkshm.anonymous_shared_memory(4096)
-    mutex = forkshm.Mutex(region)
+    mutex = forkshm.region.Mutex(region)
     processes = [forkshm.Process(target=work.count, args=(region, 300)) for _ in range(2)]
     for process in processes:
         process.start()

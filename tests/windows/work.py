@@ -49,7 +49,7 @@ def answer(connection, region):
 def hold_mutex(region, connection):
     import forkshm
 
-    assert forkshm.Mutex.attach(region, 0).acquire()
+    assert forkshm.region.Mutex.attach(region, 0).acquire()
     connection.send("held")
     time.sleep(60)
 
@@ -57,7 +57,7 @@ def hold_mutex(region, connection):
 def count(region, times):
     import forkshm
 
-    mutex = forkshm.Mutex.attach(region, 0)
+    mutex = forkshm.region.Mutex.attach(region, 0)
     words = region.buf.cast("Q")
     for _ in range(times):
         with mutex:
@@ -76,7 +76,7 @@ def send_region_and_wait(connection):
 def open_named(name):
     import forkshm
 
-    shm = forkshm.WindowsSharedMemory("open_only", name)
+    shm = forkshm.region.WindowsSharedMemory("open_only", name)
     region = forkshm.MappedRegion(shm)
     region.buf[:2] = b"ok"
     return shm.size, region.size

@@ -1,0 +1,410 @@
+"""Locks in shared memory without robust mutexes, process-shared semaphores or futexes.
+
+A lock is a number in the memory, and a byte of that number in a file that all processes of this user have open: whose
+record lock (fcntl(2)) is on the byte, has the lock. The kernel takes it away from who ends, in whichever way. Beside
+the number the holder writes its thread: who finds one there when it gets the lock, knows that the holder died.
+
+Nobody is woken up by this: who waits, looks again and again, with pauses from 20 us to 2 ms.
+
+It works between the processes of one user on one machine, which see the same directory /tmp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+from threading import get_native_id
+from typing import TYPE_CHECKING
+
+from forkshm import _system
+from forkshm.backend import _memory
+from forkshm.errors import SyncError
+
+assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MUTEX_SIZE = 64
+SEMAPHORE_SIZE = 64
+#: Unlike that of any C library: others do not take these for theirs.
+LOCK_LAYOUT = 4 << 8 | struct.calcsize("P")
+locks_missing: str | None = None
+
+#: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
+_NUMBER, _OWNER, _STATE, _FILE = 0, 1, 2, 3
+#: Of a semaphore.
+_PERMITS = 1
+_SOUND, _DIED, _GIVEN_UP = 0, 1, 2
+_MOST_PERMITS = 2**31 - 1
+
+_FIRST_PAUSE, _LAST_PAUSE = 20e-6, 2e-3
+
+
+#: What the file may be called, in this order: others may have taken a name.
+_NAMES = ["forkshm-{user}.locks", *(f"forkshm-{{user}}-{number}.locks" for number in range(1, 16))]
+#: How often the file is touched while it is used: what looks old may be cleaned away.
+_TOUCH_SECONDS = 3600.0
+#: How often, and at what distance, the kernel is asked to release a lock before that is an error.
+_RELEASES, _RELEASE_PAUSE = 200, 0.005
+
+
+class _Files:
+    """The files whose bytes are locked: each lock says which of them it is in.
+
+    One is enough, unless that was removed while it was used. Then the locks in it are those of the processes that have
+    it open, and others are refused; new locks are made in a new file.
+    """
+
+    def __init__(self) -> None:
+        # By identity. Never closed: with one fd of a file all locks of this process in it would go.
+        self._fds: dict[int, int] = {}
+        self._touched = time.monotonic()
+
+    def current(self) -> int:
+        """Return the identity of the file that new locks are made in.
+
+        Raises:
+            SyncError: There is no place for it.
+        """
+        for identity, fd in self._fds.items():
+            if os.fstat(fd).st_nlink:
+                return identity
+        refused: list[str] = []
+        for path in _paths():
+            try:
+                identity = self._open(path, os.O_CREAT)
+            except OSError as error:
+                refused.append(f"{path}: {error.strerror}")
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    break
+            else:
+                return identity
+        raise SyncError(
+            f"cannot make a lock: no file can be opened for it ({refused[-1]}): remove files of that name that belong "
+            "to others, or set TMPDIR"
+        )
+
+    def fds(self) -> list[int]:
+        """Return the fds of all files that this process has open."""
+        return list(self._fds.values())
+
+    def fd(self, identity: int) -> int:
+        """Return the fd of a file that a lock is in.
+
+        Raises:
+            SyncError: The file is not there any more.
+        """
+        fd = self._fds.get(identity, -1)
+        if fd < 0:
+            for path in _paths():
+                with contextlib.suppress(OSError):
+                    if self._open(path, 0) == identity:
+                        break
+            else:
+                raise SyncError(
+                    f"cannot use a lock: the file in {_folder()} by which processes share it was removed while it was "
+                    "used: let no cleaner remove forkshm-*.locks there, and start the program again"
+                )
+            fd = self._fds[identity]
+        if time.monotonic() - self._touched > _TOUCH_SECONDS:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(fd)
+        return fd
+
+    def _open(self, path: str, flags: int) -> int:
+        flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        status = None
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+        if status is not None:
+            if (known := _identity(status)) in self._fds:
+                return known  # to close another fd of it would release its locks
+            _check(status)
+        fd = os.open(path, flags, 0o600)
+        try:
+            status = os.fstat(fd)
+            _check(status)
+        except BaseException:
+            os.close(fd)
+            raise
+        identity = _identity(status)
+        if self._fds.setdefault(identity, fd) == fd:
+            with contextlib.suppress(OSError):
+                os.utime(fd)
+        # Else another thread was faster. This fd stays open: to close it would release the locks of the other one.
+        return identity
+
+
+def _check(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        raise PermissionError(errno.EPERM, "it belongs to another user, or is no file")
+
+
+def _identity(status: os.stat_result) -> int:
+    # While anybody has it open, its number is no other file's.
+    return (status.st_dev << 40 ^ status.st_ino) % 2**64
+
+
+def _folder() -> str:
+    return "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()  # noqa: S108
+
+
+def _paths() -> Iterator[str]:
+    folder, user = _folder(), os.geteuid()
+    return (os.path.join(folder, name.format(user=user)) for name in _NAMES)
+
+
+class _Held:
+    """What this process has locked; a record lock does not tell its threads apart."""
+
+    def __init__(self) -> None:
+        # By number: the thread that has it. Changed in steps that no other thread can come between.
+        self.by_number: dict[int, tuple[int, object]] = {}
+        #: See `process_token`; 0 until somebody asks.
+        self.token = 0
+
+    def in_child(self) -> None:
+        # Record locks are those of the process that took them.
+        self.by_number.clear()
+        self.token = 0
+
+
+_files = _Files()
+_held = _Held()
+_system.register_at_fork(after_in_child=_held.in_child)
+
+
+def process_token() -> int:
+    """Return a number that says which process this is: its pid, and a random one; it has that byte of the file."""
+    token = secrets.randbits(30) << 32 | 1 << 62 | os.getpid() & 0x7FFFFFFF
+    # Also the pid's start would do; but not all systems tell it, and none of them by one call.
+    fcntl.lockf(_files.fd(_files.current()), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+    _held.token = token
+    return token
+
+
+def is_alive(token: int) -> bool:
+    """Whether the process with that token has not ended."""
+    if token == _held.token:
+        return True
+    # Like struct flock of C: its fields are in another order on each system, so it is tried, and given back at once.
+    _files.current()
+    for fd in _files.fds():
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return True
+            raise
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, token)
+    return False
+
+
+def _words(address: int) -> memoryview:
+    return memoryview(_memory.buffer_at(address, 32)).cast("B").cast("Q")
+
+
+def _lock(words: memoryview, thread: int) -> int:
+    """Take its byte: 0, EBUSY, EDEADLK, or EOWNERDEAD: of a thread of this process that has ended."""
+    number, fd = words[_NUMBER], _files.fd(words[_FILE])
+    mine = (thread, object())
+    there = _held.by_number.setdefault(number, mine)
+    if there is not mine:
+        if there[0] == thread:
+            return errno.EDEADLK
+        if any(one.native_id == there[0] for one in threading.enumerate()):
+            return errno.EBUSY
+        _held.by_number[number] = mine
+        return errno.EOWNERDEAD
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except OSError as error:
+        del _held.by_number[number]
+        return errno.EBUSY if error.errno in (errno.EACCES, errno.EAGAIN) else error.errno or errno.EIO
+    return 0
+
+
+def _unlock(words: memoryview) -> None:
+    number = words[_NUMBER]
+    for left in reversed(range(_RELEASES)):
+        try:
+            fcntl.lockf(_files.fd(words[_FILE]), fcntl.LOCK_UN, 1, number)
+            break
+        except OSError as error:
+            # ENOLCK: a record of what is still held on both sides of the byte takes room that there is none for. Until
+            # this is released all others wait.
+            if error.errno not in (errno.ENOLCK, errno.ENOMEM) or not left:
+                raise
+            time.sleep(_RELEASE_PAUSE)
+    _held.by_number.pop(number, None)
+
+
+def _new_number() -> int:
+    return secrets.randbits(62) | 1
+
+
+def mutex_init(address: int) -> int:
+    """Make a mutex."""
+    words = _words(address)
+    words[_OWNER] = words[_STATE] = 0
+    words[_FILE] = _files.current()
+    words[_NUMBER] = _new_number()
+    return 0
+
+
+def mutex_trylock(address: int) -> int:
+    """See `Locks`."""
+    words = _words(address)
+    number = words[_NUMBER]
+    if not number:
+        return errno.EINVAL
+    me = get_native_id()
+    code = _lock(words, me)
+    if code not in (0, errno.EOWNERDEAD):
+        return code
+    if words[_STATE] == _GIVEN_UP:
+        _unlock(words)
+        return errno.ENOTRECOVERABLE
+    died = words[_OWNER] != 0 or words[_STATE] == _DIED
+    if died:
+        words[_STATE] = _DIED
+    words[_OWNER] = me
+    return errno.EOWNERDEAD if died else 0
+
+
+def mutex_lock(address: int, seconds: float) -> int:
+    """See `Locks`."""
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while (code := mutex_trylock(address)) == errno.EBUSY:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return errno.ETIMEDOUT
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, _LAST_PAUSE)
+    return code
+
+
+def mutex_unlock(address: int) -> int:
+    """See `Locks`."""
+    words = _words(address)
+    number, me = words[_NUMBER], get_native_id()
+    there = _held.by_number.get(number)
+    if there is None or there[0] != me:
+        return errno.EPERM
+    if words[_OWNER] == me:
+        if words[_STATE] == _DIED:
+            words[_STATE] = _GIVEN_UP
+        words[_OWNER] = 0
+    _unlock(words)
+    return 0
+
+
+def mutex_consistent(address: int) -> int:
+    """See `Locks`."""
+    words = _words(address)
+    there = _held.by_number.get(words[_NUMBER])
+    if words[_STATE] != _DIED or there is None or there[0] != get_native_id():
+        return errno.EINVAL
+    words[_STATE] = _SOUND
+    return 0
+
+
+def sem_init(address: int, value: int) -> int:
+    """See `Locks`."""
+    code = mutex_init(address)
+    if code == 0:
+        _words(address)[_PERMITS] = value
+    return code
+
+
+def _change_permits(address: int, change: int) -> int:
+    """Add to the permits: 0, or -1 when there would be too few, or too many."""
+    words = _words(address)
+    me = get_native_id()
+    pause = _FIRST_PAUSE
+    while (code := _lock(words, me)) == errno.EBUSY:
+        time.sleep(pause)
+        pause = min(2 * pause, _LAST_PAUSE)
+    try:
+        value = words[_PERMITS] + change
+        if not 0 <= value <= _MOST_PERMITS:
+            return -1
+        words[_PERMITS] = value  # one store: who is killed here has done it or not
+        return 0
+    finally:
+        if code != errno.EDEADLK:  # else a signal handler came into the middle of this very call
+            _unlock(words)
+
+
+def sem_post(address: int) -> int:
+    """See `Locks`."""
+    return _change_permits(address, 1)
+
+
+def _take_permit(address: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while True:
+        if _words(address)[_PERMITS] and _change_permits(address, -1) == 0:
+            return 0
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return -1
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, _LAST_PAUSE)
+
+
+def sem_try(address: int) -> Iterator[int]:
+    """See `Locks`."""
+    return map(_take_permit, (address,), (0.0,))
+
+
+def sem_wait(address: int, seconds: float) -> Iterator[int]:
+    """See `Locks`."""
+    return map(_take_permit, (address,), (seconds,))
+
+
+def sem_value(address: int) -> int:
+    """See `Locks`."""
+    return _words(address)[_PERMITS]
+
+
+def _word(address: int) -> memoryview:
+    return memoryview(_memory.buffer_at(address, 4)).cast("B").cast("I")
+
+
+def futex_wait(address: int, expected: int, seconds: float) -> int:
+    """See `Locks`: whoever wakes others has changed the word before."""
+    word = _word(address)
+    if word[0] != expected:
+        return errno.EAGAIN
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, _LAST_PAUSE)
+        if word[0] != expected:
+            return 0
+    return errno.ETIMEDOUT
+
+
+_barrier = threading.Lock()
+
+
+def futex_wake(address: int, count: int) -> int:
+    """Nobody sleeps for longer than a moment; see `Locks` for the barrier."""
+    if _barrier.acquire(blocking=False):  # a locked instruction: what was written before is seen by all
+        _barrier.release()
+    return 0

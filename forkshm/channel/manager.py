@@ -1,0 +1,222 @@
+"""BaseManager and SyncManager: a process that holds objects for others, reached through our connections.
+
+The manager and its proxies are those of ``multiprocess``; what is ours is the way between them. Imported when the
+first manager is started: that takes as long as all the rest of forkshm.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+from forkshm.channel._connection import Connection
+from forkshm.channel._endpoint import PrivateFd
+from forkshm.errors import ChannelClosedError
+from forkshm.pickler import Handle, ReceivedFd, register
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Self
+
+    from forkshm.backend import MessageSocket
+
+__all__ = ("BaseManager", "Client", "Listener", "SyncManager")
+
+
+class _Serializer(str):
+    """The name of our way between manager and proxies.
+
+    Proxies carry it, so where one arrives this module is imported and the name is known.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return _serializer, ()
+
+
+def _serializer() -> str:
+    return SERIALIZER
+
+
+SERIALIZER = _Serializer("forkshm")
+# Imported here: Python 3.10 may raise when a child that was forked while a thread imported something imports.
+_challenge = _multiprocess.connection
+_AuthenticationError = _multiprocess.context.AuthenticationError
+
+
+class Listener:
+    """Where a manager is called; on Linux an abstract address (unix(7)), which is no file and leaves none behind.
+
+    Only processes of the same user are let in, and only those that know the key.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        family: str | None = None,
+        backlog: int = 128,
+        authkey: bytes | None = None,
+    ) -> None:
+        self._authkey = authkey
+        self._callee = kernel.listen(address, backlog)
+        self.address = self._callee.address
+        self.last_accepted = None
+
+    def accept(self) -> Connection:
+        """Wait for a caller and return the connection.
+
+        Raises:
+            AuthenticationError: The caller does not know the key. One of another user is not let in at all.
+            OSError: The listener was closed, or the limit on open files is reached.
+        """
+        if self._callee.closed:
+            raise ChannelClosedError(errno.EBADF, "listener is closed")
+        return _greeted(self._callee.accept(), self._authkey, listening=True)
+
+    def close(self) -> None:
+        """Take no more calls. Closing twice is allowed."""
+        self._callee.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close()
+
+
+def Client(  # noqa: N802 - the standard library's name
+    address: str, family: str | None = None, authkey: bytes | None = None
+) -> Connection:
+    """Call the manager at *address*.
+
+    Raises:
+        AuthenticationError: It is another user's, or has another key.
+        OSError: Nobody listens there.
+    """
+    try:
+        end = kernel.call(address)
+    except PermissionError as error:
+        raise _AuthenticationError(f"cannot call the manager at {address!r}: {error.strerror}") from error
+    return _greeted(end, authkey, listening=False)
+
+
+def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> Connection:
+    connection = Connection(end)
+    try:
+        if authkey is not None:
+            # The standard library's own: each side shows that it knows the key, and does not say it.
+            steps: list[Callable[[Any, bytes], None]] = [_challenge.deliver_challenge, _challenge.answer_challenge]
+            for step in steps if listening else reversed(steps):
+                step(connection, authkey)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+_multiprocess.managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
+
+
+class _Lifeline:
+    """What the manager's process hangs on: a reading end, whose writing end only its parent has."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+def _reduce_lifeline(lifeline: _Lifeline) -> Any:
+    return _rebuild_lifeline, (pickle.PickleBuffer(Handle(lifeline.fd)),)
+
+
+def _rebuild_lifeline(received: ReceivedFd) -> _Lifeline:
+    return _Lifeline(received.take())
+
+
+register(_Lifeline, _reduce_lifeline)
+
+
+def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+    """Run first in the manager's process: from here on it dies with its parent."""
+    kernel.die_with(lifeline.fd)
+    kernel.close(lifeline.fd)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+class BaseManager(_multiprocess.managers.BaseManager):
+    """A manager whose objects you `register`; the interface of ``multiprocessing.managers.BaseManager``.
+
+    At a TCP address it speaks the standard library's pickles, so that its other end may be
+    there; elsewhere our channels, so that memory crosses as a descriptor.
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        authkey: bytes | None = None,
+        serializer: str = SERIALIZER,
+        ctx: Any = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(address, tuple) and serializer == SERIALIZER:
+            serializer = "pickle"
+        super().__init__(address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options)
+
+    def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
+        """Start the process.
+
+        Args:
+            initializer: Called there first.
+            initargs: Its arguments.
+
+        Raises:
+            TypeError: *initializer* cannot be called.
+            OSError: The kernel refused it.
+            EOFError: The process ended before it could be called: its initializer raised, for example.
+        """
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        read_end, write_end = kernel.create_lifeline()
+        lifeline = PrivateFd(write_end)
+        try:
+            super().start(_begin, (_Lifeline(read_end), initializer, tuple(initargs)))
+        except EOFError as error:
+            lifeline.close()
+            raise EOFError(self._why_ended()) from error
+        except BaseException:
+            lifeline.close()
+            raise
+        finally:
+            kernel.close(read_end)
+        # What is left to do when the manager ends, in whichever of the standard library's ways.
+        _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
+
+    def _why_ended(self) -> str:
+        process = self._process  # type: ignore[attr-defined]
+        process.join()
+        code = process.exitcode
+        process.close()
+        return f"the process of the manager ended with exit code {code} before it could be called: it printed why"
+
+    @staticmethod
+    def _finalize_manager(process: Any, *rest: Any) -> None:
+        try:
+            _multiprocess.managers.BaseManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
+        finally:
+            if isinstance(rest[0], str):
+                kernel.forget_address(rest[0])
+            lifeline = _lifelines.pop(process, None)
+            if lifeline is not None:
+                lifeline.close()
+
+
+class SyncManager(BaseManager, _multiprocess.managers.SyncManager):
+    """The manager that `forkshm.Manager` starts; see there."""
+
+
+#: The writing ends of what the processes of managers hang on.
+_lifelines: dict[Any, PrivateFd] = {}

@@ -1,0 +1,5 @@
+"""Layer 6 of 6. `SharedList` and `SharedDict`: objects that many processes read in shared memory."""
+
+from forkshm.containers._containers import SharedDict, SharedList
+
+__all__ = ("SharedDict", "SharedList")

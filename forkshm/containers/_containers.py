@@ -1,0 +1,364 @@
+"""SharedList and SharedDict: objects that many processes read, in one region.
+
+A forked child that reads a list of Python objects writes their reference counts, and so gets copies of
+its pages, one after the other, until it has all of it. Here the objects lie pickled in shared memory,
+and are made when they are asked for::
+
+    header | records: buffers, then their places and the pickle stream | index | hash table of a dict
+
+The index says where each record begins. The table finds a key by a hash that is the same in every
+process, which Python's own is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import numbers
+import pickle
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+
+from forkshm.errors import NotPicklableError, UnsupportedError
+from forkshm.pickler import Passage, register, register_foreign, send_region, take_region
+from forkshm.region import MappedRegion, anonymous_shared_memory
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ("SharedDict", "SharedList")
+
+T = TypeVar("T")
+K = TypeVar("K")
+V_co = TypeVar("V_co", covariant=True)
+
+_WORD = 8
+#: Entries; where the index begins; where the table begins, and its slots.
+_HEADER = struct.Struct("=4Q")
+_Q = struct.Struct("=Q")
+_ALIGNMENT = 64
+_MASK = 2**64 - 1
+
+
+class _Builder:
+    """Collects pieces and their places, so that the memory can be made in one go."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, Any]] = []
+        self.size = _HEADER.size
+
+    def align(self, to: int) -> None:
+        self.size = (self.size + to - 1) // to * to
+
+    def add(self, piece: Any) -> int:
+        """Place a piece, and return where."""
+        where = self.size
+        self._pieces.append((where, piece))
+        self.size += len(piece)
+        return where
+
+    def add_record(self, thing: Any, what: str) -> int:
+        """Pickle an object, and return where its record is."""
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+        except Exception as error:
+            raise NotPicklableError(f"{what}, a {type(thing).__name__}, cannot be pickled: {error}") from error
+        places = []
+        for buffer in buffers:
+            self.align(_ALIGNMENT)
+            raw = buffer.raw()
+            places += [self.add(raw), raw.nbytes]
+        return self.add(struct.pack(f"={1 + len(places)}Q", len(buffers), *places) + stream)
+
+    def add_words(self, words: list[int]) -> int:
+        self.align(_WORD)
+        return self.add(struct.pack(f"={len(words)}Q", *words))
+
+    def finish(self, *header: int) -> MappedRegion:
+        """Write all of it, and return it mapped so that nobody can change it, this process included."""
+        with anonymous_shared_memory(self.size) as region:
+            region.buf[: _HEADER.size] = _HEADER.pack(*header)
+            for where, piece in self._pieces:
+                region.buf[where : where + len(piece)] = piece
+            _seal(region)
+            return MappedRegion(region, "read_only")
+
+
+class _Records:
+    """Pickled objects in a region."""
+
+    _like: type = object
+    _instead = ""
+
+    def __init__(self, region: MappedRegion) -> None:
+        self._region = region
+        self._memory = region.buf
+        self._count, self._index, self._table, self._slots = _HEADER.unpack_from(self._memory)
+
+    def record(self, number: int) -> Any:
+        """Return the object of a record, made anew; its arrays are the shared memory."""
+        memory = self._memory
+        (where,) = _Q.unpack_from(memory, self._index + number * _WORD)
+        (end,) = _Q.unpack_from(memory, self._index + (number + 1) * _WORD)
+        (buffers,) = _Q.unpack_from(memory, where)
+        where += _WORD
+        if not buffers:
+            return pickle.loads(memory[where:end])
+        places = struct.unpack_from(f"={2 * buffers}Q", memory, where)
+        where += 2 * buffers * _WORD
+        parts = [memory[start : start + size] for start, size in zip(places[::2], places[1::2], strict=True)]
+        return pickle.loads(memory[where:end], buffers=parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of shared memory."""
+        return self._region.size
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def __reduce__(self) -> Any:
+        # A plain pickle is by value.
+        return _of_bytes, (type(self), bytes(self._memory))
+
+    # Type checkers know that there is no such thing; at run time the answer says what to do instead.
+    if not TYPE_CHECKING:
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            raise TypeError(f"cannot set item {key!r} of a {type(self).__name__}: {self._instead}")
+
+        def __delitem__(self, key: object) -> NoReturn:
+            raise TypeError(f"cannot delete item {key!r} of a {type(self).__name__}: {self._instead}")
+
+        def __getattr__(self, name: str) -> NoReturn:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if hasattr(self._like, name):
+                message = f"cannot call {name}() of a {type(self).__name__}: {self._instead}"
+            raise AttributeError(message, name=name, obj=self)
+
+    @classmethod
+    def _of(cls, region: MappedRegion) -> Self:
+        made = cls.__new__(cls)
+        _Records.__init__(made, region)
+        return made
+
+
+def _seal(region: MappedRegion) -> None:
+    # Where there are no seals, everybody maps it for reading all the same.
+    with contextlib.suppress(UnsupportedError):
+        region.seal()
+
+
+def _of_bytes(kind: type[_Records], data: bytes) -> Any:
+    with anonymous_shared_memory(len(data)) as region:
+        region.buf[:] = data
+        _seal(region)
+        return kind._of(MappedRegion(region, "read_only"))
+
+
+class SharedList(_Records, Sequence[T]):
+    """A list of objects that any number of processes read, kept once for all of them.
+
+    The objects are pickled once, into shared memory. Each access makes the object anew, so it is the caller's own:
+    what is done to it changes nothing here. NumPy arrays in it, and whatever else pickles its buffers out of band, are
+    the shared memory itself, and cannot be written to. Passed to a worker, what crosses is a descriptor.
+
+    It is a `Sequence`: ``len``, iteration, ``in``, ``index``, ``count`` and ``reversed``; a slice is a plain list. It
+    equals lists and other SharedLists with equal elements, and cannot be changed or hashed.
+
+    The memory ends with the last process that has the list, or an array of it.
+
+    Args:
+        items: The objects; whatever pickle can pickle.
+
+    Raises:
+        NotPicklableError: One of them cannot be; the message says which.
+        RegionCreateError: The kernel has no memory for them.
+
+    Fork and threads:
+        Any thread and any process may read; there are no locks.
+
+    Example:
+        >>> from forkshm import Pool, SharedList
+        >>> words = SharedList(["to", "be", "or", "not"])
+        >>> with Pool(2) as pool:
+        ...     pool.starmap(SharedList.index, [(words, "or"), (words, "be")])
+        [2, 1]
+        >>> words[1:3], len(words), words == ["to", "be", "or", "not"]
+        (['be', 'or'], 4, True)
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # it has the equality of a list
+    _like = list
+    _instead = (
+        "it is read-only in every process. Make a new one of a changed list, or use forkshm.Manager().list() for a "
+        "list that processes change"
+    )
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        builder = _Builder()
+        starts = [builder.add_record(item, f"item {number}") for number, item in enumerate(items)]
+        index = builder.add_words([*starts, builder.size])
+        super().__init__(builder.finish(len(starts), index, 0, 0))
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self.record(number) for number in range(self._count)[index]]
+        try:
+            return self.record(range(self._count)[index])  # type: ignore[no-any-return]  # it came through pickle
+        except IndexError:
+            raise IndexError(f"index {index} is out of range: there are {self._count:,} items") from None
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.record, range(self._count))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (SharedList, list)):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._count:,} items, {self.nbytes:,} bytes>"
+
+
+class SharedDict(_Records, Mapping[K, V_co]):
+    """A dict that any number of processes read, kept once for all of them.
+
+    As `SharedList`: the values are made anew at each access. It is a `Mapping`, in the order of the dict it was made
+    of, and equals every Mapping with equal items. Looking up a key makes the key, and then the value; it takes no more
+    time in a large dict than in a small one, and no process has a table of its own.
+
+    Args:
+        items: A mapping, or pairs of key and value. Keys are strings, bytes, numbers, None, and tuples and frozensets
+            of such: their hashes can be the same in every process.
+
+    Raises:
+        TypeError: A key is of another type.
+        NotPicklableError: A value cannot be pickled; the message says which.
+        RegionCreateError: The kernel has no memory for them.
+
+    Fork and threads:
+        As `SharedList`.
+
+    Example:
+        >>> from forkshm import Pool, SharedDict
+        >>> capitals = SharedDict({"Peru": "Lima", "Chad": "N'Djamena"})
+        >>> with Pool(2) as pool:
+        ...     pool.starmap(SharedDict.get, [(capitals, "Chad"), (capitals, "Mu")])
+        ["N'Djamena", None]
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # it has the equality of a dict
+    _like = dict
+    _instead = (
+        "it is read-only in every process. Make a new one of a changed dict, or use forkshm.Manager().dict() for a "
+        "dict that processes change"
+    )
+
+    def __init__(self, items: Mapping[K, V_co] | Iterable[tuple[K, V_co]] = ()) -> None:
+        pairs = dict(items)
+        slots = 1 << (2 * len(pairs)).bit_length()
+        table = [0] * slots
+        for number, key in enumerate(pairs):
+            hashed = _hash(key)
+            if hashed is None:
+                raise TypeError(
+                    f"keys of a SharedDict are strings, bytes, numbers, None, and tuples and frozensets of such, "
+                    f"got {key!r} of type {type(key).__name__}"
+                )
+            slot = hashed % slots
+            while table[slot]:
+                slot = (slot + 1) % slots
+            table[slot] = number + 1
+        builder = _Builder()
+        # First the keys, then the values.
+        starts = [builder.add_record(key, f"key {key!r}") for key in pairs]
+        starts += [builder.add_record(value, f"the value of {key!r}") for key, value in pairs.items()]
+        index = builder.add_words([*starts, builder.size])
+        super().__init__(builder.finish(len(pairs), index, builder.add_words(table), slots))
+
+    def _find(self, key: object) -> int:
+        """Return the number of a key, or -1."""
+        hash(key)  # what cannot be a key of a dict is told so
+        hashed = _hash(key)
+        if hashed is None:
+            return -1
+        slot = hashed % self._slots
+        while True:
+            (number,) = _Q.unpack_from(self._memory, self._table + slot * _WORD)
+            if not number:
+                return -1
+            if self.record(number - 1) == key:
+                return int(number) - 1
+            slot = (slot + 1) % self._slots
+
+    def __getitem__(self, key: K) -> V_co:
+        number = self._find(key)
+        if number < 0:
+            raise KeyError(key)
+        return self.record(self._count + number)  # type: ignore[no-any-return]  # it came through pickle
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(key) >= 0
+
+    def __iter__(self) -> Iterator[K]:
+        return map(self.record, range(self._count))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._count:,} items, {self.nbytes:,} bytes>"
+
+
+def _hash(key: object) -> int | None:
+    """Return a number that is the same for equal keys in every process; None if there is no such thing."""
+    if isinstance(key, (str, bytes)):
+        data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    if isinstance(key, numbers.Number):
+        return _mixed(hash(key))  # Python's own is the same everywhere, and for equal numbers of all types
+    if key is None:
+        return _mixed(1)
+    if isinstance(key, (tuple, frozenset)):
+        parts = [_hash(part) for part in key]
+        hashed = len(parts)
+        for part in parts:
+            if part is None:
+                return None
+            # Of a set the order is not known.
+            hashed = hashed + _mixed(part) if isinstance(key, frozenset) else _mixed(hashed) ^ part
+        return _mixed(hashed)
+    return None
+
+
+def _mixed(number: int) -> int:
+    # So that numbers which follow each other, or are multiples of a power of two, do not meet.
+    number = (number & _MASK) * 0x9E3779B97F4A7C15 & _MASK
+    return number ^ number >> 32
+
+
+def _reduce(container: _Records) -> Any:
+    return _of_region, (type(container), container._region)
+
+
+def _of_region(kind: type[_Records], region: MappedRegion) -> Any:
+    return kind._of(region)
+
+
+def _reduce_foreign(container: _Records) -> Any:
+    return _of_passage, (type(container), send_region(container._region))
+
+
+def _of_passage(kind: type[_Records], passage: Passage) -> Any:
+    return kind._of(take_region(passage))
+
+
+for _kind in (SharedList, SharedDict):
+    register(_kind, _reduce)
+    register_foreign(_kind, _reduce_foreign)

@@ -1,0 +1,5 @@
+"""Layer 6 of 6. `parallel`, which makes a function run in worker processes."""
+
+from forkshm.decorator._parallel import ParallelFunction, parallel
+
+__all__ = ("ParallelFunction", "parallel")

@@ -1,0 +1,6 @@
+"""Layer 6 of 6. `Executor`, with the interface of `concurrent.futures`."""
+
+from forkshm.executor._executor import Executor
+from forkshm.executor._futures import Future
+
+__all__ = ("Executor", "Future")

@@ -1,0 +1,580 @@
+"""The calls of an executor, and the futures that wait for them.
+
+A call goes to the pool at once. A thread that waits for a future drives the pool, as everywhere, and finishes the
+futures whose answers have come, for everybody. A thread of the pool's own is needed only for what nobody waits for
+in that way: callbacks, ``wait`` and ``as_completed`` of `concurrent.futures`, and calls for which the kernel's
+queue has no room yet.
+"""
+
+from __future__ import annotations
+
+import _thread
+import concurrent.futures
+import contextlib
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from forkshm import _interrupts
+from forkshm.errors import PoolClosedError
+from forkshm.pool import CANCELLED, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forkshm.pool import Answer, Task
+
+__all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
+
+T = TypeVar("T")
+
+# No thread has this number.
+_FOR_HELPER = -1
+
+_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+_FINISHED = (*_CANCELLED, "FINISHED")
+
+
+class _Waiters(list[Any]):
+    """The threads that wait for a future by ``wait`` or ``as_completed``: they sleep, so another has to drive."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        self._work.help()
+
+
+class Future(concurrent.futures.Future[T]):
+    """The future of one call, whose waiting drives the pool."""
+
+    _waiters: list[Any]
+    _state: str
+    _condition: threading.Condition
+    _result: T
+    _exception: BaseException | None
+    _done_callbacks: list[Callable[[Any], object]]
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        if _interrupts.RLock is not threading.RLock:
+            self._condition = threading.Condition(_interrupts.RLock())
+        self._work = work
+        #: What it is the future of; set before that is submitted.
+        self._task: Task | None = None
+        self._waiters = _Waiters(work)
+        # Asked for once by the thread that tells waiters and callbacks.
+        self._telling = iter((True,))
+
+    # The state is read without the condition's lock: a signal handler may raise inside the condition's own code,
+    # and would leave it locked for ever.
+
+    def is_finished(self, finished: tuple[str, ...] = _FINISHED) -> bool:
+        """Return whether there is something to be had, without looking for it."""
+        return self._state in finished
+
+    def is_held_here(self) -> bool:
+        """Return whether this thread is in the code that looks at it, and a signal handler runs."""
+        return bool(self._condition._is_owned())  # type: ignore[attr-defined]
+
+    def has_listeners(self) -> bool:
+        """Return whether somebody is to be told when it is finished."""
+        return bool(self._waiters or self._done_callbacks)
+
+    def cancelled(self) -> bool:
+        """Return True if the call was cancelled."""
+        return self._state in _CANCELLED
+
+    def running(self) -> bool:
+        """Return True if a worker is at the call."""
+        return not self.is_finished() and self._task is not None and self._work.is_running(self._task)
+
+    def done(self) -> bool:
+        """Return True if the future was cancelled or finished executing."""
+        if not self.is_finished():
+            self._work.drive(self.is_finished, 0)
+        return self.is_finished()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the call returned, or raise what it raised; see `concurrent.futures.Future.result`."""
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # No cycle of the exception, its traceback and this frame.
+                del error, self
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, or None; see `concurrent.futures.Future.exception`."""
+        if not self.is_finished():
+            self._work.drive(self.is_finished, timeout)
+        if self._state in _CANCELLED:
+            raise concurrent.futures.CancelledError
+        if self._state != "FINISHED":
+            raise concurrent.futures.TimeoutError
+        return self._exception
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        """Call *fn* with this future when it is done; see `concurrent.futures.Future.add_done_callback`."""
+        kept = self._work.kept
+        kept.add(self)
+        super().add_done_callback(fn)
+        if self.is_finished():
+            kept.discard(self)
+        else:
+            self._work.help()
+
+    def cancel(self) -> bool:
+        """Cancel the call unless a worker has begun it, wherever it waits; see `concurrent.futures.Future.cancel`."""
+        if not self.is_finished() and (self._task is None or self._work.cancel([self._task])):
+            self.finish(cancelled=True)
+        return self._state in _CANCELLED
+
+    def finish(self, *, cancelled: bool = False, value: Any = None, error: BaseException | None = None) -> None:
+        """Give it its result, unless it has one. Can be repeated."""
+        with self._condition._lock:  # type: ignore[attr-defined]  # entered by C code; see above
+            # No call in the block.
+            if self._state in ("PENDING", "RUNNING"):
+                if cancelled:
+                    self._state = "CANCELLED_AND_NOTIFIED"
+                else:
+                    self._result = value
+                    self._exception = error
+                    self._state = "FINISHED"
+        if self.has_listeners():
+            # Not in this thread: callbacks are the user's code, and a signal handler may raise in the
+            # code that tells waiters.
+            self._work.call_later(self._tell)
+        else:
+            self._work.kept.discard(self)
+
+    def __del__(self, finished: tuple[str, ...] = _FINISHED) -> None:
+        # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
+        # at work amid anything, for example in the code that starts a thread.
+        if self._state not in finished and self._work.is_ours():
+            with contextlib.suppress(RuntimeError):  # no thread is to be had, or the interpreter ends
+                _thread.start_new_thread(self._work.help, ())
+
+    def _tell(self) -> None:
+        if next(self._telling, False):
+            with self._condition:
+                for waiter in self._waiters:
+                    if self._state in _CANCELLED:
+                        waiter.add_cancelled(self)
+                    elif self._exception is not None:
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+                self._condition.notify_all()
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # no public name
+        self._work.kept.discard(self)
+
+
+class Call(ResultSink):
+    """One submitted call."""
+
+    def __init__(self, work: Work, future: Future[Any]) -> None:
+        # Not one of its own: how many may share a message is known from those before it.
+        self.pace = work.pace
+        self.keeps = None
+        # Where nobody has it any more, nobody needs it.
+        self._future = weakref.ref(future)
+        self._work = work
+
+    def deliver(self, task: Task, answer: Answer) -> None:
+        arrived, key = self._work.arrived, id(task)
+        entry = self, task, answer
+        with delivering:
+            if not task.is_delivered:
+                arrived[key] = entry
+                task.is_delivered = True
+        future = self._future()
+        if future is None:
+            arrived.pop(key, None)
+        elif future.has_listeners() or self._work.is_helped():
+            self._work.settle_later()
+
+    def take(self, answer: Answer) -> None:
+        """Finish the future. Can be repeated."""
+        future = self._future()
+        if future is not None and not future.is_finished():
+            success, value = self._work.open(answer)
+            if success:
+                future.finish(value=value)
+            elif answer is CANCELLED:
+                future.finish(cancelled=True)
+            else:
+                future.finish(error=value)
+        elif future is not None:
+            future.finish()  # tells, if that was interrupted
+
+    def is_held_here(self) -> bool:
+        """Return whether this thread is in the code that looks at the future; then another has to finish it."""
+        future = self._future()
+        return future is not None and future.is_held_here()
+
+    def fail(self, error: BaseException) -> None:
+        """Finish the future: the call is not going to be done."""
+        future = self._future()
+        if future is not None:
+            future.finish(error=error)
+
+
+class Chunks(ResultSink):
+    """The tasks of one map.
+
+    Args:
+        work: What they belong to.
+        chunksize: Items in each, but for the last.
+        function: Of those, kept as it was packed until all of them are answered.
+    """
+
+    def __init__(self, work: Work, chunksize: int, function: PickledCallable | None = None) -> None:
+        super().__init__()
+        self.chunksize = chunksize
+        self._work = work
+        self._function = function
+        self.outcomes: dict[int, Answer] = {}
+        #: Those whose answers were not handed out yet.
+        self.tasks: list[Task] = []
+
+    def deliver(self, task: Task, answer: Answer) -> None:
+        with delivering:
+            if not task.is_delivered:
+                self.outcomes[task.position] = answer
+                task.is_delivered = True
+
+
+class WorkPool(Pool):
+    """A pool whose first task waits for the workers."""
+
+    def _start(self) -> None:
+        """Start nothing yet."""
+        self._starting = _interrupts.RLock()
+
+    def start_workers(self) -> None:
+        """Start the workers, unless they are.
+
+        Raises:
+            WorkerStartError: The kernel refused one; the pool is stopped.
+        """
+        if not self._worker_group.started:
+            with self._starting:
+                if not self._worker_group.started:
+                    self._worker_group.start_all()
+
+
+class Work:
+    """What an executor has to do; lives until that is done, also when the executor was collected."""
+
+    def __init__(self, make_pool: Callable[[], WorkPool]) -> None:
+        self._make_pool = make_pool
+        #: How fast the calls are.
+        self.pace = Pace()
+        self._shared: PickledCallable | None = None
+        self._owner = os.getpid()
+        self._lock = _interrupts.RLock()
+        self._pool: WorkPool | None = None
+        #: Futures that are to call something, whoever has them.
+        self.kept: set[Future[Any]] = set()
+        #: Answers that have come, and whose futures were not finished. By the id of the task.
+        self.arrived: dict[int, tuple[Call, Task, Answer]] = {}
+        # Which thread unpickles which of those.
+        self._opening: dict[int, int] = {}
+        self._is_settle_called = False
+        self._closed = False
+        self._has_ended = False
+        _works.add(self)
+
+    def is_ours(self) -> bool:
+        """Return whether this is the process that made it, and no child."""
+        return self._owner == os.getpid()
+
+    def _check(self) -> None:
+        if not self.is_ours():
+            raise PoolClosedError(
+                f"this executor belongs to process {self._owner}, and this is its child {os.getpid()}: "
+                "make one in this process"
+            )
+        pool = self._pool
+        if pool is not None and (failure := pool._dispatcher.failure()) is not None and not self._closed:
+            raise broken_by(failure)
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    # -- on the way out -------------------------------------------------------------------------
+
+    def running_pool(self) -> WorkPool:
+        """Return the pool; started if need be."""
+        pool = self.pool()
+        self._start(pool)
+        return pool
+
+    def pool(self) -> WorkPool:
+        """Return the pool, whose workers may still have to be started: see `add`."""
+        self._check()
+        pool = self._pool
+        if pool is None:
+            with self._lock:
+                if self._pool is None:
+                    self._pool = self._make_pool()
+                pool = self._pool
+        return pool
+
+    def _start(self, pool: WorkPool) -> None:
+        try:
+            pool.start_workers()
+        except BaseException:
+            if self._pool is pool:
+                self._pool = self._shared = None
+            pool.terminate()
+            self.settle()  # what the pool was given
+            raise
+
+    def shared(self, pool: Pool, function: Callable[..., Any]) -> Callable[..., Any] | PickledCallable:
+        """Return what the tasks of one function have in common, if it crosses by its name and so is always the same."""
+        shared = self._shared
+        if shared is not None and shared.function is function:
+            return shared
+        if (shared := pool._dispatcher.named_function(function)) is None:
+            return function
+        self._shared = shared
+        return shared
+
+    def add(self, pool: WorkPool, tasks: Sequence[Task]) -> None:
+        """Give tasks to the pool.
+
+        Raises:
+            Exception: What pickling the arguments of the first raised. Nothing was submitted.
+        """
+        dispatcher = pool._dispatcher
+        take_arguments(dispatcher, tasks, always=pool._copies_at_call)
+        if pool._worker_group.started:
+            dispatcher.submit(tasks, waited_for=True)
+        else:
+            # Sent before the first fork: after each, whatever is touched is copied. And only one, which workers
+            # are not kept waiting for.
+            dispatcher.submit(tasks[:1], waited_for=True)
+            self._start(pool)
+            if len(tasks) > 1:
+                dispatcher.submit(tasks[1:], waited_for=True)
+        if dispatcher.has_unsent() or dispatcher.is_timed():
+            with contextlib.suppress(RuntimeError):  # no thread is to be had: the thread that waits drives
+                dispatcher.start_helper(now=False)
+            # And not only there: the pool's thread would have to wait for this one's leave to run.
+            if dispatcher.look():
+                self.settle()
+
+    def submit(
+        self, future: Future[Any], function: Callable[..., Any] | PickledCallable, args: Any, kwargs: Any
+    ) -> None:
+        """Let the pool make a call."""
+        pool = self.pool()
+        call = Call(self, future)
+        task: Task | None = None
+        try:
+            if not isinstance(function, PickledCallable):
+                function = self.shared(pool, function)
+            task = pool._call(function, args, kwargs, cast("Any", call))
+            future._task = task
+            self.add(pool, [task])
+        except Exception as error:
+            if task is None:
+                raise
+            if pool._dispatcher.is_interrupt([task], error):
+                pool._dispatcher.cancel([task])
+                raise
+            if pool._worker_group.started and not self._closed and pool._dispatcher.failure() is None:
+                call.fail(error)  # its arguments cannot be pickled
+            else:
+                self._check()
+                raise
+
+    # -- on the way back ------------------------------------------------------------------------
+
+    def open(self, answer: Answer) -> tuple[bool, Any]:
+        """Unpickle an answer; and notice when it is that the pool cannot go on."""
+        pool = self._pool
+        if pool is None:
+            return answer.open()
+        success, value = pool._dispatcher.open(answer)
+        failure = pool._dispatcher.failure()
+        if failure is not None and value is failure and not isinstance(failure, PoolClosedError):
+            value = broken_by(failure)
+        return success, value
+
+    def _has_news(self) -> bool:
+        me = threading.get_ident()
+        return any(self._opening.get(key, me) == me for key in list(self.arrived))
+
+    def settle(self) -> None:
+        """Finish the futures whose answers have come. An answer is dropped only after that."""
+        self._is_settle_called = False
+        me = threading.get_ident()
+        for key in list(self.arrived):
+            # One thread at a time unpickles an answer, and others do not wait for it with a lock: that is the
+            # user's code.
+            entry = self.arrived.get(key)
+            if entry is not None and entry[0].is_held_here():
+                # `wait` of concurrent.futures has looked and is about to say that it waits.
+                self._opening.setdefault(key, _FOR_HELPER)
+                self.settle_later()
+                continue
+            if self._opening.get(key) == _FOR_HELPER and self.is_helped():
+                self._opening[key] = me
+            if self._opening.setdefault(key, me) != me:
+                continue
+            try:
+                entry = self.arrived.get(key)
+                if entry is not None:
+                    call, _, answer = entry
+                    call.take(answer)
+                    self.arrived.pop(key, None)
+            finally:
+                self._opening.pop(key, None)
+        pool = self._pool
+        if pool is not None:
+            pool._dispatcher.notify()
+            if self._closed and pool._dispatcher.is_idle() and not pool._dispatcher.is_helper():
+                self._end_later()
+
+    def settle_later(self) -> None:
+        """Let the pool's thread do that."""
+        if not self._is_settle_called:
+            self._is_settle_called = True
+            self.call_later(self.settle)
+
+    def drive(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Keep things going until *done*, or *timeout* seconds; return whether it is.
+
+        Raises:
+            PoolClosedError: This is a forked child of the process that made the executor.
+        """
+        if not self.is_ours():
+            self._check()
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def has_news() -> bool:
+            return (bool(self.arrived) and self._has_news()) or done()
+
+        while not done():
+            if self.arrived:
+                self.settle()
+                if done():
+                    break
+            pool = self._pool
+            if pool is None:
+                break  # ended: whatever there was is answered
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            came = pool._dispatcher.drive(has_news, left)
+            self.settle()
+            if not came and not done():
+                return False
+        return done()
+
+    def help(self) -> None:
+        """See to it that things move although nobody waits that drives.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        pool = self._pool
+        if pool is not None and self.is_ours():
+            if self.arrived:
+                self.settle_later()
+            pool._dispatcher.start_helper()
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Let the pool's thread call it; without a pool, this one."""
+        pool = self._pool
+        if pool is not None:
+            pool._dispatcher.call_later(callback)
+        else:
+            callback()
+
+    def is_helped(self) -> bool:
+        """Return whether this is the pool's thread, which works while nobody waits."""
+        pool = self._pool
+        return pool is not None and pool._dispatcher.is_helper()
+
+    def is_running(self, task: Task) -> bool:
+        """Return whether a worker is at a task."""
+        pool = self._pool
+        return pool is not None and pool._dispatcher.is_running(task)
+
+    def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
+        """Cancel tasks that no worker has begun, and with *running* those that run; return the cancelled ones."""
+        pool = self._pool
+        if pool is None or not self.is_ours():
+            return []
+        return pool._dispatcher.cancel(tasks, running=running)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more; end when all is done."""
+        if not self.is_ours():
+            return
+        self._closed = True
+        pool = self._pool
+        if pool is None:
+            self._has_ended = True
+            return
+        if cancel:
+            pool._dispatcher.cancel_all()
+            self.settle()
+        pool.close()
+        if not self._has_ended:
+            self._end_later()
+
+    def _end_later(self) -> None:
+        pool = self._pool
+        if pool is not None and not self._has_ended:
+            pool._dispatcher.call_later(self._end_if_done)
+
+    def _end_if_done(self) -> None:
+        pool = self._pool
+        if pool is not None and pool._dispatcher.is_idle() and not self.arrived:
+            self._end(pool)
+
+    def _end(self, pool: WorkPool) -> None:
+        """Wait until all is done and the workers have ended. Can be repeated, and called by several threads."""
+        self.drive(pool._dispatcher.is_idle, None)
+        pool.join()
+        self.settle()
+        self._has_ended = True
+
+    def wait(self) -> None:
+        """Wait until all is done and the workers have ended."""
+        pool = self._pool
+        if not self.is_ours() or self._has_ended or pool is None:
+            return
+        if pool._dispatcher.is_helper():
+            return  # called by a callback of a future: it is this thread that is going to end the pool
+        self._end(pool)
+
+
+def broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:
+    """Return what those get who use an executor that cannot go on."""
+    broken = concurrent.futures.BrokenExecutor(f"the workers of this executor cannot go on: {error!r}; make a new one")
+    broken.__cause__ = error
+    return broken
+
+
+_works: weakref.WeakSet[Work] = weakref.WeakSet()
+
+
+def finish_all() -> None:
+    """Let all executors end, before the interpreter ends threads and pools, as concurrent.futures does with its own."""
+    for work in list(_works):
+        work.close()
+        work.wait()
+
+
+cast("Any", threading)._register_atexit(finish_all)

@@ -1,0 +1,254 @@
+"""Arrays born in shared memory: NumPy allocates large ones in the arena.
+
+Such an array is an ordinary one in all respects. It owns its memory, which is a block of the
+arena that this process claims until NumPy frees it. Sending it is handing on a block.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import importlib
+import operator
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forkshm.backend import kernel
+from forkshm.backend.numpy_hook import Hook, malloc_usable_size
+from forkshm.errors import UnsupportedError
+from forkshm.region import at_fork, is_changing
+from forkshm.region.blocks import Share, arena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from forkshm.region.blocks import Hold
+
+__all__ = ("MIN_BYTES", "has_born", "own_blocks", "shared_allocations", "use_own_blocks", "use_own_memory")
+
+#: Smaller arrays are made as ever. A block takes 12 us, a twentieth of what it takes to fill this much.
+MIN_BYTES = 1024 * 1024
+
+#: NumPy's free keeps what it is told to be smaller than 1 KiB, for the next array of that size.
+_NOT_SMALL = 2**20
+
+# Where arrays were born that are alive.
+_born: dict[int, Hold] = {}
+# Made once, and kept for ever.
+_hooks: list[Hook] = []
+_handlers: dict[tuple[Share, int], Any] = {}
+
+
+def _hook() -> Hook:
+    if not _hooks:
+        package = "numpy._core" if int(np.__version__.partition(".")[0]) >= 2 else "numpy.core"
+        try:
+            umath = importlib.import_module(f"{package}._multiarray_umath")
+            # A function that came with the hook, in NumPy 1.22.
+            umath.get_handler_name  # noqa: B018
+            hook = Hook(umath._ARRAY_API)
+        except (ImportError, AttributeError, LookupError) as error:
+            raise UnsupportedError(
+                f"cannot let NumPy {np.__version__} make arrays in shared memory: {error}; "
+                "make them with forkshm.empty and its like",
+                capability="born_shared",
+            ) from error
+        # Two threads may both have made one; then the first is used, and so is one only.
+        _hooks.append(hook)
+        at_fork(before=_before_fork)
+    return _hooks[0]
+
+
+def _handler(share: Share, min_bytes: int) -> Any:
+    if operator.index(min_bytes) < 1:
+        raise ValueError(f"min_bytes must be at least 1, got {min_bytes}")
+    hook = _hook()
+    found = _handlers.get((share, min_bytes))
+    if found is None:
+        made = hook.new_handler(
+            min_bytes,
+            lambda size, zeroed: _allocate(share, size, zeroed=zeroed),
+            lambda old, size: _reallocate(share, min_bytes, old, size),
+            _release,
+        )
+        found = _handlers.setdefault((share, min_bytes), made)
+    return found
+
+
+def shared_allocations(min_bytes: int = MIN_BYTES) -> contextlib._GeneratorContextManager[None]:
+    """Let all large arrays that are made in a ``with`` block be in shared memory, whoever makes them.
+
+    NumPy itself asks forkshm for their memory, so the code that makes them need not know:
+    ``np.load``, arithmetic, a library. They are ordinary arrays that own their memory, also
+    after the block. Passing one, or a view of it, to another process passes the memory: all
+    see each other's writes, as with those of `forkshm.empty`.
+
+    Args:
+        min_bytes: Smaller arrays are made as ever, and cost what they did. A larger one costs
+            12 us more, and its memory has been used before, which is faster where the kernel
+            would otherwise have had to clear new pages.
+
+    Returns:
+        A context manager, to be used once; blocks may be nested, the innermost counts. Also
+        a decorator: each call of the function is such a block.
+
+    Raises:
+        MissingDependencyError: There is no NumPy.
+        UnsupportedError: NumPy has no hook for its memory (it came with 1.22), or forkshm
+            cannot use it here: it can on x86-64, in the main interpreter. Make arrays with
+            `forkshm.empty` instead.
+        ValueError: *min_bytes* is less than 1.
+
+    When the kernel has no memory or fds for shared arrays, they are made as ever, and sent as
+    copies. Arrays of Python objects, and subclasses that pickle in a way of their own, such as
+    masked arrays, are sent as copies always. Memory that grows or shrinks
+    (``ndarray.resize``) moves, and who has the old goes on to see the old.
+
+    Fork and threads:
+        The block is that of one thread, or asyncio task: NumPy keeps the hook in a
+        `contextvars.Context`, and a new thread starts with an empty one. A forked child is
+        in the block as well; it sees the arrays of its parent, and writes to them, and those it
+        makes are its own to share. The workers of a `Pool` are never in the block that the pool
+        was made in: see its ``born_shared``. Any thread may let go of any array.
+
+    Example:
+        >>> import forkshm, numpy
+        >>> with forkshm.shared_allocations():
+        ...     table = numpy.arange(1_000_000.0).reshape(1000, 1000)
+        >>> def clear(column):
+        ...     column[:] = 0
+        >>> with forkshm.Pool(1) as pool:
+        ...     pool.apply(clear, (table[:, 7],))
+        >>> float(table[:, 7].sum()), float(table[0, 8])
+        (0.0, 8.0)
+
+    See Also:
+        NEP 49, "Data allocation strategies".
+    """
+    _handler(Share.shared, min_bytes)
+    return _sharing(min_bytes)
+
+
+@contextlib.contextmanager
+def _sharing(min_bytes: int) -> Iterator[None]:
+    hook = _hook()
+    before = hook.set(_handler(Share.shared, min_bytes))
+    try:
+        yield
+    finally:
+        hook.set(before)
+
+
+def has_born() -> bool:
+    """Return whether any array of this process was born in a block."""
+    return bool(_born)
+
+
+def own_blocks() -> Any:
+    """Return the handler by which arrays are born in blocks that are this process' alone.
+
+    Raises:
+        UnsupportedError: NumPy's hook cannot be used here.
+    """
+    return _handler(Share.exclusive, MIN_BYTES)
+
+
+def use_own_blocks() -> None:
+    """From now on let the arrays of this thread be born in such blocks."""
+    _hook().set(own_blocks())
+
+
+def use_own_memory() -> None:
+    """From now on let the arrays of this thread be born where NumPy likes."""
+    for hook in _hooks:
+        hook.set(hook.default)
+
+
+# -- called by NumPy, anywhere --------------------------------------------------------
+
+
+def _allocate(share: Share, size: int, *, zeroed: bool) -> int:
+    if is_changing():  # the collector or a signal ran what allocates in the middle of a change
+        return 0
+    try:
+        block = arena.allocate(size)
+        held = arena.hold(block, share)
+    except OSError as error:
+        if error.errno is None:
+            raise  # of a signal handler
+        return 0  # memory, address space or fds are used up; NumPy's own may still be there
+    address = held.claim.address
+    _born[address] = held
+    if zeroed and block.used:
+        kernel.clear_memory(address, min(block.used, size))
+    return address
+
+
+def _reallocate(share: Share, min_bytes: int, old: int, size: int) -> int:
+    hook = _hooks[0]
+    held = _born.get(old)
+    if held is not None:
+        room = held.claim.size
+        if size <= room <= 2 * size:
+            return old
+    else:
+        room = malloc_usable_size(old) if malloc_usable_size is not None and old else 0
+        if size < min_bytes or (old and not room):
+            return int(hook.own_realloc(0, old, size))
+    new = (_allocate(share, size, zeroed=False) if size >= min_bytes else 0) or hook.own_malloc(0, size)
+    if new:
+        kernel.copy_memory(new, old, min(room, size))
+        _release(old)
+    return new
+
+
+def _release(address: int) -> None:
+    if _born.pop(address, None) is None and address:
+        _hooks[0].own_free(0, address, _NOT_SMALL)
+
+
+# -- fork -----------------------------------------------------------------------------
+
+# Where an object has the address of its type, and what all chains of types end at.
+_TYPE_AT = object.__basicsize__ - 8
+_TYPE = id(type)
+
+
+def _before_fork() -> None:
+    # Addresses of objects mean something in one process only, so the memory of an array of
+    # objects is copied by a fork as all other memory is. NumPy does not say what it allocates for.
+    for held in list(_born.values()):
+        claim = held.claim
+        if claim.share is Share.shared and _may_hold_objects(kernel.bytes_at(claim.address, kernel.page_size)):
+            with contextlib.suppress(OSError):
+                claim.part()
+
+
+def _may_hold_objects(content: bytes) -> bool:
+    words = {word for word in array.array("Q", content) if not word % 8 and kernel.page_size <= word < 2**47}
+    if not words:
+        return False
+    try:
+        memory = kernel.open_own_memory()
+    except OSError:
+        return True
+    try:
+        return any(_is_object(memory, word) for word in words)
+    finally:
+        kernel.close(memory)
+
+
+def _is_object(memory: int, address: int) -> bool:
+    """Whether there is a Python object; reads through *memory*, where a wrong address is an error and no crash."""
+    assert sys.platform != "win32"  # it has no file of a process' memory
+    for _ in range(4):  # object, type, type of types, and one more
+        try:
+            address = int.from_bytes(os.pread(memory, 8, address + _TYPE_AT), "little")
+        except (OSError, OverflowError):
+            return False
+        if address == _TYPE:
+            return True
+    return False

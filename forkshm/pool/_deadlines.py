@@ -1,0 +1,59 @@
+"""Ends workers that take too long: ``task_timeout``.
+
+Only the parent's own looking counts: a call has lasted for as long as the leader has seen a
+worker at it, look after look. So a program that was itself stopped, or that did not wait for
+its tasks, does not find all of them overdue at once; and workers do nothing for it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from forkshm.backend import kernel
+from forkshm.pool._status import FIRST_TASK
+
+if TYPE_CHECKING:
+    from forkshm.pool._worker_group import WorkerGroup, WorkerHandle
+
+__all__ = ("TaskDeadlines",)
+
+#: Looks in the time that a call may take, and the longest pause between two.
+_LOOKS, _LONGEST_PAUSE_SECONDS = 10, 0.25
+_SHORTEST_PAUSE_SECONDS = 0.002
+
+
+class TaskDeadlines:
+    """How long each worker has been at what it does."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        #: How often to look.
+        self.pause = max(_SHORTEST_PAUSE_SECONDS, min(seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
+        #: Those that were ended, and not buried yet.
+        self.ended: set[WorkerHandle] = set()
+        # Of each slot: what was seen there, and for how long.
+        self._seen: dict[int, tuple[tuple[int, int, int | None], float]] = {}
+        self._looked = time.monotonic()
+
+    def look(self, worker_group: WorkerGroup) -> None:
+        """End the workers whose time is over; cheap when it is too early to look."""
+        now = time.monotonic()
+        passed = now - self._looked
+        if passed < self.pause:
+            return
+        self._looked = now
+        # Nobody looked for a while: that is not the workers' fault.
+        passed = min(passed, 2 * self.pause)
+        for worker in worker_group.workers:
+            slot = worker.slot
+            state = worker_group.status.state(slot)
+            what = worker.pid, state, worker_group.status.item(slot)
+            before, seconds = self._seen.get(slot, (None, 0.0))
+            seconds = seconds + passed if what == before else 0.0
+            self._seen[slot] = what, seconds
+            # One without a task may sleep, or initialise itself, for as long as it likes. But
+            # not be stopped: it could hold a message that it has not named yet.
+            if seconds >= self.seconds and (state >= FIRST_TASK or kernel.is_stopped(worker.pid)):
+                self.ended.add(worker)
+                worker_group.end(worker)

@@ -1,0 +1,244 @@
+"""Drives a pool from an event loop: no thread, only the pool's socket and the ends of its workers.
+
+While there are tasks, the loop watches duplicates of these fds (the pool closes its own whenever a
+worker ends) and calls the pool's dispatcher as any thread that waits would, but never waits in it. A
+timer looks after what no fd tells: a worker that was stopped, an audit after a death, tasks that were
+cancelled while they lay in the kernel's queue. Where loops cannot watch these fds, `SelectorThread` does it for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.channel import PrivateFd
+from forkshm.pool._results import ResultSink, delivering
+from forkshm.pool._selector_thread import SelectorThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forkshm.pool import Pool
+    from forkshm.pool._driver import Answer
+    from forkshm.pool._tasks import Task
+
+__all__ = ("LoopDriver", "LoopResultSink")
+
+_LOOK_SECONDS = 0.1
+_LOOK_AFTER_CANCELLED_SECONDS = 0.005
+_AUDIT_SECONDS = 0.001
+
+
+class LoopResultSink(ResultSink):
+    """Tasks whose answers an event loop takes.
+
+    Args:
+        pump: What drives the pool.
+        take: Called in the loop with the position and the outcome of each task.
+        chunksize: Items in each task, but for the last.
+    """
+
+    def __init__(self, driver: LoopDriver, take: Callable[[int, Answer], None], chunksize: int = 1) -> None:
+        super().__init__()
+        self.take = take
+        self.tasks: dict[int, Task] = {}
+        self.chunksize = chunksize
+        self._driver = driver
+
+    def deliver(self, task: Task, answer: Answer) -> None:
+        """Hand the answer of *task* to the event loop."""
+        self._driver.deliver(self, task, answer)
+
+
+class LoopDriver:
+    """One pool, driven by one event loop, the one that runs when this is made."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pool = pool
+        self._thread = threading.get_ident()
+        self._dispatcher = pool._dispatcher
+        self._worker_group = pool._worker_group
+        # By what they are of, the worker group or a worker.
+        self._watched: dict[object, int] = {}
+        self._selector_thread: SelectorThread | None = None
+        self._open: set[Task] = set()
+        self._cancelled: set[Task] = set()
+        # By the id of the task.
+        self._answers: dict[int, tuple[LoopResultSink, Task, Answer]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_looking = False
+
+    def is_idle(self) -> bool:
+        """Whether all that was submitted is answered."""
+        return not self._open
+
+    def submit(self, sink: LoopResultSink, tasks: Sequence[Task]) -> None:
+        """Send tasks, whose answers *job* takes.
+
+        Raises:
+            Exception: As `Dispatcher.submit`.
+        """
+        for task in tasks:
+            task.sink = sink
+            sink.tasks[task.position] = task
+        sink.keeps = self.pool
+        self._open.update(tasks)
+        try:
+            self._dispatcher.submit(tasks, waited_for=True)
+        except BaseException:
+            self._open.difference_update(tasks)
+            raise
+        self._deadlines()
+
+    async def run(self, tasks: Sequence[Task], each: Callable[[int], object] = id) -> list[tuple[bool, Any]]:
+        """Send tasks, and return for each (True, value) or (False, exception).
+
+        Args:
+            tasks: Their positions are 0, 1, 2 and so on.
+            each: Called with the position of each that is answered.
+        """
+        done = self.loop.create_future()
+        answers: dict[int, tuple[bool, Any]] = {}
+
+        def take(position: int, outcome: Answer) -> None:
+            answers[position] = self._dispatcher.open(outcome)
+            each(position)
+            if len(answers) == len(tasks) and not done.done():
+                done.set_result(None)
+
+        if tasks:
+            sink = LoopResultSink(self, take, len(tasks[0].arguments))
+            self.submit(sink, tasks)
+            try:
+                await done
+            except asyncio.CancelledError:
+                self.cancel(sink)
+                raise
+        return [answers[position] for position in range(len(tasks))]
+
+    # -- answers ------------------------------------------------------------------------------
+
+    def deliver(self, sink: LoopResultSink, task: Task, answer: Answer) -> None:
+        """Take an answer, in whichever thread."""
+        key, entry = id(task), (sink, task, answer)
+        with delivering:
+            if not task.is_delivered:
+                self._answers[key] = entry
+                task.is_delivered = True
+        if threading.get_ident() != self._thread:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self.loop.call_soon_threadsafe(self._hand_out)
+        elif not self._is_looking and not self.loop.is_closed():
+            self.loop.call_soon(self._hand_out)
+
+    def _hand_out(self) -> None:
+        for key in list(self._answers):
+            sink, task, answer = self._answers.pop(key)
+            self._open.discard(task)
+            is_wanted = sink.tasks.pop(task.position, None) is not None
+            self._cancelled.discard(task)
+            if not sink.tasks:
+                sink.keeps = None
+            if is_wanted and not task.is_cancelled:
+                sink.take(task.position, answer)
+        self._deadlines()
+
+    def _look(self) -> None:
+        self._is_looking = True
+        try:
+            self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
+            self._dispatcher.feed()  # what was answered has made room
+        finally:
+            self._is_looking = False
+        if self._cancelled:
+            self._dispatcher.end_cancelled()
+        self._hand_out()
+
+    # -- what is watched ------------------------------------------------------------------------
+
+    def _deadlines(self) -> None:
+        """Watch what there is to watch while there are tasks."""
+        wanted: dict[object, int] = {}
+        if self._open:
+            wanted[self._worker_group] = self._worker_group.results.fileno()
+            wanted.update((worker, worker.sentinel) for worker in self._worker_group.workers)
+        for source in [source for source in self._watched if source not in wanted]:
+            self._unwatch(source)
+        for source, fd in wanted.items():
+            if source in self._watched:
+                continue
+            if kernel.loops_watch_fds:
+                self._watched[source] = kernel.duplicate(fd)
+                self.loop.add_reader(self._watched[source], self._look)
+            else:
+                if self._selector_thread is None:
+                    self._selector_thread = SelectorThread(self.loop, self._look)
+                    weakref.finalize(self, self._selector_thread.close)
+                of_worker_group = source is self._worker_group
+                self._selector_thread.deadlines(
+                    source, self._worker_group.results.duplicate() if of_worker_group else _Sentinel(fd)
+                )
+                self._watched[source] = fd
+        if not self._open:
+            self._stop_timer()
+        elif self._timer is None:
+            pause = _LOOK_AFTER_CANCELLED_SECONDS if self._cancelled else _LOOK_SECONDS
+            self._timer = self.loop.call_later(
+                _AUDIT_SECONDS if self._dispatcher.needs_a_look() else pause, self._on_time
+            )
+
+    def _unwatch(self, source: object) -> None:
+        fd = self._watched.pop(source)
+        if self._selector_thread is not None:
+            self._selector_thread.unwatch(source)
+            return
+        if not self.loop.is_closed():
+            self.loop.remove_reader(fd)
+        kernel.close(fd)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._look()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Watch nothing any more. Closing twice is allowed."""
+        self._stop_timer()
+        for source in list(self._watched):
+            self._unwatch(source)
+        if self._selector_thread is not None:
+            self._selector_thread.close()
+            self._selector_thread = None
+
+    # -- cancelling -----------------------------------------------------------------------------
+
+    def cancel(self, sink: LoopResultSink) -> None:
+        """Do no more of a job: what no worker has begun is forgotten, what runs is ended with its worker."""
+        tasks = list(sink.tasks.values())
+        sink.tasks.clear()
+        for task in tasks:
+            task.retries = 0
+        self._cancelled.update(tasks)
+        self._dispatcher.cancel(tasks, running=True)
+        self._stop_timer()  # and look sooner
+        self._deadlines()
+
+
+class _Sentinel(PrivateFd):
+    """A duplicate of a process' sentinel."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(kernel.duplicate(fd))
+
+    def fileno(self) -> int:
+        """Return the fd; -1 when closed."""
+        return self.fd

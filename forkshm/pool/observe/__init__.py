@@ -1,0 +1,39 @@
+"""What a pool says about its work: reports, traces, statistics, progress bars, names of tasks."""
+
+from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, name_of, names_of_arguments
+from forkshm.pool.observe._progress import Bar, length_of, no_bar, open_bar
+from forkshm.pool.observe._report import (
+    PoolReport,
+    SlowTask,
+    SlowTasks,
+    WorkerClock,
+    WorkerReport,
+    hints_of,
+    worker_reports,
+)
+from forkshm.pool.observe._statistics import PoolStatistics
+from forkshm.pool.observe._trace import Recorder, Trace, Traced
+
+__all__ = (
+    "Bar",
+    "PoolReport",
+    "PoolStatistics",
+    "Recorder",
+    "SlowTask",
+    "SlowTasks",
+    "Trace",
+    "Traced",
+    "WorkerClock",
+    "WorkerReport",
+    "brief",
+    "describe",
+    "describe_task",
+    "hints_of",
+    "index_of",
+    "length_of",
+    "name_of",
+    "names_of_arguments",
+    "no_bar",
+    "open_bar",
+    "worker_reports",
+)

@@ -1,0 +1,94 @@
+"""Says in a few words what a task was."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+from forkshm.channel import Kind
+
+if TYPE_CHECKING:
+    from forkshm.pool._tasks import Task
+
+__all__ = ("brief", "describe", "describe_task", "index_of", "name_of", "names_of_arguments")
+
+_PLAIN = (bool, bytes, complex, float, int, str, type(None))
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 40
+
+
+def name_of(function: Any) -> str:
+    """Return what a function is called in messages to people."""
+    # The functions of NumPy have the first since 2.1.
+    for name in ("__qualname__", "__name__"):
+        if found := getattr(function, name, None):
+            return str(found)
+    return type(function).__name__
+
+
+def describe_task(task: Task, item: int | None) -> str:
+    """Return, for example, ``"resize(ndarray float64 (8, 8), scale=2)"``."""
+    name = name_of(task.function.function)
+    if task.kind is Kind.CALL:
+        args, kwargs = task.arguments
+        parts = [describe(value) for value in args]
+        parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
+        return f"{name}({', '.join(parts)})"
+    items = task.arguments
+    if item is not None and item < len(items):
+        return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}{_place(task, item)}"
+    return f"{name} over a chunk of {len(items)} items{_place(task, None)}"
+
+
+def brief(task: Task) -> str:
+    """As `describe_task`, but of the user's own code nothing runs."""
+    if task.kind is not Kind.CALL:
+        return describe_task(task, None)
+    args, kwargs = task.arguments
+    parts = [_brief(value) for value in args] + [f"{key}={_brief(value)}" for key, value in kwargs.items()]
+    return f"{name_of(task.function.function)}({', '.join(parts)})"
+
+
+def _brief(value: Any) -> str:
+    kind = type(value)
+    if kind in _PLAIN or kind.__module__ == "numpy":
+        return describe(value)
+    return f"{kind.__name__} of {len(value):,}" if kind in (list, tuple, dict, set) else kind.__name__
+
+
+def index_of(task: Task, item: int | None) -> int | None:
+    """Return which item of the input of its map it is; the first of its chunk if that is all that is known."""
+    if task.kind is Kind.CALL:
+        return None
+    return task.position * task.sink.chunksize + (item or 0)
+
+
+def names_of_arguments(task: Task) -> dict[str, Any]:
+    """Return the arguments by what the caller knows them as."""
+    if task.kind is Kind.CALL:
+        args, kwargs = task.arguments
+        return {"args": args, "kwds": kwargs}
+    first = task.position * task.sink.chunksize
+    return {f"iterable[{number}]": item for number, item in enumerate(task.arguments, first)}
+
+
+def _place(task: Task, item: int | None) -> str:
+    if not task.position:
+        return ""
+    return f", {'from ' if item is None else ''}number {index_of(task, item)} of the input"
+
+
+def describe(value: Any) -> str:
+    """Return, for example, ``"ndarray float64 (8, 8)"``; of small things their repr."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None:
+        return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")
+    if isinstance(value, (bytes, bytearray, str, list, tuple, dict, set)) and len(value) > (
+        40 if isinstance(value, str) else 6
+    ):
+        return f"{type(value).__name__} of {len(value):,}"
+    try:
+        return _short.repr(value)
+    except Exception:
+        return type(value).__name__

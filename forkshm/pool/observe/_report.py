@@ -1,0 +1,180 @@
+"""Where the time of a pool went: what `Pool.report` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from forkshm.pool._status import FIRST_TASK, STARTING
+
+if TYPE_CHECKING:
+    from forkshm.pool._worker_group import WorkerGroup
+    from forkshm.pool.observe._statistics import PoolStatistics
+
+__all__ = ("PoolReport", "SlowTask", "SlowTasks", "WorkerClock", "WorkerReport", "hints_of", "worker_reports")
+
+#: With less work than this nothing can be said.
+_LEAST_SECONDS = 0.02
+#: Bytes that a task has copied from which on it is the copies that take the time.
+_COPIES_MATTER = 64 * 1024
+#: How many times as long as the average the busiest worker must have worked to be worth a word.
+_UNEVEN = 1.5
+#: And which part of its time one task, to be the reason.
+_ONE_TASK = 0.5
+
+_SLOWEST = 10
+#: Tasks that take less are slow for nobody.
+_SLOW_NS = 1_000_000
+
+#: Of one worker: tasks done; nanoseconds busy, in transfer and waiting; and until when these are counted.
+_CLOCK = struct.Struct("<5Q")
+
+
+class WorkerClock:
+    """A worker's own account of its time, kept where its parent sees it.
+
+    Nearly all readings of the clock are those that the worker takes anyway.
+    """
+
+    __slots__ = ("_memory", "busy", "mark", "tasks", "transfer", "waiting")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        # A worker goes on with the account of the one whose place it takes.
+        self.tasks, self.busy, self.transfer, self.waiting, _ = _CLOCK.unpack_from(memory)
+        self.mark = time.perf_counter_ns()
+        self.write()
+
+    def write(self) -> None:
+        """Show it."""
+        _CLOCK.pack_into(self._memory, 0, self.tasks, self.busy, self.transfer, self.waiting, self.mark)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerReport:
+    """What one worker, and those before it whose place it took, did with its time, in seconds."""
+
+    name: str
+    pid: int
+    #: Tasks answered; a chunk of a map is one task.
+    tasks: int
+    #: In the functions.
+    busy: float
+    #: Without a task.
+    waiting: float
+    #: Receiving, unpickling, pickling, copying and sending.
+    transfer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowTask:
+    """One of the slowest tasks."""
+
+    seconds: float
+    #: The function, and its arguments or the part of the input in a few words.
+    task: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolReport:
+    """Where the time of a pool went since it was made; ``print`` shows it as a table."""
+
+    #: Since the pool was made.
+    seconds: float
+    workers: tuple[WorkerReport, ...]
+    #: At most ten of those that took a millisecond or more, the slowest first; what they raised does not count.
+    slowest: tuple[SlowTask, ...]
+    #: Seconds that this process spent pickling and copying arguments.
+    packing: float
+    #: And unpickling results.
+    unpacking: float
+    statistics: PoolStatistics
+    #: What would make it faster, if that can be told.
+    hints: tuple[str, ...]
+
+    def __str__(self) -> str:
+        moved = self.statistics
+        lines = [f"{'':24} {'tasks':>9} {'busy':>10} {'transfer':>10} {'waiting':>10}"]
+        lines += [
+            f"{worker.name:24} {worker.tasks:9,} {worker.busy:8.3f} s {worker.transfer:8.3f} s {worker.waiting:8.3f} s"
+            for worker in self.workers
+        ]
+        copied, shared = moved.bytes_copied / 1e6, moved.bytes_shared / 1e6
+        lines.append(
+            f"in {self.seconds:.3f} s this process packed for {self.packing:.3f} s and unpacked for "
+            f"{self.unpacking:.3f} s; {copied:,.1f} MB were copied, {shared:,.1f} MB shared"
+        )
+        lines += [f"{task.seconds:9.3f} s: {task.task}" for task in self.slowest]
+        lines += [f"hint: {hint}" for hint in self.hints]
+        return "\n".join(lines)
+
+
+class SlowTasks:
+    """The slowest tasks so far."""
+
+    def __init__(self) -> None:
+        #: What takes longer is to be noted.
+        self.floor = _SLOW_NS
+        self._heap: list[tuple[int, int, str]] = []
+        self._counter = itertools.count()
+
+    def note(self, nanoseconds: int, task: str) -> None:
+        """Take a task that took longer than `floor`."""
+        heapq.heappush(self._heap, (nanoseconds, next(self._counter), task))
+        if len(self._heap) > _SLOWEST:
+            heapq.heappop(self._heap)
+            self.floor = self._heap[0][0]
+
+    def slowest(self) -> tuple[SlowTask, ...]:
+        """Return them, the slowest first."""
+        return tuple(SlowTask(taken / 1e9, task) for taken, _, task in sorted(self._heap, reverse=True))
+
+
+def worker_reports(worker_group: WorkerGroup) -> tuple[WorkerReport, ...]:
+    """Read the workers' accounts, and add what they are at."""
+    reports = []
+    for _, worker in sorted(worker_group.by_slot.items()):
+        state = worker_group.status.state(worker.slot)
+        tasks, busy, transfer, waiting, mark = _CLOCK.unpack_from(worker_group.status.clocks[worker.slot])
+        going_on = max(0, time.perf_counter_ns() - mark)
+        if worker not in worker_group.workers:
+            pass  # it has ended
+        elif state in worker_group.sent:
+            busy += going_on
+        elif state != STARTING and state < FIRST_TASK:
+            waiting += going_on
+        reports.append(WorkerReport(worker.name, worker.pid, tasks, busy / 1e9, waiting / 1e9, transfer / 1e9))
+    return tuple(reports)
+
+
+def hints_of(report: PoolReport) -> tuple[str, ...]:
+    """Say what would make it faster, if that can be told."""
+    busy = [worker.busy for worker in report.workers]
+    computing, most = sum(busy), max(busy, default=0.0)
+    moving = sum(worker.transfer for worker in report.workers) + report.packing + report.unpacking
+    tasks, copied = max(1, report.statistics.tasks), report.statistics.bytes_copied
+    hints = []
+    if moving > computing and moving > _LEAST_SECONDS:
+        if copied / tasks > _COPIES_MATTER:
+            hints.append(
+                f"moving data took {moving:.3g} s, computing {computing:.3g} s, and {copied / 1e6:,.0f} MB were "
+                "copied: let large arrays be made in shared memory (forkshm.empty, forkshm.shared_allocations, "
+                "Pool(born_shared=True))"
+            )
+        else:
+            hints.append(
+                f"moving data took {moving:.3g} s, computing {computing:.3g} s: each task computes for only "
+                f"{computing / tasks * 1e6:,.0f} us; let one do more (chunksize=...)"
+            )
+    if len(busy) > 1 and most > _LEAST_SECONDS and most > _UNEVEN * computing / len(busy):
+        uneven = f"one worker computed for {most:.3g} s, all {len(busy)} on average for {computing / len(busy):.3g} s"
+        first = next(iter(report.slowest), None)
+        if first is not None and first.seconds > _ONE_TASK * most:
+            hints.append(f"{uneven}, and {first.seconds:.3g} s of it took {first.task}: divide that")
+        else:
+            hints.append(f"{uneven}: give more and smaller tasks (chunksize=1)")
+    return tuple(hints)

@@ -1,0 +1,589 @@
+"""The arena: warm shared memory, handed out in blocks.
+
+Copying into memory that was never touched runs at a seventh to a tenth of the speed of
+memcpy, because the kernel has to find and clear every page. So blocks are used again,
+lowest address first, and stay mapped here and at the receivers.
+
+Large copies into memory that has no pages yet are written by a system call: the kernel
+then clears no page, and this process takes no page faults. What was filled that way is
+mapped when it is filled a second time, in one call for all its pages. Where the system
+gives huge pages to shared memory, all is filled through the mapping, which is faster still.
+
+Each process carves up its own arena; a forked child starts a new one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from forkshm.backend import Advice, kernel
+from forkshm.region._lifetime import at_fork, guard, new_key, settle
+from forkshm.region._table import round_up
+from forkshm.region.blocks._decay import Decay
+from forkshm.region.blocks._segment import (
+    CREATOR,
+    Hold,
+    Lease,
+    Ranges,
+    Segment,
+    Share,
+    add_segment,
+    block_size,
+    drop_own,
+    drop_segment,
+    hold,
+    mend,
+    with_range,
+    within,
+    without_range,
+)
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from typing_extensions import Buffer
+
+    #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
+    #: changed: whoever has computed the next one can tell whether this is still the current one.
+    _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+    #: What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
+    #: somebody has it.
+    _Piece: TypeAlias = "tuple[_Carved, int, int, weakref.ref[Block]]"
+
+__all__ = ("Arena", "ArenaStatistics", "Block", "arena")
+
+MIB = 2**20
+#: Segments begin at this size and double; untouched memory costs nothing.
+FIRST_SEGMENT = 16 * MIB
+LARGEST_STEP = 256 * MIB
+#: The price of a lock grows with the number of locks in a segment: 1 us for one, 20 us
+#: for a thousand, 300 us for ten thousand.
+BLOCKS_PER_SEGMENT = 256
+#: Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
+_WHOLE = kernel.leases_are_handles
+#: How many lent blocks are looked at before there is another segment. Where each is one, that happens all the time.
+_LOOK_BACK = 64 if _WHOLE else 2**31
+#: Free memory that is kept warm whatever the recent demand.
+KEEP_WARM = 64 * MIB
+#: How many allocations the recent demand looks back, at least.
+_EPOCH = 64
+
+#: Copies of so many bytes into memory that has no pages are written by a system call. Of fewer the second use, which
+#: comes soon, would take longer than is gained.
+COLD_LEAST = 128 * 1024
+
+_getpid = os.getpid
+
+
+class _Carved:
+    """A segment of ours, and which of its bytes are free."""
+
+    __slots__ = ("free", "holes", "is_huge", "live", "segment", "unmapped", "warm_end")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        #: Blocks that are not free.
+        self.live = 0
+        self.free: _Free = (0,), (segment.size,)
+        #: Everything from here on has never been written, or was given back.
+        self.warm_end = 0
+        #: What was given back before `warm_end`, and not handed out since.
+        self.holes: Ranges = ()
+        #: What has memory that this process has not mapped, because it was written by a system call. A hint: what it
+        #: misses takes a page fault for each page.
+        self.unmapped: Ranges = ()
+        #: It gets huge pages when it is filled through the mapping.
+        self.is_huge = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of the free ranges."""
+        return list(self.free[1])
+
+    def without(self, free: _Free, size: int) -> tuple[int, int, _Free] | None:
+        """Return where the first free range with *size* bytes is, how much of it to take, and what is free then."""
+        if self.live >= BLOCKS_PER_SEGMENT:
+            return None
+        if _WHOLE:
+            # One block fills a segment, and does not waste more than it needs.
+            if self.live or not size <= self.segment.size <= max(size * 2, FIRST_SEGMENT // 16):
+                return None
+            size = self.segment.size
+        starts, sizes = free
+        if sizes and (there := sizes[0]) > size:  # mostly so
+            start = starts[0]
+            if len(sizes) == 1:
+                return start, size, ((start + size,), (there - size,))
+            return start, size, ((start + size, *starts[1:]), (there - size, *sizes[1:]))
+        for position, there in enumerate(sizes):
+            if there >= size:
+                start = starts[position]
+                rest = position + 1
+                if there == size:
+                    return start, size, (starts[:position] + starts[rest:], sizes[:position] + sizes[rest:])
+                return (
+                    start,
+                    size,
+                    (
+                        (*starts[:position], start + size, *starts[rest:]),
+                        (*sizes[:position], there - size, *sizes[rest:]),
+                    ),
+                )
+        return None
+
+    @staticmethod
+    def joined(free: _Free, start: int, size: int) -> _Free:
+        """Return what is free when a range is given back, merged with free neighbours."""
+        starts, sizes = free
+        if starts and start + size == starts[0]:  # the lowest, which is taken first
+            if len(starts) == 1:
+                return (start,), (size + sizes[0],)
+            return (start, *starts[1:]), (size + sizes[0], *sizes[1:])
+        position = bisect.bisect_left(starts, start)
+        first, rest = position, position
+        if rest < len(starts) and starts[rest] == start + size:
+            size += sizes[rest]
+            rest += 1
+        if first and starts[first - 1] + sizes[first - 1] == start:
+            first -= 1
+            start, size = starts[first], size + sizes[first]
+        return (*starts[:first], start, *starts[rest:]), (*sizes[:first], size, *sizes[rest:])
+
+    def warm_free(self) -> int:
+        """Free bytes that still take memory."""
+        warm = sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
+        return warm - sum(high - low for low, high in within(self.holes, 0, self.warm_end))
+
+    def without_memory(self, start: int, end: int) -> Ranges:
+        """Return which parts of a range have no memory yet."""
+        warm_end, holes = self.warm_end, self.holes
+        if end <= warm_end and not holes:  # mostly so
+            return ()
+        found = within(holes, start, min(end, warm_end))
+        return found if end <= warm_end else (*found, (max(start, warm_end), end))
+
+    def fill(self, start: int, address: int, nbytes: int, cold: Ranges) -> None:
+        """Copy *nbytes* from an address of this process to where *start* is; the parts in *cold* have no memory yet.
+
+        Raises:
+            OSError: There is no memory for it, or the source cannot be read.
+        """
+        segment, end = self.segment, start + nbytes
+        position = start
+        for low, high in () if self.is_huge else within(cold, start, end):
+            if high - low < COLD_LEAST:
+                continue
+            if position < low:
+                self._fill_mapped(position, address + position - start, low - position)
+            # Known as not mapped before it is so: an interrupt in between costs a call that finds nothing to do.
+            self.unmapped = with_range(self.unmapped, low, high)
+            if not kernel.write_memory(segment.fd, segment.identity, low, address + low - start, high - low):
+                self._fill_mapped(low, address + low - start, high - low)
+            position = high
+        if position < end:
+            self._fill_mapped(position, address + position - start, end - position)
+
+    def _fill_mapped(self, start: int, address: int, nbytes: int) -> None:
+        if self.unmapped:
+            self.map_pages(start, start + nbytes)
+        kernel.copy_memory(self.segment.address + start, address, nbytes)
+
+    def map_pages(self, start: int, end: int) -> None:
+        """Map what is known not to be, in one call for many pages instead of a fault for each."""
+        page = kernel.page_size
+        for low, high in within(self.unmapped, start - start % page, round_up(end, page)):
+            low, high = low - low % page, round_up(high, page)  # noqa: PLW2901
+            with contextlib.suppress(OSError):  # a kernel that cannot: each page takes a fault
+                # By reading: that maps the pages writable as well, in two thirds of the time.
+                kernel.advise(self.segment.address + low, high - low, Advice.populate, writable=False)
+            self.unmapped = without_range(self.unmapped, low, high)
+
+    def cool(self, keep: int = 0) -> None:
+        """Give pages of the free ranges back to the kernel, except whole pages of the first, up to *keep* bytes."""
+        free, page = self.free, kernel.page_size
+        start = 0
+        for first, size in zip(*free, strict=True):
+            start = first
+            end = min(start + size, self.warm_end)
+            if end > start and keep:
+                kept = min(keep, end - start)
+                keep -= kept
+                start += kept - kept % page
+            if end > start and within(self.holes, start, end) != ((start, end),):
+                discarding = kernel.discarding(self.segment.address + start, end - start)
+                holes, unmapped = with_range(self.holes, start, end), without_range(self.unmapped, start, end)
+                # No call from here to the one that discards: a signal handler may take a block of these.
+                if self.free is not free:
+                    return
+                self.holes, self.unmapped = holes, unmapped
+                next(discarding, None)
+        reaches_end = bool(free[0]) and free[0][-1] + free[1][-1] == self.segment.size
+        if reaches_end and self.free is free and start < self.warm_end:
+            holes = within(self.holes, 0, start)
+            if self.free is free:
+                self.warm_end, self.holes = start, holes
+
+
+class Block:
+    """A piece of the arena: fill it, lend it out, forget it.
+
+    It comes back by itself, also if it is lost before it was lent.
+
+    Attributes:
+        offset: First byte in the segment; a multiple of the page size.
+        size: Bytes, rounded up from what was asked for.
+        used: How many of them, from the first, may have been written before; the others are zeros.
+        cold: Which parts of the segment, in this block, have no memory before it is filled.
+        key: Under which the arena knows it.
+        is_lent: A lease or a claim holds it: from now on the kernel knows whether it is in use.
+    """
+
+    __slots__ = ("__weakref__", "carved", "cold", "is_lent", "key", "offset", "size", "used")
+
+    def __init__(self, carved: _Carved, offset: int, size: int, used: int, cold: Ranges, key: int) -> None:
+        self.carved = carved
+        self.offset = offset
+        self.size = size
+        self.used = used
+        self.cold = cold
+        self.key = key
+        self.is_lent = False
+
+    @property
+    def address(self) -> int:
+        """Where to write."""
+        return self.carved.segment.address + self.offset
+
+    def write(self, position: int, source: Buffer, nbytes: int) -> None:
+        """Copy *nbytes* into the block, *position* bytes from its start.
+
+        Raises:
+            OSError: As for `copy`.
+        """
+        if position + nbytes > self.size:
+            raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
+        if nbytes < COLD_LEAST:
+            kernel.copy(self.address + position, source, nbytes)
+            return
+        view = memoryview(source)
+        if view.nbytes < nbytes:
+            raise ValueError(f"source holds {view.nbytes} bytes, {nbytes} were to be copied")
+        self.copy(position, kernel.address_of(view), nbytes)
+
+    def copy(self, position: int, address: int, nbytes: int) -> None:
+        """Copy *nbytes* from an address of this process.
+
+        Raises:
+            OSError: There is no memory for it, or the source cannot be read.
+        """
+        if position + nbytes > self.size:
+            raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
+        if nbytes < COLD_LEAST:
+            kernel.copy_memory(self.address + position, address, nbytes)
+        else:
+            self.carved.fill(self.offset + position, address, nbytes, self.cold)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArenaStatistics:
+    """What the arena of this process holds now."""
+
+    #: Memory objects.
+    segments: int
+    #: Their sizes added up; mostly untouched, and then free of charge.
+    reserved_bytes: int
+    #: Blocks that are being filled or were lent and not yet found to be back.
+    blocks: int
+    #: Bytes of those.
+    used_bytes: int
+    #: The most that those ever were.
+    peak_bytes: int
+    #: Free bytes that are kept warm.
+    warm_bytes: int
+
+
+class Arena:
+    """Shared memory of this process, carved into blocks that carry copies to others.
+
+    Safe to use from any thread, and in signal handlers and finalizers.
+    """
+
+    def __init__(self) -> None:
+        #: Gives memory back while nobody calls.
+        self.decay = Decay(self, KEEP_WARM)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._owner = -1
+        self._carved: list[_Carved] = []
+        # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
+        # and no open file description holds its first byte.
+        self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
+        #: The segment whose fd was looked at last, in this allocation.
+        self._looked_at: Segment | None = None
+        self._used = 0
+        self._peak = 0
+        self._previous_peak = 0
+        self._highest_peak = 0
+        self._allocations = 0
+        self._owner = os.getpid()
+
+    def allocate(self, nbytes: int) -> Block:
+        """Return a block of at least *nbytes*, which may hold old bytes: see `Block.used`.
+
+        Raises:
+            OSError: The kernel has no more memory, address space or fds for us.
+        """
+        size = block_size(nbytes)
+        settle()
+        if self._owner != _getpid():
+            self._abandon()
+        with guard:
+            self._looked_at = None
+            self._take_back(4)
+            block = self._take(size)
+            if block is None:
+                self._take_back(min(len(self._pieces), _LOOK_BACK))
+                block = self._take(size) or self._grow(size)
+            self._note_demand()
+        if self._used > KEEP_WARM and not self.decay.is_running:
+            self.decay.start()
+        return block
+
+    def lend(self, block: Block) -> Lease:
+        """Return a lease on *block*, to be sent; the block comes back by itself.
+
+        Raises:
+            OSError: The kernel refused; the block is free again.
+        """
+        with guard:
+            try:
+                lease = Lease(block.carved.segment, block.offset)
+            except OSError:
+                self._free(block.key)
+                raise
+            block.is_lent = True
+            return lease
+
+    def hold(self, block: Block, share: Share) -> Hold:
+        """Let memory of this process live in *block*; it comes back once what is returned is gone.
+
+        Raises:
+            OSError: The kernel refused; the block is free again.
+        """
+        with guard:
+            try:
+                held = hold(block.carved.segment, block.offset, block.size, share)
+            except OSError:
+                self._free(block.key)
+                raise
+            block.is_lent = True
+            return held
+
+    def free(self, block: Block) -> None:
+        """Take back a block that was never lent."""
+        with guard:
+            self._free(block.key)
+
+    def trim(self, keep: int = 0) -> None:
+        """Give memory that nobody uses back to the kernel, but for *keep* warm bytes."""
+        settle()
+        with guard:
+            self._looked_at = None
+            self._take_back(len(self._pieces))
+            self._cool(keep)
+
+    @property
+    def allocations(self) -> int:
+        """How many blocks have been handed out."""
+        return self._allocations
+
+    def has_excess(self, keep: int = KEEP_WARM) -> bool:
+        """Whether there may be more to `trim` than *keep* bytes. Cheap."""
+        with guard:
+            return sum(carved.warm_end for carved in self._carved) > keep
+
+    def statistics(self) -> ArenaStatistics:
+        """Look at what is held; blocks that came back since are counted as free."""
+        settle()
+        with guard:
+            self._looked_at = None
+            self._take_back(len(self._pieces))
+            return ArenaStatistics(
+                segments=len(self._carved),
+                reserved_bytes=sum(carved.segment.size for carved in self._carved),
+                blocks=sum(carved.live for carved in self._carved),
+                used_bytes=self._used,
+                peak_bytes=max(self._highest_peak, self._peak),
+                warm_bytes=sum(carved.warm_free() for carved in self._carved),
+            )
+
+    # -- under guard ------------------------------------------------------------------
+
+    def _take(self, size: int) -> Block | None:
+        for carved in self._carved:
+            if carved.segment.stuck:
+                mend(carved.segment)
+            if (block := self._take_from(carved, size)) is not None:
+                return block
+        return None
+
+    def _take_from(self, carved: _Carved, size: int) -> Block | None:
+        while True:
+            free = carved.free
+            found = carved.without(free, size)
+            if found is None:
+                return None
+            if carved.segment is not self._looked_at and not _WHOLE and not carved.segment.is_intact():
+                self._lose(carved)
+                return None
+            start, taken, left = found
+            end = start + taken
+            key = new_key()
+            cold = carved.without_memory(start, end)
+            holes = without_range(carved.holes, start, end) if carved.holes else ()
+            block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), cold, key)
+            piece = carved, start, taken, weakref.ref(block)
+            pieces = self._pieces
+            # No call from here to the return, so nobody sees part of this; and nothing was changed meanwhile.
+            if carved.free is free:
+                carved.free = left
+                carved.holes = holes
+                carved.live += 1
+                if carved.warm_end < end:
+                    carved.warm_end = end
+                self._used += taken
+                pieces[key] = piece
+                return block
+
+    def _free(self, key: int) -> None:
+        pieces = self._pieces
+        while (piece := pieces.get(key)) is not None:
+            carved, offset, size, _ = piece
+            free = carved.free
+            joined = carved.joined(free, offset, size)
+            # No call from here on; see `_take_from`.
+            if carved.free is free and key in pieces:
+                carved.free = joined
+                carved.live -= 1
+                self._used -= size
+                del pieces[key]
+
+    def _take_back(self, how_many: int) -> None:
+        # New leases on a block are only ever made from an old one, so once nobody holds
+        # it nobody will: asking is enough, no lock need be taken.
+        pieces = self._pieces
+        block: Block | None
+        for _ in range(min(how_many, len(pieces))):
+            # One call: between two a signal handler may change what is iterated over.
+            key = next(itertools.chain(pieces), 0)
+            piece = pieces.get(key)
+            if piece is None:
+                continue
+            carved, offset, _, reference = piece
+            segment = carved.segment
+            if segment is not self._looked_at:
+                if not _WHOLE and not kernel.is_object(segment.fd, segment.identity):
+                    self._lose(carved)
+                    continue
+                self._looked_at = segment
+            if (
+                ((block := reference()) is not None and not block.is_lent)
+                or offset in segment.held
+                or kernel.is_held(segment.fd, offset)
+            ):
+                try:
+                    pieces.move_to_end(key)
+                except KeyError:  # a signal handler has freed it
+                    continue
+            else:
+                self._free(key)
+
+    def _lose(self, carved: _Carved) -> None:
+        """Go on without a segment whose fd the program has closed: who holds what of it cannot be asked any more."""
+        # Another list: somebody may be going through this one.
+        self._carved = [other for other in self._carved if other is not carved]
+        pieces = self._pieces
+        for key, piece in list(pieces.items()):
+            if piece[0] is carved and key in pieces:
+                self._used -= piece[2]
+                del pieces[key]
+        # It stays mapped: somebody may be writing to a block of it.
+
+    def _grow(self, size: int) -> Block:
+        reserved = sum(carved.segment.size for carved in self._carved) if not _WHOLE else 0
+        generous = size if _WHOLE else max(round_up(size, 2 * MIB), min(max(reserved, FIRST_SEGMENT), LARGEST_STEP))
+        while True:
+            try:
+                carved = self._new_segment(generous)
+            except OSError:
+                # Under a limit on address space: free what we can, and ask for no more than is needed.
+                self._cool(0)
+                carved = self._new_segment(size)
+            # None, if a signal handler took a block of it meanwhile.
+            if (block := self._take_from(carved, size)) is not None:
+                return block
+
+    def _new_segment(self, size: int) -> _Carved:
+        fd = kernel.create_memory(size, "arena")
+        segment = None
+        try:
+            kernel.lock_shared(fd, CREATOR)
+            segment = add_segment(fd, size, ours=True)
+            carved = _Carved(segment)
+            if kernel.fills_huge_pages():
+                with contextlib.suppress(OSError):  # a kernel that was built without
+                    kernel.advise(segment.address, size, Advice.huge_pages)
+                    carved.is_huge = True
+            self._carved.append(carved)
+        except BaseException:
+            if segment is None:
+                kernel.close(fd)
+            elif not any(known.segment is segment for known in self._carved):
+                drop_segment(segment)
+            raise
+        return carved
+
+    def _note_demand(self) -> None:
+        used = self._used
+        if used > self._peak:
+            self._peak = used
+        self._allocations += 1
+        if self._allocations % _EPOCH == 0:
+            self._highest_peak = max(self._highest_peak, self._peak)
+            self._previous_peak, self._peak = self._peak, used
+            self._cool(max(KEEP_WARM, self._previous_peak - used))
+
+    def _cool(self, keep: int) -> None:
+        warm = 0
+        if _WHOLE:
+            for carved in [carved for carved in self._carved if not carved.live]:
+                warm += carved.segment.size
+                if warm > keep:
+                    self._carved.remove(carved)
+                    drop_own(carved.segment)
+            return
+        for carved in list(self._carved):
+            free = carved.warm_free()
+            if free > keep - warm:
+                with contextlib.suppress(OSError):  # a kernel that cannot: the memory stays warm
+                    carved.cool(keep - warm)
+            warm = min(keep, warm + free)
+
+    def _abandon(self) -> None:
+        # The parent's arena is the parent's. Also where no fork hook was run, or was interrupted.
+        if self._owner != _getpid():
+            self._begin()
+
+
+#: The arena of this process.
+arena = Arena()
+
+at_fork(in_child=arena._abandon)

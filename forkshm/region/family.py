@@ -1,0 +1,158 @@
+"""The names that a family of processes has made, and that its first process removes when it ends.
+
+A family is a process that no process of ours has started, with all that it and its children start. It is known by a
+random tag, which every process has from its parent. The names that a process has made are in a file beside them, one a
+process: of each a line with the number of the object, so that another one of that name is left alone, and the name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+from typing import Any
+
+from forkshm import _multiprocess, _system
+from forkshm.backend import kernel
+from forkshm.region._object import SharedMemoryObject, checked_name
+
+__all__ = ("begin", "forget", "forget_removed", "note")
+
+#: In what multiprocess hands on to every child, however it is started.
+_KEY = "forkshm_family"
+
+
+def _config() -> dict[str, Any]:
+    config: dict[str, Any] = _multiprocess.process.current_process()._config  # type: ignore[attr-defined]
+    return config
+
+
+def _folder() -> str:
+    folder = kernel.folder_of_named()
+    if os.path.isdir(folder):
+        return folder
+    import tempfile  # not by all who import forkshm
+
+    return tempfile.gettempdir()
+
+
+def _prefix() -> str:
+    return f"forkshm-names-{_config()[_KEY]}-"
+
+
+def _file() -> str:
+    return os.path.join(_folder(), f"{_prefix()}{os.getpid()}")
+
+
+def begin() -> None:
+    """Found a family, unless this process gets to be of another one."""
+    _config().setdefault(_KEY, secrets.token_hex(8))
+    atexit.register(_remove_all, os.getpid())
+
+
+class _Notes:
+    """What this process has made, and not removed: the number of each name. To remove them takes no fd."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, str] = {}
+        self.lines = 0
+
+
+_notes = _Notes()
+_system.register_at_fork(after_in_child=_notes.__init__)  # type: ignore[misc]
+#: A file with so many lines too many is written anew.
+_TOO_MANY = 1000
+
+
+def note(opened: SharedMemoryObject) -> None:
+    """Have the name removed when the family ends."""
+    number = _number(opened)
+    _notes.numbers[opened.name] = number
+    _write(_line(number, opened.name))
+    _notes.lines += 1
+    if _notes.lines > 2 * len(_notes.numbers) + _TOO_MANY:
+        _write_anew()
+
+
+def forget(name: str) -> None:
+    """Note that a name was removed."""
+    if _notes.numbers.pop(name, None) is not None and not _notes.numbers:
+        with contextlib.suppress(OSError):
+            os.unlink(_file())
+        _notes.lines = 0
+
+
+def forget_removed() -> None:
+    """Note which names others have removed."""
+    for name, number in list(_notes.numbers.items()):
+        if not _is_there(number, name):
+            forget(name)
+
+
+def _line(number: str, name: str) -> bytes:
+    return f"{number} {name}\n".encode(errors="surrogateescape")
+
+
+def _write(lines: bytes, path: str | None = None) -> None:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    fd = os.open(path or _file(), flags, 0o600)
+    try:
+        os.write(fd, lines)
+    finally:
+        os.close(fd)
+
+
+def _write_anew() -> None:
+    # What others have removed is not kept either.
+    left = {name: number for name, number in list(_notes.numbers.items()) if _is_there(number, name)}
+    new = f"{_file()}.new"
+    _write(b"".join(_line(number, name) for name, number in left.items()), new)
+    os.replace(new, _file())
+    _notes.numbers, _notes.lines = left, len(left)
+
+
+def _number(opened: SharedMemoryObject) -> str:
+    (device, inode), _ = kernel.identify(opened.fileno())
+    return f"{device}:{inode}"
+
+
+def _remove_all(pid: int) -> None:
+    if os.getpid() != pid or _multiprocess.process.parent_process() is not None:
+        return
+    for name, number in _notes.numbers.items():
+        _remove(number, name)
+    with contextlib.suppress(OSError):
+        os.unlink(_file())
+    with contextlib.suppress(OSError):
+        for file in os.listdir(_folder()):
+            if file.startswith(_prefix()):
+                _remove_listed(os.path.join(_folder(), file))
+
+
+def _remove_listed(path: str) -> None:
+    with contextlib.suppress(OSError):
+        with open(path, errors="surrogateescape") as names:
+            lines = names.read().splitlines()
+        for line in lines:
+            number, _, name = line.partition(" ")
+            _remove(number, name)
+        os.unlink(path)
+
+
+def _remove(number: str, name: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if _is_there(number, name):
+            SharedMemoryObject.remove(name)
+
+
+def _is_there(number: str, name: str) -> bool:
+    """Whether that name is still that of the object with that number."""
+    folder = kernel.folder_of_named()
+    with contextlib.suppress(OSError, ValueError):
+        if os.path.isdir(folder) and kernel.name != "exporters":
+            status = os.lstat(os.path.join(folder, checked_name(name)))
+            return f"{status.st_dev}:{status.st_ino}" == number
+        with SharedMemoryObject("open_only", name, "read_only") as there:
+            return _number(there) == number
+    return False

@@ -1,0 +1,259 @@
+"""Barrier: wait until all are there.
+
+In the header are words that only the holder of a bare robust mutex behind them writes:
+
+    parties     how many have to arrive
+    generation  how often the barrier has opened or broken; what waiters sleep on
+    arrived     parties of this generation
+    broken      whether nobody can pass
+    history     how the last 32 generations ended: a bit each, set for broken
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import threading
+import time
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from forkshm.backend import locks as _locks
+from forkshm.errors import SyncError
+from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, mutex_made, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from forkshm.region._mapped import MappedRegion
+
+__all__ = ("Barrier",)
+
+_T = TypeVar("_T")
+
+_PARTIES, _GENERATION, _ARRIVED, _BROKEN, _HISTORY = 2, 3, 4, 5, 6
+
+_WORD = 4
+_MASK = 0xFFFFFFFF
+
+
+class Barrier(Placed):
+    """A place in a region where *parties* threads wait until all of them are there.
+
+    A party that was counted and is killed has arrived, as far as the others are concerned. One that is
+    killed before cannot be told from one that is late: give `wait` a timeout, which breaks the barrier
+    for everybody. One that is killed while it changes the barrier breaks it.
+
+    Args:
+        region: A region mapped ``read_write``.
+        offset: Where in the region; see `Mutex`.
+        parties: How many have to arrive, at least 1.
+
+    Raises:
+        ValueError: *parties* is less than 1, or as for `Mutex`; so are the other errors.
+
+    Fork and threads:
+        As for `Mutex`; the parties are threads, of the same process or of several.
+
+    Example:
+        >>> from forkshm.region import Barrier, anonymous_shared_memory
+        >>> barrier = Barrier(anonymous_shared_memory(Barrier.SIZE), parties=1)
+        >>> barrier.wait(), barrier.wait()
+        (0, 0)
+
+    See Also:
+        `threading.Barrier`; pthread_barrier_wait(3), which knows no timeout.
+    """
+
+    SIZE: ClassVar[int] = HEADER + LINE
+    _KIND: ClassVar[int] = 6
+
+    def __init__(self, region: MappedRegion, offset: int = 0, parties: int = 2) -> None:
+        parties = operator.index(parties)
+        if not 1 <= parties < 1 << 31:
+            raise ValueError(f"parties must be between 1 and 2**31 - 1, got {parties}")
+        words = self._construct(region, offset, self.SIZE)
+        words[_PARTIES] = parties
+        mutex_made(self._address + HEADER, "Barrier")
+        self._complete(words)
+
+    @classmethod
+    def attach(cls, region: MappedRegion, offset: int = 0) -> Self:
+        """Use the one that was constructed there, in this process or another.
+
+        Raises:
+            NotConstructedError: There is none, or something else, or it is not complete yet.
+        """
+        return cls._find(region, offset, cls.SIZE)[0]
+
+    @property
+    def parties(self) -> int:
+        """How many have to arrive."""
+        return int(self._live()[_PARTIES])
+
+    @property
+    def n_waiting(self) -> int:
+        """How many have arrived and wait."""
+        return int(self._live()[_ARRIVED])
+
+    @property
+    def broken(self) -> bool:
+        """Whether nobody can pass until `reset`."""
+        return bool(self._live()[_BROKEN])
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until all parties are here.
+
+        Args:
+            timeout: Seconds; None waits for ever. When it is over, the barrier is broken.
+
+        Returns:
+            In which place this one arrived, from 0 to ``parties - 1``.
+
+        Raises:
+            threading.BrokenBarrierError: The barrier is broken, or was broken or reset meanwhile; also
+                after *timeout*.
+            ValueError: *timeout* is negative.
+        """
+        return self.wait_and_act(checked_timeout(timeout), None)
+
+    def wait_and_act(self, seconds: float, action: Callable[[], object] | None) -> int:
+        """Wait as `wait` does; the last one to arrive calls *action* before it lets the others go.
+
+        If *action* raises, the barrier is broken.
+        """
+        words = self._live()
+        deadline = time.perf_counter() + seconds
+        # Generation, and the place there; -1 when all were there already, and the last one acts.
+        ticket: list[int] = []
+
+        def arrive() -> int:
+            if words[_BROKEN]:
+                raise threading.BrokenBarrierError(f"cannot wait at {self!r}: it is broken; reset() mends it")
+            place, generation = int(words[_ARRIVED]), words[_GENERATION]
+            if place >= words[_PARTIES]:
+                return ~int(generation)
+            if place + 1 == words[_PARTIES] and action is None:
+                self._end(words, broken=False)
+            else:
+                self._sign(place)
+                # No call in between: what is counted is what an interrupted wait takes back.
+                words[_ARRIVED] = place + 1
+                ticket[:] = (generation, place)
+            return place
+
+        try:
+            while (place := self._guarded(words, arrive)) < 0:
+                self._sleep(words, ~place, deadline)
+            if ticket and place + 1 == words[_PARTIES]:
+                self._act(words, ticket[0], action)
+            elif ticket:
+                self._sleep(words, ticket[0], deadline)
+        except threading.BrokenBarrierError:
+            raise
+        except BaseException:
+            if ticket:
+                self._guarded(words, lambda: self._withdraw(words, *ticket))
+            raise
+        return place
+
+    def _act(self, words: memoryview, generation: int, action: Callable[[], object] | None) -> None:
+        """Be the last one: do what is to be done, and let the others go."""
+        try:
+            if action is not None:
+                action()
+        except BaseException:
+            self._guarded(words, lambda: self._break(words, generation))
+            raise
+
+        def end() -> None:
+            if words[_GENERATION] == generation:
+                self._end(words, broken=False)
+
+        self._guarded(words, end)
+        self._check(words, generation)
+
+    def _sign(self, place: int) -> None:
+        """Note who takes that place."""
+
+    def _move(self, place: int, to: int) -> None:
+        """Note that whoever has that place has another one."""
+
+    def _has_dead_party(self, arrived: int) -> bool:
+        """Whether somebody who arrived has died."""
+        return False
+
+    def _sleep(self, words: memoryview, generation: int, deadline: float) -> None:
+        where = self._address + _GENERATION * _WORD
+        while words[_GENERATION] == generation:
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                self._guarded(words, lambda: self._break(words, generation))
+            elif _locks.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:
+                # Did somebody die while changing this? Then entering breaks it.
+                self._guarded(words, lambda: self._break_after_death(words, generation))
+        self._check(words, generation)
+
+    def _check(self, words: memoryview, generation: int) -> None:
+        if words[_HISTORY] >> generation % 32 & 1:
+            raise threading.BrokenBarrierError(f"waiting at {self!r} was given up: it was broken, reset, or too late")
+
+    def _break_after_death(self, words: memoryview, generation: int) -> None:
+        if words[_GENERATION] == generation and self._has_dead_party(words[_ARRIVED]):
+            self._break(words, generation)
+
+    def abort(self) -> None:
+        """Break the barrier: who waits, and who comes, gets `threading.BrokenBarrierError`."""
+        words = self._live()
+        self._guarded(words, lambda: self._break(words, words[_GENERATION]))
+
+    def reset(self) -> None:
+        """Make the barrier empty and whole; who waits gets `threading.BrokenBarrierError`."""
+        words = self._live()
+
+        def mend() -> None:
+            if words[_ARRIVED]:
+                self._end(words, broken=True)
+            words[_BROKEN] = 0
+
+        self._guarded(words, mend)
+
+    def _break(self, words: memoryview, generation: int) -> None:
+        if words[_GENERATION] == generation:
+            words[_BROKEN] = 1
+            self._end(words, broken=True)
+
+    def _withdraw(self, words: memoryview, generation: int, place: int) -> None:
+        if words[_GENERATION] == generation and words[_ARRIVED]:
+            last = words[_ARRIVED] - 1
+            if last > place:
+                self._move(last, place)
+            words[_ARRIVED] = last
+
+    def _end(self, words: memoryview, *, broken: bool) -> None:
+        """End a generation. How it ended is kept for 32 more, for those who wake up late."""
+        generation = words[_GENERATION]
+        bit = 1 << generation % 32
+        words[_HISTORY] = words[_HISTORY] | bit if broken else words[_HISTORY] & ~bit
+        words[_ARRIVED] = 0
+        words[_GENERATION] = (generation + 1) & _MASK
+        _locks.futex_wake(self._address + _GENERATION * _WORD, _MASK)
+
+    def _guarded(self, words: memoryview, action: Callable[[], _T]) -> _T:
+        """Do *action* alone; break the barrier if somebody died doing one."""
+        guard = self._address + HEADER
+        try:
+            code = take(guard, math.inf)
+            if code == errno.EOWNERDEAD:
+                self._break(words, words[_GENERATION])
+                code = _locks.mutex_consistent(guard)
+            if code != 0:
+                raise SyncError(f"cannot use {self!r}: the C library refused (errno {code})")
+            return action()
+        except BaseException:
+            if give_back(guard):
+                words[_BROKEN] = 1
+            raise
+        finally:
+            _locks.mutex_unlock(guard)

@@ -1,0 +1,447 @@
+"""RWLock: many read, or one writes.
+
+In the header are three words:
+
+    readers     number of slots
+    state       sound, a writer writes, a writer died, or given up; only for who has a slot
+    writer      thread id of the writer that has the gate, or 0; readers sleep on it
+
+Behind it bare robust mutexes: the gate, which a writer takes first, and the slots, of which a reader takes
+one, and a writer all.
+
+That a writer died needs no notice from the kernel: who has a slot, and reads that one writes, knows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import threading
+import time
+from threading import get_native_id
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from forkshm.backend import locks as _locks
+from forkshm.errors import DeadlockError, LockTimeoutError, NotOwnerError, NotRecoverableError, SyncError
+from forkshm.region import _lifetime
+from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, held, mutex_made, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from forkshm.region._mapped import MappedRegion
+
+__all__ = ("RWLock",)
+
+_READERS, _STATE, _WRITER = 2, 3, 4
+_SOUND, _WRITING, _DIED, _GIVEN_UP = 0, 1, 2, 3
+
+_WORD = 4
+_MASK = 0xFFFFFFFF
+
+
+class _Hold(NamedTuple):
+    """What one thread has of one `RWLock`."""
+
+    #: The slot, or None: all of them, for writing.
+    slot: int | None
+    #: How often.
+    times: int
+
+
+class _Holds(threading.local):
+    """What this thread has, by the address of the lock."""
+
+    def __init__(self) -> None:
+        self.by_address: dict[int, _Hold] = {}
+
+
+_holds = _Holds()
+# The forking thread goes on in the child under another id, and holds nothing.
+_lifetime.at_fork(in_child=lambda: setattr(_holds, "by_address", {}))
+
+
+class RWLock(Placed):
+    """Many read at a time, or one writes.
+
+    It is robust like `Mutex`. A reader that dies leaves nothing behind. After the death of a writer,
+    whoever acquires the lock next, for reading or writing, finds `owner_died` true; the one who repairs
+    must hold it for writing, and calls `make_consistent`. *repair* does all that. A writer that releases
+    without it makes the lock unusable: `NotRecoverableError`.
+
+    There is one mutex per simultaneous reader: a reader takes any one that is free, a writer takes all.
+    So reading costs what a mutex costs, and readers do not disturb each other; writing costs that times
+    *readers*. A writer that waits goes before readers that come after it.
+
+    Args:
+        region: A region mapped ``read_write``.
+        offset: Where in the region; see `Mutex`. It takes ``size_for(readers)`` bytes; `SIZE` is that
+            for 16.
+        readers: How many may read at the same time; one more waits for one of them.
+        repair: As for `Mutex`; called with the lock held for writing.
+
+    Raises:
+        ValueError: *readers* is less than 1 or more than 1,000, or as for `Mutex`; so are the other errors.
+
+    Fork and threads:
+        As for `Mutex`. A thread that reads may read again. It cannot become a writer before it released:
+        two that tried would wait for each other.
+
+    Example:
+        >>> from forkshm import anonymous_shared_memory
+        >>> from forkshm.region import RWLock
+        >>> lock = RWLock(anonymous_shared_memory(RWLock.SIZE))
+        >>> with lock.read(), lock.read(timeout=1):
+        ...     pass
+        >>> with lock.write():
+        ...     lock.owner_died
+        False
+
+    See Also:
+        ``interprocess_sharable_mutex`` of Boost.Interprocess; brlock of old Linux kernels.
+    """
+
+    SIZE: ClassVar[int] = HEADER + LINE + 16 * LINE
+    _KIND: ClassVar[int] = 5
+    _MOST: ClassVar[int] = 1000
+
+    _slots: range
+    _repair: Callable[[], object] | None
+
+    def __init__(
+        self,
+        region: MappedRegion,
+        offset: int = 0,
+        readers: int = 16,
+        repair: Callable[[], object] | None = None,
+    ) -> None:
+        words = self._construct(region, offset, self.size_for(readers))
+        words[_READERS] = readers
+        self._ready(readers, repair)
+        for mutex in (self._gate, *self._slots):
+            mutex_made(mutex, "RWLock")
+        self._complete(words)
+
+    @classmethod
+    def attach(cls, region: MappedRegion, offset: int = 0, repair: Callable[[], object] | None = None) -> Self:
+        """Use the one that was constructed there, in this process or another.
+
+        Args:
+            region: As for the constructor.
+            offset: As for the constructor.
+            repair: As for the constructor; it is this object's, and other processes have their own.
+
+        Raises:
+            NotConstructedError: There is none, or something else, or it is not complete yet.
+        """
+        found, words = cls._find(region, offset, HEADER)
+        readers = words[_READERS]
+        found._place(region, offset, cls.size_for(readers))
+        found._ready(readers, repair)
+        return found
+
+    @classmethod
+    def size_for(cls, readers: int) -> int:
+        """Bytes that a lock for so many readers takes in the region.
+
+        Raises:
+            ValueError: *readers* is less than 1 or more than 1,000.
+        """
+        readers = operator.index(readers)
+        if not 1 <= readers <= cls._MOST:
+            raise ValueError(f"readers must be between 1 and {cls._MOST:,}, got {readers:,}")
+        return HEADER + LINE + readers * LINE
+
+    def _ready(self, readers: int, repair: Callable[[], object] | None) -> None:
+        self._gate = self._address + HEADER
+        first = self._gate + LINE
+        self._slots = range(first, first + readers * LINE, LINE)
+        self._repair = repair
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (*super()._arguments(), self._repair)
+
+    @property
+    def owner_died(self) -> bool:
+        """Whether a writer died, and nobody has called `make_consistent` since.
+
+        Found out by whoever acquires the lock after the death.
+        """
+        return self._live()[_STATE] in (_DIED, _GIVEN_UP)
+
+    def read(self, timeout: float | None = None) -> _Section:
+        """Hold the lock for reading during a ``with`` block.
+
+        The block raises `LockTimeoutError` if it cannot be entered in *timeout* seconds.
+        """
+        return _Section(self, self._read, timeout)
+
+    def write(self, timeout: float | None = None) -> _Section:
+        """Hold the lock for writing during a ``with`` block.
+
+        The block raises `LockTimeoutError` if it cannot be entered in *timeout* seconds.
+        """
+        return _Section(self, self._write, timeout)
+
+    def acquire_read(self, timeout: float | None = None) -> bool:
+        """Wait until this thread may read.
+
+        Args:
+            timeout: Seconds; None waits for ever, 0 only looks.
+
+        Returns:
+            Whether it may. False only after *timeout*.
+
+        Raises:
+            NotRecoverableError: A writer died, and the next one released the lock as it was.
+            DeadlockError: This thread has it for writing.
+            ValueError: *timeout* is negative.
+        """
+        before = _holds.by_address.get(self._address)
+        try:
+            return self._read(timeout)
+        except BaseException:
+            self._undo(before)
+            raise
+
+    def acquire_write(self, timeout: float | None = None) -> bool:
+        """Wait until this thread may write.
+
+        Args:
+            timeout: Seconds; None waits for ever, 0 only looks.
+
+        Returns:
+            Whether it may. False only after *timeout*: nothing is held then.
+
+        Raises:
+            NotRecoverableError: A writer died, and the next one released the lock as it was.
+            DeadlockError: This thread has it already.
+            ValueError: *timeout* is negative.
+        """
+        before = _holds.by_address.get(self._address)
+        try:
+            return self._write(timeout)
+        except BaseException:
+            self._undo(before)
+            raise
+
+    def release(self) -> None:
+        """Give back what this thread acquired last.
+
+        Raises:
+            NotOwnerError: It holds nothing of this lock.
+        """
+        words = self._live()
+        hold = _holds.by_address.get(self._address)
+        if hold is None:
+            raise NotOwnerError(f"cannot release {self!r}: this thread ({get_native_id()}) does not hold it")
+        if hold.times > 1:
+            _holds.by_address[self._address] = hold._replace(times=hold.times - 1)
+            return
+        if hold.slot is None:
+            words[_STATE] = _SOUND if words[_STATE] == _WRITING else _GIVEN_UP
+        try:
+            self._leave_all(words) if hold.slot is None else self._leave(hold.slot)
+        except BaseException:
+            # Interrupted. What was done already is not done twice.
+            self._leave_all(words) if hold.slot is None else self._leave(hold.slot)
+            raise
+        finally:
+            _holds.by_address.pop(self._address, None)
+
+    def make_consistent(self) -> None:
+        """Say that what the lock guards is in order again, after a writer died. Else nothing happens.
+
+        Raises:
+            NotOwnerError: This thread does not hold the lock for writing.
+        """
+        words = self._live()
+        hold = _holds.by_address.get(self._address)
+        if hold is None or hold.slot is not None:
+            raise NotOwnerError(
+                f"cannot make consistent {self!r}: this thread ({get_native_id()}) does not hold it for writing"
+            )
+        words[_STATE] = _WRITING
+
+    def _read(self, timeout: float | None) -> bool:
+        words = self._live()
+        deadline = time.perf_counter() + checked_timeout(timeout)
+        hold = _holds.by_address.get(self._address)
+        if hold is not None:
+            if hold.slot is None:
+                raise DeadlockError(f"cannot acquire {self!r} for reading: this thread has it for writing")
+            _holds.by_address[self._address] = hold._replace(times=hold.times + 1)
+            return True
+        slot = self._free_slot(words, deadline)
+        if slot is None:
+            return False
+        held[slot] = get_native_id(), words
+        _holds.by_address[self._address] = _Hold(slot, 1)
+        if words[_STATE] == _WRITING:
+            # No writer holds the lock, for this thread has a part of it. So the one who wrote this died.
+            words[_STATE] = _DIED
+        if words[_STATE] == _GIVEN_UP:
+            raise self._given_up()
+        if words[_STATE] == _DIED and self._repair is not None:
+            return self._repair_first(words, slot, deadline)
+        return True
+
+    def _free_slot(self, words: memoryview, deadline: float) -> int | None:
+        slots = self._slots
+        start = get_native_id() % len(slots)
+        while True:
+            writer = words[_WRITER]
+            if writer and self._enter(self._gate) == 0:
+                # That one died, or has just gone: it does not have the gate.
+                self._no_writer(words)
+                self._leave(self._gate)
+                writer = 0
+            if not writer:
+                for number in range(start, start + len(slots)):
+                    slot: int = slots[number % len(slots)]
+                    if self._enter(slot) == 0:
+                        return slot
+            now = time.perf_counter()
+            if now >= deadline:
+                return None
+            if writer:
+                _locks.futex_wait(self._address + _WRITER * _WORD, writer, min(deadline - now, SLICE))
+                continue
+            # Not for long: it may be another slot that becomes free.
+            brief = min(deadline - now, SLICE / 10)
+            slot = slots[start]
+            code = self._enter(slot, now + brief)
+            if code == 0:
+                return slot
+            if code == errno.EDEADLK:
+                time.sleep(brief)  # this thread's own, through another mapping
+
+    def _write(self, timeout: float | None) -> bool:
+        words = self._live()
+        deadline = time.perf_counter() + checked_timeout(timeout)
+        if self._address in _holds.by_address:
+            raise DeadlockError(f"cannot acquire {self!r} for writing: this thread has it already; release it first")
+        if not self._all_slots(words, deadline):
+            return False
+        _holds.by_address[self._address] = _Hold(None, 1)
+        if words[_STATE] == _GIVEN_UP:
+            raise self._given_up()
+        # If somebody else wrote "writing", then that one died; else we do.
+        words[_STATE] = _DIED if words[_STATE] != _SOUND else _WRITING
+        if words[_STATE] == _DIED and self._repair is not None:
+            self._repair()
+            words[_STATE] = _WRITING
+        return True
+
+    def _all_slots(self, words: memoryview, deadline: float) -> bool:
+        for mutex in (self._gate, *self._slots):
+            code = self._enter(mutex, deadline)
+            if code == errno.EDEADLK:
+                raise DeadlockError(f"cannot acquire {self!r} for writing: this thread has it through another mapping")
+            if code != 0:
+                self._leave_all(words, mutex)
+                return False
+            if mutex == self._gate:
+                # The slots are in the same memory: one pin is enough.
+                held[mutex] = get_native_id(), words
+                words[_WRITER] = get_native_id()
+        return True
+
+    def _repair_first(self, words: memoryview, slot: int, deadline: float) -> bool:
+        """Become a writer, who repairs, and then a reader again."""
+        self.release()
+        if not self._write(max(deadline - time.perf_counter(), 0.0) if math.isfinite(deadline) else None):
+            return False
+        words[_STATE] = _SOUND
+        held[slot] = get_native_id(), words
+        _holds.by_address[self._address] = _Hold(slot, 1)
+        self._leave_all(words, keep=slot)
+        return True
+
+    def _enter(self, mutex: int, deadline: float = 0.0) -> int:
+        """Take one: 0, EBUSY or EDEADLK."""
+        code = _locks.mutex_trylock(mutex)
+        if code == 0:
+            return 0
+        if code == errno.EBUSY:
+            code = take(mutex, deadline - time.perf_counter())
+        if code == errno.EOWNERDEAD:
+            code = _locks.mutex_consistent(mutex)
+        if code not in (0, errno.EBUSY, errno.EDEADLK):
+            raise SyncError(f"cannot acquire {self!r}: a part of it is unusable (errno {code})")
+        return code
+
+    def _leave(self, mutex: int) -> None:
+        _unpin(mutex)
+        _locks.mutex_unlock(mutex)
+
+    def _leave_all(self, words: memoryview, until: int | None = None, keep: int | None = None) -> None:
+        """Leave the slots before *until*, and then the gate: who passes it next finds them free."""
+        if until == self._gate:
+            return
+        for slot in self._slots:
+            if slot == until:
+                break
+            if slot != keep:
+                _locks.mutex_unlock(slot)
+        if words[_WRITER] == get_native_id():
+            self._no_writer(words)
+        self._leave(self._gate)
+
+    def _no_writer(self, words: memoryview) -> None:
+        # Only for who has the gate.
+        if words[_WRITER] != 0:
+            words[_WRITER] = 0
+            _locks.futex_wake(self._address + _WRITER * _WORD, _MASK)
+
+    def _undo(self, before: _Hold | None) -> None:
+        """Make it as it was before a call that raised, or was interrupted."""
+        if before is not None:
+            _holds.by_address[self._address] = before
+            return
+        words = self._words
+        if words is None:
+            return
+        now = _holds.by_address.get(self._address)
+        if now is not None and now.slot is None and words[_STATE] == _WRITING:
+            words[_STATE] = _SOUND
+        if words[_WRITER] == get_native_id():
+            self._no_writer(words)
+        for mutex in (*self._slots, self._gate):
+            _unpin(mutex)
+            give_back(mutex)
+        _holds.by_address.pop(self._address, None)
+
+    def _given_up(self) -> NotRecoverableError:
+        return NotRecoverableError(
+            f"cannot acquire {self!r}: a writer died, and the next one released the lock without make_consistent(); "
+            "what it guards is in an unknown state: construct both anew"
+        )
+
+
+def _unpin(mutex: int) -> None:
+    pin = held.get(mutex)
+    if pin is not None and pin[0] == get_native_id():
+        held.pop(mutex, None)
+
+
+class _Section:
+    """A ``with`` block that reads or writes."""
+
+    def __init__(self, lock: RWLock, take: Callable[[float | None], bool], timeout: float | None) -> None:
+        self._lock, self._take, self._timeout = lock, take, timeout
+
+    def __enter__(self) -> RWLock:
+        before = _holds.by_address.get(self._lock._address)
+        try:
+            if not self._take(self._timeout):
+                raise LockTimeoutError(f"{self._lock!r} could not be acquired in {self._timeout} seconds")
+        except BaseException:
+            self._lock._undo(before)
+            raise
+        return self._lock
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()

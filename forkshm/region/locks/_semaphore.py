@@ -1,0 +1,142 @@
+"""Semaphore: a number of permits."""
+
+from __future__ import annotations
+
+import operator
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from forkshm.backend import locks as _locks
+from forkshm.errors import SyncError
+from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from forkshm.region._mapped import MappedRegion
+
+__all__ = ("Semaphore",)
+
+
+class Semaphore(Placed):
+    """A number of permits in a region: `acquire` takes one, or waits for one; `release` gives.
+
+    A permit has no owner. A process that is killed does not give back what it took: nobody knows
+    that it had something. Everything else stays usable, and `release` by anybody replaces it. Where
+    that is not enough, use a `Mutex`, which knows its owner.
+
+    It is the C library's ``sem_t``: there is no moment at which a process that is killed, or stopped,
+    has it locked.
+
+    Args:
+        region: A region mapped ``read_write``.
+        offset: Where in the region; see `Mutex`.
+        value: Permits at the beginning.
+
+    Raises:
+        ValueError: *value* is negative or more than 2**31 - 1, or as for `Mutex`; so are the other errors.
+
+    Fork and threads:
+        Safe to use from any thread. Any process or thread may release what another one has acquired.
+
+    Example:
+        >>> from forkshm.region import Semaphore, anonymous_shared_memory
+        >>> semaphore = Semaphore(anonymous_shared_memory(Semaphore.SIZE), value=2)
+        >>> with semaphore:
+        ...     semaphore.value
+        1
+
+    See Also:
+        ``interprocess_semaphore`` of Boost.Interprocess; sem_overview(7).
+    """
+
+    SIZE: ClassVar[int] = HEADER + LINE
+    _KIND: ClassVar[int] = 4
+
+    def __init__(self, region: MappedRegion, offset: int = 0, value: int = 1) -> None:
+        value = operator.index(value)
+        if not 0 <= value < 1 << 31:
+            raise ValueError(f"value must be between 0 and 2**31 - 1, got {value}")
+        words = self._construct(region, offset, self.SIZE)
+        code = _locks.sem_init(self._address + HEADER, value)
+        if code != 0:
+            raise SyncError(f"cannot construct {self!r}: the C library refused (errno {code})")
+        self._complete(words)
+
+    @classmethod
+    def attach(cls, region: MappedRegion, offset: int = 0) -> Self:
+        """Use the one that was constructed there, in this process or another.
+
+        Raises:
+            NotConstructedError: There is none, or something else, or it is not complete yet.
+        """
+        return cls._find(region, offset, cls.SIZE)[0]
+
+    @property
+    def value(self) -> int:
+        """Permits that are there now."""
+        self._live()
+        return _locks.sem_value(self._address + HEADER)
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Take a permit; wait until there is one.
+
+        Args:
+            timeout: Seconds; None waits for ever, 0 only looks.
+
+        Returns:
+            Whether there is one more permit taken. False only after *timeout*.
+
+        Raises:
+            ValueError: *timeout* is negative.
+        """
+        answer: list[int] = []
+        try:
+            return self._take(answer, timeout)
+        except BaseException:
+            if 0 in answer:
+                _locks.sem_post(self._address + HEADER)
+            raise
+
+    def __enter__(self) -> Self:
+        answer: list[int] = []
+        try:
+            self._take(answer, None)
+        except BaseException:
+            if 0 in answer:
+                _locks.sem_post(self._address + HEADER)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _take(self, answer: list[int], timeout: float | None) -> bool:
+        # Keeps the memory, should another thread detach this object while we wait.
+        words = self._live()
+        seconds = checked_timeout(timeout)
+        where = self._address + HEADER
+        answer[:] = _locks.sem_try(where)
+        if answer[0] == 0 or seconds == 0:
+            return answer[0] == 0
+        deadline = time.perf_counter() + seconds
+        while words:
+            answer[:] = _locks.sem_wait(where, max(min(SLICE, deadline - time.perf_counter()), 0.0))
+            if answer[0] == 0:
+                return True
+            if time.perf_counter() >= deadline:
+                break
+        return False
+
+    def release(self, n: int = 1) -> None:
+        """Give *n* permits, one after the other, and wake so many.
+
+        Raises:
+            ValueError: *n* is less than 1, or there would be more than 2**31 - 1.
+        """
+        self._live()
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        for _ in range(n):
+            if _locks.sem_post(self._address + HEADER) != 0:
+                raise ValueError(f"cannot release {self!r}: it has {self.value:,} permits, the most there can be")

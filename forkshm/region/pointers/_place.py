@@ -1,0 +1,137 @@
+"""place() and construct(): ctypes objects in a region.
+
+ctypes is used as the language of layouts only; nothing here calls C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from forkshm.region._table import round_up
+from forkshm.region.pointers._layout import assign, check, checked_offset, name_of, set_null
+from forkshm.region.pointers._offset_ptr import check_writable
+
+if TYPE_CHECKING:
+    from forkshm.region._mapped import MappedRegion
+
+__all__ = ("aligned", "assign", "construct", "place")
+
+T = TypeVar("T")
+
+
+def place(region: MappedRegion, kind: type[T], offset: int = 0) -> T:
+    r"""Return what lies in a region as a ctypes object: reading and writing it is shared.
+
+    The bytes are left as they are; `construct` makes a new object. The object keeps the
+    memory mapped while it, or anything reached from it, is alive; the region cannot be
+    closed before.
+
+    Args:
+        region: Writable memory: of mode ``read_write`` or ``copy_on_write``.
+        kind: A type of ctypes. It must mean the same in every process: no pointers but
+            `OffsetPtr`, no Python objects, no functions.
+        offset: Where in the region it starts, in bytes; a multiple of its alignment.
+
+    Returns:
+        An instance of *kind* that shares the memory of the region.
+
+    Raises:
+        UnplaceableTypeError: A region cannot hold *kind*, or what its pointers lead to;
+            see ``path`` for the field.
+        ValueError: *offset* is negative or not aligned, or *kind* does not fit.
+        RegionAccessError: The region cannot be written to.
+        RegionClosedError: The region was closed.
+
+    Fork and threads:
+        Safe to call from any thread. Pass the region and the offset to another process,
+        and place it there.
+
+    Example:
+        >>> from forkshm import anonymous_shared_memory
+        >>> class Point(ctypes.Structure):
+        ...     _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_int)]
+        >>> region = anonymous_shared_memory(4096)
+        >>> point = place(region, Point, 8)
+        >>> point.x, point.y = 1, 2
+        >>> bytes(region.buf[8:16])
+        b'\x01\x00\x00\x00\x02\x00\x00\x00'
+        >>> del point
+        >>> region.close()
+    """
+    check(kind)
+    found: T = _view(region, kind, offset)
+    return found
+
+
+def construct(region: MappedRegion, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
+    """Make a new ctypes object in a region: zeros, null pointers, then its ``__init__``.
+
+    Of a union the first member counts: if that has pointers, they are null. Should
+    ``__init__`` raise, the object stays as far as it got.
+
+    Args:
+        region: As for `place`.
+        kind: As for `place`.
+        offset: As for `place`. What lies there is overwritten.
+        *args: For ``__init__`` of *kind*: the first fields of a structure, the items of
+            an array, the value of a simple type.
+        **kwargs: For ``__init__`` of *kind*: fields of a structure by name.
+
+    Returns:
+        An instance of *kind* that shares the memory of the region.
+
+    Raises:
+        UnplaceableTypeError: As for `place`.
+        ValueError: As for `place`.
+        RegionAccessError: As for `place`.
+        RegionClosedError: As for `place`.
+
+    Example:
+        >>> from forkshm import anonymous_shared_memory
+        >>> region = anonymous_shared_memory(4096)
+        >>> numbers = construct(region, ctypes.c_int * 3, 0, 1, 2, 3)
+        >>> list(numbers)
+        [1, 2, 3]
+        >>> del numbers
+        >>> region.close()
+
+    See Also:
+        ``construct`` of Boost.Interprocess' managed memory; placement new of C++.
+    """
+    layout = check(kind)
+    made: Any = _view(region, kind, offset)
+    size = ctypes.sizeof(made)
+    (ctypes.c_char * size).from_buffer(made).raw = bytes(size)
+    set_null(made, layout)
+    made.__init__(*args, **kwargs)
+    found: T = made
+    return found
+
+
+def aligned(offset: int, kind: Any) -> int:
+    """Return the first offset from *offset* on where a *kind* may start.
+
+    Example:
+        >>> aligned(13, ctypes.c_double), aligned(16, ctypes.c_double)
+        (16, 16)
+    """
+    return round_up(checked_offset(offset), ctypes.alignment(kind))
+
+
+def _view(region: MappedRegion, kind: Any, offset: int) -> Any:
+    offset = checked_offset(offset)
+    size, multiple = ctypes.sizeof(kind), ctypes.alignment(kind)
+    address = region.address + offset
+    if address % multiple:
+        after = offset + -address % multiple
+        raise ValueError(
+            f"{name_of(kind)} must be aligned to {multiple} bytes, and offset {offset:,} of {region!r} is not: "
+            f"the next offset that is, is {after:,}"
+        )
+    if offset + size > region.size:
+        raise ValueError(
+            f"{name_of(kind)} of {size:,} bytes does not fit at offset {offset:,}: the region has {region.size:,} bytes"
+        )
+    check_writable(kind, region.mode)
+    return kind.from_buffer(region.buf, offset)

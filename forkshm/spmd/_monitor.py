@@ -1,0 +1,235 @@
+"""Watching the processes of a team, from the one that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from forkshm import _system
+from forkshm.backend import kernel
+from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
+from forkshm.errors import (
+    NotPicklableError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    TeamBrokenError,
+    WorkerDiedError,
+    remote_text,
+)
+from forkshm.pickler import pack
+from forkshm.spmd._team_state import DIED, FAILED, LEFT, TeamState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forkshm.channel import Sender
+    from forkshm.pickler import ImportableNames
+
+__all__ = ("GRACE_SECONDS", "TeamMonitor", "report", "wait_for", "wait_gone")
+
+#: How long the others get to leave when one has failed, before SIGTERM; and then before SIGKILL.
+GRACE_SECONDS = 1.0
+
+
+def wait_for(pid: int) -> int | None:
+    """Collect a child that has ended; None when something else in this process did."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None
+
+
+#: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
+_GONE_MILLISECONDS = 10_000
+
+#: A signal may come after Python has looked for one and before it waits: its handler runs so much later at the most.
+_LONGEST_SECONDS = 0.5
+
+
+def wait_gone(sentinel: int) -> None:
+    """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
+    gone = kernel.poller()
+    gone.register(sentinel, kernel.READABLE)
+    gone.poll(_GONE_MILLISECONDS)
+
+
+class TeamMonitor:
+    """The processes of one team, and what becomes of them.
+
+    Guarantees: the first failure is written on the team state, which frees those who wait for that
+    one, and gives the others so long to leave; who is there after that is ended.
+    """
+
+    def __init__(self, team_state: TeamState, name: str, task: str, grace: float | None = None) -> None:
+        self._team_state = team_state
+        self._name = name
+        self._task = task
+        self._grace = GRACE_SECONDS if grace is None else grace
+        #: Of each process that is there: its pidfd, and what collects it.
+        self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
+        self._received: list[tuple[int, Received]] = []
+        self._deaths: list[WorkerDiedError] = []
+        self._deadline = math.inf
+        self._signals = [_system.SIGKILL, signal.SIGTERM]
+        self.exit_codes: dict[int, int | None] = {}
+        #: Where the processes send what they raised.
+        self.answers_in, self._answers = pair()
+        self._poll = kernel.poller()
+        self._poll.register(self._answers.fileno(), kernel.READABLE)
+
+    def add(self, rank: int, pid: int, collect: Callable[[], int | None], sentinel: int) -> None:
+        """Watch a process that was just started.
+
+        Raises:
+            OSError: The limit on open files is reached. The process is watched all the same.
+        """
+        self._there[rank] = pid, -1, collect
+        sentinel = kernel.open_process(pid, sentinel)
+        self._there[rank] = pid, sentinel, collect
+        self._poll.register(sentinel, kernel.READABLE)
+
+    def pids(self) -> dict[int, int]:
+        """The process of each rank that is still there."""
+        return {rank: pid for rank, (pid, _, _) in self._there.items()}
+
+    def forget(self) -> None:
+        """In a child: these are its parent's."""
+        for _, sentinel, _ in self._there.values():
+            kernel.close(sentinel)
+        self._there.clear()
+        self._answers.close()
+
+    def look(self) -> None:
+        """Take note of what has happened."""
+        for fd, _ in self._poll.poll(0):
+            self._take(fd)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all are gone, and see to it once one has failed; False after *timeout*."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while self._there:
+            now = time.monotonic()
+            if now >= self._deadline:
+                self._signal(self._signals.pop())
+                self._deadline = now + self._grace if self._signals else math.inf
+            elif now >= until:
+                return False
+            left = min(self._deadline - now, until - now, _LONGEST_SECONDS)
+            for fd, _ in self._poll.poll(math.ceil(max(left, 0.0) * 1000)):
+                self._take(fd)
+        while self._receive():
+            pass
+        return True
+
+    def fail(self) -> None:
+        """Let the others have no more than so long from now."""
+        self._deadline = min(self._deadline, time.monotonic() + self._grace)
+
+    def pass_on(self, number: int) -> None:
+        """Send all a signal that was sent to this process."""
+        self._signal(number)
+
+    def failures(self) -> list[BaseException]:
+        """What they failed with; what was only the consequence comes last."""
+        raised = [self._open(received, rank) for rank, received in self._received]
+        self._received.clear()
+        raised.sort(key=lambda error: isinstance(error, TeamBrokenError))
+        return [*self._deaths, *raised]
+
+    def close(self) -> None:
+        """Kill and collect who is still there. The time is bounded."""
+        self._signals.clear()
+        self._signal(_system.SIGKILL)
+        for rank in list(self._there):
+            self._reap(rank)
+        self.answers_in.close()
+        self._answers.close()
+
+    def _take(self, fd: int) -> None:
+        """Take what is ready: a message, or a process that has ended."""
+        if fd == self._answers.fileno():
+            self._receive()
+            return
+        for rank, (_, sentinel, _) in self._there.items():
+            if sentinel == fd:
+                self._reap(rank)
+                return
+
+    def _receive(self) -> bool:
+        try:
+            received = self._answers.receive_nowait()
+        except BlockingIOError:
+            return False
+        if received is None:
+            return False
+        self._received.append((read_header(received.data)[1], received))
+        self.fail()
+        return True
+
+    def _reap(self, rank: int) -> None:
+        # All of it can be repeated, should it be interrupted.
+        pid, sentinel, collect = self._there[rank]
+        if sentinel >= 0:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(sentinel)
+            wait_gone(sentinel)
+        if rank not in self.exit_codes:
+            self.exit_codes[rank] = collect()
+        exitcode = self.exit_codes[rank]
+        closing = map(kernel.close, (sentinel,))
+        # No call between these.
+        del self._there[rank]
+        if sentinel >= 0:
+            next(closing, None)
+        if self._team_state.states[rank] in (LEFT, FAILED):
+            return
+        self._team_state.end(rank, DIED)
+        if len(self._signals) == 2:  # it was not we who ended it
+            error = WorkerDiedError(pid, exitcode, name=self._name.format(rank), task=self._task)
+            error.rank = rank
+            self._deaths.append(error)
+            self.fail()
+
+    def _signal(self, number: int) -> None:
+        for pid, sentinel, _ in self._there.values():
+            with contextlib.suppress(ProcessLookupError):
+                if sentinel >= 0:  # a pid may be somebody else's by now
+                    kernel.signal_process(sentinel, pid, number)
+                else:
+                    os.kill(pid, number)
+
+    def _open(self, received: Received, rank: int) -> BaseException:
+        who = self._name.format(rank)
+        text = "its traceback did not arrive"
+        try:
+            incoming, sent_text = read_message(received).payloads
+            if incoming is None or sent_text is None:
+                raise NotUnpicklableError("a message came without its payloads: please report this")
+            text = sent_text.open()
+            raised: BaseException = incoming.open()
+        except Exception as reason:
+            raised = NotUnpicklableError(f"{who} raised an exception that cannot be unpickled here: {reason!r}")
+        trace = RemoteTraceback(f"{who} raised:\n{text}")
+        trace.__cause__ = raised.__cause__
+        raised.__cause__ = trace
+        return raised
+
+
+def report(error: BaseException, rank: int, team_state: TeamState, answers_in: Sender, known: ImportableNames) -> None:
+    """In a process of a team: say that this one failed, and with what."""
+    text = remote_text(error)
+    error.__traceback__ = None
+    try:
+        payload = pack(error, importable=known)
+    except Exception as refusal:
+        payload = pack(NotPicklableError(f"a worker raised {error!r}, which cannot be sent: {refusal}"))
+    payloads = payload, pack(text)
+    # First the state: it frees who waits for this one, and who started it comes to receive.
+    team_state.end(rank, FAILED)
+    answers_in.send(*write_message(Kind.ERROR, rank, *payloads))
+    for packed in payloads:
+        packed.close()

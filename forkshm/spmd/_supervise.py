@@ -1,0 +1,410 @@
+"""supervise(): long-lived workers that are replaced when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import operator
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _multiprocess, _system
+from forkshm.backend import kernel
+from forkshm.channel import PrivateFd
+from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
+from forkshm.spmd._monitor import wait_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ("Supervised", "supervise")
+
+#: A worker that lived for so long was well: what happens to it afterwards counts anew.
+STEADY_SECONDS = 5.0
+#: How long a worker that did not live so long is waited for before the next one: doubled each time.
+BACKOFF_SECONDS = 0.1
+MOST_BACKOFF_SECONDS = 30.0
+
+_log = logging.getLogger("forkshm.supervise")
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+
+class Supervised:
+    """What a function run by `forkshm.supervise` is given.
+
+    Attributes:
+        rank: Which of the workers this is, from 0; the one that takes its place has the same.
+        size: How many there are.
+        generation: How many had that place before.
+    """
+
+    def __init__(self, rank: int, size: int, generation: int) -> None:
+        self.rank, self.size, self.generation = rank, size, generation
+        self._stopping = False
+        self._read_end, self._write_end = os.pipe()
+        assert sys.platform != "win32"  # there is no fork
+        os.set_blocking(self._write_end, False)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker should finish what it does, and return."""
+        return self._stopping
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the worker should stop.
+
+        Args:
+            timeout: Seconds; None waits for ever, 0 only looks.
+
+        Returns:
+            Whether it should.
+        """
+        assert sys.platform != "win32"  # there is no fork
+        poll = select.poll()
+        poll.register(self._read_end, select.POLLIN)
+        poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+        return self._stopping
+
+    def fileno(self) -> int:
+        """Return an fd that becomes readable when the worker should stop, for those who wait for more than that."""
+        return self._read_end
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self._stopping = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write_end, b".")
+
+
+def supervise(
+    fn: Callable[[Supervised], object],
+    workers: int | None = None,
+    *,
+    drain_seconds: float = 30.0,
+    max_crashes: int = 8,
+    on_reload: Callable[[], object] | None = None,
+) -> None:
+    """Keep so many processes running *fn*, until SIGTERM.
+
+    Each worker is forked from this process and calls ``fn(me)``, which runs until ``me.stopping`` is true. One that
+    ends is replaced: at once if it was well for 5 seconds, else after a pause that begins with 0.1 s and doubles.
+
+    SIGTERM and SIGINT drain: workers are told to stop, and this returns when all have. A second one kills them.
+    SIGHUP replaces the workers, one after the other, so that all but one are always there.
+
+    Args:
+        fn: Runs in each worker; see `Supervised` for what it is given. What it raises is printed, as at the end of
+            any program.
+        workers: How many; by default the cores that this process may use.
+        drain_seconds: How long a worker that was told to stop gets, before it is killed.
+        max_crashes: So many workers in a row that failed at the same place, none of them well for 5 seconds, are a
+            crash loop.
+        on_reload: Called here at SIGHUP, before the first worker is replaced: what it changes, new workers have.
+
+    Raises:
+        ValueError: *workers* or *max_crashes* is less than 1, or this is not the main thread, which alone has signals.
+        CrashLoopError: A crash loop; ``__cause__`` says how the last worker ended. The others were drained.
+        WorkerStartError: The kernel refused the first workers. Later it is tried again, with pauses.
+        Exception: What *on_reload* raised; the workers were drained.
+
+    Fork and threads:
+        From the main thread only. Workers are forked from here at any time: start no threads beside it. They end with
+        this process, whatever ends it. What they do is logged by ``logging.getLogger("forkshm.supervise")``.
+
+    Example:
+        >>> import forkshm, os, signal
+        >>> started = forkshm.zeros(2)
+        >>> def serve(me):
+        ...     started[me.rank] = 1
+        ...     if started.all():
+        ...         os.kill(os.getppid(), signal.SIGTERM)
+        ...     me.wait()
+        >>> forkshm.supervise(serve, workers=2)
+        >>> started.tolist()
+        [1.0, 1.0]
+    """
+    if workers is None:
+        workers = kernel.default_workers()
+    if operator.index(workers) < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if operator.index(max_crashes) < 1:
+        raise ValueError(f"max_crashes must be at least 1, got {max_crashes}")
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "supervised workers are forked, and this system cannot fork: start forkshm.Process objects and join them",
+            capability="fork",
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("supervise must be called in the main thread: no other gets signals")
+    with contextlib.ExitStack() as open_things:
+        _Supervisor(fn, workers, drain_seconds, max_crashes, on_reload, open_things).run()
+
+
+@dataclasses.dataclass
+class _Place:
+    """One worker, and those that had its place before."""
+
+    rank: int
+    generation: int = -1
+    process: Any = None
+    sentinel: int = -1
+    began: float = 0.0
+    #: When the next one is due, if none is there.
+    due: float = 0.0
+    pause: float = 0.0
+    crashes: int = 0
+    #: When it is killed, if it was told to stop.
+    deadline: float = math.inf
+    #: Whether it is to be replaced.
+    old: bool = False
+
+
+class _Supervisor:
+    _poll: Any
+    _lifeline: int
+
+    def __init__(
+        self,
+        fn: Callable[[Supervised], object],
+        size: int,
+        drain_seconds: float,
+        max_crashes: int,
+        on_reload: Callable[[], object] | None,
+        open_things: contextlib.ExitStack,
+    ) -> None:
+        self._fn = fn
+        self._drain_seconds = drain_seconds
+        self._max_crashes = max_crashes
+        self._on_reload = on_reload
+        self._places = [_Place(rank) for rank in range(size)]
+        self._asked_to_stop = 0
+        self._asked_to_reload = False
+        self._make_process: Any = _multiprocess.default_context.get_context("fork").Process
+        self._read_end, self._write_end = os.pipe()
+        assert sys.platform != "win32"  # there is no fork
+        self._poll = select.poll()
+        # Later entered, earlier closed: the workers first.
+        open_things.callback(os.close, self._read_end)
+        open_things.callback(os.close, self._write_end)
+        os.set_blocking(self._write_end, False)
+        self._poll.register(self._read_end, select.POLLIN)
+        self._lifeline, write_end = kernel.create_lifeline()
+        open_things.callback(kernel.close, self._lifeline)
+        # The kernel kills the workers once the writing end is gone: no child may have it.
+        open_things.callback(PrivateFd(write_end).close)
+        open_things.enter_context(self._signals())
+        open_things.callback(self._kill)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
+        # Written to when the signal comes, and not when Python gets round to the handler: it may be about to wait.
+        wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: Any) -> None:
+        if sys.platform != "win32" and number == signal.SIGHUP:
+            self._asked_to_reload = True
+        else:
+            self._asked_to_stop += 1
+
+    # -- the loop -------------------------------------------------------------------------
+
+    def run(self) -> None:
+        for place in self._places:
+            self._start(place)
+        while not self._asked_to_stop:
+            if self._asked_to_reload:
+                self._asked_to_reload = False
+                self._reload()
+            now = time.monotonic()
+            for place in self._places:
+                if place.process is None and place.due <= now and not self._asked_to_stop:
+                    self._start_again(place)
+            self._replace_one()
+            self._wait()
+        self._drain()
+
+    def _reload(self) -> None:
+        _log.info("reload: %d workers are replaced", len(self._places))
+        if self._on_reload is not None:
+            try:
+                self._on_reload()
+            except BaseException:
+                self._drain()
+                raise
+        for place in self._places:
+            place.old = place.process is not None
+            place.crashes = 0
+
+    def _replace_one(self) -> None:
+        """Tell one worker to stop, unless one that was told is still there."""
+        if any(place.deadline != math.inf for place in self._places):
+            return
+        for place in self._places:
+            if place.old and place.process is not None:
+                self._tell_to_stop(place)
+                return
+
+    def _drain(self) -> None:
+        for place in self._places:
+            if place.process is not None and place.deadline == math.inf:
+                self._tell_to_stop(place)
+        while any(place.process is not None for place in self._places):
+            if self._asked_to_stop > 1:
+                self._kill()
+                return
+            self._wait(stopping=True)
+
+    def _wait(self, *, stopping: bool = False) -> None:
+        """Wait until something happens or is due."""
+        now = time.monotonic()
+        for place in self._places:
+            if place.deadline <= now:
+                _log.warning("worker %d (pid %d) did not stop in time: it is killed", place.rank, place.process.pid)
+                self._send(place, _system.SIGKILL)
+                place.deadline = now + self._drain_seconds
+        moments = [place.deadline for place in self._places]
+        if not stopping:
+            moments += [place.due for place in self._places if place.process is None]
+        left = min(moments) - now
+        for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
+            if fd == self._read_end:
+                os.read(fd, 4096)
+                continue
+            for place in self._places:
+                if place.sentinel == fd:
+                    self._reap(place, stopping=stopping)
+                    break
+
+    # -- one worker -----------------------------------------------------------------------
+
+    def _start(self, place: _Place) -> None:
+        """Start a worker.
+
+        Raises:
+            WorkerStartError: The kernel refused.
+        """
+        assert sys.platform != "win32"  # there is no fork
+        place.generation += 1
+        # A signal must not find the handlers of this process in the child.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process = self._make_process(target=self._work, args=(place.rank, place.generation), daemon=True)
+            process.start()
+            place.process = process
+            place.sentinel = kernel.open_process(process.pid, process.sentinel)
+        except OSError as error:
+            raise WorkerStartError(
+                error.errno or 0,
+                f"cannot start worker {place.rank + 1} of {len(self._places)} {_system.why_refused(error)}",
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._poll.register(place.sentinel, select.POLLIN)
+        place.began = time.monotonic()
+        place.deadline = math.inf
+        place.old = False
+
+    def _start_again(self, place: _Place) -> None:
+        try:
+            self._start(place)
+        except WorkerStartError as error:
+            if place.process is not None:  # it is there, and cannot be watched
+                place.process.kill()
+                self._collect(place)
+            self._pause(place)
+            _log.warning("%s; the next attempt is in %.1f s", error, place.pause)
+
+    def _work(self, rank: int, generation: int) -> None:
+        assert sys.platform != "win32"  # there is no fork
+        armed = kernel.die_with(self._lifeline)
+        _multiprocess.let_have_children()
+        signal.set_wakeup_fd(-1)
+        me = Supervised(rank, len(self._places), generation)
+        signal.signal(signal.SIGTERM, me._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        for place in self._places:
+            if place.sentinel >= 0:
+                kernel.close(place.sentinel)
+        os.close(self._read_end)
+        os.close(self._write_end)
+        try:
+            self._fn(me)
+        finally:
+            kernel.close(armed)
+
+    def _tell_to_stop(self, place: _Place) -> None:
+        self._send(place, signal.SIGTERM)
+        place.deadline = time.monotonic() + self._drain_seconds
+
+    def _send(self, place: _Place, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            kernel.signal_process(place.sentinel, place.process.pid, number)
+
+    def _collect(self, place: _Place) -> int | None:
+        if place.sentinel >= 0:
+            wait_gone(place.sentinel)
+        exitcode = _multiprocess.exit_code(place.process, kernel.COLLECT_SECONDS)
+        if place.sentinel >= 0:
+            self._poll.unregister(place.sentinel)
+            kernel.close(place.sentinel)
+        place.process, place.sentinel = None, -1
+        return exitcode
+
+    def _pause(self, place: _Place) -> None:
+        place.pause = min(max(2 * place.pause, BACKOFF_SECONDS), MOST_BACKOFF_SECONDS)
+        place.due = time.monotonic() + place.pause
+
+    def _reap(self, place: _Place, *, stopping: bool) -> None:
+        pid = place.process.pid
+        exitcode = self._collect(place)
+        lived = time.monotonic() - place.began
+        told, place.deadline = place.deadline != math.inf, math.inf
+        place.due = 0.0
+        if told:
+            place.pause = 0.0
+            return
+        if lived >= STEADY_SECONDS:
+            place.crashes, place.pause = 0, 0.0
+        else:
+            self._pause(place)
+        if exitcode == 0:
+            _log.info("worker %d (pid %d) returned after %.1f s", place.rank, pid, lived)
+            return
+        place.crashes += 1
+        how = WorkerDiedError(pid, exitcode, name=f"worker {place.rank} of {len(self._places)}", task=_name(self._fn))
+        how.rank = place.rank
+        if place.crashes >= self._max_crashes and not stopping:
+            self._drain()
+            raise CrashLoopError(
+                f"worker {place.rank} failed {place.crashes} times in a row, the last time after {lived:.2f} s; "
+                "what it raised is on stderr",
+                rank=place.rank,
+            ) from how
+        _log.warning("%s after %.1f s; the next one starts in %.1f s", how, lived, max(place.due - time.monotonic(), 0))
+
+    def _kill(self) -> None:
+        """End all workers that are there."""
+        for place in self._places:
+            if place.process is not None:
+                place.process.kill()
+                self._collect(place)
+
+
+def _name(fn: Callable[..., object]) -> str:
+    return f"{getattr(fn, '__qualname__', type(fn).__name__)}()"

@@ -1,0 +1,259 @@
+"""team(): a block that several forked processes run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from forkshm import _multiprocess, _system
+from forkshm.backend import kernel
+from forkshm.channel import PrivateFd
+from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError
+from forkshm.pickler import importable_now
+from forkshm.spmd._member import Member
+from forkshm.spmd._monitor import TeamMonitor, report, wait_for
+from forkshm.spmd._team_state import FAILED, LEFT, TeamState
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ("Team", "team")
+
+#: What programs have handlers for. To block all that there are takes as long as a fork.
+_HANDLED = tuple(
+    getattr(signal, name)
+    for name in ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGWINCH"]
+    if hasattr(signal, name)
+)
+
+
+def team(size: int | None = None) -> Team:
+    """Run a block in several processes: ``with forkshm.team(4) as t:``.
+
+    This process forks ``size - 1`` others at the start of the block. All of them run it, each with its `Team.rank`,
+    this one with rank 0. They have everything that was there before: arrays of `forkshm.zeros` and other shared memory
+    in common, all else as a copy of their own. At the end of the block the others are gone, and this process goes on
+    alone; none of them runs what follows the block.
+
+    Args:
+        size: How many processes, this one included; by default the cores that this process may use. With 1 nothing
+            is forked.
+
+    Returns:
+        The team, to be entered once.
+
+    Raises:
+        ValueError: *size* is less than 1.
+        WorkerStartError: From the ``with``: the kernel refused a process. Nobody has begun the block.
+        WorkerDiedError: From the end of the block: a member was killed, or ended without leaving the block.
+        TeamBrokenError: A member waits for another that does not come, for example at a barrier.
+        Exception: From the end of the block: what a member raised in it, with the member's traceback as its
+            ``__cause__``. When several fail, it is the first. The others get a second to leave the block, and are
+            killed then; so they are when this process raises in the block, and what it raised goes on.
+
+    Fork and threads:
+        The members are forked: they have the thread that entered the block, and none of the others. Start the team
+        before other threads, or be sure that these hold no locks meanwhile. A team may be started in a member of
+        another, or in a worker of a pool. Members ignore Ctrl-C, which is this process' matter, and end with this
+        process, whatever ends it. NumPy's global random generator is in the same state in all members: give each
+        its own, ``numpy.random.default_rng([seed, t.rank])``.
+
+    Example:
+        >>> import forkshm
+        >>> squares = forkshm.zeros(100)
+        >>> with forkshm.team(2) as t:
+        ...     for i in t.range(100):
+        ...         squares[i] = i * i
+        >>> int(squares.sum())
+        328350
+
+    See Also:
+        The parallel region of OpenMP, and pymp.
+    """
+    if size is None:
+        size = kernel.default_workers()
+    if operator.index(size) < 1:
+        raise ValueError(f"size of a team must be at least 1, got {size}")
+    if not _system.CAN_FORK:
+        raise UnsupportedError(
+            "a team is forked, and this system cannot fork: use forkshm.Pool, or @forkshm.parallel",
+            capability="fork",
+        )
+    return Team(size)
+
+
+class Team(Member):
+    """What `team` gives: the block's processes, as one of them sees them.
+
+    Attributes:
+        rank: Which one this process is: 0 for the one that began the block.
+        size: How many there are.
+
+    Example:
+        >>> import forkshm
+        >>> with forkshm.team(2) as t:
+        ...     ranks = t.reduce([t.rank])
+        >>> ranks
+        [0, 1]
+
+    See Also:
+        `forkshm.team`.
+    """
+
+    _lifeline: int
+    _known: Any
+
+    def __init__(self, size: int) -> None:
+        self._join(None, 0, size)
+        self._used = False
+        self._monitor: TeamMonitor | None = None
+        self._open = contextlib.ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Team of {self.size}, member {self.rank}>"
+
+    def __enter__(self) -> Self:
+        if self._used:
+            raise ForkshmError("a team is used once: make a new one with forkshm.team()")
+        self._used = True
+        self._pid = os.getpid()
+        assert sys.platform != "win32"  # there is no fork
+        try:
+            team_state = self._team_state = TeamState(self.size)
+            self._open.callback(team_state.close)
+            monitor = self._monitor = TeamMonitor(team_state, f"member {{}} of a team of {self.size}", "the block")
+            self._open.callback(monitor.close)
+            # The kernel kills the members once the writing end is gone: no child may have it.
+            writing = PrivateFd(-1)
+            reading: list[int] = []
+            self._open.callback(writing.close)
+            self._open.callback(kernel.close_all, reading)
+            # No call between these: each fd has an owner at every moment.
+            self._lifeline, writing.fd = kernel.create_lifeline()
+            reading += [self._lifeline]
+            self._known = importable_now()
+            team_state.enter(0)
+            _flush()
+            # No signal handler of Python's may raise between the fork and the block.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            try:
+                for rank in range(1, self.size):
+                    with kernel.forking() as sentinel:
+                        pid = os.fork()
+                        if pid:
+                            monitor.add(rank, pid, functools.partial(wait_for, pid), sentinel)
+                    if not pid:
+                        self._begin(rank, team_state, monitor)
+                        return self
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException as error:
+            self._end()
+            if isinstance(error, OSError):
+                raise WorkerStartError(
+                    error.errno or 0,
+                    f"cannot start a team of {self.size} {_system.why_refused(error)}",
+                ) from error
+            raise
+        # Not before: either all begin the block, or nobody.
+        try:
+            team_state.open_gate()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _look_for_dead(self) -> None:
+        if self._monitor is not None and not self.rank:
+            self._monitor.look()
+
+    def _end(self) -> None:
+        """Be alone again; who is still there is killed."""
+        self._open.close()
+        self._team_state = self._monitor = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rank:
+            self._leave(error)
+        if os.getpid() != self._pid or self._team_state is None or self._monitor is None:
+            return  # a process that was forked in the block by other means
+        try:
+            self._team_state.end(0, LEFT if error is None else FAILED)
+            if error is not None:
+                self._monitor.fail()
+            self._monitor.wait()
+            failures = self._monitor.failures()
+        finally:
+            self._end()
+        if not failures:
+            return
+        first = failures[0]
+        if error is None or (isinstance(error, TeamBrokenError) and not isinstance(first, TeamBrokenError)):
+            raise first
+        if error.__context__ is None:
+            error.__context__ = first
+
+    # -- in the others ------------------------------------------------------------------------
+
+    def _begin(self, rank: int, team_state: TeamState, monitor: TeamMonitor) -> None:
+        """Become a member; return when the block is to begin."""
+        try:
+            self.rank = rank
+            self._pid = os.getpid()
+            self._armed = PrivateFd(kernel.die_with(self._lifeline))
+            monitor.forget()
+            self._answers_in = monitor.answers_in
+            # Ctrl-C reaches the whole process group; the process that began decides what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            _multiprocess.settle_child()
+            if "torch" in sys.modules:
+                from forkshm.integrations.torch import settle_worker
+
+                settle_worker()
+            team_state.wait_for_gate()
+            team_state.enter(rank)
+        except BaseException as error:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> NoReturn:
+        """End this process, which was forked for the block: nothing of what follows is its own."""
+        code = 1
+        try:
+            if os.getpid() != self._pid:
+                os._exit(code)  # forked from a member by other means, and came this far
+            if error is None:
+                try:
+                    _multiprocess.end_child()
+                except BaseException as raised:
+                    error = raised
+            team_state = self._joined_state()
+            if error is None:
+                code = 0
+                _flush()
+                team_state.end(self.rank, LEFT)
+            else:
+                report(error, self.rank, team_state, self._answers_in, self._known)
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that is closed, missing or full is not ours to complain about.
+        with contextlib.suppress(Exception):
+            stream.flush()

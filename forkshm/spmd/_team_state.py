@@ -1,0 +1,334 @@
+"""The team state: the memory over which the members of a team meet.
+
+Each word has one writer, or is written with `guard` held, and in one store: whoever is
+killed, and wherever, leaves nothing half done. `guard` is a robust mutex.
+
+    head        futex words: `wakeup pipe`, on which waiters sleep, and the gate of the start
+    guard       for loops and singles
+    lock        the one that the members' code uses
+    states      of each member: starting, running, left, failed, died
+    pids        of each member
+    arrivals    of each member: how many barriers it has come to
+    loops_begun of each member: how many loops it has come to
+    singles     how many singles somebody has taken; behind it the bytes of the directory
+    loops       slots of three words: number of the loop, its length, the next index
+    slots       of each member two, for values: it writes one while others still read the other
+
+A value that does not fit a slot lies in the overflow memory: one more memory object, which is not
+mapped, but written and read at a place of the member's own. Behind these places lie a
+directory of named memory, and that memory, of which each is mapped as a region.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+from forkshm.backend import kernel
+from forkshm.errors import RegionBusyError, TeamBrokenError
+from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory, map_refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("DIED", "FAILED", "LEFT", "LOOPS", "RUNNING", "STARTING", "TeamState")
+
+#: States of a member.
+STARTING, RUNNING, LEFT, FAILED, DIED = range(5)
+
+_WAKEUP, _GATE = 0, 1
+# In 8-byte words, behind the futex words: singles taken, bytes of the directory.
+_SINGLES, _DIRECTORY = 1, 2
+
+#: How many loops may be under way at a time: the fastest member is so many ahead of the slowest.
+LOOPS = 32
+_LOOP_WORDS = 3
+
+_LINE = 64
+_SLOT = 1024
+# Of a value: its bytes if it is here; else 0, and the bytes of the list of parts in the overflow memory.
+_VALUE = struct.Struct("<QQ")
+
+#: Bytes of the overflow memory for one value: more than any machine has.
+_OVERFLOW_SHIFT = 42
+
+_ALL = 0x7FFFFFFF
+
+
+class Fd:
+    """An fd, as anything with ``fileno()`` brings it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+
+class TeamState:
+    """What the members of one team have in common.
+
+    Args:
+        size: How many members.
+        fds: Those of a team state that another process made, which this one takes over; None makes a new one.
+
+    Raises:
+        RegionCreateError: The kernel refused the memory.
+        OSError: The kernel refused the overflow memory.
+    """
+
+    def __init__(self, size: int, fds: tuple[int, int] | None = None) -> None:
+        self.size = size
+        locks = _LINE
+        states = locks + Mutex.SIZE + RecursiveMutex.SIZE
+        loops = states + 4 * size * 8
+        slots = loops + LOOPS * _LOOP_WORDS * 8
+        nbytes = slots + 2 * size * _SLOT
+        if fds is None:
+            self.region = anonymous_shared_memory(nbytes)
+            # No call between its being there and its being noted.
+            self.overflow = kernel.create_growing("overflow")
+            self.guard = Mutex(self.region, locks, repair=_nothing)
+            self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
+        else:
+            self.region = MappedRegion(Fd(fds[0]), size=nbytes)
+            kernel.close(fds[0])
+            self.overflow = fds[1]
+            self.guard = Mutex.attach(self.region, locks, repair=_nothing)
+            self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
+        whole = self.region.buf
+        self._head = whole[:_LINE].cast("I")
+        self._singles = whole[:_LINE].cast("Q")
+        self._wakeup = self.region.address + 4 * _WAKEUP
+        self._gate = self.region.address + 4 * _GATE
+        words = whole[states:slots].cast("Q")
+        self.states, self.pids, self.arrivals, self.loops_begun = (
+            words[size * index : size * (index + 1)] for index in range(4)
+        )
+        self._loops = words[4 * size :]
+        self._slots = whole[slots:]
+
+    def fds(self) -> tuple[int, int]:
+        """The fds of the team state, for a process that is not forked from here; they stay this one's."""
+        return self.region.fileno(), self.overflow
+
+    # -- states -------------------------------------------------------------------------
+
+    def enter(self, rank: int) -> None:
+        """Say that this process is the member *rank*."""
+        self.pids[rank] = os.getpid()
+        self.states[rank] = RUNNING
+
+    def end(self, rank: int, state: int) -> None:
+        """Say that a member is no more, and wake those who may wait for it."""
+        self.states[rank] = state
+        self.wake()
+
+    def open_gate(self) -> None:
+        """Let the members go."""
+        self._head[_GATE] = 1
+        kernel.locks.futex_wake(self._gate, _ALL)
+
+    def wait_for_gate(self) -> None:
+        """Wait until all members are there."""
+        while not self._head[_GATE]:
+            kernel.locks.futex_wait(self._gate, 0, 1.0)
+
+    # -- waiting ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Wake everybody who waits on the wakeup pipe. A full memory barrier."""
+        # Two who ring at once may count as one, and somebody may sleep who should not: for one
+        # slice, after which all waiters look up.
+        self._head[_WAKEUP] = (self._head[_WAKEUP] + 1) & 0xFFFFFFFF
+        kernel.locks.futex_wake(self._wakeup, _ALL)
+
+    def wakeup(self) -> int:
+        """What `sleep` wants to know: how often the wakeup pipe has rung."""
+        return self._head[_WAKEUP]
+
+    def sleep(self, woken: int, seconds: float) -> None:
+        """Sleep until the wakeup pipe rings again, or for so long."""
+        kernel.locks.futex_wait(self._wakeup, woken, seconds)
+
+    def arrive(self, rank: int, number: int) -> bool:
+        """Come to a barrier; tell whether all others have."""
+        self.arrivals[rank] = number
+        kernel.locks.futex_wake(self._wakeup, 0)  # a full barrier: of the last two, one sees the other
+        return self.have_arrived(number)
+
+    def have_arrived(self, number: int) -> bool:
+        """Whether all have come to a barrier."""
+        return min(self.arrivals.tolist()) >= number
+
+    # -- loops and singles --------------------------------------------------------------
+
+    def take_single(self, number: int) -> bool:
+        """Whether the caller is the first to come to this single."""
+        if self._singles[_SINGLES] >= number:
+            return False
+        with self.guard:
+            if self._singles[_SINGLES] >= number:
+                return False
+            self._singles[_SINGLES] = number
+            return True
+
+    def begin_loop(self, rank: int, number: int, length: int) -> int | None:
+        """Come to a loop; None when the slowest member is too far behind, else the loop's length.
+
+        Raises:
+            LookupError: Others are far beyond this loop.
+        """
+        self.loops_begun[rank] = number
+        slot = number % LOOPS * _LOOP_WORDS
+        loops = self._loops
+        with self.guard:
+            there = loops[slot]
+            if there < number:
+                if there and min(self.loops_begun.tolist()) <= there:
+                    return None
+                loops[slot + 1] = length
+                loops[slot + 2] = 0
+                loops[slot] = number  # last: whoever is killed before has begun nothing
+            elif there > number:
+                raise LookupError
+            return loops[slot + 1]
+
+    def claim(self, number: int, chunk: int, share: int) -> tuple[int, int]:
+        """Claim the next indices of a loop: *chunk*, or the *share*-th part of what is left if that is more.
+
+        Raises:
+            LookupError: The loop is over for long.
+        """
+        slot = number % LOOPS * _LOOP_WORDS
+        loops = self._loops
+        with self.guard:
+            if loops[slot] != number:
+                raise LookupError
+            length, start = loops[slot + 1], loops[slot + 2]
+            if share:
+                chunk = max(chunk, (length - start) // share)
+            stop = loops[slot + 2] = min(start + chunk, length)
+            return start, stop
+
+    # -- values -------------------------------------------------------------------------
+
+    def write_value(self, rank: int, number: int, value: Any) -> None:
+        """Put down the value with which a member comes to a meeting."""
+        place = 2 * rank + number % 2
+        start = place * _SLOT
+        buffers: list[pickle.PickleBuffer] = []
+        stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
+        if not buffers and len(stream) <= _SLOT - _VALUE.size:
+            self._slots[start + _VALUE.size : start + _VALUE.size + len(stream)] = stream
+            _VALUE.pack_into(self._slots, start, len(stream), 0)
+            return
+        parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
+        head = pickle.dumps([part.nbytes for part in parts])
+        position = place << _OVERFLOW_SHIFT
+        for part in (memoryview(head), *parts):
+            position = _write(self.overflow, part, position)
+        _VALUE.pack_into(self._slots, start, 0, len(head))
+
+    def read_value(self, rank: int, number: int) -> Any:
+        """Return the value with which a member came to a meeting."""
+        place = 2 * rank + number % 2
+        start = place * _SLOT
+        here, head = _VALUE.unpack_from(self._slots, start)
+        if here:
+            return pickle.loads(self._slots[start + _VALUE.size : start + _VALUE.size + here])
+        position = place << _OVERFLOW_SHIFT
+        sizes = pickle.loads(_read(self.overflow, head, position))
+        position += head
+        parts = []
+        for nbytes in sizes:
+            parts.append(_read(self.overflow, nbytes, position))
+            position += nbytes
+        return pickle.loads(parts[0], buffers=parts[1:])
+
+    def memory(self, key: str, nbytes: int, what: str) -> MappedRegion:
+        """Return the memory of that name, which is made by whoever asks first.
+
+        Raises:
+            ValueError: It is there, and was made for something else.
+            RegionCreateError: The kernel refused it.
+        """
+        directory = 2 * self.size << _OVERFLOW_SHIFT
+        position = directory + (1 << _OVERFLOW_SHIFT)
+        with self.guard:
+            used = self._singles[_DIRECTORY]
+            entries = io.BytesIO(_read(self.overflow, used, directory))
+            while entries.tell() < used:
+                name, start, size, made_for = pickle.load(entries)
+                if name == key:
+                    if made_for != what:
+                        raise ValueError(f"{key!r} is there already, as {made_for}, and {what} was asked for")
+                    return MappedRegion(Fd(self.overflow), offset=start, size=size)
+                position = start + -(-size // kernel.page_size) * kernel.page_size
+            try:
+                os.ftruncate(self.overflow, position + nbytes)
+            except OSError as error:
+                raise map_refused(error, nbytes, Mode.read_write) from error
+            region = MappedRegion(Fd(self.overflow), offset=position, size=nbytes)
+            entry = pickle.dumps((key, position, nbytes, what))
+            _write(self.overflow, memoryview(entry), directory + used)
+            self._singles[_DIRECTORY] = used + len(entry)  # last: from here on it is there
+            return region
+
+    def __del__(self, close: Any = kernel.close) -> None:
+        overflow, self.overflow = getattr(self, "overflow", -1), -1
+        if overflow >= 0:
+            close(overflow)
+
+    def close(self) -> None:
+        """Let go of the memory in this process. Can be repeated."""
+        self.guard.detach()
+        self.lock.detach()
+        for words in (self.states, self.pids, self.arrivals, self.loops_begun, self._loops, self._slots):
+            words.release()
+        self._head.release()
+        self._singles.release()
+        # The traceback of whoever failed in a call of ours has views: the collector closes then.
+        with contextlib.suppress(RegionBusyError):
+            self.region.close()
+        overflow, self.overflow = self.overflow, -1
+        if overflow >= 0:
+            kernel.close(overflow)
+
+
+def _nothing() -> None:
+    """Repair what needs none: words are written in one store."""
+
+
+def _died_with_lock() -> None:
+    raise TeamBrokenError("a member ended while it had the lock: what that guards may be half changed")
+
+
+def _write(fd: int, part: memoryview, position: int) -> int:
+    assert sys.platform != "win32"  # memory does not grow there
+    view = part.cast("B") if part.nbytes else part
+    return _move(lambda at, where: os.pwrite(fd, view[at:], where), part.nbytes, position)
+
+
+def _read(fd: int, nbytes: int, position: int) -> bytearray:
+    assert sys.platform != "win32"  # memory does not grow there
+    into = bytearray(nbytes)
+    view = memoryview(into)
+    _move(lambda at, where: os.preadv(fd, [view[at:]], where), nbytes, position)
+    return into
+
+
+def _move(move: Callable[[int, int], int], nbytes: int, position: int) -> int:
+    # One call of the kernel moves at most 2 GiB.
+    done = 0
+    while done < nbytes:
+        moved = move(done, position + done)
+        if not moved:
+            raise EOFError(f"a value of {nbytes:,} bytes ends after {done:,}: please report this")
+        done += moved
+    return position + nbytes

@@ -1,8 +1,0 @@
-"""Fixtures of the tests of doors."""
-
-from __future__ import annotations
-
-from started import CAN_FORK, gate  # noqa: F401
-
-if not CAN_FORK:
-    from started import _what_there_is, in_child, run_script  # noqa: F401

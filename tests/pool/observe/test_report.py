@@ -1,0 +1,192 @@
+"""``Pool.report()``: where the time went, and what would make it faster."""
+
+import asyncio
+import dataclasses
+import time
+
+import functions as f
+import numpy as np
+import pytest
+
+import forkshm
+from forkshm import WorkerDiedError, aio
+from forkshm.pool.observe._report import PoolReport, SlowTask, SlowTasks, WorkerReport, hints_of
+
+pytestmark = pytest.mark.usefixtures("_warm_up")
+
+
+def slept(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def test_each_worker_says_what_it_did_with_its_time(pool):
+    began = time.monotonic()
+    pool.map(slept, [0.05] * 6, chunksize=1)
+    report = pool.report()
+    passed = time.monotonic() - began
+    assert [worker.pid for worker in report.workers] == [process.pid for process in pool._pool]
+    assert sum(worker.tasks for worker in report.workers) == report.statistics.tasks == 6
+    for worker in report.workers:
+        assert worker.busy >= 0.05 * worker.tasks
+        assert worker.transfer > 0
+        # What a worker was at when it was looked at is counted, so nothing is missing but its start.
+        assert worker.busy + worker.transfer + worker.waiting <= report.seconds
+    assert sum(worker.busy for worker in report.workers) <= 2 * passed
+    assert report.packing > 0
+    assert report.unpacking > 0
+
+
+def test_a_task_that_goes_on_counts_so_far(pool, tmp_path, wait_until):
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    result = pool.apply_async(f.hold, (begun, go))
+    wait_until(begun.exists)
+    first = max(worker.busy for worker in pool.report().workers)
+    wait_until(lambda: max(worker.busy for worker in pool.report().workers) > first + 0.05)
+    waiting = [worker.waiting for worker in pool.report().workers]
+    wait_until(lambda: any(now.waiting > then for now, then in zip(pool.report().workers, waiting, strict=True)))
+    go.touch()
+    result.get()
+    wait_until(lambda: sum(worker.tasks for worker in pool.report().workers) == 1)
+
+
+def test_the_slowest_are_named_and_tiny_ones_are_not(pool):
+    pool.apply(slept, (0.03,))
+    pool.map(slept, [0, 0, 0.06, 0], chunksize=2)
+    pool.map(f.square, range(2000), chunksize=1)
+    slowest = pool.report().slowest
+    assert [task.task for task in slowest[:2]] == [
+        "slept over a chunk of 2 items, from number 2 of the input",
+        "slept(0.03)",
+    ]
+    assert slowest[0].seconds >= 0.06
+    assert [task.seconds for task in slowest] == sorted((task.seconds for task in slowest), reverse=True)
+
+
+def test_of_the_slow_tasks_ten_are_kept():
+    tasks = SlowTasks()
+    for milliseconds in [*range(2, 40), 5]:
+        if milliseconds * 1_000_000 > tasks.floor:
+            tasks.note(milliseconds * 1_000_000, f"task {milliseconds}")
+    assert [task.task for task in tasks.slowest()] == [f"task {number}" for number in range(39, 29, -1)]
+
+
+class Loud:
+    def __repr__(self):
+        raise AssertionError("of the user's own nothing runs")
+
+
+def test_arguments_are_named_without_running_the_users_code(pool):
+    pool.apply(lambda *args, **kwargs: slept(0.01), (Loud(), np.zeros((2, 3)), [Loud()], "text"), {"key": None})
+    name = pool.report().slowest[0].task
+    assert name.endswith("(Loud, ndarray float64 (2, 3), list of 1, 'text', key=None)")
+
+
+def test_one_that_takes_the_place_of_another_goes_on_with_its_account():
+    with forkshm.Pool(1, maxtasksperchild=2) as pool:
+        for _ in range(5):
+            pool.apply(slept, (0.01,))
+        (worker,) = pool.report().workers
+        assert worker.pid == pool._pool[0].pid
+        assert worker.tasks >= 4  # the fifth may not be written yet
+        assert worker.busy >= 0.04
+        with pytest.raises(WorkerDiedError):
+            pool.apply(f.die, ("SIGKILL",))
+        pool.apply(slept, (0.01,))
+        assert pool.report().workers[0].busy >= 0.05
+
+
+def test_a_pool_that_has_ended_says_the_last_that_was_known():
+    with forkshm.Pool(2) as pool:
+        pool.map(slept, [0.01] * 4, chunksize=1)
+    assert sum(worker.busy for worker in pool.report().workers) >= 0.04
+    pool = forkshm.Pool(2)
+    pool.map(slept, [0.01] * 4, chunksize=1)
+    pool.close()
+    pool.join()
+    report = pool.report()
+    assert len(report.workers) == 2
+    assert sum(worker.tasks for worker in report.workers) == 4
+    assert pool.report().workers == report.workers
+
+
+def test_too_little_work_for_a_worker_is_told(pool):
+    pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
+    # There may be one on what moving data took, too: workers that are started anew import to unpickle.
+    (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
+    assert hint.endswith(" of it took slept over a chunk of 1 items: divide that")
+
+
+def test_copies_that_take_the_time_are_told(pool):
+    array = np.ones(4_000_000)
+    for _ in range(5):
+        pool.apply(len, (array[:],))
+    (hint,) = [hint for hint in pool.report().hints if "moving" in hint]
+    assert "160 MB were copied: let large arrays be made in shared memory" in hint
+
+
+def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
+    workers = [
+        WorkerReport(f"worker {slot}", slot, tasks, each, 0.0, moved)
+        for slot, (each, moved) in enumerate(zip(busy, transfer, strict=True))
+    ]
+    statistics = forkshm.pool.PoolStatistics(tasks, tasks, copied, 0, 0)
+    return PoolReport(10.0, tuple(workers), tuple(slowest), 0.0, 0.0, statistics, ())
+
+
+@pytest.mark.parametrize(
+    ("report", "hints"),
+    [
+        (report_of([1.0, 1.0]), []),
+        (report_of([1.0, 1.0], [0.9, 0.9]), []),
+        (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little to say anything
+        (
+            report_of([0.1, 0.1], [1.0, 1.0], tasks=100_000),
+            ["each task computes for only 2 us; let one do more (chunksize=...)"],
+        ),
+        (report_of([0.1, 0.1], [1.0, 1.0], copied=10**9), ["1,000 MB were copied: let large arrays be made in shared"]),
+        (report_of([4.0, 0.5]), ["one worker computed for 4 s, all 2 on average for 2.25 s: give more and smaller"]),
+        (
+            report_of([4.0, 0.5], slowest=[SlowTask(3.0, "resize(1)")]),
+            ["one worker computed for 4 s, all 2 on average for 2.25 s, and 3 s of it took resize(1): divide that"],
+        ),
+        (report_of([4.0], [0.0], slowest=[SlowTask(4.0, "all")]), []),
+    ],
+)
+def test_what_is_hinted_at(report, hints):
+    found = hints_of(report)
+    assert len(found) == len(hints)
+    assert all(expected in said for expected, said in zip(hints, found, strict=True))
+
+
+def test_it_prints_as_a_table():
+    report = report_of([4.0, 0.5], slowest=[SlowTask(3.0, "resize(1)")], copied=2_500_000)
+    lines = str(dataclasses.replace(report, hints=("do less",))).splitlines()
+    assert lines[0].split() == ["tasks", "busy", "transfer", "waiting"]
+    assert lines[1].split() == ["worker", "0", "10", "4.000", "s", "0.000", "s", "0.000", "s"]
+    assert "2.5 MB were copied, 0.0 MB shared" in lines[3]
+    assert [line.strip() for line in lines[4:]] == ["3.000 s: resize(1)", "hint: do less"]
+
+
+def test_all_doors_have_it():
+    @forkshm.parallel(workers=2)
+    def work(x):
+        return slept(0.002) + x
+
+    with pytest.raises(RuntimeError, match="has no workers yet"):
+        work.report()
+    work.map(range(4), chunksize=1)
+    assert len(work.report().slowest) == 4
+    work.close()
+
+    async def main():
+        async with aio.Pool(1) as pool:
+            await pool.map(slept, [0.002] * 3, 1)
+            return pool.report()
+
+    report = asyncio.run(main())
+    assert len(report.slowest) == 3
+    assert report.unpacking > 0
+    with forkshm.Executor(1) as executor:
+        executor.submit(slept, 0.002).result()
+        assert executor.pool.report().slowest[0].task == "slept(0.002)"

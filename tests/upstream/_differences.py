@@ -1,0 +1,47 @@
+"""Where forkshm answers the upstream tests differently, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A test that fails with forkshm, in whichever suites, Pythons and start methods it is there."""
+
+    test: str
+    reason: str
+    #: The suite in which it fails, when the other has another test of that name.
+    only: str | None = None
+    #: Whether it passes when the machine is slow, or fast, enough.
+    sometimes: bool = False
+
+
+KNOWN = [
+    Difference(
+        "WithProcessesTestPoolWorkerErrors.test_unpickleable_result",
+        "expects that a lambda cannot be returned: here it can",
+    ),
+    Difference(
+        "TestStartMethod.test_mixed_startmethod",
+        "expects that a queue made for fork is refused by spawn and forkserver: here it crosses",
+    ),
+    Difference(
+        "TestIgnoreEINTR.test_ignore",
+        "expects that a large message waits in its sender: here it is in a block, and the process has ended and is, "
+        "under forkserver, collected when it is sent a signal",
+        sometimes=True,
+    ),
+    Difference(
+        "WithProcessesTestSharedMemory.test_shared_memory_basics",
+        "CPython's patches a private function of multiprocessing.shared_memory by that name",
+        only="cpython",
+    ),
+    Difference(
+        "WithProcessesTestSharedMemory.test_shared_memory_recreate",
+        "CPython's patches a private function of multiprocessing.shared_memory by that name",
+        only="cpython",
+    ),
+]
+
+REASONS = {difference.test: difference.reason for difference in KNOWN}
