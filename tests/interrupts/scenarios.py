@@ -179,6 +179,41 @@ class PoolImapResumed(_OfPool):
         super().check()
 
 
+class PoolMapBatches(_OfPool):
+    """So many tiny tasks that they go several in a message, and their answers too."""
+
+    def run(self):
+        numbers = self.new(120)
+        same(self.pool.map(work, numbers, chunksize=1), [3 * number for number in numbers])
+
+
+class PoolImapBatches(PoolImapResumed):
+    """As many, of an iterator that is gone on with."""
+
+    items = 120
+
+    def run(self):
+        self.wanted = self.new(self.items)
+        self.got = []
+        self.iterator = self.pool.imap(work, self.source())
+        self.take()
+
+    def source(self):
+        return self.wanted
+
+
+class PoolImapGeneratorBatches(PoolImapBatches):
+    """The same of input that a thread takes."""
+
+    items = 40
+
+    def source(self):
+        return (number for number in self.wanted)
+
+
+class PoolMapArrays(_OfPool):
+
+
 class PoolMapArrays(_OfPool):
     def run(self):
         arrays = [np.full(20_000, float(number)) for number in self.new(4)]
