@@ -212,9 +212,6 @@ class PoolImapGeneratorBatches(PoolImapBatches):
 
 
 class PoolMapArrays(_OfPool):
-
-
-class PoolMapArrays(_OfPool):
     def run(self):
         arrays = [np.full(20_000, float(number)) for number in self.new(4)]
         answers = self.pool.map(work_of, arrays, chunksize=1)
