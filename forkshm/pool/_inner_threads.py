@@ -14,6 +14,8 @@ import os
 import sys
 from typing import Any
 
+from forkshm.backend import kernel
+
 __all__ = ("VARIABLES", "limit", "prepare", "share", "variables")
 
 #: The environment variables, each with the name that ``threadpoolctl`` has for the library that reads it.
@@ -31,6 +33,11 @@ _USERS = ("numpy", "scipy", "torch", "sklearn", "faiss", "numexpr", "pyarrow", "
 
 #: What finds the libraries, made before the workers are forked, so that each of them need not look.
 _controller: Any = None
+# OpenBLAS' own number of threads, for each such library by its path. Its function that sets it starts all threads
+# first, also those that are not to be used, and each of them takes a core for up to 0.1 s before it sleeps: a worker
+# that runs for less would take longer to start than to work.
+_numbers: dict[str, Any] = {}
+_NUMBER = "blas_cpu_number"
 
 
 def share(cores: int, workers: int) -> int | None:
@@ -56,6 +63,12 @@ def prepare() -> None:
     if any(name in sys.modules for name in _USERS) and importlib.util.find_spec("threadpoolctl") is not None:
         try:
             _controller = importlib.import_module("threadpoolctl").ThreadpoolController()
+            for library in _controller.lib_controllers:
+                if library.internal_api == "openblas" and library.filepath not in _numbers:
+                    number = kernel.global_int(library.filepath, _NUMBER)
+                    # What it is called in other versions, and whether it means that, nobody promises.
+                    if number is not None and number.value == library.num_threads:
+                        _numbers[library.filepath] = number
         except Exception:  # a library of another make: the limit is a kindness, and no reason to fail
             _controller = None
 
@@ -70,7 +83,16 @@ def limit(count: int, *, is_explicit: bool) -> None:
         for library in _controller.lib_controllers:
             try:
                 if library.internal_api in by_name and (is_explicit or (library.num_threads or 0) > count):
-                    library.set_num_threads(count)
+                    _set(library, count)
             except Exception:  # noqa: S112 - as above
                 continue
     os.environ.update(chosen)
+
+
+def _set(library: Any, count: int) -> None:
+    number = _numbers.get(library.filepath)
+    if number is not None and count <= number.value:
+        number.value = count
+        if library.num_threads == count:
+            return
+    library.set_num_threads(count)
