@@ -126,6 +126,8 @@ class WorkerGroup:
         self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
         self._inner_threads = inner_threads
+        # Asked once: it reads files.
+        self._share = _inner_threads.share(kernel.usable_cores(), size) if inner_threads == "share" else None
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
@@ -291,9 +293,7 @@ class WorkerGroup:
             return self._inner_threads, True
         if self._inner_threads is None:
             return None
-        count = _inner_threads.share(kernel.usable_cores(), self.size)
-        if cpus is not None:
-            count = len(cpus)
+        count = len(cpus) if cpus is not None else self._share
         return None if count is None else (count, False)
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
