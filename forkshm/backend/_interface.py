@@ -646,8 +646,12 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def count(self, counter: int, change: int = 0) -> int:
-        """Add *change* in one step and return the new count; ``EINVAL`` if it were negative."""
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
+        """Add *change* in one step and return the new count; ``EINVAL`` if the count would be negative.
+
+        *noted* gets an item in the C call that adds, and loses one in the C call that subtracts. An interrupted
+        caller knows from it whether it has counted.
+        """
 
     @abc.abstractmethod
     def clear_counter(self, counter: int) -> None:

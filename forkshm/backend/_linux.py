@@ -24,7 +24,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import FLAGS, Unix  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - of which there is nothing elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -293,8 +293,10 @@ class LinuxBackend(Unix):
         # kernel, and refuses to go below 0. A description of its own for each counter.
         return self.reopen(memory)
 
-    def count(self, counter: int, change: int = 0) -> int:
-        return _lseek(counter, change, 1)  # SEEK_CUR
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
+        if noted is None:
+            return _lseek(counter, change, 1)  # SEEK_CUR
+        return seek_noted(noted, counter, change)
 
     def clear_counter(self, counter: int) -> None:
         os.lseek(counter, 0, os.SEEK_SET)

@@ -33,6 +33,16 @@ MAP_FIXED = 0x10
 _MS_ASYNC = 1
 _MS_SYNC = {"darwin": 0x10, "freebsd": 0, "openbsd": 2}.get(sys.platform.rstrip("0123456789"), 4)
 
+
+def seek_noted(noted: list[int], counter: int, change: int) -> int:
+    """Add *change* to the position of *counter*, note that in the same C call, and return the new position."""
+    moved = map(os.lseek, (counter,), (change,), (os.SEEK_CUR,))
+    if change > 0:
+        noted.extend(moved)
+        return noted[-1]
+    return next(zip(moved, map(noted.pop, (-1,)), strict=False))[0]
+
+
 FLAGS = {
     Access.READ: (_mmap.PROT_READ, MAP_SHARED),
     Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_SHARED),

@@ -225,8 +225,9 @@ class Queue:
         _queues.add(self)
 
     def _start_backlog(self) -> None:
-        #: What was put and did not fit the kernel's buffer yet.
-        self._backlog: collections.deque[Payload] = collections.deque()
+        # Payloads that did not fit into the kernel's buffer. The list beside a payload gets an item in the C call that
+        # sends it, so that an interrupted `_flush` does not send it again.
+        self._backlog: collections.deque[tuple[Payload, list[Any]]] = collections.deque()
         # Guards the order in which the backlog is sent; and the two below.
         self._lock = _interrupts.Lock()
         self._feeder: threading.Thread | None = None
@@ -237,7 +238,7 @@ class Queue:
         backlog = self._backlog
         self._has_put = False
         self._start_backlog()
-        for payload in backlog:
+        for payload, _ in backlog:
             payload.close()
 
     def __del__(self) -> None:
@@ -284,35 +285,45 @@ class Queue:
         if self._closed:
             raise self._is_closed()
         self._has_put = True
-        counter = self._counters.items
-        if _count(counter, 1) > self._maxsize > 0:
-            _count(counter, -1)
-            self._wait_for_room(block, timeout)
+        # Each has an item from the C call that counts, or sends, until the C call that undoes it.
+        place: list[int] = []
+        unfinished: list[int] = []
+        sent: list[Any] = []
         try:
-            self._note_put()
+            if _count(self._counters.items, 1, place) > self._maxsize > 0:
+                _count(self._counters.items, -1, place)
+                self._wait_for_room(block, timeout, place)
+            self._note_put(unfinished)
             try:
                 stream = small_stream(obj)
                 if stream is None:
-                    self._put_payload(pack(obj, importable=self._importable), block)
-                elif self._backlog or not self._writer.send(stream, wait=False):
-                    self._send_later(Payload(stream), patient=block)
-            except BaseException:
-                self._note_not_put()
-                raise
-        except BaseException as error:
-            self._give_room()
-            if not isinstance(error, Exception):
-                raise
-            explain(error, {"obj": obj}, self._importable)
-            prints = type(self)._on_queue_feeder_error is _prints
-            if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
-                raise
-            self._on_queue_feeder_error(error, obj)
+                    self._put_payload(pack(obj, importable=self._importable), block, sent)
+                elif self._backlog or not self._writer.send(stream, wait=False, sent=sent):
+                    self._send_later(Payload(stream), sent, patient=block)
+            except Exception as error:
+                if sent:  # a signal handler has raised
+                    raise
+                self._undo_put(place, unfinished)
+                explain(error, {"obj": obj}, self._importable)
+                prints = type(self)._on_queue_feeder_error is _prints
+                if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
+                    raise
+                self._on_queue_feeder_error(error, obj)
+        except BaseException:
+            if not sent:
+                self._undo_put(place, unfinished)
+            raise
 
-    def _put_payload(self, payload: Payload, block: bool) -> None:
+    def _undo_put(self, place: list[int], unfinished: list[int]) -> None:
+        if unfinished:
+            self._note_not_put(unfinished)
+        if place:
+            self._give_room(place)
+
+    def _put_payload(self, payload: Payload, block: bool, sent: list[Any]) -> None:
         try:
-            if self._backlog or not self._writer.send(payload.data, payload.fds, wait=False):
-                self._send_later(payload, patient=block)
+            if self._backlog or not self._writer.send(payload.data, payload.fds, wait=False, sent=sent):
+                self._send_later(payload, sent, patient=block)
             else:
                 payload.close()
         except BaseException:
@@ -323,23 +334,23 @@ class Queue:
         """Put an object if there is room at once; as ``put(obj, block=False)``."""
         self.put(obj, False)
 
-    def _note_put(self) -> None:
-        """Another item is about to be put: for a queue that can be joined."""
+    def _note_put(self, unfinished: list[int]) -> None:
+        """Count an item that is about to be put. A queue that can be joined overrides this."""
 
-    def _note_not_put(self) -> None:
-        """It was not put after all."""
+    def _note_not_put(self, unfinished: list[int]) -> None:
+        """Undo `_note_put`."""
 
-    def _wait_for_room(self, block: bool, timeout: float | None) -> None:
+    def _wait_for_room(self, block: bool, timeout: float | None, place: list[int]) -> None:
         words, address = self._words, self._region.address
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             seen = words[_ROOM]
             words[_ROOM_WANTED] = 1
             # The system call below comes between our writing that and looking.
-            if _count(self._counters.items, 1) <= self._maxsize:
+            if _count(self._counters.items, 1, place) <= self._maxsize:
                 self._empty_since = None
                 return
-            _count(self._counters.items, -1)
+            _count(self._counters.items, -1, place)
             if self._count_is_wrong():
                 kernel.clear_counter(self._counters.items)
                 continue
@@ -362,35 +373,37 @@ class Queue:
         self._empty_since = None
         return True
 
-    def _give_room(self) -> None:
+    def _give_room(self, place: list[int]) -> None:
         try:
-            _count(self._counters.items, -1)
+            _count(self._counters.items, -1, place)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # else somebody has set the count right, and took us for dead
+            if error.errno != errno.EINVAL:  # another process took this one for dead, and has set the count right
                 raise
+            place.clear()
         if self._maxsize and self._words[_ROOM_WANTED]:
             self._words[_ROOM_WANTED] = 0
             _wake(self._words, self._region.address, _ROOM)
 
     # -- what the kernel has no room for ----------------------------------------------
 
-    def _send_later(self, payload: Payload, *, patient: bool) -> None:
+    def _send_later(self, payload: Payload, sent: list[Any], *, patient: bool) -> None:
         with self._lock:
             if patient and not self._backlog:
                 # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
                 # is cheaper than a thread.
                 kernel.wait_writable(self._writer, _PATIENCE_SECONDS)
             self._flush()
-            if not self._backlog and self._writer.send(payload.data, payload.fds, wait=False):
+            if not self._backlog and self._writer.send(payload.data, payload.fds, wait=False, sent=sent):
                 payload.close()
                 return
             payload.park()
-            self._backlog.append(payload)
+            entry: tuple[Payload, list[Any]] = (payload, [])
+            sent.extend(map(self._backlog.append, (entry,)))
             if self._feeder is None:
                 try:
                     self._start_feeder()
                 except BaseException:
-                    self._backlog.remove(payload)
+                    next(zip(map(self._backlog.remove, (entry,)), map(sent.pop, (-1,)), strict=False))
                     raise
 
     def _start_feeder(self) -> None:
@@ -403,24 +416,25 @@ class Queue:
         sent = 0
         backlog = self._backlog
         while backlog:
-            payload = backlog[0]
+            payload, noted = backlog[0]
             try:
-                payload.unpark()
-                if not self._writer.send(payload.data, payload.fds, wait=False):
-                    return sent
+                if not noted:
+                    payload.unpark()
+                    if not self._writer.send(payload.data, payload.fds, wait=False, sent=noted):
+                        return sent
             except ChannelBrokenError:
                 # Nobody can receive any more: nobody misses it.
                 while backlog:
-                    backlog.popleft().close()
+                    backlog.popleft()[0].close()
                 return sent
             except OSError as error:
                 if error.errno in _SCARCE:
                     return sent
                 # Nobody is here to be told but whoever reads the log.
                 sys.excepthook(type(error), error, error.__traceback__)
-                self._note_not_put()
-                self._give_room()
-            backlog.popleft().close()
+                self._note_not_put([1])
+                self._give_room([1])
+            backlog.popleft()[0].close()
             sent += 1
         return sent
 
@@ -476,18 +490,20 @@ class Queue:
                 raise queue.Empty from None
         if received is None:
             raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
+        place = [1]
         try:
             value = open_item(received)
+            self._give_room(place)
         except Exception:
             received.close()
-            self._give_room()
+            if place:
+                self._give_room(place)
             raise
         except BaseException:
-            if received.is_read:  # interrupted after that: the item is used up
-                self._give_room()
+            if received.is_read and place:  # interrupted after that: the item is used up
+                self._give_room(place)
             self._reader.put_back(received)
             raise
-        self._give_room()
         return value
 
     def get_nowait(self) -> Any:
@@ -598,11 +614,11 @@ class JoinableQueue(Queue):
         super().__init__(maxsize, ctx=ctx, on_error=on_error)
         self._counters.unfinished = kernel.create_counter(self._region.fileno())
 
-    def _note_put(self) -> None:
-        _count(self._counters.unfinished, 1)
+    def _note_put(self, unfinished: list[int]) -> None:
+        _count(self._counters.unfinished, 1, unfinished)
 
-    def _note_not_put(self) -> None:
-        self.task_done()
+    def _note_not_put(self, unfinished: list[int]) -> None:
+        self._done(unfinished)
 
     def task_done(self) -> None:
         """Say that an item that was got is done.
@@ -610,8 +626,11 @@ class JoinableQueue(Queue):
         Raises:
             ValueError: More often than items were put.
         """
+        self._done([1])
+
+    def _done(self, unfinished: list[int]) -> None:
         try:
-            left = _count(self._counters.unfinished, -1)
+            left = _count(self._counters.unfinished, -1, unfinished)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

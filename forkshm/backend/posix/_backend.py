@@ -44,7 +44,7 @@ from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
 
-from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402 - of which there is nothing on Windows
+from forkshm.backend._unix import FLAGS, Unix, fallocate, seek_noted  # noqa: E402 - of which there is nothing on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -440,14 +440,16 @@ class PosixBackend(Unix):
         # The position of an open file description, as on Linux; of a file without a name.
         return self._new_file("counter")
 
-    def count(self, counter: int, change: int = 0) -> int:
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
         if not change:
             return os.lseek(counter, 0, os.SEEK_CUR)
         # That lseek(2) adds in one step is nowhere promised. A record lock goes with the process that has it.
         with self._counting:
             fcntl.lockf(counter, fcntl.LOCK_EX)
             try:
-                return os.lseek(counter, change, os.SEEK_CUR)
+                if noted is None:
+                    return os.lseek(counter, change, os.SEEK_CUR)
+                return seek_noted(noted, counter, change)
             finally:
                 fcntl.lockf(counter, fcntl.LOCK_UN)
 

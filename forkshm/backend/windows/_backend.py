@@ -438,12 +438,17 @@ class WindowsBackend(Backend):
     def create_counter(self, memory: int) -> int:
         return _winapi.create_semaphore()
 
-    def count(self, counter: int, change: int = 0) -> int:
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
         if change > 0:
-            return _winapi.release_semaphore(counter, change) + change
+            now = _winapi.release_semaphore(counter, change) + change
+            if noted is not None:
+                noted.append(now)
+            return now
         for _ in range(-change):
             if _winapi.wait(counter, 0) != _winapi.WAIT_OBJECT_0:
                 raise OSError(errno.EINVAL, "a count cannot be less than 0")
+            if noted:
+                noted.pop()
         return _winapi.semaphore_value(counter)
 
     def clear_counter(self, counter: int) -> None:

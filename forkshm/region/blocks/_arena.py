@@ -405,10 +405,10 @@ class Arena:
         """How many blocks have been handed out."""
         return self._allocations
 
-    def has_excess(self, keep: int = KEEP_WARM) -> bool:
-        """Whether there may be more to `trim` than *keep* bytes. Cheap."""
+    def has_excess(self, keep: int | None = None) -> bool:
+        """Return whether `trim` may find more than *keep* bytes; None keeps what is kept warm. Cheap."""
         with guard:
-            return sum(carved.warm_end for carved in self._carved) > keep
+            return sum(carved.warm_end for carved in self._carved) > (KEEP_WARM if keep is None else keep)
 
     def statistics(self) -> ArenaStatistics:
         """Look at what is held; blocks that came back since are counted as free."""
