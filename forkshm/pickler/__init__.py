@@ -39,7 +39,7 @@ from forkshm.pickler._reducers import (
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
-from forkshm.pickler._unpack import ReceivedPayload, open_plain, receive, skip
+from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
 from forkshm.pickler._unpicklable import explain
 from forkshm.pickler._view import View, view
 
@@ -62,6 +62,7 @@ __all__ = [
     "open_plain",
     "pack",
     "pack_by_name",
+    "plain_pair",
     "receive",
     "register",
     "register_lazy",
