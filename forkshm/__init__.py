@@ -16,6 +16,7 @@ Layers are numbered from the kernel up; each imports only from lower-numbered la
     executor/      6  the interface of concurrent.futures
     decorator/     6  parallel functions
     containers/    6  shared lists and dicts
+    cluster/       6  executors on the nodes of a Dask cluster
     aio.py         6  the interface for asyncio
     accounting.py  6  what was moved, and `assert_zero_copy`
     queues.py ...     the other modules that multiprocessing has
@@ -33,6 +34,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _signatures
 from forkshm import backend as _backend
 from forkshm import errors as _errors
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
@@ -265,14 +267,25 @@ _MODULES = frozenset(
 )
 
 
+def _found(value: Any) -> Any:
+    """Return *value*, which was found when it was first used, with signatures that read well."""
+    if _signatures.is_interactive():
+        _signatures.unquote(value)
+    return value
+
+
 def __getattr__(name: str) -> Any:
-    if name in _MODULES or name == "aio":
+    if name == "aio":
+        module = importlib.import_module("forkshm.aio")
+        _found(module.Pool)
+        return module
+    if name in _MODULES:
         return importlib.import_module(f"forkshm.{name}")
     if name == "ResultNotPicklableError":
         return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
     if name in _LAZY:
         value = globals()[name] = getattr(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
-        return value
+        return _found(value)
     if name in _errors.__all__:
         return getattr(_errors, name)
     if name not in _NUMPY:
@@ -286,7 +299,7 @@ def __getattr__(name: str) -> Any:
             f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
     value = globals()[name] = getattr(numpy, name)
-    return value
+    return _found(value)
 
 
 def __dir__() -> list[str]:
@@ -300,3 +313,7 @@ def _warn_of_experiments(found: list[str]) -> None:
 
 
 _warn_of_experiments(_backend.experiments())
+
+if _signatures.is_interactive():
+    for _name in __all__:
+        _found(globals().get(_name))

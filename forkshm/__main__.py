@@ -19,16 +19,32 @@ __all__ = ("COMMANDS", "main")
 #: ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the exit code.
 COMMANDS = {
     "run": "run a script in several ranked processes",
-    "doctor": "what this system offers, its limits, and what forkshm will therefore do",
-    "ls": "the shared memory that is alive on this machine",
-    "top": "the same, live",
-    "clean": "named memory that nobody uses: show it, ask, remove it",
+    "doctor": "list what this system offers, its limits, and what follows",
+    "ls": "list the shared memory that is alive on this machine",
+    "top": "list it again and again, the largest first",
+    "clean": "list named memory that nobody uses, ask, and remove it",
 }
+
+_EXAMPLES = """\
+examples:
+  python -m forkshm run -n 4 script.py --size 10    four processes with ranks
+  python -m forkshm doctor                          why is something missing or slow here?
+  python -m forkshm ls                              who holds how much shared memory?
+  python -m forkshm top                             the same while a program runs
+  python -m forkshm clean                           remove what a killed program left
+
+'python -m forkshm COMMAND --help' describes the options of a command.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m forkshm", description="Shared memory between Python processes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m forkshm",
+        description="Shared memory between Python processes: run ranked scripts, and see what is there.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     # Python's version as well: it is what one is asked for next.
     version = f"forkshm {sys.modules['forkshm'].__version__} (Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=version)

@@ -1,73 +1,36 @@
-"""The programs of README.md run when they are copied, and say what is written beside them."""
+"""The README is short, its links lead somewhere, and it has the two commands that CI takes from it.
+
+Its programs are run by tests/docs/test_snippets.py.
+"""
 
 from __future__ import annotations
 
-import pathlib
 import re
-import subprocess
-import sys
-import textwrap
 
 import pytest
+from pages import ROOT, snippets
 
-from forkshm import _system
-
-pytest.importorskip("numpy")
-
-pytestmark = pytest.mark.slow
-
-README = pathlib.Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
+TEXT = README.read_text()
 
 
-def programs(section):
-    text = ("\n" + README.read_text()).partition(f"\n{section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= 130
 
 
-#: Of each section: what its programs say; what ends in a bracket is only how they begin.
-SAID = {
-    "# forkshm": ["250000000.0\n"],
-    "## Doors": [
-        "9 [0, 1, 4, 9, 16] 49\n0\n1\n4\n9\n16\n",
-        "[1, 1, 4, 27, 256]\nWorkerDiedError(",
-        "45\n1\n2\n3\nstopped\n",
-        "['to', 'be', 'or', 'not']\n36\n",
-    ],
-    "## Memory without a pool": [""],
-    "## Several processes, one program": ["True\n", "", "1 workers: 332833500.0\n", "drained after True\n"],
-}
+def test_it_has_a_program_and_says_what_it_prints():
+    assert [snippet.output is not None for snippet in snippets(README)] == [True]
 
 
-def test_every_program_is_known():
-    assert {section: len(programs(section)) for section in SAID} == {
-        section: len(said) for section, said in SAID.items()
-    }
+@pytest.mark.parametrize("words", ["pytest -n auto", "examples/quickstart.py"])
+def test_it_has_the_commands_alone_in_their_blocks(words):
+    blocks = re.findall(r"^```\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    (command,) = [block for block in blocks if words in block]
+    assert command.startswith("python3 -m venv")
+    assert command.count("\n") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("section", "number"),
-    [(section, number) for section, said in SAID.items() for number in range(len(said))],
-    ids=lambda value: str(value).strip("# ").replace(" ", "-"),
-)
-def test_a_program_runs_when_it_is_copied(section, number, run_script):
-    # Four GB are more than a machine that tests may have.
-    source = programs(section)[number].replace("500_000_000", "500_000")
-    expected = SAID[section][number].replace("250000000", "250000")
-    if not _system.CAN_FORK:  # where a program is imported by its children
-        source = f'if __name__ == "__main__":\n{textwrap.indent(source, "    ")}'
-    said = run_script(source)
-    assert said.startswith(expected)
-    assert said == expected or expected.endswith("(")
-
-
-def test_arrays_are_born_shared_as_it_says(run_script):
-    (program,) = [each for each in programs("## From multiprocessing to forkshm") if "shared_allocations" in each]
-    assert run_script(program) == "4995007000.0 0\n"
-
-
-def test_the_script_runs_in_several_workers(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(programs("## Several processes, one program")[2])
-    command = [sys.executable, "-m", "forkshm", "run", "-n", "3", str(path)]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "3 workers: 332833500.0\n"
+def test_its_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT) if "://" not in link]
+    assert len(links) > 20
+    assert not [link for link in links if not (ROOT / link).exists()]

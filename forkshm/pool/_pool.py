@@ -609,7 +609,8 @@ class Pool(_StandardPool):
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """Return a context manager that writes who did what when in the block to a file.
 
-        Open the file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
+        A path that ends in ``.html`` gets a page with a timeline and the pool's report, which opens without a network.
+        Open any other file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
         with the time that it spent waiting, receiving (reading and unpickling), computing
         (by the name of the function) and sending (pickling, copying, sending), and rows for
         the threads of this process. What a worker did before it was killed is there.
@@ -658,6 +659,11 @@ class Pool(_StandardPool):
 
     def __repr__(self) -> str:
         return f"<{_system.path_of(type(self))} state={self._state} pool_size={self._worker_group.size}>"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p>forkshm.Pool, {self._worker_group.size} workers, state {self._state}</p>{self.report()._repr_html_()}"
+        )
 
 
 def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:

@@ -458,6 +458,13 @@ class MappedRegion:
         where = "closed" if self._exporter is None else f"at {self._mapping.address:#x}"
         return f"<{type(self).__name__} {self._mapping.size:,} bytes {self._mapping.mode} {where}>"
 
+    def _repr_html_(self) -> str:
+        # For notebooks.
+        where = "closed" if self._exporter is None else f"{self._mapping.address:#x}"
+        cells = {"size": f"{self._mapping.size:,} bytes", "mode": str(self._mapping.mode), "address": where}
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells.items())
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
     def __reduce__(self) -> Any:
         raise NotPicklableError(
             f"cannot pickle {self!r}: a plain pickle cannot carry shared memory; "

@@ -355,3 +355,7 @@ class Memory(abc.ABC):
     @abc.abstractmethod
     def new_text(length: int) -> str:
         """Return a new ASCII ``str``, whose characters the caller writes to its `text_address` at once."""
+
+    def global_int(self, path: str, name: str) -> Any:
+        """Return a C ``int`` of a library that is loaded, whose ``value`` can be read and set; None if it has none."""
+        return None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from forkshm.pool._status import FIRST_TASK, STARTING
 
 if TYPE_CHECKING:
+    import os
+
     from forkshm.pool._worker_group import WorkerGroup
     from forkshm.pool.observe._statistics import PoolStatistics
 
@@ -111,6 +113,38 @@ class PoolReport:
         lines += [f"{task.seconds:9.3f} s: {task.task}" for task in self.slowest]
         lines += [f"hint: {hint}" for hint in self.hints]
         return "\n".join(lines)
+
+    def to_html(self) -> str:
+        """Return the report as an HTML page that opens without a network, in light and dark."""
+        from forkshm.pool.observe._html import report_page
+
+        return report_page(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_html` to a file.
+
+        Args:
+            path: The file; it is overwritten.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Example:
+            >>> import forkshm, pathlib, tempfile
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "report.html")
+            >>> with forkshm.Pool(1) as pool:
+            ...     pool.report().save(path)
+            >>> path.read_text()[:15]
+            '<!DOCTYPE html>'
+        """
+        text = self.to_html()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _repr_html_(self) -> str:
+        from forkshm.pool.observe._html import report_fragment
+
+        return report_fragment(self)
 
 
 class SlowTasks:

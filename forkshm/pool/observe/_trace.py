@@ -283,6 +283,14 @@ class Trace:
         for event in events:
             if event["ph"] == "X":
                 event["ts"] -= self._started // 1000
+        if self.path.lower().endswith((".html", ".htm")):
+            from forkshm.pool.observe._html import trace_page
+
+            report = getattr(self._pool, "report", None)
+            page = trace_page(events, None if report is None else report(), self.dropped)
+            with open(self.path, "w", encoding="utf-8") as file:
+                file.write(page)
+            return
         whole = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"dropped": self.dropped}}
         with open(self.path, "w") as file:
             json.dump(whole, file)

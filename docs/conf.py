@@ -1,0 +1,133 @@
+"""Configuration of the documentation: ``docs/build`` builds it, without a network."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+DOCS = pathlib.Path(__file__).parent.resolve()
+ROOT = DOCS.parent
+sys.path[:0] = [str(ROOT), str(DOCS / "_extensions")]
+
+import forkshm  # noqa: E402
+
+project = "forkshm"
+author = "The forkshm developers"
+project_copyright = "The forkshm developers, BSD-3-Clause"
+version = release = forkshm.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+    "source_pages",
+]
+# The gallery runs its programs, which takes a minute; FORKSHM_DOCS_GALLERY=0 leaves it out.
+if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
+    extensions.append("sphinx_gallery.gen_gallery")
+    sphinx_gallery_conf: dict[str, Any] = {
+        "examples_dirs": [str(ROOT / "examples" / "gallery")],
+        "gallery_dirs": ["gallery"],
+        "filename_pattern": r"\.py$",
+        "abort_on_example_error": True,
+        "download_all_examples": False,
+        "remove_config_comments": True,
+        "show_memory": False,
+        "show_signature": False,
+        "min_reported_time": 0,
+        "within_subsection_order": "FileNameSortKey",
+    }
+else:
+    tags.add("no_gallery")  # type: ignore[name-defined]  # noqa: F821 - Sphinx puts it here
+
+suppress_warnings = ["config.cache"]
+exclude_patterns = ["_build", "sg_execution_times.rst", "_extensions", "_include", "gallery/*.ipynb"]
+if "no_gallery" in tags:  # type: ignore[name-defined]  # noqa: F821
+    exclude_patterns.append("gallery")
+    suppress_warnings.append("toc.not_readable")
+root_doc = "index"
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+nitpicky = False
+keep_warnings = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Fork and threads", "returns_style")]
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+default_role = "py:obj"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"forkshm {release}"
+html_static_path = ["_static"]
+html_css_files = ["forkshm.css"]
+html_context = {"default_mode": "auto"}
+html_show_sourcelink = False
+html_copy_source = False
+html_sidebars = {"index": [], "changelog": [], "compatibility": []}
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 8,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_version_warning_banner": False,
+    "back_to_top_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+
+# -- the reference -------------------------------------------------------------------------
+
+
+def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    # Inherited from the standard library, whose documentation describes it.
+    return True if re.match(r"(add_note|with_traceback)$", name) else None
+
+
+def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
+    # Readers know these by their last names.
+    short = [
+        None if text is None else re.sub(r"\b(_multiprocess|_sync)\.(context\.)?", "", text)
+        for text in (signature, returns)
+    ]
+    return tuple(short)
+
+
+def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    # Docstrings name classes as `WorkerDiedError`: look for them in the modules where they are documented.
+    name = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not name:
+        return None
+    objects = env.domains["py"].objects
+    for prefix in ("forkshm.", "forkshm.errors.", "forkshm.region.", "forkshm.aio."):
+        full = prefix + name.removeprefix("forkshm.")
+        if full in objects:
+            return env.domains["py"].resolve_xref(
+                env, node["refdoc"], app.builder, node.get("reftype", "obj"), full, node, content
+            )
+    return None
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("missing-reference", _resolve)

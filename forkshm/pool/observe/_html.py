@@ -1,0 +1,292 @@
+"""Reports and traces as HTML: pages that open offline, light and dark, and tables for notebooks."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from forkshm.pool.observe._report import PoolReport
+
+__all__ = ("report_fragment", "report_page", "table", "trace_page")
+
+#: Kinds of work, in the order of the legend, with the class of their color.
+_KINDS = ("computing", "receiving", "sending", "waiting", "pickling", "unpickling")
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1f2328; --muted: #59636e; --back: #fff; --line: #d1d9e0;
+  --computing: #0f6cbd; --receiving: #8a6100; --sending: #a1357b; --waiting: #d1d9e0; --pickling: #1a7f37;
+  --unpickling: #7a4fc4; --hint: #fff8c5; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --muted: #9ba5b0; --back: #14181e; --line: #3d444d;
+  --computing: #59a6f0; --receiving: #d9a521; --sending: #e07ab8; --waiting: #3d444d; --pickling: #4ac26b;
+  --unpickling: #b191f0; --hint: #3b3100; } }
+body { margin: 1rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif;
+  color: var(--text); background: var(--back); }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 1.5rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; }
+th, td { padding: .25rem .75rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.bar { display: flex; min-width: 10rem; height: .9rem; } .bar span { display: block; height: 100%; }
+.key { display: flex; flex-wrap: wrap; gap: .25rem 1rem; color: var(--muted); padding: 0; list-style: none; }
+.key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
+.computing { background: var(--computing); } .receiving { background: var(--receiving); }
+.sending { background: var(--sending); } .waiting { background: var(--waiting); }
+.pickling { background: var(--pickling); } .unpickling { background: var(--unpickling); }
+.hint { background: var(--hint); padding: .5rem .75rem; border-radius: 4px; overflow-wrap: anywhere; }
+canvas { display: block; width: 100%; touch-action: pan-y; } .muted { color: var(--muted); }
+button { font: inherit; padding: 0 .6rem; } #told { min-height: 1.5em; overflow-wrap: anywhere; }
+"""
+
+# Draws the timeline. Ctrl and the wheel, or the buttons, zoom; dragging moves; a line below names what is pointed at.
+_SCRIPT = """
+const data = JSON.parse(document.getElementById("data").textContent);
+const canvas = document.getElementById("timeline"), told = document.getElementById("told");
+const colors = getComputedStyle(document.documentElement), row = 42, top_ = 22;
+let from = 0, to = data.end, drag = null, width = 0;
+const style = name => colors.getPropertyValue("--" + name).trim();
+function show(us) {
+  if (us < 1000) return us ? us.toFixed(0) + " us" : "0";
+  return us < 1e6 ? Number((us / 1e3).toPrecision(4)) + " ms" : Number((us / 1e6).toPrecision(4)) + " s";
+}
+function draw() {
+  const scale = window.devicePixelRatio || 1, height = top_ + row * data.rows.length + 6;
+  width = canvas.parentElement.clientWidth;
+  canvas.style.height = height + "px"; canvas.width = width * scale; canvas.height = height * scale;
+  const c = canvas.getContext("2d"), x = us => (us - from) / (to - from) * width;
+  c.scale(scale, scale); c.clearRect(0, 0, width, height);
+  c.font = "12px system-ui, sans-serif"; c.textBaseline = "middle";
+  const step = 10 ** Math.floor(Math.log10((to - from) / Math.max(2, width / 160)));
+  const every = [1, 2, 5, 10].map(n => n * step).find(n => (to - from) / n <= Math.max(2, width / 110));
+  c.fillStyle = style("muted"); c.strokeStyle = style("line");
+  for (let t = Math.ceil(from / every) * every; t < to; t += every) {
+    c.beginPath(); c.moveTo(x(t), top_); c.lineTo(x(t), height); c.stroke();
+    if (x(t) < width - 60) c.fillText(show(t), x(t) + 3, 10);
+  }
+  const paint = data.kinds.map(style), back = style("back");
+  data.rows.forEach((r, i) => {
+    const y = top_ + i * row + 14;
+    c.fillStyle = style("muted"); c.fillText(r.name, 2, y - 5);
+    for (const [start, long, kind, name] of r.events) {
+      const a = Math.max(0, x(start)), b = Math.min(width, Math.max(x(start + long), x(start) + 0.6));
+      if (b < 0 || a > width) continue;
+      const idle = data.kinds[kind] === "waiting";
+      c.fillStyle = paint[kind]; c.fillRect(a, y + (idle ? 8 : 2), b - a, idle ? 8 : 20);
+      if (b - a > 60 && data.kinds[kind] === "computing") {
+        c.save(); c.beginPath(); c.rect(a, y, b - a - 4, row); c.clip();
+        c.fillStyle = back; c.fillText(data.names[name], a + 4, y + 12); c.restore();
+      }
+    }
+  });
+}
+function zoom(by, at) {
+  const middle = from + (to - from) * at, span = Math.min(data.end, Math.max(10, (to - from) * by));
+  from = Math.max(0, Math.min(data.end - span, middle - span * at)); to = from + span; draw();
+}
+function find(event) {
+  const box = canvas.getBoundingClientRect();
+  const at = from + (event.clientX - box.left) / width * (to - from);
+  const r = data.rows[Math.floor((event.clientY - box.top - top_) / row)];
+  const near = (to - from) / width, found = r && r.events.find(e => at >= e[0] - near && at <= e[0] + e[1] + near);
+  const what = found && [data.kinds[found[2]], data.names[found[3]]].filter(Boolean).join(" ");
+  told.textContent = !r ? "" : !found ? r.name
+    : r.name + ": " + what + ", " + show(found[1]) + " from " + show(found[0]) + found[4];
+}
+canvas.addEventListener("wheel", e => {
+  if (!e.ctrlKey && !e.metaKey) return;
+  e.preventDefault(); zoom(e.deltaY > 0 ? 1.25 : 0.8, e.offsetX / width);
+}, { passive: false });
+canvas.addEventListener("pointerdown", e => { drag = [e.clientX, from]; canvas.setPointerCapture(e.pointerId); });
+canvas.addEventListener("pointerup", () => { drag = null; });
+canvas.addEventListener("pointermove", e => {
+  if (drag) {
+    const span = to - from, moved = drag[1] - (e.clientX - drag[0]) / width * span;
+    from = Math.max(0, Math.min(data.end - span, moved)); to = from + span; draw();
+  }
+  find(e);
+});
+const button = id => document.getElementById(id);
+button("in").addEventListener("click", () => zoom(0.5, 0.5));
+button("out").addEventListener("click", () => zoom(2, 0.5));
+button("all").addEventListener("click", () => { from = 0; to = data.end; draw(); });
+addEventListener("resize", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+draw();
+"""
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    """Return an HTML table; columns with the given numbers are aligned to the right."""
+    right = frozenset(numbers)
+
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f"<{tag}{kind_of(at)}>{html.escape(text)}</{tag}>" for at, text in enumerate(texts))
+
+    def kind_of(column: int) -> str:
+        return ' class="n"' if column in right else ""
+
+    head = f"<thead><tr>{cells('th', headings)}</tr></thead>" if headings else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _moved(report: PoolReport) -> str:
+    moved = report.statistics
+    return (
+        f"In {report.seconds:.3f} s this process packed for {report.packing:.3f} s and unpacked for "
+        f"{report.unpacking:.3f} s. {moved.bytes_copied / 1e6:,.1f} MB were copied, "
+        f"{moved.bytes_shared / 1e6:,.1f} MB shared."
+    )
+
+
+def _workers(report: PoolReport) -> str:
+    return table(
+        ("worker", "tasks", "busy", "transfer", "waiting"),
+        (
+            (each.name, f"{each.tasks:,}", *(f"{value:.3f} s" for value in (each.busy, each.transfer, each.waiting)))
+            for each in report.workers
+        ),
+        range(1, 5),
+    )
+
+
+def report_fragment(report: PoolReport) -> str:
+    """Return the report as a piece of HTML in the style of its surroundings, for notebooks."""
+    parts = [_workers(report), f"<p>{html.escape(_moved(report))}</p>"]
+    if report.slowest:
+        parts.append(table(("seconds", "slowest tasks"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
+    parts += [f"<p><b>Hint:</b> {html.escape(hint)}</p>" for hint in report.hints]
+    # Its surroundings have no style of ours.
+    return '<div style="overflow-x: auto">' + "".join(parts) + "</div>"
+
+
+def _bars(report: PoolReport) -> str:
+    """Return a table of the workers' times with a bar for each."""
+    rows = []
+    for each in report.workers:
+        whole = (each.busy + each.transfer + each.waiting) or 1.0
+        bar = "".join(
+            f'<span class="{kind}" style="width:{100 * value / whole:.2f}%"></span>'
+            for kind, value in (("computing", each.busy), ("receiving", each.transfer), ("waiting", each.waiting))
+        )
+        cells = "".join(f'<td class="n">{value:.3f} s</td>' for value in (each.busy, each.transfer, each.waiting))
+        rows.append(
+            f'<tr><td>{html.escape(each.name)}</td><td class="n">{each.tasks:,}</td>{cells}'
+            f'<td><div class="bar">{bar}</div></td></tr>'
+        )
+    return (
+        '<div class="wide"><table><thead><tr><th>worker</th><th class="n">tasks</th><th class="n">busy</th>'
+        '<th class="n">transfer</th><th class="n">waiting</th><th>shares</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        + _legend((("computing", "busy"), ("receiving", "transfer"), ("waiting", "waiting")))
+    )
+
+
+def _legend(kinds: Iterable[tuple[str, str]]) -> str:
+    return (
+        '<ul class="key">'
+        + "".join(f'<li><i class="{kind}"></i>{html.escape(text)}</li>' for kind, text in kinds)
+        + "</ul>"
+    )
+
+
+def _report_body(report: PoolReport) -> str:
+    moved = report.statistics
+    parts = [
+        "<h2>Workers</h2>",
+        _bars(report),
+        "<h2>Data</h2>",
+        table(
+            (),
+            (
+                ("copied", f"{moved.bytes_copied / 1e6:,.1f} MB"),
+                ("shared", f"{moved.bytes_shared / 1e6:,.1f} MB"),
+                ("tasks", f"{moved.tasks:,}"),
+                ("messages", f"{moved.messages:,}"),
+                ("workers replaced", f"{moved.workers_replaced:,}"),
+                ("packing in this process", f"{report.packing:.3f} s"),
+                ("unpacking in this process", f"{report.unpacking:.3f} s"),
+            ),
+            [1],
+        ),
+    ]
+    if report.slowest:
+        parts.append("<h2>Slowest tasks</h2>")
+        parts.append(table(("seconds", "task"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
+    if report.hints:
+        parts.append("<h2>Hints</h2>")
+        parts += [f'<p class="hint">{html.escape(hint)}</p>' for hint in report.hints]
+    return "".join(parts)
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><link rel='icon' href='data:,'><style>{_STYLE}</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def report_page(report: PoolReport) -> str:
+    """Return the report as a page that opens without a network."""
+    title = f"Report of a pool, {report.seconds:.3f} s, {len(report.workers)} workers"
+    return _page(title, f"<h1>{html.escape(title)}</h1>{_report_body(report)}")
+
+
+def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, dropped: int) -> str:
+    """Return a page with a timeline of trace events, and the report of the pool below it.
+
+    Args:
+        events: Of Chrome's "Trace Event Format", as `Trace` makes them.
+        report: Shown below the timeline, if there is one.
+        dropped: How many tasks and events are not among them.
+    """
+    labels: dict[tuple[int, int], str] = {}
+    order: dict[int, int] = {}
+    rows: dict[tuple[int, int], list[list[Any]]] = {}
+    kinds = {kind: number for number, kind in enumerate(_KINDS)}
+    names: dict[str, int] = {}
+    end = 1
+    for event in events:
+        at = (event["pid"], event["tid"])
+        if event["ph"] == "M":
+            if event["name"] == "thread_name":
+                labels[at] = event["args"]["name"]
+            elif event["name"] == "process_sort_index":
+                order[event["pid"]] = event["args"]["sort_index"]
+            continue
+        args, kind = event["args"], event["cat"]
+        note = "".join(
+            f", {args[key]:,} bytes of {what}"
+            for key, what in (("argument_bytes", "arguments"), ("result_bytes", "result"))
+            if args.get(key)
+        )
+        note += ", failed" * bool(args.get("failed")) + ", unfinished" * bool(args.get("unfinished"))
+        name = args.get("function", event["name"] if event["name"] != kind else "")
+        number = names.setdefault(name, len(names))
+        rows.setdefault(at, []).append([event["ts"], event["dur"], kinds.setdefault(kind, len(kinds)), number, note])
+        end = max(end, event["ts"] + event["dur"])
+    places = sorted(rows, key=lambda at: (order.get(at[0], 0), at))
+    data = {
+        "end": end,
+        "kinds": list(kinds),
+        "names": list(names),
+        "rows": [{"name": labels.get(at, f"{at[0]}/{at[1]}"), "events": rows[at]} for at in places],
+    }
+    # Inside a script element only "</" could end it early.
+    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    title = f"Trace of a pool, {end / 1e6:.3f} s"
+    lost = f"<p>{dropped:,} tasks or events were dropped: the rings were full.</p>" if dropped else ""
+    body = (
+        f"<h1>{title}</h1>{_legend((kind, kind) for kind in kinds)}"
+        "<p><button id='in'>+</button> <button id='out'>-</button> <button id='all'>all</button> "
+        "<span class='muted'>Drag to move; Ctrl and the wheel to zoom; point at a bar to read it.</span></p>"
+        "<div><canvas id='timeline' role='img' aria-label='Timeline of the workers and threads'></canvas></div>"
+        f"<p id='told' class='muted' aria-live='polite'></p>{lost}"
+        f"{'' if report is None else _report_body(report)}"
+        f"<script type='application/json' id='data'>{embedded}</script><script>{_SCRIPT}</script>"
+    )
+    return _page(title, body)

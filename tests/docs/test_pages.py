@@ -1,0 +1,100 @@
+"""What the pages say is complete and true: every error has an entry, the tables are what the programs find."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+
+import pytest
+from pages import PAGES, ROOT
+
+import forkshm
+from forkshm.__main__ import COMMANDS
+from forkshm.backend import kernel
+
+DOCS = ROOT / "docs"
+
+
+def page(name):
+    return (DOCS / f"{name}.md").read_text()
+
+
+def headings(name):
+    return set(re.findall(r"^#+ (.+)$", page(name), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", [*forkshm.errors.__all__, "ResultNotPicklableError"])
+def test_each_error_has_an_entry(name):
+    assert name in headings("troubleshooting")
+
+
+def test_each_warning_has_an_entry():
+    """As many as there are places that warn; whoever adds one adds a row."""
+    places = 0
+    for path in (ROOT / "forkshm").rglob("*.py"):
+        places += len(re.findall(r"^\s+ForkshmWarning,$", path.read_text(), re.MULTILINE))
+        # The line of an import looks alike.
+        places -= len(re.findall(r"^from \S+ import \((?:[^)]*\n)?\s+ForkshmWarning,$", path.read_text(), re.MULTILINE))
+    entry = page("troubleshooting").partition("### ForkshmWarning")[2]
+    rows = re.findall(r"^\| [`.]", entry, re.MULTILINE)
+    assert places == len(rows)
+
+
+def test_each_command_has_a_row_and_an_example():
+    for name in COMMANDS:
+        assert re.search(rf"^\| `{name}` \|.*`python -m forkshm {name}", page("cli"), re.MULTILINE), name
+
+
+def test_each_public_name_is_in_the_reference():
+    text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    # Exceptions are listed by their module; these are multiprocessing's own, or values of what is listed.
+    others = {"AuthenticationError", "ProcessError", "TimeoutError", "aio", "reducer"}
+    others |= {name for name in forkshm.__all__ if isinstance(getattr(forkshm, name), (forkshm.Mode, forkshm.Creation))}
+    others |= {name for name in forkshm.__all__ if name in forkshm.errors.__all__}
+    others |= {"active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support"}
+    others |= {"get_logger", "log_to_stderr", "parent_process", "set_executable", "set_forkserver_preload"}
+    missing = [name for name in forkshm.__all__ if name not in others and f"forkshm.{name}\n" not in text + "\n"]
+    assert not missing
+
+
+def test_links_between_pages_lead_to_pages():
+    """Sphinx checks them, too, but not by default."""
+    broken = []
+    for path in PAGES:
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", path.read_text()):
+            if "://" in link:
+                continue
+            target = next((t for t in (path.parent / link, ROOT / link) if t.exists()), None) if link else path
+            if target is None:
+                broken.append((path.name, link))
+            elif anchor and target.suffix == ".md" and "ARCHITECTURE" not in target.name:
+                text = target.read_text()
+                for included in re.findall(r"```\{include\} (\S+)", text):
+                    text += (target.parent / included).read_text()
+                slugs = {
+                    re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+                    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+                }
+                if anchor[1:] not in slugs:
+                    broken.append((path.name, link, anchor))
+    assert not broken
+
+
+@pytest.fixture(scope="module")
+def crossing():
+    pytest.importorskip("numpy")
+    spec = importlib.util.spec_from_file_location("make_crossing", DOCS / "make_crossing.py")
+    module = sys.modules["make_crossing"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["make_crossing"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernel.name != "linux", reason="the table is that of Linux")
+def test_the_table_of_what_crosses_how_is_true(crossing):
+    with forkshm.Pool(1) as pool:
+        found = {name: cells for name, (_, cells) in crossing.rows_of(pool).items()}
+    written = crossing.rows_in_file()
+    assert found == {name: written.get(name) for name in found}

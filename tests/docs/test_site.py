@@ -1,0 +1,135 @@
+"""The site builds without a warning, and each of its pages is right in Chromium: light, dark, narrow and wide."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from browser import CHROMIUM, DRIVER, browser
+from pages import ROOT
+
+import forkshm
+
+needs_sphinx = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("sphinx", "myst_parser", "pydata_sphinx_theme", "numpy")),
+    reason="needs pip install 'forkshm[docs]'",
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs Chromium and chromedriver (Debian: chromium, chromium-driver)"
+)
+#: As in docs/build.
+OPTIONS = ("-W", "--keep-going", "-q", "-b", "html")
+#: Ours are dark below this brightness (0 to 255) in dark mode, and above it in light mode.
+HALF = 128
+
+#: Sum of the channels of the color behind the page.
+_BRIGHTNESS = """
+const color = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number);
+return (color[0] + color[1] + color[2]) / 3;
+"""
+_OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, without the gallery, whose programs take a minute."""
+    out = tmp_path_factory.mktemp("site")
+    subprocess.run([sys.executable, str(ROOT / "docs" / "make_reports.py")], check=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *OPTIONS, "-d", str(out / "trees"), str(ROOT / "docs"), str(out / "html")],
+        env={**os.environ, "FORKSHM_DOCS_GALLERY": "0"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    return out / "html"
+
+
+def look_at(window, address):
+    """Return what is wrong with a page, each as a sentence."""
+    faults = []
+    for width in (400, 1400):
+        for scheme in ("light", "dark"):
+            window.scheme(scheme)
+            window.window(width)
+            window.open(address)
+            where = f"{address.rpartition('/')[2]} at {width} px, {scheme}"
+            faults += [f"{where}: {complaint}" for complaint in window.complaints()]
+            if (over := window.run(_OVERFLOW)) > 0:
+                faults.append(f"{where}: {over} px wider than the window")
+            brightness = window.run(_BRIGHTNESS)
+            if (brightness < HALF) != (scheme == "dark"):
+                faults.append(f"{where}: the page behind the text has brightness {brightness:.0f}")
+    return faults
+
+
+@pytest.mark.nightly
+@needs_sphinx
+@needs_chromium
+def test_each_page_is_right_in_a_browser(site):
+    pages = [path for path in sorted(site.rglob("*.html")) if path.relative_to(site).parts[0] != "source"]
+    pages = [path for path in pages if path.name != "webpack-macros.html"]  # a template of the theme
+    pages.append(next(iter((site / "source").rglob("_policy.py.html"))))
+    assert len(pages) > 30
+    with browser() as window:
+        faults = [fault for path in pages for fault in look_at(window, path.as_uri())]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.nightly
+@needs_sphinx
+def test_the_site_needs_no_network(site):
+    """No page loads a script, a style, a font or a picture from elsewhere; links may lead there."""
+    for path in site.rglob("*.html"):
+        text = path.read_text(errors="replace")
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']([^\"']+)", text)
+        loaded += re.findall(r"<link\b[^>]*\brel=[\"'](?:stylesheet|preload|icon)[\"'][^>]*\bhref=[\"']([^\"']+)", text)
+        assert not [address for address in loaded if re.match(r"(https?:)?//", address)], path
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_reports_and_traces_are_right_in_a_browser(tmp_path):
+    paths = {name: tmp_path / f"{name}.html" for name in ("report", "trace")}
+    with forkshm.Pool(2) as pool:
+        with pool.trace(paths["trace"]):
+            pool.map(abs, range(1000), chunksize=10)
+        pool.report().save(paths["report"])
+    with browser() as window:
+        faults = [fault for path in paths.values() for fault in look_at(window, path.as_uri())]
+        assert not faults, "\n".join(faults)
+        # The timeline has been painted, zooms, and says what is pointed at.
+        window.open(paths["trace"].as_uri())
+        painted = "return new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+        assert window.run(painted) > 5
+        window.run("document.getElementById('in').click()")
+        assert window.run("return (to - from) / data.end") == pytest.approx(0.5)
+        window.run(
+            "const box = canvas.getBoundingClientRect();"
+            "canvas.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + 50, clientY: box.top + 45}));"
+        )
+        assert window.run("return told.textContent")
+
+
+def test_nothing_of_a_page_ends_its_script_early(tmp_path):
+    """Names of tasks are text, whatever is in them."""
+    path = tmp_path / "trace.html"
+    nasty = "</script><b>&"
+
+    def work(x):
+        return x
+
+    work.__name__ = work.__qualname__ = nasty
+    with forkshm.Pool(1) as pool, pool.trace(path):
+        pool.map(work, range(3))
+    text = path.read_text()
+    assert text.count("</script>") == 2
+    assert "<b>" not in text
+    assert nasty not in pathlib.Path(path).read_text()

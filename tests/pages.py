@@ -1,0 +1,36 @@
+"""The pages of the documentation, and the programs in them."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+
+_BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```output\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+
+
+class Snippet(NamedTuple):
+    """A program of a page, and what the page says that it prints."""
+
+    page: pathlib.Path
+    line: int
+    source: str
+    output: str | None
+
+    def __str__(self):
+        return f"{self.page.relative_to(ROOT).with_suffix('')}:{self.line}"
+
+
+def snippets(page):
+    """Return the programs of a page."""
+    text = page.read_text()
+    return [Snippet(page, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in _BLOCK.finditer(text)]
+
+
+def matches(said, expected):
+    """Return whether a program said what the page shows, where ``...`` stands for anything."""
+    pattern = ".*?".join(re.escape(part) for part in expected.split("..."))
+    return re.fullmatch(pattern, said, re.DOTALL) is not None

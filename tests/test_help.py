@@ -1,0 +1,56 @@
+"""``help()`` and signatures read well: types have no quotes, commands have examples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from forkshm.__main__ import COMMANDS
+
+SESSION = """
+import inspect, typing
+import forkshm
+for name in forkshm.__all__:
+    thing = getattr(forkshm, name)
+    kinds = [thing] + [each for key, each in vars(thing).items() if not key.startswith("_")] * isinstance(thing, type)
+    for each in kinds:
+        if callable(each) and getattr(each, "__module__", "").startswith("forkshm"):
+            try:
+                print(name, inspect.signature(each))
+            except ValueError:
+                pass  # a builtin base has none
+help(forkshm.Pool)
+print(typing.get_type_hints(forkshm.worker_state))
+"""
+
+
+def test_signatures_have_no_quotes():
+    pytest.importorskip("numpy")
+    done = subprocess.run(
+        [sys.executable, "-i", "-c", SESSION], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert not re.findall(r"^.*[(, ]\*{0,2}\w+: ['\"].*\) ->.*$|^.*\) -> ['\"].*$", done.stdout, re.MULTILINE)
+    assert "processes: int | None = None" in done.stdout
+    assert "'return': typing.Any" in done.stdout
+
+
+def test_a_program_pays_nothing_for_it():
+    done = subprocess.run(
+        [sys.executable, "-c", "import forkshm; print(type(forkshm.Pool.map.__annotations__['chunksize']))"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "<class 'str'>\n"
+
+
+def test_help_lists_the_commands_with_examples():
+    done = subprocess.run([sys.executable, "-m", "forkshm", "--help"], capture_output=True, text=True, timeout=100)
+    listed, _, examples = done.stdout.partition("\nexamples:\n")
+    for name in COMMANDS:
+        assert re.search(rf"^    {name} +\w", listed, re.MULTILINE)
+        assert f"python -m forkshm {name}" in examples
