@@ -47,6 +47,14 @@ def ones(count: int) -> Array:
     return np.ones(count)
 
 
+def sum_of_many(arrays: list[Array]) -> float:
+    return float(sum(array.sum() for array in arrays))
+
+
+def many_ones(count: int) -> list[Array]:
+    return [np.ones(10) for _ in range(count)]
+
+
 def kept_bytes(nbytes: int) -> Any:
     """Make bytes once in each worker, so that only sending them is measured."""
     if nbytes not in _kept:

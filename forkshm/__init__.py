@@ -16,6 +16,7 @@ Layers are numbered from the kernel up; each imports only from lower-numbered la
     executor/      6  the interface of concurrent.futures
     decorator/     6  parallel functions
     containers/    6  shared lists and dicts
+    cluster/       6  executors on the nodes of a Dask cluster
     aio.py         6  the interface for asyncio
     accounting.py  6  what was moved, and `assert_zero_copy`
     queues.py ...     the other modules that multiprocessing has
@@ -29,9 +30,12 @@ Layers are numbered from the kernel up; each imports only from lower-numbered la
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _signatures
+from forkshm import backend as _backend
 from forkshm import errors as _errors
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._patch import patch, patched, unpatch
@@ -117,7 +121,7 @@ if TYPE_CHECKING:
         zeros_like,
     )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 # Levels of the logger.
 SUBDEBUG = 5
@@ -301,6 +305,14 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted({*__all__, *_MODULES, "ResultNotPicklableError", "SUBDEBUG", "SUBWARNING"})
 
+
+def _warn_of_experiments(found: list[str]) -> None:
+    # Not in processes that this program starts anew: they would all say it again.
+    if found and "--multiprocessing-fork" not in sys.argv:
+        warnings.warn(f"forkshm on {'; '.join(found)}", _errors.ExperimentalWarning, stacklevel=3)
+
+
+_warn_of_experiments(_backend.experiments())
 
 if _signatures.is_interactive():
     for _name in __all__:

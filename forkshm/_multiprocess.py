@@ -220,12 +220,17 @@ def let_have_children() -> None:
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
 
 
+def fork_server() -> Any:
+    """Return the module with the fork server, where processes can be forked."""
+    return importlib.import_module("multiprocess.forkserver")
+
+
 def spare_fork_server() -> None:
     """Let the fork server not import ``__main__`` by itself, unless it is told the arguments of the program.
 
     In some versions it imports it without them, and ends when that fails. Its processes import it themselves.
     """
-    server: Any = importlib.import_module("multiprocess.forkserver")
+    server = fork_server()
     if "sys_argv" not in server.main.__code__.co_varnames and server._forkserver._preload_modules == ["__main__"]:
         server._forkserver._preload_modules = []
 

@@ -6,7 +6,7 @@ import multiprocessing.context
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _identity, _multiprocess, _system
+from forkshm import _identity, _multiprocess, _preload, _system
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
@@ -87,6 +87,20 @@ class _Doors(_Base):
     ) -> Pool:
         """Return a `forkshm.Pool` whose workers this context starts; *options* are those of the class."""
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
+
+    def set_forkserver_preload(self, module_names: Any, *, on_error: Any = "ignore") -> None:
+        """Let the fork server import modules before it forks; see `forkshm.set_forkserver_preload`.
+
+        Args:
+            module_names: Names of modules.
+            on_error: What becomes of a module that cannot be imported: "ignore" it; "warn" with an ImportWarning on the
+                server's stderr; or "fail", which ends the server, so that starting a process raises.
+
+        Raises:
+            ValueError: *on_error* is something else.
+            TypeError: A name is not a string.
+        """
+        _preload.set_forkserver_preload(module_names, on_error=on_error)
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method; see `forkshm.get_context`."""

@@ -26,6 +26,7 @@ __all__ = (
     "CopiedError",
     "CrashLoopError",
     "DeadlockError",
+    "ExperimentalWarning",
     "ForkshmError",
     "ForkshmWarning",
     "LockTimeoutError",
@@ -438,6 +439,14 @@ class CopiedError(ForkshmError, AssertionError):
 
 class ForkshmWarning(UserWarning):
     """Base of the warnings of forkshm."""
+
+
+class ExperimentalWarning(ForkshmWarning):
+    """Warn at import that this system, or this build of Python, is not one on which forkshm is supported.
+
+    To silence it, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or start
+    Python with ``-W "ignore:forkshm on "``.
+    """
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name

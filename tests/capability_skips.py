@@ -1,11 +1,34 @@
-"""What a backend cannot offer, and the tests that are about it: by name, and each with its reason.
+"""What a backend cannot offer, with the reason: marks on tests ask for capabilities, and some tests are named here.
 
 A test is named by the end of its node id, without parameters or with them, or by its file; whole files end in ``.py``.
 """
 
 from __future__ import annotations
 
-#: Of each backend: the capability that is missing, why, and what is left out for want of it.
+#: What a backend lacks, and why: a test that is marked with ``needs(capability)`` is left out there. With
+#: ``only``, the mark is about the parameters whose id contains that text.
+MISSING: dict[str, dict[str, str]] = {
+    "posix": {
+        "affinity": "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
+        "ends_in_select": "recv and poll notice that the other end is gone; waiting for several connections does not",
+        "exact_objects": "an object has whole pages, and one more that says what it is",
+        "foreign_channels": "memory crosses foreign channels by way of /proc: it raises UnsupportedError",
+        "labels": "memory of shm_open(3) without a name has no label, so /proc does not tell that it is forkshm's",
+        "locks_as_leases": "a lease is a pipe, so each array on its way takes an fd of its sender",
+        "memfd": "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
+        "pagemap": "which pages were written is not told, so copies that are handed on are copied again",
+        "parent_death_signal": "a thread of each worker waits for the parent's end; in a stopped one it cannot run",
+        "populate": "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
+        "punch_holes": "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
+        "seals": "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
+    },
+    "windows": {
+        "seals": "sections cannot be sealed: seal() raises UnsupportedError",
+    },
+}
+
+#: Whole files, doctests, and tests that have no mark yet. For each backend: the capability that is missing, why, and
+#: what is left out.
 SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "posix": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
@@ -14,113 +37,16 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "forkshm/region/_mapped.py::forkshm.region._mapped.MappedRegion.seal",
                 "region/test_seal.py",
-                "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
-                "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
-                "pool/test_read_only.py::test_a_sealed_region_and_its_way_out",
-                "pool/test_regions_cross.py::test_a_sealed_region_arrives_read_only_and_the_creator_goes_on",
             ),
         ),
         "proc": (
-            "memory crosses the channels of others by way of /proc: it raises UnsupportedError, and names ours",
+            "memory crosses foreign channels by way of /proc: it raises UnsupportedError",
             (
                 "forkshm/descriptor/_region.py",
                 "descriptor/test_region.py",
                 "descriptor/test_fuzz.py",
                 "pickler/test_foreign.py",
-                "containers/test_containers.py::test_through_the_standard_library_it_is_the_same_memory",
-                "region/test_file.py::test_a_file_that_one_may_only_read_is_reached_by_its_descriptor",
-                (
-                    "failure/test_forked_by_others.py::"
-                    "test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody"
-                ),
-                "failure/test_forked_by_others.py::test_an_executor_forks_from_its_own_thread_while_ours_work",
-                "ecosystem/test_executors.py::test_process_pool_executor",
-                "ecosystem/test_executors.py::test_asyncio_runs_in_it",
             ),
-        ),
-        "affinity": (
-            "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
-            (
-                "pool/test_worker_state.py::test_workers_that_are_not_forked_have_it_too",
-                "pool/test_worker_state.py::test_workers_run_on_the_cores_they_are_given",
-                "pool/test_worker_state.py::test_cores_that_cannot_be_used_are_refused_before_a_worker_starts",
-                "decorator/test_parallel.py::test_cores_are_given_to_the_workers",
-            ),
-        ),
-        "a signal when the parent ends": (
-            "a thread of each worker waits for the parent's end, and one that was stopped has none that runs",
-            (
-                (
-                    "failure/test_bounded.py::"
-                    "test_workers_are_gone_within_a_second_of_their_parent[fork-while a worker is stopped]"
-                ),
-                (
-                    "failure/test_bounded.py::"
-                    "test_workers_are_gone_within_a_second_of_their_parent[forkserver-while a worker is stopped]"
-                ),
-            ),
-        ),
-        "ends in select": (
-            "that the other end is gone is told by recv and poll, and not by what waits for several connections",
-            ("dropin/test_snippets.py::test_it_runs_here[waiting for many readers]",),
-        ),
-        "pagemap": (
-            "which pages were written is not told, so copies that are handed on are copied again",
-            (
-                (
-                    "pickler/test_objects.py::"
-                    "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
-                ),
-                "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
-                "integrations/test_born_shared.py::test_for_reading_means_no_writes_there_and_ours_are_seen",
-                "pool/test_handing_on.py::test_a_slice_of_what_arrived_is_handed_on_too",
-                "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
-            ),
-        ),
-        "punch_holes": (
-            "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
-            (
-                "region/blocks/test_arena.py::test_trim_gives_memory_back_but_not_that_of_blocks_in_use",
-                "region/blocks/test_arena.py::test_trim_keeps_as_much_warm_as_it_is_told",
-                "region/blocks/test_arena.py::test_memory_beyond_the_recent_demand_goes_back_by_itself",
-                "region/blocks/test_arena.py::test_there_is_excess_only_beyond_what_is_kept_warm",
-                "pool/test_memory.py::test_memory_is_used_again_and_given_back",
-            ),
-        ),
-        "populate": (
-            "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
-            (
-                "region/test_mapped_region.py::TestPopulate::test_an_anonymous_region_is_populated",
-                "region/test_mapped_region.py::TestPopulate::test_in_every_mode_and_no_byte_changes",
-                "region/test_mapped_region.py::TestPopulate::test_populate_takes_all_the_memory_now",
-                "region/test_mapped_region.py::TestPopulate::test_what_was_opened_for_reading_can_be_populated",
-                "limits/test_oom.py::test_to_populate_more_than_a_group_has_left_is_an_exception",
-                "limits/test_oom.py::test_the_doctor_says_what_a_group_has_left",
-                "limits/test_oom.py::test_what_a_group_has_no_room_for_is_not_populated",
-            ),
-        ),
-        "exact_objects": (
-            "an object has whole pages, and one more that says what it is",
-            ("region/blocks/test_arena.py::test_an_untouched_arena_takes_no_memory",),
-        ),
-        "memfd": (
-            "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
-            (
-                "region/test_object.py::test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus",
-                "limits/test_memory.py::test_everything_works_whatever_dev_shm_is",
-                "limits/test_memory.py::test_memory_with_a_name_says_that_dev_shm_has_no_room[read-only]",
-            ),
-        ),
-        "labels": (
-            "memory of shm_open(3) without a name has no label, so /proc does not tell that it is forkshm's",
-            (
-                "test_commands.py::test_ls_names_creator_holders_size_and_resident_bytes",
-                "test_commands.py::test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended",
-            ),
-        ),
-        "locks_as_leases": (
-            "a lease is a pipe, so each array on its way takes an fd of its sender",
-            ("channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",),
         ),
     },
     # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
@@ -157,13 +83,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "seals": (
             "sections cannot be sealed: seal() raises UnsupportedError",
-            (
-                "region/test_seal.py",
-                "region/test_anonymous.py::test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers",
-                "pickler/test_aliases.py::test_read_write_of_a_sealed_region_is_refused",
-                "pool/test_read_only.py::test_a_sealed_region_and_its_way_out",
-                "pool/test_regions_cross.py::test_a_sealed_region_arrives_read_only_and_the_creator_goes_on",
-            ),
+            ("region/test_seal.py",),
         ),
         "pagemap": (
             "which pages were written is not told, so copies that are handed on are copied again",
@@ -427,3 +347,11 @@ def reason_to_skip(backend: str, nodeid: str) -> str | None:
             if test in (name, whole) or (test.endswith(".py") and name.partition("::")[0] == test):
                 return f"needs {capability}: {why}"
     return None
+
+
+def why_missing(backend: str, capability: str, only: str, nodeid: str) -> str | None:
+    """Return why a test with such a mark is left out on a backend, or None."""
+    why = MISSING.get(backend, {}).get(capability)
+    if why is None or only not in nodeid.partition("[")[2]:
+        return None
+    return f"needs {capability}: {why}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import importlib
+import importlib.util
 import os
 import signal
 import sys
 import time
 
 import pytest
-from capability_skips import reason_to_skip
+from capability_skips import reason_to_skip, why_missing
 from started import run_program
 
 import forkshm
+from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.testing import check_leaks
 
@@ -44,8 +47,14 @@ def pytest_ignore_collect(collection_path):
 def pytest_collection_modifyitems(items):
     """Leave out what is about something that this backend has not."""
     for item in items:
-        if (why := reason_to_skip(kernel.name, item.nodeid)) is not None:
-            item.add_marker(pytest.mark.skip(reason=why))
+        asked = [
+            why_missing(kernel.name, *mark.args, mark.kwargs.get("only", ""), item.nodeid)
+            for mark in item.iter_markers("needs")
+        ]
+        for why in (reason_to_skip(kernel.name, item.nodeid), *asked):
+            if why is not None:
+                item.add_marker(pytest.mark.skip(reason=why))
+                break
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -75,6 +84,16 @@ def _patience_with_nightly_tests(request):
     # The watchdog of pyproject.toml is for those that take seconds.
     if request.node.get_closest_marker("nightly"):
         faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _resource_tracker_of_the_standard_library():
+    # Since Python 3.14 any lock of its default context starts the tracker, whose process stays, and keeps a name. tqdm
+    # makes such a lock with its first bar.
+    if sys.version_info >= (3, 14) and CAN_FORK:
+        importlib.import_module("multiprocessing.resource_tracker").ensure_running()
+        if importlib.util.find_spec("tqdm") is not None:
+            importlib.import_module("tqdm").tqdm.get_lock()
 
 
 @pytest.fixture(scope="session")

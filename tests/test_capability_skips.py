@@ -6,7 +6,7 @@ import ast
 import pathlib
 
 import pytest
-from capability_skips import SKIPS, reason_to_skip
+from capability_skips import MISSING, SKIPS, reason_to_skip, why_missing
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -28,3 +28,24 @@ def test_what_is_left_out_exists(backend, capability, test):
         assert set(name.partition("[")[0].split("::")) <= names
     assert reason_to_skip(backend, path if path.startswith("forkshm/") else f"tests/{test}") or name
     assert reason_to_skip("linux", f"tests/{test}") is None
+
+
+def marked():
+    """Every mark: the capability that it names, and where."""
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.needs":
+                yield ast.literal_eval(node.args[0]), f"{path.relative_to(TESTS)}:{node.lineno}"
+
+
+def test_marks_name_capabilities_that_a_backend_lacks():
+    known = {capability for missing in MISSING.values() for capability in missing}
+    assert [where for capability, where in marked() if capability not in known] == []
+    assert known - {capability for capability, _ in marked()} == set()
+
+
+def test_a_mark_is_about_the_backends_that_lack_it_and_the_parameters_it_names():
+    assert why_missing("posix", "seals", "", "a.py::test_a").startswith("needs seals: ")
+    assert why_missing("linux", "seals", "", "a.py::test_a") is None
+    assert why_missing("posix", "seals", "one", "a.py::test_one[two]") is None
+    assert why_missing("posix", "seals", "two", "a.py::test_one[one-two]") is not None

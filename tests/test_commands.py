@@ -106,6 +106,7 @@ def test_the_doctor_marks_what_is_lacking(in_child, capfd):
     assert in_child(ask) == 0
 
 
+@pytest.mark.needs("labels")
 def test_ls_names_creator_holders_size_and_resident_bytes(shell, in_child):
     size = 4096 * 1234 + os.getpid() % 4096
     with forkshm.anonymous_shared_memory(size) as region:
@@ -150,6 +151,7 @@ def test_ls_sees_memory_that_is_only_mapped(in_child):
     assert in_child(look) == 0
 
 
+@pytest.mark.needs("labels")
 def test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended(pool, shell):
     import numpy as np
 

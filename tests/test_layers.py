@@ -38,8 +38,8 @@ LAYERS = [
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
-BESIDE |= {"_result_not_picklable", "_signatures", "_system", "_tools"}
-OPEN = {"integrations", "joblib", "pandas", "pytest", "testing"}
+BESIDE |= {"_preload", "_result_not_picklable", "_signatures", "_system", "_tools"}
+OPEN = {"cluster", "integrations", "joblib", "pandas", "pytest", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -168,6 +168,7 @@ def test_a_private_import_is_found(tmp_path):
         (
             "numpy",
             {
+                "cluster/_executor.py",
                 "integrations/numpy.py",
                 "integrations/_numpy_bundles.py",
                 "integrations/pandas.py",
@@ -181,7 +182,8 @@ def test_a_private_import_is_found(tmp_path):
         ("joblib", {"integrations/joblib.py"}),
         ("pytest", {"integrations/pytest.py"}),
         ("pyarrow", {"integrations/pyarrow.py"}),
-        ("cloudpickle", {"pickler/_pack.py", "pickler/_code.py", "integrations/pytest.py"}),
+        ("distributed", {"cluster/_agent.py"}),
+        ("cloudpickle", {"cluster/_values.py", "pickler/_pack.py", "pickler/_code.py", "integrations/pytest.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_one_place(library, allowed):

@@ -9,6 +9,9 @@ import zipapp
 import pytest
 from started import methods
 
+import forkshm
+from forkshm._system import CAN_FORK
+
 PROGRAM = """
 import sys, forkshm
 def f(x): return x + 1
@@ -41,3 +44,39 @@ def test_a_program_works_however_it_was_started(tmp_path, way, method):
         [sys.executable, *words, method], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
+
+
+PRELOAD = """
+import sys, warnings
+import forkshm
+if __name__ == "__main__":
+    names = ["json.tool", "no_such_module", "colorsys"]
+    forkshm.set_forkserver_preload(names, on_error=sys.argv[1])
+    process = forkshm.get_context("forkserver").Process(target=print, args=("started",))
+    try:
+        process.start()
+        process.join()
+    except (EOFError, OSError, forkshm.ForkshmError) as error:
+        print("refused")
+"""
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="needs a fork server")
+@pytest.mark.parametrize("on_error", ["ignore", "warn", "fail"])
+def test_a_module_that_the_fork_server_cannot_import(tmp_path, on_error):
+    program = tmp_path / "program.py"
+    program.write_text(PRELOAD)
+    done = subprocess.run(
+        [sys.executable, "-W", "always", str(program), on_error], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == ("refused\n" if on_error == "fail" else "started\n"), done.stderr
+    assert ("no_such_module" in done.stderr) is (on_error != "ignore")
+    assert ("ImportWarning: the fork server cannot import 'no_such_module'" in done.stderr) is (on_error == "warn")
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="needs a fork server")
+def test_what_cannot_be_preloaded_is_refused_at_once():
+    with pytest.raises(ValueError, match="'ignore', 'warn' or 'fail'"):
+        forkshm.set_forkserver_preload(["json"], on_error="explode")
+    with pytest.raises(TypeError):
+        forkshm.set_forkserver_preload([1], on_error="warn")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm._commands._table import show
-from forkshm.backend import capabilities, kernel
+from forkshm.backend import IS_FREE_THREADED, capabilities, experiments, kernel
 from forkshm.pool import installed
 
 if sys.platform == "win32":
@@ -39,6 +39,13 @@ _FOLLOWS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("--strict", action="store_true", help="exit with 1 when anything is marked with !")
+
+
+def _support() -> Iterator[Finding]:
+    found = experiments()
+    yield "supported", "no" if found else "yes", "; ".join(found), bool(found)
+    if kernel.name == "posix" and sys.platform == "linux":
+        yield "posix backend", "chosen on Linux", "for tests: the linux backend is the supported one", False
 
 
 def _kernel() -> Iterator[Finding]:
@@ -69,7 +76,7 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    born = platform.machine() == "x86_64" and sys.implementation.name == "cpython"
+    born = platform.machine() == "x86_64" and sys.implementation.name == "cpython" and not IS_FREE_THREADED
     has_numpy = importlib.util.find_spec("numpy") is not None
     yield (
         "NumPy",
@@ -96,7 +103,7 @@ def findings() -> Iterator[Finding]:
     """Look at everything."""
     version = f"forkshm {sys.modules['forkshm'].__version__}, Python {platform.python_version()}"
     yield "this is", f"{version}, {platform.system()} {platform.release()} {platform.machine()}", "", False
-    for part in (_kernel, *PARTS, _python):
+    for part in (_support, _kernel, *PARTS, _python):
         yield from part()
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
+from forkshm.backend._support import IS_FREE_THREADED, experiments
 from forkshm.errors import UnsupportedError
 
 __all__ = (
+    "IS_FREE_THREADED",
     "Access",
     "Advice",
     "Backend",
@@ -25,6 +27,7 @@ __all__ = (
     "Locks",
     "MessageSocket",
     "capabilities",
+    "experiments",
     "kernel",
     "locks",
     "native_locks",

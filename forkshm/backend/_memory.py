@@ -17,6 +17,7 @@ __all__ = (
     "clear_memory",
     "copy",
     "copy_memory",
+    "global_int",
     "is_same_memory",
     "new_text",
     "text_address",
@@ -129,3 +130,11 @@ def new_text(length: int) -> str:
     """Return a new ASCII ``str`` whose characters are to be written to its `text_address` before anybody sees it."""
     text: str = _new_text(length, _LAST_ASCII)
     return text
+
+
+def global_int(path: str, name: str) -> Any:
+    """Return a C ``int`` of a library that is loaded, whose ``value`` can be read and set; None if it has none."""
+    try:
+        return ctypes.c_int.in_dll(ctypes.CDLL(path, mode=getattr(os, "RTLD_NOLOAD", 0)), name)
+    except (OSError, ValueError):
+        return None

@@ -239,6 +239,9 @@ class Unix(Backend):
     text_address = staticmethod(_memory.text_address)
     new_text = staticmethod(_memory.new_text)
 
+    def global_int(self, path: str, name: str) -> Any:
+        return _memory.global_int(path, name)
+
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         poll = select.poll()
         poll.register(end.fileno(), select.POLLOUT)

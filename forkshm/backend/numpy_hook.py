@@ -22,6 +22,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from forkshm.backend._support import IS_FREE_THREADED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -264,6 +266,8 @@ def _missing() -> str | None:
         return "the hook is machine code for the calling convention of POSIX"
     if platform.machine() != "x86_64" or sys.maxsize < 2**32:
         return f"the hook is written for x86-64, and this is {platform.machine()}"
+    if IS_FREE_THREADED:
+        return "the hook relies on the GIL, and this Python is a free-threaded build"
     return None
 
 

@@ -17,6 +17,7 @@ from forkshm.channel._message import (
     read_message,
     write_answers,
     write_message,
+    write_result,
 )
 from forkshm.channel._queue import JoinableQueue, OnError, Queue, SimpleQueue
 from forkshm.channel._spin import SPINNERS, Spin
@@ -43,6 +44,7 @@ __all__ = [
     "read_message",
     "write_answers",
     "write_message",
+    "write_result",
 ]
 # For the other packages of forkshm.
 __all__ += [

@@ -20,7 +20,7 @@ from forkshm.errors import ChannelBrokenError, ChannelClosedError
 from forkshm.region import give_back_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from forkshm.backend import MessageSocket
 
@@ -68,14 +68,16 @@ class Received:
         data: Its bytes.
         fds: What came beside it and is still open.
         is_read: It was read to its end.
+        message: What was read, where that is kept; see `read_message`.
     """
 
-    __slots__ = ("data", "fds", "is_read")
+    __slots__ = ("data", "fds", "is_read", "message")
 
     def __init__(self, data: bytes, fds: list[int]) -> None:
         self.data = data
         self.fds = fds
         self.is_read = False
+        self.message: Any = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Received) and (self.data, self.fds) == (other.data, other.fds)
@@ -280,6 +282,17 @@ class Receiver:
         """Whether a message is there, and not yet received."""
         return bool(self.inbox) or kernel.has_message(self._socket)
 
+    def looker(self) -> Callable[[int], Any]:
+        """Return a function that, called with 0, tells whether there is something to receive; for one wait only.
+
+        It takes a tenth of the time of trying to receive, which raises when there is nothing. After an interrupt
+        there may be a message in `inbox` that it does not see.
+        """
+        # A new one each time: a signal handler that uses this end in the midst of a look has one of its own.
+        poller = kernel.poller()
+        poller.register(self._socket.fileno(), kernel.READABLE)
+        return poller.poll
+
     def first(self) -> Received | None:
         """Return the first message that is there, and leave it in place until it is dropped by `drop`.
 
@@ -294,9 +307,19 @@ class Receiver:
                 self._fill(inbox, _RECEIVE)
                 continue  # a signal handler may have read it
             arrived = inbox[0]
-            if isinstance(arrived, Received):
+            if type(arrived) is Received:
                 return arrived
             received = None
+            data, ancillary, flags, _ = arrived
+            if not ancillary and not flags & _UNUSUAL and data:
+                # The short way of what follows, for most messages.
+                received = Received(data, [])
+                if inbox and inbox[0] is arrived:
+                    inbox[0] = received
+                    ledger.messages += 1
+                    if ledger.watches:
+                        _note(data, "received")
+                continue
             try:
                 received = self._opened(arrived)
             except ChannelBrokenError:

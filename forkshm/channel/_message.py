@@ -24,6 +24,7 @@ __all__ = (
     "read_message",
     "write_answers",
     "write_message",
+    "write_result",
 )
 
 _HEADER = struct.Struct("<3sBBB2xQQ")
@@ -99,6 +100,11 @@ def write_answers(content: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
+def write_result(number: int, payload: bytes, nanoseconds: int) -> bytes:
+    """Return the message that brings a plain result; the short way of `write_message`."""
+    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + payload  # Kind.RESULT
+
+
 def read_header(data: bytes) -> Header:
     """Return the header of a message, without looking at its payloads.
 
@@ -126,12 +132,15 @@ def open_answer(data: bytes) -> Any:
     return open_plain(data, _HEADER.size)
 
 
-def read_message(received: Received, header: Header | None = None, known_groups: Container[int] = ()) -> Message:
+def read_message(
+    received: Received, header: Header | None = None, known_groups: Container[int] = (), *, keep: bool = False
+) -> Message:
     """Read a message and take over its memory; then its fds are closed.
 
     If it is interrupted, the message can be read again.
 
-    The first payload is passed over when the message's group is one of *known_groups*.
+    The first payload is passed over when the message's group is one of *known_groups*. With *keep*, what was read is
+    kept in ``received.message``, for a signal handler that comes to the same message before it is dropped.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
@@ -155,5 +164,8 @@ def read_message(received: Received, header: Header | None = None, known_groups:
     except Exception:
         received.close()
         raise
+    message = Message(kind, number, group, payloads)
+    if keep:
+        received.message = message  # before its fds are closed
     received.close()
-    return Message(kind, number, group, payloads)
+    return message

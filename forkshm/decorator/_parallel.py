@@ -16,7 +16,7 @@ from forkshm import _system
 from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import RemoteTraceback, remote_text
+from forkshm.errors import RemoteTraceback, UnsupportedError, remote_text
 from forkshm.executor import Executor
 from forkshm.pickler import register_named
 from forkshm.pool import IMapIterator, ResultSink, at_worker_end, delivering
@@ -74,6 +74,7 @@ class _Settings:
     out: Any = None
     on_error: str = "raise"
     nested: bool = False
+    cluster: Any = None
 
     def check(self) -> None:
         """Raise for what can be told before there is a pool."""
@@ -85,18 +86,28 @@ class _Settings:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.worker_exit is not None and self.worker_state is None:
             raise ValueError("worker_exit gets what worker_state returned, and there is no worker_state")
+        if self.out is not None and self.cluster is not None:
+            raise UnsupportedError(
+                "cannot fill out on a cluster: it is memory of this machine, and other nodes cannot write to it. "
+                "Take the results that map returns.",
+                capability="cluster",
+            )
         if self.out is not None and self.on_error == "return":
             raise ValueError("on_error='return' gives exceptions back, and out has no room for them: use 'skip'")
 
     def pool_key(self) -> Any:
         """What functions have in common that share their workers."""
         cpus = None if self.cpu_ids is None else tuple(map(str, self.cpu_ids))
-        return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus
+        cluster = self.cluster if isinstance(self.cluster, str) else id(self.cluster)
+        return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus, cluster
 
 
 # -- the workers behind the functions ---------------------------------------------------------
 
 _executors: dict[Any, Executor] = {}
+
+# Chunks that an iterator over the results of a cluster sends before it hands out the first.
+_AHEAD = 64
 #: By the token of a function: what its ``worker_state`` made in this process.
 _states: dict[str, Any] = {}
 _counter = itertools.count()
@@ -110,6 +121,8 @@ def _executor_of(settings: _Settings) -> Executor:
     key = settings.pool_key()
     executor = _executors.get(key)
     if executor is not None:
+        if settings.cluster is not None:
+            return executor
         try:
             executor.pool._dispatcher.check_accepting()
         except Exception:  # its initializer raised, say: the next call may have better luck
@@ -119,6 +132,11 @@ def _executor_of(settings: _Settings) -> Executor:
     # Passed on only if given.
     given = {"task_timeout": settings.timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if settings.cluster is not None:
+        if settings.initializer is not None:
+            options["initializer"] = settings.initializer
+        executor = _executors[key] = Executor(settings.workers, cluster=settings.cluster, **options)
+        return executor
     context = None
     if settings.start_method is not None:
         context = multiprocessing.get_context(settings.start_method)
@@ -180,7 +198,7 @@ class ParallelFunction(Generic[P, R]):
             return getattr, (function.__self__, function.__name__)
         if function.__module__ != "__main__" and _found(function.__module__, function.__qualname__) is self:
             return str(function.__qualname__)
-        return _rebuild, (function, self._settings, self._token)
+        return _rebuild, (function, dataclasses.replace(self._settings, cluster=None), self._token)
 
     @property
     def state(self) -> Any:
@@ -265,6 +283,10 @@ class ParallelFunction(Generic[P, R]):
         settings = self._with(None, options)
         if self._is_in_place(settings):
             return self.map(iterable, **options)
+        if settings.cluster is not None:
+            import asyncio
+
+            return await asyncio.to_thread(lambda: self.map(iterable, **options))
         from forkshm.pool.event_loop import LoopDriver
 
         items = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
@@ -329,7 +351,10 @@ class ParallelFunction(Generic[P, R]):
             items = list(enumerate(items))
             starred = True
         is_plain = settings.on_error == "raise" and settings.ordered and not settings.progress
-        if not self._is_in_place(settings):
+        if settings.cluster is not None and not self._is_in_place(settings):
+            results = _on_cluster(function, items, settings, starred=starred)
+            values = _sorted_out(((index, [result]) for index, result in enumerate(results)), settings)
+        elif not self._is_in_place(settings):
             pool = _executor_of(settings).pool
             if is_plain:
                 call = pool.starmap if starred else pool.map
@@ -348,6 +373,9 @@ class ParallelFunction(Generic[P, R]):
         guard = _Guarded(function, starred=False)
         if self._is_in_place(settings):
             values: Iterator[Any] = map(guard, iterable)
+            pool = None
+        elif settings.cluster is not None:
+            values = _on_cluster(function, iterable, settings, starred=False, buffersize=_AHEAD)
             pool = None
         else:
             pool = _executor_of(settings).pool
@@ -518,6 +546,22 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
         bar.close()
         if isinstance(values, IMapIterator):
             values.cancel()
+        elif settings.cluster is not None:
+            values.close()  # type: ignore[attr-defined]  # a generator
+
+
+def _on_cluster(
+    function: Any, items: Iterable[Any], settings: _Settings, *, starred: bool, buffersize: int | None = None
+) -> Iterator[Any]:
+    """Yield the results of a map over the nodes of a cluster, in order; a `_Raised` for an exception."""
+    executor: Any = _executor_of(settings)
+    iterables = zip(*items, strict=True) if starred else (items,)
+    outcomes = executor.outcomes(function, *iterables, chunksize=settings.chunksize, buffersize=buffersize)
+    try:
+        for error, value in outcomes:
+            yield value if error is None else _Raised(error)
+    finally:
+        outcomes.close()
 
 
 def _check_shared(out: Any) -> None:
@@ -555,6 +599,7 @@ def parallel(
     out: Any = None,
     on_error: str = "raise",
     nested: bool = False,
+    cluster: Any = None,
 ) -> Callable[[Callable[P, R]], ParallelFunction[P, R]]: ...
 
 
@@ -584,6 +629,7 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
         out: An array in shared memory that ``map`` and ``starmap`` fill; see `ParallelFunction.map`.
         on_error: ``"raise"`` the first exception, ``"return"`` exceptions in place of results, ``"skip"`` what failed.
         nested: Use workers also inside a worker; else a map runs in place there.
+        cluster: A Dask cluster, as for `forkshm.Executor`: the workers run on its nodes, *workers* of them on each.
 
     Raises:
         TypeError: What is decorated is no function, or a coroutine function.

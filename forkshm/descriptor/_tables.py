@@ -43,6 +43,7 @@ __all__ = (
     "Tables",
     "body_tables",
     "is_plain",
+    "plain_body",
     "read_head",
     "read_one_region",
     "read_tables",
@@ -241,6 +242,15 @@ def is_plain(data: bytes, position: int) -> int:
     """Return where the stream begins, of a payload that is nothing but a stream; else 0."""
     start = position + _HEAD.size
     return start if len(data) >= start and data[position : position + 12] == _PLAIN_START else 0
+
+
+def plain_body(data: bytes, position: int) -> tuple[int, int] | None:
+    """Return where the stream begins and ends, of a parcel that is nothing but a stream; None for any other."""
+    start = position + _HEAD.size
+    if len(data) < start or data[position : position + 12] != _PLAIN_START:
+        return None
+    end = start + _HEAD.unpack_from(data, position)[5]
+    return (start, end) if end <= len(data) else None
 
 
 def read_head(data: bytes, position: int) -> tuple[Head, int]:

@@ -60,6 +60,8 @@ class Executor(_StandardExecutor):
         initializer: Called once in each worker before its first task.
         initargs: Its arguments.
         max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
+        cluster: A ``distributed.Client``, a cluster such as ``LocalCluster``, or the address of a Dask scheduler: the
+            workers run there, and you get a `forkshm.cluster.ClusterExecutor`.
         pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit``,
             ``cpu_ids``, ``inner_threads`` and ``copy_at_call``, as for `Pool`.
 
@@ -83,6 +85,14 @@ class Executor(_StandardExecutor):
         `concurrent.futures.ProcessPoolExecutor`.
     """
 
+    def __new__(cls, *args: Any, cluster: Any = None, **options: Any) -> Any:
+        """Return an executor of this machine, or with *cluster* a `forkshm.cluster.ClusterExecutor`."""
+        if cluster is None:
+            return super().__new__(cls)
+        from forkshm.cluster import ClusterExecutor
+
+        return ClusterExecutor(cluster, *args, **options)
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -91,6 +101,7 @@ class Executor(_StandardExecutor):
         initargs: Iterable[Any] = (),
         *,
         max_tasks_per_child: int | None = None,
+        cluster: None = None,
         **pool_options: Any,
     ) -> None:
         if max_workers is not None and max_workers < 1:
@@ -194,6 +205,17 @@ class Executor(_StandardExecutor):
             self._work.add(pool, tasks)
         # An iterator of a function of its own, so that all of the above happens now.
         return _results(weakref.ref(self), self._work, sink, chunks, deadline, bar)
+
+    def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        """Cancel calls of this executor, also those that run: their workers are killed and replaced.
+
+        A call that no worker has begun raises `concurrent.futures.CancelledError`, one that ran `WorkerDiedError`.
+
+        Args:
+            futures: What `submit` of this executor returned. Futures that have finished stay as they are.
+        """
+        tasks = [future._task for future in futures if isinstance(future, Future) and future._task is not None]
+        self._work.cancel(tasks, running=True)
 
     @property
     def _processes(self) -> dict[int, Any]:

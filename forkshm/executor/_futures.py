@@ -546,6 +546,7 @@ class Work:
     def _end(self, pool: WorkPool) -> None:
         """Wait until all is done and the workers have ended. Can be repeated, and called by several threads."""
         self.drive(pool._dispatcher.is_idle, None)
+        pool.close()  # a callback may come here while `close` is still cancelling
         pool.join()
         self.settle()
         self._has_ended = True

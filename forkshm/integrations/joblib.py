@@ -267,7 +267,7 @@ class _Call:
 
     def cancel(self) -> None:
         futures = list(self._futures)
-        self._executor._work.cancel([future._task for future in futures if future._task is not None], running=True)
+        self._executor.cancel_running(futures)
 
     def has_ended(self, parallel: Any) -> bool:
         return getattr(parallel, "_aborting", True) or not getattr(parallel, "_running", False)

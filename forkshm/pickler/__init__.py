@@ -5,7 +5,9 @@ as descriptors is decided in `_policy`.
 """
 
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
+from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
+from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._files import Snapshot, can_be_sent
 from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
 from forkshm.pickler._handles import Handle, ReceivedFd
@@ -37,7 +39,7 @@ from forkshm.pickler._reducers import (
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
-from forkshm.pickler._unpack import ReceivedPayload, open_plain, receive, skip
+from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
 from forkshm.pickler._unpicklable import explain
 from forkshm.pickler._view import View, view
 
@@ -60,6 +62,7 @@ __all__ = [
     "open_plain",
     "pack",
     "pack_by_name",
+    "plain_pair",
     "receive",
     "register",
     "register_lazy",
@@ -79,10 +82,14 @@ __all__ += [
     "ReceivedFd",
     "Snapshot",
     "can_be_sent",
+    "reduce_array_type",
+    "reduce_code",
+    "reduce_exception",
     "register_bundler",
     "register_family",
     "register_foreign",
     "register_simple",
     "send_region",
     "take_region",
+    "with_slots",
 ]

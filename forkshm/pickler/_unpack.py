@@ -16,6 +16,7 @@ from forkshm.descriptor import (
     READ_ONLY,
     Bare,
     is_plain,
+    plain_body,
     read_head,
     read_one_region,
     read_tables,
@@ -26,7 +27,7 @@ from forkshm.pickler._large import load
 from forkshm.region import Mode, attach, map_refused, mapping_of, view_of
 from forkshm.region.blocks import Share, claim
 
-__all__ = ("ReceivedPayload", "open_plain", "receive", "skip")
+__all__ = ("ReceivedPayload", "open_plain", "plain_pair", "receive", "skip")
 
 
 #: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
@@ -279,6 +280,19 @@ def open_plain(data: bytes, position: int) -> Any:
     if not start:
         raise LookupError("not a plain payload")
     return pickle.loads(memoryview(data)[start:])
+
+
+def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
+    """Return where the streams of two plain payloads are that end a message: of the first start and end, of the second
+    the start. None if they are anything else.
+
+    The short way of `receive` for small tasks.
+    """
+    first = plain_body(data, position)
+    second = None if first is None else plain_body(data, first[1])
+    if first is None or second is None or second[1] != len(data):
+        return None
+    return first[0], first[1], second[0]
 
 
 def skip(data: bytes, position: int, fds: list[int]) -> int:

@@ -279,18 +279,29 @@ class Deaths:
                 self._end_at(worker, number)
 
     def _end_at(self, worker: WorkerHandle, number: int) -> None:
-        # Stopped first: it may have answered and begun the next task, which somebody wants.
+        own: list[int] = []
+        try:
+            # Another thread may reap the worker, and the number of its sentinel may be used again.
+            with contextlib.suppress(OSError):
+                own.extend(map(kernel.duplicate, (worker.sentinel,)))
+            if own and self._worker_group.is_watched(worker):
+                self._stop_and_kill(own[0], worker, number)
+        finally:
+            kernel.close_all(own)
+
+    def _stop_and_kill(self, sentinel: int, worker: WorkerHandle, number: int) -> None:
+        # Stopped first: it may have answered and begun the next task, which is still wanted.
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(worker.sentinel, worker.pid, _system.SIGSTOP)
+            kernel.signal_process(sentinel, worker.pid, _system.SIGSTOP)
             is_at_it = False
             try:
                 is_at_it = _is_stopped(worker.pid) and self._worker_group.status.state(worker.slot) == number
                 if is_at_it:
-                    kernel.signal_process(worker.sentinel, worker.pid, _system.SIGKILL)
+                    kernel.signal_process(sentinel, worker.pid, _system.SIGKILL)
                     self.forgive()
             finally:
                 if not is_at_it:
-                    kernel.signal_process(worker.sentinel, worker.pid, _system.SIGCONT)
+                    kernel.signal_process(sentinel, worker.pid, _system.SIGCONT)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -320,13 +320,13 @@ class Dispatcher(Leader):
             if failure is not None:
                 self._fail_waiting()
             return is_unwanted
+        self._wake_workers()  # first of all: a sleeper begins meanwhile
         count = len(batch)
         tasks.sent_off(batch)
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:
             trace.note("sending", began, {"function": name_of(function.function), "task": number, "tasks": count})
-        self._wake_workers()
         self.notify()  # there is something to lead for
         return True
 
@@ -424,8 +424,10 @@ class Dispatcher(Leader):
         spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
-        while now < spin_until:
-            if self.take_answers():
+        results = self._worker_group.results
+        looks = results.looker() if now < spin_until else None
+        while now < spin_until and looks is not None:
+            if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
                 self._spin.end(now - began)
                 return True
             now = time.perf_counter()
@@ -508,18 +510,21 @@ class Dispatcher(Leader):
         """Take in the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
         is_plain = self.trace is None
+        answered = False
         try:
             for number, nanoseconds, payload in answers_in(content, position):
                 # One that is not there was found in the result batch of a dead worker already.
                 if number not in sent:
                     continue
+                answered = True
                 if not is_plain or nanoseconds > self._slow.floor:
                     self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
                 elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
                     task.sink.pace.note(nanoseconds, len(payload) + task.copied)
-            self._deaths.note_answer()
         except struct.error:
             self._deaths.note_garbage()
+        if answered:  # and not for the empty batch of a worker that died without any: deaths in a row are counted
+            self._deaths.note_answer()
         self._deliver()
 
     def _take_answer(self, number: int, nanoseconds: int, nbytes: int, outcome: Outcome) -> None:
@@ -547,6 +552,8 @@ class Dispatcher(Leader):
             self._tasks.send_again([number])
 
     def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
+        if received.message is not None:  # read, and not taken in: this is a signal handler amid that
+            return Outcome(message=received.message)
         if not received.fds:
             return Outcome(received=received)
         # Fds are dear, so its memory is taken over now; unpickling can wait.
@@ -554,9 +561,9 @@ class Dispatcher(Leader):
         try:
             if task is not None and ledger.watches:
                 with task.function.acting("result of"):
-                    message = read_message(received, header)
+                    message = read_message(received, header, keep=True)
             else:
-                message = read_message(received, header)
+                message = read_message(received, header, keep=True)
         except Exception as error:
             if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
                 raise  # of a signal handler: the message is read again

@@ -14,6 +14,8 @@ import os
 import sys
 from typing import Any
 
+from forkshm.backend import kernel
+
 __all__ = ("VARIABLES", "limit", "prepare", "share", "variables")
 
 #: The environment variables, each with the name that ``threadpoolctl`` has for the library that reads it.
@@ -31,6 +33,13 @@ _USERS = ("numpy", "scipy", "torch", "sklearn", "faiss", "numexpr", "pyarrow", "
 
 #: What finds the libraries, made before the workers are forked, so that each of them need not look.
 _controller: Any = None
+# How many modules there were then.
+_modules = 0
+# OpenBLAS' own number of threads, for each such library by its path. Its function that sets it starts all threads
+# first, also those that are not to be used, and each of them takes a core for up to 0.1 s before it sleeps: a worker
+# that runs for less would take longer to start than to work.
+_numbers: dict[str, Any] = {}
+_NUMBER = "blas_cpu_number"
 
 
 def share(cores: int, workers: int) -> int | None:
@@ -50,14 +59,27 @@ def _is_set(name: str) -> bool:
 
 
 def prepare() -> None:
-    """Look for the libraries that are loaded, before workers are forked; some 0.2 ms, nothing without them."""
-    global _controller
+    """Look for the libraries that are loaded, before workers are forked; some 0.5 ms, nothing without them.
+
+    A library is loaded with a module, so nothing is looked for again while there are no more modules.
+    """
+    global _controller, _modules
+    modules = len(sys.modules)
+    if modules == _modules:
+        return
     _controller = None
     if any(name in sys.modules for name in _USERS) and importlib.util.find_spec("threadpoolctl") is not None:
         try:
             _controller = importlib.import_module("threadpoolctl").ThreadpoolController()
+            for library in _controller.lib_controllers:
+                if library.internal_api == "openblas" and library.filepath not in _numbers:
+                    number = kernel.global_int(library.filepath, _NUMBER)
+                    # What it is called in other versions, and whether it means that, nobody promises.
+                    if number is not None and number.value == library.num_threads:
+                        _numbers[library.filepath] = number
         except Exception:  # a library of another make: the limit is a kindness, and no reason to fail
             _controller = None
+    _modules = len(sys.modules)  # threadpoolctl itself is one
 
 
 def limit(count: int, *, is_explicit: bool) -> None:
@@ -69,7 +91,12 @@ def limit(count: int, *, is_explicit: bool) -> None:
         by_name = {VARIABLES[name]: name for name in chosen}
         for library in _controller.lib_controllers:
             try:
-                if library.internal_api in by_name and (is_explicit or (library.num_threads or 0) > count):
+                if library.internal_api not in by_name:
+                    continue
+                number = _numbers.get(library.filepath)
+                if number is not None and count <= number.value:
+                    number.value = count
+                elif is_explicit or (library.num_threads or 0) > count:
                     library.set_num_threads(count)
             except Exception:  # noqa: S112 - as above
                 continue

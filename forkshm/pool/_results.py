@@ -67,9 +67,11 @@ class Outcome:
             return self._unpickled(functools.partial(open_plain, self._payload, 0))
         if self._received is not None:
             try:
-                return self._unpickled(functools.partial(open_answer, self._received.data), unless=LookupError)
+                return True, open_answer(self._received.data)
             except LookupError:
                 pass  # an exception, or something larger: the long way tells
+            except (Exception, SystemExit) as error:
+                return _failed(error, functools.partial(open_answer, self._received.data))
         try:
             message = self._message if self._received is None else read_message(self._received)
             payloads = [] if message is None else message.payloads
@@ -97,23 +99,27 @@ class Outcome:
         return False, raised
 
     @staticmethod
-    def _unpickled(
-        unpickle: Callable[[], Any], unless: type[BaseException] | tuple[type[BaseException], ...] = ()
-    ) -> tuple[bool, Any]:
+    def _unpickled(unpickle: Callable[[], Any]) -> tuple[bool, Any]:
         try:
             return True, unpickle()
-        except unless:
-            raise
         except (Exception, SystemExit) as error:
-            is_interrupt = False
-            if threading.current_thread() is threading.main_thread():
-                # A signal handler may have raised it. If so, the answer stays for those who ask again.
-                with contextlib.suppress(Exception, SystemExit):
-                    unpickle()
-                    is_interrupt = True
-                if is_interrupt:
-                    raise
-            return False, _cannot_unpickle(error)
+            return _failed(error, unpickle)
+
+
+def _failed(error: BaseException, unpickle: Callable[[], Any]) -> tuple[bool, Any]:
+    """Return what unpickling an answer came to that raised *error*.
+
+    Raises:
+        BaseException: The error itself, if a signal handler has raised it: the answer stays for those who ask again.
+    """
+    is_interrupt = False
+    if threading.current_thread() is threading.main_thread():
+        with contextlib.suppress(Exception, SystemExit):
+            unpickle()
+            is_interrupt = True
+    if is_interrupt:
+        raise error
+    return False, _cannot_unpickle(error)
 
 
 def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
@@ -134,8 +140,8 @@ class PlainOutcome:
         """Unpickle: (True, value), or (False, exception)."""
         try:
             return True, open_plain(self._payload, 0)
-        except BaseException:
-            return Outcome(payload=self._payload).open()  # which tells why
+        except (Exception, SystemExit) as error:
+            return _failed(error, functools.partial(open_plain, self._payload, 0))
 
 
 #: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.

@@ -16,13 +16,14 @@ other, and no message is left to sleepers.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
-from forkshm.errors import RegionCreateError
+from forkshm.errors import RegionBusyError, RegionCreateError
 from forkshm.pickler import register
 from forkshm.region import Mode, map_refused, sparse_memory
 
@@ -225,7 +226,10 @@ class Status:
             clock.release()
         self.marks.release()
         self.words.release()
-        self._region.close()
+        # Another thread may be reading: the memory is unmapped with the last view, which a free-threaded build may
+        # free a little later than its last reference goes.
+        with contextlib.suppress(RegionBusyError):
+            self._region.close()
 
 
 def reduce_status(status: Status) -> Any:

@@ -34,6 +34,10 @@ _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
+#: In place of the payload of a function that has not been looked at.
+_UNKNOWN: Any = object()
+
+
 class _Cancelled:
     """The answer to a task that is not going to be done because nobody wants it."""
 
@@ -66,9 +70,9 @@ class Packer:
     def by_name(self, function: Callable[..., Any]) -> Payload | None:
         """Return the payload of a function that crosses by name, which is kept here; None for any other."""
         try:
-            if function not in self._by_name:
-                self._by_name[function] = pack_by_name(function, self.importable)
-            payload = self._by_name[function]
+            payload = self._by_name.get(function, _UNKNOWN)
+            if payload is _UNKNOWN:
+                payload = self._by_name[function] = pack_by_name(function, self.importable)
             return payload if payload is None or still_by_name(function, self.importable) else None
         except TypeError:  # not hashable, or without weak references
             return None

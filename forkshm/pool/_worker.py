@@ -18,6 +18,7 @@ from forkshm._ledger import ledger
 from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
+    HEADER_SIZE,
     SPINNERS,
     Header,
     Kind,
@@ -30,6 +31,7 @@ from forkshm.channel import (
     read_message,
     write_answers,
     write_message,
+    write_result,
 )
 from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
 from forkshm.pickler import (
@@ -43,6 +45,7 @@ from forkshm.pickler import (
     importable_now,
     is_name,
     pack,
+    plain_pair,
     register,
     tiny_payload,
 )
@@ -200,6 +203,8 @@ class _Worker:
         # What the parent has as well: all that was there at the fork.
         self._importable = importable_now() if assignment.importable is None else assignment.importable
         self._spin = Spin()
+        # Only this thread looks, and never twice at a time.
+        self._looks = self._tasks.looker()
         self._result_batch = assignment.status.result_batch(assignment.slot)
         # When the first of the answers in it was begun; 0 when answers go out at once.
         self._collecting_since = 0
@@ -252,7 +257,10 @@ class _Worker:
         spin_until = began + int(self._spin.begin(may_look=may_look) * 1e9)
         clock.transfer += began - clock.mark
         clock.mark = began
+        looks = self._looks
         while True:
+            if words[state] == CLAIMING and time.perf_counter_ns() < spin_until and not looks(0):
+                continue
             try:
                 received = tasks.receive_nowait()
             except BlockingIOError:
@@ -306,6 +314,8 @@ class _Worker:
             received.close()
             return
         ledger.tasks += 1
+        if self._do_plain(received, header):
+            return
         try:
             message = read_message(received, header, self._by_group)
             function = self._function(message)
@@ -344,6 +354,34 @@ class _Worker:
             self._flush()
         finally:
             self._collecting_since = 0
+
+    def _do_plain(self, received: Received, header: Header) -> bool:
+        """Do a task whose function is known by its name and whose arguments are a plain stream; False for any other.
+
+        The short way of `_answer`, for most small tasks.
+        """
+        data = received.data
+        if header.kind is Kind.BATCH or received.fds or header.payloads != 2:
+            return False
+        plain = plain_pair(data, HEADER_SIZE)
+        if plain is None:
+            return False
+        start, end, arguments_start = plain
+        key = 0, data[start:end]
+        function = self._by_payload.get(key, self)
+        if function is self:
+            return False
+        self._by_payload.move_to_end(key)
+        try:
+            arguments = [pickle.loads(memoryview(data)[arguments_start:])]
+        except BaseException as error:  # as in `_do`
+            self._send_error(Kind.ERROR, header.number, error)
+            return True
+        self._kept.clear()
+        if self._traced:
+            self._recorder.received(len(data) - arguments_start)
+        self._do(header.kind, header.number, function, arguments)
+        return True
 
     def _is_cancelled(self, number: int) -> bool:
         """Return whether nobody wants a task, which is named in the slot already; say so if it is so."""
@@ -387,15 +425,11 @@ class _Worker:
         if self._traced:
             self._recorder.computed()
         del arguments
+        if (answer := tiny_payload(value)) is not None:
+            self._send_tiny(number, began, answer)
+            return
         kind_of_value = type(value).__name__
         try:
-            if self._collecting_since and (answer := tiny_payload(value)) is not None:
-                del value
-                ended = time.perf_counter_ns()
-                if self._traced:
-                    self._recorder.packed(len(answer))
-                self._collect(number, began, ended, answer)
-                return
             try:
                 packing = begin(value, importable=self._importable)
             except Exception as error:
@@ -434,8 +468,15 @@ class _Worker:
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
-    def _collect(self, number: int, began: int, ended: int, payload: bytes) -> None:
-        """Hold a tiny answer back for a moment, to send it with others."""
+    def _send_tiny(self, number: int, began: int, payload: bytes) -> None:
+        """Send the payload of a tiny answer; of a batch hold it back for a moment, to send it with others."""
+        ended = time.perf_counter_ns()
+        if self._traced:
+            self._recorder.packed(len(payload))
+        if not self._collecting_since:
+            self._clock.write()  # see `_send`
+            self._results.send(write_result(number, payload, ended - began))
+            return
         if not self._result_batch.add(number, ended - began, payload):
             self._flush()
             self._result_batch.add(number, ended - began, payload)  # tiny: there is room for it now

@@ -126,6 +126,8 @@ class WorkerGroup:
         self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
         self._inner_threads = inner_threads
+        # Asked once: it reads files.
+        self._share = _inner_threads.share(kernel.usable_cores(), size) if inner_threads == "share" else None
         #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
@@ -217,6 +219,7 @@ class WorkerGroup:
         self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
         self._wakeup_end.fd, self._wakeup.fd = kernel.create_wakeup()
         self.events = kernel.poller()
+        self._is_waiting = False
         self.events.register(self.results.fileno(), kernel.READABLE)
 
     def start(self, slot: int) -> None:
@@ -290,9 +293,7 @@ class WorkerGroup:
             return self._inner_threads, True
         if self._inner_threads is None:
             return None
-        count = _inner_threads.share(kernel.usable_cores(), self.size)
-        if cpus is not None:
-            count = len(cpus)
+        count = len(cpus) if cpus is not None else self._share
         return None if count is None else (count, False)
 
     def _begin(self, slot: int, process: process.BaseProcess) -> None:
@@ -357,7 +358,20 @@ class WorkerGroup:
 
     def wait(self, timeout: float) -> list[WorkerHandle]:
         """Wait until a result is there or a worker has ended; return those that have."""
-        ready = self.events.poll(math.ceil(timeout * 1000))
+        events = self.events
+        if self._is_waiting:
+            # A signal handler, in the midst of this very call: a poller does not wait twice at a time.
+            events = kernel.poller()
+            events.register(self.results.fileno(), kernel.READABLE)
+            for sentinel in list(self._by_sentinel):
+                events.register(sentinel, kernel.READABLE)
+            ready = events.poll(math.ceil(timeout * 1000))
+        else:
+            self._is_waiting = True
+            try:
+                ready = events.poll(math.ceil(timeout * 1000))
+            finally:
+                self._is_waiting = False
         return [self._by_sentinel[fd] for fd, _ in ready if fd in self._by_sentinel]
 
     def wake(self) -> None:
@@ -366,6 +380,10 @@ class WorkerGroup:
         # was stopped meanwhile, nobody waits.
         with contextlib.suppress(ChannelClosedError, ChannelBrokenError):
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
+
+    def is_watched(self, worker: WorkerHandle) -> bool:
+        """Return whether the worker's sentinel is open, because the worker was not reaped."""
+        return self._by_sentinel.get(worker.sentinel) is worker
 
     def exit_code(self, worker: WorkerHandle) -> int | None:
         """Return the exit code of a worker that has ended."""

@@ -169,6 +169,7 @@ def test_to_a_worker_crosses_a_descriptor(kind, pool):
     assert kernel.identify(back._region.fileno()) == kernel.identify(shared._region.fileno())
 
 
+@pytest.mark.needs("foreign_channels")
 def test_through_the_standard_library_it_is_the_same_memory():
     shared = forkshm.SharedList(["a", np.arange(3)])
     queue = multiprocessing.SimpleQueue()

@@ -463,6 +463,7 @@ if hasattr(os, "fork"):
     assert said == "('state', 1)\nstate\n"
 
 
+@pytest.mark.needs("affinity")
 def test_cores_are_given_to_the_workers():
     mine = frozenset(os.sched_getaffinity(0))
 

@@ -907,6 +907,7 @@ def with_our_import(program):
     return re.sub(r"^(\s*(?:from|import)) multiprocessing\b", r"\1 forkshm", program, flags=re.MULTILINE)
 
 
+@pytest.mark.needs("ends_in_select", only="waiting for many readers")
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_it_runs_here(run_script, name, monkeypatch):
     program, expected = (textwrap.dedent(text) for text in SNIPPETS[name])

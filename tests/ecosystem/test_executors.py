@@ -44,6 +44,7 @@ def program(body):
     return HEAD + textwrap.indent(textwrap.dedent(body), "    ")
 
 
+@pytest.mark.needs("foreign_channels")
 @pytest.mark.parametrize("method", METHODS)
 def test_process_pool_executor(run_script, method):
     run_script(
@@ -76,6 +77,7 @@ def test_process_pool_executor(run_script, method):
     )
 
 
+@pytest.mark.needs("foreign_channels")
 @pytest.mark.parametrize("method", METHODS)
 def test_asyncio_runs_in_it(run_script, method):
     run_script(

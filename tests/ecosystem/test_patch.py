@@ -209,7 +209,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", METHODS)
 def test_children_are_patched_as_their_parent_is(run_script, method):
     said = run_script(SCRIPT, method).splitlines()
-    ours, theirs = f"forkshm.context {method}", f"multiprocessing.context {DEFAULT}"
+    ours, theirs = f"forkshm.context {method}", f"multiprocessing.context {multiprocessing.get_all_start_methods()[0]}"
     assert said == [f"{ours} {ours}", ours, theirs]
 
 

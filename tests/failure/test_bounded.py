@@ -429,6 +429,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("parent_death_signal", only="while a worker is stopped")
 @pytest.mark.parametrize("at_once", ["alone", "with a worker", "while a worker is stopped"])
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_path):

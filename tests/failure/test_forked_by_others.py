@@ -130,6 +130,7 @@ def total_here(_):
     return float(inherited.sum())
 
 
+@pytest.mark.needs("foreign_channels")
 def test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody(pool):
     global inherited
     inherited = pool.apply(np.full, (500_000, 3.0))
@@ -146,6 +147,7 @@ def test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobod
         inherited = None
 
 
+@pytest.mark.needs("foreign_channels")
 def test_an_executor_forks_from_its_own_thread_while_ours_work(pool):
     context = multiprocessing.get_context("fork")
     kept = pool.apply(np.full, (500_000, 3.0))

@@ -154,6 +154,7 @@ def test_results_of_one_that_was_terminated_say_so():
 def test_it_warns_as_ever():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         result = forkshm.Pool(1).apply_async(f.square, (3,))
     assert [warning.category for warning in caught] == [ResourceWarning]
     assert result.get(60) == 9

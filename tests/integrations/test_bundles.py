@@ -38,7 +38,7 @@ KINDS = {
     "text of other lengths": lambda n: np.array(["x" * (1 + n % 4)]),
     "bytes": lambda n: np.array([b"ab"]),
     "big-endian": lambda n: np.arange(3, dtype=">f8") + n,
-    "dates": lambda n: np.array(["2020-01-01"], "M8[D]") + n,
+    "dates": lambda n: np.array(["2020-01-01"], "M8[D]") + np.timedelta64(n, "D"),
     "structures": lambda n: np.array([(n, 2.5)], [("a", "i4"), ("b", "f8")]),
     "booleans": lambda n: np.array([n % 2 == 0]),
     "of several types": lambda n: np.arange(3, dtype=["f4", "i8"][n % 2]),

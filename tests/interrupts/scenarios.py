@@ -17,7 +17,7 @@ from forkshm.testing import check_leaks
 __all__ = ("SCENARIOS", "Scenario")
 
 #: How often each task was run: tasks count themselves, in memory that all processes have.
-_counts = forkshm.zeros(4096, dtype=np.int64)
+_counts = forkshm.zeros(2**18, dtype=np.int64)
 _ids = iter(())
 
 
@@ -177,6 +177,38 @@ class PoolImapResumed(_OfPool):
         if getattr(self, "iterator", None) is not None:
             self.take()
         super().check()
+
+
+class PoolMapBatches(_OfPool):
+    """So many tiny tasks that they go several in a message, and their answers too."""
+
+    def run(self):
+        numbers = self.new(120)
+        same(self.pool.map(work, numbers, chunksize=1), [3 * number for number in numbers])
+
+
+class PoolImapBatches(PoolImapResumed):
+    """As many, of an iterator that is gone on with."""
+
+    items = 120
+
+    def run(self):
+        self.wanted = self.new(self.items)
+        self.got = []
+        self.iterator = self.pool.imap(work, self.source())
+        self.take()
+
+    def source(self):
+        return self.wanted
+
+
+class PoolImapGeneratorBatches(PoolImapBatches):
+    """The same of input that a thread takes."""
+
+    items = 40
+
+    def source(self):
+        return (number for number in self.wanted)
 
 
 class PoolMapArrays(_OfPool):

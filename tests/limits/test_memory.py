@@ -90,11 +90,13 @@ def with_mount(tmp_path):
     return run
 
 
+@pytest.mark.needs("memfd")
 @pytest.mark.parametrize("mount", [SMALL_SHM, CLOSED_SHM], ids=["1 MB", "read-only"])
 def test_everything_works_whatever_dev_shm_is(with_mount, mount):
     assert with_mount(mount, EVERYTHING).strip() == "all of it"
 
 
+@pytest.mark.needs("memfd", only="read-only")
 @pytest.mark.parametrize(("mount", "said"), [(SMALL_SHM, "ENOSPC"), (CLOSED_SHM, "EROFS")], ids=["1 MB", "read-only"])
 def test_memory_with_a_name_says_that_dev_shm_has_no_room(with_mount, mount, said):
     assert with_mount(mount, NAMED).startswith(said)

@@ -123,6 +123,7 @@ with forkshm.Pool(2) as pool:
         time.sleep(0.01)
 
 
+@pytest.mark.needs("populate")
 def test_to_populate_more_than_a_group_has_left_is_an_exception(run_script, small_group):
     out = run_script(
         MOVE
@@ -145,6 +146,7 @@ whole.buf[:] = bytes(whole.size)
     assert "raise the group's limit" in out
 
 
+@pytest.mark.needs("populate")
 def test_the_doctor_says_what_a_group_has_left(run_script, small_group):
     out = run_script(MOVE + "import sys\nfrom forkshm.__main__ import main\nsys.exit(main(['doctor']))\n", small_group)
     (line,) = [line for line in out.splitlines() if "memory of this cgroup" in line]
@@ -200,6 +202,7 @@ def test_the_first_version_of_groups_is_read_too(groups):
     assert _groups.memory_left() == 50_000 - 60_000 + 1000 + 1024
 
 
+@pytest.mark.needs("populate")
 def test_what_a_group_has_no_room_for_is_not_populated(groups):
     groups(
         "4:memory:/b\n",

@@ -167,6 +167,7 @@ def test_read_write_of_private_memory_is_refused(cross, size):
         cross(view(np.zeros(size), "read_write"))
 
 
+@pytest.mark.needs("seals")
 def test_read_write_of_a_sealed_region_is_refused(cross):
     region = forkshm.anonymous_shared_memory(5000)
     region.seal()

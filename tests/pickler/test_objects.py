@@ -183,6 +183,7 @@ def test_a_part_of_an_object_crosses_with_its_offset_and_mode(cross):
         del crossing
 
 
+@pytest.mark.needs("pagemap")
 def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor(cross):
     with anonymous_shared_memory(2**20) as whole, MappedRegion(whole, "copy_on_write", 5000, 2**19) as private:
         whole.buf[5000:5003] = b"abc"
@@ -199,6 +200,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
         del crossing, arrived, again
 
 
+@pytest.mark.needs("pagemap")
 @pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE], ids=in_pages)
 def test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied(cross, offset):
     size = 100 * PAGE

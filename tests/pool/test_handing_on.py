@@ -96,6 +96,7 @@ def test_what_was_changed_before_it_is_handed_on_arrives_changed(pool):
     assert second[200] == 200
 
 
+@pytest.mark.needs("pagemap")
 def test_a_slice_of_what_arrived_is_handed_on_too(pool):
     first = pool.apply(returned, (numbers(),))
     before = pool.statistics()
@@ -112,6 +113,7 @@ def test_few_bytes_of_a_large_block_are_copied(pool):
     assert block_of(part) is None
 
 
+@pytest.mark.needs("pagemap")
 def test_the_memory_comes_back_when_the_last_has_let_go(pool, wait_until):
     sent = numbers()
     answer = pool.apply(returned, (sent,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import functions as f
 import pytest
@@ -103,6 +104,7 @@ def test_numbers_below_one_are_refused(inner):
 
 
 def test_without_threadpoolctl_variables_are_set(monkeypatch):
+    monkeypatch.setattr(_inner_threads, "_modules", 0)  # look again
     monkeypatch.setattr(_inner_threads.importlib.util, "find_spec", lambda name: None)
     with forkshm.Pool(2) as pool:
         assert pool.apply(f.inner_threads) == ({4}, "2")
@@ -117,3 +119,24 @@ def test_a_process_and_a_team_are_not_limited():
     with forkshm.team(2) as team:
         found = team.reduce([f.inner_threads()])
     assert found == [({4}, None)] * 2
+
+
+def threads_and_time():
+    """How many threads this process has, and what it takes of the cores while it sleeps."""
+    began = time.process_time()
+    time.sleep(0.15)
+    return len(os.listdir("/proc/self/task")), time.process_time() - began
+
+
+@pytest.mark.skipif(kernel.name == "windows", reason="needs a fork")
+def test_a_limit_starts_no_threads_that_keep_a_core_busy():
+    _inner_threads.prepare()
+    if not _inner_threads._numbers:
+        pytest.skip("no OpenBLAS, or one that does not show its number of threads")
+    with forkshm.Pool(1, inner_threads=1) as pool:
+        threads, seconds = pool.apply(threads_and_time)
+    assert threads == 1
+    assert seconds < 0.1
+    with forkshm.Pool(1, inner_threads=2) as pool:
+        product = pool.apply(np.dot, (np.ones((300, 300)), np.ones((300, 300))))
+    assert (product == 300).all()

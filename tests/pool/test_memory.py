@@ -221,6 +221,7 @@ def test_tasks_do_not_see_each_others_writes_to_the_closure(pool):
     assert all(max(values) < len(values) for values in seen.values())
 
 
+@pytest.mark.needs("punch_holes")
 def test_memory_is_used_again_and_given_back(pool):
     big = np.ones(4_000_000)
     before = arena.statistics().reserved_bytes

@@ -63,6 +63,7 @@ def test_the_argument_and_the_way_out_are_named(pool, mode, made, size):
     pool.apply(fill, (view(made(size), "copy_on_write"), 1))
 
 
+@pytest.mark.needs("seals")
 def test_a_sealed_region_and_its_way_out(pool):
     shared = forkshm.zeros(1000)
     shared.region.seal()

@@ -126,6 +126,7 @@ def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappab
         returned.close()
 
 
+@pytest.mark.needs("seals")
 def test_a_sealed_region_arrives_read_only_and_the_creator_goes_on(pool):
     with anonymous_shared_memory(SIZE) as region:
         region.seal()

@@ -162,6 +162,7 @@ def test_a_child_of_a_worker_has_no_state(notes, in_child):
     assert list(notes.written().values()) == [0]  # and did not end as the worker does
 
 
+@pytest.mark.needs("affinity")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_that_are_not_forked_have_it_too(run_script, method):
@@ -202,6 +203,7 @@ def cores(_):
     return os.getpid(), frozenset(os.sched_getaffinity(0))
 
 
+@pytest.mark.needs("affinity")
 def test_workers_run_on_the_cores_they_are_given():
     mine = sorted(os.sched_getaffinity(0))
     one, all_of_them = {mine[0]}, set(mine)
@@ -219,6 +221,7 @@ def test_workers_run_on_the_cores_they_are_given():
     assert os.sched_getaffinity(0) == all_of_them
 
 
+@pytest.mark.needs("affinity")
 @pytest.mark.parametrize(
     ("cpu_ids", "error", "said"),
     [

@@ -153,6 +153,7 @@ def test_a_child_that_closes_the_region_leaves_the_parents_alone(in_child):
         region.buf[0] = 1
 
 
+@pytest.mark.needs("seals")
 def test_the_memory_cannot_be_shrunk_under_the_feet_of_its_readers():
     with anonymous_shared_memory(2 * PAGE) as region:
         for size in (0, PAGE, 2 * PAGE - 1):

@@ -192,6 +192,7 @@ def test_a_forked_child_shares_the_file(path, in_child):
         assert file.size == 11
 
 
+@pytest.mark.needs("foreign_channels")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_file_that_one_may_only_read_is_reached_by_its_descriptor(in_child):
     def stranger():

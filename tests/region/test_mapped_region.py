@@ -759,6 +759,7 @@ class TestAdvise:
 
 
 class TestPopulate:
+    @pytest.mark.needs("populate")
     def test_populate_takes_all_the_memory_now(self, make):
         with MappedRegion(make(64 * PAGE)) as region:
             if not region.advise("populate"):
@@ -767,6 +768,7 @@ class TestPopulate:
             assert resident(region.address) == 64 * PAGE
             assert not any(region.buf)
 
+    @pytest.mark.needs("populate")
     @pytest.mark.parametrize("mode", list(Mode))
     @pytest.mark.parametrize("offset", [0, PAGE + 1], ids=in_pages)
     def test_in_every_mode_and_no_byte_changes(self, make, mode, offset):
@@ -780,6 +782,7 @@ class TestPopulate:
             assert resident(start) == length
             assert bytes(region.buf) == content[offset:]
 
+    @pytest.mark.needs("populate")
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
     def test_what_was_opened_for_reading_can_be_populated(self, make, mode):
         opened = make.for_reading(make(16 * PAGE))
@@ -797,6 +800,7 @@ class TestPopulate:
         with MappedRegion(make(), offset=PAGE + 1, huge_pages=True) as region:
             region.buf[:] = b"\xff" * region.size
 
+    @pytest.mark.needs("populate")
     def test_an_anonymous_region_is_populated(self):
         with anonymous_shared_memory(64 * PAGE) as lazy, anonymous_shared_memory(64 * PAGE, populate=True) as region:
             if not lazy.advise("populate"):

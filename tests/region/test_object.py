@@ -412,6 +412,7 @@ print("done")
 """
 
 
+@pytest.mark.needs("memfd")
 def test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus(run_script):
     said = run_script(FULL)
     if said.startswith("skip"):

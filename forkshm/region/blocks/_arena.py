@@ -18,6 +18,7 @@ import bisect
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import weakref
 from typing import TYPE_CHECKING
@@ -481,7 +482,8 @@ class Arena:
         pieces = self._pieces
         block: Block | None
         for _ in range(min(how_many, len(pieces))):
-            key = next(iter(pieces), 0)
+            # One call: between two a signal handler may change what is iterated over.
+            key = next(itertools.chain(pieces), 0)
             piece = pieces.get(key)
             if piece is None:
                 continue

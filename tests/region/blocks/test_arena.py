@@ -89,6 +89,7 @@ def test_one_large_block_gets_a_segment_of_its_size(fresh_arena):
     assert statistics.reserved_bytes >= statistics.used_bytes
 
 
+@pytest.mark.needs("exact_objects")
 def test_an_untouched_arena_takes_no_memory(fresh_arena):
     assert fresh_arena.statistics().segments == 0
     fresh_arena.free(fresh_arena.allocate(10 * MIB))
@@ -113,6 +114,7 @@ def test_statistics_go_back_to_zero(fresh_arena):
     assert (statistics.blocks, statistics.used_bytes, statistics.warm_bytes) == (0, 0, block.size)
 
 
+@pytest.mark.needs("punch_holes")
 def test_trim_gives_memory_back_but_not_that_of_blocks_in_use(fresh_arena):
     free, used = fresh_arena.allocate(4 * MIB), fresh_arena.allocate(2 * MIB)
     fill(free, 1)
@@ -129,6 +131,7 @@ def test_trim_gives_memory_back_but_not_that_of_blocks_in_use(fresh_arena):
     assert fresh_arena.statistics().warm_bytes == 0
 
 
+@pytest.mark.needs("punch_holes")
 def test_trim_keeps_as_much_warm_as_it_is_told(fresh_arena):
     block = fresh_arena.allocate(4 * MIB)
     fill(block, 1)
@@ -141,6 +144,7 @@ def test_trim_keeps_as_much_warm_as_it_is_told(fresh_arena):
     assert resident(fresh_arena) == 0
 
 
+@pytest.mark.needs("punch_holes")
 def test_memory_beyond_the_recent_demand_goes_back_by_itself(fresh_arena, monkeypatch):
     monkeypatch.setattr(_arena, "KEEP_WARM", MIB)
     block = fresh_arena.allocate(8 * MIB)
@@ -155,6 +159,7 @@ def test_memory_beyond_the_recent_demand_goes_back_by_itself(fresh_arena, monkey
     assert resident(fresh_arena) <= MIB + PAGE
 
 
+@pytest.mark.needs("punch_holes")
 def test_there_is_excess_only_beyond_what_is_kept_warm(fresh_arena, monkeypatch):
     monkeypatch.setattr(_arena, "KEEP_WARM", MIB)
     assert not fresh_arena.has_excess()

@@ -60,7 +60,7 @@ def calls(monkeypatch):
 
 
 def content(block):
-    return bytes(memoryview(kernel.window(block.address, block.size)).cast("B"))
+    return bytes(memoryview(kernel.buffer_at(block.address, block.size)).cast("B"))
 
 
 def faults():

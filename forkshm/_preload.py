@@ -1,0 +1,69 @@
+"""What the fork server imports before it forks, and what becomes of a module that cannot be imported.
+
+``multiprocess`` passes a list of names to the fork server as the source text of the list, and ignores names that
+cannot be imported. A `Named` list has other source text: it makes a `Checked` list in the fork server, which imports
+each name when it is asked for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from forkshm import _multiprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ("Checked", "Named", "OnError", "set_forkserver_preload")
+
+#: What becomes of a name that cannot be imported.
+OnError: TypeAlias = Literal["ignore", "warn", "fail"]
+
+
+class Named(list[str]):
+    """The names in the process that starts the fork server."""
+
+    def __init__(self, names: Iterable[str], on_error: OnError) -> None:
+        super().__init__(names)
+        self._on_error = on_error
+
+    def __repr__(self) -> str:
+        return f"__import__('forkshm._preload', fromlist=['Checked']).Checked({list(self)!r}, {self._on_error!r})"
+
+
+class Checked(list[str]):
+    """The names in the fork server: each is imported when the iteration comes to it."""
+
+    def __init__(self, names: Iterable[str], on_error: OnError) -> None:
+        super().__init__(names)
+        self._on_error = on_error
+
+    def __iter__(self) -> Iterator[str]:
+        for name in super().__iter__():
+            try:
+                __import__(name)
+            except ImportError as error:
+                if self._on_error == "fail":
+                    raise
+                warnings.warn(f"the fork server cannot import {name!r}: {error}", ImportWarning, stacklevel=2)
+                continue
+            yield name
+
+
+def set_forkserver_preload(module_names: Iterable[str], *, on_error: OnError = "ignore") -> None:
+    """Let the fork server import modules before it forks; see `multiprocessing.set_forkserver_preload` of Python 3.15.
+
+    Args:
+        module_names: Names of modules.
+        on_error: What becomes of a module that cannot be imported: "ignore" it; "warn" with an ImportWarning; or
+            "fail", which ends the fork server, so that starting a process raises.
+
+    Raises:
+        ValueError: *on_error* is something else.
+        TypeError: A name is not a string.
+    """
+    if on_error not in ("ignore", "warn", "fail"):
+        raise ValueError(f"on_error is {on_error!r}: it must be 'ignore', 'warn' or 'fail'")
+    names = list(module_names)
+    _multiprocess.fork_server().set_forkserver_preload(names if on_error == "ignore" else Named(names, on_error))

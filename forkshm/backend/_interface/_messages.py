@@ -1,0 +1,217 @@
+"""Channels between processes: messages with fds, counters, and wakeup pipes."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = (
+    "Callee",
+    "HasFileno",
+    "MessageSocket",
+    "Messages",
+    "Poller",
+)
+
+
+class HasFileno(Protocol):
+    """Anything with an fd."""
+
+    def fileno(self) -> int:
+        """Return the fd."""
+        ...
+
+
+class MessageSocket(Protocol):
+    """An end of a channel: what of ``socket.socket`` is used of one, with the meaning that it has for SOCK_SEQPACKET.
+
+    So messages are whole, go to one of those who receive, and have fds beside them; `recvmsg` returns no bytes once
+    every process that could send is gone, or has shut the socket down, and all was received.
+    """
+
+    def fileno(self) -> int:
+        """Return the fd, which is readable when a message is there; -1 when closed."""
+        ...
+
+    def send(self, data: bytes, flags: int = 0, /) -> int:
+        """Send a message without fds."""
+        ...
+
+    def sendmsg(self, buffers: Any, ancdata: Any = ..., flags: int = ..., /) -> int:
+        """Send a message with fds; see `Backend.RIGHTS`."""
+        ...
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = ..., flags: int = ..., /) -> tuple[bytes, list[Any], int, Any]:
+        """Receive a message: its bytes, what `Backend.received_fds` takes, flags, and nothing of use."""
+        ...
+
+    def recv(self, bufsize: int, flags: int = ..., /) -> bytes:
+        """Look at a message."""
+        ...
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """Set how much the kernel is asked to hold."""
+        ...
+
+    def shutdown(self, how: int, /) -> None:
+        """Send no more, from any process."""
+        ...
+
+    def dup(self) -> Any:
+        """Return the same end under another fd."""
+        ...
+
+    def close(self) -> None:
+        """Close it in this process."""
+        ...
+
+
+class Poller(Protocol):
+    """What of ``select.poll`` is used."""
+
+    def register(self, fd: int, eventmask: int = ..., /) -> object:
+        """Watch an fd: for `Backend.READABLE`, or `Backend.WRITABLE`."""
+        ...
+
+    def unregister(self, fd: int, /) -> object:
+        """Watch it no more."""
+        ...
+
+    def poll(self, timeout: float | None = ..., /) -> list[tuple[int, int]]:
+        """Wait so many milliseconds, or for ever; return the fds that are ready, each with what is."""
+        ...
+
+
+class Callee(Protocol):
+    """Where a process is called by others of the same user."""
+
+    address: str
+
+    def accept(self) -> MessageSocket:
+        """Wait for a caller; return this end of a new channel to it. Callers of other users are turned away."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        ...
+
+    def close(self) -> None:
+        """Take no more calls. Twice is allowed."""
+        ...
+
+
+class Messages(abc.ABC):
+    """Channels between processes: messages with fds, counters, and wakeup pipes."""
+
+    #: Do not wait.
+    DONTWAIT: int
+    #: How to take a message: fds that arrive are close-on-exec.
+    TAKE: int
+    #: The message was longer than the room for it.
+    TRUNCATED: int
+    #: There was no room for all fds.
+    FDS_LOST: int
+    #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
+    RIGHTS: tuple[int, int]
+    #: For a `Poller`.
+    READABLE: int = 1
+    WRITABLE: int = 4
+    #: How many fds may go beside one message; more go in a carrier.
+    DIRECT_FDS: int = 16
+    #: More messages than a queue has at a time.
+    MOST_MESSAGES: int = 10_000
+    #: What it means when fds of a message did not arrive.
+    fds_lost_because: str = (
+        "this process has as many files open as it may (EMFILE); let arrays share a region, "
+        "pass fewer at once, or raise the limit (ulimit -n)"
+    )
+    #: Whether event loops can watch fds: else a thread has to.
+    loops_watch_fds: bool = True
+
+    @abc.abstractmethod
+    def create_counter(self, memory: int) -> int:
+        """Return an fd that counts from 0, for everyone who has it; *memory* is the fd of a memory object.
+
+        The count is the kernel's: no lock guards it, so none can die with its holder.
+        """
+
+    @abc.abstractmethod
+    def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
+        """Add *change* in one step and return the new count; ``EINVAL`` if the count would be negative.
+
+        *noted* gets an item in the C call that adds, and loses one in the C call that subtracts. An interrupted
+        caller knows from it whether it has counted.
+        """
+
+    @abc.abstractmethod
+    def clear_counter(self, counter: int) -> None:
+        """Let it count from 0 again."""
+
+    @abc.abstractmethod
+    def message_sockets(self) -> tuple[MessageSocket, MessageSocket]:
+        """Return two connected sockets that keep message boundaries and carry fds."""
+
+    @abc.abstractmethod
+    def message_socket(self, fd: int) -> MessageSocket:
+        """Return the end that has arrived as *fd*, which is its own from here on.
+
+        When it is something else, the errno is ``EPROTOTYPE``, and *fd* stays the caller's.
+        """
+
+    @abc.abstractmethod
+    def fds_space(self, count: int) -> int:
+        """Return the bytes that so many fds take beside a message: the second argument of ``recvmsg``."""
+
+    @abc.abstractmethod
+    def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
+        """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+
+    @abc.abstractmethod
+    def wait_writable(self, end: HasFileno, seconds: float) -> bool:
+        """Wait until there is room for a message; tell whether there may be."""
+
+    @abc.abstractmethod
+    def poller(self) -> Poller:
+        """Return what waits for several fds."""
+
+    @abc.abstractmethod
+    def has_message(self, end: MessageSocket) -> bool:
+        """Whether a message waits at this end; it stays there."""
+
+    def has_ended(self, receiver: MessageSocket) -> bool:
+        """Whether nothing came because nobody can send any more, and not because a message was empty."""
+        return True
+
+    @abc.abstractmethod
+    def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+        """Return the fds that came beside a message."""
+
+    def forget_sent(self, sender: MessageSocket) -> None:  # noqa: B027
+        """Let go of the fds that were sent through an end and not received: nobody is going to."""
+
+    @abc.abstractmethod
+    def listen(self, address: str | None, backlog: int) -> Callee:
+        """Be called at *address*, or one that is made up and that nobody can guess."""
+
+    @abc.abstractmethod
+    def call(self, address: str) -> MessageSocket:
+        """Call who listens there; ``PermissionError`` if it is a process of another user."""
+
+    def forget_address(self, address: str) -> None:  # noqa: B027
+        """Take away what a process that was called at *address* may have left there."""
+
+    @abc.abstractmethod
+    def create_wakeup(self) -> tuple[int, int]:
+        """Return two fds: one to wait at, for any number of processes, and one to `ring`."""
+
+    @abc.abstractmethod
+    def wake(self, wakeup: int, how_many: int) -> None:
+        """Wake so many of those who wait, or let as many waits return at once."""
+
+    @abc.abstractmethod
+    def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
+        """Wait; True when it was rung for this one, False when nobody can ring any more, None after *seconds*."""

@@ -1,0 +1,546 @@
+"""The client's side: an executor whose calls run on the nodes of a Dask cluster."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from forkshm.backend import kernel
+from forkshm.cluster import _agent
+from forkshm.cluster._agent import Group, Raised
+from forkshm.cluster._values import NodeArray, Writer
+from forkshm.errors import PoolClosedError, UnsupportedError
+from forkshm.pool import chunked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+__all__ = ("ClusterExecutor", "ClusterFuture", "RemoteResult")
+
+T = TypeVar("T")
+
+# Arrays that are kept on the nodes for calls to come.
+_ARRAYS_KEPT = 8
+# Tasks of Dask for each worker process, in one map.
+_TASKS_EACH = 4
+# How often a call is sent again whose arrays were lost with their nodes.
+_SENDS = 3
+
+
+class ClusterFuture(concurrent.futures.Future[T]):
+    """The future of a call on a cluster.
+
+    `cancel` also ends a call that runs: the worker process that is at it is killed, and replaced.
+    """
+
+    def __init__(self, call: _Call) -> None:
+        super().__init__()
+        self._call = call
+
+    def cancel(self) -> bool:
+        """Cancel the call, wherever it is. Returns False when it has finished."""
+        if super().cancel():
+            self._call.cancel()
+            return True
+        return False
+
+
+class RemoteResult(Generic[T]):
+    """A result that stays on the node where it was computed.
+
+    Pass it to other calls of the same executor, as an argument or inside one: they run where it is, or get a copy of it
+    from there. The node keeps it until this object is collected, or the executor ends.
+    """
+
+    def __init__(self, future: ClusterFuture[Any], call: _Call) -> None:
+        self._future = future
+        self._call = call
+
+    def __repr__(self) -> str:
+        return f"<RemoteResult {self._call.name}, {'there' if self.done() else 'pending'}>"
+
+    def done(self) -> bool:
+        """Return whether the call has finished, or was cancelled."""
+        return self._future.done()
+
+    def cancel(self) -> bool:
+        """Cancel the call; see `ClusterFuture.cancel`."""
+        return self._future.cancel()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Fetch the result.
+
+        Raises:
+            TimeoutError: It is not there after *timeout* seconds.
+            concurrent.futures.CancelledError: The call was cancelled.
+            Exception: What the call raised.
+        """
+        fetched: T = self._future.result(timeout).result()
+        return fetched
+
+
+class _Array(NamedTuple):
+    """An array that the nodes have, as it was then."""
+
+    original: Any
+    node: NodeArray
+    future: Any
+
+
+# The arrays that one call has met, by their ids; the first keeps the id from being used again.
+_Seen = dict[int, tuple[Any, _Array]]
+
+
+class _Call:
+    """Groups of items that go to a node together."""
+
+    def __init__(
+        self,
+        executor: ClusterExecutor,
+        function: bytes,
+        groups: Sequence[Group],
+        arrays: dict[str, _Array],
+        remote: dict[str, Any],
+    ) -> None:
+        self.name = uuid.uuid4().hex
+        self.executor = executor
+        self.function = function
+        self.groups = groups
+        self.arrays = arrays
+        self.remote = remote
+        self.sends = 0
+        self.is_cancelled = False
+        self.future: Any = None
+        self.sink: Callable[[Any, BaseException | None], None] = lambda *_: None
+
+    def send(self) -> None:
+        """Give the call to Dask."""
+        self.sends += 1
+        client = self.executor.client
+        self.future = client.submit(
+            _agent.run,
+            self.executor.name,
+            self.name,
+            self.function,
+            list(self.groups),
+            [array.future for array in self.arrays.values()],
+            {name: remote.future for name, remote in self.remote.items()},
+            key=f"forkshm-{self.name}-{self.sends}",
+            pure=False,
+        )
+        self.future.add_done_callback(self._finished)
+
+    def _finished(self, future: Any) -> None:
+        if future is not self.future or self.is_cancelled:
+            return
+        try:
+            error = future.exception()
+        except (concurrent.futures.CancelledError, Exception) as raised:
+            error = raised
+        if future.status in ("cancelled", "lost") and self.sends < _SENDS and not self.executor.is_closed:
+            # The nodes that had its arrays are gone.
+            try:
+                self.executor.send_again(self)
+            except Exception as raised:
+                error = raised
+            else:
+                return
+        if error is not None:
+            self.sink(None, error)
+            return
+        self.sink(future, None)
+
+    def cancel(self) -> None:
+        """End it, wherever it is."""
+        self.is_cancelled = True
+        self.executor.cancel_calls([self])
+
+
+class ClusterExecutor(concurrent.futures.Executor):
+    """A `concurrent.futures.Executor` whose workers are processes on the nodes of a Dask cluster.
+
+    Made by ``forkshm.Executor(cluster=...)``. Each Dask worker is a node, and should be the only one of its machine: it
+    starts a pool of forkserver workers at the first call that reaches it.
+
+    * A large array in a function or its arguments is moved to each node once. There all workers read it from
+      sealed shared memory; it cannot be written to. It is kept for later calls, and compared before it is used again,
+      so a call sees the array as it was at the call.
+    * A worker that dies fails the calls it ran with `WorkerDiedError`; calls of a node that dies go to another.
+    * Locks, queues, regions and teams are of one machine: passing one raises `UnsupportedError`.
+
+    Args:
+        cluster: A ``distributed.Client``, a cluster object such as ``LocalCluster``, or the address of a scheduler.
+        max_workers: Worker processes on each node; by default as many as the Dask worker has threads.
+        executor_options: ``initializer``, ``initargs``, ``max_tasks_per_child``, ``task_timeout`` and other options of
+            `forkshm.Executor`, for the pool of each node.
+
+    Raises:
+        MissingDependencyError: Dask is not installed.
+        ValueError: *max_workers* is less than 1.
+        OSError: The scheduler does not answer.
+
+    Fork and threads:
+        Any thread may submit. Dask's client has threads of its own, so a child that is forked cannot use the executor.
+
+    Example:
+        >>> import forkshm
+        >>> from distributed import LocalCluster  # doctest: +SKIP
+        >>> with forkshm.Executor(cluster=LocalCluster(n_workers=2)) as executor:  # doctest: +SKIP
+        ...     list(executor.map(abs, [-1, 2, -3]))
+        [1, 2, 3]
+
+    See Also:
+        https://distributed.dask.org
+    """
+
+    def __init__(self, cluster: Any, max_workers: int | None = None, **executor_options: Any) -> None:
+        if max_workers is not None and max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, got {max_workers}")
+        self.name = f"forkshm-{uuid.uuid4().hex[:12]}"
+        self.client, self._is_own_client = _agent.client_of(cluster)
+        self.is_closed = False
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._arrays: collections.OrderedDict[Any, _Array] = collections.OrderedDict()
+        self._pending: set[concurrent.futures.Future[Any]] = set()
+        try:
+            self.client.register_plugin(_agent.Agent(self.name, max_workers, executor_options), name=self.name)
+        except BaseException:
+            self._close_client()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<ClusterExecutor {self.name} of {self.client!r}>"
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ClusterFuture[T]:
+        """Let a worker of some node call ``fn(*args, **kwargs)``; return the future of its result.
+
+        Raises:
+            PoolClosedError: The executor was shut down, or this is a forked child.
+            UnsupportedError: An argument is of this machine only.
+            Exception: What pickling raises.
+        """
+        call = self._call_of(fn, args, kwargs)
+        future: ClusterFuture[T] = ClusterFuture(call)
+
+        def take(done: Any, error: BaseException | None) -> None:
+            if error is None:
+                (results,) = done.result()
+                error, value = _opened(results[0])
+                _settle(future, value, error)
+            else:
+                _settle(future, None, error)
+
+        self._start(call, future, take)
+        return future
+
+    def submit_remote(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RemoteResult[T]:
+        """As `submit`; the result stays on the node that computes it, and can be an argument of other calls."""
+        call = self._call_of(fn, args, kwargs)
+        future: ClusterFuture[Any] = ClusterFuture(call)
+
+        class Fetched:
+            def __init__(self, done: Any) -> None:
+                self.done = done
+
+            def result(self) -> Any:
+                error, value = _opened(self.done.result()[0][0])
+                if error is not None:
+                    raise error
+                return value
+
+        self._start(call, future, lambda done, error: _settle(future, None if error else Fetched(done), error))
+        return RemoteResult(future, call)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Return an iterator over ``fn(*items)`` for the items of *iterables* side by side, in their order.
+
+        Args:
+            fn: What to call.
+            iterables: Taken whole at once, unless there is a *buffersize*.
+            timeout: Seconds from this call after which waiting for a result raises TimeoutError.
+            chunksize: Items that one worker process takes at a time; by default as many as give each four times work.
+            buffersize: Parts of the input that are on their way or whose results were not taken yet, at the most.
+
+        Raises:
+            ValueError: *chunksize* or *buffersize* is less than 1.
+            PoolClosedError: The executor was shut down.
+        """
+        outcomes = self.outcomes(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+        return _raising(outcomes)
+
+    def outcomes(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[tuple[BaseException | None, Any]]:
+        """As `map`; yields for each item what it raised, or None, and its result."""
+        for name, number in (("chunksize", chunksize), ("buffersize", buffersize)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self._check_open()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        items: Any = zip(*iterables, strict=False)
+        slots = max(1, sum(self.client.nthreads().values()))
+        each = chunksize or 1
+        together = 1
+        if buffersize is None:
+            items = list(items)
+            each = chunksize or max(1, len(items) // (slots * _TASKS_EACH))
+            together = max(1, -(-len(items) // each) // (slots * _TASKS_EACH))
+        parts = self._parts(fn, items, each, together)
+        futures = collections.deque(itertools.islice(parts, buffersize))
+        return _taken(futures, parts, deadline)
+
+    def _parts(
+        self, fn: Callable[..., Any], items: Iterable[Any], each: int, together: int
+    ) -> Iterator[ClusterFuture[list[Any]]]:
+        """Send the items part by part; yield the future of each part's results."""
+        arrays: dict[str, _Array] = {}
+        remote: dict[str, Any] = {}
+        seen: _Seen = {}
+        function = self._write(fn, arrays, remote, seen)
+        groups = chunked(iter(items), each)
+        while part := list(itertools.islice(groups, together)):
+            own_arrays, own_remote = dict(arrays), dict(remote)
+            sent = [
+                Group(len(group), self._write([(args, {}) for args in group], own_arrays, own_remote, seen))
+                for group in part
+            ]
+            call = _Call(self, function, sent, own_arrays, own_remote)
+            future: ClusterFuture[list[Any]] = ClusterFuture(call)
+
+            def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
+                _settle(future, None if error else list(itertools.chain(*done.result())), error)
+
+            self._start(call, future, take)
+            yield future
+
+    def _call_of(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> _Call:
+        self._check_open()
+        arrays: dict[str, _Array] = {}
+        remote: dict[str, Any] = {}
+        seen: _Seen = {}
+        function = self._write(fn, arrays, remote, seen)
+        groups = [Group(1, self._write([(args, kwargs)], arrays, remote, seen))]
+        return _Call(self, function, groups, arrays, remote)
+
+    def _start(
+        self, call: _Call, future: concurrent.futures.Future[Any], sink: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        def take(done: Any, error: BaseException | None) -> None:
+            try:
+                sink(done, error)
+            except Exception as raised:  # the result cannot be fetched
+                _settle(future, None, raised)
+
+        call.sink = take
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        try:
+            call.send()
+        except BaseException:
+            self._pending.discard(future)
+            raise
+
+    # -- arrays on the nodes ----------------------------------------------------------------------
+
+    def _write(self, thing: Any, arrays: dict[str, _Array], remote: dict[str, Any], seen: _Seen) -> bytes:
+        def name_of(array: Any) -> str:
+            found = seen.get(id(array))
+            if found is None:
+                found = seen[id(array)] = array, self._on_nodes(array)
+            entry = found[1]
+            arrays[entry.node.name] = entry
+            return entry.node.name
+
+        def name_of_remote(result: RemoteResult[Any]) -> str:
+            call = result._call
+            if call.executor is not self:
+                raise UnsupportedError(
+                    f"{result!r} is of another executor: fetch it, and pass what result() returns", capability="cluster"
+                )
+            remote[call.name] = call
+            return call.name
+
+        return Writer(name_of, (RemoteResult, name_of_remote)).write(thing)
+
+    def _on_nodes(self, array: Any) -> _Array:
+        """Return the array of the nodes with the same elements; move it there if they have none."""
+        key = array.__array_interface__["data"][0], array.nbytes, array.shape, array.strides, array.dtype.str
+        with self._lock:
+            entry = self._arrays.get(key)
+            if entry is not None and not _is_same(entry, array):
+                del self._arrays[key]
+                entry = None
+            if entry is None:
+                entry = _Array(array, NodeArray(uuid.uuid4().hex, _snapshot(array)), None)
+                entry = self._arrays[key] = entry._replace(future=self._scatter(entry.node))
+                while len(self._arrays) > _ARRAYS_KEPT:
+                    self._arrays.popitem(last=False)
+            else:
+                self._arrays.move_to_end(key)
+            return entry
+
+    def _scatter(self, node: NodeArray) -> Any:
+        (future,) = self.client.scatter([node], broadcast=True, direct=True, hash=False)
+        return future
+
+    def send_again(self, call: _Call) -> None:
+        """Send a call whose arrays were lost with their nodes."""
+        with self._lock:
+            for name, entry in list(call.arrays.items()):
+                fresh = entry._replace(future=self._scatter(entry.node))
+                call.arrays[name] = fresh
+                for key, kept in list(self._arrays.items()):
+                    if kept.node is entry.node:
+                        self._arrays[key] = fresh
+        call.send()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def cancel_calls(self, calls: Sequence[_Call]) -> None:
+        """End calls: those that wait are not begun, and workers that run one are killed."""
+        futures = [call.future for call in calls if call.future is not None]
+        # The nodes first: Dask forgets where a call runs once it is cancelled.
+        with contextlib.suppress(Exception):  # a node that has just died has none of them
+            self.client.run(_agent.cancel, self.name, [call.name for call in calls], on_error="ignore")
+        self.client.cancel(futures)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end the pools of the nodes when all is done.
+
+        Args:
+            wait: Return only then.
+            cancel_futures: Cancel what has not finished, also what runs.
+        """
+        self.is_closed = True
+        if self._pid != os.getpid():
+            return
+        if cancel_futures:
+            for future in list(self._pending):
+                future.cancel()
+        if wait:
+            concurrent.futures.wait(list(self._pending))
+            self._end()
+        elif not self._pending:
+            self._end()
+        else:
+            threading.Thread(target=self._end_later, name="forkshm-cluster-end", daemon=True).start()
+
+    def _end_later(self) -> None:
+        concurrent.futures.wait(list(self._pending))
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._arrays.clear()
+        with contextlib.suppress(Exception):  # the cluster is gone, and its pools with it
+            self.client.unregister_worker_plugin(self.name)
+        self._close_client()
+
+    def _close_client(self) -> None:
+        if self._is_own_client:
+            with contextlib.suppress(Exception):
+                self.client.close()
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise PoolClosedError("this executor belongs to the parent process: make one here")
+        if self.is_closed:
+            raise PoolClosedError("cannot schedule new futures after shutdown")
+
+
+def _snapshot(array: Any) -> Any:
+    import numpy as np
+
+    copy = np.empty_like(array, subok=False)
+    copy[...] = array
+    copy.flags.writeable = False
+    return copy
+
+
+def _is_same(entry: _Array, array: Any) -> bool:
+    """Return whether the nodes have the elements that *array* has now."""
+    region = getattr(array, "region", None)
+    if region is not None and region.sealed and entry.original is array:
+        return True
+    mine, theirs = array, entry.node.array
+    if mine.strides != theirs.strides or not (mine.flags.c_contiguous or mine.flags.f_contiguous):
+        return bool((mine == theirs).all())
+    return kernel.is_same_memory(_address(mine), _address(theirs), mine.nbytes)
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _opened(result: Any) -> tuple[BaseException | None, Any]:
+    if isinstance(result, Raised):
+        return result.open(), None
+    return None, result[0]
+
+
+def _settle(future: concurrent.futures.Future[Any], value: Any, error: BaseException | None) -> None:
+    with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled meanwhile
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _raising(outcomes: Iterator[tuple[BaseException | None, Any]]) -> Iterator[Any]:
+    try:
+        for error, value in outcomes:
+            if error is not None:
+                raise error
+            yield value
+    finally:
+        outcomes.close()  # type: ignore[attr-defined]  # a generator
+
+
+def _taken(
+    futures: collections.deque[ClusterFuture[list[Any]]],
+    parts: Iterator[ClusterFuture[list[Any]]],
+    deadline: float | None,
+) -> Iterator[tuple[BaseException | None, Any]]:
+    try:
+        while futures:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            results = futures[0].result(left)
+            futures.popleft()
+            futures.extend(itertools.islice(parts, 1))
+            yield from map(_opened, results)
+    finally:
+        # Whether all was taken, something raised, or the consumer has enough: nobody wants the rest.
+        left_over = [future for future in futures if not future.done()]
+        if left_over:
+            calls = [future._call for future in left_over]
+            for future in left_over:
+                concurrent.futures.Future.cancel(future)
+            for call in calls:
+                call.is_cancelled = True
+            calls[0].executor.cancel_calls(calls)

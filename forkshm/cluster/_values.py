@@ -1,0 +1,190 @@
+"""Calls as bytes, with the large arrays in them named instead of contained.
+
+The client pickles a call with a `Writer`. An array of at least `LARGE` bytes becomes a name in the stream, and a
+`NodeArray` that Dask moves to each node once. A worker reads the stream with `read`, given the node's arrays by name.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import multiprocessing.shared_memory
+import pickle
+import sys
+import types
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
+
+from forkshm.channel import Connection, Queue, SimpleQueue
+from forkshm.errors import UnsupportedError
+from forkshm.pickler import reduce_array_type, reduce_code, reduce_exception, with_slots
+from forkshm.region import MappedRegion
+from forkshm.region.locks import Barrier, Condition, Mutex, RWLock, Semaphore
+from forkshm.spmd import Member
+from forkshm.sync import Barrier as ClassicBarrier
+from forkshm.sync import BufferWrapper, Event, Lock, RLock
+from forkshm.sync import Condition as ClassicCondition
+from forkshm.sync import Semaphore as ClassicSemaphore
+from forkshm.sync.sharedctypes import SynchronizedBase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ("LARGE", "NodeArray", "Writer", "loaded", "read")
+
+LARGE = 2**20
+"""Bytes from which an array is moved to each node once, instead of with each call."""
+
+# Objects whose memory or kernel object is of one machine.
+_OF_ONE_MACHINE: tuple[type, ...] = (
+    MappedRegion,
+    Mutex,
+    RWLock,
+    Semaphore,
+    Condition,
+    Barrier,
+    Queue,
+    SimpleQueue,
+    Connection,
+    Member,
+    Lock,
+    RLock,
+    ClassicSemaphore,
+    ClassicCondition,
+    ClassicBarrier,
+    Event,
+    BufferWrapper,
+    SynchronizedBase,
+    multiprocessing.shared_memory.SharedMemory,
+)
+
+
+class NodeArray:
+    """An array that is in the shared memory of a node, or on its way there.
+
+    Attributes:
+        name: What streams call it.
+        array: Its elements. On a node they are sealed: no process there can write to them.
+    """
+
+    __slots__ = ("array", "name")
+
+    def __init__(self, name: str, array: Any) -> None:
+        self.name = name
+        self.array = array
+
+    def __sizeof__(self) -> int:
+        return int(self.array.nbytes)  # the scheduler weighs moves by it
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        array = self.array
+        is_fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
+        flat = (array.T if is_fortran else array).reshape(-1).view("u1")
+        return _arrive, (self.name, array.dtype, array.shape, is_fortran, pickle.PickleBuffer(flat))
+
+
+def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, elements: Any) -> NodeArray:
+    """Put the elements into shared memory of this node."""
+    from forkshm.integrations import numpy
+
+    array = numpy.empty(shape[::-1] if is_fortran else shape, dtype)
+    if array.nbytes:
+        array.reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
+    region = array.region
+    if region is not None:
+        with contextlib.suppress(UnsupportedError):  # a system without seals: the array is read-only all the same
+            region.seal()
+    array.flags.writeable = False
+    return NodeArray(name, array.T if is_fortran else array)
+
+
+class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Pickles a call.
+
+    Args:
+        name_of: Called with each large array; returns what the stream calls it. By default the stream contains arrays.
+        remote: The type of results that stayed on a node, and what returns the name of one.
+    """
+
+    # Code keeps its file and lines, so that tracebacks show them.
+    dispatch_table: ClassVar[Any] = collections.ChainMap(
+        {types.CodeType: reduce_code}, *cloudpickle.Pickler.dispatch_table.maps
+    )
+
+    def __init__(
+        self,
+        name_of: Callable[[Any], str] | None = None,
+        remote: tuple[type, Callable[[Any], str]] | None = None,
+    ) -> None:
+        self._file = io.BytesIO()
+        super().__init__(self._file, protocol=5)
+        self._name_of = name_of
+        self._remote = remote
+        numpy = sys.modules.get("numpy")
+        self._array_type: Any = None if numpy is None else numpy.ndarray
+
+    def write(self, thing: Any) -> bytes:
+        """Return *thing* as bytes."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.clear_memo()
+        self.dump(thing)
+        return self._file.getvalue()
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Return the name of a large array or a remote result; None for other objects."""
+        array_type = self._array_type
+        if array_type is not None and self._name_of is not None and isinstance(obj, array_type):
+            if obj.nbytes >= LARGE and not obj.dtype.hasobject and _is_plain(type(obj), array_type):
+                return self._name_of(obj)
+        elif self._remote is not None and isinstance(obj, self._remote[0]):
+            return self._remote[1](obj)
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Refuse what cannot be shared between machines."""
+        if isinstance(obj, _OF_ONE_MACHINE):
+            raise UnsupportedError(
+                f"cannot send a {type(obj).__qualname__} to a cluster: its memory is shared by the processes of one "
+                "machine only. Pass an array, which each node gets a copy of, or return what is to be changed.",
+                capability="cluster",
+            )
+        if isinstance(obj, BaseException):
+            return reduce_exception(obj, None)
+        if isinstance(obj, type):
+            return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
+        return super().reducer_override(obj)
+
+
+def _is_plain(kind: type, array_type: type) -> bool:
+    """Return whether the type says no more than its elements."""
+    return kind is array_type or (kind.__module__.startswith("forkshm.") and kind.__name__ == "SharedArray")
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, stream: bytes, values: Mapping[str, Any]) -> None:
+        super().__init__(io.BytesIO(stream))
+        self._values = values
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._values[pid]
+
+
+def read(stream: bytes, values: Mapping[str, Any]) -> Any:
+    """Return what a `Writer` wrote; *values* has the arrays and results by name."""
+    return _Reader(stream, values).load()
+
+
+# Names are unique, so equal streams have equal arrays.
+_functions: dict[bytes, Any] = {}
+
+
+def loaded(stream: bytes, values: Mapping[str, Any]) -> Any:
+    """Return the function that *stream* holds; the last one is kept, for the next chunk of its map."""
+    if stream not in _functions:
+        function = read(stream, values)
+        _functions.clear()
+        _functions[stream] = function
+    return _functions[stream]

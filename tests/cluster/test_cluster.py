@@ -1,0 +1,264 @@
+"""Executors on a Dask cluster: two nodes, each a process of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import sys
+import time
+
+import cloudpickle
+import pytest
+
+import forkshm
+
+np = pytest.importorskip("numpy")
+distributed = pytest.importorskip("distributed")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed by a signal"),
+    pytest.mark.filterwarnings("ignore"),  # of Dask's and its libraries
+]
+
+# The nodes cannot import this module.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50, memory_limit=None
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def executor(cluster):
+    with forkshm.Executor(cluster=cluster) as made:
+        yield made
+
+
+def where(_):
+    # The parent of a worker process is the fork server, and the parent of that the node.
+    time.sleep(0.05)
+    return os.getpid(), os.getppid()
+
+
+class Unusual(Exception):
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
+def fail(item):
+    if item == 3:
+        raise Unusual(7, "three")
+    return item
+
+
+def die(item):
+    if item == 2:
+        os._exit(3)
+    return item
+
+
+def received_bytes():
+    with open("/proc/net/dev") as file:
+        (line,) = (line for line in file if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[0])
+
+
+def test_an_executor_on_a_cluster_is_a_standard_executor(executor):
+    assert isinstance(executor, concurrent.futures.Executor)
+    assert executor.submit(pow, 2, 10).result(30) == 1024
+    assert list(executor.map(pow, range(10), [2] * 10)) == [n * n for n in range(10)]
+
+
+@pytest.mark.nightly
+def test_both_nodes_and_their_workers_take_part(executor):
+    found = set(executor.map(where, range(40), chunksize=1))
+    assert len({server for _, server in found}) == 2
+    assert len(found) == 4
+    assert os.getpid() not in {pid for pid, _ in found}
+
+
+def test_a_large_array_is_moved_to_each_node_once_and_is_read_only(executor):
+    data = np.arange(4 * MIB, dtype="f8")
+
+    def look(array, index):
+        return array[index], array.flags.writeable, type(array).__name__
+
+    before = received_bytes()
+    futures = [executor.submit(look, data, index) for index in range(32)]
+    assert [future.result(60) for future in futures] == [(index, False, "SharedArray") for index in range(32)]
+    assert [found[0] for found in executor.map(look, [data] * 32, range(32))] == list(range(32))
+    assert received_bytes() - before < 2.2 * data.nbytes
+
+
+@pytest.mark.nightly
+def test_calls_see_an_array_as_it_was_at_the_call(executor):
+    data = forkshm.zeros(MIB)
+    first = executor.submit(np.sum, data)
+    assert first.result(60) == 0
+    data += 1
+    assert executor.submit(np.sum, data).result(60) == MIB
+
+
+@pytest.mark.nightly
+def test_strided_and_fortran_arrays_and_closures_arrive_with_their_elements(executor):
+    whole = np.arange(2 * MIB, dtype="i8").reshape(1024, 2048)
+    fortran = np.asfortranarray(whole)
+    for array in (whole[::2], whole.T, fortran, whole[:, 100:1500]):
+        assert executor.submit(lambda a=array: (a.shape, int(a.sum()))).result(60) == (array.shape, int(array.sum()))
+        assert executor.submit(np.array_equal, array, array).result(60)
+
+
+@pytest.mark.nightly
+def test_an_exception_of_any_class_is_raised_here_with_its_traceback(executor):
+    outcomes = executor.map(fail, range(6), chunksize=1)
+    assert [next(outcomes) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(Unusual) as caught:
+        next(outcomes)
+    assert caught.value.code == 7
+    assert "in fail" in str(caught.value.__cause__)
+
+
+@pytest.mark.nightly
+def test_a_worker_that_dies_fails_its_call_alone(executor):
+    futures = [executor.submit(die, item) for item in range(5)]
+    assert [future.exception(60) is None for future in futures] == [True, True, False, True, True]
+    assert isinstance(futures[2].exception(), forkshm.WorkerDiedError)
+
+
+@pytest.mark.nightly
+def test_cancelling_ends_a_call_that_runs(executor, tmp_path):
+    def begin(path):
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(600)
+
+    path = tmp_path / "pid"
+    future = executor.submit(begin, path)
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert future.cancel()
+    assert future.cancelled()
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(int(path.read_text()), 0)
+            time.sleep(0.01)
+        pytest.fail("the worker is still there")
+    assert executor.submit(abs, -1).result(60) == 1
+
+
+@pytest.mark.nightly
+def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
+    def mark(item):
+        (tmp_path / str(item)).touch()
+        time.sleep(0.2)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        for item in executor.map(mark, range(200), chunksize=1):
+            if item == 1:
+                raise KeyboardInterrupt
+    assert executor.submit(abs, -1).result(60) == 1
+    begun = len(list(tmp_path.iterdir()))
+    assert begun < 150
+    assert executor.submit(time.sleep, 0.3).result(60) is None
+    assert len(list(tmp_path.iterdir())) <= begun + 4
+
+
+@pytest.mark.parametrize("make", [forkshm.Lock, forkshm.Queue, lambda: forkshm.anonymous_shared_memory(10)])
+def test_what_is_of_one_machine_is_refused(executor, make):
+    with pytest.raises(forkshm.UnsupportedError, match="one machine"):
+        executor.submit(print, make())
+
+
+@pytest.mark.nightly
+def test_a_remote_result_stays_there_and_can_be_an_argument(executor):
+    made = executor.submit_remote(np.ones, 100)
+    assert executor.submit(np.sum, made).result(60) == 100
+    assert executor.submit(lambda pair: pair["x"].sum(), {"x": made}).result(60) == 100
+    assert made.result(60).shape == (100,)
+    failed = executor.submit_remote(fail, 3)
+    with pytest.raises(Unusual):
+        failed.result(60)
+
+
+@pytest.mark.nightly
+def test_a_decorated_function_maps_over_the_nodes(cluster):
+    @forkshm.parallel(cluster=cluster, on_error="return")
+    def root(number):
+        if number < 0:
+            raise ValueError(number)
+        return number**0.5
+
+    try:
+        assert root(9) == 3
+        assert root.map([4, 9, 16]) == [2, 3, 4]
+        assert list(root.imap([4, 9])) == [2, 3]
+        assert root.submit(25).result(60) == 5
+        first, second = root.map([-1, 1])
+        assert isinstance(first, ValueError)
+        assert second == 1
+        with pytest.raises(forkshm.UnsupportedError, match="out"):
+            root.map([1], out=np.zeros(1))
+    finally:
+        root.close()
+
+
+@pytest.mark.nightly
+def test_the_pools_of_the_nodes_end_with_the_executor(cluster, wait_until):
+    with forkshm.Executor(cluster=cluster) as executor:
+        pids = {pid for found in executor.map(where, range(40), chunksize=1) for pid in found}
+
+    def is_gone(pid):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+
+    assert len(pids) == 6
+    wait_until(lambda: sum(not is_gone(pid) for pid in pids) <= 2)  # the fork servers stay with their nodes
+
+
+@pytest.mark.nightly
+def test_an_executor_that_was_shut_down_refuses_calls(cluster):
+    executor = forkshm.Executor(1, cluster=cluster)
+    assert executor.submit(abs, -1).result(60) == 1
+    executor.shutdown()
+    with pytest.raises(forkshm.PoolClosedError):
+        executor.submit(abs, -1)
+    with pytest.raises(ValueError, match="max_workers"):
+        forkshm.Executor(0, cluster=cluster)
+
+
+@pytest.mark.nightly
+def test_calls_of_a_node_that_is_killed_are_done_by_the_other():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50, memory_limit=None
+        ) as cluster,
+        forkshm.Executor(cluster=cluster) as executor,
+    ):
+        data = np.ones(MIB)
+
+        def slow(item, array):
+            time.sleep(0.05)
+            return item + int(array[0])
+
+        results = executor.map(slow, range(120), [data] * 120, chunksize=1)
+        assert next(results) == 1
+        pids = executor.client.run(os.getpid)
+        os.kill(next(iter(pids.values())), signal.SIGKILL)
+        assert list(results) == [item + 1 for item in range(1, 120)]

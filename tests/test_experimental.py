@@ -1,0 +1,64 @@
+"""What is experimental is called so at import, and by the doctor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import forkshm
+from forkshm.backend import IS_FREE_THREADED, experiments
+from forkshm.errors import ExperimentalWarning
+
+SUPPORTED = sys.platform == "linux" and not IS_FREE_THREADED
+
+
+def test_linux_with_the_gil_is_supported():
+    assert experiments("linux", is_free_threaded=False) == []
+
+
+@pytest.mark.parametrize("system", ["darwin", "freebsd15", "win32"])
+def test_other_systems_are_experimental(system):
+    (clause,) = experiments(system, is_free_threaded=False)
+    assert "is experimental" in clause
+    assert "none was run on" in clause
+
+
+def test_free_threaded_python_is_experimental():
+    (clause,) = experiments("linux", is_free_threaded=True)
+    assert clause.startswith("free-threaded Python is experimental")
+    assert len(experiments("darwin", is_free_threaded=True)) == 2
+
+
+def test_there_is_one_warning_and_it_is_a_warning_of_forkshm():
+    with pytest.warns(ExperimentalWarning) as caught:
+        forkshm._warn_of_experiments(experiments("win32", is_free_threaded=True))
+    assert len(caught) == 1
+    assert isinstance(caught[0].message, forkshm.ForkshmWarning)
+    assert str(caught[0].message).startswith("forkshm on Windows is experimental: ")
+
+
+def test_processes_that_are_started_anew_do_not_repeat_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c", "--multiprocessing-fork"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forkshm._warn_of_experiments(experiments("win32", is_free_threaded=True))
+
+
+def test_importing_it_warns_where_it_is_experimental_only(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import forkshm\n")
+    done = subprocess.run([sys.executable, "-W", "always", str(program)], capture_output=True, text=True, check=True)
+    assert ("ExperimentalWarning: forkshm on " in done.stderr) is not SUPPORTED
+    if not SUPPORTED:
+        assert f"{program}:1: " in done.stderr  # the line that imports it
+
+
+def test_the_doctor_says_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "forkshm", "doctor"], capture_output=True, text=True, check=True, timeout=60
+    )
+    (line,) = [line for line in done.stdout.splitlines() if "supported" in line.split()[:2]]
+    assert ("yes" in line.split()) is SUPPORTED
