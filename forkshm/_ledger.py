@@ -1,8 +1,9 @@
 """The ledger: what this process has moved, always; and while somebody watches, who moved it.
 
 Counting is an addition to an int where payloads are made and opened. It takes no lock: CPython
-switches threads at calls and at jumps backwards, and signal handlers run there too, so
-nothing comes between the reading and the writing of ``ledger.messages += 1``.
+with the GIL switches threads at calls and at jumps backwards, and signal handlers run there too,
+so nothing comes between the reading and the writing of ``ledger.messages += 1``. Free-threaded
+builds have no such rule; there each thread adds to counts of its own (`ThreadedLedger`).
 
 Who sent a copy is looked for only while there are watches (`forkshm.assert_zero_copy`):
 otherwise each place asks once whether there are any.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import sysconfig
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +69,48 @@ class Ledger:
                 watch(nbytes, f"{what}, {sending.what} at {sending.where}", message)
 
 
-ledger = Ledger()
+class _Sum:
+    """A counter that is the sum of the counts of all threads; ``+=`` changes that of the calling thread."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, made: Any, owner: type | None = None) -> int:
+        seen = sum(counts[self._name] for counts in list(made.cells))
+        made.own()["seen"][self._name] = seen
+        return int(seen)
+
+    def __set__(self, made: Any, value: int) -> None:
+        own = made.own()
+        own["counts"][self._name] += value - own["seen"].get(self._name, 0)
+
+
+class ThreadedLedger(Ledger):
+    """The ledger of a free-threaded build: threads that count at the same time lose nothing."""
+
+    __slots__ = ("_local", "cells")
+
+    tasks = _Sum()
+    messages = _Sum()
+    bytes_copied = _Sum()
+    bytes_shared = _Sum()
+
+    def __init__(self) -> None:
+        #: The counts of each thread, also of those that have ended.
+        self.cells: list[dict[str, int]] = []
+        self._local = threading.local()
+        super().__init__()
+
+    def own(self) -> dict[str, dict[str, int]]:
+        """Return the counts of the calling thread, and the sums that it read last."""
+        own = getattr(self._local, "own", None)
+        if own is None:
+            own = self._local.own = {"counts": dict.fromkeys(Ledger.__slots__, 0), "seen": {}}
+            self.cells.append(own["counts"])
+        return own
+
+
+ledger = ThreadedLedger() if sysconfig.get_config_var("Py_GIL_DISABLED") else Ledger()
 _thread = threading.local()
 
 _system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew

@@ -69,12 +69,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_commands.py::test_clean_looks_again_after_the_answer",
                 "test_commands.py::test_clean_leaves_what_belongs_to_others",
                 "test_examples.py::test_the_worker_script_counts_the_same_in_several_workers",
-                "test_readme.py::test_the_script_runs_in_several_workers",
             ),
-        ),
-        "born_shared": (
-            "NumPy's hook for its memory is machine code for the calling convention of POSIX",
-            ("test_readme.py::test_arrays_are_born_shared_as_it_says",),
         ),
         "posix": ("about the calls of the POSIX backend itself", ("backend/test_posix.py",)),
         "windows_sections_missing": (
@@ -163,10 +158,6 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_examples.py::test_example_runs[supervise.py]",
                 "test_examples.py::test_example_runs[team.py]",
                 "test_examples.py::test_example_runs[worker_script.py]",
-                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-0]",
-                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-1]",
-                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-2]",
-                "test_readme.py::test_a_program_runs_when_it_is_copied[Several-processes,-one-program-3]",
             ),
         ),
         # -- processes: tests of channel, pool, doors, workers, failure and what is above them --

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
 
 import forkshm
+from forkshm._ledger import Ledger, ThreadedLedger
 from forkshm.backend import IS_FREE_THREADED, experiments
 from forkshm.errors import ExperimentalWarning
 
@@ -62,3 +64,45 @@ def test_the_doctor_says_it():
     )
     (line,) = [line for line in done.stdout.splitlines() if "supported" in line.split()[:2]]
     assert ("yes" in line.split()) is SUPPORTED
+
+
+@pytest.mark.parametrize("kind", [Ledger, ThreadedLedger])
+def test_a_ledger_counts(kind):
+    ledger = kind()
+    ledger.messages += 1
+    ledger.bytes_copied += 100
+    ledger.messages += 2
+    assert (ledger.tasks, ledger.messages, ledger.bytes_copied, ledger.bytes_shared) == (0, 3, 100, 0)
+    ledger.__init__()  # as in a forked child
+    assert (ledger.messages, ledger.bytes_copied) == (0, 0)
+
+
+def test_threads_that_count_at_the_same_time_lose_nothing():
+    ledger = ThreadedLedger()
+    start = threading.Barrier(8)
+
+    def count():
+        start.wait()
+        for _ in range(2000):
+            ledger.messages += 1
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.messages == 16_000
+
+
+def test_a_thread_that_counts_between_reading_and_writing_loses_nothing():
+    ledger = ThreadedLedger()
+    before = ledger.messages
+
+    def count():
+        ledger.messages += 5
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    thread.join()
+    ledger.messages = before + 1
+    assert ledger.messages == 6
