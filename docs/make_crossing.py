@@ -319,7 +319,8 @@ def table(rows: dict[str, tuple[str, list[str]]]) -> str:
         if group != current:
             current = group
             head = "Data frames" if group == "pandas" else group
-            lines += ["", f"## {head}", *NOTES.get(group, ()), "", "| Value | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
+            lines += ["", f"## {head}", *NOTES.get(group, ())]
+            lines += ["", "| Value | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
