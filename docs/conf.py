@@ -40,6 +40,7 @@ if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
         "download_all_examples": False,
         "remove_config_comments": True,
         "show_memory": False,
+        "write_computation_times": False,
         "show_signature": False,
         "min_reported_time": 0,
         "within_subsection_order": "FileNameSortKey",

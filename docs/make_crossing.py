@@ -184,6 +184,15 @@ THINGS: dict[str, tuple[str, str | None, Callable[[], Any]]] = {
 del THINGS["NumPy"]
 
 
+#: What is said above a table.
+NOTES = {
+    "pandas": (
+        "",
+        "A DataFrame is copied, unless it was built over shared memory. Then its rows and single columns are shared.",
+    ),
+}
+
+
 # -- the ways -----------------------------------------------------------------------------
 
 
@@ -310,7 +319,8 @@ def table(rows: dict[str, tuple[str, list[str]]]) -> str:
         if group != current:
             current = group
             head = "Data frames" if group == "pandas" else group
-            lines += ["", f"## {head}", "", "| Value | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
+            lines += ["", f"## {head}", *NOTES.get(group, ())]
+            lines += ["", "| Value | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
