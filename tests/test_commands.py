@@ -108,8 +108,7 @@ def test_the_doctor_measures_what_huge_pages_would_bring(monkeypatch):
     monkeypatch.setattr(_doctor_unix, "_fill_private", lambda _: 0.005)
     assert found()[1:3] == (
         "1.7 GB/s",
-        "in huge pages about 6.7 GB/s, after: echo advise > "
-        "/sys/kernel/mm/transparent_hugepage/shmem_enabled (as root)",
+        f"in huge pages about 6.7 GB/s, after: echo advise > {_doctor_unix._SHMEM_ENABLED} (as root)",
     )
     monkeypatch.setattr(_doctor_unix, "_fill_private", lambda _: 0.019)
     assert found()[2] == ""
