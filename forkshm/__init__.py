@@ -39,6 +39,7 @@ from forkshm import backend as _backend
 from forkshm import errors as _errors
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._patch import patch, patched, unpatch
+from forkshm._public import publish
 from forkshm.accounting import assert_zero_copy, statistics
 from forkshm.channel import JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
@@ -312,6 +313,7 @@ def _warn_of_experiments(found: list[str]) -> None:
         warnings.warn(f"forkshm on {'; '.join(found)}", _errors.ExperimentalWarning, stacklevel=3)
 
 
+publish(globals())
 _warn_of_experiments(_backend.experiments())
 
 if _signatures.is_interactive():

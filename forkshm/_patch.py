@@ -95,7 +95,7 @@ def patch() -> tuple[str, ...]:
         >>> unreached = forkshm.patch()
         >>> with multiprocessing.Pool(2) as pool:
         ...     print(type(pool).__module__, pool.map(lambda x: x + 1, [1, 2]))
-        forkshm.pool._pool [2, 3]
+        forkshm.pool [2, 3]
         >>> forkshm.unpatch()
 
     See Also:

@@ -48,7 +48,7 @@ def test_everything_public_is_offered():
         for name in re.sub(r"#.*", "", ",".join(names)).replace("\n", ",").split(",")
         if name.strip()
     }
-    imported = {name.rpartition(" as ")[2] for name in imported} - {"numpy"}
+    imported = {name.rpartition(" as ")[2] for name in imported} - {"numpy", "publish"}
     assert imported <= set(forkshm.__all__)
     assert "SharedArray" in imported
 
@@ -115,3 +115,11 @@ def test_everything_that_can_be_called_has_a_docstring():
 
 def test_the_package_says_that_it_is_typed():
     assert (pathlib.Path(forkshm.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_classes_have_the_path_by_which_they_are_imported(package):
+    module = importlib.import_module(package)
+    things = [getattr(module, name) for name in module.__all__]
+    private = [thing for thing in things if isinstance(thing, type) and "._" in thing.__module__]
+    assert [thing for thing in private if thing.__module__.startswith("forkshm.")] == []

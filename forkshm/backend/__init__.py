@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from forkshm._public import publish
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
 from forkshm.backend._support import IS_FREE_THREADED, experiments
@@ -89,3 +90,5 @@ def _load_native_locks() -> Any:
 
 #: Acquires and releases lock words in machine code; None where that cannot be.
 native_locks: Any = _load_native_locks()
+
+publish(globals())

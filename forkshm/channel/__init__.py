@@ -5,6 +5,7 @@ senders and receivers. A message is delivered whole, to exactly one receiver, wi
 fds, or not at all; there is no lock that a dying process could keep.
 """
 
+from forkshm._public import publish
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (
@@ -52,3 +53,5 @@ __all__ += [
     "OnError",
     "Spin",
 ]
+
+publish(globals())

@@ -1,5 +1,8 @@
 """Layer 6 of 6. `parallel`, which makes a function run in worker processes."""
 
+from forkshm._public import publish
 from forkshm.decorator._parallel import ParallelFunction, parallel
 
 __all__ = ("ParallelFunction", "parallel")
+
+publish(globals())

@@ -5,6 +5,7 @@ into them (`_tables`). A `RegionDescriptor` stands alone: it can go through any 
 and says so when its memory is gone.
 """
 
+from forkshm._public import publish
 from forkshm.descriptor._file import FileExtent, file_at
 from forkshm.descriptor._region import RegionDescriptor, describe
 from forkshm.descriptor._tables import (
@@ -58,3 +59,5 @@ __all__ += [
     "write_plain",
     "write_tables",
 ]
+
+publish(globals())

@@ -1,6 +1,9 @@
 """Layer 6 of 6. `Executor`, with the interface of `concurrent.futures`."""
 
+from forkshm._public import publish
 from forkshm.executor._executor import Executor
 from forkshm.executor._futures import Future
 
 __all__ = ("Executor", "Future")
+
+publish(globals())

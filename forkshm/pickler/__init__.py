@@ -4,6 +4,7 @@
 as descriptors is decided in `_policy`.
 """
 
+from forkshm._public import publish
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
@@ -93,3 +94,5 @@ __all__ += [
     "take_region",
     "with_slots",
 ]
+
+publish(globals())

@@ -39,14 +39,14 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     if _has_own_way(kind, builtin):
         # The class knows best how it is rebuilt; only the chain is added.
         if not chain or dump is None:
-            return NotImplemented
+            return _plainly(error)
         parts = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if not isinstance(parts, tuple) or not 2 <= len(parts) <= 3:
             return NotImplemented
         state = parts[2] if len(parts) == 3 else None
         return rebuild_chained, (parts[0], parts[1], state, _pickled(chain, dump), _linked(error, chain))
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
-        return NotImplemented
+        return _plainly(error)
     # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
     reduced = cast("Any", builtin.__reduce__(error))
     state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
@@ -112,7 +112,19 @@ def _has_own_way(kind: type, builtin: type) -> bool:
             break
         if not {"__reduce__", "__reduce_ex__", "__getstate__"}.isdisjoint(vars(base)):
             return True
-    return kind in copyreg.dispatch_table
+    return kind in copyreg.dispatch_table and not _is_of_tblib(kind)
+
+
+def _is_of_tblib(kind: type) -> bool:
+    """Return whether tblib reduces the class. Dask has tblib register every exception; its way needs ``__init__``."""
+    reduce: Any = copyreg.dispatch_table.get(cast("Any", kind))
+    module = getattr(getattr(reduce, "func", reduce), "__module__", None) or ""
+    return module.partition(".")[0] == "tblib"
+
+
+def _plainly(error: BaseException) -> Any:
+    """Return what pickle makes of an exception, without tblib."""
+    return error.__reduce_ex__(pickle.HIGHEST_PROTOCOL) if _is_of_tblib(type(error)) else NotImplemented
 
 
 def _chain_of(error: BaseException) -> list[BaseException]:

@@ -6,6 +6,7 @@ What else ``multiprocessing.pool`` has is here, too, and is that of ``multiproce
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
+from forkshm._public import publish
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._driver import Answer
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
@@ -51,6 +52,8 @@ __all__ += [
     "installed",
     "take_arguments",
 ]
+
+publish(globals())
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("pool", globals())

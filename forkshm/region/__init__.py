@@ -4,6 +4,7 @@ Regions are what users ask for and hold; the arena is memory that forkshm carves
 itself to carry copies. Both end when the kernel sees that nobody uses them.
 """
 
+from forkshm._public import publish
 from forkshm.backend import Advice
 from forkshm.region._anonymous import anonymous_shared_memory, sparse_memory
 from forkshm.region._file import FileMapping
@@ -86,3 +87,5 @@ __all__ += [
     "sparse_memory",
     "view_of",
 ]
+
+publish(globals())

@@ -6,6 +6,7 @@ which they meet; whoever dies is noticed by the process that started them, and n
 waits for the dead. Supervised workers do not meet, and are replaced when they end.
 """
 
+from forkshm._public import publish
 from forkshm.spmd._current import RankedWorker, worker
 from forkshm.spmd._launch import Launch, launch
 from forkshm.spmd._member import Member
@@ -23,3 +24,5 @@ __all__ = (
     "team",
     "worker",
 )
+
+publish(globals())

@@ -16,6 +16,7 @@ nobody.
     _shared_memory SharedMemory, ShareableList
 """
 
+from forkshm._public import publish
 from forkshm.sync._barrier import Barrier
 from forkshm.sync._condition import Condition
 from forkshm.sync._event import Event
@@ -33,3 +34,5 @@ __all__ = (
     "RLock",
     "Semaphore",
 )
+
+publish(globals())

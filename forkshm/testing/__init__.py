@@ -1,5 +1,8 @@
 """For tests, yours and ours: what this process holds, and whether that grew."""
 
+from forkshm._public import publish
 from forkshm.testing._leaks import Holdings, check_leaks, holdings
 
 __all__ = ("Holdings", "check_leaks", "holdings")
+
+publish(globals())

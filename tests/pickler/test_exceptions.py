@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 
 import pytest
@@ -249,6 +250,41 @@ def test_an_exception_crosses_a_queue_and_a_result():
         assert pool.apply(chained).__cause__.detail == "first"
 
 
-def test_plain_pickles_are_none_of_our_business():
+def test_plain_pickles_are_unchanged():
+    if "tblib" in sys.modules:
+        pytest.skip("tblib has changed plain pickles in this process")
     with pytest.raises(TypeError):
         pickle.loads(pickle.dumps(TwoArguments(1, 2)))
+
+
+@pytest.mark.slow
+def test_exceptions_arrive_as_they_were_after_dask_was_imported(run_script):
+    pytest.importorskip("distributed")
+    said = run_script("""
+import distributed  # registers tblib's way for every exception
+import forkshm
+
+
+class Unusual(Exception):
+    def __init__(self, *, limit):
+        super().__init__(f"over {limit}")
+        self.limit = limit
+
+
+def fail(kind):
+    if kind == "unusual":
+        raise Unusual(limit=3)
+    raise UnicodeDecodeError("ascii", b"abc", 1, 2, "odd")
+
+
+if __name__ == "__main__":
+    with forkshm.Pool(1) as pool:
+        for kind in ("unusual", "decode"):
+            try:
+                pool.apply(fail, (kind,))
+            except Unusual as error:
+                print(error.limit, error)
+            except UnicodeDecodeError as error:
+                print(error)
+""")
+    assert said.split("\n")[:2] == ["3 over 3", "'ascii' codec can't decode byte 0x62 in position 1: odd"]

@@ -1,5 +1,6 @@
 """What a pool says about its work: reports, traces, statistics, progress bars, names of tasks."""
 
+from forkshm._public import publish
 from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, name_of, names_of_arguments
 from forkshm.pool.observe._progress import Bar, length_of, no_bar, open_bar
 from forkshm.pool.observe._report import (
@@ -37,3 +38,5 @@ __all__ = (
     "open_bar",
     "worker_reports",
 )
+
+publish(globals())

@@ -4,6 +4,7 @@ A process carves blocks out of its segments (`arena`); the kernel counts the pro
 `Claim`), and a block is used again only when there is none.
 """
 
+from forkshm._public import publish
 from forkshm.region.blocks._arena import KEEP_WARM, Block, arena
 from forkshm.region.blocks._decay import EMPTY_SECONDS, is_short
 from forkshm.region.blocks._segment import (
@@ -36,3 +37,5 @@ __all__ = (
     "segments_held",
     "segments_mapped",
 )
+
+publish(globals())

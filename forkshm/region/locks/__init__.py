@@ -7,6 +7,7 @@ library, and futexes of the kernel.
 
 from __future__ import annotations
 
+from forkshm._public import publish
 from forkshm.region.locks._barrier import Barrier
 from forkshm.region.locks._condition import Condition, waiting
 from forkshm.region.locks._mutex import Mutex, RecursiveMutex
@@ -17,3 +18,5 @@ from forkshm.region.locks._semaphore import Semaphore
 __all__ = ["Barrier", "Condition", "Mutex", "RWLock", "RecursiveMutex", "Semaphore"]
 # For multiprocessing's locks, which are built on these.
 __all__ += ["HEADER", "LINE", "SLICE", "Placed", "give_back", "mutex_made", "take", "waiting"]
+
+publish(globals())

@@ -318,8 +318,8 @@ def assign(destination: Any, source: Any) -> None:
 
     Example:
         >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region.pointers._offset_ptr import OffsetPtr
-        >>> from forkshm.region.pointers._place import construct
+        >>> from forkshm.region import OffsetPtr
+        >>> from forkshm.region import construct
         >>> class Named(ctypes.Structure):
         ...     _fields_ = [("number", OffsetPtr[ctypes.c_int])]
         >>> region = anonymous_shared_memory(4096)

@@ -252,8 +252,9 @@ class Pointer(Pointing[T]):
     subtracting from an `OffsetPtr`.
 
     Example:
+        >>> import ctypes
         >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region.pointers._place import place
+        >>> from forkshm.region import place
         >>> region = anonymous_shared_memory(4096)
         >>> numbers = place(region, ctypes.c_int * 10)
         >>> first = OffsetPtr.pointer_to(numbers).cast(ctypes.c_int)
@@ -314,8 +315,9 @@ class OffsetPtr(Relative, Pointing[T]):
         ``a.next.swap(b.next)`` exchanges two.
 
     Example:
+        >>> import ctypes
         >>> from forkshm import anonymous_shared_memory
-        >>> from forkshm.region.pointers._place import construct
+        >>> from forkshm.region import construct
         >>> class Node(ctypes.Structure):
         ...     _fields_ = [("value", ctypes.c_int), ("next", OffsetPtr["Node"])]
         >>> region = anonymous_shared_memory(4096)
@@ -504,7 +506,7 @@ class OffsetPtr(Relative, Pointing[T]):
 
         Example:
             >>> from forkshm import anonymous_shared_memory
-            >>> from forkshm.region.pointers._place import place
+            >>> from forkshm.region import place
             >>> class Point(ctypes.Structure):
             ...     _fields_ = [("x", ctypes.c_double), ("y", ctypes.c_double)]
             >>> region = anonymous_shared_memory(4096)

@@ -1,0 +1,20 @@
+"""Give classes the path by which users import them, in reprs, tracebacks and ``help()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("publish",)
+
+
+def publish(namespace: dict[str, Any]) -> None:
+    """Let the classes in ``__all__`` of a package say that they are the package's own.
+
+    Args:
+        namespace: The ``globals()`` of the package. Classes of its private modules get its name as ``__module__``.
+    """
+    package = namespace["__name__"]
+    for name in namespace["__all__"]:
+        thing = namespace.get(name)
+        if isinstance(thing, type) and thing.__module__.startswith(f"{package}._"):
+            thing.__module__ = package
