@@ -146,6 +146,16 @@ def test_ray_does_rows_of_each_kind(tmp_path):
 
 
 @pytest.mark.usefixtures("room_for_peers")
+def test_the_cold_rows_are_measured(tmp_path):
+    numbers, printed = report_of("cold.py", tmp_path / "numbers.json", "--peers", ",".join(ALWAYS))
+    assert len(numbers["rows"]) == 15
+    for row in numbers["rows"]:
+        assert row["title"] in printed
+        assert row["failed"] == {}
+        assert row["sides"]["forkshm"]["count"] > 0
+
+
+@pytest.mark.usefixtures("room_for_peers")
 def test_a_full_run_of_one_row_is_judged(tmp_path):
     path = tmp_path / "numbers.json"
     done = run(BENCHMARKS / "transport.py", "--rows", "start", "--peers", "multiprocessing", "--json", path)

@@ -95,6 +95,25 @@ def test_a_command_for_which_something_is_missing_says_what(words, telling, monk
     assert said.count("\n") == 1
 
 
+@pytest.mark.skipif(kernel.name != "linux", reason="needs memfd")
+def test_the_doctor_measures_what_huge_pages_would_bring(monkeypatch):
+    from forkshm._commands import _doctor_unix
+
+    def found():
+        return next(line for line in _doctor_unix._huge_pages() if line[0] == "filling new shared memory")
+
+    assert found()[1].endswith(" GB/s")
+    monkeypatch.setattr(_doctor_unix, "_read", lambda _: "always [never]")
+    monkeypatch.setattr(_doctor_unix, "_fill_shared", lambda _: 0.02)
+    monkeypatch.setattr(_doctor_unix, "_fill_private", lambda _: 0.005)
+    assert found()[1:3] == (
+        "1.7 GB/s",
+        f"in huge pages about 6.7 GB/s, after: echo advise > {_doctor_unix._SHMEM_ENABLED} (as root)",
+    )
+    monkeypatch.setattr(_doctor_unix, "_fill_private", lambda _: 0.019)
+    assert found()[2] == ""
+
+
 def test_the_doctor_marks_what_is_lacking(in_child, capfd):
     def ask():
         import resource

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from forkshm._commands._scan import SHM
 from forkshm._commands._table import nbytes
-from forkshm.backend import kernel
+from forkshm.backend import Access, Advice, kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,7 @@ assert sys.platform != "win32"  # what the type checker needs to be told
 
 __all__ = ("PARTS",)
 
+_SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 #: Below so many open files a pool and a few hundred arrays do not go together.
 _FEW_FDS = 1024
 
@@ -45,16 +48,59 @@ def _cgroup(name: str) -> str:
         path = os.path.dirname(path)
 
 
+#: Bytes that are filled to see how fast that is.
+_TRIAL = 32 * 2**20
+
+
+def _fill_shared(source: mmap.mmap) -> float:
+    """Return the seconds that it takes to fill new shared memory as an arena does."""
+    fd = kernel.create_memory(_TRIAL, "probe")
+    address = kernel.map(fd, _TRIAL, Access.SHARED)
+    try:
+        if kernel.fills_huge_pages():
+            kernel.advise(address, _TRIAL, Advice.huge_pages)
+        start = kernel.address_of(source)
+        began = time.perf_counter()
+        if kernel.fills_huge_pages() or not kernel.write_memory(fd, kernel.identify(fd)[0], 0, start, _TRIAL):
+            kernel.copy_memory(address, start, _TRIAL)
+        return time.perf_counter() - began
+    finally:
+        kernel.unmap(address, _TRIAL)
+        kernel.close(fd)
+
+
+def _fill_private(source: mmap.mmap) -> float:
+    """Return the seconds that it takes to fill new private memory in huge pages."""
+    with mmap.mmap(-1, _TRIAL + 2 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as target:
+        address = kernel.address_of(target)
+        kernel.advise(address, len(target), Advice.huge_pages)
+        began = time.perf_counter()
+        kernel.copy_memory(address, kernel.address_of(source), _TRIAL)
+        return time.perf_counter() - began
+
+
 def _huge_pages() -> Iterator[Finding]:
-    enabled = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    enabled = _read(_SHMEM_ENABLED)
     chosen = enabled.partition("[")[2].partition("]")[0]
     useful = chosen in ("always", "within_size", "advise", "force")
     yield (
         "huge pages for shared memory",
         chosen or "unknown",
-        "huge_pages=True asks for them" if useful else "huge_pages=True changes nothing",
+        "huge_pages=True asks for them, and so do copies of arrays" if useful else "huge_pages=True changes nothing",
         False,
     )
+    try:
+        with mmap.mmap(-1, _TRIAL, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as source:
+            kernel.clear_memory(kernel.address_of(source), _TRIAL)  # now it has pages
+            shared = min(_fill_shared(source) for _ in range(3))
+            private = min(_fill_private(source) for _ in range(3)) if chosen and not useful else shared
+    except OSError as error:  # no memory, or none that may be asked for
+        yield "filling new shared memory", str(error.strerror), "copies of arrays may fail as well", True
+        return
+    gain = ""
+    if private < 0.8 * shared and kernel.name == "linux":
+        gain = f"in huge pages about {_TRIAL / private / 1e9:.1f} GB/s, after: echo advise > {_SHMEM_ENABLED} (as root)"
+    yield "filling new shared memory", f"{_TRIAL / shared / 1e9:.1f} GB/s", gain, False
 
 
 def _limits() -> Iterator[Finding]:

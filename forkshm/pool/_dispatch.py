@@ -520,6 +520,7 @@ class Dispatcher(Leader):
                 if not is_plain or nanoseconds > self._slow.floor:
                     self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
                 elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
+                    self._deaths.note_answer()
                     task.sink.pace.note(nanoseconds, len(payload) + task.copied)
         except struct.error:
             self._deaths.note_garbage()

@@ -113,7 +113,16 @@ def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch, instead):
         else:
             original(self, kind, number, *payloads, **options)
 
+    original_tiny = _worker._Worker._send_tiny
+
+    def send_tiny(self, number, began, payload):
+        if number == 20:
+            self._results._socket.send(instead)
+        else:
+            original_tiny(self, number, began, payload)
+
     monkeypatch.setattr(_worker._Worker, "_send", send)
+    monkeypatch.setattr(_worker._Worker, "_send_tiny", send_tiny)
     with forkshm.Pool(2) as pool:
         results = [pool.apply_async(f.square, (x,)) for x in range(20)]
         for x, result in enumerate(results):

@@ -129,7 +129,14 @@ def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):
         original(self, kind, number, *payloads, **options)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    original_tiny = _worker._Worker._send_tiny
+
+    def send_tiny_and_die(self, number, began, payload):
+        original_tiny(self, number, began, payload)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     monkeypatch.setattr(_worker._Worker, "_send", send_and_die)
+    monkeypatch.setattr(_worker._Worker, "_send_tiny", send_tiny_and_die)
     with forkshm.Pool(2) as pool:
         monkeypatch.undo()
         assert pool.map(f.square, range(40), chunksize=1) == [x * x for x in range(40)]

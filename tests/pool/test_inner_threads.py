@@ -135,7 +135,7 @@ def test_a_limit_starts_no_threads_that_keep_a_core_busy():
         pytest.skip("no OpenBLAS, or one that does not show its number of threads")
     with forkshm.Pool(1, inner_threads=1) as pool:
         threads, seconds = pool.apply(threads_and_time)
-    assert threads == 1
+    assert threads == (1 if kernel.name == "linux" else 2)  # elsewhere a thread waits for the end of the parent
     assert seconds < 0.1
     with forkshm.Pool(1, inner_threads=2) as pool:
         product = pool.apply(np.dot, (np.ones((300, 300)), np.ones((300, 300))))
