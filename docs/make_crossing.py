@@ -20,7 +20,6 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.rec
 
 import forkshm
 

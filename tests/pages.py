@@ -7,7 +7,8 @@ import re
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+PAGES = [ROOT / "README.md"]
+PAGES += [page for folder in (".", "howto", "internals") for page in sorted((ROOT / "docs" / folder).glob("*.md"))]
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```output\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 

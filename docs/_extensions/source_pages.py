@@ -52,8 +52,13 @@ def rewrite(text: str, folder: pathlib.Path) -> str:
     def link(match: re.Match[str]) -> str:
         before, path, anchor, after = match.groups()
         target = target_of(path, folder)
-        if target is None or target.startswith("docs/"):
+        if target is None:
             return match[0]
+        if target.startswith("docs/"):
+            # A page already; a file outside of docs names it from the root of the repository.
+            if folder.is_relative_to(DOCS):
+                return match[0]
+            return f"{before}/{target.removeprefix('docs/')}{anchor or ''}{after}"
         if target in KNOWN:
             return f"{before}{KNOWN[target]}{anchor or ''}{after}"
         _wanted.add(target)

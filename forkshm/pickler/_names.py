@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import weakref
@@ -33,6 +34,7 @@ __all__ = (
     "importable_in_children",
     "importable_now",
     "is_importable",
+    "is_of_unimported_module",
     "is_unchanged",
     "register_named",
 )
@@ -169,6 +171,24 @@ def is_importable(thing: Any, importable: ImportableNames) -> bool:
         if level == 0 and id(found) not in importable:
             return False
     return found is thing
+
+
+def is_of_unimported_module(kind: type) -> bool:
+    """Return whether a class can be imported by its name from a module that nobody has imported yet.
+
+    ``numpy.recarray`` says that it is of ``numpy.rec``, which NumPy imports when it is first used. cloudpickle takes
+    such a class for one that was made at run time, and sends a copy, in which ``super()`` fails.
+    """
+    name = kind.__module__
+    if name in sys.modules or name == "__main__":
+        return False
+    try:
+        found: Any = importlib.import_module(name)
+        for part in kind.__qualname__.split("."):
+            found = getattr(found, part)
+    except Exception:  # there is no such module, or it cannot be imported
+        return False
+    return found is kind
 
 
 _MISSING = object()

@@ -36,6 +36,7 @@ from forkshm.pickler._names import (
     ImportableNames,
     changed_globals,
     is_importable,
+    is_of_unimported_module,
     is_unchanged,
 )
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
@@ -200,7 +201,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 # takes to find that out, or where it would send a copy.
                 return NotImplemented if is_unchanged(thing, self.importable) else self._with_changed_globals(thing)
         elif isinstance(thing, type):
-            if is_importable(thing, self.importable):
+            if is_importable(thing, self.importable) or is_of_unimported_module(thing):
                 return NotImplemented
             return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
         elif kind in _names.named_kinds and is_importable(thing, self.importable):

@@ -1,0 +1,51 @@
+"""A class crosses by its name, also when the module that it names has not been imported yet."""
+
+from __future__ import annotations
+
+import pytest
+
+# Each in a fresh process: here these modules may have been imported by another test.
+RECARRAY = """
+import sys
+import numpy as np
+import forkshm
+
+def look(array):
+    return type(array) is np.recarray, float(array["a"].sum()), float(array.a.sum())
+
+if __name__ == "__main__":
+    assert "numpy.rec" not in sys.modules
+    private = np.ones(5000, [("a", "f8")]).view(np.recarray)
+    shared = np.asarray(forkshm.ones(5000, [("a", "f8")])).view(np.recarray)
+    with forkshm.get_context(sys.argv[1]).Pool(1) as pool:
+        print(pool.apply(look, (private,)), pool.apply(look, (shared,)))
+"""
+
+MADE_UP = """
+import forkshm
+
+class Plain:
+    def double(self):
+        return 2
+
+# Of a module that there is not, of one that has no such class, and of one that is no package.
+kinds = [type("Made", (Plain,), {"__module__": name}) for name in ("no.such.module", "wave", "wave.x", "")]
+
+if __name__ == "__main__":
+    with forkshm.Pool(1) as pool:
+        print([pool.apply(kind().double) for kind in kinds])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_of_numpy(run_script, method):
+    numpy = pytest.importorskip("numpy")
+    if numpy.recarray.__module__ != "numpy.rec":
+        pytest.skip("this NumPy has imported all of its modules")
+    assert run_script(RECARRAY, method) == "(True, 5000.0, 5000.0) (True, 5000.0, 5000.0)\n"
+
+
+@pytest.mark.slow
+def test_of_no_module(run_script):
+    assert run_script(MADE_UP) == "[2, 2, 2, 2]\n"
