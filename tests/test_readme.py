@@ -18,8 +18,8 @@ def test_it_is_short():
     assert len(TEXT.splitlines()) <= 130
 
 
-def test_it_has_a_program_and_says_what_it_prints():
-    assert [snippet.output is not None for snippet in snippets(README)] == [True]
+def test_it_has_programs_and_says_what_they_print():
+    assert [snippet.output is not None for snippet in snippets(README)] == [True, True]
 
 
 @pytest.mark.parametrize("words", ["pytest -n auto", "examples/quickstart.py"])

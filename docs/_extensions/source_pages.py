@@ -24,6 +24,7 @@ KNOWN = {
     "README.md": "/index.md",
     "ARCHITECTURE.md": "/architecture.md",
     "CHANGELOG.md": "/changelog.md",
+    "CONTRIBUTING.md": "/contributing.md",
     "SECURITY.md": "/security.md",
     "benchmarks/README.md": "/benchmarks.md",
 }

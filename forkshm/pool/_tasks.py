@@ -2,7 +2,7 @@
 
 A task waits, is in a batch that is being pickled and sent, was sent, or was answered. Every move from one
 place to the next is one C call, or stores with no call between them, so an interrupt finds each task in one
-place. See ARCHITECTURE.md, "Interruptions".
+place. See docs/internals/interruptions.md.
 """
 
 from __future__ import annotations

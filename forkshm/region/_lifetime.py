@@ -1,7 +1,7 @@
 """When mapped memory ends: at the last view's death, at fork, at exit, at SIGKILL.
 
-State of this layer survives an interruption between any two instructions; ARCHITECTURE.md,
-"Interruptions", has the rules. In short: a signal handler, a finalizer or a failed system call may
+State of this layer survives an interruption between any two instructions; docs/internals/interruptions.md,
+has the rules. In short: a signal handler, a finalizer or a failed system call may
 run or raise wherever Python code calls something. So a lock is held to keep other *threads* out and
 never makes several changes look like one. Each change is one store, one call of a C function, or a
 run of stores with no call between them; anything longer waits in a queue and can be repeated.
