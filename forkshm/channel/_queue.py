@@ -304,6 +304,8 @@ class Queue:
                 if sent:  # a signal handler has raised
                     raise
                 self._undo_put(place, unfinished)
+                if self._can_be_packed(obj, error):
+                    raise  # a signal handler has raised it
                 explain(error, {"obj": obj}, self._importable)
                 prints = type(self)._on_queue_feeder_error is _prints
                 if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
@@ -313,6 +315,17 @@ class Queue:
             if not sent:
                 self._undo_put(place, unfinished)
             raise
+
+    def _can_be_packed(self, obj: Any, error: Exception) -> bool:
+        """Return whether an object can be pickled after all, so that it was not pickling that raised *error*."""
+        if isinstance(error, (OSError, MemoryError)) or threading.current_thread() is not threading.main_thread():
+            return False
+        try:
+            if small_stream(obj) is None:
+                pack(obj, importable=self._importable).close()
+        except Exception:
+            return False
+        return True
 
     def _undo_put(self, place: list[int], unfinished: list[int]) -> None:
         if unfinished:

@@ -38,6 +38,7 @@ __all__ = (
     "IDLE",
     "LAST_LOOK",
     "MARKS",
+    "SLOT_WORDS",
     "STARTING",
     "ResultBatch",
     "Status",
@@ -59,7 +60,9 @@ FIRST_TASK = 16
 #: Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this.
 MARKS = 4096
 
-_WORDS = 2  # state; which item of a chunk, counted from 1
+#: Of a slot: state; which item of a chunk, counted from 1; and room. A worker writes there for each item, so each slot
+#: has a cache line of its own: two workers that write to one take three times as long.
+SLOT_WORDS = 8
 
 #: Bytes of a worker's account of its time; a cache line, so that none waits for another's.
 _CLOCK = 64
@@ -172,7 +175,7 @@ class Status:
     """The slots of one pool. Each word has one writer, and is written in one store."""
 
     def __init__(self, workers: int, region: MappedRegion | None = None) -> None:
-        words = workers * _WORDS * 8
+        words = workers * SLOT_WORDS * 8
         # Where a cache line begins.
         clocks = -(-words // _CLOCK) * _CLOCK
         marks = clocks + workers * _CLOCK
@@ -196,8 +199,8 @@ class Status:
 
     def reset(self, worker: int) -> None:
         """Make a slot ready for a new worker."""
-        self.words[worker * _WORDS] = STARTING
-        self.words[worker * _WORDS + 1] = 0
+        self.words[worker * SLOT_WORDS] = STARTING
+        self.words[worker * SLOT_WORDS + 1] = 0
         self._result_batches[worker].clear()
 
     def result_batch(self, worker: int) -> ResultBatch:
@@ -206,15 +209,15 @@ class Status:
 
     def state(self, worker: int) -> int:
         """What the worker says it does."""
-        return self.words[worker * _WORDS]
+        return self.words[worker * SLOT_WORDS]
 
     def states(self) -> list[int]:
         """What all slots say."""
-        return self.words[::_WORDS].tolist()
+        return self.words[::SLOT_WORDS].tolist()
 
     def item(self, worker: int) -> int | None:
         """Which item of its chunk it is at, counted from 0; None when it has no chunk."""
-        return self.words[worker * _WORDS + 1] - 1 if self.words[worker * _WORDS + 1] else None
+        return self.words[worker * SLOT_WORDS + 1] - 1 if self.words[worker * SLOT_WORDS + 1] else None
 
     def close(self) -> None:
         """Give the region back."""

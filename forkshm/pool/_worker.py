@@ -52,7 +52,7 @@ from forkshm.pickler import (
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
-from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, STARTING, Status
+from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
@@ -191,7 +191,7 @@ class _Worker:
         self._tasks = assignment.tasks
         self._results = assignment.results
         self._words = assignment.status.words
-        self._state = 2 * assignment.slot
+        self._state = SLOT_WORDS * assignment.slot
         self._initializer = assignment.initializer
         self._initargs = assignment.initargs
         self._born = (assignment.worker_init, assignment.worker_exit)
@@ -250,7 +250,7 @@ class _Worker:
         words, state, tasks = self._words, self._state, self._tasks
         words[state] = CLAIMING
         # One core is for whoever fills the queue; and who is coming up needs another.
-        states = words[::2].tolist()
+        states = words[::SLOT_WORDS].tolist()
         may_look = states.count(CLAIMING) <= SPINNERS and STARTING not in states
         clock = self._clock
         began = time.perf_counter_ns()

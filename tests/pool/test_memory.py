@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.region.blocks._arena import arena
+from forkshm.backend import kernel
+from forkshm.pool import _worker
+from forkshm.region.blocks import _segment
+from forkshm.region.blocks._arena import KEEP_WARM, MIB, arena
 
 
 def write(array, value):
@@ -280,3 +283,23 @@ def test_an_empty_or_object_array_crosses(pool):
         assert back.shape == made.shape
         assert back.dtype == made.dtype
         assert (back == made).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernel.name != "linux", reason="needs MADV_REMOVE")
+def test_an_idle_worker_keeps_some_memory_warm_and_later_none(monkeypatch, wait_until):
+    monkeypatch.setattr(_worker, "_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(_worker, "_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(_worker, "EMPTY_SECONDS", 1.5)
+
+    def held():
+        return sum(os.fstat(each.fd).st_blocks * 512 for each in _segment.segments_held.values() if not each.ours)
+
+    with forkshm.Pool(1) as pool:
+        for _ in range(2):
+            results = [pool.apply(np.ones, (2 * MIB,)) for _ in range(10)]  # 16 MiB each
+            assert held() >= 160 * MIB
+            del results
+            wait_until(lambda: held() <= KEEP_WARM)
+            assert held() > KEEP_WARM // 2
+            wait_until(lambda: held() == 0)
