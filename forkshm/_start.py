@@ -18,7 +18,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess, _system
+from forkshm import _breakpoint, _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm._prologue import Name
 from forkshm._tools import run_with_tools
@@ -76,6 +76,7 @@ class _OfContext:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too
             return 1
+        _breakpoint.install()
         begin = super()._bootstrap  # type: ignore[misc]
         return run_with_tools(lambda: begin(*args, **options), self)
 
