@@ -243,7 +243,18 @@ def _refuse_while_main_is_imported() -> None:
     raise SystemExit(NO_MAIN_GUARD)
 
 
+def _forget_main_without_file() -> None:
+    """Let the program on standard input (``python -``) be one that has no file, as it is for ``python -c``.
+
+    A process that is started anew would look for the file ``<stdin>``. What the program defines crosses by value.
+    """
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) == "<stdin>":
+        del main.__file__  # type: ignore[union-attr]
+
+
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    _forget_main_without_file()
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
