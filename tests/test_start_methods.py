@@ -91,7 +91,7 @@ if __name__ == "__main__":
     print(forkshm.get_start_method())
 """)
     assert said.splitlines() == [
-        "cannot find context for 'knife': there are fork, spawn, forkserver",
+        "cannot find context for 'knife': use one of fork, spawn, forkserver",
         "context has already been set",
         "forkserver",
         "fork",

@@ -334,11 +334,11 @@ def test_what_cannot_be_decorated_or_given():
     async def coroutine():
         pass
 
-    with pytest.raises(TypeError, match="cannot decorate the coroutine function .*: a worker cannot await it"):
+    with pytest.raises(TypeError, match=r"cannot decorate the coroutine function .*: a worker cannot await it"):
         forkshm.parallel(coroutine)
     with pytest.raises(TypeError, match="decorates functions and methods, got 3"):
         forkshm.parallel(3)
-    with pytest.raises(TypeError, match="unknown options of a call: workers. .*pass other options to the decorator"):
+    with pytest.raises(TypeError, match=r"unknown options of a call: workers. .*pass other options to the decorator"):
         double.map([1], workers=3)
     with pytest.raises(ValueError, match="Use map or starmap with out"):
         forkshm.parallel(workers=1, out=forkshm.zeros(1))(double.__wrapped__).imap([1])
