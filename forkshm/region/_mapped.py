@@ -419,7 +419,7 @@ class MappedRegion:
     def _open_exporter(self) -> Any:
         exporter = self._exporter
         if exporter is None:
-            raise RegionClosedError(f"cannot use {self!r}: this process has closed it")
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
         return exporter
 
     def __buffer__(self, flags: int) -> memoryview:

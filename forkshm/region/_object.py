@@ -101,7 +101,7 @@ class Opened:
             RegionClosedError: The object was closed.
         """
         if self._fd < 0:
-            raise RegionClosedError(f"cannot use {self!r}: this process has closed it")
+            raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
         return self._fd
 
     def close(self) -> None:
