@@ -67,13 +67,13 @@ print("after")
 
 def test_a_team_is_used_once_and_collectives_need_a_block():
     t = forkshm.team(2)
-    with pytest.raises(forkshm.ForkshmError, match="has not begun, or is over"):
+    with pytest.raises(forkshm.ForkshmError, match="has not begun or has ended"):
         t.barrier()
     with t:
         pass
-    with pytest.raises(forkshm.ForkshmError, match="is over"):
+    with pytest.raises(forkshm.ForkshmError, match="has ended"):
         t.reduce(1)
-    with pytest.raises(forkshm.ForkshmError, match="used once"):
+    with pytest.raises(forkshm.ForkshmError, match="can be used once"):
         t.__enter__()
 
 
