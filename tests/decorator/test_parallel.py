@@ -224,7 +224,7 @@ def test_results_are_written_into_a_shared_array_and_not_sent():
 
 @pytest.mark.parametrize("out", [np.zeros(3), bytearray(3)])
 def test_an_array_that_workers_cannot_write_is_refused(out):
-    with pytest.raises(ValueError, match=r"not in shared memory that workers can write\. Create it with forkshm\.empty"):
+    with pytest.raises(ValueError, match=r"not in shared memory that workers can write\. Create it"):
         double.map(range(3), out=out)
 
 
