@@ -360,8 +360,14 @@ class Work:
         else:
             # Sent before the first fork: after each, whatever is touched is copied. And only one, which workers
             # are not kept waiting for.
-            dispatcher.submit(tasks[:1], waited_for=True)
-            self._start(pool)
+            try:
+                dispatcher.submit(tasks[:1], waited_for=True)
+                self._start(pool)
+            except BaseException:
+                # Interrupted: there is nobody to run the task, and `shutdown` would wait for it.
+                if not pool._worker_group.started:
+                    dispatcher.cancel(tasks)
+                raise
             if len(tasks) > 1:
                 dispatcher.submit(tasks[1:], waited_for=True)
         if dispatcher.has_unsent() or dispatcher.is_timed():
