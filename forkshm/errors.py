@@ -1,9 +1,9 @@
-"""Every exception and warning of forkshm.
+"""Exceptions and warnings of forkshm.
 
-The names say who acted. *Closed*: this program closed the object. *Broken* or *gone*: another process ended, or memory
-vanished. *Busy*: the object is still in use. Each class also derives from the class that the standard library or the
-kernel would have raised, so ``except`` clauses written for ``multiprocessing`` keep working. Exceptions keep their
-attributes when they are pickled.
+The names follow a pattern. *Closed*: this program closed the object. *Broken* or *gone*: the other side or the
+memory disappeared. *Busy*: the object is still in use. Each class also derives from the type that the standard
+library would have raised, so ``except`` clauses written for ``multiprocessing`` keep working. All of them can be
+pickled and keep their attributes.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def _rebuild(cls: type[ForkshmError], args: tuple[Any, ...], state: dict[str, An
 
 
 class ForkshmError(Exception):
-    """Base class of the exceptions of forkshm."""
+    """Base class of forkshm's exceptions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
         if isinstance(self, OSError) and self.errno is not None:
-            # OSError keeps these outside __dict__.
+            # The C part of OSError keeps these outside __dict__.
             state.update(errno=self.errno, strerror=self.strerror)
         return _rebuild, (type(self), self.args, state)
 
@@ -88,9 +88,9 @@ class RegionCreateError(RegionError, OSError):
     """The kernel refused to create or map memory.
 
     Attributes:
-        errno: The kernel's reason. ``ENOMEM``: a limit on memory or address space. ``EMFILE``: the limit on open files
-            (``ulimit -n``).
-        size: The requested number of bytes.
+        errno: The kernel's error number. ``ENOMEM`` means a limit on memory or address space, ``EMFILE`` the limit
+            on open files (``ulimit -n``).
+        size: Number of bytes requested.
     """
 
     size: int
@@ -101,7 +101,7 @@ class RegionCreateError(RegionError, OSError):
 
 
 class RegionExistsError(RegionError, FileExistsError):
-    """An object of that name exists, and ``create_only`` was requested."""
+    """An object of that name already exists, and ``create_only`` was requested."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
@@ -115,14 +115,14 @@ class RegionNotFoundError(RegionError, FileNotFoundError):
 
 
 class RegionAccessError(RegionError, PermissionError):
-    """The object belongs to another user, or its permissions or the requested mode do not allow the operation."""
+    """Access is denied: the object belongs to another user, or its permissions or the requested mode forbid it."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class RegionAddressError(RegionError, OSError):
-    """Memory could not be mapped at the requested address, which is in use.
+    """Memory could not be mapped at the requested address because the address range is in use.
 
     Attributes:
         address: The requested address.
@@ -140,11 +140,11 @@ class RegionClosedError(RegionError, ValueError):
 
 
 class RegionBusyError(RegionError, BufferError):
-    """``close()`` was called while views of the region were alive.
+    """``close()`` was called while views of the region are alive.
 
     Attributes:
-        exports: How many buffers taken from ``region.buf`` are alive. Release or delete them, and the arrays made from
-            them, then call ``close()`` again.
+        exports: Number of buffers taken from ``region.buf`` that are still alive. Release or delete them and the
+            arrays made from them, then call ``close()`` again.
     """
 
     exports: int
@@ -155,10 +155,10 @@ class RegionBusyError(RegionError, BufferError):
 
 
 class UnplaceableTypeError(RegionError, TypeError):
-    """A type cannot be placed in a region, because part of it is meaningful in one process only.
+    """A type cannot be stored in a region because part of it is valid in one process only.
 
     Attributes:
-        path: That part, for example ``"Node.items[].next"``.
+        path: Path of that part, for example ``"Node.items[].next"``.
     """
 
     path: str
@@ -169,10 +169,10 @@ class UnplaceableTypeError(RegionError, TypeError):
 
 
 class WildPointerError(RegionError, ValueError):
-    """A pointer leads outside its region, or is null where a target is needed.
+    """A pointer leads outside the region that contains it, or is null where a target is required.
 
     Attributes:
-        address: The target in this process; 0 for null.
+        address: Target address in this process; 0 for null.
     """
 
     address: int
@@ -190,15 +190,15 @@ class RegionGoneError(RegionError, LookupError):
 
 
 class SerializationError(ForkshmError):
-    """Base class: an object could not be sent between processes."""
+    """Base class of errors about sending an object to another process."""
 
 
 class NotPicklableError(SerializationError, pickle.PicklingError):
-    """An argument, function or result cannot be pickled; ``__cause__`` says why."""
+    """An argument, function or result cannot be pickled; ``__cause__`` has the reason."""
 
 
 class NotUnpicklableError(SerializationError, pickle.UnpicklingError):
-    """A message arrived, but its object could not be rebuilt."""
+    """Received data could not be unpickled."""
 
 
 class ChannelError(ForkshmError):
@@ -210,11 +210,11 @@ class ChannelClosedError(ChannelError, OSError, ValueError):
 
 
 class ChannelBrokenError(ChannelError, BrokenPipeError, EOFError):
-    """The other end is gone, or sent something that is not a message of forkshm."""
+    """The other end has closed or died, or sent something that is not a forkshm message."""
 
 
 class BufferTooShort(ChannelError, _MultiprocessBufferTooShort, multiprocessing.BufferTooShort):  # type: ignore[misc]  # noqa: N818 - multiprocessing's name; two classes at run time
-    """A message is larger than the buffer given to ``recv_bytes_into``; ``args[0]`` is the message."""
+    """The buffer given to ``recv_bytes_into`` is too small for the message, which is in ``args[0]``."""
 
 
 class WorkerError(ForkshmError):
@@ -222,26 +222,26 @@ class WorkerError(ForkshmError):
 
 
 class WorkerStartError(WorkerError, OSError):
-    """The kernel refused to start a worker; ``errno`` says why."""
+    """The kernel refused to start a worker; ``errno`` has the reason."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class WorkerDiedError(WorkerError):
-    """A worker process died before it answered its task.
+    """A worker process died before it returned the result of its task.
 
-    Only the task that the worker was running fails. The pool replaces the worker and goes on.
+    Only the task that the worker was running fails. The pool replaces the worker and continues.
 
     Attributes:
         pid: Process id of the dead worker.
-        exitcode: As in ``Process.exitcode``; a negative number is the signal that killed the worker. None when other
-            code in this process collected the exit code.
-        signal: The signal's name, for example ``"SIGKILL"``, or None.
-        task: The task, for example ``"resize(ndarray float64 (8, 8))"``.
-        index: The position of the item in the input of its map, counted from 0; None outside of a map.
-        attempts: How many workers have died while running this task; more than one with ``retries``.
-        rank: The rank of the process; None for a worker of a pool.
+        exitcode: Exit code as in ``Process.exitcode``; a negative code is the signal that killed the worker. None if
+            other code in this process waited for the worker first.
+        signal: Name of the signal, for example ``"SIGKILL"``, or None.
+        task: The running task, for example ``"resize(ndarray float64 (8, 8))"``, or None.
+        index: Position of the item in the input of a map, counted from 0; None for other tasks.
+        attempts: Number of workers that have died running this task; more than one only with ``retries``.
+        rank: Rank of a launched, supervised or team process; None for a worker of a pool.
     """
 
     pid: int
@@ -274,10 +274,10 @@ class WorkerDiedError(WorkerError):
         elif exitcode is not None:
             how = f"exited with code {exitcode}"
         else:
-            how = "ended (other code in this process collected its exit code)"
+            how = "ended with an unknown exit code (other code in this process waited for it first)"
         doing = f"while running {task}" if task else "before it could run a task"
         if attempts > 1:
-            doing += f", which {attempts} workers have died of"
+            doing += f", which has now killed {attempts} workers"
         if exitcode == NO_MAIN_GUARD:
             hint = about_main_guard("the main module")
         if hint is None and self.signal == "SIGKILL":
@@ -286,18 +286,18 @@ class WorkerDiedError(WorkerError):
 
 
 class MainGuardError(WorkerError, RuntimeError):
-    """The main module starts processes while it is being imported.
+    """The main module starts processes while a new process imports it.
 
-    With spawn and forkserver, each new process imports the main module of the program. Put the code that starts
-    processes below ``if __name__ == "__main__":``, which is false in the new process.
+    A process that is not forked begins by importing the program's main module. Put the code that starts processes
+    below ``if __name__ == "__main__":``, which is false in the new process.
     """
 
 
 class CrashLoopError(WorkerError):
-    """Workers under `forkshm.supervise` failed repeatedly; ``__cause__`` says how the last one ended.
+    """Workers under `forkshm.supervise` keep failing; ``__cause__`` says how the last one ended.
 
     Attributes:
-        rank: The rank of the failing workers.
+        rank: Rank of the workers that failed.
     """
 
     rank: int
@@ -308,12 +308,12 @@ class CrashLoopError(WorkerError):
 
 
 class TeamBrokenError(WorkerError):
-    """A member of a team waited for another member that failed, died or left.
+    """A member of a team waited for a member that had failed, died or left.
 
-    The failure of that member is raised where the team was started.
+    The error of the missing member is raised in the process that started the team.
 
     Attributes:
-        rank: The rank of the missing member; None when it died while it held the team's lock.
+        rank: Rank of the missing member; None if it died while it held the team's lock.
     """
 
     rank: int | None
@@ -324,18 +324,18 @@ class TeamBrokenError(WorkerError):
 
 
 class PoolClosedError(ForkshmError, ValueError):
-    """The pool was closed or terminated, or belongs to another process."""
+    """The pool is closed or terminated, or belongs to another process."""
 
 
 class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):  # type: ignore[misc]  # two classes at run time
-    """There was no result within the time limit.
+    """A result did not arrive in time.
 
     Attributes:
-        task: The task that exceeded the pool's ``task_timeout``; its worker was killed. None when only the wait ended,
-            as with ``get(timeout)``: the task goes on.
-        index: The position of the item in the input of its map, counted from 0; None outside of a map.
-        seconds: The limit.
-        pid: Process id of the worker that was killed.
+        task: The task that exceeded the pool's ``task_timeout``; its worker was killed. None if only the wait timed
+            out, as in ``get(timeout)``; that task continues.
+        index: Position of the item in the input of a map, counted from 0; None for other tasks.
+        seconds: The limit in seconds.
+        pid: Process id of the killed worker.
     """
 
     task: str | None
@@ -359,10 +359,10 @@ class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.
 
 
 class UnsupportedError(ForkshmError, NotImplementedError):
-    """This system lacks a capability that the operation needs.
+    """This system does not support the requested feature.
 
     Attributes:
-        capability: The missing capability, in one word.
+        capability: Name of the missing capability.
     """
 
     capability: str
@@ -373,10 +373,10 @@ class UnsupportedError(ForkshmError, NotImplementedError):
 
 
 class MissingDependencyError(ForkshmError, ImportError):
-    """The operation needs an optional library that is not installed.
+    """An optional library is not installed.
 
     Attributes:
-        extra: The extra that installs it: ``pip install 'forkshm[<extra>]'``.
+        extra: Name of the extra that installs the library: ``pip install 'forkshm[<extra>]'``.
     """
 
     extra: str
@@ -391,7 +391,7 @@ class SyncError(ForkshmError):
 
 
 class DeadlockError(SyncError, RuntimeError):
-    """This thread already holds the lock, and would wait for itself forever."""
+    """This thread already holds the lock and would wait for itself forever."""
 
 
 class LockTimeoutError(SyncError, TimeoutError):
@@ -399,30 +399,30 @@ class LockTimeoutError(SyncError, TimeoutError):
 
 
 class NotConstructedError(SyncError, LookupError):
-    """There is no lock of that kind at that offset of the region. It was not constructed, or is of another kind."""
+    """The region has no lock of that kind at that offset: none was constructed, or one of another kind."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class NotOwnerError(SyncError, RuntimeError):
-    """This thread tried to release, repair or wait with a lock that it does not hold."""
+    """This thread does not hold the lock that it tried to release, repair or wait with."""
 
 
 class NotRecoverableError(SyncError):
-    """A holder of the lock died, and the next holder released the lock without marking its data consistent.
+    """A holder of the lock died, and the next holder released the lock without marking it consistent.
 
-    The guarded data are in an unknown state. Construct the lock and the data again.
+    The data that the lock guards is in an unknown state. Construct the data and the lock again.
     """
 
 
 class CopiedError(ForkshmError, AssertionError):
-    """A block of `forkshm.assert_zero_copy` copied more bytes than it allows.
+    """A block of `forkshm.assert_zero_copy` copied more bytes than allowed.
 
     Attributes:
-        nbytes: Bytes copied.
-        max_bytes: Bytes allowed.
-        copies: For each copy its size in bytes, and a text with what was copied and where it was sent or received.
+        nbytes: Number of bytes copied.
+        max_bytes: Number of bytes allowed.
+        copies: Size of each copy, with a description of the object and of the place that sent or requested it.
     """
 
     nbytes: int
@@ -437,19 +437,19 @@ class CopiedError(ForkshmError, AssertionError):
 
 
 class ForkshmWarning(UserWarning):
-    """Base class of the warnings of forkshm."""
+    """Base class of forkshm's warnings."""
 
 
 class ExperimentalWarning(ForkshmWarning):
-    """A warning at import: forkshm does not support this system, or this build of Python.
+    """The operating system or this build of Python is not fully supported; issued at import.
 
-    To silence it, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or start
-    Python with ``-W "ignore:forkshm on "``.
+    To silence the warning, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or
+    start Python with ``-W "ignore:forkshm on "``.
     """
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
-    """The traceback of a worker as text, in ``__cause__`` of an exception that a task raised."""
+    """The worker's traceback as text; the ``__cause__`` of an exception that a task raised."""
 
     def __init__(self, tb: str) -> None:
         super().__init__(tb)
@@ -465,19 +465,19 @@ def signal_name(exitcode: int | None) -> str | None:
         return None
     try:
         return _signal.Signals(-exitcode).name
-    except ValueError:  # Windows has no SIGKILL; forkshm uses its exit code there
+    except ValueError:  # Windows has no SIGKILL; forkshm reports processes that it kills there as if it had
         return "SIGKILL" if exitcode == -9 else f"signal {-exitcode}"
 
 
 NO_MAIN_GUARD = 79
-"""The exit code of a new process whose main module starts processes while it is imported."""
+"""Exit code of a new process whose main module started processes during its import."""
 
 
 def about_main_guard(main: str) -> str:
     """Return the message for a main module that starts processes while a new process imports it."""
     return (
-        f"cannot start workers: each new process imports {main}, and that starts processes while it is imported. "
-        "Put the code that starts processes into a function, and call the function below a guard:\n\n"
+        f"cannot start workers: each new process imports {main}, which starts processes during its import. "
+        "Move the code that starts processes into a function, and call the function below a guard:\n\n"
         '    if __name__ == "__main__":\n'
         "        main()\n\n"
         "(or use the start method 'fork', which does not import the main module again)"
@@ -488,10 +488,10 @@ _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def remote_text(error: BaseException) -> str:
-    """Return the traceback of *error* as text, from the first frame outside of forkshm."""
+    """Return the traceback of *error* as text, without the leading frames that belong to forkshm."""
     first = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename.startswith(_LIBRARY):
         first = first.tb_next
-    if first is None:  # it was raised by forkshm itself
+    if first is None:  # forkshm itself raised the error
         first = error.__traceback__
     return "".join(traceback.format_exception(type(error), error, first))
