@@ -359,8 +359,14 @@ class Work:
         else:
             # Send before the first fork, because after a fork every page that is written is copied. Send only one
             # task, so that starting the workers is not delayed.
-            dispatcher.submit(tasks[:1], waited_for=True)
-            self._start(pool)
+            try:
+                dispatcher.submit(tasks[:1], waited_for=True)
+                self._start(pool)
+            except BaseException:
+                # No worker will run the task, and `shutdown` would wait for it.
+                if not pool._worker_group.started:
+                    dispatcher.cancel(tasks)
+                raise
             if len(tasks) > 1:
                 dispatcher.submit(tasks[1:], waited_for=True)
         if dispatcher.has_unsent() or dispatcher.is_timed():
