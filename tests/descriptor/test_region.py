@@ -261,7 +261,7 @@ def test_a_process_of_another_user_may_not_look(in_child):
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-            with pytest.raises(RegionGoneError, match="may not look into that one"):
+            with pytest.raises(RegionGoneError, match="may not access that one"):
                 descriptor.attach()
 
         assert in_child(attach) == 0
