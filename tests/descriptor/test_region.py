@@ -177,7 +177,7 @@ def test_a_closed_region_is_gone():
     region = anonymous_shared_memory(1234)
     descriptor = describe(region)
     region.close()
-    with gone(f"1,234 bytes that process {os.getpid()} had as fd {descriptor.fd}: it closed the region; keep the"):
+    with gone(f"1,234 bytes that process {os.getpid()} had as fd {descriptor.fd}: it closed the region. Keep the"):
         descriptor.attach()
 
 
