@@ -18,7 +18,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess, _system
+from forkshm import _breakpoint, _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm._prologue import Name
 from forkshm._tools import run_with_tools
@@ -76,6 +76,7 @@ class _OfContext:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too
             return 1
+        _breakpoint.install()
         begin = super()._bootstrap  # type: ignore[misc]
         return run_with_tools(lambda: begin(*args, **options), self)
 
@@ -242,7 +243,18 @@ def _refuse_while_main_is_imported() -> None:
     raise SystemExit(NO_MAIN_GUARD)
 
 
+def _forget_main_without_file() -> None:
+    """Let the program on standard input (``python -``) be one that has no file, as it is for ``python -c``.
+
+    A process that is started anew would look for the file ``<stdin>``. What the program defines crosses by value.
+    """
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) == "<stdin>":
+        del main.__file__  # type: ignore[union-attr]
+
+
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    _forget_main_without_file()
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.

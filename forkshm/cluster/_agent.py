@@ -7,11 +7,11 @@ Only this file imports Dask's ``distributed``. It is imported on the client and 
 from __future__ import annotations
 
 import concurrent.futures
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distributed
 
+from forkshm import _interrupts
 from forkshm.cluster._values import Writer, loaded, read
 from forkshm.context import get_context
 from forkshm.errors import NotPicklableError, NotUnpicklableError, RemoteTraceback, remote_text
@@ -72,7 +72,7 @@ class Agent(distributed.WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Set up the agent on a node; called by Dask."""
         self.workers = self.workers or worker.state.nthreads
-        self._starting = threading.Lock()
+        self._starting = _interrupts.Lock()
         self._executor: Executor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
         self._cancelled: set[str] = set()
@@ -89,10 +89,11 @@ class Agent(distributed.WorkerPlugin):
     def executor(self) -> Executor:
         """Return the executor of this node, starting it at the first call."""
         with self._starting:
-            if self._executor is None:
+            executor = self._executor
+            if executor is None:
                 # Not fork: a Dask worker has threads.
-                self._executor = Executor(self.workers, get_context("forkserver"), **self.options)
-            return self._executor
+                executor = self._executor = Executor(self.workers, get_context("forkserver"), **self.options)
+            return executor
 
     def run(self, call: str, function: bytes, groups: Sequence[Group], values: Mapping[str, Any]) -> list[list[Any]]:
         """Run a call's groups in the pool; return the results of each group, or the exceptions."""

@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.cluster import _agent
 from forkshm.cluster._agent import Group, Raised
@@ -211,7 +212,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         self.client, self._is_own_client = _agent.client_of(cluster)
         self.is_closed = False
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._arrays: collections.OrderedDict[Any, _Array] = collections.OrderedDict()
         self._pending: set[concurrent.futures.Future[Any]] = set()
         try:

@@ -100,6 +100,9 @@ def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, ele
     return NodeArray(name, array.T if is_fortran else array)
 
 
+_OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
+
+
 class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """A pickler for calls.
 
@@ -109,9 +112,7 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """
 
     # Code keeps its file and lines, so that tracebacks show them.
-    dispatch_table: ClassVar[Any] = collections.ChainMap(
-        {types.CodeType: reduce_code}, *cloudpickle.Pickler.dispatch_table.maps
-    )
+    dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: reduce_code}, *_OF_CLOUDPICKLE.maps)
 
     def __init__(
         self,

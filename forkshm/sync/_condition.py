@@ -112,7 +112,7 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
         return _rebuild, (type(self), self._inner._region, self._inner._offset, self._lock)
 
     # `Entered` needs a C function.
-    __exit__ = property(operator.attrgetter("_lock.__exit__"))
+    __exit__: Any = property(operator.attrgetter("_lock.__exit__"))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self._lock!r}, {waiting(self._inner)})>"
