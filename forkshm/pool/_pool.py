@@ -670,7 +670,7 @@ def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:
     if worker_group.owner != os.getpid():
         return
     if not dispatcher.is_idle():
-            # A thread may be driving the pool and must not find its channels closed.
+        # A thread may be driving the pool and must not find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
     try:
         dispatcher.under_lead(worker_group.stop, patience=_PATIENCE_SECONDS)
