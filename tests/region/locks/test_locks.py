@@ -214,7 +214,7 @@ def test_offsets_that_are_no_integers_are_refused(region, kind):
 @pytest.mark.parametrize("mode", ["read_only", "copy_on_write", "read_private"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_memory_that_everybody_can_write_is_good_for_a_lock(named, kind, mode):
-    with pytest.raises(RegionAccessError, match=f"read_write, and .* is {mode}"):
+    with pytest.raises(RegionAccessError, match=f"read_write, but .* is {mode}"):
         kind(MappedRegion(named, mode), *((0, None) if kind is Condition else ()))
 
 
@@ -1605,7 +1605,7 @@ def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
         barrier.wait(timeout)
     assert time.perf_counter() - start >= timeout
     assert barrier.broken
-    with pytest.raises(threading.BrokenBarrierError, match=r"reset\(\) mends it"):
+    with pytest.raises(threading.BrokenBarrierError, match=r"Call reset\(\) first"):
         barrier.wait()
     barrier.reset()
     assert not barrier.broken
