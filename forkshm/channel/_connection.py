@@ -244,7 +244,7 @@ class Connection:
         """Tell whether there is something to receive: a message, or the news that no more will come.
 
         Args:
-            timeout: Seconds to wait for it; None waits for ever.
+            timeout: Seconds to wait for it; None waits forever.
 
         Raises:
             OSError: This end is closed, or for sending only.

@@ -272,7 +272,7 @@ class Queue:
         Args:
             obj: Anything that can be pickled; what is in shared memory stays there.
             block: Wait for room, if the queue has a *maxsize*.
-            timeout: How many seconds to wait for it; None waits for ever.
+            timeout: How many seconds to wait for it; None waits forever.
 
         Raises:
             queue.Full: There was no room.
@@ -483,7 +483,7 @@ class Queue:
 
         Args:
             block: Wait for one.
-            timeout: How many seconds to wait; None waits for ever.
+            timeout: How many seconds to wait; None waits forever.
 
         Raises:
             queue.Empty: There was none.

@@ -81,7 +81,7 @@ class Poller(Protocol):
         ...
 
     def poll(self, timeout: float | None = ..., /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or for ever; return the fds that are ready, each with what is."""
+        """Wait so many milliseconds, or forever; return the fds that are ready, each with what is."""
         ...
 
 

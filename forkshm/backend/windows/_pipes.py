@@ -669,6 +669,6 @@ class Poll:
         (self._pipes if fd in self._pipes else self._others).remove(fd)
 
     def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or for ever."""
+        """Wait so many milliseconds, or forever."""
         ready = _wait_for(self._pipes, self._others, None if timeout is None else timeout / 1000)
         return [(handle, 1) for handle in ready]

@@ -81,7 +81,7 @@ class Semaphore(Placed):
         """Take a permit; wait until there is one.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 only looks.
 
         Returns:
             Whether there is one more permit taken. False only after *timeout*.
