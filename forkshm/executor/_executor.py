@@ -19,6 +19,7 @@ from forkshm.pool.observe import Bar, open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Self
 
     from typing_extensions import ParamSpec
 
@@ -85,13 +86,14 @@ class Executor(_StandardExecutor):
         `concurrent.futures.ProcessPoolExecutor`.
     """
 
-    def __new__(cls, *args: Any, cluster: Any = None, **options: Any) -> Any:
+    def __new__(cls, *args: Any, cluster: Any = None, **options: Any) -> Self:
         """Return an executor on this machine or, with *cluster*, a `forkshm.cluster.ClusterExecutor`."""
         if cluster is None:
             return super().__new__(cls)
         from forkshm.cluster import ClusterExecutor
 
-        return ClusterExecutor(cluster, *args, **options)
+        made: Any = ClusterExecutor(cluster, *args, **options)
+        return made  # type: ignore[no-any-return]  # another class, so that `__init__` is not called
 
     def __init__(
         self,

@@ -50,107 +50,106 @@ __all__ = ("Pool",)
 
 T = TypeVar("T")
 
-#: Chunks of an ``imap`` that are on their way, for each worker.
+# Chunks of an ``imap`` in flight for each worker.
 _IMAP_WINDOW = 4
 
-#: How long the end of the program waits for a thread that drives the pool: it may be pickling.
+# Seconds that interpreter exit waits for a thread that drives the pool, because it may be pickling.
 _PATIENCE_SECONDS = 1.0
 
-#: A chunk of a range that is shorter than this pickles faster as a list.
+# A chunk of a range shorter than this pickles faster as a list.
 _RANGE_PAYS = 16
 
 
 class _Life:
-    """A token: the workers live for as long as somebody keeps it.
+    """A token that keeps the workers alive while it is referenced.
 
-    The pool does, and so does each asynchronous result or iterator until it is answered, and whoever drives the
-    dispatcher: the workers must not be ended amid that.
+    The pool holds it, and so does each asynchronous result or iterator until it is answered. The thread that drives
+    the dispatcher holds it too, because the workers must not be stopped meanwhile.
     """
 
     __slots__ = ("__weakref__",)
 
 
 if TYPE_CHECKING:
-    # The types of what the standard library's methods return are its own.
+    # The annotations differ: the standard library's methods return its own result types.
     _StandardPool = object
 else:
     from multiprocessing.pool import Pool as _StandardPool
 
 
 class Pool(_StandardPool):
-    """A pool of worker processes, as ``multiprocessing.Pool``, of which it is a subclass.
+    """Create a pool of worker processes: a subclass of ``multiprocessing.Pool`` with shared-memory transfer.
 
-    The interface, defaults and answers are the standard library's. What differs:
+    The interface, defaults and results are the standard library's. The differences:
 
-    * Arrays and regions of shared memory cross as descriptors, also those made after the
+    * Arrays and regions of shared memory cross as descriptors, including those made after the
       pool. Other large buffers are copied once, at memcpy speed, and arrive writable.
     * A worker that dies fails the task it was running with `WorkerDiedError` and is
-      replaced; nothing else is affected.
-    * Functions may be lambdas, closures or defined in ``__main__`` after the pool was made.
-    * Terminating the pool answers what is open with `PoolClosedError`.
-    * A pool that nobody holds ends once its asynchronous results and iterators are answered; those of a
-      synchronous call that was interrupted are given up.
+      replaced. Nothing else is affected.
+    * Functions may be lambdas, closures, or functions defined in ``__main__`` after the pool was made.
+    * Terminating the pool answers open tasks with `PoolClosedError`.
+    * A pool without references ends once its asynchronous results and iterators are answered. The tasks of an
+      interrupted synchronous call are abandoned.
 
     Args:
-        processes: How many workers; by default as many as this process may use cores: those of its affinity,
-            within the quota of its control group (rounded up).
+        processes: Number of workers. The default is the number of cores this process may use: those of its
+            affinity, within the quota of its control group (rounded up).
         initializer: Called once in each worker before its first task. If it raises, the
-            pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; the pool
-            fails with `WorkerDiedError` when that goes on.
-        initargs: Its arguments.
-        maxtasksperchild: After so many tasks (chunks of a map count as one) a worker
-            makes room for a fresh one; None for never.
+            pool fails with that exception. If it raises ``SystemExit``, the worker ends and is replaced; if that
+            keeps happening, the pool fails with `WorkerDiedError`.
+        initargs: Arguments of *initializer*.
+        maxtasksperchild: Number of tasks after which a worker is replaced. A chunk of a map counts as one task.
+            None means never.
         context: A context of forkshm; by default the one of `get_context`.
-        born_shared: Large NumPy arrays that workers make are in shared memory from the start,
-            whoever makes them, so that results are not copied at all. They are the parent's
-            own all the same; a worker that keeps one, too, sees its own writes only. Each
-            array of 1 MiB and more that a worker makes costs it 12 us. Threads that a task
-            starts make theirs as ever.
-        task_timeout: Seconds that one call of a function may take, in its worker, with unpickling
-            and pickling; each item of a map has its own. Who takes longer is ended and replaced,
-            and the task fails with `TaskTimeoutError`. A worker that was stopped (SIGSTOP) is
-            ended, too. None for as long as it takes. An initializer may always take its time.
-        retries: How often a task whose worker dies is done again, with the arguments as they were
-            when it was sent; what the dead worker wrote to them does not show, unless they
-            are explicitly shared memory. An exception, and what took longer than *task_timeout*, is
-            an answer, and not done again. What the task did elsewhere before its worker died (files, for
-            example) it does twice. Meanwhile the copies of arguments are kept, and tiny tasks do not
+        born_shared: Allocate large NumPy arrays in workers in shared memory from the start, including those that
+            libraries make, so that results are not copied. The arrays remain the parent's own: a worker that keeps
+            one sees only its own writes. Each array of 1 MiB or more costs the worker 12 us. Threads that a task
+            starts allocate as usual.
+        task_timeout: Seconds that one call of a function may take in its worker, including unpickling
+            and pickling. Each item of a map has its own limit. A worker that exceeds it is ended and replaced,
+            and the task fails with `TaskTimeoutError`. This includes a worker that was stopped (SIGSTOP).
+            None means no limit. Initializers have no limit.
+        retries: How often to rerun a task whose worker dies. The task gets its arguments as they were sent:
+            the dead worker's writes to them are discarded, unless they are explicitly shared memory.
+            Exceptions and timeouts are answers and are not retried. Other side effects, such as writing files,
+            may happen twice. Copies of the arguments are kept until the task is answered, and tiny tasks do not
             share messages.
-        worker_init: Called in each worker after *initializer*, without arguments. What it returns is the worker's
-            state, for the functions that it runs: see `forkshm.worker_state`. If it raises, the pool fails with
+        worker_init: Called in each worker after *initializer*, without arguments. Its return value is the worker's
+            state, which functions get from `forkshm.worker_state`. If it raises, the pool fails with
             that exception.
         worker_exit: Called with that state (None without *worker_init*) when a worker ends in order: after its last
             task because of *maxtasksperchild* or `close`, and when the pool is terminated (as at the end of a
-            ``with`` block) while it is at no task. It has ten seconds for it, and one second when the pool is
-            terminated. What it raises is printed. Not called by a worker that is killed, or ended amid a task.
-        cpu_ids: The cores that workers may use: for each a number, or several; with fewer entries than
-            workers they are used in turn. A worker that replaces another has the same. Threads that a worker
-            starts use them, too. None for all that this process may use.
-        inner_threads: How many threads BLAS, OpenMP, Numba and numexpr may use in each worker. By default its share
-            of the cores (cores // workers, at least 1), unless the user set ``OMP_NUM_THREADS`` or the library's own
-            variable. A number is used whatever is set. None means no limit. Libraries that a forked worker finds
-            loaded are limited through ``threadpoolctl`` if that is installed, others by environment variables.
-        copy_at_call: When the arguments of asynchronous calls (``apply_async``, ``map_async``, `Executor.submit`,
-            `Executor.map`) are taken. Those of up to 64 KiB always are at the call: what is done to them later changes
-            nothing. Larger ones are copied when the call is sent to the workers, which is at once as long as less than
-            two calls for each worker are on their way, and later otherwise: do not change them before the result is
-            there. If True they are copied at the call as well, so all that wait are in memory twice. Explicitly shared
-            memory is not copied at all; objects of classes that are sent beside it, or that hold it, are taken when the
-            call is sent. ``imap`` takes its input piece by piece.
+            ``with`` block) while the worker is idle. It has ten seconds, or one second when the pool is
+            terminated. Exceptions from it are printed. A worker that is killed, or ended during a task, does not
+            call it.
+        cpu_ids: Cores that workers may use: for each worker a number, or several. With fewer entries than
+            workers, the entries are used in turn. A replacement worker gets the cores of the one it replaces.
+            Threads that a worker starts use them, too. None means all cores that this process may use.
+        inner_threads: Number of threads BLAS, OpenMP, Numba and numexpr may use in each worker. The default is its
+            share of the cores (cores // workers, at least 1), unless the user set ``OMP_NUM_THREADS`` or the
+            library's own variable. A number overrides these variables. None means no limit. Libraries already
+            loaded in a forked worker are limited through ``threadpoolctl`` if that is installed, others by
+            environment variables.
+        copy_at_call: If True, copy the arguments of asynchronous calls (``apply_async``, ``map_async``,
+            `Executor.submit`, `Executor.map`) at the call; arguments of all waiting calls are then in memory twice.
+            Arguments of up to 64 KiB are always taken at the call, so later changes have no effect. By default,
+            larger ones are copied when the call is sent to the workers. That is at once while fewer than two calls
+            for each worker are in flight, and later otherwise: do not change them before the result arrives.
+            Explicitly shared memory is never copied. Objects of classes that are sent beside it, or that hold it,
+            are taken when the call is sent. ``imap`` takes its input piece by piece.
 
     Raises:
-        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* less than 0,
-            *task_timeout* not more than 0, or *cpu_ids* names a core that this process may not use.
-        MissingDependencyError: *born_shared*, and there is no NumPy.
-        UnsupportedError: *cpu_ids*, where the system chooses itself; or *born_shared*, and NumPy's hook
-            cannot be used here: see `forkshm.shared_allocations`.
-        TypeError: *initializer*, *worker_init* or *worker_exit* cannot be called.
-        WorkerStartError: fork(2) was refused.
+        ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* is less than 0,
+            *task_timeout* is not positive, or *cpu_ids* names a core that this process may not use.
+        MissingDependencyError: *born_shared* is set and NumPy is not installed.
+        UnsupportedError: *cpu_ids* is given and the system does not support CPU affinity; or *born_shared* is set
+            and NumPy's hook cannot be used here: see `forkshm.shared_allocations`.
+        TypeError: *initializer*, *worker_init* or *worker_exit* is not callable.
+        WorkerStartError: fork(2) failed.
 
     Fork and threads:
-        Any thread may use the pool. Synchronous calls start no thread. A forked child
-        cannot use its parent's pool and is told so. The workers end with this process,
-        whatever ends it.
+        Any thread may use the pool. Synchronous calls start no thread. Using the pool in a forked child
+        raises an error. The workers end with this process, however it ends.
 
     Example:
         >>> from forkshm import Pool
@@ -424,7 +423,7 @@ class Pool(_StandardPool):
                 result.show(bar)
             return result.get()
         except BaseException:
-            if not result.is_answered():  # an interrupt: nobody will ask for the rest
+            if not result.is_answered():  # interrupted: nothing will read the remaining results
                 self._dispatcher.cancel(tasks)
             raise
         finally:
@@ -447,7 +446,7 @@ class Pool(_StandardPool):
         return Task(Kind.CALL, function, arguments, result, 0, retries=retries)
 
     def _may_share_messages(self) -> bool:
-        # What may be sent again is kept as it was sent, and so goes alone.
+        # A task that may be resent is kept as it was sent, so it needs a message of its own.
         return self._worker_group.max_tasks is None and not self._dispatcher.retries
 
     def _map(
@@ -503,7 +502,7 @@ class Pool(_StandardPool):
         sink.keeps = self._life
         if progress:
             bar = sink.bar = open_bar(progress, length_of(iterable), self._dispatcher)
-            # For who stops early; a bar may have a thread.
+            # Closes the bar, which may have a thread, when iteration stops early.
             weakref.finalize(sink, bar.close)
         self._imaps = [*(other for other in self._imaps if not other.is_done()), sink]
         sink.begin(has_length=length_of(iterable) is not None)
@@ -524,7 +523,7 @@ class Pool(_StandardPool):
     # -- the end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more tasks. Workers leave when all that was submitted is answered."""
+        """Stop accepting tasks. Workers leave once every submitted task is answered."""
         if self._state == "RUN" and self._is_ours():
             for sink in self._imaps:
                 sink.fill(None)
@@ -532,22 +531,22 @@ class Pool(_StandardPool):
             self._state = "CLOSE"
 
     def terminate(self) -> None:
-        """End the workers now; what is open is answered with `PoolClosedError`.
+        """End the workers now and answer open tasks with `PoolClosedError`.
 
-        Returns within about a second, whatever the workers do; two where there is a *worker_exit*.
+        Returns within about a second, whatever the workers do, or two seconds if there is a *worker_exit*.
         """
         if self._state != "TERMINATE" and self._is_ours():
-            # One that is interrupted can be called again, and goes on.
+            # An interrupted call can be repeated, and resumes.
             self._dispatcher.fail_all(PoolClosedError("the pool was terminated before this task was answered"))
             self._dispatcher.under_lead(self._release)
             self._state = "TERMINATE"
 
     def join(self) -> None:
-        """Wait for the workers to end; after `close` or `terminate`.
+        """Wait for the workers to end. Call `close` or `terminate` first.
 
-        Once all is answered, workers have ten seconds for their finalizers and threads before
-        they are ended. One that is not up by then, and has no initializer, *worker_init* or *worker_exit*
-        to run, is ended at once.
+        Once every task is answered, workers have ten seconds for their finalizers and threads before
+        they are ended. A worker that has not started by then, and has no initializer, *worker_init* or
+        *worker_exit* to run, is ended at once.
 
         Raises:
             ValueError: The pool is still running.
@@ -565,8 +564,8 @@ class Pool(_StandardPool):
     def _is_ours(
         self, getpid: Callable[[], int] = os.getpid, is_finalizing: Callable[[], bool] = sys.is_finalizing
     ) -> bool:
-        # In a forked child the object is there, and the workers are its parent's. When the interpreter takes the
-        # modules apart, they were ended before.
+        # A forked child has a copy of this object, but the workers are its parent's. At interpreter teardown
+        # the workers have already been ended.
         return not is_finalizing() and self._worker_group.owner == getpid()
 
     def _join_idle(self) -> None:
@@ -577,23 +576,24 @@ class Pool(_StandardPool):
         if (trace := self._dispatcher.trace) is not None:
             trace.collect()
         self._worker_group.stop()
-        self._finalizer.cancel()  # not before: an interrupted end is done by the next call, or by that
+        self._finalizer.cancel()  # last, so that an interrupted end can be finished by the next call or the finalizer
         forget_abandoned()
         arena.trim()
 
     def statistics(self) -> PoolStatistics:
-        """Return what has been moved so far."""
+        """Return how much data has been moved so far."""
         return self._dispatcher.statistics()
 
     def report(self) -> PoolReport:
-        """Return where the time went since the pool was made, and what would make it faster.
+        """Return where the time went since the pool was made, and hints for making it faster.
 
-        For each worker: how long it was busy, waited, and moved data; the slowest tasks; and a hint where moving
-        data takes longer than computing, or where one worker has most of the work. This is always on, and costs a
-        message half a microsecond; `trace` tells of every task. Of a pool that has ended you get what was known last.
+        The report lists, for each worker, how long it was busy, waited, and moved data. It also lists the slowest
+        tasks, with a hint where moving data takes longer than computing, or where one worker has most of the work.
+        Recording is always on and costs half a microsecond a message; `trace` records every task. A pool that has
+        ended returns its last known numbers.
 
         Fork and threads:
-            Any thread may ask, also while the workers are at work: what they are at counts so far. In a forked child
+            Any thread may call it, also while workers are busy: running tasks count so far. In a forked child
             the numbers are those of its parent's pool.
 
         Example:
@@ -607,18 +607,17 @@ class Pool(_StandardPool):
         return self._dispatcher.report()
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
-        """Return a context manager that writes who did what when in the block to a file.
+        """Return a context manager that records the tasks in its block and writes them to a file.
 
         A path that ends in ``.html`` gets a page with a timeline and the pool's report, which opens without a network.
-        Open any other file in https://ui.perfetto.dev or chrome://tracing: a row for each worker
-        with the time that it spent waiting, receiving (reading and unpickling), computing
+        Open any other file in https://ui.perfetto.dev or chrome://tracing. It has a row for each worker
+        with the time spent waiting, receiving (reading and unpickling), computing
         (by the name of the function) and sending (pickling, copying, sending), and rows for
-        the threads of this process. What a worker did before it was killed is there.
+        the threads of this process. Events of a worker before it was killed are included.
 
-        Kept are the last 16,383 tasks of each worker, and the last 100,000 events of this
-        process; how many were dropped is in the file (``otherData.dropped``). A task that was
-        begun before the block is not in it; one that goes on after it, or that died with its
-        worker, is marked ``unfinished``.
+        The last 16,383 tasks of each worker and the last 100,000 events of this process are kept.
+        The file says how many were dropped (``otherData.dropped``). Tasks that began before the block
+        are left out. A task that continues after it, or that died with its worker, is marked ``unfinished``.
 
         Args:
             path: The file; it is overwritten.
@@ -630,7 +629,7 @@ class Pool(_StandardPool):
             PoolClosedError: At the start of the block: the pool was closed.
 
         Fork and threads:
-            What all threads do with the pool is recorded, from whichever it is started. A
+            Activity of all threads is recorded, whichever thread starts the trace. A
             forked child writes nothing.
 
         Example:
@@ -667,23 +666,23 @@ class Pool(_StandardPool):
 
 
 def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:
-    """End the workers of a pool that was collected or terminated, or whose program ends."""
+    """End the workers of a pool at its collection, its termination, or the end of the program."""
     if worker_group.owner != os.getpid():
         return
     if not dispatcher.is_idle():
-        # A thread may be driving the pool, and is not to find its channels closed.
+        # A thread may be driving the pool and must not find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
     try:
         dispatcher.under_lead(worker_group.stop, patience=_PATIENCE_SECONDS)
     except BaseException:
-        # Nobody calls this again. No signal handler runs in another thread.
+        # This is the last call. Signal handlers do not run in the new thread, so it cannot be interrupted.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(worker_group.stop, ())
         raise
 
 
 def _prepare_memory() -> None:
-    """Make in this process what the workers need for ``born_shared``, or say why that cannot be."""
+    """Prepare this process for ``born_shared``, or raise an error that explains why that is impossible."""
     try:
         from forkshm.integrations import numpy_memory
     except ModuleNotFoundError as error:
