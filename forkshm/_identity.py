@@ -1,8 +1,8 @@
 """In a process that was started here, the standard library knows which one it is, too.
 
 ``multiprocess`` and ``multiprocessing`` each keep a current process, its parent, its children
-and what is to be done at exit. Only the former is told by whoever starts our processes; so
-libraries that ask the latter (is this a daemon? the main process?) would be told of the parent.
+and what is to be done at exit. Starting one of our processes informs only
+``multiprocess``. Libraries that ask ``multiprocessing`` (is this a daemon? the main process?) would get the answer for the parent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Introduction:
 
 
 def introduce(_: object = None) -> None:
-    """Tell the standard library who this process is; called when it has just been started."""
+    """Tell the standard library which process this is. Call it when the process has just been started."""
     ours, parent = _ours._current_process, _ours._parent_process
     made = _theirs.BaseProcess.__new__(_theirs.BaseProcess)
     made.__dict__.update(vars(ours))
@@ -57,5 +57,5 @@ _introduction = _Introduction()
 
 
 def register() -> None:
-    """See to it that every process which is started from here is introduced."""
+    """Register `introduce` for every process that is started from this one."""
     _multiprocess.util.register_after_fork(_introduction, introduce)

@@ -43,7 +43,7 @@ _holder: int | None = None
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let SIGINT be handled after the block. What is started in the block has it blocked until it calls `begin`."""
+    """Defer SIGINT until after the block. Processes started in the block have it blocked until it calls `begin`."""
     global _outside, _holder
     me = threading.get_ident()
     if _holder == me:  # a block in a block: the outer one sees to it
@@ -86,13 +86,13 @@ _early: list[tuple[Any, ...]] = []
 
 
 def hold_back() -> None:
-    """In a process that is being started anew: have SIGINT blocked until `begin`, as elsewhere by its parent's mask."""
+    """Block SIGINT until `begin`, in a process that is being started anew, as elsewhere by its parent's mask."""
     if sys.platform == "win32":
         _signal.signal(_signal.SIGINT, lambda *arguments: _early.append(arguments))
 
 
 def begin(*, ignores: bool) -> None:
-    """In a process that was started in such a block: be as one that was not, or ignore SIGINT."""
+    """Undo `held_back` in a process that was started in such a block, or ignore SIGINT."""
     global _outside, _holder
     (handler, mask), _outside, _holder = _outside or (None, None), None, None
     if sys.platform == "win32":

@@ -56,7 +56,7 @@ class Ledger:
         self.watches: dict[int, Callable[[int, str, bool], None]] = {}
 
     def note(self, copies: Iterable[tuple[int, str]], direction: str, *, message: bool = False) -> None:
-        """Tell those who watch what was copied. Nobody need watch, but then it is not cheap.
+        """Report a copy to the watchers. This is expensive, but only while there are any.
 
         Args:
             copies: Bytes, and what they were.
@@ -118,7 +118,7 @@ _system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  
 
 @contextlib.contextmanager
 def on_behalf_of(sending: Sending) -> Iterator[None]:
-    """Let what this thread packs and opens in the block be *sending*'s."""
+    """Attribute to *sending* everything that this thread packs and opens in the block."""
     before = getattr(_thread, "sending", None)
     _thread.sending = sending
     try:
@@ -141,7 +141,7 @@ def call_site() -> str:
 
 
 def describe(thing: Any) -> str:
-    """Say what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
+    """Return what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
     while isinstance(thing, memoryview) and thing.obj is not None:
         thing = thing.obj
     thing = getattr(thing, "stands_for", thing)

@@ -129,7 +129,7 @@ class NoFork:
 
 
 def push_to_child(fd: int) -> int:
-    """On Windows, duplicate a handle into the process that is being spawned just now; return what it is there."""
+    """Duplicate a handle into the process that is being spawned (Windows only); return what it is there."""
     popen: Any = context.get_spawning_popen()
     return int(popen.duplicate_for_child(fd))
 
@@ -226,7 +226,7 @@ def fork_server() -> Any:
 
 
 def spare_fork_server() -> None:
-    """Let the fork server not import ``__main__`` by itself, unless it is told the arguments of the program.
+    """Keep the fork server from importing ``__main__`` by itself, unless it is told the arguments of the program.
 
     In some versions it imports it without them, and ends when that fails. Its processes import it themselves.
     """

@@ -52,7 +52,7 @@ class Checked(list[str]):
 
 
 def set_forkserver_preload(module_names: Iterable[str], *, on_error: OnError = "ignore") -> None:
-    """Let the fork server import modules before it forks; see `multiprocessing.set_forkserver_preload` of Python 3.15.
+    """Set the modules that the fork server imports before it forks, as ``multiprocessing`` of Python 3.15 does.
 
     Args:
         module_names: Names of modules.

@@ -8,7 +8,7 @@ __all__ = ("publish",)
 
 
 def publish(namespace: dict[str, Any]) -> None:
-    """Let the classes in ``__all__`` of a package say that they are the package's own.
+    """Set the ``__module__`` of the classes in ``__all__`` of a package to the package.
 
     Args:
         namespace: The ``globals()`` of the package. Classes of its private modules get its name as ``__module__``.

@@ -37,7 +37,7 @@ __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first
 #: Functions without arguments, which a new process calls before it takes its object.
 first_calls: list[Callable[[], object]] = []
 
-#: Of a process object: what has no meaning in the child.
+#: Attributes of a process object that have no meaning in the child.
 _HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
 
 
@@ -67,7 +67,7 @@ class _OfContext:
 
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self.ignores_interrupts:
-            # A worker. Who starts it has others to start, or a task to send.
+            # A worker. Its parent has other workers to start, or a task to send.
             kernel.step_back()
         if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ def _refuse_while_main_is_imported() -> None:
 
 
 def _forget_main_without_file() -> None:
-    """Let the program on standard input (``python -``) be one that has no file, as it is for ``python -c``.
+    """Remove ``__main__.__file__`` of a program on standard input (``python -``), as it is for ``python -c``.
 
     A process that is started anew would look for the file ``<stdin>``. What the program defines crosses by value.
     """
@@ -272,7 +272,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def _both_spawning() -> Iterator[None]:
-    """Let what is the standard library's cross as well: its locks and queues ask it whether a process is starting."""
+    """Enable the standard library's own objects to cross: its locks and queues ask it whether a process is starting."""
     popen: Any = _multiprocess.context.get_spawning_popen()
     multiprocessing.context.set_spawning_popen(popen)
     try:
@@ -288,7 +288,7 @@ def _rebuild(
     standard_authkey: bytes,
     birth: Any = None,
 ) -> Any:
-    """In the child: take the process object out of its channel."""
+    """Take the process object out of its channel, in the child."""
     if birth is not None:
         kernel.hold_birth(birth.detach())
     _settle(start_method, calls, standard_authkey)

@@ -101,7 +101,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
                     raise
                 continue
             try:
-                # First the note: whoever is killed in between leaves a note of nothing, and not a name without one.
+                # First the note: a process that is killed in between leaves a note without a name, not a name without a note.
                 if track:
                     note(opened)
                 opened.truncate(size)

@@ -158,11 +158,11 @@ class Mapping:
 _page, _map_into, _exporter, _close = kernel.page_size, kernel.map_into, kernel.buffer_at, kernel.close
 
 # By start address, what nobody has looked for yet: many a mapping ends before anybody does.
-# Whoever looks takes `guard`, and enters these into the tables first.
+# A reader takes `guard`, and enters these into the tables first.
 _new: dict[int, Mapping] = {}
 # The mapping that starts at each address. Mappings never overlap.
 _by_start: dict[int, Mapping] = {}
-# The same addresses, sorted. An interrupted change may leave one too many here, which is passed over.
+# The addresses, sorted. An interrupted change may leave one too many here, which is passed over.
 _starts: list[int] = []
 _by_identity: dict[Identity, dict[int, Mapping]] = {}
 # Pages that the kernel refused to unmap.
@@ -187,7 +187,7 @@ def borrow(identity: Identity, fd: int) -> int | None:
 
 
 def lend(fd: int) -> int:
-    """Let one more use *fd*, and return it; each gives it back. Needs `guard`."""
+    """Count one more user of *fd*, and return it. Each user gives it back. Needs `guard`."""
     if fd not in _more_users:
         _more_users[fd] = 1
     else:
@@ -324,7 +324,7 @@ def _leave(mapping: Mapping) -> None:
 
 
 def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
-    """Let a mapping have *nbytes* less, and unmap the pages it has no part in any more.
+    """Shrink a mapping by *nbytes*, and unmap the pages that it no longer needs.
 
     Nobody may have views of it. Returns the new window.
     """
@@ -400,7 +400,7 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
 
 
 def regions_mapped() -> int:
-    """How many mappings there are here."""
+    """Return the number of mappings in this process."""
     settle()
     with guard:
         return len(_by_start) + len(_new)

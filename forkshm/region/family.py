@@ -147,7 +147,7 @@ def _remove(number: str, name: str) -> None:
 
 
 def _is_there(number: str, name: str) -> bool:
-    """Whether that name is still that of the object with that number."""
+    """Return whether the name still belongs to the object with that number."""
     folder = kernel.folder_of_named()
     with contextlib.suppress(OSError, ValueError):
         if os.path.isdir(folder) and kernel.name != "exporters":

@@ -61,7 +61,7 @@ class TeamMonitor:
     """The processes of one team, and what becomes of them.
 
     Guarantees: the first failure is written on the team state, which frees those who wait for that
-    one, and gives the others so long to leave; who is there after that is ended.
+    one, and gives the others so long to leave; a member that is still there is then killed.
     """
 
     def __init__(self, team_state: TeamState, name: str, task: str, grace: float | None = None) -> None:
@@ -69,7 +69,7 @@ class TeamMonitor:
         self._name = name
         self._task = task
         self._grace = GRACE_SECONDS if grace is None else grace
-        #: Of each process that is there: its pidfd, and what collects it.
+        #: For each process that has not ended: its pidfd, and what collects it.
         self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
@@ -93,11 +93,11 @@ class TeamMonitor:
         self._poll.register(sentinel, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
-        """The process of each rank that is still there."""
+        """Return the process of each rank that has not ended."""
         return {rank: pid for rank, (pid, _, _) in self._there.items()}
 
     def forget(self) -> None:
-        """In a child: these are its parent's."""
+        """Forget the processes, in a forked child: they are its parent's."""
         for _, sentinel, _ in self._there.values():
             kernel.close(sentinel)
         self._there.clear()
@@ -126,7 +126,7 @@ class TeamMonitor:
         return True
 
     def fail(self) -> None:
-        """Let the others have no more than so long from now."""
+        """Set the time from now that the other members have to end."""
         self._deadline = min(self._deadline, time.monotonic() + self._grace)
 
     def pass_on(self, number: int) -> None:
@@ -134,7 +134,7 @@ class TeamMonitor:
         self._signal(number)
 
     def failures(self) -> list[BaseException]:
-        """What they failed with; what was only the consequence comes last."""
+        """Return the failures. Those that are consequences of others come last."""
         raised = [self._open(received, rank) for rank, received in self._received]
         self._received.clear()
         raised.sort(key=lambda error: isinstance(error, TeamBrokenError))
@@ -220,7 +220,7 @@ class TeamMonitor:
 
 
 def report(error: BaseException, rank: int, team_state: TeamState, answers_in: Sender, known: ImportableNames) -> None:
-    """In a process of a team: say that this one failed, and with what."""
+    """Report the failure of this process to the process that started the team."""
     text = remote_text(error)
     error.__traceback__ = None
     try:

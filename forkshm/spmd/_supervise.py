@@ -253,7 +253,7 @@ class _Supervisor:
             place.crashes = 0
 
     def _replace_one(self) -> None:
-        """Tell one worker to stop, unless another is still stopping."""
+        """Ask one worker to stop, unless another is still stopping."""
         if any(place.deadline != math.inf for place in self._places):
             return
         for place in self._places:

@@ -51,7 +51,7 @@ _LOOP_WORDS = 3
 
 _LINE = 64
 _SLOT = 1024
-# Of a value: its bytes if it is here; else 0, and the bytes of the list of parts in the overflow memory.
+# A value: its bytes if they are here; else 0, and the bytes of the list of parts in the overflow memory.
 _VALUE = struct.Struct("<QQ")
 
 #: Bytes of the overflow memory for one value: more than any machine has.
@@ -114,23 +114,23 @@ class TeamState:
         self._slots = whole[slots:]
 
     def fds(self) -> tuple[int, int]:
-        """The fds of the team state, for a process that is not forked from here; they stay this one's."""
+        """Return the fds of the team state, for a process that is not forked from here. They stay open here."""
         return self.region.fileno(), self.overflow
 
     # -- states -------------------------------------------------------------------------
 
     def enter(self, rank: int) -> None:
-        """Say that this process is the member *rank*."""
+        """Note that this process is the member *rank*."""
         self.pids[rank] = os.getpid()
         self.states[rank] = RUNNING
 
     def end(self, rank: int, state: int) -> None:
-        """Say that a member is no more, and wake those who may wait for it."""
+        """Note that a member has ended, and wake the members that may wait for it."""
         self.states[rank] = state
         self.wake()
 
     def open_gate(self) -> None:
-        """Let the members go."""
+        """Open the start barrier."""
         self._head[_GATE] = 1
         kernel.locks.futex_wake(self._gate, _ALL)
 
@@ -149,7 +149,7 @@ class TeamState:
         kernel.locks.futex_wake(self._wakeup, _ALL)
 
     def wakeup(self) -> int:
-        """What `sleep` wants to know: how often the wakeup pipe has rung."""
+        """Return the number of wake-ups so far, which `sleep` takes."""
         return self._head[_WAKEUP]
 
     def sleep(self, woken: int, seconds: float) -> None:
@@ -163,13 +163,13 @@ class TeamState:
         return self.have_arrived(number)
 
     def have_arrived(self, number: int) -> bool:
-        """Whether all have come to a barrier."""
+        """Return whether all members have come to a barrier."""
         return min(self.arrivals.tolist()) >= number
 
     # -- loops and singles --------------------------------------------------------------
 
     def take_single(self, number: int) -> bool:
-        """Whether the caller is the first to come to this single."""
+        """Return whether the caller is the first to come to this `single`."""
         if self._singles[_SINGLES] >= number:
             return False
         with self.guard:
@@ -194,7 +194,7 @@ class TeamState:
                     return None
                 loops[slot + 1] = length
                 loops[slot + 2] = 0
-                loops[slot] = number  # last: whoever is killed before has begun nothing
+                loops[slot] = number  # last: a member that is killed before has begun nothing
             elif there > number:
                 raise LookupError
             return loops[slot + 1]
@@ -252,7 +252,7 @@ class TeamState:
         return pickle.loads(parts[0], buffers=parts[1:])
 
     def memory(self, key: str, nbytes: int, what: str) -> MappedRegion:
-        """Return the memory of that name, which is made by whoever asks first.
+        """Return the memory of that name, which is made at the first request.
 
         Raises:
             ValueError: It is there, and was made for something else.
@@ -286,14 +286,14 @@ class TeamState:
             close(overflow)
 
     def close(self) -> None:
-        """Let go of the memory in this process. Can be repeated."""
+        """Release the memory in this process. Can be repeated."""
         self.guard.detach()
         self.lock.detach()
         for words in (self.states, self.pids, self.arrivals, self.loops_begun, self._loops, self._slots):
             words.release()
         self._head.release()
         self._singles.release()
-        # The traceback of whoever failed in a call of ours has views: the collector closes then.
+        # The traceback of a failure in one of our calls has views: the collector closes then.
         with contextlib.suppress(RegionBusyError):
             self.region.close()
         overflow, self.overflow = self.overflow, -1

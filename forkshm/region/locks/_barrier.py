@@ -159,7 +159,7 @@ class Barrier(Placed):
         return place
 
     def _act(self, words: memoryview, generation: int, action: Callable[[], object] | None) -> None:
-        """Be the last one: do what is to be done, and let the others go."""
+        """Run the action as the last party to arrive, and release the others."""
         try:
             if action is not None:
                 action()
@@ -181,7 +181,7 @@ class Barrier(Placed):
         """Note that whoever has that place has another one."""
 
     def _has_dead_party(self, arrived: int) -> bool:
-        """Whether somebody who arrived has died."""
+        """Return whether a party that arrived has died."""
         return False
 
     def _sleep(self, words: memoryview, generation: int, deadline: float) -> None:

@@ -118,7 +118,7 @@ class Placed:
             there = {kind._KIND: kind.__name__ for kind in _kinds(Placed)}.get(words[_MAGIC] - _SIGNATURE)
             raise NotConstructedError(
                 f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: there is "
-                + (f"a {there}" if there else "none, or not yet; whoever makes the region constructs the locks in it")
+                + (f"a {there}" if there else "none. The process that creates the region constructs the locks in it")
             )
         if words[_LAYOUT] != _locks.LOCK_LAYOUT:
             raise NotConstructedError(

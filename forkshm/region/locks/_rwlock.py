@@ -377,7 +377,7 @@ class RWLock(Placed):
         _locks.mutex_unlock(mutex)
 
     def _leave_all(self, words: memoryview, until: int | None = None, keep: int | None = None) -> None:
-        """Leave the slots before *until*, and then the gate: who passes it next finds them free."""
+        """Leave the slots before *until*, and then the gate: the next writer to pass it finds them free."""
         if until == self._gate:
             return
         for slot in self._slots:
@@ -390,7 +390,7 @@ class RWLock(Placed):
         self._leave(self._gate)
 
     def _no_writer(self, words: memoryview) -> None:
-        # Only for who has the gate.
+        # Only for the writer that holds the gate.
         if words[_WRITER] != 0:
             words[_WRITER] = 0
             _locks.futex_wake(self._address + _WRITER * _WORD, _MASK)

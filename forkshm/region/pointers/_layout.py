@@ -97,7 +97,7 @@ class Layout:
         return bool(self.parts) or issubclass(self.kind, Relative)
 
     def pointers(self, base: int = 0) -> Iterator[tuple[int, Any]]:
-        """Yield where each pointer lies and its type. Of a union, its first member counts, as in C."""
+        """Yield where each pointer lies and its type. For a union the first member counts, as in C."""
         if issubclass(self.kind, Relative):
             yield base, self.kind
         for part in self.parts:
@@ -127,7 +127,7 @@ _layouts: dict[Any, Layout] = {}
 
 
 def is_type(kind: Any) -> bool:
-    """Whether *kind* is a type of ctypes."""
+    """Return whether *kind* is a type of ctypes."""
     return isinstance(kind, type) and issubclass(kind, CData)
 
 

@@ -360,7 +360,7 @@ class OffsetPtr(Relative, Pointing[T]):
 
     @classmethod
     def resolve(cls, kind: Any) -> None:
-        """Say which type a name stands for, where it cannot be found.
+        """Declare which type a name stands for, where it cannot be found.
 
         A name is looked up among the structures around the pointer, then where the
         subscript stands. Only a type that is local to a function needs this.
@@ -560,7 +560,7 @@ def _known_pointer_type(cls: Any, kind: Any) -> Any:
 
 
 def fits(kind: Any, wanted: Any) -> bool:
-    """Whether a pointer to *wanted* may point to a *kind*: it is one, or an array of them."""
+    """Return whether a pointer to *wanted* may point to a *kind*: it is one, or an array of them."""
     if kind is None:
         return False
     if issubclass(kind, wanted):
@@ -590,7 +590,7 @@ def check_inside(address: int, size: int, mapping: Mapping, what: str) -> None:
 
 
 def refuse_outside(address: int, size: int, mapping: Mapping, what: str) -> NoReturn:
-    """Say that an address is not one of the mapping's."""
+    """Raise for an address that is outside the mapping."""
     raise WildPointerError(
         f"{what} leads to {f'{size:,} bytes at ' if size else ''}address {address:#x} (offset "
         f"{address - mapping.address:,}), outside the region of {mapping.size:,} bytes at {mapping.address:#x} "
