@@ -2,7 +2,7 @@
 
 Two accounts lie in a region of shared memory; whoever moves money between them holds a mutex that lies there,
 too. A clerk takes money from the one account and is killed, by SIGKILL, before it gives it to the other. With a
-``multiprocessing.Lock`` everybody would now wait for ever. Here the next one gets the lock and is told that its
+``multiprocessing.Lock`` everybody would now wait forever. Here the next one gets the lock and is told that its
 last owner died; it repairs the accounts from the journal, and all go on. Several clerks die like that, meanwhile
 others work, and at the end no money is missing.
 

@@ -1,4 +1,4 @@
-"""``python -m forkshm``: one subcommand for each module of `forkshm._commands` that is named here."""
+"""The command line, ``python -m forkshm``, with a subcommand for each module named in `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ if TYPE_CHECKING:
 
 __all__ = ("COMMANDS", "main")
 
-#: The subcommands, and what they do. Each is a module below `forkshm._commands` with
-#: ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the exit code.
 COMMANDS = {
     "run": "run a script in several ranked processes",
-    "doctor": "list what this system offers, its limits, and what follows",
-    "ls": "list the shared memory that is alive on this machine",
-    "top": "list it again and again, the largest first",
-    "clean": "list named memory that nobody uses, ask, and remove it",
+    "doctor": "list what this system supports, its limits, and the consequences",
+    "ls": "list the live shared memory on this machine",
+    "top": "list live shared memory repeatedly, the largest first",
+    "clean": "list unused named memory, and remove it after asking",
 }
+"""The subcommands with their summaries.
+
+Each is a module of `forkshm._commands` with ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the
+exit code.
+"""
 
 _EXAMPLES = """\
 examples:
   python -m forkshm run -n 4 script.py --size 10    four processes with ranks
-  python -m forkshm doctor                          why is something missing or slow here?
-  python -m forkshm ls                              who holds how much shared memory?
-  python -m forkshm top                             the same while a program runs
-  python -m forkshm clean                           remove what a killed program left
+  python -m forkshm doctor                          find out why something is missing or slow
+  python -m forkshm ls                              show which processes hold shared memory
+  python -m forkshm top                             monitor shared memory while a program runs
+  python -m forkshm clean                           remove named memory left by killed programs
 
 'python -m forkshm COMMAND --help' describes the options of a command.
 """
@@ -41,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m forkshm",
-        description="Shared memory between Python processes: run ranked scripts, and see what is there.",
+        description="Run ranked scripts, and inspect the shared memory of this machine.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # Python's version as well: it is what one is asked for next.
+    # Bug reports need Python's version as well.
     version = f"forkshm {sys.modules['forkshm'].__version__} (Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(metavar="command", required=True)
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, for example ``head``, has seen enough
+    except BrokenPipeError:  # the reader, for example ``head``, has closed the pipe
         sys.stderr.close()
         return 0
 

@@ -121,7 +121,7 @@ class Entered:
     if sys.version_info[:2] == (3, 14):
         _acquired: Any = property(operator.methodcaller("acquire"))
 
-        def __enter__(self) -> Any:
+        def __enter__(self) -> Any:  # pyright: ignore[reportRedeclaration]
             return self._acquired
 
     else:

@@ -157,7 +157,7 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
     """Collect a process that has ended, and let go of it; None when another did so before.
 
     Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
-    codes away; ``join()`` would then see a process that runs for ever.
+    codes away; ``join()`` would then see a process that runs forever.
 
     Args:
         ended: The process.

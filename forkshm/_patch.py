@@ -1,4 +1,4 @@
-"""Code that says ``import multiprocessing`` uses forkshm: `patch`, and back again."""
+"""patch(): make code that imports ``multiprocessing`` use forkshm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("patch", "patched", "unpatch")
 
-#: Names of multiprocessing that stay: they tell the truth about our processes, too.
+# Names of multiprocessing that are kept, because they work for forkshm's processes, too.
 _STAY = frozenset({"current_process", "parent_process", "reducer"})
 
 #: Packages whose modules have the names that are replaced, as they should: those themselves, and the standard library.
@@ -57,38 +57,37 @@ _depth = 0
 
 
 def patch() -> tuple[str, ...]:
-    """Let code that says ``import multiprocessing`` use forkshm, from here to `unpatch`.
+    """Make code that imports ``multiprocessing`` use forkshm, until `unpatch`.
 
-    So does code that says ``import multiprocess``: Hugging Face's datasets, pathos and SALib, for example. Call it
-    before those are imported, because many take ``Pool`` from there when they are.
+    Code that imports ``multiprocess`` uses forkshm as well: for example Hugging Face's datasets, pathos and SALib. Call
+    `patch` before such libraries are imported, because many of them import ``Pool`` by name.
 
-    Replaced are the functions and classes of the packages themselves (``Pool``, ``Process``,
-    ``Queue``, ``get_context``, ``set_start_method`` and so on), and ``multiprocessing.pool.Pool``. So they are
-    found by whoever looks them up from now on, whenever the module was imported:
-    ``multiprocessing.Pool()``, ``from multiprocessing import Pool``, ``multiprocessing.pool.Pool()``.
+    The functions and classes of the packages themselves are replaced (``Pool``, ``Process``, ``Queue``,
+    ``get_context``, ``set_start_method`` and so on), and so is ``multiprocessing.pool.Pool``. Every later lookup finds
+    the replacement, even in modules imported earlier: ``multiprocessing.Pool()``,
+    ``from multiprocessing import Pool``, ``multiprocessing.pool.Pool()``.
 
-    What stays the standard library's:
+    These remain the standard library's:
 
-    * Names that were taken before: after ``from multiprocessing import Pool``, or in a class that
-      was derived from ``multiprocessing.Process``. In the same way, names that are taken meanwhile stay
-      forkshm's after `unpatch`.
-    * Exceptions: those of forkshm are caught by them. ``ThreadPool``, and the classes of the other
-      modules (``multiprocessing.queues.Queue``), which ours are no instances of.
-    * Contexts, pools and queues that exist, and what they make.
+    * Names bound earlier, by ``from multiprocessing import Pool`` or in a class derived from
+      ``multiprocessing.Process``. In the same way, names bound while patched remain forkshm's after `unpatch`.
+    * Exceptions, which also catch forkshm's exceptions.
+    * ``ThreadPool``, and classes of other modules such as ``multiprocessing.queues.Queue``. Objects of forkshm are not
+      instances of these.
+    * Existing contexts, pools and queues, and the objects they create.
 
-    The start method is the one of forkshm. Calls nest: what was patched twice is to be taken back twice.
+    The start method is forkshm's. Calls nest: each `patch` needs its own `unpatch`.
 
     Returns:
-        What it could not reach: the names of modules that had taken something before, ``"library.module.Pool"`` for
-        example. They go on using what they have; import them after `patch`.
+        Names that could not be replaced, because modules had bound them earlier, such as ``"library.module.Pool"``.
+        Import these modules after `patch`.
 
     Raises:
         ImportError: This Python has no working ``multiprocessing``.
 
     Fork and threads:
-        It holds for the whole process, all threads at once, and for its children, however they
-        are started: one that is spawned patches itself before it takes its target and arguments, and
-        after it has imported the main module.
+        It affects all threads of this process, and its children with any start method. A spawned child patches itself
+        after it has imported the main module and before it unpickles its target and arguments.
 
     Example:
         >>> import multiprocessing, forkshm
@@ -114,15 +113,15 @@ def patch() -> tuple[str, ...]:
 
 
 def unpatch() -> None:
-    """Take back one `patch`; with the last, ``multiprocessing`` is the standard library's again.
+    """Undo one `patch`; undoing the last restores the standard library's ``multiprocessing``.
 
-    A name that somebody else has replaced meanwhile is left to them.
+    A name that other code has replaced in the meantime is left alone.
 
     Raises:
-        RuntimeError: There is nothing to take back.
+        RuntimeError: There is no `patch` to undo.
 
     Fork and threads:
-        As for `patch`. In a child it holds for that child.
+        As for `patch`. In a child it affects only that child.
 
     See Also:
         `patched`.
@@ -130,7 +129,7 @@ def unpatch() -> None:
     global _depth
     with _lock:
         if _depth == 0:
-            raise RuntimeError("cannot unpatch multiprocessing: it is not patched, or was unpatched as often already")
+            raise RuntimeError("cannot unpatch multiprocessing: it is not patched. Call unpatch() once per patch().")
         _depth -= 1
         if _depth == 0:
             for change in _changes:
@@ -141,10 +140,10 @@ def unpatch() -> None:
 
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
-    """Return a context manager: `patch` at the start of the block, `unpatch` at its end.
+    """Return a context manager that calls `patch` at the start of the block and `unpatch` at its end.
 
     Fork and threads:
-        As for `patch`: other threads see it, too, and blocks of several threads may overlap.
+        As for `patch`, it affects other threads as well. Blocks of several threads may overlap.
 
     Example:
         >>> import multiprocessing, forkshm
@@ -155,7 +154,7 @@ def patched() -> Iterator[None]:
         False
 
     See Also:
-        `patch`, which says what is replaced.
+        `patch`, which lists what is replaced.
     """
     patch()
     try:

@@ -1,9 +1,8 @@
-"""Processes that are not forked from this one: spawned anew, or forked by the fork server.
+"""Process classes, and the start of processes that are spawned or forked by the fork server.
 
-multiprocess starts them, and hands them the process object in a pickle of its own. Ours
-holds nothing but one fd: that of a channel in which the object waits, as a message of
-ours. So whatever it has crosses as in every other channel: functions by value where the
-child has not got them, regions and arrays in regions as kernel handles.
+multiprocess starts such processes and sends them a pickled process object. Here that pickle holds only an fd, of a
+channel that contains the object as a forkshm message. The object is therefore sent as in every other channel:
+functions by value if the child lacks them, regions and arrays in regions as kernel handles.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts, _multiprocess, _system
+from forkshm import _breakpoint, _interrupts, _multiprocess, _system
 from forkshm._identity import introduce
 from forkshm._prologue import Name
 from forkshm._tools import run_with_tools
@@ -49,19 +48,19 @@ class _OfContext:
     ignores_interrupts = False
 
     def interrupt(self) -> None:
-        """Send SIGINT to the process, which raises KeyboardInterrupt there; as in Python 3.14.
+        """Send SIGINT to the process, which raises KeyboardInterrupt there, as in Python 3.14.
 
         Raises:
             ValueError: The process was not started, or is closed.
-            UnsupportedError: On Windows, where a signal reaches all processes of a console or none.
+            UnsupportedError: The system is Windows, where a signal reaches either all processes of a console or none.
         """
         process: Any = self
         process._check_closed()
         if process._popen is None:
-            raise ValueError(f"cannot interrupt {process.name!r}: it was not started; start() it first")
+            raise ValueError(f"cannot interrupt {process.name!r}: it was not started. Call start() first.")
         if sys.platform == "win32":
             raise UnsupportedError(
-                f"cannot interrupt {process.name!r}: Windows has no SIGINT for one process; use terminate()",
+                f"cannot interrupt {process.name!r}: Windows cannot send SIGINT to one process. Use terminate().",
                 capability="signals",
             )
         process._popen._send_signal(signal.SIGINT)
@@ -76,6 +75,7 @@ class _OfContext:
             _interrupts.begin(ignores=self.ignores_interrupts)
         except KeyboardInterrupt:  # it came before this was up: the parent has it, too
             return 1
+        _breakpoint.install()
         begin = super()._bootstrap  # type: ignore[misc]
         return run_with_tools(lambda: begin(*args, **options), self)
 
@@ -93,7 +93,9 @@ class _StartedAnew(_OfContext):
 
     def __reduce__(self) -> Any:
         if _multiprocess.context.get_spawning_popen() is None:
-            raise NotPicklableError(f"cannot pickle {self!r}: a process object crosses only to the process it starts")
+            raise NotPicklableError(
+                f"cannot pickle {self!r}: a process object can be sent only to the process that it starts"
+            )
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
         state["_name"] = str(state["_name"])
         importable = importable_after_import()
@@ -156,7 +158,7 @@ else:
 
 
 class ForkProcess(_OfContext, _Forked):
-    """A process that is forked from this one; the interface of ``multiprocessing.Process``."""
+    """A process forked from this one, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
@@ -174,7 +176,7 @@ class ForkProcess(_OfContext, _Forked):
 
 
 class Process(_StartedAnew, _multiprocess.process.BaseProcess):
-    """A process, as ``multiprocessing.Process``; started as the start method says, by default forked."""
+    """A process with the interface of ``multiprocessing.Process``, started by the current start method."""
 
     _start_method = None
 
@@ -184,7 +186,7 @@ class Process(_StartedAnew, _multiprocess.process.BaseProcess):
 
 
 class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
-    """A process with a fresh interpreter; the interface of ``multiprocessing.Process``."""
+    """A process with a fresh interpreter, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
@@ -201,7 +203,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
 
 
 class ForkServerProcess(_StartedAnew, _ServerForked):
-    """A process forked by a server without threads; the interface of ``multiprocessing.Process``."""
+    """A process forked by a server without threads, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
@@ -242,7 +244,18 @@ def _refuse_while_main_is_imported() -> None:
     raise SystemExit(NO_MAIN_GUARD)
 
 
+def _forget_main_without_file() -> None:
+    """Let the program on standard input (``python -``) be one that has no file, as it is for ``python -c``.
+
+    A process that is started anew would look for the file ``<stdin>``. What the program defines crosses by value.
+    """
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) == "<stdin>":
+        del main.__file__  # type: ignore[union-attr]
+
+
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    _forget_main_without_file()
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # To start the tracker, which other systems have not, ends with SIGINT unblocked.
@@ -309,7 +322,7 @@ def _settle(start_method: str | None, calls: tuple[Callable[[], object], ...], s
 def _made(received: Received | None) -> Any:
     incoming = read_message(received).payloads[0] if received is not None else None
     if incoming is None:
-        raise ChannelBrokenError("a process was started without the object that it should run: please report this")
+        raise ChannelBrokenError("cannot run this process: its process object did not arrive. Please report this bug.")
     kind, state = incoming.open()
     made = kind.__new__(kind)
     vars(made).update(state)

@@ -1,4 +1,4 @@
-"""What this process has moved, and a test that nothing was copied."""
+"""Counters of what this process has moved, and a check that nothing was copied."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ if TYPE_CHECKING:
 
 __all__ = ("Statistics", "assert_zero_copy", "statistics")
 
-#: Lines of the message of a `CopiedError`.
+# Maximum number of copies listed in the message of a `CopiedError`.
 _LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What this process has moved since it began, and what it holds now.
+    """Counts of what this process has moved since it began, and of what it holds now.
 
-    The words are those of `PoolStatistics`, which is about one pool.
+    The fields are named as in `PoolStatistics`, which counts for one pool.
     """
 
-    #: Tasks that were answered to this process, failed ones too, or done by it as a worker; a
-    #: chunk of a map is one task.
     tasks: int
-    #: Messages sent and received.
+    """Tasks answered to this process, including failed ones, or run by it as a worker; a chunk of a map is one task."""
     messages: int
-    #: Bytes of buffers and pickle streams that were copied into an arena, here for what was
-    #: sent, elsewhere for what was received.
+    """Messages sent and received."""
     bytes_copied: int
-    #: Bytes of buffers that crossed as descriptors, sent and received.
+    """Bytes of buffers and pickle streams copied into an arena, by this process for sent data and by the sender for
+    received data.
+    """
     bytes_shared: int
-    #: Memory objects of the arena.
+    """Bytes of buffers sent and received as descriptors."""
     segments: int
-    #: Blocks of the arena that are in use, here or at a receiver.
+    """Memory objects of the arena."""
     blocks_live: int
-    #: Bytes of those.
+    """Blocks of the arena in use by this process or by receivers."""
     bytes_live: int
-    #: The most that those ever were.
+    """Bytes in these blocks."""
     bytes_peak: int
-    #: Bytes of the arena that nobody uses and that are kept for the next copies.
+    """Largest value that ``bytes_live`` has had."""
     bytes_warm: int
-    #: Regions that are mapped.
+    """Unused bytes of the arena that are kept for the next copies."""
     regions: int
-    #: Fds that are open: one for each memory object of regions, segment (also of others), message that is being
-    #: sent and end of a channel; four for each pool and three for each worker. Those of
-    #: `SharedMemoryObject` and `FileMapping`, which you close, are not among them.
+    """Mapped regions."""
     descriptors: int
+    """Open fds: one for each memory object of regions, each segment (also of other processes), each message being
+    sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject` and
+    `FileMapping`, which the program closes, are not counted.
+    """
 
 
 def statistics() -> Statistics:
-    """Return what this process has moved since it began, and what it holds now.
+    """Return counts of what this process has moved since it began, and of what it holds now.
 
-    The counters are always on. Blocks that came back since are counted as free.
+    The counters are always on. Blocks that receivers have returned in the meantime count as free.
 
     Fork and threads:
-        Any thread may ask; the numbers are those of all threads. A forked child begins at
-        zero: what a worker moved is in the numbers of the worker, and what came of it here
-        in those of this process.
+        Any thread may call it; the counts cover all threads. A forked child begins at zero. A worker counts what it
+        moves itself; this process counts what it sends to and receives from the worker.
 
     Example:
         >>> import forkshm
@@ -101,30 +101,27 @@ def statistics() -> Statistics:
 
 @contextlib.contextmanager
 def assert_zero_copy(max_bytes: int = 0, *, messages: bool = False) -> Iterator[None]:
-    """Fail at the end of the block if more than *max_bytes* were copied in it, and say where.
+    """Raise at the end of the block if more than *max_bytes* were copied in it, and list the copies.
 
-    Counted is what goes through the arena: large buffers (from 16 KiB), large pickle
-    streams, and whatever does not fit a message beside them. That is what this process
-    copied to send it, and what others had copied of that which arrived here: results of
-    workers, for example. Small things travel in the message itself, as a descriptor does,
-    and are no copies.
+    Copies through the arena count: large buffers (from 16 KiB), large pickle streams, and other data that does not fit
+    in a message beside them. Both directions count: data that this process copied to send it, and received data that
+    the sender had copied, such as results of workers. Small objects travel in the message itself, as descriptors do,
+    and do not count.
 
     Args:
-        max_bytes: How much may be copied, all together.
-        messages: Count the bytes of the messages as well.
+        max_bytes: Total number of bytes that may be copied.
+        messages: Count the bytes of messages as well.
 
     Raises:
         ValueError: *max_bytes* is negative.
-        CopiedError: More was copied; an ``AssertionError``. It names each call, by file, line
-            and function, what it sent or got, and how many bytes. Not raised when the block
-            itself raises.
+        CopiedError: More bytes were copied. The error is an ``AssertionError``. It names the file, line and function of
+            each call, the object sent or received, and its size. It is not raised if the block itself raises.
 
     Fork and threads:
-        What any thread of this process copies counts, and counts for each of several blocks
-        that are open at the time, nested or not. A copy counts when it is made: arguments
-        of an asynchronous call when they are pickled, which may be after the call if many
-        are on their way, its result when it comes. So wait for results inside the block. A
-        forked child is not watched.
+        Copies made by any thread of this process count, in every block that is open at that time, nested or not. A copy
+        counts when it is made. Arguments of an asynchronous call are copied when they are pickled, which may be after
+        the call if many calls are in flight; results are counted when they arrive. So wait for results inside the
+        block. Copies made by a forked child do not count.
 
     Example:
         >>> import forkshm, numpy as np
@@ -170,5 +167,5 @@ def _tell(copies: list[tuple[int, str]], nbytes: int, max_bytes: int) -> str:
     if len(groups) > _LINES:
         rest = sum(sum(sizes) for _, sizes in groups[_LINES:])
         lines.append(f"  {rest:,} bytes of {len(groups) - _LINES:,} others: see the attribute copies")
-    lines.append("let them be born in shared memory (forkshm.empty, forkshm.asarray), or allow them with max_bytes")
+    lines.append("Create the arrays in shared memory (forkshm.empty, forkshm.asarray), or raise max_bytes.")
     return "\n".join(lines)

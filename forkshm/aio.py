@@ -1,12 +1,12 @@
-"""The door of asyncio: a pool whose calls are awaited.
+"""Pool for asyncio: its calls are awaited.
 
     async with forkshm.aio.Pool() as pool:
         total = await pool.call(sum, range(10))
         async for value in pool.imap(function, items):
             ...
 
-The event loop itself watches the pool's socket and its workers: there is no thread. But on Windows, whose loops
-watch sockets only: there one thread of the pool waits, and has the loop look.
+The event loop itself monitors the pool's socket and workers, without a helper thread. On Windows, where event loops
+monitor only sockets, one thread of the pool waits and wakes the loop.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ __all__ = ("Pool", "Results")
 
 T = TypeVar("T")
 
-#: Chunks of an ``imap`` that are on their way, for each worker.
+# Chunks of an ``imap`` in flight, for each worker.
 _WINDOW = 4
 
 
 class Pool:
     """A `forkshm.Pool` for asyncio, with the same arguments.
 
-    Leave it by ``async with``, which ends the workers at once: what you wanted you have awaited.
+    Use it with ``async with``. Leaving the block ends the workers at once, so await all results inside the block.
 
-    **Cancelling** the task that awaits a call stops the work: what no worker has begun is not begun, and a worker
-    that is at it is killed and replaced. The other tasks go on.
+    **Canceling** the task that awaits a call stops the call. A call that no worker has begun is not started; a worker
+    that runs the call is killed and replaced. Other calls continue.
 
     Args:
-        args: Those of `forkshm.Pool`.
-        kwargs: Those of `forkshm.Pool`.
+        args: Arguments of `forkshm.Pool`.
+        kwargs: Keyword arguments of `forkshm.Pool`.
 
     Raises:
-        Exception: As `forkshm.Pool`.
+        Exception: As for `forkshm.Pool`.
 
     Fork and threads:
-        A pool belongs to the event loop of its first call, until that has ended, and to its thread. Any loop does
-        that has ``add_reader``, uvloop's for example, and on Windows any loop.
+        A pool belongs to the event loop of its first call and to that loop's thread, until the loop ends. The loop must
+        have ``add_reader``, as asyncio's and uvloop's loops do; on Windows, any loop works.
 
     Example:
         >>> import asyncio, forkshm
@@ -78,20 +78,20 @@ class Pool:
         if self._driver is None or self._driver.loop is not loop:
             if self._driver is not None:
                 if not self._driver.is_idle() and not self._driver.loop.is_closed():
-                    raise RuntimeError(f"{self!r} is in use in another event loop: make a pool in this one")
+                    raise RuntimeError(f"{self!r} is in use in another event loop. Create a pool for this loop.")
                 self._driver.close()
             self._driver = LoopDriver(self._pool)
         return self._driver
 
     async def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
-        """Call ``func(*args, **kwds)`` in a worker; return its result. The arguments are those of `forkshm.Pool.apply`.
+        """Return the result of ``func(*args, **kwds)``, called in a worker; the arguments match `forkshm.Pool.apply`.
 
         Raises:
             PoolClosedError: The pool has ended.
-            WorkerDiedError: The worker died while running it.
-            Exception: What the call, or pickling its arguments, raised.
+            WorkerDiedError: The worker died while running the call.
+            Exception: The call, or pickling its arguments, raised it.
         """
-        # The job is the pump's.
+        # The driver sets the result sink.
         task = self._pool._call(func, tuple(args), dict(kwds), cast("Any", None))
         ((success, value),) = await self._running_driver().run([task])
         if success:
@@ -99,10 +99,10 @@ class Pool:
         raise value
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``func(*args, **kwargs)`` in a worker; return its result. As `apply`, with plain arguments.
+        """Return the result of ``func(*args, **kwargs)``, called in a worker; like `apply`, with plain arguments.
 
         Raises:
-            Exception: As `apply`.
+            Exception: As for `apply`.
         """
         return await self.apply(func, args, kwargs)
 
@@ -133,7 +133,7 @@ class Pool:
     ) -> list[T]:
         result, tasks = self._pool._map(kind, func, iterable, chunksize)
         for task in tasks:
-            task.batched = False  # so that each can be cancelled by itself
+            task.batched = False  # so that each task can be canceled separately
         values: list[T] = []
         lengths = [len(task.arguments) for task in tasks]
         driver = self._running_driver()
@@ -156,9 +156,9 @@ class Pool:
         *,
         progress: bool | str = False,
     ) -> Results[T]:
-        """Return an asynchronous iterator over the results, in order, that takes input as it is needed.
+        """Return an asynchronous iterator over the results, in order, that reads input as needed.
 
-        At most four chunks for each worker are on their way, or answered and not yet taken.
+        For each worker, at most four chunks are in flight or have results that are not consumed yet.
         """
         return Results(self._running_driver(), func, iterable, chunksize, ordered=True, progress=progress)
 
@@ -170,21 +170,21 @@ class Pool:
         *,
         progress: bool | str = False,
     ) -> Results[T]:
-        """Like `imap`, but in the order in which results come."""
+        """Return an asynchronous iterator over the results in the order in which they arrive; else like `imap`."""
         return Results(self._running_driver(), func, iterable, chunksize, ordered=False, progress=progress)
 
     def terminate(self) -> None:
-        """End the workers now; what is awaited raises `PoolClosedError`."""
+        """End the workers now; awaited calls raise `PoolClosedError`."""
         self._pool.terminate()
         if self._driver is not None:
             self._driver.close()
 
     def statistics(self) -> PoolStatistics:
-        """Return what has been moved so far."""
+        """Return counts of the tasks, messages and bytes moved so far; see `forkshm.Pool.statistics`."""
         return self._pool.statistics()
 
     def report(self) -> PoolReport:
-        """Return where the time went; see `forkshm.Pool.report`."""
+        """Return how the workers spent their time; see `forkshm.Pool.report`."""
         return self._pool.report()
 
     async def __aenter__(self) -> Self:
@@ -199,10 +199,10 @@ class Pool:
 
 
 class Results(Generic[T]):
-    """The results of `Pool.imap` and `Pool.imap_unordered`: use ``async for``.
+    """Asynchronous iterator over results, returned by `Pool.imap` and `Pool.imap_unordered`; use ``async for``.
 
-    An exception is raised in the place of its chunk, and later results can still be had. Who stops early may call
-    `aclose`, which stops the work, too.
+    An exception is raised in place of its chunk; iteration can continue after it. Call `aclose` to stop early and
+    cancel the remaining work.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Results(Generic[T]):
         self._came = asyncio.Event()
         self._bar = open_bar(progress, length_of(iterable), driver.pool._dispatcher)
         if progress:
-            # For who stops early; a bar may have a thread.
+            # For consumers that stop early: a bar may have a thread.
             weakref.finalize(self, self._bar.close)
         self._fill()
 
@@ -248,7 +248,7 @@ class Results(Generic[T]):
                 cast("Any", task).retries = getattr(self._driver.pool._dispatcher, "retries", 0)
                 self._driver.submit(self._sink, [task])
                 self._submitted += 1
-            except Exception as error:  # the consumer sees it at its place
+            except Exception as error:  # raised to the consumer at this position
                 self._input_error = error
                 self._exhausted = True
 
@@ -285,7 +285,7 @@ class Results(Generic[T]):
         return self._values.popleft()
 
     async def aclose(self) -> None:
-        """Take no more input, and stop what is on its way."""
+        """Read no more input, and cancel the chunks in flight."""
         self._bar.close()
         self._exhausted = True
         self._input_error = None

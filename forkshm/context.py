@@ -1,4 +1,4 @@
-"""Layer 6. Contexts: the doors shaped like multiprocessing."""
+"""Layer 6: contexts with the interface of multiprocessing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ else:
 
 
 class _Doors(_Base):
-    """What contexts make; the methods that are not here are those of ``multiprocess``."""
+    """Factory methods of the contexts; the other methods are inherited from ``multiprocess``."""
 
     def Pool(  # type: ignore[override]  # noqa: N802 - the standard library's name
         self,
@@ -89,15 +89,15 @@ class _Doors(_Base):
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
 
     def set_forkserver_preload(self, module_names: Any, *, on_error: Any = "ignore") -> None:
-        """Let the fork server import modules before it forks; see `forkshm.set_forkserver_preload`.
+        """Set the modules that the fork server imports before it forks; see `forkshm.set_forkserver_preload`.
 
         Args:
             module_names: Names of modules.
-            on_error: What becomes of a module that cannot be imported: "ignore" it; "warn" with an ImportWarning on the
-                server's stderr; or "fail", which ends the server, so that starting a process raises.
+            on_error: What to do if a module cannot be imported. "ignore" skips it, "warn" prints an ImportWarning on
+                the server's stderr, and "fail" ends the server, so that starting a process raises.
 
         Raises:
-            ValueError: *on_error* is something else.
+            ValueError: *on_error* is not one of these.
             TypeError: A name is not a string.
         """
         _preload.set_forkserver_preload(module_names, on_error=on_error)
@@ -118,7 +118,7 @@ class _Doors(_Base):
         """Return a `forkshm.JoinableQueue`."""
         return _channel.JoinableQueue(maxsize, ctx=self.get_context(), on_error=on_error)
 
-    # What lives in shared memory is the same for all start methods. The modules are imported when first needed.
+    # Locks and values in shared memory are the same for all start methods. Their modules are imported on first use.
 
     def Lock(self) -> _sync.Lock:  # noqa: N802
         """Return a lock; see `forkshm.synchronize.Lock`."""
@@ -127,7 +127,7 @@ class _Doors(_Base):
         return Lock()
 
     def RLock(self) -> _sync.RLock:  # noqa: N802
-        """Return a lock that a thread may acquire again; see `forkshm.synchronize.RLock`."""
+        """Return a recursive lock; see `forkshm.synchronize.RLock`."""
         from forkshm.sync import RLock
 
         return RLock()
@@ -139,7 +139,7 @@ class _Doors(_Base):
         return Semaphore(value)
 
     def BoundedSemaphore(self, value: int = 1) -> _sync.BoundedSemaphore:  # noqa: N802
-        """Return a semaphore with a bound; see `forkshm.synchronize.BoundedSemaphore`."""
+        """Return a bounded semaphore; see `forkshm.synchronize.BoundedSemaphore`."""
         from forkshm.sync import BoundedSemaphore
 
         return BoundedSemaphore(value)
@@ -215,8 +215,8 @@ else:
 class ForkContext(_Doors, _Forking, multiprocessing.context.BaseContext):
     """The context whose processes are forked.
 
-    Like the others it is an instance of the base class of ``multiprocess`` and of that of
-    ``multiprocessing``, so libraries that check accept it.
+    Like the other contexts, it derives from the base contexts of ``multiprocess`` and of ``multiprocessing``, so
+    libraries that check for either accept it.
     """
 
     Process = ForkProcess
@@ -242,7 +242,7 @@ _contexts: dict[str, ForkContext | SpawnContext | ForkServerContext] = (
 
 
 class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessing.context.BaseContext):
-    """The context that the functions of this package use; it takes its start method once."""
+    """The context behind this package's functions; its start method is set once."""
 
     _actual_context: Any
     _default_context: Any
@@ -255,11 +255,11 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         """Return the context of a start method.
 
         Args:
-            method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for the one that is set,
-                which is fork at first, on every version of Python, and spawn where there is no fork.
+            method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for the current start method. The default is fork
+                on every version of Python, and spawn on systems that cannot fork.
 
         Raises:
-            ValueError: There is no such method.
+            ValueError: *method* is unknown.
             UnsupportedError: This system cannot fork; use ``"spawn"``.
         """
         if method is None:
@@ -271,33 +271,33 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         except KeyError:
             if method in ("fork", "forkserver"):
                 _multiprocess.NoFork()
-            raise ValueError(f"cannot find context for {method!r}: there are {', '.join(_contexts)}") from None
+            raise ValueError(f"cannot find context for {method!r}: use one of {', '.join(_contexts)}") from None
 
     def set_start_method(self, method: str | None, force: bool = False) -> None:
         """Set how processes are started by default.
 
         Args:
-            method: As for `get_context`; with *force*, None takes back what was set.
-            force: Set it although it is set, or was used, already.
+            method: As for `get_context`; with *force*, None restores the default.
+            force: Set it even if it was set or used before.
 
         Raises:
-            RuntimeError: It is set, or was used, already.
-            ValueError: There is no such method.
+            RuntimeError: The start method was set or used before, and *force* is false.
+            ValueError: *method* is unknown.
         """
         if self._actual_context is not None and not force:
             raise RuntimeError("context has already been set")
         self._actual_context = None if method is None else self.get_context(method)
-        # Its locks and values ask their own default context what they are made for.
+        # Locks and values of multiprocess look up the start method in its own default context.
         _multiprocess.context._default_context.set_start_method(method, force=True)
 
     def get_start_method(self, allow_none: bool = False) -> str | None:  # type: ignore[override]
-        """Return the start method, and settle on it unless *allow_none*."""
+        """Return the start method; if none was set, fix the default, or return None with *allow_none*."""
         if self._actual_context is None and allow_none:
             return None
         return str(self.get_context()._name)
 
     def get_all_start_methods(self) -> list[str]:
-        """Return the start methods there are, the default first."""
+        """Return the supported start methods, the default first."""
         return list(_contexts)
 
 
@@ -305,7 +305,7 @@ default_context = DefaultContext()
 _multiprocess.default_context = default_context
 _identity.register()
 family.begin()
-# What multiprocessing offers.
+# The functions of multiprocessing.
 Array = default_context.Array
 Barrier = default_context.Barrier
 BoundedSemaphore = default_context.BoundedSemaphore
@@ -335,19 +335,19 @@ set_start_method = default_context.set_start_method
 
 
 def Manager() -> SyncManager:  # noqa: N802 - the standard library's name
-    """Start a process that holds objects for others, and return its manager.
+    """Return the manager of a new process that holds objects for other processes.
 
-    The objects are those of ``multiprocessing``: ``dict``, ``list``, ``Queue``, ``Lock``, ``Namespace``, ``Array``
-    and the rest; what you get are proxies. What they are given and what they return crosses as it does in every
-    channel of forkshm: memory that is shared as a descriptor. The process ends with ``shutdown()``, at the end of a
-    ``with`` block, when the manager is collected, and when the process that started it dies, however it does.
+    The objects are those of ``multiprocessing``: ``dict``, ``list``, ``Queue``, ``Lock``, ``Namespace``, ``Array`` and
+    so on. The manager returns proxies for them. Arguments and results of proxies are sent as in every channel of
+    forkshm: shared memory as descriptors. The process ends with ``shutdown()``, at the end of a ``with`` block, when
+    the manager is garbage-collected, and when the process that started it ends, even if it is killed.
 
     Raises:
         OSError: The kernel refused the process.
 
     Fork and threads:
-        Proxies may be used in any thread and any process forked later, and passed to others. The manager itself
-        belongs to the process that started it.
+        Proxies may be used in any thread and in processes forked later, and may be passed to other processes. The
+        manager itself belongs to the process that started it.
 
     Example:
         >>> from forkshm import Manager

@@ -1,9 +1,9 @@
-"""Every exception and warning of forkshm, split by what you should conclude.
+"""Exceptions and warnings of forkshm.
 
-*Closed* means you did it, *broken* or *gone* means the world did it, *busy* means
-somebody still uses it. Each class also derives from the type that the standard
-library or the kernel would have raised, so that ``except`` clauses written for
-``multiprocessing`` keep working. All of them survive pickling with their attributes.
+The names follow a pattern. *Closed*: this program closed the object. *Broken* or *gone*: the other side or the
+memory disappeared. *Busy*: the object is still in use. Each class also derives from the type that the standard
+library would have raised, so ``except`` clauses written for ``multiprocessing`` keep working. All of them can be
+pickled and keep their attributes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _rebuild(cls: type[ForkshmError], args: tuple[Any, ...], state: dict[str, An
 
 
 class ForkshmError(Exception):
-    """Base of everything this library objects to."""
+    """Base class of forkshm's exceptions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
@@ -81,16 +81,16 @@ class ForkshmError(Exception):
 
 
 class RegionError(ForkshmError):
-    """Something about mapped memory."""
+    """Base class of errors about mapped memory."""
 
 
 class RegionCreateError(RegionError, OSError):
     """The kernel refused to create or map memory.
 
     Attributes:
-        errno: What the kernel said; ``ENOMEM`` means address space or memory limits,
-            ``EMFILE`` the limit on open files (``ulimit -n``).
-        size: Bytes that were asked for.
+        errno: The kernel's error number. ``ENOMEM`` means a limit on memory or address space, ``EMFILE`` the limit
+            on open files (``ulimit -n``).
+        size: Number of bytes requested.
     """
 
     size: int
@@ -101,31 +101,31 @@ class RegionCreateError(RegionError, OSError):
 
 
 class RegionExistsError(RegionError, FileExistsError):
-    """``create_only`` was asked for, and there is an object of that name already."""
+    """An object of that name already exists, and ``create_only`` was requested."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class RegionNotFoundError(RegionError, FileNotFoundError):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class RegionAccessError(RegionError, PermissionError):
-    """The object is another user's, or its permissions or your mode do not allow this."""
+    """Access is denied: the object belongs to another user, or its permissions or the requested mode forbid it."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class RegionAddressError(RegionError, OSError):
-    """Memory could not be mapped at the address asked for: something is there.
+    """Memory could not be mapped at the requested address because the address range is in use.
 
     Attributes:
-        address: Where it should have been mapped.
+        address: The requested address.
     """
 
     address: int
@@ -136,15 +136,15 @@ class RegionAddressError(RegionError, OSError):
 
 
 class RegionClosedError(RegionError, ValueError):
-    """The region was closed in this process, by this process."""
+    """This process closed the region."""
 
 
 class RegionBusyError(RegionError, BufferError):
     """``close()`` was called while views of the region are alive.
 
     Attributes:
-        exports: How many buffers taken from ``region.buf`` are still alive. Release
-            or delete them (and the arrays made from them), then close again.
+        exports: Number of buffers taken from ``region.buf`` that are still alive. Release or delete them and the
+            arrays made from them, then call ``close()`` again.
     """
 
     exports: int
@@ -155,10 +155,10 @@ class RegionBusyError(RegionError, BufferError):
 
 
 class UnplaceableTypeError(RegionError, TypeError):
-    """A type cannot live in a region: part of it means something in one process only.
+    """A type cannot be stored in a region because part of it is valid in one process only.
 
     Attributes:
-        path: The part, for example ``"Node.items[].next"``.
+        path: Path of that part, for example ``"Node.items[].next"``.
     """
 
     path: str
@@ -169,10 +169,10 @@ class UnplaceableTypeError(RegionError, TypeError):
 
 
 class WildPointerError(RegionError, ValueError):
-    """A pointer leads outside the region it lies in, or is null where a target is needed.
+    """A pointer leads outside the region that contains it, or is null where a target is required.
 
     Attributes:
-        address: Where it leads in this process; 0 for null.
+        address: Target address in this process; 0 for null.
     """
 
     address: int
@@ -183,66 +183,65 @@ class WildPointerError(RegionError, ValueError):
 
 
 class RegionGoneError(RegionError, LookupError):
-    """A descriptor names memory that this process cannot reach any more."""
+    """A descriptor names memory that this process can no longer reach."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class SerializationError(ForkshmError):
-    """An object could not cross between processes."""
+    """Base class of errors about sending an object to another process."""
 
 
 class NotPicklableError(SerializationError, pickle.PicklingError):
-    """An argument, function or result cannot be sent; ``__cause__`` says why."""
+    """An argument, function or result cannot be pickled; ``__cause__`` has the reason."""
 
 
 class NotUnpicklableError(SerializationError, pickle.UnpicklingError):
-    """Something arrived, and could not be turned back into an object."""
+    """Received data could not be unpickled."""
 
 
 class ChannelError(ForkshmError):
-    """Something about messages between processes."""
+    """Base class of errors about messages between processes."""
 
 
 class ChannelClosedError(ChannelError, OSError, ValueError):
-    """This end was closed in this process."""
+    """This process closed its end of the channel."""
 
 
 class ChannelBrokenError(ChannelError, BrokenPipeError, EOFError):
-    """The other end is gone, or what it sent is not a message of ours."""
+    """The other end has closed or died, or sent something that is not a forkshm message."""
 
 
 class BufferTooShort(ChannelError, _MultiprocessBufferTooShort, multiprocessing.BufferTooShort):  # type: ignore[misc]  # noqa: N818 - multiprocessing's name; two classes at run time
-    """A message does not fit the buffer given to ``recv_bytes_into``; ``args[0]`` is the message."""
+    """The buffer given to ``recv_bytes_into`` is too small for the message, which is in ``args[0]``."""
 
 
 class WorkerError(ForkshmError):
-    """Something about the processes of a pool."""
+    """Base class of errors about worker processes."""
 
 
 class WorkerStartError(WorkerError, OSError):
-    """The kernel refused to start a worker; ``errno`` says why."""
+    """The kernel refused to start a worker; ``errno`` has the reason."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(errno, message)
 
 
 class WorkerDiedError(WorkerError):
-    """The process that ran a task died before it answered.
+    """A worker process died before it returned the result of its task.
 
-    Only the task it was running fails with this; the worker is replaced and the
-    pool goes on.
+    Only the task that the worker was running fails. The pool replaces the worker and continues.
 
     Attributes:
         pid: Process id of the dead worker.
-        exitcode: As in ``Process.exitcode``: negative means killed by that signal. None
-            when something else in this process collected it.
-        signal: The signal's name, for example ``"SIGKILL"``, or None.
-        task: What it was running, for example ``"resize(ndarray float64 (8, 8))"``.
-        index: Of a map, which item of its input that was, counted from 0; else None.
-        attempts: How many workers have died of this task, more than one with ``retries``.
-        rank: Of a process that has one, which it was; None for a worker of a pool.
+        exitcode: Exit code as in ``Process.exitcode``; a negative code is the signal that killed the worker. None if
+            other code in this process waited for the worker first.
+        signal: Name of the signal, for example ``"SIGKILL"``, or None.
+        task: The running task, for example ``"resize(ndarray float64 (8, 8))"``, or None.
+        index: Position of the item in the input of a map, counted from 0; None for other tasks.
+        attempts: Number of workers that have died running this task; more than one only with ``retries``.
+        rank: Rank of a launched, supervised or team process; None for a worker of a pool.
     """
 
     pid: int
@@ -275,10 +274,10 @@ class WorkerDiedError(WorkerError):
         elif exitcode is not None:
             how = f"exited with code {exitcode}"
         else:
-            how = "ended (another wait in this process took its exit code)"
+            how = "ended with an unknown exit code (other code in this process waited for it first)"
         doing = f"while running {task}" if task else "before it could run a task"
         if attempts > 1:
-            doing += f", of which {attempts} workers have died"
+            doing += f", which has now killed {attempts} workers"
         if exitcode == NO_MAIN_GUARD:
             hint = about_main_guard("the main module")
         if hint is None and self.signal == "SIGKILL":
@@ -287,18 +286,18 @@ class WorkerDiedError(WorkerError):
 
 
 class MainGuardError(WorkerError, RuntimeError):
-    """The main module starts processes while it is imported, which a new process does first of all.
+    """The main module starts processes while a new process imports it.
 
-    Where processes are not forked from this one, each of them imports the main module of the program. Put what starts
-    processes below ``if __name__ == "__main__":``, which is false there.
+    A process that is not forked begins by importing the program's main module. Put the code that starts processes
+    below ``if __name__ == "__main__":``, which is false in the new process.
     """
 
 
 class CrashLoopError(WorkerError):
-    """Workers under `forkshm.supervise` failed again and again; ``__cause__`` says how the last one ended.
+    """Workers under `forkshm.supervise` keep failing; ``__cause__`` says how the last one ended.
 
     Attributes:
-        rank: Whose place it was.
+        rank: Rank of the workers that failed.
     """
 
     rank: int
@@ -309,12 +308,12 @@ class CrashLoopError(WorkerError):
 
 
 class TeamBrokenError(WorkerError):
-    """A member of a team waited for another that failed, died or left, and would never have come.
+    """A member of a team waited for a member that had failed, died or left.
 
-    What happened to that one is raised where the team was started.
+    The error of the missing member is raised in the process that started the team.
 
     Attributes:
-        rank: Of the one that does not come; None when it died with the team's lock.
+        rank: Rank of the missing member; None if it died while it held the team's lock.
     """
 
     rank: int | None
@@ -325,18 +324,18 @@ class TeamBrokenError(WorkerError):
 
 
 class PoolClosedError(ForkshmError, ValueError):
-    """The pool was closed or terminated, or belongs to another process."""
+    """The pool is closed or terminated, or belongs to another process."""
 
 
 class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.TimeoutError):  # type: ignore[misc]  # two classes at run time
-    """No result within the time given.
+    """A result did not arrive in time.
 
     Attributes:
-        task: What took longer than the ``task_timeout`` of the pool, which ended its worker.
-            None when only the waiting is over, as with ``get(timeout)``: the task goes on.
-        index: Of a map, which item of its input that was, counted from 0; else None.
-        seconds: The limit.
-        pid: Process id of the worker that was ended.
+        task: The task that exceeded the pool's ``task_timeout``; its worker was killed. None if only the wait timed
+            out, as in ``get(timeout)``; that task continues.
+        index: Position of the item in the input of a map, counted from 0; None for other tasks.
+        seconds: The limit in seconds.
+        pid: Process id of the killed worker.
     """
 
     task: str | None
@@ -360,10 +359,10 @@ class TaskTimeoutError(ForkshmError, _MultiprocessTimeoutError, multiprocessing.
 
 
 class UnsupportedError(ForkshmError, NotImplementedError):
-    """This system lacks what was asked for.
+    """This system does not support the requested feature.
 
     Attributes:
-        capability: The missing capability, in one word.
+        capability: Name of the missing capability.
     """
 
     capability: str
@@ -374,10 +373,10 @@ class UnsupportedError(ForkshmError, NotImplementedError):
 
 
 class MissingDependencyError(ForkshmError, ImportError):
-    """An optional library is needed for this.
+    """An optional library is not installed.
 
     Attributes:
-        extra: The extra that installs it: ``pip install 'forkshm[<extra>]'``.
+        extra: Name of the extra that installs the library: ``pip install 'forkshm[<extra>]'``.
     """
 
     extra: str
@@ -388,42 +387,42 @@ class MissingDependencyError(ForkshmError, ImportError):
 
 
 class SyncError(ForkshmError):
-    """Something about the locks in a region."""
+    """Base class of errors about locks in a region."""
 
 
 class DeadlockError(SyncError, RuntimeError):
-    """This thread holds the lock already; waiting for it would be for ever."""
+    """This thread already holds the lock and would wait for itself forever."""
 
 
 class LockTimeoutError(SyncError, TimeoutError):
-    """``with lock.read(timeout)`` or ``with lock.write(timeout)`` did not get the lock in time."""
+    """``with lock.read(timeout)`` or ``with lock.write(timeout)`` did not acquire the lock in time."""
 
 
 class NotConstructedError(SyncError, LookupError):
-    """There is no such lock at that place of the region: not yet, or another one."""
+    """The region has no lock of that kind at that offset: none was constructed, or one of another kind."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class NotOwnerError(SyncError, RuntimeError):
-    """This thread does not hold the lock that it wanted to release, repair or wait with."""
+    """This thread does not hold the lock that it tried to release, repair or wait with."""
 
 
 class NotRecoverableError(SyncError):
-    """A holder died, and the next one released the lock without making it consistent.
+    """A holder of the lock died, and the next holder released the lock without marking it consistent.
 
-    What the lock guards is in an unknown state. Construct both anew.
+    The data that the lock guards is in an unknown state. Construct the data and the lock again.
     """
 
 
 class CopiedError(ForkshmError, AssertionError):
-    """More was copied in a block of `forkshm.assert_zero_copy` than it allows.
+    """A block of `forkshm.assert_zero_copy` copied more bytes than allowed.
 
     Attributes:
-        nbytes: Bytes copied.
-        max_bytes: Bytes allowed.
-        copies: For each copy its bytes, what it was, and where it was sent or asked for.
+        nbytes: Number of bytes copied.
+        max_bytes: Number of bytes allowed.
+        copies: Size of each copy, with a description of the object and of the place that sent or requested it.
     """
 
     nbytes: int
@@ -438,19 +437,19 @@ class CopiedError(ForkshmError, AssertionError):
 
 
 class ForkshmWarning(UserWarning):
-    """Base of the warnings of forkshm."""
+    """Base class of forkshm's warnings."""
 
 
 class ExperimentalWarning(ForkshmWarning):
-    """Warn at import that this system, or this build of Python, is not one on which forkshm is supported.
+    """The operating system or this build of Python is not fully supported; issued at import.
 
-    To silence it, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or start
-    Python with ``-W "ignore:forkshm on "``.
+    To silence the warning, call ``warnings.filterwarnings("ignore", message="forkshm on ")`` before the import, or
+    start Python with ``-W "ignore:forkshm on "``.
     """
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
-    """The worker's traceback as text; found in ``__cause__`` of what a task raised."""
+    """The worker's traceback as text; the ``__cause__`` of an exception that a task raised."""
 
     def __init__(self, tb: str) -> None:
         super().__init__(tb)
@@ -461,27 +460,27 @@ class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
 
 
 def signal_name(exitcode: int | None) -> str | None:
-    """Name of the signal that ended a process with *exitcode*, or None."""
+    """Return the name of the signal that ended a process with *exitcode*, or None."""
     if exitcode is None or exitcode >= 0:
         return None
     try:
         return _signal.Signals(-exitcode).name
-    except ValueError:  # Windows has no SIGKILL, and forkshm ends processes there as if it had
+    except ValueError:  # Windows has no SIGKILL; forkshm reports processes that it kills there as if it had
         return "SIGKILL" if exitcode == -9 else f"signal {-exitcode}"
 
 
-#: The exit code of a new process whose main module has started processes while it was imported.
 NO_MAIN_GUARD = 79
+"""Exit code of a new process whose main module started processes during its import."""
 
 
 def about_main_guard(main: str) -> str:
-    """Return what to say when the main module starts processes while a new process imports it."""
+    """Return the message for a main module that starts processes while a new process imports it."""
     return (
-        f"cannot start workers: each new process imports {main}, and that starts processes while it is imported. "
-        "Put the part of it that starts processes into a function, and call that below a guard:\n\n"
+        f"cannot start workers: each new process imports {main}, which starts processes during its import. "
+        "Move the code that starts processes into a function, and call the function below a guard:\n\n"
         '    if __name__ == "__main__":\n'
         "        main()\n\n"
-        "(or use the start method 'fork', which imports nothing anew)"
+        "(or use the start method 'fork', which does not import the main module again)"
     )
 
 
@@ -489,10 +488,10 @@ _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def remote_text(error: BaseException) -> str:
-    """Return the traceback of *error* as text, from the first frame on that is not forkshm's own."""
+    """Return the traceback of *error* as text, without the leading frames that belong to forkshm."""
     first = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename.startswith(_LIBRARY):
         first = first.tb_next
-    if first is None:  # it was raised by forkshm itself
+    if first is None:  # forkshm itself raised the error
         first = error.__traceback__
     return "".join(traceback.format_exception(type(error), error, first))

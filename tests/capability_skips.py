@@ -20,7 +20,7 @@ MISSING: dict[str, dict[str, str]] = {
         "parent_death_signal": "a thread of each worker waits for the parent's end; in a stopped one it cannot run",
         "populate": "no call makes a mapping take all its memory now (MADV_POPULATE_WRITE is Linux')",
         "punch_holes": "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
-        "seals": "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
+        "seals": "no kernel but Linux can forbid writing to memory forever: seal() raises UnsupportedError",
     },
     "windows": {
         "seals": "sections cannot be sealed: seal() raises UnsupportedError",
@@ -33,7 +33,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "posix": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "seals": (
-            "no kernel but Linux can forbid writing to memory for ever: seal() raises UnsupportedError",
+            "no kernel but Linux can forbid writing to memory forever: seal() raises UnsupportedError",
             (
                 "forkshm/region/_mapped.py::forkshm.region._mapped.MappedRegion.seal",
                 "region/test_seal.py",

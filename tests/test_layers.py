@@ -38,7 +38,7 @@ LAYERS = [
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
-BESIDE |= {"_preload", "_public", "_result_not_picklable", "_signatures", "_system", "_tools"}
+BESIDE |= {"_breakpoint", "_preload", "_public", "_result_not_picklable", "_signatures", "_system", "_tools"}
 OPEN = {"cluster", "integrations", "joblib", "pandas", "pytest", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -91,7 +91,7 @@ if __name__ == "__main__":
     print(forkshm.get_start_method())
 """)
     assert said.splitlines() == [
-        "cannot find context for 'knife': there are fork, spawn, forkserver",
+        "cannot find context for 'knife': use one of fork, spawn, forkserver",
         "context has already been set",
         "forkserver",
         "fork",
@@ -373,7 +373,7 @@ def test_the_start_method_of_a_child_is_that_which_started_it(run):
 def test_a_process_object_crosses_to_its_process_only():
     process = forkshm.get_context("spawn").Process(target=print)
     with (
-        pytest.raises(forkshm.NotPicklableError, match="crosses only to the process it starts"),
+        pytest.raises(forkshm.NotPicklableError, match="can be sent only to the process that it starts"),
         forkshm.Pool(1) as pool,
     ):
         pool.apply(repr, (process,))

@@ -46,6 +46,20 @@ def test_a_program_works_however_it_was_started(tmp_path, way, method):
     assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
 
 
+@pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
+def test_a_program_on_standard_input_works(tmp_path, method):
+    done = subprocess.run(
+        [sys.executable, "-", method],
+        input=PROGRAM,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
+
+
 PRELOAD = """
 import sys, warnings
 import forkshm

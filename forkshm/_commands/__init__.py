@@ -1,1 +1,1 @@
-"""The subcommands of ``python -m forkshm``; the table of them is in `forkshm.__main__`."""
+"""Subcommands of ``python -m forkshm``; `forkshm.__main__` lists them."""

@@ -1,4 +1,4 @@
-"""What the doctor looks at on systems with limits of processes and, if there is one, /proc."""
+"""Checks of the doctor on systems with process limits and, optionally, /proc."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ assert sys.platform != "win32"  # what the type checker needs to be told
 __all__ = ("PARTS",)
 
 _SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-#: Below so many open files a pool and a few hundred arrays do not go together.
+# Below this limit on open files, a pool and a few hundred arrays do not fit.
 _FEW_FDS = 1024
 
 
@@ -36,7 +36,7 @@ def _read(path: str) -> str:
 
 
 def _cgroup(name: str) -> str:
-    """Return a setting of the innermost cgroup (version 2) that has one other than "max"."""
+    """Return a setting of the innermost cgroup (version 2) in which it is not "max"."""
     line = _read("/proc/self/cgroup")
     path = line.partition("0::")[2].partition("\n")[0]
     while True:
@@ -48,12 +48,12 @@ def _cgroup(name: str) -> str:
         path = os.path.dirname(path)
 
 
-#: Bytes that are filled to see how fast that is.
+# Number of bytes filled to measure the speed.
 _TRIAL = 32 * 2**20
 
 
 def _fill_shared(source: mmap.mmap) -> float:
-    """Return the seconds that it takes to fill new shared memory as an arena does."""
+    """Return the time in seconds to fill new shared memory as an arena does."""
     fd = kernel.create_memory(_TRIAL, "probe")
     address = kernel.map(fd, _TRIAL, Access.SHARED)
     try:
@@ -70,7 +70,7 @@ def _fill_shared(source: mmap.mmap) -> float:
 
 
 def _fill_private(source: mmap.mmap) -> float:
-    """Return the seconds that it takes to fill new private memory in huge pages."""
+    """Return the time in seconds to fill new private memory in huge pages."""
     with mmap.mmap(-1, _TRIAL + 2 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as target:
         address = kernel.address_of(target)
         kernel.advise(address, len(target), Advice.huge_pages)
@@ -86,15 +86,15 @@ def _huge_pages() -> Iterator[Finding]:
     yield (
         "huge pages for shared memory",
         chosen or "unknown",
-        "huge_pages=True asks for them, and so do copies of arrays" if useful else "huge_pages=True changes nothing",
+        "huge_pages=True requests them, as do copies of arrays" if useful else "huge_pages=True has no effect",
         False,
     )
     try:
         with mmap.mmap(-1, _TRIAL, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as source:
-            kernel.clear_memory(kernel.address_of(source), _TRIAL)  # now it has pages
+            kernel.clear_memory(kernel.address_of(source), _TRIAL)  # allocates the pages
             shared = min(_fill_shared(source) for _ in range(3))
             private = min(_fill_private(source) for _ in range(3)) if chosen and not useful else shared
-    except OSError as error:  # no memory, or none that may be asked for
+    except OSError as error:  # out of memory, or not permitted
         yield "filling new shared memory", str(error.strerror), "copies of arrays may fail as well", True
         return
     gain = ""
@@ -108,10 +108,10 @@ def _limits() -> Iterator[Finding]:
     words = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
     few = hard != resource.RLIM_INFINITY and hard < _FEW_FDS
     raised = "" if soft == hard else "; the soft limit is raised when few are left"
-    yield "open files", f"{soft:,} of {words}", f"at most about {words} regions in a process{raised}", few
+    yield "open files", f"{soft:,} of {words}", f"at most about {words} regions per process{raised}", few
     mappings = _read("/proc/sys/vm/max_map_count")
     if mappings:
-        yield "mappings of a process", f"{int(mappings):,}", "each region and each lent array is one", False
+        yield "mappings of a process", f"{int(mappings):,}", "each region and each lent array needs one", False
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY:
         yield "address space", nbytes(space), "beyond it, RegionCreateError (ENOMEM) at creation", True
@@ -124,14 +124,14 @@ def _limits() -> Iterator[Finding]:
             yield (
                 "memory of this cgroup",
                 f"{nbytes(max(left, 0))} left",
-                "beyond it the kernel kills: that task raises WorkerDiedError, and the pool goes on",
+                "beyond it the kernel kills a process; its task raises WorkerDiedError, and the pool continues",
                 False,
             )
     strict = _read("/proc/sys/vm/overcommit_memory") == "2"
     yield (
         "overcommit of memory",
         "strict" if strict else "allowed",
-        "untouched memory may be refused later" if strict else "memory is taken page by page, when first written",
+        "allocations may be refused" if strict else "memory is allocated page by page, when first written",
         strict,
     )
 
@@ -140,13 +140,13 @@ def _shm() -> Iterator[Finding]:
     try:
         status = os.statvfs(SHM)
     except OSError as error:
-        yield SHM, os.strerror(error.errno or 0), "no memory with a name; all other memory works", True
+        yield SHM, os.strerror(error.errno or 0), "named memory is unavailable; all other memory works", True
         return
     free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     if status.f_flag & os.ST_RDONLY or not os.access(SHM, os.W_OK):
-        yield SHM, "not writable", "SharedMemoryObject can open and not create; all other memory works", True
+        yield SHM, "not writable", "SharedMemoryObject can open but not create; all other memory works", True
     else:
-        follows = "bounds SharedMemoryObject (ENOSPC at truncate), and nothing else"
+        follows = "limits only SharedMemoryObject (ENOSPC at truncate)"
         yield SHM, f"{nbytes(free)} of {nbytes(total)} free", follows, False
 
 
@@ -167,5 +167,5 @@ def _processes() -> Iterator[Finding]:
     )
 
 
-#: In the order in which they are told.
+# Checks in the order of the report.
 PARTS = (_huge_pages, _limits, _shm, _processes)

@@ -1,4 +1,4 @@
-"""What the doctor looks at on Windows."""
+"""Checks of the doctor on Windows."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _limits() -> Iterator[Finding]:
     yield "memory", f"{nbytes(status.available)} of {nbytes(status.total)} available", "", False
     yield (
         "memory and paging files",
-        f"{nbytes(status.commit_available)} of {nbytes(status.commit_total)} not promised",
-        "a region takes all of its size from it at once; beyond it, RegionCreateError (ENOMEM)",
+        f"{nbytes(status.commit_available)} of {nbytes(status.commit_total)} not committed",
+        "a region commits its whole size at once; beyond the limit, RegionCreateError (ENOMEM)",
         False,
     )
-    yield "mappings start at", f"multiples of {nbytes(kernel.page_size)}", "which is what page_size() says", False
-    yield "handles", "no limit that a program comes to", "each region is one, and each block of copies", False
+    yield "mappings start at", f"multiples of {nbytes(kernel.page_size)}", "page_size() returns this", False
+    yield "handles", "no practical limit", "each region and each block of copies uses one", False
 
 
 def _names() -> Iterator[Finding]:
@@ -40,9 +40,9 @@ def _names() -> Iterator[Finding]:
         folder = kernel.folder_of_named()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        yield "named objects", str(error), "no memory with a name; all other memory works", True
+        yield "named objects", str(error), "named memory is unavailable; all other memory works", True
         return
-    follows = "bounds SharedMemoryObject, and nothing else; FORKSHM_FOLDER says another folder"
+    follows = "limits only SharedMemoryObject; set FORKSHM_FOLDER for another folder"
     yield "named objects", f"{nbytes(free)} free in {folder}", follows, False
 
 
@@ -51,5 +51,5 @@ def _processes() -> Iterator[Finding]:
     yield "cores", f"{usable} of {os.cpu_count() or 1}", f"Pool() starts {usable} workers", False
 
 
-#: In the order in which they are told.
+# Checks in the order of the report.
 PARTS = (_limits, _names, _processes)

@@ -1,8 +1,8 @@
-"""What shared memory there is on this machine, as far as this user may look.
+"""Scan for live shared memory on this machine, as far as this user may see it.
 
-The kernel keeps no list. What is alive is held: by an fd, or by a mapping, of some process, and both are in ``/proc``,
-for processes of the same user, and for root. Memory objects of forkshm carry a label and the pid of their creator in
-their name; named objects are the files of ``/dev/shm``, whoever made them.
+The kernel keeps no list. Live memory is held by an fd or a mapping of a process, and ``/proc`` shows both for processes
+of the same user, and for all processes to root. The name of forkshm's memory objects has a label and the pid of the
+creator. Named objects are the files in ``/dev/shm``, regardless of their creator.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ("SHM", "Memory", "Scan", "age_of", "began", "command_of", "scan")
 
-#: Where shm_open(3) keeps its objects.
+# The directory of shm_open(3).
 SHM = "/dev/shm"  # noqa: S108 - not a temporary file: the kernel's directory
 
-#: What Linux tells of processes.
+# Linux's directory of processes.
 PROC = "/proc"
 
-#: In an fd's link and in maps: what ends in " (deleted)" has no name, or none any more.
+# Paths in fd links and maps. The suffix " (deleted)" marks memory without a name, or whose name was removed.
 _OURS = re.compile(r"/memfd:forkshm-(?P<kind>[a-z]+)(?:-(?P<pid>\d+))? \(deleted\)$")
 _MAPS = re.compile(
     r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) \S+ (?P<offset>[0-9a-f]+) "
@@ -39,41 +39,43 @@ _MAPS = re.compile(
 
 @dataclasses.dataclass
 class Memory:
-    """One memory object that is alive."""
+    """One live memory object."""
 
-    #: ``region``, ``arena`` (copies on their way, and warm memory for the next), or ``named``.
     kind: str
-    #: Of a named one.
+    """``region``, ``arena`` (copies in flight, and memory kept for the next copies), or ``named``."""
     name: str
-    #: The process that made it; 0 where the kernel does not tell.
+    """Name of a named object; empty for others."""
     creator: int = 0
-    #: User id of the owner; -1 when unknown.
+    """Pid of the creator; 0 if unknown."""
     owner: int = -1
+    """User id of the owner; -1 if unknown."""
     size: int = 0
-    #: Bytes that take memory, in RAM or swapped out; None when nobody has an fd to ask.
+    """Size in bytes."""
     resident: int | None = None
-    #: Seconds since the epoch: when it was made, as nearly as the kernel tells; 0 when it does not.
+    """Bytes in RAM or swap; None if no process has an fd of the object."""
     made: float = 0.0
-    #: Processes that have it open or mapped.
+    """Approximate time of creation, in seconds since the epoch; 0 if unknown."""
     holders: set[int] = dataclasses.field(default_factory=set)
+    """Pids of the processes that have the object open or mapped."""
 
     def note(self, status: os.stat_result) -> None:
-        """Take over what stat(2) says."""
+        """Set the fields known from stat(2)."""
         assert sys.platform != "win32"  # looks into /proc
         self.size = status.st_size
         self.resident = status.st_blocks * 512
         self.owner = status.st_uid
-        # There is no time of birth for these in stat(2), and none of the three goes back.
+        # stat(2) has no creation time for these objects. The oldest of the three times is the closest.
         self.made = min(status.st_atime, status.st_mtime, status.st_ctime)
 
 
 @dataclasses.dataclass
 class Scan:
-    """What was found."""
+    """Result of a scan."""
 
     memory: list[Memory]
-    #: Processes that could not be looked into: they may hold more, or the same.
+    """The memory objects found, the largest first."""
     hidden: int
+    """Number of processes that could not be inspected; they may hold these or other objects."""
 
 
 def _pids() -> Iterator[int]:
@@ -83,7 +85,7 @@ def _pids() -> Iterator[int]:
 
 
 def command_of(pid: int) -> str:
-    """Return what a process runs, or "" when it has ended."""
+    """Return the command line of a process, or "" if it has ended."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(4096).rstrip(b"\0").split(b"\0")
@@ -97,7 +99,7 @@ def command_of(pid: int) -> str:
 
 
 def began(pid: int) -> float:
-    """Return when a process began, in seconds since the epoch; 0 when it has ended."""
+    """Return the start time of a process in seconds since the epoch, or 0 if it has ended."""
     assert sys.platform != "win32"  # looks into /proc
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -148,7 +150,7 @@ class _Found:
                     memory = self.memory_at((device, int(match["inode"])), match["path"])
                     if memory is not None:
                         memory.holders.add(pid)
-                        if memory.resident is None:  # nobody has an fd so far: as much as is mapped
+                        if memory.resident is None:  # no fd found so far: estimate the size from the mapping
                             end = int(match["end"], 16) - int(match["start"], 16) + int(match["offset"], 16)
                             memory.size = max(memory.size, end)
 
@@ -165,15 +167,15 @@ class _Found:
 
 
 def scan() -> Scan:
-    """Look at all processes that this user may look into, and at the names.
+    """Return the memory of all processes that this user may inspect, and all named memory.
 
     Raises:
-        UnsupportedError: There is no ``/proc`` of Linux: nobody says what other processes have.
+        UnsupportedError: The system has no ``/proc`` of Linux, so other processes cannot be inspected.
     """
     if os.name == "nt" or not os.path.exists(f"{PROC}/self/maps"):
         raise UnsupportedError(
-            "what memory processes have is read from /proc, and this system has none; with FORKSHM_LEAKS=1 in the "
-            "environment, a program says itself at its end what it still held",
+            "cannot list the memory of processes: this system has no /proc of Linux. Set FORKSHM_LEAKS=1 to let a "
+            "program report at its end what it still holds.",
             capability="proc",
         )
     found = _Found()
@@ -190,5 +192,5 @@ def scan() -> Scan:
 
 
 def age_of(memory: Memory) -> float | None:
-    """Return seconds since it was made, or None."""
+    """Return the age of the memory in seconds, or None if unknown."""
     return time.time() - memory.made if memory.made else None

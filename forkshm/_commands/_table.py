@@ -1,4 +1,4 @@
-"""Tables: rich's where it is installed, plain text otherwise."""
+"""Tables, printed with rich if it is installed and as plain text otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ("nbytes", "render", "seconds", "show")
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; a column whose name begins with ``>`` is set to the right."""
+    """Print a table; a column whose name begins with ``>`` is right-aligned."""
     if sys.stdout.isatty() and (table := _rich(columns, rows)) is not None:
         from rich.console import Console
 
@@ -49,7 +49,7 @@ def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def nbytes(number: int | None) -> str:
-    """Say how many bytes, in the unit that suits."""
+    """Return a number of bytes as text, in a suitable unit."""
     if number is None:
         return "?"
     value = float(number)
@@ -61,7 +61,7 @@ def nbytes(number: int | None) -> str:
 
 
 def seconds(number: float) -> str:
-    """Say how long, in the unit that suits."""
+    """Return a duration as text, in a suitable unit."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

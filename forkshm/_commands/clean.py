@@ -1,10 +1,11 @@
-"""Remove named memory in /dev/shm that nobody uses; shows it and asks first.
+"""Remove unused named memory in /dev/shm, after listing it and asking.
 
-Memory without a name never needs this: the kernel frees it with its last holder. A named object stays until somebody
-removes it, and that may be meant: nothing says who made one, only which user owns it, and who has it open or mapped
-now. So what is offered is what this user owns and no process has. Processes that could not be looked into may have
-it all the same; root sees all of this PID namespace, and nobody those of other containers that mount the same
-/dev/shm. To remove a name takes nothing from those who have the memory already.
+Anonymous memory needs no cleaning: the kernel frees it when its last holder ends. A named object stays until it is
+removed, which may be intended. The kernel does not record its creator, only its owner and the processes that have it
+open or mapped now. The command therefore offers objects that this user owns and that no visible process uses.
+Processes that cannot be inspected may still use them. Root can inspect all processes of this PID namespace; nobody can
+see those of other containers that mount the same /dev/shm. Removing a name does not affect processes that already have
+the memory open or mapped.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ __all__ = ("add_arguments", "run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("pattern", nargs="?", default="*", help='names, as in a shell: "psm_*"; all by default')
-    parser.add_argument("--older", type=float, default=60.0, metavar="SECONDS", help="leave what is younger (60)")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--dry-run", action="store_true", help="show only")
+    """Add the command's arguments to *parser*."""
+    parser.add_argument("pattern", nargs="?", default="*", help='pattern of names, such as "psm_*" (default: all)')
+    parser.add_argument("--older", type=float, default=60.0, metavar="SECONDS", help="minimum age (default: 60)")
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    parser.add_argument("--dry-run", action="store_true", help="list only")
 
 
 def unused(memory: Memory, pattern: str, older: float) -> bool:
-    """Whether nobody who can be seen uses it, and it is this user's to remove."""
+    """Return whether this user owns the memory and no visible process uses it."""
     assert sys.platform != "win32"  # looks into /proc
     age = age_of(memory)
     return (
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = scan()
     doomed = [memory for memory in found.memory if unused(memory, arguments.pattern, arguments.older)]
     if not doomed:
-        print("no named memory of yours that nobody uses")
+        print("you own no unused named memory")
         return 0
     show(
         ("name", ">size", ">resident", ">age"),
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         ],
     )
     if found.hidden:
-        print(f"{found.hidden:,} processes could not be looked into: one of them may use these")
+        print(f"{found.hidden:,} processes could not be inspected and may use these objects")
     if arguments.dry_run:
         return 0
     if not arguments.yes:
@@ -70,20 +71,20 @@ def run(arguments: argparse.Namespace) -> int:
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
-            print("nothing was removed")
+            print("removed nothing")
             return 1
     return _remove(doomed, arguments)
 
 
 def _remove(doomed: list[Memory], arguments: argparse.Namespace) -> int:
-    # The answer may have taken a while: what is used by now, or is another object, stays.
+    # The answer may have taken a while: keep objects that are now in use or were replaced by another of that name.
     still = {
         (memory.name, memory.made) for memory in scan().memory if unused(memory, arguments.pattern, arguments.older)
     }
     failed = 0
     for memory in doomed:
         if (memory.name, memory.made) not in still:
-            print(f"{memory.name}: in use by now, or gone; left alone")
+            print(f"{memory.name}: skipped, because it is now in use or gone")
             continue
         try:
             os.unlink(f"{SHM}/{memory.name}")

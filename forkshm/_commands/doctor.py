@@ -1,4 +1,4 @@
-"""Say what this system offers, where its limits are, and what forkshm will therefore do."""
+"""List what this system supports, its limits, and the consequences for forkshm."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 __all__ = ("add_arguments", "findings", "run")
 
-#: What, what was found, what follows, and whether that is a lack.
+# Subject, finding, consequence, and whether something is missing.
 Finding = tuple[str, str, str, bool]
 
-#: What follows from a backend.
+# Consequences of each backend.
 _FOLLOWS = {
     "linux": "",
-    "posix": "slower, no seals, and memory crosses no channels but forkshm's",
-    "windows": "nothing forks: processes are started anew, and team, supervise and launch raise UnsupportedError",
+    "posix": "slower, without seals; memory can be sent only through forkshm's channels",
+    "windows": "no fork: processes are spawned, and team, supervise and launch raise UnsupportedError",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when anything is marked with !")
+    """Add the command's arguments to *parser*."""
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 if a finding is marked with !")
 
 
 def _support() -> Iterator[Finding]:
     found = experiments()
     yield "supported", "no" if found else "yes", "; ".join(found), bool(found)
     if kernel.name == "posix" and sys.platform == "linux":
-        yield "posix backend", "chosen on Linux", "for tests: the linux backend is the supported one", False
+        yield "posix backend", "chosen on Linux", "for tests only: the linux backend is supported here", False
 
 
 def _kernel() -> Iterator[Finding]:
@@ -100,7 +100,7 @@ def _python() -> Iterator[Finding]:
 
 
 def findings() -> Iterator[Finding]:
-    """Look at everything."""
+    """Yield all findings."""
     version = f"forkshm {sys.modules['forkshm'].__version__}, Python {platform.python_version()}"
     yield "this is", f"{version}, {platform.system()} {platform.release()} {platform.machine()}", "", False
     for part in (_support, _kernel, *PARTS, _python):

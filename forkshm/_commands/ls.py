@@ -1,6 +1,6 @@
-"""List the shared memory that is alive on this machine: forkshm's, and all that has a name.
+"""List the live shared memory on this machine: forkshm's memory, and all named memory.
 
-Of processes of other users only root sees what they hold.
+Only root can see the memory held by processes of other users.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ __all__ = ("add_arguments", "rows_of", "run", "summary_of")
 
 COLUMNS = ("memory", "creator", "holders", ">size", ">resident", ">age")
 
-#: Holders that are named; of more, how many.
+# Maximum number of holders listed by pid; further ones are counted.
 _NAMED = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("--pid", type=int, help="only what this process holds or made")
-    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    """Add the command's arguments to *parser*."""
+    parser.add_argument("--pid", type=int, help="list only memory that this process created or holds")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def creator_of(memory: Memory) -> str:
-    """Say who made it, as far as is known."""
+    """Return the creating process as text, as far as it is known."""
     if not memory.creator:
         return f"? (uid {memory.owner})" if memory.owner >= 0 else "?"
-    # A process that began after the memory has the pid that its creator had.
+    # A process that began after the memory was created has reused its creator's pid.
     command = command_of(memory.creator) if began(memory.creator) <= memory.made + 1 or not memory.made else ""
     return f"{memory.creator} {command[:40]}" if command else f"{memory.creator} (ended)"
 
@@ -60,24 +60,24 @@ def rows_of(found: Scan, pid: int | None = None) -> list[list[str]]:
 
 
 def chosen(found: Scan, pid: int | None) -> list[Memory]:
-    """Return the memory that a process made or holds, or all of it."""
+    """Return the memory that process *pid* created or holds, or all memory if *pid* is None."""
     return [memory for memory in found.memory if pid is None or pid in memory.holders or pid == memory.creator]
 
 
 def summary_of(found: Scan, pid: int | None = None) -> str:
-    """Say how much there is, and what could not be seen."""
+    """Return the summary line: number of objects, resident bytes, and uninspected processes."""
     memory = chosen(found, pid)
     resident = sum(one.resident or 0 for one in memory)
     line = f"{len(memory):,} memory objects, {nbytes(resident)} resident"
     if found.hidden:
-        line += f"; {found.hidden:,} processes of others could not be looked into (root can)"
+        line += f"; {found.hidden:,} processes of other users could not be inspected (root can)"
     return line
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     found = scan()
-    # What this command itself has is no news.
+    # Omit memory that only this command holds.
     found.memory = [memory for memory in found.memory if memory.holders != {os.getpid()} or memory.kind == "named"]
     if arguments.json:
         fields = [

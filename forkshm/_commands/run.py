@@ -1,9 +1,9 @@
 """Run a script in several processes, each with a rank: python -m forkshm run -n 4 script.py ARGS...
 
-In the script, forkshm.worker() gives rank and size, the barrier, and shared arrays by name. The processes are forked
-from this one, and end with it. When one ends badly, the others get a while to leave and are ended then; the exit code
-is that of the first one that did, or 128 and the number of the signal. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2
-are passed on to all of them.
+In the script, forkshm.worker() returns the rank and size, the barrier, and shared arrays by name. The processes are
+forked from this one and end with it. When one fails, the others get a grace period and are then ended. The exit code is
+that of the first failed process, or 128 plus the number of the signal that killed it. SIGINT, SIGTERM, SIGHUP, SIGUSR1
+and SIGUSR2 are forwarded to all processes.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ _PASSED_ON = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the command's arguments to *parser*."""
     parser.add_argument(
         "-n",
         "--workers",
         type=_count,
         default=kernel.default_workers(),
         metavar="N",
-        help="how many processes (default: the cores that may be used)",
+        help="number of processes (default: the number of usable cores)",
     )
-    parser.add_argument("--prefix", action="store_true", help="write each line of output behind the rank: [2] ...")
+    parser.add_argument("--prefix", action="store_true", help="prefix each line of output with the rank: [2] ...")
     parser.add_argument(
         "--grace",
         type=float,
         default=5.0,
         metavar="SECONDS",
-        help="how long the others get when one ended badly, before SIGTERM, and then before SIGKILL (default: 5)",
+        help="after a process failed, seconds before SIGTERM is sent to the others, and then SIGKILL (default: 5)",
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="path of the script")
-    parser.add_argument("args", nargs="...", metavar="ARGS", help="its arguments")
+    parser.add_argument("args", nargs="...", metavar="ARGS", help="arguments of the script")
 
 
 def _count(text: str) -> int:
@@ -71,16 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the script; return the exit code."""
     if not _system.CAN_FORK:
         raise UnsupportedError(
-            "workers are forked, and this system cannot fork: let the script use forkshm.Pool", capability="fork"
+            "cannot run workers: they are forked, and this system cannot fork. Use forkshm.Pool in the script.",
+            capability="fork",
         )
     assert sys.platform != "win32"  # what the type checker needs to be told
     if not arguments.module and not os.path.exists(arguments.script):
-        print(f"python -m forkshm run: there is no script {arguments.script!r}", file=sys.stderr)
+        print(f"python -m forkshm run: script {arguments.script!r} does not exist", file=sys.stderr)
         return 2
     output = _Output(arguments.workers) if arguments.prefix else None
     context = _multiprocess.default_context.get_context("fork")
     script = (arguments.script, arguments.module, arguments.args, output)
-    # Those that come while the processes are started are passed on once they are there.
+    # Signals that arrive while the processes are being started are forwarded afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         try:
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                 launched.join()
             except WorkerDiedError as error:
                 print(f"python -m forkshm run: {error}", file=sys.stderr, flush=True)
-                code = error.exitcode or 1  # one that left without saying so may have said 0
+                code = error.exitcode or 1  # a process that bypassed the normal exit may have used code 0
                 return code if code > 0 else 128 - code
             finally:
                 if output is not None:
@@ -124,7 +125,7 @@ def _passing_on(launched: Launch) -> Iterator[None]:
 
 def _run_script(rank: int, script: str, module: bool, args: list[str], output: _Output | None) -> None:
     assert sys.platform != "win32"  # there is no fork
-    # A group of its own: Ctrl-C reaches the launcher alone, which passes it on, once.
+    # In its own process group: Ctrl-C reaches only the launcher, which forwards it once.
     os.setpgid(0, 0)
     for number in _PASSED_ON:
         signal.signal(number, signal.SIG_DFL)
@@ -148,29 +149,29 @@ def _run_script(rank: int, script: str, module: bool, args: list[str], output: _
             _complain(error)
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     finally:
-        # As at the end of any script; a forked process would leave it out.
+        # A forked process does not run exit functions by itself; a script expects them.
         atexit._run_exitfuncs()
 
 
 def _complain(error: BaseException) -> None:
     trace = error.__traceback__
-    # What is not the script's own is of no use to its author.
+    # Omit frames that do not belong to the script.
     while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
         trace = trace.tb_next
     traceback.print_exception(type(error), error, trace)
 
 
 class _Output:
-    """The output of all workers, each line behind the rank of the one that wrote it."""
+    """The output of all workers, each line prefixed with the writer's rank."""
 
     def __init__(self, size: int) -> None:
-        #: Of each worker, for stdout and stderr: reading end, writing end.
+        # Read and write ends for stdout and stderr of each worker.
         self._pipes = [(os.pipe(), os.pipe()) for _ in range(size)]
         self._over_read, self._over_write = os.pipe()
         self._thread = threading.Thread(target=self._driver, name="output")
 
     def use(self, rank: int) -> None:
-        """In a worker: write there from now on."""
+        """Redirect the output of this worker; called in the worker."""
         for fd, (_, write_end) in zip((1, 2), self._pipes[rank], strict=True):
             os.dup2(write_end, fd)
         for pipes in self._pipes:
@@ -182,14 +183,14 @@ class _Output:
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
     def start(self) -> None:
-        """Begin to pass lines on; when all workers are forked, so that none is forked from several threads."""
+        """Start forwarding lines. Call it after all forks, so that none happens in a process with several threads."""
         for pipes in self._pipes:
             for _, write_end in pipes:
                 os.close(write_end)
         self._thread.start()
 
     def finish(self) -> None:
-        """Pass on what is there still. Who was started by a worker, and lives on, is not waited for."""
+        """Forward the remaining lines, without waiting for processes that a worker left running."""
         os.close(self._over_write)
         self._thread.join()
 
@@ -232,7 +233,7 @@ class _Output:
 
 
 def _write(fd: int, data: bytes) -> None:
-    # Whoever read our output may be gone; the workers must not wait for that.
+    # The reader of our output may have closed it; the workers must not block.
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(fd, data) :]

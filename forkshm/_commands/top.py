@@ -1,4 +1,4 @@
-"""Show the shared memory that is alive on this machine, again and again, the largest first. Ctrl-C ends it."""
+"""List the live shared memory on this machine repeatedly, the largest first, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from forkshm._commands._table import render
 
 __all__ = ("add_arguments", "run")
 
-#: Cursor to the upper left; and clear from here to the end.
+# ANSI sequences: move the cursor to the upper left, clear to the end of the line, clear to the end of the screen.
 _HOME, _CLEAR_LINE, _CLEAR_REST = "\033[H", "\033[K", "\033[J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("--pid", type=int, help="only what this process holds or made")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (1)")
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="end after so many looks")
+    """Add the command's arguments to *parser*."""
+    parser.add_argument("--pid", type=int, help="list only memory that this process created or holds")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="list interval (default: 1)")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N lists")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,9 +1,8 @@
-"""Layer 0 of 6. What this kernel can do.
+"""Layer 0 of 6. The operations of this kernel.
 
-Hands on ``kernel``: one object with the few operations that everything above is built
-from. The contract is `Backend`; the reader sees it before any operating system. The
-choice is made once, at import, and is deliberately not a plugin point: the environment
-variable ``FORKSHM_BACKEND`` is for tests.
+Exports ``kernel``: one object with the few operations that all layers above are built
+from. Its contract is `Backend`. The backend is chosen once, at import, and is
+deliberately not a plugin point: the environment variable ``FORKSHM_BACKEND`` is for tests.
 """
 
 import contextlib
@@ -34,12 +33,12 @@ __all__ = (
     "native_locks",
 )
 
-#: Those that this system may have, the best first.
+# The backends that this system may have, the best first.
 _BACKENDS = ("windows",) if os.name == "nt" else ("linux", "posix")
 
 
 def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]:
-    """Return the first backend that this system can do, or the one that is asked for; and what was found."""
+    """Return the requested backend, or the first that this system supports, and the capabilities found."""
     wanted = os.environ.get("FORKSHM_BACKEND", "")
     if wanted not in ("", "linux", "posix"):
         raise UnsupportedError(
@@ -65,7 +64,7 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
 
             return WindowsBackend(), found
     raise UnsupportedError(
-        f"forkshm needs {', '.join(missing)} and this system has not: Linux 5.3 or newer is required",
+        f"no usable backend: this system lacks {', '.join(missing)}. forkshm needs Linux 5.3 or newer",
         capability=missing[0],
     )
 

@@ -1,4 +1,4 @@
-"""What this kernel offers, found by trying, never by the name of the system."""
+"""The features of this kernel, found by trying them, never by the name of the system."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Capabilities:
     seqpacket: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: Fds that name processes: pidfd_open(2).
     pidfd: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: A signal of our choice when a pipe closes: F_SETSIG of fcntl(2).
+    #: A chosen signal when a pipe closes: F_SETSIG of fcntl(2).
     signal_on_close: bool = dataclasses.field(default=False, metadata=_LINUX)
     #: Memory objects with names: shm_open(3).
     shm_open: bool = dataclasses.field(default=False, metadata=_POSIX)
-    #: Fds beside datagrams: SCM_RIGHTS of sockets of SOCK_DGRAM.
+    #: Fds in datagrams: SCM_RIGHTS of SOCK_DGRAM sockets.
     datagrams: bool = dataclasses.field(default=False, metadata=_POSIX)
     #: Locks that belong to a process: F_SETLK of fcntl(2).
     record_locks: bool = dataclasses.field(default=False, metadata=_POSIX)
 
     def missing(self, backend: str = "linux") -> list[str]:
-        """Names of the capabilities that a backend needs and this system lacks."""
+        """Return the names of the capabilities that a backend needs and this system lacks."""
         return [
             field.name
             for field in dataclasses.fields(self)
@@ -48,7 +48,7 @@ class Capabilities:
         ]
 
 
-# Numbers of <linux/fcntl.h>; the fcntl module has them only in newer Pythons.
+# Constants of <linux/fcntl.h>; only newer Pythons have them in the fcntl module.
 _F_ADD_SEALS = 1033
 _F_SEAL_SHRINK = 2
 _F_OFD_GETLK = 36
@@ -95,7 +95,7 @@ if sys.platform == "linux":
         "pidfd": _pidfd,
         "signal_on_close": _signal_on_close,
     }
-else:  # no other system has these calls, nor these numbers for them
+else:  # no other system has these calls or these numbers
     _LINUX_PROBES: dict[str, Callable[[], None]] = {}
 
 
@@ -142,6 +142,6 @@ def _works(attempt: Callable[[], None]) -> bool:
 
 
 def probe(backend: str = "linux") -> Capabilities:
-    """Try every mechanism that a backend needs, once."""
+    """Return the capabilities found by trying every mechanism that a backend needs."""
     probes = {"linux": _LINUX_PROBES, "posix": _POSIX_PROBES}.get(backend, {})
     return Capabilities(**{name: _works(attempt) for name, attempt in probes.items()})

@@ -1,24 +1,24 @@
-"""The limits that control groups set: memory that is left, and time on the cores."""
+"""The limits of control groups: memory that is left, and CPU quotas."""
 
 from __future__ import annotations
 
 import math
 import os
 
-#: Where the groups are; of the first version and the second.
+# Mount points of the groups: version 1 and version 2.
 _V1, _V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 _V1_CPU = "/sys/fs/cgroup/cpu"
 _MEMBERSHIP = "/proc/self/cgroup"
 _MACHINE = "/proc/meminfo"
-#: Names of the limit and of what is used.
+# File names of the limit and of the usage.
 _FILES_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
 _FILES_V2 = "memory.max", "memory.current"
-#: What a group uses, and the kernel would take from it before it kills anybody.
+# Memory that a group uses, and that the kernel would reclaim before it kills a process.
 _RECLAIMABLE = ("inactive_file ", "active_file ", "slab_reclaimable ")
 
 
 def memory_left() -> int | None:
-    """Return how many bytes can be had before the kernel kills for want of them, at most; None for no limit."""
+    """Return the maximum bytes available before the kernel kills a process for memory; None for no limit."""
     left = []
     try:
         with open(_MEMBERSHIP) as lines:
@@ -29,12 +29,12 @@ def memory_left() -> int | None:
             elif "memory" in controllers.split(","):
                 left += _left_of(_V1, group, *_FILES_V1)
         return min(left) + _swap_free() if left else None
-    except (OSError, ValueError):  # not mounted here, or not ours to read
+    except (OSError, ValueError):  # not mounted here, or not readable by this user
         return None
 
 
 def cpu_quota() -> float | None:
-    """Return how many cores the control groups of this process let it use at a time, on average; None for no limit."""
+    """Return the average number of cores that this process's control groups allow; None for no limit."""
     try:
         with open(_MEMBERSHIP) as lines:
             memberships = [line.rstrip("\n").split(":", 2) for line in lines]
@@ -44,17 +44,17 @@ def cpu_quota() -> float | None:
                 quotas += _quotas(_V2, group, "cpu.max")
             elif "cpu" in controllers.split(","):
                 quotas += _quotas(_V1_CPU, group, "cpu.cfs_quota_us", "cpu.cfs_period_us")
-    except (OSError, ValueError):  # not mounted here, or not ours to read
+    except (OSError, ValueError):  # not mounted here, or not readable by this user
         return None
     return min(quotas, default=None)
 
 
 def _quotas(mount: str, group: str, *files: str) -> list[float]:
-    """Return the quotas of a group and of those around it; all of them hold."""
+    """Return the quotas of a group and of its parents; all of them apply."""
     quotas = []
     while True:
         directory = f"{mount}{group.rstrip('/')}"
-        # In a container the group may have a name here that leads nowhere; the mounted root is the container's.
+        # In a container the group's name may not exist here; the mounted root is the container's group.
         if os.path.exists(f"{directory}/{files[0]}"):
             words = []
             for name in files:
@@ -68,11 +68,11 @@ def _quotas(mount: str, group: str, *files: str) -> list[float]:
 
 
 def _left_of(mount: str, group: str, limit: str, used: str) -> list[int]:
-    """Look at the group and those around it: all of their limits hold."""
+    """Return the bytes left in a group and in its parents; all of their limits apply."""
     left = []
     while True:
         directory = f"{mount}{group.rstrip('/')}"
-        # The root has no limit, and below it only what has the controller.
+        # The root has no limit; below it, only groups with the controller have one.
         if os.path.exists(f"{directory}/{limit}") and (bound := _number(f"{directory}/{limit}")) is not None:
             with open(f"{directory}/memory.stat") as lines:
                 reclaimable = sum(int(line.split()[1]) for line in lines if line.startswith(_RECLAIMABLE))
@@ -94,6 +94,6 @@ def _swap_free() -> int:
 
 
 def within_quota(cores: int) -> int:
-    """Return how many of *cores* the control groups let this process keep busy; at least 1."""
+    """Return the number of *cores* that the control groups let this process keep busy, at least 1."""
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))

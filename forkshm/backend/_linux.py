@@ -317,7 +317,7 @@ class LinuxBackend(Unix):
         if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
             found = f"{end.family.name}, {end.type.name}"
             end.detach()
-            raise OSError(errno.EPROTOTYPE, f"a socket of {found}, and not of AF_UNIX, SOCK_SEQPACKET")
+            raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_SEQPACKET")
         end.settimeout(None)
         return end
 
@@ -340,7 +340,9 @@ class LinuxBackend(Unix):
             end.settimeout(None)
             end.connect(address)
             if (uid := _uid_of_peer(end)) != os.geteuid():
-                raise PermissionError(errno.EACCES, f"process of user {uid}, and this is one of {os.geteuid()}")
+                raise PermissionError(
+                    errno.EACCES, f"the peer belongs to user {uid}, and this process to user {os.geteuid()}"
+                )
         except BaseException:
             end.close()
             raise

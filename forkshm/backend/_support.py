@@ -1,4 +1,4 @@
-"""What is supported, and what is experimental."""
+"""Which systems and Pythons are experimental."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sysconfig
 
 __all__ = ("IS_FREE_THREADED", "experiments")
 
-#: Whether this Python was built without the global interpreter lock; it may be switched on all the same.
+# Whether this Python was built without the global interpreter lock. The lock may still be enabled at run time.
 IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def experiments(system: str = sys.platform, *, is_free_threaded: bool = IS_FREE_THREADED) -> list[str]:
-    """Return what of this system and this Python is experimental, each as a clause that says what follows."""
+    """Return a clause for each experimental part of this system and this Python, with its consequences."""
     found = []
     if system == "win32":
         found.append("Windows is experimental: a selection of the tests passes under Wine, and none was run on Windows")

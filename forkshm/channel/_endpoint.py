@@ -306,8 +306,8 @@ class Receiver:
             if not inbox:
                 self._fill(inbox, _RECEIVE)
                 continue  # a signal handler may have read it
-            arrived = inbox[0]
-            if type(arrived) is Received:
+            arrived: Any = inbox[0]
+            if isinstance(arrived, Received):
                 return arrived
             received = None
             data, ancillary, flags, _ = arrived

@@ -1,17 +1,17 @@
 """The agent of a node: a pool of forkserver workers inside a Dask worker, and the calls that run there.
 
-This file alone imports Dask's ``distributed``, and is imported on the client and on the nodes. An agent is a
-``WorkerPlugin``, so that a node that joins later has one, too. Its pool starts with the node's first call.
+Only this file imports Dask's ``distributed``. It is imported on the client and on the nodes. An agent is a
+``WorkerPlugin``, so a node that joins later gets one, too. Its pool starts with the node's first call.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distributed
 
+from forkshm import _interrupts
 from forkshm.cluster._values import Writer, loaded, read
 from forkshm.context import get_context
 from forkshm.errors import NotPicklableError, NotUnpicklableError, RemoteTraceback, remote_text
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Agent", "Group", "Raised", "cancel", "distributed", "run")
 
-# The agents in this process, by the name of their executor. A node has one for each executor that uses the cluster.
+# The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
 _agents: dict[str, Agent] = {}
 
 
@@ -37,21 +37,25 @@ class Group(NamedTuple):
 
 
 class Raised:
-    """What a call raised, and its traceback as text. Dask's pickler could not rebuild every exception."""
+    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception."""
 
     def __init__(self, error: BaseException, text: str | None) -> None:
         self.text = text
         try:
             self._error = Writer().write(error)
         except Exception:
-            self._error = Writer().write(NotPicklableError(f"a call raised what cannot be pickled: {error!r}"))
+            self._error = Writer().write(
+                NotPicklableError(f"a call raised an exception that cannot be pickled: {error!r}")
+            )
 
     def open(self) -> BaseException:
         """Return the exception, with the traceback as its cause."""
         try:
             error: BaseException = read(self._error, {})
         except Exception as reason:
-            error = NotUnpicklableError(f"a call raised what cannot be unpickled here: {reason!r}")
+            error = NotUnpicklableError(
+                f"a call raised an exception that cannot be unpickled on the client: {reason!r}"
+            )
         if self.text is not None:
             error.__cause__ = RemoteTraceback(self.text)
         return error
@@ -66,16 +70,16 @@ class Agent(distributed.WorkerPlugin):
         self.options = dict(options)
 
     def setup(self, worker: Any) -> None:
-        """Begin on a node."""
+        """Set up the agent on a node; called by Dask."""
         self.workers = self.workers or worker.state.nthreads
-        self._starting = threading.Lock()
+        self._starting = _interrupts.Lock()
         self._executor: Executor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
         self._cancelled: set[str] = set()
         _agents[self.name] = self
 
     def teardown(self, worker: Any) -> None:
-        """End the node's pool."""
+        """End the node's pool; called by Dask."""
         _agents.pop(self.name, None)
         with self._starting:
             executor, self._executor = self._executor, None
@@ -83,15 +87,16 @@ class Agent(distributed.WorkerPlugin):
             executor.shutdown(wait=False, cancel_futures=True)
 
     def executor(self) -> Executor:
-        """Return the executor of this node; the first call starts it."""
+        """Return the executor of this node, starting it at the first call."""
         with self._starting:
-            if self._executor is None:
+            executor = self._executor
+            if executor is None:
                 # Not fork: a Dask worker has threads.
-                self._executor = Executor(self.workers, get_context("forkserver"), **self.options)
-            return self._executor
+                executor = self._executor = Executor(self.workers, get_context("forkserver"), **self.options)
+            return executor
 
     def run(self, call: str, function: bytes, groups: Sequence[Group], values: Mapping[str, Any]) -> list[list[Any]]:
-        """Run a call's groups in the pool; return the results of each, or what was raised."""
+        """Run a call's groups in the pool; return the results of each group, or the exceptions."""
         executor = self.executor()
         futures: list[concurrent.futures.Future[Any]] = []
         self._running[call] = futures
@@ -102,14 +107,14 @@ class Agent(distributed.WorkerPlugin):
                 futures.append(executor.submit(_run_group, function, group.items, values))
             if call in self._cancelled:
                 self._end(futures)
-            # Nobody asks for the results of a call that was cancelled.
+            # The results of a cancelled call are not needed.
             return [_results(future, group.length) for future, group in zip(futures, groups, strict=False)]
         finally:
             self._running.pop(call, None)
             self._cancelled.discard(call)
 
     def cancel(self, calls: Sequence[str]) -> None:
-        """End calls: what is not begun is cancelled, and workers that run one of them are killed."""
+        """End calls: cancel tasks that are not begun, and kill workers that run one of the calls."""
         for call in calls:
             futures = self._running.get(call)
             if futures is not None:
@@ -138,7 +143,7 @@ def _run_group(function: bytes, items: bytes, values: Mapping[str, Any]) -> list
             results.append((call(*args, **kwargs),))
         except Exception as error:
             text = remote_text(error)
-            error.__traceback__ = None  # its frames hold the arguments
+            error.__traceback__ = None  # its frames keep the arguments alive
             results.append(Raised(error, text))
     return results
 
@@ -151,10 +156,10 @@ def run(
     arrays: Sequence[NodeArray],
     remote: Mapping[str, Any],
 ) -> Any:
-    """Run groups of a call on this node. This is what Dask runs."""
+    """Run groups of a call on this node. Dask runs this function."""
     agent = _agents.get(name)
     if agent is None:
-        raise RuntimeError(f"the executor {name} was shut down, or this node has not set it up")
+        raise RuntimeError(f"cannot run a call here: the executor {name} was shut down, or this node has not set it up")
     values = {array.name: array.array for array in arrays}
     for key, result in remote.items():
         values[key] = value_of(result)
@@ -177,7 +182,7 @@ def cancel(name: str, calls: Sequence[str]) -> None:
 
 
 def client_of(cluster: Any) -> tuple[Any, bool]:
-    """Return a client of *cluster*, and whether it was made here."""
+    """Return a client of *cluster*, and whether this call created it."""
     if isinstance(cluster, distributed.Client):
         return cluster, False
     client: Any = distributed.Client

@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.cluster import _agent
 from forkshm.cluster._agent import Group, Raised
@@ -30,18 +31,18 @@ __all__ = ("ClusterExecutor", "ClusterFuture", "RemoteResult")
 
 T = TypeVar("T")
 
-# Arrays that are kept on the nodes for calls to come.
+# Number of arrays kept on the nodes for later calls.
 _ARRAYS_KEPT = 8
-# Tasks of Dask for each worker process, in one map.
+# Number of Dask tasks per worker process in one map.
 _TASKS_EACH = 4
-# How often a call is sent again whose arrays were lost with their nodes.
+# How often a call is sent again after its arrays were lost with their nodes.
 _SENDS = 3
 
 
 class ClusterFuture(concurrent.futures.Future[T]):
     """The future of a call on a cluster.
 
-    `cancel` also ends a call that runs: the worker process that is at it is killed, and replaced.
+    `cancel` also ends a running call: its worker process is killed and replaced.
     """
 
     def __init__(self, call: _Call) -> None:
@@ -49,7 +50,7 @@ class ClusterFuture(concurrent.futures.Future[T]):
         self._call = call
 
     def cancel(self) -> bool:
-        """Cancel the call, wherever it is. Returns False when it has finished."""
+        """Cancel the call, wherever it is; return False if it has finished."""
         if super().cancel():
             self._call.cancel()
             return True
@@ -59,8 +60,8 @@ class ClusterFuture(concurrent.futures.Future[T]):
 class RemoteResult(Generic[T]):
     """A result that stays on the node where it was computed.
 
-    Pass it to other calls of the same executor, as an argument or inside one: they run where it is, or get a copy of it
-    from there. The node keeps it until this object is collected, or the executor ends.
+    Pass it to other calls of the same executor, as an argument or inside one. They run on the node that has it, or get
+    a copy from there. The node keeps it until this object is collected, or the executor ends.
     """
 
     def __init__(self, future: ClusterFuture[Any], call: _Call) -> None:
@@ -82,23 +83,23 @@ class RemoteResult(Generic[T]):
         """Fetch the result.
 
         Raises:
-            TimeoutError: It is not there after *timeout* seconds.
+            TimeoutError: The result is not available after *timeout* seconds.
             concurrent.futures.CancelledError: The call was cancelled.
-            Exception: What the call raised.
+            Exception: The call raised it.
         """
         fetched: T = self._future.result(timeout).result()
         return fetched
 
 
 class _Array(NamedTuple):
-    """An array that the nodes have, as it was then."""
+    """An array that the nodes have, as it was when it was sent."""
 
     original: Any
     node: NodeArray
     future: Any
 
 
-# The arrays that one call has met, by their ids; the first keeps the id from being used again.
+# The arrays of one call, keyed by their ids; the first item keeps the id from being reused.
 _Seen = dict[int, tuple[Any, _Array]]
 
 
@@ -125,7 +126,7 @@ class _Call:
         self.sink: Callable[[Any, BaseException | None], None] = lambda *_: None
 
     def send(self) -> None:
-        """Give the call to Dask."""
+        """Submit the call to Dask."""
         self.sends += 1
         client = self.executor.client
         self.future = client.submit(
@@ -149,7 +150,7 @@ class _Call:
         except (concurrent.futures.CancelledError, Exception) as raised:
             error = raised
         if future.status in ("cancelled", "lost") and self.sends < _SENDS and not self.executor.is_closed:
-            # The nodes that had its arrays are gone.
+            # The nodes that had the call's arrays are gone.
             try:
                 self.executor.send_again(self)
             except Exception as raised:
@@ -162,7 +163,7 @@ class _Call:
         self.sink(future, None)
 
     def cancel(self) -> None:
-        """End it, wherever it is."""
+        """End the call, wherever it is."""
         self.is_cancelled = True
         self.executor.cancel_calls([self])
 
@@ -170,14 +171,14 @@ class _Call:
 class ClusterExecutor(concurrent.futures.Executor):
     """A `concurrent.futures.Executor` whose workers are processes on the nodes of a Dask cluster.
 
-    Made by ``forkshm.Executor(cluster=...)``. Each Dask worker is a node, and should be the only one of its machine: it
-    starts a pool of forkserver workers at the first call that reaches it.
+    ``forkshm.Executor(cluster=...)`` creates it. Each Dask worker is a node, and should be the only one of its machine.
+    A node starts a pool of forkserver workers at its first call.
 
-    * A large array in a function or its arguments is moved to each node once. There all workers read it from
-      sealed shared memory; it cannot be written to. It is kept for later calls, and compared before it is used again,
+    * A large array in a function or its arguments is moved to each node once. All workers there read it from
+      sealed shared memory and cannot write to it. It is kept for later calls, and compared before it is reused,
       so a call sees the array as it was at the call.
-    * A worker that dies fails the calls it ran with `WorkerDiedError`; calls of a node that dies go to another.
-    * Locks, queues, regions and teams are of one machine: passing one raises `UnsupportedError`.
+    * A worker that dies fails the calls it ran with `WorkerDiedError`. Calls of a node that dies go to another node.
+    * Locks, queues, regions and teams belong to one machine: passing one raises `UnsupportedError`.
 
     Args:
         cluster: A ``distributed.Client``, a cluster object such as ``LocalCluster``, or the address of a scheduler.
@@ -191,7 +192,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         OSError: The scheduler does not answer.
 
     Fork and threads:
-        Any thread may submit. Dask's client has threads of its own, so a child that is forked cannot use the executor.
+        Any thread may submit. Dask's client has threads of its own, so a forked child cannot use the executor.
 
     Example:
         >>> import forkshm
@@ -211,7 +212,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         self.client, self._is_own_client = _agent.client_of(cluster)
         self.is_closed = False
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = _interrupts.Lock()
         self._arrays: collections.OrderedDict[Any, _Array] = collections.OrderedDict()
         self._pending: set[concurrent.futures.Future[Any]] = set()
         try:
@@ -226,12 +227,12 @@ class ClusterExecutor(concurrent.futures.Executor):
     # -- calls --------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ClusterFuture[T]:
-        """Let a worker of some node call ``fn(*args, **kwargs)``; return the future of its result.
+        """Submit ``fn(*args, **kwargs)`` to a worker of some node; return the future of its result.
 
         Raises:
             PoolClosedError: The executor was shut down, or this is a forked child.
-            UnsupportedError: An argument is of this machine only.
-            Exception: What pickling raises.
+            UnsupportedError: An argument can exist on one machine only.
+            Exception: Pickling failed.
         """
         call = self._call_of(fn, args, kwargs)
         future: ClusterFuture[T] = ClusterFuture(call)
@@ -248,7 +249,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         return future
 
     def submit_remote(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RemoteResult[T]:
-        """As `submit`; the result stays on the node that computes it, and can be an argument of other calls."""
+        """Submit a call whose result stays on its node, and can be an argument of other calls; see `submit`."""
         call = self._call_of(fn, args, kwargs)
         future: ClusterFuture[Any] = ClusterFuture(call)
 
@@ -273,14 +274,14 @@ class ClusterExecutor(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """Return an iterator over ``fn(*items)`` for the items of *iterables* side by side, in their order.
+        """Return an iterator over ``fn(*items)`` for the zipped items of *iterables*, in order.
 
         Args:
-            fn: What to call.
-            iterables: Taken whole at once, unless there is a *buffersize*.
+            fn: The function to call.
+            iterables: Consumed completely at once, unless *buffersize* is given.
             timeout: Seconds from this call after which waiting for a result raises TimeoutError.
-            chunksize: Items that one worker process takes at a time; by default as many as give each four times work.
-            buffersize: Parts of the input that are on their way or whose results were not taken yet, at the most.
+            chunksize: Items that one worker process takes at a time; by default each process gets four chunks.
+            buffersize: Maximum number of input parts that are in flight or whose results were not taken yet.
 
         Raises:
             ValueError: *chunksize* or *buffersize* is less than 1.
@@ -297,7 +298,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[tuple[BaseException | None, Any]]:
-        """As `map`; yields for each item what it raised, or None, and its result."""
+        """Yield the exception, or None, and the result of each item; see `map`."""
         for name, number in (("chunksize", chunksize), ("buffersize", buffersize)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -354,7 +355,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         def take(done: Any, error: BaseException | None) -> None:
             try:
                 sink(done, error)
-            except Exception as raised:  # the result cannot be fetched
+            except Exception as raised:  # fetching the result failed
                 _settle(future, None, raised)
 
         call.sink = take
@@ -381,7 +382,8 @@ class ClusterExecutor(concurrent.futures.Executor):
             call = result._call
             if call.executor is not self:
                 raise UnsupportedError(
-                    f"{result!r} is of another executor: fetch it, and pass what result() returns", capability="cluster"
+                    f"cannot pass {result!r}: it belongs to another executor. Pass its result() instead",
+                    capability="cluster",
                 )
             remote[call.name] = call
             return call.name
@@ -389,7 +391,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         return Writer(name_of, (RemoteResult, name_of_remote)).write(thing)
 
     def _on_nodes(self, array: Any) -> _Array:
-        """Return the array of the nodes with the same elements; move it there if they have none."""
+        """Return the nodes' array with the same elements, moving it to them if they have none."""
         key = array.__array_interface__["data"][0], array.nbytes, array.shape, array.strides, array.dtype.str
         with self._lock:
             entry = self._arrays.get(key)
@@ -423,19 +425,19 @@ class ClusterExecutor(concurrent.futures.Executor):
     # -- the end ----------------------------------------------------------------------------------
 
     def cancel_calls(self, calls: Sequence[_Call]) -> None:
-        """End calls: those that wait are not begun, and workers that run one are killed."""
+        """End calls: cancel those that wait, and kill workers that run one."""
         futures = [call.future for call in calls if call.future is not None]
-        # The nodes first: Dask forgets where a call runs once it is cancelled.
-        with contextlib.suppress(Exception):  # a node that has just died has none of them
+        # Cancel on the nodes first: Dask forgets where a call runs once it is cancelled.
+        with contextlib.suppress(Exception):  # a node that has just died runs none of the calls
             self.client.run(_agent.cancel, self.name, [call.name for call in calls], on_error="ignore")
         self.client.cancel(futures)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and end the pools of the nodes when all is done.
+        """Accept no more calls, and end the pools of the nodes when all calls are done.
 
         Args:
-            wait: Return only then.
-            cancel_futures: Cancel what has not finished, also what runs.
+            wait: Return only after the pools have ended.
+            cancel_futures: Cancel all unfinished calls, including running ones.
         """
         self.is_closed = True
         if self._pid != os.getpid():
@@ -469,7 +471,7 @@ class ClusterExecutor(concurrent.futures.Executor):
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
-            raise PoolClosedError("this executor belongs to the parent process: make one here")
+            raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here")
         if self.is_closed:
             raise PoolClosedError("cannot schedule new futures after shutdown")
 
@@ -535,7 +537,7 @@ def _taken(
             futures.extend(itertools.islice(parts, 1))
             yield from map(_opened, results)
     finally:
-        # Whether all was taken, something raised, or the consumer has enough: nobody wants the rest.
+        # The consumer has all results, an exception, or enough: the remaining results are not needed.
         left_over = [future for future in futures if not future.done()]
         if left_over:
             calls = [future._call for future in left_over]

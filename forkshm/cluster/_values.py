@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 __all__ = ("LARGE", "NodeArray", "Writer", "loaded", "read")
 
 LARGE = 2**20
-"""Bytes from which an array is moved to each node once, instead of with each call."""
+"""Minimum bytes of an array that is moved to each node once, instead of with each call."""
 
-# Objects whose memory or kernel object is of one machine.
+# Objects whose memory or kernel object belongs to one machine.
 _OF_ONE_MACHINE: tuple[type, ...] = (
     MappedRegion,
     Mutex,
@@ -62,10 +62,10 @@ _OF_ONE_MACHINE: tuple[type, ...] = (
 
 
 class NodeArray:
-    """An array that is in the shared memory of a node, or on its way there.
+    """An array in the shared memory of a node, or in transit to it.
 
     Attributes:
-        name: What streams call it.
+        name: Its name in streams.
         array: Its elements. On a node they are sealed: no process there can write to them.
     """
 
@@ -76,7 +76,7 @@ class NodeArray:
         self.array = array
 
     def __sizeof__(self) -> int:
-        return int(self.array.nbytes)  # the scheduler weighs moves by it
+        return int(self.array.nbytes)  # the scheduler estimates the cost of moves from it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         array = self.array
@@ -86,7 +86,7 @@ class NodeArray:
 
 
 def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, elements: Any) -> NodeArray:
-    """Put the elements into shared memory of this node."""
+    """Return an array with the elements in shared memory of this node."""
     from forkshm.integrations import numpy
 
     array = numpy.empty(shape[::-1] if is_fortran else shape, dtype)
@@ -94,24 +94,25 @@ def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, ele
         array.reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
     region = array.region
     if region is not None:
-        with contextlib.suppress(UnsupportedError):  # a system without seals: the array is read-only all the same
+        with contextlib.suppress(UnsupportedError):  # without seals, the array is still read-only
             region.seal()
     array.flags.writeable = False
     return NodeArray(name, array.T if is_fortran else array)
 
 
+_OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
+
+
 class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Pickles a call.
+    """A pickler for calls.
 
     Args:
-        name_of: Called with each large array; returns what the stream calls it. By default the stream contains arrays.
-        remote: The type of results that stayed on a node, and what returns the name of one.
+        name_of: Called with each large array; returns its name in the stream. By default the stream contains arrays.
+        remote: The type of results that stayed on a node, and a function that returns the name of one.
     """
 
     # Code keeps its file and lines, so that tracebacks show them.
-    dispatch_table: ClassVar[Any] = collections.ChainMap(
-        {types.CodeType: reduce_code}, *cloudpickle.Pickler.dispatch_table.maps
-    )
+    dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: reduce_code}, *_OF_CLOUDPICKLE.maps)
 
     def __init__(
         self,
@@ -144,11 +145,11 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         return None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Refuse what cannot be shared between machines."""
+        """Refuse objects that cannot be shared between machines."""
         if isinstance(obj, _OF_ONE_MACHINE):
             raise UnsupportedError(
                 f"cannot send a {type(obj).__qualname__} to a cluster: its memory is shared by the processes of one "
-                "machine only. Pass an array, which each node gets a copy of, or return what is to be changed.",
+                "machine only. Pass an array, of which each node gets a copy, and return changed values.",
                 capability="cluster",
             )
         if isinstance(obj, BaseException):
@@ -159,7 +160,7 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
 
 
 def _is_plain(kind: type, array_type: type) -> bool:
-    """Return whether the type says no more than its elements."""
+    """Return whether an array of this type is fully described by its elements."""
     return kind is array_type or (kind.__module__.startswith("forkshm.") and kind.__name__ == "SharedArray")
 
 
@@ -173,7 +174,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read(stream: bytes, values: Mapping[str, Any]) -> Any:
-    """Return what a `Writer` wrote; *values* has the arrays and results by name."""
+    """Return the object that a `Writer` wrote; *values* has the arrays and results by name."""
     return _Reader(stream, values).load()
 
 
@@ -182,7 +183,7 @@ _functions: dict[bytes, Any] = {}
 
 
 def loaded(stream: bytes, values: Mapping[str, Any]) -> Any:
-    """Return the function that *stream* holds; the last one is kept, for the next chunk of its map."""
+    """Return the function that *stream* holds; cache the last one for the next chunk of its map."""
     if stream not in _functions:
         function = read(stream, values)
         _functions.clear()

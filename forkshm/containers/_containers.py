@@ -1,13 +1,13 @@
-"""SharedList and SharedDict: objects that many processes read, in one region.
+"""SharedList and SharedDict: read-only containers in one region.
 
-A forked child that reads a list of Python objects writes their reference counts, and so gets copies of
-its pages, one after the other, until it has all of it. Here the objects lie pickled in shared memory,
-and are made when they are asked for::
+A forked child that reads a list of Python objects writes their reference counts, so the kernel copies the list's
+pages one by one until the child has them all. These containers store the objects pickled in shared memory and
+unpickle an object on access::
 
     header | records: buffers, then their places and the pickle stream | index | hash table of a dict
 
-The index says where each record begins. The table finds a key by a hash that is the same in every
-process, which Python's own is not.
+The index holds the offset of each record. The hash table uses a hash that is equal in every process; Python's own
+string hash is not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 
 _WORD = 8
-#: Entries; where the index begins; where the table begins, and its slots.
+# Number of entries, offset of the index, offset of the hash table, number of its slots.
 _HEADER = struct.Struct("=4Q")
 _Q = struct.Struct("=Q")
 _ALIGNMENT = 64
@@ -42,7 +42,7 @@ _MASK = 2**64 - 1
 
 
 class _Builder:
-    """Collects pieces and their places, so that the memory can be made in one go."""
+    """Collects pieces and their offsets, so that the memory can be allocated at once."""
 
     def __init__(self) -> None:
         self._pieces: list[tuple[int, Any]] = []
@@ -52,14 +52,14 @@ class _Builder:
         self.size = (self.size + to - 1) // to * to
 
     def add(self, piece: Any) -> int:
-        """Place a piece, and return where."""
+        """Append a piece and return its offset."""
         where = self.size
         self._pieces.append((where, piece))
         self.size += len(piece)
         return where
 
     def add_record(self, thing: Any, what: str) -> int:
-        """Pickle an object, and return where its record is."""
+        """Append a pickled object and return the offset of its record."""
         buffers: list[pickle.PickleBuffer] = []
         try:
             stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
@@ -77,7 +77,7 @@ class _Builder:
         return self.add(struct.pack(f"={len(words)}Q", *words))
 
     def finish(self, *header: int) -> MappedRegion:
-        """Write all of it, and return it mapped so that nobody can change it, this process included."""
+        """Return the finished memory, mapped so that no process can change it, including this one."""
         with anonymous_shared_memory(self.size) as region:
             region.buf[: _HEADER.size] = _HEADER.pack(*header)
             for where, piece in self._pieces:
@@ -98,7 +98,7 @@ class _Records:
         self._count, self._index, self._table, self._slots = _HEADER.unpack_from(self._memory)
 
     def record(self, number: int) -> Any:
-        """Return the object of a record, made anew; its arrays are the shared memory."""
+        """Return a new object unpickled from a record; its arrays use the shared memory itself."""
         memory = self._memory
         (where,) = _Q.unpack_from(memory, self._index + number * _WORD)
         (end,) = _Q.unpack_from(memory, self._index + (number + 1) * _WORD)
@@ -113,17 +113,17 @@ class _Records:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of shared memory."""
+        """Size of the shared memory in bytes."""
         return self._region.size
 
     def __len__(self) -> int:
         return int(self._count)
 
     def __reduce__(self) -> Any:
-        # A plain pickle is by value.
+        # Plain pickle gets a copy of the bytes; forkshm's pickler sends a descriptor.
         return _of_bytes, (type(self), bytes(self._memory))
 
-    # Type checkers know that there is no such thing; at run time the answer says what to do instead.
+    # Type checkers reject these operations; at run time the error says what to do instead.
     if not TYPE_CHECKING:
 
         def __setitem__(self, key: object, value: object) -> NoReturn:
@@ -146,7 +146,7 @@ class _Records:
 
 
 def _seal(region: MappedRegion) -> None:
-    # Where there are no seals, everybody maps it for reading all the same.
+    # Without seals, the memory is still mapped read-only everywhere.
     with contextlib.suppress(UnsupportedError):
         region.seal()
 
@@ -159,23 +159,23 @@ def _of_bytes(kind: type[_Records], data: bytes) -> Any:
 
 
 class SharedList(_Records, Sequence[T]):
-    """A list of objects that any number of processes read, kept once for all of them.
+    """A read-only list of objects, stored once for any number of processes.
 
-    The objects are pickled once, into shared memory. Each access makes the object anew, so it is the caller's own:
-    what is done to it changes nothing here. NumPy arrays in it, and whatever else pickles its buffers out of band, are
-    the shared memory itself, and cannot be written to. Passed to a worker, what crosses is a descriptor.
+    The objects are pickled once, into shared memory. Each access unpickles a new object; changing it does not change
+    the list. NumPy arrays in it, and other objects that pickle their buffers out of band, use the shared memory itself
+    and are read-only. Passing the list to a worker sends a descriptor.
 
-    It is a `Sequence`: ``len``, iteration, ``in``, ``index``, ``count`` and ``reversed``; a slice is a plain list. It
-    equals lists and other SharedLists with equal elements, and cannot be changed or hashed.
+    It is a `Sequence`, with ``len``, iteration, ``in``, ``index``, ``count`` and ``reversed``. A slice is a plain list.
+    It equals lists and other SharedLists with equal elements, and cannot be changed or hashed.
 
-    The memory ends with the last process that has the list, or an array of it.
+    The memory is freed when the last process has dropped the list and the arrays taken from it.
 
     Args:
-        items: The objects; whatever pickle can pickle.
+        items: The objects; each must be picklable.
 
     Raises:
-        NotPicklableError: One of them cannot be; the message says which.
-        RegionCreateError: The kernel has no memory for them.
+        NotPicklableError: An object cannot be pickled; the message says which.
+        RegionCreateError: The kernel has not enough memory.
 
     Fork and threads:
         Any thread and any process may read; there are no locks.
@@ -193,8 +193,8 @@ class SharedList(_Records, Sequence[T]):
     __hash__ = None  # type: ignore[assignment]  # it has the equality of a list
     _like = list
     _instead = (
-        "it is read-only in every process. Make a new one of a changed list, or use forkshm.Manager().list() for a "
-        "list that processes change"
+        "it is read-only in every process. Create a new SharedList from a changed list, or use "
+        "forkshm.Manager().list() for a list that processes can change"
     )
 
     def __init__(self, items: Iterable[T] = ()) -> None:
@@ -215,7 +215,7 @@ class SharedList(_Records, Sequence[T]):
         try:
             return self.record(range(self._count)[index])  # type: ignore[no-any-return]  # it came through pickle
         except IndexError:
-            raise IndexError(f"index {index} is out of range: there are {self._count:,} items") from None
+            raise IndexError(f"index {index} is out of range: the list has {self._count:,} items") from None
 
     def __iter__(self) -> Iterator[T]:
         return map(self.record, range(self._count))
@@ -230,23 +230,23 @@ class SharedList(_Records, Sequence[T]):
 
 
 class SharedDict(_Records, Mapping[K, V_co]):
-    """A dict that any number of processes read, kept once for all of them.
+    """A read-only dict, stored once for any number of processes.
 
-    As `SharedList`: the values are made anew at each access. It is a `Mapping`, in the order of the dict it was made
-    of, and equals every Mapping with equal items. Looking up a key makes the key, and then the value; it takes no more
-    time in a large dict than in a small one, and no process has a table of its own.
+    As in `SharedList`, each access unpickles a new value. It is a `Mapping` in the order of the original dict, and
+    equals every Mapping with equal items. A lookup unpickles the key and then the value; its time does not grow with
+    the size of the dict. The hash table is in shared memory as well, so no process builds one.
 
     Args:
         items: A mapping, or pairs of key and value. Keys are strings, bytes, numbers, None, and tuples and frozensets
-            of such: their hashes can be the same in every process.
+            of these, whose hashes are equal in every process.
 
     Raises:
         TypeError: A key is of another type.
         NotPicklableError: A value cannot be pickled; the message says which.
-        RegionCreateError: The kernel has no memory for them.
+        RegionCreateError: The kernel has not enough memory.
 
     Fork and threads:
-        As `SharedList`.
+        Any thread and any process may read; there are no locks.
 
     Example:
         >>> from forkshm import Pool, SharedDict
@@ -259,8 +259,8 @@ class SharedDict(_Records, Mapping[K, V_co]):
     __hash__ = None  # type: ignore[assignment]  # it has the equality of a dict
     _like = dict
     _instead = (
-        "it is read-only in every process. Make a new one of a changed dict, or use forkshm.Manager().dict() for a "
-        "dict that processes change"
+        "it is read-only in every process. Create a new SharedDict from a changed dict, or use "
+        "forkshm.Manager().dict() for a dict that processes can change"
     )
 
     def __init__(self, items: Mapping[K, V_co] | Iterable[tuple[K, V_co]] = ()) -> None:
@@ -271,7 +271,7 @@ class SharedDict(_Records, Mapping[K, V_co]):
             hashed = _hash(key)
             if hashed is None:
                 raise TypeError(
-                    f"keys of a SharedDict are strings, bytes, numbers, None, and tuples and frozensets of such, "
+                    f"keys of a SharedDict must be strings, bytes, numbers, None, or tuples or frozensets of these, "
                     f"got {key!r} of type {type(key).__name__}"
                 )
             slot = hashed % slots
@@ -279,7 +279,7 @@ class SharedDict(_Records, Mapping[K, V_co]):
                 slot = (slot + 1) % slots
             table[slot] = number + 1
         builder = _Builder()
-        # First the keys, then the values.
+        # `__getitem__` relies on this order: all keys, then all values.
         starts = [builder.add_record(key, f"key {key!r}") for key in pairs]
         starts += [builder.add_record(value, f"the value of {key!r}") for key, value in pairs.items()]
         index = builder.add_words([*starts, builder.size])
@@ -287,7 +287,7 @@ class SharedDict(_Records, Mapping[K, V_co]):
 
     def _find(self, key: object) -> int:
         """Return the number of a key, or -1."""
-        hash(key)  # what cannot be a key of a dict is told so
+        hash(key)  # raises TypeError for unhashable keys, like a dict
         hashed = _hash(key)
         if hashed is None:
             return -1
@@ -317,12 +317,12 @@ class SharedDict(_Records, Mapping[K, V_co]):
 
 
 def _hash(key: object) -> int | None:
-    """Return a number that is the same for equal keys in every process; None if there is no such thing."""
+    """Return a hash that is the same for equal keys in every process, or None for unsupported types."""
     if isinstance(key, (str, bytes)):
         data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     if isinstance(key, numbers.Number):
-        return _mixed(hash(key))  # Python's own is the same everywhere, and for equal numbers of all types
+        return _mixed(hash(key))  # Python's hash of numbers is the same in all processes and for all numeric types
     if key is None:
         return _mixed(1)
     if isinstance(key, (tuple, frozenset)):
@@ -331,14 +331,14 @@ def _hash(key: object) -> int | None:
         for part in parts:
             if part is None:
                 return None
-            # Of a set the order is not known.
+            # The order of a set differs between processes, so combine its parts commutatively.
             hashed = hashed + _mixed(part) if isinstance(key, frozenset) else _mixed(hashed) ^ part
         return _mixed(hashed)
     return None
 
 
 def _mixed(number: int) -> int:
-    # So that numbers which follow each other, or are multiples of a power of two, do not meet.
+    # Spreads consecutive numbers and multiples of powers of two over the slots.
     number = (number & _MASK) * 0x9E3779B97F4A7C15 & _MASK
     return number ^ number >> 32
 

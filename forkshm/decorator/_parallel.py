@@ -1,4 +1,4 @@
-"""@parallel: a function that stays a function, and can be mapped over workers."""
+"""@parallel: turn a function into one that can also be mapped over workers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class _Settings:
     cluster: Any = None
 
     def check(self) -> None:
-        """Raise for what can be told before there is a pool."""
+        """Raise for invalid options, before a pool is created."""
         if self.on_error not in _ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(map(repr, _ON_ERROR))}, got {self.on_error!r}")
         if self.chunksize is not None and self.chunksize < 1:
@@ -85,18 +85,21 @@ class _Settings:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.worker_exit is not None and self.worker_state is None:
-            raise ValueError("worker_exit gets what worker_state returned, and there is no worker_state")
+            raise ValueError(
+                "cannot use worker_exit without worker_state: worker_exit is called with the value that worker_state "
+                "returned. Pass worker_state as well."
+            )
         if self.out is not None and self.cluster is not None:
             raise UnsupportedError(
-                "cannot fill out on a cluster: it is memory of this machine, and other nodes cannot write to it. "
-                "Take the results that map returns.",
+                "cannot fill out on a cluster: out is memory of this machine, which other nodes cannot write to. "
+                "Use the list that map returns.",
                 capability="cluster",
             )
         if self.out is not None and self.on_error == "return":
-            raise ValueError("on_error='return' gives exceptions back, and out has no room for them: use 'skip'")
+            raise ValueError("cannot use on_error='return' with out: out cannot hold exceptions. Use on_error='skip'.")
 
     def pool_key(self) -> Any:
-        """What functions have in common that share their workers."""
+        """Return the key of the pool; functions with equal keys share their workers."""
         cpus = None if self.cpu_ids is None else tuple(map(str, self.cpu_ids))
         cluster = self.cluster if isinstance(self.cluster, str) else id(self.cluster)
         return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus, cluster
@@ -106,13 +109,13 @@ class _Settings:
 
 _executors: dict[Any, Executor] = {}
 
-# Chunks that an iterator over the results of a cluster sends before it hands out the first.
+# Number of chunks that an iterator over cluster results submits ahead of the consumer.
 _AHEAD = 64
-#: By the token of a function: what its ``worker_state`` made in this process.
+# What ``worker_state`` returned in this process, keyed by the function's token.
 _states: dict[str, Any] = {}
 _counter = itertools.count()
 
-# A child has neither its parent's workers nor its connections.
+# A forked child cannot use its parent's workers or the connections in its parent's states.
 _system.register_at_fork(after_in_child=_executors.clear)
 _system.register_at_fork(after_in_child=_states.clear)
 
@@ -125,11 +128,11 @@ def _executor_of(settings: _Settings) -> Executor:
             return executor
         try:
             executor.pool._dispatcher.check_accepting()
-        except Exception:  # its initializer raised, say: the next call may have better luck
+        except Exception:  # for example, the initializer raised; a new pool may succeed
             executor.shutdown(wait=False, cancel_futures=True)
         else:
             return executor
-    # Passed on only if given.
+    # Options that were not given keep the executor's defaults.
     given = {"task_timeout": settings.timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.cluster is not None:
@@ -145,7 +148,7 @@ def _executor_of(settings: _Settings) -> Executor:
 
 
 def _is_worker() -> bool:
-    """Tell whether this process is a worker of a pool, ours or the standard library's."""
+    """Return whether this process is a worker of a pool, forkshm's or the standard library's."""
     return "PoolWorker" in current_process().name or "PoolWorker" in multiprocessing.current_process().name
 
 
@@ -153,16 +156,16 @@ def _is_worker() -> bool:
 
 
 class ParallelFunction(Generic[P, R]):
-    """A function that `parallel` has decorated: call it as ever, or map it over workers.
+    """A function decorated with `parallel`: call it directly, or map it over workers.
 
-    Every call of a map-like method takes ``chunksize``, ``progress``, ``ordered`` and ``on_error`` in place of the
-    decorator's. The workers start with the first call that needs them, are used again by later ones, and by every
-    function with equal ``workers``, ``start_method``, ``initializer``, ``timeout``, ``retries`` and ``cpu_ids``, and
-    end with the program, or with `close`.
+    The map-like methods accept ``chunksize``, ``progress``, ``ordered`` and ``on_error``, which override the
+    decorator's options. The workers start with the first call that needs them and are reused by later calls. Functions
+    with equal ``workers``, ``start_method``, ``initializer``, ``timeout``, ``retries`` and ``cpu_ids`` share their
+    workers. The workers end with `close` or with the program.
 
     Fork and threads:
-        Any thread may call it. A forked child has workers of its own, from its first call on. In a worker of a pool a
-        map runs in place, unless the function was decorated with ``nested=True``.
+        Any thread may call it. A forked child starts its own workers with its first call. In a worker of a pool, a map
+        runs in place unless the function was decorated with ``nested=True``.
     """
 
     __wrapped__: Callable[P, R]
@@ -174,7 +177,7 @@ class ParallelFunction(Generic[P, R]):
         self._token = token
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function, here."""
+        """Call the function in this process."""
         return self.__wrapped__(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -202,13 +205,13 @@ class ParallelFunction(Generic[P, R]):
 
     @property
     def state(self) -> Any:
-        """What ``worker_state`` returned in this process; it is called when this is first asked for.
+        """The value that ``worker_state`` returned in this process; the first access calls it.
 
         Raises:
             AttributeError: The function was decorated without ``worker_state``.
         """
         if self._settings.worker_state is None:
-            raise AttributeError(f"{self!r} has no state: decorate it with worker_state=")
+            raise AttributeError(f"{self!r} has no state: it was decorated without worker_state. Pass worker_state=.")
         if self._token not in _states:
             state = _states[self._token] = self._settings.worker_state()
             if self._settings.worker_exit is not None:
@@ -227,15 +230,15 @@ class ParallelFunction(Generic[P, R]):
         """Return ``[f(item) for item in iterable]``, computed by the workers.
 
         Args:
-            iterable: Taken whole before the first task is sent.
-            out: An array in shared memory: workers write ``out[i] = f(item)`` for the i-th item themselves, nothing is
-                sent back, and *out* is what you get.
-            options: Options of `parallel`, in place of the decorator's.
+            iterable: The items; consumed completely before the first task is sent.
+            out: An array in shared memory. The workers write ``out[i] = f(item)`` for the i-th item, no results are
+                sent back, and *out* is returned.
+            options: Options of `parallel` that override the decorator's.
 
         Raises:
-            ValueError: *out* is not in shared memory, or an option has a value it cannot have.
+            ValueError: *out* is not in shared memory, or an option has an invalid value.
             WorkerDiedError: A worker died, and ``on_error`` is ``"raise"``.
-            Exception: The first that the function raised, with ``on_error="raise"``.
+            Exception: The first exception that the function raised, with ``on_error="raise"``.
         """
         return self._whole(iterable, self._with(out, options), starred=False)
 
@@ -248,23 +251,23 @@ class ParallelFunction(Generic[P, R]):
     def starmap(self, iterable: Iterable[Iterable[Any]], *, out: Out, **options: Unpack[CallOptions]) -> Out: ...
 
     def starmap(self, iterable: Iterable[Iterable[Any]], *, out: Any = None, **options: Any) -> Any:
-        """Return ``[f(*items) for items in iterable]``, computed by the workers; else as `map`."""
+        """Return ``[f(*items) for items in iterable]``, computed by the workers; otherwise like `map`."""
         return self._whole(iterable, self._with(out, options), starred=True)
 
     def imap(self, iterable: Iterable[Any], **options: Unpack[CallOptions]) -> Iterator[R]:
-        """Return an iterator over the results, in order, that takes input as it is needed; see `Pool.imap`.
+        """Return an iterator over the results, in order, that reads input as needed; see `Pool.imap`.
 
-        A worker that dies fails its whole chunk: there is one exception for it.
+        A worker that dies fails its whole chunk, with one exception for all of its items.
         """
         settings = self._with(None, options)
         return self._lazily(iterable, settings, ordered=settings.ordered)
 
     def imap_unordered(self, iterable: Iterable[Any], **options: Unpack[CallOptions]) -> Iterator[R]:
-        """Like `imap`, but in the order in which results come."""
+        """Return an iterator over the results in the order in which they arrive; otherwise like `imap`."""
         return self._lazily(iterable, self._with(None, options), ordered=False)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[R]:
-        """Let a worker call the function; return the future of its result."""
+        """Return the future of one call, made in a worker."""
         if not self._is_in_place(self._settings):
             return _executor_of(self._settings).submit(self, *args, **kwargs)
         future: concurrent.futures.Future[R] = concurrent.futures.Future()
@@ -276,9 +279,9 @@ class ParallelFunction(Generic[P, R]):
         return future
 
     async def amap(self, iterable: Iterable[Any], **options: Unpack[CallOptions]) -> list[R]:
-        """Like `map`, for asyncio: the event loop goes on meanwhile.
+        """Return the results like `map`, without blocking the event loop.
 
-        When the awaiting task is cancelled, items that no worker was given yet are not begun.
+        If the awaiting task is canceled, items that have not been given to a worker are not started.
         """
         settings = self._with(None, options)
         if self._is_in_place(settings):
@@ -309,20 +312,20 @@ class ParallelFunction(Generic[P, R]):
         )
 
     def report(self) -> PoolReport:
-        """Return where the time of the workers behind this function went; see `Pool.report`.
+        """Return how this function's workers spent their time; see `Pool.report`.
 
         Raises:
-            RuntimeError: There are none: nothing was mapped yet, or they were closed.
+            RuntimeError: There are no workers: nothing was mapped yet, or they were closed.
         """
         executor = _executors.get(self._settings.pool_key())
         if executor is None:
-            raise RuntimeError(f"{self!r} has no workers yet, or no more: map something")
+            raise RuntimeError(f"{self!r} has no workers to report on: they were not started yet, or closed. Call map.")
         return executor.pool.report()
 
     def close(self) -> None:
-        """End the workers behind this function once they have done what was submitted.
+        """End this function's workers once they have completed all submitted calls.
 
-        The next call of this, or of a function that shares them, starts new ones.
+        The next mapped call of this function, or of one that shares its workers, starts new workers.
         """
         executor = _executors.pop(self._settings.pool_key(), None)
         if executor is not None:
@@ -332,7 +335,10 @@ class ParallelFunction(Generic[P, R]):
 
     def _with(self, out: Any, options: Any) -> _Settings:
         if unknown := set(options) - {"chunksize", "progress", "ordered", "on_error"}:
-            raise TypeError(f"{', '.join(sorted(unknown))}: not an option of a call; give it to the decorator")
+            raise TypeError(
+                f"unknown options of a call: {', '.join(sorted(unknown))}. A call takes chunksize, progress, ordered "
+                "and on_error; pass other options to the decorator."
+            )
         settings = dataclasses.replace(self._settings, **options)
         if out is not None:
             settings = dataclasses.replace(settings, out=out)
@@ -368,7 +374,7 @@ class ParallelFunction(Generic[P, R]):
 
     def _lazily(self, iterable: Iterable[Any], settings: _Settings, *, ordered: bool) -> Iterator[Any]:
         if settings.out is not None:
-            raise ValueError("out is for map and starmap: an iterator gives you the results")
+            raise ValueError("cannot fill out from imap: it returns the results. Use map or starmap with out.")
         function: Any = self
         guard = _Guarded(function, starred=False)
         if self._is_in_place(settings):
@@ -390,7 +396,7 @@ class ParallelFunction(Generic[P, R]):
 
 
 def _until_closed(values: IMapIterator[Any]) -> Iterator[Any]:
-    """Yield the results, and cancel the rest when the consumer has enough, or is interrupted."""
+    """Yield the results, and cancel the rest when the consumer stops early or is interrupted."""
     try:
         yield from values
     finally:
@@ -408,7 +414,7 @@ def _rebuild(function: Any, settings: _Settings, token: str) -> Any:
     return ParallelFunction(function, settings, token)
 
 
-# What a worker has of __main__ it need not be sent.
+# Functions that a worker can find in its own __main__ are pickled by name.
 register_named(ParallelFunction)
 
 
@@ -416,7 +422,7 @@ register_named(ParallelFunction)
 
 
 class _Raised:
-    """In place of a result: what was raised for it."""
+    """An exception that stands in place of a result."""
 
     def __init__(self, error: BaseException, text: str | None = None) -> None:
         self.error = error
@@ -430,7 +436,7 @@ class _Raised:
 
 
 class _Guarded:
-    """Calls a function, and returns what it raises."""
+    """Call a function, and return its exception instead of raising it."""
 
     def __init__(self, function: Callable[..., Any], *, starred: bool) -> None:
         self.function = function
@@ -443,13 +449,13 @@ class _Guarded:
             if not _is_worker():
                 return _Raised(error)
             text = remote_text(error)
-            # Its frames hold the arguments.
+            # The traceback's frames keep the arguments alive.
             error.__traceback__ = None
             return _Raised(error, text)
 
 
 class _Into:
-    """Calls a function, and puts what it returns where it belongs."""
+    """Call a function, and store its result at the item's index of *out*."""
 
     def __init__(self, function: Callable[..., Any], out: Any, *, starred: bool) -> None:
         self.function = function
@@ -461,7 +467,7 @@ class _Into:
 
 
 class _ByArrival(ResultSink):
-    """The answers to the chunks of one map, as they come."""
+    """Collects the answers to the chunks of one map as they arrive."""
 
     def __init__(self, chunksize: int) -> None:
         super().__init__()
@@ -476,18 +482,18 @@ class _ByArrival(ResultSink):
 
 
 def _tasks(pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool) -> list[Task]:
-    """Return the tasks of a map, whose job is still to be set."""
+    """Return the tasks of a map; their sink is not set yet."""
     chunksize = settings.chunksize
     if settings.on_error != "raise":
         function, starred = _Guarded(function, starred=starred), False
-        chunksize = chunksize or 1  # so that a worker that dies fails one item; tiny ones share messages all the same
+        chunksize = chunksize or 1  # a worker that dies then fails one item; tiny tasks are still sent together
     return pool._map(Kind.STARMAP if starred else Kind.MAP, function, items, chunksize)[1]
 
 
 def _by_arrival(
     pool: Pool, function: Any, items: Sequence[Any], settings: _Settings, *, starred: bool
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the position of each chunk and its results, as they come."""
+    """Yield the position and the results of each chunk, as they arrive."""
     tasks = _tasks(pool, function, items, settings, starred=starred)
     sink = _ByArrival(len(tasks[0].arguments) if tasks else 1)
     for task in tasks:
@@ -505,12 +511,12 @@ def _by_arrival(
             bar.update(lengths[position])
     finally:
         bar.close()
-        # An interrupt: nobody wants the rest.
+        # After an interrupt, the remaining results are not needed.
         pool._dispatcher.cancel([task for task in tasks if not task.is_delivered])
 
 
 def _sorted_out(chunks: Iterable[tuple[int, list[Any]]], settings: _Settings) -> list[Any]:
-    """Return the results as they are wanted."""
+    """Return the results in the requested order, with errors handled as requested."""
     came = list(chunks)
     if settings.ordered:
         came.sort(key=lambda chunk: chunk[0])
@@ -534,7 +540,7 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
                 value = next(values)
             except StopIteration:
                 return
-            except Exception as error:  # of a whole chunk, or of the input
+            except Exception as error:  # raised for a whole chunk, or by the input
                 value = _Raised(error)
             yield value
             bar.update(1)
@@ -553,7 +559,7 @@ def _one_by_one(values: Iterator[Any], settings: _Settings, total: int | None, p
 def _on_cluster(
     function: Any, items: Iterable[Any], settings: _Settings, *, starred: bool, buffersize: int | None = None
 ) -> Iterator[Any]:
-    """Yield the results of a map over the nodes of a cluster, in order; a `_Raised` for an exception."""
+    """Yield the results of a map over the nodes of a cluster, in order, with a `_Raised` for each exception."""
     executor: Any = _executor_of(settings)
     iterables = zip(*items, strict=True) if starred else (items,)
     outcomes = executor.outcomes(function, *iterables, chunksize=settings.chunksize, buffersize=buffersize)
@@ -565,13 +571,13 @@ def _on_cluster(
 
 
 def _check_shared(out: Any) -> None:
-    interface = getattr(out, "__array_interface__", None)  # of an array whose bytes do not lie together, too
+    interface = getattr(out, "__array_interface__", None)  # works for non-contiguous arrays as well
     address = kernel.address_of(memoryview(out)) if interface is None else interface["data"][0]
     mapping = mapping_at(address)
     if mapping is None or mapping.mode is not Mode.read_write:
         raise ValueError(
-            f"out, of type {type(out).__name__}, is not in shared memory that workers can write: "
-            "make it with forkshm.empty()"
+            f"cannot fill out, of type {type(out).__name__}: it is not in shared memory that workers can write. "
+            "Create it with forkshm.empty()."
         )
 
 
@@ -604,36 +610,36 @@ def parallel(
 
 
 def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - they are the keywords above
-    """Decorate a function, bare or with options, so that it can be mapped over worker processes.
+    """Return the function with methods that map it over worker processes; use as a decorator, bare or with options.
 
-    Called, it is the function it was. Beside that it has ``map``, ``starmap``, ``imap``, ``imap_unordered``, ``submit``
-    and ``amap``: see `ParallelFunction`. It works on methods, too, whose object is sent once for each map. What a
-    function closes over is copied once for all workers.
+    A plain call of the decorated function runs in this process, unchanged. The methods ``map``, ``starmap``, ``imap``,
+    ``imap_unordered``, ``submit`` and ``amap`` use workers; see `ParallelFunction`. Methods can be decorated, too:
+    their object is sent once for each map. Variables that a function closes over are copied once for all workers.
 
     Args:
-        function: The function, where there are no options.
-        workers: How many; by default as many as this process may use cores.
-        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default the one that is set.
-        chunksize: Items in one task; by default such that each worker gets about four, and one where errors
-            do not raise and in ``imap``.
-        progress: Show a bar: True or ``"tqdm"``, or ``"rich"``.
-        timeout: Seconds that an item may take; see *task_timeout* of `Pool`.
-        retries: How often a task whose worker died is done again; see `Pool`.
+        function: The function, if the decorator is used without options.
+        workers: Number of workers; by default the number of cores that this process may use.
+        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default the current start method.
+        chunksize: Number of items in one task. By default each worker gets about four tasks; in ``imap``, and if
+            *on_error* is not ``"raise"``, a task has one item.
+        progress: Show a progress bar: True or ``"tqdm"``, or ``"rich"``.
+        timeout: Time limit for an item, in seconds; see *task_timeout* of `Pool`.
+        retries: How often a task is repeated after its worker died; see `Pool`.
         initializer: Called in each worker before its first task.
-        worker_state: Called once in each process that asks for ``function.state``, which is what it returned: a
-            connection, a model, a cache.
-        worker_exit: Called with what *worker_state* returned, when a process that asked for it ends in order; see
-            `Pool`.
-        cpu_ids: The cores that workers may use; see `Pool`.
-        ordered: False for results in the order in which they come.
+        worker_state: Called once in each process that reads ``function.state``, which is its return value: for example
+            a connection, a model or a cache.
+        worker_exit: Called with the value that *worker_state* returned when its process ends normally; see `Pool`.
+        cpu_ids: Cores that workers may use; see `Pool`.
+        ordered: If false, return results in the order in which they arrive.
         out: An array in shared memory that ``map`` and ``starmap`` fill; see `ParallelFunction.map`.
-        on_error: ``"raise"`` the first exception, ``"return"`` exceptions in place of results, ``"skip"`` what failed.
-        nested: Use workers also inside a worker; else a map runs in place there.
-        cluster: A Dask cluster, as for `forkshm.Executor`: the workers run on its nodes, *workers* of them on each.
+        on_error: ``"raise"`` raises the first exception, ``"return"`` returns exceptions in place of results, and
+            ``"skip"`` omits failed items.
+        nested: If true, use workers even inside a worker; otherwise a map runs in place there.
+        cluster: A Dask cluster, as for `forkshm.Executor`. The workers run on its nodes, *workers* on each node.
 
     Raises:
-        TypeError: What is decorated is no function, or a coroutine function.
-        ValueError: An option has a value it cannot have.
+        TypeError: The decorated object is not a function, or is a coroutine function.
+        ValueError: An option has an invalid value.
 
     Fork and threads:
         See `ParallelFunction`.
@@ -660,7 +666,9 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
 def _decorate(function: Any, *, settings: _Settings) -> Any:
     plain = getattr(function, "__func__", function)  # of a classmethod or staticmethod
     if not callable(plain) or not hasattr(function, "__get__"):
-        raise TypeError(f"@parallel decorates functions and methods, got {function!r}")
+        raise TypeError(f"@parallel can decorate only functions and methods, got {function!r}")
     if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
-        raise TypeError(f"{function!r} is a coroutine function, which a worker cannot await: decorate a plain one")
+        raise TypeError(
+            f"cannot decorate the coroutine function {function!r}: a worker cannot await it. Decorate a plain function."
+        )
     return ParallelFunction(function, settings, f"{os.getpid()}-{next(_counter)}")

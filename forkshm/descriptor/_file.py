@@ -1,4 +1,4 @@
-"""Memory that somebody mapped from a file: which file it is, and how it is named to others."""
+"""Memory that other code mapped from a file: find the file, and name it to other processes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ("FileExtent", "file_at")
 class FileExtent(NamedTuple):
     """The part of a file that is mapped around an address."""
 
-    #: Ours, to be closed.
+    # The caller has to close this fd.
     fd: int
-    #: Address of the first byte, and how many bytes there are; those behind the end of the file do not count.
+    # Address and number of the mapped bytes, not counting those beyond the end of the file.
     address: int
     size: int
-    #: Where in the file that is.
+    # Position of the first byte in the file.
     offset: int
     writable: bool
-    #: Whether others see what is written.
+    # Whether other processes see writes.
     shared: bool
     path: str
 
 
 def file_at(address: int, nbytes: int) -> FileExtent | None:
-    """Return the file that these bytes are mapped from; None if it is none, or it cannot be opened anew.
+    """Return the file that these bytes are mapped from, or None if there is none or it cannot be reopened.
 
     Raises:
-        RegionGoneError: The file was cut since it was mapped, and some of the bytes are gone.
+        RegionGoneError: The file was truncated after it was mapped, and some of the bytes are gone.
     """
     found = kernel.mapped_file(address)
     if found is None or address + nbytes > found.end:
@@ -47,7 +47,7 @@ def file_at(address: int, nbytes: int) -> FileExtent | None:
         if address + nbytes > end:
             raise RegionGoneError(
                 f"cannot send {nbytes:,} bytes that are mapped from {found.path!r} at {found.offset:,}: the file was "
-                f"cut to {whole:,} bytes since; map it again"
+                f"cut to {whole:,} bytes after it was mapped. Map it again."
             )
         extent = FileExtent(
             fd, found.start, end - found.start, found.offset, found.writable, found.shared, os.fspath(found.path)

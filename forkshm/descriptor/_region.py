@@ -15,22 +15,22 @@ __all__ = ("RegionDescriptor", "describe")
 
 @dataclasses.dataclass(frozen=True)
 class RegionDescriptor:
-    """Names a region of a living process, in a few dozen bytes that pickle.
+    """The name of a region of a living process, in a few dozen bytes that can be pickled.
 
-    Forkshm's own channels carry the kernel's handle beside the message and need no
-    descriptor of this kind. This one can go through any channel, to any process of the
+    Forkshm's own channels carry the kernel's handle with the message and need no
+    descriptor of this kind. It can go through any channel, to any process of the
     same user on the same machine. It does not keep the memory alive: it can be attached
-    for as long as the process that made it keeps the region open.
+    while the process that created it keeps the region open.
 
     Attributes:
         pid: The process that holds the region open.
-        start_time: When that process started, so that a reused pid is noticed.
+        start_time: Start time of that process, to detect a reused pid.
         fd: The fd by which that process knows the memory object.
-        device: Kernel identity of the object, so that a reused fd is noticed.
-        inode: The same.
-        offset: Where the region starts in the object, in bytes.
-        size: Bytes.
-        mode: What the region may be used for.
+        device: Device number of the object; with *inode*, it detects a reused fd.
+        inode: Inode number of the object.
+        offset: Start of the region in the object, in bytes.
+        size: Size of the region in bytes.
+        mode: The access that the region allows.
 
     Example:
         >>> from forkshm import anonymous_shared_memory
@@ -51,11 +51,11 @@ class RegionDescriptor:
     mode: Mode
 
     def attach(self) -> MappedRegion:
-        """Map the region in this process, or return it where it is mapped already.
+        """Return the region mapped in this process, mapping it if necessary.
 
         Raises:
             RegionGoneError: The process ended or closed the region, or this process may
-                not look into it; the message says which. Nothing was mapped.
+                not access it; the message says which. Nothing was mapped.
             RegionCreateError: The kernel refused the mapping.
         """
         what = f"region of {self.size:,} bytes that process {self.pid} had as fd {self.fd}"
@@ -67,15 +67,16 @@ class RegionDescriptor:
         except (FileNotFoundError, ProcessLookupError) as error:
             reason = "it closed the region" if kernel.is_running(self.pid) else "that process ended"
             raise RegionGoneError(
-                f"cannot attach the {what}: {reason}; keep the region open until it has been received"
+                f"cannot attach the {what}: {reason}. Keep the region open until it has been received."
             ) from error
         except PermissionError as error:
-            raise RegionGoneError(f"cannot attach the {what}: this process may not look into that one") from error
+            raise RegionGoneError(f"cannot attach the {what}: this process may not access that one") from error
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise map_refused(error, self.size, self.mode) from error
             raise RegionGoneError(
-                f"cannot attach the {what}: that fd is another object now, so the region was closed"
+                f"cannot attach the {what}: that fd is another object now, so the region was closed. "
+                "Keep the region open until it has been received."
             ) from error
         try:
             return region_of(*attach(fd, self.offset, self.size, self.mode))
@@ -84,7 +85,7 @@ class RegionDescriptor:
 
 
 def describe(region: MappedRegion) -> RegionDescriptor:
-    """Return a descriptor of *region*, good for as long as this process keeps it open.
+    """Return a descriptor of *region*, valid while this process keeps it open.
 
     Raises:
         RegionClosedError: The region was closed.

@@ -1,17 +1,18 @@
-"""The tables at the head of a payload: which bytes its buffers are, in wire form.
+"""The tables at the head of a payload: the location of the bytes of its buffers, in wire form.
 
-A payload is one pickled object on its way. Its buffers are *spans*: of the one block that
-carries the copies, of small copies at the end of the message itself, of regions that both
-sides share, of blocks that came from elsewhere and are handed on, or no bytes at all but an fd. The fds come beside
-the message, the block's lease first, then the *files*: one for the regions of each memory object, and of each block
-handed on, in order.
+A payload is one pickled object in transit. Its buffers are *spans*. A span lies in the one
+block that carries the copies, among small copies at the end of the message itself, in a
+region that both sides share, or in a block that came from elsewhere and is handed on; or it
+has no bytes at all but an fd. The fds come with the message, the block's lease first. Then
+come the *files*: one for the regions of each memory object, and one for each block handed
+on, in order.
 
-These are named tuples, and on the way of every array plain ones of the same form: making
-a frozen dataclass takes four times as long as a named tuple, and that ten times as long
-as a plain one.
+Tables are named tuples, and plain tuples of the same form in the path of every array.
+Creating a frozen dataclass takes four times as long as a named tuple, which takes ten times
+as long as a plain one.
 
-Everything is checked while it is read: a payload that was cut or changed is refused, and
-never leads to a view of other memory than it names.
+Everything is checked while it is read: a payload that was truncated or changed is refused,
+and never leads to a view of other memory than it names.
 """
 
 from __future__ import annotations
@@ -53,51 +54,51 @@ __all__ = (
     "write_tables",
 )
 
-#: ``Span.region`` of bytes that lie in the payload's own block.
+# ``Span.region`` of bytes in the payload's own block.
 BLOCK = -1
-#: ``Span.region`` of bytes that lie at the end of the body.
+# ``Span.region`` of bytes at the end of the body.
 INLINE = -2
-#: Taken from either, or from `LOOSE`: the receiver may not write to them.
+# Subtracted from either, or from `LOOSE`, for bytes that the receiver may not write to.
 READ_ONLY = 2
-#: ``Span.region`` of bytes in the payload's own block that are copied out of it: they are too few to keep it.
+# ``Span.region`` of bytes that are copied out of the payload's own block, because they are too few to keep it.
 LOOSE = -5
-#: Less the number of a region: ``Span.region`` of bytes that were copied for this payload, into a block of their own.
+# Minus the number of a region: ``Span.region`` of bytes copied for this payload into a block of their own.
 COPIED_IN = -16
 
 # Flags, bytes inline, regions, spans, files, bytes of the body; offset and size of the block.
 _HEAD = struct.Struct("<BxHIIIQQQ")
-# Offset, size, mode, and by which of the files.
+# Offset, size, mode, and index of the file.
 _REGION = struct.Struct("<QQBI")
 _SPAN = struct.Struct("<iQQ")
 
 _HAS_BLOCK = 1
-#: Tables and stream did not fit the message: they are the first bytes of the block.
+# Tables and stream did not fit the message: they are the first bytes of the block.
 _BODY_IN_BLOCK = 2
 _PRIVATE = 4
-#: Behind the spans stands which memory object each of the files is.
+# The spans are followed by the identity of each file's memory object.
 _HAS_IDENTITIES = 8
-#: The stream has large ``bytes`` or ``bytearray`` objects; only of one in the block.
+# The stream has large ``bytes`` or ``bytearray`` objects; only for a stream in the block.
 _LARGE_BYTES = 16
 _IDENTITY = struct.Struct("<QQ")
 IDENTITY_SIZE = _IDENTITY.size
-#: From so many files on: a receiver may have no room for their fds, and yet have the objects.
+# Minimum number of files for identities: a receiver may have no room for their fds, but already have the objects.
 MANY_FILES = 16
 
-# A region and a span, without padding, as they stand one after the other.
+# A region followed by a span, without padding.
 _ONE_REGION = struct.Struct("<QQBIiQQ")
 _ONE_REGION_START = struct.pack("<BxHII", 0, 0, 1, 1)
 
 
 class Bare(enum.Enum):
-    """An fd that names no memory."""
+    """The mode of an fd that names no memory."""
 
     handle = "handle"
 
 
-#: In place of a mode: the fd itself is what is meant.
+# Used in place of a mode: the fd itself is sent.
 HANDLE = Bare.handle
 
-#: What comes with an fd: a region of a mode, a block that is handed on, or the fd itself.
+# What an fd stands for: a region with a mode, a block that is handed on, or the fd itself.
 _MODES: tuple[Mode | Share | Bare, ...] = (*Mode, *Share, *Bare)
 _NUMBERS = {mode: number for number, mode in enumerate(_MODES)}
 
@@ -106,25 +107,25 @@ _PLAIN_START = bytes(12)
 
 
 class BlockRef(NamedTuple):
-    """Part of the segment whose lease comes beside the message."""
+    """Part of the segment whose lease comes with the message."""
 
     offset: int
     size: int
-    #: Others were given the block too: map it copy-on-write.
+    # Other receivers got the block too: map it copy-on-write.
     private: bool
 
 
 class RegionRef(NamedTuple):
-    """Part of the memory object whose fd comes beside the message."""
+    """Part of the memory object whose fd comes with the message."""
 
     offset: int
     size: int
-    #: A `Mode` for a region; a `Share` when the fd is a lease, and this a block.
+    # A `Mode` for a region; a `Share` for a block, whose fd is a lease.
     mode: Mode | Share | Bare
 
 
 class Span(NamedTuple):
-    """One buffer: bytes of a region, of the block, or of the body's end."""
+    """One buffer: bytes of a region, of the block, or of the end of the body."""
 
     region: int
     offset: int
@@ -139,31 +140,31 @@ class Head(NamedTuple):
     regions: int
     spans: int
     body_size: int
-    #: Bytes at the end of the body that are small copies.
+    # Bytes of small copies at the end of the body.
     inline: int = 0
-    #: Fds of the regions; by default one of each.
+    # Number of fds of the regions; by default one for each.
     files: int = -1
-    #: Whether the tables say which memory object each file is.
+    # Whether the tables identify the memory object of each file.
     identities: bool = False
-    #: Whether the stream has ``bytes`` or ``bytearray`` objects that are worth huge pages.
+    # Whether the stream has ``bytes`` or ``bytearray`` objects that are worth huge pages.
     large_bytes: bool = False
 
     @property
     def fds(self) -> int:
-        """How many fds belong to the payload."""
+        """The number of fds that belong to the payload."""
         return (self.block is not None) + (self.regions if self.files < 0 else self.files)
 
 
 class Tables(NamedTuple):
-    """What a payload's body says before its stream begins."""
+    """The part of a payload's body before its stream."""
 
     regions: Sequence[tuple[int, int, Mode | Share | Bare]]
     spans: Sequence[tuple[int, int, int]]
-    #: Where in the body the pickle stream begins.
+    # Position of the pickle stream in the body.
     stream: int
-    #: Of each region, by which of the files it is.
+    # The index of the file of each region.
     places: Sequence[int]
-    #: Of each file the kernel's name of the object, if the sender had so many; (0, 0) for a block.
+    # The kernel's identity of each file's object, if there are enough files; (0, 0) for a block.
     identities: Sequence[tuple[int, int]] = ()
 
 
@@ -173,7 +174,7 @@ def body_tables(
     places: Sequence[int] | None = None,
     identities: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """Return the wire form of the tables: of `RegionRef`, with its file, of `Span`, and of each file's identity."""
+    """Return the wire form of the tables: each `RegionRef` with its file, each `Span`, each file's identity."""
     parts = [
         _REGION.pack(offset, size, _NUMBERS[mode], place)
         for (offset, size, mode), place in zip(regions, range(len(regions)) if places is None else places, strict=True)
@@ -184,7 +185,7 @@ def body_tables(
 
 
 def size_of_tables(regions: int, spans: int, identities: int) -> int:
-    """Return how long the wire form of tables with so many entries is."""
+    """Return the size of the wire form of tables with these numbers of entries."""
     return regions * _REGION.size + spans * _SPAN.size + identities * _IDENTITY.size
 
 
@@ -203,12 +204,11 @@ def read_one_region(
 ) -> tuple[tuple[int, int, Mode | Share | Bare], tuple[int, int, int], int, int] | None:
     """Read a payload of one region and one span: one array, shared or copied.
 
-    Most payloads with tables are that, and the general way takes three times as long.
+    Most payloads with tables have this form, and the general function takes three times as long.
 
     Returns:
-        The region, the span, whose region is 0 or, for a copy, `BLOCK`, and where the
-        stream begins and ends; or None for another kind of payload, and for one in which
-        something is wrong.
+        The region, the span, and the start and end of the stream. The span's region is 0 or,
+        for a copy, `BLOCK`. None for another kind of payload, and for an invalid one.
     """
     if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
         return None
@@ -234,18 +234,18 @@ def write_one_region(
 
 
 def write_plain(body_size: int) -> bytes:
-    """Return the wire form of a head with no block and no tables: nearly all are."""
+    """Return the wire form of a head with no block and no tables, the most common kind."""
     return _HEAD.pack(0, 0, 0, 0, 0, body_size, 0, 0)
 
 
 def is_plain(data: bytes, position: int) -> int:
-    """Return where the stream begins, of a payload that is nothing but a stream; else 0."""
+    """Return the start of the stream of a payload that is only a stream; 0 for any other."""
     start = position + _HEAD.size
     return start if len(data) >= start and data[position : position + 12] == _PLAIN_START else 0
 
 
 def plain_body(data: bytes, position: int) -> tuple[int, int] | None:
-    """Return where the stream begins and ends, of a parcel that is nothing but a stream; None for any other."""
+    """Return the start and end of the stream of a payload that is only a stream; None for any other."""
     start = position + _HEAD.size
     if len(data) < start or data[position : position + 12] != _PLAIN_START:
         return None
@@ -254,7 +254,7 @@ def plain_body(data: bytes, position: int) -> tuple[int, int] | None:
 
 
 def read_head(data: bytes, position: int) -> tuple[Head, int]:
-    """Read a head; return it and where the body begins, unless that is in the block.
+    """Return the head, and the start of the body unless the body is in the block.
 
     Raises:
         ChannelBrokenError: These bytes are not a payload.
@@ -292,10 +292,10 @@ def read_head(data: bytes, position: int) -> tuple[Head, int]:
 
 
 def read_tables(head: Head, body: memoryview) -> Tables:
-    """Read the tables at the start of *body*, which has ``head.body_size`` bytes.
+    """Return the tables at the start of *body*, which has ``head.body_size`` bytes.
 
     Raises:
-        ChannelBrokenError: They name memory that does not belong to the payload.
+        ChannelBrokenError: The tables name memory that does not belong to the payload.
     """
     here = head.regions * _REGION.size
     regions, places = [], []

@@ -1,4 +1,4 @@
-"""Layer 6 of 6. `Executor`, with the interface of `concurrent.futures`."""
+"""Layer 6 of 6: `Executor`, a pool with the interface of `concurrent.futures`."""
 
 from forkshm._public import publish
 from forkshm.executor._executor import Executor

@@ -19,6 +19,7 @@ from forkshm.pool.observe import Bar, open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Self
 
     from typing_extensions import ParamSpec
 
@@ -34,45 +35,45 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _StandardExecutor = concurrent.futures.Executor
 else:
-    # Programs ask for that class where they want processes.
+    # Some programs test for this class to see whether an executor uses processes.
     from concurrent.futures import ProcessPoolExecutor as _StandardExecutor
 
 
 class Executor(_StandardExecutor):
-    """A `concurrent.futures.Executor` whose workers are those of a `Pool`; a subclass of ``ProcessPoolExecutor``.
+    """Run calls in worker processes, with the interface of ``concurrent.futures.ProcessPoolExecutor``.
 
-    What ``ProcessPoolExecutor`` does, with the same arguments. What differs:
+    The class is a subclass of ``ProcessPoolExecutor`` and takes the same arguments. It differs in these points:
 
-    * Arrays and regions of shared memory cross as descriptors, and other large buffers are copied
-      once; functions may be lambdas, closures, or defined after the executor was made.
-    * A worker that dies fails the one future it was running, with `WorkerDiedError`, and is
-      replaced: the executor lives on. `concurrent.futures.BrokenExecutor` means that workers
-      cannot be started, or that *initializer* raised: that is its ``__cause__``.
+    * Arrays and regions in shared memory are sent as descriptors. Other large buffers are copied once.
+    * Functions may be lambdas, closures, or defined after the executor was created.
+    * A worker that dies fails only the future it was running, with `WorkerDiedError`. A replacement is started and the
+      executor stays usable.
+    * `concurrent.futures.BrokenExecutor` means that workers cannot be started or that *initializer* raised; its
+      ``__cause__`` has the reason.
     * *max_tasks_per_child* works with fork.
 
-    Workers start with the first call. They end with `shutdown`, once all is done when the executor
-    is collected, or when the program ends, which waits for what was submitted.
+    Workers start with the first call. They end with `shutdown`, or once all calls are done after the executor is
+    garbage-collected, or when the program ends, which waits for all submitted calls.
 
     Args:
-        max_workers: How many; by default as many as this process may use cores.
-        mp_context: A context of forkshm, or of ``multiprocessing``, of which only the start method
-            is used.
+        max_workers: Number of workers; by default the number of cores that this process may use.
+        mp_context: A context of forkshm or of ``multiprocessing``; only its start method is used.
         initializer: Called once in each worker before its first task.
-        initargs: Its arguments.
-        max_tasks_per_child: After so many tasks a worker makes room for a fresh one; None for never.
-        cluster: A ``distributed.Client``, a cluster such as ``LocalCluster``, or the address of a Dask scheduler: the
-            workers run there, and you get a `forkshm.cluster.ClusterExecutor`.
+        initargs: Arguments of *initializer*.
+        max_tasks_per_child: Number of tasks after which a worker is replaced; None for never.
+        cluster: A ``distributed.Client``, a cluster such as ``LocalCluster``, or the address of a Dask scheduler. The
+            workers then run on that cluster, and the call returns a `forkshm.cluster.ClusterExecutor`.
         pool_options: ``born_shared``, ``task_timeout``, ``retries``, ``worker_init``, ``worker_exit``,
             ``cpu_ids``, ``inner_threads`` and ``copy_at_call``, as for `Pool`.
 
     Raises:
         ValueError: *max_workers* or *max_tasks_per_child* is less than 1.
-        TypeError: *initializer* cannot be called, or *max_tasks_per_child* is no int.
+        TypeError: *initializer* is not callable, or *max_tasks_per_child* is not an int.
 
     Fork and threads:
-        Any thread may submit. A thread of the pool's own exists while more is submitted than workers were given,
-        and for callbacks, ``wait`` and ``as_completed``; who waits for a result needs none. A forked child
-        cannot use its parent's executor, and is told so.
+        Any thread may submit calls. The pool runs a helper thread only while more calls are submitted than the
+        workers have been given, and for callbacks, ``wait`` and ``as_completed``. Waiting for a result needs no
+        helper thread. A forked child that uses its parent's executor gets `PoolClosedError`.
 
     Example:
         >>> from forkshm import Executor
@@ -85,13 +86,14 @@ class Executor(_StandardExecutor):
         `concurrent.futures.ProcessPoolExecutor`.
     """
 
-    def __new__(cls, *args: Any, cluster: Any = None, **options: Any) -> Any:
-        """Return an executor of this machine, or with *cluster* a `forkshm.cluster.ClusterExecutor`."""
+    def __new__(cls, *args: Any, cluster: Any = None, **options: Any) -> Self:
+        """Return an executor on this machine or, with *cluster*, a `forkshm.cluster.ClusterExecutor`."""
         if cluster is None:
             return super().__new__(cls)
         from forkshm.cluster import ClusterExecutor
 
-        return ClusterExecutor(cluster, *args, **options)
+        made: Any = ClusterExecutor(cluster, *args, **options)
+        return made  # type: ignore[no-any-return]  # another class, so that `__init__` is not called
 
     def __init__(
         self,
@@ -125,12 +127,12 @@ class Executor(_StandardExecutor):
             **pool_options,
         )
         self._work = Work(make_pool)
-        # Collected: what was submitted is still done.
+        # After garbage collection, the submitted calls are still completed.
         weakref.finalize(self, self._work.close).atexit = False
 
     @property
     def pool(self) -> Pool:
-        """The pool behind it; started if it is not running yet.
+        """The pool that runs the calls; started on first use.
 
         Raises:
             RuntimeError: The executor was shut down.
@@ -138,14 +140,14 @@ class Executor(_StandardExecutor):
         return self._work.running_pool()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
-        """Let a worker call ``fn(*args, **kwargs)``; return the future of its result.
+        """Return the future of ``fn(*args, **kwargs)``, called in a worker.
 
         Raises:
             RuntimeError: The executor was shut down.
-            concurrent.futures.BrokenExecutor: See the class.
-            WorkerStartError: The kernel refused a worker. At the first call all are started, and the first of them may
-                have begun it; none is left, and the next call tries again.
-            PoolClosedError: This is a forked child of the process that made the executor.
+            concurrent.futures.BrokenExecutor: Workers cannot be started, or *initializer* raised.
+            WorkerStartError: The kernel refused a worker. The first call starts all workers, and a worker may have
+                begun the call before the failure. All workers are ended, and the next call tries again.
+            PoolClosedError: This is a forked child of the process that created the executor.
         """
         future: Future[T] = Future(self._work)
         self._work.submit(future, fn, args, kwargs)
@@ -160,21 +162,21 @@ class Executor(_StandardExecutor):
         buffersize: int | None = None,
         progress: bool | str = False,
     ) -> Iterator[T]:
-        """Return an iterator over ``fn(*items)`` for the items of *iterables* side by side, in their order.
+        """Return an iterator over ``fn(*items)`` for each ``items`` in ``zip(*iterables)``, in order.
 
         Args:
-            fn: What to call.
-            iterables: Taken whole at once, unless there is a *buffersize*.
+            fn: The function to call.
+            iterables: Inputs; consumed completely by this call unless *buffersize* is given.
             timeout: Seconds from this call after which waiting for a result raises TimeoutError.
-            chunksize: Items in one task.
-            buffersize: Chunks whose results were not taken yet, at the most; more input is taken
-                as results are.
-            progress: Show a bar: True or ``"tqdm"``, or ``"rich"``.
+            chunksize: Number of items in one task.
+            buffersize: Maximum number of chunks submitted whose results have not been consumed. More input is read as
+                results are consumed.
+            progress: Show a progress bar: True or ``"tqdm"``, or ``"rich"``.
 
         Raises:
             ValueError: *chunksize* or *buffersize* is less than 1.
-            TypeError: *buffersize* is no int.
-            MissingDependencyError: The library of *progress* is not installed.
+            TypeError: *buffersize* is not an int.
+            MissingDependencyError: The library that *progress* needs is not installed.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -188,7 +190,7 @@ class Executor(_StandardExecutor):
         length: int | None = None
         chunks: Iterator[Task] | None = None
         if buffersize is None:
-            # As the standard library's, all is submitted now, and done unless somebody lets go of the results.
+            # Like the standard library, submit everything now; dropping the iterator cancels the rest.
             kind, items = Kind.STARMAP, list(zip(*iterables, strict=False)) if len(iterables) != 1 else iterables[0]
             _, tasks = pool._map(Kind.MAP if len(iterables) == 1 else kind, fn, items, chunksize)
             length = sum(len(task.arguments) for task in tasks)
@@ -203,38 +205,39 @@ class Executor(_StandardExecutor):
         sink.tasks = tasks
         if tasks:
             self._work.add(pool, tasks)
-        # An iterator of a function of its own, so that all of the above happens now.
+        # A separate generator function, so that the code above runs at the call and not at the first `next`.
         return _results(weakref.ref(self), self._work, sink, chunks, deadline, bar)
 
     def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-        """Cancel calls of this executor, also those that run: their workers are killed and replaced.
+        """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
 
-        A call that no worker has begun raises `concurrent.futures.CancelledError`, one that ran `WorkerDiedError`.
+        The future of a call that no worker has begun raises `concurrent.futures.CancelledError`. The future of a
+        running call raises `WorkerDiedError`.
 
         Args:
-            futures: What `submit` of this executor returned. Futures that have finished stay as they are.
+            futures: Futures returned by `submit` of this executor. Finished futures do not change.
         """
         tasks = [future._task for future in futures if isinstance(future, Future) and future._task is not None]
         self._work.cancel(tasks, running=True)
 
     @property
     def _processes(self) -> dict[int, Any]:
-        # By their pids, as programs look them up in the standard library's executor.
+        # Keyed by pid: programs read this attribute of the standard library's executor.
         pool = self._work._pool
         return {} if pool is None else {process.pid: process for process in pool._pool}
 
     def terminate_workers(self) -> None:
-        """Shut down, and end the workers now, by SIGTERM; as in Python 3.14.
+        """Shut down and end the workers now with SIGTERM, as in Python 3.14.
 
-        What is not done yet raises `PoolClosedError`. A worker that lives on is killed after a second.
+        Unfinished calls raise `PoolClosedError`. A worker that does not end within a second is killed.
 
         Fork and threads:
-            Any thread may call it. A forked child does nothing: the workers are its parent's.
+            Any thread may call it. In a forked child the call does nothing, because the workers belong to the parent.
         """
         self._end_workers(kill=False)
 
     def kill_workers(self) -> None:
-        """Shut down, and end the workers now, by SIGKILL; as in Python 3.14. See `terminate_workers`."""
+        """Shut down and end the workers now with SIGKILL, as in Python 3.14; see `terminate_workers`."""
         self._end_workers(kill=True)
 
     def _end_workers(self, *, kill: bool) -> None:
@@ -244,18 +247,18 @@ class Executor(_StandardExecutor):
             if (pool := work._pool) is not None:
                 if kill:
                     for process in pool._pool:
-                        with contextlib.suppress(ValueError):  # it has ended, and is closed
+                        with contextlib.suppress(ValueError):  # the process has ended and was closed
                             process.kill()
                 pool.terminate()
             work.settle()
             work.wait()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and end the workers when all is done.
+        """Accept no more calls, and end the workers when all submitted calls are done.
 
         Args:
-            wait: Return only then.
-            cancel_futures: Cancel what no worker was given yet.
+            wait: Return only after the workers have ended.
+            cancel_futures: Cancel calls that have not been given to a worker.
         """
         self._work.close(cancel=cancel_futures)
         if wait:
@@ -301,6 +304,6 @@ def _results(
                 bar.update(1)
                 yield values.pop()
     finally:
-        # Whether all was taken, something raised, or the consumer has enough: nobody wants the rest.
+        # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()
         work.cancel([task for task in sink.tasks if not task.is_delivered])

@@ -1,9 +1,8 @@
-"""The calls of an executor, and the futures that wait for them.
+"""Calls of an executor and their futures.
 
-A call goes to the pool at once. A thread that waits for a future drives the pool, as everywhere, and finishes the
-futures whose answers have come, for everybody. A thread of the pool's own is needed only for what nobody waits for
-in that way: callbacks, ``wait`` and ``as_completed`` of `concurrent.futures`, and calls for which the kernel's
-queue has no room yet.
+A call is submitted to the pool at once. A thread that waits for a future drives the pool and finishes every future
+whose answer has arrived. The pool's helper thread is needed only where no thread waits that way: for callbacks, for
+``wait`` and ``as_completed`` of `concurrent.futures`, and for calls that the kernel's queue has no room for yet.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ("Call", "Chunks", "Future", "Work", "WorkPool", "finish_all")
 
 T = TypeVar("T")
 
-# No thread has this number.
+# Reserves an answer for the helper thread. No thread has this identifier.
 _FOR_HELPER = -1
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
@@ -38,7 +37,7 @@ _FINISHED = (*_CANCELLED, "FINISHED")
 
 
 class _Waiters(list[Any]):
-    """The threads that wait for a future by ``wait`` or ``as_completed``: they sleep, so another has to drive."""
+    """Waiters registered by ``wait`` and ``as_completed``. Their threads sleep, so the helper thread must drive."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class _Waiters(list[Any]):
 
 
 class Future(concurrent.futures.Future[T]):
-    """The future of one call, whose waiting drives the pool."""
+    """The future of one call; waiting for the future drives the pool."""
 
     _waiters: list[Any]
     _state: str
@@ -64,25 +63,25 @@ class Future(concurrent.futures.Future[T]):
         if _interrupts.RLock is not threading.RLock:
             self._condition = threading.Condition(_interrupts.RLock())
         self._work = work
-        #: What it is the future of; set before that is submitted.
+        # Set before the task is submitted.
         self._task: Task | None = None
         self._waiters = _Waiters(work)
-        # Asked for once by the thread that tells waiters and callbacks.
+        # Yields True once, so that only one thread notifies waiters and callbacks.
         self._telling = iter((True,))
 
-    # The state is read without the condition's lock: a signal handler may raise inside the condition's own code,
-    # and would leave it locked for ever.
+    # The state is read without the condition's lock: a signal handler that raises inside the condition's own code
+    # would leave the lock held forever.
 
     def is_finished(self, finished: tuple[str, ...] = _FINISHED) -> bool:
-        """Return whether there is something to be had, without looking for it."""
+        """Return whether the future has a result, without driving the pool."""
         return self._state in finished
 
     def is_held_here(self) -> bool:
-        """Return whether this thread is in the code that looks at it, and a signal handler runs."""
+        """Return whether this thread holds the future's condition, as in a signal handler that interrupted `wait`."""
         return bool(self._condition._is_owned())  # type: ignore[attr-defined]
 
     def has_listeners(self) -> bool:
-        """Return whether somebody is to be told when it is finished."""
+        """Return whether waiters or callbacks must be notified when the future finishes."""
         return bool(self._waiters or self._done_callbacks)
 
     def cancelled(self) -> bool:
@@ -90,7 +89,7 @@ class Future(concurrent.futures.Future[T]):
         return self._state in _CANCELLED
 
     def running(self) -> bool:
-        """Return True if a worker is at the call."""
+        """Return True if a worker is running the call."""
         return not self.is_finished() and self._task is not None and self._work.is_running(self._task)
 
     def done(self) -> bool:
@@ -131,13 +130,13 @@ class Future(concurrent.futures.Future[T]):
             self._work.help()
 
     def cancel(self) -> bool:
-        """Cancel the call unless a worker has begun it, wherever it waits; see `concurrent.futures.Future.cancel`."""
+        """Cancel the call unless a worker has begun it; see `concurrent.futures.Future.cancel`."""
         if not self.is_finished() and (self._task is None or self._work.cancel([self._task])):
             self.finish(cancelled=True)
         return self._state in _CANCELLED
 
     def finish(self, *, cancelled: bool = False, value: Any = None, error: BaseException | None = None) -> None:
-        """Give it its result, unless it has one. Can be repeated."""
+        """Set the result unless there is one already. Can be repeated."""
         with self._condition._lock:  # type: ignore[attr-defined]  # entered by C code; see above
             # No call in the block.
             if self._state in ("PENDING", "RUNNING"):
@@ -148,17 +147,17 @@ class Future(concurrent.futures.Future[T]):
                     self._exception = error
                     self._state = "FINISHED"
         if self.has_listeners():
-            # Not in this thread: callbacks are the user's code, and a signal handler may raise in the
-            # code that tells waiters.
+            # Not in this thread: callbacks are the user's code, and a signal handler may raise in the code that
+            # notifies waiters.
             self._work.call_later(self._tell)
         else:
             self._work.kept.discard(self)
 
     def __del__(self, finished: tuple[str, ...] = _FINISHED) -> None:
-        # Nobody will ask, and the call is to be done, and its arguments freed, all the same. The collector may be
-        # at work amid anything, for example in the code that starts a thread.
+        # The result is no longer wanted, but the call must still run and its arguments be freed. The garbage
+        # collector may run at any point, for example inside the code that starts a thread.
         if self._state not in finished and self._work.is_ours():
-            with contextlib.suppress(RuntimeError):  # no thread is to be had, or the interpreter ends
+            with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is exiting
                 _thread.start_new_thread(self._work.help, ())
 
     def _tell(self) -> None:
@@ -180,10 +179,10 @@ class Call(ResultSink):
     """One submitted call."""
 
     def __init__(self, work: Work, future: Future[Any]) -> None:
-        # Not one of its own: how many may share a message is known from those before it.
+        # Shared by all calls: the speed of earlier calls decides how many later ones share a message.
         self.pace = work.pace
         self.keeps = None
-        # Where nobody has it any more, nobody needs it.
+        # A weak reference: a future that was dropped needs no result.
         self._future = weakref.ref(future)
         self._work = work
 
@@ -212,15 +211,15 @@ class Call(ResultSink):
             else:
                 future.finish(error=value)
         elif future is not None:
-            future.finish()  # tells, if that was interrupted
+            future.finish()  # notifies the listeners if an earlier attempt was interrupted
 
     def is_held_here(self) -> bool:
-        """Return whether this thread is in the code that looks at the future; then another has to finish it."""
+        """Return whether this thread holds the future's condition; then another thread must finish the future."""
         future = self._future()
         return future is not None and future.is_held_here()
 
     def fail(self, error: BaseException) -> None:
-        """Finish the future: the call is not going to be done."""
+        """Finish the future with *error*, because the call will not run."""
         future = self._future()
         if future is not None:
             future.finish(error=error)
@@ -230,9 +229,9 @@ class Chunks(ResultSink):
     """The tasks of one map.
 
     Args:
-        work: What they belong to.
-        chunksize: Items in each, but for the last.
-        function: Of those, kept as it was packed until all of them are answered.
+        work: The executor's work.
+        chunksize: Number of items in each task; the last may have fewer.
+        function: The pickled function of the tasks, kept until all of them are answered.
     """
 
     def __init__(self, work: Work, chunksize: int, function: PickledCallable | None = None) -> None:
@@ -241,7 +240,7 @@ class Chunks(ResultSink):
         self._work = work
         self._function = function
         self.outcomes: dict[int, Answer] = {}
-        #: Those whose answers were not handed out yet.
+        # All tasks submitted so far.
         self.tasks: list[Task] = []
 
     def deliver(self, task: Task, answer: Answer) -> None:
@@ -255,14 +254,14 @@ class WorkPool(Pool):
     """A pool whose first task waits for the workers."""
 
     def _start(self) -> None:
-        """Start nothing yet."""
+        """Defer starting the workers to `start_workers`."""
         self._starting = _interrupts.RLock()
 
     def start_workers(self) -> None:
-        """Start the workers, unless they are.
+        """Start the workers unless they are running.
 
         Raises:
-            WorkerStartError: The kernel refused one; the pool is stopped.
+            WorkerStartError: The kernel refused a worker; the pool is stopped.
         """
         if not self._worker_group.started:
             with self._starting:
@@ -271,21 +270,21 @@ class WorkPool(Pool):
 
 
 class Work:
-    """What an executor has to do; lives until that is done, also when the executor was collected."""
+    """The calls of an executor; outlives a garbage-collected executor until all calls are done."""
 
     def __init__(self, make_pool: Callable[[], WorkPool]) -> None:
         self._make_pool = make_pool
-        #: How fast the calls are.
+        # Measures how long the calls take.
         self.pace = Pace()
         self._shared: PickledCallable | None = None
         self._owner = os.getpid()
         self._lock = _interrupts.RLock()
         self._pool: WorkPool | None = None
-        #: Futures that are to call something, whoever has them.
+        # Keeps futures with callbacks alive until the callbacks have run.
         self.kept: set[Future[Any]] = set()
-        #: Answers that have come, and whose futures were not finished. By the id of the task.
+        # Answers that have arrived but whose futures are unfinished, keyed by the id of the task.
         self.arrived: dict[int, tuple[Call, Task, Answer]] = {}
-        # Which thread unpickles which of those.
+        # Identifier of the thread that unpickles each answer, with the same keys.
         self._opening: dict[int, int] = {}
         self._is_settle_called = False
         self._closed = False
@@ -293,14 +292,14 @@ class Work:
         _works.add(self)
 
     def is_ours(self) -> bool:
-        """Return whether this is the process that made it, and no child."""
+        """Return whether this process created the executor, as opposed to a forked child."""
         return self._owner == os.getpid()
 
     def _check(self) -> None:
         if not self.is_ours():
             raise PoolClosedError(
-                f"this executor belongs to process {self._owner}, and this is its child {os.getpid()}: "
-                "make one in this process"
+                f"cannot use this executor in process {os.getpid()}: it belongs to the parent process {self._owner}. "
+                "Create an executor in this process."
             )
         pool = self._pool
         if pool is not None and (failure := pool._dispatcher.failure()) is not None and not self._closed:
@@ -311,13 +310,13 @@ class Work:
     # -- on the way out -------------------------------------------------------------------------
 
     def running_pool(self) -> WorkPool:
-        """Return the pool; started if need be."""
+        """Return the pool, with its workers started."""
         pool = self.pool()
         self._start(pool)
         return pool
 
     def pool(self) -> WorkPool:
-        """Return the pool, whose workers may still have to be started: see `add`."""
+        """Return the pool; its workers may not have been started, see `add`."""
         self._check()
         pool = self._pool
         if pool is None:
@@ -334,11 +333,11 @@ class Work:
             if self._pool is pool:
                 self._pool = self._shared = None
             pool.terminate()
-            self.settle()  # what the pool was given
+            self.settle()  # finish the futures of the terminated pool
             raise
 
     def shared(self, pool: Pool, function: Callable[..., Any]) -> Callable[..., Any] | PickledCallable:
-        """Return what the tasks of one function have in common, if it crosses by its name and so is always the same."""
+        """Return the pickled function that all its tasks share, if it is pickled by name; else the function."""
         shared = self._shared
         if shared is not None and shared.function is function:
             return shared
@@ -351,30 +350,36 @@ class Work:
         """Give tasks to the pool.
 
         Raises:
-            Exception: What pickling the arguments of the first raised. Nothing was submitted.
+            Exception: Pickling the arguments of the first task failed. Nothing was submitted.
         """
         dispatcher = pool._dispatcher
         take_arguments(dispatcher, tasks, always=pool._copies_at_call)
         if pool._worker_group.started:
             dispatcher.submit(tasks, waited_for=True)
         else:
-            # Sent before the first fork: after each, whatever is touched is copied. And only one, which workers
-            # are not kept waiting for.
-            dispatcher.submit(tasks[:1], waited_for=True)
-            self._start(pool)
+            # Send before the first fork, because after a fork every page that is written is copied. Send only one
+            # task, so that starting the workers is not delayed.
+            try:
+                dispatcher.submit(tasks[:1], waited_for=True)
+                self._start(pool)
+            except BaseException:
+                # No worker will run the task, and `shutdown` would wait for it.
+                if not pool._worker_group.started:
+                    dispatcher.cancel(tasks)
+                raise
             if len(tasks) > 1:
                 dispatcher.submit(tasks[1:], waited_for=True)
         if dispatcher.has_unsent() or dispatcher.is_timed():
-            with contextlib.suppress(RuntimeError):  # no thread is to be had: the thread that waits drives
+            with contextlib.suppress(RuntimeError):  # no thread can be started: the waiting thread drives instead
                 dispatcher.start_helper(now=False)
-            # And not only there: the pool's thread would have to wait for this one's leave to run.
+            # Also look here: the helper thread would first have to get the GIL from this thread.
             if dispatcher.look():
                 self.settle()
 
     def submit(
         self, future: Future[Any], function: Callable[..., Any] | PickledCallable, args: Any, kwargs: Any
     ) -> None:
-        """Let the pool make a call."""
+        """Submit a call to the pool."""
         pool = self.pool()
         call = Call(self, future)
         task: Task | None = None
@@ -399,7 +404,7 @@ class Work:
     # -- on the way back ------------------------------------------------------------------------
 
     def open(self, answer: Answer) -> tuple[bool, Any]:
-        """Unpickle an answer; and notice when it is that the pool cannot go on."""
+        """Unpickle an answer, and turn a fatal failure of the pool into BrokenExecutor."""
         pool = self._pool
         if pool is None:
             return answer.open()
@@ -414,15 +419,15 @@ class Work:
         return any(self._opening.get(key, me) == me for key in list(self.arrived))
 
     def settle(self) -> None:
-        """Finish the futures whose answers have come. An answer is dropped only after that."""
+        """Finish the futures whose answers have arrived. An answer is dropped only after its future is finished."""
         self._is_settle_called = False
         me = threading.get_ident()
         for key in list(self.arrived):
-            # One thread at a time unpickles an answer, and others do not wait for it with a lock: that is the
-            # user's code.
+            # One thread at a time unpickles an answer. Other threads skip it instead of waiting on a lock, because
+            # unpickling runs the user's code.
             entry = self.arrived.get(key)
             if entry is not None and entry[0].is_held_here():
-                # `wait` of concurrent.futures has looked and is about to say that it waits.
+                # `wait` of concurrent.futures has checked the state and is about to register its waiter.
                 self._opening.setdefault(key, _FOR_HELPER)
                 self.settle_later()
                 continue
@@ -445,16 +450,16 @@ class Work:
                 self._end_later()
 
     def settle_later(self) -> None:
-        """Let the pool's thread do that."""
+        """Call `settle` in the helper thread."""
         if not self._is_settle_called:
             self._is_settle_called = True
             self.call_later(self.settle)
 
     def drive(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Keep things going until *done*, or *timeout* seconds; return whether it is.
+        """Drive the pool until *done* or for *timeout* seconds; return whether *done* is true.
 
         Raises:
-            PoolClosedError: This is a forked child of the process that made the executor.
+            PoolClosedError: This is a forked child of the process that created the executor.
         """
         if not self.is_ours():
             self._check()
@@ -470,7 +475,7 @@ class Work:
                     break
             pool = self._pool
             if pool is None:
-                break  # ended: whatever there was is answered
+                break  # the pool has ended, and everything is answered
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             came = pool._dispatcher.drive(has_news, left)
             self.settle()
@@ -479,7 +484,7 @@ class Work:
         return done()
 
     def help(self) -> None:
-        """See to it that things move although nobody waits that drives.
+        """Start the helper thread, which drives the pool while no other thread does.
 
         Raises:
             RuntimeError: No thread can be started.
@@ -491,7 +496,7 @@ class Work:
             pool._dispatcher.start_helper()
 
     def call_later(self, callback: Callable[[], None]) -> None:
-        """Let the pool's thread call it; without a pool, this one."""
+        """Call *callback* in the helper thread or, without a pool, in this thread."""
         pool = self._pool
         if pool is not None:
             pool._dispatcher.call_later(callback)
@@ -499,17 +504,17 @@ class Work:
             callback()
 
     def is_helped(self) -> bool:
-        """Return whether this is the pool's thread, which works while nobody waits."""
+        """Return whether this is the pool's helper thread."""
         pool = self._pool
         return pool is not None and pool._dispatcher.is_helper()
 
     def is_running(self, task: Task) -> bool:
-        """Return whether a worker is at a task."""
+        """Return whether a worker is running the task."""
         pool = self._pool
         return pool is not None and pool._dispatcher.is_running(task)
 
     def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
-        """Cancel tasks that no worker has begun, and with *running* those that run; return the cancelled ones."""
+        """Cancel tasks that no worker has begun and, with *running*, running ones; return the cancelled tasks."""
         pool = self._pool
         if pool is None or not self.is_ours():
             return []
@@ -518,7 +523,7 @@ class Work:
     # -- the end ----------------------------------------------------------------------------------
 
     def close(self, *, cancel: bool = False) -> None:
-        """Take no more; end when all is done."""
+        """Accept no more calls, and end the pool when all calls are done."""
         if not self.is_ours():
             return
         self._closed = True
@@ -544,26 +549,26 @@ class Work:
             self._end(pool)
 
     def _end(self, pool: WorkPool) -> None:
-        """Wait until all is done and the workers have ended. Can be repeated, and called by several threads."""
+        """Wait until all calls are done and the workers have ended. Can be repeated and called by several threads."""
         self.drive(pool._dispatcher.is_idle, None)
-        pool.close()  # a callback may come here while `close` is still cancelling
+        pool.close()  # a callback may get here while `close` is still canceling
         pool.join()
         self.settle()
         self._has_ended = True
 
     def wait(self) -> None:
-        """Wait until all is done and the workers have ended."""
+        """Wait until all calls are done and the workers have ended."""
         pool = self._pool
         if not self.is_ours() or self._has_ended or pool is None:
             return
         if pool._dispatcher.is_helper():
-            return  # called by a callback of a future: it is this thread that is going to end the pool
+            return  # called from a future's callback, in the thread that will end the pool
         self._end(pool)
 
 
 def broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:
-    """Return what those get who use an executor that cannot go on."""
-    broken = concurrent.futures.BrokenExecutor(f"the workers of this executor cannot go on: {error!r}; make a new one")
+    """Return the exception for calls to an executor whose pool has failed with *error*."""
+    broken = concurrent.futures.BrokenExecutor(f"this executor is broken: {error!r}. Create a new executor.")
     broken.__cause__ = error
     return broken
 
@@ -572,7 +577,7 @@ _works: weakref.WeakSet[Work] = weakref.WeakSet()
 
 
 def finish_all() -> None:
-    """Let all executors end, before the interpreter ends threads and pools, as concurrent.futures does with its own."""
+    """End all executors before the interpreter ends threads and pools, as concurrent.futures does with its own."""
     for work in list(_works):
         work.close()
         work.wait()

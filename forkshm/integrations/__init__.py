@@ -1,1 +1,1 @@
-"""Optional libraries, one file each; imported by nothing, but when it is first needed."""
+"""Optional libraries, one file each. Each is imported only when it is first needed."""

@@ -1,12 +1,12 @@
 """Containers of many small arrays cross as few large ones.
 
-To pickle an array of ten numbers by itself takes 2 us, and more when somebody asks where its memory lies. A list of
-thousands of them is one call of ``concatenate`` here, and one copy of each array there; so none of them keeps the
-memory of the others.
+Pickling an array of ten numbers by itself takes 2 us, and more if its memory has to be located. Here a list of
+thousands of them is one call of ``concatenate``. The receiver copies each array, so no array keeps the memory of the
+others.
 
-What arrives must be the same in every other respect. An array that is in the message twice arrives once, and a view of
-another array arrives as a view of it; so a bundle is made only where no array can be seen from anywhere else: nobody
-but its container refers to it, or nothing else is in the message, and each has memory of its own.
+The arrays must arrive unchanged in every other respect. An array that is in the message twice arrives once, and a view
+of another array arrives as a view of it. So a bundle is made only where no array can be seen from anywhere else: only
+the container refers to it, or the message contains nothing else, and each array has memory of its own.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from forkshm.region.blocks import claim_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: Larger arrays cross one by one: to copy them takes as long as all else.
+# Larger arrays cross one by one: copying them takes as long as everything else.
 _LARGEST = 8 * 1024
 
 _dtype, _nbytes, _shape, _base = (operator.attrgetter(name) for name in ("dtype", "nbytes", "shape", "base"))
 _in_c_order = operator.attrgetter("flags.c_contiguous")
 
-#: For a pickler: each array by itself, with its elements in the stream, without any Python.
+# Tells a pickler to write each array by itself, with its elements in the stream, without running Python code.
 in_stream: Callable[[Any], Any] = operator.methodcaller("__reduce_ex__", 4)
 
 _ATOMS = frozenset({int, float, bool, type(None), complex, str, bytes})
 
 
 class Bundle:
-    """A list, tuple or dict of arrays, on its way."""
+    """A list, tuple or dict of arrays that is being sent."""
 
     __slots__ = ("arrays", "container")
 
@@ -53,20 +53,20 @@ def _counted(things: Any) -> set[int]:
     return set(map(sys.getrefcount, things))
 
 
-#: What is counted for an object that only a list refers to; for one that only an attribute of another refers to.
+# Reference counts of an object that only a list refers to, and of one that only an attribute refers to.
 _ONLY_IN_LIST = max(_counted([np.empty(1) for _ in range(4)]))
 _ONLY_A_BASE = max(_counted(map(_base, [np.empty(4)[::2] for _ in range(4)])))
 
 
 def bundle(container: Any, *, is_all: bool) -> Bundle | bool:
-    """Return the bundle in place of a list, tuple or dict; False where there is none.
+    """Return a bundle to send in place of a list, tuple or dict; False if it cannot be bundled.
 
     Args:
-        container: Of many things.
-        is_all: Whether nothing in the message but this has arrays.
+        container: The list, tuple or dict, with many items.
+        is_all: Whether *container* has all arrays of the message.
 
     Returns:
-        True when the arrays cannot be put together, and yet may cross in the stream, each by itself.
+        True if the arrays cannot be bundled, but each of them may cross in the stream.
     """
     arrays = list(container.values()) if type(container) is dict else container
     if set(map(type, arrays)) != {np.ndarray}:
@@ -80,7 +80,7 @@ def bundle(container: Any, *, is_all: bool) -> Bundle | bool:
     ndims = set(map(len, shapes))
     fits = len(dtypes) == len(ndims) == 1 and ndims != {0} and min(map(_nbytes, arrays)) > 0
     if fits and ndims != {1} and not all(map(_in_c_order, arrays)):
-        fits = False  # the order of the elements in memory would be another
+        fits = False  # the order of the elements in memory would change
     return Bundle(container, list(arrays)) if fits else is_all
 
 
@@ -89,7 +89,7 @@ def _are_small(arrays: Sequence[Any]) -> bool:
 
 
 def _are_apart(arrays: Sequence[Any], *, is_all: bool) -> bool:
-    """Whether each array has private memory that nothing else in the message sees."""
+    """Return whether each array has private memory that nothing else in the message sees."""
     if len(set(map(id, arrays))) != len(arrays):
         return False
     if not is_all and max(_counted(arrays)) > _ONLY_IN_LIST:
@@ -114,7 +114,7 @@ def _overlap(arrays: Sequence[Any]) -> bool:
 
 
 def _may_be_shared(arrays: Sequence[Any]) -> bool:
-    """Whether one of them lies in memory that crosses as a descriptor; those of one base lie in the same."""
+    """Return whether any array lies in memory that crosses as a descriptor; arrays of one base share its memory."""
     origins: set[type] = set()
     for array in arrays:
         origin = array
@@ -132,11 +132,11 @@ def _may_be_shared(arrays: Sequence[Any]) -> bool:
 
 
 def _may_go_in_stream(container: Any) -> bool:
-    """Whether nested lists, tuples and dicts hold nothing but numbers, text, and small arrays that are apart."""
+    """Return whether nested lists, tuples and dicts hold only numbers, text, and small independent arrays."""
     arrays: list[Any] = []
     found = {id(container)}
     pending = [container]
-    for part in pending:  # which grows
+    for part in pending:  # the loop appends to it
         values = [*part.values(), *part] if type(part) is dict else part
         for value in values:
             kind = type(value)
@@ -152,7 +152,7 @@ def _may_go_in_stream(container: Any) -> bool:
 
 
 def reduce_bundle(bundle: Bundle) -> Any:
-    """Send the elements of all, one after the other, and how they are divided."""
+    """Send the concatenated elements of all arrays, and how they are divided."""
     arrays = bundle.arrays
     shape = arrays[0].shape
     shapes: Any = None if len(set(map(_shape, arrays))) == 1 else list(map(_shape, arrays))

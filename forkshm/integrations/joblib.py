@@ -1,9 +1,9 @@
 """The joblib backend ``"forkshm"``.
 
-joblib hands over batches of calls and a callback for each, and waits for the callbacks. The batches go to an
-`Executor` that is kept for the next call of ``Parallel``, in this process, with the same settings.
+joblib submits batches of calls with a callback each, and waits for the callbacks. The batches go to an
+`Executor` that is kept for the next call of ``Parallel`` in this process with the same settings.
 
-What several batches of a call have in common (a table that each of them reads, for example) is copied once, and mapped
+Data that several batches of a call share (a table that each of them reads, for example) is copied once, and mapped
 copy-on-write by the workers: see `RecentCopies`.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ForkshmBackend", "shutdown")
 
-#: What other backends take and this one has no use for: memory crosses as descriptors, or is copied once.
+# Options of other backends that this one ignores: memory crosses as descriptors, or is copied once.
 _NOT_NEEDED = frozenset(
     {
         "context",
@@ -60,14 +60,14 @@ _OWN_OPTIONS = frozenset({"initargs", "initializer", "progress", "start_method"}
 
 
 class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  # type: ignore[misc]  # has no types
-    """Runs the calls of ``joblib.Parallel``, and so of scikit-learn, in workers of forkshm.
+    """Run the calls of ``joblib.Parallel``, and so of scikit-learn, in forkshm workers.
 
-    ``import forkshm.joblib`` registers it as ``"forkshm"``. Every feature of joblib's own process backend is there:
+    ``import forkshm.joblib`` registers it as ``"forkshm"``. It has every feature of joblib's own process backend:
     ``n_jobs``, ``return_as="generator"`` and ``"generator_unordered"``, ``timeout``, ``inner_max_num_threads``, nested
-    calls (threads inside workers by default), callbacks and abort. What differs:
+    calls (threads inside workers by default), callbacks and abort. Differences:
 
-    * Large arrays cross through shared memory: explicitly shared ones as themselves, others copied once for all calls
-      that get the same bytes, whatever object holds them. They arrive writable, and writes stay in the worker.
+    * Large arrays cross through shared memory: explicitly shared arrays without a copy, others copied once for all
+      calls that get the same bytes, whatever object holds them. They arrive writable, and writes stay in the worker.
       ``max_nbytes``, ``mmap_mode`` and ``temp_folder`` are accepted and ignored.
     * A worker that is killed fails the calls it was running with `WorkerDiedError`, and is replaced.
     * Abort, timeout and Ctrl-C end the workers that run calls of this ``Parallel``, and no others.
@@ -75,24 +75,24 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
     * The default of ``n_jobs`` is -1, all cores, as with joblib's backend of Dask.
 
     Args:
-        nesting_level: How many calls of ``Parallel`` this one is inside of; set by joblib.
+        nesting_level: Number of calls of ``Parallel`` that this one is nested in; set by joblib.
         inner_max_num_threads: Threads of BLAS and OpenMP in each worker; by default cores divided by *n_jobs*, unless
             the environment says otherwise.
         progress: Show a bar: True or ``"tqdm"``, or ``"rich"``. Not shown for ``n_jobs=1``, which uses no workers.
-        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. By default that of `forkshm.get_start_method`; but
-            ``"forkserver"`` in place of fork where workers may use several OpenMP threads and GNU's OpenMP is loaded
-            here, because its threads hang in a forked child.
+        start_method: ``"fork"``, ``"forkserver"`` or ``"spawn"``. By default that of `forkshm.get_start_method`.
+            ``"forkserver"`` replaces fork if workers may use several OpenMP threads and GNU's OpenMP is loaded in
+            this process, because its threads hang in a forked child.
         options: *initializer*, *initargs*, *max_tasks_per_child*, *born_shared*, *task_timeout*, *retries*,
             *worker_init*, *worker_exit* and *cpu_ids*, as for `forkshm.Executor`. All may also be given to
             ``Parallel``.
 
     Raises:
-        TypeError: There is no such option.
+        TypeError: An option is unknown.
         MissingDependencyError: joblib, or the library of *progress*, is not installed.
 
     Fork and threads:
-        joblib keeps one of it for each ``parallel_config``; several threads may use one. A forked child starts workers
-        of its own.
+        joblib keeps one backend for each ``parallel_config``; several threads may use it. A forked child starts
+        workers of its own.
 
     Example:
         >>> import joblib, forkshm.joblib
@@ -117,27 +117,27 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         self._executor: Executor | None = None
         self._progress: bool | str = False
         self._n_jobs = 1
-        # By the Parallel that made it; several may be open at once, as generators.
+        # Keyed by the Parallel that made the call; several may be open at once, as generators.
         self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many workers a call with *n_jobs* gets.
+        """Return the number of workers for a call with *n_jobs*.
 
         Raises:
             ValueError: *n_jobs* is 0.
         """
         if n_jobs == 0:
-            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+            raise ValueError("n_jobs == 0 in Parallel has no meaning: pass a positive number, or -1 for all cores")
         if n_jobs is None:
             return 1
         if not self.in_main_thread() and self.nesting_level:
-            return 1  # a thread of an outer call, which has the cores already
+            return 1  # a thread of an outer call, which already uses the cores
         if n_jobs < 0:
             n_jobs = max(_joblib.cpu_count() + 1 + n_jobs, 1)
         return n_jobs
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """Make workers ready and return how many; called by joblib."""
+        """Prepare the workers and return their number; called by joblib."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise _joblib.FallbackToBackend(_joblib.SequentialBackend(nesting_level=self.nesting_level))
@@ -155,27 +155,28 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         return n_jobs
 
     def start_call(self) -> None:
-        """Open the bar; called by joblib when a call begins."""
+        """Show the progress bar; called by joblib when a call begins."""
         if self._progress:
             self._call(self.parallel).open_bar(self._progress)
 
     def stop_call(self) -> None:
-        """Let go of what the calls that have ended had in common; called by joblib when one ends."""
+        """Release the data shared by finished calls; called by joblib when a call ends."""
         for parallel, call in list(self._calls.items()):
             if call.has_ended(parallel):
                 self._calls.pop(parallel, None)
                 call.close()
 
     def terminate(self) -> None:
-        """Let go of the workers, which stay for the next call."""
+        """Release the workers, which stay for the next call."""
         self.stop_call()
         self._executor = None
         self.reset_batch_stats()
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> concurrent.futures.Future[Any]:
-        """Let a worker run a batch of calls; *callback* gets the future when it is done.
+        """Submit a batch of calls to a worker; *callback* gets the future when the batch is done.
 
-        Never raises an Exception: joblib calls it from a callback, where nobody would hear of it, and waits.
+        Never raises an Exception: joblib also calls it from a callback, where the exception would be lost and joblib
+        would keep waiting.
         """
         future: concurrent.futures.Future[Any]
         try:
@@ -187,15 +188,15 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
             future.add_done_callback(callback)
         return future
 
-    # joblib before 1.4 asks for it under this name.
+    # The name that joblib before 1.4 uses.
     apply_async = submit
 
     def retrieve_result_callback(self, out: concurrent.futures.Future[Any]) -> Any:
-        """Return the results of a batch, or raise what it raised."""
+        """Return the results of a batch, or raise its exception."""
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End the workers that are at a call which joblib gives up, and start none of its batches any more."""
+        """End the workers that run calls of the aborted ``Parallel``, and start no more of its batches."""
         for parallel, call in list(self._calls.items()):
             if getattr(parallel, "_aborting", True):
                 call.cancel()
@@ -204,12 +205,12 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         call = self._calls.get(parallel)
         if call is None:
             if self._executor is None:
-                raise PoolClosedError("cannot submit a batch of calls: the Parallel that it belongs to has ended")
+                raise PoolClosedError("cannot submit a batch of calls: its Parallel has ended. Create a new one")
             call = self._calls[parallel] = _Call(self._executor, self._n_jobs, parallel.n_tasks)
         return call
 
     def __reduce__(self) -> Any:
-        # What a worker gets as its nested backend has no workers, and starts its own.
+        # The nested backend that a worker gets has no workers yet, and starts its own.
         return _rebuild, (type(self), self.nesting_level, self.inner_max_num_threads, self.backend_kwargs)
 
 
@@ -229,7 +230,7 @@ def _check_options(options: Iterable[str]) -> None:
 
 
 class _Call:
-    """One call of a ``Parallel``: its batches that are not done, and what they have in common."""
+    """One call of a ``Parallel``: its pending batches, and the data they share."""
 
     def __init__(self, executor: Executor, n_jobs: int, n_tasks: int | None) -> None:
         self.bar: Bar = no_bar
@@ -282,10 +283,10 @@ def _run(batch: Callable[[], Any]) -> Any:
     return batch()
 
 
-# -- workers that stay ----------------------------------------------------------------------------
+# -- persistent workers ---------------------------------------------------------------------------
 
-#: The settings and the executor of the last call. Another one replaces it: the workers of an executor that nobody has
-#: end once their work is done.
+# The settings and the executor of the last call. A call with other settings replaces it: the workers of an
+# unreferenced executor end once their work is done.
 _warm: list[tuple[Any, Executor]] = []
 
 
@@ -304,15 +305,15 @@ def _warm_executor(
 
 
 def shutdown(wait: bool = True) -> None:
-    """End the workers that were kept for the next call of ``Parallel``; without a call, they end with the program.
+    """End the workers that were kept for the next call of ``Parallel``. Otherwise they end with the program.
 
-    Calls that run are completed first. The next call starts workers of its own.
+    Running calls are completed first. The next call starts workers of its own.
 
     Args:
         wait: Return only when the workers have ended.
 
     Fork and threads:
-        Any thread may call it. In a forked child it does nothing: the workers are its parent's.
+        Any thread may call it. In a forked child it does nothing, because the workers belong to its parent.
 
     Example:
         >>> import forkshm.joblib
@@ -333,7 +334,7 @@ def _is_usable(executor: Executor) -> bool:
 
 
 class _Method:
-    """As much of a context as an executor asks for."""
+    """The part of a context that an executor needs."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -361,7 +362,7 @@ def _start_worker(
     environment: dict[str, str], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
 ) -> None:
     os.environ.update(environment)
-    # Libraries that were loaded before the fork have read the environment already.
+    # Libraries loaded before the fork have already read the environment.
     openmp, blas = _number(environment, "OMP_NUM_THREADS"), _number(environment, "OPENBLAS_NUM_THREADS")
     limits = {kind: limit for kind, limit in (("openmp", openmp), ("blas", blas)) if limit}
     with contextlib.suppress(ImportError):
@@ -370,7 +371,7 @@ def _start_worker(
         threadpoolctl.threadpool_limits(limits)
     for library, variable in (("numba", "NUMBA_NUM_THREADS"), ("numexpr", "NUMEXPR_NUM_THREADS")):
         if (module := sys.modules.get(library)) is not None and (limit := _number(environment, variable)):
-            with contextlib.suppress(Exception):  # more than it has
+            with contextlib.suppress(Exception):  # the library may refuse the number
                 module.set_num_threads(limit)
     if initializer is not None:
         initializer(*initargs)
@@ -382,7 +383,7 @@ def _number(environment: dict[str, str], name: str) -> int:
 
 
 def _in_child() -> None:
-    _warm.clear()  # they are the parent's
+    _warm.clear()  # the workers belong to the parent
 
 
 _system.register_at_fork(after_in_child=_in_child)

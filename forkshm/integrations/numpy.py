@@ -1,4 +1,4 @@
-"""NumPy: arrays in shared memory, and how arrays cross."""
+"""NumPy: arrays in shared memory, and how arrays cross to other processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _item_of = np.ndarray.__getitem__
 
 
 class PrivateArray(np.ndarray[Any, Any]):
-    """What ``np.array(a, subok=True)`` and ``np.require`` make of a SharedArray: an array in private memory."""
+    """An array in private memory, which ``np.array(a, subok=True)`` and ``np.require`` make of a SharedArray."""
 
     def __array_finalize__(self, parent: Any) -> None:
         pass
@@ -80,17 +80,17 @@ class PrivateArray(np.ndarray[Any, Any]):
 class SharedArray(np.ndarray[Any, Any]):
     """An ndarray whose elements lie in an anonymous region.
 
-    It is used as any array, and passes to other processes as a descriptor: they see the
+    Use it like any array. It crosses to other processes as a descriptor: they see the
     same elements. So do plain views of it (``np.asarray(a)``), slices, transposes and
     reversals. Arithmetic and copies give plain arrays.
 
-    Make one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The
+    Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The
     memory lives until the last view in the last process is gone.
     """
 
     @property
     def region(self) -> MappedRegion | None:
-        """The region that holds the elements; None when they are in private memory."""
+        """The region that holds the elements, or None if they are in private memory."""
         return _region_of(self)
 
     def __array_finalize__(self, parent: Any) -> None:
@@ -107,7 +107,7 @@ class SharedArray(np.ndarray[Any, Any]):
         if out is None:
             return getattr(ufunc, method)(*plain, **kwargs)
         results = getattr(ufunc, method)(*plain, out=tuple(_plain(value) for value in out), **kwargs)
-        # What was asked to be written into is what is returned, as ever.
+        # An array passed as out= is returned itself, as NumPy does.
         if len(out) == 1:
             return out[0]
         return tuple(made if asked is None else asked for asked, made in zip(out, results, strict=True))
@@ -116,18 +116,18 @@ class SharedArray(np.ndarray[Any, Any]):
         return _on_plain(func, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        # Often in a loop over elements, so without what that does not need.
+        # Often called in a loop over elements, so this path does only what that needs.
         found = _item_of(self, key)
         if type(found) is not SharedArray:
             return found
         base = found.base
         if base is not None and (base is self or base is self.base):
-            return found  # a view of what this is a view of
+            return found  # a view of the memory that this array is a view of
         return _owned(found)
 
     @property
     def imag(self) -> Any:
-        """The imaginary part; of real elements a plain array of zeros."""
+        """The imaginary part; for real elements, a plain array of zeros."""
         return _on_plain(getattr, (self, "imag"), {})
 
     @imag.setter
@@ -144,7 +144,7 @@ class SharedArray(np.ndarray[Any, Any]):
         _plain(self).flat = _plain(values)
 
     def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:  # type: ignore[override]  # plain, on purpose
-        """Return a plain array with the same elements in memory of its own."""
+        """Return a plain array with a copy of the elements in private memory."""
         return np.array(self, order=order, copy=True, subok=False)
 
     def __copy__(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
@@ -155,7 +155,7 @@ class SharedArray(np.ndarray[Any, Any]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A plain pickle goes anywhere, so it carries the elements, as a plain array.
-        # The pickler of our channels never comes here.
+        # The pickler of forkshm's channels never calls this.
         return np.asarray(self).__reduce_ex__(protocol)
 
     def __reduce__(self) -> Any:
@@ -167,16 +167,16 @@ def _plain(value: Any) -> Any:
 
 
 def _owned(value: Any) -> Any:
-    """Let a SharedArray that is not in shared memory be a plain array."""
+    """Return *value*, or a plain array if it is a SharedArray that is not in shared memory."""
     if isinstance(value, SharedArray) and value.region is None:
         return value.view(np.ndarray)
     return value
 
 
 def _on_plain(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a function of NumPy's with plain arrays; of its results, the views of shared memory are shared arrays.
+    """Call a NumPy function with plain arrays; return views of shared memory as shared arrays.
 
-    So nothing that NumPy makes on the way, and no copy, is called a shared array.
+    So no intermediate array of NumPy, and no copy, becomes a SharedArray.
     """
     given: dict[int, Any] = {}
     result = func(*_taken(args, given), **_taken(kwargs, given))
@@ -184,7 +184,7 @@ def _on_plain(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _taken(value: Any, given: dict[int, Any]) -> Any:
-    """Return *value* with plain arrays for shared ones, and note those by the id of the plain one."""
+    """Return *value* with plain arrays in place of shared ones, which *given* records by the id of the plain one."""
     if isinstance(value, SharedArray):
         plain = value.view(np.ndarray)
         given[id(plain)] = plain, value
@@ -212,19 +212,19 @@ def _given_back(value: Any, given: dict[int, Any]) -> Any:
 
 
 def _plain_method(name: str) -> Any:
-    """Return a method of NumPy's that may copy, with a plain array as its result then."""
+    """Return a NumPy method whose result is a plain array if the method copied."""
     method = getattr(np.ndarray, name)
 
     @functools.wraps(method)
     def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
         return _on_plain(method, (self, *args), kwargs)
 
-    # NumPy's own text has examples that are not ours.
-    call.__doc__ = f"As `numpy.ndarray.{name}`: views are SharedArrays, copies are plain arrays."
+    # The examples in NumPy's own docstring do not apply.
+    call.__doc__ = f"Call `numpy.ndarray.{name}`; return views as SharedArrays, and copies as plain arrays."
     return call
 
 
-#: Methods that never return an array, or always a view with the type that was asked for, or are defined above.
+# Methods that return no array, or always a view of the requested type, or are defined above.
 _NATIVE = frozenset({"copy", "fill", "item", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort"})
 _NATIVE |= {"dump", "dumps", "newbyteorder", "tobytes", "tofile", "tolist", "tostring", "view"}
 _NATIVE |= {"diagonal", "getfield", "squeeze", "swapaxes", "transpose"}
@@ -237,25 +237,25 @@ del _name
 
 def _region_of(array: np.ndarray[Any, Any]) -> MappedRegion | None:
     if not array.size:
-        # An empty slice may start where the next region does: look where its owner starts.
+        # An empty slice may start where the next region does, so use the start of its owner.
         while isinstance(array.base, np.ndarray):
             array = array.base
     return region_at(array.__array_interface__["data"][0])
 
 
-# -- making ---------------------------------------------------------------------------
+# -- creating -------------------------------------------------------------------------
 
 
 def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
-    """Return a new array in an anonymous region of its own; it happens to be all zeros.
+    """Return a new array in an anonymous region of its own; its memory happens to be zero.
 
     Args:
-        shape: As for `numpy.empty`. Arrays of no elements are allowed.
-        dtype: Any type without Python objects in it.
-        order: ``"C"`` for rows, ``"F"`` for columns, one after the other.
+        shape: As for `numpy.empty`. Arrays without elements are allowed.
+        dtype: Any type that contains no Python objects.
+        order: ``"C"`` for row-major, ``"F"`` for column-major order.
 
     Raises:
-        TypeError: *dtype* has Python objects: their addresses mean nothing elsewhere.
+        TypeError: *dtype* contains Python objects, whose addresses mean nothing in other processes.
         ValueError: *shape* is negative or too large.
         RegionCreateError: The kernel refused the memory.
 
@@ -271,10 +271,13 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
 def made_in(
     memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike, order: Order = "C"
 ) -> SharedArray:
-    """Return an array in the region that *memory* gives for so many bytes, told what it is for."""
-    kind = np.empty(0, dtype).dtype  # which gives text without a length one, as NumPy does
+    """Return an array in the region that *memory* returns for a number of bytes and a description."""
+    kind = np.empty(0, dtype).dtype  # NumPy gives text without a length a length of one
     if kind.hasobject:
-        raise TypeError(f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process")
+        raise TypeError(
+            f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process. "
+            "Use a numeric or fixed-length text dtype."
+        )
     extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)
     if any(extent < 0 for extent in extents):
         raise ValueError(f"an array cannot have a negative extent, got shape {extents}")
@@ -287,7 +290,7 @@ def made_in(
 
 def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
     """Return a new shared array of zeros; pages take memory when first written. See `empty`."""
-    return empty(shape, dtype, order)  # the kernel clears what it gives
+    return empty(shape, dtype, order)  # the kernel clears new pages
 
 
 def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
@@ -296,17 +299,17 @@ def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedAr
 
 
 def full(shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C") -> SharedArray:
-    """Return a new shared array of *fill_value*; its type is the value's by default. See `empty`."""
+    """Return a new shared array of *fill_value*, by default with the type of the value. See `empty`."""
     made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
     made[...] = fill_value
     return made
 
 
 def array(values: ArrayLike, dtype: DTypeLike | None = None, order: Literal["K", "A", "C", "F"] = "K") -> SharedArray:
-    """Return a new shared array with a copy of *values*: the one copy there ever is.
+    """Return a new shared array with a copy of *values*, which is the only copy made.
 
     Args:
-        values: Anything `numpy.asarray` accepts, of any strides.
+        values: Anything `numpy.asarray` accepts, with any strides.
         dtype: By default that of *values*.
         order: As for `numpy.array`; ``"K"`` keeps the order of *values*.
 
@@ -366,10 +369,10 @@ def full_like(
 
 
 def reduce_array(array: np.ndarray[Any, Any]) -> Any:
-    """Send an array: in place if it lies in shared memory, else its elements, once.
+    """Reduce an array: as a descriptor if it lies in shared memory, else with one copy of its elements.
 
-    What is sent by value arrives writable, whether or not it may be written here. Of a view the memory that it sees
-    is sent, once: not more, and not each element as often as it is seen.
+    An array sent by value arrives writable, whether or not it may be written to here. Only the memory that a view
+    covers is sent, once, even if the view shows an element several times.
     """
     is_shared_type = type(array) is SharedArray
     if array.base is not None and not is_shared_type and (mapping := _mmap_of(array)) is not None and array.nbytes:
@@ -378,35 +381,35 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     contiguous = flags.forc
     dtype = array.dtype
     if is_shared_type and contiguous and dtype.isbuiltin == 1 and array.base is not None and dtype.kind not in "mMVO":
-        # The way of most, made short: whether its buffer is shared is found out by the
-        # pickler, from the address. One that owns its elements is not.
+        # Fast path for most arrays: the pickler finds out from the address whether the
+        # buffer is shared. The buffer of an array that owns its elements is not.
         return rebuild_shared, (
             pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
             dtype.str,
             array.shape,
-            # What NumPy takes by default need not be said.
+            # NumPy's defaults need not be sent.
             None if array.ndim == 1 and array.strides[0] == dtype.itemsize else array.strides,
         )
     if not is_shared_type and is_simple(array):
-        # As NumPy would, in a third of the time: most of its own goes into the dtype.
+        # Same as NumPy's own reduction in a third of the time: NumPy spends most of it on the dtype.
         strides = None if flags.c_contiguous else array.strides
         buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
         return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
-        # By the protocol that has no buffers: what comes of one is as read-only as this one is.
+        # Use the protocol without buffers: an array rebuilt from a buffer would be as read-only as this one.
         return _plain(array).__reduce_ex__(4)
     address = array.__array_interface__["data"][0]
     shared = _shares_writes(address)
     if is_shared_type and not shared:
         return reduce_array(_plain(array))
-    # A plain type by its name: pickling a dtype takes ten times as long.
+    # Send a plain type by its name: pickling a dtype takes ten times as long.
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
         return rebuild_array, (_exporter(array), named, array.shape, array.strides, 0, is_shared_type)
     if not shared and 0 in array.strides and (core := _seen_once(array)) is not array:
         return rebuild_broadcast, (core, array.shape)
-    # All bytes between the first and the last element, which may come before the first
-    # item's address when strides are negative: so views stay views of one memory.
+    # Send all bytes between the first and the last element, so that views stay views of one
+    # memory. With negative strides these start before the first item's address.
     reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
     low = address + sum(distance for distance in reach if distance < 0)
     high = address + sum(distance for distance in reach if distance > 0) + array.itemsize
@@ -420,7 +423,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         owner = owner.base
     first, last = byte_bounds(owner)
     if low < first or high > last:
-        return NotImplemented  # as_strided beyond the memory: let NumPy say what it thinks
+        return NotImplemented  # as_strided beyond the memory: leave the error to NumPy
     layout = _exporter(array, low, high - low), named, array.shape, array.strides, address - low
     if not shared and high - low < array.nbytes:
         return rebuild_overlapping, layout
@@ -428,13 +431,13 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
 
 
 def is_simple(array: np.ndarray[Any, Any]) -> bool:
-    """Whether a plain array is its elements, one after the other, and they are numbers."""
+    """Return whether a plain array is contiguous and its elements are numbers."""
     dtype = array.dtype
     return bool(array.flags.forc and dtype.isbuiltin == 1 and dtype.kind not in "mMVO" and array.nbytes)
 
 
 def _shares_writes(address: int) -> bool:
-    """Whether others see what is written there."""
+    """Return whether other processes see writes to this address."""
     mapping = mapping_at(address)
     if mapping is not None:
         return mapping.shares_writes
@@ -443,12 +446,12 @@ def _shares_writes(address: int) -> bool:
 
 
 def is_shared(array: np.ndarray[Any, Any]) -> bool:
-    """Whether others see what is written to an array."""
+    """Return whether other processes see writes to an array."""
     return bool(array.nbytes) and _shares_writes(array.__array_interface__["data"][0])
 
 
 def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
-    """Return the mapping of a file that an array is a view of, if that can be sent."""
+    """Return the file mapping that an array is a view of, or None if it cannot be sent."""
     origin: Any = array.base
     while isinstance(origin, np.ndarray):
         origin = origin.base
@@ -458,7 +461,7 @@ def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
 
 
 def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> Any:
-    """Send a view of a file: shared where it may be written to, else as a copy that is made where it is written to."""
+    """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
     where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
     of = mapping if array.flags.writeable else Snapshot(mapping)
     return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
@@ -472,7 +475,7 @@ def rebuild_over_mmap(
 
 
 def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
-    """Send a memmap, or a part of one, as a memmap of the same file."""
+    """Reduce a memmap, or a part of one, to a memmap of the same file."""
     mapping = _mmap_of(array)
     if mapping is None or not array.nbytes:
         return NotImplemented
@@ -508,15 +511,15 @@ def _seen_once(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
 
 
-#: A view with gaps crosses with them, so that it stays a view, unless it is mostly gaps: when
-#: it spans more than this many times its bytes, its elements are copied alone.
+# A view with gaps crosses with its gaps, so that it stays a view. If it spans more than this many
+# times its bytes, only its elements are copied.
 _GAPS = 2
-#: An array whose elements overlap gets memory for each of them at the receiver, unless it would be more than this.
+# The receiver gives each element of an overlapping array its own memory, up to this many bytes.
 _SPREAD_OUT = 2**30
 
 
 class _Exporter:
-    """The bytes around a view, for NumPy to make an array of."""
+    """The bytes around a view, in a form from which NumPy makes an array."""
 
     def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int, *, writable: bool) -> None:
         self._array = array
@@ -531,8 +534,8 @@ class _Exporter:
 def _exporter(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) -> pickle.PickleBuffer:
     """Return the bytes of a contiguous array, or those at an address, as a buffer.
 
-    It is writable, which is how it arrives, unless the memory is shared and the array is for reading: nobody writes
-    to it here.
+    The buffer is writable, so the array arrives writable, unless the memory is shared and the array read-only. This
+    process does not write to the buffer.
     """
     address = address or array.__array_interface__["data"][0]
     writable = array.flags.writeable or not _shares_writes(address)
@@ -551,19 +554,19 @@ def rebuild_array(
 def rebuild_overlapping(
     buffer: Any, dtype: np.dtype[Any] | str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
 ) -> np.ndarray[Any, Any]:
-    """Return an array whose elements had memory in common, with memory for each."""
+    """Return an array whose elements overlapped at the sender, with separate memory for each."""
     return _spread_out(np.ndarray(shape, dtype, _firm(buffer), offset, strides))
 
 
 def rebuild_broadcast(core: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return an array that was broadcast, with memory for each element."""
+    """Return an array that was broadcast at the sender, with separate memory for each element."""
     return _spread_out(np.broadcast_to(core, shape))
 
 
 def _spread_out(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.nbytes <= _SPREAD_OUT:
         return array.copy()
-    # More than anybody could want a copy of. A write to one element would show in others, so there is none.
+    # Too large to copy. A write to one element would show in others, so the array is read-only.
     array.flags.writeable = False
     return array
 
@@ -581,17 +584,17 @@ def rebuild_plain(
 
 
 def _firm(buffer: Any) -> Any:
-    # Of a memoryview NumPy keeps what is behind it, which may be writeable: then setting
-    # flags.writeable would be allowed, and the first write end the process.
+    # NumPy keeps the object behind a memoryview, which may be writeable. NumPy would then
+    # allow setting flags.writeable, and the first write would kill the process.
     if isinstance(buffer, memoryview) and buffer.readonly:
         return np.frombuffer(buffer, np.uint8)
     return buffer
 
 
 def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
-    """Send an array of a type of somebody's own: in place if it lies in shared memory, else in the way of that type.
+    """Reduce an ndarray subclass: as a descriptor if it lies in shared memory, else by the subclass's own method.
 
-    It arrives as a view of that type, which ``__array_finalize__`` is told of, with its attributes.
+    It arrives as a view of that type with its attributes, after a call of ``__array_finalize__``.
     """
     if array.dtype.hasobject or not is_shared(array):
         return NotImplemented
@@ -608,18 +611,18 @@ def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
         if base in (np.ndarray, SharedArray):
             break
         if not {"__reduce__", "__reduce_ex__", "__setstate__"}.isdisjoint(vars(base)):
-            return NotImplemented  # it knows what it needs, and nobody else does
+            return NotImplemented  # only the type knows what it needs
     return rebuild_subclass, (kind, array.view(np.ndarray), dict(getattr(array, "__dict__", {})))
 
 
-#: What the view that is made there finds out by itself.
+# Attributes that the receiver's view sets by itself.
 _OF_MASKED = frozenset({"_mask", "_fill_value", "_hardmask", "_sharedmask", "_isfield", "_baseclass"})
 
 
 def rebuild_subclass(
     kind: type[np.ndarray[Any, Any]], elements: np.ndarray[Any, Any], state: dict[str, Any]
 ) -> np.ndarray[Any, Any]:
-    """Return the array of somebody's own type whose elements arrived."""
+    """Return the array of an ndarray subclass whose elements arrived."""
     made = elements.view(kind)
     if state:
         made.__dict__.update(state)
@@ -640,7 +643,7 @@ def rebuild_masked(
 
 
 def reduce_foreign_array(array: SharedArray) -> Any:
-    """Send an array through a channel of the standard library: its region, and where in it the elements are."""
+    """Reduce an array for a channel of the standard library: its region, and the position of the elements in it."""
     region = array.region
     if region is None or region.mode is Mode.copy_on_write:
         return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
@@ -667,4 +670,4 @@ register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
-importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how many of them cross
+importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

@@ -1,7 +1,7 @@
 """Arrays born in shared memory: NumPy allocates large ones in the arena.
 
-Such an array is an ordinary one in all respects. It owns its memory, which is a block of the
-arena that this process claims until NumPy frees it. Sending it is handing on a block.
+Such an array is an ordinary array in all respects. It owns its memory, which is a block of the
+arena that this process claims until NumPy frees it. Sending the array hands on the block.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ("MIN_BYTES", "has_born", "own_blocks", "shared_allocations", "use_own_blocks", "use_own_memory")
 
-#: Smaller arrays are made as ever. A block takes 12 us, a twentieth of what it takes to fill this much.
+# Smaller arrays are allocated as usual. A block takes 12 us, a twentieth of the time it takes to fill this much.
 MIN_BYTES = 1024 * 1024
 
-#: NumPy's free keeps what it is told to be smaller than 1 KiB, for the next array of that size.
+# NumPy's free caches memory whose stated size is below 1 KiB, for the next array of that size.
 _NOT_SMALL = 2**20
 
-# Where arrays were born that are alive.
+# Addresses of living arrays that were born in blocks.
 _born: dict[int, Hold] = {}
-# Made once, and kept for ever.
+# Created once, and kept forever.
 _hooks: list[Hook] = []
 _handlers: dict[tuple[Share, int], Any] = {}
 
@@ -47,16 +47,16 @@ def _hook() -> Hook:
         package = "numpy._core" if int(np.__version__.partition(".")[0]) >= 2 else "numpy.core"
         try:
             umath = importlib.import_module(f"{package}._multiarray_umath")
-            # A function that came with the hook, in NumPy 1.22.
+            # This function was added with the hook, in NumPy 1.22.
             umath.get_handler_name  # noqa: B018
             hook = Hook(umath._ARRAY_API)
         except (ImportError, AttributeError, LookupError) as error:
             raise UnsupportedError(
-                f"cannot let NumPy {np.__version__} make arrays in shared memory: {error}; "
-                "make them with forkshm.empty and its like",
+                f"cannot make NumPy {np.__version__} allocate arrays in shared memory: {error}. "
+                "Create them with forkshm.empty, zeros or array instead.",
                 capability="born_shared",
             ) from error
-        # Two threads may both have made one; then the first is used, and so is one only.
+        # Two threads may both have created one; both then use the first.
         _hooks.append(hook)
         at_fork(before=_before_fork)
     return _hooks[0]
@@ -79,40 +79,40 @@ def _handler(share: Share, min_bytes: int) -> Any:
 
 
 def shared_allocations(min_bytes: int = MIN_BYTES) -> contextlib._GeneratorContextManager[None]:
-    """Let all large arrays that are made in a ``with`` block be in shared memory, whoever makes them.
+    """Return a context manager in which all large new arrays are in shared memory, whichever code creates them.
 
-    NumPy itself asks forkshm for their memory, so the code that makes them need not know:
+    NumPy itself asks forkshm for their memory, so the code that creates them needs no change:
     ``np.load``, arithmetic, a library. They are ordinary arrays that own their memory, also
     after the block. Passing one, or a view of it, to another process passes the memory: all
-    see each other's writes, as with those of `forkshm.empty`.
+    processes see each other's writes, as with arrays of `forkshm.empty`.
 
     Args:
-        min_bytes: Smaller arrays are made as ever, and cost what they did. A larger one costs
-            12 us more, and its memory has been used before, which is faster where the kernel
-            would otherwise have had to clear new pages.
+        min_bytes: Smaller arrays are allocated as usual, at the usual cost. A larger array costs
+            12 us more. Its memory was used before, which is faster if the kernel would otherwise
+            have to clear new pages.
 
     Returns:
-        A context manager, to be used once; blocks may be nested, the innermost counts. Also
-        a decorator: each call of the function is such a block.
+        A context manager for a single use. Blocks may be nested; the innermost counts. It also
+        works as a decorator: each call of the function is such a block.
 
     Raises:
-        MissingDependencyError: There is no NumPy.
-        UnsupportedError: NumPy has no hook for its memory (it came with 1.22), or forkshm
-            cannot use it here: it can on x86-64, in the main interpreter. Make arrays with
-            `forkshm.empty` instead.
+        MissingDependencyError: NumPy is not installed.
+        UnsupportedError: NumPy has no hook for its memory (it was added in 1.22), or forkshm
+            cannot use the hook here. It needs x86-64 and the main interpreter. Create arrays
+            with `forkshm.empty` instead.
         ValueError: *min_bytes* is less than 1.
 
-    When the kernel has no memory or fds for shared arrays, they are made as ever, and sent as
-    copies. Arrays of Python objects, and subclasses that pickle in a way of their own, such as
-    masked arrays, are sent as copies always. Memory that grows or shrinks
-    (``ndarray.resize``) moves, and who has the old goes on to see the old.
+    When the kernel has no memory or fds for shared arrays, arrays are allocated as usual, and
+    sent as copies. Arrays of Python objects, and subclasses with their own pickling, such as
+    masked arrays, are always sent as copies. Memory that grows or shrinks
+    (``ndarray.resize``) moves; a process that has the old memory continues to see the old.
 
     Fork and threads:
-        The block is that of one thread, or asyncio task: NumPy keeps the hook in a
+        The block applies to one thread or asyncio task: NumPy keeps the hook in a
         `contextvars.Context`, and a new thread starts with an empty one. A forked child is
-        in the block as well; it sees the arrays of its parent, and writes to them, and those it
-        makes are its own to share. The workers of a `Pool` are never in the block that the pool
-        was made in: see its ``born_shared``. Any thread may let go of any array.
+        in the block as well. It sees its parent's arrays and may write to them; it may also share
+        the arrays that it creates. The workers of a `Pool` are never in the block in which the
+        pool was created: see its ``born_shared``. Any thread may release any array.
 
     Example:
         >>> import forkshm, numpy
@@ -148,7 +148,7 @@ def has_born() -> bool:
 
 
 def own_blocks() -> Any:
-    """Return the handler by which arrays are born in blocks that are this process' alone.
+    """Return the handler that allocates arrays in blocks used only by this process.
 
     Raises:
         UnsupportedError: NumPy's hook cannot be used here.
@@ -157,12 +157,12 @@ def own_blocks() -> Any:
 
 
 def use_own_blocks() -> None:
-    """From now on let the arrays of this thread be born in such blocks."""
+    """Allocate new arrays of this thread in such blocks from now on."""
     _hook().set(own_blocks())
 
 
 def use_own_memory() -> None:
-    """From now on let the arrays of this thread be born where NumPy likes."""
+    """Allocate new arrays of this thread in NumPy's own memory from now on."""
     for hook in _hooks:
         hook.set(hook.default)
 
@@ -171,15 +171,15 @@ def use_own_memory() -> None:
 
 
 def _allocate(share: Share, size: int, *, zeroed: bool) -> int:
-    if is_changing():  # the collector or a signal ran what allocates in the middle of a change
+    if is_changing():  # the collector or a signal handler allocates in the middle of a change
         return 0
     try:
         block = arena.allocate(size)
         held = arena.hold(block, share)
     except OSError as error:
         if error.errno is None:
-            raise  # of a signal handler
-        return 0  # memory, address space or fds are used up; NumPy's own may still be there
+            raise  # a signal handler raised it
+        return 0  # memory, address space or fds are used up; NumPy's own allocation may succeed
     address = held.claim.address
     _born[address] = held
     if zeroed and block.used:
@@ -212,14 +212,14 @@ def _release(address: int) -> None:
 
 # -- fork -----------------------------------------------------------------------------
 
-# Where an object has the address of its type, and what all chains of types end at.
+# Offset of the type's address in an object, and the type at the end of every chain of types.
 _TYPE_AT = object.__basicsize__ - 8
 _TYPE = id(type)
 
 
 def _before_fork() -> None:
-    # Addresses of objects mean something in one process only, so the memory of an array of
-    # objects is copied by a fork as all other memory is. NumPy does not say what it allocates for.
+    # Addresses of objects are valid in one process only, so a fork must copy the memory of an array
+    # of objects like all other memory. NumPy does not say which type it allocates for.
     for held in list(_born.values()):
         claim = held.claim
         if claim.share is Share.shared and _may_hold_objects(kernel.bytes_at(claim.address, kernel.page_size)):
@@ -242,8 +242,8 @@ def _may_hold_objects(content: bytes) -> bool:
 
 
 def _is_object(memory: int, address: int) -> bool:
-    """Whether there is a Python object; reads through *memory*, where a wrong address is an error and no crash."""
-    assert sys.platform != "win32"  # it has no file of a process' memory
+    """Return whether *address* holds a Python object; read through *memory*, where a bad address does not crash."""
+    assert sys.platform != "win32"  # Windows has no file of a process's memory
     for _ in range(4):  # object, type, type of types, and one more
         try:
             address = int.from_bytes(os.pread(memory, 8, address + _TYPE_AT), "little")

@@ -1,10 +1,10 @@
 """pandas: rows of a frame over shared memory cross without a copy.
 
-pandas keeps the columns of one type in a block, an array of columns by rows. Rows are a view of it with gaps, and
-pandas copies such a view when it is pickled. What lies in shared memory is handed to NumPy's reducer as it is.
+pandas keeps the columns of one type in a block, an array of columns by rows. Rows are a view of the block with gaps,
+and pandas copies such a view when it pickles it. A view of shared memory is passed to NumPy's reducer unchanged.
 """
 
-# Where pandas is not installed pyright takes this module, which has its name, for it.
+# Without pandas installed, pyright resolves the name pandas to this module.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from forkshm.pickler import register
 
 try:
     from pandas._libs.internals import _unpickle_block
-except ImportError:  # a pandas that does this in another way
+except ImportError:  # a pandas with other internals
     _unpickle_block = None
 
 
 def reduce_block(block: Any) -> Any:
-    """Send a block whose values are a view of shared memory with gaps; pandas' own way for any other."""
+    """Reduce a block whose values are a view of shared memory with gaps; leave other blocks to pandas."""
     values = block.values
     if type(values) is np.ndarray and not values.flags.forc and is_shared(values):
         return _unpickle_block, (values, block.mgr_locs.indexer, block.ndim)

@@ -1,4 +1,4 @@
-"""The engine interface of pandas: what an object passed as ``engine=`` runs, and where."""
+"""The engine interface of pandas: run the functions of ``engine=`` calls in the workers of a pool."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 __all__ = ("Engine",)
 
-#: Parts for each worker: so many that one with slow rows does not keep the others waiting for long.
+# Parts for each worker: enough that one part with slow rows does not keep the other workers waiting for long.
 _PARTS = 4
 
 
 class Engine:
-    """Runs the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
+    """Run the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
 
     Pass it as ``engine=`` to ``DataFrame.apply`` or ``Series.map`` of pandas 3. The rows or columns are divided among
-    the workers, each of which calls pandas' own ``apply`` or ``map`` for its part, so functions get what they get
+    the workers. Each worker calls pandas' own ``apply`` or ``map`` for its part, so functions get the same arguments as
     without an engine. The parts are joined as pandas joins its own.
 
-    Use it as a context manager, or end the pool with `close`. A pool that you made yourself stays open.
+    Use it as a context manager, or end the pool with `close`. A pool passed as *workers* stays open.
 
     Args:
-        workers: How many; by default as many as this process may use cores. Or a `Pool` to use.
+        workers: Number of workers, by default the number of cores this process may use; or a `Pool` to use.
         progress: Show a bar: True or ``"tqdm"``, or ``"rich"``. It counts parts.
-        options: Those of `Pool`.
+        options: Options of `Pool`.
 
     Raises:
         MissingDependencyError: pandas is not installed.
-        TypeError: There are *options* beside a pool.
+        TypeError: *options* are given together with a pool.
 
     Fork and threads:
         As for `Pool`: any thread may use it, a forked child may not.
@@ -67,7 +67,7 @@ class Engine:
         if not isinstance(workers, Pool):
             workers = Pool(workers, **options)
         elif options:
-            raise TypeError(f"Engine of a pool takes no options, got {', '.join(options)}: give them to the pool")
+            raise TypeError(f"an Engine of a pool takes no options, got {', '.join(options)}: pass them to Pool")
         self.pool = workers
         self._progress = progress
 
@@ -88,26 +88,26 @@ class Engine:
         """Return what ``data.apply`` returns; called by pandas.
 
         Args:
-            data: A frame; or an array, when pandas was asked for ``raw=True``.
-            func: What to call.
-            args: Its arguments behind the row or column.
+            data: A frame, or an array if the caller passed ``raw=True``.
+            func: The function to call.
+            args: Its arguments after the row or column.
             kwargs: Its keyword arguments.
             decorator: This engine.
-            axis: 1 or ``"columns"`` for rows, else columns.
+            axis: 1 or ``"columns"`` for rows, any other value for columns.
 
         Raises:
-            TypeError: *func* is no function, and pandas would have to know all rows for it.
+            TypeError: *func* is not a function, so pandas would need all rows at once.
             WorkerDiedError: A worker died.
-            BaseException: What *func* raised.
+            BaseException: *func* raised it.
         """
         if not callable(func):
-            raise TypeError(f"an engine calls functions, got {func!r}: leave engine= out for names, lists and dicts")
+            raise TypeError(f"an engine can only call functions, got {func!r}: omit engine= for names, lists and dicts")
         by_row = axis in (1, "columns")
         raw = isinstance(data, np.ndarray)
         call = functools.partial(_apply_raw if raw else _apply, func=func, args=args, kwargs=kwargs, by_row=by_row)
         results = self._run(call, data, 0 if by_row else 1)
         if raw:
-            # pandas makes a frame or series of an array.
+            # pandas turns an array into a frame or series.
             return np.concatenate(results, axis=0 if by_row or results[0].ndim == 1 else 1)
         if isinstance(results[0], pd.Series):
             return pd.concat(results)
@@ -132,17 +132,17 @@ class Engine:
     def groupby_apply(self, groups: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ``groups.apply(func, *args, **kwargs)`` with the groups divided among the workers.
 
-        pandas takes no engine there.
+        pandas accepts no engine for this operation.
 
         Args:
-            groups: What ``DataFrame.groupby`` or ``Series.groupby`` returned, by a single key or several.
-            func: Called with each group, which has all columns but the keys, as pandas passes it.
+            groups: The result of ``DataFrame.groupby`` or ``Series.groupby``, by one key or several.
+            func: Called with each group, which has all columns except the keys, as pandas passes it.
             args: Its further arguments.
             kwargs: Its keyword arguments.
 
         Returns:
-            For results that are frames or series, these joined, with the keys in front of the index; for other
-            results a series of them by the keys.
+            If the results are frames or series, their concatenation with the keys in front of the index. Otherwise a
+            series of the results, indexed by the keys.
 
         Example:
             >>> import pandas as pd
@@ -165,7 +165,7 @@ class Engine:
         return pd.Series(results, index=index)
 
     def close(self) -> None:
-        """End the workers, unless the pool was made by somebody else. Closing twice is allowed."""
+        """End the workers, unless the pool was passed in. Closing twice is allowed."""
         if self._owns_pool:
             self.pool.close()
             self.pool.join()

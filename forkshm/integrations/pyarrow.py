@@ -1,11 +1,11 @@
-"""Apache Arrow: of a slice the elements are sent, and not the buffers that it is a slice of.
+"""Apache Arrow: a slice crosses as its elements, without the rest of its buffers.
 
-Arrow pickles whole buffers, so ten rows of a table take the table along. Where most of it is not seen, the slice is
-written as a stream of Arrow's own, which has nothing else. In shared memory, and over a file, whole buffers cost
-nothing.
+Arrow pickles whole buffers, so ten rows of a table would take the whole table along. If the slice covers little of its
+buffers, it is written as an Arrow stream, which contains only the slice. In shared memory, and over a file, whole
+buffers cost nothing.
 """
 
-# Where Arrow is not installed pyright takes this module, which has its name, for it.
+# Without Arrow installed, pyright resolves the name pyarrow to this module.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from forkshm.region.blocks import Share, claim_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_pa: Any = pa  # what of it has no types
+_pa: Any = pa  # the parts of Arrow without type annotations
 
-#: Smaller buffers are sent whole, and so are those of which a part like this is seen.
+# Smaller buffers are sent whole, and so are buffers of which at least this fraction is covered.
 _WORTH_IT = 16 * 1024
 _MOST = 2
 
 
 def reduce_table(table: Any) -> Any:
-    """Send a table, or a batch of rows: its slices alone, where they are little of their buffers."""
+    """Reduce a table or a batch of rows; send only its slices if they cover little of their buffers."""
     if not _is_mostly_unseen(table):
         return NotImplemented
     return rebuild_table, (type(table) is _pa.RecordBatch, _stream_of(table))
 
 
 def reduce_array(array: Any) -> Any:
-    """Send an array, in one piece or in chunks, in the same way."""
+    """Reduce an array, contiguous or chunked; send only its slices if they cover little of their buffers."""
     if not _is_mostly_unseen(array):
         return NotImplemented
     is_chunked = type(array) is _pa.ChunkedArray
@@ -63,7 +63,7 @@ def _is_mostly_unseen(thing: Any) -> bool:
 
 
 def _is_elsewhere(thing: Any) -> bool:
-    """Whether any of the buffers is shared memory, or mapped from a file."""
+    """Return whether any buffer is shared memory, or mapped from a file."""
     for buffer in _buffers(thing):
         if buffer is not None and buffer.size >= _WORTH_IT:
             mapping, claim = mapping_at(buffer.address), claim_at(buffer.address)

@@ -1,9 +1,10 @@
-"""Session fixtures that are made once for all workers of pytest-xdist.
+"""Session fixtures that are created once for all workers of pytest-xdist.
 
 The process that distributes the tests (the controller) listens on a socket. A worker that needs a fixture connects and
-asks for it. The first one is told to make it, and sends back the pickle and the fd of memory with the large buffers;
-the others wait for those. The controller keeps them as they came: it never unpickles, nor maps the memory. A maker that
-dies, or is interrupted, closes its connection, and the next worker that waits is told to make the fixture.
+asks for it. The first worker is told to create the fixture. It sends back the pickle, and the fd of a memory object
+with the large buffers; the other workers wait for both. The controller keeps them unopened: it neither unpickles nor
+maps the memory. If the creating worker dies or is interrupted, its connection closes, and the next waiting worker is
+told to create the fixture.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ("pytest_configure_node", "pytest_unconfigure", "shared_fixture")
 
 _INPUT = "forkshm_address"
-#: Kind of a message, and the bytes that follow. Beside the head is an fd, where there are buffers.
+# Kind of a message, and the number of bytes that follow. If there are buffers, an fd comes with the head.
 _HEAD = struct.Struct("!cQ")
 _GET, _MAKE, _VALUE, _ERROR = b"g", b"m", b"v", b"e"
 _ALIGNMENT = 64
-#: Smaller buffers stay in the pickle.
+# Smaller buffers stay in the pickle.
 _LEAST = 16 * 1024
 
 
@@ -50,29 +51,30 @@ def shared_fixture(*, mode: Mode | str = ..., **options: Any) -> Callable[[Calla
 def shared_fixture(
     function: Callable[..., Any] | None = None, /, *, mode: Mode | str = Mode.copy_on_write, **options: Any
 ) -> Any:
-    """Make a session fixture whose value is made once for all workers of pytest-xdist.
+    """Return a session fixture whose value is created once for all workers of pytest-xdist.
 
     Load the plugin: ``pytest -p forkshm.pytest -n auto``, or ``pytest_plugins = ["forkshm.pytest"]`` in the
-    ``conftest.py`` of the root directory. Without workers (no ``-n``, or ``-n 0``) it is an ordinary session fixture.
+    ``conftest.py`` of the root directory. Without workers (no ``-n``, or ``-n 0``) the fixture is an ordinary session
+    fixture.
 
-    The first worker that needs the value makes it. The others get what it returned: small things as copies, the memory
-    of large arrays shared by descriptor, so all workers together need it once. The memory is kept until the run ends,
+    The first worker that needs the value creates it. The others get the same value: small objects as copies, and the
+    memory of large arrays by descriptor, so all workers together need it once. The memory is kept until the run ends,
     whichever worker dies. If the function raises, skips or fails, all workers report that. If its worker dies
-    meanwhile, another one calls it again.
+    meanwhile, another worker calls the function again.
 
     Args:
-        function: What returns the value; it may use other fixtures, which each worker has for itself.
-        mode: ``copy_on_write``: each worker may write, and sees its own writes only. ``read_only``: nobody may write.
-            ``read_write``: all see all writes.
+        function: Returns the value. It may use other fixtures, which each worker creates for itself.
+        mode: ``copy_on_write``: each worker may write, and sees only its own writes. ``read_only``: no worker may
+            write. ``read_write``: every worker sees all writes.
         options: *params*, *ids*, *name* and *autouse*, as for ``pytest.fixture``.
 
     Raises:
-        TypeError: *function* is a generator or coroutine function: no worker knows when the last one is done with
-            the value, so there is nothing that could run its end.
-        ValueError: There is no such mode.
+        TypeError: *function* is a generator or coroutine function. No worker knows when the last one is done with
+            the value, so no worker could run the code after ``yield``.
+        ValueError: *mode* is unknown.
 
     Fork and threads:
-        The controller has a thread that listens and one for each worker that waits.
+        The controller has one thread that listens, and one for each waiting worker.
 
     Example:
         In ``conftest.py``::
@@ -93,8 +95,8 @@ def shared_fixture(
 def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any]) -> Any:
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
         raise TypeError(
-            f"shared_fixture of {function.__qualname__}(): it is a generator or coroutine, and no worker knows when "
-            "the others are done with its value; return the value, and clean up elsewhere"
+            f"cannot share the fixture {function.__qualname__}(): it is a generator or coroutine, and no worker knows "
+            "when the others are done with its value. Return the value, and clean up elsewhere."
         )
     signature = inspect.signature(function)
     takes_request = "request" in signature.parameters
@@ -109,23 +111,23 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
         address = request.config.workerinput.get(_INPUT)
         if address is None:
             raise pytest.UsageError(
-                f"the shared fixture {request.fixturename!r} needs the plugin in the process that distributes the "
-                "tests: run pytest with -p forkshm.pytest"
+                f"cannot create the shared fixture {request.fixturename!r}: the process that distributes the tests has "
+                "not loaded the plugin. Run pytest with -p forkshm.pytest."
             )
-        # Two of one name, in different files, and each of its params, are different ones.
+        # Fixtures of one name in different files are different, and so is each of their params.
         key = repr((function.__module__, function.__qualname__, inspect.getfile(function), request.param_index))
         return _get(address, key, make, mode)
 
     parameters = [parameter for name, parameter in signature.parameters.items() if name != "request"]
     first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     wrapper.__signature__ = signature.replace(parameters=[first, *parameters])  # type: ignore[attr-defined]
-    # Else pytest takes the arguments of the function inside.
+    # Otherwise pytest would use the arguments of the wrapped function.
     del wrapper.__wrapped__
     options.setdefault("name", function.__name__)
     return pytest.fixture(scope="session", **options)(wrapper)
 
 
-# What a socket has on some systems only; see `shared_fixture`.
+# Socket features that only some systems have; see `shared_fixture`.
 _socket: Any = socket
 _FAMILY: int = getattr(socket, "AF_UNIX", -1)
 
@@ -140,7 +142,7 @@ def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
         except OSError as error:
             raise UnsupportedError(
                 f"cannot reach the process that distributes the tests ({error}): workers on other machines share no "
-                "memory with it; run them on this one",
+                "memory with it. Run all workers on its machine.",
                 capability="sockets",
             ) from error
         _send(connection, _GET, key.encode())
@@ -152,7 +154,7 @@ def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
             except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
                 _send(connection, _ERROR, _pack_error(error))
                 raise
-            # The maker has what the others have: what it would write to its own is not in the memory.
+            # The creator uses the shared value too: writes to its original would not reach the memory.
             with contextlib.closing(packed.region) if packed.region is not None else contextlib.nullcontext():
                 fd = packed.region.fileno() if packed.region is not None else -1
                 _send(connection, _VALUE, packed.data, fd)
@@ -199,7 +201,7 @@ def _unpack(data: bytes, fd: int, mode: Mode) -> Any:
     stream, spans = pickle.loads(data)
     if not spans:
         return pickle.loads(stream)
-    # The arrays keep the region.
+    # The arrays keep the region alive.
     view = MappedRegion(fd, mode).buf
     return pickle.loads(stream, buffers=[view[start:end] for start, end in spans])
 
@@ -207,7 +209,7 @@ def _unpack(data: bytes, fd: int, mode: Mode) -> Any:
 def _pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, (pytest.skip.Exception, pytest.fail.Exception)):
-        # pytest names their classes as if they were Python's own, so they cannot be pickled.
+        # pytest gives these classes the module name of builtins, so they cannot be pickled.
         outcome = "skip" if isinstance(error, pytest.skip.Exception) else "fail"
         return pickle.dumps((outcome, error.msg))
     try:
@@ -222,7 +224,7 @@ def _unpack_error(data: bytes) -> BaseException:
     stream, text = pickle.loads(data)
     if stream in ("skip", "fail"):
         return (pytest.skip if stream == "skip" else pytest.fail).Exception(text)
-    cause = RuntimeError(f"in the worker that made the fixture:\n{text}")
+    cause = RuntimeError(f"in the worker that created the fixture:\n{text}")
     try:
         error = pickle.loads(stream)
     except Exception:
@@ -273,13 +275,13 @@ def _receive_all(connection: socket.socket, size: int) -> bytes:
 
 
 class _Keeper:
-    """Listens, and keeps what was made."""
+    """The controller's listener, which keeps the created fixtures."""
 
     def __init__(self) -> None:
         self._folder = ""
         self._listener = socket.socket(_FAMILY, socket.SOCK_STREAM)
         if sys.platform == "linux":
-            # A name that is in no file system, so that nothing is left of it.
+            # An abstract name, in no file system, so that no file is left behind.
             self.address = f"\0forkshm-pytest-{secrets.token_hex(16)}"
         else:
             self._folder = tempfile.mkdtemp(prefix="forkshm-pytest-")
@@ -305,7 +307,7 @@ class _Keeper:
             threading.Thread(target=self._serve, args=(connection,), name="forkshm-pytest", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        # What a worker sends that dies, or is nobody's, concerns nobody else.
+        # Errors of a worker that dies, or of a stranger, must not affect the other workers.
         with connection, contextlib.suppress(OSError, EOFError, struct.error):
             if not _is_ours(connection):
                 return
@@ -328,7 +330,7 @@ class _Keeper:
                 with self._changed:
                     self._made[key] = made
             finally:
-                # Also when the maker is gone: then the next one is told to make it.
+                # Notify also when the creator is gone: the next worker is then told to create the fixture.
                 with self._changed:
                     self._in_the_making.discard(key)
                     self._changed.notify_all()
@@ -354,7 +356,7 @@ class _Keeper:
 def _is_ours(connection: socket.socket) -> bool:
     peer_credentials: int | None = getattr(socket, "SO_PEERCRED", None)
     if peer_credentials is None:
-        return True  # the folder is this user's
+        return True  # only this user can enter the folder
     credentials = connection.getsockopt(socket.SOL_SOCKET, peer_credentials, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
     return bool(uid == getattr(os, "getuid", int)())
@@ -365,7 +367,7 @@ _keepers: dict[int, _Keeper] = {}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist, before it starts, where to ask."""
+    """Pass the controller's address to a worker of pytest-xdist before it starts."""
     if hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds"):
         keeper = _keepers.get(id(node.config))
         if keeper is None:
@@ -374,7 +376,7 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure(config: Any) -> None:
-    """Let go of what was kept."""
+    """Release the kept fixtures."""
     keeper = _keepers.pop(id(config), None)
     if keeper is not None:
         keeper.close()

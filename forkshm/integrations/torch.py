@@ -1,6 +1,6 @@
 """PyTorch: tensors on the CPU cross as arrays do."""
 
-# Where PyTorch is not installed pyright takes this module, which has its name, for it.
+# Without PyTorch installed, pyright resolves the name torch to this module.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from forkshm.region import mapping_at
 if TYPE_CHECKING:
     import numpy as np
 
-#: What of it has no types.
+# The parts of PyTorch without type annotations.
 _untyped: Any = torch
 
-#: Types that NumPy has not, by the type with as many bytes that carries them.
+# Types that NumPy lacks, mapped to a type of the same size that carries them.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def reduce_tensor(tensor: torch.Tensor) -> Any:
-    """Send a tensor: in place if it lies in shared memory, else its elements, once.
+    """Reduce a tensor: as a descriptor if it lies in shared memory, else with one copy of its elements.
 
-    Tensors on other devices, sparse and quantized ones take PyTorch's own way.
+    Tensors on other devices, sparse tensors and quantized tensors are left to PyTorch.
     """
     plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
     if not plain or tensor.is_conj() or tensor.is_neg() or tensor._backward_hooks or not tensor.numel():
         return NotImplemented
     if vars(tensor):
-        return NotImplemented  # attributes of its own
+        return NotImplemented  # it has attributes of its own
     untyped: Any = tensor
     if untyped.is_shared() and not mapping_at(tensor.data_ptr()):
         return _reduce_shared(tensor)
@@ -52,11 +52,11 @@ def reduce_tensor(tensor: torch.Tensor) -> Any:
 
 
 def _reduce_shared(tensor: torch.Tensor) -> Any:
-    """Send a tensor after ``share_memory_()``: an fd of PyTorch's own memory."""
+    """Reduce a tensor after ``share_memory_()`` to an fd of PyTorch's own memory."""
     storage: Any = tensor.untyped_storage()
     if _untyped.multiprocessing.get_sharing_strategy() == "file_system":
         return _reduce_named(tensor, storage)
-    fd, nbytes = storage._share_fd_cpu_()  # the storage's own
+    fd, nbytes = storage._share_fd_cpu_()  # the fd belongs to the storage
     handle = Handle(fd)
     layout = tensor.dtype, tensor.storage_offset(), tuple(tensor.size()), tensor.stride(), tensor.requires_grad
     return rebuild_shared, (pickle.PickleBuffer(handle), nbytes, *layout)
@@ -91,9 +91,9 @@ def _over(
 
 
 def rebuild_tensor(elements: np.ndarray[Any, Any], dtype: torch.dtype | None, requires_grad: bool) -> torch.Tensor:
-    """Return the tensor whose elements arrived; a copy of those that are for reading only."""
+    """Return the tensor whose elements arrived; read-only elements are copied."""
     if not elements.flags.writeable:
-        elements = elements.copy()  # tensors can always be written to, and the kernel would end us
+        elements = elements.copy()  # tensors are writable, and writing to this memory would kill the process
     tensor = torch.from_numpy(elements)
     if dtype is not None:
         tensor = tensor.view(dtype)
@@ -104,8 +104,8 @@ register(torch.Tensor, reduce_tensor)
 
 
 def settle_worker() -> None:
-    """Let PyTorch compute in a forked worker: with one thread, as its own DataLoader does.
+    """Limit PyTorch to one thread in a forked worker, as its own DataLoader does.
 
-    The threads of OpenMP are not forked, and GNU's waits for them for ever.
+    A fork does not copy OpenMP's threads, and GNU's OpenMP waits for them forever.
     """
     torch.set_num_threads(1)

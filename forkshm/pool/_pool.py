@@ -228,7 +228,7 @@ class Pool(_StandardPool):
         self._life = _Life()
         self._dispatcher.keeper = weakref.ref(self._life)
         # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
-        # processes, which would be for ever if one was stopped.
+        # processes, which would be forever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(
             self._life, _end, (self._worker_group, self._dispatcher), exitpriority=15
         )

@@ -1,4 +1,4 @@
-"""anonymous_shared_memory(): memory without a name."""
+"""anonymous_shared_memory(): create shared memory without a name."""
 
 from __future__ import annotations
 
@@ -24,44 +24,39 @@ __all__ = ("anonymous_shared_memory", "sparse_memory")
 def anonymous_shared_memory(
     size: int, address: int | None = None, *, populate: bool = False, huge_pages: bool = False
 ) -> MappedRegion:
-    """Create a shared region with no name.
+    """Return a new shared region without a name.
 
-    The region is zero-filled, readable and writable. It belongs to this process, to
-    every child forked from it afterwards, and to every process it is passed to; all of
-    them see each other's writes. The kernel frees the memory when the last of them
-    closes the region or ends, however it ends: there is nothing to unlink. It does not
-    use ``/dev/shm``, so that mount's size does not bound it. Pages take memory when
-    they are first written.
+    The region is zero-filled, readable and writable. This process, children forked from it later, and processes that
+    receive the region share the memory and see each other's writes. The kernel frees the memory when the last of them
+    closes the region or ends, even if it is killed; there is nothing to unlink. The memory is not in ``/dev/shm``, so
+    the size of that mount is no limit. A page takes memory when it is first written.
 
-    Each region takes an fd. Where the hard limit on open files is near, small ones (to 1 MiB) share
-    a memory object, which is freed with the last of them; those cannot be sealed.
+    Each region needs an fd. Near the hard limit on open files, small regions (up to 1 MiB) share a memory object, which
+    is freed with the last of them; these regions cannot be sealed.
 
     Args:
-        size: Usable bytes, at least 1. The kernel rounds the mapping up to whole pages;
-            ``region.size`` and ``len(region.buf)`` are what you asked for.
-        address: Map exactly there; a multiple of the page size. What is there is never
-            overwritten.
-        populate: Take memory for all pages now: creation takes longer, first writes do
-            not. Where the kernel cannot, they are taken as they are touched. More than a
-            limit on the memory of this process's control group leaves is refused; without
-            this, the kernel kills whoever touches a page too many.
-        huge_pages: Ask for huge pages. Where the kernel has none for shared memory
-            (``/sys/kernel/mm/transparent_hugepage/shmem_enabled``), they are ordinary.
+        size: Number of usable bytes, at least 1. The kernel rounds the mapping up to whole pages; ``region.size`` and
+            ``len(region.buf)`` are the requested size.
+        address: Address to map at; a multiple of the page size. An existing mapping is never overwritten.
+        populate: Allocate memory for all pages now, which makes creation slower and first writes faster. If the kernel
+            cannot, pages are allocated on access. A size above what the memory limit of this process's control group
+            leaves is refused. Without *populate*, the kernel kills a process that exceeds the limit by touching pages.
+        huge_pages: Request huge pages. If the kernel has none for shared memory
+            (``/sys/kernel/mm/transparent_hugepage/shmem_enabled``), ordinary pages are used.
 
     Returns:
-        The mapped region. Use it as a context manager, or call ``close()``, or let it go.
+        The mapped region. Use it as a context manager, call ``close()``, or leave it to the garbage collector.
 
     Raises:
         TypeError: *size* is not an integer.
-        ValueError: *size* is less than 1 or more than ``2**63 - 1``, or *address* is
-            not a multiple of the page size.
-        RegionAddressError: Something is mapped at *address* already.
-        RegionCreateError: The kernel refused; an ``OSError``, see ``errno``. ``ENOMEM``
-            means address space or memory limits: map less, or raise them.
+        ValueError: *size* is less than 1 or more than ``2**63 - 1``, or *address* is not a multiple of the page size.
+        RegionAddressError: The address range at *address* is in use.
+        RegionCreateError: The kernel refused; an ``OSError``, see ``errno``. ``ENOMEM`` means a limit on memory or
+            address space: map less, or raise the limit.
 
     Fork and threads:
-        Safe to call from any thread. Workers that started earlier do not inherit the
-        region: pass it to them, as an argument, and its descriptor crosses.
+        Safe to call from any thread. Workers that started earlier do not inherit the region; pass it to them as an
+        argument, which sends its descriptor.
 
     Example:
         >>> import os
@@ -81,8 +76,8 @@ def anonymous_shared_memory(
     if populate and (left := kernel.memory_left()) is not None and size > left:
         raise RegionCreateError(
             errno.ENOMEM,
-            f"cannot take {size:,} bytes of memory: the control group of this process has {max(left, 0):,} left, and "
-            "the kernel kills whoever asks for more; take less, raise the group's limit, or leave populate out",
+            f"cannot allocate {size:,} bytes of memory: the control group of this process has {max(left, 0):,} left, "
+            "and the kernel kills a process that exceeds it. Allocate less, raise the limit, or omit populate.",
             size=size,
         )
     try:
@@ -103,7 +98,7 @@ def anonymous_shared_memory(
 
 
 def sparse_memory(size: int) -> MappedRegion:
-    """Return a region most of which is never touched: its parts are reserved with ``kernel.reserve`` before that.
+    """Return a region for sparse use; parts must be reserved with ``kernel.reserve`` before they are accessed.
 
     Raises:
         RegionCreateError: The kernel refused.

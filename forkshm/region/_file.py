@@ -1,4 +1,4 @@
-"""FileMapping: a file, to be mapped."""
+"""FileMapping: a file opened for mapping."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ("FileMapping",)
 
 
 class FileMapping(Opened):
-    """An existing file, opened to be mapped with `MappedRegion`.
+    """An existing file, opened for mapping with `MappedRegion`.
 
-    Closing it closes the file; regions made from it stay. The file keeps what was
-    written to a ``read_write`` region; `MappedRegion.flush` waits until it is on disk.
+    Closing it closes the file; regions mapped from it remain. Writes to a ``read_write`` region change the file;
+    `MappedRegion.flush` waits until they are on disk.
 
     Args:
-        path: Of a regular file, which must exist.
+        path: Path of an existing regular file.
         mode: ``read_write`` or ``read_only``.
 
     Raises:
-        RegionNotFoundError: There is no such file.
-        RegionAccessError: Its permissions do not allow *mode*.
-        RegionCreateError: It is no regular file, or the kernel refused otherwise.
+        RegionNotFoundError: The file does not exist.
+        RegionAccessError: The file's permissions do not allow *mode*.
+        RegionCreateError: The file is not a regular file, or the kernel refused for another reason.
 
     Example:
         >>> import pathlib, tempfile
@@ -50,7 +50,7 @@ class FileMapping(Opened):
         try:
             fd = kernel.open_file(self._name, writable=self._mode is Mode.read_write)
         except FileNotFoundError as error:
-            raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: there is none") from error
+            raise RegionNotFoundError(errno.ENOENT, f"cannot map file {self._name!r}: it does not exist") from error
         except PermissionError as error:
             raise RegionAccessError(
                 error.errno or errno.EACCES,
@@ -68,7 +68,7 @@ class FileMapping(Opened):
 
     @staticmethod
     def remove(path: str | os.PathLike[str]) -> bool:
-        """Delete the file; return whether there was one that could be deleted."""
+        """Delete the file, and return whether it existed and could be deleted."""
         try:
             os.remove(path)
         except OSError:

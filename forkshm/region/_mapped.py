@@ -1,4 +1,4 @@
-"""MappedRegion: shared memory, mapped into this process."""
+"""MappedRegion: shared memory that is mapped into this process."""
 
 from __future__ import annotations
 
@@ -45,66 +45,59 @@ T = TypeVar("T")
 
 
 class Mappable(Protocol):
-    """Anything that can be mapped: it has an fd."""
+    """Any object with an fd, which can be mapped."""
 
     def fileno(self) -> int:
         """Return the fd."""
         ...
 
 
-#: References to a window that are not views: the region's own, and the argument of
-#: ``sys.getrefcount``.
+# References to an exporter that are not views: the region's own, and the argument of ``sys.getrefcount``.
 _OWN_REFERENCES = 2
 
-#: Whether ``fileno()`` of a file of Python is what the backend calls an fd.
+# Whether ``fileno()`` of a Python file returns an fd of the backend.
 _FDS_ARE_FILES = kernel.name != "exporters"
 
 _WRITABLE = (Mode.read_write, Mode.copy_on_write)
 
-#: What a file offset can hold, and so the largest memory object there can be.
 MAX_SIZE = 2**63 - 1
+"""Largest file offset, and so the largest size of a memory object."""
 
 
 class MappedRegion:
-    """A range of addresses of this process that is backed by shareable memory.
+    """A range of this process's addresses that is backed by shareable memory.
 
-    You get a region from `anonymous_shared_memory`, or by mapping anything that has a
-    ``fileno()``. The memory stays mapped until `close`, or until the region *and* every
-    buffer and array taken from it have been collected. The kernel frees the memory
-    itself when no process maps it and no fd of it is open, however they ended.
+    `anonymous_shared_memory` returns a region, and any object with a ``fileno()`` can be mapped. The memory stays
+    mapped until `close`, or until the region and all buffers and arrays taken from it have been garbage-collected. The
+    kernel frees the memory when no process maps it or has an fd of it open, even if the processes were killed.
 
-    Passed through a forkshm channel (an argument or result of a `forkshm.Pool`), a
-    region arrives as a region of the same memory: its descriptor crosses, not its bytes.
-    Of a ``copy_on_write`` region the pages that were written are copied, and the receiver
-    has them to itself, too.
+    A region that is sent through a forkshm channel, for example as an argument or result of a `forkshm.Pool`, arrives
+    as a region of the same memory: only its descriptor is sent. For a ``copy_on_write`` region, the written pages are
+    copied, and the receiver gets a private copy as well.
 
     Args:
-        mappable: Anything with ``fileno()``, or an fd as an int. The region keeps an fd of
-            its own; yours may be closed afterwards.
-        mode: What the memory may be used for.
-        offset: Where the region starts in the object, in bytes; need not be a multiple
-            of the page size.
-        size: Bytes to map, at least 1; by default all from *offset* to the end.
-        address: Map exactly there, in every process that does the same; a multiple of
-            the page size, as *offset* must be then. What is there is never overwritten.
-        populate: Take memory for all pages now, instead of when each is first touched.
-            Where the kernel cannot, they are taken as they are touched.
-        huge_pages: Ask for huge pages. Where the kernel has none for this kind of
-            memory, the pages are ordinary.
+        mappable: Any object with ``fileno()``, or an fd as an int. The region keeps its own fd, so the caller may close
+            this one afterwards.
+        mode: Access mode of the memory; see `Mode`.
+        offset: Start of the region in the object, in bytes; it need not be a multiple of the page size.
+        size: Number of bytes to map, at least 1; by default everything from *offset* to the end.
+        address: Address to map at. *address* and *offset* must then be multiples of the page size. An existing mapping
+            is never overwritten.
+        populate: Allocate memory for all pages now instead of at the first access. If the kernel cannot, pages are
+            allocated on access.
+        huge_pages: Request huge pages. If the kernel has none for this kind of memory, ordinary pages are used.
 
     Raises:
-        ValueError: *offset* is negative or past the end, or *size* is less than 1 or
-            reaches past the end; or *address* is given and not a multiple of the page
-            size, or *offset* is not.
-        RegionAddressError: Something is mapped at *address* already.
-        RegionCreateError: The kernel refused, see ``errno``: ``ENOMEM`` for address
-            space or memory limits, ``EACCES`` when the fd does not allow *mode*,
-            ``EMFILE`` for the limit on open files.
+        ValueError: *offset* is negative or past the end; *size* is less than 1 or reaches past the end; or *address* is
+            given and *address* or *offset* is not a multiple of the page size.
+        RegionAddressError: The address range at *address* is in use.
+        RegionCreateError: The kernel refused; see ``errno``. ``ENOMEM`` means a limit on memory or address space,
+            ``EACCES`` that the fd does not allow *mode*, and ``EMFILE`` the limit on open files.
 
     Fork and threads:
-        Safe to use from any thread. A forked child inherits the mapping and sees the
-        same bytes; closing it there leaves the parent's alone. Writes are not ordered
-        between processes: use a lock or a channel to say "ready".
+        Safe to use from any thread. A forked child inherits the mapping and sees the same bytes; closing the region
+        there does not affect the parent. Writes are not ordered between processes; synchronize with a lock or a
+        channel.
 
     Example:
         >>> import tempfile
@@ -121,7 +114,7 @@ class MappedRegion:
     """
 
     __slots__ = ("__weakref__", "_exporter", "_mapping")
-    #: `fileno` is an fd of the backend.
+    # Marks objects whose `fileno` returns an fd of the backend.
     _has_kernel_fd = True
 
     def __init__(
@@ -135,7 +128,7 @@ class MappedRegion:
         populate: bool = False,
         huge_pages: bool = False,
     ) -> None:
-        if type(mode) is not Mode:  # to ask the class takes ten times as long
+        if type(mode) is not Mode:  # calling the class takes ten times as long
             mode = Mode(mode)
         offset = operator.index(offset)
         if address is not None:
@@ -169,10 +162,9 @@ class MappedRegion:
 
     @property
     def buf(self) -> memoryview:
-        """The bytes, as a new memoryview of format ``"B"``; read-only where the mode is.
+        """The bytes, as a new memoryview of format ``"B"``; read-only if the mode is read-only.
 
-        It keeps the memory mapped for as long as it, a slice of it, or an array made
-        from it is alive.
+        The memory stays mapped while the memoryview, a slice of it, or an array made from it is alive.
 
         Raises:
             RegionClosedError: The region was closed.
@@ -181,12 +173,12 @@ class MappedRegion:
 
     @property
     def size(self) -> int:
-        """Usable bytes; what you asked for, not rounded to pages."""
+        """Number of usable bytes, as requested and not rounded to pages."""
         return self._mapping.size
 
     @property
     def address(self) -> int:
-        """Address of the first byte in this process; it differs in others.
+        """Address of the first byte in this process; other processes map it elsewhere.
 
         Raises:
             RegionClosedError: The region was closed.
@@ -196,12 +188,12 @@ class MappedRegion:
 
     @property
     def mode(self) -> Mode:
-        """What the region may be used for."""
+        """Access mode of the region."""
         return self._mapping.mode
 
     @property
     def offset(self) -> int:
-        """Where in its memory object the region starts, in bytes."""
+        """Start of the region in its memory object, in bytes."""
         return self._mapping.offset
 
     @property
@@ -210,7 +202,7 @@ class MappedRegion:
         return self._exporter is None
 
     def fileno(self) -> int:
-        """Return the fd of the memory object, which stays the region's: do not close it.
+        """Return the fd of the memory object, which the region owns; do not close it.
 
         Raises:
             RegionClosedError: The region was closed.
@@ -220,26 +212,24 @@ class MappedRegion:
 
     @staticmethod
     def page_size() -> int:
-        """Bytes of a page: fixed addresses and their offsets are multiples of it."""
+        """Return the page size in bytes; fixed addresses and their offsets must be multiples of it."""
         return kernel.page_size
 
     def flush(self, offset: int = 0, size: int | None = None, asynchronous: bool = False) -> None:
-        """Write what was changed back to the file; of memory without a file, do nothing.
+        """Write changes back to the file; for memory without a file, do nothing.
 
         Args:
-            offset: First byte, counted in the region, not in the file; any byte.
-            size: Bytes, by default to the end of the region.
-            asynchronous: Only have it begun. Otherwise all is on its way to the disk's
-                own keeping when this returns.
+            offset: First byte, relative to the region; it need not be a multiple of the page size.
+            size: Number of bytes; by default up to the end of the region.
+            asynchronous: Only start writing. Otherwise return after all changes were handed to the disk.
 
         Raises:
-            ValueError: The range does not lie in the region.
-            OSError: The disk is full or broken.
+            ValueError: The range is not within the region.
+            OSError: The disk is full or failed.
             RegionClosedError: The region was closed.
 
         See Also:
-            msync(2); ``mapped_region::flush`` of Boost.Interprocess, whose offset must
-            be that of a page.
+            msync(2); ``mapped_region::flush`` of Boost.Interprocess, whose offset must be a multiple of the page size.
         """
         self._open_exporter()
         start, length = self._range(offset, size)
@@ -249,16 +239,16 @@ class MappedRegion:
                 kernel.flush_to_disk(self._mapping.fd)
 
     def advise(self, advice: Advice | str) -> bool:
-        """Tell the kernel how the region is going to be used; no byte ever changes.
+        """Advise the kernel how the region will be used; its bytes never change.
 
         Args:
             advice: See `Advice`.
 
         Returns:
-            Whether the kernel took the advice.
+            Whether the kernel accepted the advice.
 
         Raises:
-            ValueError: There is no such advice.
+            ValueError: *advice* is unknown.
             RegionClosedError: The region was closed.
 
         See Also:
@@ -267,7 +257,7 @@ class MappedRegion:
         advice = Advice(advice)
         self._open_exporter()
         if advice is Advice.dontneed and self.mode is Mode.copy_on_write:
-            return False  # it would throw away what was written
+            return False  # the kernel would discard written pages
         try:
             kernel.advise(*self._mapping.pages, advice, writable=self.mode in _WRITABLE)
         except OSError:
@@ -275,24 +265,23 @@ class MappedRegion:
         return True
 
     def shrink_by(self, nbytes: int, from_back: bool = True) -> None:
-        """Let the region end, or with ``from_back=False`` begin, *nbytes* earlier or later.
+        """Remove *nbytes* from the end of the region or, with ``from_back=False``, from its start.
 
-        Pages that are no longer part of it are unmapped; the memory object keeps its
-        size. By all its bytes, it closes the region.
+        Pages outside the new range are unmapped; the memory object keeps its size. Removing all bytes closes the
+        region.
 
         Raises:
-            ValueError: *nbytes* is negative, or more than there are.
+            ValueError: *nbytes* is negative or larger than the region.
             RegionBusyError: Views of the region are alive. Nothing was changed.
             RegionClosedError: The region was closed.
 
         See Also:
-            ``mapped_region::shrink_by`` of Boost.Interprocess, which changes the size
-            even when it fails.
+            ``mapped_region::shrink_by`` of Boost.Interprocess, which changes the size even if it fails.
         """
         self._open_exporter()
         nbytes = operator.index(nbytes)
         if not 0 <= nbytes <= self.size:
-            raise ValueError(f"cannot shrink {self!r} by {nbytes:,} bytes")
+            raise ValueError(f"cannot shrink {self!r} by {nbytes:,} bytes: pass 0 to {self.size:,}")
         self._check_no_views("shrink")
         if nbytes == self.size:
             self._exporter = None
@@ -300,26 +289,24 @@ class MappedRegion:
             self._exporter = shrink(self._mapping, nbytes, from_back=from_back)
 
     def seal(self) -> None:
-        """Let nobody but this process write to the memory, from now on and for ever.
+        """Make the memory permanently read-only for all processes except this one.
 
-        The kernel enforces it: no process, not even root's, can map the memory for
-        writing, write to its fd or change its size. This region stays writable, here;
-        where it is passed to it arrives ``read_only``, and in a forked child it becomes
-        so. Children that are forked by C code, without Python's ``os.fork``, keep a
-        writable mapping, and so does who mapped the memory before it was sealed. Who may
-        debug this process (ptrace(2)) can write through it.
+        The kernel enforces the seal: no process, not even root's, can map the memory for writing, write to its fd or
+        change its size. The region stays writable in this process. Other processes receive it as ``read_only``, and it
+        becomes ``read_only`` in forked children. Exceptions: processes that mapped the memory before it was sealed,
+        and children forked by C code instead of ``os.fork``, keep a writable mapping. A process that may debug this one
+        (ptrace(2)) can write through it.
 
         Raises:
-            UnsupportedError: The memory has a name or is a file's, which cannot be sealed; or this system has no
+            UnsupportedError: The memory has a name or belongs to a file and so cannot be sealed, or this system has no
                 seals.
             ValueError: The region is not ``read_write``.
             RegionClosedError: The region was closed.
 
         Fork and threads:
-            A forked child that writes through an array made before ends by SIGSEGV. One
-            that cannot map the memory anew for reading, because the kernel's is exhausted or
-            somebody closed the region's fd, ends at once with exit code ``os.EX_OSERR`` and a
-            message on stderr.
+            A forked child that writes through an existing array is killed by SIGSEGV. A forked child must remap the
+            memory for reading. If that fails, because the kernel is out of memory or the region's fd was closed, the
+            child ends at once with exit code ``os.EX_OSERR`` and a message on stderr.
 
         Example:
             >>> from forkshm import anonymous_shared_memory
@@ -343,31 +330,31 @@ class MappedRegion:
             seal(self._mapping)
         except OSError as error:
             why = (
-                "this system has no seals; pass MappedRegion(region, 'read_only') to those who shall only read"
+                "this system has no seals. Pass MappedRegion(region, 'read_only') to processes that must only read."
                 if error.errno == errno.ENOTSUP
-                else f"{os.strerror(error.errno or 0)}; only anonymous memory can be, and none sealed otherwise"
+                else f"{os.strerror(error.errno or 0)}. Only anonymous memory without other seals can be sealed."
             )
             raise UnsupportedError(f"cannot seal {self!r}: {why}", capability="seals") from error
 
     @property
     def sealed(self) -> bool:
-        """Whether `seal` was called here, on this region or another one of the same memory."""
+        """Whether this process called `seal` on this region or on another region of the same memory."""
         return self._mapping.sealed
 
     def place(self, kind: type[T], offset: int = 0) -> T:
-        """Return a view of a ctypes type in the region, of what is there already.
+        """Return an existing object of a ctypes type in the region, as a view.
 
-        It keeps the memory mapped, as any view does.
+        The view keeps the memory mapped, as any view does.
 
         Args:
-            kind: A ctypes structure, union, array or simple type. Raw pointers, Python
-                objects and functions mean nothing to other processes, and are refused.
-            offset: Where it lies, in bytes; a multiple of its alignment.
+            kind: A ctypes structure, union, array or simple type. Raw pointers, Python objects and functions are
+                refused, because they are meaningless to other processes.
+            offset: Offset of the object in bytes; a multiple of its alignment.
 
         Raises:
-            UnplaceableTypeError: The type has a part that means something in one
-                process only; the message names the field, and what to use instead.
-            ValueError: It does not fit there, or is not aligned.
+            UnplaceableTypeError: Part of the type is valid in one process only; the message names the field and an
+                alternative.
+            ValueError: The object does not fit at *offset* or is not aligned.
             RegionClosedError: The region was closed.
         """
         from forkshm.region.pointers import place
@@ -375,15 +362,15 @@ class MappedRegion:
         return place(self, kind, offset)
 
     def construct(self, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
-        """Make a new object of a ctypes type in the region, and return a view of it.
+        """Return a new object of a ctypes type in the region, as a view.
 
         Bytes that the arguments do not set are zero, and each `OffsetPtr` is null.
 
         Args:
             kind: As for `place`.
             offset: As for `place`.
-            args: As for ``kind(...)``.
-            kwargs: The same.
+            args: Arguments of ``kind(...)``.
+            kwargs: Keyword arguments of ``kind(...)``.
 
         Raises:
             UnplaceableTypeError: As for `place`.
@@ -395,13 +382,13 @@ class MappedRegion:
         return construct(self, kind, offset, *args, **kwargs)
 
     def _range(self, offset: int, size: int | None) -> tuple[int, int]:
-        """Return the pages around a range of the region: address and size."""
+        """Return the address and size of the pages that contain a range of the region."""
         offset = operator.index(offset)
         if not 0 <= offset <= self.size:
-            raise ValueError(f"offset must lie in the region's {self.size:,} bytes, got {offset:,}")
+            raise ValueError(f"offset must be within the region's {self.size:,} bytes, got {offset:,}")
         size = self.size - offset if size is None else operator.index(size)
         if size < 0 or offset + size > self.size:
-            raise ValueError(f"{size:,} bytes at {offset:,} do not lie in the region's {self.size:,}")
+            raise ValueError(f"{size:,} bytes at offset {offset:,} are not within the region's {self.size:,} bytes")
         first = self._mapping.address + offset
         start = first - first % kernel.page_size
         return start, first + size - start if size else 0
@@ -411,18 +398,18 @@ class MappedRegion:
         if exports > 0:
             raise RegionBusyError(
                 f"cannot {what} {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
-                f"{'is' if exports == 1 else 'are'} alive; release them and delete the arrays made from them first",
+                f"{'is' if exports == 1 else 'are'} alive. Release all views and delete arrays made from them first.",
                 exports=exports,
             )
 
     def close(self) -> None:
-        """Unmap the region and close its fd in this process. Closing twice is allowed.
+        """Unmap the region and close its fd in this process. Can be repeated.
 
         Other processes are not affected.
 
         Raises:
-            RegionBusyError: Buffers or arrays taken from the region are alive. Nothing
-                was changed: release or delete them, then close again.
+            RegionBusyError: Buffers or arrays taken from the region are alive. Nothing was changed; release or delete
+                them, then close again.
         """
         if self._exporter is not None:
             if sys.getrefcount(self._exporter) > _OWN_REFERENCES:
@@ -450,7 +437,7 @@ class MappedRegion:
         if kind is None:
             self.close()
         else:
-            # The traceback of what went wrong may hold views; the last one unmaps.
+            # The exception's traceback may hold views; the memory is unmapped with the last view.
             with contextlib.suppress(RegionBusyError):
                 self.close()
 
@@ -467,43 +454,43 @@ class MappedRegion:
 
     def __reduce__(self) -> Any:
         raise NotPicklableError(
-            f"cannot pickle {self!r}: a plain pickle cannot carry shared memory; "
-            "pass the region to a forkshm.Pool, or send bytes(region.buf)"
+            f"cannot pickle {self!r}: plain pickle cannot carry shared memory. "
+            "Pass the region to a forkshm.Pool, or send bytes(region.buf)."
         )
 
 
 def checked_fd(fd: int) -> int:
-    """Return *fd*, or raise with what is wrong about it."""
+    """Return *fd*, or raise if it is invalid."""
     if isinstance(fd, bool):
-        raise TypeError(f"cannot map {fd!r}: an fd is an int, or something with fileno()")
+        raise TypeError(f"cannot map {fd!r}: pass an fd as an int, or an object with fileno()")
     if fd < 0:
-        raise ValueError(f"cannot map fd {fd}: an fd is not negative; anonymous_shared_memory(size) needs none")
+        raise ValueError(f"cannot map fd {fd}: it is negative. anonymous_shared_memory(size) needs no fd.")
     return fd
 
 
 def checked_size(size: int) -> int:
-    """Return *size* as an int, or raise with what is wrong about it."""
+    """Return *size* as an int, or raise if it is invalid."""
     number = operator.index(size)
     if number < 1:
         raise ValueError(f"size must be at least 1 byte, got {number}")
     if number > MAX_SIZE:
-        raise ValueError(f"size must be at most 2**63 - 1 bytes, which is all an object can have, got {number}")
+        raise ValueError(f"size must be at most 2**63 - 1 bytes, the maximum of a memory object, got {number}")
     return number
 
 
 def outside(offset: int, size: int, whole: int) -> ValueError:
-    """Return what is wrong about a part that an object of *whole* bytes has not."""
+    """Return the error for a range that exceeds an object of *whole* bytes."""
     if not 0 <= offset < max(whole, 1):
-        return ValueError(f"offset must lie in the object's {whole:,} bytes, got {offset:,}")
+        return ValueError(f"offset must be within the object's {whole:,} bytes, got {offset:,}")
     if size < 1:
-        return ValueError("cannot map an object of 0 bytes: give it a size first")
+        return ValueError("cannot map an object of 0 bytes: set its size first, for example with truncate(size)")
     return ValueError(
         f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
     )
 
 
 def checked_address(address: int | None, offset: int) -> int | None:
-    """Return *address*, or raise: the kernel maps whole pages."""
+    """Return *address*, or raise unless *address* and *offset* are multiples of the page size."""
     if address is None:
         return None
     address = operator.index(address)
@@ -511,14 +498,14 @@ def checked_address(address: int | None, offset: int) -> int | None:
     if address <= 0 or address % page:
         raise ValueError(f"address must be a positive multiple of the page size, {page:,} bytes, got {address:#x}")
     if address > 2 * sys.maxsize:
-        raise ValueError(f"address must be one that a pointer can hold, got {address:#x}")
+        raise ValueError(f"address must fit in a pointer, got {address:#x}")
     if offset % page:
         raise ValueError(f"with an address, offset must be a multiple of the page size, {page:,} bytes, got {offset:,}")
     return address
 
 
 def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
-    """Ask for what was wished; a kernel that cannot changes nothing but the speed."""
+    """Request the wanted kind of pages; a kernel without them affects only the speed."""
     if huge_pages:
         region.advise(Advice.huge_pages)
     if populate:
@@ -526,20 +513,20 @@ def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
 
 
 def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
-    """Turn the kernel's refusal into an error that says what to do."""
+    """Return the forkshm error for the kernel's refusal, with advice."""
     number = error.errno or 0
     if address is not None and number in (errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ENOMEM):
-        reason = "something is mapped there" if number == errno.EEXIST else os.strerror(number)
+        reason = "the address range is in use" if number == errno.EEXIST else os.strerror(number)
         return RegionAddressError(
             number,
-            f"cannot map {size:,} bytes at {address:#x} ({reason}): choose another address, or none",
+            f"cannot map {size:,} bytes at {address:#x}: {reason}. Choose another address, or pass none.",
             address=address,
         )
     advice = {
-        errno.ENOMEM: "address space or a memory limit is exhausted: map less, or raise the limit (ulimit -v)",
+        errno.ENOMEM: "a limit on memory or address space is reached. Map less, or raise the limit (ulimit -v).",
         errno.EMFILE: (
-            f"this process has as many files open as it may, {regions_mapped():,} of them for regions: close some, "
-            "let arrays share a region (views of one array need no more than that does), or raise the limit (ulimit -n)"
+            f"this process has reached its limit on open files, {regions_mapped():,} of them for regions. Close some, "
+            "let several arrays share a region (as views of one array), or raise the limit (ulimit -n)."
         ),
         errno.ENFILE: "the system has too many open files",
         errno.EACCES: f"the fd does not allow a {mode} mapping",
@@ -547,32 +534,32 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
         errno.ENODEV: "this kind of file cannot be mapped",
         errno.EBADF: "its fd is not open",
         errno.ENOSPC: (
-            "the file system that shared memory is in (/dev/shm) is full: free some of it, or make it larger (of a "
-            "container, by --shm-size)"
+            "the file system of shared memory (/dev/shm) is full. Free some of it, or enlarge it (for a container: "
+            "--shm-size)."
         ),
         errno.EFBIG: (
-            "memory that is shared is a file to the kernel, and this would be larger than this process may make one: "
-            "raise the limit (ulimit -f, RLIMIT_FSIZE), or divide the memory"
+            "the kernel treats shared memory as a file, and the size exceeds this process's limit on file sizes. Raise "
+            "the limit (ulimit -f, RLIMIT_FSIZE), or divide the memory."
         ),
-    }.get(number, "see the error number")
+    }.get(number, "see errno(3)")
     return RegionCreateError(
         number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size
     )
 
 
 def view_of(mapping: Mapping, exporter: Any) -> memoryview:
-    """Return the bytes of a live mapping; a view for reading where a write would be a SIGSEGV."""
+    """Return the bytes of a live mapping, read-only unless the mapping is writable."""
     view = memoryview(exporter).cast("B")
     return view if mapping.mode in _WRITABLE else view.toreadonly()
 
 
 def own_parts(region: MappedRegion) -> list[tuple[int, int]]:
-    """Return which bytes of a ``copy_on_write`` region are this process' own, because it wrote to their pages.
+    """Return the ranges of a ``copy_on_write`` region on pages that this process has written.
 
-    All of them, where the kernel does not tell.
+    If the kernel cannot tell, the whole region is returned.
 
     Returns:
-        First byte and the byte behind the last, of each run.
+        Start and end offset of each range.
     """
     mapping = region._mapping
     try:
@@ -584,7 +571,7 @@ def own_parts(region: MappedRegion) -> list[tuple[int, int]]:
 
 
 def region_of(mapping: Mapping, exporter: Any) -> MappedRegion:
-    """Return the region of a live mapping: the one there is, or a new one."""
+    """Return the existing region of a live mapping, or a new one."""
     region: MappedRegion | None = mapping.region() if mapping.region is not None else None
     if region is None or region.closed:
         region = MappedRegion.__new__(MappedRegion)
@@ -593,37 +580,39 @@ def region_of(mapping: Mapping, exporter: Any) -> MappedRegion:
 
 
 def region_at(address: int) -> MappedRegion | None:
-    """Return the region that holds *address* in this process, or None."""
+    """Return the region that contains *address* in this process, or None."""
     mapping = mapping_at(address)
     exporter = mapping.exporter() if mapping is not None and mapping.exporter is not None else None
     return None if mapping is None or exporter is None else region_of(mapping, exporter)
 
 
-#: Why memory that arrived is not mapped.
 NOT_SEALED = (
-    "whoever sent it can make it smaller while it is mapped, which would end this process (SIGBUS): a memfd has to be "
-    "sealed against that (F_SEAL_SHRINK) before it is sent"
+    "cannot map received memory that is not sealed: its sender could shrink it later, which would kill this process "
+    "(SIGBUS). Seal the memfd with F_SEAL_SHRINK before sending it."
 )
+"""Message for received memory that could shrink while it is mapped."""
 
 
 def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = False) -> tuple[Mapping, Any]:
-    """Map what a descriptor names, or find it mapped; takes over *fd* in every case, unless it is *borrowed*.
+    """Return a mapping of the memory that a descriptor names, existing or new.
+
+    This function takes ownership of *fd*, even if it raises, unless *fd* is *borrowed*.
 
     Returns:
-        The mapping and its window. Keep the window: it is what keeps the memory.
+        The mapping and its exporter. Keep the exporter, which keeps the memory mapped.
 
     Raises:
-        ValueError: The object is not as large as the descriptor says.
+        ValueError: The object is smaller than the descriptor says, or could shrink.
         RegionCreateError: The kernel refused.
     """
     try:
         identity, whole = kernel.identify(fd)
         if offset < 0 or size < 1 or offset + size > whole:
             raise ValueError(
-                f"object has {whole:,} bytes, the descriptor names {offset:,} to {offset + size:,}; "
-                "the file was cut since"
+                f"cannot map bytes {offset:,} to {offset + size:,} of a descriptor: the object has only {whole:,} "
+                "bytes. It was truncated after it was sent."
             )
-        # What was written to a copy-on-write mapping is for those who have it already.
+        # An existing copy-on-write mapping may have private writes that the new holder must not see.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
         if found is None:
             if kernel.may_shrink(fd, identity):
@@ -631,14 +620,14 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
             with guard:
                 known = borrow(identity, fd)
                 if known is None and borrowed:
-                    # The message and the mapping have it in common, until the message is closed.
+                    # The message and the mapping share the fd until the message is closed.
                     known = lend(fd)
-            if known is not None:  # another part of what is here already: one fd does for both
+            if known is not None:  # another part of the object is mapped already; both use one fd
                 if not borrowed:
                     kernel.close(fd)
                 fd, borrowed = known, False
             made = new_mapping(fd, identity, offset, size, mode)
-            borrowed = True  # the mapping's
+            borrowed = True  # the mapping owns the fd now
             return made
     except OSError as error:
         raise map_refused(error, size, mode) from error

@@ -1,4 +1,4 @@
-"""SharedMemoryObject: memory with a name, which outlives its creator."""
+"""SharedMemoryObject: named memory that outlives its creator."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = (
 
 
 class Creation(enum.StrEnum):
-    """Boost.Interprocess' creation tags. A member equals its name."""
+    """Creation tags of Boost.Interprocess. Each member equals its name as a string."""
 
-    #: Create; fail if the name is taken.
     create_only = "create_only"
-    #: Open what is there, or else create.
+    """Create the object; fail if it exists."""
     open_or_create = "open_or_create"
-    #: Open; fail if there is nothing.
+    """Open the object if it exists, otherwise create it."""
     open_only = "open_only"
+    """Open the object; fail if it does not exist."""
 
     def __str__(self) -> str:
         return self.value
@@ -55,7 +55,7 @@ open_only = Creation.open_only
 
 
 class Opened:
-    """What was opened to be mapped with `MappedRegion`: it has an fd, a name and a mode."""
+    """Base class of objects opened for mapping with `MappedRegion`; they have an fd, a name and a mode."""
 
     _fd = -1
     _has_kernel_fd = True
@@ -82,10 +82,10 @@ class Opened:
 
     @property
     def size(self) -> int:
-        """Bytes there are now.
+        """Current size in bytes.
 
         Raises:
-            RegionClosedError: It was closed.
+            RegionClosedError: The object was closed.
         """
         return kernel.identify(self.fileno())[1]
 
@@ -95,17 +95,17 @@ class Opened:
         return self._fd < 0
 
     def fileno(self) -> int:
-        """Return the fd, which stays the object's: do not close it.
+        """Return the fd, which this object owns; do not close it.
 
         Raises:
-            RegionClosedError: It was closed.
+            RegionClosedError: The object was closed.
         """
         if self._fd < 0:
             raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
         return self._fd
 
     def close(self) -> None:
-        """Close it here. Regions made from it, and its name, stay. Twice is allowed."""
+        """Close the fd in this process. Regions mapped from the object, and its name, remain. Can be repeated."""
         if self._fd >= 0:
             self._fd = -1
             self._finalizer()
@@ -125,29 +125,29 @@ class Opened:
 
 
 class SharedMemoryObject(Opened):
-    """Memory with a name, shared by whoever knows the name.
+    """Named memory, shared by the processes that know its name.
 
-    It is created with size 0: give it one with `truncate`, then map it with
-    `MappedRegion`. It lives until it is removed *and* nobody has it open or mapped; a
-    creator that ends or is killed does not take it along. No tracker watches it.
+    A new object has size 0: set its size with `truncate`, then map it with `MappedRegion`. The memory is freed after
+    the object is removed and no process has it open or mapped. It survives the end of its creator, even a kill. No
+    resource tracker removes it.
 
-    The names are those of shm_open(3): ``multiprocessing.shared_memory.SharedMemory(name)``
-    and Boost.Interprocess' ``shared_memory_object`` open the same objects.
+    The names are those of shm_open(3): ``multiprocessing.shared_memory.SharedMemory(name)`` and the
+    ``shared_memory_object`` of Boost.Interprocess open the same objects.
 
     Args:
         creation: ``create_only``, ``open_or_create`` or ``open_only``; see `Creation`.
         name: 1 to 255 bytes, without slash or NUL.
-        mode: ``read_write`` or ``read_only``: what this opening may be mapped for.
-        permissions: Of a new object; by default nobody but its owner.
-        any_owner: Open an object that belongs to another user. Without it that is
-            refused: a stranger may have put it there first, to read what you write.
+        mode: ``read_write`` or ``read_only``; limits the modes of regions mapped from this object.
+        permissions: Permissions of a new object; by default only its owner has access.
+        any_owner: Allow an object that belongs to another user. By default it is refused, because another user could
+            have created it to read what you write.
 
     Raises:
-        RegionExistsError: ``create_only``, and the name is taken.
-        RegionNotFoundError: ``open_only``, and there is no such object.
-        RegionAccessError: The permissions do not allow it, or it is another user's.
-        RegionCreateError: The kernel refused otherwise, see ``errno``.
-        ValueError: The name, the mode or the permissions are not allowed ones.
+        RegionExistsError: The object exists, and *creation* is ``create_only``.
+        RegionNotFoundError: The object does not exist, and *creation* is ``open_only``.
+        RegionAccessError: The permissions forbid access, or the object belongs to another user.
+        RegionCreateError: The kernel refused for another reason; see ``errno``.
+        ValueError: The name, the mode or the permissions are invalid.
 
     Fork and threads:
         Safe to use from any thread. A forked child inherits the open object.
@@ -204,15 +204,15 @@ class SharedMemoryObject(Opened):
                 return kernel.open_named(self._name, create=False, writable=writable)
             except FileNotFoundError as error:
                 if creation is Creation.open_or_create:
-                    continue  # it went between the two attempts: the next creates it
+                    continue  # the object was removed between the two attempts; the next one creates it
                 raise RegionNotFoundError(
-                    errno.ENOENT, f"cannot open shared memory object {self._name!r}: there is none of that name"
+                    errno.ENOENT, f"cannot open shared memory object {self._name!r}: no object of that name exists"
                 ) from error
             except FileExistsError as error:
                 raise RegionExistsError(
                     errno.EEXIST,
-                    f"cannot create shared memory object {self._name!r}: there is one of that name already; "
-                    "open it with open_or_create, or remove it first",
+                    f"cannot create shared memory object {self._name!r}: an object of that name exists. "
+                    "Open it with open_or_create, or remove it first.",
                 ) from error
             except PermissionError as error:
                 raise RegionAccessError(
@@ -232,30 +232,30 @@ class SharedMemoryObject(Opened):
     def _check(self, fd: int, *, any_owner: bool) -> None:
         if not kernel.is_regular(fd):
             raise RegionAccessError(
-                errno.EACCES, f"cannot open shared memory object {self._name!r}: something else has that name"
+                errno.EACCES, f"cannot open shared memory object {self._name!r}: the name is not a memory object's"
             )
         owner = None if any_owner else kernel.owner(fd)
         if owner is not None:
             raise RegionAccessError(
                 errno.EPERM,
-                f"cannot open shared memory object {self._name!r}: it belongs to {owner}; "
-                "if you trust them, pass any_owner=True",
+                f"cannot open shared memory object {self._name!r}: it belongs to {owner}. "
+                "If you trust that owner, pass any_owner=True.",
             )
 
     def truncate(self, size: int) -> None:
-        """Give the object a size, and reserve its memory; new bytes are zero.
+        """Set the object's size and reserve its memory; new bytes are zero.
 
-        Nobody who maps it is asked: whoever touches bytes behind a smaller size is ended
-        by SIGBUS.
+        Existing mappings are not checked. A process that accesses mapped bytes beyond a smaller size is killed by
+        SIGBUS.
 
         Args:
-            size: Bytes, at least 0.
+            size: Size in bytes, at least 0.
 
         Raises:
-            OSError: There is no room (``ENOSPC``), here and now, and never as a SIGBUS
-                later. The size is what it was.
+            OSError: There is not enough room (``ENOSPC``). It is raised by this call and never appears as a SIGBUS
+                later. The size is unchanged.
             RegionAccessError: The object was opened ``read_only``.
-            ValueError: *size* is negative, or more than an object can have.
+            ValueError: *size* is negative or larger than an object can be.
             RegionClosedError: The object was closed.
         """
         fd = self.fileno()
@@ -263,29 +263,31 @@ class SharedMemoryObject(Opened):
         if not 0 <= size <= MAX_SIZE:
             raise ValueError(f"size must be between 0 and 2**63 - 1 bytes, got {size}")
         if self._mode is not Mode.read_write:
-            raise RegionAccessError(errno.EACCES, f"cannot truncate {self!r}: it was opened read_only")
+            raise RegionAccessError(
+                errno.EACCES, f"cannot truncate {self!r}: it was opened read_only. Open it with mode='read_write'."
+            )
         try:
             kernel.resize(fd, size)
         except OSError as error:
             number = error.errno or 0
             advice = {
-                errno.ENOSPC: "its file system (/dev/shm) is full; anonymous_shared_memory() does not use it",
-                errno.EFBIG: "no object may be so large",
-            }.get(number, "see the error number")
+                errno.ENOSPC: "its file system (/dev/shm) is full. anonymous_shared_memory() does not use it.",
+                errno.EFBIG: "the size exceeds the limit of memory objects",
+            }.get(number, "see errno(3)")
             raise RegionCreateError(
-                number, f"cannot give {self!r} {size:,} bytes ({os.strerror(number)}): {advice}", size=size
+                number, f"cannot resize {self!r} to {size:,} bytes ({os.strerror(number)}): {advice}", size=size
             ) from error
 
     @staticmethod
     def remove(name: str) -> bool:
-        """Take the name away, so that it can be created again; memory in use stays.
+        """Remove the object's name, so that it can be created again; memory in use remains.
 
         Returns:
-            Whether there was an object of that name.
+            Whether an object of that name existed.
 
         Raises:
-            RegionAccessError: There is one, and you may not remove it.
-            ValueError: The name is not an allowed one.
+            RegionAccessError: The object exists, but this user may not remove it.
+            ValueError: The name is invalid.
         """
         try:
             kernel.unlink_named(checked_name(name))
@@ -294,11 +296,11 @@ class SharedMemoryObject(Opened):
         except PermissionError as error:
             raise RegionAccessError(
                 error.errno or errno.EACCES,
-                f"cannot remove shared memory object {name!r}: it belongs to somebody else",
+                f"cannot remove shared memory object {name!r}: it belongs to another user",
             ) from error
         except IsADirectoryError as error:
             raise RegionAccessError(
-                errno.EISDIR, f"cannot remove shared memory object {name!r}: something else has that name"
+                errno.EISDIR, f"cannot remove shared memory object {name!r}: the name is a directory's"
             ) from error
         return True
 
@@ -306,9 +308,8 @@ class SharedMemoryObject(Opened):
 class remove_on_exit:  # noqa: N801 - used like a function
     """Remove the shared memory object *name* when the ``with`` block, or the program, ends.
 
-    For scripts: the one place that says who cleans up. A forked child does not remove it.
-    A program that is killed does not either; `SharedMemoryObject.remove` at the start
-    takes care of what such a run left.
+    Use it in scripts, to state in one place which process cleans up. A forked child does not remove the object. A
+    killed program does not either; call `SharedMemoryObject.remove` at the start to remove what such a run left.
 
     Args:
         name: As for `SharedMemoryObject`.
@@ -336,7 +337,7 @@ class remove_on_exit:  # noqa: N801 - used like a function
 
 
 class _Program:
-    """Lives as long as the program: what is finalized with it is finalized at exit."""
+    """Type of an object that lives until the program exits, for finalizers that run at exit."""
 
 
 _program = _Program()
@@ -349,13 +350,13 @@ def _remove(name: str, owner: int) -> None:
 
 
 def checked_name(name: str) -> str:
-    """Return *name*, or raise with what is wrong about it."""
+    """Return *name*, or raise if it is invalid."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {name!r}")
     if not name or name in (".", ".."):
         raise ValueError(f"name must not be {name!r}")
     if "/" in name or "\0" in name:
-        raise ValueError(f"name must be without slash and NUL, got {name!r}")
+        raise ValueError(f"name must not contain a slash or NUL, got {name!r}")
     length = len(os.fsencode(name))
     if length > 255:
         raise ValueError(f"name must have at most 255 bytes, {name[:20]!r}... has {length}")
@@ -363,8 +364,8 @@ def checked_name(name: str) -> str:
 
 
 def checked_mode(mode: Mode | str) -> Mode:
-    """Return the mode of an opening, or raise: two of the four can be opened."""
+    """Return *mode*, or raise unless objects can be opened with it."""
     mode = Mode(mode)
     if mode not in (Mode.read_only, Mode.read_write):
-        raise ValueError(f"mode must be read_only or read_write, got {mode}: that is for MappedRegion")
+        raise ValueError(f"mode must be read_only or read_write, got {mode}, which only MappedRegion takes")
     return mode

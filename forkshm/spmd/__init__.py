@@ -1,9 +1,8 @@
-"""Layer 5, beside the pool. Processes that run the same code, each with a rank.
+"""Layer 5, beside the pool: processes that run the same code, each with a rank.
 
-A team is forked around a block, launched workers run a function, the workers of
-``python -m forkshm run`` a script. They have one memory in common, the team state, over
-which they meet; whoever dies is noticed by the process that started them, and nobody
-waits for the dead. Supervised workers do not meet, and are replaced when they end.
+A team is forked for a block. Launched workers run a function, and the workers of ``python -m forkshm run`` run a
+script. They synchronize through shared memory, the team state. The process that started them notices when a member
+dies and releases the members waiting for it. Supervised workers do not synchronize and are replaced when they end.
 """
 
 from forkshm._public import publish

@@ -1,4 +1,4 @@
-"""worker(): which of several launched processes this one is."""
+"""worker(): the rank of this process among the launched ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ("RankedWorker", "become", "worker")
 
 
 class RankedWorker(Member):
-    """One of the processes of `forkshm.launch` or ``python -m forkshm run``; see `forkshm.worker`.
+    """A process of `forkshm.launch` or ``python -m forkshm run``; returned by `forkshm.worker`.
 
     Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
     """
 
     def __init__(self, team_state: TeamState, rank: int, size: int) -> None:
@@ -34,19 +34,19 @@ class RankedWorker(Member):
         return f"<Worker {self.rank} of {self.size}>"
 
     def array(self, key: str, shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any = float) -> SharedArray:
-        """Return the shared array of that name: the same memory in all workers.
+        """Return the shared array named *key*: the same memory in all workers.
 
-        Whoever asks first makes it, all zeros; nobody waits. The memory has no name outside, and is freed when the
-        last of these processes is gone.
+        The first worker to call creates the array, filled with zeros; no worker waits. The memory is anonymous and is
+        freed when the last of these processes has ended.
 
         Args:
-            key: Any name; arrays of other runs are others.
+            key: Any name; it is local to this run.
             shape: As for `forkshm.zeros`; the same in all workers.
             dtype: As for `forkshm.zeros`; the same in all workers.
 
         Raises:
-            ValueError: Another worker asked for another shape or type under that name.
-            TypeError: *dtype* has Python objects.
+            ValueError: Another worker requested a different shape or type under this name.
+            TypeError: *dtype* contains Python objects.
             MissingDependencyError: NumPy is not installed.
 
         Example:
@@ -63,7 +63,7 @@ class RankedWorker(Member):
             if error.name != "numpy":
                 raise
             raise MissingDependencyError(
-                "Worker.array needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
+                "cannot create an array: NumPy is not installed. Run: pip install 'forkshm[numpy]'", extra="numpy"
             ) from error
         team_state = self._joined_state()
         return made_in(lambda nbytes, what: team_state.memory(key, nbytes, f"an array {what}"), shape, dtype)
@@ -73,23 +73,23 @@ _current: RankedWorker | None = None
 
 
 def become(worker: RankedWorker) -> None:
-    """Be that worker from now on."""
+    """Make *worker* the result of `worker` in this process."""
     global _current
     _current = worker
 
 
 def worker() -> RankedWorker:
-    """Return which of several processes this one is: its rank, and how it meets the others.
+    """Return this process's rank, and the barrier and shared arrays it has in common with the other workers.
 
     Returns:
-        In a process of `forkshm.launch` or of a script that ``python -m forkshm run`` started, that process. Anywhere
-        else the only one there is, with rank 0 and size 1: so a script also runs alone.
+        The worker that this process is, if `forkshm.launch` or ``python -m forkshm run`` started it. In any other
+        process, a single worker with rank 0 and size 1, so a script also runs alone.
 
     Raises:
         UnsupportedError: This system cannot fork.
 
     Fork and threads:
-        A process that a worker forks or starts is no worker of the run: for itself it is alone.
+        A process that a worker forks or starts is not a worker of the run; there, this returns a single worker.
 
     Example:
         >>> import forkshm
@@ -100,7 +100,8 @@ def worker() -> RankedWorker:
     global _current
     if not _system.CAN_FORK:
         raise UnsupportedError(
-            "workers meet over memory that grows and wait by futex(2), and this system has neither: use forkshm.Pool",
+            "cannot use ranked workers: they need growing memory and futex(2), which this system lacks. Use "
+            "forkshm.Pool.",
             capability="growing_memory",
         )
     if _current is None or _current._pid != os.getpid():

@@ -1,4 +1,4 @@
-"""launch(): a function that several ranked processes run, and worker(): which of them this one is."""
+"""launch(): run a function in several ranked processes."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def launch(
     join: bool = True,
     start_method: str | None = None,
 ) -> Launch:
-    """Call ``fn(rank, *args)`` in several processes, with ranks from 0, and wait until all have ended.
+    """Run ``fn(rank, *args)`` in several processes, with ranks from 0, and wait until all have ended.
 
-    In the processes `forkshm.worker` gives the rank, the barrier and all else that they have in common. When one
-    fails, the others get a second to leave, then SIGTERM, and after another second SIGKILL.
+    In these processes, `forkshm.worker` returns the rank, the barrier and the shared arrays. When a worker fails, the
+    others get one second to finish, then SIGTERM, and SIGKILL after another second.
 
     Args:
-        fn: Called in each worker, with its rank in front.
-        args: The other arguments. Under spawn and forkserver they are sent as the arguments of a `forkshm.Process`.
-        workers: How many; by default the cores that this process may use.
-        join: Wait here. Otherwise the caller calls `Launch.join`.
-        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default what `forkshm.set_start_method` says.
+        fn: Called in each worker, with its rank as the first argument.
+        args: Further arguments. Under spawn and forkserver they are sent like the arguments of a `forkshm.Process`.
+        workers: Number of workers; by default the number of cores that this process may use.
+        join: Wait for the workers. If false, the caller must call `Launch.join`.
+        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default the current start method.
 
     Returns:
-        The workers: with *join*, all have ended well.
+        The workers. With *join*, all of them have succeeded.
 
     Raises:
-        ValueError: *workers* is less than 1, or there is no such start method.
-        WorkerStartError: The kernel refused a process. Those that were started are ended.
-        WorkerDiedError: A worker was killed or ended with an exit code; its ``rank`` says which.
-        Exception: What a worker raised, with rank and traceback of the worker in its ``__cause__``. When several
-            fail, it is the first.
+        ValueError: *workers* is less than 1, or *start_method* is unknown.
+        WorkerStartError: The kernel refused a process. Workers that were already started are ended.
+        WorkerDiedError: A worker was killed or exited with a nonzero code; ``rank`` identifies it.
+        Exception: A worker raised it; ``__cause__`` has the worker's rank and traceback. If several workers fail, the
+            first failure is raised.
 
     Fork and threads:
-        Workers end with this process, whatever ends it, and ignore Ctrl-C, which is this process' matter. Forked ones
-        have the thread that called, and none of the others.
+        Workers end when this process ends, even if it is killed. They ignore Ctrl-C, which this process handles. Forked
+        workers have only the calling thread.
 
     Example:
         >>> import forkshm
@@ -86,8 +86,8 @@ def launch(
     context = _multiprocess.default_context.get_context(start_method)
     if not _system.CAN_FORK:
         raise UnsupportedError(
-            "launched workers meet over memory that grows and wait by futex(2), and this system has neither: use "
-            "forkshm.Pool, or forkshm.Process with a Barrier in a region",
+            "cannot launch workers: they need growing memory and futex(2), which this system lacks. Use forkshm.Pool, "
+            "or forkshm.Process with a Barrier in a region.",
             capability="growing_memory",
         )
     launched = Launch(fn, tuple(args), workers, context)
@@ -98,20 +98,20 @@ def launch(
 
 @dataclasses.dataclass(frozen=True)
 class Birth:
-    """What a launched worker is given."""
+    """The start data of a launched worker."""
 
     team_state: TeamState
     rank: int
     size: int
     answers_in: Sender
-    #: Reading end of a pipe whose writing end only the parent has.
     lifeline: int
+    """Read end of a pipe whose write end only the parent has."""
     fn: Callable[..., object]
     args: tuple[Any, ...]
 
 
 def reduce_birth(birth: Birth) -> Any:
-    """Send it to a process that is not forked from here."""
+    """Reduce the start data for a process that is not forked from this one."""
     fds = (*birth.team_state.fds(), birth.answers_in.fileno(), birth.lifeline)
     return rebuild_birth, (
         birth.rank,
@@ -125,7 +125,7 @@ def reduce_birth(birth: Birth) -> Any:
 def rebuild_birth(
     rank: int, size: int, handles: list[ReceivedFd], fn: Callable[..., object], args: tuple[Any, ...]
 ) -> Birth:
-    """Return what arrived."""
+    """Return the received start data."""
     region, overflow, answers_in, lifeline = (handle.take() for handle in handles)
     team_state = TeamState(size, (region, overflow))
     return Birth(team_state, rank, size, Sender(kernel.message_socket(answers_in)), lifeline, fn, args)
@@ -135,8 +135,8 @@ register(Birth, reduce_birth)
 
 
 def run_launched(birth: Birth) -> None:
-    """Be a worker; the target of its process."""
-    # For as long as the process lives: to close it ends the arrangement.
+    """Run the worker; the target of its process."""
+    # Kept until the process ends, because closing this fd would disarm the lifeline.
     _kept.append(PrivateFd(kernel.die_with(birth.lifeline)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -146,7 +146,7 @@ def run_launched(birth: Birth) -> None:
 
         settle_worker()
     team_state, rank = birth.team_state, birth.rank
-    known = importable_now()  # what the parent has as well
+    known = importable_now()  # modules that the parent can import as well
     team_state.enter(rank)
     become(RankedWorker(team_state, rank, birth.size))
     try:
@@ -166,12 +166,12 @@ _kept: list[PrivateFd] = []
 
 
 class Launch:
-    """What `forkshm.launch` gives: ranked workers.
+    """Ranked workers, returned by `forkshm.launch`.
 
-    Use it as a context manager, or call `join`. Workers that are there when it is collected are ended.
+    Use it as a context manager, or call `join`. Workers that are still running when it is garbage-collected are killed.
 
     Attributes:
-        size: How many workers there were.
+        size: Number of workers started.
 
     Example:
         >>> import forkshm
@@ -195,7 +195,7 @@ class Launch:
         self.size = size
         task = task or f"{getattr(fn, '__qualname__', type(fn).__name__)}()"
         open_things = contextlib.ExitStack()
-        # When it is collected, or at exit. A child that inherits it ends nothing.
+        # Runs at garbage collection or at exit, and does nothing in a forked child.
         self._finalizer = weakref.finalize(self, _close, os.getpid(), open_things)
         try:
             team_state = TeamState(size)
@@ -203,7 +203,7 @@ class Launch:
             self._monitor = TeamMonitor(team_state, f"worker {{}} of {size}", task, grace)
             open_things.callback(self._monitor.close)
             read_end, write_end = kernel.create_lifeline()
-            # The kernel kills the workers once the writing end is gone: no child may have it.
+            # The kernel kills the workers when the write end is closed, so no child may hold it.
             open_things.callback(PrivateFd(write_end).close)
             open_things.callback(kernel.close, read_end)
             for rank in range(size):
@@ -212,7 +212,7 @@ class Launch:
                 process.ignores_interrupts = True
                 with _interrupts.held_back():
                     process.start()
-                    # Under spawn the object would keep what it was given.
+                    # Under spawn the process object would keep its arguments alive.
                     process._args = ()
                     self._monitor.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
         except BaseException as error:
@@ -229,20 +229,21 @@ class Launch:
 
     @property
     def pids(self) -> dict[int, int]:
-        """The process id of each rank that is still there, as far as `join` has looked."""
+        """Process ids of the running workers, keyed by rank, as of the last check by `join`."""
         return self._monitor.pids()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers have ended.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 only checks.
 
         Returns:
-            Whether all have ended well. False only after *timeout*.
+            True if all workers have succeeded, False if *timeout* has passed.
 
         Raises:
-            WorkerDiedError: As for `launch`, as are other exceptions; once, and then none is left.
+            WorkerDiedError: A worker was killed or exited with a nonzero code. Like any other exception of a worker
+                (see `launch`), it is raised once, after all workers have ended.
         """
         try:
             if not self._monitor.wait(timeout):
@@ -257,11 +258,11 @@ class Launch:
         return True
 
     def signal(self, number: int) -> None:
-        """Send a signal to all workers that are still there."""
+        """Send a signal to all running workers."""
         self._monitor.pass_on(number)
 
     def terminate(self) -> None:
-        """End the workers that are still there, by SIGKILL. Twice is allowed."""
+        """Kill the running workers with SIGKILL. Can be repeated."""
         self._finalizer()
 
     def __enter__(self) -> Self:

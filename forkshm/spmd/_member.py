@@ -1,4 +1,4 @@
-"""What one of several processes that run the same code can do together with the others."""
+"""Member: barriers, reductions and shared loops among processes that run the same code."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ("Member",)
 
 T = TypeVar("T")
 
-#: How long one sleep takes at most: then a waiter looks whether the others are alive.
+# Longest sleep in seconds; after each, a waiter checks whether the other members are alive.
 _SLICE = 0.1
 
-#: Of an iterable that does not say how long it is.
+# Stands for the length of an iterable without `len`.
 _ENDLESS = 2**62
 
 _WHAT_HAPPENED = {LEFT: "has left", FAILED: "raised an exception", DIED: "died"}
 
-_numbers = range  # `Member` has a method of that name
+_numbers = range  # `Member.range` hides the builtin
 
 
 def _smaller(first: Any, second: Any) -> Any:
@@ -55,17 +55,17 @@ _OPERATIONS = {"sum": operator.add, "product": operator.mul, "min": _smaller, "m
 
 
 class Member:
-    """One of `size` processes that run the same code, and meet over shared memory.
+    """One of `size` processes that run the same code and synchronize through shared memory.
 
-    You get one from `forkshm.team` and from `forkshm.worker`. What all members do together they must all come to,
-    in the same order: barriers, reductions, loops, singles.
+    `forkshm.team` and `forkshm.worker` return members. All members must reach the same barriers, reductions, loops and
+    singles in the same order.
 
     Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
 
     Fork and threads:
-        To be used by one thread of each member, and by no process that is forked from a member.
+        Only one thread of each member may use it, and no process forked from a member.
     """
 
     rank: int
@@ -74,7 +74,7 @@ class Member:
     _pid: int
 
     def _join(self, team_state: TeamState | None, rank: int, size: int) -> None:
-        """Be the member *rank*."""
+        """Make this process the member *rank*."""
         self.rank, self.size = rank, size
         self._team_state = team_state
         self._pid = os.getpid()
@@ -82,24 +82,24 @@ class Member:
         self._spin = Spin()
 
     def _joined_state(self) -> TeamState:
-        """The team state of this process' team.
+        """Return the state of this process's team.
 
         Raises:
-            ForkshmError: There is none, or this process is no member of it.
+            ForkshmError: There is no team, or this process is not a member of it.
         """
         if self._pid != os.getpid():
             raise ForkshmError(
-                f"this process (pid {os.getpid()}) is no member of that team: it was forked from member {self.rank} "
-                f"(pid {self._pid}), and only members meet"
+                f"cannot use the team in process {os.getpid()}: it is not a member, but was forked from member "
+                f"{self.rank} (pid {self._pid}). Use the team only in its members."
             )
         if self._team_state is None:
-            raise ForkshmError("there is no team: its block has not begun, or is over")
+            raise ForkshmError("cannot use the team: its block has not begun or has ended. Use it inside the block.")
         return self._team_state
 
     # -- waiting for the others -----------------------------------------------------------
 
     def _look_for_dead(self) -> None:
-        """Write on the team state who has died; for whoever started the members."""
+        """Record dead members in the team state; implemented by the process that started them."""
 
     def _check(self, where: str) -> None:
         team_state = self._joined_state()
@@ -109,7 +109,7 @@ class Member:
                 raise TeamBrokenError(
                     f"member {self.rank} of {self.size} cannot wait at {where}: "
                     f"member {rank} (pid {team_state.pids[rank]}) "
-                    f"{_WHAT_HAPPENED[state]}" + (" and does not come" if state == LEFT else ""),
+                    f"{_WHAT_HAPPENED[state]}" + (" and will not arrive" if state == LEFT else ""),
                     rank=rank,
                 )
 
@@ -129,16 +129,16 @@ class Member:
                 self._check(where)
             except TeamBrokenError:
                 if condition():
-                    break  # all came meanwhile, and somebody has left since
+                    break  # all members arrived in the meantime, and one has left since
                 raise
             team_state.sleep(woken, _SLICE)
         self._spin.end(time.perf_counter() - began)
 
     def barrier(self) -> None:
-        """Wait until all members are here.
+        """Wait until all members have reached the barrier.
 
         Raises:
-            TeamBrokenError: A member failed, died or left, so that not all can come.
+            TeamBrokenError: A member failed, died or left, so it cannot reach the barrier.
 
         Example:
             >>> import forkshm
@@ -161,17 +161,17 @@ class Member:
 
     @property
     def lock(self) -> RecursiveMutex:
-        """A lock that one member has at a time, ``with t.lock:``; that one may take it again.
+        """A recursive lock shared by the members, for ``with t.lock:``.
 
-        A member that dies with it, or leaves, does not block the others: who takes it next gets `TeamBrokenError`.
+        If a member dies or leaves while it holds the lock, the next member that acquires it gets `TeamBrokenError`.
         """
         team_state = self._team_state
         return team_state.lock if team_state is not None and self._pid == os.getpid() else self._joined_state().lock
 
     def single(self) -> bool:
-        """Tell one member that it is the one: whoever comes here first.
+        """Return True in the first member that calls this, and False in the others.
 
-        The others go on. If they need what it does, let all call `barrier` afterwards.
+        The other members continue without waiting. If they need the result, call `barrier` in all members afterwards.
 
         Example:
             >>> import forkshm
@@ -186,17 +186,17 @@ class Member:
         return self._joined_state().take_single(self._singles)
 
     def reduce(self, value: T, op: Literal["sum", "product", "min", "max"] | Callable[[T, T], T] = "sum") -> T:
-        """Combine the values of all members; all get the result.
+        """Return the combined values of all members, in every member.
 
         Args:
-            value: A number, an array, or anything else that can be pickled; each member brings its own.
-            op: A function of two values, or one of the four names. Values are combined in the order of ranks, in
-                each member: all get the same, and every time, to the last bit.
+            value: This member's value: a number, an array, or any other picklable object.
+            op: A function of two values, or one of the four names. Each member combines the values in the order of
+                ranks, so the result is the same in all members and in every run, to the last bit.
 
         Raises:
             TeamBrokenError: A member failed, died or left.
-            ValueError: *op* is a name that there is not.
-            Exception: What pickling or *op* raised.
+            ValueError: *op* is an unknown name.
+            Exception: Pickling a value or calling *op* raised it.
 
         Example:
             >>> import forkshm
@@ -217,8 +217,8 @@ class Member:
         team_state = self._joined_state()
         if self.size == 1:
             return value
-        # Two slots for each member are enough: who writes the third value knows, because
-        # all came to the second meeting, that all have read the first.
+        # Two slots for each member suffice. A member that writes its third value has passed the second meeting, and
+        # no member reaches that meeting before it has read all values of the first.
         self._reductions += 1
         team_state.write_value(self.rank, self._reductions, value)
         self._meet("a reduction")
@@ -239,24 +239,23 @@ class Member:
         schedule: Schedule = "static",
         chunk: int | None = None,
     ) -> Iterable[int]:
-        """Share out the numbers of a range: each is somebody's, and nobody else's.
+        """Return this member's share of a range; each number goes to exactly one member.
 
-        Nobody waits for anybody at the end of the loop; call `barrier` where that is needed.
+        Members do not wait for each other at the end of the loop; call `barrier` if they must.
 
         Args:
-            start: As for `range`, as are *stop* and *step*.
-            stop: See *start*.
-            step: See *start*.
-            schedule: ``"static"`` gives each member its part at once, which costs nothing. With ``"dynamic"`` each
-                takes the next *chunk* numbers when it is done with the last: for steps that take differently long.
-                ``"guided"`` does so with large parts first, and ever smaller ones, at least *chunk*.
-            chunk: How many numbers at a time; 1 by default. Static parts are one for each member by default, and
-                with *chunk* they go around.
+            start: As for the builtin `range`.
+            stop: As for the builtin `range`.
+            step: As for the builtin `range`.
+            schedule: ``"static"`` assigns each member its share at once, without communication. ``"dynamic"`` assigns
+                the next *chunk* numbers to each member that has finished its last, for steps of unequal duration.
+                ``"guided"`` does the same with parts that begin large and shrink to *chunk*.
+            chunk: Numbers in one part; 1 by default. The static schedule has one part for each member by default; with
+                *chunk*, it assigns parts in turn.
 
         Raises:
-            ValueError: *schedule* is none of the three, or *chunk* is less than 1; or the members have come to
-                loops of different lengths.
-            TeamBrokenError: A member failed, died or left, and this one is too far ahead of it.
+            ValueError: *schedule* is unknown, *chunk* is less than 1, or the members' loops differ in length.
+            TeamBrokenError: A member failed, died or left, and this member is too far ahead of it.
 
         Example:
             >>> import forkshm
@@ -285,19 +284,19 @@ class Member:
         return itertools.chain.from_iterable(numbers[begin:end] for begin, end in parts)
 
     def iterate(self, iterable: Iterable[T], *, chunk: int = 1) -> Iterator[T]:
-        """Share out the elements of an iterable, the next *chunk* to whoever is done with its last.
+        """Return an iterator over this member's share of an iterable, assigned dynamically in parts of *chunk*.
 
-        Nothing is sent: each member takes the elements from its own copy of the iterable. An iterator is stepped
-        through by all of them, and must give the same to each: a generator does that; a file that was opened before
-        the team began does not, because its position is shared.
+        Nothing is sent: each member takes elements from its own copy of the iterable. Every member steps through an
+        iterator, which must yield the same elements in each. A generator does; a file opened before the team began
+        does not, because the members share its position.
 
         Args:
-            iterable: A sequence, of which elements are taken by index, or anything else that can be iterated over.
-            chunk: How many elements at a time.
+            iterable: A sequence, which is indexed, or any other iterable.
+            chunk: Number of elements in one part.
 
         Raises:
-            ValueError: *chunk* is less than 1; or the members have come to loops of different lengths.
-            TeamBrokenError: A member failed, died or left, and this one is too far ahead of it.
+            ValueError: *chunk* is less than 1, or the members' loops differ in length.
+            TeamBrokenError: A member failed, died or left, and this member is too far ahead of it.
 
         Example:
             >>> import forkshm
@@ -327,7 +326,7 @@ class Member:
             position = end
 
     def _parts(self, length: int, chunk: int, *, guided: bool = False) -> Iterator[tuple[int, int]]:
-        """Come to a loop now; return what yields this member's parts of it."""
+        """Enter the next loop, and return an iterator over this member's parts of it."""
         team_state = self._joined_state()
         self._loops += 1
         number = self._loops
@@ -343,8 +342,8 @@ class Member:
             raise self._too_late(number) from None
         if there != length:
             raise ValueError(
-                f"members disagree: loop {number} of the team has {there:,} steps for others and {length:,} for member "
-                f"{self.rank}; all of them must come to the same loops, in the same order"
+                f"members disagree about loop {number}: it has {there:,} steps in other members and {length:,} in "
+                f"member {self.rank}. All members must run the same loops, in the same order."
             )
         return self._claims(team_state, number, chunk, 2 * self.size if guided else 0)
 
@@ -360,8 +359,8 @@ class Member:
 
     def _too_late(self, number: int) -> ValueError:
         return ValueError(
-            f"members disagree: others are many loops beyond loop {number}, at which member {self.rank} is; all of "
-            "them must come to the same loops, in the same order, and a dynamic loop cannot be inside another"
+            f"members disagree: member {self.rank} is at loop {number}, and others are many loops ahead. All members "
+            "must run the same loops, in the same order, and a dynamic loop cannot be nested in another."
         )
 
 

@@ -51,7 +51,7 @@ _LONGEST_SECONDS = 0.5
 
 
 def wait_gone(sentinel: int) -> None:
-    """Wait until a process that has ended, or was just killed, can be collected; not for ever."""
+    """Wait until a process that has ended, or was just killed, can be collected; not forever."""
     gone = kernel.poller()
     gone.register(sentinel, kernel.READABLE)
     gone.poll(_GONE_MILLISECONDS)

@@ -1,4 +1,4 @@
-"""supervise(): long-lived workers that are replaced when they end."""
+"""supervise(): run long-lived workers that are replaced when they end."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Supervised", "supervise")
 
-#: A worker that lived for so long was well: what happens to it afterwards counts anew.
+# A worker that has run this long was healthy: the crash count and the pause are reset.
 STEADY_SECONDS = 5.0
-#: How long a worker that did not live so long is waited for before the next one: doubled each time.
+# First pause before a worker that ended earlier is replaced; doubled each time.
 BACKOFF_SECONDS = 0.1
 MOST_BACKOFF_SECONDS = 30.0
 
@@ -38,12 +38,12 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP
 
 
 class Supervised:
-    """What a function run by `forkshm.supervise` is given.
+    """The argument of a function run by `forkshm.supervise`.
 
     Attributes:
-        rank: Which of the workers this is, from 0; the one that takes its place has the same.
-        size: How many there are.
-        generation: How many had that place before.
+        rank: Rank of this worker, from 0; its replacement has the same rank.
+        size: Number of workers.
+        generation: Number of workers that had this rank before.
     """
 
     def __init__(self, rank: int, size: int, generation: int) -> None:
@@ -55,17 +55,17 @@ class Supervised:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker should finish what it does, and return."""
+        """Whether the worker should finish its work and return."""
         return self._stopping
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the worker should stop.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 only checks.
 
         Returns:
-            Whether it should.
+            True if the worker should stop, False if *timeout* has passed.
         """
         assert sys.platform != "win32"  # there is no fork
         poll = select.poll()
@@ -74,7 +74,7 @@ class Supervised:
         return self._stopping
 
     def fileno(self) -> int:
-        """Return an fd that becomes readable when the worker should stop, for those who wait for more than that."""
+        """Return an fd that becomes readable when the worker should stop, for use with select or poll."""
         return self._read_end
 
     def _stop(self, number: int, frame: Any) -> None:
@@ -91,32 +91,34 @@ def supervise(
     max_crashes: int = 8,
     on_reload: Callable[[], object] | None = None,
 ) -> None:
-    """Keep so many processes running *fn*, until SIGTERM.
+    """Keep a fixed number of workers running *fn* until SIGTERM or SIGINT.
 
-    Each worker is forked from this process and calls ``fn(me)``, which runs until ``me.stopping`` is true. One that
-    ends is replaced: at once if it was well for 5 seconds, else after a pause that begins with 0.1 s and doubles.
+    Each worker is forked from this process and calls ``fn(me)``, which should run until ``me.stopping`` is true. A
+    worker that ends is replaced: at once if it ran for 5 seconds, otherwise after a pause that starts at 0.1 s and
+    doubles.
 
-    SIGTERM and SIGINT drain: workers are told to stop, and this returns when all have. A second one kills them.
-    SIGHUP replaces the workers, one after the other, so that all but one are always there.
+    SIGTERM and SIGINT drain: the workers are told to stop, and the call returns when all have ended. A second signal
+    kills them. SIGHUP replaces the workers one at a time, so at most one is missing.
 
     Args:
-        fn: Runs in each worker; see `Supervised` for what it is given. What it raises is printed, as at the end of
-            any program.
-        workers: How many; by default the cores that this process may use.
-        drain_seconds: How long a worker that was told to stop gets, before it is killed.
-        max_crashes: So many workers in a row that failed at the same place, none of them well for 5 seconds, are a
-            crash loop.
-        on_reload: Called here at SIGHUP, before the first worker is replaced: what it changes, new workers have.
+        fn: Runs in each worker with a `Supervised` as its argument. An exception is printed like an uncaught exception
+            of a program.
+        workers: Number of workers; by default the number of cores that this process may use.
+        drain_seconds: Time that a worker gets to stop before it is killed.
+        max_crashes: Number of consecutive failures of one rank, each within 5 seconds, that count as a crash loop.
+        on_reload: Called in this process at SIGHUP, before the first worker is replaced. New workers see its changes.
 
     Raises:
-        ValueError: *workers* or *max_crashes* is less than 1, or this is not the main thread, which alone has signals.
-        CrashLoopError: A crash loop; ``__cause__`` says how the last worker ended. The others were drained.
-        WorkerStartError: The kernel refused the first workers. Later it is tried again, with pauses.
-        Exception: What *on_reload* raised; the workers were drained.
+        ValueError: *workers* or *max_crashes* is less than 1, or this is not the main thread, which alone gets signals.
+        CrashLoopError: The workers of one rank keep failing; ``__cause__`` says how the last one ended. The other
+            workers were drained.
+        WorkerStartError: The kernel refused one of the first workers. Later refusals are retried, with pauses.
+        Exception: *on_reload* raised it; the workers were drained.
 
     Fork and threads:
-        From the main thread only. Workers are forked from here at any time: start no threads beside it. They end with
-        this process, whatever ends it. What they do is logged by ``logging.getLogger("forkshm.supervise")``.
+        Call it from the main thread. Workers may be forked at any time, so start no other threads in this process.
+        Workers end when this process ends, even if it is killed. Starts and ends of workers are logged by
+        ``logging.getLogger("forkshm.supervise")``.
 
     Example:
         >>> import forkshm, os, signal
@@ -138,31 +140,32 @@ def supervise(
         raise ValueError(f"max_crashes must be at least 1, got {max_crashes}")
     if not _system.CAN_FORK:
         raise UnsupportedError(
-            "supervised workers are forked, and this system cannot fork: start forkshm.Process objects and join them",
+            "cannot supervise workers: they are forked, and this system cannot fork. Start forkshm.Process objects and "
+            "join them.",
             capability="fork",
         )
     if threading.current_thread() is not threading.main_thread():
-        raise ValueError("supervise must be called in the main thread: no other gets signals")
+        raise ValueError("supervise must be called in the main thread: no other thread gets signals")
     with contextlib.ExitStack() as open_things:
         _Supervisor(fn, workers, drain_seconds, max_crashes, on_reload, open_things).run()
 
 
 @dataclasses.dataclass
 class _Place:
-    """One worker, and those that had its place before."""
+    """State of one rank: its current worker and its crash history."""
 
     rank: int
     generation: int = -1
     process: Any = None
     sentinel: int = -1
     began: float = 0.0
-    #: When the next one is due, if none is there.
+    # When to start the next worker, if none is running.
     due: float = 0.0
     pause: float = 0.0
     crashes: int = 0
-    #: When it is killed, if it was told to stop.
+    # When to kill a worker that was told to stop.
     deadline: float = math.inf
-    #: Whether it is to be replaced.
+    # Whether a reload must still replace the worker.
     old: bool = False
 
 
@@ -190,14 +193,14 @@ class _Supervisor:
         self._read_end, self._write_end = os.pipe()
         assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
-        # Later entered, earlier closed: the workers first.
+        # The stack closes in reverse order, so the workers end first.
         open_things.callback(os.close, self._read_end)
         open_things.callback(os.close, self._write_end)
         os.set_blocking(self._write_end, False)
         self._poll.register(self._read_end, select.POLLIN)
         self._lifeline, write_end = kernel.create_lifeline()
         open_things.callback(kernel.close, self._lifeline)
-        # The kernel kills the workers once the writing end is gone: no child may have it.
+        # The kernel kills the workers when the write end is closed, so no child may hold it.
         open_things.callback(PrivateFd(write_end).close)
         open_things.enter_context(self._signals())
         open_things.callback(self._kill)
@@ -205,7 +208,7 @@ class _Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
-        # Written to when the signal comes, and not when Python gets round to the handler: it may be about to wait.
+        # The wakeup fd is written when the signal arrives. Python runs the handler later, perhaps only after a wait.
         wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         try:
             yield
@@ -238,7 +241,7 @@ class _Supervisor:
         self._drain()
 
     def _reload(self) -> None:
-        _log.info("reload: %d workers are replaced", len(self._places))
+        _log.info("reload: replacing %d workers", len(self._places))
         if self._on_reload is not None:
             try:
                 self._on_reload()
@@ -250,7 +253,7 @@ class _Supervisor:
             place.crashes = 0
 
     def _replace_one(self) -> None:
-        """Tell one worker to stop, unless one that was told is still there."""
+        """Tell one worker to stop, unless another is still stopping."""
         if any(place.deadline != math.inf for place in self._places):
             return
         for place in self._places:
@@ -273,7 +276,7 @@ class _Supervisor:
         now = time.monotonic()
         for place in self._places:
             if place.deadline <= now:
-                _log.warning("worker %d (pid %d) did not stop in time: it is killed", place.rank, place.process.pid)
+                _log.warning("worker %d (pid %d) did not stop in time; killing it", place.rank, place.process.pid)
                 self._send(place, _system.SIGKILL)
                 place.deadline = now + self._drain_seconds
         moments = [place.deadline for place in self._places]
@@ -299,7 +302,7 @@ class _Supervisor:
         """
         assert sys.platform != "win32"  # there is no fork
         place.generation += 1
-        # A signal must not find the handlers of this process in the child.
+        # In the child, a signal must not run the handlers of this process.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = self._make_process(target=self._work, args=(place.rank, place.generation), daemon=True)
@@ -322,11 +325,11 @@ class _Supervisor:
         try:
             self._start(place)
         except WorkerStartError as error:
-            if place.process is not None:  # it is there, and cannot be watched
+            if place.process is not None:  # the process runs but cannot be monitored
                 place.process.kill()
                 self._collect(place)
             self._pause(place)
-            _log.warning("%s; the next attempt is in %.1f s", error, place.pause)
+            _log.warning("%s; next attempt in %.1f s", error, place.pause)
 
     def _work(self, rank: int, generation: int) -> None:
         assert sys.platform != "win32"  # there is no fork
@@ -392,14 +395,14 @@ class _Supervisor:
         if place.crashes >= self._max_crashes and not stopping:
             self._drain()
             raise CrashLoopError(
-                f"worker {place.rank} failed {place.crashes} times in a row, the last time after {lived:.2f} s; "
-                "what it raised is on stderr",
+                f"worker {place.rank} failed {place.crashes} times in a row, the last time after {lived:.2f} s. Its "
+                "traceback is on stderr.",
                 rank=place.rank,
             ) from how
-        _log.warning("%s after %.1f s; the next one starts in %.1f s", how, lived, max(place.due - time.monotonic(), 0))
+        _log.warning("%s after %.1f s; replacement in %.1f s", how, lived, max(place.due - time.monotonic(), 0))
 
     def _kill(self) -> None:
-        """End all workers that are there."""
+        """Kill all running workers."""
         for place in self._places:
             if place.process is not None:
                 place.process.kill()

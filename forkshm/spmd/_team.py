@@ -1,4 +1,4 @@
-"""team(): a block that several forked processes run."""
+"""team(): run a block in several forked processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Team", "team")
 
-#: What programs have handlers for. To block all that there are takes as long as a fork.
+# Signals that programs commonly handle. Blocking every signal takes as long as a fork.
 _HANDLED = tuple(
     getattr(signal, name)
     for name in ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGWINCH"]
@@ -37,33 +37,32 @@ _HANDLED = tuple(
 def team(size: int | None = None) -> Team:
     """Run a block in several processes: ``with forkshm.team(4) as t:``.
 
-    This process forks ``size - 1`` others at the start of the block. All of them run it, each with its `Team.rank`,
-    this one with rank 0. They have everything that was there before: arrays of `forkshm.zeros` and other shared memory
-    in common, all else as a copy of their own. At the end of the block the others are gone, and this process goes on
-    alone; none of them runs what follows the block.
+    This process forks ``size - 1`` others at the start of the block. Each runs the block with its own `Team.rank`; this
+    process has rank 0. Arrays of `forkshm.zeros` and other shared memory are common to all; everything else is copied
+    by the fork. At the end of the block the other processes have ended, and only this process runs the code after it.
 
     Args:
-        size: How many processes, this one included; by default the cores that this process may use. With 1 nothing
-            is forked.
+        size: Number of processes, including this one; by default the number of cores that this process may use. With 1,
+            no process is forked.
 
     Returns:
-        The team, to be entered once.
+        The team, which can be entered once.
 
     Raises:
         ValueError: *size* is less than 1.
-        WorkerStartError: From the ``with``: the kernel refused a process. Nobody has begun the block.
-        WorkerDiedError: From the end of the block: a member was killed, or ended without leaving the block.
-        TeamBrokenError: A member waits for another that does not come, for example at a barrier.
-        Exception: From the end of the block: what a member raised in it, with the member's traceback as its
-            ``__cause__``. When several fail, it is the first. The others get a second to leave the block, and are
-            killed then; so they are when this process raises in the block, and what it raised goes on.
+        WorkerStartError: At the start of the block: the kernel refused a process. No member has begun the block.
+        WorkerDiedError: At the end of the block: a member was killed, or ended without leaving the block.
+        TeamBrokenError: A member waits, for example at a barrier, for a member that failed, died or left.
+        Exception: At the end of the block: a member raised it; ``__cause__`` has the member's traceback. If several
+            members fail, the first failure is raised. The others get a second to leave the block and are then killed.
+            The same happens if this process raises in the block; its exception then propagates.
 
     Fork and threads:
-        The members are forked: they have the thread that entered the block, and none of the others. Start the team
-        before other threads, or be sure that these hold no locks meanwhile. A team may be started in a member of
-        another, or in a worker of a pool. Members ignore Ctrl-C, which is this process' matter, and end with this
-        process, whatever ends it. NumPy's global random generator is in the same state in all members: give each
-        its own, ``numpy.random.default_rng([seed, t.rank])``.
+        Members are forked and have only the thread that entered the block. Start the team before other threads, or make
+        sure that these hold no locks at that time. A member of a team or a worker of a pool may start a team.
+        Members ignore Ctrl-C, which this process handles, and end when this process ends, even if it is killed. NumPy's
+        global random generator has the same state in all members; give each member its own with
+        ``numpy.random.default_rng([seed, t.rank])``.
 
     Example:
         >>> import forkshm
@@ -83,18 +82,19 @@ def team(size: int | None = None) -> Team:
         raise ValueError(f"size of a team must be at least 1, got {size}")
     if not _system.CAN_FORK:
         raise UnsupportedError(
-            "a team is forked, and this system cannot fork: use forkshm.Pool, or @forkshm.parallel",
+            "cannot start a team: its members are forked, and this system cannot fork. Use forkshm.Pool or "
+            "@forkshm.parallel.",
             capability="fork",
         )
     return Team(size)
 
 
 class Team(Member):
-    """What `team` gives: the block's processes, as one of them sees them.
+    """A team of processes that run a block, returned by `team`; see `Member` for its methods.
 
     Attributes:
-        rank: Which one this process is: 0 for the one that began the block.
-        size: How many there are.
+        rank: Rank of this process; 0 in the process that started the team.
+        size: Number of processes.
 
     Example:
         >>> import forkshm
@@ -121,7 +121,7 @@ class Team(Member):
 
     def __enter__(self) -> Self:
         if self._used:
-            raise ForkshmError("a team is used once: make a new one with forkshm.team()")
+            raise ForkshmError("cannot enter the team again: a team can be used once. Create one with forkshm.team().")
         self._used = True
         self._pid = os.getpid()
         assert sys.platform != "win32"  # there is no fork
@@ -130,18 +130,18 @@ class Team(Member):
             self._open.callback(team_state.close)
             monitor = self._monitor = TeamMonitor(team_state, f"member {{}} of a team of {self.size}", "the block")
             self._open.callback(monitor.close)
-            # The kernel kills the members once the writing end is gone: no child may have it.
+            # The kernel kills the members when the write end is closed, so no child may hold it.
             writing = PrivateFd(-1)
             reading: list[int] = []
             self._open.callback(writing.close)
             self._open.callback(kernel.close_all, reading)
-            # No call between these: each fd has an owner at every moment.
+            # No call between these lines, where a signal handler could raise: each fd always has an owner.
             self._lifeline, writing.fd = kernel.create_lifeline()
             reading += [self._lifeline]
             self._known = importable_now()
             team_state.enter(0)
             _flush()
-            # No signal handler of Python's may raise between the fork and the block.
+            # No Python signal handler may raise between the fork and the block.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
             try:
                 for rank in range(1, self.size):
@@ -162,7 +162,7 @@ class Team(Member):
                     f"cannot start a team of {self.size} {_system.why_refused(error)}",
                 ) from error
             raise
-        # Not before: either all begin the block, or nobody.
+        # Only after all forks have succeeded: either all members begin the block or none does.
         try:
             team_state.open_gate()
         except BaseException:
@@ -175,7 +175,7 @@ class Team(Member):
             self._monitor.look()
 
     def _end(self) -> None:
-        """Be alone again; who is still there is killed."""
+        """Leave the team, and kill the members that are still running."""
         self._open.close()
         self._team_state = self._monitor = None
 
@@ -185,7 +185,7 @@ class Team(Member):
         if self.rank:
             self._leave(error)
         if os.getpid() != self._pid or self._team_state is None or self._monitor is None:
-            return  # a process that was forked in the block by other means
+            return  # a process that user code forked inside the block
         try:
             self._team_state.end(0, LEFT if error is None else FAILED)
             if error is not None:
@@ -205,14 +205,14 @@ class Team(Member):
     # -- in the others ------------------------------------------------------------------------
 
     def _begin(self, rank: int, team_state: TeamState, monitor: TeamMonitor) -> None:
-        """Become a member; return when the block is to begin."""
+        """Become a member, and return when the block can begin."""
         try:
             self.rank = rank
             self._pid = os.getpid()
             self._armed = PrivateFd(kernel.die_with(self._lifeline))
             monitor.forget()
             self._answers_in = monitor.answers_in
-            # Ctrl-C reaches the whole process group; the process that began decides what it means.
+            # Ctrl-C reaches the whole process group; only the process that started the team handles it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
@@ -227,11 +227,11 @@ class Team(Member):
             self._leave(error)
 
     def _leave(self, error: BaseException | None) -> NoReturn:
-        """End this process, which was forked for the block: nothing of what follows is its own."""
+        """End this process, which was forked for the block and must not run the code after it."""
         code = 1
         try:
             if os.getpid() != self._pid:
-                os._exit(code)  # forked from a member by other means, and came this far
+                os._exit(code)  # user code forked this process from a member, and it reached the end of the block
             if error is None:
                 try:
                     _multiprocess.end_child()
@@ -254,6 +254,6 @@ class Team(Member):
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A stream that is closed, missing or full is not ours to complain about.
+        # A closed, missing or full stream is the program's own matter.
         with contextlib.suppress(Exception):
             stream.flush()

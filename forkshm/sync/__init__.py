@@ -1,11 +1,11 @@
-"""Between layers 1 and 2. The locks and values of ``multiprocessing``, in shared memory of ours.
+"""Between layers 1 and 2. The locks and values of ``multiprocessing``, in forkshm's shared memory.
 
-They have the interface and the types of ``multiprocessing``'s, and two things more: they cross wherever a region does,
-to processes that started earlier as well, and a process that is killed while it holds one, or waits for one, blocks
-nobody.
+They have the interface and the types of ``multiprocessing``'s, with two additions. They cross wherever a region does,
+also to processes that started earlier. A process that is killed while it holds one, or waits for one, blocks no other
+process.
 
-    _word          one word of shared memory that names the process that has the lock
-    _slab          where small objects live: thousands in one memory object, so that they cost no fds
+    _word          one word of shared memory that names the process that holds the lock
+    _slab          memory for small objects: thousands in one memory object, so that they need few fds
     _lock          Lock, RLock
     _semaphore     Semaphore, BoundedSemaphore
     _condition     Condition, over `forkshm.region.Condition`

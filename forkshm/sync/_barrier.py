@@ -1,4 +1,4 @@
-"""Barrier: that of `forkshm.region`, with an action, and with the names of who is there."""
+"""Barrier: that of `forkshm.region`, with an action, and with the tokens of the arrived processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOKEN = 8
 
 
 class _Parties(RegionBarrier):
-    """The words in shared memory: behind those of the base class the token of each process that has arrived."""
+    """The words in shared memory: those of the base class, then the token of each arrived process."""
 
     _KIND: ClassVar[int] = 18
 
@@ -39,7 +39,7 @@ class _Parties(RegionBarrier):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int = 0) -> _Parties:
-        """Use the one that was constructed there."""
+        """Return the existing barrier at *offset*."""
         found, words = cls._find(region, offset, cls.SIZE)
         parties = words[_PARTIES]
         found._place(region, offset, cls.size_for(parties))
@@ -48,7 +48,7 @@ class _Parties(RegionBarrier):
 
     @staticmethod
     def size_for(parties: int) -> int:
-        """Bytes for a barrier of so many parties."""
+        """Return the bytes that a barrier of *parties* parties needs."""
         return HEADER + LINE + parties * _TOKEN
 
     def _ready(self, parties: int) -> None:
@@ -68,15 +68,15 @@ class _Parties(RegionBarrier):
 class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ignore[misc]
     """A `multiprocessing.Barrier` in shared memory, which crosses everywhere.
 
-    When a process is killed while it waits, the barrier breaks, within 0.1 s: the others get
-    `threading.BrokenBarrierError`. One that is killed before it arrives cannot be told from one that is late, so give
+    When a process is killed while it waits, the barrier breaks within 0.1 s, and the others get
+    `threading.BrokenBarrierError`. A process that is killed before it arrives cannot be told from a late one, so give
     a *timeout*.
 
     Args:
-        parties: How many threads or processes have to arrive, at least 1.
-        action: Called by the last one to arrive, before the others go. It crosses with the barrier.
+        parties: Number of threads or processes that have to arrive, at least 1.
+        action: Called by the last party to arrive, before the others are released. It crosses with the barrier.
         timeout: Seconds that `wait` waits by default; None waits forever.
-        ctx: Ignored; for the signature's sake.
+        ctx: Ignored; for compatibility.
 
     Raises:
         ValueError: *parties* is less than 1.
@@ -108,42 +108,42 @@ class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ig
         return _rebuild, (type(self), self._inner._region, self._inner._offset, self._action, self._timeout)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until all parties are here.
+        """Wait until all parties have arrived; return this party's arrival index.
 
         Args:
-            timeout: Seconds; by default those of the barrier. When they are over, the barrier is broken.
+            timeout: Seconds, by default those of the barrier. When they have passed, the barrier is broken.
 
         Returns:
-            In which place this one arrived, from 0 to ``parties - 1``.
+            The arrival index of this party, from 0 to ``parties - 1``.
 
         Raises:
-            threading.BrokenBarrierError: The barrier is broken, or was broken or reset meanwhile; also after *timeout*.
+            threading.BrokenBarrierError: The barrier is broken, was broken or reset meanwhile, or *timeout* passed.
         """
         if timeout is None:
             timeout = self._timeout
         return self._inner.wait_and_act(math.inf if timeout is None else max(timeout, 0.0), self._action)
 
     def reset(self) -> None:
-        """Make the barrier empty and whole; whoever waits gets `threading.BrokenBarrierError`."""
+        """Reset the barrier to empty and unbroken; waiting parties get `threading.BrokenBarrierError`."""
         self._inner.reset()
 
     def abort(self) -> None:
-        """Break the barrier: whoever waits, and whoever comes, gets `threading.BrokenBarrierError`."""
+        """Break the barrier: waiting and arriving parties get `threading.BrokenBarrierError`."""
         self._inner.abort()
 
     @property
     def parties(self) -> int:
-        """How many have to arrive."""
+        """The number of parties that have to arrive."""
         return self._inner.parties
 
     @property
     def n_waiting(self) -> int:
-        """How many have arrived and wait."""
+        """The number of parties that have arrived and wait."""
         return self._inner.n_waiting
 
     @property
     def broken(self) -> bool:
-        """Whether nobody can pass until `reset`."""
+        """Whether the barrier is broken: no party can pass until `reset`."""
         return self._inner.broken
 
     def __repr__(self) -> str:

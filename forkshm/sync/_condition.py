@@ -1,4 +1,4 @@
-"""Condition: that of `forkshm.region`, over a lock of `multiprocessing`'s kind."""
+"""Condition: that of `forkshm.region`, over a lock with the interface of `multiprocessing`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _theirs: Any = _multiprocess.synchronize
 
 
 class _Guard:
-    """A lock, as a condition of `forkshm.region` asks for it."""
+    """A lock, with the interface that a condition of `forkshm.region` needs."""
 
     def __init__(self, lock: Any) -> None:
         self.lock = lock
@@ -58,7 +58,7 @@ class _Guard:
 
 
 class _Number:
-    """A semaphore of the standard library's condition, of which only the value is asked."""
+    """A stand-in for a semaphore of the standard library's condition; only its value is read."""
 
     def __init__(self, value: Callable[[], int]) -> None:
         self.get_value = value
@@ -67,19 +67,20 @@ class _Number:
 class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _theirs.Condition):  # type: ignore[misc]
     """A `multiprocessing.Condition` in shared memory, which crosses everywhere.
 
-    `notify` never waits for a waiter, so a killed one keeps nobody. If a notification had gone to it, another waiter
-    takes that. When a process is killed that holds the lock, the next one gets it, as with `Lock`.
+    `notify` never waits for a waiter, so a killed waiter blocks no other process. Another waiter takes a notification
+    that had gone to the killed one. When a process is killed while it holds the lock, the next one gets it, as with
+    `Lock`.
 
     Args:
         lock: A `Lock` or `RLock`; by default a new `RLock`.
-        ctx: Ignored; for the signature's sake.
+        ctx: Ignored; for compatibility.
 
     Raises:
         RegionCreateError: The kernel refused memory for it.
 
     Fork and threads:
-        Safe to use from any thread and process. Wait with a timeout, or in a loop with one, where the process that
-        notifies may die.
+        Safe to use from any thread and process. Wait with a timeout, or in a loop with one, if the notifying process
+        may die.
 
     Example:
         >>> import forkshm
@@ -103,15 +104,15 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
         self._inner = inner
         self.acquire = lock.acquire  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
-        # What the standard library's tests, and others that look, find there.
+        # The standard library's tests, and other programs, look at these attributes.
         self._sleeping_count = _Number(functools.partial(waiting, inner))
         self._woken_count = self._wait_semaphore = _Number(int)
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self._inner._region, self._inner._offset, self._lock)
 
-    # A C function, as `Entered` asks for.
-    __exit__ = property(operator.attrgetter("_lock.__exit__"))
+    # `Entered` needs a C function.
+    __exit__: Any = property(operator.attrgetter("_lock.__exit__"))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self._lock!r}, {waiting(self._inner)})>"
@@ -123,7 +124,7 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
             timeout: Seconds to wait for the notification; None waits forever.
 
         Returns:
-            Whether there was a notification.
+            True if there was a notification, False after *timeout*.
 
         Raises:
             AssertionError: This thread does not hold the lock.
@@ -131,7 +132,7 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
         return self._inner.wait(None if timeout is None else max(timeout, 0.0))
 
     def notify(self, n: int = 1) -> None:
-        """Let *n* of the waiters go, or all if there are fewer.
+        """Wake *n* waiters, or all if there are fewer.
 
         Raises:
             AssertionError: This thread does not hold the lock.
@@ -139,7 +140,7 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
         self._inner.notify(max(n, 0))
 
     def notify_all(self) -> None:
-        """Let all waiters go.
+        """Wake all waiters.
 
         Raises:
             AssertionError: This thread does not hold the lock.
@@ -151,10 +152,10 @@ class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _the
 
         Args:
             predicate: Called without arguments, at once and after each notification.
-            timeout: Seconds altogether; None waits forever.
+            timeout: Seconds in total; None waits forever.
 
         Returns:
-            The last answer of *predicate*.
+            The last result of *predicate*.
 
         Raises:
             AssertionError: This thread does not hold the lock.

@@ -1,7 +1,7 @@
 """Event: a flag in shared memory.
 
     flag      whether it is set
-    sequence  changes with each `set`; what waiters sleep on
+    sequence  changes with each `set`; waiters sleep on it
 
 There is no lock, so none can be held by a dead process.
 """
@@ -39,7 +39,7 @@ class _Flag(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int) -> _Flag:
-        """Use the one that was constructed there."""
+        """Return the existing flag at *offset*."""
         return cls._find(region, offset, cls.SIZE)[0]
 
     def set(self) -> None:
@@ -62,10 +62,10 @@ class _Flag(Placed):
 class Event(multiprocessing.synchronize.Event, _theirs.Event):  # type: ignore[misc]
     """A `multiprocessing.Event` in shared memory, which crosses everywhere.
 
-    Processes that are killed while they wait, set or clear it keep nobody from anything.
+    A process that is killed while it waits for, sets or clears the event blocks no other process.
 
     Args:
-        ctx: Ignored; for the signature's sake.
+        ctx: Ignored; for compatibility.
 
     Raises:
         RegionCreateError: The kernel refused memory for it.
@@ -91,25 +91,25 @@ class Event(multiprocessing.synchronize.Event, _theirs.Event):  # type: ignore[m
         return _rebuild, (type(self), self._flag._region, self._flag._offset)
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Return whether the event is set."""
         return bool(self._flag._live()[_FLAG])
 
     def set(self) -> None:
-        """Set it, and let all waiters go."""
+        """Set the event, and wake all waiters."""
         self._flag.set()
 
     def clear(self) -> None:
-        """Reset it: whoever comes from now on waits."""
+        """Clear the event: later calls of `wait` block."""
         self._flag._live()[_FLAG] = 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set.
+        """Wait until the event is set; return whether it was.
 
         Args:
             timeout: Seconds; None waits forever.
 
         Returns:
-            Whether it was set. False only after *timeout*.
+            True if the event was set; False only after *timeout*.
         """
         return self._flag.wait(math.inf if timeout is None else time.perf_counter() + timeout)
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ("Core", "Lock", "RLock")
 
-#: Of ``SemLock.kind``: 0 is recursive.
+# Values of ``SemLock.kind``: 0 is recursive.
 _SEMAPHORE = 1
 _theirs: Any = _multiprocess.synchronize
 
 
 class _LockWord(Word):
-    """The word of a lock, and what is not done in machine code."""
+    """The word of a lock, and the operations that are not done in machine code."""
 
     __slots__ = ("recursive",)
 
@@ -35,14 +35,14 @@ class _LockWord(Word):
         self.recursive = recursive
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Acquire the lock; whether that was done in time."""
+        """Acquire the lock; return whether that succeeded in time."""
         if self.recursive and self.is_mine():
             self.state[0] += 1
             return True
         return self.take(deadline_of(block, timeout), "RLock" if self.recursive else "Lock")
 
     def release(self, *_: object) -> None:
-        """Release the lock; arguments of ``__exit__`` are of no interest."""
+        """Release the lock; ignore the arguments of ``__exit__``."""
         state = self.state
         if self.recursive:
             if not self.is_mine():
@@ -60,7 +60,7 @@ class _LockWord(Word):
 
 
 class _Self(tuple[Any, ...]):
-    """What the functions in machine code get: it makes them cross, as methods of a lock."""
+    """The *self* of the machine-code functions, which lets them be sent as methods of a lock."""
 
     __slots__ = ()
 
@@ -69,7 +69,7 @@ class _Self(tuple[Any, ...]):
 
 
 class Core:
-    """A lock in this process: all objects of one lock have the same, because it knows who holds it."""
+    """The state of a lock in this process, shared by all objects of the lock: it knows which thread holds it."""
 
     __slots__ = ("__weakref__", "acquire", "release", "word")
 
@@ -78,7 +78,7 @@ class Core:
         self.acquire: Callable[..., bool] = word.acquire
         self.release: Callable[..., None] = word.release
         if native_locks is not None:
-            token()  # known from here on, or the code would ask Python
+            token()  # computed now, or the machine code would have to call Python
             self.acquire, self.release = native_locks.functions(
                 word.address,
                 word.state_address,
@@ -89,7 +89,7 @@ class Core:
             )
 
     def acquire_again(self, count: int) -> None:
-        """Acquire it, and have it so often."""
+        """Acquire the lock, and set its recursion count."""
         try:
             if not self.word.is_mine():
                 self.acquire()
@@ -98,17 +98,17 @@ class Core:
                 self.word.state[0] = count
 
     def release_all(self) -> None:
-        """Release it, however often this thread has it."""
+        """Release the lock, whatever its recursion count."""
         self.word.state[0] = 1
         self.release()
 
 
-# By address and kind. A core keeps its memory mapped, so an address is that of one lock for as long as it is here.
+# Keyed by address and kind. A core keeps its memory mapped, so its address belongs to one lock while the core lives.
 _cores: weakref.WeakValueDictionary[tuple[int, bool], Core] = weakref.WeakValueDictionary()
 
 
 def core_at(region: MappedRegion, offset: int, recursive: bool) -> Core:
-    """Return the core of a lock that was made in this process or another one."""
+    """Return the core of a lock that was created in this process or in another."""
     key = region.address + offset, recursive
     core = _cores.get(key)
     if core is None:
@@ -121,16 +121,16 @@ def _word_at(region: MappedRegion, offset: int, recursive: bool) -> Word:
 
 
 class _OwnedLock(_interrupts.Entered):
-    """What `Lock` and `RLock` have in common."""
+    """The common base of `Lock` and `RLock`."""
 
     _RECURSIVE = False
 
     _core: Core
     kind = _SEMAPHORE
     maxvalue = 1
-    #: Of ``_multiprocessing.SemLock``: it has no name.
+    # An attribute of ``_multiprocessing.SemLock``; this lock has no name.
     name = None
-    # A C function, as `Entered` asks for.
+    # `Entered` needs a C function.
     __exit__ = property(operator.attrgetter("release"))
 
     def __init__(self, *, ctx: Any = None) -> None:
@@ -145,10 +145,10 @@ class _OwnedLock(_interrupts.Entered):
         self.release = core.release
 
     def __reduce__(self) -> Any:
-        # Through a channel of ours the region crosses as a descriptor; a plain pickle refuses it.
+        # Through a forkshm channel the region crosses as a descriptor; a plain pickle refuses it.
         return _rebuild, (type(self), self._core.word.region, self._core.word.offset, _extra(self))
 
-    # -- what is asked of ``lock._semlock`` -------------------------------------------------
+    # -- the interface of ``lock._semlock`` ------------------------------------------------
 
     @property
     def _semlock(self) -> Any:
@@ -156,7 +156,7 @@ class _OwnedLock(_interrupts.Entered):
 
     @property
     def handle(self) -> int:
-        """Where the lock is in this process."""
+        """The address of the lock in this process."""
         return self._core.word.address
 
     def _is_mine(self) -> bool:
@@ -172,7 +172,7 @@ class _OwnedLock(_interrupts.Entered):
         return self._core.word.owner != 0
 
     def locked(self) -> bool:
-        """Whether anybody holds it."""
+        """Return whether any process holds the lock."""
         return self._core.word.owner != 0
 
     def _owner_name(self) -> str:
@@ -187,7 +187,7 @@ class _OwnedLock(_interrupts.Entered):
 
 
 def _extra(thing: Any) -> dict[str, Any] | None:
-    """Return the attributes that others have set."""
+    """Return the attributes that users have set, or None."""
     extra = {name: value for name, value in vars(thing).items() if name not in ("_core", "acquire", "release")}
     return extra or None
 
@@ -203,19 +203,18 @@ def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any]
 class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type: ignore[misc]
     """A `multiprocessing.Lock` in shared memory, which crosses everywhere, and survives its holder.
 
-    When a process is killed while it holds the lock, the next one that acquires it gets it, with a
-    `forkshm.ForkshmWarning` that names the dead process: what the lock guards may be half changed.
+    When a process is killed while it holds the lock, the next process that acquires it gets it, with a
+    `forkshm.ForkshmWarning` that names the dead process: the data that the lock guards may be half changed.
 
-    It may be released by another thread or process than the one that acquired it. The lock is the process's that
-    acquired it until then: if that one ends, however it does, before anybody releases the lock, it is free for the
-    next one.
+    Any thread or process may release the lock. Until then it belongs to the process that acquired it. If that process
+    ends in any way before the lock is released, the lock is free for the next process.
 
     Raises:
         RegionCreateError: The kernel refused memory for it.
 
     Fork and threads:
-        Safe to use from any thread and process. A forked child does not have what its parent holds, and may release
-        it. In a ``with`` block, KeyboardInterrupt leaves it released.
+        Safe to use from any thread and process. A forked child does not hold its parent's locks, but may release
+        them. KeyboardInterrupt in a ``with`` block leaves the lock released.
 
     Example:
         >>> import forkshm
@@ -225,8 +224,8 @@ class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type:
         False
 
     See Also:
-        `multiprocessing.Lock`; `forkshm.region.Mutex`, which lives in a region of yours and calls you to repair what it
-        guards.
+        `multiprocessing.Lock`; `forkshm.region.Mutex`, which lives in your own region and calls your code to repair
+        the data it guards.
     """
 
     def __repr__(self) -> str:
@@ -238,15 +237,15 @@ class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type:
 
 
 class RLock(_OwnedLock, multiprocessing.synchronize.RLock, _theirs.RLock):  # type: ignore[misc]
-    """A `multiprocessing.RLock` in shared memory: a `Lock` that a thread may acquire again while it has it.
+    """A `multiprocessing.RLock` in shared memory: a `Lock` that a thread may acquire again while it holds it.
 
-    Only the thread that has it may release it. Otherwise it is as `Lock`.
+    Only the thread that holds it may release it. Otherwise it behaves like `Lock`.
 
     Raises:
         RegionCreateError: The kernel refused memory for it.
 
     Fork and threads:
-        As for `Lock`. However often it was held by a process that was killed, the next one has it once.
+        As for `Lock`. After the death of a process that held it several times, the next process holds it once.
 
     Example:
         >>> import forkshm

@@ -1,21 +1,22 @@
 """Semaphore and BoundedSemaphore.
 
-In the header are words that only the holder of a bare robust mutex behind them writes:
+The header has words that only the holder of a bare robust mutex behind them writes:
 
-    value      permits, while they are not counted by process
-    taken      permits that processes have: the sum of the entries, kept to be quick
+    value      free permits, while permits are not counted per process
+    taken      permits held by processes: the sum of the entries, cached for speed
     initial    permits at the beginning
-    most       permits that there may be
-    sequence   changes with each release; what waiters sleep on
-    untracked  whether `value` counts, and not the entries
-    waiting    waiters; those that were killed are counted until one of the others gives up
-    entries    how many entries there are
+    most       the maximum number of permits
+    sequence   changes with each release; waiters sleep on it
+    untracked  whether `value` counts instead of the entries
+    waiting    waiters; killed ones are counted until another waiter gives up
+    entries    number of entries
 
-and behind the mutex an entry for each process that has permits: its token, and how many.
+Behind the mutex is an entry for each process that holds permits: its token, and their number.
 
-A permit that a process has acquired and not released is that process's, and comes back when it dies. But a semaphore
-may also be used as a signal, where one process acquires and another releases: then nobody has a permit. The first
-release by a process that has none shows that, and from then on permits are counted as a whole, until all are back.
+A permit that a process has acquired and not released belongs to that process, and comes back when it dies. But a
+semaphore may also be used as a signal, where one process acquires and another releases: then permits have no owner. The
+first release by a process that holds none shows this use. From then on permits are counted as a whole, until all are
+back.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ _VALUE, _TAKEN, _INITIAL, _MOST, _SEQUENCE, _UNTRACKED, _WAITING, _ENTRIES = ran
 _WORD = 4
 _MASK = 0xFFFFFFFF
 _ENTRY = 16
-#: ``SEM_VALUE_MAX`` of Linux.
+# ``SEM_VALUE_MAX`` of Linux.
 _MOST_PERMITS = 2**31 - 1
-#: Processes that can have permits at a time and be known by name.
+# Number of processes that can hold permits at a time and be tracked.
 _LEAST_ENTRIES, _MOST_ENTRIES = 6, 1000
 
 
@@ -69,7 +70,7 @@ class _Permits(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int) -> _Permits:
-        """Use those that were constructed there."""
+        """Return the existing permits at *offset*."""
         found, words = cls._find(region, offset, HEADER)
         entries = words[_ENTRIES]
         found._place(region, offset, cls.size_for(entries))
@@ -78,7 +79,7 @@ class _Permits(Placed):
 
     @staticmethod
     def size_for(entries: int) -> int:
-        """Bytes for permits of which so many processes can have some."""
+        """Return the bytes needed for permits with *entries* entries."""
         return HEADER + LINE + entries * _ENTRY
 
     def _ready(self, entries: int) -> None:
@@ -87,7 +88,7 @@ class _Permits(Placed):
         self._guard = self._address + HEADER
 
     def guarded(self, action: Callable[[memoryview], _T]) -> _T:
-        """Do *action* alone, on words that are in order."""
+        """Return the result of *action*, called under the mutex on consistent words."""
         words, guard = self._live(), self._guard
         try:
             code = take_mutex(guard, math.inf)
@@ -105,15 +106,15 @@ class _Permits(Placed):
             _locks.mutex_unlock(guard)
 
     def _repair(self, words: memoryview) -> None:
-        # An entry is changed by one store, and so is the value; what is kept to be quick is counted anew.
+        # An entry is changed by one store, and so is the value; only the cached sum has to be recomputed.
         words[_TAKEN] = sum(self._by_process[1::2])
 
     def available(self, words: memoryview) -> int:
-        """Permits that are there."""
+        """Return the number of free permits."""
         return int(words[_VALUE] if words[_UNTRACKED] else words[_INITIAL] - words[_TAKEN])
 
     def _entry(self, me: int) -> int:
-        """Return where this process's count is, or -1."""
+        """Return the position of this process's count, or -1."""
         entries = self._by_process
         for position in range(0, len(entries), 2):
             if entries[position] == me and entries[position + 1]:
@@ -129,7 +130,7 @@ class _Permits(Placed):
         return -1
 
     def take(self, words: memoryview, me: int, answer: list[bool]) -> bool:
-        """Take a permit for this process, if there is one; needs the guard."""
+        """Take a permit for this process if one is free; return whether it did. Needs the guard."""
         if self.available(words) <= 0:
             return False
         if not words[_UNTRACKED]:
@@ -137,7 +138,7 @@ class _Permits(Placed):
             if place < 0:
                 place = self._new_entry(me)
             if place >= 0:
-                # No call in between: what is noted is what an interrupted call gives back.
+                # No call in between: an interrupted call gives back exactly the recorded permits.
                 self._by_process[place] += 1
                 words[_TAKEN] += 1
                 answer[:] = (True,)
@@ -152,7 +153,7 @@ class _Permits(Placed):
         words[_UNTRACKED] = 1
 
     def give(self, words: memoryview, me: int, n: int = 1) -> int:
-        """Give *n* permits, or raise; return how many waiters may have to be woken. Needs the guard."""
+        """Release *n* permits, or raise; return how many waiters may have to be woken. Needs the guard."""
         if self.available(words) + n > words[_MOST]:
             raise ValueError("semaphore or lock released too many times")
         for _ in range(n):
@@ -165,7 +166,7 @@ class _Permits(Placed):
                 self._untrack(words)
             words[_VALUE] += 1
         if words[_UNTRACKED] and words[_VALUE] == words[_INITIAL] > 0:
-            # All are back: it can be told again who has them.
+            # All permits are back, so they can be tracked per process again.
             for position in range(1, len(self._by_process), 2):
                 self._by_process[position] = 0
             words[_TAKEN] = 0
@@ -179,11 +180,11 @@ class _Permits(Placed):
             _locks.futex_wake(self._address + _SEQUENCE * _WORD, n)
 
     def sleep(self, seen: int, seconds: float) -> bool:
-        """Sleep until the next release; whether there was none in that time."""
+        """Sleep until the next release; return True if there was none in *seconds*."""
         return _locks.futex_wait(self._address + _SEQUENCE * _WORD, seen, seconds) == errno.ETIMEDOUT
 
     def bring_back(self, words: memoryview) -> list[tuple[int, int]]:
-        """Take back what dead processes have; return who had how many. Needs the guard."""
+        """Take back the permits of dead processes; return their tokens and counts. Needs the guard."""
         if words[_UNTRACKED] or words[_TAKEN] == 0:
             return []
         found, entries = [], self._by_process
@@ -199,7 +200,7 @@ class _Permits(Placed):
 
 
 class _Counting:
-    """What the two semaphores have in common."""
+    """The common base of both semaphores."""
 
     _permits: _Permits
     kind = 1
@@ -218,14 +219,14 @@ class _Counting:
         return _rebuild, (type(self), self._permits._region, self._permits._offset, extra)
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take a permit; wait until there is one.
+        """Take a permit, waiting until one is free; return whether that succeeded.
 
         Args:
             block: Whether to wait at all.
             timeout: Seconds to wait; None waits forever.
 
         Returns:
-            Whether a permit was taken.
+            True if a permit was taken.
         """
         answer: list[bool] = []
         try:
@@ -266,12 +267,12 @@ class _Counting:
         except BaseException:
             if waiting and not answer:
                 permits.guarded(_waits_no_more)
-                permits.wake(1)  # if this thread was woken, it passes that on
+                permits.wake(1)  # pass on a wakeup that this thread may have consumed
             raise
         return True
 
     def _after_deaths(self, me: int, answer: list[bool]) -> bool:
-        """Take a permit, if a dead process had one."""
+        """Take a permit that a dead process held; return whether there was one."""
         permits = self._permits
         back: list[tuple[int, int]] = []
 
@@ -286,10 +287,10 @@ class _Counting:
         return taken
 
     def release(self) -> None:
-        """Give a permit back.
+        """Release a permit.
 
         Raises:
-            ValueError: There would be more than there may be.
+            ValueError: The semaphore already has its maximum number of permits.
         """
         permits, me = self._permits, token()
         done: list[bool] = []
@@ -304,7 +305,7 @@ class _Counting:
         except ValueError:
             raise
         except BaseException:
-            # Whoever releases has released, whatever a signal handler raised.
+            # The release takes effect whatever a signal handler raises.
             if not done:
                 permits.guarded(attempt)
             permits.wake(1)
@@ -317,10 +318,10 @@ class _Counting:
         self.release()
 
     def get_value(self) -> int:
-        """Return how many permits are there."""
+        """Return the number of free permits."""
         return self._permits.guarded(self._permits.available)
 
-    # -- what is asked of ``semaphore._semlock`` ---------------------------------------------
+    # -- the interface of ``semaphore._semlock`` --------------------------------------------
 
     @property
     def _semlock(self) -> Any:
@@ -328,16 +329,16 @@ class _Counting:
 
     @property
     def handle(self) -> int:
-        """Where it is in this process."""
+        """The address of the semaphore in this process."""
         return self._permits._address
 
     @property
     def maxvalue(self) -> int:
-        """Permits that there may be."""
+        """The maximum number of permits."""
         return int(self._permits._live()[_MOST])
 
     def locked(self) -> bool:
-        """Whether there is no permit."""
+        """Return whether no permit is free."""
         return self.get_value() == 0
 
     def _get_value(self) -> int:
@@ -370,14 +371,13 @@ def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any]
 class Semaphore(_Counting, multiprocessing.synchronize.Semaphore, _theirs.Semaphore):  # type: ignore[misc]
     """A `multiprocessing.Semaphore` in shared memory, which crosses everywhere, and survives its holders.
 
-    A process that is killed while it has permits does not take them along: whoever waits gets them, with a
-    `forkshm.ForkshmWarning` that names the dead process. This is so while each permit is released by the process that
-    acquired it. In a semaphore that is used as a signal (one process acquires, another releases), nobody has the
-    permits, and none comes back by itself.
+    When a process is killed while it holds permits, waiters get them, with a `forkshm.ForkshmWarning` that names the
+    dead process. This applies while each permit is released by the process that acquired it. In a semaphore that is
+    used as a signal (one process acquires, another releases), permits have no owner, and none comes back by itself.
 
     Args:
-        value: Permits at the beginning.
-        ctx: Ignored; for the signature's sake.
+        value: Initial number of permits.
+        ctx: Ignored; for compatibility.
 
     Raises:
         ValueError: *value* is negative, or more than 2**31 - 1.
@@ -394,7 +394,7 @@ class Semaphore(_Counting, multiprocessing.synchronize.Semaphore, _theirs.Semaph
         1
 
     See Also:
-        `multiprocessing.Semaphore`; `forkshm.region.Semaphore`, which is ten times as fast, and whose permits have no
+        `multiprocessing.Semaphore`; `forkshm.region.Semaphore`, which is ten times as fast and whose permits have no
         owner.
     """
 
@@ -410,14 +410,14 @@ class Semaphore(_Counting, multiprocessing.synchronize.Semaphore, _theirs.Semaph
 
 
 class BoundedSemaphore(Semaphore, multiprocessing.synchronize.BoundedSemaphore, _theirs.BoundedSemaphore):  # type: ignore[misc]
-    """A `Semaphore` that never has more permits than at the beginning.
+    """A `Semaphore` that never has more permits than its initial *value*.
 
     Args:
-        value: Permits at the beginning.
-        ctx: Ignored; for the signature's sake.
+        value: Initial number of permits.
+        ctx: Ignored; for compatibility.
 
     Raises:
-        ValueError: As for `Semaphore`; and `release` raises it when all permits are there already.
+        ValueError: As for `Semaphore`. `release` raises it when all permits are already free.
 
     Fork and threads:
         As for `Semaphore`.

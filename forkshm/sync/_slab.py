@@ -1,8 +1,8 @@
 """Slabs: shared memory for small objects, many in one memory object.
 
-A lock of 128 bytes with a memory object of its own would cost a page and an fd, in each process that has it. So small
-objects are carved out of one object of 1 MiB, in order. No part is used twice, because nobody counts which processes
-have it; the object is freed with the last of its parts, in all processes.
+A lock of 128 bytes with a memory object of its own would cost a page and an fd in each process that has it. So small
+objects are carved out of one object of 1 MiB, in order. No part is used twice, because nothing counts which processes
+have it. The object is freed with the last of its parts, in all processes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ("allocate",)
 
 _SLAB = 1024 * 1024
-#: Larger objects have a memory object of their own, so that their memory is freed with them.
+# Larger objects have a memory object of their own, so that their memory is freed with them.
 _LARGEST = 64 * 1024
-#: What different processes write at the same time lies in different cache lines.
+# Alignment: objects that different processes write at the same time lie in different cache lines.
 _LINE = 64
 
 
 class _Slab:
-    """The one that is being carved up. It keeps no memory: the parts do."""
+    """The slab that is being carved up. It does not keep the memory alive; its parts do."""
 
     def __init__(self, region: MappedRegion) -> None:
         self.region = weakref.ref(region)
@@ -40,17 +40,17 @@ class _State:
 
 
 _state = _State()
-# What the parent carves up is the parent's.
+# A forked child must not carve up its parent's slab.
 _system.register_at_fork(after_in_child=_state.__init__)  # type: ignore[misc]
 
 
 def allocate(size: int) -> tuple[MappedRegion, int]:
-    """Return a region that has *size* bytes of zeros for the caller, and where.
+    """Return a region and the offset of *size* zero bytes in it for the caller.
 
-    The caller keeps the region: with it goes the memory.
+    The caller must keep the region: the memory is freed with it.
 
     Raises:
-        RegionCreateError: The kernel refused.
+        RegionCreateError: The kernel refused the memory.
     """
     size = -(-max(size, 1) // _LINE) * _LINE
     if size > _LARGEST:

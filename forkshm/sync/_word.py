@@ -1,19 +1,20 @@
-"""One word of shared memory that names the process which has the lock.
+"""One word of shared memory that names the process that holds the lock.
 
-The word is 0, or the token of a process: its pid and start time (`Backend.process_token`). It is changed by compare and
-exchange only, so taking a lock and noting its owner is one step. Whoever is killed at any instruction has the lock, and
-the word says so, or does not have it.
+The word is 0, or the token of a process: its pid and start time (`Backend.process_token`). It changes only by compare
+and exchange, so taking a lock and recording its owner is one step. A process killed at any instruction either holds the
+lock, and the word says so, or does not hold it.
 
 * **Acquire**: exchange 0 for this process's token.
 * **Release**: exchange the token for 0; wake a waiter if the word says that there may be one. Any process may release
-  what another one has acquired, as with the locks of ``multiprocessing``: the word is then 0 like after any release.
-* **Wait**: set bit 31, which says that somebody may be asleep, and sleep on the word. After 10 ms, and then each 0.1 s,
-  look whether the owner is alive. If it is not, exchange its token for this process's: that succeeds in one process
-  only, and only if nobody has released the lock meanwhile.
+  a lock that another process acquired, as with the locks of ``multiprocessing``: the word is then 0 as after any
+  release.
+* **Wait**: set bit 31, which says that a process may be asleep, and sleep on the word. After 10 ms, and then every
+  0.1 s, check whether the owner is alive. If it is not, exchange its token for this process's. That succeeds in one
+  process only, and only if no process has released the lock meanwhile.
 
-A forked child has another token than its parent, so it never has what its parent holds.
+A forked child has another token than its parent, so it never holds its parent's locks.
 
-Where compare and exchange is not at hand (`NativeLocks` says where), it is done under a robust mutex behind the word.
+Where compare and exchange is unavailable (see `NativeLocks`), it is done under a robust mutex behind the word.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ if TYPE_CHECKING:
 
 __all__ = ("SIZE", "Word", "deadline_of", "has_died", "pid_of", "token", "warn_of")
 
-#: Bytes of a word with what belongs to it.
+# Bytes of a word and its companions.
 SIZE = 2 * LINE
 
-#: Somebody may be asleep.
+# Flag: a process may be asleep.
 _ASLEEP = 1 << 31
 _LOW = 0xFFFFFFFF
 _OWNER, _SIGNATURE_AT = 0, 1
-# "FW", a version, and which of the two ways: processes that differ in it must not share a lock.
+# "FW", a version, and the kind of exchange: processes that differ in it must not share a lock.
 _SIGNATURE = 0x46570100 | (native_locks is not None)
 
-#: The first look whether the owner is alive; later ones are `SLICE` apart.
+# Seconds before the first check whether the owner is alive; later checks are `SLICE` apart.
 _FIRST_LOOK = 0.01
-#: How often one tries before one sleeps, where the owner may go on meanwhile.
+# Number of attempts before sleeping, if the owner can run meanwhile.
 _LOOKS = range(12 if kernel.usable_cores() > 1 and native_locks is not None else 0)
 
-# Of this process; 0 until somebody asks.
+# The token of this process; 0 until it is first needed.
 _mine = [0]
 
 
@@ -79,12 +80,12 @@ _system.register_at_fork(after_in_child=_in_child)
 
 
 def pid_of(owner: int) -> int:
-    """Return the pid in a token."""
+    """Return the pid of a token."""
     return owner & (_ASLEEP - 1)
 
 
 def has_died(owner: int) -> bool:
-    """Whether the process with that token has ended."""
+    """Return whether the process with that token has ended."""
     owner &= ~_ASLEEP
     return owner not in (0, token()) and not kernel.is_alive(owner)
 
@@ -99,7 +100,7 @@ def warn_of(owner: int, what: str, then: str) -> None:
 
 
 def deadline_of(block: bool, timeout: float | None) -> float:
-    """Return until when to wait, by ``time.perf_counter()``: 0 to only try."""
+    """Return the deadline by ``time.perf_counter()``; 0 for a single attempt."""
     if not block:
         return 0.0
     if timeout is None:
@@ -108,11 +109,11 @@ def deadline_of(block: bool, timeout: float | None) -> float:
 
 
 class Word:
-    """A lock word, and what this process knows of the lock.
+    """A lock word, and this process's knowledge of the lock.
 
     Attributes:
-        state: How often this process holds it, the thread that acquired it, and the token that this process had then.
-            Of use only together with the word: another process may have released the lock.
+        state: The recursion count, the thread that acquired the lock, and the token that this process had then.
+            Valid only together with the word: another process may have released the lock.
     """
 
     __slots__ = ("_memory", "_space", "address", "offset", "region", "state", "state_address")
@@ -130,8 +131,8 @@ class Word:
         elif memory[_SIGNATURE_AT] != _SIGNATURE:
             raise NotConstructedError(
                 f"cannot use a lock at offset {offset:,} of {region!r}: it was made by a process that changes lock "
-                "words in another way (FORKSHM_NATIVE_LOCKS, another architecture), or is no lock; start both "
-                "processes in the same way"
+                "words in another way (FORKSHM_NATIVE_LOCKS, another architecture), or is not a lock. Start both "
+                "processes with the same settings."
             )
         self._space = bytearray(24)
         self.state = memoryview(self._space).cast("Q")
@@ -139,36 +140,36 @@ class Word:
 
     @property
     def keep(self) -> Any:
-        """What keeps the memory of both words and state."""
+        """The object that keeps the memory of word and state alive."""
         return self._memory, self.state
 
     @property
     def owner(self) -> int:
-        """The token of the process that has the lock, or 0."""
+        """The token of the process that holds the lock, or 0."""
         return self._memory[_OWNER] & ~_ASLEEP
 
     def is_mine(self) -> bool:
-        """Whether this thread has it."""
+        """Return whether this thread holds the lock."""
         state, me = self.state, token()
         return self.owner == me == state[2] and state[0] > 0 and state[1] == get_ident()
 
     def count(self) -> int:
-        """How often this process has it."""
+        """Return how often this process holds the lock."""
         me = token()
         return self.state[0] if self.owner == me == self.state[2] else 0
 
     def take(self, deadline: float, kind: str) -> bool:
-        """Acquire the lock; whether that was done before *deadline*."""
+        """Acquire the lock; return whether that succeeded before *deadline*."""
         trial: list[int] = []
         try:
             return self._take(deadline, kind, trial)
         except BaseException:
-            # A signal handler has raised. What was expected was there, if the exchange was made.
+            # A signal handler raised. If the exchange was made, *trial* has the expected value.
             if len(trial) == 2 and trial[0] == trial[1]:
                 self.state[0] = 0
                 self.give()
             else:
-                _locks.futex_wake(self.address, 1)  # if this thread was woken, it passes that on
+                _locks.futex_wake(self.address, 1)  # pass on a wakeup that this thread may have consumed
             raise
 
     def _take(self, deadline: float, kind: str, trial: list[int]) -> bool:
@@ -180,7 +181,7 @@ class Word:
                 state[1] = ident
                 state[2] = me
                 return True
-        # Others may be asleep since before this thread came.
+        # Other processes may have gone to sleep before this thread came.
         sleeper = me | _ASLEEP if deadline else me
         pause = _FIRST_LOOK
         marked: list[int] = []
@@ -210,11 +211,13 @@ class Word:
                     state[0] = 1
                     state[1] = ident
                     state[2] = me
-                    warn_of(there, f"a {kind}", "this process has it now; what it guards may be half changed")
+                    warn_of(
+                        there, f"a {kind}", "this process has it now; check what it guards, which may be half changed"
+                    )
                     return True
 
     def give(self) -> bool:
-        """Release the lock, whoever has it; whether anybody had."""
+        """Release the lock, whichever process holds it; return whether any did."""
         trial: list[int] = []
         try:
             while True:
@@ -225,7 +228,7 @@ class Word:
                 if trial[1] == there:
                     break
         except BaseException:
-            # Once more, unless it was done: whoever releases a lock has released it, whatever was raised.
+            # Repeat unless it was done: a release takes effect whatever is raised.
             if not (len(trial) == 2 and trial[0] == trial[1]):
                 self._exchange(self._memory[_OWNER], 0, trial)
             _locks.futex_wake(self.address, 1)
@@ -235,16 +238,16 @@ class Word:
         return True
 
     def _exchange(self, expected: int, new: int, trial: list[int]) -> None:
-        """Put *new* in place of *expected*; *trial* is what was expected, and what was there: the same on success."""
+        """Exchange *expected* for *new*; *trial* gets the expected and the found value, which are equal on success."""
         trial[:] = (expected,)
         if native_locks is not None:
-            # The call is made by the assignment: no signal handler runs between it and the note of what came of it.
+            # The assignment makes the call: no signal handler runs between the call and the record of its result.
             trial[1:] = map(native_locks.compare_exchange, (self.address,), (expected,), (new,))
             return
         mutex = self.address + LINE
         try:
             code = take_mutex(mutex, math.inf)
-            if code == errno.EOWNERDEAD:  # whoever died has changed the word, or not
+            if code == errno.EOWNERDEAD:  # the dead process has changed the word, or not
                 code = _locks.mutex_consistent(mutex)
             if code != 0:
                 raise SyncError(f"cannot use a lock at {self.address:#x}: the C library refused (errno {code})")

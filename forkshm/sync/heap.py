@@ -26,14 +26,16 @@ def _checked(size: int) -> int:
 
 
 class BufferWrapper:
-    """Shared memory, as ``multiprocessing.heap.BufferWrapper``: small ones share a memory object.
+    """Shared memory with the interface of ``multiprocessing.heap.BufferWrapper``.
+
+    Small ones share a memory object.
 
     Args:
         size: Bytes.
 
     Raises:
         ValueError: *size* is negative.
-        OverflowError: *size* is more than memory can have.
+        OverflowError: *size* is larger than the address space.
         RegionCreateError: The kernel refused memory.
 
     Example:
@@ -44,7 +46,7 @@ class BufferWrapper:
         b'abc'
     """
 
-    #: A heap to take the memory from, as ``multiprocessing.heap.Heap``, for programs that set one. Ours needs none.
+    # Compatibility with programs that set a ``multiprocessing.heap.Heap``; forkshm needs none.
     _heap: Any = None
 
     def __init__(self, size: int) -> None:
@@ -62,7 +64,7 @@ class BufferWrapper:
         self._region, self._offset, self._size = region, offset, size
 
     def create_memoryview(self) -> memoryview:
-        """Return the memory."""
+        """Return a view of the memory."""
         if self._region is None:
             (arena, start, _), size = self._state
             return memoryview(arena.buffer)[start : start + size]
@@ -81,7 +83,7 @@ def _rebuild(kind: type[BufferWrapper], region: MappedRegion, offset: int, size:
 
 
 class Arena:
-    """A memory object of its own, as ``multiprocessing.heap.Arena``.
+    """A separate memory object, with the interface of ``multiprocessing.heap.Arena``.
 
     Args:
         size: Bytes.

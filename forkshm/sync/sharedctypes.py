@@ -39,8 +39,8 @@ def RawValue(typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802 - the stan
     """Return a ctypes object in shared memory, without a lock.
 
     Args:
-        typecode_or_type: A type of ctypes, or a code of the `array` module.
-        args: Those of the type; by default all bytes are zero.
+        typecode_or_type: A ctypes type, or a type code of the `array` module.
+        args: Arguments of the type; by default all bytes are zero.
     """
     made = _new(_types.get(typecode_or_type, typecode_or_type))
     made.__init__(*args)
@@ -52,7 +52,7 @@ def RawArray(typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N
 
     Args:
         typecode_or_type: As for `RawValue`.
-        size_or_initializer: How many items, which are zero; or a sequence of them.
+        size_or_initializer: The number of items, which are zero, or a sequence of items.
     """
     kind = _types.get(typecode_or_type, typecode_or_type)
     if isinstance(size_or_initializer, int):
@@ -68,11 +68,11 @@ def Value(typecode_or_type: Any, *args: Any, lock: Any = True, ctx: Any = None) 
     Args:
         typecode_or_type: As for `RawValue`.
         args: As for `RawValue`.
-        lock: A lock of yours; True for a new `RLock`, False for none.
-        ctx: Ignored; for the signature's sake.
+        lock: An existing lock; True for a new `RLock`, False for none.
+        ctx: Ignored; for compatibility.
 
     Raises:
-        AttributeError: *lock* is no lock.
+        AttributeError: *lock* is not a lock.
         RegionCreateError: The kernel refused memory.
     """
     return _with_lock(RawValue(typecode_or_type, *args), lock)
@@ -87,10 +87,10 @@ def Array(  # noqa: N802
         typecode_or_type: As for `RawValue`.
         size_or_initializer: As for `RawArray`.
         lock: As for `Value`.
-        ctx: Ignored; for the signature's sake.
+        ctx: Ignored; for compatibility.
 
     Raises:
-        AttributeError: *lock* is no lock.
+        AttributeError: *lock* is not a lock.
         RegionCreateError: The kernel refused memory.
     """
     return _with_lock(RawArray(typecode_or_type, size_or_initializer), lock)
@@ -107,14 +107,14 @@ def _with_lock(made: Any, lock: Any) -> Any:
 
 
 def copy(obj: Any) -> Any:
-    """Return a copy of a ctypes object, in shared memory of its own."""
+    """Return a copy of a ctypes object in new shared memory."""
     made = _new(type(obj))
     memoryview(made).cast("B")[:] = memoryview(obj).cast("B")
     return made
 
 
 def synchronized(obj: Any, lock: Any = None, ctx: Any = None) -> Any:
-    """Return a wrapper of a ctypes object that acquires a lock around each access."""
+    """Return a wrapper around a ctypes object that acquires a lock for each access."""
     if isinstance(obj, (_theirs.SynchronizedBase, _standard.SynchronizedBase)):
         raise AssertionError(f"cannot synchronize {obj!r}: object already synchronized")
     if isinstance(obj, ctypes._SimpleCData):
@@ -134,23 +134,23 @@ def synchronized(obj: Any, lock: Any = None, ctx: Any = None) -> Any:
 _wrappers: weakref.WeakKeyDictionary[type, type[Any]] = weakref.WeakKeyDictionary()
 
 
-# -- pickling: objects of ctypes have no class of ours ----------------------------------------
+# -- pickling: ctypes objects have no forkshm class ------------------------------------------
 
 
 def reduce_ctype(obj: Any) -> Any:
-    """Send the memory of a ctypes object made here as a descriptor, and others by value."""
+    """Reduce a ctypes object: as a descriptor if its memory was allocated here, else by value."""
     wrapper = getattr(obj, "_wrapper", None)
     if isinstance(wrapper, BufferWrapper):
         return _rebuild, (_describe(type(obj)), wrapper)
     for library in (_theirs, _standard):
         if wrapper is not None and type(wrapper) is library.heap.BufferWrapper:
             return library.reduce_ctype(obj)
-    reduced = obj.__reduce__()  # raises, if there are pointers in it
+    reduced = obj.__reduce__()  # raises if the object contains pointers
     return (_rebuild_copy, (_describe(type(obj)), bytes(obj))) if isinstance(obj, ctypes.Array) else reduced
 
 
 def _describe(kind: Any) -> Any:
-    """Return a type, or for an array what it has, and how many: array types have no name to be found by."""
+    """Return a type, or the item type and length of an array type, which has no importable name."""
     return (_describe(kind._type_), kind._length_) if issubclass(kind, ctypes.Array) else kind
 
 
@@ -174,7 +174,7 @@ def _register(kind: Any) -> None:
 
 
 def rebuild_ctype(kind: Any, wrapper: Any, length: int | None) -> Any:
-    """Return the object of a type that lies in that memory."""
+    """Return the object of type *kind* that lies in the received memory."""
     if length is not None:
         kind = kind * length
     _register(kind)
@@ -187,7 +187,7 @@ def rebuild_ctype(kind: Any, wrapper: Any, length: int | None) -> Any:
 
 
 def _guarded(name: str) -> property:
-    """Return a property that acquires the lock, and goes on to the object's."""
+    """Return a property that accesses the object's attribute with the lock held."""
 
     def get(self: Any) -> Any:
         with self._lock:
@@ -203,7 +203,7 @@ def _guarded(name: str) -> property:
 class SynchronizedBase(_interrupts.Entered, _standard.SynchronizedBase, _theirs.SynchronizedBase):  # type: ignore[misc]
     """A ctypes object in shared memory, and its lock."""
 
-    # A C function, as `Entered` asks for.
+    # `Entered` needs a C function.
     __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""For tests, yours and ours: what this process holds, and whether that grew."""
+"""Leak checks for tests: what this process holds, and whether that grew."""
 
 from forkshm._public import publish
 from forkshm.testing._leaks import Holdings, check_leaks, holdings

@@ -1,4 +1,4 @@
-"""What this process holds now, and a check that it holds no more afterwards."""
+"""A record of the resources this process holds, and a check that it does not hold more afterwards."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ("Holdings", "check_leaks", "holdings")
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
-    """What a process can leak."""
+    """The resources that a process can leak."""
 
-    #: Open fds but those of the arena, which stays warm: number and what it is.
     fds: frozenset[tuple[int, str]]
-    #: Process ids of children, zombies too.
+    """Open fds, each with its number and a description, except those of the arena, which stays warm."""
     children: frozenset[int]
-    #: Names of threads.
+    """Process ids of children, including zombies."""
     threads: frozenset[tuple[int, str]]
-    #: Names below /dev/shm that carry the id of this process; others' come and go.
+    """Names of threads."""
     named: frozenset[str]
-    #: Memory objects of forkshm that are mapped, but those of the arena.
+    """Names below /dev/shm that contain the id of this process; names of other processes come and go."""
     mappings: int
-    #: Blocks of the arena that somebody holds.
+    """Number of mapped memory objects of forkshm, except those of the arena."""
     blocks: int
+    """Number of arena blocks with a holder."""
 
 
 def _fds() -> frozenset[tuple[int, str]]:
@@ -49,8 +49,8 @@ def _fds() -> frozenset[tuple[int, str]]:
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue  # the one that listed the directory
-        # The file of locks is opened once, and for good.
+            continue  # the fd that listed the directory
+        # The lock file is opened once and stays open.
         if "forkshm-arena" not in target and not target.startswith("/proc/") and not target.endswith(".locks"):
             found.add((int(name), target))
     return frozenset(found)
@@ -61,7 +61,7 @@ def _children() -> frozenset[int]:
         return frozenset(child.pid or 0 for child in _multiprocess.process.active_children())
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
-        # A thread may end between the two looks.
+        # A thread may end between the two checks.
         with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/children") as children:
             found.update(int(pid) for pid in children.read().split())
     return frozenset(found)
@@ -80,10 +80,10 @@ def _mappings() -> int:
 
 
 def holdings() -> Holdings:
-    """Look at what this process holds, after a garbage collection."""
+    """Return what this process holds after a garbage collection."""
     gc.collect()
     forget_received()
-    blocks = arena.statistics().blocks  # those that are back are let go of
+    blocks = arena.statistics().blocks  # this releases the returned blocks
     return Holdings(
         fds=_fds(),
         children=_children(),
@@ -99,10 +99,10 @@ def check_leaks(patience: float = 5.0) -> Iterator[None]:
     """Raise AssertionError if this process holds more after the block than before.
 
     Args:
-        patience: Seconds to wait for processes and threads that are on their way out.
+        patience: Seconds to wait for processes and threads that are ending.
 
     Raises:
-        AssertionError: Something is left; the message lists it.
+        AssertionError: Resources are left; the message lists them.
     """
     before = holdings()
     yield

@@ -43,7 +43,7 @@ def test_a_list_has_the_answers_of_a_list():
     assert "no such" not in shared
     assert (shared.index("text"), shared.count(3)) == (3, 1)
     for index in (len(THINGS), -len(THINGS) - 1):
-        with pytest.raises(IndexError, match=f"index {index} is out of range: there are 11 items"):
+        with pytest.raises(IndexError, match=f"index {index} is out of range: the list has 11 items"):
             shared[index]
     assert forkshm.SharedList() == []
     assert not forkshm.SharedList()
@@ -130,7 +130,7 @@ def test_what_cannot_be_in_one_is_named():
     with pytest.raises(forkshm.NotPicklableError, match="the value of 'b', a lock, cannot be pickled"):
         forkshm.SharedDict({"a": 1, "b": threading.Lock()})
     with pytest.raises(
-        TypeError, match=r"keys of a SharedDict are strings, .* got <object object at .* of type object"
+        TypeError, match=r"keys of a SharedDict must be strings, .* got <object object at .* of type object"
     ):
         forkshm.SharedDict({object(): 1})
 

@@ -177,7 +177,7 @@ def test_a_closed_region_is_gone():
     region = anonymous_shared_memory(1234)
     descriptor = describe(region)
     region.close()
-    with gone(f"1,234 bytes that process {os.getpid()} had as fd {descriptor.fd}: it closed the region; keep the"):
+    with gone(f"1,234 bytes that process {os.getpid()} had as fd {descriptor.fd}: it closed the region. Keep the"):
         descriptor.attach()
 
 
@@ -261,7 +261,7 @@ def test_a_process_of_another_user_may_not_look(in_child):
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-            with pytest.raises(RegionGoneError, match="may not look into that one"):
+            with pytest.raises(RegionGoneError, match="may not access that one"):
                 descriptor.attach()
 
         assert in_child(attach) == 0

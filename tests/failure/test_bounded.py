@@ -1,4 +1,4 @@
-"""Nothing takes for ever: crash loops, nonsense in a channel, workers that do not end."""
+"""Nothing takes forever: crash loops, nonsense in a channel, workers that do not end."""
 
 import array
 import contextlib

@@ -108,7 +108,7 @@ def test_what_cannot_be_pickled_is_raised():
     lock = threading.Lock()
     with pytest.raises(TypeError, match="cannot pickle"):
         parallel()(delayed(id)(lock) for _ in range(3))
-    # Also from a callback, where joblib itself would wait for ever.
+    # Also from a callback, where joblib itself would wait forever.
     with pytest.raises(TypeError, match="cannot pickle"):
         parallel(pre_dispatch=2, batch_size=1)(delayed(id)(lock if x > 5 else x) for x in range(10))
 

@@ -92,7 +92,7 @@ def test_errors_and_deaths(engine):
     with pytest.raises(forkshm.WorkerDiedError):
         FRAME.apply(lambda row: os.kill(os.getpid(), signal.SIGKILL) if row["a"] == 7 else 0, axis=1, engine=engine)
     assert NUMBERS.apply(lambda row: 1, axis=1, engine=engine).sum() == 50
-    with pytest.raises(TypeError, match="leave engine= out"):
+    with pytest.raises(TypeError, match="omit engine="):
         NUMBERS.apply("sum", axis=1, engine=engine)
 
 

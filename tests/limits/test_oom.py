@@ -141,9 +141,9 @@ whole.buf[:] = bytes(whole.size)
         small_group,
     )
     assert out.startswith(
-        "True [Errno 12] cannot take 209,715,200 bytes of memory: the control group of this process has "
+        "True [Errno 12] cannot allocate 209,715,200 bytes of memory: the control group of this process has "
     )
-    assert "raise the group's limit" in out
+    assert "raise the limit" in out
 
 
 @pytest.mark.needs("populate")

@@ -107,7 +107,7 @@ def test_a_file_that_was_replaced_is_the_one_that_was_mapped(cross, path, way):
 def test_a_file_that_was_cut_is_told(path, way):
     sent = np.memmap(path, float, "r+")
     os.truncate(path, 4096)
-    with pytest.raises(forkshm.errors.RegionGoneError, match=r"mapped from .*numbers.* was cut to 4,096 bytes since"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match=r"mapped from .*numbers.* was cut to 4,096 bytes after"):
         pack(sent)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         os.truncate(path, 0)

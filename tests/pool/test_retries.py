@@ -30,7 +30,7 @@ def test_a_task_whose_worker_dies_is_done_again(patient, tmp_path):
 
 
 def test_the_last_death_fails_the_task_and_says_how_many_there_were(patient):
-    with pytest.raises(WorkerDiedError, match=r"die\('SIGKILL'\), of which 3 workers have died") as caught:
+    with pytest.raises(WorkerDiedError, match=r"die\('SIGKILL'\), which has now killed 3 workers") as caught:
         patient.apply(f.die, ("SIGKILL",))
     assert caught.value.attempts == 3
     assert patient.apply(f.square, (3,)) == 9

@@ -58,7 +58,7 @@ def test_read_only_reads_and_maps_no_other_way(path):
 
 @pytest.mark.parametrize("mode", ["read_write", "read_only"])
 def test_the_file_must_exist(tmp_path, mode):
-    with pytest.raises(RegionNotFoundError, match="there is none") as caught:
+    with pytest.raises(RegionNotFoundError, match="it does not exist") as caught:
         FileMapping(tmp_path / "missing", mode)
     assert caught.value.errno == errno.ENOENT
     assert isinstance(caught.value, FileNotFoundError)

@@ -132,9 +132,9 @@ def test_a_part_is_mapped_and_nothing_around_it(file, offset, size):
 @pytest.mark.parametrize(
     ("offset", "size", "telling"),
     [
-        (2 * PAGE + 3, None, rf"offset must lie in the object's {2 * PAGE + 3:,} bytes, got {2 * PAGE + 3:,}"),
+        (2 * PAGE + 3, None, rf"offset must be within the object's {2 * PAGE + 3:,} bytes, got {2 * PAGE + 3:,}"),
         (-1, None, "got -1"),
-        (2**63, None, "offset must lie in"),
+        (2**63, None, "offset must be within"),
         (0, 2 * PAGE + 4, rf"size {2 * PAGE + 4:,} at offset 0 reaches past the end"),
         (PAGE, PAGE + 4, "reaches past the end"),
         (0, 0, "at least 1 byte, got 0"),

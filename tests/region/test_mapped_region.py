@@ -306,7 +306,7 @@ class TestPart:
         mappable = make()
         before = open_fds()
         for offset in (SIZE, SIZE + 1, SIZE + PAGE, -1, 2**63, 2**64):
-            with pytest.raises(ValueError, match=f"offset must lie in the object's {SIZE:,} bytes, got {offset:,}"):
+            with pytest.raises(ValueError, match=f"offset must be within the object's {SIZE:,} bytes, got {offset:,}"):
                 MappedRegion(mappable, offset=offset)
         assert open_fds() == before
 
@@ -471,7 +471,7 @@ class TestAddress:
         with anonymous_shared_memory(3 * PAGE, address=address) as there:
             there.buf[:] = pattern(3 * PAGE)
             before = open_fds()
-            with pytest.raises(RegionAddressError, match="something is mapped there") as caught:
+            with pytest.raises(RegionAddressError, match="the address range is in use") as caught:
                 MappedRegion(mappable, address=address + shift)
             assert (caught.value.address, caught.value.errno) == (address + shift, errno.EEXIST)
             assert isinstance(caught.value, OSError)

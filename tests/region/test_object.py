@@ -67,7 +67,7 @@ def test_a_new_object_has_a_name_a_mode_no_bytes_and_no_other_readers(name):
 # Boost 4.11: "create twice": already_exists_error. "open missing": not_found_error.
 def test_creating_twice_and_opening_what_is_not_there_are_told_apart(name):
     before = open_fds()
-    with pytest.raises(RegionNotFoundError, match="none of that name") as missing:
+    with pytest.raises(RegionNotFoundError, match="no object of that name exists") as missing:
         SharedMemoryObject("open_only", name)
     with create(name):
         with pytest.raises(RegionExistsError, match="open_or_create") as there:
@@ -126,7 +126,7 @@ def test_a_tag_that_is_none_is_refused(name, creation):
 # Boost 4.11: "shm object opened with copy_on_write": mode_error.
 @pytest.mark.parametrize("mode", ["copy_on_write", "read_private"])
 def test_a_mode_of_mappings_is_refused_and_nothing_is_created(name, mode):
-    with pytest.raises(ValueError, match=f"read_only or read_write, got {mode}: that is for MappedRegion"):
+    with pytest.raises(ValueError, match=f"read_only or read_write, got {mode}, which only MappedRegion takes"):
         create(name, mode)
     assert not SharedMemoryObject.remove(name)
 
@@ -140,9 +140,9 @@ def test_a_mode_of_mappings_is_refused_and_nothing_is_created(name, mode):
         ("", "must not be ''"),
         (".", r"must not be '\.'"),
         ("..", r"must not be '\.\.'"),
-        ("/leading", "without slash"),
-        ("a/b", "without slash"),
-        ("../etc/passwd", "without slash"),
+        ("/leading", "must not contain a slash"),
+        ("a/b", "must not contain a slash"),
+        ("../etc/passwd", "must not contain a slash"),
         ("a\0b", "NUL"),
         ("x" * 256, "at most 255 bytes"),
         ("\N{SNOWMAN}" * 86, "has 258"),
@@ -208,7 +208,7 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(name, mode):
     os.mkfifo(f"{SHM}/{name}")
     before = open_fds()
     for creation in CREATIONS:
-        with pytest.raises(RegionAccessError, match="something else has that name"):
+        with pytest.raises(RegionAccessError, match="the name is not a memory object's"):
             SharedMemoryObject(creation, name, mode)
     assert open_fds() == before
 
@@ -242,7 +242,7 @@ def test_an_object_of_another_user_is_refused_unless_asked_for(name, mode):
     os.chown(f"{SHM}/{name}", NOBODY, NOBODY)
     before = open_fds()
     for creation in CREATIONS:
-        with pytest.raises(RegionAccessError, match=f"belongs to user {NOBODY}, and you are 0; .*any_owner") as caught:
+        with pytest.raises(RegionAccessError, match=f"belongs to user {NOBODY}, and you are 0.*any_owner") as caught:
             SharedMemoryObject(creation, name, mode)
         assert caught.value.errno == errno.EPERM
     assert open_fds() == before
@@ -270,7 +270,7 @@ def test_who_has_no_permission_is_told(name, in_child):
             SharedMemoryObject("open_only", readable, any_owner=True)
         with SharedMemoryObject("open_only", readable, "read_only", any_owner=True) as shm:
             MappedRegion(shm, "read_only").close()
-        with pytest.raises(RegionAccessError, match="somebody else"):
+        with pytest.raises(RegionAccessError, match="another user"):
             SharedMemoryObject.remove(name)
         with remove_on_exit(name):
             pass  # it may not, and says nothing

@@ -424,7 +424,7 @@ def test_what_has_a_name_cannot_be_sealed(tmp_path):
         shm.truncate(3)
         for mappable in (shm, file):
             with MappedRegion(mappable) as region:
-                with pytest.raises(UnsupportedError, match="only anonymous memory can be") as caught:
+                with pytest.raises(UnsupportedError, match="Only anonymous memory without other seals") as caught:
                     region.seal()
                 assert caught.value.capability == "seals"
                 assert not region.sealed

@@ -182,7 +182,7 @@ def test_nothing_is_left_in_dev_shm(script):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["no-such-script.py"], "there is no script 'no-such-script.py'"),
+        (["no-such-script.py"], "script 'no-such-script.py' does not exist"),
         (["-n", "0", "x.py"], "argument -n/--workers: invalid"),
         ([], "the following arguments are required: script"),
     ],

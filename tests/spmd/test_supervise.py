@@ -266,4 +266,4 @@ def test_only_the_main_thread_supervises():
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert raised == ["supervise must be called in the main thread: no other gets signals"]
+    assert raised == ["supervise must be called in the main thread: no other thread gets signals"]

@@ -1,4 +1,4 @@
-"""Four threads use one executor in every way, workers are killed, and nobody waits for ever."""
+"""Four threads use one executor in every way, workers are killed, and nobody waits forever."""
 
 import pathlib
 import subprocess

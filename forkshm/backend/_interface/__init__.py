@@ -26,10 +26,10 @@ __all__ = (
 class Backend(Memory, Leases, Messages, Processes, HasLocks, Limits):
     """The operations of one operating system.
 
-    An fd is a number by which this process knows something of the kernel. No layer above does anything with it but what
-    is written here: on some systems it is not a file descriptor, or more than one.
+    An fd is a number by which this process refers to a kernel object. The layers above pass fds only to the methods
+    of this class: on some systems an fd is not a file descriptor, or stands for several.
 
-    Every method raises ``OSError`` with the kernel's errno when it is refused. A method that raises leaves nothing
+    Every method raises ``OSError`` with the kernel's errno when the kernel refuses. A method that raises leaves nothing
     behind.
     """
 

@@ -1,4 +1,4 @@
-"""What this process may have: open files, memory, cores."""
+"""The limits of this process: open files, memory, cores."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ __all__ = ("Limits",)
 
 
 class Limits(abc.ABC):
-    """What this process may have: open files, memory, cores."""
+    """The limits of this process: open files, memory, cores."""
 
     @abc.abstractmethod
     def raise_fd_limit(self) -> bool:
-        """Raise the soft limit on open files to the hard one; return whether there are more now.
+        """Raise the soft limit on open files to the hard one; return whether the limit is higher now.
 
-        Every method here that opens an fd does so when few are left: nobody who needs few has it changed.
+        Every method here that opens an fd does so when few are left, so processes that need few keep their limit.
         """
 
     @abc.abstractmethod
     def fd_limit(self) -> int:
-        """Return the soft limit on open files, which is also one on the fds of a user that are on their way."""
+        """Return the soft limit on open files, which also limits the fds that a user has in flight."""
 
     @abc.abstractmethod
     def is_scarce(self, fd: int) -> bool:
-        """Whether *fd*, just opened, shows that the hard limit is near."""
+        """Return whether the number of the newly opened *fd* shows that the hard limit is near."""
 
     def more_fds(self) -> int:
-        """How many files are open for fds that take more than one."""
+        """Return the number of additional files that are open for fds which take more than one."""
         return 0
 
     def handles(self) -> frozenset[tuple[int, str]]:
-        """Return the fds of this process and what they are, but those that are kept on purpose; not on all systems."""
+        """Return the fds of this process with descriptions, except those kept on purpose; not on all systems."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def memory_left(self) -> int | None:
-        """Return how many bytes this process can be given before the kernel kills for want of them, at most.
+        """Return the maximum bytes this process can get before the kernel kills a process for memory.
 
-        None where no limit is known. It counts limits on groups of processes, not what the machine has.
+        None if no limit is known. Only limits on groups of processes count, not the memory of the machine.
         """
         return None
 
     @abc.abstractmethod
     def usable_cores(self) -> int:
-        """Return how many cores this process may use, by its affinity and the quotas of its control groups."""
+        """Return the number of cores this process may use, by its affinity and the quotas of its control groups."""
 
     def default_workers(self) -> int:
-        """Return how many workers to start when the caller does not say.
+        """Return the default number of workers.
 
-        These are as many as `usable_cores`, unless the user gave Python a number (``-X cpu_count``,
+        It equals `usable_cores`, unless the user gave Python a number (``-X cpu_count``,
         ``PYTHON_CPU_COUNT``).
         """
         ask: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)  # since Python 3.13
@@ -66,14 +66,15 @@ class Limits(abc.ABC):
         return self.usable_cores()
 
     def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
-        """Let this thread, and what it starts, run on these cores only; return those it may use now.
+        """Restrict this thread, and the threads and processes it starts, to these cores; return those it may use now.
 
-        Those are fewer when the kernel does not let it have some of them, and it refuses when that is all.
+        The result has fewer cores if the kernel does not allow some of them; if it allows none, it refuses.
         With None nothing changes.
 
         Raises:
-            UnsupportedError: This system chooses itself.
+            UnsupportedError: This system does not let a process choose its cores.
         """
         raise UnsupportedError(
-            "cpu_ids: this system does not let a process choose its cores; leave it out", capability="cpu affinity"
+            "cannot apply cpu_ids: this system does not let a process choose its cores. Leave it out",
+            capability="cpu affinity",
         )

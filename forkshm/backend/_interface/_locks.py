@@ -15,86 +15,86 @@ __all__ = (
 
 
 class Locks(Protocol):
-    """Locks in shared memory: what `forkshm.region` builds its own on. Codes are errno's, 0 is success."""
+    """Locks in shared memory, on which `forkshm.region` builds its own. Codes are errno values; 0 is success."""
 
     @property
     def MUTEX_SIZE(self) -> int:  # noqa: N802
-        """Room for a mutex."""
+        """The bytes that a mutex needs."""
         ...
 
     @property
     def SEMAPHORE_SIZE(self) -> int:  # noqa: N802
-        """Room for a semaphore."""
+        """The bytes that a semaphore needs."""
         ...
 
     @property
     def LOCK_LAYOUT(self) -> int:  # noqa: N802
-        """How this process lays them out; processes that differ must not share them."""
+        """The layout of locks in this process; processes with different layouts must not share locks."""
         ...
 
     @property
     def locks_missing(self) -> str | None:
-        """What this system lacks for them, or None."""
+        """The capability for locks that this system lacks, or None."""
         ...
 
     @property
     def mutex_init(self) -> Callable[[int], int]:
-        """Make a mutex at an address."""
+        """Initialize a mutex at an address."""
         ...
 
     @property
     def mutex_trylock(self) -> Callable[[int], int]:
-        """0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it)."""
+        """Try to lock: 0, EBUSY, EOWNERDEAD (locked), ENOTRECOVERABLE, or EDEADLK (this thread holds it)."""
         ...
 
     @property
     def mutex_lock(self) -> Callable[[int, float], int]:
-        """The same, and after so many seconds ETIMEDOUT."""
+        """Lock: the codes of `mutex_trylock`, or ETIMEDOUT after the given seconds."""
         ...
 
     @property
     def mutex_unlock(self) -> Callable[[int], int]:
-        """0, or EPERM: this thread does not have it."""
+        """Unlock: 0, or EPERM (this thread does not hold it)."""
         ...
 
     @property
     def mutex_consistent(self) -> Callable[[int], int]:
-        """0, or EINVAL: its last owner did not die."""
+        """Mark as repaired: 0, or EINVAL (the last owner did not die)."""
         ...
 
     @property
     def sem_init(self) -> Callable[[int, int], int]:
-        """Make a semaphore."""
+        """Initialize a semaphore at an address."""
         ...
 
     @property
     def sem_post(self) -> Callable[[int], int]:
-        """Give a permit: 0, or -1: there are too many."""
+        """Release a permit: 0, or -1 (there are too many)."""
         ...
 
     @property
     def sem_try(self) -> Callable[[int], Iterator[int]]:
-        """Return a call that is made by whoever asks for its one result: 0 when a permit was taken, else -1."""
+        """Return an iterator that tries to take a permit when it is advanced: 0 if one was taken, else -1."""
         ...
 
     @property
     def sem_wait(self) -> Callable[[int, float], Iterator[int]]:
-        """The same, and waits so many seconds; -1 also after a signal."""
+        """Return an iterator like that of `sem_try` that waits for the given seconds; -1 also after a signal."""
         ...
 
     @property
     def sem_value(self) -> Callable[[int], int]:
-        """Permits that are there."""
+        """The number of free permits."""
         ...
 
     @property
     def futex_wait(self) -> Callable[[int, int, float], int]:
-        """Wait for a wake-up while the word is that: 0, EAGAIN (it is not), ETIMEDOUT, or EINTR."""
+        """Wait for a wakeup while the word has the given value: 0, EAGAIN (it differs), ETIMEDOUT, or EINTR."""
         ...
 
     @property
     def futex_wake(self) -> Callable[[int, int], int]:
-        """Wake up to so many; a full memory barrier."""
+        """Wake up to the given number of waiters; a full memory barrier."""
         ...
 
 

@@ -23,29 +23,29 @@ __all__ = (
 
 
 class Access(enum.StrEnum):
-    """What a mapping may do with the memory behind it."""
+    """The access of a mapping to the memory behind it."""
 
-    #: Reads; sees what others write.
+    #: Reads, and sees other processes' writes.
     READ = "read"
-    #: Reads and writes; everybody sees it.
+    #: Reads and writes; all processes see the writes.
     SHARED = "shared"
-    #: Reads and writes; nobody else sees the writes.
+    #: Reads and writes; no other process sees the writes.
     PRIVATE = "private"
-    #: Reads; may or may not see what others write later.
+    #: Reads, and may or may not see later writes of other processes.
     SNAPSHOT = "snapshot"
 
 
 class Advice(enum.StrEnum):
-    """How memory is going to be used; Boost.Interprocess' ``advice_types``, and three of Linux.
+    """Future use of memory: Boost.Interprocess' ``advice_types``, and three of Linux.
 
     A member equals its name.
     """
 
-    #: Nothing special.
+    #: No special use.
     normal = "normal"
-    #: From front to back: read ahead, and drop what was read.
+    #: From front to back: read ahead, and drop pages that were read.
     sequential = "sequential"
-    #: Here and there: do not read ahead.
+    #: Random access: do not read ahead.
     random = "random"
     #: Soon: read now.
     willneed = "willneed"
@@ -69,12 +69,12 @@ class MappedFile(NamedTuple):
 
     start: int
     end: int
-    #: Where in the file the range starts.
+    #: Position in the file at which the range starts.
     offset: int
-    #: What the kernel calls the file here: on some file systems not what ``fstat`` says.
+    #: The kernel's identity of the file here; on some file systems it differs from that of ``fstat``.
     identity: tuple[int, int, int]
     writable: bool
-    #: Whether others who map the file see what is written; else it stays in this process.
+    #: Whether other processes that map the file see writes; otherwise writes stay in this process.
     shared: bool
     path: str
 
@@ -97,9 +97,9 @@ class Memory(abc.ABC):
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
-        It can never shrink, so no process can turn another's reads into SIGBUS. One that is not *sealable*
-        refuses `seal_writes`, for ever and to all. Where memory of this kind has a bound of its own, it is reserved;
-        of one that is *sparse*, only what is asked for by `reserve`.
+        The object can never shrink, so no process can turn another's reads into SIGBUS. If it is not *sealable*, it
+        refuses `seal_writes` forever, to every process. Where memory of this kind has a separate limit, the memory is
+        reserved; for a *sparse* object, only the parts passed to `reserve` are.
         *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
@@ -107,27 +107,27 @@ class Memory(abc.ABC):
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         """Open the object *name* of the system, or create it with size 0; return its fd.
 
-        What is there is not opened by *create*, but ``EEXIST``. Symbolic links are not followed.
+        With *create*, an existing object is not opened: the error is ``EEXIST``. Symbolic links are not followed.
         """
 
     def folder_of_named(self) -> str:
-        """Return where files stand for named objects, for those who look what is there."""
+        """Return the folder of the files that stand for named objects, for listing them."""
         return "/dev/shm"  # noqa: S108
 
     @abc.abstractmethod
     def unlink_named(self, name: str) -> None:
-        """Take the name away; the object lives until nobody uses it."""
+        """Remove the name; the object lives until its last user is gone."""
 
     @abc.abstractmethod
     def resize(self, fd: int, size: int) -> None:
-        """Give an object a size, and reserve its memory; new bytes are zero.
+        """Set the size of an object, and reserve its memory; new bytes are zero.
 
-        When there is no room (``ENOSPC``), the size is what it was.
+        When there is no room (``ENOSPC``), the size stays unchanged.
         """
 
     @abc.abstractmethod
     def seal_writes(self, fd: int) -> None:
-        """Forbid for ever new writable mappings, writes and changes of size. Existing mappings stay."""
+        """Forbid new writable mappings, writes and changes of size forever. Existing mappings stay."""
 
     @abc.abstractmethod
     def reopen(self, fd: int) -> int:
@@ -137,57 +137,57 @@ class Memory(abc.ABC):
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
         """Open the object that process *pid* knows as *fd*, if it is still that object.
 
-        It is looked at before it is opened: opening a stranger can have effects. When
-        it is another object, the errno is ``ESTALE``.
+        The object is checked before it is opened, because opening an unknown file can have
+        side effects. If it is another object, the errno is ``ESTALE``.
         """
 
     @abc.abstractmethod
     def may_write(self, fd: int) -> bool:
-        """Whether *fd* was opened for writing, too."""
+        """Return whether *fd* was also opened for writing."""
 
     @abc.abstractmethod
     def identify(self, fd: int) -> tuple[Identity, int]:
         """Return the identity and the size in bytes of the object behind *fd*."""
 
     def is_object(self, fd: int, identity: Identity) -> bool:
-        """Return whether *fd* is open and still names that object: a program may close what it did not open."""
+        """Return whether *fd* is open and still names that object: a program may close fds it did not open."""
         try:
             return self.identify(fd)[0] == identity
         except OSError:
             return False
 
     def may_shrink(self, fd: int, identity: Identity) -> bool:
-        """Whether an anonymous object that arrived can be made smaller, so that to read it could end this process.
+        """Return whether a received anonymous object can shrink, so that reading it could kill this process.
 
-        False as well where the kernel cannot tell, and for objects that have names and files: those can always be.
+        Also False where the kernel cannot tell, and for named objects and files, which can always shrink.
         """
         return False
 
     def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
-        """Have memory for a part of a sparse object, before anybody touches it.
+        """Allocate the memory of a part of a sparse object before it is first touched.
 
         Raises:
-            OSError: There is none; to write there would end the process.
+            OSError: There is no memory; writing there would kill the process.
         """
 
     def write_memory(self, fd: int, identity: Identity, position: int, address: int, nbytes: int) -> bool:
-        """Write memory of this process into the object behind *fd*, without a mapping of it.
+        """Write memory of this process into the object behind *fd*, without mapping the object.
 
-        The kernel clears no page that it is going to fill, and this process takes no page faults. So for pages that
-        have no memory yet this takes half the time of copying through a mapping; for others it takes longer.
+        The kernel does not clear a page before it fills it, and this process takes no page faults. For pages without
+        memory this takes half the time of copying through a mapping; for other pages it takes longer.
 
         Returns:
-            False when it is to be copied through a mapping instead: *fd* names another object by now, the limit on the
-            size of files is lower than that of the object, or this system cannot. Part of it may have been written.
+            False if the caller has to copy through a mapping instead: *fd* names another object now, the limit on file
+            sizes is lower than the size of the object, or this system cannot. Part may have been written.
 
         Raises:
-            OSError: There is no memory for it (``ENOSPC``, ``ENOMEM``), which a copy through a mapping would be ended
-                for; or the source cannot be read (``EFAULT``).
+            OSError: There is no memory (``ENOSPC``, ``ENOMEM``), so a copy through a mapping would kill the process; or
+                the source cannot be read (``EFAULT``).
         """
         return False
 
     def fills_huge_pages(self) -> bool:
-        """Return whether shared memory that asks for huge pages gets them, when it is filled through a mapping."""
+        """Return whether shared memory with huge pages requested gets them when filled through a mapping."""
         return False
 
     @abc.abstractmethod
@@ -196,10 +196,10 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def open_own_memory(self) -> int:
-        """Return an fd from which all memory of this process can be read at its address; what is none, is an error."""
+        """Return an fd from which the memory of this process can be read by address; bad addresses are errors."""
 
     def of_file(self, fileno: int) -> int:
-        """Return the fd behind one of the C library, as files of Python have them; it stays the file's."""
+        """Return the fd behind a C library fd of a Python file, which keeps owning it."""
         return fileno
 
     @abc.abstractmethod
@@ -208,22 +208,22 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def is_regular(self, fd: int) -> bool:
-        """Whether *fd* is one of a regular file."""
+        """Return whether *fd* is that of a regular file."""
 
     @abc.abstractmethod
     def owner(self, fd: int) -> str | None:
-        """Return whose the file is; None when it is this user's."""
+        """Return the owner of the file, or None if it is this user."""
 
     def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
-        """Create memory that is gone with its last fd, or open that of the name; tell whether it was there already."""
+        """Create memory that vanishes with its last fd, or open *name*; return the fd and whether it existed."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def open_section(self, name: str, *, writable: bool) -> int:
-        """Open such memory."""
+        """Open existing memory of `create_section`."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def read_only(self, fd: int) -> int:
-        """Return another fd of such memory, with which nobody can write to it."""
+        """Return another fd of such memory that does not allow writing."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     @abc.abstractmethod
@@ -238,9 +238,9 @@ class Memory(abc.ABC):
         mapped.append(self.map(fd, size, access, offset))
 
     def unmap_from(self, mapped: list[int], size: int) -> None:
-        """Take the last address of *mapped* out of the list and its mapping away; in one C call, as `map_into`.
+        """Remove the last address from *mapped* and unmap it, in one C call like `map_into`.
 
-        When the kernel refuses, the address is in the list again.
+        If the kernel refuses, the address is in the list again.
         """
         address = mapped.pop()
         try:
@@ -250,16 +250,16 @@ class Memory(abc.ABC):
             raise
 
     def reopen_into(self, fds: list[int], fd: int) -> None:
-        """Open as `reopen` does, and append the new fd to *fds*; in one C call, as `map_into`."""
+        """Open as `reopen` does, and append the new fd to *fds*, in one C call like `map_into`."""
         fds.append(self.reopen(fd))
 
     def close_all(self, fds: list[int]) -> None:
-        """Take fds out of the list and close them, each in one C call, until the list is empty."""
+        """Remove and close each fd in the list, in one C call per fd, until the list is empty."""
         while fds:
             self.close(fds.pop())
 
     def discarding(self, address: int, size: int) -> Iterator[object]:
-        """Return an iterator that discards, as `discard`, when it is asked for its one item; see `unlocking`."""
+        """Return an iterator that discards, like `discard`, when it is advanced to its item; see `unlocking`."""
         return map(self.discard, (address,), (size,))
 
     @abc.abstractmethod
@@ -268,56 +268,56 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        """Map at *address*, in place of what is there."""
+        """Map at *address*, replacing the existing mapping."""
 
     @abc.abstractmethod
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
-        """Write changed pages of a file mapping back; *address* is that of a page."""
+        """Write changed pages of a file mapping back; *address* is page-aligned."""
 
     def flush_to_disk(self, fd: int) -> None:  # noqa: B027
-        """Wait until the disk has what `flush` has written; nothing where that waits itself."""
+        """Wait until the disk has the data that `flush` wrote; do nothing where `flush` itself waits."""
 
     @abc.abstractmethod
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
-        """Tell how the memory is going to be used; *address* is that of a page.
+        """Advise the kernel on the future use of the memory; *address* is page-aligned.
 
-        What is not *writable* is populated by reading: the pages of its object are taken as well.
+        Memory that is not *writable* is populated by reading, which also allocates the pages of its object.
         """
 
     @abc.abstractmethod
     def own_pages(self, address: int, size: int) -> list[tuple[int, int]]:
-        """Return which pages of a private mapping were written: runs, as address and size.
+        """Return the written pages of a private mapping, as runs of address and size.
 
         Raises:
             OSError: The kernel does not tell.
         """
 
     def mapped_file(self, address: int) -> MappedFile | None:
-        """Return which file lies at an address; None if none does, or the kernel does not tell."""
+        """Return the file mapped at an address, or None if there is none or the kernel does not tell."""
         return None
 
     def open_mapped(self, file: MappedFile) -> int | None:
-        """Return a new fd of the file that lies at an address, whatever became of its name; None if there is no way.
+        """Return a new fd of a mapped file, even if its name is gone; None if that is impossible.
 
-        It may be written to if the mapping writes to the file.
+        The fd is writable if the mapping writes to the file.
         """
         return None
 
     @abc.abstractmethod
     def unmap(self, address: int, size: int) -> None:
-        """Take a mapping away."""
+        """Remove a mapping."""
 
     @abc.abstractmethod
     def discard(self, address: int, size: int) -> None:
-        """Give the pages of a shared mapping back; they read as zero afterwards."""
+        """Return the pages of a shared mapping to the system; they read as zero afterwards."""
 
     @staticmethod
     @abc.abstractmethod
     def buffer_at(address: int, size: int) -> Any:
         """Return a weakly referenceable object that exports *size* bytes at *address*.
 
-        It owns nothing. Buffers taken from it keep it alive, so its death is the
-        moment at which the last view is gone.
+        It owns no memory. Buffers taken from it keep it alive, so it is collected when
+        the last view is gone.
         """
 
     @staticmethod
@@ -349,7 +349,7 @@ class Memory(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def text_address(text: str) -> int:
-        """Return the address of the characters of an ASCII ``str``, a byte each."""
+        """Return the address of the characters of an ASCII ``str``, one byte each."""
 
     @staticmethod
     @abc.abstractmethod
@@ -357,5 +357,5 @@ class Memory(abc.ABC):
         """Return a new ASCII ``str``, whose characters the caller writes to its `text_address` at once."""
 
     def global_int(self, path: str, name: str) -> Any:
-        """Return a C ``int`` of a library that is loaded, whose ``value`` can be read and set; None if it has none."""
+        """Return a C ``int`` of a loaded library, whose ``value`` can be read and set, or None if it lacks it."""
         return None

@@ -81,7 +81,7 @@ class Poller(Protocol):
         ...
 
     def poll(self, timeout: float | None = ..., /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or for ever; return the fds that are ready, each with what is."""
+        """Wait so many milliseconds, or forever; return the fds that are ready, each with what is."""
         ...
 
 
@@ -91,16 +91,16 @@ class Callee(Protocol):
     address: str
 
     def accept(self) -> MessageSocket:
-        """Wait for a caller; return this end of a new channel to it. Callers of other users are turned away."""
+        """Wait for a caller; return this end of a new channel to it. Callers of other users are refused."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Return whether it was closed."""
         ...
 
     def close(self) -> None:
-        """Take no more calls. Twice is allowed."""
+        """Accept no more calls. Closing twice is allowed."""
         ...
 
 
@@ -120,36 +120,36 @@ class Messages(abc.ABC):
     #: For a `Poller`.
     READABLE: int = 1
     WRITABLE: int = 4
-    #: How many fds may go beside one message; more go in a carrier.
+    #: The maximum number of fds in one message; more go in a carrier.
     DIRECT_FDS: int = 16
-    #: More messages than a queue has at a time.
+    #: A number larger than the messages that a queue has at a time.
     MOST_MESSAGES: int = 10_000
-    #: What it means when fds of a message did not arrive.
+    #: The reason, for error messages, when fds of a message did not arrive.
     fds_lost_because: str = (
-        "this process has as many files open as it may (EMFILE); let arrays share a region, "
+        "this process has reached its limit on open files (EMFILE); let arrays share a region, "
         "pass fewer at once, or raise the limit (ulimit -n)"
     )
-    #: Whether event loops can watch fds: else a thread has to.
+    #: Whether event loops can watch fds; otherwise a thread has to.
     loops_watch_fds: bool = True
 
     @abc.abstractmethod
     def create_counter(self, memory: int) -> int:
-        """Return an fd that counts from 0, for everyone who has it; *memory* is the fd of a memory object.
+        """Return an fd that counts from 0 for every process that has it; *memory* is the fd of a memory object.
 
-        The count is the kernel's: no lock guards it, so none can die with its holder.
+        The kernel keeps the count: no lock guards it that could die with its holder.
         """
 
     @abc.abstractmethod
     def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
         """Add *change* in one step and return the new count; ``EINVAL`` if the count would be negative.
 
-        *noted* gets an item in the C call that adds, and loses one in the C call that subtracts. An interrupted
-        caller knows from it whether it has counted.
+        *noted* gets an item in the C call that adds, and loses one in the C call that subtracts. After an
+        interrupt, *noted* tells the caller whether it has counted.
         """
 
     @abc.abstractmethod
     def clear_counter(self, counter: int) -> None:
-        """Let it count from 0 again."""
+        """Reset the count to 0."""
 
     @abc.abstractmethod
     def message_sockets(self) -> tuple[MessageSocket, MessageSocket]:
@@ -157,61 +157,61 @@ class Messages(abc.ABC):
 
     @abc.abstractmethod
     def message_socket(self, fd: int) -> MessageSocket:
-        """Return the end that has arrived as *fd*, which is its own from here on.
+        """Return the end that has arrived as *fd*; the end owns *fd* from here on.
 
-        When it is something else, the errno is ``EPROTOTYPE``, and *fd* stays the caller's.
+        If *fd* is something else, the errno is ``EPROTOTYPE``, and the caller keeps owning *fd*.
         """
 
     @abc.abstractmethod
     def fds_space(self, count: int) -> int:
-        """Return the bytes that so many fds take beside a message: the second argument of ``recvmsg``."""
+        """Return the bytes that *count* fds take in a message: the second argument of ``recvmsg``."""
 
     @abc.abstractmethod
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+        """Wait until a message is there, or no process can send one any more; return whether that happened."""
 
     @abc.abstractmethod
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        """Wait until there is room for a message; tell whether there may be."""
+        """Wait until there is room for a message; return whether there may be."""
 
     @abc.abstractmethod
     def poller(self) -> Poller:
-        """Return what waits for several fds."""
+        """Return an object that waits for several fds."""
 
     @abc.abstractmethod
     def has_message(self, end: MessageSocket) -> bool:
-        """Whether a message waits at this end; it stays there."""
+        """Return whether a message waits at this end, without receiving it."""
 
     def has_ended(self, receiver: MessageSocket) -> bool:
-        """Whether nothing came because nobody can send any more, and not because a message was empty."""
+        """Return whether no bytes came because no process can send any more, not because a message was empty."""
         return True
 
     @abc.abstractmethod
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        """Return the fds that came beside a message."""
+        """Return the fds that came with a message."""
 
     def forget_sent(self, sender: MessageSocket) -> None:  # noqa: B027
-        """Let go of the fds that were sent through an end and not received: nobody is going to."""
+        """Release the fds that were sent through an end and will never be received."""
 
     @abc.abstractmethod
     def listen(self, address: str | None, backlog: int) -> Callee:
-        """Be called at *address*, or one that is made up and that nobody can guess."""
+        """Return a listener at *address*, or at a random address that cannot be guessed."""
 
     @abc.abstractmethod
     def call(self, address: str) -> MessageSocket:
-        """Call who listens there; ``PermissionError`` if it is a process of another user."""
+        """Connect to the listener at *address*; ``PermissionError`` if it is a process of another user."""
 
     def forget_address(self, address: str) -> None:  # noqa: B027
-        """Take away what a process that was called at *address* may have left there."""
+        """Remove what a listener at *address* may have left there."""
 
     @abc.abstractmethod
     def create_wakeup(self) -> tuple[int, int]:
-        """Return two fds: one to wait at, for any number of processes, and one to `ring`."""
+        """Return two fds: one to wait at, for any number of processes, and one to `wake`."""
 
     @abc.abstractmethod
     def wake(self, wakeup: int, how_many: int) -> None:
-        """Wake so many of those who wait, or let as many waits return at once."""
+        """Wake *how_many* waiters, or let as many later waits return at once."""
 
     @abc.abstractmethod
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
-        """Wait; True when it was rung for this one, False when nobody can ring any more, None after *seconds*."""
+        """Wait; True for a wakeup, False when no process can wake any more, None after *seconds*."""

@@ -384,7 +384,7 @@ class PosixBackend(Unix):
             self.attach(fd, position, Unix.duplicate(self, other))
             return
         if made is None:  # who did not make it holds only what it was lent
-            raise OSError(errno.EACCES, f"byte {position} of fd {fd} is held nowhere in this process")
+            raise OSError(errno.EACCES, f"no description in this process holds byte {position} of fd {fd}")
         read_end, write_end = self._pipe()
         made.lent.setdefault(position, []).append(read_end)
         self.attach(fd, position, write_end)
@@ -491,7 +491,7 @@ class PosixBackend(Unix):
         if end.family != socket.AF_UNIX or end.type != socket.SOCK_DGRAM:
             found = f"{end.family.name}, {end.type.name}"
             end.detach()
-            raise OSError(errno.EPROTOTYPE, f"a socket of {found}, and not of AF_UNIX, SOCK_DGRAM")
+            raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_DGRAM")
         return end
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
@@ -508,14 +508,16 @@ class PosixBackend(Unix):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
             caller.settimeout(None)
             if (uid := _owner(address)) != os.geteuid():
-                raise PermissionError(errno.EACCES, f"process of user {uid}, and this is one of {os.geteuid()}")
+                raise PermissionError(
+                    errno.EACCES, f"the peer belongs to user {uid}, and this process to user {os.geteuid()}"
+                )
             caller.connect(address)
             _, ancillary, _, _ = caller.recvmsg(1, self.fds_space(2), self.TAKE)
         fds = self.received_fds(ancillary)
         if len(fds) != 2:
             for fd in fds:
                 os.close(fd)
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "whoever listens there hung up")
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the listener closed the connection")
         for fd in fds:
             os.set_inheritable(fd, False)
         self.attach(fds[0], _LIFE, fds[1])
@@ -831,7 +833,7 @@ def _owner(address: str) -> int:
 
 def _no_proc() -> UnsupportedError:
     return UnsupportedError(
-        "memory crosses the channels of others by way of /proc, which this backend has not: use forkshm's own Queue, "
+        "memory crosses channels of other libraries by /proc, which this backend lacks: use forkshm's own Queue, "
         "Pipe, Pool or Executor, or send bytes(region.buf)",
         capability="proc",
     )

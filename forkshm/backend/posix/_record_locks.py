@@ -148,7 +148,7 @@ class _Files:
 
 def _check(status: os.stat_result) -> None:
     if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-        raise PermissionError(errno.EPERM, "it belongs to another user, or is no file")
+        raise PermissionError(errno.EPERM, "it belongs to another user, or is not a file")
 
 
 def _identity(status: os.stat_result) -> int:

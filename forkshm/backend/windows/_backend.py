@@ -134,7 +134,7 @@ class WindowsBackend(Backend):
     def create_section(self, size: int, name: str | None, permissions: int) -> tuple[int, bool]:
         start = self._whole_pages(size)
         if start + self._page > sys.maxsize:
-            raise OSError(errno.ENOMEM, f"{size:,} bytes are more than a section can have")
+            raise OSError(errno.ENOMEM, f"a section cannot have {size:,} bytes")
         fd, is_there = _winapi.create_section(start + self._page, name, permissions=permissions)
         if not is_there:
             try:
@@ -183,7 +183,7 @@ class WindowsBackend(Backend):
         whole = _winapi.section_size(fd)
         if whole is None:
             if not _winapi.is_on_disk(fd):
-                raise OSError(errno.ENODEV, f"handle {fd} is none of memory, nor of a file")
+                raise OSError(errno.ENODEV, f"handle {fd} is neither that of a section nor that of a file")
             info = _winapi.file_info(fd)
             return (info.volume, info.number), info.size
         trailer = self._trailer(fd, whole)
@@ -311,7 +311,7 @@ class WindowsBackend(Backend):
 
     def _map(self, fd: int, size: int, access: Access, offset: int, address: int | None) -> int:
         if address is not None and not 0 < address < _HIGHEST:  # 0 means "anywhere" to the system
-            raise OSError(errno.EINVAL, f"{address:#x} is no address of a process")
+            raise OSError(errno.EINVAL, f"{address:#x} is not a valid address of a process")
         whole = _winapi.section_size(fd)
         section = fd
         if whole is None:
@@ -364,13 +364,13 @@ class WindowsBackend(Backend):
         if advice is Advice.willneed:
             _winapi.prefetch(address, size)
             return
-        raise OSError(errno.ENOTSUP, f"Windows takes no advice of {advice}")
+        raise OSError(errno.ENOTSUP, f"Windows does not support the advice {advice}")
 
     def own_pages(self, address: int, size: int) -> list[tuple[int, int]]:
-        raise OSError(errno.ENOTSUP, "Windows is not asked which pages are private")
+        raise OSError(errno.ENOTSUP, "Windows does not tell which pages are private")
 
     def discard(self, address: int, size: int) -> None:
-        raise OSError(errno.ENOTSUP, "pages of a section cannot be given back alone")
+        raise OSError(errno.ENOTSUP, "single pages of a section cannot be given back")
 
     buffer_at = staticmethod(_memory.buffer_at)
     address_of = staticmethod(_memory.address_of)

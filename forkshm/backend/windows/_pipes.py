@@ -122,7 +122,7 @@ class _Outgoing:
                 for handle in handles:
                     copies.append(_winapi.duplicate(handle))  # noqa: PERF401 - those before it are closed if one fails
                 if not self._free or len(copies) * _WORD > _HANDLES:
-                    raise OSError(errno.ETOOMANYREFS, "too many handles are on their way, and not received yet")
+                    raise OSError(errno.ETOOMANYREFS, "too many handles are in flight")
                 receipt = self._free.pop()
                 signature = next(self._signatures)
                 self._posted[receipt] = _Posted(signature, copies, end.other, weakref.ref(end))
@@ -253,11 +253,11 @@ class _Incoming:
         process = _winapi.open_process(pid, access)
         try:
             if _winapi.process_start(process) != start:
-                raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, and its id is another's")
+                raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, and its id was reused")
             receipts = _winapi.duplicate(section, source=process)
             try:
                 if (_winapi.section_size(receipts) or 0) < _RECEIPTS * _WORD:
-                    raise OSError(errno.EBADMSG, f"process {pid} has no memory of receipts there")
+                    raise OSError(errno.EBADMSG, f"process {pid} has no receipt memory there")
                 words = _winapi.map_view(receipts, _winapi.FILE_MAP_WRITE, 0, _RECEIPTS * _WORD)
             finally:
                 _winapi.close(receipts)
@@ -445,7 +445,7 @@ class MessageEnd:
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive a message without handles, or look at one."""
-        raise OSError(errno.ENOTSUP, "messages are received by recvmsg()")
+        raise OSError(errno.ENOTSUP, "recv() is not supported: receive messages by recvmsg()")
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         """Receive a message: its bytes, its handles as `socket.recvmsg` would give them, and flags."""
@@ -460,7 +460,7 @@ class MessageEnd:
                 self.said_end = True
                 return b"", [], 0, None
             if flags & DONTWAIT:
-                raise BlockingIOError(errno.EAGAIN, "no message is there")
+                raise BlockingIOError(errno.EAGAIN, "no message has arrived")
             _wait_for([handle], [], None)
 
     def _read(self, bufsize: int) -> tuple[bytes | None, bool]:
@@ -586,7 +586,7 @@ def call(address: str) -> MessageEnd:
         except OSError as error:
             if error.winerror != _PIPE_BUSY or time.monotonic() > deadline:
                 if error.winerror == _NOT_FOUND:
-                    raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens at {address}") from error
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, f"no process listens at {address}") from error
                 raise
             with contextlib.suppress(OSError):
                 _win.WaitNamedPipe(address, 100)
@@ -600,7 +600,7 @@ def _is_ready(handle: int) -> bool:
         return bool(_win.PeekNamedPipe(handle)[0])
     except OSError as error:
         if error.winerror in (_winapi.NO_SUCH_HANDLE, _winapi.NO_SUCH_FUNCTION):
-            raise OSError(errno.EBADF, f"{handle} is no open pipe") from error
+            raise OSError(errno.EBADF, f"handle {handle} is not an open pipe") from error
         return True  # broken: there is something to be told
 
 
@@ -669,6 +669,6 @@ class Poll:
         (self._pipes if fd in self._pipes else self._others).remove(fd)
 
     def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or for ever."""
+        """Wait so many milliseconds, or forever."""
         ready = _wait_for(self._pipes, self._others, None if timeout is None else timeout / 1000)
         return [(handle, 1) for handle in ready]

@@ -215,7 +215,7 @@ def own_sid() -> str:
 
 
 class _Private:
-    """Security attributes; made on first use, kept for ever."""
+    """Security attributes; made on first use, kept forever."""
 
     def __init__(self, everybody: str = "") -> None:
         self._made: _SecurityAttributes | None = None

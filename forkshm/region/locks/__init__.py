@@ -1,8 +1,7 @@
-"""Locks that live in a region: whoever maps it, from whichever process, can use them.
+"""Locks in a region, for all processes that map it.
 
-None of them blocks the others for ever when its holder is killed. They all start with a header that
-says what they are (``_placed.py``), and are built on two things of the platform: robust mutexes of the C
-library, and futexes of the kernel.
+A killed holder never blocks other processes forever. Each lock starts with a header that identifies it
+(``_placed.py``). The locks are built on robust mutexes of the C library and on futexes of the kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from forkshm.region.locks._rwlock import RWLock
 from forkshm.region.locks._semaphore import Semaphore
 
 __all__ = ["Barrier", "Condition", "Mutex", "RWLock", "RecursiveMutex", "Semaphore"]
-# For multiprocessing's locks, which are built on these.
+# Used by `forkshm.sync`, which builds multiprocessing's locks on these.
 __all__ += ["HEADER", "LINE", "SLICE", "Placed", "give_back", "mutex_made", "take", "waiting"]
 
 publish(globals())

@@ -1,12 +1,12 @@
-"""Barrier: wait until all are there.
+"""Barrier: wait until all parties have arrived.
 
-In the header are words that only the holder of a bare robust mutex behind them writes:
+The header holds words that are written only under the bare robust mutex that follows it:
 
-    parties     how many have to arrive
-    generation  how often the barrier has opened or broken; what waiters sleep on
-    arrived     parties of this generation
-    broken      whether nobody can pass
-    history     how the last 32 generations ended: a bit each, set for broken
+    parties     number of parties
+    generation  how often the barrier has opened or broken; waiters sleep on this word
+    arrived     number of parties that have arrived in this generation
+    broken      whether the barrier is broken
+    history     how the last 32 generations ended, one bit each, set if broken
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _MASK = 0xFFFFFFFF
 
 
 class Barrier(Placed):
-    """A place in a region where *parties* threads wait until all of them are there.
+    """A barrier in a region, at which *parties* threads wait until all have arrived.
 
-    A party that was counted and is killed has arrived, as far as the others are concerned. One that is
-    killed before cannot be told from one that is late: give `wait` a timeout, which breaks the barrier
-    for everybody. One that is killed while it changes the barrier breaks it.
+    A party that is killed after it arrived still counts. A party that is killed earlier looks like one that is late;
+    pass `wait` a timeout, which breaks the barrier for all. A party that is killed while it changes the barrier breaks
+    it.
 
     Args:
         region: A region mapped ``read_write``.
-        offset: Where in the region; see `Mutex`.
-        parties: How many have to arrive, at least 1.
+        offset: Offset in the region; see `Mutex`.
+        parties: Number of parties, at least 1.
 
     Raises:
-        ValueError: *parties* is less than 1, or as for `Mutex`; so are the other errors.
+        ValueError: *parties* is less than 1, or as for `Mutex`. Other errors are as for `Mutex`.
 
     Fork and threads:
-        As for `Mutex`; the parties are threads, of the same process or of several.
+        As for `Mutex`. The parties are threads of one or several processes.
 
     Example:
         >>> from forkshm.region import Barrier, anonymous_shared_memory
@@ -63,7 +63,7 @@ class Barrier(Placed):
         (0, 0)
 
     See Also:
-        `threading.Barrier`; pthread_barrier_wait(3), which knows no timeout.
+        `threading.Barrier`; pthread_barrier_wait(3), which has no timeout.
     """
 
     SIZE: ClassVar[int] = HEADER + LINE
@@ -80,40 +80,40 @@ class Barrier(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int = 0) -> Self:
-        """Use the one that was constructed there, in this process or another.
+        """Return the barrier that this or another process constructed at *offset*.
 
         Raises:
-            NotConstructedError: There is none, or something else, or it is not complete yet.
+            NotConstructedError: There is no complete barrier at *offset*.
         """
         return cls._find(region, offset, cls.SIZE)[0]
 
     @property
     def parties(self) -> int:
-        """How many have to arrive."""
+        """Number of parties."""
         return int(self._live()[_PARTIES])
 
     @property
     def n_waiting(self) -> int:
-        """How many have arrived and wait."""
+        """Number of parties that have arrived and wait."""
         return int(self._live()[_ARRIVED])
 
     @property
     def broken(self) -> bool:
-        """Whether nobody can pass until `reset`."""
+        """Whether the barrier is broken, until `reset`."""
         return bool(self._live()[_BROKEN])
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until all parties are here.
+        """Wait until all parties have arrived.
 
         Args:
-            timeout: Seconds; None waits for ever. When it is over, the barrier is broken.
+            timeout: Seconds; None waits forever. After *timeout*, the barrier is broken.
 
         Returns:
-            In which place this one arrived, from 0 to ``parties - 1``.
+            The position in which this party arrived, from 0 to ``parties - 1``.
 
         Raises:
-            threading.BrokenBarrierError: The barrier is broken, or was broken or reset meanwhile; also
-                after *timeout*.
+            threading.BrokenBarrierError: The barrier is broken, was broken or reset during the wait, or *timeout* has
+                passed.
             ValueError: *timeout* is negative.
         """
         return self.wait_and_act(checked_timeout(timeout), None)
@@ -130,7 +130,7 @@ class Barrier(Placed):
 
         def arrive() -> int:
             if words[_BROKEN]:
-                raise threading.BrokenBarrierError(f"cannot wait at {self!r}: it is broken; reset() mends it")
+                raise threading.BrokenBarrierError(f"cannot wait at {self!r}: it is broken. Call reset() first.")
             place, generation = int(words[_ARRIVED]), words[_GENERATION]
             if place >= words[_PARTIES]:
                 return ~int(generation)
@@ -197,19 +197,21 @@ class Barrier(Placed):
 
     def _check(self, words: memoryview, generation: int) -> None:
         if words[_HISTORY] >> generation % 32 & 1:
-            raise threading.BrokenBarrierError(f"waiting at {self!r} was given up: it was broken, reset, or too late")
+            raise threading.BrokenBarrierError(
+                f"cannot wait any longer at {self!r}: it was broken or reset, or the timeout has passed"
+            )
 
     def _break_after_death(self, words: memoryview, generation: int) -> None:
         if words[_GENERATION] == generation and self._has_dead_party(words[_ARRIVED]):
             self._break(words, generation)
 
     def abort(self) -> None:
-        """Break the barrier: who waits, and who comes, gets `threading.BrokenBarrierError`."""
+        """Break the barrier; current and later waiters get `threading.BrokenBarrierError`."""
         words = self._live()
         self._guarded(words, lambda: self._break(words, words[_GENERATION]))
 
     def reset(self) -> None:
-        """Make the barrier empty and whole; who waits gets `threading.BrokenBarrierError`."""
+        """Restore the barrier to its empty state; current waiters get `threading.BrokenBarrierError`."""
         words = self._live()
 
         def mend() -> None:

@@ -1,4 +1,4 @@
-"""Condition: wait until another one says that something has changed."""
+"""Condition: wait until another thread or process notifies."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _MASK = 0xFFFFFFFF
 
 
 class Condition(Placed):
-    """Wait in a region until another process or thread says that something has changed.
+    """A condition variable in a region: wait until another process or thread notifies.
 
-    Not built on ``pthread_cond_t``: in glibc, waiters that are killed can block those who notify. Here
-    it is four words, which only the holder of the mutex writes, and a futex:
+    It does not use ``pthread_cond_t``, because in glibc a killed waiter can block notifying threads. It consists of a
+    futex and four words, which only the holder of the mutex writes:
 
-        sequence    number of notifications; what waiters sleep on
-        waiting     waiters; those that were killed are counted until the next notify_all()
-        signals     waiters that may go, and have not gone yet
-        all         sequence at the last notify_all(): who waits since before that may go
+        sequence    number of notifications; waiters sleep on this word
+        waiting     number of waiters; killed ones count until the next notify_all()
+        signals     number of waiters that were notified and have not returned yet
+        all         sequence at the last notify_all(), which releases all earlier waiters
 
-    A killed waiter does no harm: if a notification had gone to it, another waiter takes that.
+    A killed waiter does no harm: another waiter receives its notification.
 
     Args:
         region: A region mapped ``read_write``.
-        offset: Where in the region; see `Mutex`.
-        mutex: The `Mutex` or `RecursiveMutex` that guards what you wait for. Every process must use
-            the same one with this condition.
+        offset: Offset in the region; see `Mutex`.
+        mutex: The `Mutex` or `RecursiveMutex` that guards the awaited state. All processes must use the same mutex with
+            this condition.
 
     Raises:
-        ValueError: As for `Mutex`; so are the other errors.
+        ValueError: As for `Mutex`, as are other errors.
 
     Fork and threads:
-        As for `Mutex`. Wait with a timeout, or in a loop with one, where the one who notifies may die.
+        As for `Mutex`. If the notifying process may die, wait with a timeout.
 
     Example:
         >>> from forkshm.region import Condition, Mutex, anonymous_shared_memory
@@ -71,15 +71,15 @@ class Condition(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int, mutex: Mutex) -> Self:
-        """Use the one that was constructed there, in this process or another.
+        """Return the condition that this or another process constructed at *offset*.
 
         Args:
             region: As for the constructor.
             offset: As for the constructor.
-            mutex: The same mutex as in the other processes, attached.
+            mutex: The attached mutex, the same as in the other processes.
 
         Raises:
-            NotConstructedError: There is none, or something else, or it is not complete yet.
+            NotConstructedError: There is no complete condition at *offset*.
         """
         found, _ = cls._find(region, offset, cls.SIZE)
         found._mutex = mutex
@@ -111,20 +111,20 @@ class Condition(Placed):
     def wait(self, timeout: float | None = None) -> bool:
         """Release the mutex, wait for a notification, and acquire the mutex again.
 
-        As with every condition, look at what you wait for again afterwards: another one may have come
-        first, and after a waiter was killed, one may be let go without a notification. `wait_for` does.
+        As with every condition, check the awaited state again afterwards: another waiter may have changed it, and after
+        a waiter was killed, another one may return without a notification. `wait_for` does this check.
 
-        If a holder dies meanwhile, the mutex may come back with ``mutex.owner_died``.
+        If a holder dies during the wait, ``mutex.owner_died`` is true afterwards.
 
         Args:
-            timeout: Seconds to wait for the notification; None waits for ever.
+            timeout: Seconds to wait for the notification; None waits forever.
 
         Returns:
-            Whether there was a notification. False only after *timeout*.
+            True after a notification, False if *timeout* has passed.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
-            NotRecoverableError: See `Mutex`; the mutex is not held then.
+            NotRecoverableError: See `Mutex`; the mutex is then not held.
             ValueError: *timeout* is negative.
         """
         words = self._live()
@@ -179,10 +179,10 @@ class Condition(Placed):
 
         Args:
             predicate: Called without arguments, at once and after each notification.
-            timeout: Seconds altogether; None waits for ever.
+            timeout: Total time in seconds; None waits forever.
 
         Returns:
-            The last answer of *predicate*, as a bool: False only after *timeout*.
+            The last result of *predicate* as a bool; False only after *timeout*.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
@@ -197,9 +197,9 @@ class Condition(Placed):
         return True
 
     def notify(self, n: int = 1) -> None:
-        """Let *n* of the waiters go, or all if there are not so many.
+        """Wake up to *n* waiters.
 
-        They go when this thread releases the mutex.
+        They continue when this thread releases the mutex.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
@@ -218,14 +218,14 @@ class Condition(Placed):
             words[_SIGNALS] += n
             words[_SEQUENCE] = sequence
         else:
-            # First the sequence: who dies in between has let nobody go who was not waiting.
+            # Write the sequence first: if this thread dies in between, no later waiter is released by mistake.
             words[_SEQUENCE] = sequence
             words[_ALL] = sequence
             words[_SIGNALS] = words[_WAITING] = 0
         _locks.futex_wake(self._address + _SEQUENCE * _WORD, n)
 
     def notify_all(self) -> None:
-        """Let all waiters go.
+        """Wake all waiters.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
@@ -234,10 +234,10 @@ class Condition(Placed):
 
 
 def waiting(condition: Condition) -> int:
-    """Return how many wait."""
+    """Return the number of waiters."""
     return int(condition._live()[_WAITING])
 
 
 def _precedes(first: int, second: int) -> bool:
-    """Whether *first* was before *second*, of numbers that start again at 2**32."""
+    """Return whether *first* precedes *second*, for sequence numbers that wrap at 2**32."""
     return 0 < (second - first) & _MASK < 1 << 31

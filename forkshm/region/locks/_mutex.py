@@ -1,11 +1,11 @@
-"""Mutex and RecursiveMutex: one at a time, whoever dies.
+"""Mutex and RecursiveMutex: mutual exclusion that survives the death of a holder.
 
-The mutex is the C library's: robust and shared between processes. The kernel keeps a list of the
-mutexes that a thread holds, and when the thread ends, in whichever way, the next one is told. What is
-ours is the header, three words that only the holder writes:
+The mutex is a robust, process-shared mutex of the C library. The kernel has a list of the mutexes that a thread holds.
+When the thread ends, for whatever reason, the next thread that acquires the mutex is told. forkshm adds a header of
+three words that only the holder writes:
 
-    owner       the holder's thread id; it tells misuse, and what an interrupted call has to undo
-    count       how often the holder has it
+    owner       the holder's thread id, to detect misuse and to undo an interrupted call
+    count       how often the holder has acquired it
     state       sound, a holder died, or given up
 """
 
@@ -39,40 +39,37 @@ _LOOKS = range(12 if kernel.usable_cores() > 1 else 0)
 
 
 class Mutex(Placed):
-    """A lock in a region, for the threads of all processes that map it.
+    """A robust mutex in a region, for the threads of all processes that map the region.
 
-    It is robust: when a holder dies, by whatever signal, the next one gets the lock and finds
-    `owner_died` true. What the mutex guards may be half changed then. Repair it and call
-    `make_consistent`, or pass *repair*, which does both. If you release it without, nobody can use it
-    any more: every later `acquire` raises `NotRecoverableError`, and none of them waits.
+    When a holder dies, even by SIGKILL, the next thread acquires the mutex and finds `owner_died` true. The guarded
+    data may then be half changed. Repair the data and call `make_consistent`, or pass *repair*, after which the mutex
+    is marked consistent. If the mutex is released without either, it becomes unusable: every later `acquire` raises
+    `NotRecoverableError` without waiting.
 
-    The constructor makes a new mutex at that place, whatever was there. Let one process do that, before
-    it tells the others; they call `attach`.
+    The constructor creates a new mutex and overwrites the bytes at *offset*. Call it in one process before the others
+    use the mutex; the others call `attach`.
 
     Args:
-        region: A region mapped ``read_write``. It cannot be closed while this object is alive, unless
-            you `detach` it.
-        offset: Where in the region; the address must be a multiple of `ALIGNMENT`, and `SIZE` bytes
-            are taken.
-        repair: Called without arguments, with the mutex held, by whoever acquires it next after a
-            holder died. When it returns, the mutex is consistent. When it raises, the acquiring call
-            raises that, and the next one repairs.
+        region: A region mapped ``read_write``. It cannot be closed while this object is alive, unless you call
+            `detach`.
+        offset: Offset in the region. The address must be a multiple of `ALIGNMENT`; the mutex takes `SIZE` bytes.
+        repair: Called without arguments after a holder died, by the next thread that acquires the mutex, which it
+            holds. If *repair* returns, the mutex is consistent. If it raises, the acquiring call raises that exception,
+            and the next thread repairs.
 
     Raises:
-        ValueError: *offset* is not aligned, or too near to the end.
+        ValueError: *offset* is not aligned, or too close to the end.
         RegionAccessError: The region is not ``read_write``.
         RegionClosedError: The region was closed.
-        SyncError: This process holds a lock at that place.
+        SyncError: This process holds a lock in that range.
         UnsupportedError: This system has no robust mutexes.
 
     Fork and threads:
-        Safe to use from any thread. A thread holds it, not a process: a child forked meanwhile does
-        not, and waits like everybody else. A thread that ends is as dead as a process. All processes
-        must use the same C library, word size and PID namespace. In a file, a mutex is worth nothing
-        after a reboot: construct it anew.
+        Safe to use from any thread. The holder is a thread, not a process: a forked child does not hold the mutex and
+        waits like any other process. The end of a thread counts like the death of a process. All processes must use the
+        same C library, word size and PID namespace. A mutex in a file is invalid after a reboot; construct it again.
 
-        A wait looks up every 0.1 s, so that KeyboardInterrupt gets through; it leaves the mutex as it
-        was before the call.
+        A wait wakes every 0.1 s to let KeyboardInterrupt through, which leaves the mutex as it was before the call.
 
     Example:
         >>> from forkshm import anonymous_shared_memory
@@ -103,15 +100,15 @@ class Mutex(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int = 0, repair: Callable[[], object] | None = None) -> Self:
-        """Use the one that was constructed there, in this process or another.
+        """Return the mutex that this or another process constructed at *offset*.
 
         Args:
             region: As for the constructor.
             offset: As for the constructor.
-            repair: As for the constructor; it is this object's, and other processes have their own.
+            repair: As for the constructor; it applies to this object only, and other processes pass their own.
 
         Raises:
-            NotConstructedError: There is none, or something else, or it is not complete yet.
+            NotConstructedError: There is no complete mutex of this kind at *offset*.
         """
         found, _ = cls._find(region, offset, cls.SIZE)
         found._ready(repair)
@@ -126,21 +123,21 @@ class Mutex(Placed):
 
     @property
     def owner_died(self) -> bool:
-        """Whether a holder died, and nobody has called `make_consistent` since."""
+        """Whether a holder died and `make_consistent` has not been called since."""
         return self._live()[_STATE] != _SOUND
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait until this thread holds the mutex.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 does not wait.
 
         Returns:
-            Whether this thread has it now. False only after *timeout*.
+            True if this thread now holds the mutex, False if *timeout* has passed.
 
         Raises:
-            NotRecoverableError: A holder died, and the next one released it as it was.
-            DeadlockError: This thread has it already. Use `RecursiveMutex`.
+            NotRecoverableError: A holder died, and the next one released the mutex without `make_consistent`.
+            DeadlockError: This thread already holds the mutex. Use `RecursiveMutex`.
             ValueError: *timeout* is negative.
         """
         words = self._live()
@@ -170,10 +167,10 @@ class Mutex(Placed):
             self.release()
 
     def release(self) -> None:
-        """Let the next one have it.
+        """Release the mutex.
 
         Raises:
-            NotOwnerError: This thread does not hold it.
+            NotOwnerError: This thread does not hold the mutex.
         """
         words = self._live()
         if words[_OWNER] != get_native_id():
@@ -186,7 +183,7 @@ class Mutex(Placed):
         self._let_go(words)
 
     def make_consistent(self) -> None:
-        """Say that what the mutex guards is in order again, after a holder died. Else nothing happens.
+        """Mark the guarded data as repaired after a holder died; otherwise do nothing.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
@@ -230,13 +227,13 @@ class Mutex(Placed):
         return True
 
     def _again(self, words: memoryview) -> None:
-        raise DeadlockError(f"cannot acquire {self!r}: this thread holds it already; a RecursiveMutex allows that")
+        raise DeadlockError(f"cannot acquire {self!r}: this thread already holds it. Use a RecursiveMutex for that.")
 
     def _inherit(self, words: memoryview) -> None:
         if words[_STATE] & _GIVEN_UP:
             raise NotRecoverableError(
                 f"cannot acquire {self!r}: a process died while it held the mutex, and the next one released it "
-                "without make_consistent(); what it guards is in an unknown state: construct both anew"
+                "without make_consistent(). The guarded data is in an unknown state; construct it and the mutex again."
             )
         if self._repair is not None:
             self._repair()
@@ -264,11 +261,11 @@ class Mutex(Placed):
     def _not_mine(self, what: str) -> NotOwnerError:
         words = self._words
         owner = words[_OWNER] if words is not None else 0
-        who = f"thread {owner} does" if owner else "nobody does"
+        who = f"thread {owner} does" if owner else "no thread does"
         return NotOwnerError(f"cannot {what} {self!r}: this thread ({get_native_id()}) does not hold it, {who}")
 
     def _count(self) -> int:
-        """How often this thread, which holds it, has it."""
+        """Return how often this thread, the holder, has acquired the mutex."""
         return int(self._live()[_COUNT])
 
     def _release_all(self) -> None:
@@ -287,7 +284,7 @@ class Mutex(Placed):
 
 
 class RecursiveMutex(Mutex):
-    """A `Mutex` that a thread may acquire again while it holds it, and releases as often.
+    """A `Mutex` that its holder may acquire again; it must release it as often.
 
     Args:
         region: As for `Mutex`.
@@ -295,10 +292,10 @@ class RecursiveMutex(Mutex):
         repair: As for `Mutex`.
 
     Raises:
-        ValueError: As for `Mutex`; so are the other errors.
+        ValueError: As for `Mutex`, as are other errors.
 
     Fork and threads:
-        As for `Mutex`. However often it was held by one who died, the next one has it once.
+        As for `Mutex`. After the death of a holder, the next thread holds the mutex once.
 
     Example:
         >>> from forkshm import anonymous_shared_memory

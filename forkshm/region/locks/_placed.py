@@ -43,22 +43,22 @@ _lifetime.at_fork(in_child=held.clear)
 
 
 class Placed:
-    """A lock that lives in a region, and this process's way to it.
+    """Base class of the locks in a region.
 
     Guarantees:
-        * The memory stays mapped while this object lives, or while a thread of this process holds the
-          lock: ``region.close()`` says `RegionBusyError`. `detach` ends the first.
-        * Whoever attaches finds a lock that is complete and of this kind, or gets an error.
+        * The memory stays mapped while this object lives, until `detach`, and while a thread of this process holds the
+          lock: ``region.close()`` raises `RegionBusyError`.
+        * Attaching returns a complete lock of this kind or raises.
 
     This relies on:
         * Words of 4 bytes at multiples of 4 being read and written in one piece.
         * The signature being written last, after a system call, which is a full memory barrier.
     """
 
-    #: Bytes it takes in the region.
     SIZE: ClassVar[int] = HEADER
-    #: Its address must be a multiple of this.
+    """Size in the region, in bytes."""
     ALIGNMENT: ClassVar[int] = LINE
+    """Required alignment of the lock's address, in bytes."""
     _KIND: ClassVar[int] = 0
 
     _region: MappedRegion
@@ -69,14 +69,14 @@ class Placed:
     def _place(self, region: MappedRegion, offset: int, size: int) -> memoryview:
         if _locks.locks_missing:
             raise UnsupportedError(
-                f"{type(self).__name__} needs {_locks.locks_missing}, and this system has none",
+                f"cannot use a {type(self).__name__}: it needs {_locks.locks_missing}, which this system lacks",
                 capability=_locks.locks_missing,
             )
         name = type(self).__name__
         offset = operator.index(offset)
         if region.mode is not Mode.read_write:
             raise RegionAccessError(
-                errno.EACCES, f"a {name} needs a region that is mapped read_write, and {region!r} is {region.mode}"
+                errno.EACCES, f"a {name} needs a region that is mapped read_write, but {region!r} is {region.mode}"
             )
         if not 0 <= offset <= region.size - size:
             raise ValueError(
@@ -135,7 +135,7 @@ class Placed:
         return words
 
     def detach(self) -> None:
-        """Let go of the region, so that it can be closed; the lock stays in it. Twice is allowed."""
+        """Release the region, so that it can be closed; the lock remains in it. Can be repeated."""
         self._words = None
 
     def __repr__(self) -> str:

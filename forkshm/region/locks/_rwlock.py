@@ -64,30 +64,29 @@ _lifetime.at_fork(in_child=lambda: setattr(_holds, "by_address", {}))
 
 
 class RWLock(Placed):
-    """Many read at a time, or one writes.
+    """A robust lock in a region that several readers or one writer can hold.
 
-    It is robust like `Mutex`. A reader that dies leaves nothing behind. After the death of a writer,
-    whoever acquires the lock next, for reading or writing, finds `owner_died` true; the one who repairs
-    must hold it for writing, and calls `make_consistent`. *repair* does all that. A writer that releases
-    without it makes the lock unusable: `NotRecoverableError`.
+    A reader that dies releases its hold. After a writer died, the next reader or writer finds `owner_died` true. To
+    repair the guarded data, hold the lock for writing and call `make_consistent`, or pass *repair*. If a writer
+    releases the lock without either, the lock becomes unusable and raises `NotRecoverableError`.
 
-    There is one mutex per simultaneous reader: a reader takes any one that is free, a writer takes all.
-    So reading costs what a mutex costs, and readers do not disturb each other; writing costs that times
-    *readers*. A writer that waits goes before readers that come after it.
+    The lock has one mutex for each simultaneous reader. A reader takes any free mutex, and a writer takes all of them.
+    Reading therefore costs as much as one mutex, and readers do not disturb each other; writing costs *readers* times
+    as much. A waiting writer goes before readers that arrive later.
 
     Args:
         region: A region mapped ``read_write``.
-        offset: Where in the region; see `Mutex`. It takes ``size_for(readers)`` bytes; `SIZE` is that
-            for 16.
-        readers: How many may read at the same time; one more waits for one of them.
+        offset: Offset in the region; see `Mutex`. The lock takes ``size_for(readers)`` bytes; `SIZE` is the size for 16
+            readers.
+        readers: Maximum number of simultaneous readers; further readers wait.
         repair: As for `Mutex`; called with the lock held for writing.
 
     Raises:
-        ValueError: *readers* is less than 1 or more than 1,000, or as for `Mutex`; so are the other errors.
+        ValueError: *readers* is less than 1 or more than 1,000, or as for `Mutex`. Other errors are as for `Mutex`.
 
     Fork and threads:
-        As for `Mutex`. A thread that reads may read again. It cannot become a writer before it released:
-        two that tried would wait for each other.
+        As for `Mutex`. A reading thread may acquire the lock for reading again. It must release the lock before it can
+        write, because two readers that upgrade would wait for each other.
 
     Example:
         >>> from forkshm import anonymous_shared_memory
@@ -126,15 +125,15 @@ class RWLock(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int = 0, repair: Callable[[], object] | None = None) -> Self:
-        """Use the one that was constructed there, in this process or another.
+        """Return the lock that this or another process constructed at *offset*.
 
         Args:
             region: As for the constructor.
             offset: As for the constructor.
-            repair: As for the constructor; it is this object's, and other processes have their own.
+            repair: As for the constructor; it applies to this object only, and other processes pass their own.
 
         Raises:
-            NotConstructedError: There is none, or something else, or it is not complete yet.
+            NotConstructedError: There is no complete lock of this kind at *offset*.
         """
         found, words = cls._find(region, offset, HEADER)
         readers = words[_READERS]
@@ -144,7 +143,7 @@ class RWLock(Placed):
 
     @classmethod
     def size_for(cls, readers: int) -> int:
-        """Bytes that a lock for so many readers takes in the region.
+        """Return the size in bytes of a lock for *readers* readers.
 
         Raises:
             ValueError: *readers* is less than 1 or more than 1,000.
@@ -165,38 +164,38 @@ class RWLock(Placed):
 
     @property
     def owner_died(self) -> bool:
-        """Whether a writer died, and nobody has called `make_consistent` since.
+        """Whether a writer died and `make_consistent` has not been called since.
 
-        Found out by whoever acquires the lock after the death.
+        The first thread that acquires the lock after the death detects it.
         """
         return self._live()[_STATE] in (_DIED, _GIVEN_UP)
 
     def read(self, timeout: float | None = None) -> _Section:
-        """Hold the lock for reading during a ``with`` block.
+        """Return a context manager that holds the lock for reading.
 
-        The block raises `LockTimeoutError` if it cannot be entered in *timeout* seconds.
+        Entering it raises `LockTimeoutError` if the lock is not acquired within *timeout* seconds.
         """
         return _Section(self, self._read, timeout)
 
     def write(self, timeout: float | None = None) -> _Section:
-        """Hold the lock for writing during a ``with`` block.
+        """Return a context manager that holds the lock for writing.
 
-        The block raises `LockTimeoutError` if it cannot be entered in *timeout* seconds.
+        Entering it raises `LockTimeoutError` if the lock is not acquired within *timeout* seconds.
         """
         return _Section(self, self._write, timeout)
 
     def acquire_read(self, timeout: float | None = None) -> bool:
-        """Wait until this thread may read.
+        """Acquire the lock for reading.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 does not wait.
 
         Returns:
-            Whether it may. False only after *timeout*.
+            True if the lock was acquired, False if *timeout* has passed.
 
         Raises:
-            NotRecoverableError: A writer died, and the next one released the lock as it was.
-            DeadlockError: This thread has it for writing.
+            NotRecoverableError: A writer died, and the next one released the lock without `make_consistent`.
+            DeadlockError: This thread holds the lock for writing.
             ValueError: *timeout* is negative.
         """
         before = _holds.by_address.get(self._address)
@@ -207,17 +206,17 @@ class RWLock(Placed):
             raise
 
     def acquire_write(self, timeout: float | None = None) -> bool:
-        """Wait until this thread may write.
+        """Acquire the lock for writing.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 does not wait.
 
         Returns:
-            Whether it may. False only after *timeout*: nothing is held then.
+            True if the lock was acquired, False if *timeout* has passed; the lock is then not held.
 
         Raises:
-            NotRecoverableError: A writer died, and the next one released the lock as it was.
-            DeadlockError: This thread has it already.
+            NotRecoverableError: A writer died, and the next one released the lock without `make_consistent`.
+            DeadlockError: This thread already holds the lock.
             ValueError: *timeout* is negative.
         """
         before = _holds.by_address.get(self._address)
@@ -228,10 +227,10 @@ class RWLock(Placed):
             raise
 
     def release(self) -> None:
-        """Give back what this thread acquired last.
+        """Release this thread's latest hold of the lock.
 
         Raises:
-            NotOwnerError: It holds nothing of this lock.
+            NotOwnerError: This thread does not hold the lock.
         """
         words = self._live()
         hold = _holds.by_address.get(self._address)
@@ -252,7 +251,7 @@ class RWLock(Placed):
             _holds.by_address.pop(self._address, None)
 
     def make_consistent(self) -> None:
-        """Say that what the lock guards is in order again, after a writer died. Else nothing happens.
+        """Mark the guarded data as repaired after a writer died; otherwise do nothing.
 
         Raises:
             NotOwnerError: This thread does not hold the lock for writing.
@@ -417,7 +416,7 @@ class RWLock(Placed):
     def _given_up(self) -> NotRecoverableError:
         return NotRecoverableError(
             f"cannot acquire {self!r}: a writer died, and the next one released the lock without make_consistent(); "
-            "what it guards is in an unknown state: construct both anew"
+            "the guarded data is in an unknown state. Construct the data and the lock again."
         )
 
 
@@ -437,7 +436,7 @@ class _Section:
         before = _holds.by_address.get(self._lock._address)
         try:
             if not self._take(self._timeout):
-                raise LockTimeoutError(f"{self._lock!r} could not be acquired in {self._timeout} seconds")
+                raise LockTimeoutError(f"cannot acquire {self._lock!r} within {self._timeout} seconds")
         except BaseException:
             self._lock._undo(before)
             raise

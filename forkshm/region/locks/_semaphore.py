@@ -19,22 +19,21 @@ __all__ = ("Semaphore",)
 
 
 class Semaphore(Placed):
-    """A number of permits in a region: `acquire` takes one, or waits for one; `release` gives.
+    """A semaphore in a region: `acquire` takes a permit or waits for one, and `release` adds one.
 
-    A permit has no owner. A process that is killed does not give back what it took: nobody knows
-    that it had something. Everything else stays usable, and `release` by anybody replaces it. Where
-    that is not enough, use a `Mutex`, which knows its owner.
+    A permit has no owner. The permits of a killed process are lost, because its holdings are not recorded. The
+    semaphore stays usable, and any thread can `release` a replacement. If that is not enough, use a `Mutex`, which
+    records its owner.
 
-    It is the C library's ``sem_t``: there is no moment at which a process that is killed, or stopped,
-    has it locked.
+    It is a ``sem_t`` of the C library, which a killed or stopped process never leaves locked.
 
     Args:
         region: A region mapped ``read_write``.
-        offset: Where in the region; see `Mutex`.
-        value: Permits at the beginning.
+        offset: Offset in the region; see `Mutex`.
+        value: Initial number of permits.
 
     Raises:
-        ValueError: *value* is negative or more than 2**31 - 1, or as for `Mutex`; so are the other errors.
+        ValueError: *value* is negative or more than 2**31 - 1, or as for `Mutex`. Other errors are as for `Mutex`.
 
     Fork and threads:
         Safe to use from any thread. Any process or thread may release what another one has acquired.
@@ -82,7 +81,7 @@ class Semaphore(Placed):
         """Take a permit; wait until there is one.
 
         Args:
-            timeout: Seconds; None waits for ever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 only looks.
 
         Returns:
             Whether there is one more permit taken. False only after *timeout*.

@@ -173,7 +173,7 @@ def test_all_doors_have_it():
     def work(x):
         return slept(0.002) + x
 
-    with pytest.raises(RuntimeError, match="has no workers yet"):
+    with pytest.raises(RuntimeError, match="has no workers to report on"):
         work.report()
     work.map(range(4), chunksize=1)
     assert len(work.report().slowest) == 4

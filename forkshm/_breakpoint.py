@@ -1,0 +1,38 @@
+"""Let ``breakpoint()`` work in a process that was started here: the debugger uses the terminal.
+
+The standard input of such a process is ``/dev/null``, so that the debugger would quit at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+__all__ = ("install",)
+
+
+def install() -> None:
+    """Set ``sys.breakpointhook``, unless the program or ``PYTHONBREAKPOINT`` has chosen a debugger."""
+    if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
+        sys.breakpointhook = _stop_here
+
+
+def _stop_here(*args: Any, **keywords: Any) -> None:
+    """Stop in the caller of ``breakpoint()``, at the terminal of the session."""
+    import pdb  # noqa: T100 - this is what breakpoint() calls
+
+    try:
+        source, target = open(_TERMINAL), open(_TERMINAL, "w")  # noqa: SIM115 - the debugger keeps them
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot stop at breakpoint() in process {os.getpid()}: its standard input is /dev/null, and {_TERMINAL} "
+            f"cannot be opened ({error}). Call the function in the main process, or set PYTHONBREAKPOINT to a debugger "
+            "that listens on a port, such as debugpy.breakpoint."
+        ) from error
+    debugger = pdb.Pdb(stdin=source, stdout=target)
+    debugger.prompt = f"(Pdb {os.getpid()}) "
+    debugger.set_trace(sys._getframe(1))
+
+
+_TERMINAL = "CON" if sys.platform == "win32" else "/dev/tty"
