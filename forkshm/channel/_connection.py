@@ -1,4 +1,4 @@
-"""Connection and Pipe(): two ends, between two processes."""
+"""Connection and Pipe(): a channel between two processes."""
 
 from __future__ import annotations
 
@@ -31,52 +31,51 @@ __all__ = ("Connection", "Pipe")
 
 T = TypeVar("T")
 
-# The first byte of a message that is no object: a payload begins with less, a pickle with more.
+# The first byte of a message that is not an object. Payloads begin with smaller bytes, pickles with larger ones.
 _BYTES = b"\x10"
-#: Bytes in a block: its offset and size, and how many of its bytes are meant.
+# Header for bytes in a block: the block's offset and size, and the number of bytes in the message.
 _BLOCK = struct.Struct("<B7xQQQ")
 _IN_BLOCK = 0x11
-#: Longer bytes go through a block.
+# Longer bytes go through a block.
 _INLINE = 16 * 1024
 
-# What every pickle of protocol 2 and later begins with.
+# The first byte of every pickle of protocol 2 and later.
 _STREAM = 0x80
 
-# The kernel lets senders wait by the bytes in the pipe, and of a block there is only the message that names it. So
-# messages with large blocks get *ballast*: without, hundreds of them would be under way before anybody waits.
-#: Before such a message: its length without the ballast.
+# The kernel limits senders by the bytes in the pipe, but a block puts only a small message there. Messages with large
+# blocks therefore get *ballast*. Without it, hundreds of them would be in flight before a sender waits.
+# Precedes such a message: its length without the ballast.
 _BALLAST = struct.Struct("<B3xI")
 _WITH_BALLAST = 0x12
-#: One byte for so many in blocks: tens of MiB are under way then, in messages of up to 1 MiB or so ...
+# Block bytes per byte of ballast. Tens of MiB can then be in flight, in messages of up to about 1 MiB.
 _BYTES_PER_BALLAST = 320
 _LEAST_BYTES = 2**18
-#: ... and not more than this, which lets a few be under way, however large.
+# Upper limit of the ballast, so that a few messages of any size can be in flight.
 _MOST_BALLAST = 48 * 1024
 
 
 class Connection:
-    """One end of a pipe, as ``multiprocessing.connection.Connection``. Made by `Pipe`.
+    """Open one end of a pipe, as ``multiprocessing.connection.Connection``. `Pipe` makes both ends.
 
     Args:
-        handle: The fd of an end, which is this object's from here on: what `fileno` returned, duplicated.
-        readable: Whether to receive from it.
-        writable: Whether to send into it.
+        handle: The fd of an end, such as a duplicate of what `fileno` returned. This object takes ownership.
+        readable: Whether the end can receive.
+        writable: Whether the end can send.
 
     Raises:
-        ValueError: Neither *readable* nor *writable*.
-        OSError: *handle* is no fd, or none of an end of a pipe.
+        ValueError: *readable* and *writable* are both False.
+        OSError: *handle* is not an open fd, or not an end of a pipe.
 
-    Objects cross as they do everywhere in forkshm: memory that is shared as a descriptor, other large
-    buffers copied once. A message arrives whole or not at all: processes and threads may share an end, and each
-    message goes to one of those who receive.
+    Shared memory crosses as a descriptor; other large buffers are copied once. A message arrives completely or not
+    at all. Processes and threads may share an end, and each message goes to one receiver.
 
     The end is closed by `close`, at the end of a ``with`` block, or when it is collected. When every process has
     closed the other end, or died, `recv` raises ``EOFError`` after the last message and `send`
     ``BrokenPipeError``.
 
     Fork and threads:
-        A child forked meanwhile shares both ends: close the one that a process does not use, or the
-        other side is not told when a process is gone. Safe to use from any thread.
+        A forked child shares both ends. Close the end that a process does not use; otherwise the
+        other side does not notice when a process is gone. Safe to use from any thread.
 
     Example:
         >>> from forkshm import Pipe
@@ -87,7 +86,7 @@ class Connection:
         {'answer': 42}
 
     See Also:
-        `multiprocessing.connection.wait`, which takes these too.
+        `multiprocessing.connection.wait`, which accepts these connections too.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Connection:
             raise ValueError("at least one of readable and writable must be True")
         end = _socket_of(handle) if isinstance(handle, int) else handle
         self._end = end
-        # In a cycle of garbage the socket may be finalized before __del__ is called, and warn that nobody closed it.
+        # In a reference cycle the socket may be finalized before __del__ runs, and warn that it was not closed.
         weakref.finalize(self, end.close).atexit = False
         self._sender = Sender(end)
         self._receiver = Receiver(end)
@@ -125,11 +124,11 @@ class Connection:
     # -- objects ----------------------------------------------------------------------
 
     def send(self, obj: Any) -> None:
-        """Send an object. Waits while the kernel's buffer is full, or some 50 MiB of copies are on their way.
+        """Send an object. Wait while the kernel's buffer is full, or about 50 MiB of copies are in flight.
 
         Raises:
-            BrokenPipeError: Nobody has the other end any more.
-            OSError: This end is closed, or for receiving only; or the kernel has no memory or fds.
+            BrokenPipeError: No process has the other end any more.
+            OSError: This end is closed or can only receive; or the kernel has no memory or fds.
             Exception: Whatever pickling *obj* raises; nothing was sent.
         """
         self._check_writable()
@@ -150,8 +149,8 @@ class Connection:
         """Wait for the next message and return its object.
 
         Raises:
-            EOFError: All was received, and nobody has the other end any more.
-            OSError: This end is closed, or for sending only.
+            EOFError: Every message was received, and no process has the other end any more.
+            OSError: This end is closed or can only send.
             Exception: Whatever unpickling raises; the message is used up.
         """
         return self._read(_object_of)
@@ -164,11 +163,11 @@ class Connection:
         Args:
             buf: Any contiguous buffer.
             offset: Where to begin, in bytes.
-            size: How many bytes; all that follow by default.
+            size: Number of bytes; by default all that follow *offset*.
 
         Raises:
             ValueError: *offset* or *size* is negative or beyond the buffer.
-            BrokenPipeError: As for `send`; so are the other errors.
+            BrokenPipeError: As for `send`, whose other errors apply too.
         """
         self._check_writable()
         view = memoryview(buf).cast("B")
@@ -198,13 +197,13 @@ class Connection:
         """Wait for the next message and return its bytes, or those of the object's pickle.
 
         Args:
-            maxlength: Refuse a longer message. The connection cannot be read from afterwards.
+            maxlength: Maximum length to accept. After a longer message the connection can no longer be read.
 
         Raises:
             ValueError: *maxlength* is negative.
             EOFError: As for `recv`.
-            OSError: As for `recv`; or the message is longer than *maxlength*, or an object with memory that
-                has no bytes in its pickle: use `recv`.
+            OSError: As for `recv`; or the message is longer than *maxlength*, or is an object whose memory is
+                not in its pickle: use `recv`.
         """
         if maxlength is not None and maxlength < 0:
             raise ValueError(f"maxlength must be 0 or more, got {maxlength}")
@@ -218,16 +217,16 @@ class Connection:
         return view.tobytes()
 
     def recv_bytes_into(self, buf: Buffer, offset: int = 0) -> int:
-        """Wait for the next message and write its bytes into a buffer; return how many.
+        """Wait for the next message, write its bytes into a buffer, and return their number.
 
         Args:
             buf: Any writable contiguous buffer.
             offset: Where to begin writing, in bytes.
 
         Raises:
-            BufferTooShort: The message does not fit; it is the exception's ``args[0]``.
+            BufferTooShort: The message does not fit. The exception's ``args[0]`` holds the message.
             ValueError: *offset* is negative or beyond the buffer.
-            EOFError: As for `recv_bytes`; so are the other errors.
+            EOFError: As for `recv_bytes`, whose other errors apply too.
         """
         target = memoryview(buf).cast("B")
         if not 0 <= offset <= target.nbytes:
@@ -241,19 +240,19 @@ class Connection:
     # -- both -------------------------------------------------------------------------
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        """Tell whether there is something to receive: a message, or the news that no more will come.
+        """Return whether `recv` would not wait: there is a message, or the other end is gone.
 
         Args:
-            timeout: Seconds to wait for it; None waits forever.
+            timeout: Seconds to wait for that; None waits forever.
 
         Raises:
-            OSError: This end is closed, or for sending only.
+            OSError: This end is closed or can only send.
         """
         self._check_readable()
         return wait_ready(self._receiver, timeout)
 
     def fileno(self) -> int:
-        """Return the fd, for ``select`` and its relatives.
+        """Return the fd, for ``select`` and similar functions.
 
         Raises:
             OSError: This end is closed.
@@ -282,7 +281,7 @@ class Connection:
         return self._writable
 
     def grow(self, nbytes: int) -> None:
-        """Let the kernel hold up to so many bytes that were sent and not received, as far as it allows."""
+        """Ask the kernel to buffer up to this many bytes; it may grant less."""
         self._sender.grow(nbytes)
 
     def __enter__(self) -> Self:
@@ -298,7 +297,7 @@ class Connection:
         )
 
     def _send(self, data: bytes, fds: Sequence[int] = (), nbytes: int = 0) -> None:
-        """Send a message; *nbytes* of it are in blocks."""
+        """Send a message, *nbytes* of which are in blocks."""
         if nbytes >= _LEAST_BYTES:
             ballast = min(nbytes // _BYTES_PER_BALLAST, _MOST_BALLAST, MAX_MESSAGE - _BALLAST.size - len(data))
             if ballast > 0:
@@ -309,7 +308,7 @@ class Connection:
             raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
 
     def _read(self, read: Callable[[Received], T]) -> T:
-        """Return what *read* makes of the next message; an interrupt leaves the message to the next call."""
+        """Return the result of *read* on the next message. An interrupted call leaves the message to the next call."""
         self._check_readable()
         try:
             received = self._receiver.take()
@@ -344,7 +343,7 @@ class Connection:
 
 
 def _socket_of(fd: int) -> MessageSocket:
-    """Return the socket of an fd, which belongs to it from here on."""
+    """Return the socket of an fd and take ownership of the fd."""
     if fd < 0:
         raise ValueError(f"an fd is 0 or more, got {fd}")
     try:
@@ -360,7 +359,7 @@ def _socket_of(fd: int) -> MessageSocket:
             raise
         raise OSError(
             errno.EPROTOTYPE,
-            f"fd {fd} is no end of a pipe of forkshm ({error.strerror}): "
+            f"fd {fd} is not an end of a forkshm pipe ({error.strerror}): "
             "use multiprocessing.connection.Connection for pipes and streams of others",
         ) from None
 
@@ -429,7 +428,7 @@ def _bytes_of(received: Received) -> memoryview:
 
 
 def reduce_connection(connection: Connection) -> Any:
-    """Send a connection: the same end is open here and there then."""
+    """Return what to pickle for a connection; the receiver gets the same end."""
     handle = pickle.PickleBuffer(Handle(connection.fileno()))
     return rebuild_connection, (handle, connection.readable, connection.writable)
 

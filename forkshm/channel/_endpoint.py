@@ -85,13 +85,13 @@ class Received:
     __hash__ = None  # type: ignore[assignment]
 
     def close(self) -> None:
-        """Close the fds, but for those that mappings have taken over. Can be repeated."""
+        """Close the fds, except those that mappings have taken over. Closing twice is allowed."""
         if self.fds:
             give_back_all(self.fds)
 
 
 class PrivateFd:
-    """An fd that no child may keep."""
+    """An fd that is closed in forked children."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -119,7 +119,7 @@ class Closable(Protocol):
 
 
 class Sender:
-    """The end of a channel that messages go into. Any number of processes may share it."""
+    """The sending end of a channel. Any number of processes may share it."""
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
@@ -219,15 +219,15 @@ class Sender:
         return Sender(self._socket.dup())
 
     def grow(self, nbytes: int) -> None:
-        """Let the kernel hold up to so many bytes, as far as it allows."""
+        """Ask the kernel to buffer up to this many bytes; it may grant less."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)
 
     def forget_sent(self) -> None:
-        """Let go of fds that were sent and not received, where that is ours to do: nobody is going to receive them."""
+        """Release fds that were sent and will never be received, on platforms where the sender has to do so."""
         kernel.forget_sent(self._socket)
 
     def end(self) -> None:
-        """Say that nothing more will come: receivers get None once all is received."""
+        """End the stream: receivers get None once every message is received."""
         if self._socket.fileno() >= 0:
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -239,7 +239,7 @@ class Sender:
 
 
 class Receiver:
-    """The end that messages come out of. Of processes that share it, one gets each message."""
+    """The receiving end of a channel. Each message goes to one of the processes that share it."""
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
@@ -279,7 +279,7 @@ class Receiver:
         return self.take(WAIT)
 
     def has_message(self) -> bool:
-        """Whether a message is there, and not yet received."""
+        """Whether a message is waiting to be received."""
         return bool(self.inbox) or kernel.has_message(self._socket)
 
     def looker(self) -> Callable[[int], Any]:
@@ -334,7 +334,7 @@ class Receiver:
                 inbox[0] = received
 
     def drop(self, received: Received) -> None:
-        """Have done with a message that `first` returned, unless somebody else has."""
+        """Remove a message that `first` returned, unless another process has removed it."""
         received.close()
         inbox = self.inbox
         if inbox and inbox[0] is received:
@@ -375,7 +375,7 @@ class Receiver:
             raise
 
     def put_back(self, received: Received) -> None:
-        """Let a message be received again if it was not read to its end, because of an interrupt."""
+        """Put back a message that an interrupt kept from being read to its end."""
         if received.is_read:
             received.close()
         else:
@@ -425,7 +425,7 @@ class Receiver:
         return Receiver(self._socket.dup())
 
     def close(self) -> None:
-        """Close this end in this process, and lose what was not read. Closing twice is allowed."""
+        """Close this end in this process and discard unread messages. Closing twice is allowed."""
         self._socket.close()
         inbox = self.inbox
         while inbox:
@@ -451,7 +451,7 @@ _ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
 
 
 def ends_open() -> int:
-    """How many ends of channels are open here, each with an fd."""
+    """Number of channel ends open in this process, each with an fd."""
     return len({end.fileno() for end in list(_ends)} - {-1})
 
 

@@ -35,7 +35,7 @@ _VERSION = 1
 
 
 class Kind(enum.IntEnum):
-    """What a message is about."""
+    """The subject of a message."""
 
     #: Payloads: function; (arguments, keyword arguments).
     CALL = 1
@@ -64,7 +64,7 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Header(NamedTuple):
-    """What stands before the payloads of a message."""
+    """The header of a message, which precedes its payloads."""
 
     kind: Kind
     #: Which task it is about.

@@ -1,7 +1,7 @@
-"""Queue, JoinableQueue and SimpleQueue: any number of senders and receivers.
+"""Queue, JoinableQueue and SimpleQueue, for any number of senders and receivers.
 
-The kernel keeps the items, in one socket that all processes share, and counts them, so nothing of this can die
-with its holder:
+The kernel keeps the items in one socket that all processes share, and counts them. No queue state is lost when a
+process dies:
 
     a put                                                             a get
     pickle -> count + 1 -> is there room in the socket?  -- yes -> [ socket ] -> count - 1 -> unpickle
@@ -9,9 +9,9 @@ with its holder:
                                  v                                     |
                            backlog of this process -- feeder thread ---+
 
-Who is killed takes with it what was in its backlog, or the one item that it had received. Both were counted, and
-then a bounded queue has less room than it should have. Whoever waits for room notices: it sees the socket empty
-and the count unchanged for a while, and sets it right.
+A killed process loses its own backlog, or the one item that it had received. Both were counted, so a bounded queue
+then has less room than it should. A process that waits for room notices that the socket is empty while the count
+stays unchanged, and corrects the count.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ if TYPE_CHECKING:
 
 __all__ = ("JoinableQueue", "Queue", "SimpleQueue")
 
-#: What becomes of what cannot be pickled.
+# What `put` does with an object that cannot be pickled.
 OnError = Literal["print", "raise"]
 _ON_ERROR = ("print", "raise")
 
 _count = kernel.count
 _locks = kernel.locks
 
-#: What the kernel is asked to hold; it gives what net.core.wmem_max allows, 208 KiB mostly.
+# Requested buffer size. The kernel grants at most net.core.wmem_max, usually 208 KiB.
 _SOCKET_BUFFER = 2**20
-#: Of a queue whose senders wait for room, however large the items are: some 700 small ones, or 100 MiB.
+# For queues whose senders wait for room: about 700 small items, or 100 MiB of items of any size.
 _SIMPLE_SOCKET_BUFFER = 2**18
 
-#: How long a put waits for a receiver that is about to make room, before it begins a backlog.
+# How long a put waits for a receiver that is about to make room before it starts a backlog.
 _PATIENCE_SECONDS = 0.01
 
-#: Longest sleep of anybody here. It repairs what the kernel cannot: a wake-up that was to come from a process that
-#: was killed before. And it is how long the wrong count of a killed process is believed.
+# Longest sleep in this module. It bounds the delay when the process that should have sent a wake-up was killed, and
+# it is how long a killed process's wrong count is believed.
 _SLICE = 0.1
 
-#: A refusal for want of these passes when others give some back.
+# Errors that pass once other processes release resources.
 _SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # Words of the region, each in a cache line of its own, as the number of the word.
@@ -74,21 +74,21 @@ _REGION_SIZE = 3 * _LINE
 
 
 class SimpleQueue:
-    """A queue without a limit of its own, and without a thread: `put` waits while the kernel's buffer is full.
+    """Create a queue without a size limit or a thread: `put` waits while the kernel's buffer is full.
 
-    Everybody who has it may put and get: processes forked after it was made, and those it is passed to. Each
-    item goes to one of those who get. Items stay when the process that put them ends. The kernel frees the
-    queue, with what is in it, when the last process has closed it or ended.
+    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
+    Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the
+    queue and its items when the last process has closed it or ended.
 
     Args:
-        ctx: For code written for ``multiprocessing``; nothing of it is needed.
+        ctx: Accepted for compatibility with ``multiprocessing`` and not used.
 
     Raises:
         OSError: The limit on open files is reached.
 
     Fork and threads:
-        Safe to use from any process and any thread. Whoever is killed, at whatever it was, keeps nobody else
-        from going on; it loses at most the item that it had taken.
+        Safe to use from any process and any thread. A killed process never blocks the others. It loses at most
+        the item that it had taken.
 
     Example:
         >>> from forkshm import SimpleQueue
@@ -108,8 +108,8 @@ class SimpleQueue:
         self._ready(reader, writer)
 
     def _ready(self, reader: Connection, writer: Connection) -> None:
-        # The names are those of the standard library: its own pools and executors, run over our
-        # contexts, use the ends directly, and take the locks, which guard nothing here.
+        # The standard library's names: its pools and executors, run over forkshm contexts, use the ends directly
+        # and take the locks, which guard nothing here.
         self._reader, self._writer = reader, writer
         self._rlock, self._wlock = threading.Lock(), threading.Lock()
 
@@ -117,7 +117,7 @@ class SimpleQueue:
         return f"<{type(self).__name__} {'closed' if self._reader.closed else f'fd {self._reader.fileno()}'}>"
 
     def put(self, obj: Any) -> None:
-        """Put an object; wait while the kernel's buffer is full, or some 100 MiB of copies are in the queue.
+        """Put an object. Wait while the kernel's buffer is full, or about 100 MiB of copies are in the queue.
 
         Raises:
             OSError: This process closed the queue.
@@ -135,7 +135,7 @@ class SimpleQueue:
         return self._reader.recv()
 
     def empty(self) -> bool:
-        """Tell whether there is no item now.
+        """Return whether the queue is empty now.
 
         Raises:
             OSError: This process closed the queue.
@@ -143,7 +143,7 @@ class SimpleQueue:
         return not self._reader.poll()
 
     def close(self) -> None:
-        """Close it in this process; others may go on. Closing twice is allowed."""
+        """Close the queue in this process; other processes may go on. Closing twice is allowed."""
         self._writer.close()
         self._reader.close()
 
@@ -152,37 +152,36 @@ class SimpleQueue:
 
 
 class Queue:
-    """A queue for any number of processes, as ``multiprocessing.Queue``.
+    """Create a queue for any number of processes, as ``multiprocessing.Queue``.
 
-    Everybody who has it may put and get: processes forked after it was made, and those it is passed to. Each
-    item goes to one of those who get, and the items of each thread that puts come in order. Memory that is shared
-    crosses as a descriptor, other large buffers are copied once.
+    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
+    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory
+    crosses as a descriptor; other large buffers are copied once.
 
-    Where it differs from ``multiprocessing``:
+    Differences from ``multiprocessing``:
 
-    * The object is pickled in `put`: later changes do not show. What cannot be sent is dropped and printed, as there,
-      with the part of it that is to blame and the line that put it; or raised, as *on_error* says.
-    * An item can be got as soon as `put` has returned, and stays when the process that put it ends.
-    * Nobody who is killed keeps others from going on: there is no lock. With it goes the item that it had taken, or
-      what it had put and the kernel had no room for.
+    * The object is pickled in `put`: later changes have no effect. By default, an object that cannot be pickled is
+      dropped and the error printed, with the unpicklable part and the line that put it. See *on_error*.
+    * An item can be received as soon as `put` has returned, and stays when the process that put it ends.
+    * A killed process never blocks the others, because there is no lock. It loses the item that it had taken, or
+      the items that it had put and the kernel had no room for.
 
-    No thread is needed while the kernel has room: for some hundreds of small items. Beyond, a thread of this process
-    sends the rest when there is room, and ends. A process that ends waits for that, unless
-    `cancel_join_thread` was called, or no other process can receive any more.
+    No thread is needed while the kernel has room, which is some hundreds of small items. Beyond that, a thread of
+    this process sends the rest when there is room, and then ends. A process waits for this thread before it ends,
+    unless `cancel_join_thread` was called or no other process can receive any more.
 
     Args:
-        maxsize: How many items there may be; 0 or less for any number.
-        ctx: For code written for ``multiprocessing``; nothing of it is needed.
-        on_error: What `put` does with what cannot be pickled, in whichever process: ``"print"`` drops it and goes
-            on, as ``multiprocessing`` does, ``"raise"`` raises.
+        maxsize: Maximum number of items; 0 or less means no limit.
+        ctx: Accepted for compatibility with ``multiprocessing`` and not used.
+        on_error: What `put` does with an object that cannot be pickled, in every process: ``"print"`` drops it and
+            prints the error, as ``multiprocessing`` does; ``"raise"`` raises the error.
 
     Raises:
         OSError: The limit on open files is reached.
-        ValueError: *on_error* is neither.
+        ValueError: *on_error* is neither ``"print"`` nor ``"raise"``.
 
     Fork and threads:
-        Safe to use from any process and any thread. A child forked meanwhile has the queue, and nothing of what this
-        process has yet to send.
+        Safe to use from any process and any thread. A forked child has the queue, but not its parent's backlog.
 
     Example:
         >>> from forkshm import Queue
@@ -234,7 +233,7 @@ class Queue:
         self._idle = threading.Condition(self._lock)
 
     def _in_child(self) -> None:
-        # The backlog is the parent's to send; its lock may be held by a thread that is not here.
+        # The parent sends the backlog, and its lock may be held by a thread that does not exist in this process.
         backlog = self._backlog
         self._has_put = False
         self._start_backlog()
@@ -254,7 +253,7 @@ class Queue:
 
     @staticmethod
     def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
-        # For subclasses, by the name that multiprocessing has.
+        # Named as in multiprocessing, where subclasses override it.
         frame = sys._getframe(1)
         while frame.f_code.co_filename == __file__ and frame.f_back is not None:
             frame = frame.f_back
@@ -270,17 +269,17 @@ class Queue:
         """Put an object.
 
         Args:
-            obj: Anything that can be pickled; what is in shared memory stays there.
+            obj: Any picklable object; shared memory is passed, not copied.
             block: Wait for room, if the queue has a *maxsize*.
-            timeout: How many seconds to wait for it; None waits forever.
+            timeout: How many seconds to wait for room; None waits forever.
 
         Raises:
             queue.Full: There was no room.
             ValueError: This process closed the queue.
             OSError: The kernel has no memory or fds for the copies; nothing was put.
             Exception: Whatever pickling *obj* raises, if the queue was made with ``on_error="raise"``; nothing was
-                put. Else the hook of ``multiprocessing`` for that, ``_on_queue_feeder_error(error, obj)``, is
-                called; a subclass may have its own, and is told of an OSError, too.
+                put. Otherwise the hook of ``multiprocessing``, ``_on_queue_feeder_error(error, obj)``, is
+                called. A subclass may override the hook, and then receives an OSError, too.
         """
         if self._closed:
             raise self._is_closed()
@@ -436,14 +435,14 @@ class Queue:
                     if not self._writer.send(payload.data, payload.fds, wait=False, sent=noted):
                         return sent
             except ChannelBrokenError:
-                # Nobody can receive any more: nobody misses it.
+                # No process can receive any more, so the items are not needed.
                 while backlog:
                     backlog.popleft()[0].close()
                 return sent
             except OSError as error:
                 if error.errno in _SCARCE:
                     return sent
-                # Nobody is here to be told but whoever reads the log.
+                # No caller is waiting for this error, so report it through the exception hook.
                 sys.excepthook(type(error), error, error.__traceback__)
                 self._note_not_put([1])
                 self._give_room([1])
@@ -461,11 +460,11 @@ class Queue:
                     self._end_feeder()
                     return
                 if self._cancelled and not threading.current_thread().daemon:
-                    # The process need not wait for us any more, and it does for this thread.
+                    # Only a daemon thread does not keep the process from ending.
                     self._start_feeder()
                     return
             if not main.is_alive() and _only_feeders_left(main):
-                # This process ends, and receives no more. If no other can, sending fails.
+                # This process is ending and receives no more. If no other process can receive, sending then fails.
                 self._reader.close()
             if room and not sent:
                 time.sleep(_SLICE / 10)  # room, but not for fds: others have to close some
@@ -520,13 +519,13 @@ class Queue:
         return value
 
     def get_nowait(self) -> Any:
-        """Take an item if there is one; as ``get(block=False)``."""
+        """Return an item if there is one; same as ``get(block=False)``."""
         return self.get(False)
 
     # -- looking ----------------------------------------------------------------------
 
     def qsize(self) -> int:
-        """Return how many items there are; by the time you look others may have come or gone.
+        """Return the number of items. Others may put or get at any time, so it may be outdated at once.
 
         Raises:
             ValueError: This process closed the queue.
@@ -534,22 +533,22 @@ class Queue:
         _opened(self._reader, self)
         size = _count(self._counters.items)
         if not self._backlog and not wait_ready(self._reader, 0.0):
-            return 0  # whoever was killed may have been counted
+            return 0  # the count may include items of a killed process
         return min(size, self._maxsize) if self._maxsize else size
 
     def empty(self) -> bool:
-        """Tell whether there is no item now.
+        """Return whether the queue is empty now.
 
         Raises:
-            ValueError: This process closed the queue, and had put something. A closed queue into which it never put
-                is empty: programs of the standard library, where closing that does nothing, look at it.
+            ValueError: This process closed the queue after putting something. A closed queue that this process never
+                put into counts as empty, because programs written for the standard library check that.
         """
         if self._closed and not self._has_put:
             return True
         return not wait_ready(_opened(self._reader, self), 0.0)
 
     def full(self) -> bool:
-        """Tell whether there are *maxsize* items now.
+        """Return whether the queue holds *maxsize* items now.
 
         Raises:
             ValueError: This process closed the queue.
@@ -559,7 +558,7 @@ class Queue:
     # -- ending -----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say that this process puts and gets no more; what it has put is still sent. Closing twice is allowed."""
+        """Close the queue in this process. Items already put are still sent. Closing twice is allowed."""
         self._closed = True
         self._reader.close()
         with self._lock:
@@ -567,7 +566,7 @@ class Queue:
                 self._writer.close()
 
     def join_thread(self) -> None:
-        """Wait until all that this process has put is in the kernel's hands; it must have closed the queue before.
+        """Wait until every item that this process put is in the kernel's buffer. Call `close` first.
 
         Raises:
             ValueError: The queue is not closed.
@@ -579,7 +578,7 @@ class Queue:
                 self._idle.wait(_SLICE)
 
     def cancel_join_thread(self) -> None:
-        """Let this process end without waiting for what it has put: that may be lost then."""
+        """Allow this process to end without sending its backlog, which may then be lost."""
         self._cancelled = True
 
     def _is_closed(self) -> ChannelClosedError:
@@ -593,10 +592,10 @@ _prints = Queue._on_queue_feeder_error
 
 
 class JoinableQueue(Queue):
-    """A `Queue` that knows which items are still being worked on, as ``multiprocessing.JoinableQueue``.
+    """Create a `Queue` that counts unfinished items, as ``multiprocessing.JoinableQueue``.
 
-    Whoever got an item calls `task_done` when it is done with it; `join` waits until all are. An item that was
-    got by a process that died is never done: wait for your workers too.
+    A receiver calls `task_done` when it has finished an item; `join` waits until all are finished. If a receiver
+    dies, its item is never finished, so wait for the workers too.
 
     Args:
         maxsize: As for `Queue`.
@@ -634,10 +633,10 @@ class JoinableQueue(Queue):
         self._done(unfinished)
 
     def task_done(self) -> None:
-        """Say that an item that was got is done.
+        """Mark an item that was received as done.
 
         Raises:
-            ValueError: More often than items were put.
+            ValueError: It was called more often than items were put.
         """
         self._done([1])
 
@@ -661,7 +660,7 @@ class JoinableQueue(Queue):
 
 
 class _Feeder(threading.Thread):
-    """Sends the backlog of a queue. Not a daemon: the interpreter waits for it, in every kind of process."""
+    """A thread that sends a queue's backlog. It is not a daemon, so the interpreter waits for it."""
 
 
 def _only_feeders_left(main: threading.Thread) -> bool:
@@ -669,7 +668,7 @@ def _only_feeders_left(main: threading.Thread) -> bool:
 
 
 class _Counters:
-    """The fds that count; closed when their queue is collected."""
+    """The counter fds of a queue; closed when the queue is collected."""
 
     def __init__(self, items: int, unfinished: int = -1) -> None:
         self.items = items
@@ -718,7 +717,7 @@ _system.register_at_fork(after_in_child=_in_child)
 
 
 def reduce_simple_queue(what: SimpleQueue) -> Any:
-    """Send a queue: it is the same one at the other end."""
+    """Return what to pickle for a queue; the receiver gets the same queue."""
     return rebuild_simple_queue, (what._reader, what._writer)
 
 
@@ -730,7 +729,7 @@ def rebuild_simple_queue(reader: Connection, writer: Connection) -> SimpleQueue:
 
 
 def reduce_queue(what: Queue) -> Any:
-    """Send a queue: it is the same one at the other end."""
+    """Return what to pickle for a queue; the receiver gets the same queue."""
     _opened(what._reader, what)
     counters = [fd for fd in (what._counters.items, what._counters.unfinished) if fd >= 0]
     handles = [pickle.PickleBuffer(Handle(fd)) for fd in counters]

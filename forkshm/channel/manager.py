@@ -122,7 +122,7 @@ _multiprocess.managers.listener_client[SERIALIZER] = (Listener, Client)  # type:
 
 
 class _Lifeline:
-    """What the manager's process hangs on: a reading end, whose writing end only its parent has."""
+    """The manager's lifeline: the reading end of a pipe whose writing end only its parent has."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

@@ -114,7 +114,7 @@ class Repeats:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the copies. Closing twice is allowed."""
+        """Release the copies. Closing twice is allowed."""
         for lease, _ in self._known.values():
             lease.close()
         self._known.clear()
@@ -441,7 +441,7 @@ class Collector:
         return known
 
     def give_up(self) -> None:
-        """Let go of everything: there will be no payload, and the traceback that says why keeps this alive."""
+        """Release everything: there will be no payload, and the error's traceback keeps this object alive."""
         for lease in self.leases:
             lease.close()
         for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self._of_blocks):
@@ -514,7 +514,7 @@ class Collector:
         del self.refs[refs:], self.places[refs:], self.fds[fds:], self.objects[fds:], self.leases[leases:]
 
     def move_block(self, by: int) -> None:
-        """Let all that is in the payload's block lie so many bytes further back."""
+        """Move every span in the payload's block back by this many bytes."""
         in_block = (BLOCK, BLOCK - READ_ONLY, LOOSE, LOOSE - READ_ONLY)
         self.spans = [
             (region, where + by, nbytes) if region in in_block else (region, where, nbytes)
@@ -522,7 +522,7 @@ class Collector:
         ]
 
     def place_group(self, group: Group, offset: int, size: int, lease: Lease, *, for_many: bool) -> None:
-        """Let the spans of a group be in the block that its bytes were copied into, and keep the lease."""
+        """Point the spans of a group at the block that its bytes were copied into, and keep the lease."""
         self.leases.append(lease)
         region = COPIED_IN - len(self.refs)
         share = Share.read_only if group.is_for_reading else Share.private if for_many else Share.exclusive

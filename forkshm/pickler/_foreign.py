@@ -52,7 +52,7 @@ class _Held:
 
 
 class _Outstanding:
-    """What this process has sent, and nobody has signed for."""
+    """Memory that this process has sent and no receiver has acknowledged."""
 
     def __init__(self) -> None:
         # Taken by the feeder threads of the standard library, too.
@@ -120,7 +120,7 @@ _system.register_at_fork(after_in_child=_outstanding.in_child)
 
 
 def forget_received() -> None:
-    """Let go of the memory that was received since the last send."""
+    """Release the memory that was received since the last send."""
     _outstanding.sweep()
 
 
@@ -159,7 +159,7 @@ def reduce_region(region: MappedRegion) -> Any:
 
 
 def register_foreign(kind: type, reduce: Any) -> None:
-    """Let *reduce* say how objects of this type cross in the standard library's channels, and in multiprocess'."""
+    """Register *reduce* for this type in the channels of the standard library and of multiprocess."""
     multiprocessing.reduction.ForkingPickler.register(kind, reduce)
     _multiprocess.reduction.ForkingPickler.register(kind, reduce)
 

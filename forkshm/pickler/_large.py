@@ -67,7 +67,7 @@ def _use_huge_pages(address: int, nbytes: int) -> None:
 
 
 class _File:
-    """What an unpickler reads a stream in memory from."""
+    """The file from which an unpickler reads a stream in memory."""
 
     def __init__(self, stream: memoryview) -> None:
         self._stream = stream

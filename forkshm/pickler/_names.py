@@ -160,7 +160,7 @@ def _definitions(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def is_importable(thing: Any, importable: ImportableNames) -> bool:
-    """Tell whether the name of a function or class of ``__main__`` means the same there."""
+    """Return whether the name of a function or class of ``__main__`` means the same in the receiver."""
     if thing.__module__ != "__main__":
         return False
     if id(thing) in importable and "." not in thing.__qualname__:

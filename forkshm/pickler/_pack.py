@@ -99,11 +99,11 @@ class Payload:
         self.shared = 0
 
     def finish(self, *, for_many: bool = False) -> Payload:
-        """Return the payload, which is ready; see `PendingPayload.finish`."""
+        """Return the payload, which is complete; see `PendingPayload.finish`."""
         return self
 
     def park(self) -> None:
-        """Keep the copies, and no fds for them, until `unpark`."""
+        """Keep the copies but close their fds, until `unpark`."""
         places = {fd: place for place, fd in enumerate(self.fds)}
         self._parked = [(places[lease.fd], lease) for lease in self._leases]
         for lease in self._leases:
@@ -125,21 +125,21 @@ class Payload:
             self._parked = []
 
     def close(self) -> None:
-        """Let go of what was held for sending. Closing twice is allowed."""
+        """Release what was held for sending. Closing twice is allowed."""
         for lease in self._leases:
             lease.close()
         self._keep = None
 
 
 class _Nowhere:
-    """A file that keeps nothing."""
+    """A file that discards what is written to it."""
 
     def write(self, piece: Any) -> int:
         return len(piece)
 
 
 class _Sink:
-    """The file that a pickler writes to: it keeps the pieces, large ones uncopied."""
+    """A file for a pickler to write to. It keeps the pieces, large ones uncopied."""
 
     __slots__ = ("pieces", "size")
 
@@ -159,7 +159,7 @@ _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "nump
 
 
 def _refuse(thing: Any) -> Any:
-    """Refuse what cloudpickle would send as something else: a file as its content, a memoryview as ``bytes``."""
+    """Refuse objects that cloudpickle would change: files become their content, memoryviews become ``bytes``."""
     if thing is sys.stdout:
         return getattr, (sys, "stdout")
     if thing is sys.stderr:
@@ -179,7 +179,7 @@ _OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """cloudpickle's C pickler, with reducers of ours in front."""
+    """cloudpickle's C pickler, with forkshm's reducers in front."""
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
         # As many maps as cloudpickle's own: each that has not what is looked for costs an exception.
@@ -396,7 +396,7 @@ def _parts(thing: Any) -> Sequence[Any]:
 
 
 def _are_simple(parts: Sequence[Any]) -> bool:
-    """Tell whether parts of simple kinds are simple."""
+    """Return whether every part is simple."""
     for part in parts:
         simple = simple_when.get(type(part))
         if simple is not None and not simple(part):
@@ -411,7 +411,7 @@ _CONTAINERS = frozenset({list, tuple, dict})
 
 
 def _has_many(parts: Sequence[Any]) -> bool:
-    """Return whether a part, or an argument by name, is a container of many."""
+    """Return whether a part, or a keyword argument, is a container of many objects."""
     for part in parts:
         kind = type(part)
         if kind in _CONTAINERS:
@@ -461,7 +461,7 @@ def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
 
 
 class PendingPayload:
-    """An object that is pickled, and not yet copied."""
+    """A pickled object whose buffers are not copied yet."""
 
     __slots__ = ("_collector", "_sink")
 
@@ -470,7 +470,7 @@ class PendingPayload:
         self._collector = collector
 
     def finish(self, *, for_many: bool = False) -> Payload:
-        """Copy what has to be, and return the payload. Call it once."""
+        """Copy the buffers that have to be copied, and return the payload. Call it once."""
         sink, collector = self._sink, self._collector
         if not collector.spans and sink.size <= INLINE_LIMIT:
             return Payload(b"".join([write_plain(sink.size), *sink.pieces]))
@@ -497,7 +497,7 @@ class PendingPayload:
 
 
 def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:
-    """The short way of `_assemble` for one buffer: most arrays are sent so."""
+    """Assemble a payload with one buffer: a fast path of `_assemble`, which most arrays take."""
     address, nbytes, _, for_reading = collector.copies[0]
     if nbytes < OUT_OF_BAND or for_reading:
         return _assemble(sink, collector, for_many=for_many)
@@ -603,7 +603,7 @@ def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool
 
 
 def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
-    """Copy what shares a block into one, and let its spans say so."""
+    """Copy buffers that share a block into it, and record that in their spans."""
     block = arena.allocate(group.size)
     try:
         for address, nbytes, where in group.ranges:
@@ -617,7 +617,7 @@ def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
 def _what_was_copied(
     collector: Collector, copies: Copies, pieces: Sequence[Any], body_size: int
 ) -> Iterator[tuple[int, str]]:
-    """Yield bytes and description of what went into a block."""
+    """Yield the size and description of each part copied into a block."""
     for begin, nbytes, _ in [*copies.block, *(part for group in copies.groups for part in group.ranges)]:
         inside = [
             (copy[1], view)
@@ -640,17 +640,17 @@ _FOUND_BY_NAME = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 
 
 def is_name(stream: bytes) -> bool:
-    """Tell whether a pickle stream is a name to be looked up, and not what makes an object of what it holds."""
+    """Return whether a pickle stream is only a name to look up, instead of the content of an object."""
     return stream.endswith(_FOUND_BY_NAME)
 
 
 def still_by_name(function: Callable[..., Any], importable: ImportableNames) -> bool:
-    """Return whether what `pack_by_name` returned is still right: a global of ``__main__`` may be another by now."""
+    """Return whether a result of `pack_by_name` is still valid: a global of ``__main__`` may have been rebound."""
     return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, importable)
 
 
 def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> Payload | None:
-    """Return the payload of a function that crosses as its name only, and so never changes; None for any other."""
+    """Return the payload of a function that crosses by name only, and so never changes; otherwise None."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
     if not module or not name or "<" in name:

@@ -37,7 +37,7 @@ _member_of: weakref.WeakKeyDictionary[type, Callable[[Any], Any] | None] = weakr
 
 
 def register(kind: type, reduce: Callable[[Any], Any]) -> None:
-    """Let *reduce* say how objects of exactly this type cross.
+    """Register *reduce* for objects of exactly this type.
 
     It returns what ``__reduce__`` would, or NotImplemented for pickle's own way.
     """
@@ -50,7 +50,7 @@ def register_lazy(package: str, integration: str) -> None:
 
 
 def register_family(base: type, reduce: Callable[[Any], Any]) -> None:
-    """Let *reduce* say how objects of the types derived from *base* cross that have no reducer of their own."""
+    """Register *reduce* for types derived from *base* that have no reducer of their own."""
     _families[base] = reduce
     _member_of.clear()
 

@@ -1,4 +1,4 @@
-"""What many tasks of one call have in common is copied once for all of them."""
+"""Objects that many tasks of one call share, which are copied once for all of them."""
 
 from __future__ import annotations
 

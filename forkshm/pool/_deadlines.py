@@ -24,7 +24,7 @@ _SHORTEST_PAUSE_SECONDS = 0.002
 
 
 class TaskDeadlines:
-    """How long each worker has been at what it does."""
+    """Tracks how long each worker has been at its current task."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

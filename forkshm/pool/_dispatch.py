@@ -164,7 +164,7 @@ class Dispatcher(Leader):
         self._readers[key] = True
 
     def end_reading(self, key: int) -> None:
-        """Have done with reading."""
+        """End the reading that was allowed under a key."""
         self._readers.pop(key, None)
         if not self._accepting:
             self._close_queue_if_idle()
@@ -277,7 +277,7 @@ class Dispatcher(Leader):
             return True
 
     def _extend(self, batch: Batch) -> None:
-        """Let tasks like the first of a batch go in the same message."""
+        """Move tasks like the first of a batch into the same message."""
         first = batch[0]
         if first.payload is None and first.batched:
             limit = first.sink.pace.batch

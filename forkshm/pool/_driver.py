@@ -1,4 +1,4 @@
-"""What results, progress bars and traces need of the pool that they belong to, and nothing more."""
+"""Interfaces of a pool that results, progress bars and traces depend on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Driver(Protocol):
         ...
 
     def call_later(self, callback: Callable[[], None]) -> None:
-        """Let the helper thread call *callback*."""
+        """Schedule *callback* on the helper thread."""
         ...
 
     def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
@@ -50,7 +50,7 @@ class Driver(Protocol):
 
 
 class TracedPool(Protocol):
-    """What a trace needs of a pool."""
+    """The interface of a pool that a trace depends on."""
 
     #: The trace that is being written, if any.
     trace: Any

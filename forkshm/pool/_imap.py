@@ -1,4 +1,4 @@
-"""What `Pool.imap` and `Pool.imap_unordered` return, and who reads their input."""
+"""Iterators of `Pool.imap` and `Pool.imap_unordered`, and the reading of their input."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def prepare() -> None:
 
 
 def limit(count: int, *, is_explicit: bool) -> None:
-    """Let the libraries of this worker use so many threads each; never more than they may use now by default."""
+    """Limit the libraries of this worker to this many threads each, but never raise their current default."""
     chosen = variables(count, is_explicit=is_explicit)
     if _controller is None:
         prepare()

@@ -166,14 +166,14 @@ class Leader:
         return bool(self._followers)
 
     def notify(self) -> None:
-        """Let all followers look."""
+        """Wake all followers."""
         if self._followers:
             for gate in list(self._followers.values()):
                 with contextlib.suppress(RuntimeError):  # another thread has opened it
                     gate.release()
 
     def nudge(self) -> None:
-        """Let every thread that waits look again: what it waits for has come, and not through the channel."""
+        """Wake every waiting thread, because its result arrived by another way than the channel."""
         self._work.wake()
         self.notify()
 
@@ -207,7 +207,7 @@ class Leader:
     # -- the helper -------------------------------------------------------------------
 
     def call_later(self, callback: Callable[[], None]) -> None:
-        """Let the helper thread call *callback*; where no thread can be had, a thread that waits calls it."""
+        """Schedule *callback* on the helper thread. If no thread can be started, a waiting thread calls it."""
         self._callbacks.append(callback)
         with contextlib.suppress(RuntimeError):
             self.start_helper()

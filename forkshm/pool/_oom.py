@@ -14,7 +14,7 @@ _MACHINE = "/proc/vmstat"
 
 
 class OomKills:
-    """How many processes the kernel had killed for want of memory when this was made."""
+    """The number of processes that the kernel's OOM killer had killed when this object was made."""
 
     def __init__(self) -> None:
         counts = _counted(_counts_of_group())
@@ -22,7 +22,7 @@ class OomKills:
         self._before = counts or _counted([_MACHINE])
 
     def hint(self) -> str | None:
-        """Say what can be said about a worker that was killed by SIGKILL; None for nothing."""
+        """Return an explanation for a worker that was killed by SIGKILL, or None."""
         if not self._before:
             return None
         rose = {path: now for path, before in self._before.items() if (now := _count(path) or 0) > before}

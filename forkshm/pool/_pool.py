@@ -255,28 +255,29 @@ class Pool(_StandardPool):
 
     @property
     def size(self) -> int:
-        """How many workers it has."""
+        """Number of workers."""
         return self._worker_group.size
 
-    # The same, for programs that ask the standard library's pool.
+    # Programs written for the standard library's pool read this attribute.
     _processes = size
 
     def _repopulate_pool(self) -> None:
-        # Likewise. Workers that have ended are replaced when somebody waits for a result; here, now.
+        # Programs written for the standard library's pool call this. Otherwise, ended workers are replaced only
+        # while a thread waits for a result.
         self._dispatcher.under_lead(self._dispatcher.replace_ended)
 
     # -- calls ------------------------------------------------------------------------
 
     def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
-        """Call ``func(*args, **kwds)`` in a worker; return its result.
+        """Call ``func(*args, **kwds)`` in a worker and return its result.
 
         Raises:
             PoolClosedError: The pool was closed or terminated.
-            WorkerDiedError: The worker died while running it.
-            TaskTimeoutError: It took longer than *task_timeout*.
-            BaseException: What the call, or pickling its arguments, raised. ``SystemExit``, ``KeyboardInterrupt`` and
-                the like are raised here as well, with their type, and the worker lives on: ``sys.exit()`` in a
-                task ends the task, as with ``ProcessPoolExecutor``. ``os._exit()`` ends the worker.
+            WorkerDiedError: The worker died while running the call.
+            TaskTimeoutError: The call took longer than *task_timeout*.
+            BaseException: Whatever the call, or pickling its arguments, raised. This includes ``SystemExit`` and
+                ``KeyboardInterrupt``, with their type, and the worker lives on: ``sys.exit()`` in a
+                task ends only the task, as with ``ProcessPoolExecutor``. ``os._exit()`` ends the worker.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher)
         task = self._call(func, args, kwds, result)
@@ -284,7 +285,7 @@ class Pool(_StandardPool):
             self._dispatcher.submit([task], waited_for=True)
             return result.get()
         except BaseException:
-            if not result.is_answered():  # an interrupt: nobody will ask for it
+            if not result.is_answered():  # interrupted: nothing will read the result
                 self._dispatcher.cancel([task])
             raise
         finally:
@@ -301,11 +302,11 @@ class Pool(_StandardPool):
         """Like `apply`, but return at once with an `AsyncResult`.
 
         Args:
-            func: What to call.
+            func: The function to call.
             args: Its arguments.
             kwds: Its keyword arguments.
             callback: Called with the result, in a thread of the pool.
-            error_callback: Called with the exception instead, when there is one.
+            error_callback: Called with the exception instead, if the call raises one.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher, callback, error_callback)
         self._submit_async([self._call(func, args, kwds, result)], result)
@@ -323,17 +324,17 @@ class Pool(_StandardPool):
 
         Args:
             func: Called with each item.
-            iterable: Taken whole before the first task is sent.
-            chunksize: Items in one task; by default such that each worker gets about four.
-            progress: Show a bar: True or ``"tqdm"``, which is at home in terminals and notebooks, or ``"rich"``. It
-                says how many items are done, how fast, how long the rest will take, and how many bytes were copied
+            iterable: Read completely before the first task is sent.
+            chunksize: Items in one task; by default such that each worker gets about four tasks.
+            progress: Show a bar: True or ``"tqdm"``, which works in terminals and notebooks, or ``"rich"``. It
+                shows how many items are done, how fast, the remaining time, and how many bytes were copied
                 and shared.
 
         Raises:
             MissingDependencyError: The library of *progress* is not installed.
             PoolClosedError: The pool was closed or terminated.
-            WorkerDiedError: A worker died while running one of them.
-            BaseException: The first that *func* raised; see `apply`.
+            WorkerDiedError: A worker died while running one of the calls.
+            BaseException: The first exception that *func* raised; see `apply`.
         """
         return self._whole(Kind.MAP, func, iterable, chunksize, progress)
 
@@ -360,7 +361,7 @@ class Pool(_StandardPool):
         *,
         progress: bool | str = False,
     ) -> list[T]:
-        """Return ``[func(*item) for item in iterable]``, computed by the workers; else as `map`."""
+        """Return ``[func(*item) for item in iterable]``, computed by the workers; otherwise the same as `map`."""
         return self._whole(Kind.STARMAP, func, iterable, chunksize, progress)
 
     def starmap_async(
@@ -386,10 +387,10 @@ class Pool(_StandardPool):
         *,
         progress: bool | str = False,
     ) -> IMapIterator[T]:
-        """Return an iterator over the results, in order, that takes input as it is needed.
+        """Return an iterator over the results, in order, that reads its input as needed.
 
-        At most four chunks for each worker are on their way, or answered and not yet
-        taken from the iterator. The bar of *progress* (see `map`) goes on as they are taken.
+        At most four chunks for each worker are in flight, or answered and not yet
+        taken from the iterator. The bar of *progress* (see `map`) advances as results are taken.
         """
         sink: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
         return sink
@@ -402,7 +403,7 @@ class Pool(_StandardPool):
         *,
         progress: bool | str = False,
     ) -> IMapUnorderedIterator[T]:
-        """Like `imap`, but in the order in which results come."""
+        """Like `imap`, but return results in the order in which they arrive."""
         sink: IMapUnorderedIterator[T] = self._imap(IMapUnorderedIterator, func, iterable, chunksize, progress)
         return sink
 

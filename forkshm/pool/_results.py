@@ -1,4 +1,4 @@
-"""What a caller waits for."""
+"""Results that callers wait for."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Outcome:
         self._error = error
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes that were copied and shared for it."""
+        """Return how many bytes were copied and how many were shared for the answer."""
         payloads = [incoming for incoming in self._message.payloads if incoming] if self._message else []
         return sum(incoming.copied for incoming in payloads), sum(incoming.shared for incoming in payloads)
 
     def open(self) -> tuple[bool, Any]:
-        """Unpickle: (True, value), or (False, exception)."""
+        """Unpickle the answer: return (True, value) or (False, exception)."""
         if self._error is not None:
             return False, self._error
         if self._payload is not None:
@@ -69,7 +69,7 @@ class Outcome:
             try:
                 return True, open_answer(self._received.data)
             except LookupError:
-                pass  # an exception, or something larger: the long way tells
+                pass  # an exception or a larger payload, which the code below handles
             except (Exception, SystemExit) as error:
                 return _failed(error, functools.partial(open_answer, self._received.data))
         try:
@@ -80,7 +80,7 @@ class Outcome:
                 raise NotUnpicklableError("an answer came without its payload: please report this")
         except Exception as error:
             if not isinstance(error, ForkshmError) and threading.current_thread() is threading.main_thread():
-                raise  # of a signal handler: the message is still there
+                raise  # raised by a signal handler: the message can still be read
             return False, error
         if not text:
             return self._unpickled(value.open)
@@ -93,7 +93,7 @@ class Outcome:
             reason = raised.__cause__
             raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
         elif not isinstance(raised, BaseException):
-            raised = NotUnpicklableError(f"a task raised what is no exception: {raised!r}")
+            raised = NotUnpicklableError(f"a task raised an object that is not an exception: {raised!r}")
         traceback.__cause__ = raised.__cause__
         raised.__cause__ = traceback
         return False, raised
@@ -107,10 +107,10 @@ class Outcome:
 
 
 def _failed(error: BaseException, unpickle: Callable[[], Any]) -> tuple[bool, Any]:
-    """Return what unpickling an answer came to that raised *error*.
+    """Return the outcome of unpickling an answer that raised *error*.
 
     Raises:
-        BaseException: The error itself, if a signal handler has raised it: the answer stays for those who ask again.
+        BaseException: *error* itself, if a signal handler raised it. The answer can then be read again.
     """
     is_interrupt = False
     if threading.current_thread() is threading.main_thread():
@@ -129,7 +129,7 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
 
 
 class PlainOutcome:
-    """The answer of a tiny task, as it came in an result batch."""
+    """The answer of a tiny task, from a result batch."""
 
     __slots__ = ("_payload",)
 
@@ -137,36 +137,36 @@ class PlainOutcome:
         self._payload = payload
 
     def open(self) -> tuple[bool, Any]:
-        """Unpickle: (True, value), or (False, exception)."""
+        """Unpickle the answer: return (True, value) or (False, exception)."""
         try:
             return True, open_plain(self._payload, 0)
         except (Exception, SystemExit) as error:
             return _failed(error, functools.partial(open_plain, self._payload, 0))
 
 
-#: Held while an answer is put in its place, which calls nothing: builds without a GIL need it.
+# Held while an answer is stored. The code under it calls nothing. Builds without a GIL need it.
 delivering = _interrupts.Lock()
 
 
 class Pace:
-    """How fast the tasks of a job are, and so how many may go in one message."""
+    """Measures how fast the tasks of a call are, and so how many may share one message."""
 
     __slots__ = ("_tasks", "batch")
 
-    #: No batch is expected to take longer than this, so none waits long behind another.
+    # Expected maximum duration of a batch, so that no task waits long behind another.
     _BATCH_NS = 500_000
     _BATCH_BYTES = 8 * 1024
     _MOST = 32
 
     def __init__(self) -> None:
-        #: Tasks for one message.
+        # Number of tasks in one message.
         self.batch = 1
         self._tasks = 0
 
     def note(self, nanoseconds: int, nbytes: int) -> None:
-        """Count a task that took so long and was answered with so many bytes."""
+        """Count a task by its duration and the size of its answer."""
         if nanoseconds > self._BATCH_NS or nbytes > self._BATCH_BYTES:
-            # Some are slow: from here on each goes alone until many have been fast again.
+            # A slow task: send one task a message until many have been fast again.
             self._tasks = 0
             self.batch = 1
             return
@@ -176,32 +176,31 @@ class Pace:
 
 
 class ResultSink:
-    """Something that is answered by one or more tasks."""
+    """An object that receives the answers of one or more tasks."""
 
-    #: Of a map: how many items of its input each task has, but for the last.
+    # Number of input items in each task of a map, except the last.
     chunksize = 1
-    #: Its tasks are submitted a batch at a time, so there is no need to divide those that wait among the workers.
+    # Its tasks are submitted in batches, so waiting tasks need not be divided among the workers.
     comes_in_batches = False
 
     def __init__(self) -> None:
         self.pace = Pace()
-        #: The pool, which must not be collected before the answer is there.
+        # The pool, which must not be collected before the answer arrives.
         self.keeps: object = None
 
     def deliver(self, task: Task, answer: Answer) -> None:
-        """Take the answer of a task, unless ``task.is_delivered``, and set that. Called by the thread that drives.
+        """Store the answer of a task and set ``task.is_delivered``, unless it is set. Called by the driving thread.
 
-        A call that is interrupted is repeated. So the answer is put in its place, and the task marked, with
-        no call in between.
+        An interrupted call is repeated. Therefore nothing is called between storing the answer and marking the task.
         """
         raise NotImplementedError
 
 
 class ApplyResult(ResultSink, Generic[T]):
-    """The answer to come of `Pool.apply_async`; the interface of ``multiprocessing``'s.
+    """A pending result of `Pool.apply_async`, with the interface of ``multiprocessing``'s.
 
     Fork and threads:
-        Any thread of the process that made the call may wait for it.
+        Any thread of the process that made the call may wait for the result.
     """
 
     def __init__(
@@ -219,14 +218,14 @@ class ApplyResult(ResultSink, Generic[T]):
         self._outcome: Answer | None = None
         self._opened: tuple[bool, Any] | None = None
         self._answered = False
-        # Two threads may ask at once, and what they get shall be the same object.
+        # Threads that call get() at the same time must receive the same object.
         self._opening = _interrupts.RLock()
-        # Asked for once by whoever calls back.
+        # Consumed once, by the thread that runs the callback.
         self._calling_back = iter((True,))
 
     @property
     def wants_callback(self) -> bool:
-        """Whether there is something to call."""
+        """Whether there is a callback or a bar to run."""
         return self._callback is not None or self._error_callback is not None or self._bar is not None
 
     def deliver(self, task: Task, answer: Answer) -> None:
@@ -260,7 +259,7 @@ class ApplyResult(ResultSink, Generic[T]):
             self._answered = True
 
     def close_bar(self) -> None:
-        """Let the bar be, where there is one."""
+        """Close the progress bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 
@@ -268,7 +267,7 @@ class ApplyResult(ResultSink, Generic[T]):
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
-                    # Kept until it is unpickled: that may be interrupted.
+                    # The outcome is kept until it is unpickled, because unpickling may be interrupted.
                     self._opened = self._unpickle()
                     self._let_go()
         return self._opened
@@ -280,25 +279,25 @@ class ApplyResult(ResultSink, Generic[T]):
         self._outcome = None
 
     def is_answered(self) -> bool:
-        """Whether the answer is there, without looking into the channel."""
+        """Return whether the answer has arrived, without reading the channel."""
         return self._answered
 
     def ready(self) -> bool:
-        """Whether the call has completed."""
+        """Return whether the call has completed."""
         return self._answered or self._driver.drive(self.is_answered, timeout=0)
 
     def successful(self) -> bool:
-        """Whether the call completed without raising.
+        """Return whether the call completed without raising.
 
         Raises:
-            ValueError: It has not completed.
+            ValueError: The call has not completed.
         """
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return self._open()[0]
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has completed, or *timeout* seconds."""
+        """Wait until the call has completed, or for *timeout* seconds."""
         if not self._answered:
             self._driver.drive(self.is_answered, timeout=timeout)
 
@@ -306,12 +305,12 @@ class ApplyResult(ResultSink, Generic[T]):
         """Return what the call returned, or raise what it raised.
 
         Args:
-            timeout: Seconds to wait at the most; None waits for as long as it takes.
+            timeout: Maximum seconds to wait; None waits forever.
 
         Raises:
-            TaskTimeoutError: No answer in time; the task goes on. Or, with ``task_timeout``: it took longer than that.
-            WorkerDiedError: The process that ran it died.
-            Exception: What the function raised; the worker's traceback is its ``__cause__``.
+            TaskTimeoutError: No answer arrived in time and the task goes on; or the task exceeded ``task_timeout``.
+            WorkerDiedError: The process that ran the task died.
+            Exception: Whatever the function raised; the worker's traceback is its ``__cause__``.
         """
         if not self._answered and not self._driver.drive(self.is_answered, timeout=timeout):
             raise TaskTimeoutError(f"no result within {timeout} seconds; the task goes on")
@@ -329,7 +328,7 @@ AsyncResult = ApplyResult
 
 
 class MapResult(ApplyResult["list[T]"]):
-    """The answers to come of `Pool.map_async` and `Pool.starmap_async`, in order."""
+    """A pending result of `Pool.map_async` or `Pool.starmap_async`; values are in input order."""
 
     def __init__(
         self,
@@ -340,7 +339,7 @@ class MapResult(ApplyResult["list[T]"]):
         bar: Bar | None = None,
     ) -> None:
         super().__init__(driver, callback, error_callback, bar)
-        #: How many there are in the input.
+        # Number of items in the input.
         self.items = 0
         self._chunks: list[Answer | None] = [None] * chunks
         self._left = chunks

@@ -113,7 +113,7 @@ class ResultBatch:
         self._used[0] = 0
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self._used.release()
         self._memory.release()
 
@@ -136,7 +136,7 @@ class TraceRing:
         self.records = memory[_TRACE_RING_HEAD:]
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self.head.release()
         self.records.release()
 
@@ -212,7 +212,7 @@ class Status:
         return self.words[worker * SLOT_WORDS]
 
     def states(self) -> list[int]:
-        """What all slots say."""
+        """Return the contents of all slots."""
         return self.words[::SLOT_WORDS].tolist()
 
     def item(self, worker: int) -> int | None:

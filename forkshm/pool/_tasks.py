@@ -174,7 +174,7 @@ class Task:
         self.retries = retries
 
     def close(self) -> None:
-        """Let go of what is held for sending it."""
+        """Release what is held for sending the task."""
         payload, self.payload = self.payload, None
         if payload is not None:
             payload.close()
@@ -240,7 +240,7 @@ class Outstanding:
         return batch
 
     def register(self, batch: Batch) -> None:
-        """Know a batch from now on."""
+        """Register a batch."""
         key = batch.key = next(self._keys)
         self.batches[key] = batch
 
@@ -284,7 +284,7 @@ class Outstanding:
                 return
 
     def give_back(self, batch: Batch) -> None:
-        """Let a batch that was not sent wait again, in its place. Can be repeated."""
+        """Put a batch that was not sent back in its place in the queue. Can be repeated."""
         self.leave(batch)
         # One C call takes them out of the one and puts them into the other.
         self.waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch))))
@@ -316,7 +316,7 @@ class Outstanding:
             self.take_sent(number)
 
     def sent_off(self, batch: Batch) -> None:
-        """Have done with a batch that was sent."""
+        """Remove a batch that was sent."""
         self.batches.pop(batch.key, None)
 
     def take_sent(self, number: int) -> None:
@@ -360,7 +360,7 @@ class Outstanding:
         self.answered[-next(self._keys)] = task, answer
 
     def send_again(self, numbers: Iterable[int], *, after_death: bool = False) -> None:
-        """Let tasks that were sent wait to be sent again, in the order of their numbers."""
+        """Queue tasks that were sent for another send, in the order of their numbers."""
         sent, messages, again = self.sent, self.messages, self.again
         for number in sorted(numbers):
             task = sent.get(number)

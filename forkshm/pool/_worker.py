@@ -77,7 +77,7 @@ _COLLECT_NS = 200_000
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """What a worker is given at birth."""
+    """The values that a worker is given when it starts."""
 
     #: Its slot in the status region.
     slot: int

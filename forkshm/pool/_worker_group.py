@@ -238,7 +238,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
-        """Let workers that are started in the block have ends of the channels, which are closed here after it."""
+        """Give workers started in the block the ends of the channels, and close those ends here afterwards."""
         # No exit stack: after a fork whatever is touched is copied, and it touches much.
         channels: list[Receiver | Sender] = []
         pipes: list[int] = []
@@ -326,7 +326,7 @@ class WorkerGroup:
             self.look_at(worker)
 
     def look_at(self, worker: WorkerHandle) -> None:
-        """Let `wait` tell when a worker has ended. Can be repeated."""
+        """Make `wait` report when a worker has ended. Can be repeated."""
         self.events.register(worker.sentinel, kernel.READABLE)
 
     def _end_unknown(self) -> None:
@@ -352,7 +352,7 @@ class WorkerGroup:
         return self._tasks_end.has_message()
 
     def close_queue(self) -> None:
-        """Let the workers leave once the queue is empty."""
+        """Tell the workers to leave once the queue is empty."""
         self.tasks.end()
         self.wake_workers(len(self.workers))
 
@@ -424,7 +424,7 @@ class WorkerGroup:
         _still_there(self.workers, _FAREWELL_SECONDS)
 
     def _let_go(self) -> None:
-        """Let the workers that are at no task end in order, within a second; what lies in the queue is not begun."""
+        """End idle workers in order, within a second. Tasks in the queue are not begun."""
         self._end_tasks()
         deadline = time.monotonic() + _GRACE_SECONDS
         leaving = self.workers
@@ -525,5 +525,5 @@ _worker_groups: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
 
 
 def descriptors_open() -> int:
-    """How many fds the worker groups hold here beside their channels: pipes, and three for each worker."""
+    """Return the number of fds that worker groups hold beside their channels: pipes, and three for each worker."""
     return sum(worker_group.descriptors() for worker_group in list(_worker_groups))

@@ -1,4 +1,4 @@
-"""What a worker keeps for its tasks, and what it does when it ends in order."""
+"""The state that a worker keeps for its tasks, and its orderly end."""
 
 from __future__ import annotations
 

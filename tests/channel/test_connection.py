@@ -329,7 +329,7 @@ def test_a_connection_is_made_of_the_fd_of_one():
         forkshm.connection.Connection(-1)
     stream, other = socket.socketpair()
     with stream, other:
-        with pytest.raises(OSError, match=r"no end of a pipe of forkshm \((a socket of AF_UNIX, SOCK_STREAM|no pipe)"):
+        with pytest.raises(OSError, match=r"not an end of a forkshm pipe \((a socket of AF_UNIX, SOCK_STREAM|no pipe)"):
             forkshm.connection.Connection(stream.fileno())
         other.send(b"still open")
         assert stream.recv(100) == b"still open"

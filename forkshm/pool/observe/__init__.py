@@ -1,4 +1,4 @@
-"""What a pool says about its work: reports, traces, statistics, progress bars, names of tasks."""
+"""Observation of a pool: reports, traces, statistics, progress bars, names of tasks."""
 
 from forkshm._public import publish
 from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, name_of, names_of_arguments

@@ -16,7 +16,7 @@ __all__ = ("Bar", "length_of", "no_bar", "open_bar")
 
 
 class Bar(Protocol):
-    """What shows how far a call is."""
+    """A bar that shows the progress of a call."""
 
     def update(self, count: int) -> None:
         """So many more items are done."""

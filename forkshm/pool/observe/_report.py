@@ -58,7 +58,7 @@ class WorkerClock:
 
 @dataclasses.dataclass(frozen=True)
 class WorkerReport:
-    """What one worker, and those before it whose place it took, did with its time, in seconds."""
+    """Seconds that one worker, including the workers it replaced, spent on each activity."""
 
     name: str
     pid: int
@@ -186,7 +186,7 @@ def worker_reports(worker_group: WorkerGroup) -> tuple[WorkerReport, ...]:
 
 
 def hints_of(report: PoolReport) -> tuple[str, ...]:
-    """Say what would make it faster, if that can be told."""
+    """Return hints for making the work faster, where there are any."""
     busy = [worker.busy for worker in report.workers]
     computing, most = sum(busy), max(busy, default=0.0)
     moving = sum(worker.transfer for worker in report.workers) + report.packing + report.unpacking

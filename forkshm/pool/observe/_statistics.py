@@ -1,4 +1,4 @@
-"""What a pool has moved."""
+"""Statistics of the data that a pool has moved."""
 
 from __future__ import annotations
 

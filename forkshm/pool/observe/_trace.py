@@ -82,7 +82,7 @@ class Recorder:
         head[1] += 1  # now it counts
 
     def opened(self, function: Callable[..., Any]) -> None:
-        """Say that the arguments are unpickled, and what is called."""
+        """Record that the arguments are unpickled, and which function is called."""
         start = self._at * 8 + _NAME * 8
         name = name_of(function).encode(errors="replace")[-_NAME_BYTES:]
         self._trace_ring.records[start : start + len(name)] = name
@@ -90,19 +90,19 @@ class Recorder:
         self._words[opened] = self._words[opened] or time.perf_counter_ns()
 
     def received(self, nbytes: int) -> None:
-        """Say how many bytes the arguments have."""
+        """Record the size of the arguments."""
         self._words[self._at + _ARGUMENTS] = nbytes
 
     def computed(self) -> None:
-        """Say that the function has returned."""
+        """Record that the function has returned."""
         self._words[self._at + _COMPUTED] = time.perf_counter_ns()
 
     def packed(self, nbytes: int) -> None:
-        """Say how many bytes the result has."""
+        """Record the size of the result."""
         self._words[self._at + _RESULT] = nbytes
 
     def failed(self) -> None:
-        """Say that an exception is the answer."""
+        """Record that the answer is an exception."""
         words, at = self._words, self._at
         now = time.perf_counter_ns()
         for stage in (_OPENED, _COMPUTED):
@@ -110,7 +110,7 @@ class Recorder:
         words[at + _WHO] |= _FAILED
 
     def sent(self) -> None:
-        """Say that the task is answered."""
+        """Record that the task is answered."""
         self._words[self._at + _SENT] = time.perf_counter_ns()
 
 

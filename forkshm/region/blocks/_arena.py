@@ -293,7 +293,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class ArenaStatistics:
-    """What the arena of this process holds now."""
+    """The current contents of the arena of this process."""
 
     #: Memory objects.
     segments: int

@@ -266,7 +266,7 @@ class Lease:
                 self._is_parked = False
 
     def close(self) -> None:
-        """Let go of the block on our side. Closing twice is allowed."""
+        """Release the block in this process. Closing twice is allowed."""
         with guard:
             self.fd = -1
             _end_lease(self._segment, self._position, self._key, self._fds)
@@ -615,14 +615,14 @@ def forget_abandoned() -> None:
 
 
 def segments_mapped() -> int:
-    """How many segments are mapped here, ours and others'."""
+    """Return the number of segments mapped here, of this process and of others."""
     settle()
     with guard:
         return len(segments_held)
 
 
 def leases_open() -> int:
-    """How many leases of ours are on their way into a message."""
+    """Return the number of this process's leases that are on their way into a message."""
     with guard:
         return sum(map(bool, _outgoing.values()))
 
