@@ -101,7 +101,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
                     raise
                 continue
             try:
-                # First the note: a process that is killed in between leaves a note without a name, not a name without a note.
+                # First the note: a process that is killed in between leaves a note without a name, which does no harm.
                 if track:
                     note(opened)
                 opened.truncate(size)
