@@ -1,7 +1,7 @@
 """In a process that was started here, the standard library knows which one it is, too.
 
-``multiprocess`` and ``multiprocessing`` each keep a current process, its parent, its children, and what is to be done at
-exit. Starting one of our processes informs only ``multiprocess``. Libraries that ask ``multiprocessing`` (is this a
+``multiprocess`` and ``multiprocessing`` each keep a current process, its parent, its children, and what is to be done
+at exit. Starting one of our processes informs only ``multiprocess``. Libraries that ask ``multiprocessing`` (is this a
 daemon? the main process?) would get the answer for the parent.
 """
 
