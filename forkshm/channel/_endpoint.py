@@ -32,8 +32,8 @@ MAX_MESSAGE = 64 * 1024
 #: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.
 DIRECT_FDS = kernel.DIRECT_FDS
 
-#: Fds that wait together in a carrier's queue. Whoever receives has, where the limits allow it, as much
-#: room for each as the backend keeps free; unix(7) sets a limit of 253.
+# Fds that wait together in a carrier's queue. Where the limits allow it, a receiver has room for as many as the backend
+# keeps free; unix(7) sets a limit of 253.
 _CARRIED_FDS = 64
 
 # Looked up once, and not for each message.
@@ -62,7 +62,7 @@ _CARRIER_ITEM = b"fds"
 
 
 class Received:
-    """A message as it came. Whoever has it closes it when all of it was read.
+    """A message as it came. Its owner closes it when all of it was read.
 
     Attributes:
         data: Its bytes.
@@ -279,7 +279,7 @@ class Receiver:
         return self.take(WAIT)
 
     def has_message(self) -> bool:
-        """Whether a message is waiting to be received."""
+        """Return whether a message can be received."""
         return bool(self.inbox) or kernel.has_message(self._socket)
 
     def looker(self) -> Callable[[int], Any]:
@@ -402,7 +402,7 @@ class Receiver:
         data, ancillary, flags, _ = arrived
         fds = kernel.received_fds(ancillary) if ancillary else []
         if flags & _FDS_LOST:
-            kernel.raise_fd_limit()  # too late for these; whoever misses them says so
+            kernel.raise_fd_limit()  # too late for these; the reader of the message reports them missing
         if len(fds) > DIRECT_FDS:
             _unload(fds)
         if not data:
@@ -511,7 +511,7 @@ def _unload(fds: list[int]) -> None:
     try:
         carrier = kernel.message_socket(fds[-1])
     except OSError:
-        return  # nothing of forkshm's: whoever reads the message finds one fd too many
+        return  # nothing of forkshm's: the reader of the message finds one fd too many
     del fds[-1]
     with contextlib.closing(carrier):
         while True:

@@ -69,8 +69,8 @@ class Header(NamedTuple):
     kind: Kind
     #: Which task it is about.
     number: int
-    #: Of a task: those of one group have the same function payload; 0 is no group. Of a
-    #: result: the nanoseconds that the task took.
+    #: In a task: tasks of one group have the same function payload; 0 is no group. In a result: the nanoseconds that
+    #: the task took.
     group: int
     #: How many payloads follow.
     payloads: int

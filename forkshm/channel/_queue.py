@@ -372,7 +372,7 @@ class Queue:
             _locks.futex_wait(address + _ROOM * 4, seen, min(left, _SLICE))
 
     def _count_is_wrong(self) -> bool:
-        """Whether the socket has been empty for a while although the count says that it is full."""
+        """Return whether the socket has been empty for a while although the count says that it is full."""
         if self._backlog or wait_ready(self._reader, 0.0):
             self._empty_since = None
             return False

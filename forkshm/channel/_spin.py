@@ -20,7 +20,7 @@ _cores = kernel.usable_cores()
 SPINNERS = _cores - 1
 
 _SECONDS = 400e-6
-#: Of so many waits, one tries the other way; of more, where that was far worse.
+# One in so many waits tries the other way; one in more waits, where the other way was far worse.
 _EXPLORE = 16
 _EXPLORE_FAR_WORSE = 64
 #: How much the last wait counts in the average.
@@ -30,12 +30,12 @@ _CLIP = 2e-3
 
 
 class Spin:
-    """Whether one end looks before it sleeps."""
+    """Decides whether one end of a channel spins before it sleeps."""
 
     __slots__ = ("_average", "_count", "_looks")
 
     def __init__(self) -> None:
-        # Of sleeping at once, and of looking first: begin with looking.
+        # The average of sleeping at once, and of spinning first. Begin with spinning.
         self._average = [_SECONDS, 0.0]
         self._count = 0
         self._looks = False

@@ -37,7 +37,7 @@ def reduce_code(code: types.CodeType) -> Any:
     make, args = _reduce_code(code)
     named = tuple(code.co_filename if part == _NO_FILE else part for part in args)
     source = linecache.cache.get(code.co_filename)
-    # Of a file the time of its last change stands there, and the receiver reads the file itself. A loader's is a
+    # An entry for a file has the time of its last change, and the receiver reads the file. An entry of a loader is a
     # function that is called when the source is needed.
     if source is None or len(source) != 4 or source[1] is not None or source[0] > _LONGEST_SOURCE:
         return make, named

@@ -56,13 +56,13 @@ def fill(block: Block, position: int, address: int, nbytes: int) -> None:
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
-#: Of fewer bytes it is not asked whether they are mapped from a file: they are copied in less time.
+# Smaller buffers are copied in less time than it takes to ask whether they are mapped from a file.
 _WORTH_ASKING = 64 * 1024
 _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
 
 
 def _is_foreign(exporter: Any) -> bool:
-    """Whether memory belongs to a library of which nobody knows where it has it from."""
+    """Return whether memory belongs to a library, so that its origin is unknown."""
     for _ in range(20):
         if type(exporter) is memoryview:
             exporter = exporter.obj
@@ -203,13 +203,12 @@ class Collector:
     def __init__(self, repeats: Repeats | None = None) -> None:
         #: Region, offset and bytes of each buffer; what is copied has its place since `place`.
         self.spans: list[tuple[int, int, int]] = []
-        #: Of each region: offset, size, mode; of a block that is handed on, what it is to the
-        #: receiver is known only when the payload is made.
+        # For each region: offset, size, mode. How a handed-on block is shared is known only when the payload is made.
         self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
-        #: Of each region, by which of the fds it is: those of one memory object need one.
+        # For each region, the index of its fd. Regions of one memory object share an fd.
         self.places: list[int] = []
         self.fds: list[int] = []
-        #: Of each fd, which memory object it is; (0, 0) for what only an fd leads to.
+        # For each fd, the identity of its memory object; (0, 0) for objects that only an fd leads to.
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
@@ -217,9 +216,9 @@ class Collector:
         self.is_alone = False
         #: Bytes that were copied already, for other payloads as well.
         self.copied = 0
-        #: Windows: their regions stay mapped.
+        # Exporters: their regions stay mapped.
         self.keep: list[Any] = []
-        #: Of what is to be copied, in the order of `copies`.
+        # Views of what is to be copied, in the order of `copies`.
         self.views: list[Any] = []
         #: Leases of ours, to be closed with the payload.
         self.leases: list[Lease] = []
@@ -232,7 +231,7 @@ class Collector:
         self._modes: list[Mode] = []
         self._repeats = repeats
         self._repeated: list[int] | None = None
-        # Of what is repeated: its region, and where it lies here, for its views.
+        # For repeated objects: the region, and its address here, for their views.
         self._lent: list[tuple[int, int, int]] = []
         self._held: list[Any] = []
 
@@ -247,11 +246,11 @@ class Collector:
         self._modes.pop()
 
     def begin_repeat(self, thing: Any) -> None:
-        """Know that other payloads hold this, too."""
+        """Note that other payloads hold *thing*, too."""
         self._repeated = [id(thing), 0]
 
     def end_repeat(self) -> None:
-        """Know that what follows is in this payload only."""
+        """Note that what follows is in this payload only."""
         self._repeated = None
 
     # -- buffers ----------------------------------------------------------------------

@@ -47,7 +47,7 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
         return rebuild_chained, (parts[0], parts[1], state, _pickled(chain, dump), _linked(error, chain))
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
         return _plainly(error)
-    # Of the built-in class: what its own fields are made of, such as the errno of an OSError.
+    # The built-in class says what its own fields are made of, such as the errno of an OSError.
     reduced = cast("Any", builtin.__reduce__(error))
     state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
     for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
@@ -106,7 +106,7 @@ def _builtin_base(kind: type[BaseException]) -> type[BaseException]:
 
 
 def _has_own_way(kind: type, builtin: type) -> bool:
-    """Whether a class below the built-in one says itself how it is pickled."""
+    """Return whether a class below the built-in one defines how it is pickled."""
     for base in kind.__mro__:
         if base is builtin:
             break

@@ -107,7 +107,7 @@ def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
 
 
 _MAP_PRIVATE, _PROT_READ, _PROT_WRITE = 0x02, 0x01, 0x02
-#: Of mmap(2); Python has no name for it before 3.12.
+# A flag of mmap(2) that has no name in Python before 3.12.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 if kernel.name == "linux":

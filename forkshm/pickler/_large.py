@@ -80,7 +80,7 @@ class _File:
         return bytes(self._stream[start:end])
 
     def readline(self) -> bytes:
-        # Of protocols before ours, and of the few opcodes that are text.
+        # Used by older protocols, and by the few opcodes that are text.
         start = end = self._position
         while end < len(self._stream) and self._stream[end] != 0x0A:
             end += 1

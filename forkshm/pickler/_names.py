@@ -104,7 +104,7 @@ named_kinds: tuple[type, ...] = (FunctionType, type)
 
 
 def register_named(kind: type) -> None:
-    """Say that objects of this type are functions: what children have of them crosses by name."""
+    """Register a type whose objects count as functions: those that children have cross by name."""
     global named_kinds
     named_kinds = (*named_kinds, kind)
 

@@ -73,7 +73,7 @@ __all__ = (
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
 _PLAIN = frozenset({int, float, bool, type(None), complex})
-#: And of these, when they are short.
+# Short objects of these types, too.
 _PLAIN_OR_TEXT = _PLAIN | {str, bytes}
 
 
@@ -110,7 +110,7 @@ class Payload:
             lease.park()
 
     def unpark(self) -> None:
-        """Be ready to be sent again.
+        """Reopen the fds, so that the payload can be sent again.
 
         Raises:
             OSError: The limit on open files is reached; try later.
@@ -182,7 +182,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """cloudpickle's C pickler, with forkshm's reducers in front."""
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
-        # As many maps as cloudpickle's own: each that has not what is looked for costs an exception.
+        # As many maps as cloudpickle's own: each map without the key costs an exception.
         {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
@@ -404,7 +404,7 @@ def _are_simple(parts: Sequence[Any]) -> bool:
     return True
 
 
-#: Of more parts it is not asked what they are.
+# Above this many parts, skip the per-type check.
 _MANY = 1000
 
 _CONTAINERS = frozenset({list, tuple, dict})

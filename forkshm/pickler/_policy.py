@@ -20,5 +20,5 @@ ALIGNMENT = 64
 MAY_HOLD = 2**20
 MAY_HOLD_TIMES = 4
 
-#: Blocks of one payload; each takes an fd, and 40 us. Of more than so many MiB in buffers of less, blocks are larger.
+# Blocks of one payload; each takes an fd, and 40 us. A payload with more MiB in small buffers has larger blocks.
 MOST_BLOCKS = 64

@@ -31,7 +31,7 @@ _lazy: dict[str, str] = {
     "pyarrow": "forkshm.integrations.pyarrow",
     "torch": "forkshm.integrations.torch",
 }
-#: Of a class and all that are derived from it.
+# Reducers of a class and its subclasses.
 _families: dict[type, Callable[[Any], Any]] = {}
 _member_of: weakref.WeakKeyDictionary[type, Callable[[Any], Any] | None] = weakref.WeakKeyDictionary()
 
@@ -68,12 +68,12 @@ def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
 simple_kinds: set[type] = {int, float, bool, type(None), complex}
 
 
-#: Of some of them, which ones.
+# For some types, which of their objects are simple.
 simple_when: dict[type, Callable[[Any], bool]] = {}
 
 
 def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> None:
-    """Say that objects of these types need nothing of cloudpickle, nor what is in them.
+    """Register types whose objects, and what is in them, do not need cloudpickle.
 
     Their reducers must not return NotImplemented then.
 
@@ -94,7 +94,7 @@ in_stream_table: dict[type, Callable[[Any], Any]] = {}
 
 
 def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[[Any], Any]]) -> None:
-    """Let *bundle* say what is sent in place of lists, tuples and dicts of many things; see there."""
+    """Register *bundle*, which returns what is sent in place of large lists, tuples and dicts; see there."""
     global bundler
     bundler = bundle
     in_stream_table.update(in_stream)

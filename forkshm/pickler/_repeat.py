@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Repeat", "mark", "repeated")
 
-#: Of these no buffer is copied, whatever they hold.
+# Types whose objects never hold a buffer that is copied.
 _WITHOUT_BUFFERS = frozenset({int, float, bool, type(None), complex, str, bytes})
 
 #: How deep, and how far into a container, is looked for something large.

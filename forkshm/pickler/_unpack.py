@@ -48,7 +48,7 @@ class ReceivedPayload:
         self._stream = stream
         self._buffers = buffers
         self._has_large_bytes = has_large_bytes
-        #: Of the regions that it names: whoever keeps them keeps those mapped.
+        # Exporters of the regions that the payload names. They keep the regions mapped.
         self.exporters: list[memoryview] = []
         self.copied = 0
         self.shared = 0
@@ -64,7 +64,7 @@ class ReceivedPayload:
         return len(self._stream) + sum(int(getattr(buffer, "nbytes", 0)) for buffer in self._buffers)
 
     def stream_bytes(self) -> bytes:
-        """The pickle stream, for telling whether it is the same as another."""
+        """Return the pickle stream, to compare it with another."""
         return bytes(self._stream)
 
     def open(self) -> Any:
@@ -136,7 +136,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
         raise _not_what_it_says(error) from error
     stream = body[tables.stream : head.body_size - head.inline]
     incoming = ReceivedPayload(stream, [], has_large_bytes=head.large_bytes)
-    # What is handed on is not kept for the next task: whoever has it last gives it back.
+    # Blocks that are handed on are not kept for the next task: their last user gives them back.
     incoming.exporters = [
         exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
     ]
@@ -226,7 +226,7 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
 
 
 def _memory_here(identity: tuple[int, int], offset: int, size: int, mode: Mode | Share | Bare) -> Any:
-    """Return memory that this process has mapped already, when there was no room for its fd; None if it has not."""
+    """Return memory that this process has mapped already, when there was no room for its fd, or None."""
     found = mapping_of(identity, offset, size, mode) if isinstance(mode, Mode) else None
     return None if found is None else view_of(*found)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ("explain",)
 
-#: Of these the object at hand is to blame; others are of the kernel, or come from elsewhere.
+# Errors that the current object causes; others come from the kernel, or from elsewhere.
 _BLAMED = (TypeError, ValueError, AttributeError, RuntimeError, pickle.PicklingError)
 #: Objects that are looked at before the search is given up.
 _FAR = 100_000

@@ -22,12 +22,12 @@ class View:
         return f"<View {self.mode} of {type(self.value).__name__}>"
 
     def __reduce__(self) -> Any:
-        # Of a plain pickle. In ours the value arrives without this around it.
+        # For plain pickle. In forkshm's pickler the value arrives without this wrapper.
         return View, (self.value, self.mode)
 
 
 def view(value: Any, mode: Mode | str) -> View:
-    """Say what the receiver of *value* may do with its memory; pass the result in its stead.
+    """Return a wrapper that says what the receiver of *value* may do with its memory. Pass it in place of the value.
 
     The receiver gets the value itself: an array, a region, or any object that holds some;
     the mode is that of all arrays and buffers in it.

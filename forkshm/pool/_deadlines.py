@@ -28,11 +28,11 @@ class TaskDeadlines:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        #: How often to look.
+        # Seconds between two looks.
         self.pause = max(_SHORTEST_PAUSE_SECONDS, min(seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
-        #: Those that were ended, and not buried yet.
+        # Workers that were killed and not reaped yet.
         self.ended: set[WorkerHandle] = set()
-        # Of each slot: what was seen there, and for how long.
+        # For each slot: what was seen there, and for how long.
         self._seen: dict[int, tuple[tuple[int, int, int | None], float]] = {}
         self._looked = time.monotonic()
 

@@ -1,6 +1,6 @@
 """What happens when a worker dies: which task it held, and what becomes of it.
 
-The dead worker's slot says which task it was at (see `_status`), but for one gap: a worker that died while
+The dead worker's slot says which task it was at (see `_status`), with one gap: a worker that died while
 claiming may have taken a message and not named it. Then an *audit* finds that task: once the queue is empty
 and no worker is claiming, a task that was sent, and is in no slot, and not answered, was that one. It was
 never begun, so it is sent again.
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Deaths",)
 
-#: Workers that may die in a row before they are through their initializer.
+# Workers that may die in a row before they have finished their initializer.
 _FAILED_STARTS = 3
-#: And that may die in a row, at most so many seconds apart, with no task done or failed.
+# Workers that may die in a row, at most so many seconds apart, while no task is done or failed.
 _DEATHS_FOR_NOTHING = 10
 _APART_SECONDS = 10.0
 #: A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
@@ -173,7 +173,7 @@ class Deaths:
     def _end_task(self, number: int, item: int | None, died: _Death) -> None:
         """Fail the task that a dead worker was at, or do it again."""
         tasks = self._tasks
-        # Of a batch, those after it were not begun.
+        # In a batch, the tasks after it were not begun.
         tasks.send_again([n for n, other in list(tasks.sent.items()) if other.message <= number < n])
         task = tasks.sent.get(number)
         if task is None:

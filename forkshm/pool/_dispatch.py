@@ -1,6 +1,6 @@
 """Submits, batches and sends tasks, and takes their answers.
 
-Who does this is `_leader`'s, where each task is `_tasks`', and what becomes of a dead worker's task `_deaths`'.
+`_leader` decides which thread does this, `_tasks` knows where each task is, and `_deaths` handles dead workers.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ if TYPE_CHECKING:
 
 __all__ = ("Dispatcher",)
 
-#: Messages on their way at a time, beyond two for each worker: enough to keep tiny tasks
-#: flowing, few enough to stay below the kernel's queue of about 270 messages.
+# Messages in flight, beyond two for each worker: enough to keep tiny tasks
+# flowing, few enough to stay below the kernel's queue of about 270 messages.
 _WINDOW = 96
-#: And tasks in them: few enough that their marks have places of their own.
+# Tasks in these messages: few enough that each has a place of its own for its mark.
 _WINDOW_TASKS = MARKS // 4
-#: Copies on their way at a time, in bytes, beyond two tasks for each worker.
+# Bytes of copies in flight, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
-#: More messages than the queue has at a time: whoever leads looks up then, if a worker never stops sending.
+# More messages than the queue holds. After so many the leader looks at other things, though a worker keeps sending.
 _MOST_AT_ONCE = 4096
-#: Whoever leads looks up this often whatever happens.
+# The leader wakes up this often in any case.
 _LONGEST_SLEEP_SECONDS = 1.0
-#: And this often while somebody sleeps although a task lies there, as with a worker that
-#: was stopped (SIGSTOP) right after it had been woken for it: then it rings again.
+# The leader wakes up this often while a worker sleeps although there is a task, and wakes the workers again. A worker
+# that was stopped (SIGSTOP) right after it had been woken causes that.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
 
@@ -65,7 +65,7 @@ class Dispatcher(Leader):
     """The parent's half of a pool.
 
     Fork and threads:
-        Any thread may submit and drive, and so may signal handlers and finalizers. Of no use in a forked child.
+        Any thread may submit and drive, and so may signal handlers and finalizers. It cannot be used in a forked child.
     """
 
     def __init__(self, worker_group: WorkerGroup, *, task_timeout: float | None = None, retries: int = 0) -> None:
@@ -156,11 +156,11 @@ class Dispatcher(Leader):
         if not self._accepting and (reader not in self._readers or self._failure is not None):
             raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
         if self._failure is not None:
-            # The same one each time: without the frames of those who got it before.
+            # The same exception is raised each time, without the frames of earlier callers.
             raise self._failure.with_traceback(None)
 
     def begin_reading(self, key: int) -> None:
-        """Let a thread that reads input submit it under *key* until `end_reading`, also once the pool was closed."""
+        """Allow a thread to submit the input it reads under *key* until `end_reading`, also to a closed pool."""
         self._readers[key] = True
 
     def end_reading(self, key: int) -> None:
@@ -372,7 +372,7 @@ class Dispatcher(Leader):
         return True
 
     def _recover(self) -> None:
-        """See to the batches of threads that were interrupted."""
+        """Recover the batches of threads that were interrupted."""
         tasks = self._tasks
         for batch in list(tasks.batches.values()):
             if batch.is_abandoned:
@@ -391,8 +391,8 @@ class Dispatcher(Leader):
         asleep = states.count(IDLE) + states.count(LAST_LOOK)
         if not asleep:
             return False
-        # Unanswered, but for those that are being worked on, or will be taken by somebody
-        # who is looking. Too many at worst: an answer may be there and not received.
+        # Unanswered messages, without those that a worker runs or a spinning worker is about to take. The number may be
+        # too large, because an answer may have come and not been received.
         left = len(self._tasks.messages) - (len(states) - asleep - states.count(STARTING))
         if left > 0:
             self._worker_group.wake_workers(min(left, asleep))
@@ -690,7 +690,7 @@ class Dispatcher(Leader):
         self._deaths.end_running(lambda number: (task := sent.get(number)) is not None and task.is_cancelled)
 
     def _mark(self, number: int) -> bool:
-        """Let no worker begin a task that lies in the kernel's queue; False when one has begun it.
+        """Keep workers from beginning a task in the kernel's queue. Return False when a worker has begun it.
 
         A worker names a task in its slot before it looks for the mark, and the mark is made here before the slots
         are looked at: at least one of the two sees the other.

@@ -71,7 +71,7 @@ class IMapIterator(ResultSink, Generic[T]):
         self._items = iter(iterable)
         self._window = window
         self._waited_for = waited_for
-        # Of the next chunks; and the tasks made of them, until they were submitted.
+        # The next chunks, and the tasks made of them, until they are submitted.
         self._taking: list[Any] = []
         self._submitting: list[Task] = []
         # Whether submitting those was begun before, and may have been interrupted.
@@ -85,7 +85,7 @@ class IMapIterator(ResultSink, Generic[T]):
         self._input_error: BaseException | None = None
         #: Goes on as results are taken.
         self.bar: Bar | None = None
-        # Of a thread that reads: under which the dispatcher knows it, and what opens when it is to look.
+        # The key of a reading thread in the dispatcher, and the lock that is opened when the thread is to look.
         self._reader = 0
         self._gate = _thread.allocate_lock()
         # The tasks that are not answered.

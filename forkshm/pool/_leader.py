@@ -78,7 +78,7 @@ class Leader:
         self._work = work
         #: Gives what keeps the workers from being ended; held while something here runs.
         self.keeper: Callable[[], object] = bool
-        # Who leads. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
+        # Held by the leading thread. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
         self._lead = _interrupts.RLock()
         # The threads that sleep, each by a lock that is released to wake it.
         self._followers: dict[int, _thread.LockType] = {}
@@ -213,7 +213,7 @@ class Leader:
             self.start_helper()
 
     def start_helper(self, *, now: bool = True) -> None:
-        """See to it that things move although nobody waits; if need not be *now*, once nobody does for a while.
+        """Start the helper thread, which drives the pool while no thread waits; without *now* it starts after a pause.
 
         Raises:
             RuntimeError: No thread can be started. A later call tries again.

@@ -29,7 +29,7 @@ _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
 def explain_read_only(error: BaseException, function: Any, kind: Kind, arguments: Any, item: int) -> None:
-    """If *error* is about read-only memory, add to it which arguments are that.
+    """Add a note to an *error* about read-only memory that names the read-only arguments.
 
     Args:
         error: What the task raised.
@@ -78,7 +78,7 @@ def _is_read_only(thing: Any) -> bool:
 
 
 def _address(thing: Any) -> int | None:
-    # An array of NumPy, or of whoever speaks its protocol.
+    # A NumPy array, or an object with the same protocol.
     interface = getattr(thing, "__array_interface__", None)
     data = interface.get("data") if isinstance(interface, dict) else None
     return data[0] if isinstance(data, tuple) else None

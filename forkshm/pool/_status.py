@@ -60,8 +60,8 @@ FIRST_TASK = 16
 #: Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this.
 MARKS = 4096
 
-#: Of a slot: state; which item of a chunk, counted from 1; and room. A worker writes there for each item, so each slot
-#: has a cache line of its own: two workers that write to one take three times as long.
+# A slot has the state, the number of the item in its chunk, counted from 1, and room. A worker writes there for each
+# item, so each slot has a cache line of its own: two workers that write to one take three times as long.
 SLOT_WORDS = 8
 
 #: Bytes of a worker's account of its time; a cache line, so that none waits for another's.
@@ -76,7 +76,7 @@ _TRACE_RING_HEAD = 16
 #: Where files may not be larger, a multiple of this.
 _SHORTEST_TRACE_RING = 4096
 
-# Of one answer: number of the task, nanoseconds it took, bytes of the payload that follows.
+# One answer: number of the task, nanoseconds it took, bytes of the payload that follows.
 _ANSWER = struct.Struct("<QQI")
 
 
@@ -105,7 +105,7 @@ class ResultBatch:
         return True
 
     def content(self) -> bytes:
-        """What was added since `clear`."""
+        """Return the bytes that were added since `clear`."""
         return bytes(self._memory[: self._used[0]])
 
     def clear(self) -> None:
@@ -208,7 +208,7 @@ class Status:
         return self._result_batches[worker]
 
     def state(self, worker: int) -> int:
-        """What the worker says it does."""
+        """Return the state that the worker has written."""
         return self.words[worker * SLOT_WORDS]
 
     def states(self) -> list[int]:

@@ -72,7 +72,7 @@ class _Copier:
             if thing.nbytes > SMALL:
                 self.has_large = True
                 return thing
-            # Of others it has to be found out what they are views of: shared memory, for example.
+            # For other arrays, find out what they are views of: shared memory, for example.
             if thing.base is not None or thing.dtype.hasobject or not thing.flags.owndata:
                 self.has_others = True
                 return thing

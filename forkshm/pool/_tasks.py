@@ -115,7 +115,7 @@ class PickledCallable:
         return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
 
     def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
-        """What is packed and received in this context was *what* the function, if somebody watches."""
+        """Return a context in which copies are reported as *what* the function, if there are watchers."""
         if not ledger.watches:
             return _NOBODY
         return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
@@ -219,7 +219,7 @@ class Outstanding:
         self._keys = itertools.count(1)
 
     def is_empty(self) -> bool:
-        """Whether everything was answered and handed out."""
+        """Return whether every task was answered, and every answer handed out."""
         return not (self.sent or self.waiting or self.again or self.batches or self.answered)
 
     def knows(self, task: Task) -> bool:
@@ -230,7 +230,7 @@ class Outstanding:
         return answered or any(task in batch for batch in list(self.batches.values()))
 
     def has_unsent(self) -> bool:
-        """Whether something was not sent yet."""
+        """Return whether there are tasks that were not sent."""
         return bool(self.waiting or self.again)
 
     def new_batch(self) -> Batch:

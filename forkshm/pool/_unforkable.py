@@ -1,7 +1,7 @@
 """Libraries that do not survive a fork once they were used: their threads are not forked, and the child waits for them.
 
-Such a library works in forked processes as long as the parent only imported it. So what is looked for is not the
-import but the threads. Of those the kernel tells the names. Where the kernel does not tell, nothing is found.
+Such a library works in forked processes as long as the parent only imported it. So this module looks
+for the threads, not for the import. The kernel tells the names of threads. Where it does not, nothing is found.
 
 Why the fork server is not used by itself where something is found: its processes import the main module anew, so they
 need the ``__main__`` guard, have none of what the program has computed, and begin 0.2 to 2 seconds later, where forked
@@ -44,7 +44,7 @@ LIBRARIES = (
     Library("gRPC", ("grpc",), r"(grpc|event_engine|timer_manager|resolver-exec|default-execut).*"),
     Library("GNU OpenMP", ("sklearn", "xgboost", "lightgbm", "faiss", "numba"), None),
 )
-#: Of which a warning was given in this process.
+# Libraries for which this process has given a warning.
 _warned: set[str] = set()
 
 

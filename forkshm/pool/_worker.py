@@ -71,7 +71,7 @@ _LOOK_SECONDS = 5.0
 #: Less memory is not worth the system calls that it takes to wait for a bounded time.
 _WORTH_LOOKING = 2**20
 
-#: Answers of a batch are held back for no longer than this, but for the task at hand.
+# Answers of a batch are held back for at most this time, plus the time of the current task.
 _COLLECT_NS = 200_000
 
 
@@ -249,7 +249,7 @@ class _Worker:
         """Wait for a task: spin briefly, because being woken takes 60 us, then sleep."""
         words, state, tasks = self._words, self._state, self._tasks
         words[state] = CLAIMING
-        # One core is for whoever fills the queue; and who is coming up needs another.
+        # One core is for the process that fills the queue, and a worker that is starting needs another.
         states = words[::SLOT_WORDS].tolist()
         may_look = states.count(CLAIMING) <= SPINNERS and STARTING not in states
         clock = self._clock
@@ -547,7 +547,7 @@ class _Worker:
     # -- answering --------------------------------------------------------------------
 
     def _send(self, kind: Kind, number: int, *payloads: Payload, nanoseconds: int = 0) -> None:
-        # Before the answer: who has it finds it accounted for.
+        # Before the answer, so that its receiver finds the time accounted for.
         self._clock.write()
         try:
             # In an answer the place of the group says how long the task took.

@@ -1,4 +1,4 @@
-"""The workers of a pool: started, watched, buried."""
+"""The worker processes of a pool: starting, watching, reaping."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ("WorkerGroup", "WorkerHandle", "descriptors_open")
 
-#: How long a worker may take to end after SIGTERM, before SIGKILL.
+# Seconds that a worker may take to end after SIGTERM, before SIGKILL.
 _GRACE_SECONDS = 1.0
-#: And after SIGKILL: a process in the middle of a system call that cannot be interrupted
-#: (a file server that does not answer, a broken disk) takes as long as that does.
+# Seconds that a worker may take to end after SIGKILL. A process in a system call that cannot be interrupted (a file
+# server that does not answer, a broken disk) ends when the call does.
 _LAST_SECONDS = 5.0
 #: How often one that may leave in order is looked at.
 _LOOK_SECONDS = 0.01
@@ -72,7 +72,7 @@ def _signal(worker: WorkerHandle, number: int) -> None:
 
 
 def _runs_its_target(process: process.BaseProcess) -> bool:
-    """Tell whether a process runs what it was given, and not what a subclass of the caller's has for it."""
+    """Return whether a process runs its target, and not the `run` of a subclass of the caller's."""
     return type(process).run is _multiprocess.process.BaseProcess.run
 
 
@@ -348,11 +348,11 @@ class WorkerGroup:
         kernel.wake(self._wakeup.fd, how_many)
 
     def has_unread_tasks(self) -> bool:
-        """Whether tasks were sent that no worker has taken."""
+        """Return whether there are sent tasks that no worker has taken."""
         return self._tasks_end.has_message()
 
     def close_queue(self) -> None:
-        """Tell the workers to leave once the queue is empty."""
+        """End the tasks channel: workers leave once the queue is empty."""
         self.tasks.end()
         self.wake_workers(len(self.workers))
 
@@ -409,15 +409,15 @@ class WorkerGroup:
             self.workers.remove(worker)
 
     def end(self, worker: WorkerHandle) -> None:
-        """End a worker at once; it is buried as any that dies."""
+        """Kill a worker. It is reaped like any dead worker."""
         _signal(worker, _system.SIGKILL)
 
     def join_idle(self) -> None:
-        """Let the workers of a closed pool leave, for a bounded time; who is not up yet has nothing to leave."""
+        """Wait a bounded time for the workers of a closed pool to leave. Workers that are still starting are killed."""
         if not self._open:
             return
         if not self.has_initializer and not self._has_exit:
-            # Of the caller's nothing has run in it, and nothing would.
+            # No code of the caller has run in such a worker, and none would.
             for worker in self.workers:
                 if self.status.state(worker.slot) == STARTING and _runs_its_target(worker.process):
                     self.end(worker)
@@ -466,7 +466,7 @@ class WorkerGroup:
     def descriptors(self) -> int:
         """Return how many fds are open here beside the channels'."""
         pipes = [end for end in self._open if isinstance(end, PrivateFd) and end.fd >= 0]
-        # Of each worker the pidfd, and the two pipes with which multiprocess itself watches.
+        # Each worker has a pidfd, and two pipes with which multiprocess itself watches.
         return len(pipes) + 3 * len(self.workers)
 
     def reports(self) -> tuple[WorkerReport, ...]:

@@ -39,7 +39,7 @@ class LoopResultSink(ResultSink):
     Args:
         pump: What drives the pool.
         take: Called in the loop with the position and the outcome of each task.
-        chunksize: Items in each task, but for the last.
+        chunksize: Items in each task, except the last.
     """
 
     def __init__(self, driver: LoopDriver, take: Callable[[int, Answer], None], chunksize: int = 1) -> None:
@@ -74,7 +74,7 @@ class LoopDriver:
         self._is_looking = False
 
     def is_idle(self) -> bool:
-        """Whether all that was submitted is answered."""
+        """Return whether every submitted task was answered."""
         return not self._open
 
     def submit(self, sink: LoopResultSink, tasks: Sequence[Task]) -> None:

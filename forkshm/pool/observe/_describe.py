@@ -42,7 +42,7 @@ def describe_task(task: Task, item: int | None) -> str:
 
 
 def brief(task: Task) -> str:
-    """As `describe_task`, but of the user's own code nothing runs."""
+    """Return a description like that of `describe_task`, without running code of the user."""
     if task.kind is not Kind.CALL:
         return describe_task(task, None)
     args, kwargs = task.arguments

@@ -25,14 +25,14 @@ _LEAST_SECONDS = 0.02
 _COPIES_MATTER = 64 * 1024
 #: How many times as long as the average the busiest worker must have worked to be worth a word.
 _UNEVEN = 1.5
-#: And which part of its time one task, to be the reason.
+# The share of its time that one task must have taken to be named as the reason.
 _ONE_TASK = 0.5
 
 _SLOWEST = 10
 #: Tasks that take less are slow for nobody.
 _SLOW_NS = 1_000_000
 
-#: Of one worker: tasks done; nanoseconds busy, in transfer and waiting; and until when these are counted.
+# The words of a worker: tasks done; nanoseconds busy, in transfer and waiting; and until when these are counted.
 _CLOCK = struct.Struct("<5Q")
 
 
@@ -92,7 +92,7 @@ class PoolReport:
     slowest: tuple[SlowTask, ...]
     #: Seconds that this process spent pickling and copying arguments.
     packing: float
-    #: And unpickling results.
+    #: Seconds that this process spent unpickling results.
     unpacking: float
     statistics: PoolStatistics
     #: What would make it faster, if that can be told.

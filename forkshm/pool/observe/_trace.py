@@ -1,4 +1,4 @@
-"""Who did what when, for chrome://tracing and ui.perfetto.dev.
+"""A timeline of the workers, for chrome://tracing and ui.perfetto.dev.
 
 Each worker has a *trace ring* in the status region: a ring of records of one size, one for each
 task. A record is begun when the task was taken and completed as it goes on, each time by
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Recorder", "Trace", "Traced")
 
-# Of a record, as words: when the worker began to wait, had the message, had unpickled it,
+# The words of a record: when the worker began to wait, had the message, had unpickled it,
 # had computed, had sent; 0 for not yet. Then the task, bytes of arguments and result, and
-# who; the rest is the end of the function's name.
+# the worker; the rest is the end of the function's name.
 _ASKED, _TAKEN, _OPENED, _COMPUTED, _SENT, _NUMBER, _ARGUMENTS, _RESULT, _WHO, _NAME = range(10)
 _WORDS = 16
 _RECORD_BYTES = _WORDS * 8
@@ -121,7 +121,7 @@ class _Life:
     slot: int
     name: str
     began: int
-    #: When it was buried; None while it lives.
+    # When it was reaped; None while it lives.
     ended: int | None = None
 
 
@@ -335,7 +335,7 @@ class Traced(Outcome):
         self._task = {"function": name_of(task.function.function)}
 
     def open(self) -> tuple[bool, Any]:
-        """As it is."""
+        """Return the outcome unchanged."""
         began = time.perf_counter_ns()
         try:
             return self._outcome.open()

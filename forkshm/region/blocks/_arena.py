@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
-    #: changed: whoever has computed the next one can tell whether this is still the current one.
+    #: changed: code that has computed the next state can tell whether this is still the current one.
     _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
     #: What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
     #: somebody has it.
@@ -75,8 +75,8 @@ KEEP_WARM = 64 * MIB
 #: How many allocations the recent demand looks back, at least.
 _EPOCH = 64
 
-#: Copies of so many bytes into memory that has no pages are written by a system call. Of fewer the second use, which
-#: comes soon, would take longer than is gained.
+#: Copies of so many bytes into memory that has no pages are written by a system call. For smaller copies
+#: the second use, which comes soon, would cost more than is gained.
 COLD_LEAST = 128 * 1024
 
 _getpid = os.getpid
@@ -373,7 +373,7 @@ class Arena:
             return lease
 
     def hold(self, block: Block, share: Share) -> Hold:
-        """Let memory of this process live in *block*; it comes back once what is returned is gone.
+        """Use *block* for memory of this process, until the returned object is collected.
 
         Raises:
             OSError: The kernel refused; the block is free again.
@@ -393,7 +393,7 @@ class Arena:
             self._free(block.key)
 
     def trim(self, keep: int = 0) -> None:
-        """Give memory that nobody uses back to the kernel, but for *keep* warm bytes."""
+        """Give unused memory back to the kernel, except for *keep* warm bytes."""
         settle()
         with guard:
             self._looked_at = None
@@ -507,8 +507,8 @@ class Arena:
                 self._free(key)
 
     def _lose(self, carved: _Carved) -> None:
-        """Go on without a segment whose fd the program has closed: who holds what of it cannot be asked any more."""
-        # Another list: somebody may be going through this one.
+        """Give up a segment whose fd the program has closed: the kernel can no longer tell which blocks are held."""
+        # A new list: another thread may be iterating over this one.
         self._carved = [other for other in self._carved if other is not carved]
         pieces = self._pieces
         for key, piece in list(pieces.items()):

@@ -72,15 +72,15 @@ _BY_HANDLES = kernel.leases_are_handles
 
 
 class Share(enum.Enum):
-    """What a block is to whoever has it."""
+    """How a block is shared with other processes."""
 
-    #: Nobody else has it.
+    #: No other process has it.
     exclusive = "exclusive"
-    #: Others may have it, too: each maps it copy-on-write.
+    #: Other processes may have it, too, and each maps it copy-on-write.
     private = "private"
-    #: The same, for reading only.
+    #: As private, for reading only.
     read_only = "read_only"
-    #: All see each other's writes.
+    #: All processes see each other's writes.
     shared = "shared"
 
 
@@ -134,7 +134,7 @@ class Segment:
     stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     #: The address, until the segment is unmapped.
     mapped: list[int] = dataclasses.field(default_factory=list)
-    #: Of another process' segment, whose pages this process has mapped already, as far as it was asked to. A hint.
+    #: The ranges of another process' segment whose pages this process has mapped. A hint.
     seen: Ranges = ()
     #: Closes the fd the first time it is asked for its next item.
     closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
@@ -183,7 +183,7 @@ def _enter_held(segment: Segment, position: int, key: int) -> None:
 
 
 def _leave_held(segment: Segment, position: int, key: int) -> None:
-    """Let go of a block; with the last key, of its byte. Can be repeated."""
+    """Release a block, and with the last key its byte. Can be repeated."""
     held = segment.held
     if not _BY_HANDLES and segment.fd >= 0 and not segment.is_description_shared:
         unlocking = kernel.unlocking(segment.fd, position)
@@ -285,7 +285,7 @@ def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> Non
 # The fds of the leases made here, so that a forked child can close its copies: it would hold the
 # blocks for as long as it lives.
 _outgoing: dict[int, list[int]] = {}
-# The same of those that are parked: what they hold.
+# For parked leases: what they hold.
 _parked: dict[int, tuple[Segment, int]] = {}
 
 
@@ -318,7 +318,7 @@ class Hold:
 
 
 class Claim:
-    """A block that this process has views of. All of it under `guard`, but for `lend`."""
+    """A block that this process has views of. Everything except `lend` needs `guard`."""
 
     __slots__ = ("__weakref__", "address", "holds", "in_place", "mapped", "offset", "segment", "share", "size")
 
@@ -433,7 +433,7 @@ class Claim:
             raise
 
     def is_as_it_came(self, address: int, nbytes: int) -> bool:
-        """Whether these bytes are still those of the block, for everybody who has it.
+        """Return whether these bytes are still those of the block, for every process that has it.
 
         False when this process wrote to its copy-on-write mapping, or cannot tell.
         """
@@ -446,8 +446,8 @@ class Claim:
             return False
 
 
-# The claim at each address; claims never overlap. And these addresses, sorted: an interrupted change may leave
-# one too many there, which is passed over.
+# The claim at each address; claims never overlap. Below, the addresses, sorted. An interrupted change may leave an
+# address too many, which is skipped.
 _claims: dict[int, Claim] = {}
 _claim_starts: list[int] = []
 
@@ -577,7 +577,7 @@ def hold(segment: Segment, offset: int, size: int, share: Share) -> Hold:
 
 
 def _rest(segment: Segment) -> None:
-    """Let go of a segment that nobody here has a block of, where its fd alone would hold that."""
+    """Close the fd of a segment of which this process has no block, where the fd alone would hold the block."""
     if _BY_HANDLES and not segment.ours and segment.fd >= 0 and not segment.held:
         # The mapping stays, because it is warm.
         segment.close()
