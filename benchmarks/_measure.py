@@ -267,7 +267,7 @@ def measure_together(
     parameters: Mapping[str, Any],
     measured: Measured,
 ) -> None:
-    """Let these sides take turns; what comes of it is added to *measured*."""
+    """Run the sides in turns; add the results to *measured*."""
 
     def tried(side: Side, action: Callable[[], Any]) -> Any:
         try:

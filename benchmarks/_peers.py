@@ -251,7 +251,7 @@ class MemoryByName:
 
     @contextlib.contextmanager
     def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
-        # Whoever gets it has to unlink it; each worker made one.
+        # Its receiver has to unlink it; each worker made one.
         got = {}
 
         def look() -> int:

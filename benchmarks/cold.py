@@ -231,7 +231,7 @@ def steps(row: Row, scale: Scale) -> list[dict[str, Any]]:
 
 
 def enough(side: str, row: Row, parameters: dict[str, Any]) -> str:
-    """Say why a side shall not do a step; empty if it shall."""
+    """Return why a side skips a step; empty if it does not."""
     if row.name == "program" and parameters["workers"] != 2 and side not in ("forkshm", "multiprocessing", "ray"):
         return "with other numbers of workers only forkshm and multiprocessing are measured"
     return ""

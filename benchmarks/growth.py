@@ -95,7 +95,7 @@ def regions(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
 
 
 def room_for_fds(count: int) -> None:
-    """Let this process have as many fds as it may; workers do not need them."""
+    """Raise the limit on fds of this process; workers do not need it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         raise CannotDoError(f"it needs {count:,} fds, and a process may have {hard:,}")

@@ -23,7 +23,7 @@ SOURCES = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))
 
 @forkshm.parallel(on_error="skip")
 def definitions(path: pathlib.Path) -> tuple[str, int]:
-    """How many functions and classes a file defines."""
+    """Return how many functions and classes a file defines."""
     tree = ast.parse(path.read_bytes())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return path.name, sum(isinstance(node, kinds) for node in ast.walk(tree))
@@ -31,7 +31,7 @@ def definitions(path: pathlib.Path) -> tuple[str, int]:
 
 @forkshm.parallel
 def byte_counts(path: pathlib.Path) -> np.ndarray:
-    """How often each byte is in a file."""
+    """Return how often each byte is in a file."""
     return np.bincount(np.frombuffer(path.read_bytes(), np.uint8), minlength=256)
 
 

@@ -28,12 +28,12 @@ def digest(path: pathlib.Path) -> str:
 
 
 def sleep_for_ever() -> None:
-    """What a request does that nobody wants any more."""
+    """Run as a request that is canceled."""
     signal.pause()
 
 
 def die() -> None:
-    """What the kernel's out-of-memory killer does to a worker."""
+    """Kill this worker, as the kernel's out-of-memory killer would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -21,7 +21,7 @@ SIZE = 10_000
 
 
 def read(path: str) -> int:
-    """The other program: count the ones, now and after the first line that comes in."""
+    """Count the ones in the other program, now and after the first line that comes in."""
     with FileMapping(path, read_only) as file, MappedRegion(file, read_only) as region:
         print(bytes(region.buf).count(1), flush=True)
         sys.stdin.readline()

@@ -26,7 +26,7 @@ ROWS = 64
 
 
 def median(photograph: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The median of each point's 3 x 3 neighbourhood, for some rows: takes away specks, and keeps edges."""
+    """Return the median of each point's 3 x 3 neighbourhood, for some rows: takes away specks, and keeps edges."""
     rows = np.clip(np.arange(first - 1, last + 1), 0, len(photograph) - 1)
     padded = np.pad(photograph[rows], [(0, 0), (1, 1), (0, 0)], "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))

@@ -70,7 +70,7 @@ def nodes(region: forkshm.MappedRegion) -> Iterator[Node]:
 
 
 def change(region: forkshm.MappedRegion, elsewhere: int) -> tuple[int, int, list[int]]:
-    """In the worker: walk the list, take out what is odd, append the doubles; say who and where it was."""
+    """Walk the list in the worker: take out what is odd, append the doubles; say who and where it was."""
     # A second mapping would do; the first may happen to be at the address that it has in the other process.
     mine = region if region.address != elsewhere else forkshm.MappedRegion(region)
     found = [node.value for node in nodes(mine)]

@@ -14,7 +14,7 @@ WORD = re.compile(r"[A-Za-z_]\w+")
 
 
 def table_of(paths, columns):
-    """How often each of the most frequent words is in each file, as rows of length 1."""
+    """Return how often each of the most frequent words is in each file, as rows of length 1."""
     counts = [collections.Counter(WORD.findall(path.read_text("utf-8", "replace"))) for path in paths]
     words = collections.Counter()
     for count in counts:
@@ -25,7 +25,7 @@ def table_of(paths, columns):
 
 
 def closest(table, row):
-    """The row that is most like this one, and how much."""
+    """Return the row that is most like this one, and how much."""
     likeness = table @ table[row]
     likeness[row] = -1
     return int(likeness.argmax()), float(likeness.max())

@@ -1,6 +1,6 @@
 """A process is killed while it holds a lock. Does anybody hang, and is the data still right?
 
-Two accounts lie in a region of shared memory; whoever moves money between them holds a mutex that lies there,
+Two accounts lie in a region of shared memory; a process that moves money between them holds a mutex that lies there,
 too. A clerk takes money from the one account and is killed, by SIGKILL, before it gives it to the other. With a
 ``multiprocessing.Lock`` everybody would now wait forever. Here the next one gets the lock and is told that its
 last owner died; it repairs the accounts from the journal, and all go on. Several clerks die like that, meanwhile
@@ -50,7 +50,7 @@ class Bank:
             self.journal[2] = 0
 
     def repair(self) -> None:
-        """Take back what a dead clerk has begun. Called with the mutex held, by whoever comes next."""
+        """Take back what a dead clerk has begun. Called with the mutex held, by the next process."""
         if self.journal[2]:
             self.accounts[0], self.accounts[1] = self.journal[:2]
             self.journal[2] = 0
@@ -109,7 +109,7 @@ def main() -> int:
     workers = [fork(work) for _ in range(CLERKS)]
     victims = [end_of(fork(lambda: bank.transfer(10, kill_me))) for _ in range(CLERKS)]
     codes = [end_of(pid) for pid in workers]
-    bank.transfer(0)  # whoever comes last repairs, too
+    bank.transfer(0)  # the last process repairs, too
 
     total, repairs = sum(bank.accounts), bank.repairs[0]
     right = (

@@ -21,7 +21,7 @@ CHILDREN = 8
 
 
 def private_bytes() -> int:
-    """How much memory this process has to itself."""
+    """Return how much memory this process has to itself."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
 

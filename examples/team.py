@@ -68,7 +68,7 @@ def with_pymp(plates: list[np.ndarray], sweeps: int, workers: int) -> None:
 
 
 def lose_a_member(workers: int) -> str:
-    """What a team says when one of its members is killed."""
+    """Show the error of a team when one of its members is killed."""
     try:
         with forkshm.team(workers) as t:
             if t.rank == t.size - 1:

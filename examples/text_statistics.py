@@ -24,7 +24,7 @@ WORD = re.compile(r"[A-Za-z_]\w+")
 
 @forkshm.parallel(chunksize=8)
 def words_of(path: pathlib.Path) -> tuple[int, collections.Counter[str]]:
-    """The lines of a file, and how often each word is in it."""
+    """Return the number of lines of a file, and how often each word is in it."""
     text = path.read_text("utf-8", "replace")
     return text.count("\n"), collections.Counter(WORD.findall(text))
 

@@ -20,7 +20,7 @@ SIZE = 1000
 
 
 def check(region: MappedRegion) -> int:
-    """In another process: count the ones."""
+    """Count the ones, in another process."""
     return bytes(region.buf).count(1)
 
 

@@ -3,7 +3,7 @@
     python -m forkshm run -n 4 examples/worker_script.py      four workers
     python examples/worker_script.py                          it also runs alone
 
-Files are taken by whoever is done with the last. The lines of each are counted into an array that all workers have by
+A worker that has finished a file takes the next. The lines of each are counted into an array that all workers have by
 its name, words into a counter of each worker's own, and the counters are added up at the end.
 """
 

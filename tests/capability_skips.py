@@ -160,7 +160,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_examples.py::test_example_runs[worker_script.py]",
             ),
         ),
-        # -- processes: tests of channel, pool, doors, workers, failure and what is above them --
+        # -- processes: tests of channel, pool, executor, spmd, failure and what is above them --
         "inheritance": (
             "the test is about what a forked child finds of its parent's, which a new process has not",
             (

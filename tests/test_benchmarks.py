@@ -350,8 +350,8 @@ def test_a_team_is_measured_beside_pymp_or_alone():
     assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
 
 
-def test_the_doors_are_measured_beside_their_peers():
-    done = run(BENCHMARKS / "doors.py", "--rounds", 1, "--scale", 0.01)
+def test_the_interfaces_are_measured_beside_their_peers():
+    done = run(BENCHMARKS / "interfaces.py", "--rounds", 1, "--scale", 0.01)
     assert done.returncode in (0, 1), done.stderr  # slower or not: nothing is said about times
     rows = [line for line in done.stdout.splitlines() if line.startswith(("decorator: ", "executor: ", "containers: "))]
     assert len(rows) == 14, done.stdout + done.stderr

@@ -243,7 +243,7 @@ class LinuxBackend(Unix):
             if self._is_mapped_file(fd, file):
                 return fd
             os.close(fd)
-        # It has another name by now, or none. Whoever mapped it may have it open.
+        # It has another name by now, or none. The code that mapped it may have it open.
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 there = int(entry)
@@ -254,7 +254,7 @@ class LinuxBackend(Unix):
         return None
 
     def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
-        """Whether an fd is of that file: a page of it is mapped, because only of mappings the kernel says the same."""
+        """Return whether an fd belongs to that file, by mapping a page: the kernel names files of mappings alike."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return False

@@ -185,7 +185,7 @@ sem_post: Callable[[int], int] = _prototype(_quick, "sem_post", _where)
 
 _mutex_init = _prototype(_libc, "pthread_mutex_init", _where, _where)
 _mutex_timedlock = _prototype(_libc, "pthread_mutex_timedlock", _where, _moment)
-# Of glibc since 2.30. The others wait by the wall clock, and longer when it is set back meanwhile.
+# In glibc since 2.30. Other C libraries wait by the wall clock, and longer when it is set back meanwhile.
 _mutex_clocklock = _prototype(_libc, "pthread_mutex_clocklock", _where, ctypes.c_int, _moment)
 _mutexattr = {
     name: _prototype(_libc, f"pthread_mutexattr_{name}", _where, ctypes.c_int)
@@ -234,7 +234,7 @@ def sem_init(address: int, value: int) -> int:
 
 
 def sem_try(address: int) -> Iterator[int]:
-    """Return a call that is ready to be made: whoever asks for its one result makes it.
+    """Return a call that is ready to be made: asking for its one result makes it.
 
     The result is 0 when a permit was taken, else -1. Taken by ``answer[:] = sem_try(...)``, it
     is stored before any signal handler can run: no permit is lost to a KeyboardInterrupt.

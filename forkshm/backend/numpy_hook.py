@@ -115,7 +115,7 @@ _CODE = {
         "ff 67 40"  #             jmp  [rdi+64]             release(self, old)
     ),
     # Arrays are freed while an exception is on its way as well, and Python cannot run with one: it is
-    # put aside. The GIL is held by whoever frees an array today; NEP 49 does not promise that.
+    # put aside. The thread that frees an array holds the GIL today; NEP 49 does not promise that.
     "call": (
         "53 55 41 54 41 55"  #    push rbx; push rbp; push r12; push r13
         "41 56 41 57"  #          push r14; push r15
@@ -302,11 +302,11 @@ class Hook:
             raise LookupError(f"the kernel refused memory for its code ({error})") from error
         self._handlers: list[int] = []
         self._keep: list[Any] = []
-        # Before that, threads and atexit functions allocate as ever; after it, modules are taken apart.
+        # Before that, threads and atexit functions allocate as usual; after it, modules are taken apart.
         atexit.register(self._retire)
 
     def set(self, handler: Any) -> Any:
-        """Let arrays of this thread (or asyncio task) get memory from *handler*; return the one before."""
+        """Set *handler* as the source of memory for arrays of this thread (or asyncio task); return the one before."""
         return self._set(handler)
 
     def new_handler(

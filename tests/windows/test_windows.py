@@ -408,7 +408,7 @@ def test_a_region_with_views_is_busy_as_everywhere():
     region.close()
 
 
-# -- doors ----------------------------------------------------------------------------
+# -- executor and decorator ----------------------------------------------------------------------------
 
 
 def test_executor_and_decorator_run_over_spawned_workers():

@@ -64,7 +64,7 @@ _ADVICE = {
     )
 }
 
-#: The last page of a memory object: magic, number, size, and who carves it up, if it is a segment.
+#: The last page of a memory object: magic, number, size, and the process that carves it up, if it is a segment.
 _LABEL = struct.Struct("<8sQQQQ")
 _MAGIC = b"forkshm\1"
 
@@ -113,9 +113,9 @@ class PosixBackend(Unix):
 
     def __init__(self) -> None:
         super().__init__()
-        # Of each fd that has companions: what each is for, and its number.
+        # For each fd that has companions: what each is for, and its number.
         self._companions: dict[int, list[tuple[int, int]]] = {}
-        # Of each byte that is held by an fd of this process, by which; of whatever object.
+        # For each byte that is held by an fd of this process, by which; of whatever object.
         self._holders: dict[int, set[int]] = {}
         # By fd, and by identity, the objects that this process has made.
         self._made: dict[int, Identity] = {}
@@ -181,7 +181,7 @@ class PosixBackend(Unix):
                 self._holders.pop(position, None)
 
     def companions(self, fd: int) -> Sequence[tuple[int, int]]:
-        """What goes where *fd* goes: of each, what for, and its number."""
+        """Return the companions of *fd*: for each its purpose and its number."""
         return self._companions.get(fd, ())
 
     def raise_fd_limit(self) -> bool:
@@ -228,7 +228,7 @@ class PosixBackend(Unix):
             self.unmap(address, self.page_size)
 
     def _sign(self, fd: int) -> None:
-        """Say in the label of an object who carves it up."""
+        """Write into the label of an object which process carves it up."""
         status = os.fstat(fd)
         if (label := self._label(fd, status)) is not None:
             self._write_label(fd, status.st_size - self.page_size, _LABEL.pack(*label[:4], os.getpid()))
@@ -257,7 +257,7 @@ class PosixBackend(Unix):
             except OSError as error:
                 self._once_more(error)
                 continue
-            # Who is killed here leaves an empty object and its name behind.
+            # A process that is killed here leaves an empty object and its name behind.
             try:
                 _syscalls.shm_unlink(name)
                 os.set_inheritable(fd, False)
@@ -383,7 +383,7 @@ class PosixBackend(Unix):
         for other in self._others(fd, position, identity):
             self.attach(fd, position, Unix.duplicate(self, other))
             return
-        if made is None:  # who did not make it holds only what it was lent
+        if made is None:  # a process that did not make it holds only what it was lent
             raise OSError(errno.EACCES, f"no description in this process holds byte {position} of fd {fd}")
         read_end, write_end = self._pipe()
         made.lent.setdefault(position, []).append(read_end)
@@ -427,7 +427,7 @@ class PosixBackend(Unix):
         return None
 
     def _others(self, fd: int, position: int, identity: Identity) -> Iterator[int]:
-        """What other fds of that object hold the byte with."""
+        """Return what other fds of that object hold the byte with."""
         for other in list(self._holders.get(position, ())):
             if other != fd and self.identify(other)[0] == identity:
                 companion = self.companion(other, position)

@@ -42,7 +42,7 @@ locks_missing: str | None = None
 
 #: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
 _NUMBER, _OWNER, _STATE, _FILE = 0, 1, 2, 3
-#: Of a semaphore.
+#: For a semaphore.
 _PERMITS = 1
 _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 _MOST_PERMITS = 2**31 - 1
@@ -195,7 +195,7 @@ def process_token() -> int:
 
 
 def is_alive(token: int) -> bool:
-    """Whether the process with that token has not ended."""
+    """Return whether the process with that token is alive."""
     if token == _held.token:
         return True
     # Like struct flock of C: its fields are in another order on each system, so it is tried, and given back at once.
@@ -341,7 +341,7 @@ def _change_permits(address: int, change: int) -> int:
         value = words[_PERMITS] + change
         if not 0 <= value <= _MOST_PERMITS:
             return -1
-        words[_PERMITS] = value  # one store: who is killed here has done it or not
+        words[_PERMITS] = value  # one store: a process that is killed here has done it or not
         return 0
     finally:
         if code != errno.EDEADLK:  # else a signal handler came into the middle of this very call
@@ -386,7 +386,7 @@ def _word(address: int) -> memoryview:
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:
-    """See `Locks`: whoever wakes others has changed the word before."""
+    """See `Locks`: the waking thread has changed the word before."""
     word = _word(address)
     if word[0] != expected:
         return errno.EAGAIN

@@ -406,7 +406,7 @@ class WindowsBackend(Backend):
         return _winapi.query_object(fd).handles > 1
 
     def is_abandoned(self, address: int, size: int) -> bool:
-        """Whether who made the section, which is mapped whole there, has ended or does not use it any more."""
+        """Return whether the creator of the section, which is mapped whole there, has ended or no longer uses it."""
         if address not in self._with_trailer:
             return True  # no section of ours
         trailer = address + self._whole_pages(size)
@@ -430,7 +430,7 @@ class WindowsBackend(Backend):
         return _winapi.wait(process, 0) == _winapi.WAIT_OBJECT_0
 
     def give_up(self, address: int, size: int) -> None:
-        """Tell all who have the section mapped that it is not going to be used again."""
+        """Mark the section as unused, for all processes that have it mapped."""
         _winapi.store_long(address + self._whole_pages(size) + _GIVEN_UP, 1)
 
     # -- counters -------------------------------------------------------------------
@@ -472,7 +472,7 @@ class WindowsBackend(Backend):
         return _pipes.wait_readable(end.fileno(), seconds)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        time.sleep(min(seconds, 0.005))  # a pipe does not tell: whoever waits tries again
+        time.sleep(min(seconds, 0.005))  # a pipe does not tell: a waiter tries again
         return True
 
     def poller(self) -> Poller:
@@ -608,7 +608,7 @@ class WindowsBackend(Backend):
         """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
         _pipes.outgoing.sweep()
         kept = set(self._makers.values()) | _pipes.kept() | _locks.kept()
-        for fileno in range(_FILES):  # files of Python, and of whoever runs the tests
+        for fileno in range(_FILES):  # files of Python, and of the user that runs the tests
             with contextlib.suppress(OSError):
                 kept.add(self.of_file(fileno))
         found = set()

@@ -90,7 +90,7 @@ def mutex_trylock(address: int) -> int:
 
 
 def mutex_lock(address: int, seconds: float) -> int:
-    """The same, and wait for it; after *seconds*, ETIMEDOUT."""
+    """Acquire the lock, and wait for it; after *seconds*, ETIMEDOUT."""
     me, started = _me()
     if _winapi.load_long(address + _OWNER) == me and _winapi.load_long(address + _STARTED) == started:
         return errno.EDEADLK
@@ -120,7 +120,7 @@ def mutex_lock(address: int, seconds: float) -> int:
 
 
 def mutex_unlock(address: int) -> int:
-    """Let go: 0, or EPERM."""
+    """Release the lock: 0, or EPERM."""
     me, started = _me()
     if _winapi.load_long(address + _OWNER) != me or _winapi.load_long(address + _STARTED) != started:
         return errno.EPERM
@@ -149,7 +149,7 @@ def _release(key: tuple[bytes, int], handle: int) -> None:
 
 
 def mutex_consistent(address: int) -> int:
-    """Say that what a dead owner left is in order: 0, or EINVAL."""
+    """Mark the lock of a dead owner as consistent: 0, or EINVAL."""
     if _winapi.load_long(address + _STATE) != _INHERITED:
         return errno.EINVAL
     _winapi.store_long(address + _STATE, _SOUND)
@@ -182,7 +182,7 @@ def _change(address: int, by: int) -> int:
         mutex_unlock(address)
         return 0
     except BaseException:
-        # A signal handler raised, anywhere in the middle: who gets no answer has changed nothing.
+        # A signal handler raised, anywhere in the middle: a caller that gets no answer has changed nothing.
         _change_back(address, by, before)
         raise
 
@@ -207,12 +207,12 @@ def sem_post(address: int) -> int:
 
 
 def sem_try(address: int) -> Iterator[int]:
-    """Return a call that is made by whoever asks for its one result: 0 when a permit was taken, else -1."""
+    """Return a call that is made by asking for its one result: 0 when a permit was taken, else -1."""
     return map(_change, (address,), (-1,))
 
 
 def sem_wait(address: int, seconds: float) -> Iterator[int]:
-    """The same, and wait."""
+    """Take a permit, and wait for it."""
     return map(_wait, (address,), (seconds,))
 
 
@@ -246,7 +246,7 @@ def futex_wait(address: int, expected: int, seconds: float) -> int:
 
 
 def futex_wake(address: int, count: int) -> int:
-    """Wake nobody, for who waits looks by himself; a full memory barrier."""
+    """Do nothing, because waiters look by themselves; a full memory barrier."""
     _winapi.full_barrier()
     return 0
 

@@ -60,12 +60,12 @@ _QUOTA = 256 * 1024
 #: A message takes so much of that at the least. The kernel counts bytes alone, and would hold many thousands of small
 #: messages, through all of which whoever waits for the last one has to go. On Linux it is as much, for the same reason.
 _LEAST = 1024
-#: And so there are never more in a pipe, with some that wait for room.
+#: So there are never more in a pipe, with some that wait for room.
 MOST_MESSAGES = 2 * _QUOTA // _LEAST
 #: Bytes of handles that a message may have.
 _HANDLES = 64 * 1024
 _PAUSE = 0.25
-#: And while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
+#: Used while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
 _PAUSE_WITH_HANDLES = 0.02
 
 _PENDING, _ABORTED, _MORE_DATA = 997, 995, _winapi.MORE_DATA
@@ -110,7 +110,7 @@ class _Outgoing:
         self._signatures = itertools.count(1)
 
     def post(self, handles: Sequence[int], end: MessageEnd, nbytes: int) -> tuple[int, bytes]:
-        """Hold handles for whoever receives them; return the receipt, and the head of a message of so many bytes."""
+        """Hold handles for their receiver; return the receipt, and the head of a message of so many bytes."""
         copies: list[int] = []
         try:
             with self._lock:
@@ -141,7 +141,7 @@ class _Outgoing:
                 self._forget(receipt, posted)
 
     def sweep(self) -> int:
-        """Let go of what has been fetched; return how many messages have not."""
+        """Release what has been fetched; return how many messages have not been."""
         if not self._posted:
             return 0
         with self._lock:
@@ -152,7 +152,7 @@ class _Outgoing:
             return len(self._posted)
 
     def forget(self, to: int) -> None:
-        """Let go of all that is on its way to an end: nobody is going to fetch it."""
+        """Release everything that is on its way to an end: no process will fetch it."""
         with self._lock:
             for receipt, posted in list(self._posted.items()):
                 if posted.to == to:
@@ -160,7 +160,7 @@ class _Outgoing:
                     self._forget(receipt, posted)
 
     def sign_own(self, receipt: int, signature: int) -> None:
-        """As a receiver in this very process does."""
+        """Fetch as a receiver in this process does."""
         _winapi.store_long(self._words + receipt * _WORD, signature)
 
     def _forget(self, receipt: int, posted: _Posted) -> None:
@@ -374,7 +374,7 @@ class MessageEnd:
         self.close()
 
     def is_alone(self) -> bool:
-        """Whether nobody can receive what is sent: nobody else has the other end."""
+        """Return whether no process can receive what is sent, because none has the other end."""
         if self._handle < 0:
             return True
         other = self.peer() if self.peer is not None else None
@@ -387,7 +387,7 @@ class MessageEnd:
         return False
 
     def has_message(self) -> bool:
-        """Whether a message waits here; it stays."""
+        """Return whether a message can be received. The message stays."""
         try:
             return bool(_win.PeekNamedPipe(self._opened())[0])
         except BrokenPipeError:
@@ -493,7 +493,7 @@ def _parse(frame: bytes, bufsize: int, flags: int) -> tuple[bytes, list[Any], in
     try:
         fetched = _incoming.fetch(head, named)
     except OSError:
-        return data, [], flags | FDS_LOST, None  # whoever misses them says so
+        return data, [], flags | FDS_LOST, None  # the reader of the message reports them missing
     return data, [(1, 1, array.array("q", fetched).tobytes())], flags, None
 
 
@@ -578,7 +578,7 @@ class Callee:
 
 
 def call(address: str) -> MessageEnd:
-    """Connect to who listens there."""
+    """Connect to the process that listens there."""
     deadline = time.monotonic() + _FAREWELL_SECONDS
     while True:
         try:
@@ -630,7 +630,7 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
                 reads.append(overlapped)
             else:
                 events = [overlapped.event for overlapped in reads]
-                # Of more than the kernel waits for at a time, the others are looked at in between.
+                # With more handles than the kernel waits for at a time, the others are looked at in between.
                 some = [*events, *others][:63]
                 if len(events) + len(others) > 63:
                     left = min(left, 0.01)

@@ -387,7 +387,7 @@ class FileInfo(NamedTuple):
 
 
 def is_pipe(handle: int) -> bool:
-    """Whether a handle is one of a pipe that keeps the bounds of messages; sockets, for one, call themselves pipes.
+    """Return whether a handle is that of a pipe with message boundaries; sockets, for example, call themselves pipes.
 
     Raises:
         OSError: It is no handle.
@@ -400,7 +400,7 @@ def is_pipe(handle: int) -> bool:
 
 
 def is_on_disk(handle: int) -> bool:
-    """Whether a handle is one of a file or folder; of handles that are none of a file the answer is worth nothing."""
+    """Return whether a handle of a file object is that of a file or folder. For other handles the answer is useless."""
     return bool(_GetFileType(handle) == 1)
 
 

@@ -168,7 +168,7 @@ def test_it_prints_as_a_table():
     assert [line.strip() for line in lines[4:]] == ["3.000 s: resize(1)", "hint: do less"]
 
 
-def test_all_doors_have_it():
+def test_every_interface_has_a_report():
     @forkshm.parallel(workers=2)
     def work(x):
         return slept(0.002) + x

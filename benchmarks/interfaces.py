@@ -1,7 +1,7 @@
-"""What the doors cost beside what people use today, in one run: rows of both, which take turns.
+"""What the interfaces cost beside what people use today, in one run: rows of both, which take turns.
 
-    pip install joblib && python benchmarks/doors.py
-    python benchmarks/doors.py --only executor --rounds 15
+    pip install joblib && python benchmarks/interfaces.py
+    python benchmarks/interfaces.py --only executor --rounds 15
 
 The decorator stands beside joblib's ``Parallel(delayed)``, with its default backend, which keeps its workers as the
 decorator does; the executor beside ``ProcessPoolExecutor``, by fork; a `SharedList` beside a list that is pickled to
