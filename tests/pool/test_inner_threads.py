@@ -10,6 +10,7 @@ import pytest
 from started import methods
 
 import forkshm
+from forkshm._multiprocess import fork_server
 from forkshm.backend import kernel
 from forkshm.pool import _inner_threads
 
@@ -19,10 +20,16 @@ np = pytest.importorskip("numpy")
 
 @pytest.fixture(autouse=True, scope="module")
 def _warm():
-    # The fork server and the resource tracker stay.
-    for method in methods("fork", "forkserver", "spawn"):
-        with forkshm.get_context(method).Pool(1) as pool:
-            pool.apply(int)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _inner_threads.VARIABLES:
+            patch.delenv(name, raising=False)
+        if methods("forkserver"):
+            # A fork server that other tests have started may have a variable in its environment.
+            fork_server()._forkserver._stop()
+        # The fork server and the resource tracker stay.
+        for method in methods("fork", "forkserver", "spawn"):
+            with forkshm.get_context(method).Pool(1) as pool:
+                pool.apply(int)
 
 
 @pytest.fixture(autouse=True)
