@@ -105,7 +105,7 @@ def test_another_user_is_not_let_in(manager, in_child):
     def call():
         key = bytes(_multiprocess.current_process().authkey)
         os.setuid(65534)
-        with pytest.raises(Exception, match="of user 0"):
+        with pytest.raises(Exception, match="belongs to user 0"):
             Client(manager.address, authkey=key)
 
     assert in_child(call) == 0

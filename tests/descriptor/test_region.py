@@ -247,7 +247,7 @@ def test_a_file_that_was_cut_since_is_noticed():
         with MappedRegion(file) as region:
             descriptor = describe(region)
             file.truncate(PAGE)
-            with gone("object has 4,096 bytes"):
+            with gone("the object has only 4,096 bytes"):
                 descriptor.attach()
 
 
