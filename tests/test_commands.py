@@ -207,13 +207,13 @@ def test_clean_shows_asks_and_removes(shell, named):
 
 def test_clean_leaves_what_is_used_young_or_of_another_name(shell, named):
     make(named)
-    assert "no named memory" in shell("clean", named, "--yes")[1]  # younger than a minute
-    assert "no named memory" in shell("clean", named + "x*", "--older", "0", "--yes")[1]
+    assert "no unused named memory" in shell("clean", named, "--yes")[1]  # younger than a minute
+    assert "no unused named memory" in shell("clean", named + "x*", "--older", "0", "--yes")[1]
     with forkshm.SharedMemoryObject("open_only", named):
-        assert "no named memory" in shell("clean", named, "--older", "0", "--yes")[1]
+        assert "no unused named memory" in shell("clean", named, "--older", "0", "--yes")[1]
     with forkshm.SharedMemoryObject("open_only", named) as memory:
         region = forkshm.MappedRegion(memory)
-    assert "no named memory" in shell("clean", named, "--older", "0", "--yes")[1]
+    assert "no unused named memory" in shell("clean", named, "--older", "0", "--yes")[1]
     region.close()
     assert f"removed {named}" in shell("clean", named, "--older", "0", "--yes")[1]
 

@@ -364,7 +364,7 @@ def test_fds_that_did_not_arrive_are_said_with_the_remedy():
 def test_memory_that_is_smaller_than_the_payload_says_is_refused_and_nothing_stays_open():
     with anonymous_shared_memory(3 * 4096) as region, anonymous_shared_memory(4096) as small:
         payload = pack(region)
-        with pytest.raises(RegionGoneError, match="object has 4,096 bytes"):
+        with pytest.raises(RegionGoneError, match="the object has only 4,096 bytes"):
             receive(payload.data, 0, [kernel.duplicate(small.fileno())])
         payload.close()
 

@@ -69,6 +69,8 @@ def test_ending_workers_that_never_started():
 
 
 def _wait_for_an_interrupt(connection):
+    # Whatever handler other tests have left in the process that forks.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         connection.send("ready")
         time.sleep(600)
@@ -87,6 +89,7 @@ def test_a_process_can_be_interrupted(kind):
     process.start()
     assert here.recv() == "ready"
     process.interrupt()
+    assert here.poll(60)
     assert here.recv() == "interrupted"
     process.join()
     assert process.exitcode == 0

@@ -72,7 +72,7 @@ def test_writing_beyond_a_block_is_refused(fresh_arena):
     block = fresh_arena.allocate(PAGE)
     with pytest.raises(ValueError, match="do not fit"):
         block.write(1, bytes(PAGE), PAGE)
-    with pytest.raises(ValueError, match="source holds 3 bytes"):
+    with pytest.raises(ValueError, match="source holds only 3"):
         block.write(0, b"abc", 4)
     block.write(PAGE - 3, b"abc", 3)
 

@@ -159,4 +159,4 @@ def test_a_pool_that_is_idle_gives_back_what_its_arguments_took(wait_until):
         results = pool.map(np.negative, [np.ones(MIB) for _ in range(40)], chunksize=1)
         assert mapped() > before + KEEP_WARM
         del results
-        wait_until(lambda: mapped() < before + 3 * KEEP_WARM + 8 * MIB, 15)  # of two workers and this process
+        wait_until(lambda: mapped() < before + 3 * KEEP_WARM + 8 * MIB, 60)  # of two workers and this process

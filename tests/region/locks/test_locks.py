@@ -245,7 +245,7 @@ def test_nobody_attaches_to_what_is_not_complete(region, kind, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         KINDS[kind](region) if kind is not Condition else Condition(region, 0, None)
     monkeypatch.undo()
-    with pytest.raises(NotConstructedError, match="none, or not yet"):
+    with pytest.raises(NotConstructedError, match="there is none"):
         ATTACH[kind](region)
 
 
