@@ -52,7 +52,7 @@ def test_memory_that_is_not_sealed_is_refused(kind):
     child = forkshm.Process(target=send_unsealed, args=(there, KINDS[kind]))
     child.start()
     try:
-        with pytest.raises(RegionGoneError, match="smaller|shrink"):
+        with pytest.raises(RegionGoneError, match=r"smaller|shrink"):
             here.recv()
         here.send("go on")
         assert here.recv() == "cut"

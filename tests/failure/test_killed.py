@@ -262,7 +262,7 @@ def test_a_pool_in_a_forked_child_says_whose_it_is(pool, in_child):
     parent = os.getpid()
 
     def use():
-        with pytest.raises(forkshm.PoolClosedError, match=f"belongs to (the parent )?process {parent}"):
+        with pytest.raises(forkshm.PoolClosedError, match=rf"belongs to (the parent )?process {parent}"):
             pool.apply(f.square, (1,))
         pool.terminate()
 
