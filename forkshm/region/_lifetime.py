@@ -51,7 +51,7 @@ class _Watch(weakref.ref[Any]):
 
     __slots__ = ("action", "prompt", "tries")
 
-    action: Callable[[], None]
+    action: Callable[[], object]
     prompt: weakref.ref[Any] | None
     tries: int
 
@@ -85,6 +85,9 @@ def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakre
 
 def unwatch(reference: weakref.ref[Any]) -> None:
     """End what `watch` began: nothing happens when the object is collected."""
+    if isinstance(reference, _Watch):
+        # A debugger or a traceback may keep the reference longer than the object.
+        reference.action = bool
     _watched.pop(id(reference), None)
 
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import forkshm
 from forkshm import anonymous_shared_memory
 from forkshm.region import _lifetime, _table
 from forkshm.region._lifetime import guard, settle, watch
@@ -196,3 +197,14 @@ def test_a_fork_that_fails_leaves_the_lock_free(in_child):
     if os.getuid() != 0:
         pytest.skip("only root can become a user who may not fork")
     assert in_child(fail) == 0
+
+
+def test_a_reference_that_a_debugger_keeps_does_not_unmap_a_region_that_was_shrunk():
+    region = forkshm.anonymous_shared_memory(100_000)
+    region.buf[:3] = b"abc"
+    kept = region._mapping.exporter
+    region.shrink_by(50_000)
+    settle()
+    assert kept() is None
+    assert bytes(region.buf[:3]) == b"abc"
+    region.close()
