@@ -56,7 +56,7 @@ class Mappable(Protocol):
 _OWN_REFERENCES = 2
 
 # Whether ``fileno()`` of a Python file returns an fd of the backend.
-_FDS_ARE_FILES = kernel.name != "exporters"
+_FDS_ARE_FILES = kernel.name != "windows"
 
 _WRITABLE = (Mode.read_write, Mode.copy_on_write)
 

@@ -73,7 +73,7 @@ class WindowsSharedMemory(Opened):
         permissions: int | None = None,
     ) -> None:
         creation, mode = Creation(creation), Mode(mode)
-        if kernel.name != "exporters":
+        if kernel.name != "windows":
             self._refuse()
         self._name, self._mode = name, mode
         _check_name(name, creation)
@@ -141,7 +141,7 @@ class WindowsSharedMemory(Opened):
         )
 
     def _here(self) -> None:
-        if kernel.name != "exporters":
+        if kernel.name != "windows":
             self._refuse()
 
     @property

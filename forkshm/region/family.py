@@ -150,7 +150,7 @@ def _is_there(number: str, name: str) -> bool:
     """Return whether the name still belongs to the object with that number."""
     folder = kernel.folder_of_named()
     with contextlib.suppress(OSError, ValueError):
-        if os.path.isdir(folder) and kernel.name != "exporters":
+        if os.path.isdir(folder) and kernel.name != "windows":
             status = os.lstat(os.path.join(folder, checked_name(name)))
             return f"{status.st_dev}:{status.st_ino}" == number
         with SharedMemoryObject("open_only", name, "read_only") as there:

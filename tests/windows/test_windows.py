@@ -428,6 +428,8 @@ def test_executor_and_decorator_run_over_spawned_workers():
 
 @pytest.mark.parametrize("words", [["ls"], ["top"], ["clean"], ["run", "script.py"]], ids=lambda words: words[0])
 def test_a_command_that_needs_proc_or_forks_says_so_in_one_line(words):
-    done = subprocess.run([sys.executable, "-m", "forkshm", *words], capture_output=True, text=True, timeout=60)
+    # Without the warning that the system is experimental.
+    command = [sys.executable, "-W", "ignore:forkshm on ", "-m", "forkshm", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"python -m forkshm {words[0]}: ")
