@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-#: What a side is drawn in: ours stands out, relatives have related colours.
+# What a side is drawn in: ours stands out, relatives have related colours.
 COLOURS = {
     OURS: "#d1242f",
     "multiprocessing": "#0a3069",
@@ -41,7 +41,7 @@ MARKERS = {
     "mpire": "X",
     "ray": "h",
 }
-#: Inches; at the width of a README some 90 pixels each.
+# Inches; at the width of a README some 90 pixels each.
 WIDTH = 9.2
 INK, FAINT, GRID = "#1f2328", "#57606a", "#d8dee4"
 STYLE = {
@@ -145,7 +145,7 @@ class Panel:
     across: str
     across_text: Callable[..., str]
     up: str
-    #: Upwards are calls or tasks in a second, not seconds.
+    # Upwards are calls or tasks in a second, not seconds.
     is_rate: bool = False
 
 

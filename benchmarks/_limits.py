@@ -16,7 +16,7 @@ from _rows import Scale, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Both ends look for so long before they sleep; so they never sleep within a turn.
+# Both ends look for so long before they sleep; so they never sleep within a turn.
 SPIN_SECONDS = 500e-6
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 
-#: A side that does not answer for so long has hung.
+# A side that does not answer for so long has hung.
 PATIENCE_SECONDS = 180.0
-#: One that was told to end is killed after so long.
+# One that was told to end is killed after so long.
 END_SECONDS = 15.0
 
 
@@ -174,18 +174,18 @@ def last_line(error: Exception) -> str:
 class Effort:
     """How long to measure."""
 
-    #: A side has no more turns in a row of the table when its calls took so many seconds in all.
+    # A side has no more turns in a row of the table when its calls took so many seconds in all.
     budget: float = 1.0
-    #: The same for ours, the limit, and what bounds refer to.
+    # The same for ours, the limit, and what bounds refer to.
     budget_of_ours: float = 3.0
-    #: A side whose first call takes longer is not asked again: that call counts.
+    # A side whose first call takes longer is not asked again: that call counts.
     once: float = 2.0
-    #: A turn of one side ends after so many seconds.
+    # A turn of one side ends after so many seconds.
     turn: float = 0.4
-    #: Calls that do not count, unless the first takes longer than *once*; no more when they took so many seconds.
+    # Calls that do not count, unless the first takes longer than *once*; no more when they took so many seconds.
     warm_ups: int = 3
     warm_up_seconds: float = 0.3
-    #: At most so many turns; None: as many as the row says.
+    # At most so many turns; None: as many as the row says.
     turns: int | None = None
 
 
@@ -198,11 +198,11 @@ class Measured:
     """What the sides of one row took."""
 
     timings: dict[str, Timings] = dataclasses.field(default_factory=dict)
-    #: Sides that cannot do it, with the reason.
+    # Sides that cannot do it, with the reason.
     cannot: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Sides that failed, with what went wrong.
+    # Sides that failed, with what went wrong.
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Part of all cores that other processes took meanwhile: above 0.1, measure again.
+    # Part of all cores that other processes took meanwhile: above 0.1, measure again.
     others: float = 0.0
 
 

@@ -20,9 +20,9 @@ class Pair:
     name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any] | None
-    #: What is measured if not the time: what the calls return, in this unit.
+    # What is measured if not the time: what the calls return, in this unit.
     unit: str = "ms"
-    #: How many things a call does.
+    # How many things a call does.
     per: int = 1
 
 

@@ -35,12 +35,12 @@ class Peer:
     """
 
     name: str
-    #: What to import, and the distribution whose version counts; None: the standard library's.
+    # What to import, and the distribution whose version counts; None: the standard library's.
     module: str
     distribution: str | None = None
-    #: Fds of this process that a shared array takes.
+    # Fds of this process that a shared array takes.
     fds_of_shared = 1
-    #: Its processes work even when it is idle; so it is measured when all others are done.
+    # Its processes work even when it is idle; so it is measured when all others are done.
     restless = False
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Peer:
 class PoolPeer(Peer):
     """What has the interface of ``multiprocessing``."""
 
-    #: Of ``Pool``, ``Queue`` and ``Process``.
+    # Of ``Pool``, ``Queue`` and ``Process``.
     context: Any
 
     def make(self, workers: int) -> Any:
@@ -221,7 +221,7 @@ class MemoryByName:
     """For libraries whose workers are forked by ``multiprocessing``: its SharedMemory as an argument."""
 
     fds_of_shared = 2
-    #: The module with ``SharedMemory``.
+    # The module with ``SharedMemory``.
     memory_module = "multiprocessing.shared_memory"
     apply: Callable[..., Any]
     map: Callable[..., list[Any]]
@@ -430,7 +430,7 @@ class Ray(Peer):
         super().__init__()
         self.remote = functools.cache(self._remote)
         self.cores_each = 1.0
-        #: Its Pool, once it was needed; kept, because its workers take a second to start.
+        # Its Pool, once it was needed; kept, because its workers take a second to start.
         self.mappers: Any = None
 
     def _remote(self, function: Callable[..., Any], cores: float) -> Any:
@@ -531,7 +531,7 @@ def _consume_of_ray(there: Any, back: Any) -> None:
     _work.consume(there.get, back.put)
 
 
-#: In the order in which they have their turns.
+# In the order in which they have their turns.
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (

@@ -18,10 +18,10 @@ from _rows import LIMIT, OURS, Row, Rows, Scale
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-#: When other processes take more than this part of the machine, what was measured is in doubt.
+# When other processes take more than this part of the machine, what was measured is in doubt.
 BUSY = 0.1
 
-#: In the table, where a column must be narrow.
+# In the table, where a column must be narrow.
 SHORT = {
     "multiprocessing": "mp",
     "concurrent.futures": "futures",
@@ -72,7 +72,7 @@ def chosen(
     return names
 
 
-#: A row and its parameters.
+# A row and its parameters.
 Step: TypeAlias = "tuple[Row, dict[str, Any]]"
 
 
@@ -269,7 +269,7 @@ def over_limit(row: dict[str, Any]) -> str:
 def print_notes(report: dict[str, Any]) -> None:
     for name, reason in report["left_out"].items():
         print(f"left out: {name}: {reason}")
-    #: Sides that share a reason, and where.
+    # Sides that share a reason, and where.
     reasons: dict[str, tuple[list[str], list[str]]] = {}
     for row in report["rows"]:
         for name, reason in [

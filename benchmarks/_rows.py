@@ -31,17 +31,17 @@ class Work:
     """One thing to be timed again and again."""
 
     call: Callable[[], Any]
-    #: Looks at each answer. Not timed, and neither is freeing the answer.
+    # Looks at each answer. Not timed, and neither is freeing the answer.
     is_right: Callable[[Any], bool] = lambda answer: answer is None
-    #: Tasks in a call: what to divide its time by.
+    # Tasks in a call: what to divide its time by.
     per: int = 1
-    #: Called before each call; not timed.
+    # Called before each call; not timed.
     prepare: Callable[[], None] = lambda: None
-    #: What is measured, if not seconds: taken from the answer.
+    # What is measured, if not seconds: taken from the answer.
     value: Callable[[Any], float] | None = None
 
 
-#: Set up a side, yield what to time, and clean up.
+# Set up a side, yield what to time, and clean up.
 Measurement: TypeAlias = Callable[..., Iterator[Work]]
 
 
@@ -120,17 +120,17 @@ class Row:
     """One kind of work, and how it is measured."""
 
     name: str
-    #: May have {parameters}.
+    # May have {parameters}.
     title: str
-    #: For the workers of a library.
+    # For the workers of a library.
     measure: Callable[..., contextlib.AbstractContextManager[Work]]
     bounds: tuple[Bound, ...] = ()
-    #: For the machine; None if there is no such thing.
+    # For the machine; None if there is no such thing.
     limit: Callable[..., contextlib.AbstractContextManager[Work]] | None = None
-    #: How often the sides take turns, and the calls in a turn.
+    # How often the sides take turns, and the calls in a turn.
     turns: int = 15
     burst: int = 4
-    #: Whether sides take turns; else one after the other, because one needs the memory of all.
+    # Whether sides take turns; else one after the other, because one needs the memory of all.
     together: bool = True
     unit: str = "s"
 

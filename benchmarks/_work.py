@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-#: Seconds that workers wait for each other before they give up.
+# Seconds that workers wait for each other before they give up.
 PATIENCE = 60.0
 
-#: What a worker makes once.
+# What a worker makes once.
 _kept: dict[int, Any] = {}
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: Bytes of the arrays that are used first.
+# Bytes of the arrays that are used first.
 LARGE = 64 * MB
 
 
@@ -215,7 +215,7 @@ def imap_generator(peer: Peer, scale: Scale) -> Iterator[Work]:
     yield from iterated(peer, scale, "imap", is_sized=False)
 
 
-#: What rows with parameters are measured for.
+# What rows with parameters are measured for.
 _STEPS: dict[str, list[dict[str, Any]]] = {
     "argument_after_pause": [{"seconds": 10}, {"seconds": 60}],
     "result_after_pause": [{"seconds": 10}, {"seconds": 60}],

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: The parameter of each row, in words, and its values: at full scale, and by --quick.
+# The parameter of each row, in words, and its values: at full scale, and by --quick.
 GROWS: dict[str, tuple[str, list[int], list[int]]] = {
     "by_value": ("bytes", [4096 * 8**step for step in range(6)] + [2**30], [4096, 65536]),
     "shared": ("bytes", [4096 * 16**step for step in range(6)], [4096, 65536]),
@@ -38,7 +38,7 @@ GROWS: dict[str, tuple[str, list[int], list[int]]] = {
     "regions": ("regions", [10**power for power in range(5)], [1, 10]),
 }
 
-#: A peer does not go on to more if one call is expected to take longer than this.
+# A peer does not go on to more if one call is expected to take longer than this.
 LONGEST_SECONDS = 1.5
 
 
@@ -106,7 +106,7 @@ class Enough:
     """Decides which sides go on to larger sizes."""
 
     def __init__(self) -> None:
-        #: The largest size so far and the seconds of a call, by side and row.
+        # The largest size so far and the seconds of a call, by side and row.
         self._took: dict[tuple[str, str], tuple[int, float]] = {}
 
     def reason(self, side: str, row: Row, parameters: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: Of the row about memory.
+# Of the row about memory.
 READERS, FEW_READERS = 8, 3
 
 

@@ -183,7 +183,7 @@ THINGS: dict[str, tuple[str, str | None, Callable[[], Any]]] = {
 del THINGS["NumPy"]
 
 
-#: What is said above a table.
+# What is said above a table.
 NOTES = {
     "pandas": (
         "",

@@ -20,7 +20,7 @@ from skimage import data, io
 
 import forkshm
 
-#: All of these are files of the package: nothing is downloaded.
+# All of these are files of the package: nothing is downloaded.
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
 ROWS = 64
 

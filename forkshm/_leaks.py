@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ("is_on", "made", "report", "unmade")
 
-#: Whether to remember where things are made.
 is_on = os.environ.get("FORKSHM_LEAKS", "") not in ("", "0")
+"""Whether to remember where things are made."""
 
-#: Lines of a report for each kind of thing.
+# Lines of a report for each kind of thing.
 _PLACES = 20
 
 

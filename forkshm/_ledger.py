@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ("Sending", "call_site", "describe", "ledger", "on_behalf_of")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-#: What stands between a caller and us without being anybody's own code.
+# What stands between a caller and us without being anybody's own code.
 _PASSED_OVER = ("pickle", "cloudpickle", "multiprocess", "multiprocessing", "concurrent", "threading", "contextlib")
 
 
 class Sending(NamedTuple):
     """On whose behalf something is sent or received."""
 
-    #: For example ``"sent to fill()"`` or ``"result of fill()"``.
     what: str
-    #: File, line and function of the call.
+    """For example ``"sent to fill()"`` or ``"result of fill()"``."""
     where: str
+    """File, line and function of the call."""
 
 
 class Ledger:
@@ -45,14 +45,14 @@ class Ledger:
     __slots__ = ("bytes_copied", "bytes_shared", "messages", "tasks", "watches")
 
     def __init__(self) -> None:
-        #: Answered to pools of this process, or done by it as a worker.
+        # Answered to pools of this process, or done by it as a worker.
         self.tasks = 0
-        #: Sent and received.
+        # Sent and received.
         self.messages = 0
-        #: Bytes of both directions that were copied into an arena, and that were not.
+        # Bytes of both directions that were copied into an arena, and that were not.
         self.bytes_copied = 0
         self.bytes_shared = 0
-        #: Called with bytes, what they were, and whether they were a message itself.
+        # Called with bytes, what they were, and whether they were a message itself.
         self.watches: dict[int, Callable[[int, str, bool], None]] = {}
 
     def note(self, copies: Iterable[tuple[int, str]], direction: str, *, message: bool = False) -> None:
@@ -96,7 +96,7 @@ class ThreadedLedger(Ledger):
     bytes_shared = _Sum()
 
     def __init__(self) -> None:
-        #: The counts of each thread, also of those that have ended.
+        # The counts of each thread, also of those that have ended.
         self.cells: list[dict[str, int]] = []
         self._local = threading.local()
         super().__init__()

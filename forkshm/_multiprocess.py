@@ -134,22 +134,22 @@ def push_to_child(fd: int) -> int:
     return int(popen.duplicate_for_child(fd))
 
 
-#: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
 default_context: Any = context._default_context
+"""Starts processes where nothing else is said; that of `forkshm.context` takes its place."""
 
-#: How long the fork server may take to say how one of its processes ended.
+# How long the fork server may take to say how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
 
-#: On Windows, who was ended as by a signal exits with this and its number.
+# On Windows, who was ended as by a signal exits with this and its number.
 _ENDED_BY = 0x10000
 _SIGNALS = 65
 _PAUSE = 0.0005
-#: And another thread that collects children, to enter the exit code that it was told.
+# And another thread that collects children, to enter the exit code that it was told.
 _OTHER_THREAD_SECONDS = 0.1
 
 current_process = process.current_process
-#: Closes the fds that it is given.
 close_fds: Callable[..., None] = util.close_fds  # type: ignore[attr-defined]
+"""Closes the fds that it is given."""
 get_logger = util.get_logger
 
 

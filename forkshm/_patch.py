@@ -21,10 +21,10 @@ __all__ = ("patch", "patched", "unpatch")
 # Names of multiprocessing that are kept, because they work for forkshm's processes, too.
 _STAY = frozenset({"current_process", "parent_process", "reducer"})
 
-#: Packages whose modules have the names that are replaced, as they should: those themselves, and the standard library.
+# Packages whose modules have the names that are replaced, as they should: those themselves, and the standard library.
 _NOT_ASKED = frozenset({"forkshm", "multiprocess", "multiprocessing", *sys.stdlib_module_names} - {"__main__"})
 
-#: Modules that took ``get_context`` from the package when they were imported.
+# Modules that took ``get_context`` from the package when they were imported.
 _ASK_FOR_CONTEXT = ("managers", "pool", "sharedctypes")
 
 

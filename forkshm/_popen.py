@@ -31,13 +31,13 @@ else:
 
 __all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
 
-#: The exit code of a child that somebody else reaped, or that was reaped by the kernel because SIGCHLD is ignored.
-#: ``multiprocess`` reports this number as well when it cannot know.
 UNKNOWN = 255
+"""The exit code of a child that somebody else reaped, or that was reaped by the kernel because SIGCHLD is ignored.
+``multiprocess`` reports this number as well when it cannot know."""
 # Arguments of calls that `map` and `starmap` make.
 _ONCE: tuple[tuple[()], ...] = ((),)
 _FIRST = (0,)
-#: Pauses between two looks, where a sentinel tells of the end before the kernel has the exit code.
+# Pauses between two looks, where a sentinel tells of the end before the kernel has the exit code.
 _FIRST_PAUSE, _LAST_PAUSE = 0.0005, 0.01
 
 
@@ -66,9 +66,9 @@ class Child(popen_fork.Popen):
     pid: int
     sentinel: int
     returncode: int | None
-    #: Whether somebody else took the exit code.
     status_is_lost = False
-    #: Whether there is nothing left to reap.
+    """Whether somebody else took the exit code."""
+    # Whether there is nothing left to reap.
     _is_reaped = False
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:

@@ -23,10 +23,10 @@ else:
 
 __all__ = ("ForkServerPopen", "SpawnPopen")
 
-#: How many fds ``multiprocess`` opens for a process of the fork server: a socket, two pipes and a duplicate; with room
-#: for a few more.
+# How many fds ``multiprocess`` opens for a process of the fork server: a socket, two pipes and a duplicate; with room
+# for a few more.
 _FORK_SERVER_FDS = 8
-#: What stands in the buffer for an exit code until that has come; no exit code has these eight bytes.
+# What stands in the buffer for an exit code until that has come; no exit code has these eight bytes.
 _NOT_YET = b"\x7f" * 8
 
 

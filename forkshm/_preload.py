@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Checked", "Named", "OnError", "set_forkserver_preload")
 
-#: What becomes of a name that cannot be imported.
 OnError: TypeAlias = Literal["ignore", "warn", "fail"]
+"""What becomes of a name that cannot be imported."""
 
 
 class Named(list[str]):

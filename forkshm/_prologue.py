@@ -67,7 +67,7 @@ def _passengers_of_tools(name: str) -> list[Any]:
     return [value for key, value in data.items() if key not in _PLAIN]
 
 
-#: What the standard library itself has in that dict.
+# What the standard library itself has in that dict.
 _PLAIN = frozenset(
     {"log_to_stderr", "authkey", "log_level", "name", "sys_path", "sys_argv", "orig_dir", "dir", "start_method"}
     | {"init_main_from_name", "init_main_from_path"}

@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first_calls")
 
-#: Functions without arguments, which a new process calls before it takes its object.
 first_calls: list[Callable[[], object]] = []
+"""Functions without arguments, which a new process calls before it takes its object."""
 
-#: Attributes of a process object that have no meaning in the child.
+# Attributes of a process object that have no meaning in the child.
 _HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
 
 
 class _OfContext:
     """What all have in common: in the child, the start method is that which started it."""
 
-    #: Ctrl-C is the parent's, from the first moment.
+    # Ctrl-C is the parent's, from the first moment.
     ignores_interrupts = False
 
     def interrupt(self) -> None:
@@ -84,11 +84,11 @@ class _StartedAnew(_OfContext):
     """What those have in common that are not forked from this process."""
 
     _carrier: Receiver | None = None
-    #: While it is started: what the child holds as long as it lives, and its own children do not.
+    # While it is started: what the child holds as long as it lives, and its own children do not.
     _birth = -1
-    #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
+    # What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
     _names_of_parts: Mapping[str, Any] | None = None
-    #: Environment variables that it has before it imports anything of the program's.
+    # Environment variables that it has before it imports anything of the program's.
     _environment: Mapping[str, str] = types.MappingProxyType({})
 
     def __reduce__(self) -> Any:

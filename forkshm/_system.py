@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "greened_by", "path_of", "register_at_fork", "why_refused")
 
-#: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
+"""Whether processes can be forked here."""
 
-#: Ends a process at once; the numbers stand for that also where signals have none.
 SIGKILL: int = getattr(signal, "SIGKILL", 9)
-#: Lets it not run, and run again.
+"""Ends a process at once; the numbers stand for that also where signals have none."""
 SIGSTOP: int = getattr(signal, "SIGSTOP", 19)
+"""Lets it not run, and run again."""
 SIGCONT: int = getattr(signal, "SIGCONT", 18)
 
 
@@ -33,8 +33,8 @@ def _never(
     """There is no fork on this system."""
 
 
-#: As `os.register_at_fork`; nothing where there is no fork.
 register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
+"""As `os.register_at_fork`; nothing where there is no fork."""
 
 
 def why_refused(error: OSError) -> str:

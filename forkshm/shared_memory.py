@@ -197,7 +197,7 @@ register(SharedMemory, _reduce)
 # -- the list ------------------------------------------------------------------------------------
 
 _ENCODING = "utf8"
-#: Behind what the standard library has there: of each item how many bytes it is, which tells trailing NULs from room.
+# Behind what the standard library has there: of each item how many bytes it is, which tells trailing NULs from room.
 _MAGIC = b"forkshm\1"
 _STR, _BYTES = 1, 2
 

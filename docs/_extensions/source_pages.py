@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-#: The folder, below docs, of the pages that are made here.
+# The folder, below docs, of the pages that are made here.
 PAGES = "source"
-#: The files of the repository that have pages of their own on the site.
+# The files of the repository that have pages of their own on the site.
 KNOWN = {
     "README.md": "/index.md",
     "ARCHITECTURE.md": "/architecture.md",

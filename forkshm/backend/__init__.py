@@ -70,12 +70,12 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
 
 
 kernel: Backend
-#: What of that backend's needs was found on this machine, by trying.
 capabilities: Capabilities
-#: The backend of this process.
+"""What of that backend's needs was found on this machine, by trying."""
+# The backend of this process.
 kernel, capabilities = _choose(probe)
-#: Its locks in shared memory.
 locks: Locks = kernel.locks
+"""Its locks in shared memory."""
 
 
 def _load_native_locks() -> Any:
@@ -87,7 +87,7 @@ def _load_native_locks() -> Any:
     return None
 
 
-#: Acquires and releases lock words in machine code; None where that cannot be.
 native_locks: Any = _load_native_locks()
+"""Acquires and releases lock words in machine code; None where that cannot be."""
 
 publish(globals())

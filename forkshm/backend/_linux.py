@@ -63,9 +63,9 @@ _PAGE_THERE = 1 << 63 | 1 << 62
 _PAGE_OF_FILE = 1 << 61
 _PAGEMAP_CHUNK = 2**18
 _LAST = (-1,)
-#: Whether the kernel gives huge pages to shared memory: the word in brackets is the setting.
+# Whether the kernel gives huge pages to shared memory: the word in brackets is the setting.
 _SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-#: Why pwrite(2) fails where a copy through a mapping would be ended by SIGBUS or SIGSEGV.
+# Why pwrite(2) fails where a copy through a mapping would be ended by SIGBUS or SIGSEGV.
 _NO_MEMORY_TO_WRITE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFAULT})
 _lseek = os.lseek  # a lookup less where microseconds count
 
@@ -433,7 +433,7 @@ class LinuxBackend(Unix):
 _MAP_QUERY = struct.Struct("QQQ QQQQQQ II II QQ")
 _PROCMAP_QUERY = 0xC0686611
 _VMA_WRITABLE, _VMA_SHARED = 0x02, 0x08
-#: What shared memory without a file is called here; only root could open it.
+# What shared memory without a file is called here; only root could open it.
 _ANONYMOUS = "/dev/zero"
 _can_query = [True]
 _LONGEST_PATH = 4096

@@ -233,7 +233,7 @@ class NativeLocks:
         except OSError as error:
             raise LookupError(f"the kernel refused memory for the code ({error})") from error
         self._token = ctypes.c_uint64.from_address(data + _TOKEN)
-        #: compare_exchange(address, expected, new): return what was there; *new* is there if that was *expected*.
+        # compare_exchange(address, expected, new): return what was there; *new* is there if that was *expected*.
         self.compare_exchange: Callable[[int, int, int], int] = ctypes.PYFUNCTYPE(
             ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64
         )(exchange)

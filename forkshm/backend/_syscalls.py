@@ -27,7 +27,7 @@ _off_t = ctypes.c_int64
 _START = _off_t(0)
 _libc.munmap.argtypes = _quick.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _munmap, _munmap_quick = _libc.munmap, _quick.munmap
-#: To unmap more than this may take long.
+# To unmap more than this may take long.
 _LARGE = 2**22
 _libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 # shm_open is part of libc since glibc 2.34 and in musl, and of librt before.
@@ -123,13 +123,13 @@ def madvise(address: int, size: int, advice: int) -> None:
 
 # -- locks in shared memory: pthread_mutexattr_setrobust(3), sem_overview(7), futex(2) ------
 
-#: Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known. A test
-#: compares it with the C compiler's sizeof.
 MUTEX_SIZE = 64
-#: Room for a ``sem_t``: 16 or 32 bytes in glibc and musl.
+"""Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known. A test
+compares it with the C compiler's sizeof."""
 SEMAPHORE_SIZE = 64
-#: How this process lays these out, in one word: glibc or another libc, and the size of a pointer.
+"""Room for a ``sem_t``: 16 or 32 bytes in glibc and musl."""
 LOCK_LAYOUT = (1 if hasattr(_libc, "gnu_get_libc_version") else 2) << 8 | ctypes.sizeof(ctypes.c_void_p)
+"""How this process lays these out, in one word: glibc or another libc, and the size of a pointer."""
 
 # glibc and musl agree on these.
 _SHARED = 1
@@ -143,7 +143,6 @@ _FUTEX_NUMBERS = {"x86_64": 202, "i686": 240, "armv7l": 240, "ppc64le": 221, "s3
 _FUTEX_NUMBERS |= dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 98)
 _futex_number = _FUTEX_NUMBERS.get(os.uname().machine) if ctypes.sizeof(ctypes.c_void_p) == 8 else 240
 
-#: What this system lacks for locks in shared memory, or None.
 locks_missing = (
     "robust mutexes"
     if not hasattr(_libc, "pthread_mutexattr_setrobust")
@@ -151,6 +150,7 @@ locks_missing = (
     if _futex_number is None or sys.platform != "linux"
     else None
 )
+"""What this system lacks for locks in shared memory, or None."""
 
 
 class _Timespec(ctypes.Structure):
@@ -174,14 +174,14 @@ def _prototype(library: Any, name: str, *arguments: Any) -> Any:
 
 _where, _moment = ctypes.c_void_p, ctypes.POINTER(_Timespec)
 
-#: 0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it; musl says EBUSY).
 mutex_trylock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_trylock", _where)
-#: 0, or EPERM: this thread does not have it.
+"""0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it; musl says EBUSY)."""
 mutex_unlock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_unlock", _where)
-#: 0, or EINVAL: its last owner did not die.
+"""0, or EPERM: this thread does not have it."""
 mutex_consistent: Callable[[int], int] = _prototype(_quick, "pthread_mutex_consistent", _where)
-#: 0, or -1: SEM_VALUE_MAX is reached.
+"""0, or EINVAL: its last owner did not die."""
 sem_post: Callable[[int], int] = _prototype(_quick, "sem_post", _where)
+"""0, or -1: SEM_VALUE_MAX is reached."""
 
 _mutex_init = _prototype(_libc, "pthread_mutex_init", _where, _where)
 _mutex_timedlock = _prototype(_libc, "pthread_mutex_timedlock", _where, _moment)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MAP_SHARED = _mmap.MAP_SHARED
 MAP_PRIVATE = _mmap.MAP_PRIVATE
-#: <sys/mman.h>; the same on Linux, macOS and the BSDs.
 MAP_FIXED = 0x10
+"""<sys/mman.h>; the same on Linux, macOS and the BSDs."""
 _MS_ASYNC = 1
 _MS_SYNC = {"darwin": 0x10, "freebsd": 0, "openbsd": 2}.get(sys.platform.rstrip("0123456789"), 4)
 
@@ -54,21 +54,21 @@ _LAST = (-1,)
 # Arguments of a call without arguments that `itertools.starmap` makes once.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
-#: Near the hard limit: so many are left, or half of all if that is less.
+# Near the hard limit: so many are left, or half of all if that is less.
 _FEW_FDS = 256
-#: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
 FREE_FDS = 128
+"""So many fds are kept free, where the limits allow it: those of a message that has too little room are lost."""
 
 
 def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-#: posix_fallocate(3); macOS has none.
 fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
+"""posix_fallocate(3); macOS has none."""
 
 
-#: waitid(2); macOS has it, and Python does not offer it there.
+# waitid(2); macOS has it, and Python does not offer it there.
 _waitid: Any = getattr(os, "waitid", None)
 _P_PID: int = getattr(os, "P_PID", 0)
 _ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG

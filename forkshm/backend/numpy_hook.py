@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Hook", "malloc_usable_size")
 
-#: PyDataMem_SetHandler and PyDataMem_DefaultHandler in NumPy's table of C functions, since NumPy 1.22.
+# PyDataMem_SetHandler and PyDataMem_DefaultHandler in NumPy's table of C functions, since NumPy 1.22.
 _SET_HANDLER = 304
 _DEFAULT_HANDLER = 306
 
@@ -162,10 +162,10 @@ _new_capsule.argtypes = (_long, _long, _long)
 _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
-#: Bytes that memory of the C library has room for; None where it does not say.
 malloc_usable_size: Callable[[int], int] | None = getattr(
     ctypes.PyDLL(None) if os.name == "posix" else None, "malloc_usable_size", None
 )
+"""Bytes that memory of the C library has room for; None where it does not say."""
 if malloc_usable_size is not None:
     malloc_usable_size.argtypes = (_long,)  # type: ignore[attr-defined]
     malloc_usable_size.restype = _long  # type: ignore[attr-defined]
@@ -287,7 +287,7 @@ class Hook:
         address = _word(functions + _WORD * _SET_HANDLER).value
         default = _word(functions + _WORD * _DEFAULT_HANDLER).value
         self._set = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(address)
-        #: The capsule of NumPy's own handler.
+        # The capsule of NumPy's own handler.
         self.default: Any = ctypes.cast(default, ctypes.POINTER(ctypes.py_object)).contents.value
         own = _capsule_pointer(self.default, b"mem_handler")
         context, *self._own = (_word(own + _CONTEXT + _WORD * field).value for field in range(5))

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "unwatch", "watch")
 
-#: The lock that keeps other threads out of this layer. Reentrant, because a signal handler or a finalizer
-#: may use the library while this thread holds it. Enter it by ``with`` only: its enter and exit
-#: are C functions, so no KeyboardInterrupt can come between taking and releasing it.
 guard = _interrupts.RLock()
+"""The lock that keeps other threads out of this layer. Reentrant, because a signal handler or a finalizer
+may use the library while this thread holds it. Enter it by ``with`` only: its enter and exit
+are C functions, so no KeyboardInterrupt can come between taking and releasing it."""
 
-#: Return whether this thread is inside a change of this layer, perhaps in a finalizer that interrupted it.
 is_changing: Callable[[], bool] = guard._is_owned  # type: ignore[attr-defined]  # as threading.Condition does
+"""Return whether this thread is inside a change of this layer, perhaps in a finalizer that interrupted it."""
 
-#: Return a number that was never returned before. An `id` may be used again while work about it is queued.
 new_key: Callable[[], int] = itertools.count(1).__next__
+"""Return a number that was never returned before. An `id` may be used again while work about it is queued."""
 
-#: How often an action is tried that is interrupted each time.
+# How often an action is tried that is interrupted each time.
 _TRIES = 3
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ("LARGEST", "map_part")
 
-#: Bytes of the largest region that goes there.
 LARGEST = 1024 * 1024
-#: Bytes of one object; those that nobody writes to take no memory.
+"""Bytes of the largest region that goes there."""
+# Bytes of one object; those that nobody writes to take no memory.
 _OBJECT = 64 * 1024 * 1024
 
 

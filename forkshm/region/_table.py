@@ -52,14 +52,14 @@ class Mode(enum.StrEnum):
     A member equals its name: ``region.mode == "read_write"``.
     """
 
-    #: Reads, and sees what others write.
     read_only = "read_only"
-    #: Reads and writes, for everybody to see.
+    """Reads, and sees what others write."""
     read_write = "read_write"
-    #: Reads and writes; the writes stay in this process.
+    """Reads and writes, for everybody to see."""
     copy_on_write = "copy_on_write"
-    #: Reads; may keep a private snapshot.
+    """Reads and writes; the writes stay in this process."""
     read_private = "read_private"
+    """Reads; may keep a private snapshot."""
 
     def __str__(self) -> str:
         return self.value
@@ -88,30 +88,30 @@ class Mapping:
     It ends, and its fd is closed, when the last buffer taken from its window is gone.
     """
 
-    #: First usable byte; not necessarily the start of a page.
     address: int
-    #: Usable bytes.
+    """First usable byte; not necessarily the start of a page."""
     size: int
-    #: Our own fd of the object, to hand it on; -1 until the mapping has taken it over.
+    """Usable bytes."""
     fd: int
-    #: The kernel's name of the object.
+    """Our own fd of the object, to hand it on; -1 until the mapping has taken it over."""
     identity: Identity
-    #: Where in the object the first usable byte lies.
+    """The kernel's name of the object."""
     offset: int
-    #: What may be done with it.
+    """Where in the object the first usable byte lies."""
     mode: Mode
-    #: Address and size of the whole pages that are mapped.
+    """What may be done with it."""
     pages: tuple[int, int]
-    #: The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call.
+    """Address and size of the whole pages that are mapped."""
     mapped: list[int]
-    #: Nobody but the process that sealed it can write to the object.
+    """The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call."""
     sealed: bool = False
-    #: The one MappedRegion made of it, if it is alive.
+    """Nobody but the process that sealed it can write to the object."""
     region: weakref.ref[Any] | None = None
-    #: The exporter, if any view is alive.
+    """The one MappedRegion made of it, if it is alive."""
     exporter: weakref.ref[Any] | None = None
-    #: Closes the fd the first time it is asked for its next item.
+    """The exporter, if any view is alive."""
     closing: Iterator[Any] = _NOTHING
+    """Closes the fd the first time it is asked for its next item."""
 
     def end(self) -> None:
         """Unmap the memory and close the fd; needs `guard`. Can be repeated from wherever it was interrupted."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ("WindowsSharedMemory",)
 
 _SCOPES = ("Local\\", "Global\\")
-#: Whether those of other users may read, or read and write.
+# Whether those of other users may read, or read and write.
 _PERMISSIONS = (0o600, 0o644, 0o666)
 
 

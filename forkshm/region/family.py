@@ -19,7 +19,7 @@ from forkshm.region._object import SharedMemoryObject, checked_name
 
 __all__ = ("begin", "forget", "forget_removed", "note")
 
-#: In what multiprocess hands on to every child, however it is started.
+# In what multiprocess hands on to every child, however it is started.
 _KEY = "forkshm_family"
 
 
@@ -61,7 +61,7 @@ class _Notes:
 
 _notes = _Notes()
 _system.register_at_fork(after_in_child=_notes.__init__)  # type: ignore[misc]
-#: A file with so many lines too many is written anew.
+# A file with so many lines too many is written anew.
 _TOO_MANY = 1000
 
 

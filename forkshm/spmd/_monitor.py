@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ("GRACE_SECONDS", "TeamMonitor", "report", "wait_for", "wait_gone")
 
-#: How long the others get to leave when one has failed, before SIGTERM; and then before SIGKILL.
 GRACE_SECONDS = 1.0
+"""How long the others get to leave when one has failed, before SIGTERM; and then before SIGKILL."""
 
 
 def wait_for(pid: int) -> int | None:
@@ -43,10 +43,10 @@ def wait_for(pid: int) -> int | None:
         return None
 
 
-#: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
+# How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
 _GONE_MILLISECONDS = 10_000
 
-#: A signal may come after Python has looked for one and before it waits: its handler runs so much later at the most.
+# A signal may come after Python has looked for one and before it waits: its handler runs so much later at the most.
 _LONGEST_SECONDS = 0.5
 
 
@@ -69,14 +69,14 @@ class TeamMonitor:
         self._name = name
         self._task = task
         self._grace = GRACE_SECONDS if grace is None else grace
-        #: For each process that has not ended: its pidfd, and what collects it.
+        # For each process that has not ended: its pidfd, and what collects it.
         self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
         self._signals = [_system.SIGKILL, signal.SIGTERM]
         self.exit_codes: dict[int, int | None] = {}
-        #: Where the processes send what they raised.
+        # Where the processes send what they raised.
         self.answers_in, self._answers = pair()
         self._poll = kernel.poller()
         self._poll.register(self._answers.fileno(), kernel.READABLE)

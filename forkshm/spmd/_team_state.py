@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 __all__ = ("DIED", "FAILED", "LEFT", "LOOPS", "RUNNING", "STARTING", "TeamState")
 
-#: States of a member.
+# States of a member.
 STARTING, RUNNING, LEFT, FAILED, DIED = range(5)
 
 _WAKEUP, _GATE = 0, 1
 # In 8-byte words, behind the futex words: singles taken, bytes of the directory.
 _SINGLES, _DIRECTORY = 1, 2
 
-#: How many loops may be under way at a time: the fastest member is so many ahead of the slowest.
 LOOPS = 32
+"""How many loops may be under way at a time: the fastest member is so many ahead of the slowest."""
 _LOOP_WORDS = 3
 
 _LINE = 64
@@ -54,7 +54,7 @@ _SLOT = 1024
 # A value: its bytes if they are here; else 0, and the bytes of the list of parts in the overflow memory.
 _VALUE = struct.Struct("<QQ")
 
-#: Bytes of the overflow memory for one value: more than any machine has.
+# Bytes of the overflow memory for one value: more than any machine has.
 _OVERFLOW_SHIFT = 42
 
 _ALL = 0x7FFFFFFF

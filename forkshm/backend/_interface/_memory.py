@@ -25,14 +25,14 @@ __all__ = (
 class Access(enum.StrEnum):
     """The access of a mapping to the memory behind it."""
 
-    #: Reads, and sees other processes' writes.
     READ = "read"
-    #: Reads and writes; all processes see the writes.
+    """Reads, and sees other processes' writes."""
     SHARED = "shared"
-    #: Reads and writes; no other process sees the writes.
+    """Reads and writes; all processes see the writes."""
     PRIVATE = "private"
-    #: Reads, and may or may not see later writes of other processes.
+    """Reads and writes; no other process sees the writes."""
     SNAPSHOT = "snapshot"
+    """Reads, and may or may not see later writes of other processes."""
 
 
 class Advice(enum.StrEnum):
@@ -41,27 +41,27 @@ class Advice(enum.StrEnum):
     A member equals its name.
     """
 
-    #: No special use.
     normal = "normal"
-    #: From front to back: read ahead, and drop pages that were read.
+    """No special use."""
     sequential = "sequential"
-    #: Random access: do not read ahead.
+    """From front to back: read ahead, and drop pages that were read."""
     random = "random"
-    #: Soon: read now.
+    """Random access: do not read ahead."""
     willneed = "willneed"
-    #: Not soon: may be dropped from memory. No byte is lost.
+    """Soon: read now."""
     dontneed = "dontneed"
-    #: Use huge pages where the kernel has them.
+    """Not soon: may be dropped from memory. No byte is lost."""
     huge_pages = "huge_pages"
-    #: Take memory for all pages now, instead of when each is first touched.
+    """Use huge pages where the kernel has them."""
     populate = "populate"
+    """Take memory for all pages now, instead of when each is first touched."""
 
     def __str__(self) -> str:
         return self.value
 
 
-#: The kernel's own name for a memory object, device and inode: unique while the object lives.
 Identity: TypeAlias = tuple[int, int]
+"""The kernel's own name for a memory object, device and inode: unique while the object lives."""
 
 
 class MappedFile(NamedTuple):
@@ -69,21 +69,21 @@ class MappedFile(NamedTuple):
 
     start: int
     end: int
-    #: Position in the file at which the range starts.
     offset: int
-    #: The kernel's identity of the file here; on some file systems it differs from that of ``fstat``.
+    """Position in the file at which the range starts."""
     identity: tuple[int, int, int]
+    """The kernel's identity of the file here; on some file systems it differs from that of ``fstat``."""
     writable: bool
-    #: Whether other processes that map the file see writes; otherwise writes stay in this process.
     shared: bool
+    """Whether other processes that map the file see writes; otherwise writes stay in this process."""
     path: str
 
 
 class Memory(abc.ABC):
     """Memory objects, and their mappings in this process."""
 
-    #: Mappings start and end on multiples of this many bytes.
     page_size: int
+    """Mappings start and end on multiples of this many bytes."""
 
     @abc.abstractmethod
     def close(self, fd: int) -> None:

@@ -107,30 +107,30 @@ class Callee(Protocol):
 class Messages(abc.ABC):
     """Channels between processes: messages with fds, counters, and wakeup pipes."""
 
-    #: Do not wait.
     DONTWAIT: int
-    #: How to take a message: fds that arrive are close-on-exec.
+    """Do not wait."""
     TAKE: int
-    #: The message was longer than the room for it.
+    """How to take a message: fds that arrive are close-on-exec."""
     TRUNCATED: int
-    #: There was no room for all fds.
+    """The message was longer than the room for it."""
     FDS_LOST: int
-    #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
+    """There was no room for all fds."""
     RIGHTS: tuple[int, int]
-    #: For a `Poller`.
+    """Level and kind of what is sent beside a message: fds, as ``array("i")``."""
     READABLE: int = 1
+    """For a `Poller`."""
     WRITABLE: int = 4
-    #: The maximum number of fds in one message; more go in a carrier.
     DIRECT_FDS: int = 16
-    #: A number larger than the messages that a queue has at a time.
+    """The maximum number of fds in one message; more go in a carrier."""
     MOST_MESSAGES: int = 10_000
-    #: The reason, for error messages, when fds of a message did not arrive.
+    """A number larger than the messages that a queue has at a time."""
     fds_lost_because: str = (
         "this process has reached its limit on open files (EMFILE); let arrays share a region, "
         "pass fewer at once, or raise the limit (ulimit -n)"
     )
-    #: Whether event loops can watch fds; otherwise a thread has to.
+    """The reason, for error messages, when fds of a message did not arrive."""
     loops_watch_fds: bool = True
+    """Whether event loops can watch fds; otherwise a thread has to."""
 
     @abc.abstractmethod
     def create_counter(self, memory: int) -> int:

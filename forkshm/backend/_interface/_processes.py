@@ -16,10 +16,10 @@ __all__ = ("Processes",)
 class Processes(abc.ABC):
     """Starting, watching and ending processes."""
 
-    #: Maximum seconds until an ended process can be collected.
     COLLECT_SECONDS: float = 0.0
-    #: Whether `exit_of` can return the exit code of a child before it is reaped.
+    """Maximum seconds until an ended process can be collected."""
     can_look_at_exits: bool = False
+    """Whether `exit_of` can return the exit code of a child before it is reaped."""
 
     @abc.abstractmethod
     def forking(self) -> AbstractContextManager[int]:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from forkshm.backend._interface import Callee, MessageSocket
 
-#: <sys/mman.h> by way of Python, as far as the system has them.
+# <sys/mman.h> by way of Python, as far as the system has them.
 _ADVICE = {
     advice: getattr(_mmap, f"MADV_{name}", None)
     for advice, name in (
@@ -64,26 +64,26 @@ _ADVICE = {
     )
 }
 
-#: The last page of a memory object: magic, number, size, and the process that carves it up, if it is a segment.
+# The last page of a memory object: magic, number, size, and the process that carves it up, if it is a segment.
 _LABEL = struct.Struct("<8sQQQQ")
 _MAGIC = b"forkshm\1"
 
-#: What the kernels of BSD hold for a message socket is 2 to 16 KiB; they are asked for this.
+# What the kernels of BSD hold for a message socket is 2 to 16 KiB; they are asked for this.
 _BUFFER = 256 * 1024
-#: The bytes of a message are followed by an entry for each companion (the position of its fd, and its purpose), the
-#: number of fds, and the number of companions.
+# The bytes of a message are followed by an entry for each companion (the position of its fd, and its purpose), the
+# number of fds, and the number of companions.
 _COMPANION = struct.Struct("<Bq")
 _MOST_COMPANIONS = 127
 _TRAILER = _COMPANION.size * _MOST_COMPANIONS + 2
 _MOST_FDS = 253
-#: What for: the companion that tells of the other end, or else the byte that is held.
+# What for: the companion that tells of the other end, or else the byte that is held.
 _LIFE = -1
-#: A byte that the creator of a segment holds for as long as it lives: its label says who that is.
+# A byte that the creator of a segment holds for as long as it lives: its label says who that is.
 _CREATOR = 2**62
 
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
-#: Whether fds can arrive close-on-exec. Elsewhere a program that is started at that moment may inherit them.
+# Whether fds can arrive close-on-exec. Elsewhere a program that is started at that moment may inherit them.
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
 _PEER_GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EDESTADDRREQ})
@@ -95,11 +95,11 @@ _ON_ALL_TRIES = 20
 class _Object:
     """A memory object that was made here."""
 
-    #: The fd with which it was made.
+    # The fd with which it was made.
     fd: int
-    #: Bytes that this fd holds: that needs no pipe, for nobody else has this fd.
+    # Bytes that this fd holds: that needs no pipe, for nobody else has this fd.
     held: set[int] = dataclasses.field(default_factory=set)
-    #: Of each byte that others hold, the reading ends of the pipes that say so.
+    # Of each byte that others hold, the reading ends of the pipes that say so.
     lent: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
 
@@ -632,7 +632,7 @@ class End(socket.socket):
         super().__init__(fileno=fd)
         self.settimeout(None)  # whatever socket.setdefaulttimeout() said
         self._backend = backend
-        #: Whether what was received last was the news that the other end is gone.
+        # Whether what was received last was the news that the other end is gone.
         self.said_end = False
 
     def _life(self) -> int | None:

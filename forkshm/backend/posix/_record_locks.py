@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 MUTEX_SIZE = 64
 SEMAPHORE_SIZE = 64
-#: Unlike that of any C library: others do not take these for theirs.
 LOCK_LAYOUT = 4 << 8 | struct.calcsize("P")
+"""Unlike that of any C library: others do not take these for theirs."""
 locks_missing: str | None = None
 
-#: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
+# Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
 _NUMBER, _OWNER, _STATE, _FILE = 0, 1, 2, 3
-#: For a semaphore.
+# For a semaphore.
 _PERMITS = 1
 _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 _MOST_PERMITS = 2**31 - 1
@@ -50,11 +50,11 @@ _MOST_PERMITS = 2**31 - 1
 _FIRST_PAUSE, _LAST_PAUSE = 20e-6, 2e-3
 
 
-#: What the file may be called, in this order: others may have taken a name.
+# What the file may be called, in this order: others may have taken a name.
 _NAMES = ["forkshm-{user}.locks", *(f"forkshm-{{user}}-{number}.locks" for number in range(1, 16))]
-#: How often the file is touched while it is used: what looks old may be cleaned away.
+# How often the file is touched while it is used: what looks old may be cleaned away.
 _TOUCH_SECONDS = 3600.0
-#: How often, and at what distance, the kernel is asked to release a lock before that is an error.
+# How often, and at what distance, the kernel is asked to release a lock before that is an error.
 _RELEASES, _RELEASE_PAUSE = 200, 0.005
 
 
@@ -171,7 +171,7 @@ class _Held:
     def __init__(self) -> None:
         # By number: the thread that has it. Changed in steps that no other thread can come between.
         self.by_number: dict[int, tuple[int, object]] = {}
-        #: See `process_token`; 0 until somebody asks.
+        # See `process_token`; 0 until somebody asks.
         self.token = 0
 
     def in_child(self) -> None:

@@ -54,19 +54,19 @@ _TRAILER = struct.Struct("<16sqqQQQQ")
 _MAGIC = b"forkshm section\1"
 _MAKER, _GIVEN_UP = 40, 56
 
-#: What a process that was ended by a signal's number would have exited with; 0x10000 is that of multiprocess.
+# What a process that was ended by a signal's number would have exited with; 0x10000 is that of multiprocess.
 _ENDED = 0x10000
 _SIGTERM = 15
 
-#: No process has memory from here on: 64 bits.
+# No process has memory from here on: 64 bits.
 _HIGHEST = 2**47
 
-#: Files of named objects that somebody maps still while their name was taken away.
+# Files of named objects that somebody maps still while their name was taken away.
 _REMOVED = "removed-"
-#: The clock and the ticks since the start differ by some seconds.
+# The clock and the ticks since the start differ by some seconds.
 _BOOT_MARGIN_SECONDS = 60.0
 
-#: Kinds of handles to look for. Events come and go with every wait; each lock of Python is a semaphore.
+# Kinds of handles to look for. Events come and go with every wait; each lock of Python is a semaphore.
 _FILES = 64
 _COUNTED = frozenset({"Section", "File", "Process"})
 

@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 assert sys.platform == "win32"  # what the type checker needs to be told
 
-#: Bytes of a mutex: name, owner, when the owner's process was started, state.
 MUTEX_SIZE = 64
+"""Bytes of a mutex: name, owner, when the owner's process was started, state."""
 _OWNER, _STARTED, _STATE = 16, 24, 32
-#: Bytes of a semaphore: a mutex that guards the count, and the count.
 SEMAPHORE_SIZE = 64
+"""Bytes of a semaphore: a mutex that guards the count, and the count."""
 _COUNT = 48
 _MOST = 2**31 - 1
-#: Neither glibc nor another C library.
 LOCK_LAYOUT = 3 << 8 | struct.calcsize("P")
+"""Neither glibc nor another C library."""
 locks_missing: str | None = None
 
 _SOUND, _INHERITED, _LOST = 0, 1, 2
 
-#: Mutexes of the kernel that are kept open here, beyond those that a thread of this process holds.
+# Mutexes of the kernel that are kept open here, beyond those that a thread of this process holds.
 _KEPT = 1024
 _LOOKS = 50
 _PAUSE = 0.001
 
 _handles: collections.OrderedDict[bytes, int] = collections.OrderedDict()
 _held: set[bytes] = set()
-#: Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
-#: signal handler raised in the middle of a call. Only the main thread runs them.
+# Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
+# signal handler raised in the middle of a call. Only the main thread runs them.
 _unsure: set[tuple[bytes, int]] = set()
 _lock = _interrupts.Lock()
 _started = 0

@@ -55,23 +55,23 @@ __all__ = (
 # Flags of `MessageEnd.recvmsg`; the numbers are ours.
 DONTWAIT, TRUNCATED, FDS_LOST = 1, 2, 4
 
-#: What the kernel is asked to hold on the way, in each direction.
+# What the kernel is asked to hold on the way, in each direction.
 _QUOTA = 256 * 1024
-#: A message takes so much of that at the least. The kernel counts bytes alone, and would hold many thousands of small
-#: messages, through all of which whoever waits for the last one has to go. On Linux it is as much, for the same reason.
+# A message takes so much of that at the least. The kernel counts bytes alone, and would hold many thousands of small
+# messages, through all of which whoever waits for the last one has to go. On Linux it is as much, for the same reason.
 _LEAST = 1024
-#: So there are never more in a pipe, with some that wait for room.
 MOST_MESSAGES = 2 * _QUOTA // _LEAST
-#: Bytes of handles that a message may have.
+"""So there are never more in a pipe, with some that wait for room."""
+# Bytes of handles that a message may have.
 _HANDLES = 64 * 1024
 _PAUSE = 0.25
-#: Used while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
+# Used while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
 _PAUSE_WITH_HANDLES = 0.02
 
 _PENDING, _ABORTED, _MORE_DATA = 997, 995, _winapi.MORE_DATA
 _PIPE_BUSY, _NOT_FOUND, _PIPE_CONNECTED = 231, 2, 535
 _REJECT_REMOTE, _FIRST_INSTANCE = 0x8, 0x80000
-#: Security of a client: nobody learns who it is.
+# Security of a client: nobody learns who it is.
 _ANONYMOUS = 0x00100000
 
 # What a message begins with: whether handles are named; how many bytes it has; how many handles; by whom, and when that
@@ -80,9 +80,9 @@ _PLAIN = struct.Struct("<BxxxI")
 _HEAD = struct.Struct("<BxxxIIIQQQQ")
 
 _WORD = 8
-#: Messages with handles that were sent and not received, at most.
+# Messages with handles that were sent and not received, at most.
 _RECEIPTS = 8192
-#: How long a process that ends waits for those who are to receive what it has sent.
+# How long a process that ends waits for those who are to receive what it has sent.
 _FAREWELL_SECONDS = 10.0
 
 
@@ -92,7 +92,7 @@ _FAREWELL_SECONDS = 10.0
 class _Posted(NamedTuple):
     signature: int
     handles: list[int]
-    #: The end that it is on its way to, and one to ask whether anybody is there.
+    # The end that it is on its way to, and one to ask whether anybody is there.
     to: int
     end: weakref.ref[MessageEnd]
 
@@ -203,7 +203,7 @@ def own_start() -> int:
 
 class _Peer(NamedTuple):
     process: int
-    #: Where its receipts are mapped.
+    # Where its receipts are mapped.
     words: int
 
 
@@ -278,7 +278,7 @@ def kept() -> set[int]:
 
 # -- ends -----------------------------------------------------------------------------
 
-#: Handles of ends that are open here: what a `Poll` waits for in another way than for processes.
+# Handles of ends that are open here: what a `Poll` waits for in another way than for processes.
 _open: set[int] = set()
 
 
@@ -311,13 +311,13 @@ class MessageEnd:
 
     def __init__(self, handle: int, name: int = 0, other: int = 0) -> None:
         self._handle = handle
-        #: What this end, and the other one, is called here; the same for duplicates.
+        # What this end, and the other one, is called here; the same for duplicates.
         self.name = name or next(_names)
         self.other = other or next(_names)
         self._is_ended = False
-        #: Whether nothing was received because nobody can send any more.
+        # Whether nothing was received because nobody can send any more.
         self.said_end = False
-        #: The other end, of pipes made here.
+        # The other end, of pipes made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
 

@@ -36,7 +36,7 @@ NO_SUCH_FUNCTION, NO_SUCH_HANDLE = 1, 6
 _PIPE_TYPE_MESSAGE = 0x4
 SHARING_VIOLATION, USER_MAPPED_FILE, INVALID_ADDRESS, ACCESS_DENIED = 32, 1224, 487, 5
 
-#: Error codes that the C library, and so ``OSError``, takes for EINVAL.
+# Error codes that the C library, and so ``OSError``, takes for EINVAL.
 _ERRNO = {
     8: errno.ENOMEM,  # NOT_ENOUGH_MEMORY
     14: errno.ENOMEM,  # OUTOFMEMORY
@@ -128,8 +128,8 @@ _ConvertStringDescriptor = _prototype(
     _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", _BOOL, _TEXT, _DWORD, _POINTER, _POINTER
 )
 
-#: The pseudo handle of this process.
 SELF = INVALID_HANDLE
+"""The pseudo handle of this process."""
 
 
 class _SystemInfo(ctypes.Structure):
@@ -263,8 +263,8 @@ class ObjectInfo(NamedTuple):
     """What NtQueryObject says of the object behind a handle."""
 
     access: int
-    #: Open handles of it, in all processes.
     handles: int
+    """Open handles of it, in all processes."""
 
 
 class _ObjectBasicInformation(ctypes.Structure):

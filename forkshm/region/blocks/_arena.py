@@ -50,34 +50,34 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
-    #: changed: code that has computed the next state can tell whether this is still the current one.
+    # Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
+    # changed: code that has computed the next state can tell whether this is still the current one.
     _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-    #: What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
-    #: somebody has it.
+    # What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
+    # somebody has it.
     _Piece: TypeAlias = "tuple[_Carved, int, int, weakref.ref[Block]]"
 
 __all__ = ("Arena", "ArenaStatistics", "Block", "arena")
 
 MIB = 2**20
-#: Segments begin at this size and double; untouched memory costs nothing.
 FIRST_SEGMENT = 16 * MIB
+"""Segments begin at this size and double; untouched memory costs nothing."""
 LARGEST_STEP = 256 * MIB
-#: The price of a lock grows with the number of locks in a segment: 1 us for one, 20 us
-#: for a thousand, 300 us for ten thousand.
 BLOCKS_PER_SEGMENT = 256
-#: Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
+"""The price of a lock grows with the number of locks in a segment: 1 us for one, 20 us
+for a thousand, 300 us for ten thousand."""
+# Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
 _WHOLE = kernel.leases_are_handles
-#: How many lent blocks are looked at before there is another segment. Where each is one, that happens all the time.
+# How many lent blocks are looked at before there is another segment. Where each is one, that happens all the time.
 _LOOK_BACK = 64 if _WHOLE else 2**31
-#: Free memory that is kept warm whatever the recent demand.
 KEEP_WARM = 64 * MIB
-#: How many allocations the recent demand looks back, at least.
+"""Free memory that is kept warm whatever the recent demand."""
+# How many allocations the recent demand looks back, at least.
 _EPOCH = 64
 
-#: Copies of so many bytes into memory that has no pages are written by a system call. For smaller copies
-#: the second use, which comes soon, would cost more than is gained.
 COLD_LEAST = 128 * 1024
+"""Copies of so many bytes into memory that has no pages are written by a system call. For smaller copies
+the second use, which comes soon, would cost more than is gained."""
 
 _getpid = os.getpid
 
@@ -89,17 +89,17 @@ class _Carved:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        #: Blocks that are not free.
+        # Blocks that are not free.
         self.live = 0
         self.free: _Free = (0,), (segment.size,)
-        #: Everything from here on has never been written, or was given back.
+        # Everything from here on has never been written, or was given back.
         self.warm_end = 0
-        #: What was given back before `warm_end`, and not handed out since.
+        # What was given back before `warm_end`, and not handed out since.
         self.holes: Ranges = ()
-        #: What has memory that this process has not mapped, because it was written by a system call. A hint: what it
-        #: misses takes a page fault for each page.
+        # What has memory that this process has not mapped, because it was written by a system call. A hint: what it
+        # misses takes a page fault for each page.
         self.unmapped: Ranges = ()
-        #: It gets huge pages when it is filled through the mapping.
+        # It gets huge pages when it is filled through the mapping.
         self.is_huge = False
 
     @property
@@ -295,18 +295,18 @@ class Block:
 class ArenaStatistics:
     """The current contents of the arena of this process."""
 
-    #: Memory objects.
     segments: int
-    #: Their sizes added up; mostly untouched, and then free of charge.
+    """Memory objects."""
     reserved_bytes: int
-    #: Blocks that are being filled or were lent and not yet found to be back.
+    """Their sizes added up; mostly untouched, and then free of charge."""
     blocks: int
-    #: Bytes of those.
+    """Blocks that are being filled or were lent and not yet found to be back."""
     used_bytes: int
-    #: The most that those ever were.
+    """Bytes of those."""
     peak_bytes: int
-    #: Free bytes that are kept warm.
+    """The most that those ever were."""
     warm_bytes: int
+    """Free bytes that are kept warm."""
 
 
 class Arena:
@@ -316,7 +316,7 @@ class Arena:
     """
 
     def __init__(self) -> None:
-        #: Gives memory back while nobody calls.
+        # Gives memory back while nobody calls.
         self.decay = Decay(self, KEEP_WARM)
         self._begin()
 
@@ -326,7 +326,7 @@ class Arena:
         # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
         # and no open file description holds its first byte.
         self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
-        #: The segment whose fd was looked at last, in this allocation.
+        # The segment whose fd was looked at last, in this allocation.
         self._looked_at: Segment | None = None
         self._used = 0
         self._peak = 0
@@ -583,7 +583,7 @@ class Arena:
             self._begin()
 
 
-#: The arena of this process.
 arena = Arena()
+"""The arena of this process."""
 
 at_fork(in_child=arena._abandon)

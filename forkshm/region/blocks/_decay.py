@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ("EMPTY_SECONDS", "Decay", "is_short")
 
-#: Between two looks; and at the most, while what is in use cannot be given back.
 PAUSE_SECONDS = 1.0
+"""Between two looks; and at the most, while what is in use cannot be given back."""
 _LONGEST_PAUSE_SECONDS = 4.0
-#: Looks without an allocation in between before anything is given back.
+# Looks without an allocation in between before anything is given back.
 _IDLE_LOOKS = 2
-#: After so long without a call nothing is kept warm.
 EMPTY_SECONDS = 90.0
-#: Less than this part of the machine's memory is short.
+"""After so long without a call nothing is kept warm."""
+# Less than this part of the machine's memory is short.
 _SHORT = 0.05
-#: How long a fork waits for the thread to end.
+# How long a fork waits for the thread to end.
 _END_SECONDS = 1.0
 
 
@@ -49,7 +49,7 @@ class Decay:
     def __init__(self, arena: Arena, floor: int) -> None:
         self._arena = arena
         self.floor = floor
-        #: Whether this process gives memory back without this.
+        # Whether this process gives memory back without this.
         self.is_off = False
         self._forget()
         _system.register_at_fork(before=self._pause, after_in_parent=self._go_on, after_in_child=self._forget)
@@ -58,7 +58,7 @@ class Decay:
         self.is_running = False
         self._was_running = False
         self._thread_id = 0
-        #: Opened to end the thread.
+        # Opened to end the thread.
         self._gate = _thread.allocate_lock()
 
     def start(self) -> None:

@@ -63,9 +63,9 @@ __all__ = (
     "without_range",
 )
 
-#: The byte that the creator of a segment holds for as long as it lives. Far behind the
-#: memory: locks may lie anywhere in the range of an offset.
 CREATOR = 2**62
+"""The byte that the creator of a segment holds for as long as it lives. Far behind the
+memory: locks may lie anywhere in the range of an offset."""
 
 
 _BY_HANDLES = kernel.leases_are_handles
@@ -74,18 +74,18 @@ _BY_HANDLES = kernel.leases_are_handles
 class Share(enum.Enum):
     """How a block is shared with other processes."""
 
-    #: No other process has it.
     exclusive = "exclusive"
-    #: Other processes may have it, too, and each maps it copy-on-write.
+    """No other process has it."""
     private = "private"
-    #: As private, for reading only.
+    """Other processes may have it, too, and each maps it copy-on-write."""
     read_only = "read_only"
-    #: All processes see each other's writes.
+    """As private, for reading only."""
     shared = "shared"
+    """All processes see each other's writes."""
 
 
-#: Ranges, each with start and end, in the order of their addresses, none next to another. Replaced, never changed.
 Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Ranges, each with start and end, in the order of their addresses, none next to another. Replaced, never changed."""
 
 
 def within(ranges: Ranges, start: int, end: int) -> Ranges:
@@ -117,27 +117,27 @@ class Segment:
     """One arena memory object as this process sees it."""
 
     identity: Identity
-    #: Our own open file description: it holds our leases.
     fd: int
+    """Our own open file description: it holds our leases."""
     address: int
     size: int
-    #: Whether this process carves it up.
     ours: bool
-    #: First byte of each block that this process holds, and the keys of the claims and parked leases that hold it.
+    """Whether this process carves it up."""
     held: dict[int, dict[int, bool]] = dataclasses.field(default_factory=dict)
-    #: During fork: a description for the child, with the same locks; and whether it still lacks some of them.
+    """First byte of each block that this process holds, and the keys of the claims and parked leases that hold it."""
     spares: list[int] = dataclasses.field(default_factory=list)
+    """During fork: a description for the child, with the same locks; and whether it still lacks some of them."""
     lacks_spare: bool = False
-    #: A process related by fork has the same description, and with it the same locks: they are never let go of.
     is_description_shared: bool = False
-    #: Address, size and offset of pages that the kernel refused to map shared again.
+    """A process related by fork has the same description, and with it the same locks: they are never let go of."""
     stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-    #: The address, until the segment is unmapped.
+    """Address, size and offset of pages that the kernel refused to map shared again."""
     mapped: list[int] = dataclasses.field(default_factory=list)
-    #: The ranges of another process' segment whose pages this process has mapped. A hint.
+    """The address, until the segment is unmapped."""
     seen: Ranges = ()
-    #: Closes the fd the first time it is asked for its next item.
+    """The ranges of another process' segment whose pages this process has mapped. A hint."""
     closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
+    """Closes the fd the first time it is asked for its next item."""
 
     def take_over(self, fd: int) -> None:
         """Use *fd* from now on, and close it at the end."""
@@ -327,12 +327,12 @@ class Claim:
         self.offset = offset
         self.size = size
         self.share = share
-        #: Where the views are: in the mapping of the whole segment, or in one of their own.
+        # Where the views are: in the mapping of the whole segment, or in one of their own.
         self.in_place = share in (Share.exclusive, Share.shared)
         self.address = segment.address + offset
-        #: The keys of the windows that are alive.
+        # The keys of the windows that are alive.
         self.holds: dict[int, bool] = {}
-        #: The address, if it has a mapping of its own, until that is unmapped.
+        # The address, if it has a mapping of its own, until that is unmapped.
         self.mapped: list[int] = []
 
     def hold(self) -> Hold:

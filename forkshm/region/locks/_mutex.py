@@ -34,7 +34,7 @@ _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 
 _trylock, _unlock = _locks.mutex_trylock, _locks.mutex_unlock
 
-#: How often one looks before it sleeps, where there are others on whose cores the holder may go on.
+# How often one looks before it sleeps, where there are others on whose cores the holder may go on.
 _LOOKS = range(12 if kernel.usable_cores() > 1 else 0)
 
 

@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ("HEADER", "LINE", "SLICE", "Placed", "checked_timeout", "give_back", "held", "take")
 
-#: Bytes of a cache line. What different processes write at the same time lies in different ones.
 LINE = 64
-#: The first bytes of each lock: 16 words, of which 0 and 1 say what it is.
+"""Bytes of a cache line. What different processes write at the same time lies in different ones."""
 HEADER = LINE
+"""The first bytes of each lock: 16 words, of which 0 and 1 say what it is."""
 _MAGIC, _LAYOUT = 0, 1
-#: "FS", the version of the layout, and in the low byte the kind of lock.
+# "FS", the version of the layout, and in the low byte the kind of lock.
 _SIGNATURE = 0x46530100
 
-#: Longest wait in one call of C. No signal handler runs in such a call, so this is how long ^C takes. And
-#: it repairs what the kernel cannot: a wake-up that went to a process that was killed before it acted.
 SLICE = 0.1
+"""Longest wait in one call of C. No signal handler runs in such a call, so this is how long ^C takes. And
+it repairs what the kernel cannot: a wake-up that went to a process that was killed before it acted."""
 
-#: The memory of every mutex that a thread of this process holds, by its address. The C library links the
-#: mutexes that a thread holds, by address, and the kernel follows these links when the thread dies: so a
-#: mutex that is held must stay mapped, even if nobody knows its Python object any more.
 held: dict[int, Any] = {}
+"""The memory of every mutex that a thread of this process holds, by its address. The C library links the
+mutexes that a thread holds, by address, and the kernel follows these links when the thread dies: so a
+mutex that is held must stay mapped, even if nobody knows its Python object any more."""
 
 # A child holds nothing: ownership is the thread's, and these threads are the parent's.
 _lifetime.at_fork(in_child=held.clear)

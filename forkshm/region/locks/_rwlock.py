@@ -45,9 +45,9 @@ _MASK = 0xFFFFFFFF
 class _Hold(NamedTuple):
     """What one thread has of one `RWLock`."""
 
-    #: The slot, or None: all of them, for writing.
+    # The slot, or None: all of them, for writing.
     slot: int | None
-    #: How often.
+    # How often.
     times: int
 
 

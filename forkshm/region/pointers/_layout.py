@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ("CData", "Layout", "Relative", "assign", "check", "is_type", "layout_of", "name_of")
 
-#: The base of everything that ctypes can describe, which has no public name.
 CData: Any = ctypes.Structure.__mro__[1]
+"""The base of everything that ctypes can describe, which has no public name."""
 _Simple: Any = ctypes.c_int.__mro__[1]
 _RawPointer: Any = ctypes.POINTER(ctypes.c_int).__mro__[1]
 _Function: Any = ctypes.CFUNCTYPE(None).__mro__[1]
@@ -34,7 +34,7 @@ class Relative(ctypes.Structure):
     _fields_ = (("_distance", ctypes.c_int64),)
     _distance: int
 
-    #: The type of the target; None for any, a name while it is not known.
+    # The type of the target; None for any, a name while it is not known.
     _type_: Any = None
 
     def set(self, target: Any) -> None:
@@ -62,34 +62,34 @@ _Field: Any = type(vars(Relative)["_distance"])
 class Part:
     """A field, or the items of an array."""
 
-    #: As the path shows it: ``".next"`` or ``"[]"``.
     name: str
-    #: Where the first one lies.
+    """As the path shows it: ``".next"`` or ``"[]"``."""
     offset: int
-    #: How many there are.
+    """Where the first one lies."""
     count: int
-    #: Bytes from one to the next.
+    """How many there are."""
     stride: int
-    #: What each holds.
+    """Bytes from one to the next."""
     layout: Layout
-    #: The structure that declares it.
+    """What each holds."""
     owner: type | None = None
-    #: False for the members of a union but its first, which is the one that C initializes.
+    """The structure that declares it."""
     first: bool = True
+    """False for the members of a union but its first, which is the one that C initializes."""
 
 
 @dataclasses.dataclass
 class Layout:
     """What a type holds, as far as pointers are concerned."""
 
-    #: The type.
     kind: Any
-    #: The parts that hold pointers.
+    """The type."""
     parts: tuple[Part, ...] = ()
-    #: Whether the parts lie on top of each other.
+    """The parts that hold pointers."""
     union: bool = False
-    #: Whether all that its pointers lead to was checked as well.
+    """Whether the parts lie on top of each other."""
     checked: bool = False
+    """Whether all that its pointers lead to was checked as well."""
 
     @property
     def has_pointers(self) -> bool:
@@ -208,7 +208,7 @@ def _read(kind: Any, path: str) -> Layout:
     return _read_fields(kind, path)
 
 
-#: What ``_type_`` of a simple type says, and what it means.
+# What ``_type_`` of a simple type says, and what it means.
 _PRIVATE = {
     "P": ("is a c_void_p, an address of one process", "use OffsetPtr[None]"),
     "z": ("is a c_char_p, an address of one process", "use OffsetPtr[c_char], or keep the text in c_char * n"),

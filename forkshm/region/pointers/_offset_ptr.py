@@ -24,8 +24,8 @@ __all__ = ("OffsetPtr", "Pointer")
 T = TypeVar("T")
 U = TypeVar("U")
 
-#: The distance that is stored for null, as Boost does: 0 is a pointer to itself.
 NULL = 1
+"""The distance that is stored for null, as Boost does: 0 is a pointer to itself."""
 
 
 class Pointing(Generic[T]):
@@ -334,9 +334,9 @@ class OffsetPtr(Relative, Pointing[T]):
         ``offset_ptr`` of Boost.Interprocess.
     """
 
-    #: Where the subscript stands, to look up a name.
+    # Where the subscript stands, to look up a name.
     _globals: dict[str, Any] | None = None
-    #: Whether all that the type of the target leads to was checked.
+    # Whether all that the type of the target leads to was checked.
     _checked = False
 
     if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from forkshm.region.locks._placed import HEADER
 pytestmark = pytest.mark.skipif(bool(locks.locks_missing), reason=f"this system has no {locks.locks_missing}")
 
 MUTEXES = [Mutex, RecursiveMutex]
-#: How to make one of each, at an offset.
+# How to make one of each, at an offset.
 KINDS = {
     Mutex: Mutex,
     RecursiveMutex: RecursiveMutex,

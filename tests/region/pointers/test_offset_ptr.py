@@ -58,7 +58,7 @@ class Pair(ctypes.Structure):
 Tree._fields_ = [("number", ctypes.c_int), ("pair", Pair), ("many", OffsetPtr[Tree] * 3), ("pairs", Pair * 2)]
 
 IntPtr = OffsetPtr[ctypes.c_int]
-#: What C's int is called: where a long has its size, ctypes knows it by that name.
+# What C's int is called: where a long has its size, ctypes knows it by that name.
 INT = ctypes.c_int.__name__
 
 

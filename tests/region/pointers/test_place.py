@@ -14,7 +14,7 @@ from forkshm.region.pointers._offset_ptr import OffsetPtr
 from forkshm.region.pointers._place import aligned, assign, construct, place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-#: What ctypes calls an int: where a long is as large, by its name.
+# What ctypes calls an int: where a long is as large, by its name.
 INT = ctypes.c_int.__name__
 
 
