@@ -75,7 +75,7 @@ class MappedFile(NamedTuple):
     """The kernel's identity of the file here; on some file systems it differs from that of ``fstat``."""
     writable: bool
     shared: bool
-    """Whether other processes that map the file see writes; otherwise writes stay in this process."""
+    """Whether other processes that map the file see writes made here."""
     path: str
 
 
@@ -97,9 +97,9 @@ class Memory(abc.ABC):
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
-        The object can never shrink, so no process can turn another's reads into SIGBUS. If it is not *sealable*, it
-        refuses `seal_writes` forever, to every process. Where memory of this kind has a separate limit, the memory is
-        reserved; for a *sparse* object, only the parts passed to `reserve` are.
+        The object can never shrink, so no process can turn another's reads into SIGBUS. If it is not *sealable*,
+        `seal_writes` fails for every process. Where memory of this kind has a separate limit, the memory is reserved.
+        For a *sparse* object, only the parts passed to `reserve` are reserved.
         *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
@@ -127,7 +127,7 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def seal_writes(self, fd: int) -> None:
-        """Forbid new writable mappings, writes and changes of size forever. Existing mappings stay."""
+        """Permanently forbid new writable mappings, writes and changes of size. Existing mappings stay."""
 
     @abc.abstractmethod
     def reopen(self, fd: int) -> int:
@@ -135,7 +135,7 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
-        """Open the object that process *pid* knows as *fd*, if it is still that object.
+        """Open the object that process *pid* knows as *fd*, provided that *fd* still refers to it.
 
         The object is checked before it is opened, because opening an unknown file can have
         side effects. If it is another object, the errno is ``ESTALE``.
@@ -150,7 +150,7 @@ class Memory(abc.ABC):
         """Return the identity and the size in bytes of the object behind *fd*."""
 
     def is_object(self, fd: int, identity: Identity) -> bool:
-        """Return whether *fd* is open and still names that object: a program may close fds it did not open."""
+        """Return whether *fd* is open and still refers to that object: a program may close fds it did not open."""
         try:
             return self.identify(fd)[0] == identity
         except OSError:
@@ -163,7 +163,7 @@ class Memory(abc.ABC):
         """
         return False
 
-    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
+    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - does nothing where memory is never short
         """Allocate the memory of a part of a sparse object before it is first touched.
 
         Raises:

@@ -67,7 +67,7 @@ class Processes(abc.ABC):
     def is_running(self, pid: int) -> bool:
         """Return whether the process exists and has not ended."""
 
-    def step_back(self) -> None:  # noqa: B027 - nothing, where there is nothing for it
+    def step_back(self) -> None:  # noqa: B027 - does nothing where the system has no such call
         """Yield this core to waiting processes, where the system supports it."""
 
     @abc.abstractmethod
