@@ -24,7 +24,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # type checkers leave out the rest on other systems
 
-from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

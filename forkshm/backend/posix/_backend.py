@@ -45,7 +45,7 @@ from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
-from forkshm.backend._unix import FLAGS, Unix, fallocate, seek_noted  # noqa: E402 - of which there is nothing on Windows
+from forkshm.backend._unix import FLAGS, Unix, fallocate, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -580,7 +580,7 @@ class PosixBackend(Unix):
                 return None
         try:
             listed = subprocess.run(  # noqa: S603
-                ["ps", "-o", "state=", "-p", str(pid)],  # noqa: S607 - wherever this system has it
+                ["ps", "-o", "state=", "-p", str(pid)],  # noqa: S607 - found on the PATH
                 capture_output=True,
                 check=False,
                 text=True,
