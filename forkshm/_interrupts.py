@@ -2,8 +2,7 @@
 
 **Starting a process.** Python ignores exceptions of hooks that run around a fork. So a KeyboardInterrupt would be lost
 there, and would leave the hooks unfinished. A child that is still starting would print a traceback of its own. So
-SIGINT
-is blocked, and handled in the parent once the process has started.
+SIGINT is blocked, and handled in the parent once the process has started.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,

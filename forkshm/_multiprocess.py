@@ -213,8 +213,7 @@ def let_have_children() -> None:
     """Allow this daemonic process to start processes of its own.
 
     The daemon flag makes the *parent* kill its daemons at exit; it also forbids the daemon to have children. A pool
-    worker
-    needs the first effect only: its own workers die with it, because of their lifeline.
+    worker needs the first effect only: its own workers die with it, because of their lifeline.
     """
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
 

@@ -24,8 +24,7 @@ else:
 __all__ = ("ForkServerPopen", "SpawnPopen")
 
 # Number of fds that ``multiprocess`` opens for a process of the fork server (a socket, two pipes and a duplicate), and
-# a
-# few spare ones.
+# a few spare ones.
 _FORK_SERVER_FDS = 8
 # Content of the buffer until the exit code has arrived; no exit code has these eight bytes.
 _NOT_YET = b"\x7f" * 8
@@ -97,8 +96,7 @@ class ForkServerPopen(popen_forkserver.Popen):
             if not poll.poll(in_milliseconds(timeout)):
                 return None
             # The bytes arrive in the buffer before another thread or a Python signal handler can run. A thread that
-            # reads
-            # later finds the end of the pipe, and the bytes in the buffer.
+            # reads later finds the end of the pipe, and the bytes in the buffer.
             if self._status == _NOT_YET:
                 with contextlib.suppress(OSError):
                     os.readv(self.sentinel, [self._status])

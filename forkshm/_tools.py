@@ -1,8 +1,7 @@
 """Support for tools, such as ``coverage``, that patch ``multiprocessing.process.BaseProcess._bootstrap``.
 
 forkshm's processes derive from ``multiprocess``, whose ``_bootstrap`` is a different function. So a patched one is
-called
-around forkshm's, for a process object of the standard library that only calls forkshm's.
+called around forkshm's, for a process object of the standard library that only calls forkshm's.
 """
 
 from __future__ import annotations

@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 __all__ = ("NativeLocks",)
 
 # Each function receives (self, args, nargs, kwnames), as METH_FASTCALL | METH_KEYWORDS specifies. `self` is a tuple of
-# a
-# Python function for the cases not handled here, and bytes that hold the parameters:
-#     0   address of the word: token of the owner, bit 31 set if a process may be asleep; 0 when the lock is free
-#     8   address of the state in this process: recursion count, thread, token
-#     16  whether the owning thread may acquire the lock again
-# Names in capitals are replaced by addresses, and I0 to P2 by offsets in tuples and bytes.
+# a Python function for the cases not handled here, and bytes that hold the parameters: 0   address of the word: token
+# of the owner, bit 31 set if a process may be asleep; 0 when the lock is free 8   address of the state in this process:
+# recursion count, thread, token 16  whether the owning thread may acquire the lock again Names in capitals are replaced
+# by addresses, and I0 to P2 by offsets in tuples and bytes.
 _ACQUIRE = (
     "48 85 c9"  #                            test rcx,rcx                      keyword arguments?
     "75 71"  #                               jne python

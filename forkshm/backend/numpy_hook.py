@@ -1,11 +1,9 @@
 """NumPy's hook for the memory of arrays (NEP 49), set from Python.
 
 The hook is a structure of C functions. If these were ctypes callbacks, the smallest array would pay 3 us for Python,
-and
-a callback that cannot be entered (at the recursion limit) would return whatever lay on the stack. So the functions are
-a
-few instructions of machine code. They leave small arrays to NumPy's own functions and call Python for large ones. If
-Python does not answer, the array gets NumPy's own memory.
+and a callback that cannot be entered (at the recursion limit) would return whatever lay on the stack. So the functions
+are a few instructions of machine code. They leave small arrays to NumPy's own functions and call Python for large ones.
+If Python does not answer, the array gets NumPy's own memory.
 
 This is separate from `_syscalls` because only programs with NumPy use it.
 """
@@ -39,8 +37,7 @@ _WORD = 8
 _NEVER = 2**64 - 1
 
 # The words of eight bytes at the first argument of the code below: min_bytes; NumPy's own malloc, calloc, realloc,
-# free;
-# allocate, reallocate, release in Python; "call" below; and four functions of Python's C API.
+# free; allocate, reallocate, release in Python; "call" below; and four functions of Python's C API.
 _MIN_BYTES, _CALL = 0, 8
 _PYTHON = ("PyGILState_Ensure", "PyErr_Fetch", "PyErr_Restore", "PyGILState_Release")
 # Offsets in bytes behind those words: NumPy's structure (name[127], version, context, malloc, calloc, realloc, free);

@@ -3,9 +3,8 @@
 The state of this layer stays consistent if it is interrupted between any two instructions;
 docs/internals/interruptions.md has the rules. In short, a signal handler or a finalizer may run, and a system call may
 fail, wherever Python code calls something. So a lock only keeps other *threads* out; it never makes several changes
-look
-like one. Each change is one store, one call of a C function, or a run of stores with no call between them. Anything
-longer waits in a queue and can be repeated.
+look like one. Each change is one store, one call of a C function, or a run of stores with no call between them.
+Anything longer waits in a queue and can be repeated.
 
 * **Last view.** `watch` queues an action when an object is collected, through a C function that cannot be interrupted.
   The action runs at once unless this thread is changing something in this layer; then it runs with the next call into
@@ -36,8 +35,7 @@ guard = _interrupts.RLock()
 """The lock that keeps other threads out of this layer.
 
 It is reentrant, because a signal handler or a finalizer may use the library while this thread holds it. Enter it only
-by
-``with``: its enter and exit are C functions, so no KeyboardInterrupt can come between taking and releasing it."""
+by ``with``: its enter and exit are C functions, so no KeyboardInterrupt can come between taking and releasing it."""
 
 is_changing: Callable[[], bool] = guard._is_owned  # type: ignore[attr-defined]  # as threading.Condition does
 """Returns whether this thread is inside a change of this layer, for example in a finalizer that interrupted it."""
@@ -158,8 +156,7 @@ def _run(actions: list[Callable[[], None]]) -> None:
 
 
 # Python ignores exceptions of fork hooks and runs the next one. So a hook that was interrupted is completed by its
-# second
-# call.
+# second call.
 for _ in range(2):
     _system.register_at_fork(
         before=lambda: _run(_before),

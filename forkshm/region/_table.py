@@ -157,8 +157,7 @@ class Mapping:
 _page, _map_into, _exporter, _close = kernel.page_size, kernel.map_into, kernel.buffer_at, kernel.close
 
 # New mappings by start address. They are entered into the tables below by the first lookup, which takes `guard`,
-# because
-# many mappings end without a lookup.
+# because many mappings end without a lookup.
 _new: dict[int, Mapping] = {}
 # The mapping that starts at each address. Mappings never overlap.
 _by_start: dict[int, Mapping] = {}

@@ -2,8 +2,7 @@
 
 A family is a process that was not started by forkshm, with its children and their descendants. It is identified by a
 random tag that each process receives from its parent. Each process records the names it made in a file of its own
-beside
-the objects. A line has the number of the object and its name, so that another object of that name is left alone.
+beside the objects. A line has the number of the object and its name, so that another object of that name is left alone.
 """
 
 from __future__ import annotations

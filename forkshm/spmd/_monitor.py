@@ -61,8 +61,7 @@ class TeamMonitor:
     """The processes of one team, and how they end.
 
     Guarantees: the first failure is recorded in the team state, which releases members that wait for the failed one.
-    The
-    other members get a grace period to leave; members that still run then are killed.
+    The other members get a grace period to leave; members that still run then are killed.
     """
 
     def __init__(self, team_state: TeamState, name: str, task: str, grace: float | None = None) -> None:

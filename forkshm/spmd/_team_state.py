@@ -15,9 +15,8 @@ any point leaves nothing half changed. `guard` is a robust mutex.
     slots       two values for each member: it writes one while others may still read the other
 
 A value that does not fit a slot is in the overflow memory, another memory object. It is not mapped, but written and
-read
-at an offset of the member's own. Behind these offsets are a directory of named memory, and that memory itself, which is
-mapped as regions.
+read at an offset of the member's own. Behind these offsets are a directory of named memory, and that memory itself,
+which is mapped as regions.
 """
 
 from __future__ import annotations

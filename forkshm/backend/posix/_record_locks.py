@@ -3,8 +3,7 @@
 A lock is a number in the memory and the byte at that position in a file, which all processes of this user have open.
 The process whose record lock (fcntl(2)) is on the byte has the lock. The kernel removes the record lock when that
 process ends, in any way. The holder writes its thread beside the number. A process that gets the lock and finds a
-thread
-there knows that the holder died.
+thread there knows that the holder died.
 
 Nothing wakes a waiter: it polls, with pauses from 20 us to 2 ms.
 

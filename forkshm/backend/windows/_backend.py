@@ -232,8 +232,7 @@ class WindowsBackend(Backend):
 
     def _path_of(self, name: str) -> str:
         # Windows file systems forbid some characters and ignore case. So the file name is the readable part of the
-        # name,
-        # followed by the name's digest.
+        # name, followed by the name's digest.
         readable = re.sub(r"[^a-z0-9_.-]", "_", name.lower())[:40]
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
         return os.path.join(self.folder_of_named(), f"{readable}-{digest}")

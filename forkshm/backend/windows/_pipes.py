@@ -11,8 +11,7 @@ reader. A pipe cannot carry handles, so a message *names* them, and the receiver
     close the duplicates once it is signed
 
 Unlike a kernel that carries handles, messages not yet received are lost when the sender is killed. A sender that ends
-by
-itself waits, for a bounded time, until every message is received or cannot be received.
+by itself waits, for a bounded time, until every message is received or cannot be received.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ _REJECT_REMOTE, _FIRST_INSTANCE = 0x8, 0x80000
 _ANONYMOUS = 0x00100000
 
 # The head of a message: whether handles are named; the number of bytes; the number of handles; the sender's pid and
-# start
-# time; its receipt memory, the index of the receipt, and the signature. The handles and the bytes follow.
+# start time; its receipt memory, the index of the receipt, and the signature. The handles and the bytes follow.
 _PLAIN = struct.Struct("<BxxxI")
 _HEAD = struct.Struct("<BxxxIIIQQQQ")
 

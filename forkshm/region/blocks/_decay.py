@@ -1,9 +1,8 @@
 """The thread that gives free memory of the arena back while the program makes no calls.
 
 Free memory is kept warm for the next call. After some seconds without a call, half of it is given back each second,
-down
-to an amount that is kept for longer pauses. After a minute and a half all of it is given back. When the machine or the
-control group is short of memory, all of it is given back at once.
+down to an amount that is kept for longer pauses. After a minute and a half all of it is given back. When the machine or
+the control group is short of memory, all of it is given back at once.
 
 This takes a thread, because a program busy with other work does not call the arena. The thread exists only while the
 arena has recently held more than is kept for longer pauses. It is ended before a fork, so that the process has one

@@ -444,8 +444,7 @@ class Claim:
 
 
 # The claim at each address; claims never overlap. Below are the sorted addresses. An interrupted change may leave an
-# extra
-# address, which is skipped.
+# extra address, which is skipped.
 _claims: dict[int, Claim] = {}
 _claim_starts: list[int] = []
 
@@ -683,8 +682,7 @@ def _in_child() -> None:
             continue
         segment.ours = False
         # The inherited fd shares its description with the parent: unlocking through it would release the parent's
-        # blocks,
-        # so the child needs its own.
+        # blocks, so the child needs its own.
         if not segment.spares or segment.lacks_spare:
             with contextlib.suppress(OSError):
                 _lock_anew(segment, segment.spares)
@@ -708,8 +706,7 @@ def _in_child() -> None:
 def _end_child(claimed: Claim, error: OSError) -> None:
     assert sys.platform != "win32"  # there is no fork
     # The child would see its parent's writes to an array that belongs to the child by value. An exception cannot leave
-    # a
-    # fork hook, and there is no remedy without a mapping. So the child ends.
+    # a fork hook, and there is no remedy without a mapping. So the child ends.
     message = (
         f"forkshm: process {os.getpid()} ends: its parent has a received array of {claimed.size:,} bytes, and the "
         f"kernel refused the mapping that makes it the child's own ({os.strerror(error.errno or 0)}). "

@@ -214,8 +214,8 @@ class Mutex(Placed):
                 return True
             if code == errno.EOWNERDEAD:
                 # From here on the header keeps the state, where an interrupted call cannot lose it. It is written
-                # before
-                # the mutex is marked consistent: if this thread dies in between, the next one finds the death again.
+                # before the mutex is marked consistent: if this thread dies in between, the next one finds the death
+                # again.
                 words[_STATE] |= _DIED
                 _locks.mutex_consistent(self._mutex)
             elif code != 0:

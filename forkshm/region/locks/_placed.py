@@ -187,8 +187,7 @@ def give_back(address: int) -> bool:
         Whether its last owner had died, and this was not yet recorded.
     """
     # EDEADLK: this thread holds it. 0 or EOWNERDEAD: it holds it now. EBUSY: another thread holds it, or, in musl,
-    # perhaps
-    # this one; unlock() can tell.
+    # perhaps this one; unlock() can tell.
     died = _locks.mutex_trylock(address) != errno.EBUSY and _locks.mutex_consistent(address) == 0
     _locks.mutex_unlock(address)
     return died

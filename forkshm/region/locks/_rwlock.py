@@ -7,8 +7,7 @@ The header has three words:
     writer      thread id of the writer that has the writer mutex, or 0; readers sleep on this word
 
 Bare robust mutexes follow: the writer mutex, which a writer takes first, and the slots. A reader takes one slot, a
-writer
-all of them.
+writer all of them.
 
 The death of a writer needs no report from the kernel: a thread that has a slot and reads that a writer writes knows it.
 """

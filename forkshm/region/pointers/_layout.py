@@ -3,9 +3,8 @@
 ctypes is used only to describe layouts; nothing here calls C.
 
 ctypes copies fields of structures as bytes, but a distance copied as bytes leads nowhere. So when a type is first
-placed,
-its fields and array items that hold pointers get an assignment that computes the distances anew. Everything else about
-the type stays as it is.
+placed, its fields and array items that hold pointers get an assignment that computes the distances anew. Everything
+else about the type stays as it is.
 """
 
 from __future__ import annotations
