@@ -120,7 +120,7 @@ def test_the_machine_and_the_versions_are_told(report):
 @pytest.mark.usefixtures("room_for_peers")
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["joblib", "joblib (multiprocessing)", "loky", "mpire"])
-def test_an_optional_peer_does_every_row_that_it_can(peer, tmp_path):
+def test_an_optional_peer_runs_every_supported_row(peer, tmp_path):
     pytest.importorskip(peer.split()[0])
     numbers, _ = report_of("transport.py", tmp_path / "numbers.json", "--peers", peer)
     assert numbers["left_out"] == {}
@@ -256,7 +256,7 @@ def get_reusable_executor(workers=2):
 
 
 @pytest.mark.usefixtures("room_for_peers")
-def test_a_wrong_answer_and_a_death_are_failures_that_hurt_nobody_else(tmp_path):
+def test_wrong_answers_and_deaths_affect_no_other_side(tmp_path):
     (tmp_path / "loky.py").write_text(LIAR)
     options = ("--rows", "apply,bytes_argument,start", "--peers", "loky,multiprocessing")
     numbers, printed = report_of("transport.py", tmp_path / "numbers.json", *options, PYTHONPATH=str(tmp_path))
@@ -335,7 +335,7 @@ def test_percentiles_need_enough_measurements(modules):
 
 
 @pytest.mark.usefixtures("room_for_peers")
-def test_what_a_region_costs_is_printed_beside_its_peer():
+def test_the_cost_of_a_region_is_printed_beside_its_peer():
     done = run(BENCHMARKS / "regions.py", "--times", "2", "--size", "4096")
     assert done.returncode == 0, done.stderr
     assert "map an fd and close" in done.stdout

@@ -72,7 +72,7 @@ def test_every_exception_can_be_copied(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_exception_is_documented_and_offered_where_it_is_defined(cls):
+def test_every_exception_is_documented_and_exported(cls):
     assert cls.__doc__
     assert cls.__name__ in errors.__all__
     assert cls.__module__ == "forkshm.errors"

@@ -194,7 +194,7 @@ def test_the_worker_script_counts_the_same_in_several_workers():
     assert "lines equal to a serial count: yes" in done.stdout
 
 
-def test_the_client_finds_what_the_server_left_and_says_what_is_wrong_with_it():
+def test_the_client_opens_the_servers_object_and_reports_wrong_bytes():
     name = NAME + "-both"
     with forkshm.remove_on_exit(name):
         assert run("shared_memory_server.py", "--leave", "--name", name, "--size", "5001").returncode == 0

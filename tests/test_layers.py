@@ -196,5 +196,5 @@ def test_a_library_is_imported_in_its_one_place(library, allowed):
     assert users <= allowed
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []

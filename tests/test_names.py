@@ -152,7 +152,7 @@ assert one is other is sys.modules["forkshm.{name}"]
 """)
 
 
-def test_what_changes_is_looked_up_each_time(run_script):
+def test_names_whose_value_changes_are_looked_up_each_time(run_script):
     run_script("""
 import forkshm.process, forkshm.util
 
@@ -180,7 +180,7 @@ def test_an_unknown_name_of_a_module_is_an_attribute_error():
         importlib.import_module("forkshm.util.no_such_thing")
 
 
-def test_exceptions_are_those_that_are_raised(pool):
+def test_exported_exceptions_are_the_raised_ones(pool):
     with pytest.raises(forkshm.TimeoutError) as timed_out:
         pool.apply_async(time.sleep, (0.2,)).get(timeout=0.001)
     assert isinstance(timed_out.value, multiprocessing.TimeoutError)
@@ -195,7 +195,7 @@ def test_exceptions_are_those_that_are_raised(pool):
     assert forkshm.context.AuthenticationError is forkshm.AuthenticationError
 
 
-def test_what_is_made_is_an_instance_of_what_is_offered(run_script):
+def test_created_objects_are_instances_of_exported_classes(run_script):
     run_script("""
 import forkshm
 

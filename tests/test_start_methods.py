@@ -167,7 +167,7 @@ def test_memory_crosses_to_a_pool_as_descriptors(run):
     )
 
 
-def test_a_process_takes_what_it_is_given(run):
+def test_a_process_receives_its_arguments(run):
     run(
         """
         def work(region, array, queue, conn, mutex, offset, function):
@@ -227,7 +227,7 @@ def test_a_lock_of_a_killed_holder_is_found(run):
     )
 
 
-def test_what_multiprocess_makes_crosses_as_well(run):
+def test_objects_of_multiprocess_can_be_sent(run):
     run(
         """
         def add(value, lock, event):
@@ -346,7 +346,7 @@ def test_the_default_process_is_started_as_was_set(run):
     )
 
 
-def test_the_start_method_of_a_child_is_that_which_started_it(run):
+def test_the_start_method_in_a_child_is_the_one_that_started_it(run):
     said = run(
         """
         def tell():
@@ -411,7 +411,7 @@ def test_a_program_may_read_its_arguments_and_fail_without_them(run):
     assert run(at_top, main) == "9\n"
 
 
-def test_what_cannot_be_pickled_is_named_by_the_way_to_it(run):
+def test_an_unpicklable_part_is_named_by_its_path(run):
     at_top = """
     class Model:
         lock = None

@@ -97,7 +97,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
-def test_coverage_sees_what_runs_in_our_processes(tmp_path, method):
+def test_coverage_measures_forkshm_processes(tmp_path, method):
     pytest.importorskip("coverage")
     (tmp_path / "prog.py").write_text(PROGRAM)
     (tmp_path / ".coveragerc").write_text(
@@ -117,7 +117,7 @@ def test_coverage_sees_what_runs_in_our_processes(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
-def test_whatever_patches_the_standard_library_reaches_our_processes(tmp_path, method):
+def test_patches_of_the_standard_library_reach_forkshm_processes(tmp_path, method):
     (tmp_path / "tool.py").write_text(textwrap.dedent(TOOL))
     (tmp_path / "prog.py").write_text(USES_TOOL)
     done = subprocess.run(

@@ -179,7 +179,7 @@ def test_cancelling_ends_the_worker_and_leaves_the_others(run, gate, tmp_path):
     run(main())
 
 
-def test_what_was_cancelled_before_it_began_does_not_go_on(run, gate, tmp_path):
+def test_a_call_cancelled_before_its_start_never_runs(run, gate, tmp_path):
     """Some lie in the pool's backlog, some in the kernel's queue: those are ended when a worker takes them."""
 
     async def main():
@@ -213,7 +213,7 @@ def test_timeouts_of_asyncio_work(run, gate):
     run(main())
 
 
-def test_imap_takes_input_as_it_is_needed(run):
+def test_imap_reads_input_as_needed(run):
     taken = []
 
     def items():
@@ -241,7 +241,7 @@ def test_imap_takes_input_as_it_is_needed(run):
     run(main())
 
 
-def test_the_end_of_the_pool_answers_what_is_awaited(run, gate):
+def test_the_end_of_the_pool_answers_awaited_calls(run, gate):
     async def main():
         async with aio.Pool(1) as pool:
             waiting = asyncio.ensure_future(pool.call(wait_for, gate))
@@ -283,7 +283,7 @@ def test_a_loop_that_ended_in_the_middle_leaves_a_pool_that_works(gate):
     pool.terminate()
 
 
-def test_retries_are_for_deaths_and_not_for_what_was_cancelled(run, gate):
+def test_deaths_are_retried_and_cancelled_calls_are_not(run, gate):
     if "retries" not in inspect.signature(forkshm.Pool).parameters:
         pytest.skip("this Pool has no retries")
 

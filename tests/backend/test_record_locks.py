@@ -57,7 +57,7 @@ def refused(action):
     return 0
 
 
-def test_a_lock_in_a_file_that_was_removed_is_refused_to_those_who_cannot_have_it(folder, place, another_process):
+def test_a_lock_in_a_removed_file_is_refused_to_new_processes(folder, place, another_process):
     assert locks.mutex_init(place) == 0
     assert locks.mutex_trylock(place) == 0
     for file in folder.iterdir():
@@ -68,7 +68,7 @@ def test_a_lock_in_a_file_that_was_removed_is_refused_to_those_who_cannot_have_i
     assert locks.mutex_unlock(place) == 0
 
 
-def test_those_who_have_a_removed_file_go_on_with_it(folder, place, in_child):
+def test_processes_with_a_removed_file_open_keep_using_its_locks(folder, place, in_child):
     assert locks.mutex_init(place) == 0
     assert locks.mutex_trylock(place) == 0
     for file in folder.iterdir():

@@ -138,7 +138,7 @@ class TestContract:
             with pytest.raises(EOFError):
                 call()
 
-    def test_sending_to_nobody(self, ends):
+    def test_sending_without_a_receiver_raises(self, ends):
         receiving, sending = ends
         receiving.close()
         for call in (
@@ -209,7 +209,7 @@ class TestContract:
             with pytest.raises(EOFError):
                 here.recv()
 
-    def test_what_was_sent_before_the_other_end_closed_without_reading_is_received(self, mp):
+    def test_a_message_sent_before_the_other_end_closed_is_received(self, mp):
         here, there = mp.Pipe()
         with here:
             here.send("never read")
@@ -257,7 +257,7 @@ class TestOurs:
         got[0] = 5
         assert (sent[0], head[1]) == (0, 1)
 
-    def test_bytes_of_shared_memory_are_those_of_the_moment(self, ours):
+    def test_bytes_of_shared_memory_are_sent_as_they_are_now(self, ours):
         here, there = ours
         array = forkshm.zeros(100_000)
         here.send_bytes(array)
@@ -292,7 +292,7 @@ class TestOurs:
                 assert (got[0], int(got[1:].sum())) == (number, nbytes - 1)
                 del got
 
-    def test_what_is_shared_takes_no_room(self, ours):
+    def test_shared_memory_takes_no_room_in_a_pipe(self, ours):
         here, there = ours
         os.set_blocking(here.fileno(), False)
         shared = forkshm.zeros(10_000_000, np.uint8)
@@ -335,7 +335,7 @@ def test_a_connection_is_made_of_the_fd_of_one():
         assert stream.recv(100) == b"still open"
 
 
-def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
+def test_an_invalid_fd_is_refused_on_use():
     one, other = forkshm.Pipe()
     number = one.fileno()
     one.close()

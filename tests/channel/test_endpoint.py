@@ -116,7 +116,7 @@ def test_a_full_queue_says_so_when_told_not_to_wait(channel):
     assert sender.send(b"again", wait=False)
 
 
-def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
+def test_a_full_queue_keeps_the_fds_of_an_unsent_message(channel):
     sender, _ = channel
     with files(DIRECT_FDS + 5) as fds:
         before = open_fds()
@@ -126,7 +126,7 @@ def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
         assert numbers_in(fds) == list(range(DIRECT_FDS + 5))
 
 
-def test_a_message_is_there_until_it_was_received(channel):
+def test_has_message_is_true_until_the_message_is_received(channel):
     sender, receiver = channel
     assert not receiver.has_message()
     sender.send(b"abc")
@@ -360,7 +360,7 @@ def test_an_ended_channel_gives_the_rest_and_then_none(channel):
         sender.send(b"too late")
 
 
-def test_sending_when_nobody_can_receive_says_so(channel):
+def test_sending_without_a_receiver_raises(channel):
     sender, receiver = channel
     receiver.close()
     with files(300) as fds:

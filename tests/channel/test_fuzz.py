@@ -100,7 +100,7 @@ def test_the_messages_of_these_tests_are_read(messages):
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_a_changed_message_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+def test_a_changed_message_is_refused_or_names_its_own_memory(messages, examples):
     by_data = [data for data, _ in messages]
     beside = [fds for _, fds in messages]
     before = open_fds()
@@ -120,7 +120,7 @@ def test_a_changed_message_is_refused_or_names_memory_that_came_beside_it(messag
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_a_changed_message_with_its_own_fds_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+def test_a_changed_message_with_fds_is_refused_or_names_its_own_memory(messages, examples):
     before = open_fds()
     for data, fds in messages:
         try_all(examples // len(messages), changed([data]), lambda changed, fds=fds: read(changed, fds))
@@ -129,7 +129,7 @@ def test_a_changed_message_with_its_own_fds_is_refused_or_names_memory_that_came
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_whatever_comes_through_a_channel_the_next_message_is_whole(messages, examples):
+def test_the_message_after_malformed_data_is_complete(messages, examples):
     sender, receiver = pair()
 
     def check(data):

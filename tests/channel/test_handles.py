@@ -141,7 +141,7 @@ def test_closed_ones_are_refused():
             pack(thing)
 
 
-def test_handles_that_nobody_takes_are_closed():
+def test_unclaimed_handles_are_closed():
     here, there = forkshm.Pipe()
     incoming = through([here, there])
     del incoming

@@ -100,7 +100,7 @@ def test_a_small_answer_is_opened_in_the_short_way_and_no_other():
         (bytes(range(23)), "too few"),
     ],
 )
-def test_bytes_that_are_no_message_are_refused_with_what_they_are(data, telling):
+def test_malformed_messages_are_refused_with_the_reason(data, telling):
     with pytest.raises(ChannelBrokenError, match=telling):
         read_header(data)
     refuse_and_leave_nothing(Received(data, [os.memfd_create("beside")]))

@@ -177,7 +177,7 @@ def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
 
 
 @pytest.mark.parametrize("make", [forkshm.Lock, forkshm.Queue, lambda: forkshm.anonymous_shared_memory(10)])
-def test_what_is_of_one_machine_is_refused(executor, make):
+def test_objects_of_one_machine_are_refused(executor, make):
     with pytest.raises(forkshm.UnsupportedError, match="one machine"):
         executor.submit(print, make())
 

@@ -124,7 +124,7 @@ def test_a_process_with_other_hashes_finds_the_keys():
         assert done.stdout == f"{[_containers._hash(key) for key in keys]}\n"
 
 
-def test_what_cannot_be_in_one_is_named():
+def test_an_unpicklable_item_is_named():
     with pytest.raises(forkshm.NotPicklableError, match="item 1, a lock, cannot be pickled"):
         forkshm.SharedList([1, threading.Lock()])
     with pytest.raises(forkshm.NotPicklableError, match="the value of 'b', a lock, cannot be pickled"):
@@ -170,7 +170,7 @@ def test_to_a_worker_crosses_a_descriptor(kind, pool):
 
 
 @pytest.mark.needs("foreign_channels")
-def test_through_the_standard_library_it_is_the_same_memory():
+def test_a_container_stays_the_same_memory_through_the_standard_library():
     shared = forkshm.SharedList(["a", np.arange(3)])
     queue = multiprocessing.SimpleQueue()
     queue.put(shared)

@@ -94,7 +94,7 @@ def child_with_region():
 # -- while the memory is there --------------------------------------------------------
 
 
-def test_another_program_reads_and_writes_what_the_descriptor_names(run_script):
+def test_another_program_reads_and_writes_the_described_region(run_script):
     with anonymous_shared_memory(PAGE + 10) as region:
         region.buf[:5] = b"hello"
         said = run_script(ATTACH, pickle.dumps(describe(region)).hex())
@@ -121,7 +121,7 @@ def test_a_region_of_a_child_is_mapped_here_and_outlives_the_child(child_with_re
         region.buf[PAGE] = 1
 
 
-def test_attaching_in_the_process_that_has_it_gives_the_same_region():
+def test_attaching_in_the_owning_process_returns_the_same_region():
     with anonymous_shared_memory(PAGE) as region:
         before = open_fds()
         assert describe(region).attach() is region
@@ -153,7 +153,7 @@ def test_a_descriptor_is_small_pickles_and_compares_by_value():
             descriptor.size = 1
 
 
-def test_a_descriptor_says_whose_memory_it_names():
+def test_the_repr_of_a_descriptor_names_the_owner():
     with anonymous_shared_memory(PAGE) as region:
         descriptor = describe(region)
         status = os.fstat(region.fileno())
@@ -217,7 +217,7 @@ def test_an_fd_that_is_another_object_now_is_noticed():
         stranger.close()
 
 
-def test_an_fd_that_is_a_pipe_now_is_noticed_without_opening_it():
+def test_an_fd_reused_for_a_pipe_is_detected_without_opening_the_pipe():
     region = anonymous_shared_memory(PAGE)
     descriptor = describe(region)
     region.close()

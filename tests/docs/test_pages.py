@@ -93,7 +93,7 @@ def crossing():
 
 @pytest.mark.slow
 @pytest.mark.skipif(kernel.name != "linux", reason="the table is that of Linux")
-def test_the_table_of_what_crosses_how_is_true(crossing):
+def test_the_table_of_shared_and_copied_types_is_correct(crossing):
     with forkshm.Pool(1) as pool:
         found = {name: cells for name, (_, cells) in crossing.rows_of(pool).items()}
     written = crossing.rows_in_file()

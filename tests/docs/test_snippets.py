@@ -26,7 +26,7 @@ def needs(source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", ALL, ids=str)
-def test_a_program_runs_when_it_is_copied(snippet, run_script):
+def test_programs_run_when_copied_to_a_file(snippet, run_script):
     for name in needs(snippet.source):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the program needs {name}")

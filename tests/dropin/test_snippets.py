@@ -909,7 +909,7 @@ def with_our_import(program):
 
 @pytest.mark.needs("ends_in_select", only="waiting for many readers")
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_it_runs_here(run_script, name, monkeypatch):
+def test_a_snippet_runs_with_forkshm(run_script, name, monkeypatch):
     program, expected = (textwrap.dedent(text) for text in SNIPPETS[name])
     if not CAN_FORK:
         expected = expected.replace(*STARTED_ANEW.get(name, ("", "")))

@@ -70,7 +70,7 @@ def test_parallel(run_script, method, when):
     assert run_script(PROGRAM, method, when) == "done\n"
 
 
-def test_its_default_backend_goes_on_under_patch(run_script):
+def test_the_default_joblib_backend_works_under_patch(run_script):
     said = run_script("""
 import forkshm
 forkshm.patch()

@@ -57,7 +57,7 @@ def test_multiprocess_is_ours_too():
     assert (multiprocess.Pool, multiprocess.Process, multiprocess.pool, multiprocess.get_context) == before
 
 
-def test_it_says_what_it_could_not_reach(monkeypatch):
+def test_patch_returns_names_it_cannot_replace(monkeypatch):
     import types
 
     import multiprocess  # noqa: TID251
@@ -106,18 +106,18 @@ def test_calls_nest():
     assert multiprocessing.Process is not forkshm.Process
 
 
-def test_what_is_not_patched_cannot_be_unpatched():
+def test_unpatch_without_patch_raises():
     with pytest.raises(RuntimeError, match="cannot unpatch multiprocessing: it is not patched"):
         forkshm.unpatch()
 
 
-def test_an_error_in_the_block_takes_it_back():
+def test_an_error_in_the_block_undoes_the_patch():
     with pytest.raises(ZeroDivisionError), forkshm.patched():
         1 / 0  # noqa: B018
     assert multiprocessing.Process is not forkshm.Process
 
 
-def test_what_somebody_else_replaced_meanwhile_is_left(monkeypatch):
+def test_names_replaced_by_other_code_are_left_alone(monkeypatch):
     with monkeypatch.context() as change:
         with forkshm.patched():
             change.setattr(multiprocessing, "cpu_count", lambda: 3)
@@ -158,7 +158,7 @@ def test_exceptions_of_the_standard_library_catch_ours():
                 there.recv_bytes_into(bytearray(1))
 
 
-def test_what_was_made_before_goes_on():
+def test_objects_created_before_patch_continue_to_work():
     threads = multiprocessing.pool.ThreadPool(1)
     ctx = multiprocessing.get_context(DEFAULT)
     kind = multiprocessing.pool.ThreadPool
@@ -214,7 +214,7 @@ def test_children_are_patched_as_their_parent_is(run_script, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_standard_library_knows_who_we_are(run_script, method):
+def test_the_standard_library_knows_the_current_process(run_script, method):
     """In a process of ours ``multiprocessing`` names it, and its parent, and starts processes of its own."""
     said = run_script(
         """

@@ -37,7 +37,7 @@ def wait_for(gate, value):
     return value
 
 
-def test_it_is_an_executor(executor):
+def test_executor_is_a_process_pool_executor(executor):
     assert isinstance(executor, concurrent.futures.Executor)
     assert executor.submit(pow, 2, exp=5).result() == 32
     assert list(executor.map(pow, [2, 3], [3, 2])) == [8, 9]
@@ -63,7 +63,7 @@ def test_shared_arrays_are_shared_and_others_copied_once(executor):
     assert plain[0] == 1
 
 
-def test_what_was_not_begun_can_be_cancelled(gate, wait_until):
+def test_calls_not_begun_can_be_cancelled(gate, wait_until):
     with forkshm.Executor(1) as executor:
         futures = [executor.submit(wait_for, gate, x) for x in range(40)]
         wait_until(futures[0].running)
@@ -80,7 +80,7 @@ def test_what_was_not_begun_can_be_cancelled(gate, wait_until):
             executor.submit(abs, 1)
 
 
-def test_what_cannot_be_pickled_fails_its_future_only(executor):
+def test_an_unpicklable_call_fails_only_its_future(executor):
     lock = threading.Lock()
     with pytest.raises(TypeError, match="cannot pickle"):
         executor.submit(id, lock).result()
@@ -110,27 +110,27 @@ class TestTinyCalls:
         # Alone each takes two.
         assert executor.pool.statistics().messages - before < 3000
 
-    def test_what_finds_no_room_is_done_though_nobody_asks(self, executor, monkeypatch, tmp_path, wait_until):
+    def test_calls_beyond_the_queue_run_without_a_waiting_caller(self, executor, monkeypatch, tmp_path, wait_until):
         dispatcher = executor.pool._dispatcher
         monkeypatch.setattr(dispatcher, "_has_room", lambda: len(dispatcher._tasks.sent) < 2)
         futures = [executor.submit(touch, tmp_path / str(x)) for x in range(20)]
         wait_until(lambda: len(list(tmp_path.iterdir())) == 20)
         assert [f.result() for f in futures] == [None] * 20
 
-    def test_one_that_cannot_be_pickled_fails_alone(self, executor):
+    def test_an_unpicklable_item_of_a_map_fails_alone(self, executor):
         lock = threading.Lock()
         futures = [executor.submit(abs, lock if x == 150 else -x) for x in range(300)]
         with pytest.raises(TypeError, match=r"args\[0\].*lock"):
             futures[150].result()
         assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
 
-    def test_one_whose_worker_dies_fails_alone(self, executor):
+    def test_a_call_whose_worker_dies_fails_alone(self, executor):
         futures = [executor.submit(exit_at_150, x) for x in range(300)]
         with pytest.raises(forkshm.WorkerDiedError, match="exit_at_150"):
             futures[150].result()
         assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
 
-    def test_those_that_no_worker_was_given_can_be_cancelled(self, executor, tmp_path):
+    def test_calls_without_a_worker_can_be_cancelled(self, executor, tmp_path):
         futures = [executor.submit(wait_for_file, tmp_path / "gate", x) for x in range(500)]
         cancelled = [f for f in futures if f.cancel()]
         (tmp_path / "gate").touch()
@@ -138,7 +138,7 @@ class TestTinyCalls:
         left = [x for x, f in enumerate(futures) if f not in cancelled]
         assert [futures[x].result() for x in left] == left
 
-    def test_what_a_function_holds_is_what_it_held_when_it_was_submitted(self, executor):
+    def test_a_function_keeps_the_state_it_had_at_submit(self, executor):
         held = [0]
 
         def look(x):
@@ -167,7 +167,7 @@ def exit_at_150(x):
     return x
 
 
-def test_an_initializer_that_raises_breaks_it():
+def test_an_initializer_that_raises_breaks_the_executor():
     def initialise():
         raise LookupError("no model")
 
@@ -259,7 +259,7 @@ if __name__ == "__main__":
     assert said.startswith("SpawnPoolWorker")
 
 
-def test_buffersize_takes_input_as_it_is_needed(executor):
+def test_buffersize_reads_input_as_needed(executor):
     taken = []
     items = (taken.append(x) or x for x in range(100))
     results = executor.map(abs, items, buffersize=4)
@@ -302,7 +302,7 @@ def test_a_callback_may_submit_and_shut_down(executor):
     assert results == [0, 1, 2, 3, 4]
 
 
-def test_collected_it_finishes_what_was_submitted(gate):
+def test_a_collected_executor_finishes_submitted_calls(gate):
     executor = forkshm.Executor(2)
     futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     del executor
@@ -324,7 +324,7 @@ def test_a_forked_child_is_told(executor, in_child):
     assert executor.submit(abs, -1).result() == 1
 
 
-def test_the_program_waits_for_what_was_submitted(run_script):
+def test_the_program_waits_for_submitted_calls(run_script):
     said = run_script("""
 import forkshm, time
 def late():
@@ -360,7 +360,7 @@ def test_progress(executor, capfd, monkeypatch):
 # -- who drives -----------------------------------------------------------------------------------
 
 
-def test_who_waits_for_a_result_needs_no_thread(executor, monkeypatch):
+def test_waiting_for_a_result_needs_no_thread(executor, monkeypatch):
     started = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name) or start(thread))
@@ -389,7 +389,7 @@ def test_several_threads_wait_for_their_own(executor, gate):
     assert results == {x: x for x in range(8)}
 
 
-def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_result(executor, gate):
+def test_wait_as_completed_and_callbacks_work_without_a_waiting_caller(executor, gate):
     futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     seen = []
     called = threading.Event()
@@ -407,7 +407,7 @@ def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_
     gate.release()
 
 
-def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path, wait_until):
+def test_a_call_without_a_future_runs_and_is_dropped(executor, tmp_path, wait_until):
     executor.submit((tmp_path / "done").touch)
     wait_until((tmp_path / "done").exists)
     array = np.ones(1000)
@@ -417,7 +417,7 @@ def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path
     wait_until(lambda: gone() is None)
 
 
-def test_a_callback_of_a_future_that_nobody_has_is_called(executor):
+def test_a_callback_of_a_collected_future_is_called(executor):
     called = threading.Event()
     executor.submit(abs, 1).add_done_callback(lambda _: called.set())
     gc.collect()
@@ -475,7 +475,7 @@ def test_a_map_that_is_dropped_is_not_finished(gate):
         assert executor._work._pool._dispatcher.is_idle()
 
 
-def test_a_map_is_done_whether_somebody_takes_the_results_or_not(tmp_path):
+def test_a_map_runs_without_a_consumer(tmp_path):
     with forkshm.Executor(2) as executor:
         executor.map(lambda x: (tmp_path / str(x)).touch(), range(600))
     assert len(list(tmp_path.iterdir())) == 600
@@ -492,7 +492,7 @@ def test_a_map_is_cancelled_with_the_rest(gate):
         assert taken == list(range(len(taken)))
 
 
-def test_a_map_over_one_that_raises_ends_there(executor):
+def test_a_map_ends_where_its_iterable_raises(executor):
     results = executor.map(lambda x: 1 // x, [2, 1, 0, 1])
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
@@ -514,7 +514,7 @@ def test_a_large_argument_of_all_chunks_is_copied_once(executor):
         assert other.pool.statistics().bytes_copied < 2 * array.nbytes
 
 
-def test_the_thread_of_the_pool_stands_by_while_somebody_waits(gate, executor):
+def test_the_thread_of_the_pool_stands_by_while_a_caller_waits(gate, executor):
     """And takes over when nobody does."""
     futures = [executor.submit(wait_for, gate, x) for x in range(200)]
     gate.release(200)

@@ -57,12 +57,12 @@ def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
         assert pool.statistics().workers_replaced < 20
 
 
-def test_an_initializer_that_ends_its_process_ends_the_pool_also_when_it_exits_well():
+def test_an_initializer_that_exits_ends_the_pool_with_any_exit_code():
     with forkshm.Pool(2, os._exit, (0,)) as pool, pytest.raises(WorkerDiedError, match="its initializer; 4 workers"):
         pool.apply(f.square, (1,))
 
 
-def test_an_initializer_that_raises_what_cannot_be_pickled_fails_the_pool_with_that():
+def test_an_unpicklable_exception_of_an_initializer_fails_the_pool():
     def initialize():
         raise f.Unbuildable(1, 2)
 
@@ -134,7 +134,7 @@ def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch, instead):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(seed):
+def test_stray_data_of_a_worker_never_becomes_an_answer(seed):
     """Bytes at random, real answers that were cut, with fds and without: each task is answered, and rightly."""
 
     def misbehave(x):
@@ -166,7 +166,7 @@ def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(see
     assert started.count_fds() == before
 
 
-def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wait_until):
+def test_a_worker_that_never_stops_writing_blocks_no_caller(tmp_path, wait_until):
     def babble():
         end = results_end()
         (tmp_path / "begun").touch()
@@ -278,7 +278,7 @@ def test_an_exit_code_is_known_although_other_threads_ask_the_kernel_for_every_c
 
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 @pytest.mark.usefixtures("_fork_server")
-def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
+def test_terminate_ends_workers_that_ignore_sigterm_or_are_stopped(method, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(3)
     pool.map_async(f.hang_on, [tmp_path / str(x) for x in range(2)], chunksize=1)
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
@@ -302,7 +302,7 @@ def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
     assert not workers_of(pool)
 
 
-def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
+def test_join_lets_workers_finish_their_exit_functions(tmp_path):
     def leave_a_mark():
         time.sleep(0.3)
         (tmp_path / "mark").touch()
@@ -370,7 +370,7 @@ def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
     os.waitpid(pid, 0)
 
 
-def test_a_program_ends_although_it_left_a_stopped_worker_in_a_pool(run_script):
+def test_a_program_with_a_stopped_worker_ends(run_script):
     """Whatever else runs at exit, and in which order."""
     out = run_script("""
 import weakref

@@ -30,7 +30,7 @@ def handler_of(number, handler):
         signal.signal(number, before)
 
 
-def test_the_first_worker_may_die_before_it_is_watched(monkeypatch):
+def test_the_death_of_a_first_worker_that_is_not_yet_watched_is_handled(monkeypatch):
     """When it starts another process, multiprocess reaps those that have ended."""
     start = _start.ForkProcess.start
     started_last = []

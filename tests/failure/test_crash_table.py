@@ -77,7 +77,7 @@ def test_only_the_task_whose_worker_died_fails(method, where, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time(method, where):
+def test_a_worker_stopped_forever_fails_its_task_in_time(method, where):
     function, args = LIVES[where]("SIGSTOP")
     with forkshm.get_context(method).Pool(2, task_timeout=1.0) as pool:
         others = [pool.apply_async(f.square, (x,)) for x in range(50)]
@@ -102,7 +102,7 @@ def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, wher
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGTERM"])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_idle_worker_dies_and_nobody_notices(method, how):
+def test_the_death_of_an_idle_worker_affects_no_task(method, how):
     with forkshm.get_context(method).Pool(2) as pool:
         assert pool.map(f.square, range(10)) == [x * x for x in range(10)]
         for worker in list(pool._worker_group.workers):
@@ -112,7 +112,7 @@ def test_an_idle_worker_dies_and_nobody_notices(method, how):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "MemoryError"), (METHODS[1], "MemoryError")])
-def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
+def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
     """In a handler of signals, or in what the collector or a thread of the user's runs."""
     with forkshm.get_context(method).Pool(1) as pool:
         pid = pool.apply(f.die_at_sigusr1, (how,))
@@ -157,7 +157,7 @@ def test_a_task_that_was_received_and_named_and_not_begun_fails(method, how, tmp
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), EITHER_WAY)
-def test_one_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
+def test_a_worker_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
     with forkshm.get_context(method).Pool(2, f.initializer_dies_once, (tmp_path / "mark", how)) as pool:
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
@@ -165,7 +165,7 @@ def test_one_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", METHODS)
-def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
+def test_a_worker_stopped_in_the_initializer_is_replaced(method, tmp_path):
     with forkshm.get_context(method).Pool(
         1, f.initializer_dies_once, (tmp_path / "mark", "SIGSTOP"), task_timeout=1.0
     ) as pool:
@@ -174,7 +174,7 @@ def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
-def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, how):
+def test_a_worker_that_dies_at_maxtasksperchild_has_answered(method, how):
     """In a finalizer, after the last of its tasks."""
     timeout = 1.0 if how == "SIGSTOP" else None
     with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2, task_timeout=timeout) as pool:
@@ -220,7 +220,7 @@ def test_the_error_names_the_item_of_a_chunk(pool):
         pool.map(lambda x: f.die_on_three(x, "SIGKILL"), range(10), chunksize=10)
 
 
-def test_the_tasks_behind_it_in_a_batch_are_done_all_the_same(pool, tmp_path):
+def test_tasks_batched_behind_a_dead_task_are_done(pool, tmp_path):
     marks = tmp_path / "marks"
 
     def work(x):

@@ -138,13 +138,13 @@ def check(run_script, method, kind, place):
 
 @pytest.mark.skipif(not started.CAN_FORK, reason="there is no fork")
 @pytest.mark.parametrize(("method", "kind", "place"), SOME)
-def test_it_ends_silently(run_script, method, kind, place):
+def test_a_program_ends_silently(run_script, method, kind, place):
     check(run_script, method, kind, place)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("method", "kind", "place"), [each for each in ALL if each not in SOME])
-def test_it_ends_silently_everywhere(run_script, method, kind, place):
+def test_a_program_ends_silently_with_every_start_method(run_script, method, kind, place):
     if sys.platform == "win32" and method != "spawn":
         pytest.skip("there is no fork")
     check(run_script, method, kind, place)

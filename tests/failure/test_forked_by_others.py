@@ -19,7 +19,7 @@ import forkshm
 from forkshm.region.blocks._arena import arena
 
 
-def test_a_forked_child_keeps_the_blocks_it_sees(pool, tmp_path, wait_until):
+def test_a_forked_child_keeps_its_blocks(pool, tmp_path, wait_until):
     """The parent's views go, the child's stay: the worker must not write there again."""
     kept = pool.apply(np.full, (500_000, 3.0))
     go, seen = tmp_path / "go", tmp_path / "seen"
@@ -131,7 +131,7 @@ def total_here(_):
 
 
 @pytest.mark.needs("foreign_channels")
-def test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody(pool):
+def test_a_pool_of_the_standard_library_uses_inherited_views(pool):
     global inherited
     inherited = pool.apply(np.full, (500_000, 3.0))
     shared = forkshm.full(1000, 2.0)
@@ -158,7 +158,7 @@ def test_an_executor_forks_from_its_own_thread_while_ours_work(pool):
 
 
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(3), os.abort])
-def test_a_child_that_crashes_with_views_of_everything_disturbs_nobody(pool, end):
+def test_a_crash_of_a_child_with_views_affects_no_other_process(pool, end):
     kept = pool.apply(np.full, (500_000, 3.0))
     shared, queue = forkshm.full(1000, 2.0), forkshm.SimpleQueue()
     queue.put(shared)

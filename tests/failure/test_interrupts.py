@@ -48,7 +48,7 @@ def test_an_error_in_the_block_is_the_interrupts_context():
     assert isinstance(caught.value.__context__, OSError)
 
 
-def test_an_event_loop_hears_of_it_once(in_child):
+def test_an_event_loop_gets_the_interrupt_once(in_child):
     def child():
         heard = []
 
@@ -124,7 +124,7 @@ with forkshm.Pool(1) as pool:
 
 @pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
-def test_an_interrupt_in_what_runs_around_a_fork_is_not_lost(run_script, when, start):
+def test_an_interrupt_in_fork_hooks_is_not_lost(run_script, when, start):
     """Python ignores what is raised there."""
     assert run_script(IN_A_HOOK.format(when=when, start=start)) == "interrupted\n5\n"
 
@@ -146,7 +146,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"] if CAN_FORK else ["spawn"])
-def test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word(run_script, method):
+def test_a_starting_worker_ignores_the_interrupt_and_a_process_ends_silently(run_script, method):
     done = run_script(AT_BIRTH.format(method=method, tests=TESTS), check=False)
     assert (done.stdout, done.stderr) == ("5 0\n1\n", "")
 

@@ -93,7 +93,7 @@ pool.join()
     assert out == "None True\n1\n"
 
 
-def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
+def test_a_worker_dies_before_naming_its_task(pool, monkeypatch):
     """It was not begun, so it is sent again; the caller notices nothing."""
     assert pool.apply(f.square, (2,)) == 4
 
@@ -119,7 +119,7 @@ def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
         assert doomed.statistics().workers_replaced in (1, 2)
 
 
-def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):
+def test_a_worker_dies_after_its_answer_but_before_recording_it(monkeypatch):
     """The answer counts."""
     from forkshm.pool import _worker
 
@@ -258,7 +258,7 @@ def test_a_stopped_worker_does_not_hold_the_others_back(pool):
         os.kill(stopped, signal.SIGCONT)
 
 
-def test_a_pool_in_a_forked_child_says_whose_it_is(pool, in_child):
+def test_a_pool_in_a_forked_child_says_that_it_is_the_parents(pool, in_child):
     parent = os.getpid()
 
     def use():

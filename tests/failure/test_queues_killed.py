@@ -195,7 +195,7 @@ def test_a_sender_ends_with_a_backlog(method, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
-def test_who_holds_items_ends(method, how):
+def test_a_process_with_unsent_items_ends(method, how):
     """They are gone with it, their memory comes back, and the rest is for others."""
     context = forkshm.get_context(method)
     it, back = context.Queue(5), context.Queue()
@@ -214,7 +214,7 @@ def test_who_holds_items_ends(method, how):
     back.close()
 
 
-def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn, wait_until):
+def test_stopped_senders_and_receivers_block_no_other_process(spawn, wait_until):
     it = forkshm.Queue(5)
 
     def take_all():
@@ -235,7 +235,7 @@ def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn,
         assert it.get(timeout=30) == number
 
 
-def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
+def test_memory_of_unreceived_messages_is_released(spawn):
     for _ in range(10):
         it = forkshm.Queue()
         for _ in range(3):
@@ -246,7 +246,7 @@ def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
     # The leak check looks for blocks that are still held.
 
 
-def test_join_goes_on_with_others_when_a_worker_is_killed_before_it_took_anything(spawn):
+def test_join_continues_when_a_worker_is_killed_before_its_first_item(spawn):
     it = forkshm.JoinableQueue()
     victim = spawn(it.get)
     time.sleep(0.02)  # as above

@@ -61,7 +61,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_it_arrives_equal_and_its_buffers_are_copied_once(pool, name):
+def test_a_container_arrives_equal_and_its_buffers_are_copied_once(pool, name):
     make, equal, nbytes = VALUES[name]
     value = make()
     before = pool.statistics()

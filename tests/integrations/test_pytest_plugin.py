@@ -71,7 +71,7 @@ def test_table(table, number):
 
 
 @pytest.mark.parametrize(("workers", "made"), [("0", 1), pytest.param("1", 1, marks=pytest.mark.nightly), ("3", 1)])
-def test_it_is_made_once(run, workers, made):
+def test_a_shared_fixture_is_created_once(run, workers, made):
     counts, log, said = run(TABLE, TESTS, "-n", workers)
     assert (counts, len(log)) == ({"passed": 8}, made), said
 
@@ -83,7 +83,7 @@ def test_without_xdist(run):
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("copy_on_write", 1), ("read_write", 2)])
-def test_who_sees_a_write(run, mode, seen):
+def test_each_mode_decides_which_workers_see_a_write(run, mode, seen):
     fixture = f"""
 @shared_fixture(mode={mode!r})
 def table():
@@ -184,7 +184,7 @@ def table(request):
 
 
 @pytest.mark.nightly
-def test_without_the_plugin_it_says_what_to_do(run):
+def test_without_the_plugin_the_error_says_what_to_do(run):
     counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)
     assert counts == {"error": 8}
     assert "run pytest with -p forkshm.pytest" in said

@@ -82,7 +82,7 @@ def called_with_anything(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["f8", "c16", "i4", "?"])
-def test_what_a_method_or_attribute_returns_is_a_view_or_plain(dtype):
+def test_methods_and_attributes_return_views_or_plain_arrays(dtype):
     names = [name for name in dir(np.ndarray) if not name.startswith("_") and name not in _NOT_CALLED]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -198,7 +198,7 @@ _OTHER |= {"get_include", "getbufsize", "geterr", "geterrcall", "frombuffer", "f
 
 
 @pytest.mark.parametrize("module", [np, np.linalg, np.fft, np.lib.stride_tricks], ids=lambda module: module.__name__)
-def test_what_a_function_returns_is_a_view_or_plain(module):
+def test_functions_return_views_or_plain_arrays(module):
     s, row = made(), made()[0]
     ways = [(s,), (row,), (s, s), (row, row), ([s, s],), ([row, row],), (s, 1), (s, 0, 1), (s, [0, 1]), (s > 2, s, s)]
     ways += [(row, row, row), (s, (2, 8)), (s, (3, 4, 4)), ("ij,jk", s, s), ("i,j->ij", row, row), (s, 2, 0), (s, row)]
@@ -216,7 +216,7 @@ def test_what_a_function_returns_is_a_view_or_plain(module):
                     assert type(array) in (np.ndarray, forkshm.SharedArray, np.matrix, np.recarray), name
 
 
-def test_out_is_what_is_returned():
+def test_functions_return_the_out_array():
     s, out = made(), forkshm.zeros((4, 4))
     assert s.dot(s, out=out) is out
     assert s.dot(s, out) is out

@@ -118,7 +118,7 @@ def test_the_number_given_to_python_is_taken():
     assert run(PRINT, PYTHON_CPU_COUNT="5") == "5"
 
 
-def test_the_number_given_to_python_is_taken_where_it_has_such_an_option(monkeypatch):
+def test_the_cpu_count_option_of_python_is_used(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
     assert kernel.default_workers() == 7
     monkeypatch.setattr(os, "process_cpu_count", lambda: len(os.sched_getaffinity(0)))

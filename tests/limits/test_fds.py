@@ -62,7 +62,7 @@ with forkshm.Pool(2) as pool:
     )
 
 
-def test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do(run_script):
+def test_regions_beyond_a_hard_limit_raise_with_their_number_and_advice(run_script):
     out = run_script(
         PROLOGUE.format(hard=256)
         + """

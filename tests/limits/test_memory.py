@@ -102,7 +102,7 @@ def test_memory_with_a_name_says_that_dev_shm_has_no_room(with_mount, mount, sai
     assert with_mount(mount, NAMED).startswith(said)
 
 
-def test_a_limit_on_address_space_is_an_exception_and_what_is_smaller_goes_on(run_script):
+def test_a_limit_on_address_space_raises_and_smaller_requests_work(run_script):
     out = run_script("""
 import resource
 import numpy as np

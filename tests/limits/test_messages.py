@@ -31,7 +31,7 @@ def _tiny_queues(monkeypatch):
 @pytest.mark.usefixtures("_tiny_queues")
 @pytest.mark.parametrize("count", [0, 1, DIRECT_FDS, DIRECT_FDS + 1], ids=["0", "1", "16", "17"])
 @pytest.mark.parametrize("size", [10_000, MAX_MESSAGE])
-def test_a_message_that_is_larger_than_the_queue_makes_it_larger(size, count):
+def test_a_message_larger_than_the_queue_enlarges_the_queue(size, count):
     sender, receiver = pair()
     data = bytes(range(256)) * (size // 256)
     for _ in range(3):

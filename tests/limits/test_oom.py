@@ -147,7 +147,7 @@ whole.buf[:] = bytes(whole.size)
 
 
 @pytest.mark.needs("populate")
-def test_the_doctor_says_what_a_group_has_left(run_script, small_group):
+def test_the_doctor_shows_the_memory_left_in_a_group(run_script, small_group):
     out = run_script(MOVE + "import sys\nfrom forkshm.__main__ import main\nsys.exit(main(['doctor']))\n", small_group)
     (line,) = [line for line in out.splitlines() if "memory of this cgroup" in line]
     assert "MiB left" in line
@@ -172,7 +172,7 @@ def groups(tmp_path, monkeypatch):
     return write
 
 
-def test_the_tightest_of_the_groups_around_it_counts_in_the_second_version(groups):
+def test_the_tightest_parent_group_counts_in_version_2(groups):
     groups(
         "1:name=systemd:/\n0::/a/b\n",
         {
@@ -203,7 +203,7 @@ def test_the_first_version_of_groups_is_read_too(groups):
 
 
 @pytest.mark.needs("populate")
-def test_what_a_group_has_no_room_for_is_not_populated(groups):
+def test_populate_beyond_the_memory_of_a_group_is_refused(groups):
     groups(
         "4:memory:/b\n",
         {

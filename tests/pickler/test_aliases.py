@@ -34,7 +34,7 @@ VIEWS = {
 @pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("order", [1, -1], ids=["array first", "views first"])
-def test_views_of_an_array_arrive_as_views_of_it(cross, make, size, order):
+def test_views_of_one_array_arrive_as_views_of_one_array(cross, make, size, order):
     array = make(size, np.int64)
     array[:] = np.arange(size)
     names = list(VIEWS)[::order]
@@ -101,7 +101,7 @@ def test_as_strided_beyond_the_memory_is_left_to_numpy(cross):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["read_only", "read_private", "copy_on_write"])
 @pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
-def test_the_mode_decides_what_the_receiver_may_do(cross, make, size, mode):
+def test_the_mode_decides_whether_the_receiver_may_write(cross, make, size, mode):
     array = make(size)
     array[:] = 1
     value = cross(view(array, mode)).value
@@ -113,7 +113,7 @@ def test_the_mode_decides_what_the_receiver_may_do(cross, make, size, mode):
         assert (array == 1).all()
 
 
-def test_read_only_shared_memory_shows_what_others_write_later(cross):
+def test_read_only_shared_memory_shows_later_writes(cross):
     array = forkshm.zeros(1000)
     value = cross(view(array, "read_only")).value
     array[:] = 3

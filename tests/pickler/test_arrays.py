@@ -115,7 +115,7 @@ def spanned(array):
     return span if span <= 2 * array.nbytes else array.nbytes
 
 
-def test_of_a_view_the_memory_that_it_sees_is_sent_once(cross):
+def test_only_the_memory_of_a_view_is_sent_and_once(cross):
     row = np.arange(1000.0)
     windows = np.lib.stride_tricks.sliding_window_view(np.arange(20_000.0), 1000)
     for sent, bytes_seen in (
@@ -132,7 +132,7 @@ def test_of_a_view_the_memory_that_it_sees_is_sent_once(cross):
         np.testing.assert_array_equal(crossing.value, sent)
 
 
-def test_an_array_that_would_be_too_large_stays_as_it_was_and_is_for_reading(cross):
+def test_a_broadcast_array_that_is_too_large_stays_broadcast_and_read_only(cross):
     value = cross(np.broadcast_to(np.arange(1000.0), (10_000_000, 1000))).value
     assert value.shape == (10_000_000, 1000)
     assert value[5_000_000, 7] == 7
@@ -147,7 +147,7 @@ def test_broadcast_shared_memory_is_still_shared(cross):
 
 
 @pytest.mark.parametrize("name", sorted(PRIVATE))
-def test_what_arrives_by_value_is_writable_and_the_receivers_own(cross, name):
+def test_an_array_by_value_arrives_writable_and_private(cross, name):
     sent = PRIVATE[name]()
     before = sent.copy()
     value = cross(sent).value
@@ -205,7 +205,7 @@ def test_shared_memory_that_is_for_reading_here_is_for_reading_there(cross):
         assert not cross(make).value.flags.writeable
 
 
-def test_a_worker_may_write_to_what_was_read_only():
+def test_a_read_only_array_by_value_arrives_writable():
     def centre(values):
         values -= values.mean()
         return values
@@ -254,7 +254,7 @@ def test_arrays_beside_a_large_stream_come_back(cross):
     assert (value[1], value[3]) == (sent[1], sent[3])
 
 
-def test_the_block_is_free_when_the_last_array_from_it_is_gone(cross):
+def test_the_block_is_free_when_its_last_array_is_gone(cross):
     crossing = cross([numbers(), numbers()])
     kept = crossing.value[1][3:5]
     del crossing

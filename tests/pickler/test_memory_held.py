@@ -75,7 +75,7 @@ def test_each_of_many_arrays_holds_little_more_than_itself(cross, name, for_many
     assert held() == before
 
 
-def test_half_of_what_was_sent_for_reading_may_be_kept(cross):
+def test_half_of_a_read_only_array_may_be_kept(cross):
     sent = [forkshm.view(arrays(40, 100_000), "read_only"), arrays(40, 100_000)]
     before = held()
     value = cross(sent).value
@@ -88,7 +88,7 @@ def test_half_of_what_was_sent_for_reading_may_be_kept(cross):
     assert (first == 0).all()
 
 
-def test_views_of_one_array_of_which_some_are_for_reading_stay_views_of_it(cross):
+def test_views_of_one_array_stay_views_when_some_are_read_only(cross):
     a = np.zeros(100_000, np.uint8)
     b = np.ones(100_000, np.uint8)
     reading, writing, other = cross([forkshm.view(a[:60_000], "read_only"), a, b]).value
@@ -161,7 +161,7 @@ HANDED_ON = {
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_of_a_copy_that_is_sent_on_a_little_is_copied_and_most_is_not(cross, name):
+def test_a_small_part_of_a_received_copy_is_copied_and_most_of_it_is_not(cross, name):
     view, is_handed_on = HANDED_ON[name]
     sent = received(np.arange(2_500_000.0))
     crossing = cross(view(sent))

@@ -202,7 +202,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
 
 @pytest.mark.needs("pagemap")
 @pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE], ids=in_pages)
-def test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied(cross, offset):
+def test_the_written_pages_of_a_copy_on_write_region_are_copied(cross, offset):
     size = 100 * PAGE
     with anonymous_shared_memory(size + PAGE) as whole, MappedRegion(whole, "copy_on_write", offset, size) as private:
         whole.buf[:] = b"w" * (size + PAGE)
@@ -232,7 +232,7 @@ def test_a_copy_on_write_region_that_was_written_all_over_crosses(cross):
         del crossing
 
 
-def test_where_the_kernel_does_not_tell_what_was_written_all_of_it_is_copied(cross, monkeypatch):
+def test_without_knowledge_of_written_pages_everything_is_copied(cross, monkeypatch):
     def no_proc(address, size):
         raise FileNotFoundError
 
@@ -261,7 +261,7 @@ def test_a_closed_region_cannot_be_sent():
         pack(region)
 
 
-def test_a_region_stays_open_while_a_payload_names_it():
+def test_a_region_stays_open_while_a_payload_refers_to_the_region():
     region = anonymous_shared_memory(4096)
     region.buf[:3] = b"abc"
     payload = pack(region)
@@ -333,7 +333,7 @@ def test_an_exception_while_pickling_leaves_no_block():
     assert arena.statistics().blocks == before
 
 
-def test_what_cannot_be_pickled_leaves_no_block():
+def test_an_unpicklable_object_leaves_no_block():
     with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
         pack([pickle.PickleBuffer(bytearray(2**20)), threading.Lock()])
     assert arena.statistics().blocks == 0

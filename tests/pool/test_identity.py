@@ -42,7 +42,7 @@ def test_a_worker_is_called_as_the_standard_librarys_is(method):
 
 @pytest.mark.parametrize("daemon", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_process_knows_who_it_is(method, daemon):
+def test_current_process_is_right_in_a_worker(method, daemon):
     context = forkshm.get_context(method)
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=f.send_who_am_i, args=(writer,), name="me", daemon=daemon)

@@ -69,7 +69,7 @@ def test_the_parent_keeps_its_threads():
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
-def test_what_the_user_set_stays(monkeypatch, name):
+def test_limits_set_by_the_user_are_kept(monkeypatch, name):
     monkeypatch.setenv(name, "3")
     with forkshm.Pool(2) as pool:
         threads, _ = pool.apply(f.inner_threads)

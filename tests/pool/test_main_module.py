@@ -43,7 +43,7 @@ with forkshm.Pool(1) as pool:
     assert out == "True True\nTrue 8\n"
 
 
-def test_what_is_defined_or_redefined_after_the_pool_crosses_by_value(run_script):
+def test_functions_defined_after_the_pool_are_sent_by_value(run_script):
     out = run_script(
         program("""
 def version(): return 1

@@ -111,7 +111,7 @@ def test_a_shared_array_as_a_result(pool):
     assert made[0] == 5
 
 
-def test_a_shared_array_outlives_the_worker_and_the_pool_that_made_it():
+def test_a_shared_array_outlives_its_worker_and_pool():
     with forkshm.Pool(1) as pool:
         made = pool.apply(forkshm.ones, (500_000,))
         plain = pool.apply(np.ones, (500_000,))

@@ -110,11 +110,11 @@ def test_a_shared_array_that_was_read_only_is_another_matter(pool):
     ],
     ids=["keyword", "second", "in a list", "in a dict", "method", "output", "memoryview"],
 )
-def test_where_it_is_is_told(pool, call, args, kwargs, where):
+def test_the_error_names_the_read_only_argument(pool, call, args, kwargs, where):
     assert where in told(failure(pool.apply, call, args, kwargs))
 
 
-def test_of_a_map_it_is_the_item_at_hand(pool):
+def test_the_error_in_a_map_names_the_item(pool):
     items = [np.zeros(9), np.zeros(9), view(np.ones(7), "read_only")]
     error = failure(pool.map, fill, items, chunksize=3)
     assert "argument 0 of fill(), ndarray float64 (7,)" in told(error)
@@ -150,7 +150,7 @@ def raise_grumpy(array):
     raise Grumpy
 
 
-def test_an_exception_that_cannot_be_asked_is_sent_as_it_is(pool):
+def test_an_exception_that_cannot_be_inspected_is_sent_unchanged(pool):
     with pytest.raises(Grumpy):
         pool.apply(raise_grumpy, (view(np.zeros(3), "read_only"),))
 

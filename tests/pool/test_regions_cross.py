@@ -85,7 +85,7 @@ def test_the_whole_or_a_part_arrives_and_writes_are_seen(pool, mappable, offset,
 
 
 @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-def test_what_is_for_reading_arrives_for_reading(pool, mappable, mode):
+def test_a_read_only_region_arrives_read_only(pool, mappable, mode):
     with MappedRegion(mappable, mode, offset=5) as region:
         arrived = pool.apply(look, (region,))
         assert arrived == ("MappedRegion", mode, 5, SIZE - 5, pattern(SIZE)[5:], True)
@@ -111,7 +111,7 @@ def overwrite(region, position, value):
 
 
 @pytest.mark.parametrize(("offset", "size"), PARTS, ids=in_pages)
-def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappable, offset, size):
+def test_a_copy_on_write_region_arrives_with_its_writes(pool, mappable, offset, size):
     content = pattern(SIZE)[offset:][:size]
     with MappedRegion(mappable, "copy_on_write", offset, size) as region:
         assert pool.apply(look, (region,)) == ("MappedRegion", "copy_on_write", offset, len(content), content, False)
@@ -170,7 +170,7 @@ def test_a_region_made_before_the_pool_is_the_one_the_workers_inherited(mappable
         assert set(region.buf) == {3}
 
 
-def test_a_worker_keeps_what_it_mapped_as_long_as_it_holds_it(mappable):
+def test_a_worker_keeps_a_mapping_while_it_holds_the_region(mappable):
     def held_now(value):
         held = f.get_state()
         held.buf[0] = value

@@ -18,7 +18,7 @@ def patient(_warm_up):
         yield pool
 
 
-def test_a_task_whose_worker_dies_is_done_again(patient, tmp_path):
+def test_a_task_whose_worker_dies_is_repeated(patient, tmp_path):
     assert patient.apply(f.die_once, (tmp_path / "apply", 5)) == 5
     calls = [(tmp_path / f"map{x}", x) for x in range(10)]
     assert patient.starmap(f.die_once, calls, chunksize=1) == list(range(10))
@@ -36,7 +36,7 @@ def test_the_last_death_fails_the_task_and_says_how_many_there_were(patient):
     assert patient.apply(f.square, (3,)) == 9
 
 
-def test_what_a_task_raises_is_an_answer(patient, tmp_path):
+def test_a_task_that_raises_is_not_repeated(patient, tmp_path):
     def work():
         f.touch_file(tmp_path / "marks", 1)
         raise ValueError("once")
@@ -64,7 +64,7 @@ def test_the_writes_of_the_dead_do_not_show(patient, tmp_path):
     assert (arrived == 0).all()
 
 
-def test_arguments_are_those_that_were_sent(patient, tmp_path):
+def test_a_repeated_task_gets_the_original_arguments(patient, tmp_path):
     """Not what has become of them in the meantime."""
     go, begun = tmp_path / "go", tmp_path / "begun"
 

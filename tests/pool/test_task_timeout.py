@@ -42,7 +42,7 @@ def test_each_item_of_a_chunk_has_its_own_time(strict, tmp_path):
     assert caught.value.index == 8
 
 
-def test_of_an_imap_only_the_late_one_fails(strict, tmp_path, wait_until):
+def test_only_the_late_item_of_an_imap_fails(strict, tmp_path, wait_until):
     late = strict.imap(lambda x: f.hang(tmp_path / "begun") if x == 2 else x, range(5))
     got = []
     while True:
@@ -56,7 +56,7 @@ def test_of_an_imap_only_the_late_one_fails(strict, tmp_path, wait_until):
     wait_until(lambda: strict.statistics().workers_replaced == 1)
 
 
-def test_nobody_needs_to_wait_for_it(strict, tmp_path, wait_until):
+def test_a_timeout_needs_no_waiting_caller(strict, tmp_path, wait_until):
     failed = []
     strict.apply_async(f.hang, (tmp_path / "begun",), error_callback=failed.append)
     wait_until(lambda: failed)
@@ -65,7 +65,7 @@ def test_nobody_needs_to_wait_for_it(strict, tmp_path, wait_until):
     wait_until(lambda: quiet._answered)  # without looking into the channel
 
 
-def test_it_is_not_done_again(tmp_path):
+def test_a_task_that_timed_out_is_not_repeated(tmp_path):
     with forkshm.Pool(1, task_timeout=0.5, retries=3) as pool:
         with pytest.raises(TaskTimeoutError):
             pool.apply(lambda: (f.touch_file(tmp_path / "marks", 1), f.hang(tmp_path / "begun")))
@@ -74,7 +74,7 @@ def test_it_is_not_done_again(tmp_path):
         assert pool.apply(f.die_once, (tmp_path / "mark", 5)) == 5
 
 
-def test_tasks_behind_it_in_a_batch_are_done(strict, tmp_path):
+def test_tasks_batched_behind_a_late_task_are_done(strict, tmp_path):
     def work(x):
         if x == 2500:
             f.hang(tmp_path / "begun")

@@ -46,7 +46,7 @@ def start(method=None):
 @pytest.mark.parametrize(
     ("module", "comm", "name"), [("polars", "polars-0", "polars"), ("grpc", "grpc_global_tim", "gRPC")]
 )
-def test_a_pool_warns_once_of_what_was_used(run_script, module, comm, name):
+def test_a_pool_warns_once_of_used_libraries(run_script, module, comm, name):
     said = run_script(
         STAND_IN
         + f"""

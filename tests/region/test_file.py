@@ -73,7 +73,7 @@ def test_a_mode_that_no_file_is_opened_with_is_refused(path, mode):
 
 
 @pytest.mark.parametrize("mode", ["read_write", "read_only"])
-def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path, mode):
+def test_an_irregular_file_is_refused_without_waiting(tmp_path, mode):
     os.mkfifo(tmp_path / "fifo")
     before = open_fds()
     for path in (tmp_path, tmp_path / "fifo"):
@@ -155,7 +155,7 @@ def test_a_file_that_is_let_go_is_closed_and_stays(path):
     assert path.exists()
 
 
-def test_remove_says_whether_it_did_and_regions_stay(path, tmp_path):
+def test_remove_returns_whether_it_removed_and_regions_stay(path, tmp_path):
     with FileMapping(path) as file, MappedRegion(file) as region:
         assert FileMapping.remove(path) is True
         assert not path.exists()

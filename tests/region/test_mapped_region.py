@@ -165,14 +165,14 @@ def free_address():
 
 
 class TestModes:
-    def test_what_is_written_read_write_is_in_the_object_and_in_every_other_mapping(self, make):
+    def test_read_write_writes_reach_the_object_and_every_mapping(self, make):
         mappable = make(content=pattern(SIZE))
         with MappedRegion(mappable, "read_write") as region, MappedRegion(mappable, "read_only") as other:
             for position in (*EDGES, SIZE - 1):
                 region.buf[position] = 255
                 assert other.buf[position] == content_of(mappable)[position] == 255
 
-    def test_what_is_written_by_a_forked_child_is_seen_here_and_the_other_way_round(self, make, in_child):
+    def test_parent_and_forked_child_see_each_others_writes(self, make, in_child):
         with MappedRegion(make()) as region:
             region.buf[0] = 1
 
@@ -194,7 +194,7 @@ class TestModes:
             assert in_child(answer) == 0
             assert bytes(region.buf[:5]) == b"\0abc\0"
 
-    def test_what_is_written_copy_on_write_stays_here(self, make, in_child):
+    def test_copy_on_write_writes_are_private(self, make, in_child):
         mappable = make(content=pattern(SIZE))
         with MappedRegion(mappable, "copy_on_write") as region:
             region.buf[PAGE - 1 : PAGE + 1] = b"xy"
@@ -208,7 +208,7 @@ class TestModes:
             assert in_child(look) == 0
             assert region.buf[PAGE] == ord("y")
 
-    def test_copy_on_write_sees_what_others_write_where_nothing_was_written(self, make):
+    def test_copy_on_write_sees_others_writes_on_unwritten_pages(self, make):
         mappable = make()
         with MappedRegion(mappable, "copy_on_write") as region, MappedRegion(mappable) as writer:
             writer.buf[SIZE - 1] = 3
@@ -225,14 +225,14 @@ class TestModes:
             with pytest.raises(TypeError):
                 region.buf[:] = bytes(SIZE)
 
-    def test_read_only_sees_what_others_write(self, make):
+    def test_read_only_regions_see_others_writes(self, make):
         mappable = make()
         with MappedRegion(mappable, "read_only") as region, MappedRegion(mappable) as writer:
             writer.buf[SIZE - 1] = 4
             assert region.buf[SIZE - 1] == 4
 
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-    def test_who_writes_to_it_all_the_same_is_ended_by_the_kernel(self, make, mode, in_child):
+    def test_forcing_a_write_to_a_read_only_region_kills_the_process(self, make, mode, in_child):
         def write():
             faulthandler.disable()  # it would tell the whole story
             ctypes.memset(region.address, 1, 1)
@@ -259,7 +259,7 @@ class TestModes:
 
 
 # Boost 4.11: "region of anonymous_shared_memory": get_mode() says read_only there, although it is writable.
-def test_an_anonymous_region_says_that_it_is_read_write():
+def test_an_anonymous_region_has_mode_read_write():
     with anonymous_shared_memory(10) as region:
         assert region.mode is Mode.read_write
         region.buf[:] = b"0123456789"
@@ -363,7 +363,7 @@ class TestPart:
 
 
 class TestLifetime:
-    def test_a_region_outlives_what_it_was_mapped_from(self, make):
+    def test_a_region_outlives_its_mappable(self, make):
         mappable = make(content=pattern(SIZE))
         region = MappedRegion(mappable)
         mappable.close()
@@ -385,7 +385,7 @@ class TestLifetime:
         assert (region.buf[0], region.buf[1]) == (9, 1)
         region.close()
 
-    def test_what_was_closed_cannot_be_mapped(self, make):
+    def test_a_closed_object_cannot_be_mapped(self, make):
         mappable = make()
         mappable.close()
         with pytest.raises((RegionError, ValueError), match=r"closed|its fd is not open") as caught:
@@ -465,7 +465,7 @@ class TestAddress:
 
     # Boost 4.11: "fixed address already used": busy_error.
     @pytest.mark.parametrize("shift", [0, -2 * PAGE, PAGE, -PAGE], ids=["exactly", "its front", "inside", "across"])
-    def test_a_taken_address_is_refused_and_what_is_there_stays(self, make, free_address, shift):
+    def test_a_used_address_is_refused_and_its_mapping_stays(self, make, free_address, shift):
         address = free_address() + 4 * PAGE
         mappable = make()
         with anonymous_shared_memory(3 * PAGE, address=address) as there:
@@ -574,7 +574,7 @@ class TestFlush:
             region.flush()
 
     # Boost 4.11: flush "at end of region" is false. Here no byte is a range like any other; behind it there is none.
-    def test_the_end_can_be_flushed_and_nothing_behind_it(self, make):
+    def test_flush_is_limited_to_the_region(self, make):
         with MappedRegion(make(), offset=3, size=PAGE) as region:
             region.flush(PAGE)
             region.flush(PAGE, 0)
@@ -589,7 +589,7 @@ class TestFlush:
                 with pytest.raises(TypeError):
                     region.flush(start, size)
 
-    def test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache(self, tmp_path):
+    def test_flushed_bytes_are_on_disk_for_direct_reads(self, tmp_path):
         path = tmp_path / "data"
         path.write_bytes(bytes(4 * PAGE))
         try:
@@ -655,7 +655,7 @@ class TestShrink:
             assert bytes(region.buf) == pattern(SIZE)
 
     @pytest.mark.parametrize("from_back", [True, False])
-    def test_while_a_view_is_alive_it_is_refused_and_nothing_changes(self, make, from_back):
+    def test_shrink_by_with_live_views_is_refused_and_changes_nothing(self, make, from_back):
         with MappedRegion(make(content=pattern(SIZE))) as region:
             before = region.address, region.offset, region.size
             with region.buf[5:] as view:
@@ -669,7 +669,7 @@ class TestShrink:
             del view
             region.shrink_by(1)
 
-    def test_a_shrunk_region_is_found_by_its_addresses_and_not_by_those_it_gave_up(self, make):
+    def test_a_shrunk_region_is_found_only_by_its_remaining_addresses(self, make):
         with MappedRegion(make()) as region:
             address = region.address
             region.shrink_by(PAGE + 1, from_back=False)
@@ -707,7 +707,7 @@ class TestShrink:
             region.shrink_by(1)
             assert region.closed
 
-    def test_copy_on_write_keeps_what_was_written(self, make):
+    def test_advice_keeps_copy_on_write_writes(self, make):
         with MappedRegion(make(content=pattern(SIZE)), "copy_on_write") as region:
             region.buf[PAGE + 3] = 255
             region.shrink_by(PAGE, from_back=False)
@@ -745,7 +745,7 @@ class TestAdvise:
             for advice in ("normal", "sequential", "random", "willneed", "dontneed"):
                 assert region.advise(advice) is True
 
-    def test_dontneed_would_lose_what_was_written_copy_on_write_and_is_not_given(self, make):
+    def test_dontneed_is_not_applied_to_copy_on_write_regions(self, make):
         with MappedRegion(make(), "copy_on_write") as region:
             region.buf[0] = 1
             assert region.advise(Advice.dontneed) is False
@@ -784,7 +784,7 @@ class TestPopulate:
 
     @pytest.mark.needs("populate")
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-    def test_what_was_opened_for_reading_can_be_populated(self, make, mode):
+    def test_a_read_only_region_can_be_populated(self, make, mode):
         opened = make.for_reading(make(16 * PAGE))
         with MappedRegion(opened, mode, populate=True) as region:
             if not region.advise("populate"):
@@ -827,6 +827,6 @@ def test_an_fd_is_mapped_and_stays_the_callers(tmp_path):
 
 
 @pytest.mark.parametrize(("fd", "error"), [(-1, ValueError), (True, TypeError), (987_654, OSError)])
-def test_what_is_no_fd_is_refused(fd, error):
+def test_invalid_fds_are_refused(fd, error):
     with pytest.raises(error):
         MappedRegion(fd)

@@ -229,7 +229,7 @@ def test_a_worker_started_before_is_refused_by_every_route(pool):
         assert bytes(region.buf) == CONTENT
 
 
-def test_a_worker_that_had_it_writable_gets_it_read_only_from_then_on(pool):
+def test_a_worker_with_a_writable_mapping_gets_later_ones_read_only(pool):
     def write(region):
         region.buf[0] = 1
         return os.getpid()
@@ -272,7 +272,7 @@ def test_a_child_that_writes_to_the_address_dies_of_sigsegv(region, in_child):
     assert in_child(write) == -signal.SIGSEGV
 
 
-def test_what_else_was_mapped_of_it_before_is_sealed_as_well(in_child, pool):
+def test_all_mappings_of_a_sealed_object_are_sealed(in_child, pool):
     with anonymous_shared_memory(SIZE) as region, MappedRegion(region, offset=1, size=PAGE) as other:
         region.buf[:] = CONTENT
         assert not other.sealed
@@ -305,7 +305,7 @@ def test_a_shrunk_region_stays_sealed(region, in_child):
 # -- who goes on ----------------------------------------------------------------------
 
 
-def test_the_creator_goes_on_writing_and_all_others_see_it(in_child, pool, wait_until):
+def test_the_creator_can_still_write_and_others_see_the_writes(in_child, pool, wait_until):
     with anonymous_shared_memory(SIZE) as region:
         region.seal()
         region.buf[0] = 1
@@ -412,7 +412,7 @@ def test_the_seal_outlives_the_creator(run_script):
 # -- what can be sealed ---------------------------------------------------------------
 
 
-def test_what_has_a_name_cannot_be_sealed(tmp_path):
+def test_named_memory_cannot_be_sealed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     name = f"forkshm-test-{os.getpid()}-{os.urandom(8).hex()}"
@@ -432,7 +432,7 @@ def test_what_has_a_name_cannot_be_sealed(tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "allowed"), [(os.MFD_ALLOW_SEALING, True), (0, False)])
-def test_other_memory_without_a_name_can_be_sealed_if_it_says_so(in_child, flags, allowed):
+def test_a_foreign_memfd_that_allows_seals_can_be_sealed(in_child, flags, allowed):
     with open(os.memfd_create("forkshm-region-other", flags | os.MFD_CLOEXEC), "r+b", buffering=0) as file:
         file.truncate(PAGE)
         with MappedRegion(file) as region:
@@ -495,7 +495,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize(("what", "reason"), [("closed", "Bad file descriptor"), ("other", "No such device")])
-def test_a_child_that_cannot_map_it_for_reading_ends_and_says_so(run_script, what, reason):
+def test_a_child_that_cannot_map_sealed_memory_ends_with_a_message(run_script, what, reason):
     done = run_script(FORKED, what, check=False)
     assert done.returncode == 0, done.stderr
     assert "ends: its parent sealed 4,096 bytes at 0x" in done.stderr
@@ -503,7 +503,7 @@ def test_a_child_that_cannot_map_it_for_reading_ends_and_says_so(run_script, wha
     assert done.stderr.count("\n") == 1
 
 
-def test_a_started_program_gets_no_fd_of_it(region):
+def test_a_started_program_inherits_no_fd_of_sealed_memory(region):
     done = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False)
     assert "forkshm-region" not in done.stdout
 

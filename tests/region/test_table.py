@@ -25,7 +25,7 @@ def test_every_interior_address_is_found(size):
 
 
 @pytest.mark.parametrize("size", [1, PAGE - 1, PAGE], ids=in_pages)
-def test_the_address_behind_a_region_never_belongs_to_it(size):
+def test_the_address_behind_a_region_is_outside_of_the_region(size):
     regions = [anonymous_shared_memory(size) for _ in range(20)]
     starts = {region.address: region for region in regions}
     for region in regions:
@@ -77,7 +77,7 @@ def test_a_region_is_found_again_by_object_part_and_mode():
     assert mapping_of(identity, 0, 2 * PAGE, Mode.read_write) is None
 
 
-def test_a_region_is_entered_when_somebody_looks_for_any():
+def test_a_region_is_entered_at_the_first_lookup():
     with anonymous_shared_memory(PAGE) as first, anonymous_shared_memory(PAGE) as second:
         assert {first.address, second.address} <= set(_table._new)
         assert region_at(second.address) is second

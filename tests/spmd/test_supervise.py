@@ -106,7 +106,7 @@ def test_sighup_replaces_them_one_after_the_other(started):
     assert sorted(started.rest()) == ["end 0 1 True", "end 1 1 True", "over"]
 
 
-def test_what_a_reload_changes_new_workers_have():
+def test_new_workers_have_the_changes_of_on_reload():
     body = """
 setting = "old"
 def reload():
@@ -133,7 +133,7 @@ def test_a_reload_that_fails_drains_and_is_raised():
         assert "ZeroDivisionError" in program.complained
 
 
-def test_one_that_returns_is_replaced_and_that_is_no_crash():
+def test_a_worker_that_returns_is_replaced_without_counting_as_a_crash():
     body = """
 _supervise.BACKOFF_SECONDS = 0.001
 _supervise.MOST_BACKOFF_SECONDS = 0.002
@@ -192,7 +192,7 @@ forkshm.supervise = lambda *args: None
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
 
 
-def test_one_that_does_not_stop_in_time_is_killed():
+def test_a_worker_that_does_not_stop_in_time_is_killed():
     body = """
 def serve(me):
     say("begin")

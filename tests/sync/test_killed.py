@@ -94,7 +94,7 @@ EXCLUSIVE = {
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("name", EXCLUSIVE)
-def test_a_killed_holder_blocks_nobody_and_two_are_never_inside(name, kills):
+def test_a_killed_holder_blocks_no_process_and_two_never_hold_the_lock(name, kills):
     lock = EXCLUSIVE[name]()
     inside = Inside()
 
@@ -121,7 +121,7 @@ def test_a_killed_holder_blocks_nobody_and_two_are_never_inside(name, kills):
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("name", EXCLUSIVE)
-def test_a_killed_waiter_blocks_nobody(name, kills):
+def test_a_killed_waiter_blocks_no_other_process(name, kills):
     lock = EXCLUSIVE[name]()
     for _ in range(kills):
         assert lock.acquire(timeout=LONG)
@@ -167,7 +167,7 @@ def test_notify_does_not_wait_for_killed_waiters_and_the_living_are_woken(kills)
 
 
 @pytest.mark.parametrize("kills", KILLS)
-def test_an_event_does_not_mind_who_is_killed(kills):
+def test_killed_users_of_an_event_block_no_other_process(kills):
     event = forkshm.Event()
     turns = forkshm.anonymous_shared_memory(64).buf.cast("Q")
 
@@ -204,7 +204,7 @@ def test_a_barrier_with_a_dead_party_breaks(kills):
         barrier.reset()
 
 
-def test_a_party_killed_while_it_acts_breaks_the_barrier():
+def test_a_party_killed_in_the_action_breaks_the_barrier():
     barrier = forkshm.Barrier(2, action=lambda: time.sleep(LONG))
 
     def wait():
@@ -220,7 +220,7 @@ def test_a_party_killed_while_it_acts_breaks_the_barrier():
     assert barrier.broken
 
 
-def test_permits_of_a_signal_are_nobodys():
+def test_permits_of_a_signal_have_no_owner():
     """One acquires and another releases: what a killed consumer has taken does not come back."""
     semaphore = forkshm.Semaphore(0)
     took = forkshm.Event()

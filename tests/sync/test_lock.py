@@ -65,7 +65,7 @@ def test_one_at_a_time(kind, in_child):
     assert in_child(lambda: lock.acquire(block=False)) == 1
 
 
-def test_what_was_acquired_here_is_released_there(in_child):
+def test_a_lock_can_be_released_by_another_process(in_child):
     lock = forkshm.Lock()
     lock.acquire()
     assert in_child(lambda: lock.release()) == 0
@@ -106,7 +106,7 @@ def test_a_recursive_one_is_its_threads():
 
 @forks
 @pytest.mark.parametrize("kind", LOCKS)
-def test_a_forked_child_does_not_have_what_its_parent_has(kind, in_child):
+def test_a_forked_child_does_not_hold_its_parents_locks(kind, in_child):
     lock = kind()
     with lock:
         assert in_child(lambda: not lock._semlock._is_mine() and not lock.acquire(block=False)) == 1
@@ -413,7 +413,7 @@ assert counter.value == 900
 
 @pytest.mark.slow
 @pytest.mark.skipif(native_locks is None, reason="needs native locks")
-def test_what_they_cost_beside_multiprocessing(run_script):
+def test_locks_are_no_slower_than_those_of_multiprocessing(run_script):
     """At most twice as long for acquire and release, one and a half times for a value under its lock."""
     said = run_script(
         """

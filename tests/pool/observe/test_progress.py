@@ -33,7 +33,7 @@ def said_by(capfd):
     return " ".join((captured.out + captured.err).split())
 
 
-def test_whole_maps_show_how_far_they_are(pool, kind, capfd):
+def test_a_map_shows_its_progress(pool, kind, capfd):
     items = list(range(30))
     squares = [x * x for x in items]
     assert pool.map(f.square, items, 7, progress=kind) == squares
@@ -47,7 +47,7 @@ def test_whole_maps_show_how_far_they_are(pool, kind, capfd):
     assert "0/0" in said_by(capfd) or kind == "tqdm"
 
 
-def test_asynchronous_maps_show_it_while_nobody_waits(pool, kind, capfd, wait_until):
+def test_asynchronous_maps_show_progress_without_a_waiting_caller(pool, kind, capfd, wait_until):
     result = pool.map_async(f.square, range(30), 4, progress=kind)
     wait_until(result.is_answered)  # which drives nothing
     assert "30/30" in said_by(capfd)
@@ -59,7 +59,7 @@ def test_asynchronous_maps_show_it_while_nobody_waits(pool, kind, capfd, wait_un
     assert pool.map_async(f.square, [], progress=kind).get() == []
 
 
-def test_iterators_show_what_was_taken(pool, kind, capfd):
+def test_iterators_show_the_results_taken(pool, kind, capfd):
     assert list(pool.imap(f.square, range(10), progress=kind)) == [x * x for x in range(10)]
     assert "10/10" in said_by(capfd)
     assert sorted(pool.imap_unordered(f.square, iter(range(10)), 3, progress=kind)) == [x * x for x in range(10)]
@@ -73,7 +73,7 @@ def test_iterators_show_what_was_taken(pool, kind, capfd):
     assert "6/6" in said_by(capfd)
 
 
-def test_what_is_copied_and_shared_is_shown(pool, kind, capfd):
+def test_the_bar_shows_bytes_copied_and_shared(pool, kind, capfd):
     shared = forkshm.ones(500_000)
     assert pool.map(first_element, [shared] * 4, 1, progress=kind) == [1.0] * 4
     assert "0.0 MB copied, 16.0 MB shared" in said_by(capfd)
@@ -90,7 +90,7 @@ def test_failures_end_the_bar(pool, kind, capfd):
     assert pool.map(f.square, [1], progress=kind) == [1]
 
 
-def test_who_stops_early_leaves_no_bar(pool, kind):
+def test_stopping_early_leaves_no_bar(pool, kind):
     for results in (pool.imap(f.square, range(6), progress=kind), pool.imap_unordered(f.square, [1], progress=kind)):
         next(results)
     pool.close()
@@ -107,7 +107,7 @@ def test_a_pool_that_ends_ends_the_bar(kind, capfd):
     assert said_by(capfd)
 
 
-def test_asyncio_has_it(kind, capfd):
+def test_asyncio_pools_show_progress(kind, capfd):
     async def main():
         async with aio.Pool(2) as pool:
             assert await pool.map(f.square, range(9), 2, progress=kind) == [x * x for x in range(9)]

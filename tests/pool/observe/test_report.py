@@ -20,7 +20,7 @@ def slept(seconds):
     return seconds
 
 
-def test_each_worker_says_what_it_did_with_its_time(pool):
+def test_each_worker_reports_its_time(pool):
     began = time.monotonic()
     pool.map(slept, [0.05] * 6, chunksize=1)
     report = pool.report()
@@ -63,7 +63,7 @@ def test_the_slowest_are_named_and_tiny_ones_are_not(pool):
     assert [task.seconds for task in slowest] == sorted((task.seconds for task in slowest), reverse=True)
 
 
-def test_of_the_slow_tasks_ten_are_kept():
+def test_the_ten_slowest_tasks_are_kept():
     tasks = SlowTasks()
     for milliseconds in [*range(2, 40), 5]:
         if milliseconds * 1_000_000 > tasks.floor:
@@ -82,7 +82,7 @@ def test_arguments_are_named_without_running_the_users_code(pool):
     assert name.endswith("(Loud, ndarray float64 (2, 3), list of 1, 'text', key=None)")
 
 
-def test_one_that_takes_the_place_of_another_goes_on_with_its_account():
+def test_a_replacement_worker_continues_the_account():
     with forkshm.Pool(1, maxtasksperchild=2) as pool:
         for _ in range(5):
             pool.apply(slept, (0.01,))
@@ -153,13 +153,13 @@ def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
         (report_of([4.0], [0.0], slowest=[SlowTask(4.0, "all")]), []),
     ],
 )
-def test_what_is_hinted_at(report, hints):
+def test_hints_name_the_cause(report, hints):
     found = hints_of(report)
     assert len(found) == len(hints)
     assert all(expected in said for expected, said in zip(hints, found, strict=True))
 
 
-def test_it_prints_as_a_table():
+def test_a_report_prints_as_a_table():
     report = report_of([4.0, 0.5], slowest=[SlowTask(3.0, "resize(1)")], copied=2_500_000)
     lines = str(dataclasses.replace(report, hints=("do less",))).splitlines()
     assert lines[0].split() == ["tasks", "busy", "transfer", "waiting"]

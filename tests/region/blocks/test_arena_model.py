@@ -249,7 +249,7 @@ class ArenaModel(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("examples", "steps"), [(25, 60), pytest.param(2000, 200, marks=pytest.mark.nightly)], ids=["short", "long"]
 )
-def test_no_block_is_handed_out_while_a_view_of_it_lives(examples, steps):
+def test_no_block_is_handed_out_while_it_has_views(examples, steps):
     run_state_machine_as_test(
         ArenaModel,
         settings=settings(

@@ -86,7 +86,7 @@ def test_memory_stays_warm_while_there_are_calls(quick):
     assert resident() >= warm - 110 * MIB  # the recent demand may have been forgotten, and no more
 
 
-def test_what_is_in_use_is_given_back_when_it_was_dropped(quick, wait_until):
+def test_memory_in_use_is_given_back_once_dropped(quick, wait_until):
     before = resident()
     blocks = fill(160)
     time.sleep(0.7)
@@ -152,7 +152,7 @@ def test_nothing_is_kept_after_a_long_pause(quick, wait_until):
 
 
 @pytest.mark.slow
-def test_a_pool_that_is_idle_gives_back_what_its_arguments_took(wait_until):
+def test_an_idle_pool_gives_back_the_memory_of_its_arguments(wait_until):
     arena.trim()
     before = mapped()
     with forkshm.Pool(2) as pool:

@@ -198,7 +198,7 @@ def test_an_unaligned_offset_is_refused(region, kind, offset):
         KINDS[kind](region, offset)
 
 
-def test_it_is_the_address_that_must_be_aligned(named):
+def test_the_address_must_be_aligned(named):
     shifted = MappedRegion(named, offset=16)
     with pytest.raises(ValueError, match="multiple of 64"):
         Mutex(shifted)
@@ -213,7 +213,7 @@ def test_offsets_that_are_no_integers_are_refused(region, kind):
 
 @pytest.mark.parametrize("mode", ["read_only", "copy_on_write", "read_private"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_memory_that_everybody_can_write_is_good_for_a_lock(named, kind, mode):
+def test_locks_need_read_write_memory(named, kind, mode):
     with pytest.raises(RegionAccessError, match=f"is mapped {mode}: map it read_write"):
         kind(MappedRegion(named, mode), *((0, None) if kind is Condition else ()))
 
@@ -236,7 +236,7 @@ def test_attaching_to_another_kind_is_refused_and_named(region, kind, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nobody_attaches_to_what_is_not_complete(region, kind, monkeypatch):
+def test_attaching_to_an_incomplete_lock_is_refused(region, kind, monkeypatch):
     def killed_here(*args):
         raise KeyboardInterrupt
 
@@ -370,7 +370,7 @@ def test_workers_of_a_pool_take_a_lock_as_an_argument(pool, kind):
         ("pthread_mutexattr_t", "pthread.h", 64),
     ],
 )
-def test_there_is_room_for_what_the_c_library_writes(tmp_path, ctype, header, room):
+def test_the_reserved_sizes_fit_the_c_library(tmp_path, ctype, header, room):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -388,7 +388,7 @@ def test_there_is_room_for_what_the_c_library_writes(tmp_path, ctype, header, ro
 @pytest.mark.parametrize(
     ("name", "value"), [("PTHREAD_PROCESS_SHARED", 1), ("PTHREAD_MUTEX_ROBUST", 1), ("PTHREAD_MUTEX_ERRORCHECK", 2)]
 )
-def test_the_constants_are_those_of_the_headers(tmp_path, name, value):
+def test_the_constants_match_the_c_headers(tmp_path, name, value):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -428,12 +428,12 @@ def test_timeouts_before_now_are_refused_and_nothing_is_held(region, mutex, time
     assert thread(lock.acquire_write, 0)
 
 
-def test_releasing_what_nobody_holds_is_an_error(mutex):
+def test_releasing_an_unheld_lock_is_an_error(mutex):
     with pytest.raises(NotOwnerError, match="does not hold it, no thread does"):
         mutex.release()
 
 
-def test_releasing_what_another_thread_holds_is_an_error(mutex, thread):
+def test_releasing_a_lock_of_another_thread_is_an_error(mutex, thread):
     def release():
         with pytest.raises(NotOwnerError, match=f"thread {threading.main_thread().native_id} does"):
             mutex.release()
@@ -445,7 +445,7 @@ def test_releasing_what_another_thread_holds_is_an_error(mutex, thread):
         assert thread(release) is False
 
 
-def test_a_forked_child_does_not_hold_what_its_parent_holds(mutex, in_child):
+def test_a_forked_child_does_not_hold_its_parents_locks(mutex, in_child):
     def child():
         assert not _placed.held
         with pytest.raises(NotOwnerError):
@@ -458,7 +458,7 @@ def test_a_forked_child_does_not_hold_what_its_parent_holds(mutex, in_child):
     mutex.release()
 
 
-def test_acquiring_twice_is_an_error_and_leaves_it_held(region, thread):
+def test_acquiring_twice_is_an_error_and_leaves_the_mutex_held(region, thread):
     mutex = Mutex(region)
     with mutex:
         for timeout in (None, 0, 1):
@@ -548,7 +548,7 @@ with condition:
 """
 
 
-def test_strangers_who_know_the_name_use_them_all(named):
+def test_unrelated_processes_use_all_locks_by_name(named):
     region = MappedRegion(named)
     cell = region.buf[4096:].cast("q")
     mutex = Mutex(region)
@@ -613,7 +613,7 @@ def test_the_death_of_a_holder_is_told_and_can_be_repaired(mutex, cell, child_th
             assert not mutex.owner_died
 
 
-def test_one_who_waits_while_the_holder_is_killed_gets_it(mutex, child_that_holds, fork, wait_until):
+def test_a_waiter_gets_the_lock_of_a_killed_holder(mutex, child_that_holds, fork, wait_until):
     def wait():
         assert mutex.acquire()
         assert mutex.owner_died
@@ -660,7 +660,7 @@ def test_even_an_orderly_end_is_told(mutex, in_child):
         mutex.make_consistent()
 
 
-def test_a_mutex_released_without_repair_is_given_up_and_nobody_waits(mutex, child_that_holds, fork, wait_until):
+def test_a_mutex_released_without_repair_is_unusable_and_blocks_no_process(mutex, child_that_holds, fork, wait_until):
     def refused():
         with pytest.raises(NotRecoverableError):
             mutex.acquire()
@@ -708,7 +708,7 @@ def test_repair_is_called_once_with_the_mutex_held(region, kind, thread):
     mutex.release()
 
 
-def test_a_repair_that_fails_leaves_it_to_the_next_one(region):
+def test_a_failed_repair_is_left_to_the_next_holder(region):
     def fail():
         raise ZeroDivisionError
 
@@ -734,7 +734,7 @@ def test_a_recursive_mutex_of_the_dead_is_held_once(region, thread):
     assert thread(mutex.acquire, 0)
 
 
-def test_making_consistent_what_is_so_changes_nothing(mutex):
+def test_make_consistent_of_a_consistent_mutex_changes_nothing(mutex):
     with pytest.raises(NotOwnerError):
         mutex.make_consistent()
     with mutex:
@@ -858,7 +858,7 @@ with condition:
 
 
 @pytest.mark.parametrize("what", ["mutex", "with", "semaphore", "read", "write", "barrier", "condition"])
-def test_a_keyboard_interrupt_gets_through_and_leaves_it_as_it_was(run_script, what):
+def test_a_keyboard_interrupt_during_a_wait_leaves_the_lock_unchanged(run_script, what):
     script = INTERRUPTED.replace("assert other.acquire(0)\n", "assert other.acquire(0); other.release()\n")
     assert run_script(script, what, timeout=30) == "interrupted\n"
 
@@ -1051,7 +1051,7 @@ def test_a_thousand_items_go_from_producers_to_consumers(condition, cell, fork):
     assert list(cell[:4]) == [0, 1000, 1000, 500500]
 
 
-def test_wait_for_says_what_the_predicate_said(condition):
+def test_wait_for_returns_the_last_result_of_the_predicate(condition):
     with condition:
         assert condition.wait_for(lambda: 7) is True
         start = time.perf_counter()
@@ -1095,7 +1095,7 @@ def test_killed_waiters_take_no_notification_along(condition, cell, fork, wait_u
         assert condition.wait(0.01) is False
 
 
-def test_who_waits_gets_a_mutex_whose_holder_died(condition, cell, fork, wait_until):
+def test_a_condition_waiter_gets_the_mutex_of_a_dead_holder(condition, cell, fork, wait_until):
     def wait():
         with condition:
             cell[1] = 1
@@ -1190,7 +1190,7 @@ def test_as_many_wait_as_there_are_too_few_permits(region, fork, wait_until):
     assert semaphore.value == 0
 
 
-def test_the_permit_of_a_killed_process_is_replaced_by_anybody(region):
+def test_any_process_can_replace_the_permit_of_a_killed_one(region):
     semaphore = Semaphore(region)
     killed(semaphore.acquire)
     assert semaphore.acquire(timeout=0.01) is False
@@ -1283,7 +1283,7 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(region, in_child):
 
 
 @pytest.mark.parametrize("readers", [1, 2, 16, 40])
-def test_so_many_read_at_once_and_one_more_waits(region, readers, wait_until):
+def test_the_maximum_number_of_readers_read_and_one_more_waits(region, readers, wait_until):
     assert RWLock.SIZE == RWLock.size_for(16)
     lock = RWLock(region, readers=readers)
     assert RWLock.attach(region)._slots == lock._slots
@@ -1434,7 +1434,7 @@ def test_the_death_of_a_writer_is_told_to_readers_and_writers(region, child_that
     lock.release()
 
 
-def test_those_who_wait_for_a_writer_that_is_killed_get_in(region, child_that_holds, fork, wait_until):
+def test_waiters_for_a_killed_writer_get_the_lock(region, child_that_holds, fork, wait_until):
     lock = RWLock(region)
     holder = child_that_holds(lock.acquire_write)
 
@@ -1449,7 +1449,7 @@ def test_those_who_wait_for_a_writer_that_is_killed_get_in(region, child_that_ho
     fork.join()
 
 
-def test_a_writer_that_is_killed_while_it_waits_lets_the_others_in(region, child_that_holds, wait_until):
+def test_a_killed_waiting_writer_blocks_no_reader(region, child_that_holds, wait_until):
     lock = RWLock(region)
     child_that_holds(lock.acquire_read)
     victim = os.fork()
@@ -1495,7 +1495,7 @@ def test_the_repair_of_a_lock_is_called_once_for_writing(region, first, thread):
     assert not _placed.held
 
 
-def test_a_repair_of_a_lock_that_fails_leaves_it_to_the_next_one(region):
+def test_a_failed_repair_of_an_rwlock_is_left_to_the_next_holder(region):
     def fail():
         raise ZeroDivisionError
 
@@ -1561,7 +1561,7 @@ def test_random_deaths_of_readers_and_writers_never_stop_the_others(region, cell
 # -- barrier ----------------------------------------------------------------------------------
 
 
-def test_nobody_passes_before_all_are_there(region, cell, fork):
+def test_no_party_passes_before_all_have_arrived(region, cell, fork):
     barrier = Barrier(region, parties=4)
 
     def run(index):
@@ -1598,7 +1598,7 @@ def test_impossible_numbers_of_parties_are_refused(region, parties):
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.15])
-def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
+def test_a_timeout_breaks_the_barrier(region, timeout):
     barrier = Barrier(region)
     start = time.perf_counter()
     with pytest.raises(threading.BrokenBarrierError):
@@ -1612,7 +1612,7 @@ def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
 
 
 @pytest.mark.parametrize("how", ["abort", "reset", "timeout"])
-def test_what_breaks_the_barrier_ends_every_wait(region, fork, wait_until, how):
+def test_breaking_the_barrier_ends_every_wait(region, fork, wait_until, how):
     barrier = Barrier(region, parties=4)
 
     def wait():
@@ -1636,7 +1636,7 @@ def test_what_breaks_the_barrier_ends_every_wait(region, fork, wait_until, how):
     fork.join()
 
 
-def test_a_party_that_is_killed_after_it_arrived_has_arrived(region, wait_until):
+def test_a_party_killed_after_its_arrival_counts(region, wait_until):
     barrier = Barrier(region)
     victim = os.fork()
     if victim == 0:
@@ -1651,7 +1651,7 @@ def test_a_party_that_is_killed_after_it_arrived_has_arrived(region, wait_until)
     assert barrier.wait(60) == 1
 
 
-def test_a_party_that_is_killed_while_it_changes_the_barrier_breaks_it(region, fork, wait_until):
+def test_a_party_killed_while_changing_the_barrier_breaks_the_barrier(region, fork, wait_until):
     barrier = Barrier(region, parties=3)
 
     def wait():

@@ -121,14 +121,14 @@ def test_a_pointer_to_itself_is_the_distance_zero_and_not_null(region):
     assert own.cast(OffsetPtr[None]).get().distance == 0
 
 
-def test_a_pointer_can_point_to_the_structure_it_is_in(region):
+def test_a_pointer_can_point_to_its_own_structure(region):
     node = construct(region, Node, 0)
     node.next = node
     assert node.next.distance == -Node.next.offset
     assert node.next.get().next == node
 
 
-def test_its_own_second_byte_is_the_one_place_it_cannot_point_to(region):
+def test_a_pointer_cannot_point_to_its_own_second_byte(region):
     own = construct(region, OffsetPtr[ctypes.c_ubyte], 64)
     start = OffsetPtr.pointer_to(own).cast(ctypes.c_ubyte)
     for count in (0, 2, 7, -1):
@@ -176,7 +176,7 @@ def test_a_pointer_in_no_region_can_only_be_null(region):
 
 
 @pytest.mark.parametrize("wrong", [5, 0, "x", b"12345678", object(), [1], region])
-def test_what_is_no_target_is_refused(region, wrong):
+def test_invalid_targets_are_refused(region, wrong):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match=rf"OffsetPtr\[{INT}\] can point to {INT}, a pointer to one, or None; got "):
@@ -197,7 +197,7 @@ def test_a_pointer_to_another_type_is_refused(region):
     assert pointer.offset == 512
 
 
-def test_a_pointer_to_a_base_accepts_what_is_derived_and_not_the_other_way(region):
+def test_a_pointer_accepts_derived_types_but_not_base_types(region):
     derived, base = construct(region, Derived, 512, 1, 2), construct(region, Base, 1024, 3)
     pointer = construct(region, OffsetPtr[Base], 0, derived)
     assert pointer.get().number == 1
@@ -339,7 +339,7 @@ def test_differences_that_mean_nothing_are_refused(region):
         pointer - place(other, ctypes.c_int)
 
 
-def test_arithmetic_of_null_is_refused_but_by_zero(region):
+def test_arithmetic_of_null_is_refused_except_by_zero(region):
     pointer = null(region)
     assert not pointer + 0
     assert not pointer - 0
@@ -385,7 +385,7 @@ def test_an_item_is_a_structure_that_shares_its_memory(region):
     assert (nodes[2].value, nodes[2].next.get()) == (5, None)
 
 
-def test_nobody_iterates_over_a_pointer(region):
+def test_a_pointer_is_not_iterable(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match="not iterable"):
@@ -395,7 +395,7 @@ def test_nobody_iterates_over_a_pointer(region):
 # -- comparison --------------------------------------------------------------------------
 
 
-def test_pointers_are_compared_by_what_they_point_to(region):
+def test_pointers_are_compared_by_target(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     same, later = construct(region, IntPtr, 8, numbers), construct(region, IntPtr, 16, pointer + 1)
@@ -432,7 +432,7 @@ def test_null_comes_before_everything(region):
         pointer < 5  # noqa: B015
 
 
-def test_a_pointer_has_no_hash_and_what_arithmetic_gives_has_one(region):
+def test_an_offset_ptr_is_unhashable_and_a_pointer_is_hashable(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match="unhashable"):
@@ -457,7 +457,7 @@ def test_a_cast_reads_the_same_bytes_as_another_type(region):
         pointer.cast(ctypes.c_void_p)
 
 
-def test_a_pointer_to_anything_is_cast_before_it_is_used(region):
+def test_a_pointer_to_anything_must_be_cast_before_use(region):
     numbers = ten_numbers(region)
     anything = construct(region, OffsetPtr[None], 0, numbers)
     assert anything
@@ -661,7 +661,7 @@ def test_the_copy_of_a_structure_has_the_targets_of_the_original(region):
     assert one.many[2] == one
 
 
-def test_moving_a_structure_with_what_it_points_to_keeps_the_distances(region):
+def test_moving_a_structure_with_its_targets_keeps_the_distances(region):
     """Which is why a whole region can be copied, or mapped anywhere."""
     one, two = construct(region, Node, 0, 1), construct(region, Node, 64, 2)
     one.next = two
@@ -715,7 +715,7 @@ def test_a_union_with_a_pointer_is_not_copied_as_a_whole(region):
         two.either = one.either
 
 
-def test_a_type_can_be_used_in_others_after_it_was_placed(region):
+def test_a_placed_type_can_be_used_in_other_types(region):
     class Early(ctypes.Structure):
         _fields_ = [("at", OffsetPtr[Node])]
 
@@ -801,7 +801,7 @@ def test_the_start_of_the_next_region_is_not_the_end_of_this_one(region):
         second.close()
 
 
-def test_a_region_of_part_of_an_object_ends_where_it_ends(region):
+def test_pointers_are_bounded_by_a_region_of_part_of_an_object(region):
     one, far = construct(region, Node, 0, 1), construct(region, Node, PAGE // 2, 2)
     one.next = far
     with MappedRegion(region, size=PAGE // 4) as part:
@@ -815,7 +815,7 @@ def test_a_region_of_part_of_an_object_ends_where_it_ends(region):
 # -- how long memory stays mapped --------------------------------------------------------
 
 
-def test_what_was_reached_through_a_pointer_keeps_the_memory_mapped():
+def test_a_target_reached_through_a_pointer_keeps_the_memory_mapped():
     region = anonymous_shared_memory(PAGE)
     first, last = construct(region, Node, 0, 1), construct(region, Node, 512, 2)
     first.next = last
@@ -847,7 +847,7 @@ def test_what_was_reached_through_a_pointer_keeps_the_memory_mapped():
     ],
     ids=["object", "pointer", "get", "item", "sum", "cast", "pointer_to"],
 )
-def test_a_region_cannot_be_closed_while_it_is_looked_at(reach):
+def test_a_region_with_live_targets_cannot_be_closed(reach):
     region = anonymous_shared_memory(PAGE)
     node = construct(region, Node)
     node.next = node
@@ -925,7 +925,7 @@ def double_all(region, offset):
 
 
 @pytest.mark.usefixtures("_warm_up")
-def test_a_worker_of_a_pool_walks_what_another_process_built(region):
+def test_a_worker_walks_a_list_built_by_another_process(region):
     nodes = [construct(region, Node, 64 * number, number) for number in range(1, 6)]
     for node, following in itertools.pairwise(nodes):
         node.next = following
@@ -988,7 +988,7 @@ def test_a_list_of_ten_thousand_nodes():
 # -- the rest ----------------------------------------------------------------------------
 
 
-def test_a_pointer_says_where_it_leads(region):
+def test_the_repr_of_a_pointer_shows_its_target(region):
     numbers, pointer = ten_numbers(region), null(region)
     assert repr(pointer) == f"<OffsetPtr[{INT}] null>"
     pointer.set(numbers)

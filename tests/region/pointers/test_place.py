@@ -109,7 +109,7 @@ def test_construct_makes_nested_pointers_null(region):
             assert [bool(pointer) for pointer in item.i.p] == [False, False]
 
 
-def test_of_a_union_the_first_member_is_what_is_made(region):
+def test_the_first_member_of_a_union_is_constructed(region):
     number_first = structure(("n", ctypes.c_int64), ("p", OffsetPtr[Point]), base=ctypes.Union)
     pointer_first = structure(("p", OffsetPtr[Point]), ("n", ctypes.c_int64), base=ctypes.Union)
     assert construct(region, number_first, 0).n == 0
@@ -133,7 +133,7 @@ def test_construct_takes_the_items_of_an_array(region):
     assert [pointer.offset for pointer in pointers] == [64, None, None]
 
 
-def test_what_init_raises_comes_through(region):
+def test_an_exception_of_init_propagates(region):
     with pytest.raises(TypeError):
         construct(region, Point, 0, 1, "two")
     with pytest.raises(TypeError):
@@ -161,7 +161,7 @@ def test_the_alignment_of_the_region_counts(region):
     assert place(region, Point, 8).x == 5
 
 
-def test_it_has_to_fit(region):
+def test_an_object_must_fit_into_the_region(region):
     place(region, Point, PAGE - 16)
     place(region, ctypes.c_char * PAGE, 0)
     with pytest.raises(
@@ -223,7 +223,7 @@ def test_a_closed_region_is_refused():
 
 
 @pytest.mark.parametrize("mode", [Mode.read_only, Mode.read_private])
-def test_a_region_for_reading_is_refused_and_told_what_to_do(region, mode):
+def test_a_read_only_region_is_refused_with_advice(region, mode):
     with MappedRegion(region, mode) as reading:
         for make in (place, construct):
             with pytest.raises(RegionAccessError, match="Map the memory copy_on_write to read it"):
@@ -261,7 +261,7 @@ def test_a_copy_on_write_region_of_a_file_for_reading_can_be_looked_at(tmp_path)
     ],
     ids=["void_p", "char_p", "wchar_p", "py_object", "pointer", "pointer to pointer", "function", "python function"],
 )
-def test_what_means_something_in_one_process_only_is_refused_by_path(region, kind, telling):
+def test_types_valid_in_one_process_only_are_refused_with_their_path(region, kind, telling):
     subclass = type("Sub", (kind,), {"_type_": kind._type_} if hasattr(kind, "_type_") else {"_flags_": 1})
     holder = structure(("ok", ctypes.c_int), ("bad", kind), name="Holder")
     cases = {
@@ -291,7 +291,7 @@ def test_what_means_something_in_one_process_only_is_refused_by_path(region, kin
             assert isinstance(raised.value, TypeError)
 
 
-def test_the_error_says_what_to_use(region):
+def test_the_error_names_the_replacement(region):
     with pytest.raises(UnplaceableTypeError) as raised:
         place(region, Raw)
     assert str(raised.value) == (
@@ -299,7 +299,7 @@ def test_the_error_says_what_to_use(region):
     )
 
 
-def test_a_pointee_that_is_refused_is_refused_however_it_is_reached(region):
+def test_an_invalid_target_type_is_refused_on_every_path(region):
     link = OffsetPtr[ctypes.c_char_p]
     with pytest.raises(UnplaceableTypeError, match=r"c_char_p"):
         construct(region, link)
@@ -324,7 +324,7 @@ def test_a_pointee_that_is_refused_is_refused_however_it_is_reached(region):
         (ctypes._SimpleCData, "it is _SimpleCData, which has no size"),
     ],
 )
-def test_what_has_no_layout_is_refused(region, kind, telling):
+def test_types_without_a_layout_are_refused(region, kind, telling):
     with pytest.raises(UnplaceableTypeError, match=telling):
         place(region, kind)
 
@@ -384,7 +384,7 @@ def test_structures_of_the_other_byte_order(region):
     assert made.p.get().n == 1
 
 
-def test_what_a_structure_does_when_it_is_assigned_to_is_still_done(region):
+def test_custom_assignment_of_a_structure_still_runs(region):
     class Guarded(ctypes.Structure):
         _fields_ = [("link", OffsetPtr["Guarded"]), ("n", ctypes.c_int)]
         calls = 0
