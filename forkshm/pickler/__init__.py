@@ -28,7 +28,7 @@ from forkshm.pickler._pack import (
     pack,
     pack_by_name,
     still_by_name,
-    tiny_payload,
+    tiny_stream,
 )
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import (
@@ -71,7 +71,7 @@ __all__ = [
     "repeated",
     "skip",
     "still_by_name",
-    "tiny_payload",
+    "tiny_stream",
     "view",
 ]
 # For the other packages of forkshm.

@@ -68,7 +68,7 @@ __all__ = (
     "pack",
     "pack_by_name",
     "still_by_name",
-    "tiny_payload",
+    "tiny_stream",
 )
 
 #: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
@@ -370,8 +370,8 @@ def begin(
     return PendingPayload(sink, collector)
 
 
-def tiny_payload(thing: Any) -> bytes | None:
-    """Return the bytes of the payload of a number or short text, or of a list of one; None for all else.
+def tiny_stream(thing: Any) -> bytes | None:
+    """Return the pickle of a number or short text, or of a list of one; None for all else.
 
     The short way of `pack` for what tiny tasks return.
     """
@@ -380,10 +380,10 @@ def tiny_payload(thing: Any) -> bytes | None:
     if kind not in _PLAIN and not (kind in _PLAIN_OR_TEXT and len(part) < _TINY):
         return None
     stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    return write_plain(len(stream)) + stream if len(stream) < _TINY else None
+    return stream if len(stream) < _TINY else None
 
 
-#: Bytes of what `tiny_payload` is for.
+#: Bytes of what `tiny_stream` is for.
 _TINY = 2048
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from forkshm.channel import Header, Received
     from forkshm.pool._driver import Answer
+    from forkshm.pool._results import Pace
     from forkshm.pool._worker_group import WorkerGroup
     from forkshm.pool.observe import Trace
 
@@ -47,6 +48,8 @@ __all__ = ("Dispatcher",)
 # Messages in flight, beyond two for each worker: enough to keep tiny tasks
 # flowing, few enough to stay below the kernel's queue of about 270 messages.
 _WINDOW = 96
+# With more waiting tasks than this, it pays to learn from the first ones how many to send in one message.
+_MANY = 64
 # Tasks in these messages: few enough that each has a place of its own for its mark.
 _WINDOW_TASKS = MARKS // 4
 # Bytes of copies in flight, beyond two tasks for each worker.
@@ -205,6 +208,10 @@ class Dispatcher(Leader):
         on_their_way = len(self._tasks.messages)
         if not self._is_busy():
             return True
+        waiting = self._tasks.waiting
+        if len(waiting) > _MANY and waiting[0].batched and waiting[0].sink.pace.is_growing:
+            # Each answer lets more of the tasks go in one message.
+            return False
         if on_their_way >= _WINDOW or len(self._tasks.sent) >= _WINDOW_TASKS:
             return False
         return self._tasks.sent_bytes < _WINDOW_BYTES
@@ -282,7 +289,9 @@ class Dispatcher(Leader):
         if first.payload is None and first.batched:
             limit = first.sink.pace.batch
             if not first.sink.comes_in_batches:
-                limit = min(limit, len(self._tasks.waiting) // (4 * self._worker_group.size))
+                # The last ones are divided among the workers, but tiny tasks not one by one.
+                share = len(self._tasks.waiting) // (4 * self._worker_group.size)
+                limit = min(limit, max(share, limit // 16))
             self._tasks.take_more(batch, limit)
 
     def _send(self, batch: Batch) -> bool:
@@ -509,21 +518,35 @@ class Dispatcher(Leader):
     def _take_result_batch(self, content: bytes, position: int = 0) -> None:
         """Take in the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
-        is_plain = self.trace is None
+        # Slower ones are reported, and where somebody traces, all of them are.
+        floor = self._slow.floor if self.trace is None else -1
         answered = False
+        # What the tasks of one call took, which are all of them mostly.
+        pace: Pace | None = None
+        count = total = nbytes = 0
         try:
-            for number, nanoseconds, payload in answers_in(content, position):
+            for number, nanoseconds, start, end in answers_in(content, position):
                 # One that is not there was found in the result batch of a dead worker already.
-                if number not in sent:
+                task = sent.get(number)
+                if task is None:
                     continue
                 answered = True
-                if not is_plain or nanoseconds > self._slow.floor:
-                    self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
-                elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
-                    self._deaths.note_answer()
-                    task.sink.pace.note(nanoseconds, len(payload) + task.copied)
+                if nanoseconds > floor:
+                    self._take_answer(number, nanoseconds, end - start, Outcome(stream=content[start:end]))
+                    continue
+                tasks.answer(number, PlainOutcome(content[start:end]))
+                if pace is not task.sink.pace:
+                    if pace is not None:
+                        pace.note(total // count, nbytes // count, count)
+                    pace = task.sink.pace
+                    count = total = nbytes = 0
+                count += 1
+                total += nanoseconds
+                nbytes += end - start + task.copied
         except struct.error:
             self._deaths.note_garbage()
+        if pace is not None:
+            pace.note(total // count, nbytes // count, count)
         if answered:  # and not for the empty batch of a worker that died without any: deaths in a row are counted
             self._deaths.note_answer()
         self._deliver()
