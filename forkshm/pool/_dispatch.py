@@ -200,6 +200,12 @@ class Dispatcher(Leader):
         if self.is_idle():
             self._worker_group.close_queue()
 
+    def _sent_off(self, batch: Batch) -> None:
+        """Forget a batch that was sent. All of it may have been answered by now, and the pool closed."""
+        self._tasks.sent_off(batch)
+        if not self._accepting:
+            self._close_queue_if_idle()
+
     def _is_busy(self) -> bool:
         """Return whether each worker has something to do, and more on its way."""
         return len(self._tasks.messages) >= 2 * self._worker_group.size
@@ -259,6 +265,8 @@ class Dispatcher(Leader):
             self._recover()
         if tasks.waiting and tasks.waiting[0].is_cancelled:
             tasks.drop_cancelled()
+            if not self._accepting:
+                self._close_queue_if_idle()
         # During an audit nothing is sent: the queue has to run empty.
         while not self._deaths.audit and tasks.has_unsent() and self._has_room():
             if not self._send_off(Batch(0)):
@@ -272,7 +280,7 @@ class Dispatcher(Leader):
             self._tasks.register(batch)
             if not batch:
                 if not self._tasks.take(batch):
-                    self._tasks.sent_off(batch)
+                    self._sent_off(batch)
                     return False
                 self._extend(batch)
             return self._send(batch)
@@ -331,7 +339,7 @@ class Dispatcher(Leader):
             return is_unwanted
         self._wake_workers()  # first of all: a sleeper begins meanwhile
         count = len(batch)
-        tasks.sent_off(batch)
+        self._sent_off(batch)
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:
@@ -362,7 +370,7 @@ class Dispatcher(Leader):
             tasks.give_back(batch)
             return
         tasks.answer_unsent(batch[0], Outcome(error=error))
-        tasks.sent_off(batch)
+        self._sent_off(batch)
         self._deliver()
         self.nudge()
 
@@ -386,7 +394,7 @@ class Dispatcher(Leader):
         for batch in list(tasks.batches.values()):
             if batch.is_abandoned:
                 if batch.sent:
-                    tasks.sent_off(batch)
+                    self._sent_off(batch)
                     self._wake_workers()
                 else:
                     with self._lock:
@@ -650,7 +658,7 @@ class Dispatcher(Leader):
             try:
                 if tasks.take(batch):
                     tasks.answer_unsent(batch[0], Outcome(error=error))
-                tasks.sent_off(batch)
+                self._sent_off(batch)
             except BaseException:
                 batch.is_abandoned = True
                 raise
