@@ -21,6 +21,7 @@ from forkshm.pickler import (
     register,
     register_family,
     register_foreign,
+    register_plain,
     register_simple,
     send_region,
     take_region,
@@ -668,6 +669,10 @@ register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
 register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
+# Results of many computations. Strings and structured scalars may be long.
+register_plain(
+    *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
+)
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

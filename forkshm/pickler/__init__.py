@@ -37,6 +37,7 @@ from forkshm.pickler._reducers import (
     register_bundler,
     register_family,
     register_lazy,
+    register_plain,
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
@@ -89,6 +90,7 @@ __all__ += [
     "register_bundler",
     "register_family",
     "register_foreign",
+    "register_plain",
     "register_simple",
     "send_region",
     "take_region",

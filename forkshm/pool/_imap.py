@@ -311,14 +311,14 @@ class IMapIterator(ResultSink, Generic[T]):
         self.fill(self._window)
 
     def _ready(self) -> dict[int, Answer]:
-        """Return the next answer by its position, and those behind it while all are tiny; nothing if it is not there."""
-        position = self._next_position()
-        answer = self._outcomes.get(position)
+        """Return the next answer by its position, with those behind it while all are tiny; nothing if it is missing."""
+        first = self._next_position()
+        answer = self._outcomes.get(first)
         if answer is None:
             return {}
-        answers = {position: answer}
+        answers = {first: answer}
         if type(answer) is PlainOutcome:
-            for position in self._positions_after(position):
+            for position in self._positions_after(first):
                 answer = self._outcomes.get(position)
                 if type(answer) is not PlainOutcome:
                     break

@@ -13,6 +13,7 @@ from system import open_fds
 import forkshm
 from forkshm import SharedArray
 from forkshm.errors import RegionCreateError
+from forkshm.pickler import pack, tiny_stream
 
 np = pytest.importorskip("numpy")
 
@@ -501,3 +502,25 @@ def test_all_but_the_arrays_works_without_numpy_and_those_say_what_to_install(ru
     assert said == [
         f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'" for name in ("zeros", "SharedArray", "asarray")
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(1.5),
+        np.float16(2),
+        np.longdouble(1) / 3,
+        np.int8(-3),
+        np.uint64(2**63),
+        np.bool_(1),
+        np.complex64(1j),
+        np.datetime64("2026-11-29"),
+        np.timedelta64(5, "s"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_scalars_cross_as_a_plain_pickle(pool, value):
+    results = [pool.apply(type(value), (value,)), *pool.map(copy.copy, [value, value], chunksize=1)]
+    assert [(type(result), result) for result in results] == 3 * [(type(value), value)]
+    assert tiny_stream(value) == pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    assert pack([value]).data.endswith(pickle.dumps([value], pickle.HIGHEST_PROTOCOL))
