@@ -214,10 +214,12 @@ class Dispatcher(Leader):
         on_their_way = len(self._tasks.messages)
         if not self._is_busy():
             return True
-        waiting = self._tasks.waiting
-        if len(waiting) > _MANY and waiting[0].batched and waiting[0].sink.pace.is_growing:
-            # Each answer lets more of the tasks go in one message.
-            return False
+        if len(self._tasks.waiting) > _MANY:
+            with contextlib.suppress(IndexError):  # another thread took them
+                first = self._tasks.waiting[0]
+                if first.batched and first.sink.pace.is_growing:
+                    # Each answer lets more of the tasks go in one message.
+                    return False
         if on_their_way >= _WINDOW or len(self._tasks.sent) >= _WINDOW_TASKS:
             return False
         return self._tasks.sent_bytes < _WINDOW_BYTES
