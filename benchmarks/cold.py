@@ -1,11 +1,11 @@
-"""What the first use of memory costs, and programs from their start to their end: most programs are one map long.
+"""The cost of first use of memory, and of whole programs: most programs consist of one map.
 
     python benchmarks/cold.py                             # everything: some ten minutes
     python benchmarks/cold.py --rows first_argument,program --peers multiprocessing
     python benchmarks/cold.py --quick                     # tiny sizes: does it still work?
     python benchmarks/cold.py --json FILE                 # the numbers, with min, p90 and p99
 
-README.md in this directory says what each row means.
+README.md in this directory describes each row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: Bytes of the arrays that are used first.
+# Bytes of the arrays of a first use.
 LARGE = 64 * MB
 
 
@@ -38,7 +38,7 @@ LARGE = 64 * MB
 
 @contextlib.contextmanager
 def fresh(peer: Peer, workers: int = 2) -> Iterator[Callable[[], None]]:
-    """Yield a call that ends the workers there are, and has new ones that run and have moved nothing."""
+    """Yield a call that replaces the workers by new ones that run and have moved no data."""
     with contextlib.ExitStack() as stack:
 
         def renew() -> None:
@@ -215,7 +215,7 @@ def imap_generator(peer: Peer, scale: Scale) -> Iterator[Work]:
     yield from iterated(peer, scale, "imap", is_sized=False)
 
 
-#: What rows with parameters are measured for.
+# Parameters of the rows that have them.
 _STEPS: dict[str, list[dict[str, Any]]] = {
     "argument_after_pause": [{"seconds": 10}, {"seconds": 60}],
     "result_after_pause": [{"seconds": 10}, {"seconds": 60}],

@@ -5,8 +5,8 @@ A test is named by the end of its node id, without parameters or with them, or b
 
 from __future__ import annotations
 
-#: What a backend lacks, and why: a test that is marked with ``needs(capability)`` is left out there. With
-#: ``only``, the mark is about the parameters whose id contains that text.
+# What a backend lacks, and why: a test that is marked with ``needs(capability)`` is left out there. With
+# ``only``, the mark is about the parameters whose id contains that text.
 MISSING: dict[str, dict[str, str]] = {
     "posix": {
         "affinity": "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
@@ -27,8 +27,8 @@ MISSING: dict[str, dict[str, str]] = {
     },
 }
 
-#: Whole files, doctests, and tests that have no mark yet. For each backend: the capability that is missing, why, and
-#: what is left out.
+# Whole files, doctests, and tests that have no mark yet. For each backend: the capability that is missing, why, and
+# what is left out.
 SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "posix": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),

@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-#: For type checkers; `test_typing` runs them.
+# For type checkers; `test_typing` runs them.
 collect_ignore = ["typing"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-#: Examples of the run that everybody makes, and of the long one.
+# Examples of the run that everybody makes, and of the long one.
 EXAMPLES = [150, pytest.param(10_000, marks=pytest.mark.nightly)]
 
 NUMBERS = st.one_of(

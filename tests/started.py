@@ -21,7 +21,7 @@ from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.region import Semaphore
 
-#: The exit code of who was ended by SIGKILL, as `subprocess` tells it.
+# The exit code of who was ended by SIGKILL, as `subprocess` tells it.
 KILLED = -9 if CAN_FORK else 0x10009
 
 

@@ -8,10 +8,10 @@ import sys
 
 from forkshm.backend import kernel
 
-#: What mappings start at multiples of.
+# What mappings start at multiples of.
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-#: Where memory with a name is: whoever looks into it asks `path_of_named`.
+# Where memory with a name is: whoever looks into it asks `path_of_named`.
 SHM = "/dev/shm"
 
 

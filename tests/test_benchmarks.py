@@ -38,9 +38,9 @@ ROWS = [
     "start",
     "memory",
 ]
-#: Peers that need nothing but what forkshm needs.
+# Peers that need nothing but what forkshm needs.
 ALWAYS = ["multiprocessing", "multiprocess", "concurrent.futures"]
-#: As on a machine without a library.
+# As on a machine without a library.
 WITHOUT = """
 import sys
 sys.modules[sys.argv.pop(1)] = None

@@ -14,7 +14,7 @@ import forkshm
 from forkshm import _multiprocess, errors
 from forkshm.errors import ForkshmError, RemoteTraceback, WorkerDiedError, signal_name
 
-#: How to make one of each that takes more than a message.
+# How to make one of each that takes more than a message.
 SPECIAL = {
     errors.RegionCreateError: lambda: errors.RegionCreateError(12, "no memory", size=4096),
     errors.RegionBusyError: lambda: errors.RegionBusyError("still used", exports=3),

@@ -24,9 +24,7 @@ NAME = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
 
 # Options that make an example short, the modules it needs, and what it must print.
 NOT_ON_WINDOWS = (
-    ()
-    if os.name == "nt"
-    else ("not supported here: WindowsSharedMemory exists on Windows only: use anonymous_shared_memory()",)
+    () if os.name == "nt" else ("not supported here: cannot use WindowsSharedMemory: it exists on Windows only",)
 )
 EXPECTED = {
     "quickstart.py": (

@@ -11,7 +11,7 @@ import forkshm
 
 ROOT = pathlib.Path(forkshm.__file__).parent
 
-#: From the kernel up. Every layer may import the modules of BESIDE.
+# From the kernel up. Every layer may import the modules of BESIDE.
 LAYERS = [
     "backend",
     "region",
@@ -34,7 +34,7 @@ LAYERS = [
     "_commands",
     "__main__",
 ]
-#: The other modules that multiprocessing has: above all layers, imported by users only.
+# The other modules that multiprocessing has: above all layers, imported by users only.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}

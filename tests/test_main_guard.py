@@ -18,7 +18,7 @@ def f(x): return x + 1
 forkshm.set_start_method(sys.argv[1])
 """
 
-#: What starts processes; whether the error is raised here or printed by the child; and how often it is then told.
+# What starts processes; whether the error is raised here or printed by the child; and how often it is then told.
 STARTS = [
     ("forkshm.Pool(2).map(f, range(3))", 1),
     ("forkshm.Pool(3).apply_async(f, (3,)).get()", 1),

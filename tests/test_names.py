@@ -20,13 +20,13 @@ import forkshm.pool
 
 METHODS = ["fork", "spawn", "forkserver"]
 
-#: An import of its own, and no name for others.
+# An import of its own, and no name for others.
 NOT_OFFERED = {"sys"}
 
-#: What starts processes for multiprocess itself; nobody imports it.
+# What starts processes for multiprocess itself; nobody imports it.
 NOT_MODULES = {"popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"}
 
-#: Takes one more positional argument: it is the class, as that of multiprocessing.pool.
+# Takes one more positional argument: it is the class, as that of multiprocessing.pool.
 CLASSES_HERE = {"Pool"}
 
 

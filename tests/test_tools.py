@@ -49,7 +49,7 @@ if __name__ == "__main__":
     assert p.exitcode == 3, p.exitcode
 """
 
-#: A tool that patches as coverage does, and notes in a file which processes it saw.
+# A tool that patches as coverage does, and notes in a file which processes it saw.
 TOOL = """
 import multiprocessing.process, multiprocessing.spawn, os, sys
 Base = multiprocessing.process.BaseProcess

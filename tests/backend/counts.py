@@ -25,7 +25,7 @@ sys.path.insert(0, str(TESTS))
 
 from capability_skips import SKIPS  # noqa: E402 - tests are no package
 
-#: What tests say that need something of the machine, and what that is called.
+# What tests say that need something of the machine, and what that is called.
 OF_THE_MACHINE = {
     "could not import": "libraries that the other Python has",
     "uvloop is not installed": "libraries that the other Python has",
@@ -38,11 +38,11 @@ OF_THE_MACHINE = {
     "no C": "a compiler",
 }
 
-#: Where processes are spawned: tests that are run forked elsewhere, or by the fork server, have this method there.
+# Where processes are spawned: tests that are run forked elsewhere, or by the fork server, have this method there.
 SPAWNING = {"windows"}
 _METHOD = re.compile(r"(?<=[\[-])(fork|forkserver|spawn)(?=[\]-])")
 
-#: Only there for one backend, and what for.
+# Only there for one backend, and what for.
 OF_ITS_OWN = {"tests.windows.": "windows"}
 
 

@@ -118,7 +118,7 @@ def test_others_may_have_taken_the_name(folder, place, another_process, how):
 def test_when_there_is_no_place_for_a_file_the_error_says_so(folder, place):
     for name in locks._NAMES:
         (folder / name.format(user=os.geteuid())).mkdir()
-    with pytest.raises(SyncError, match=r"forkshm-.*-15\.locks.*remove files of that name"):
+    with pytest.raises(SyncError, match=r"forkshm-.*-15\.locks.*Remove files of that name"):
         locks.mutex_init(place)
 
 

@@ -210,7 +210,7 @@ def test_an_fd_that_is_another_object_now_is_noticed():
     region.close()
     os.dup2(stranger.fileno(), descriptor.fd, inheritable=False)
     try:
-        with gone("that fd is another object now"):
+        with gone("that fd is a different object now"):
             descriptor.attach()
     finally:
         os.close(descriptor.fd)
@@ -227,7 +227,7 @@ def test_an_fd_that_is_a_pipe_now_is_noticed_without_opening_it():
     for fd in {read_end, write_end} - {descriptor.fd}:
         os.close(fd)
     try:
-        with gone("that fd is another object now"):
+        with gone("that fd is a different object now"):
             descriptor.attach()
     finally:
         os.close(descriptor.fd)
@@ -261,7 +261,7 @@ def test_a_process_of_another_user_may_not_look(in_child):
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-            with pytest.raises(RegionGoneError, match="may not access that one"):
+            with pytest.raises(RegionGoneError, match="may not access that process"):
                 descriptor.attach()
 
         assert in_child(attach) == 0

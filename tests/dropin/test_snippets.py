@@ -14,7 +14,7 @@ from started import CAN_FORK
 
 pytestmark = pytest.mark.slow
 
-#: Name: (program, what it prints). Lines whose order is the scheduler's are sorted by the program.
+# Name: (program, what it prints). Lines whose order is the scheduler's are sorted by the program.
 SNIPPETS = {
     "a pool maps": (
         """
@@ -886,7 +886,7 @@ SNIPPETS = {
 }
 
 
-#: What of that is another text where processes are started anew, for multiprocessing as well.
+# What of that is another text where processes are started anew, for multiprocessing as well.
 STARTED_ANEW = {
     "who is who": ("function f\nmodule name: __main__", "function f\nmodule name: __mp_main__"),
     "ways to use a pool": ("ForkPoolWorker", "SpawnPoolWorke"),

@@ -16,7 +16,7 @@ import forkshm
 pytestmark = pytest.mark.slow
 
 METHODS = ["fork", "spawn", "forkserver"]
-#: What the standard library starts processes with by default.
+# What the standard library starts processes with by default.
 (DEFAULT,) = started.methods("fork")
 
 

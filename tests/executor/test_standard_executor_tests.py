@@ -21,7 +21,7 @@ ONE_FUTURE = "one dead worker fails one future, with WorkerDiedError, and not al
 UNPICKLING = "what raises while it is unpickled fails its future, with that exception, and breaks nothing"
 INTERNALS = "asks for attributes of ProcessPoolExecutor that are not its interface"
 
-#: Tests that fail, and why that is right.
+# Tests that fail, and why that is right.
 DIFFERENT = {
     "ProcessPoolExecutorTest.test_killed_child": ONE_FUTURE,
     "ProcessPoolExecutorTest.test_saturation": INTERNALS,
@@ -48,7 +48,7 @@ DIFFERENT = {
     "ExecutorDeadlockTest.test_shutdown_deadlock_pickle": INTERNALS,
 }
 
-#: Parts of the suite, and how many tests each has at least.
+# Parts of the suite, and how many tests each has at least.
 PARTS = {"ExecutorTest": 11, "ShutdownTest": 4, "WaitTest": 8, "AsCompletedTest": 4, "Initializer": 1, "Deadlock": 3}
 
 

@@ -41,7 +41,7 @@ if kernel.name == "linux":
 else:
     from forkshm.backend.posix import _backend as _own
 
-#: What the man pages list, without what only a mistake of the caller's causes.
+# What the man pages list, without what only a mistake of the caller's causes.
 ERRNOS = {
     "memfd_create": (e.EMFILE, e.ENFILE, e.ENOMEM),
     "ftruncate": (e.EIO, e.EFBIG, e.EPERM),
@@ -71,7 +71,7 @@ ERRNOS = {
     "set_blocking": (e.EPERM,),
     "mkstemp": (e.EMFILE, e.ENOSPC, e.EACCES),
 }
-#: How long one run may take.
+# How long one run may take.
 SECONDS = 20
 
 
@@ -426,7 +426,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     )
 }
 
-#: What says that a call was refused, or that an object is broken.
+# What says that a call was refused, or that an object is broken.
 REFUSALS = (OSError, forkshm.ForkshmError, MemoryError, queue.Empty, EOFError, managers.RemoteError)
 
 

@@ -30,11 +30,11 @@ WAYS = {
     "sys.exit": (17, None),
 }
 METHODS = started.methods("fork", "forkserver")
-#: In the user's code ``sys.exit`` is an exception like others, which the caller gets: see test_exceptions_that_end.py.
+# In the user's code ``sys.exit`` is an exception like others, which the caller gets: see test_exceptions_that_end.py.
 TABLE = [(where, how) for where in LIVES for how in WAYS if how != "sys.exit" or where == "while it sends its result"]
-#: Starting one takes a second, so only some of the table.
+# Starting one takes a second, so only some of the table.
 SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
-#: Most of what ends a process does not know how it was started.
+# Most of what ends a process does not know how it was started.
 EITHER_WAY = [(METHODS[0], how) for how in WAYS] + [(METHODS[1], how) for how in ("SIGKILL", "sys.exit")]
 
 

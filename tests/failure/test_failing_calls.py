@@ -25,7 +25,7 @@ SCENARIOS = [
     "ManagerOfArrays",
     "ExecutorCalls",
 ]
-#: That a child's copies are its own when the mappings are used up is the business of the region layer.
+# That a child's copies are its own when the mappings are used up is the business of the region layer.
 MENDED_ELSEWHERE = {"Fork"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-#: Notes how many threads there are, Python's or others, whenever this process is about to fork.
+# Notes how many threads there are, Python's or others, whenever this process is about to fork.
 HEAD = """
 import os, signal, sys, threading
 seen = []

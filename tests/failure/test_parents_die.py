@@ -97,7 +97,7 @@ WHERE = [
 ]
 METHODS = started.methods("fork", "forkserver")
 WAYS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17}
-#: What ends a process does not know where it is; and it can only be left properly where Python runs.
+# What ends a process does not know where it is; and it can only be left properly where Python runs.
 TABLE = [
     *((METHODS[0], where, "SIGKILL") for where in WHERE),
     *((METHODS[1], where, "SIGKILL") for where in WHERE),

@@ -59,8 +59,8 @@ def arrow(memory):
     return pa.Array.from_buffers(pa.float64(), N, [None, pa.py_buffer(memory)])
 
 
-#: Makes one; what becomes of it: shared (all see writes), copied (the receiver's own), for reading (shared, and not to
-#: be written to).
+# Makes one; what becomes of it: shared (all see writes), copied (the receiver's own), for reading (shared, and not to
+# be written to).
 CONTRACT = {
     "ndarray": (lambda: np.zeros(N), "copied"),
     "ndarray, read-only": (lambda: read_only(np.zeros(N)), "copied"),

@@ -500,7 +500,8 @@ if __name__ == "__main__":
 def test_all_but_the_arrays_works_without_numpy_and_those_say_what_to_install(run_script):
     said = run_script(WITHOUT_NUMPY).splitlines()
     assert said == [
-        f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'" for name in ("zeros", "SharedArray", "asarray")
+        f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'"
+        for name in ("zeros", "SharedArray", "asarray")
     ]
 
 

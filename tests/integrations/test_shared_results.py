@@ -37,7 +37,7 @@ def made(dtype=float):
     return forkshm.array(np.arange(1, 17).reshape(4, 4).astype(dtype))
 
 
-#: Not of arrays, or they do something elsewhere.
+# Not of arrays, or they do something elsewhere.
 _NOT_CALLED = {"base", "tofile", "dump", "resize", "setflags", "dumps", "itemset", "newbyteorder", "tostring"}
 ARGUMENTS = (
     (),
@@ -191,7 +191,7 @@ def functions(module):
             yield name, function
 
 
-#: They read, write, print, or set something.
+# They read, write, print, or set something.
 _OTHER = {"save", "savez", "savez_compressed", "savetxt", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "info"}
 _OTHER |= {"fromregex", "show_config", "show_runtime", "set_printoptions", "seterr", "seterrcall", "setbufsize", "test"}
 _OTHER |= {"get_include", "getbufsize", "geterr", "geterrcall", "frombuffer", "fromstring", "set_string_function"}

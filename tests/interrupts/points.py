@@ -25,10 +25,10 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL"))
 _RESUME = dis.opmap["RESUME"]
 _CHECKS = frozenset(code for name, code in dis.opmap.items() if name == "RESUME" or "JUMP_BACKWARD" in name)
-#: Python functions that a type calls: the call of the type itself is one of C.
+# Python functions that a type calls: the call of the type itself is one of C.
 _OF_TYPES = frozenset({"__init__", "__new__", "__call__"})
-#: The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
-#: times.
+# The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
+# times.
 _MOST = 4
 
 

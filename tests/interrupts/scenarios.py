@@ -16,7 +16,7 @@ from forkshm.testing import check_leaks
 
 __all__ = ("SCENARIOS", "Scenario")
 
-#: How often each task was run: tasks count themselves, in memory that all processes have.
+# How often each task was run: tasks count themselves, in memory that all processes have.
 _counts = forkshm.zeros(2**18, dtype=np.int64)
 _ids = iter(())
 
@@ -55,9 +55,9 @@ def same(given, wanted):
 class Scenario:
     """One of them. Objects are made once, and again when they have said that they are broken."""
 
-    #: How long one run and its check may take.
+    # How long one run and its check may take.
     seconds = 20
-    #: What these objects may say instead of going on.
+    # What these objects may say instead of going on.
     broken = ()
 
     def __init__(self):
@@ -792,7 +792,7 @@ def _put(queue, array):
     queue.put(array * 2)
 
 
-#: All of them, by name.
+# All of them, by name.
 SCENARIOS = {
     kind.__name__: kind
     for kind in list(globals().values())

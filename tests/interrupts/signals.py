@@ -20,7 +20,7 @@ import numpy as np
 import forkshm
 from forkshm.testing import check_leaks
 
-#: Sends the signals, from another process: so many a second, at random.
+# Sends the signals, from another process: so many a second, at random.
 _SENDER = """
 import os, random, signal, sys, time
 pid, seconds = int(sys.argv[1]), float(sys.argv[2])

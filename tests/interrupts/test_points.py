@@ -15,10 +15,10 @@ from signals import storm
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the exception tables of Python 3.11")
 
-#: Points that are tried of each by default.
+# Points that are tried of each by default.
 FEW = 6
-#: These take longer, and are left to the nightly run. In it `BoundedQueue` is bad at one point: a `put` that is
-#: interrupted right after it has counted its item takes a place until the queue runs empty.
+# These take longer, and are left to the nightly run. In it `BoundedQueue` is bad at one point: a `put` that is
+# interrupted right after it has counted its item takes a place until the queue runs empty.
 SLOW = {
     "BoundedQueue",
     "Team",

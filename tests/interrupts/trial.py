@@ -26,7 +26,7 @@ from scenarios import SCENARIOS, work
 import forkshm
 from forkshm.testing import holdings
 
-#: Exit code of a run that took too long; that of faulthandler is 1.
+# Exit code of a run that took too long; that of faulthandler is 1.
 HANGS = 1
 
 

@@ -25,7 +25,7 @@ def made(count):
     return [forkshm.full(10, float(number)) for number in range(count)]
 """
 
-#: As large as it may be here.
+# As large as it may be here.
 ANY = "resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
 EXPECTED = float(sum(range(1000)))
 

@@ -17,9 +17,9 @@ class Crossing:
     """An object that went through a payload, and what that took."""
 
     value: Any
-    #: Bytes of the message.
+    # Bytes of the message.
     message: int
-    #: Bytes copied, bytes shared, fds: as the payload says.
+    # Bytes copied, bytes shared, fds: as the payload says.
     copied: int
     shared: int
     fds: int

@@ -16,7 +16,7 @@ from forkshm.region.blocks._arena import arena
 np = pytest.importorskip("numpy")
 
 MIB = 2**20
-#: Blocks are rounded up.
+# Blocks are rounded up.
 ROUNDING = 1.25
 
 

@@ -10,7 +10,7 @@ from forkshm.pool import _unforkable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
-#: A library by the name of one that is known, with a thread of C that is called like one of its own.
+# A library by the name of one that is known, with a thread of C that is called like one of its own.
 STAND_IN = """
 import ctypes, ctypes.util, sys, threading, time, types, warnings
 import forkshm

@@ -498,8 +498,8 @@ os._exit(0)
 def test_a_child_that_cannot_map_it_for_reading_ends_and_says_so(run_script, what, reason):
     done = run_script(FORKED, what, check=False)
     assert done.returncode == 0, done.stderr
-    assert "ends: it was forked from one that sealed 4,096 bytes at 0x" in done.stderr
-    assert f"cannot map them anew for reading ({reason})" in done.stderr
+    assert "ends: its parent sealed 4,096 bytes at 0x" in done.stderr
+    assert f"they cannot be mapped again for reading ({reason})" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

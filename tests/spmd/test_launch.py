@@ -172,7 +172,7 @@ def test_an_array_of_another_shape_under_the_same_name_is_refused():
         assert not me.array("b", 2000).any()
         me.array("a", 2001)
 
-    with pytest.raises(ValueError, match=r"'a' is there already, as an array float64 \(2000,\), and .*2001"):
+    with pytest.raises(ValueError, match=r"cannot use 'a' for .*2001.*: it already exists as .* \(2000,\)"):
         forkshm.launch(work, workers=2)
 
 

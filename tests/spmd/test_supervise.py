@@ -33,7 +33,7 @@ except forkshm.errors.CrashLoopError as error:
 say("over")
 """
 
-#: Each says that it is there, and that it was told to stop.
+# Each says that it is there, and that it was told to stop.
 SERVE = """
 def serve(me):
     say("begin", me.rank, me.generation, os.getpid())

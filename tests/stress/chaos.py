@@ -30,9 +30,9 @@ import forkshm
 from forkshm.pool._status import FIRST_TASK
 from forkshm.testing import check_leaks
 
-#: Seconds after which an answer counts as missing.
+# Seconds after which an answer counts as missing.
 PATIENCE = 60
-#: Seconds in which workers have to be gone after their parent.
+# Seconds in which workers have to be gone after their parent.
 ORPHANS = 5
 
 

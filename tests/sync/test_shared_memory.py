@@ -402,7 +402,7 @@ def test_a_manager_removes_what_it_made():
 
 
 def test_a_manager_that_does_not_run_makes_nothing():
-    with pytest.raises(ValueError, match="does not run"):
+    with pytest.raises(ValueError, match="is not running"):
         SharedMemoryManager().SharedMemory(10)
 
 

@@ -11,9 +11,9 @@ class Difference:
 
     test: str
     reason: str
-    #: The suite in which it fails, when the other has another test of that name.
+    # The suite in which it fails, when the other has another test of that name.
     only: str | None = None
-    #: Whether it passes when the machine is slow, or fast, enough.
+    # Whether it passes when the machine is slow, or fast, enough.
     sometimes: bool = False
 
 

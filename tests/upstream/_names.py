@@ -19,7 +19,7 @@ import forkshm.channel
 import forkshm.context
 from forkshm._multiprocess import context
 
-#: Where forkshm has what other libraries keep in a submodule that it has not got.
+# Where forkshm has what other libraries keep in a submodule that it has not got.
 _ELSEWHERE = {
     "connection": [forkshm.channel],
     "context": [forkshm.context],

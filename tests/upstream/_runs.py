@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 
 METHODS = ("fork", "forkserver", "spawn")
-#: Seconds for one class; the longest takes one minute on an idle machine.
+# Seconds for one class; the longest takes one minute on an idle machine.
 TIMEOUT = 400
 
 _PROGRAM = pathlib.Path(__file__).with_name("run.py")

@@ -24,7 +24,7 @@ from forkshm.backend import Access, kernel
 if sys.platform == "win32":
     import msvcrt
 
-#: What tests use that exists on POSIX only, and what it means that they do.
+# What tests use that exists on POSIX only, and what it means that they do.
 CAPABILITIES = {
     "fork": "needs fork(2): Windows starts processes anew",
     "fork context": "needs the start method fork, which Windows has not",

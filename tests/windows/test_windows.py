@@ -86,7 +86,7 @@ def test_a_name_that_is_taken_is_refused_or_opened_as_was_asked_for():
 def test_a_name_that_something_else_has_is_refused():
     mutex = _winapi.create_mutex(name_of("mutex"))
     try:
-        with pytest.raises(RegionAccessError, match="something else has that name"):
+        with pytest.raises(RegionAccessError, match="another kind of object has that name"):
             forkshm.region.WindowsSharedMemory("create_only", name_of("mutex"), size=10)
     finally:
         _winapi.close(mutex)
@@ -95,10 +95,10 @@ def test_a_name_that_something_else_has_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("create_only", "x", "read_write"), "size is needed"),
+        (("create_only", "x", "read_write"), "size must be given with create_only"),
         (("create_only", "x", "read_write", 0), "at least 1 byte"),
         (("open_only", None), "name must be given"),
-        (("open_only", "x", "read_write", 10), "size is for creating"),
+        (("open_only", "x", "read_write", 10), "size must not be given with open_only"),
         (("create_only", r"a\b", "read_write", 10), "no backslash"),
         (("create_only", "x", "read_private", 10), "read_private"),
         (("create_only", "x", "read_write", 10, 0o777), "permissions must be"),

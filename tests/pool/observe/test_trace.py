@@ -19,7 +19,7 @@ import forkshm
 from forkshm.pool._status import FIRST_TASK, IDLE, TraceRing
 from forkshm.pool.observe import _trace
 
-#: Of each kind of event what the format asks for, and of which type.
+# Of each kind of event what the format asks for, and of which type.
 FIELDS = {
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": int, "dur": int, "args": dict},
     "M": {"name": str, "pid": int, "tid": int, "args": dict},

@@ -40,7 +40,7 @@ class Held:
     numbers = itertools.count(1)
 
     def __init__(self, block):
-        #: Until it is lent: the arena takes back a block that nobody has.
+        # Until it is lent: the arena takes back a block that nobody has.
         self.block = block
         self.carved, self.offset, self.size = block.carved, block.offset, block.size
         self.tag = next(self.numbers).to_bytes(8, "little")

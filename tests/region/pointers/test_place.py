@@ -14,7 +14,7 @@ from forkshm.region.pointers._offset_ptr import OffsetPtr
 from forkshm.region.pointers._place import aligned, assign, construct, place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-#: What ctypes calls an int: where a long is as large, by its name.
+# What ctypes calls an int: where a long is as large, by its name.
 INT = ctypes.c_int.__name__
 
 
@@ -144,9 +144,9 @@ def test_what_init_raises_comes_through(region):
 
 
 def test_an_offset_has_to_be_aligned(region):
-    with pytest.raises(ValueError, match=r"Point must be aligned to 8 bytes, and offset 13 .* is, is 16"):
+    with pytest.raises(ValueError, match=r"cannot place Point at offset 13 .*to 8 bytes. The next .* is 16"):
         place(region, Point, 13)
-    with pytest.raises(ValueError, match=rf"{INT} \* 3 must be aligned to 4 bytes"):
+    with pytest.raises(ValueError, match=rf"cannot place {INT} \* 3 at .* must be aligned to 4 bytes"):
         construct(region, ctypes.c_int * 3, 2)
     place(region, ctypes.c_char * 7, 13)
     place(region, structure(("c", ctypes.c_char), ("d", ctypes.c_double), _pack_=1, _layout_="ms"), 13)
@@ -155,7 +155,7 @@ def test_an_offset_has_to_be_aligned(region):
 def test_the_alignment_of_the_region_counts(region):
     """A region may start anywhere in its object."""
     with MappedRegion(region, offset=6) as odd:
-        with pytest.raises(ValueError, match=r"offset 0 .* is, is 2"):
+        with pytest.raises(ValueError, match=r"offset 0 .* next aligned offset is 2"):
             place(odd, Point)
         place(odd, Point, 2).x = 5
     assert place(region, Point, 8).x == 5
@@ -165,12 +165,12 @@ def test_it_has_to_fit(region):
     place(region, Point, PAGE - 16)
     place(region, ctypes.c_char * PAGE, 0)
     with pytest.raises(
-        ValueError, match=f"Point of 16 bytes does not fit at offset {PAGE - 8:,}: the region has {PAGE:,} bytes"
+        ValueError, match=f"cannot place Point of 16 bytes at offset {PAGE - 8:,}: the region has {PAGE:,} bytes"
     ):
         place(region, Point, PAGE - 8)
-    with pytest.raises(ValueError, match=rf"c_char \* {PAGE + 1} of {PAGE + 1:,} bytes does not fit"):
+    with pytest.raises(ValueError, match=rf"c_char \* {PAGE + 1} of {PAGE + 1:,} bytes at offset 0"):
         place(region, ctypes.c_char * (PAGE + 1))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="the region has"):
         place(region, ctypes.c_char, 2**70)
 
 
@@ -226,7 +226,7 @@ def test_a_closed_region_is_refused():
 def test_a_region_for_reading_is_refused_and_told_what_to_do(region, mode):
     with MappedRegion(region, mode) as reading:
         for make in (place, construct):
-            with pytest.raises(RegionAccessError, match="map the memory copy_on_write to read it"):
+            with pytest.raises(RegionAccessError, match="Map the memory copy_on_write to read it"):
                 make(reading, Point)
 
 
@@ -247,16 +247,16 @@ def test_a_copy_on_write_region_of_a_file_for_reading_can_be_looked_at(tmp_path)
 @pytest.mark.parametrize(
     ("kind", "telling"),
     [
-        (ctypes.c_void_p, r"it is a c_void_p, an address of one process; use OffsetPtr\[None\]"),
-        (ctypes.c_char_p, r"it is a c_char_p, an address of one process; use OffsetPtr\[c_char\], or keep the text"),
-        (ctypes.c_wchar_p, r"it is a c_wchar_p, an address of one process; use OffsetPtr\[c_wchar\], or keep the text"),
-        (ctypes.py_object, "it is a Python object, which only its process has"),
-        (ctypes.POINTER(ctypes.c_int), rf"it is a POINTER\({INT}\), an address of one process; use OffsetPtr\[{INT}\]"),
+        (ctypes.c_void_p, r"it is a c_void_p, an address in one process. Use OffsetPtr\[None\]"),
+        (ctypes.c_char_p, r"it is a c_char_p, an address in one process. Use OffsetPtr\[c_char\], or keep the text"),
+        (ctypes.c_wchar_p, r"it is a c_wchar_p, an address in one process. Use OffsetPtr\[c_wchar\], or keep the text"),
+        (ctypes.py_object, "it is a Python object, which exists in one process only"),
+        (ctypes.POINTER(ctypes.c_int), rf"it is a POINTER\({INT}\), an address in one process. Use OffsetPtr\[{INT}\]"),
         (
             ctypes.POINTER(ctypes.POINTER(Point)),
-            r"it is a POINTER\(POINTER\(Point\)\), .* use OffsetPtr\[POINTER\(Point\)\]",
+            r"it is a POINTER\(POINTER\(Point\)\), .* Use OffsetPtr\[POINTER\(Point\)\]",
         ),
-        (ctypes.CFUNCTYPE(ctypes.c_int), "it is the address of a function in one process; keep a number"),
+        (ctypes.CFUNCTYPE(ctypes.c_int), "it is the address of a function in one process. Store a number"),
         (ctypes.PYFUNCTYPE(None), "it is the address of a function in one process"),
     ],
     ids=["void_p", "char_p", "wchar_p", "py_object", "pointer", "pointer to pointer", "function", "python function"],
@@ -295,7 +295,7 @@ def test_the_error_says_what_to_use(region):
     with pytest.raises(UnplaceableTypeError) as raised:
         place(region, Raw)
     assert str(raised.value) == (
-        "a region cannot hold Raw.next: it is a POINTER(Raw), an address of one process; use OffsetPtr[Raw]"
+        "a region cannot hold Raw.next: it is a POINTER(Raw), an address in one process. Use OffsetPtr[Raw]."
     )
 
 
@@ -316,10 +316,10 @@ def test_a_pointee_that_is_refused_is_refused_however_it_is_reached(region):
 @pytest.mark.parametrize(
     ("kind", "telling"),
     [
-        (int, "it is int, which is no type of ctypes; describe the memory with ctypes"),
-        (5, "it is 5, which is no type of ctypes"),
-        (Point(), "which is no type of ctypes"),
-        (ctypes.Structure, "it is Structure, which has no size; give it _fields_"),
+        (int, "it is int, which is not a ctypes type. Describe the memory with ctypes"),
+        (5, "it is 5, which is not a ctypes type"),
+        (Point(), "which is not a ctypes type"),
+        (ctypes.Structure, "it is Structure, which has no size. Give it _fields_"),
         (ctypes.Array, "it is Array, which has no size"),
         (ctypes._SimpleCData, "it is _SimpleCData, which has no size"),
     ],
