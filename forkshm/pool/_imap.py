@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
-from forkshm.errors import ForkshmError, TaskTimeoutError
+from forkshm.errors import ForkshmError, TaskTimeoutError, without_frames
 from forkshm.pool._results import Outcome, PlainOutcome, ResultSink, delivering
 from forkshm.pool._tasks import Task
 
@@ -267,7 +267,7 @@ class IMapIterator(ResultSink, Generic[T]):
                 if taken:
                     if type(taken[0]) is not _Failure:
                         return taken[0]  # type: ignore[no-any-return]  # it came through pickle
-                    error = taken[0].error.with_traceback(None)
+                    error = without_frames(taken[0].error)
                     break
             except BaseException:
                 self._values.extendleft(taken)  # interrupted: the next call gets it

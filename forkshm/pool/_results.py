@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm import _interrupts
 from forkshm.channel import open_answer, read_message
-from forkshm.errors import ForkshmError, NotUnpicklableError, RemoteTraceback, TaskTimeoutError
+from forkshm.errors import (
+    ForkshmError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    TaskTimeoutError,
+    safe_repr,
+    set_cause,
+    without_frames,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,11 +99,13 @@ class Outcome:
         success, raised = self._unpickled(value.open)
         if not success:
             reason = raised.__cause__
-            raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
+            raised = NotUnpicklableError(
+                f"a task raised an exception that cannot be unpickled here: {safe_repr(reason)}"
+            )
         elif not isinstance(raised, BaseException):
-            raised = NotUnpicklableError(f"a task raised an object that is not an exception: {raised!r}")
+            raised = NotUnpicklableError(f"a task raised an object that is not an exception: {safe_repr(raised)}")
         traceback.__cause__ = raised.__cause__
-        raised.__cause__ = traceback
+        set_cause(raised, traceback)
         return False, raised
 
     @staticmethod
@@ -123,7 +133,7 @@ def _failed(error: BaseException, unpickle: Callable[[], Any]) -> tuple[bool, An
 
 
 def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
-    refusal = NotUnpicklableError(f"the result of a task arrived, and unpickling it raised {reason!r}")
+    refusal = NotUnpicklableError(f"the result of a task arrived, and unpickling it raised {safe_repr(reason)}")
     refusal.__cause__ = reason
     return refusal
 
@@ -323,7 +333,7 @@ class ApplyResult(ResultSink, Generic[T]):
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
         try:
-            raise value.with_traceback(None)
+            raise without_frames(value)
         finally:
             # No cycle of the exception, its traceback and this frame.
             del value, self

@@ -34,7 +34,14 @@ from forkshm.channel import (
     write_result,
 )
 from forkshm.descriptor import is_plain
-from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
+from forkshm.errors import (
+    ChannelBrokenError,
+    ForkshmError,
+    NotPicklableError,
+    remote_text,
+    safe_repr,
+    without_frames,
+)
 from forkshm.pickler import (
     Handle,
     ImportableNames,
@@ -566,11 +573,13 @@ class _Worker:
             self._recorder.failed()
         text = remote_text(error)
         # The frames of the traceback hold the arguments; now that it is text, let them go.
-        error.__traceback__ = None
+        without_frames(error)
         try:
             payload = pack(error, importable=self._importable)
         except BaseException as refusal:
-            payload = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
+            payload = pack(
+                NotPicklableError(f"a task raised {safe_repr(error)}, which cannot be sent: {safe_repr(refusal)}")
+            )
         del error
         self._send(kind, number, payload, pack(text))
 

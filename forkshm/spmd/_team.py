@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
-from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError
+from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
 from forkshm.pickler import importable_now
 from forkshm.spmd._member import Member
 from forkshm.spmd._monitor import TeamMonitor, report, wait_for
@@ -200,7 +200,7 @@ class Team(Member):
         if error is None or (isinstance(error, TeamBrokenError) and not isinstance(first, TeamBrokenError)):
             raise first
         if error.__context__ is None:
-            error.__context__ = first
+            set_context(error, first)
 
     # -- in the others ------------------------------------------------------------------------
 

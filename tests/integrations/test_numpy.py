@@ -62,6 +62,31 @@ def test_every_type_without_objects_can_be_shared(dtype):
     np.testing.assert_array_equal(plain(made), expected)
 
 
+ODD_TYPES = [
+    None,
+    str,
+    bytes,
+    "U",
+    "S0",
+    "V",
+    np.void,
+    "M8",
+    "(2,3)f4",
+    np.dtype((">i4", 2)),
+    [("a", "U"), ("b", "f4", 2)],
+]
+
+
+@pytest.mark.parametrize("shape", [(), 0, 3, (2, 2)])
+@pytest.mark.parametrize("dtype", ODD_TYPES)
+@pytest.mark.parametrize("maker", ["zeros", "empty", "ones"])
+def test_a_type_without_length_unit_or_with_axes_is_what_numpy_makes_of_it(maker, dtype, shape):
+    ours, theirs = getattr(forkshm, maker)(shape, dtype), getattr(np, maker)(shape, dtype)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    if maker != "empty":
+        assert ours.tobytes() == theirs.tobytes()
+
+
 def test_the_default_type_is_float():
     assert {made.dtype for made in (forkshm.empty(1), forkshm.zeros(1), forkshm.ones(1))} == {np.dtype(float)}
 
