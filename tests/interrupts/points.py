@@ -152,6 +152,8 @@ class Points:
         self.seen += 1
         if self.seen == self.at:
             self._is_done = True
+            # A frame that is kept here keeps its local variables, such as views that the rest of the block counts.
+            self._frames.clear()
             name = dis.opname[frame.f_code.co_code[before]]
             file = frame.f_code.co_filename[len(_PACKAGE) :]
             self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"

@@ -764,11 +764,13 @@ class Fork(Scenario):
 class Processes(Scenario):
     """A process with a queue and an array."""
 
+    process = None
+
     def make(self):
         self.queue = forkshm.SimpleQueue()
 
     def run(self):
-        process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
+        self.process = process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
         process.start()
         try:
             got = self.queue.get()
@@ -777,8 +779,16 @@ class Processes(Scenario):
         assert (got == 6.0).all()
         same(process.exitcode, 0)
         process.close()
+        self.process = None
 
     def check(self):
+        process, self.process = self.process, None
+        # Its `join` was interrupted, or its `close`.
+        if process is not None and process._popen is not None:
+            process.join()
+            same(process.exitcode, 0)
+            process.close()
+        del process
         while not self.queue.empty():
             self.queue.get()
         self.run()
