@@ -313,7 +313,7 @@ class Hook:
         self,
         min_bytes: int,
         allocate: Callable[[int, bool], int],
-        reallocate: Callable[[int, int], int],
+        reallocate: Callable[[int, int, Any], None],
         release: Callable[[int], None],
     ) -> Any:
         """Return a handler, for `set`. It is never collected: each array remembers its own.
@@ -322,15 +322,19 @@ class Hook:
             min_bytes: Smaller arrays are NumPy's own business.
             allocate: Given bytes, and whether they have to be zeros, return the address
                 of the first, at the start of a page; or 0: let NumPy do it.
-            reallocate: Given an address and bytes, return another address; or 0: no memory.
+            reallocate: Given an address, bytes, and an object for the answer, store
+                another address in its ``value`` before the old one is released. It
+                holds 0: no memory.
             release: Given an address at the start of a page that is no longer used.
         """
 
         def on_allocate(_: int, size: int, zeroed: int, answer: int) -> None:
-            _word(answer).value = allocate(size, bool(zeroed))
+            word = _word(answer)
+            # No call between the return and the store, so no memory is lost.
+            word.value = allocate(size, zeroed != 0)
 
         def on_reallocate(_: int, old: int, size: int, answer: int) -> None:
-            _word(answer).value = reallocate(old, size)
+            reallocate(old, size, _word(answer))
 
         def on_release(_: int, old: int) -> None:
             release(old)
