@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import dis
 import itertools
 import mmap
 import os
@@ -22,6 +21,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend._support import IS_FREE_THREADED
 
 if TYPE_CHECKING:
@@ -212,24 +212,6 @@ def _in_main_interpreter() -> bool:
     return bool(current() == main())
 
 
-def _signals_wait(function: Any) -> Any:
-    """Return *function*, changed to not run signal handlers before its first statement.
-
-    Their exceptions come where ``try`` can catch them. Since Python 3.11 every function
-    begins with an instruction that looks for signals, unless it continues after a
-    ``yield from``, which its argument says. Where there is none, nothing is changed.
-    """
-    code = function.__code__
-    resume = dis.opmap.get("RESUME")
-    instructions = bytearray(code.co_code)
-    for position in range(0, len(instructions), 2):
-        if instructions[position] == resume:
-            instructions[position + 1] = 2
-            function.__code__ = code.replace(co_code=bytes(instructions))
-            break
-    return function
-
-
 _delivered: list[int] = []
 
 
@@ -240,7 +222,7 @@ def _callback(work: Callable[..., None]) -> Any:
     work begins; of the exception its type is what arrives.
     """
 
-    @_signals_wait
+    @_interrupts.promptly
     def callback(*arguments: int) -> None:
         try:
             threading.get_ident()

@@ -530,19 +530,29 @@ class RegionLocks(Scenario):
                 continue
             self.locks.append(kind(self.region, offset, *arguments))
             offset += -(-kind.SIZE // 64) * 64
-        self.rwlock = forkshm.region.RWLock(self.region, offset) if hasattr(forkshm.region, "RWLock") else None
+        self.locks.append(forkshm.region.Condition(self.region, offset, self.locks[0]))
+        offset += -(-forkshm.region.Condition.SIZE // 64) * 64
+        self.rwlock = forkshm.region.RWLock(self.region, offset, readers=2)
 
     def run(self):
         for lock in self.locks:
             with lock:
                 pass
+            # What a C function releases is released, whatever is raised by then.
             if lock.acquire(timeout=5):
                 lock.release()
+        with self.rwlock.read():
+            with self.rwlock.read():
+                pass
+        with self.rwlock.write():
+            pass
 
     def check(self):
         for lock in self.locks:
             assert lock.acquire(timeout=1), f"{lock!r} was left locked"
             lock.release()
+        assert self.rwlock.acquire_write(timeout=1), "the lock was left locked"
+        self.rwlock.release()
         # Another thread gets it, too.
         failed = []
 
@@ -552,6 +562,10 @@ class RegionLocks(Scenario):
                     failed.append(lock)
                 else:
                     lock.release()
+            if self.rwlock.acquire_write(timeout=1):
+                self.rwlock.release()
+            else:
+                failed.append(self.rwlock)
 
         thread = threading.Thread(target=use)
         thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
 from forkshm.region.locks._placed import SLICE, Placed, checked_timeout
 
@@ -97,6 +98,7 @@ class Condition(Placed):
         """Acquire the mutex."""
         return self._mutex.acquire(timeout)
 
+    @promptly
     def release(self) -> None:
         """Release the mutex."""
         self._mutex.release()
@@ -105,6 +107,7 @@ class Condition(Placed):
         self._mutex.__enter__()
         return self
 
+    @promptly
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._mutex.__exit__(kind, error, traceback)
 
