@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
+from forkshm.errors import NotRecoverableError
 from forkshm.region.locks._placed import SLICE, Placed, checked_timeout
 
 if TYPE_CHECKING:
@@ -150,9 +151,12 @@ class Condition(Placed):
                     self._withdraw(words, first)
                     return False
                 seen = words[_SEQUENCE]
+        except NotRecoverableError:
+            raise
         except BaseException:
-            if self._mutex._is_mine():
-                self._withdraw(words, first)
+            # To acquire the mutex may itself have been interrupted.
+            self._mutex._acquire_again(count)
+            self._withdraw(words, first)
             raise
 
     def _sleep(self, words: memoryview, seen: int, deadline: float) -> None:
