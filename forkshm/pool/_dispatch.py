@@ -181,6 +181,8 @@ class Dispatcher(Leader):
         """Return whether a result that was not answered keeps the pool: of an asynchronous call, or an iterator."""
         tasks = self._tasks
         open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)]
+        # Their delivery was interrupted.
+        open_tasks += [task for task, _ in list(tasks.answered.values())]
         return bool(self._readers) or any(task.sink.keeps is not None for task in open_tasks)
 
     def knows(self, task: Task) -> bool:
