@@ -1,4 +1,4 @@
-"""Ctrl-C while a process is being started, and while a thread enters a lock.
+"""Ctrl-C while a process is being started, and while a thread enters or leaves a lock.
 
 **Starting a process.** Python ignores exceptions of hooks that run around a fork. So a KeyboardInterrupt would be lost
 there, and would leave the hooks unfinished. A child that is still starting would print a traceback of its own. So
@@ -6,10 +6,14 @@ SIGINT is blocked, and handled in the parent once the process has started.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
-when the block is not protected yet (gh-148874, fixed in 3.15). An exception of a handler there leaves the lock held. A
-*Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute lookups.
-So in 3.14, the ``__enter__`` of `Entered` is a Python function that only looks up a property, and the property acquires
-the lock in C. ``__exit__`` must remain a C function, because a Python function checks for signals when it begins.
+when the block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A
+*Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups.
+So the ``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property
+acquires the lock in C.
+
+**Leaving a lock.** A Python function checks for signals when it begins, so an ``__exit__`` that is one can be ended
+before its first statement. `promptly` removes that check. What follows has to take effect whatever is raised: it makes
+no call before the lock is released, looks up a property where it needs C, or repeats what was interrupted.
 
 The gap remains in 3.14 where a debugger or a compiler replaces the evaluation of frames (PEP 523).
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import importlib
+import opcode
 import operator
 import signal
 import sys
@@ -26,9 +31,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
-__all__ = ("Entered", "Lock", "RLock", "begin", "held_back", "hold_back")
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly")
 
 # The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
 # and after a fork each page is copied in both processes.
@@ -108,6 +116,41 @@ def begin(*, ignores: bool) -> None:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     elif _early and not ignores:
         raise KeyboardInterrupt
+
+
+_RESUME = opcode.opmap.get("RESUME")
+# The argument of ``RESUME`` in a function that continues after ``yield from``: there it does not check for signals.
+_AFTER_YIELD_FROM = 2
+
+
+def promptly(function: _Function) -> _Function:
+    """Return *function*, changed so that no signal handler runs before its first statement.
+
+    Each function of Python begins with an instruction that checks for signals. Only the argument of that instruction
+    is changed.
+    """
+    code = function.__code__
+    instructions = bytearray(code.co_code)
+    for position in range(0, len(instructions), 2):
+        if instructions[position] == _RESUME:
+            instructions[position + 1] = _AFTER_YIELD_FROM
+            function.__code__ = code.replace(co_code=bytes(instructions))
+            break
+    return function
+
+
+class Here:
+    """What a function of C returns about this thread, as an attribute: looking one up does not check for signals."""
+
+    _get_ident = _thread.get_ident
+    _get_native_id = threading.get_native_id
+    #: As `threading.get_ident`.
+    ident: Any = property(operator.methodcaller("_get_ident"))
+    #: As `threading.get_native_id`.
+    native_id: Any = property(operator.methodcaller("_get_native_id"))
+
+
+here = Here()
 
 
 class Entered:

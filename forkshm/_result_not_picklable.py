@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing.pool
 
-from forkshm.errors import NotPicklableError
+from forkshm.errors import NotPicklableError, safe_repr
 
 __all__ = ("ResultNotPicklableError",)
 
@@ -21,8 +21,12 @@ class ResultNotPicklableError(NotPicklableError, multiprocessing.pool.MaybeEncod
     """
 
     def __init__(self, kind: str, error: Exception) -> None:
-        Exception.__init__(self, f"the result of a task, a {kind}, cannot be sent: {error}")
-        self.exc = repr(error)
+        self.exc = safe_repr(error)
+        try:
+            reason = str(error)
+        except Exception:
+            reason = self.exc
+        Exception.__init__(self, f"the result of a task, a {kind}, cannot be sent: {reason}")
         self.value = kind
 
     def __str__(self) -> str:

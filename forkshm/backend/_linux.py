@@ -19,6 +19,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from forkshm import _interrupts
 from forkshm.backend import _groups, _memory, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity, MappedFile
 
@@ -89,11 +90,21 @@ class LinuxBackend(Unix):
 
     close = staticmethod(os.close)  # pyright: ignore[reportAssignmentType] - no frame in which a handler could run
 
+    @_interrupts.promptly
     def close_all(self, fds: list[int]) -> None:
+        try:
+            self._close_all(fds)
+        except BaseException:  # a signal handler has raised
+            self._close_all(fds)
+            raise
+
+    def _close_all(self, fds: list[int]) -> None:
         while fds:
             try:
                 next(map(os.close, map(fds.pop, _LAST)), None)
-            except (OSError, IndexError):  # other code closed the fd, or a signal handler emptied the list
+            except (OSError, IndexError) as error:  # somebody closed it; a signal handler was faster
+                if isinstance(error, OSError) and error.errno is None:
+                    raise  # of a signal handler
                 continue
 
     def is_object(self, fd: int, identity: Identity) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import dis
 import itertools
 import mmap
 import os
@@ -21,6 +20,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend._support import IS_FREE_THREADED
 
 if TYPE_CHECKING:
@@ -210,24 +210,6 @@ def _in_main_interpreter() -> bool:
     return bool(current() == main())
 
 
-def _signals_wait(function: Any) -> Any:
-    """Return *function*, changed to not run signal handlers before its first statement.
-
-    Exceptions of handlers are then raised where ``try`` can catch them. Since Python 3.11 every function begins with an
-    instruction that checks for signals, unless its argument says that it continues after a ``yield from``. Where there
-    is no such instruction, nothing is changed.
-    """
-    code = function.__code__
-    resume = dis.opmap.get("RESUME")
-    instructions = bytearray(code.co_code)
-    for position in range(0, len(instructions), 2):
-        if instructions[position] == resume:
-            instructions[position + 1] = 2
-            function.__code__ = code.replace(co_code=bytes(instructions))
-            break
-    return function
-
-
 _delivered: list[int] = []
 
 
@@ -238,7 +220,7 @@ def _callback(work: Callable[..., None]) -> Any:
     Only the exception's type reaches the caller.
     """
 
-    @_signals_wait
+    @_interrupts.promptly
     def callback(*arguments: int) -> None:
         try:
             threading.get_ident()
@@ -311,24 +293,28 @@ class Hook:
         self,
         min_bytes: int,
         allocate: Callable[[int, bool], int],
-        reallocate: Callable[[int, int], int],
+        reallocate: Callable[[int, int, Any], None],
         release: Callable[[int], None],
     ) -> Any:
         """Return a handler for `set`. It is never collected, because each array remembers its handler.
 
         Args:
-            min_bytes: Smaller arrays get NumPy's own memory.
-            allocate: Receives a size and whether the memory must be zeroed. Returns a page-aligned address, or 0 to
-                leave the array to NumPy.
-            reallocate: Receives an address and a size. Returns another address, or 0 if there is no memory.
-            release: Receives a page-aligned address that is no longer used.
+            min_bytes: Smaller arrays are NumPy's own business.
+            allocate: Given bytes, and whether they have to be zeros, return the address
+                of the first, at the start of a page; or 0: let NumPy do it.
+            reallocate: Given an address, bytes, and an object for the answer, store
+                another address in its ``value`` before the old one is released. It
+                holds 0: no memory.
+            release: Given an address at the start of a page that is no longer used.
         """
 
         def on_allocate(_: int, size: int, zeroed: int, answer: int) -> None:
-            _word(answer).value = allocate(size, bool(zeroed))
+            word = _word(answer)
+            # No call between the return and the store, so no memory is lost.
+            word.value = allocate(size, zeroed != 0)
 
         def on_reallocate(_: int, old: int, size: int, answer: int) -> None:
-            _word(answer).value = reallocate(old, size)
+            reallocate(old, size, _word(answer))
 
         def on_release(_: int, old: int) -> None:
             release(old)

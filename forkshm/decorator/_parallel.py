@@ -16,7 +16,7 @@ from forkshm import _system
 from forkshm._multiprocess import current_process
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import RemoteTraceback, UnsupportedError, remote_text
+from forkshm.errors import RemoteTraceback, UnsupportedError, remote_text, set_cause, without_frames
 from forkshm.executor import Executor
 from forkshm.pickler import register_named
 from forkshm.pool import IMapIterator, ResultSink, at_worker_end, delivering
@@ -431,7 +431,7 @@ class _Raised:
     def get(self) -> BaseException:
         """Return the exception, with the worker's traceback as its cause."""
         if self.text is not None:
-            self.error.__cause__ = RemoteTraceback(self.text)
+            set_cause(self.error, RemoteTraceback(self.text))
         return self.error
 
 
@@ -450,7 +450,7 @@ class _Guarded:
                 return _Raised(error)
             text = remote_text(error)
             # The traceback's frames keep the arguments alive.
-            error.__traceback__ = None
+            without_frames(error)
             return _Raised(error, text)
 
 
@@ -585,7 +585,7 @@ def _check_shared(out: Any) -> None:
 
 
 @overload
-def parallel(function: Callable[P, R], /) -> ParallelFunction[P, R]: ...
+def parallel(function: Callable[P, R], /, **options: Any) -> ParallelFunction[P, R]: ...
 
 
 @overload
@@ -617,7 +617,8 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
     their object is sent once for each map. Variables that a function closes over are copied once for all workers.
 
     Args:
-        function: The function, if the decorator is used without options.
+        function: The function, if this is called with it: as a decorator without options, or
+            ``parallel(function, workers=2)``.
         workers: Number of workers; by default the number of cores that this process may use.
         start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; by default the current start method.
         chunksize: Number of items in one task. By default each worker gets about four tasks; in ``imap``, and if
@@ -656,11 +657,11 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
     See Also:
         ``Parallel`` and ``delayed`` of joblib.
     """
+    settings = _Settings(**options)
+    settings.check()
     if function is None:
-        settings = _Settings(**options)
-        settings.check()
         return functools.partial(_decorate, settings=settings)
-    return _decorate(function, settings=_Settings())
+    return _decorate(function, settings=settings)
 
 
 def _decorate(function: Any, *, settings: _Settings) -> Any:

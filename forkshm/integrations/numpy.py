@@ -21,6 +21,7 @@ from forkshm.pickler import (
     register,
     register_family,
     register_foreign,
+    register_plain,
     register_simple,
     send_region,
     take_region,
@@ -246,7 +247,7 @@ def _region_of(array: np.ndarray[Any, Any]) -> MappedRegion | None:
 # -- creating -------------------------------------------------------------------------
 
 
-def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def empty(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new array in an anonymous region of its own; its memory happens to be zero.
 
     Args:
@@ -269,16 +270,19 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
 
 
 def made_in(
-    memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike, order: Order = "C"
+    memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike | None, order: Order = "C"
 ) -> SharedArray:
     """Return an array in the region that *memory* returns for a number of bytes and a description."""
-    kind = np.empty(0, dtype).dtype  # NumPy gives text without a length a length of one
+    # NumPy gives text without a length a length of one, and appends the axes of a type such as "(2,3)f4" to the shape.
+    sample = np.empty(0, dtype)
+    kind = sample.dtype
     if kind.hasobject:
         raise TypeError(
             f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process. "
             "Use a numeric or fixed-length text dtype."
         )
     extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)
+    extents += sample.shape[1:]
     if any(extent < 0 for extent in extents):
         raise ValueError(f"an array cannot have a negative extent, got shape {extents}")
     nbytes = kind.itemsize
@@ -288,20 +292,20 @@ def made_in(
     return SharedArray(extents, kind, buffer=region.buf, order=order)
 
 
-def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def zeros(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new shared array of zeros; pages take memory when first written. See `empty`."""
     return empty(shape, dtype, order)  # the kernel clears new pages
 
 
-def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def ones(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new shared array of ones; see `empty`."""
-    return full(shape, 1, dtype, order)
+    return full(shape, 1, float if dtype is None else dtype, order)
 
 
 def full(shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C") -> SharedArray:
     """Return a new shared array of *fill_value*, by default with the type of the value. See `empty`."""
     made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
-    made[...] = fill_value
+    np.copyto(np.asarray(made), fill_value, casting="unsafe")  # as numpy.full does
     return made
 
 
@@ -668,6 +672,10 @@ register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
 register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
+# Results of many computations. Strings and structured scalars may be long.
+register_plain(
+    *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
+)
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import cloudpickle
 import pytest
 
-from forkshm.errors import UnsupportedError
+from forkshm.errors import UnsupportedError, set_cause, without_frames
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _pack_error(error: BaseException) -> bytes:
         outcome = "skip" if isinstance(error, pytest.skip.Exception) else "fail"
         return pickle.dumps((outcome, error.msg))
     try:
-        stream = cloudpickle.dumps(error.with_traceback(None))
+        stream = cloudpickle.dumps(without_frames(error))
         pickle.loads(stream)
     except Exception:
         stream = b""
@@ -231,7 +231,7 @@ def _unpack_error(data: bytes) -> BaseException:
         return cause
     if not isinstance(error, BaseException):
         return cause
-    error.__cause__ = cause
+    set_cause(error, cause)
     return error
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.region._lifetime import at_fork, guard
 from forkshm.region._table import Mode, give_back, keep, lend, let_go, new_mapping, round_up
@@ -59,6 +60,7 @@ _small_regions = _SmallRegions()
 at_fork(in_child=_small_regions.leave)
 
 
+@_interrupts.promptly
 def map_part(own: int, size: int) -> tuple[Mapping, Any]:
     """Map a new region of *size* bytes in the slab, and close *own*, the memory object that it had.
 

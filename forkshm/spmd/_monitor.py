@@ -19,6 +19,9 @@ from forkshm.errors import (
     TeamBrokenError,
     WorkerDiedError,
     remote_text,
+    safe_repr,
+    set_cause,
+    without_frames,
 )
 from forkshm.pickler import pack
 from forkshm.spmd._team_state import DIED, FAILED, LEFT, TeamState
@@ -212,21 +215,23 @@ class TeamMonitor:
             text = sent_text.open()
             raised: BaseException = incoming.open()
         except Exception as reason:
-            raised = NotUnpicklableError(f"{who} raised an exception that cannot be unpickled here: {reason!r}")
+            raised = NotUnpicklableError(
+                f"{who} raised an exception that cannot be unpickled here: {safe_repr(reason)}"
+            )
         trace = RemoteTraceback(f"{who} raised:\n{text}")
         trace.__cause__ = raised.__cause__
-        raised.__cause__ = trace
+        set_cause(raised, trace)
         return raised
 
 
 def report(error: BaseException, rank: int, team_state: TeamState, answers_in: Sender, known: ImportableNames) -> None:
     """Report this process's failure to the process that started the team."""
     text = remote_text(error)
-    error.__traceback__ = None
+    without_frames(error)
     try:
         payload = pack(error, importable=known)
     except Exception as refusal:
-        payload = pack(NotPicklableError(f"a worker raised {error!r}, which cannot be sent: {refusal}"))
+        payload = pack(NotPicklableError(f"a worker raised {safe_repr(error)}, which cannot be sent: {refusal}"))
     payloads = payload, pack(text)
     # The state is recorded first: it releases waiting members, and makes the process that started the team receive.
     team_state.end(rank, FAILED)

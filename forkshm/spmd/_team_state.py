@@ -29,6 +29,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.errors import RegionBusyError, TeamBrokenError
 from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory, map_refused
@@ -279,8 +280,11 @@ class TeamState:
             self._singles[_DIRECTORY] = used + len(entry)  # stored last: makes the entry visible
             return region
 
+    overflow = -1
+
+    @_interrupts.promptly
     def __del__(self, close: Any = kernel.close) -> None:
-        overflow, self.overflow = getattr(self, "overflow", -1), -1
+        overflow, self.overflow = self.overflow, -1
         if overflow >= 0:
             close(overflow)
 

@@ -185,6 +185,18 @@ def test_on_error(call):
     assert call(range(7), on_error="skip") == [0, 1, 3, 4, 6]
 
 
+def fail_on_odd(x):
+    if x % 2:
+        raise ValueError(x)
+    return x
+
+
+def test_options_are_taken_together_with_a_function():
+    assert forkshm.parallel(fail_on_odd, workers=1, on_error="skip").map(range(4)) == [0, 2]
+    with pytest.raises(ValueError, match="on_error"):
+        forkshm.parallel(fail_on_odd, on_error="whatever")
+
+
 def test_on_error_without_workers():
     """In a worker, too: what runs in place has the same answers."""
 

@@ -13,6 +13,7 @@ from system import open_fds
 import forkshm
 from forkshm import SharedArray
 from forkshm.errors import RegionCreateError
+from forkshm.pickler import pack, tiny_stream
 
 np = pytest.importorskip("numpy")
 
@@ -59,6 +60,31 @@ def test_every_type_without_objects_can_be_shared(dtype):
     assert made.dtype == expected.dtype
     assert made.region.size == expected.nbytes
     np.testing.assert_array_equal(plain(made), expected)
+
+
+ODD_TYPES = [
+    None,
+    str,
+    bytes,
+    "U",
+    "S0",
+    "V",
+    np.void,
+    "M8",
+    "(2,3)f4",
+    np.dtype((">i4", 2)),
+    [("a", "U"), ("b", "f4", 2)],
+]
+
+
+@pytest.mark.parametrize("shape", [(), 0, 3, (2, 2)])
+@pytest.mark.parametrize("dtype", ODD_TYPES)
+@pytest.mark.parametrize("maker", ["zeros", "empty", "ones"])
+def test_a_type_without_length_unit_or_with_axes_is_what_numpy_makes_of_it(maker, dtype, shape):
+    ours, theirs = getattr(forkshm, maker)(shape, dtype), getattr(np, maker)(shape, dtype)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    if maker != "empty":
+        assert ours.tobytes() == theirs.tobytes()
 
 
 def test_the_default_type_is_float():
@@ -502,3 +528,25 @@ def test_without_numpy_only_arrays_are_missing_and_say_what_to_install(run_scrip
         f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'"
         for name in ("zeros", "SharedArray", "asarray")
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(1.5),
+        np.float16(2),
+        np.longdouble(1) / 3,
+        np.int8(-3),
+        np.uint64(2**63),
+        np.bool_(1),
+        np.complex64(1j),
+        np.datetime64("2026-11-29"),
+        np.timedelta64(5, "s"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_scalars_cross_as_a_plain_pickle(pool, value):
+    results = [pool.apply(type(value), (value,)), *pool.map(copy.copy, [value, value], chunksize=1)]
+    assert [(type(result), result) for result in results] == 3 * [(type(value), value)]
+    assert tiny_stream(value) == pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    assert pack([value]).data.endswith(pickle.dumps([value], pickle.HIGHEST_PROTOCOL))

@@ -530,19 +530,29 @@ class RegionLocks(Scenario):
                 continue
             self.locks.append(kind(self.region, offset, *arguments))
             offset += -(-kind.SIZE // 64) * 64
-        self.rwlock = forkshm.region.RWLock(self.region, offset) if hasattr(forkshm.region, "RWLock") else None
+        self.locks.append(forkshm.region.Condition(self.region, offset, self.locks[0]))
+        offset += -(-forkshm.region.Condition.SIZE // 64) * 64
+        self.rwlock = forkshm.region.RWLock(self.region, offset, readers=2)
 
     def run(self):
         for lock in self.locks:
             with lock:
                 pass
+            # What a C function releases is released, whatever is raised by then.
             if lock.acquire(timeout=5):
                 lock.release()
+        with self.rwlock.read():
+            with self.rwlock.read():
+                pass
+        with self.rwlock.write():
+            pass
 
     def check(self):
         for lock in self.locks:
             assert lock.acquire(timeout=1), f"{lock!r} was left locked"
             lock.release()
+        assert self.rwlock.acquire_write(timeout=1), "the lock was left locked"
+        self.rwlock.release()
         # Another thread gets it, too.
         failed = []
 
@@ -552,6 +562,10 @@ class RegionLocks(Scenario):
                     failed.append(lock)
                 else:
                     lock.release()
+            if self.rwlock.acquire_write(timeout=1):
+                self.rwlock.release()
+            else:
+                failed.append(self.rwlock)
 
         thread = threading.Thread(target=use)
         thread.start()
@@ -764,11 +778,13 @@ class Fork(Scenario):
 class Processes(Scenario):
     """A process with a queue and an array."""
 
+    process = None
+
     def make(self):
         self.queue = forkshm.SimpleQueue()
 
     def run(self):
-        process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
+        self.process = process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
         process.start()
         try:
             got = self.queue.get()
@@ -777,8 +793,16 @@ class Processes(Scenario):
         assert (got == 6.0).all()
         same(process.exitcode, 0)
         process.close()
+        self.process = None
 
     def check(self):
+        process, self.process = self.process, None
+        # Its `join` was interrupted, or its `close`.
+        if process is not None and process._popen is not None:
+            process.join()
+            same(process.exitcode, 0)
+            process.close()
+        del process
         while not self.queue.empty():
             self.queue.get()
         self.run()

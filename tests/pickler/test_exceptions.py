@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pickle
 import sys
 import threading
@@ -93,6 +95,65 @@ class Many(ExceptionGroup):
         self.count = len(excs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class RefusesAssignments(Exception):
+    def __setattr__(self, name, value):
+        raise AttributeError(f"no {name}")
+
+
+class ReadOnlyCause(Exception):
+    __cause__ = property(lambda self: None)
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+    __repr__ = __str__
+
+
+class NoTextAndNoPickle(NoText):
+    def __reduce__(self):
+        raise ValueError("not me")
+
+
+class Delegating(Exception):
+    """Asks for everything else an object that is not there before ``__init__`` has run."""
+
+    def __init__(self, response):
+        super().__init__("of a response")
+        self.response = response
+
+    def __getattr__(self, name):
+        return getattr(self.response, name)
+
+
+class OddAttributes(Exception):
+    def __getattr__(self, name):
+        raise ZeroDivisionError(name)
+
+
+class StateOfItsOwn(Exception):
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+
+    def __getstate__(self):
+        return {"a": self.a}
+
+    def __setstate__(self, state):
+        self.a, self.b = state["a"], "again"
+
+
+class OwnTraceback(Exception):
+    def with_traceback(self, tb):
+        raise ZeroDivisionError
+
+
 MADE = {
     "two arguments": lambda: TwoArguments(7, "x"),
     "keyword only": lambda: KeywordOnly(limit=3),
@@ -106,6 +167,18 @@ MADE = {
     "of the kernel": lambda: OSError(13, "no", "/f", None, "/g"),
     "of text, built in": lambda: UnicodeEncodeError("ascii", "é", 0, 1, "no"),
     "stop": lambda: StopIteration(5),
+}
+
+UNUSUAL = {
+    "frozen": (lambda: Frozen(3), Frozen),
+    "refuses assignments": (lambda: RefusesAssignments(1), RefusesAssignments),
+    "read-only cause": (lambda: ReadOnlyCause(1), ReadOnlyCause),
+    "no text": (lambda: NoText(1), NoText),
+    "no text, no pickle": (lambda: NoTextAndNoPickle(1), forkshm.NotPicklableError),
+    "delegating": (lambda: Delegating("answer"), Delegating),
+    "odd attributes": (lambda: OddAttributes(1), OddAttributes),
+    "own state": (lambda: StateOfItsOwn(1, 2), StateOfItsOwn),
+    "own traceback": (lambda: OwnTraceback(1), OwnTraceback),
 }
 
 FIELDS = ("args", "code", "detail", "limit", "errno", "strerror", "filename", "filename2", "extra", "start", "end")
@@ -226,6 +299,61 @@ def raise_it(name):
 
 def raise_chained():
     raise chained()
+
+
+def raise_unusual(name):
+    error = UNUSUAL[name][0]()
+    raise error from KeyError("cause")
+
+
+def in_a_team(name):
+    with forkshm.team(2) as me:
+        if me.rank:
+            raise_unusual(name)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with forkshm.Pool(1) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_exception_is_raised_and_its_worker_lives_on(pool, name):
+    expected = UNUSUAL[name][1]
+    worker = pool.apply(os.getpid)
+    ways = (
+        lambda: pool.apply(raise_unusual, (name,)),
+        lambda: pool.map(raise_unusual, [name]),
+        lambda: next(pool.imap(raise_unusual, [name])),
+        lambda: in_a_team(name),
+    )
+    for way in ways:
+        with pytest.raises(expected) as caught:
+            way()
+        cause = BaseException.__dict__["__cause__"].__get__(caught.value)
+        assert "raise_unusual" in cause.tb
+    assert pool.apply(os.getpid) == worker
+
+
+def test_an_unusual_exception_stands_in_the_place_of_its_result():
+    called = forkshm.parallel(raise_unusual, on_error="return", workers=1)
+    try:
+        assert type(called.map(["frozen"])[0]) is Frozen
+    finally:
+        called.close()
+
+
+def test_the_state_that_an_exception_gives_is_what_it_gets(cross):
+    value = cross(StateOfItsOwn(1, 2)).value
+    assert (value.a, value.b) == (1, "again")
+
+
+def test_an_exception_with_a_way_of_its_own_keeps_its_notes(cross):
+    sent = OwnWay(1, 2)
+    sent.add_note("seen")
+    value = cross(sent).value
+    assert (value.pair, value.__notes__) == ((1, 2), ["seen"])
 
 
 def test_except_clauses_match_the_exception_of_a_task():

@@ -573,3 +573,31 @@ def test_a_result_is_ready_once_its_callback_was_called(pool, tmp_path, wait_unt
         assert seen == [9]
     go.touch()
     long.get()
+
+
+def test_workers_leave_when_another_thread_sent_the_last_task(monkeypatch):
+    """The answer is taken, and the pool closed, before the sending thread has noted that the task was sent."""
+    with forkshm.Pool(1) as pool:
+        pool.apply(int)
+        outstanding = pool._dispatcher._tasks
+        forget, is_sent, may_forget = outstanding.sent_off, threading.Event(), threading.Event()
+
+        def forget_late(batch):
+            is_sent.set()
+            may_forget.wait()
+            forget(batch)
+
+        monkeypatch.setattr(outstanding, "sent_off", forget_late)
+        results = []
+        sender = threading.Thread(target=lambda: results.append(pool.apply_async(int)))
+        sender.start()
+        is_sent.wait()
+        pool._dispatcher.drive(lambda: not outstanding.sent and not outstanding.answered)
+        pool.close()
+        may_forget.set()
+        sender.join()
+        process = pool._pool[0]
+        process.join(60)
+        assert process.exitcode == 0
+        assert results[0].get() == 0
+        pool.join()

@@ -12,10 +12,13 @@ three words that only the holder writes:
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm._interrupts import here, promptly
 from forkshm.backend import kernel
 from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, NotOwnerError, NotRecoverableError, SyncError
@@ -116,6 +119,7 @@ class Mutex(Placed):
 
     def _ready(self, repair: Callable[[], object] | None) -> None:
         self._mutex = self._address + HEADER
+        self._unlock = functools.partial(_unlock, self._mutex)
         self._repair = repair
 
     def _arguments(self) -> tuple[Any, ...]:
@@ -161,19 +165,24 @@ class Mutex(Placed):
             raise
         return self
 
+    @promptly
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        # The block may have lost the lock, if a wait was interrupted twice.
-        if kind is None or self._is_mine():
+        words = self._words
+        # A wait that was interrupted twice may have left the block without the lock.
+        if kind is None or words is None or words[_OWNER] == here.native_id:
             self.release()
 
+    @promptly
     def release(self) -> None:
         """Release the mutex.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
         """
-        words = self._live()
-        if words[_OWNER] != get_native_id():
+        words = self._words
+        # No call from here to the unlock, so a signal handler that raises leaves the mutex released.
+        if words is None or words[_OWNER] != here.native_id:
+            self._live()
             raise self._not_mine("release")
         if words[_COUNT] > 1:
             words[_COUNT] -= 1
@@ -241,12 +250,18 @@ class Mutex(Placed):
             self._repair()
             words[_STATE] = _SOUND
 
+    # Unlocks: a look-up, and not a call, after which a signal handler could run.
+    _unlocked: Any = property(operator.methodcaller("_unlock"))
+
+    @promptly
     def _let_go(self, words: memoryview) -> None:
-        # No call between the stores and the unlock: a signal handler could run after the call.
-        held.pop(self._mutex, None)
+        # No call between these.
+        mutex = self._mutex
+        if mutex in held:
+            del held[mutex]
         words[_COUNT] = 0
         words[_OWNER] = 0
-        if _unlock(self._mutex) != 0:
+        if self._unlocked != 0:
             raise self._not_mine("release")
 
     def _undo(self, words: memoryview, me: int, before: int) -> None:

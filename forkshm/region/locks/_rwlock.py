@@ -22,6 +22,7 @@ import time
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, LockTimeoutError, NotOwnerError, NotRecoverableError, SyncError
 from forkshm.region import _lifetime
@@ -226,29 +227,38 @@ class RWLock(Placed):
             self._undo(before)
             raise
 
+    @promptly
     def release(self) -> None:
         """Release this thread's latest hold of the lock.
 
         Raises:
             NotOwnerError: This thread does not hold the lock.
         """
-        words = self._live()
-        hold = _holds.by_address.get(self._address)
-        if hold is None:
+        address, words = self._address, self._words
+        # No call before the ``try``, so a signal handler that raises leaves the lock released.
+        mine = _holds.by_address
+        if words is None or address not in mine:
+            self._live()
             raise NotOwnerError(f"cannot release {self!r}: this thread ({get_native_id()}) does not hold it")
-        if hold.times > 1:
-            _holds.by_address[self._address] = hold._replace(times=hold.times - 1)
+        slot, times = mine[address]
+        if times > 1:
+            try:
+                mine[address] = _Hold(slot, times - 1)
+            except BaseException:
+                mine[address] = _Hold(slot, times - 1)
+                raise
             return
-        if hold.slot is None:
+        if slot is None:
             words[_STATE] = _SOUND if words[_STATE] == _WRITING else _GIVEN_UP
         try:
-            self._leave_all(words) if hold.slot is None else self._leave(hold.slot)
+            self._leave_all(words) if slot is None else self._leave(slot)
         except BaseException:
-            # Interrupted. Steps that were done already are not repeated.
-            self._leave_all(words) if hold.slot is None else self._leave(hold.slot)
+            # Interrupted. What was done already is not done twice.
+            self._leave_all(words) if slot is None else self._leave(slot)
             raise
         finally:
-            _holds.by_address.pop(self._address, None)
+            if address in mine:
+                del mine[address]
 
     def make_consistent(self) -> None:
         """Mark the guarded data as repaired after a writer died; otherwise do nothing.
@@ -442,5 +452,6 @@ class _Section:
             raise
         return self._lock
 
+    @promptly
     def __exit__(self, *_: object) -> None:
         self._lock.release()

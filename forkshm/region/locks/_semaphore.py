@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import time
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout
@@ -107,6 +109,7 @@ class Semaphore(Placed):
             raise
         return self
 
+    @promptly
     def __exit__(self, *_: object) -> None:
         self.release()
 
@@ -127,15 +130,27 @@ class Semaphore(Placed):
                 break
         return False
 
+    def _place(self, region: MappedRegion, offset: int, size: int) -> memoryview:
+        words = super()._place(region, offset, size)
+        self._post = functools.partial(_locks.sem_post, self._address + HEADER)
+        return words
+
+    # Gives a permit: a look-up, and not a call, after which a signal handler could run.
+    _posted: Any = property(operator.methodcaller("_post"))
+
+    @promptly
     def release(self, n: int = 1) -> None:
         """Add *n* permits, one after the other, and wake up to *n* waiters.
 
         Raises:
             ValueError: *n* is less than 1, or there would be more than 2**31 - 1 permits.
         """
-        self._live()
-        if n < 1:
+        # No call, and no jump back where a single permit is given, so a signal handler that raises leaves it given.
+        if self._words is None or n < 1:
+            self._live()
             raise ValueError(f"n must be at least 1, got {n}")
-        for _ in range(n):
-            if _locks.sem_post(self._address + HEADER) != 0:
-                raise ValueError(f"cannot release {self!r}: it has {self.value:,} permits, the maximum")
+        while self._posted == 0:
+            if n == 1:
+                return
+            n -= 1
+        raise ValueError(f"cannot release {self!r}: it has {self.value:,} permits, the most there can be")
