@@ -1,12 +1,13 @@
-"""What a backend cannot offer, with the reason: marks on tests ask for capabilities, and some tests are named here.
+"""Capabilities that backends lack, with the reasons, and the tests that are skipped for them.
 
-A test is named by the end of its node id, without parameters or with them, or by its file; whole files end in ``.py``.
+A test with the mark ``needs`` names the capability itself. Other tests are listed here, by the end of their node id,
+with or without parameters, or by their file; names of whole files end in ``.py``.
 """
 
 from __future__ import annotations
 
-# What a backend lacks, and why: a test that is marked with ``needs(capability)`` is left out there. With
-# ``only``, the mark is about the parameters whose id contains that text.
+# Missing capabilities of each backend, with the reason. Tests marked ``needs(capability)`` are skipped there. With
+# ``only``, the mark applies to parameters whose id contains that text.
 MISSING: dict[str, dict[str, str]] = {
     "posix": {
         "affinity": "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
@@ -27,8 +28,8 @@ MISSING: dict[str, dict[str, str]] = {
     },
 }
 
-# Whole files, doctests, and tests that have no mark yet. For each backend: the capability that is missing, why, and
-# what is left out.
+# Whole files, doctests, and tests without a mark. For each backend: the missing capability, the reason, and the tests
+# to skip.
 SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "posix": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
@@ -49,7 +50,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ),
         ),
     },
-    # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
+    # Features that are missing entirely (fork, /proc, fds) are in windows/_capabilities.py; tests skip when they use
+    # one.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "suites": (
@@ -160,7 +162,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_examples.py::test_example_runs[worker_script.py]",
             ),
         ),
-        # -- processes: tests of channel, pool, executor, spmd, failure and what is above them --
+        # -- processes: tests of channel, pool, executor, spmd, failure and the layers above them --
         "inheritance": (
             "the test is about what a forked child finds of its parent's, which a new process has not",
             (
@@ -330,7 +332,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 
 def reason_to_skip(backend: str, nodeid: str) -> str | None:
-    """Return why a test is left out on a backend, or None."""
+    """Return the reason to skip a test on a backend, or None."""
     whole = nodeid.removeprefix("tests/")
     name = whole.partition("[")[0]
     for capability, (why, tests) in SKIPS.get(backend, {}).items():
@@ -341,7 +343,7 @@ def reason_to_skip(backend: str, nodeid: str) -> str | None:
 
 
 def why_missing(backend: str, capability: str, only: str, nodeid: str) -> str | None:
-    """Return why a test with such a mark is left out on a backend, or None."""
+    """Return the reason to skip a test with such a mark on a backend, or None."""
     why = MISSING.get(backend, {}).get(capability)
     if why is None or only not in nodeid.partition("[")[2]:
         return None

@@ -1,4 +1,4 @@
-"""The list of what is left out on a backend names tests that there are."""
+"""The list of skipped tests of a backend names existing tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_skipped_tests_exist(backend, capability, test):
 
 
 def marked():
-    """Every mark: the capability that it names, and where."""
+    """Return every mark: the capability that it names, and its place."""
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.needs":

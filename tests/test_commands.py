@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def shell():
-    """Run a command in another process; return its exit code and what it printed."""
+    """Run a command in another process; return its exit code and its output."""
 
     def run(*words, typed=""):
         done = subprocess.run(
@@ -35,7 +35,7 @@ def shell():
 
 @pytest.fixture
 def named():
-    """A name in /dev/shm of this test's own."""
+    """Provide a name in /dev/shm for this test."""
     name = f"forkshm-test-{os.getpid()}-clean"
     yield name
     forkshm.SharedMemoryObject.remove(name)

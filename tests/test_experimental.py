@@ -1,4 +1,4 @@
-"""What is experimental is called so at import, and by the doctor."""
+"""Experimental systems are reported at import, and by the doctor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_importing_warns_only_where_experimental(tmp_path):
     done = subprocess.run([sys.executable, "-W", "always", str(program)], capture_output=True, text=True, check=True)
     assert ("ExperimentalWarning: forkshm on " in done.stderr) is not SUPPORTED
     if not SUPPORTED:
-        assert f"{program}:1: " in done.stderr  # the line that imports it
+        assert f"{program}:1: " in done.stderr  # the importing line
 
 
 def test_the_doctor_reports_experimental_support():

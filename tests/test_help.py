@@ -1,4 +1,4 @@
-"""``help()`` and signatures read well: types have no quotes, commands have examples."""
+"""``help()`` and signatures are readable: types have no quotes, and commands have examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FORKSHM_LEAKS=1: what is held at the end is said, with the place where it was made."""
+"""FORKSHM_LEAKS=1: objects held at exit are reported with the place where they were created."""
 
 from __future__ import annotations
 

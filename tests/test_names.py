@@ -1,4 +1,4 @@
-"""The names of multiprocessing are here, mean the same, and take the same arguments."""
+"""The names of multiprocessing exist here, have the same meaning, and take the same arguments."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import forkshm.pool
 
 METHODS = ["fork", "spawn", "forkserver"]
 
-# An import of its own, and no name for others.
+# Imported by the module itself, and not meant for users.
 NOT_OFFERED = {"sys"}
 
-# What starts processes for multiprocess itself; nobody imports it.
+# Classes that multiprocess uses to start processes; users do not import them.
 NOT_MODULES = {"popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"}
 
-# Takes one more positional argument: it is the class, as that of multiprocessing.pool.
+# Takes one more positional argument: it is the class, like that of multiprocessing.pool.
 CLASSES_HERE = {"Pool"}
 
 
@@ -35,7 +35,7 @@ def public(names):
 
 
 def modules_of_the_standard_library():
-    # Not by its files: it may be in a zip.
+    # Not by its files, because it may be in a zip archive.
     for module in sorted(pkgutil.iter_modules(multiprocessing.__path__), key=lambda module: module.name):
         if module.name not in NOT_MODULES:
             yield module.name
@@ -49,7 +49,7 @@ def parameters(function):
 
 
 def differences(theirs, ours):
-    """What a call of one that the other would not take; annotations and new keyword-only options do not count."""
+    """Return arguments that only one of the two accepts; annotations and new keyword-only options do not count."""
     theirs, ours = parameters(theirs), parameters(ours)
     for mine, other in zip(ours, theirs, strict=False):
         if (mine.name, mine.kind, mine.default) != (other.name, other.kind, other.default):
@@ -131,7 +131,7 @@ def test_a_module_is_here_and_has_the_same_names(name):
     theirs, ours = importlib.import_module(f"multiprocessing.{name}"), importlib.import_module(f"forkshm.{name}")
     for known in {*getattr(theirs, "__all__", ()), *public(dir(theirs))}:
         if inspect.ismodule(getattr(theirs, known)):
-            continue  # an import of its own
+            continue  # imported by the module itself
         assert getattr(ours, known, None) is not None or getattr(theirs, known) is None, known
         assert known in dir(ours)
 

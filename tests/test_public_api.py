@@ -1,4 +1,4 @@
-"""What `import forkshm` gives, and what it costs."""
+"""The names that `import forkshm` provides, and the cost of the import."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_everything_that_is_offered_is_there(package):
 
 
 def test_everything_public_is_offered():
-    """All that the package imports for its users is in __all__, and nothing else."""
+    """Check that __all__ has exactly the names that the package imports for its users."""
     source = pathlib.Path(forkshm.__file__).read_text()
     imported = {
         name.strip()

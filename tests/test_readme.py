@@ -1,4 +1,4 @@
-"""The README is short, its links lead somewhere, and it has the two commands that CI takes from it.
+"""The README is short, its links lead to existing files, and it has the two commands that CI takes from it.
 
 Its programs are run by tests/docs/test_snippets.py.
 """

@@ -1,4 +1,4 @@
-"""Everything works under fork, spawn and forkserver: each script is a program of its own."""
+"""Everything works with fork, spawn and forkserver; each script is a program of its own."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(params=METHODS)
 def run(request, run_script):
-    """Run the rest of a program whose head is above, under each method."""
-    forkshm.get_context(request.param)  # there is one
+    """Run a program that begins with HEAD, with each start method."""
+    forkshm.get_context(request.param)  # skips unsupported methods
 
     def run_it(at_top, main=""):
         source = HEAD.replace('if __name__ == "__main__":', textwrap.dedent(at_top) + '\nif __name__ == "__main__":')
@@ -399,7 +399,7 @@ def test_an_argument_that_cannot_cross_fails_the_start_and_leaves_nothing(run):
 
 
 def test_a_program_may_read_its_arguments_and_fail_without_them(run):
-    # HEAD does, but says so only where something is started.
+    # HEAD does, but reports it only where a process is started.
     at_top = """
     if len(sys.argv) != 2:
         raise SystemExit("imported without its arguments")

@@ -1,4 +1,4 @@
-"""What this process says that it moved and holds."""
+"""The statistics of this process: what it has moved and holds."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_worker_has_numbers_of_its_own():
         pool.map(f.square, range(3), chunksize=1)
         theirs = pool.apply(forkshm.statistics)
         assert theirs.tasks == 4
-        # What it has received by then, and answered before.
+        # Messages received by then, and answered before.
         assert 7 <= theirs.messages <= 8
         pool.apply(f.nothing, (PLAIN,))
         assert pool.apply(forkshm.statistics).bytes_copied == PLAIN.nbytes
@@ -158,7 +158,7 @@ def test_blocks_are_live_while_held(pool, wait_until):
     assert now["bytes_live"] >= PLAIN.nbytes
     assert forkshm.statistics().bytes_peak >= forkshm.statistics().bytes_live
     del back
-    # The worker may still be letting go of it.
+    # The worker may not have released the array yet.
     wait_until(lambda: since(before)["blocks_live"] == since(before)["bytes_live"] == 0)
 
 
@@ -168,7 +168,7 @@ def test_the_peak_is_that_of_all_time():
     peak = arena.statistics().peak_bytes
     assert peak == large.size
     arena.free(large)
-    for _ in range(300):  # beyond what the recent demand looks back
+    for _ in range(300):  # more than the period of the recent demand
         arena.free(arena.allocate(4096))
     assert arena.statistics().peak_bytes == peak
     assert arena.statistics().used_bytes == 0

@@ -1,4 +1,4 @@
-"""What is told to users in their own words: public names, and what to do instead."""
+"""Messages to users name public names, and alternatives."""
 
 from __future__ import annotations
 

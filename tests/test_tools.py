@@ -1,4 +1,4 @@
-"""Tools that follow processes by way of the standard library's functions reach ours."""
+"""Tools that follow processes through functions of the standard library reach forkshm's processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     assert p.exitcode == 3, p.exitcode
 """
 
-# A tool that patches as coverage does, and notes in a file which processes it saw.
+# A tool that patches like coverage does, and records the processes in a file.
 TOOL = """
 import multiprocessing.process, multiprocessing.spawn, os, sys
 Base = multiprocessing.process.BaseProcess

@@ -1,4 +1,4 @@
-"""Programs that are a package, a module of one, a directory or an archive, beside modules that are named like ours."""
+"""Programs that are a package, a module of one, a directory or an archive, beside modules named like forkshm's."""
 
 from __future__ import annotations
 

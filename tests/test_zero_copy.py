@@ -1,4 +1,4 @@
-"""assert_zero_copy(): says what was copied, and where."""
+"""assert_zero_copy(): lists what was copied, and where."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_exception_of_the_block_propagates(pool):
         pool.apply(f.nothing, (PLAIN,))
         raise LookupError("mine")
     with forkshm.assert_zero_copy():
-        pass  # and nobody watches any more
+        pass  # there are no watches any more
 
 
 def test_each_of_several_blocks_counts(pool):

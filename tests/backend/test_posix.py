@@ -1,4 +1,4 @@
-"""The backend of POSIX systems without what Linux has, beside whichever is in use."""
+"""The POSIX backend, beside the backend in use."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_unsupported_features_name_an_alternative(memory):
 
 
 def lent(memory, position):
-    """A lease on a byte, as it is sent."""
+    """A lease on a byte, in the form in which it is sent."""
     fd = kernel.reopen(memory)
     kernel.lock_shared(fd, position)
     return fd
@@ -152,7 +152,7 @@ def test_a_lease_held_only_by_its_process_takes_no_fd(memory):
     assert kernel.more_fds() == before
     other = kernel.reopen(memory)
     assert kernel.is_held(other, 0)
-    assert not kernel.is_held(memory, 0)  # by others
+    assert not kernel.is_held(memory, 0)  # by other descriptions
     kernel.unlock(memory, 0)
     assert not kernel.is_held(other, 0)
     kernel.close(other)
@@ -250,7 +250,7 @@ def test_each_message_goes_to_one_of_many_receivers(ends):
 # -- processes ------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(in_use.name != "posix", reason="about what is watched with this backend in use")
+@pytest.mark.skipif(in_use.name != "posix", reason="about processes watched with this backend in use")
 def test_the_end_of_a_spawned_process_that_forked_is_seen_while_its_child_lives(run_script):
     script = """
 import os, signal

@@ -1,4 +1,4 @@
-"""What the standard library passes by inheritance only crosses here as an argument: queues, connections, sockets."""
+"""Queues, connections and sockets can be sent as arguments; the standard library only lets children inherit them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_sockets(pool):
             assert pool.apply(talk, (there,)) == (there.family, there.type)
         assert here.recv(10) == b"hello"
         assert here.recv(10) == b""
-    if sys.platform == "win32":  # sent in the standard library's way, by a thread that stays
+    if sys.platform == "win32":  # sent by the standard library's method, with a thread that stays
         forkshm.resource_sharer.stop(timeout=20)
 
 

@@ -1,4 +1,4 @@
-"""Manager: the standard library's objects, reached through our connections."""
+"""Manager: objects of the standard library, reached through forkshm's connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from forkshm.backend import kernel
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_up():
-    # Modules, and what multiprocess makes once.
+    # Modules, and objects that multiprocessing creates once.
     with forkshm.Manager():
         pass
 
@@ -143,7 +143,7 @@ def test_a_killed_manager_is_told(manager):
 
 
 def test_a_collected_manager_ends():
-    forkshm.Manager().dict(a=1)  # the leak check looks
+    forkshm.Manager().dict(a=1)  # the leak check finds what stays
 
 
 def test_an_initializer_that_cannot_be_called_is_refused_here():

@@ -1,4 +1,4 @@
-"""SharedList and SharedDict: one copy of objects for all who read them."""
+"""SharedList and SharedDict: objects stored once for all processes that read them."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_plain_pickle_is_by_value():
 
 
 def memory_of(pid, field, only=""):
-    """Sum a field of /proc/<pid>/smaps over the mappings whose name contains *only*, in bytes."""
+    """Return the sum of a field of /proc/<pid>/smaps over mappings whose name contains *only*, in bytes."""
     total, counts = 0, False
     with open(f"/proc/{pid}/smaps") as lines:
         for line in lines:
@@ -201,7 +201,7 @@ def memory_of(pid, field, only=""):
 
 
 def grown_by_reading(things, readers):
-    """Fork so many readers; return how much private memory each needed for it, and the shared memory of all."""
+    """Fork *count* readers; return the private memory that each needed, and the shared memory of all."""
     children = []
     for _ in range(readers):
         up_read, up_write = os.pipe()
@@ -233,11 +233,11 @@ def test_eight_readers_have_one_copy_between_them():
     plain = [f"{x:0100}" for x in range(50_000)]
     shared = forkshm.SharedList(plain)
     size = shared.nbytes
-    assert shared == plain  # read here, too, so that its pages are no child's alone
+    assert shared == plain  # read here, too, so that its pages do not count as private to a child
     by_reading_plain, _ = grown_by_reading(plain, 2)
     by_reading_shared, all_of_it = grown_by_reading(shared, 8)
-    # What the reference counts of the plain list cost each reader: all of its pages.
+    # The cost of reference counts in the plain list, for each reader: all of its pages.
     assert min(by_reading_plain) > 50_000 * 100
     assert max(by_reading_shared) < 1_500_000
-    # All eight, and this process, see the same pages.
+    # All eight readers and this process share the same pages.
     assert 0.9 * size < all_of_it - others < 1.05 * size

@@ -1,4 +1,4 @@
-"""Descriptors with other numbers in them: refused with a reason, or the region that they name."""
+"""Descriptors with changed numbers are refused with a reason, or lead to the region that they name."""
 
 from __future__ import annotations
 

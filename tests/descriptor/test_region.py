@@ -1,4 +1,4 @@
-"""RegionDescriptor: a region named from outside, or an answer why not."""
+"""RegionDescriptor: names a region of another process, or raises with the reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def maps():
 
 @contextlib.contextmanager
 def gone(telling):
-    """Attaching fails, says why, and leaves nothing mapped or open."""
+    """Check that attaching fails with the reason, and leaves nothing mapped or open."""
     before = open_fds(), maps()
     with pytest.raises(RegionGoneError, match=telling) as caught:
         yield
@@ -61,7 +61,7 @@ def gone(telling):
 
 @pytest.fixture
 def child_with_region():
-    """A child that holds a region open: its descriptor, and a function that ends it."""
+    """Return the descriptor of a region that a child holds open, and a function that ends the child."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -185,7 +185,7 @@ def test_another_program_is_told_that_the_region_was_closed(run_script):
     region = anonymous_shared_memory(1234)
     stream = pickle.dumps(describe(region)).hex()
     region.close()
-    # Its fd may have been used again for the pipes of that program.
+    # Its fd number may have been reused for the pipes of that program.
     said = run_script(ATTACH_WHAT_IS_GONE, stream)
     assert "it closed the region" in said or "so the region was closed" in said
 
@@ -253,7 +253,7 @@ def test_a_file_that_was_cut_since_is_noticed():
 
 def test_a_process_of_another_user_may_not_look(in_child):
     if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can become another user")
     with anonymous_shared_memory(PAGE) as region:
         descriptor = describe(region)
 

@@ -1,4 +1,4 @@
-"""The wire form of a payload's head and tables: read back, or refused."""
+"""The wire form of a payload's head and tables is read back, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from forkshm.region import Mode
 from forkshm.region.blocks._segment import Share
 
 STREAM = b"the pickle stream"
-# As large as the segment that the blocks of these tests lie in.
+# The size of the segment that has the blocks of these tests.
 SEGMENT = 2**24
 
 REGIONS = [
@@ -53,7 +53,7 @@ def wire(block, regions, spans, *, body_in_block=False):
 
 
 def parse(data, body=None, position=0):
-    """As the pickler does it, but for the memory: with the same checks as claiming a block has."""
+    """Read tables as the pickler does, but without memory; the checks are those of claiming a block."""
     head, start = read_head(data, position)
     if head.block is not None and head.block.offset + head.block.size > SEGMENT:
         raise ChannelBrokenError("claim would have refused it")

@@ -1,4 +1,4 @@
-"""Executors, event loops and pools of the standard library over our contexts."""
+"""Executors, event loops and pools of the standard library with forkshm's contexts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""joblib's multiprocessing backend over our contexts, and under patch()."""
+"""joblib's multiprocessing backend with forkshm's contexts, and under patch()."""
 
 from __future__ import annotations
 

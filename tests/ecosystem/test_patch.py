@@ -1,4 +1,4 @@
-"""patch() lets code that says ``import multiprocessing`` use forkshm, and unpatch() takes it back."""
+"""patch() makes code that imports ``multiprocessing`` use forkshm, and unpatch() undoes it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import forkshm
 pytestmark = pytest.mark.slow
 
 METHODS = ["fork", "spawn", "forkserver"]
-# What the standard library starts processes with by default.
+# The standard library's default start method.
 (DEFAULT,) = started.methods("fork")
 
 
 def state():
-    """All that patch() may have changed."""
+    """Return everything that patch() may change."""
     import multiprocessing.managers
     import multiprocessing.sharedctypes
 
@@ -123,7 +123,7 @@ def test_names_replaced_by_other_code_are_left_alone(monkeypatch):
             change.setattr(multiprocessing, "cpu_count", lambda: 3)
         assert multiprocessing.cpu_count() == 3
         change.undo()
-        # What was there when they came.
+        # The names that existed before.
         assert multiprocessing.cpu_count.__self__ is not None
     multiprocessing.cpu_count = multiprocessing.context._default_context.cpu_count
 
@@ -166,7 +166,7 @@ def test_objects_created_before_patch_continue_to_work():
     with ctx.Pool(1) as pool, threads, forkshm.patched():
         assert pool.map(abs, [-1]) == [1]
         with pytest.raises(TypeError):
-            pool.apply(abs, ("x",))  # its exceptions find the names of their module
+            pool.apply(abs, ("x",))  # exceptions find the names of their module
         assert threads.map(abs, [-1]) == [1]
         assert multiprocessing.pool.ThreadPool is kind
         with kind(1) as more:
@@ -215,7 +215,7 @@ def test_children_are_patched_as_their_parent_is(run_script, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_standard_library_knows_the_current_process(run_script, method):
-    """In a process of ours ``multiprocessing`` names it, and its parent, and starts processes of its own."""
+    """In a forkshm process, ``multiprocessing`` knows the process and its parent, and can start processes."""
     said = run_script(
         """
 import multiprocessing, os, sys

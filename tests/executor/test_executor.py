@@ -1,4 +1,4 @@
-"""forkshm.Executor: futures over a pool; the standard library's own tests: test_standard_executor_tests.py."""
+"""forkshm.Executor: futures over a pool. The standard library's own tests are in test_standard_executor_tests.py."""
 
 from __future__ import annotations
 
@@ -88,26 +88,26 @@ def test_an_unpicklable_call_fails_only_its_future(executor):
 
 
 class TestTinyCalls:
-    """Once calls are known to take microseconds, those that wait go several in a message."""
+    """Once calls are known to take microseconds, waiting calls share messages."""
 
     @pytest.fixture(autouse=True)
     def _known(self, executor, monkeypatch):
         for _ in range(2):
             assert [f.result() for f in [executor.submit(abs, -x) for x in range(300)]] == list(range(300))
-        # Whatever this machine's clock said of them.
+        # Overrides what this machine's clock measured.
         monkeypatch.setattr(Pace, "note", lambda *_: None)
         executor._work.pace.batch = 8
 
     def test_they_share_messages(self, executor):
         before = executor.pool.statistics().messages
         workers = [worker.pid for worker in executor.pool._pool]
-        for pid in workers:  # so that calls do wait
+        for pid in workers:  # so that calls have to wait
             os.kill(pid, signal.SIGSTOP)
         futures = [executor.submit(abs, -x) for x in range(2000)]
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
         assert [f.result() for f in futures] == list(range(2000))
-        # Alone each takes two.
+        # A call alone takes two messages.
         assert executor.pool.statistics().messages - before < 3000
 
     def test_calls_beyond_the_queue_run_without_a_waiting_caller(self, executor, monkeypatch, tmp_path, wait_until):
@@ -195,7 +195,7 @@ def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tm
 
 
 class Asking:
-    """Is pickled as what a worker says."""
+    """A worker that pickles to the given outcome."""
 
     def __init__(self, executor):
         self.executor = executor
@@ -224,7 +224,7 @@ def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatc
         with pytest.raises(forkshm.errors.WorkerStartError, match="cannot start worker 3 of 3"):
             executor.submit(f.square, 2)
         assert len(begun) == 2
-        for process in begun:  # ended, collected, and let go of
+        for process in begun:  # ended, reaped and closed
             with pytest.raises(ValueError, match="closed"):
                 process.is_alive()
         patch.undo()
@@ -352,12 +352,12 @@ def test_wrong_arguments(options, error, message):
 
 def test_progress(executor, capfd, monkeypatch):
     tqdm = pytest.importorskip("tqdm")
-    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # else it keeps a thread
+    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     assert list(executor.map(abs, range(30), progress=True)) == list(range(30))
     assert "30/30" in capfd.readouterr().err
 
 
-# -- who drives -----------------------------------------------------------------------------------
+# -- which thread drives the pool -----------------------------------------------------------------
 
 
 def test_waiting_for_a_result_needs_no_thread(executor, monkeypatch):
@@ -470,7 +470,7 @@ def test_a_map_that_is_dropped_is_not_finished(gate):
         gate.release(300)
         assert next(results) == 0
         results.close()
-        gate.release(300)  # for the one that runs
+        gate.release(300)  # for the running call
         executor.shutdown()
         assert executor._work._pool._dispatcher.is_idle()
 
@@ -515,19 +515,19 @@ def test_a_large_argument_of_all_chunks_is_copied_once(executor):
 
 
 def test_the_thread_of_the_pool_stands_by_while_a_caller_waits(gate, executor):
-    """And takes over when nobody does."""
+    """The thread of the pool takes over when no caller waits."""
     futures = [executor.submit(wait_for, gate, x) for x in range(200)]
     gate.release(200)
     assert futures[0].result() == 0
     deadline = time.monotonic() + 20
-    while not all(future.is_finished() for future in futures):  # which looks at nothing
+    while not all(future.is_finished() for future in futures):  # does not drive the pool
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert [future.result() for future in futures] == list(range(200))
 
 
 def test_the_thread_that_has_ended_is_started_again(executor):
-    """It ends when the pool has nothing to do, although another thread has answers in hand."""
+    """The thread ends when the pool has nothing to do, even if another thread still processes answers."""
     executor.submit(abs, 1).result()
     done, _ = concurrent.futures.wait([executor.submit(abs, 1)], timeout=20)
     assert len(done) == 1

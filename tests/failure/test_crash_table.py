@@ -1,4 +1,4 @@
-"""The life of a worker x the ways to die: only its own task fails, and the pool goes on."""
+"""Deaths of a worker in each phase and in each way: only its own task fails, and the pool continues."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from forkshm.pool._status import IDLE
 
 pytestmark = pytest.mark.slow
 
-# Where in its life, and the call that dies there. {how} is the way to die.
+# The phase, and the call that dies in it. {how} is the way to die.
 LIVES = {
     "while its arguments are unpickled": lambda how: (f.nothing, (f.DieAtUnpickle(how),)),
     "while it runs": lambda how: (f.die, (how,)),
@@ -30,11 +30,11 @@ WAYS = {
     "sys.exit": (17, None),
 }
 METHODS = started.methods("fork", "forkserver")
-# In the user's code ``sys.exit`` is an exception like others, which the caller gets: see test_exceptions_that_end.py.
+# In the user's code, ``sys.exit`` is an exception like others, which the caller gets: test_exceptions_that_end.py.
 TABLE = [(where, how) for where in LIVES for how in WAYS if how != "sys.exit" or where == "while it sends its result"]
-# Starting one takes a second, so only some of the table.
+# Starting a process of these methods takes a second, so only part of the table is tested.
 SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
-# Most of what ends a process does not know how it was started.
+# Most ways to end a process do not depend on its start method.
 EITHER_WAY = [(METHODS[0], how) for how in WAYS] + [(METHODS[1], how) for how in ("SIGKILL", "sys.exit")]
 
 
@@ -91,7 +91,7 @@ def test_a_worker_stopped_forever_fails_its_task_in_time(method, where):
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
 def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, where):
-    """Under a limit on memory: whoever needs more is told so, or dies of it."""
+    """Under a limit on memory, a process that needs more gets an error or is killed."""
     function, args = LIVES[where]("MemoryError")
     with forkshm.get_context(method).Pool(2) as pool:
         with pytest.raises((MemoryError, OSError, forkshm.SerializationError, WorkerDiedError)):
@@ -113,7 +113,7 @@ def test_the_death_of_an_idle_worker_affects_no_task(method, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "MemoryError"), (METHODS[1], "MemoryError")])
 def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
-    """In a handler of signals, or in what the collector or a thread of the user's runs."""
+    """The death is in a signal handler, in a finalizer, or in a thread of the user."""
     with forkshm.get_context(method).Pool(1) as pool:
         pid = pool.apply(f.die_at_sigusr1, (how,))
         wait_until(lambda: pool._worker_group.status.states() == [IDLE])
@@ -129,7 +129,7 @@ def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
     [*EITHER_WAY, *((method, how) for method in METHODS for how in ("MemoryError", "SIGSTOP"))],
 )
 def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, tmp_path):
-    """It was not begun. Of the two workers the one that was told to takes the next task, or does not."""
+    """The task was not begun. Of the two workers, the one to be killed may or may not take the next task."""
     with forkshm.get_context(method).Pool(2, task_timeout=1.0 if how == "SIGSTOP" else None) as pool:
         pool.apply(f.die_with_the_next_task, (how, tmp_path / "mark"))
         results = [pool.apply_async(f.square, (x,)) for x in range(200)]
@@ -175,7 +175,7 @@ def test_a_worker_stopped_in_the_initializer_is_replaced(method, tmp_path):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_a_worker_that_dies_at_maxtasksperchild_has_answered(method, how):
-    """In a finalizer, after the last of its tasks."""
+    """The worker dies in a finalizer, after the last of its tasks."""
     timeout = 1.0 if how == "SIGSTOP" else None
     with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2, task_timeout=timeout) as pool:
         assert pool.map(f.square, range(8), chunksize=1) == [x * x for x in range(8)]
@@ -185,7 +185,7 @@ def test_a_worker_that_dies_at_maxtasksperchild_has_answered(method, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_terminate_while_workers_die(method, how, tmp_path, wait_until):
-    """In the handler of the signal that is to end them."""
+    """The worker dies in the handler of the signal that should end it."""
     pool = forkshm.get_context(method).Pool(2)
     results = [pool.apply_async(f.die_at_sigterm, (tmp_path / str(x), how)) for x in range(2)]
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
@@ -228,7 +228,7 @@ def test_tasks_batched_behind_a_dead_task_are_done(pool, tmp_path):
             f.end("SIGKILL")
         return f.touch_file(marks, x)
 
-    # Fast enough before and after for several to share a message.
+    # Fast enough, before and after, for several tasks to share a message.
     result = pool.map_async(work, range(3000), chunksize=1)
     with pytest.raises(WorkerDiedError, match="work"):
         result.get()

@@ -1,4 +1,4 @@
-"""Exceptions that are no Exception, raised by the user's code in a worker: the caller gets them, the worker lives."""
+"""Exceptions that do not derive from Exception, raised by a task: the caller gets them, and the worker lives on."""
 
 import asyncio
 import os
@@ -69,7 +69,7 @@ def test_callbacks_receive_the_exception(pool, kind, wait_until):
 
 
 def test_a_task_that_raised_the_exception_is_not_retried(tmp_path):
-    """It is an answer, as every exception."""
+    """Like every exception, it is an answer."""
     with forkshm.Pool(1, retries=3) as pool, pytest.raises(SystemExit):
         pool.apply(f.touch_and_raise, (tmp_path / "marks", SystemExit))
     assert (tmp_path / "marks").read_text() == "."
@@ -105,4 +105,4 @@ def test_a_task_that_exits_at_SIGTERM_does_not_hold_up_terminate(tmp_path, wait_
     wait_until((tmp_path / "mark").exists)
     began = time.monotonic()
     pool.terminate()
-    assert time.monotonic() - began < 0.9  # and not after a second, by SIGKILL
+    assert time.monotonic() - began < 0.9  # otherwise SIGKILL would follow after a second

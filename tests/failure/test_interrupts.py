@@ -1,4 +1,4 @@
-"""Ctrl-C, whatever a program is at: it ends at once, with one traceback, and leaves no process."""
+"""Ctrl-C at any moment ends a program at once, with one traceback, and leaves no process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_interrupt_comes_after_the_block():
                 signal.raise_signal(signal.SIGINT)
                 done.append("inner")
             done.append("outer")
-            if CAN_FORK:  # else there is none from outside
+            if CAN_FORK:  # otherwise no signal can come from outside
                 os.kill(os.getpid(), signal.SIGINT)
         done.append("not this")
     assert done == ["inner", "outer"]
@@ -125,7 +125,7 @@ with forkshm.Pool(1) as pool:
 @pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
 def test_an_interrupt_in_fork_hooks_is_not_lost(run_script, when, start):
-    """Python ignores what is raised there."""
+    """Python ignores exceptions raised there."""
     assert run_script(IN_A_HOOK.format(when=when, start=start)) == "interrupted\n5\n"
 
 
@@ -152,7 +152,7 @@ def test_a_starting_worker_ignores_the_interrupt_and_a_process_ends_silently(run
 
 
 def interrupt(path, ready, wait_until):
-    """Run a program as a terminal does, press Ctrl-C once *ready* files are there, and return what it said."""
+    """Run a program like a terminal does, press Ctrl-C once *ready* files exist, and return the output."""
     process = subprocess.Popen(
         [sys.executable, str(path / "script.py")], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -163,7 +163,7 @@ def interrupt(path, ready, wait_until):
         assert process.wait() == -signal.SIGINT
     gone = []
 
-    def group_is_gone():  # the fork server and the tracker of resources, too
+    def group_is_gone():  # including the fork server and the resource tracker
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
@@ -270,7 +270,7 @@ with forkshm.Executor(2) as executor:
 @pytest.mark.skipif(not CAN_FORK, reason="the script defines its function after the start")
 @pytest.mark.parametrize("name", MAPS)
 def test_an_interrupted_map_begins_no_more_items(name, tmp_path):
-    """What no worker has begun is cancelled, wherever it waits; what runs is finished."""
+    """Calls that no worker has begun are cancelled, wherever they wait; running calls are finished."""
     script = tmp_path / "script.py"
     begun = tmp_path / "begun"
     begun.mkdir()

@@ -1,4 +1,4 @@
-"""Pools that nobody holds: their asynchronous results come all the same, and the pools go away after that."""
+"""Unreferenced pools: their asynchronous results still arrive, and then the pools end."""
 
 import functools
 import gc
@@ -83,7 +83,7 @@ def gone(pids):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("call", CALLS)
 def test_results_of_a_dropped_pool_arrive(call, method):
-    """And nothing is left behind, which the fixture of all tests sees to."""
+    """Nothing is left behind either, which the fixture of all tests checks."""
     assert CALLS[call](forkshm.get_context(method)) == WANTED
     gc.collect()
 
@@ -129,7 +129,7 @@ def test_an_iterator_that_is_not_exhausted_keeps_nothing(wait_until):
 
 
 def test_an_interrupted_call_of_a_dropped_pool_is_abandoned(wait_until):
-    """Nobody can ask for it any more."""
+    """No caller can ask for the result any more."""
     pool = forkshm.Pool(1)
     pids = workers_of(pool)
 

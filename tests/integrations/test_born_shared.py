@@ -1,4 +1,4 @@
-"""Arrays born in shared memory, whoever makes them, and however they end."""
+"""Arrays born in shared memory, by any code that creates them, until their end."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_nested_pools_send_on_arrays_born_shared():
         assert pool.statistics().bytes_copied == 0
 
 
-def arena_statistics():  # by name: a lambda would take the parent's arena along
+def arena_statistics():  # sent by name, because a lambda would take the parent's arena along
     return arena.statistics()
 
 
@@ -302,7 +302,7 @@ def test_a_receiver_keeps_the_array_after_its_creator_dropped_it():
         del array
         assert arena.statistics().blocks == 1
         with forkshm.shared_allocations():
-            other = np.zeros(LARGE)  # in another block
+            other = np.zeros(LARGE)  # in a different block
         answer = pool.apply(first_kept)
         answer[5] += 1
         assert pool.apply(kept_values) == [51.0]
@@ -566,7 +566,7 @@ def test_many_threads_make_and_pass_them_on():
 def test_allocations_under_the_lock_get_ordinary_memory():
     with forkshm.shared_allocations():
         array = numbers()
-        with guard:  # as the collector does, in the middle of a change
+        with guard:  # like the garbage collector in the middle of a change
             made = numbers()
             del array
         assert not is_born(made)
@@ -641,7 +641,7 @@ class Ring(Exception):
 
 @pytest.mark.parametrize("event", ["made", "zeros", "resized", "let go"])
 def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd):
-    """A signal that comes while C runs is noticed in our callback, which must not raise."""
+    """A signal that arrives while C code runs is handled in the callback, which must not raise."""
 
     def ring(*_):
         raise Ring
@@ -659,7 +659,7 @@ def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd)
                     "resized": itertools.starmap(functools.partial(held[0].resize, refcheck=False), [(2 * LARGE,)]),
                     "let go": map(list.clear, [held]),
                 }[event]
-                # One call in C: nothing looks for signals between the two.
+                # One C call: no check for signals between the two.
                 both = itertools.chain(map(_thread.interrupt_main, [signal.SIGUSR1]), what)
                 del what
                 with pytest.raises(Ring):
@@ -678,7 +678,7 @@ def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd)
 
 
 def test_at_the_limit_of_recursion_there_is_an_exception_and_no_crash(run_script):
-    # A callback that cannot be entered is said on stderr, by ctypes.
+    # ctypes reports on stderr a callback that cannot be entered.
     run_script("""
 import sys
 import numpy as np
@@ -748,7 +748,7 @@ def test_the_program_ends_with_arrays_alive(tmp_path, daemon, mode):
         assert (done.returncode, done.stdout, done.stderr) == (0, "last", "")
 
 
-# -- where it is not to be had --------------------------------------------------------
+# -- where the hook is unavailable -----------------------------------------------------
 
 
 @pytest.mark.parametrize("ask", ["forkshm.shared_allocations()", "forkshm.Pool(1, born_shared=True)"])

@@ -1,4 +1,4 @@
-"""Containers of many small arrays arrive as they were."""
+"""Containers of many small arrays arrive unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The joblib backend: joblib.Parallel and scikit-learn over workers of forkshm."""
+"""The joblib backend: joblib.Parallel and scikit-learn with forkshm's workers."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_unknown_options_are_errors():
 
 
 def test_progress(capsys, monkeypatch):
-    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # no thread that stays
+    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     with joblib.parallel_config("forkshm", n_jobs=2, progress=True):
         Parallel()([delayed(abs)(x) for x in range(7)])
     assert "7/7" in capsys.readouterr().err

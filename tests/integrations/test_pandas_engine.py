@@ -1,4 +1,4 @@
-"""Workers as the engine of pandas' apply and map: the same answers as without."""
+"""Workers as the engine of pandas' apply and map give the same answers as pandas alone."""
 
 from __future__ import annotations
 

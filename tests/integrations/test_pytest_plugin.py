@@ -1,4 +1,4 @@
-"""Fixtures made once for all workers of pytest-xdist."""
+"""Fixtures created once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_mode_decides_which_workers_see_a_write(run, mode, seen):
 def table():
     return np.zeros(100_000)
 """
-    # One worker for each test, which wait for one another.
+    # One worker for each test; the tests wait for each other.
     tests = """
 import pathlib, time
 import pytest
@@ -149,7 +149,7 @@ def table():
     return {"rows": np.ones(100_000), "small": [1, 2]}
 """
     counts, log, said = run(fixture, TESTS, "-n", "3")
-    # The test that the killed worker was at has failed.
+    # The test that the killed worker was running has failed.
     assert (counts, len(log)) == ({"passed": 7, "failed": 1}, 2), said
 
 

@@ -1,4 +1,4 @@
-"""Objects over shared memory cross without a copy, as what they are: subclasses, frames, tensors."""
+"""Objects over shared memory are sent without a copy and keep their type: subclasses, frames, tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 
 
 class Quantity(np.ndarray):
-    """With an attribute, that views take along."""
+    """A subclass with an attribute that views inherit."""
 
     finalized = 0
 
@@ -104,7 +104,7 @@ def test_attributes_and_finalize_of_the_type_are_kept(cross):
 def test_a_masked_array_keeps_fill_value_and_mask(cross):
     sent = masked()
     value = cross(sent).value
-    np.ma.getmask(sent).view(np.ndarray)[3, 3] = True  # of shared memory, as the elements are
+    np.ma.getmask(sent).view(np.ndarray)[3, 3] = True  # in shared memory, like the elements
     assert value.mask[3, 3]
     assert (value.fill_value, value.hardmask) == (-5, True)
     value[3, 3] = 9

@@ -1,4 +1,4 @@
-"""What methods and functions of NumPy make of a SharedArray: views of its memory, or plain arrays, and nothing else."""
+"""Methods and functions of NumPy applied to a SharedArray return views of its memory, or plain arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(dtype=float):
     return forkshm.array(np.arange(1, 17).reshape(4, 4).astype(dtype))
 
 
-# Not of arrays, or they do something elsewhere.
+# Methods without an array argument, or with effects elsewhere.
 _NOT_CALLED = {"base", "tofile", "dump", "resize", "setflags", "dumps", "itemset", "newbyteorder", "tostring"}
 ARGUMENTS = (
     (),
@@ -61,7 +61,7 @@ ARGUMENTS = (
 
 
 def called_with_anything(name, dtype):
-    """Call a method, or get an attribute, in all the ways that it takes; return how many those were."""
+    """Call a method, or get an attribute, in all ways that it accepts; return the number of these ways."""
     called = 0
     for arguments in ARGUMENTS:
         for base in (made(dtype), made(dtype)[1:, ::2], made(dtype)[0], np.squeeze(made(dtype)[:1, :1])):
@@ -191,7 +191,7 @@ def functions(module):
             yield name, function
 
 
-# They read, write, print, or set something.
+# Functions that read, write, print, or set something.
 _OTHER = {"save", "savez", "savez_compressed", "savetxt", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "info"}
 _OTHER |= {"fromregex", "show_config", "show_runtime", "set_printoptions", "seterr", "seterrcall", "setbufsize", "test"}
 _OTHER |= {"get_include", "getbufsize", "geterr", "geterrcall", "frombuffer", "fromstring", "set_string_function"}
@@ -208,7 +208,7 @@ def test_functions_return_views_or_plain_arrays(module):
                 warnings.simplefilter("ignore")
                 try:
                     result = function(*way)
-                except Exception:  # it takes something else
+                except Exception:  # it takes other arguments
                     continue
             check(result, f"{name} of {len(way)}")
             if name not in ("array", "asarray", "asanyarray", "asfortranarray", "ascontiguousarray", "require"):

@@ -1,4 +1,4 @@
-"""Tensors: the elements of private ones are copied once, those of shared ones never."""
+"""Tensors: private elements are copied once, and shared ones never."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few open files: what works, and what says why it cannot."""
+"""Few open files: what still works, and which errors name the limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made(count):
     return [forkshm.full(10, float(number)) for number in range(count)]
 """
 
-# As large as it may be here.
+# The largest hard limit here.
 ANY = "resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
 EXPECTED = float(sum(range(1000)))
 

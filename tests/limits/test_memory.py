@@ -1,4 +1,4 @@
-"""Little memory, a small or closed /dev/shm, and much of everything."""
+"""Little memory, a small or closed /dev/shm, and large amounts of everything."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ except OSError as error:
 
 @pytest.fixture
 def with_mount(tmp_path):
-    """Run a program where /dev/shm is another one."""
+    """Run a program with another /dev/shm."""
 
     def run(mount, source):
         probe = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True)

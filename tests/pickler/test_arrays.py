@@ -1,4 +1,4 @@
-"""Arrays: the elements of private ones are copied once, those of shared ones never."""
+"""Arrays: private elements are copied once, and shared ones never."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_large_array_is_copied_exactly_once_and_its_stream_travels_in_the_mess
 
 
 def spanned(array):
-    """Bytes that cross: those of the elements, with the gaps between them when these are few."""
+    """Sent bytes are those of the elements, including small gaps between them."""
     span = np.ptp(byte_bounds(array))
     return span if span <= 2 * array.nbytes else array.nbytes
 
@@ -195,7 +195,7 @@ def test_a_copy_is_writable_whether_or_not_the_array_is(cross, name, together):
     if name != "objects" and value.size:
         value[(0,) * value.ndim] = value[(-1,) * value.ndim]
         rest = value.reshape(-1)[1:]
-        np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was written with it
+        np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was changed
     np.testing.assert_array_equal(sent, before)
 
 
@@ -466,7 +466,7 @@ def test_an_array_over_a_read_only_region_arrives_read_only(cross):
 
 
 def test_memory_that_a_child_made_is_shared_with_its_parent():
-    """The receiver maps what it has not yet: both see each other's writes."""
+    """The receiver maps new memory: both see each other's writes."""
     there, here = pair()
     back, answer = pair()
     pid = os.fork()
@@ -502,6 +502,6 @@ def test_memory_that_a_child_made_is_shared_with_its_parent():
     turned[0, 0] = -2
     back.send(b"look")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert made[5, 6] == -1  # the memory outlives its maker
+    assert made[5, 6] == -1  # the memory outlives its creator
     for end in (there, here, back, answer):
         end.close()

@@ -1,4 +1,4 @@
-"""Classes and code that cross by value, and what must not cross as something else."""
+"""Classes and code sent by value, and objects that are refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_object_with_slots_of_a_local_class_goes_there_and_comes_back(index):
     with forkshm.Pool(1) as pool:
         made = pool.apply(made_at, (index,))
         assert made.x == 1
-        # Of a class that this process has, and the worker made anew.
+        # Instances of a class that this process has, and that the worker recreated.
         mine = made_at(index)
         back = pool.apply(lambda thing: thing, (mine,))
         assert type(back) is type(mine)

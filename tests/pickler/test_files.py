@@ -1,4 +1,4 @@
-"""What is mapped from a file crosses as a mapping of that file, whoever mapped it."""
+"""Memory mapped from a file is sent as a mapping of that file, whichever code mapped it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
 
 @pytest.fixture(params=["asked", "looked up", "not root", "not root, looked up"])
 def way(request, monkeypatch):
-    """How it is found out: by a call of newer kernels or from a file; and opened as root may, or by its name."""
+    """Find the file by a call of newer kernels or from a /proc file; and open it as root can, or by its name."""
     from forkshm.backend import _linux
 
     if "looked up" in request.param:
@@ -127,7 +127,7 @@ def test_the_written_pages_of_a_private_mapping_are_copied(cross, path):
     assert sent[5] == 5
     assert (np.fromfile(path) == NUMBERS).all()
     other = np.memmap(path, float, "r+")
-    other[90_000] = 3  # of a page that nobody wrote
+    other[90_000] = 3  # on a page that was not written before
     assert value[90_000] == sent[90_000] == 3
 
 

@@ -88,7 +88,7 @@ def test_through_a_queue_of_the_standard_library(in_child):
 
         process = CONTEXT.Process(target=work)
         process.start()
-        # Made after the fork, and let go of at once.
+        # Created after the fork, and dropped at once.
         array, region = forkshm.zeros(1000), forkshm.anonymous_shared_memory(10)
         there.put((array, region))
         assert back.get(timeout=30) == "done"

@@ -1,4 +1,4 @@
-"""Large bytes, bytearrays and strings: of what type and content they arrive, wherever they are."""
+"""Large bytes, bytearrays and strings arrive with their type and content, in any position."""
 
 from __future__ import annotations
 

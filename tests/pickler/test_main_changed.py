@@ -1,4 +1,4 @@
-"""What of ``__main__`` was bound anew since the workers were forked: a notebook's cells are run again."""
+"""Names of ``__main__`` that were rebound after the fork, as when a notebook's cells are run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(kernel.name == "windows", reason="there is no fo
 
 
 def run(source):
-    """Run a script; it prints what it got."""
+    """Run a script, and return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,4 +1,4 @@
-"""What is kept of a message does not keep much more than itself."""
+"""Keeping part of a message does not keep much more memory than that part."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from forkshm.region.blocks._arena import arena
 np = pytest.importorskip("numpy")
 
 MIB = 2**20
-# Blocks are rounded up.
+# Blocks are rounded up to this.
 ROUNDING = 1.25
 
 
 def held():
-    """Bytes of the arena that somebody holds."""
+    """Return the bytes of the arena that are held."""
     gc.collect()
     return arena.statistics().used_bytes
 
@@ -68,7 +68,7 @@ def test_each_of_many_arrays_holds_little_more_than_itself(cross, name, for_many
         kept = arrived[index]
         del arrived
         assert (kept == mine[index]).all()
-        # Of a thousand buffers more share a block than otherwise.
+        # A thousand buffers share larger blocks than usual.
         bound = max(MAY_HOLD_TIMES * kept.nbytes, MAY_HOLD, everything / MOST_BLOCKS + kept.nbytes)
         assert held() - before <= bound * ROUNDING
     del kept
@@ -138,7 +138,7 @@ def test_an_error_amid_the_blocks_leaves_none(monkeypatch):
     assert forkshm.region.blocks._segment.leases_open() == 0
 
 
-# -- handing on -----------------------------------------------------------------------
+# -- sending on -----------------------------------------------------------------------
 
 
 def received(thing):

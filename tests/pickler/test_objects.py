@@ -1,4 +1,4 @@
-"""Objects without arrays: there and back, small ones in the message, large ones in a block."""
+"""Objects without arrays: small ones are sent in the message, large ones in a block."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_bytes_and_text_of_any_size_come_back(cross, kind, size):
     crossing = cross(thing)
     assert crossing.value == thing
     assert type(crossing.value) is kind
-    # What does not fit the message is copied, once, into the block.
+    # Data that does not fit the message is copied once, into the block.
     if size >= INLINE_LIMIT:
         assert size <= crossing.copied <= size + 100
         assert crossing.message < 200
@@ -193,7 +193,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
         assert (crossing.copied, crossing.fds) == (0, 1)
         assert again is arrived is not private
         assert (arrived.offset, arrived.size, arrived.mode) == (5000, 2**19, "copy_on_write")
-        whole.buf[5000] = ord("d")  # it sees what others write, as the sender does
+        whole.buf[5000] = ord("d")  # the receiver sees others' writes, as the sender does
         assert bytes(arrived.buf[:3]) == b"dbc"
         arrived.buf[1] = 255
         assert bytes(whole.buf[5000:5003]) == bytes(private.buf[:3]) == b"dbc"
@@ -323,7 +323,7 @@ def test_a_payload_can_be_received_any_number_of_times():
     payload.close()
 
 
-# -- what goes wrong ------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------
 
 
 def test_an_exception_while_pickling_leaves_no_block():
@@ -391,7 +391,7 @@ def test_a_payload_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
             fds = [kernel.duplicate(fd) for fd in payload.fds]
             with pytest.raises(ChannelBrokenError):
                 receive(payload.data[:length], 0, fds)
-            for fd in fds:  # the caller's, as far as the payload did not take them
+            for fd in fds:  # fds that the payload did not take remain the caller's
                 kernel.close(fd)
         payload.close()
 

@@ -1,10 +1,10 @@
-"""A class crosses by its name, also when the module that it names has not been imported yet."""
+"""A class is sent by name even if the module that it names has not been imported yet."""
 
 from __future__ import annotations
 
 import pytest
 
-# Each in a fresh process: here these modules may have been imported by another test.
+# Each runs in a fresh process, because other tests may have imported these modules here.
 RECARRAY = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""What cannot be pickled is named by the way to it."""
+"""An unpicklable part is named by its path."""
 
 import copyreg
 import functools

@@ -1,4 +1,4 @@
-"""When the arguments of asynchronous calls are taken: small ones at the call, however many wait."""
+"""When arguments of asynchronous calls are pickled: small ones at the call, however many calls wait."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ COUNT = 200
 
 @pytest.fixture
 def held():
-    """A pool whose only worker is at a task until told, so that what is submitted has to wait."""
+    """Provide a pool whose only worker is busy until a gate is opened, so that submitted calls have to wait."""
     gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
     with forkshm.Executor(1) as executor:
         first = executor.submit(gate.acquire)

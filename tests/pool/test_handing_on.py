@@ -1,4 +1,4 @@
-"""Copies that are sent on cross by descriptor, and stay copies: nobody sees another's writes."""
+"""Copies that are sent on travel by descriptor, and stay copies: no process sees another's writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def numbers():
 
 
 def block_of(array):
-    """The identity of the segment and the offset of the block that an array lies in."""
+    """Return the identity of the segment and the offset of the block that an array is in."""
     claim = _segment.claim_at(array.ctypes.data)
     return claim and (claim.segment.identity, claim.offset)
 
@@ -89,7 +89,7 @@ def test_changes_before_sending_on_arrive(pool):
     first[100] = -1
     second = pool.apply(returned, (first,))
     assert second[100] == -1
-    # Now it is mapped copy-on-write here, and its own writes are in no block.
+    # Now the array is mapped copy-on-write here, and its own writes are in no block.
     first[200] = -2
     third = pool.apply(returned, (first,))
     assert (third[100], third[200], third[300]) == (-1, -2, 300)
@@ -124,7 +124,7 @@ def test_the_memory_comes_back_when_the_last_has_let_go(pool, wait_until):
     assert arena.statistics().blocks == 1
     del again
     gc.collect()
-    # The worker closes its lease when it has answered, which may be a moment later.
+    # The worker closes its lease after it has answered, which may be a moment later.
     wait_until(lambda: arena.statistics().blocks == 0)
 
 
@@ -209,7 +209,7 @@ def test_echo_of_many_containers(pool):
     assert np.array_equal(answer["b"][1], sent["b"][1])
 
 
-# -- arguments that several tasks of a call have in common --------------------------------
+# -- arguments shared by several tasks of a call -------------------------------------------
 
 
 def total(array, index):
@@ -269,7 +269,7 @@ def test_a_common_data_frame(pool):
 def test_different_arguments_are_not_taken_for_one(pool):
     arrays = [np.full(50_000, value) for value in range(20)]
     assert pool.map(lambda array: int(array[-1]), arrays, chunksize=1) == list(range(20))
-    # Made anew for each item: the same address again and again.
+    # Created anew for each item, at the same address each time.
     assert pool.map(lambda array: int(array[-1]), (np.full(50_000, v) for v in range(20)), chunksize=1) == list(
         range(20)
     )

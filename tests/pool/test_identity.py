@@ -1,4 +1,4 @@
-"""Who a process is: names, parents, children, daemons, exit; for the standard library as well."""
+"""The identity of a process: names, parents, children, daemons, exit; for the standard library as well."""
 
 import multiprocessing
 import multiprocessing.process
@@ -17,7 +17,7 @@ METHODS = {"fork": "Fork", "forkserver": "ForkServer", "spawn": "Spawn"}
 
 @pytest.fixture(scope="module")
 def _fork_server():
-    # It lives as long as this process, as the tracker of resources does. Where there is none, its tests are left out.
+    # The fork server and the resource tracker live as long as this process. Tests of forkserver are skipped without it.
     if not CAN_FORK:
         return
     with forkshm.get_context("forkserver").Pool(1) as pool:
@@ -133,5 +133,5 @@ def test_exit_codes(method):
     process.start()
     process.kill()
     process.join()
-    assert process.exitcode == (-9 if CAN_FORK else -15)  # what there is of ending a process on Windows
+    assert process.exitcode == (-9 if CAN_FORK else -15)  # the only way to end a process on Windows
     process.close()

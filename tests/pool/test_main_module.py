@@ -1,4 +1,4 @@
-"""What crosses by name, and what by value, when the functions are in the script itself."""
+"""Functions of the script itself that are sent by name, and those that are sent by value."""
 
 import textwrap
 
@@ -18,7 +18,7 @@ def is_point(thing): return isinstance(thing, Point)
 
 
 def program(body):
-    """Where processes are started anew, they import the script, too."""
+    """Spawned processes import the script, too."""
     return HEAD + 'if __name__ == "__main__":\n' + textwrap.indent(body, "    ")
 
 

@@ -1,4 +1,4 @@
-"""A task that fails because something is read-only says what, and what to do."""
+"""An error about read-only memory names the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fill_buffer(region):
 
 
 def told(error):
-    """All that is said: notes, or what stands in their place."""
+    """Return the whole message: the notes, or their replacement."""
     said = [str(error), *getattr(error, "__notes__", [])]
     assert "is read-only here" not in said[0]
     return "\n".join(said)
@@ -59,7 +59,7 @@ def test_the_argument_and_the_way_out_are_named(pool, mode, made, size):
     assert COPY in told(error)
     # In the traceback of the worker as well.
     assert "argument 0 of fill()" in str(error.__cause__)
-    # And it is the way out.
+    # The remedy works.
     pool.apply(fill, (view(made(size), "copy_on_write"), 1))
 
 

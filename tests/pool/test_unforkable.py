@@ -1,4 +1,4 @@
-"""Libraries whose threads do not survive a fork are named: at the start of a pool, and when a task hangs."""
+"""Libraries whose threads do not survive a fork are named at the start of a pool, and when a task hangs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forkshm.pool import _unforkable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
-# A library by the name of one that is known, with a thread of C that is called like one of its own.
+# A module with the name of a known library, and a C thread with the name of the library's threads.
 STAND_IN = """
 import ctypes, ctypes.util, sys, threading, time, types, warnings
 import forkshm

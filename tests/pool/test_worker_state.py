@@ -1,4 +1,4 @@
-"""What workers keep (``worker_init``, ``worker_exit``, `worker_state`), and on which cores they run (``cpu_ids``)."""
+"""State of workers (``worker_init``, ``worker_exit``, `worker_state`), and their cores (``cpu_ids``)."""
 
 import os
 import re
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("_warm_up")
 
 
 class Notes:
-    """Makes a state, and writes down whose end was in order."""
+    """Creates a state, and records which workers ended normally."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -75,7 +75,7 @@ def test_worker_exit_runs_in_idle_workers_at_the_end_of_a_with_block(notes, tmp_
         wait_until(begun.exists)
         never = [pool.apply_async(f.hang, (tmp_path / "never",)) for _ in range(3)]
         wait_until((tmp_path / "never").exists)
-    assert notes.written() == {}  # both were at a task
+    assert notes.written() == {}  # both workers were running a task
     with made(notes) as pool:
         pids = {process.pid for process in pool._pool}
         begun.unlink()
@@ -121,10 +121,10 @@ def test_worker_exit_has_a_bounded_time(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(_worker_state, "_SECONDS", 0.2)
     hang = tmp_path / "hang"
     with forkshm.Pool(1, maxtasksperchild=1, worker_init=lambda: hang, worker_exit=f.hang) as pool:
-        # The second task waits for the worker that comes after the one that hangs.
+        # The second task waits for the replacement of the worker that hangs.
         assert pool.apply(f.pid) != pool.apply(f.pid)
         assert hang.exists()
-    # A worker that was not forked does not know of the patch.
+    # A worker that was not forked does not see the patch.
     assert re.search(r"longer than (0\.2|10) seconds, so it is ended; it was at:", capfd.readouterr().err)
 
 
@@ -159,7 +159,7 @@ def in_child_of_worker(in_child):
 def test_a_child_of_a_worker_has_no_state(notes, in_child):
     with made(notes, 1) as pool:
         assert pool.apply(in_child_of_worker, (in_child,)) == 0
-    assert list(notes.written().values()) == [0]  # and did not end as the worker does
+    assert list(notes.written().values()) == [0]  # the process did not end like a worker
 
 
 @pytest.mark.needs("affinity")

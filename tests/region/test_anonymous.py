@@ -105,7 +105,7 @@ def test_an_exhausted_address_space_is_said_with_errno_and_remedy(in_child):
 
 
 def fill_table_of_files():
-    """Set soft and hard limit to 100, and open files until there is no room for one more."""
+    """Set the soft and the hard limit to 100, and open files until no more can be opened."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
     fillers = []
     with pytest.raises(OSError, match="Too many open files"):
@@ -318,7 +318,7 @@ def test_a_region_closed_inside_its_with_block_is_left_in_peace():
     assert region.closed
 
 
-# -- the rest -------------------------------------------------------------------------
+# -- representation -------------------------------------------------------------------
 
 
 def test_the_repr_names_size_mode_and_address_or_closed():

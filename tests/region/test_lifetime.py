@@ -1,4 +1,4 @@
-"""When regions end: collections at any moment, other threads, forks."""
+"""The end of regions: collections at any moment, other threads, forks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Thing:
-    """Something that can be watched."""
+    """An object that can be watched."""
 
 
 def test_an_action_runs_once_when_the_thing_is_collected():
@@ -117,7 +117,7 @@ def test_collections_inside_every_allocation_do_not_deadlock():
 
 @pytest.fixture
 def busy_thread():
-    """A thread that makes and drops regions all the time."""
+    """Run a thread that creates and drops regions continuously."""
     stop = threading.Event()
 
     def work():

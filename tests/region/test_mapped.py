@@ -1,4 +1,4 @@
-"""MappedRegion over things that have an fd."""
+"""MappedRegion over objects that have an fd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @pytest.fixture
 def file():
-    """A file of two pages and three bytes: the low byte of each position."""
+    """Provide a file of two pages and three bytes: each byte is the low byte of its position."""
     with tempfile.TemporaryFile() as made:
         made.write(bytes(position % 256 for position in range(2 * PAGE + 3)))
         made.flush()

@@ -1,6 +1,6 @@
-"""The contract of MappedRegion, over every kind of thing that can be mapped.
+"""The contract of MappedRegion, for every kind of mappable object.
 
-Rows of "behaviour measured on Boost" are those of Boost.Interprocess' ``mapped_region``.
+Comments with "Boost 4.11" quote rows of "behavior measured on Boost" for Boost.Interprocess' ``mapped_region``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = ["named object", "file mapping", "open file", "anonymous region", "wrapp
 
 
 class Wrapped:
-    """The least that can be mapped: a number, and who asks gets it."""
+    """The minimal mappable object: an fd, and a method that returns it."""
 
     def __init__(self, fd, name=""):
         self.fd = fd
@@ -51,7 +51,7 @@ class Wrapped:
 
 
 class Handle(Wrapped):
-    """Memory as forkshm has it, whose numbers are the kernel's."""
+    """Memory with the backend's own kind of fd."""
 
     _has_kernel_fd = True
 
@@ -60,7 +60,7 @@ class Handle(Wrapped):
 
 
 class Maker:
-    """Makes mappable objects of one kind, and takes them away again."""
+    """Creates mappable objects of one kind, and removes them."""
 
     def __init__(self, kind, folder):
         self.kind = kind
@@ -79,14 +79,14 @@ class Maker:
             made = SharedMemoryObject("create_only", name)
             self.cleanup.callback(SharedMemoryObject.remove, name)
             if size > GIB and sys.platform != "win32":
-                os.ftruncate(made.fileno(), size)  # truncate() would take all the memory now; there it is of the disk
+                os.ftruncate(made.fileno(), size)  # truncate() would allocate all the memory now
             else:
                 made.truncate(size)
             return made
         if self.kind == "anonymous region":
             return anonymous_shared_memory(size)
         if self.kind == "wrapped memfd":
-            if sys.platform == "win32":  # files have numbers of the C library, memory has none
+            if sys.platform == "win32":  # files have fds of the C library, and memory has handles
                 path = self.folder / secrets.token_hex(8)
                 path.write_bytes(b"")
                 os.truncate(path, size)
@@ -118,7 +118,7 @@ class Maker:
 
 @pytest.fixture(params=KINDS)
 def make(request, tmp_path):
-    """Make a mappable object of *size* bytes, which start with *content*."""
+    """Create a mappable object of *size* bytes that starts with *content*."""
     maker = Maker(request.param, tmp_path)
     with maker.cleanup:
         yield maker
@@ -126,7 +126,7 @@ def make(request, tmp_path):
 
 def content_of(mappable, size=SIZE + 1):
     fd = mappable.fileno()
-    # A file has a number of the C library's, which is the kernel's on POSIX.
+    # A file has an fd of the C library, which on POSIX is the kernel's.
     known = kernel.of_file(fd) if isinstance(mappable, (io.IOBase, Wrapped)) else fd
     return os.pread(fd, min(size, kernel.identify(known)[1]), 0)
 
@@ -136,7 +136,7 @@ def pattern(size):
 
 
 def resident(address):
-    """Bytes in memory of the mapping that starts at *address*."""
+    """Return the bytes in memory of the mapping that starts at *address*."""
     with open("/proc/self/smaps") as maps:
         here = False
         for line in maps:
@@ -152,7 +152,7 @@ def resident(address):
 def free_address():
     """Return an address with nothing around it, a different one at each call.
 
-    Half a GiB inside of what was free: whatever else is mapped meanwhile is put at its ends.
+    It is half a GiB inside of a free range; other mappings are placed at the ends of the range.
     """
     with anonymous_shared_memory(GIB) as region:
         middle = region.address + GIB // 2
@@ -201,7 +201,7 @@ class TestModes:
             assert bytes(region.buf[PAGE - 1 : PAGE + 1]) == b"xy"
             assert content_of(mappable) == pattern(SIZE)
 
-            def look():  # a child gets a copy of it
+            def look():  # a child gets a copy of the memory
                 assert region.buf[PAGE] == ord("y")
                 region.buf[PAGE] = 0
 
@@ -234,7 +234,7 @@ class TestModes:
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
     def test_forcing_a_write_to_a_read_only_region_kills_the_process(self, make, mode, in_child):
         def write():
-            faulthandler.disable()  # it would tell the whole story
+            faulthandler.disable()  # otherwise it prints all stacks
             ctypes.memset(region.address, 1, 1)
 
         with MappedRegion(make(), mode) as region:
@@ -265,7 +265,7 @@ def test_an_anonymous_region_has_mode_read_write():
         region.buf[:] = b"0123456789"
 
 
-# -- which part -----------------------------------------------------------------------
+# -- the mapped part ------------------------------------------------------------------
 
 
 class TestPart:
@@ -355,7 +355,7 @@ class TestPart:
             MappedRegion(make(content=pattern(SIZE)), offset=PAGE + 1) as region,
             MappedRegion(region, "read_only") as again,
         ):
-            # The offset counts in the object, not in the region that names it.
+            # The offset is relative to the object, not to the region that names it.
             assert bytes(again.buf) == pattern(SIZE)
 
 
@@ -477,7 +477,7 @@ class TestAddress:
             assert isinstance(caught.value, OSError)
             assert open_fds() == before
             assert bytes(there.buf) == pattern(3 * PAGE)
-            behind = 3 * PAGE + (mmap.PAGESIZE if os.name == "nt" else 0)  # what says how large it is
+            behind = 3 * PAGE + (mmap.PAGESIZE if os.name == "nt" else 0)  # the trailer of a section
             assert is_mapped(address - 1) is is_mapped(address + behind) is False
 
     def test_the_address_of_ordinary_memory_is_refused(self, make):
@@ -524,7 +524,7 @@ class TestAddress:
             anonymous_shared_memory(1, address + 1)
 
 
-# An address that neither programs nor their libraries are put at, in 39 bits as well.
+# An address where neither programs nor their libraries are placed, even with 39 bits.
 LOW = 0x20_0000_0000
 
 WALK = """
@@ -544,7 +544,7 @@ def test_raw_addresses_are_valid_in_every_process_that_maps_at_the_same_address(
     with maker.cleanup:
         shm = maker(PAGE)
         with MappedRegion(shm, address=LOW + os.getpid() % 1000 * 16 * PAGE) as region:
-            # A linked list: number, address of the next.
+            # A linked list of number and address of the next node.
             places = [region.address + place for place in (0, 512, 64, 4080)]
             for value, (place, following) in enumerate(zip(places, [*places[1:], 0], strict=True)):
                 (ctypes.c_uint64 * 2).from_address(place)[:] = 100 + value, following
@@ -555,8 +555,8 @@ def test_raw_addresses_are_valid_in_every_process_that_maps_at_the_same_address(
 
 
 class TestFlush:
-    # Boost 4.11: "region with unaligned offset 5: flush()" is true, "flush(0)", "flush(4096, ...)" too; and the
-    # quirk "flush(1, 10)", which fails there with EINVAL. Here every byte will do.
+    # Boost 4.11: "region with unaligned offset 5: flush()" is true, and so are "flush(0)", "flush(4096, ...)". The
+    # quirk "flush(1, 10)" fails there with EINVAL. Here every byte works.
     @pytest.mark.parametrize("offset", [0, 1, 5, PAGE - 1, PAGE, PAGE + 1], ids=in_pages)
     def test_any_part_of_any_region_can_be_flushed(self, make, offset):
         mappable = make()
@@ -573,7 +573,7 @@ class TestFlush:
         with MappedRegion(make(), mode) as region:
             region.flush()
 
-    # Boost 4.11: flush "at end of region" is false. Here no byte is a range like any other; behind it there is none.
+    # Boost 4.11: flush "at end of region" is false. Here an empty range is valid; beyond the end there is none.
     def test_flush_is_limited_to_the_region(self, make):
         with MappedRegion(make(), offset=3, size=PAGE) as region:
             region.flush(PAGE)
@@ -818,12 +818,12 @@ def test_an_fd_is_mapped_and_stays_the_callers(tmp_path):
         with MappedRegion(fd, "read_write", offset=6) as region:
             assert bytes(region.buf) == b"world"
             assert region.fileno() != fd
-            os.close(os.dup(fd))  # it is open still
+            os.close(os.dup(fd))  # the fd is still open
         os.fstat(fd)
         region = MappedRegion(fd, "read_only")
     finally:
         os.close(fd)
-    assert bytes(region.buf) == b"hello world"  # the region has one of its own
+    assert bytes(region.buf) == b"hello world"  # the region has an fd of its own
 
 
 @pytest.mark.parametrize(("fd", "error"), [(-1, ValueError), (True, TypeError), (987_654, OSError)])

@@ -1,4 +1,4 @@
-"""SharedMemoryObject: names, modes, sizes, owners; what stays and what goes."""
+"""SharedMemoryObject: names, modes, sizes, owners, and lifetime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forkshm.backend import kernel
 from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError, RegionExistsError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
 NOBODY = 65534
 
 
@@ -31,7 +31,7 @@ def unused_name():
 
 @pytest.fixture
 def name():
-    """A name that nobody has, and nobody has afterwards."""
+    """Provide an unused name, which is unused again afterwards."""
     made = unused_name()
     yield made
     path = path_of_named(made)
@@ -177,7 +177,7 @@ def test_other_names_are_allowed_up_to_255_bytes(name, tail):
         assert SharedMemoryObject.remove(whole)
 
 
-# -- what must not be opened ----------------------------------------------------------
+# -- objects that must not be opened --------------------------------------------------
 
 
 CREATIONS = ("open_only", "open_or_create")
@@ -273,7 +273,7 @@ def test_missing_permission_raises(name, in_child):
         with pytest.raises(RegionAccessError, match="another user"):
             SharedMemoryObject.remove(name)
         with remove_on_exit(name):
-            pass  # it may not, and says nothing
+            pass  # the kernel forbids this
 
     try:
         assert in_child(stranger) == 0
@@ -308,7 +308,7 @@ def test_growing_keeps_the_bytes_and_shrinking_loses_them(name):
 
 @pytest.mark.parametrize("size", [64 * PAGE, 64 * PAGE + 1, 32 * PAGE], ids=["whole", "more", "half"])
 def test_holes_that_others_left_are_reserved_too(name, size):
-    """Boost and the standard library size an object without reserving, or did once."""
+    """Boost and the standard library size, or once sized, an object without reserving its memory."""
     with create(name) as shm:
         os.ftruncate(shm.fileno(), 64 * PAGE)
         assert blocks(shm) == 0
@@ -325,7 +325,7 @@ def test_a_new_size_is_seen_by_every_opening_and_by_regions_mapped_later(name):
             assert late.size == PAGE + 1
 
 
-# Boost 4.11: "truncate of a read_only object": system_error, native 9. Here it is refused before the kernel is asked.
+# Boost 4.11: "truncate of a read_only object": system_error, native 9. Here it is refused without a kernel call.
 def test_a_read_only_object_cannot_be_truncated(name):
     with create(name, size=10), SharedMemoryObject("open_only", name, "read_only") as shm:
         with pytest.raises(RegionAccessError, match="opened read_only") as caught:
@@ -474,7 +474,7 @@ def test_remove_returns_whether_the_object_existed_and_mappings_stay(name):
     assert SharedMemoryObject.remove(name) is False
     with pytest.raises(RegionNotFoundError):
         SharedMemoryObject("open_only", name)
-    # The name is free: another object can have it, and the two do not meet.
+    # The name is free: another object can have it, and does not share memory with the first.
     with create(name, size=3) as another, MappedRegion(another) as other:
         other.buf[:] = b"new"
         assert (bytes(region.buf[:3]), shm.size) == (b"old", PAGE)
@@ -694,7 +694,7 @@ def test_the_end_of_the_block_removes_also_when_something_goes_wrong(name):
         raise LookupError
     assert not os.path.exists(path_of_named(name))
     with remove_on_exit(name):
-        pass  # there was none
+        pass  # there was no object
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "raise SystemExit", "del keep"])
@@ -734,10 +734,10 @@ print(os.path.exists("/dev/shm/" + sys.argv[1]))
     assert not os.path.exists(path_of_named(name))
 
 
-# -- together with the standard library -----------------------------------------------
+# -- the standard library --------------------------------------------------------------
 
 
-# Before 3.13 its tracker unlinks, when the program ends, what the program merely attached to (bpo-38119).
+# Before Python 3.13, its tracker unlinks at exit the objects that a program only attached to (bpo-38119).
 STDLIB = """
 import sys
 from multiprocessing import resource_tracker, shared_memory
@@ -801,12 +801,12 @@ print(SharedMemoryObject.remove(name))
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
-# -- Python's own door ----------------------------------------------------------------
+# -- Python's own functions --------------------------------------------------------------
 
 
 def test_the_fd_is_not_inherited_by_other_programs(name):
     with create(name) as shm:
         look = f"from forkshm.backend import kernel; print(kernel.identify({shm.fileno()}))"
         done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, close_fds=False)
-        # A handle of Windows may have the number of another one there.
+        # A Windows handle may have the number of a C library fd.
         assert done.stderr if os.name == "posix" else str(kernel.identify(shm.fileno())) not in done.stdout

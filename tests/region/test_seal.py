@@ -1,4 +1,4 @@
-"""seal(): read-only that the kernel holds, whatever the reader tries."""
+"""seal(): memory that is read-only because the kernel enforces it, against every attempt to write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def checked(answer):
 
 
 def by_fd(fd):
-    """The ways to change what an fd names."""
+    """The ways to change an object through its fd."""
 
     def map_it(**how):
         with mmap.mmap(fd, SIZE, **how) as mapped:
@@ -87,7 +87,7 @@ def by_fd(fd):
 
 
 def attempts(region, parent):
-    """Try to write to a sealed region by every route; return what happened, by route."""
+    """Try to write to a sealed region by every route; return the outcomes, by route."""
     fd, address = region.fileno(), region.address
     write = mmap.PROT_READ | mmap.PROT_WRITE
     page = address - address % PAGE
@@ -115,7 +115,7 @@ def attempts(region, parent):
     outcome = {}
     with contextlib.ExitStack() as opened:
         for path in (f"/proc/self/fd/{fd}", f"/proc/{parent}/fd/"):
-            if path.endswith("/"):  # the creator's fds: whichever of them is the same object
+            if path.endswith("/"):  # the creator's fds: the one for the same object
                 path += next(
                     name
                     for name in os.listdir(path)
@@ -146,7 +146,7 @@ def check(outcome):
 
 @pytest.fixture
 def region():
-    """A sealed region with CONTENT in it."""
+    """Provide a sealed region that contains CONTENT."""
     with anonymous_shared_memory(SIZE) as made:
         made.buf[:] = CONTENT
         made.seal()
@@ -156,14 +156,14 @@ def region():
 
 
 def test_without_a_seal_the_routes_lead_to_the_memory(in_child):
-    """Or else the tests below would prove nothing."""
+    """Without this, the tests below would prove nothing."""
     parent = os.getpid()
 
     def attack():
         outcome = attempts(region, parent)
         ways = [name.rpartition(": ")[2] for name, what in outcome.items() if what == "done"]
         assert {name.rpartition(": ")[2] for name in outcome} - set(ways) <= {
-            "ftruncate to less",  # that is sealed from the beginning
+            "ftruncate to less",  # sealed from the start
             f"/proc/self/fd/{region.fileno()} O_TRUNC",
             f"/proc/{parent}/fd/{region.fileno()} O_TRUNC",
         }
@@ -174,7 +174,7 @@ def test_without_a_seal_the_routes_lead_to_the_memory(in_child):
         assert os.fstat(region.fileno()).st_size == SIZE + PAGE
 
 
-# -- who tries ------------------------------------------------------------------------
+# -- processes that try to write --------------------------------------------------------
 
 
 def test_a_forked_child_is_refused_by_every_route(region, in_child):
@@ -246,7 +246,7 @@ def test_a_worker_with_a_writable_mapping_gets_later_ones_read_only(pool):
 
 
 def write_through(view):
-    faulthandler.disable()  # it would tell the whole story
+    faulthandler.disable()  # otherwise it prints all stacks
     view[0] = 255
 
 
@@ -283,7 +283,7 @@ def test_all_mappings_of_a_sealed_object_are_sealed(in_child, pool):
         assert in_child(lambda: 0 if (other.mode, other.buf.readonly) == ("read_only", True) else 1) == 0
         assert pool.apply(lambda other: (other.mode, other.buf.readonly), (other,)) == ("read_only", True)
         assert bytes(region.buf) == CONTENT
-        other.buf[0] = 255  # the creator goes on writing, through either
+        other.buf[0] = 255  # the creator can still write, through either mapping
         assert region.buf[1] == 255
 
 
@@ -302,7 +302,7 @@ def test_a_shrunk_region_stays_sealed(region, in_child):
         assert bytes(whole.buf) == CONTENT
 
 
-# -- who goes on ----------------------------------------------------------------------
+# -- processes that continue --------------------------------------------------------------
 
 
 def test_the_creator_can_still_write_and_others_see_the_writes(in_child, pool, wait_until):
@@ -383,7 +383,7 @@ def test_a_child_forked_before_the_seal_keeps_its_mapping_and_gets_no_other(in_c
 
 
 def test_the_seal_outlives_the_creator(run_script):
-    """Whoever is left has a memory that nobody can write to."""
+    """The remaining processes have memory that none of them can write to."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -409,7 +409,7 @@ def test_the_seal_outlives_the_creator(run_script):
             assert caught.value.errno == errno.EPERM
 
 
-# -- what can be sealed ---------------------------------------------------------------
+# -- memory that can be sealed ----------------------------------------------------------
 
 
 def test_named_memory_cannot_be_sealed(tmp_path):
@@ -509,7 +509,7 @@ def test_a_started_program_inherits_no_fd_of_sealed_memory(region):
 
 
 def test_named_objects_have_their_own_way_to_be_read_only():
-    """Permissions: who may only read cannot map for writing. The owner always may."""
+    """A process with read permission only cannot map for writing; the owner always can."""
     name = f"forkshm-test-{os.getpid()}-{os.urandom(8).hex()}"
     with forkshm.remove_on_exit(name), SharedMemoryObject("create_only", name, permissions=0o400) as shm:
         shm.truncate(3)

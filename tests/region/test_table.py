@@ -1,4 +1,4 @@
-"""The address table: which region holds this address?"""
+"""The address table, which finds the region of an address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_address_behind_a_region_is_outside_of_the_region(size):
     for region in regions:
         behind = region.address + size
         found = region_at(behind)
-        # A region of the process that was there before may start here.
+        # A region that existed in the process before may start here.
         assert found is starts.get(behind, found)
         assert found is not region
         assert region_at(region.address - 1) is not region
@@ -55,7 +55,7 @@ def test_the_table_agrees_with_a_linear_search_after_many_changes():
         address = chance.choice(regions).address + chance.randrange(-PAGE, 6 * PAGE) if regions else 1
         expected = [r for r in regions if r.address <= address < r.address + r.size]
         found = region_at(address)
-        # What earlier tests of this process keep mapped may lie beside these.
+        # Mappings kept by earlier tests of this process may be adjacent.
         assert found is expected[0] if expected else not any(found is r for r in regions)
     assert _table._starts == sorted(_table._starts)
 

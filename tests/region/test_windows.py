@@ -1,4 +1,4 @@
-"""WindowsSharedMemory, where there is none: it says so, and what to use instead."""
+"""WindowsSharedMemory on other systems: the error names alternatives."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_wrong_argument_is_said_on_every_system(creation, mode):
 
 
 def test_windows_shared_memory_has_the_interface_of_mappables():
-    """What Boost.Interprocess leaves out is left out: no truncate, no remove."""
+    """The methods that Boost.Interprocess lacks are missing here, too: truncate and remove."""
     for member in ("name", "mode", "size", "closed", "fileno", "close", "__enter__", "__exit__"):
         assert hasattr(WindowsSharedMemory, member)
     assert not hasattr(WindowsSharedMemory, "truncate")

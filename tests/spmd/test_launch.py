@@ -188,7 +188,7 @@ def test_a_worker_killed_while_creating_an_array_affects_no_other():
             me.barrier()
         for number in range(50):
             assert me.array(f"array {number}", 10)[rank] == number
-        me._team_state.states[2] = 1  # all was well but for the dead one
+        me._team_state.states[2] = 1  # the state of a running worker
 
     with pytest.raises(WorkerDiedError, match="worker 2"):
         forkshm.launch(work, workers=3)

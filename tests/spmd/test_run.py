@@ -100,7 +100,7 @@ def test_a_program_that_lives_on_does_not_keep_the_output_open(script):
     body = "child = os.fork()\nif child == 0:\n    while True:\n        signal.pause()\nsay(child)"
     done = run("-n", 1, "--prefix", script(body))
     rank, child = done.stdout.split()
-    os.kill(int(child), signal.SIGKILL)  # it was there, and held its end
+    os.kill(int(child), signal.SIGKILL)  # it existed, and held its end of the pipe
     assert (done.returncode, rank) == (0, "[0]")
 
 
@@ -168,7 +168,7 @@ def test_workers_end_with_the_launcher(script, wait_until):
     with subprocess.Popen(command("-n", 2, path), stdout=subprocess.PIPE, text=True) as process:
         pids = process.stdout.readline().split()
         process.kill()
-        assert process.stdout.read() == ""  # nobody has the other end any more
+        assert process.stdout.read() == ""  # no process has the other end any more
     assert len(pids) == 2
 
 

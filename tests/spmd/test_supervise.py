@@ -33,7 +33,7 @@ except forkshm.errors.CrashLoopError as error:
 say("over")
 """
 
-# Each says that it is there, and that it was told to stop.
+# Each worker reports its start, and that it was asked to stop.
 SERVE = """
 def serve(me):
     say("begin", me.rank, me.generation, os.getpid())
@@ -43,7 +43,7 @@ def serve(me):
 
 
 class Program:
-    """A supervisor in a process of its own, whose lines are read as they come."""
+    """A supervisor in a process of its own, whose lines are read as they arrive."""
 
     def __init__(self, body, call="serve, 2", head=HEAD):
         self.process = subprocess.Popen(
@@ -225,7 +225,7 @@ def serve(me):
 
 def test_workers_end_with_the_supervisor(started):
     started.process.kill()
-    assert started.process.stdout.read() == ""  # nobody has the other end any more
+    assert started.process.stdout.read() == ""  # no process has the other end any more
 
 
 def test_a_worker_waits_for_a_socket_and_the_end():

@@ -83,7 +83,7 @@ def test_a_team_has_a_member(size):
         forkshm.team(size)
 
 
-# -- what members do together ----------------------------------------------------------------
+# -- common work of members -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -116,7 +116,7 @@ def test_more_loops_than_may_be_under_way(wait_until):
         for loop in range(2 * LOOPS + 5):
             counts[t.rank] += sum(1 for _ in t.range(4, schedule="dynamic"))
             if t.rank == 2 and loop == 0:
-                # The others run ahead as far as they may, and wait there.
+                # The others run ahead as far as allowed, and wait there.
                 wait_until(lambda: t._team_state.loops_begun[0] == t._team_state.loops_begun[1] == LOOPS + 1)
     assert counts.sum() == 4 * (2 * LOOPS + 5)
 
@@ -163,7 +163,7 @@ def test_barriers_keep_step(size):
 
 
 def test_a_member_that_leaves_after_a_barrier_has_reached_it():
-    """Also if somebody looked for the others before the last one came, and for who has left after that."""
+    """Even if another member looked before the last one arrived, and for members that left after that."""
     go = forkshm.zeros(1, "int64")
     with forkshm.team(2) as t:
         if t.rank == 1:
@@ -279,7 +279,7 @@ def test_items_put_by_a_member_arrive():
     queue.join_thread()
 
 
-# -- what goes wrong -------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -328,13 +328,13 @@ def test_a_killed_member_is_an_error_and_frees_the_others(waiting):
             elif waiting == "reduce":
                 t.reduce(1)
             elif waiting == "lock":
-                while True:  # until the dead one has had it
+                while True:  # until the dead member has had it
                     with t.lock:
                         pass
 
 
 def test_a_member_killed_anywhere_blocks_no_other():
-    """Killed from outside, at whatever it does just then."""
+    """A member is killed from outside, whatever it is doing."""
     for attempt in range(10):
         pids = forkshm.zeros(3, int)
         with pytest.raises(WorkerDiedError), forkshm.team(3) as t:

@@ -1,4 +1,4 @@
-"""Everything that is called shared is shared, whichever way it takes: the table in CROSSING.md is made here."""
+"""Every shared object is shared in every way of sending it; this test writes the table of CROSSING.md."""
 
 from __future__ import annotations
 

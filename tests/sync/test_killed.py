@@ -1,7 +1,7 @@
-"""Killed holders and waiters of every classic primitive: nobody is stuck, and exclusion is never broken.
+"""Killed holders and waiters of every classic lock: no process is stuck, and exclusion always holds.
 
-Each kill is that of a process that was forked for it, at a random moment. A sample by default, a thousand of each under
-``-m nightly``.
+Each kill is that of a process that was forked for it, at a random moment. By default a sample is run, and a thousand of
+each under ``-m nightly``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def forked(action, *, ready=None):
 
 
 class Inside:
-    """Who is inside, in words of shared memory: it is wrong if two are that live."""
+    """The processes inside, in words of shared memory; two living ones are an error."""
 
     def __init__(self):
         self.words = forkshm.anonymous_shared_memory(4096).buf.cast("Q")
@@ -105,7 +105,7 @@ def test_a_killed_holder_blocks_no_process_and_two_never_hold_the_lock(name, kil
             inside.leave()
             lock.release()
 
-    with forked(loop):  # somebody who lives
+    with forked(loop):  # a process that lives on
         for _ in range(kills):
             seen = inside.times
             with forked(loop, ready=lambda seen=seen: inside.times > seen + 3):
@@ -128,7 +128,7 @@ def test_a_killed_waiter_blocks_no_other_process(name, kills):
         with forked(lock.acquire), forked(lock.acquire):
             time.sleep(random.random() / 500)
             if random.random() < 0.5:
-                # It is killed with the lock, or on its way to it.
+                # It is killed with the lock, or on its way to the lock.
                 lock.release()
                 lock.acquire(timeout=0.0005) and lock.release()
                 continue
@@ -221,7 +221,7 @@ def test_a_party_killed_in_the_action_breaks_the_barrier():
 
 
 def test_permits_of_a_signal_have_no_owner():
-    """One acquires and another releases: what a killed consumer has taken does not come back."""
+    """One process acquires and another releases: permits taken by a killed consumer do not come back."""
     semaphore = forkshm.Semaphore(0)
     took = forkshm.Event()
 

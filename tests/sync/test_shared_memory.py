@@ -1,4 +1,4 @@
-"""SharedMemory, ShareableList, SharedMemoryManager: names, ends, and what the standard library's got wrong."""
+"""SharedMemory, ShareableList, SharedMemoryManager: names, lifetimes, and faults of the standard library's."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_opening_shared_memory_removes_nothing(memory):
 
 @pytest.mark.skipif(kernel.name == "windows", reason="needs limits of processes")
 def test_each_block_takes_an_fd_and_the_error_says_so():
-    """Of a thousand blocks at 256 fds: each is an object of the kernel, and has an fd to be handed on by."""
+    """A thousand blocks at 256 fds: each is a kernel object, and needs an fd to be sent."""
     code, said, errors = run(
         """
 import resource
@@ -284,7 +284,7 @@ except OSError as error:
     )
     assert (code, errors) == (0, "")
     *names, count, message = said
-    assert not any(exists(name) for name in names)  # although there was no fd left at the end
+    assert not any(exists(name) for name in names)  # although no fd was left at the end
     assert 230 <= int(count) <= 256
     assert "EMFILE" in message or "Too_many_open_files" in message or "as_many_files_open" in message
 

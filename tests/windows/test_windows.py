@@ -1,4 +1,4 @@
-"""What is Windows' own: sections, handles that are fetched or pushed, files in the place of named objects."""
+"""Features of the Windows backend: sections, handles that are fetched or pushed, and files for named objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def name_of(test):
 
 
 def own_handles():
-    """How many handles of what kind this process has, as the kernel says; but those of the arena, which stays warm."""
+    """Return the number of handles of each kind, as the kernel counts them, except those of the arena."""
     kinds = [kind for _, kind in holdings().fds]
     return {kind: kinds.count(kind) for kind in set(kinds)}
 
@@ -143,7 +143,7 @@ def test_regions_start_at_any_byte_and_at_an_address_that_is_free():
     assert bytes(there.buf[:3]) == b"\0\1\2"
 
 
-# -- files in the place of named objects ----------------------------------------------
+# -- files for named objects -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_named_object_outlives_its_creator_until_removed(object_name):
     with forkshm.Pool(1) as pool:
         assert pool.apply(work.open_file_object, (object_name,)) == 1000
     assert bytes(region.buf[:2]) == b"ok"
-    # The name is free at once, although the object is mapped; what is mapped stays.
+    # The name is free at once, although the object is mapped; the mapping remains.
     assert forkshm.SharedMemoryObject.remove(object_name)
     assert not forkshm.SharedMemoryObject.remove(object_name)
     with forkshm.SharedMemoryObject("create_only", object_name) as other:
@@ -203,7 +203,7 @@ def test_writes_to_a_mapped_file_are_flushed(tmp_path):
         assert bytes(region.buf) == b"hello there"
 
 
-# -- crossing -------------------------------------------------------------------------
+# -- sending ------------------------------------------------------------------------------
 
 
 def test_a_region_reaches_new_and_running_children():
@@ -231,7 +231,7 @@ def test_an_array_of_100_mb_crosses_a_pool_without_a_pickle_copy_and_into_warm_m
         for _ in range(3):
             assert pool.apply(work.total, (big,)) == HUNDRED_MB
         after = pool.statistics()
-        # One copy each into a section, and next to nothing in messages: they hold 64 KiB at most.
+        # One copy of each into a section, and next to nothing in messages, which hold 64 KiB at most.
         assert after.bytes_copied - before.bytes_copied == 3 * big.nbytes
         result = pool.apply(work.double, (big,))
         assert result.sum() == 2 * HUNDRED_MB
@@ -299,7 +299,7 @@ def test_workers_that_are_killed_amid_arrays_leave_nothing_behind():
         before = own_handles()
         for _ in range(3):
             results = [pool.apply_async(work.total, (big,)) for _ in range(20)]
-            with contextlib.suppress(ProcessLookupError):  # the one of the last round, not yet found dead
+            with contextlib.suppress(ProcessLookupError):  # the worker of the last round, not yet found dead
                 os.kill(pool._pool[0].pid, signal.SIGKILL)
             for result in results:
                 with contextlib.suppress(WorkerDiedError):
@@ -375,7 +375,7 @@ def test_a_mutex_keeps_processes_apart():
     mutex.detach()
 
 
-# -- what there is not ----------------------------------------------------------------
+# -- missing features --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

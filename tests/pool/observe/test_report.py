@@ -1,4 +1,4 @@
-"""``Pool.report()``: where the time went, and what would make it faster."""
+"""``Pool.report()``: where the time went, and how to reduce it."""
 
 import asyncio
 import dataclasses
@@ -30,7 +30,7 @@ def test_each_worker_reports_its_time(pool):
     for worker in report.workers:
         assert worker.busy >= 0.05 * worker.tasks
         assert worker.transfer > 0
-        # What a worker was at when it was looked at is counted, so nothing is missing but its start.
+        # The current phase of each worker is counted up to now, so only its start is missing.
         assert worker.busy + worker.transfer + worker.waiting <= report.seconds
     assert sum(worker.busy for worker in report.workers) <= 2 * passed
     assert report.packing > 0
@@ -88,7 +88,7 @@ def test_a_replacement_worker_continues_the_account():
             pool.apply(slept, (0.01,))
         (worker,) = pool.report().workers
         assert worker.pid == pool._pool[0].pid
-        assert worker.tasks >= 4  # the fifth may not be written yet
+        assert worker.tasks >= 4  # the fifth may not be recorded yet
         assert worker.busy >= 0.04
         with pytest.raises(WorkerDiedError):
             pool.apply(f.die, ("SIGKILL",))
@@ -112,7 +112,7 @@ def test_a_pool_that_has_ended_says_the_last_that_was_known():
 
 def test_too_little_work_for_a_worker_is_told(pool):
     pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
-    # There may be one on what moving data took, too: workers that are started anew import to unpickle.
+    # There may also be a hint on the cost of moving data: spawned workers import modules to unpickle.
     (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
     assert hint.endswith(" of it took slept over a chunk of 1 items: divide that")
 
@@ -139,7 +139,7 @@ def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
     [
         (report_of([1.0, 1.0]), []),
         (report_of([1.0, 1.0], [0.9, 0.9]), []),
-        (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little to say anything
+        (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little for a hint
         (
             report_of([0.1, 0.1], [1.0, 1.0], tasks=100_000),
             ["each task computes for only 2 us; let one do more (chunksize=...)"],

@@ -1,4 +1,4 @@
-"""Pool.trace(): what is in the file."""
+"""Pool.trace(): the content of the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import forkshm
 from forkshm.pool._status import FIRST_TASK, IDLE, TraceRing
 from forkshm.pool.observe import _trace
 
-# Of each kind of event what the format asks for, and of which type.
+# The fields that the format requires for each kind of event, with their types.
 FIELDS = {
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": int, "dur": int, "args": dict},
     "M": {"name": str, "pid": int, "tid": int, "args": dict},
@@ -27,7 +27,7 @@ FIELDS = {
 
 
 def spin(seconds):
-    """Be busy for so long by the clock."""
+    """Be busy for a time measured by the clock."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
@@ -62,7 +62,7 @@ class Read:
         return [e for e in self.events if e["cat"] == category and pid in (None, e["pid"])]
 
     def check_rows(self):
-        """The events of one row follow one another."""
+        """Check that the events of one row follow one another."""
         for (pid, _), row in self.rows.items():
             if pid in self.workers:
                 for before, after in itertools.pairwise(row):
@@ -78,7 +78,7 @@ def path(tmp_path):
 
 
 def test_every_task_is_recorded_once_with_all_its_steps(pool, path, wait_until):
-    wait_until(lambda: pool._worker_group.status.states() == [IDLE] * 2)  # who is started anew takes a while
+    wait_until(lambda: pool._worker_group.status.states() == [IDLE] * 2)  # spawned workers take a while
     with pool.trace(path):
         for x in range(20):
             pool.apply(f.square, (x,))
@@ -93,7 +93,7 @@ def test_every_task_is_recorded_once_with_all_its_steps(pool, path, wait_until):
     assert read.dropped == 0
     assert len(read.workers) == 2
     assert all("Worker" in read.names[pid] for pid in read.workers)
-    # Every worker waits: for its tasks, or for the end.
+    # Every worker waits, for tasks or for the end.
     assert {e["pid"] for e in read.of("waiting")} == read.workers
     parent = {e["cat"] for e in read.events if e["pid"] == os.getpid()}
     assert parent == {"pickling", "sending", "receiving", "unpickling"}
@@ -166,7 +166,7 @@ def test_the_tasks_of_a_killed_worker_are_recorded(path, wait_until, tmp_path):
     read.check_rows()
     assert read.workers == {first, second}
     assert all("Worker" in read.names[pid] for pid in read.workers)
-    # The second waits from its birth on, and was born after the first had died.
+    # The second worker waits from its start, which was after the first had died.
     assert min(e["ts"] for e in read.of("waiting", second)) > max(e["ts"] for e in read.of("computing", first))
     assert [e["name"] for e in read.of("computing", first)] == ["pid", "hang"]
     assert [e["args"].get("unfinished") for e in read.of("computing", first)] == [None, True]

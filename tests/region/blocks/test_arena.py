@@ -152,10 +152,10 @@ def test_memory_beyond_the_recent_demand_goes_back_by_itself(fresh_arena, monkey
     fresh_arena.free(block)
     for _ in range(_arena._EPOCH):
         fresh_arena.free(fresh_arena.allocate(1))
-    assert resident(fresh_arena) == 8 * MIB  # it was wanted a moment ago
+    assert resident(fresh_arena) == 8 * MIB  # it was in use a moment ago
     for _ in range(_arena._EPOCH):
         fresh_arena.free(fresh_arena.allocate(1))
-    # What is kept warm, and the block that was in use then.
+    # The warm memory, and the block that was in use then.
     assert resident(fresh_arena) <= MIB + PAGE
 
 

@@ -1,4 +1,4 @@
-"""Copies into memory that has no pages yet: by a system call, mapped when they are filled again."""
+"""Copies into memory without pages are written by a system call, and mapped when it is filled again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ranges_are_sets_of_numbers(changes, start, size):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The sizes that were written by system calls."""
+    """Return the sizes that were written by system calls."""
     sizes = []
 
     def pwrite(fd, data, offset):
@@ -182,7 +182,7 @@ def test_a_source_that_cannot_be_read_is_an_error():
     arena.trim()
     mapped = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
     array = np.frombuffer(mapped, np.uint8)
-    # Through the mapping this would be SIGSEGV.
+    # Through the mapping, this would be SIGSEGV.
     with pytest.raises(RegionCreateError) as caught:
         pack(array)
     assert caught.value.errno == errno.EFAULT

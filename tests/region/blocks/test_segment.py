@@ -1,4 +1,4 @@
-"""Leases: a block is used again when nobody holds it, and never before."""
+"""Leases: a block is reused only once it has no holder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lent(arena, text=b"content", nbytes=PAGE):
 
 
 def claimed(fd, block, *, private=False):
-    """Claim, and return a view: the window itself is dropped as the pickler does."""
+    """Claim a block, and return a view; the exporter itself is dropped, as in the pickler."""
     return memoryview(claim(fd, block.offset, block.size, Share.private if private else Share.exclusive)).cast("B")
 
 
@@ -281,7 +281,7 @@ def test_a_child_does_not_hold_leases_that_are_about_to_be_sent(fresh_arena, chi
 
 
 def start_creator(child_that_holds, sender):
-    """A child with an arena of its own, which sends one block."""
+    """Start a child with an arena of its own, which sends one block."""
 
     def create():
         arena = Arena()

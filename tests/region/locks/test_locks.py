@@ -1,4 +1,4 @@
-"""Locks in a region: between threads, forks and strangers, and after each kind of death."""
+"""Locks in a region: between threads, forked children and unrelated processes, and after each kind of death."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from forkshm.region.locks._placed import HEADER
 pytestmark = pytest.mark.skipif(bool(locks.locks_missing), reason=f"this system has no {locks.locks_missing}")
 
 MUTEXES = [Mutex, RecursiveMutex]
-# How to make one of each, at an offset.
+# How to create one of each kind at an offset.
 KINDS = {
     Mutex: Mutex,
     RecursiveMutex: RecursiveMutex,
@@ -50,15 +50,15 @@ ATTACH[Condition] = lambda region, offset=0: Condition.attach(region, offset, Mu
 
 @pytest.fixture
 def region():
-    """A page for the lock, and one for what it guards."""
+    """Provide a page for the lock, and one for the data it guards."""
     made = anonymous_shared_memory(8192)
     yield made
-    # What this thread held would stay in its C library's list, which must not lead to unmapped memory.
+    # Locks that this thread still held would stay in the C library's list, which must not lead to unmapped memory.
     left = [address for address in _placed.held if locks.mutex_unlock(address) == 0]
     left += _rwlock._holds.by_address
-    _placed.held.clear()  # of threads that have ended
+    _placed.held.clear()  # entries of threads that have ended
     _rwlock._holds.by_address.clear()
-    # pytest keeps what fixtures returned, and the traceback of a failed test keeps all it had.
+    # pytest keeps the values of fixtures, and the traceback of a failed test keeps its objects.
     for found in gc.get_objects():
         if isinstance(found, _placed.Placed) and getattr(found, "_region", None) is made:
             found.detach()
@@ -70,20 +70,20 @@ def region():
 
 @pytest.fixture
 def cell(region):
-    """Words of 8 bytes in the second page."""
+    """Return words of 8 bytes in the second page."""
     with region.buf[4096:].cast("q") as words:
         yield words
 
 
 @pytest.fixture(params=MUTEXES)
 def mutex(request, region):
-    """A mutex of each kind."""
+    """Provide a mutex of each kind."""
     return request.param(region)
 
 
 @pytest.fixture
 def fork():
-    """Fork a child that runs a callable; every child has to end with exit code 0."""
+    """Fork a child that runs a callable; every child must end with exit code 0."""
     pids = []
 
     def start(action, *args):
@@ -114,7 +114,7 @@ def fork():
 
 @pytest.fixture
 def thread():
-    """Run a callable in a thread, and return what it returned."""
+    """Run a callable in a thread, and return its result."""
 
     def run(action, *args):
         answer = []
@@ -128,7 +128,7 @@ def thread():
 
 @pytest.fixture
 def named(request):
-    """A named object of 8192 bytes, and its name."""
+    """Provide a named object of 8192 bytes, and its name."""
     name = f"forkshm-test-{os.getpid()}-{time.monotonic_ns()}"
     with SharedMemoryObject("create_only", name) as shm:
         shm.truncate(8192)
@@ -149,7 +149,7 @@ def killed(action):
 
 
 def let_others_run():
-    """A bad moment, on purpose."""
+    """Sleep at a bad moment, on purpose."""
     if hasattr(os, "sched_yield"):
         os.sched_yield()
     else:
@@ -166,12 +166,12 @@ def count_up(cell, turns, enter):
 
 
 def parked(pid):
-    """Whether a process sleeps in the kernel."""
+    """Return whether a process sleeps in the kernel."""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] == "S"
 
 
-# -- places -----------------------------------------------------------------------------------
+# -- positions --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -581,7 +581,7 @@ def test_two_mappings_of_one_object_are_one_mutex(named, thread):
     for each in threads:
         each.join()
     assert cell[0] == 1000
-    # A thread may hold several at once, and release them in any order and through any mapping.
+    # A thread may hold several mutexes at once, and release them in any order and through any mapping.
     more = [Mutex(one, 64 + 128 * index) for index in range(1, 5)]
     again = [Mutex.attach(two, 64 + 128 * index) for index in range(1, 5)]
     for mutex in (*more[:2], *again[2:]):
@@ -765,7 +765,7 @@ def test_a_killed_waiter_leaves_the_others_alone(mutex, fork, wait_until, child_
 
 @pytest.mark.slow
 def test_random_deaths_never_stop_the_others(mutex, cell, wait_until):
-    """Processes that count under the mutex are killed all the time; the one that lives always goes on."""
+    """Processes that count under the mutex are killed continuously; the surviving one always continues."""
 
     def work():
         while True:
@@ -939,7 +939,7 @@ def test_an_interruption_at_any_moment_undoes_the_call(run_script, what):
 
 @pytest.fixture(params=MUTEXES)
 def condition(request, region):
-    """A condition with a mutex of each kind."""
+    """Provide a condition with a mutex of each kind."""
     return Condition(region, 512, request.param(region))
 
 
@@ -1001,7 +1001,7 @@ def test_notify_lets_exactly_as_many_go(condition, cell, fork, wait_until, n):
     with condition:
         condition.notify(n)
     wait_until(lambda: look(2) == min(n, 5))
-    time.sleep(0.25)  # two looks of everybody who still waits
+    time.sleep(0.25)  # every remaining waiter looks twice
     assert look(2) == min(n, 5)
     with condition:
         condition.notify_all()
@@ -1025,7 +1025,7 @@ def test_two_notifications_let_two_go(condition, cell, fork, wait_until):
 
 
 def test_a_thousand_items_go_from_producers_to_consumers(condition, cell, fork):
-    # cell: 0 items there, 1 produced, 2 consumed, 3 the sum of what was consumed
+    # cell: 0 items available, 1 produced, 2 consumed, 3 sum of the consumed items
     def produce():
         for _ in range(500):
             with condition:
@@ -1083,7 +1083,7 @@ def test_killed_waiters_take_no_notification_along(condition, cell, fork, wait_u
     fork(wait)
     wait_until(lambda: waiting() == 3)
     for pid in victims:
-        os.kill(pid, signal.SIGSTOP)  # so that the kernel's wake-up goes to them
+        os.kill(pid, signal.SIGSTOP)  # so that the kernel's wakeup goes to them
     with condition:
         condition.notify(n)
     for pid in victims:
@@ -1208,7 +1208,7 @@ def test_a_permit_given_to_a_killed_waiter_goes_to_another(region, fork, wait_un
     survivor = fork(semaphore.acquire)
     wait_until(lambda: parked(survivor))
     os.kill(victim, signal.SIGSTOP)
-    semaphore.release()  # the kernel wakes the first in line, which cannot act any more
+    semaphore.release()  # the kernel wakes the first waiter, which can no longer act
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
     fork.join()
@@ -1643,7 +1643,7 @@ def test_a_party_killed_after_its_arrival_counts(region, wait_until):
         barrier.wait()
         os._exit(1)
     wait_until(lambda: barrier.n_waiting == 1)
-    # It says so before it lets go of the barrier.
+    # It reports the break before it releases the barrier.
     wait_until(lambda: locks.mutex_trylock(barrier._address + HEADER) == 0)
     locks.mutex_unlock(barrier._address + HEADER)
     os.kill(victim, signal.SIGKILL)

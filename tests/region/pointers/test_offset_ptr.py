@@ -1,4 +1,4 @@
-"""OffsetPtr: a pointer that is right wherever each process maps the region."""
+"""OffsetPtr: a pointer that is correct wherever a process maps the region."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Node(ctypes.Structure):
-    """One of a list."""
+    """A node of a list."""
 
     _fields_ = [("value", ctypes.c_int), ("next", OffsetPtr["Node"])]
 
 
 class Base(ctypes.Structure):
-    """What Derived begins with."""
+    """The first part of Derived."""
 
     _fields_ = [("number", ctypes.c_int)]
 
 
 class Derived(Base):
-    """More than Base."""
+    """A structure with more fields than Base."""
 
     _fields_ = [("more", ctypes.c_int)]
 
 
 class Tree(ctypes.Structure):
-    """Pointers in arrays, in a structure, and after the class."""
+    """A structure with pointers in arrays, in a structure, and declared after the class."""
 
 
 class Pair(ctypes.Structure):
-    """Two pointers, to be part of something."""
+    """Two pointers, for use in other structures."""
 
     _fields_ = [("left", OffsetPtr[Tree]), ("right", OffsetPtr[Tree])]
 
@@ -58,7 +58,7 @@ class Pair(ctypes.Structure):
 Tree._fields_ = [("number", ctypes.c_int), ("pair", Pair), ("many", OffsetPtr[Tree] * 3), ("pairs", Pair * 2)]
 
 IntPtr = OffsetPtr[ctypes.c_int]
-# What C's int is called: where a long has its size, ctypes knows it by that name.
+# ctypes' name of C's int, which is that of c_long where both have the same size.
 INT = ctypes.c_int.__name__
 
 
@@ -69,7 +69,7 @@ def region():
         gc.collect()
 
 
-# No fixtures, which pytest would keep for longer than the region.
+# Not fixtures, which pytest would keep longer than the region.
 
 
 def ten_numbers(region):
@@ -84,7 +84,7 @@ def stored(region, offset):
     return int.from_bytes(region.buf[offset : offset + 8], sys.byteorder, signed=True)
 
 
-# -- as the tests of Boost's offset_ptr: construction and assignment ---------------------
+# -- construction and assignment, as in the tests of Boost's offset_ptr ------------------
 
 
 def test_a_new_pointer_is_null(region):
@@ -581,11 +581,11 @@ def test_a_name_that_is_nowhere_says_so_and_can_be_resolved(region):
         link.resolve(int)
 
 
-# -- assignment of what holds pointers ---------------------------------------------------
+# -- assignment of objects with pointers -------------------------------------------------
 
 
 def test_assigning_a_pointer_field_keeps_the_target(region):
-    """ctypes alone would copy the distance, which is another target."""
+    """ctypes alone would copy the distance, which leads to another target."""
     one, two, three = (construct(region, Node, offset) for offset in (0, 256, 1024))
     one.next = three
     two.next = one.next
@@ -644,7 +644,7 @@ def test_assigning_whole_arrays_and_structures_keeps_the_targets(region):
 
 
 def test_the_copy_of_a_structure_has_the_targets_of_the_original(region):
-    """The bytes alone, copied by hand, have others; as in C++."""
+    """Copying the bytes by hand changes the targets, as in C++."""
     one, leaf = construct(region, Tree, 0, 5), construct(region, Tree, 2048)
     one.pair.left, one.many[2], one.pair.right = leaf, one, leaf
     copied, raw = construct(region, Tree, 512), construct(region, Tree, 1024)
@@ -662,7 +662,7 @@ def test_the_copy_of_a_structure_has_the_targets_of_the_original(region):
 
 
 def test_moving_a_structure_with_its_targets_keeps_the_distances(region):
-    """Which is why a whole region can be copied, or mapped anywhere."""
+    """Therefore a whole region can be copied, or mapped anywhere."""
     one, two = construct(region, Node, 0, 1), construct(region, Node, 64, 2)
     one.next = two
     with anonymous_shared_memory(PAGE) as other:
@@ -783,7 +783,7 @@ def test_the_start_of_the_next_region_is_not_the_end_of_this_one(region):
         MappedRegion(region, size=PAGE) as low,
         anonymous_shared_memory(2 * PAGE) as memory,
     ):
-        # Two mappings of neighbours, at neighbouring addresses.
+        # Two adjacent mappings of adjacent parts.
         address = memory.address
         memory.close()
         first = MappedRegion(low, size=PAGE, address=address)
@@ -985,7 +985,7 @@ def test_a_list_of_ten_thousand_nodes():
         del nodes
 
 
-# -- the rest ----------------------------------------------------------------------------
+# -- representation and pickling ---------------------------------------------------------
 
 
 def test_the_repr_of_a_pointer_shows_its_target(region):

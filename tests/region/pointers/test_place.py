@@ -1,4 +1,4 @@
-"""place() and construct(): what may live in a region, and where."""
+"""place() and construct(): types that may live in a region, and their positions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from forkshm.region.pointers._offset_ptr import OffsetPtr
 from forkshm.region.pointers._place import aligned, assign, construct, place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-# What ctypes calls an int: where a long is as large, by its name.
+# ctypes' name of an int, which is that of c_long where both have the same size.
 INT = ctypes.c_int.__name__
 
 
 class Point(ctypes.Structure):
-    """No pointers at all."""
+    """A structure without pointers."""
 
     _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_double)]
 
 
 class Raw(ctypes.Structure):
-    """An address of one process."""
+    """A structure with an address that is valid in one process only."""
 
 
 Raw._fields_ = [("value", ctypes.c_int), ("next", ctypes.POINTER(Raw))]
@@ -140,7 +140,7 @@ def test_an_exception_of_init_propagates(region):
         construct(region, Point, 0, 1, 2, 3)
 
 
-# -- where -------------------------------------------------------------------------------
+# -- positions ---------------------------------------------------------------------------
 
 
 def test_an_offset_has_to_be_aligned(region):
@@ -196,7 +196,7 @@ def test_nothing_was_changed_when_construct_refuses(region):
     assert bytes(region.buf) == b"\xff" * PAGE
 
 
-# -- how long, which modes ---------------------------------------------------------------
+# -- lifetimes and modes -----------------------------------------------------------------
 
 
 def test_an_object_keeps_the_memory_when_the_region_is_dropped():
@@ -241,7 +241,7 @@ def test_a_copy_on_write_region_of_a_file_for_reading_can_be_looked_at(tmp_path)
     assert path.read_bytes() == bytes(Point(3, 4.5))
 
 
-# -- what may not live in a region -------------------------------------------------------
+# -- types that may not live in a region -------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_structure_gets_its_fields_later(region):
     assert place(region, user).late.get().again.get().n == 5
 
 
-# -- what may ----------------------------------------------------------------------------
+# -- types that may ----------------------------------------------------------------------
 
 
 def test_bit_fields_unions_inheritance_and_packing(region):
