@@ -39,7 +39,7 @@ ANY = re.compile("|".join(FAULTS))
 OPENING = re.compile(r"(?:Say|Tell|Let|Be|Know|Whether|What|Who|Whose|How|That|Is|Are|See to|Not|And|Or|The same)\b")
 # A function with a docstring: its decorators, its name, and the first line.
 FUNCTION = re.compile(
-    r'((?:^ *@.*\n)*)^ *(?:async )?def (\w+)\((?:.*|\n(?>(?: .*\n)*? *\).*)):\n *r?"""(.*)', re.MULTILINE
+    r'((?:^ *@.*\n)*)^ *(?:async )?def (\w+)\((?:.*|\n(?>(?: .*\n)*? *\)).*):\n *r?"""(.*)', re.MULTILINE
 )
 NAME = re.compile(
     r"test_(?:what|who|it|its|those|whoever|one_that|of|also)_|_who(?:ever)?_|_what_(?!to_)|_as_ever(?!y)|_for_ever(?!y)"
