@@ -1,6 +1,6 @@
-"""``mmap.mmap`` objects cross as what they are: mappings of a file.
+"""Sends ``mmap.mmap`` objects as mappings of their file.
 
-A shared mapping shares the file. A private one is the file and the pages that were written, which are copied.
+A shared mapping shares the file. A private one is sent as the file and a copy of the pages that were written.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def _extent_of(mapping: mmap.mmap) -> FileExtent | None:
 
 
 def can_be_sent(mapping: mmap.mmap) -> bool:
-    """Return whether a mapping can cross; one of no file cannot, and what lies in it is copied.
+    """Return whether a mapping can be sent as such; without a file, its content is copied.
 
     Raises:
-        RegionGoneError: Its file was cut since.
+        RegionGoneError: The file was truncated below the mapping.
     """
     extent = _extent_of(mapping)
     if extent is not None:
@@ -35,7 +35,7 @@ def can_be_sent(mapping: mmap.mmap) -> bool:
 
 
 class Snapshot:
-    """A mapping for reading, on its way: the receiver may write to what it gets, and nobody sees that."""
+    """A read-only mapping to send: the receiver may write to its copy, which nobody else sees."""
 
     __slots__ = ("mapping",)
 
@@ -47,8 +47,8 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
     """Send a mapping of a file.
 
     Raises:
-        TypeError: It is one of no file, or the file cannot be opened.
-        RegionGoneError: Its file was cut since.
+        TypeError: It is not a mapping of a file, or the file cannot be opened.
+        RegionGoneError: The file was truncated below the mapping.
     """
     extent = _extent_of(mapping)
     if extent is None:
@@ -98,7 +98,8 @@ def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
     except OSError as error:
         if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY:
             raise
-    # Larger than memory, of which the kernel would set aside as much as could be written to: here it will be little.
+    # A private mapping larger than memory: without this flag the kernel would reserve memory for all of it, though few
+    # of its pages are written.
     make: Any = mmap.mmap
     made: mmap.mmap = make(
         fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset
