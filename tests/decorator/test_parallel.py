@@ -1,4 +1,4 @@
-"""@parallel: a function that stays a function, and can be mapped over workers."""
+"""@parallel: a function that can still be called, and can be mapped over workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("_warm_up")
 
 @pytest.fixture(autouse=True)
 def _no_workers_left(no_leaks):
-    """Everything that a test started ends with it."""
+    """Close all workers that a test started."""
     yield
     for executor in list(_settings.executors.values()):
         executor.shutdown()
@@ -31,7 +31,7 @@ def _no_workers_left(no_leaks):
 
 @forkshm.parallel(workers=2)
 def double(x: int, *, plus: int = 0) -> int:
-    """Twice *x*."""
+    """Return twice *x*."""
     return 2 * x + plus
 
 
@@ -83,7 +83,7 @@ class Table:
 
     @forkshm.parallel(workers=2)
     def at(self, index: int) -> float:
-        """The value there."""
+        """The value of the object."""
         return float(self.values[index])
 
     @forkshm.parallel(workers=2)
@@ -198,7 +198,7 @@ def test_options_are_taken_together_with_a_function():
 
 
 def test_on_error_without_workers():
-    """In a worker, too: what runs in place has the same answers."""
+    """Maps that run inside a worker return the same answers."""
 
     @forkshm.parallel(workers=1)
     def inner(xs):
@@ -363,7 +363,7 @@ def test_invalid_functions_and_options_are_refused():
 def test_progress(kind, capfd, monkeypatch):
     library = pytest.importorskip(kind)
     if kind == "tqdm":
-        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # else it keeps a thread
+        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     assert double.map(range(30), progress=kind, chunksize=7) == [2 * x for x in range(30)]
     said = "".join(capfd.readouterr())
     assert "30/30" in said
@@ -385,7 +385,7 @@ def test_progress_without_its_library(monkeypatch):
         double.map([1], progress="bar")
 
 
-# -- where functions come from ------------------------------------------------------------------
+# -- origin of functions ------------------------------------------------------------------------
 
 
 def test_functions_of_the_script_see_the_globals_that_an_initializer_set(run_script):
