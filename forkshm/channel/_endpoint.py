@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from forkshm import _leaks, _system
+from forkshm import _interrupts, _leaks, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -93,6 +93,9 @@ class Received:
 class PrivateFd:
     """An fd that is closed in forked children."""
 
+    fd = -1
+
+    @_interrupts.promptly
     def __init__(self, fd: int) -> None:
         self.fd = fd
         close_in_children(self)
@@ -104,8 +107,9 @@ class PrivateFd:
             kernel.close(fd)
 
     # With a default: when the program ends, the names of this module may be gone.
+    @_interrupts.promptly
     def __del__(self, close: Any = kernel.close) -> None:
-        fd, self.fd = getattr(self, "fd", -1), -1
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             close(fd)
 

@@ -240,11 +240,16 @@ class Queue:
         for payload, _ in backlog:
             payload.close()
 
+    @_interrupts.promptly
     def __del__(self) -> None:
-        for name in ("_writer", "_reader", "_counters"):
-            thing = getattr(self, name, None)
-            if thing is not None:
-                thing.close()
+        # The counters close themselves.
+        try:
+            try:
+                self._writer.close()
+            finally:
+                self._reader.close()
+        except AttributeError:  # it was never complete
+            pass
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._closed else f'fd {self._reader.fileno()}'}>"
@@ -670,15 +675,23 @@ def _only_feeders_left(main: threading.Thread) -> bool:
 class _Counters:
     """The counter fds of a queue; closed when the queue is collected."""
 
+    items = unfinished = -1
+
+    @_interrupts.promptly
     def __init__(self, items: int, unfinished: int = -1) -> None:
         self.items = items
         self.unfinished = unfinished
 
-    def close(self, close: Any = kernel.close) -> None:  # at the end of the program the name may be gone
-        for fd in (self.items, self.unfinished):
-            if fd >= 0:
-                close(fd)
-        self.items = self.unfinished = -1
+    @_interrupts.promptly
+    def __del__(self, close: Any = kernel.close) -> None:  # at the end of the program the name may be gone
+        items, self.items = self.items, -1
+        unfinished, self.unfinished = self.unfinished, -1
+        try:
+            if items >= 0:
+                close(items)
+        finally:
+            if unfinished >= 0:
+                close(unfinished)
 
 
 def _new_channel() -> tuple[Sender, Receiver]:

@@ -167,7 +167,7 @@ def run(
     """Run groups of a call on this node. Dask runs this function."""
     agent = _agents.get(name)
     if agent is None:
-        raise RuntimeError(f"cannot run a call here: the executor {name} was shut down, or this node has not set it up")
+        raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
     values = {array.name: array.array for array in arrays}
     for key, result in remote.items():
         values[key] = value_of(result)

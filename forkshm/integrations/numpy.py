@@ -1,4 +1,4 @@
-"""NumPy: arrays in shared memory, and how arrays cross to other processes."""
+"""NumPy: arrays in shared memory, and how arrays are sent to other processes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from forkshm.pickler import (
     register,
     register_family,
     register_foreign,
+    register_plain,
     register_simple,
     send_region,
     take_region,
@@ -65,7 +66,7 @@ _item_of = np.ndarray.__getitem__
 
 
 class PrivateArray(np.ndarray[Any, Any]):
-    """An array in private memory, which ``np.array(a, subok=True)`` and ``np.require`` make of a SharedArray."""
+    """An array in private memory; ``np.array(a, subok=True)`` and ``np.require`` turn a SharedArray into one."""
 
     def __array_finalize__(self, parent: Any) -> None:
         pass
@@ -83,12 +84,12 @@ class PrivateArray(np.ndarray[Any, Any]):
 class SharedArray(np.ndarray[Any, Any]):
     """An ndarray whose elements lie in an anonymous region.
 
-    Use it like any array. It crosses to other processes as a descriptor: they see the
-    same elements. So do plain views of it (``np.asarray(a)``), slices, transposes and
-    reversals. Arithmetic and copies give plain arrays.
+    Use it like any array. It is sent to other processes as a descriptor, so they see the same elements. That also holds
+    for plain views of it (``np.asarray(a)``), slices, transposes and reversals. Arithmetic and copies return plain
+    arrays.
 
-    Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The
-    memory lives until the last view in the last process is gone.
+    Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The memory is freed when the last
+    view in the last process is gone.
     """
 
     @property
@@ -97,8 +98,8 @@ class SharedArray(np.ndarray[Any, Any]):
         return _region_of(self)
 
     def __array_finalize__(self, parent: Any) -> None:
-        # A few functions of NumPy's in C are not told that there is anything to do: they make a copy of the same
-        # type, when asked to. It cannot become a plain array any more, and must not be called shared.
+        # A few C functions of NumPy create a copy of the same type without asking this class. Such an array cannot be
+        # turned into a plain array here, and must not be called shared.
         if self.flags.owndata and type(self) is SharedArray:
             self.__class__ = PrivateArray  # type: ignore[assignment]
 
@@ -119,7 +120,7 @@ class SharedArray(np.ndarray[Any, Any]):
         return _on_plain(func, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        # Often called in a loop over elements, so this path does only what that needs.
+        # Often called in a loop over elements, so this path does only what a single element needs.
         found = _item_of(self, key)
         if type(found) is not SharedArray:
             return found
@@ -716,6 +717,10 @@ register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
 register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
+# Results of many computations. Strings and structured scalars may be long.
+register_plain(
+    *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
+)
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

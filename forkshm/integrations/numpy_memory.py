@@ -1,7 +1,7 @@
-"""Arrays born in shared memory: NumPy allocates large ones in the arena.
+"""Arrays born shared: NumPy allocates large ones in the arena.
 
-Such an array is an ordinary array in all respects. It owns its memory, which is a block of the
-arena that this process claims until NumPy frees it. Sending the array hands on the block.
+Such an array is an ordinary array in all respects. It owns its memory, which is a block of the arena that this process
+claims until NumPy frees it. Sending the array sends on the block.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _handler(share: Share, min_bytes: int) -> Any:
         made = hook.new_handler(
             min_bytes,
             lambda size, zeroed: _allocate(share, size, zeroed=zeroed),
-            lambda old, size: _reallocate(share, min_bytes, old, size),
+            lambda old, size, answer: _reallocate(share, min_bytes, old, size, answer),
             _release,
         )
         found = _handlers.setdefault((share, min_bytes), made)
@@ -181,32 +181,47 @@ def _allocate(share: Share, size: int, *, zeroed: bool) -> int:
             raise  # a signal handler raised it
         return 0  # memory, address space or fds are used up; NumPy's own allocation may succeed
     address = held.claim.address
-    _born[address] = held
     if zeroed and block.used:
         kernel.clear_memory(address, min(block.used, size))
+    # Last, and no call behind it: an interrupted allocation returns its block.
+    _born[address] = held
     return address
 
 
-def _reallocate(share: Share, min_bytes: int, old: int, size: int) -> int:
+def _reallocate(share: Share, min_bytes: int, old: int, size: int, answer: Any) -> None:
     hook = _hooks[0]
     held = _born.get(old)
     if held is not None:
         room = held.claim.size
         if size <= room <= 2 * size:
-            return old
+            answer.value = old
+            return
     else:
         room = malloc_usable_size(old) if malloc_usable_size is not None and old else 0
         if size < min_bytes or (old and not room):
-            return int(hook.own_realloc(0, old, size))
-    new = (_allocate(share, size, zeroed=False) if size >= min_bytes else 0) or hook.own_malloc(0, size)
-    if new:
-        kernel.copy_memory(new, old, min(room, size))
-        _release(old)
-    return new
+            # The call and the store of its result are one C call.
+            all(map(setattr, (answer,), ("value",), map(hook.own_realloc, (0,), (old,), (size,))))
+            return
+    new = [_allocate(share, size, zeroed=False)] if size >= min_bytes else [0]
+    try:
+        if not new[0]:
+            new[:] = map(hook.own_malloc, (0,), (size,))
+        if new[0]:
+            kernel.copy_memory(new[0], old, min(room, size))
+            # NumPy has the new memory before the old is released, also when this is interrupted in between.
+            answer.value = new[0]
+            _release(old)
+    except BaseException:
+        if not answer.value:
+            _release(new[0])
+        raise
 
 
 def _release(address: int) -> None:
-    if _born.pop(address, None) is None and address:
+    # No call before the memory is released.
+    if address in _born:
+        del _born[address]
+    elif address:
         _hooks[0].own_free(0, address, _NOT_SMALL)
 
 

@@ -406,7 +406,7 @@ class _Keeper:
             threading.Thread(target=self._serve, args=(connection,), name="forkshm-pytest", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        # Errors of a worker that dies, or of a stranger, must not affect the other workers.
+        # Errors of a worker that dies, or of an unrelated process that connects, must not affect the other workers.
         with connection, contextlib.suppress(OSError, EOFError, struct.error):
             if not _is_ours(connection):
                 return

@@ -28,7 +28,7 @@ from forkshm.pickler._pack import (
     pack,
     pack_by_name,
     still_by_name,
-    tiny_payload,
+    tiny_stream,
 )
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import (
@@ -37,6 +37,7 @@ from forkshm.pickler._reducers import (
     register_bundler,
     register_family,
     register_lazy,
+    register_plain,
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
@@ -71,7 +72,7 @@ __all__ = [
     "repeated",
     "skip",
     "still_by_name",
-    "tiny_payload",
+    "tiny_stream",
     "view",
 ]
 # For the other packages of forkshm.
@@ -91,6 +92,7 @@ __all__ += [
     "register_bundler",
     "register_family",
     "register_foreign",
+    "register_plain",
     "register_simple",
     "send_region",
     "take_region",

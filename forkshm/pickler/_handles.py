@@ -12,23 +12,11 @@ import socket
 from typing import Any
 
 from forkshm import _system
+from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.pickler._reducers import register
 
 __all__ = ("Handle", "ReceivedFd")
-
-
-class Handle(bytearray):
-    """An fd on its way out: a duplicate, so the sender may close its own; closed when the message was sent."""
-
-    def __init__(self, fd: int) -> None:
-        super().__init__(1)
-        self.fd = kernel.duplicate(fd)
-        _outgoing[id(self)] = self.fd
-
-    def __del__(self) -> None:
-        if _let_go is not None:  # the end of the program
-            _let_go(id(self))
 
 
 # The duplicates open here: a forked child closes its copies, or the other end of a pipe
@@ -36,11 +24,26 @@ class Handle(bytearray):
 _outgoing: dict[int, int] = {}
 
 
-# With defaults: at the end of the program the names of this module may be gone.
-def _let_go(key: int, outgoing: dict[int, int] = _outgoing, close: Any = kernel.close) -> None:
-    fd = outgoing.pop(key, None)
-    if fd is not None:
-        close(fd)
+class Handle(bytearray):
+    """An fd on its way out: a duplicate, so the sender may close its own; closed when the message was sent."""
+
+    fd = -1
+    _key = 0
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(1)
+        self._key = id(self)
+        # No call between these.
+        self.fd = _outgoing[self._key] = kernel.duplicate(fd)
+
+    # With defaults: at the end of the program the names of this module may be gone.
+    @promptly
+    def __del__(self, outgoing: dict[int, int] = _outgoing, close: Any = kernel.close) -> None:
+        key, self._key = self._key, 0
+        if key in outgoing:
+            fd = outgoing[key]
+            del outgoing[key]
+            close(fd)
 
 
 def _in_child() -> None:
@@ -55,6 +58,7 @@ _system.register_at_fork(after_in_child=_in_child)
 class ReceivedFd:
     """An fd that has arrived; closed unless somebody takes it."""
 
+    @promptly
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
@@ -69,10 +73,11 @@ class ReceivedFd:
             raise ValueError("an fd that arrived was asked for twice")
         return fd
 
+    @promptly
     def __del__(self, close: Any = kernel.close) -> None:
-        if self._fd >= 0:
-            close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
 
 
 def reduce_socket(end: socket.socket) -> Any:

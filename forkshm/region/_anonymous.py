@@ -82,14 +82,15 @@ def anonymous_shared_memory(
         )
     try:
         fd = kernel.create_memory(size, "region")
-        if size <= LARGEST and address is None and kernel.is_scarce(fd):
-            mapping, exporter = map_part(fd, size)
-        else:
-            try:
+        try:
+            is_part = size <= LARGEST and address is None and kernel.is_scarce(fd)
+            if not is_part:
                 mapping, exporter = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write, address)
-            except BaseException:
-                kernel.close(fd)
-                raise
+        except BaseException:
+            kernel.close(fd)
+            raise
+        if is_part:
+            mapping, exporter = map_part(fd, size)
     except OSError as error:
         raise map_refused(error, size, Mode.read_write, address) from error
     region = region_of(mapping, exporter)

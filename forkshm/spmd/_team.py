@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import operator
 import os
 import signal
@@ -12,6 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkshm import _multiprocess, _system
+from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
@@ -32,6 +34,10 @@ _HANDLED = tuple(
     for name in ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGWINCH"]
     if hasattr(signal, name)
 )
+
+
+# Arguments of a call without arguments that `itertools.starmap` makes once.
+_ONCE: tuple[tuple[()], ...] = ((),)
 
 
 def team(size: int | None = None) -> Team:
@@ -114,7 +120,9 @@ class Team(Member):
         self._join(None, 0, size)
         self._used = False
         self._monitor: TeamMonitor | None = None
-        self._open = contextlib.ExitStack()
+        # The ends of the lifeline. The kernel kills the members when the write end is closed, so no child may hold it.
+        self._writing: PrivateFd | None = None
+        self._reading: list[int] = []
 
     def __repr__(self) -> str:
         return f"<Team of {self.size}, member {self.rank}>"
@@ -127,17 +135,11 @@ class Team(Member):
         assert sys.platform != "win32"  # there is no fork
         try:
             team_state = self._team_state = TeamState(self.size)
-            self._open.callback(team_state.close)
             monitor = self._monitor = TeamMonitor(team_state, f"member {{}} of a team of {self.size}", "the block")
-            self._open.callback(monitor.close)
-            # The kernel kills the members when the write end is closed, so no child may hold it.
-            writing = PrivateFd(-1)
-            reading: list[int] = []
-            self._open.callback(writing.close)
-            self._open.callback(kernel.close_all, reading)
+            writing = self._writing = PrivateFd(-1)
             # No call between these lines, where a signal handler could raise: each fd always has an owner.
             self._lifeline, writing.fd = kernel.create_lifeline()
-            reading += [self._lifeline]
+            self._reading += [self._lifeline]
             self._known = importable_now()
             team_state.enter(0)
             _flush()
@@ -145,11 +147,7 @@ class Team(Member):
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
             try:
                 for rank in range(1, self.size):
-                    with kernel.forking() as sentinel:
-                        pid = os.fork()
-                        if pid:
-                            monitor.add(rank, pid, functools.partial(wait_for, pid), sentinel)
-                    if not pid:
+                    if not self._fork(rank, monitor):
                         self._begin(rank, team_state, monitor)
                         return self
             finally:
@@ -170,23 +168,63 @@ class Team(Member):
             raise
         return self
 
+    def _fork(self, rank: int, monitor: TeamMonitor) -> int:
+        """Fork the member of that rank, and watch it; return its pid, and 0 in the member."""
+        assert sys.platform != "win32"  # there is no fork
+        pids: list[int] = []
+        try:
+            with kernel.forking() as sentinel:
+                # Forked and noted in one C call: an interrupted start leaves no process.
+                pids.extend(itertools.starmap(os.fork, _ONCE))
+                if pids[0]:
+                    monitor.add(rank, pids[0], functools.partial(wait_for, pids[0]), sentinel)
+            return pids[0]
+        except BaseException:
+            if pids and not pids[0]:
+                os._exit(1)
+            if pids and rank not in monitor.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pids[0], _system.SIGKILL)
+                wait_for(pids[0])
+            raise
+
     def _look_for_dead(self) -> None:
         if self._monitor is not None and not self.rank:
             self._monitor.look()
 
+    @promptly
     def _end(self) -> None:
         """Leave the team, and kill the members that are still running."""
-        self._open.close()
+        try:
+            self._close()
+        except BaseException:  # a signal handler has raised
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        # Can be repeated. Each is tried, whatever the others raise.
+        if os.getpid() != self._pid:
+            return  # a process that user code forked inside the block
+        with contextlib.ExitStack() as rest:
+            for thing in (self._team_state, self._monitor):
+                if thing is not None:
+                    rest.callback(thing.close)
+            if self._writing is not None:
+                rest.callback(self._writing.close)
+            rest.callback(kernel.close_all, self._reading)
         self._team_state = self._monitor = None
 
+    @promptly
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.rank:
             self._leave(error)
-        if os.getpid() != self._pid or self._team_state is None or self._monitor is None:
-            return  # a process that user code forked inside the block
+        if self._team_state is None or self._monitor is None:
+            return
         try:
+            if os.getpid() != self._pid:
+                return  # a process that user code forked inside the block
             self._team_state.end(0, LEFT if error is None else FAILED)
             if error is not None:
                 self._monitor.fail()
@@ -226,6 +264,7 @@ class Team(Member):
         except BaseException as error:
             self._leave(error)
 
+    @promptly
     def _leave(self, error: BaseException | None) -> NoReturn:
         """End this process, which was forked for the block and must not run the code after it."""
         code = 1
@@ -248,8 +287,10 @@ class Team(Member):
             code = 1
             traceback.print_exc()
         finally:
-            _flush()
-            os._exit(code)
+            try:
+                _flush()
+            finally:
+                os._exit(code)
 
 
 def _flush() -> None:

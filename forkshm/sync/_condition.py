@@ -53,7 +53,7 @@ class _Guard:
         if self.core is not None:
             self.core.acquire_again(count)
             return
-        for _ in range(count):
+        for _ in range(count - (self._count() if self._is_mine() else 0)):
             self.lock.acquire()
 
 

@@ -41,19 +41,34 @@ class _LockWord(Word):
             return True
         return self.take(deadline_of(block, timeout), "RLock" if self.recursive else "Lock")
 
+    @_interrupts.promptly
     def release(self, *_: object) -> None:
-        """Release the lock; ignore the arguments of ``__exit__``."""
+        """Release the lock; ignore the arguments of ``__exit__``. It takes effect whatever a signal handler raises."""
+        try:
+            is_last = self._is_last()
+        except AssertionError:
+            raise
+        except BaseException:
+            if self._is_last():
+                self.give()
+            raise
+        if is_last and not self.give():
+            raise ValueError("semaphore or lock released too many times")
+
+    def _is_last(self) -> bool:
+        """Return whether the word has to be changed; otherwise count one acquisition less. Repeat it if it raises."""
         state = self.state
         if self.recursive:
             if not self.is_mine():
                 raise AssertionError("attempt to release recursive lock not owned by thread")
             if state[0] > 1:
                 state[0] -= 1
-                return
-        if self.owner == token():
+                return False
             state[0] = 0
-        if not self.give():
-            raise ValueError("semaphore or lock released too many times")
+        elif self.owner == token():
+            state[0] = 0
+        # No call since the last store, so what was interrupted was not done.
+        return True
 
     def __reduce__(self) -> Any:
         return _word_at, (self.region, self.offset, self.recursive)

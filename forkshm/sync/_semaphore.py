@@ -29,6 +29,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from forkshm import _multiprocess
+from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region.locks import HEADER, LINE, SLICE, Placed, give_back, mutex_made
@@ -286,17 +287,18 @@ class _Counting:
             warn_of(owner, f"{count} of the permits of a {type(self).__name__}", "they are back")
         return taken
 
+    @promptly
     def release(self) -> None:
         """Release a permit.
 
         Raises:
             ValueError: The semaphore already has its maximum number of permits.
         """
-        permits, me = self._permits, token()
+        permits = self._permits
         done: list[bool] = []
 
         def attempt(words: memoryview) -> int:
-            waiters = permits.give(words, me)
+            waiters = permits.give(words, token())
             done[:] = (True,)
             return waiters
 
@@ -314,6 +316,7 @@ class _Counting:
     def __enter__(self) -> bool:
         return self.acquire()
 
+    @promptly
     def __exit__(self, *_: object) -> None:
         self.release()
 

@@ -27,6 +27,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
+from forkshm._interrupts import promptly
 from forkshm.backend import kernel, native_locks
 from forkshm.backend import locks as _locks
 from forkshm.errors import ForkshmWarning, NotConstructedError, SyncError
@@ -216,6 +217,7 @@ class Word:
                     )
                     return True
 
+    @promptly
     def give(self) -> bool:
         """Release the lock, whichever process holds it; return whether any did."""
         trial: list[int] = []

@@ -97,7 +97,7 @@ class Table:
         return 3 * x
 
 
-def test_called_it_is_the_function_it_was():
+def test_calling_a_decorated_function_calls_the_original():
     assert double(3, plus=1) == 7
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice *x*.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
@@ -156,18 +156,18 @@ def test_a_forked_child_has_workers_of_its_own(in_child):
     assert parents >= set(pid_of.map(range(20), chunksize=1))
 
 
-def test_in_a_worker_it_runs_in_place():
+def test_a_map_in_a_worker_runs_in_that_worker():
     ((worker, pids, doubled, more),) = nested.map([21])
     assert set(pids) == {worker} != {os.getpid()}
     assert (doubled, more) == (42, [42])
 
 
-def test_in_a_worker_it_has_workers_of_its_own_if_asked():
+def test_a_nested_map_has_workers_of_its_own():
     ((worker, pids),) = nested_in_workers.map([0])
     assert worker not in pids
 
 
-def test_so_it_does_in_a_worker_of_a_plain_pool(pool):
+def test_a_map_in_a_worker_of_a_plain_pool_runs_in_that_worker(pool):
     worker, pids, *_ = pool.apply(nested, (1,))
     assert set(pids) == {worker}
 
@@ -252,7 +252,7 @@ def test_a_method_takes_its_object_along_once():
     assert Table.triple.map([1, 2]) == [3, 6]
 
 
-def test_what_a_function_closes_over_is_copied_once():
+def test_a_closure_is_copied_once():
     big = np.ones(2_000_000)
 
     @forkshm.parallel(workers=2)
@@ -342,7 +342,7 @@ def test_wrong_options_are_told_at_once(options, message):
         forkshm.parallel(**options)(abs)
 
 
-def test_what_cannot_be_decorated_or_given():
+def test_invalid_functions_and_options_are_refused():
     async def coroutine():
         pass
 
@@ -416,7 +416,7 @@ print(later.map([0]))
     assert said == "[0, 10, 20, 30]\n['later', 2]\n['redefined']\n"
 
 
-def test_the_program_ends_with_workers_and_waits_for_what_was_submitted(run_script):
+def test_the_program_waits_for_submitted_calls_and_ends_its_workers(run_script):
     said = run_script("""
 import forkshm, time
 @forkshm.parallel(workers=2)
@@ -441,7 +441,7 @@ def test_recursive_and_dynamic_functions_cross(pool):
     assert factorial.map([5]) == [120]
 
 
-def test_worker_exit_gets_what_worker_state_made_when_workers_end(tmp_path):
+def test_worker_exit_gets_the_worker_state(tmp_path):
     @forkshm.parallel(workers=2, worker_state=lambda: [os.getpid()], worker_exit=lambda state: ended(state))
     def note(x):
         note.state.append(x)

@@ -1,4 +1,4 @@
-"""Fixtures made once for all workers of pytest-xdist."""
+"""Fixtures created once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_table(table, number):
 
 
 @pytest.mark.parametrize(("workers", "made"), [("0", 1), pytest.param("1", 1, marks=pytest.mark.nightly), ("3", 1)])
-def test_it_is_made_once(run, workers, made):
+def test_a_shared_fixture_is_created_once(run, workers, made):
     counts, log, said = run(TABLE, TESTS, "-n", workers)
     assert (counts, len(log)) == ({"passed": 8}, made), said
 
@@ -83,13 +83,13 @@ def test_without_xdist(run):
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("copy_on_write", 1), ("read_write", 2)])
-def test_who_sees_a_write(run, mode, seen):
+def test_each_mode_decides_which_workers_see_a_write(run, mode, seen):
     fixture = f"""
 @shared_fixture(mode={mode!r})
 def table():
     return np.zeros(100_000)
 """
-    # One worker for each test, which wait for one another.
+    # One worker for each test; the tests wait for each other.
     tests = """
 import pathlib, time
 import pytest
@@ -149,7 +149,7 @@ def table():
     return {"rows": np.ones(100_000), "small": [1, 2]}
 """
     counts, log, said = run(fixture, TESTS, "-n", "3")
-    # The test that the killed worker was at has failed.
+    # The test that the killed worker was running has failed.
     assert (counts, len(log)) == ({"passed": 7, "failed": 1}, 2), said
 
 
@@ -184,7 +184,7 @@ def table(request):
 
 
 @pytest.mark.nightly
-def test_without_the_plugin_it_says_what_to_do(run):
+def test_without_the_plugin_the_error_says_what_to_do(run):
     counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)
     assert counts == {"error": 8}
     assert "Run pytest with -p forkshm.pytest" in said

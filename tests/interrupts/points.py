@@ -25,10 +25,11 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL"))
 _RESUME = dis.opmap["RESUME"]
 _CHECKS = frozenset(code for name, code in dis.opmap.items() if name == "RESUME" or "JUMP_BACKWARD" in name)
+_AFTER_YIELD_FROM = 2
 #: Python functions that a type calls: the call of the type itself is one of C.
 _OF_TYPES = frozenset({"__init__", "__new__", "__call__"})
-#: The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
-#: times.
+# The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
+# times.
 _MOST = 4
 
 
@@ -110,6 +111,12 @@ class Points:
         frame.f_trace_opcodes = True
         if frame not in self._frames:
             self._frames[frame] = _Frame()
+        # `RESUME` is no instruction of its own to a trace function, but this event. Its argument says where it is:
+        # after ``yield from`` and ``await`` it does not look for signals.
+        start = frame.f_lasti
+        if event == "call" and start >= 0 and frame.f_code.co_code[start] == _RESUME:
+            if frame.f_code.co_code[start + 1] & 3 < _AFTER_YIELD_FROM:
+                self._pass(frame, start)
         return self._look
 
     def _look(self, frame, event, _):
@@ -152,6 +159,8 @@ class Points:
         self.seen += 1
         if self.seen == self.at:
             self._is_done = True
+            # A frame that is kept here keeps its local variables, such as views that the rest of the block counts.
+            self._frames.clear()
             name = dis.opname[frame.f_code.co_code[before]]
             file = frame.f_code.co_filename[len(_PACKAGE) :]
             self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"

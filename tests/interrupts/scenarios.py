@@ -16,7 +16,7 @@ from forkshm.testing import check_leaks
 
 __all__ = ("SCENARIOS", "Scenario")
 
-#: How often each task was run: tasks count themselves, in memory that all processes have.
+# How often each task was run: tasks count themselves, in memory that all processes have.
 _counts = forkshm.zeros(2**18, dtype=np.int64)
 _ids = iter(())
 
@@ -55,9 +55,9 @@ def same(given, wanted):
 class Scenario:
     """One of them. Objects are made once, and again when they have said that they are broken."""
 
-    #: How long one run and its check may take.
+    # How long one run and its check may take.
     seconds = 20
-    #: What these objects may say instead of going on.
+    # What these objects may say instead of going on.
     broken = ()
 
     def __init__(self):
@@ -530,19 +530,29 @@ class RegionLocks(Scenario):
                 continue
             self.locks.append(kind(self.region, offset, *arguments))
             offset += -(-kind.SIZE // 64) * 64
-        self.rwlock = forkshm.region.RWLock(self.region, offset) if hasattr(forkshm.region, "RWLock") else None
+        self.locks.append(forkshm.region.Condition(self.region, offset, self.locks[0]))
+        offset += -(-forkshm.region.Condition.SIZE // 64) * 64
+        self.rwlock = forkshm.region.RWLock(self.region, offset, readers=2)
 
     def run(self):
         for lock in self.locks:
             with lock:
                 pass
+            # What a C function releases is released, whatever is raised by then.
             if lock.acquire(timeout=5):
                 lock.release()
+        with self.rwlock.read():
+            with self.rwlock.read():
+                pass
+        with self.rwlock.write():
+            pass
 
     def check(self):
         for lock in self.locks:
             assert lock.acquire(timeout=1), f"{lock!r} was left locked"
             lock.release()
+        assert self.rwlock.acquire_write(timeout=1), "the lock was left locked"
+        self.rwlock.release()
         # Another thread gets it, too.
         failed = []
 
@@ -552,6 +562,10 @@ class RegionLocks(Scenario):
                     failed.append(lock)
                 else:
                     lock.release()
+            if self.rwlock.acquire_write(timeout=1):
+                self.rwlock.release()
+            else:
+                failed.append(self.rwlock)
 
         thread = threading.Thread(target=use)
         thread.start()
@@ -764,11 +778,13 @@ class Fork(Scenario):
 class Processes(Scenario):
     """A process with a queue and an array."""
 
+    process = None
+
     def make(self):
         self.queue = forkshm.SimpleQueue()
 
     def run(self):
-        process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
+        self.process = process = forkshm.Process(target=_put, args=(self.queue, np.full(20_000, 3.0)))
         process.start()
         try:
             got = self.queue.get()
@@ -777,8 +793,16 @@ class Processes(Scenario):
         assert (got == 6.0).all()
         same(process.exitcode, 0)
         process.close()
+        self.process = None
 
     def check(self):
+        process, self.process = self.process, None
+        # Its `join` was interrupted, or its `close`.
+        if process is not None and process._popen is not None:
+            process.join()
+            same(process.exitcode, 0)
+            process.close()
+        del process
         while not self.queue.empty():
             self.queue.get()
         self.run()
@@ -792,7 +816,7 @@ def _put(queue, array):
     queue.put(array * 2)
 
 
-#: All of them, by name.
+# All of them, by name.
 SCENARIOS = {
     kind.__name__: kind
     for kind in list(globals().values())

@@ -1,4 +1,4 @@
-"""A signal handler that raises while a lock is entered leaves no lock held."""
+"""A signal handler that raises while a lock is entered never leaves the lock held."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from forkshm.backend import native_locks
 
 ROOT = pathlib.Path(forkshm.__file__).parent
 
-# A signal handler runs at most so late.
+# Maximum delay of a signal handler.
 LONG = 30
 
 needs_c_exit = pytest.mark.skipif(native_locks is None, reason="needs native locks: else __exit__ is a Python function")
 
 
 class _Trapped(_interrupts.Entered):
-    """A lock during whose acquisition a SIGINT comes: one C call does both."""
+    """A lock that gets a SIGINT during its acquisition; one C call does both."""
 
     acquire = staticmethod(_thread.interrupt_main)
 
@@ -46,7 +46,7 @@ def _interrupts_raise():
 @pytest.mark.usefixtures("_interrupts_raise")
 @pytest.mark.parametrize("number", range(100))
 def test_a_block_whose_lock_was_acquired_is_left_by_exit(number):
-    # A hundred times, since CPython replaces instructions by specialized ones.
+    # A hundred times, because CPython replaces instructions by specialized ones.
     lock = _Trapped()
     with pytest.raises(KeyboardInterrupt):
         with lock:
@@ -131,7 +131,7 @@ def test_a_lock_keeps_threads_out_and_can_be_released_by_another():
     lock.release()
 
 
-# Entered by no block, or by the standard library; the latter take what `threading` makes.
+# Locks that no block enters, or that the standard library enters; the latter are created by `threading`.
 _OTHERS = {
     ("channel/_queue.py", "_ready"),
     ("backend/posix/_record_locks.py", ""),

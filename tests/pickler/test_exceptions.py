@@ -186,7 +186,7 @@ FIELDS += ("reason", "object", "encoding", "name", "path", "why", "pair", "value
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_an_exception_comes_back_as_it_was(cross, name):
+def test_an_exception_comes_back_unchanged(cross, name):
     sent = MADE[name]()
     sent.add_note("seen")
     if name != "own way":
@@ -278,7 +278,7 @@ def test_a_very_long_chain_is_cut(cross):
     assert value.__cause__.args == (4998,)
 
 
-def test_what_of_the_chain_cannot_be_pickled_is_left_out(cross):
+def test_unpicklable_parts_of_an_exception_chain_are_omitted(cross):
     sent = chained()
     sent.__cause__.lock = threading.Lock()
     value = cross(sent).value
@@ -356,7 +356,7 @@ def test_an_exception_with_a_way_of_its_own_keeps_its_notes(cross):
     assert (value.pair, value.__notes__) == ((1, 2), ["seen"])
 
 
-def test_except_matches_what_a_task_raised():
+def test_except_clauses_match_the_exception_of_a_task():
     with forkshm.Pool(1) as pool:
         with pytest.raises(TwoArguments) as caught:
             pool.apply(raise_it, ("two arguments",))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm._interrupts import promptly
 from forkshm.backend import locks as _locks
+from forkshm.errors import NotRecoverableError
 from forkshm.region.locks._placed import SLICE, Placed, checked_timeout
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Condition(Placed):
         """Acquire the mutex."""
         return self._mutex.acquire(timeout)
 
+    @promptly
     def release(self) -> None:
         """Release the mutex."""
         self._mutex.release()
@@ -105,6 +108,7 @@ class Condition(Placed):
         self._mutex.__enter__()
         return self
 
+    @promptly
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._mutex.__exit__(kind, error, traceback)
 
@@ -147,9 +151,12 @@ class Condition(Placed):
                     self._withdraw(words, first)
                     return False
                 seen = words[_SEQUENCE]
+        except NotRecoverableError:
+            raise
         except BaseException:
-            if self._mutex._is_mine():
-                self._withdraw(words, first)
+            # To acquire the mutex may itself have been interrupted.
+            self._mutex._acquire_again(count)
+            self._withdraw(words, first)
             raise
 
     def _sleep(self, words: memoryview, seen: int, deadline: float) -> None:

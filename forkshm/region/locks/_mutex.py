@@ -1,7 +1,7 @@
 """Mutex and RecursiveMutex: mutual exclusion that survives the death of a holder.
 
 The mutex is a robust, process-shared mutex of the C library. The kernel has a list of the mutexes that a thread holds.
-When the thread ends, for whatever reason, the next thread that acquires the mutex is told. forkshm adds a header of
+When the thread ends, for whatever reason, the next thread that acquires the mutex is informed. forkshm adds a header of
 three words that only the holder writes:
 
     owner       the holder's thread id, to detect misuse and to undo an interrupted call
@@ -12,10 +12,13 @@ three words that only the holder writes:
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
 from threading import get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from forkshm._interrupts import here, promptly
 from forkshm.backend import kernel
 from forkshm.backend import locks as _locks
 from forkshm.errors import DeadlockError, NotOwnerError, NotRecoverableError, SyncError
@@ -34,7 +37,7 @@ _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 
 _trylock, _unlock = _locks.mutex_trylock, _locks.mutex_unlock
 
-#: How often one looks before it sleeps, where there are others on whose cores the holder may go on.
+# Number of attempts before the thread sleeps, if the holder may run on another core meanwhile.
 _LOOKS = range(12 if kernel.usable_cores() > 1 else 0)
 
 
@@ -116,6 +119,7 @@ class Mutex(Placed):
 
     def _ready(self, repair: Callable[[], object] | None) -> None:
         self._mutex = self._address + HEADER
+        self._unlock = functools.partial(_unlock, self._mutex)
         self._repair = repair
 
     def _arguments(self) -> tuple[Any, ...]:
@@ -146,7 +150,7 @@ class Mutex(Placed):
         try:
             return self._take(words, me, timeout)
         except BaseException:
-            # Also a KeyboardInterrupt that came after the lock, and before anybody knew.
+            # Also undoes a KeyboardInterrupt that came after the lock was taken and before that was recorded.
             self._undo(words, me, before)
             raise
 
@@ -161,19 +165,24 @@ class Mutex(Placed):
             raise
         return self
 
+    @promptly
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        words = self._words
         # A wait that was interrupted twice may have left the block without the lock.
-        if kind is None or self._is_mine():
+        if kind is None or words is None or words[_OWNER] == here.native_id:
             self.release()
 
+    @promptly
     def release(self) -> None:
         """Release the mutex.
 
         Raises:
             NotOwnerError: This thread does not hold the mutex.
         """
-        words = self._live()
-        if words[_OWNER] != get_native_id():
+        words = self._words
+        # No call from here to the unlock, so a signal handler that raises leaves the mutex released.
+        if words is None or words[_OWNER] != here.native_id:
+            self._live()
             raise self._not_mine("release")
         if words[_COUNT] > 1:
             words[_COUNT] -= 1
@@ -196,7 +205,7 @@ class Mutex(Placed):
     def _take(self, words: memoryview, me: int, timeout: float | None) -> bool:
         code = _trylock(self._mutex)
         if code == errno.EBUSY and timeout != 0 and words[_OWNER] != me:
-            # Held for a moment, mostly: to sleep, and to be woken, would take ten times as long.
+            # Locks are mostly held briefly. To sleep and be woken would take ten times as long.
             for _ in _LOOKS:
                 code = _trylock(self._mutex)
                 if code != errno.EBUSY:
@@ -204,7 +213,7 @@ class Mutex(Placed):
         if code != 0 or timeout is not None:
             seconds = checked_timeout(timeout)
             if code == errno.EBUSY:
-                # musl's trylock does not tell one's own; glibc's has said EDEADLK.
+                # musl's trylock does not report that this thread holds it; glibc's has returned EDEADLK.
                 mine = _locks.LOCK_LAYOUT >> 8 != 1 and words[_OWNER] == me
                 code = errno.EDEADLK if mine else take(self._mutex, seconds)
             if code == errno.EBUSY:
@@ -213,8 +222,9 @@ class Mutex(Placed):
                 self._again(words)
                 return True
             if code == errno.EOWNERDEAD:
-                # From here on the state is kept in our word, where an interrupted call cannot lose it. First
-                # the word: who dies between the two lines leaves it to be found again.
+                # From here on the header keeps the state, where an interrupted call cannot lose it. It is written
+                # before the mutex is marked consistent: if this thread dies in between, the next one finds the death
+                # again.
                 words[_STATE] |= _DIED
                 _locks.mutex_consistent(self._mutex)
             elif code != 0:
@@ -232,19 +242,26 @@ class Mutex(Placed):
     def _inherit(self, words: memoryview) -> None:
         if words[_STATE] & _GIVEN_UP:
             raise NotRecoverableError(
-                f"cannot acquire {self!r}: a process died while it held the mutex, and the next one released it "
-                "without make_consistent(). The guarded data is in an unknown state; construct it and the mutex again."
+                f"cannot acquire {self!r}: a process died while it held the mutex, and the next holder released it "
+                "without make_consistent(), so the guarded data is in an unknown state. Construct the data and "
+                "the mutex again."
             )
         if self._repair is not None:
             self._repair()
             words[_STATE] = _SOUND
 
+    # Unlocks: a look-up, and not a call, after which a signal handler could run.
+    _unlocked: Any = property(operator.methodcaller("_unlock"))
+
+    @promptly
     def _let_go(self, words: memoryview) -> None:
-        # No call between the words and the unlock: a signal handler could run after it.
-        held.pop(self._mutex, None)
+        # No call between these.
+        mutex = self._mutex
+        if mutex in held:
+            del held[mutex]
         words[_COUNT] = 0
         words[_OWNER] = 0
-        if _unlock(self._mutex) != 0:
+        if self._unlocked != 0:
             raise self._not_mine("release")
 
     def _undo(self, words: memoryview, me: int, before: int) -> None:
