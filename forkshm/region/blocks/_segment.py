@@ -424,10 +424,12 @@ class Claim:
         Raises:
             OSError: The kernel refused the mapping.
         """
-        # Written before the fact: it is mapped shared again at the end, also if this is interrupted.
+        replacing = kernel.replacing(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+        # Written before the fact: it is mapped shared again at the end, also if this is interrupted. No call in
+        # between, not even to advance the iterator.
         self.share = Share.private
         try:
-            kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+            [*replacing]  # noqa: B018
         except OSError:
             self.share = Share.exclusive
             raise
