@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm.backend import _memory
+from forkshm.backend.posix._whole import whole
 from forkshm.errors import SyncError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
@@ -185,6 +186,7 @@ _held = _Held()
 _system.register_at_fork(after_in_child=_held.in_child)
 
 
+@whole
 def process_token() -> int:
     """Return a number that says which process this is: its pid, and a random one; it has that byte of the file."""
     token = secrets.randbits(30) << 32 | 1 << 62 | os.getpid() & 0x7FFFFFFF
@@ -194,6 +196,7 @@ def process_token() -> int:
     return token
 
 
+@whole
 def is_alive(token: int) -> bool:
     """Return whether the process with that token is alive."""
     if token == _held.token:
@@ -254,6 +257,7 @@ def _new_number() -> int:
     return secrets.randbits(62) | 1
 
 
+@whole
 def mutex_init(address: int) -> int:
     """Make a mutex."""
     words = _words(address)
@@ -263,6 +267,7 @@ def mutex_init(address: int) -> int:
     return 0
 
 
+@whole
 def mutex_trylock(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -296,6 +301,7 @@ def mutex_lock(address: int, seconds: float) -> int:
     return code
 
 
+@whole
 def mutex_unlock(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -311,6 +317,7 @@ def mutex_unlock(address: int) -> int:
     return 0
 
 
+@whole
 def mutex_consistent(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -321,6 +328,7 @@ def mutex_consistent(address: int) -> int:
     return 0
 
 
+@whole
 def sem_init(address: int, value: int) -> int:
     """See `Locks`."""
     code = mutex_init(address)
@@ -331,12 +339,20 @@ def sem_init(address: int, value: int) -> int:
 
 def _change_permits(address: int, change: int) -> int:
     """Add to the permits: 0, or -1 when there would be too few, or too many."""
-    words = _words(address)
-    me = get_native_id()
     pause = _FIRST_PAUSE
-    while (code := _lock(words, me)) == errno.EBUSY:
+    while (code := _change_now(address, change)) == errno.EBUSY:
         time.sleep(pause)
         pause = min(2 * pause, _LAST_PAUSE)
+    return code
+
+
+@whole
+def _change_now(address: int, change: int) -> int:
+    """Change the permits, unless another thread does at the moment: EBUSY."""
+    words = _words(address)
+    code = _lock(words, get_native_id())
+    if code == errno.EBUSY:
+        return code
     try:
         value = words[_PERMITS] + change
         if not 0 <= value <= _MOST_PERMITS:
@@ -344,7 +360,7 @@ def _change_permits(address: int, change: int) -> int:
         words[_PERMITS] = value  # one store: a process that is killed here has done it or not
         return 0
     finally:
-        if code != errno.EDEADLK:  # else a signal handler came into the middle of this very call
+        if code != errno.EDEADLK:  # else a finalizer came into the middle of this very call
             _unlock(words)
 
 
