@@ -694,7 +694,7 @@ class End(socket.socket):
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         while (sent := self._send_now(buffers, ancdata, flags | _DONTWAIT)) < 0:
-            if flags & _DONTWAIT:
+            if flags & _DONTWAIT or not os.get_blocking(self.fileno()):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             # BSD does not tell when there is room again.
             self._backend.wait_writable(self, _FULL_PAUSE)
