@@ -6,6 +6,7 @@ import functools
 import importlib
 import mmap
 import operator
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from forkshm.backend import kernel
 from forkshm.integrations.numpy_memory import shared_allocations
 from forkshm.pickler import (
     OUT_OF_BAND,
+    NamedMapping,
     Passage,
     Snapshot,
     can_be_sent,
+    find_named,
     register,
     register_family,
     register_foreign,
@@ -372,6 +375,10 @@ def full_like(
 # -- crossing -------------------------------------------------------------------------
 
 
+# Whether only the name of a file leads to it.
+_MUST_BE_NAMED = kernel.name == "posix"
+
+
 def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     """Reduce an array: as a descriptor if it lies in shared memory, else with one copy of its elements.
 
@@ -381,6 +388,10 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     is_shared_type = type(array) is SharedArray
     if array.base is not None and not is_shared_type and (mapping := _mmap_of(array)) is not None and array.nbytes:
         return _over_mmap(array, mapping)
+    if array.base is not None and _MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND and not is_shared_type:
+        found = _named_of(array, as_copy=not array.flags.writeable)
+        if found is not None:
+            return _over_mmap(array, *found)
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -464,10 +475,38 @@ def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
     return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
 
 
-def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> Any:
+def _named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
+    """Return the mapping of a memmap that *array* is or is a view of, and what is sent for it.
+
+    For kernels that do not say which file lies at an address.
+
+    Args:
+        array: The array.
+        as_copy: Whether the receiver may write to memory that is mapped read-only here; nobody sees that.
+    """
+    memmap: Any = array
+    while isinstance(memmap, np.ndarray) and not isinstance(memmap, np.memmap):
+        memmap = memmap.base
+    if not isinstance(memmap, np.memmap):
+        return None
+    # They are None, or missing, for a memmap of a file without a name, and for the result of computing with one.
+    mapping, path, offset, mode = (getattr(memmap, name, None) for name in ("_mmap", "filename", "offset", "mode"))
+    if type(mapping) is not mmap.mmap or mapping.closed or path is None or offset is None:
+        return None
+    if mode not in ("r", "r+", "w+"):
+        return None  # the kernel does not say which pages of a private mapping were written
+    start = kernel.address_of(mapping)
+    if not start <= array.__array_interface__["data"][0] < start + len(mapping):
+        return None
+    access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_WRITE
+    named = find_named(mapping, os.fspath(path), offset - offset % mmap.ALLOCATIONGRANULARITY, access)
+    return None if named is None else (mapping, named)
+
+
+def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping | None = None) -> Any:
     """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
     where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
-    of = mapping if array.flags.writeable else Snapshot(mapping)
+    of = named or (mapping if array.flags.writeable else Snapshot(mapping))
     return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
 
 
@@ -480,14 +519,20 @@ def rebuild_over_mmap(
 
 def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
     """Reduce a memmap, or a part of one, to a memmap of the same file."""
-    mapping = _mmap_of(array)
-    if mapping is None or not array.nbytes:
+    if not array.nbytes:
         return NotImplemented
+    mapping = _mmap_of(array)
+    of: Any = mapping
+    if mapping is None:
+        found = _named_of(array, as_copy=False) if _MUST_BE_NAMED else None
+        if found is None:
+            return NotImplemented
+        mapping, of = found
     where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
     of_file: Any = array
     state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
     layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
-    return rebuild_memmap, (mapping, *layout, state)
+    return rebuild_memmap, (of, *layout, state)
 
 
 def rebuild_memmap(

@@ -9,7 +9,7 @@ from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
-from forkshm.pickler._files import Snapshot, can_be_sent
+from forkshm.pickler._files import NamedMapping, Snapshot, can_be_sent, find_named
 from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._names import (
@@ -80,10 +80,12 @@ __all__ += [
     "MIN_BUNDLE",
     "OUT_OF_BAND",
     "Handle",
+    "NamedMapping",
     "Passage",
     "ReceivedFd",
     "Snapshot",
     "can_be_sent",
+    "find_named",
     "reduce_array_type",
     "reduce_code",
     "reduce_exception",

@@ -15,7 +15,7 @@ import pytest
 
 import forkshm
 from forkshm._system import CAN_FORK
-from forkshm.decorator import _parallel
+from forkshm.decorator import _settings
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("_warm_up")
 def _no_workers_left(no_leaks):
     """Close all workers that a test started."""
     yield
-    for executor in list(_parallel._executors.values()):
+    for executor in list(_settings.executors.values()):
         executor.shutdown()
-    _parallel._executors.clear()
+    _settings.executors.clear()
 
 
 @forkshm.parallel(workers=2)
@@ -101,7 +101,7 @@ def test_calling_a_decorated_function_calls_the_original():
     assert double(3, plus=1) == 7
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice *x*.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
-    assert not _parallel._executors, "a plain call starts nothing"
+    assert not _settings.executors, "a plain call starts nothing"
 
 
 def test_maps_have_the_answers_of_the_builtins():
@@ -122,7 +122,7 @@ def test_the_workers_are_others_and_stay_and_are_shared():
     assert os.getpid() not in first
     assert len(first | again) <= 2
     double.map([1])
-    assert len(_parallel._executors) == 1
+    assert len(_settings.executors) == 1
 
 
 def test_equal_options_share_workers_and_others_do_not():
@@ -145,7 +145,7 @@ def test_close_ends_the_workers_and_the_next_call_starts_new_ones():
 
 def test_a_forked_child_has_workers_of_its_own(in_child):
     pid_of.map([1])
-    parents = {worker.pid for worker in _parallel._executor_of(pid_of._settings).pool._worker_group.workers}
+    parents = {worker.pid for worker in _settings.executor_of(pid_of._settings).pool._worker_group.workers}
 
     def child():
         children = set(pid_of.map(range(20), chunksize=1))
@@ -225,7 +225,7 @@ def test_results_are_written_into_a_shared_array_and_not_sent():
     def row(x):
         return np.full(100_000, x)
 
-    executor = _parallel._executor_of(row._settings)
+    executor = _settings.executor_of(row._settings)
     before = executor.pool.statistics().bytes_copied
     assert row.map(range(6), out=out) is out
     assert out[:, -1].tolist() == [0, 1, 2, 3, 4, 5]
@@ -243,7 +243,7 @@ def test_an_array_that_workers_cannot_write_is_refused(out):
 def test_a_method_takes_its_object_along_once():
     table = Table(np.arange(2_000_000.0))
     assert (table.at(3), Table.at(table, 4)) == (3.0, 4.0)
-    pool = _parallel._executor_of(Table.at._settings).pool
+    pool = _settings.executor_of(Table.at._settings).pool
     before = pool.statistics().bytes_copied
     assert table.at.map(range(50), chunksize=1) == [float(x) for x in range(50)]
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
@@ -259,7 +259,7 @@ def test_a_closure_is_copied_once():
     def element(x):
         return big[x]
 
-    pool = _parallel._executor_of(element._settings).pool
+    pool = _settings.executor_of(element._settings).pool
     before = pool.statistics().bytes_copied
     assert element.map(range(40), chunksize=1) == [1.0] * 40
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
