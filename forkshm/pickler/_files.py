@@ -60,7 +60,7 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
     if extent is None:
         raise TypeError(
             f"cannot pickle an mmap.mmap of {len(mapping):,} bytes: it is not a mapping of a file that can be opened; "
-            "use forkshm.anonymous_shared_memory, which crosses, or send bytes(mapping)"
+            "use forkshm.anonymous_shared_memory, which can be sent, or send bytes(mapping)"
         )
     try:
         handle = Handle(extent.fd)
@@ -84,19 +84,19 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
 
 
 class NamedMapping(NamedTuple):
-    """A shared mapping of a file, on its way, whose name a library knows."""
+    """A shared mapping to send, of a file whose name a library knows."""
 
     path: str
     identity: tuple[int, int]
     offset: int
     length: int
     position: int
-    #: An ``mmap.ACCESS_`` constant for the receiver.
     access: int
+    """An ``mmap.ACCESS_`` constant for the receiver."""
 
 
 def find_named(mapping: mmap.mmap, path: str, offset: int, access: int) -> NamedMapping | None:
-    """Return what is sent for a shared mapping, or None if the file of that name is not the mapped one.
+    """Return what to send for a shared mapping, or None if the file of that name is not the mapped one.
 
     Args:
         mapping: The mapping.
@@ -119,7 +119,7 @@ def find_named(mapping: mmap.mmap, path: str, offset: int, access: int) -> Named
     length = len(mapping)
     if status.st_size < offset + length:
         raise RegionGoneError(
-            f"cannot send {length:,} bytes that are mapped from {path!r} at {offset:,}: the file was cut to "
+            f"cannot send {length:,} bytes that are mapped from {path!r} at {offset:,}: the file was truncated to "
             f"{status.st_size:,} bytes after it was mapped. Map it again."
         )
     return NamedMapping(path, identity, offset, length, mapping.tell(), access)
@@ -138,7 +138,7 @@ def reduce_named(named: NamedMapping) -> Any:
 
     Raises:
         RegionGoneError: The file was replaced after it was found.
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     fd = os.open(named.path, os.O_RDWR if named.access == mmap.ACCESS_WRITE else os.O_RDONLY)
     try:
