@@ -283,6 +283,10 @@ class Collector:
                 self.spans.append((index, address - start, nbytes))
                 self.shared += nbytes
                 return False
+        return self._copy(view, address, nbytes, asked)
+
+    def _copy(self, view: Any, address: int, nbytes: int, asked: Mode | None) -> bool:
+        """Take private memory out of band, to be copied; with repeats, name a copy that other payloads have, too."""
         if asked is Mode.read_write:
             raise RegionAccessError(
                 errno.EACCES,

@@ -436,6 +436,15 @@ class _Worker:
         if (answer := tiny_stream(value)) is not None:
             self._send_tiny(number, began, answer)
             return
+        results = [value]
+        del value
+        payload = self._packed(kind, number, results)
+        if payload is not None:
+            self._send_result(number, began, payload)
+
+    def _packed(self, kind: Kind, number: int, results: list[Any]) -> Payload | None:
+        """Pickle the only one of *results*, which is taken off; or send the error, and return None."""
+        value = results.pop()
         kind_of_value = type(value).__name__
         try:
             try:
@@ -448,18 +457,19 @@ class _Worker:
             # arguments, which is warm, for what it sends next; and before the memory of the
             # result is handed on, so that it is the parent's alone.
             del value
-            payload = packing.finish()
-            del packing
+            return packing.finish()
         except Exception as error:
             from forkshm._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
-            return
         except BaseException as error:  # of a __reduce__
             self._send_error(Kind.ERROR, number, error)
-            return
+        return None
+
+    def _send_result(self, number: int, began: int, payload: Payload) -> None:
+        """Send a result that was begun then; of a batch hold a small one back for a moment, to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
             self._recorder.packed(len(payload.data) + payload.copied + payload.shared)
