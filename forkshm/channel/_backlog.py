@@ -22,16 +22,16 @@ __all__ = ("SLICE", "Backlog")
 # How long a put waits for a receiver that is about to make room before it starts a backlog.
 _PATIENCE_SECONDS = 0.01
 
-#: Longest sleep of a queue. It bounds the delay when the process that should have sent a wake-up was killed, and
-#: it is how long a killed process's wrong count is believed.
 SLICE = 0.1
+"""Longest sleep of a queue. It bounds the delay when the process that should have sent a wake-up was killed, and
+it is how long a killed process's wrong count is believed."""
 
 # Errors that pass once other processes release resources.
 _SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Backlog:
-    """The part of a `Queue` that sends later, in the order of the calls, and ends the queue in this process."""
+    """The part of a `Queue` that sends later, in the order of the calls, and closes the queue in this process."""
 
     _writer: Sender
     _reader: Receiver
@@ -39,29 +39,28 @@ class Backlog:
     _cancelled: bool
 
     def _start_backlog(self) -> None:
-        # Payloads that did not fit into the kernel's buffer. The list beside a payload gets an item in the C call that
-        # sends it, so that an interrupted `_flush` does not send it again.
+        # Payloads that did not fit into the kernel's buffer, each with a list. The list gets an item in the C call that
+        # sends the payload, so that an interrupted `_flush` does not send it again.
         self._backlog: collections.deque[tuple[Payload, list[Any]]] = collections.deque()
-        # Guards the order in which the backlog is sent; and the two below.
+        # Guards the order in which the backlog is sent, and the two fields below.
         self._lock = _interrupts.Lock()
         self._feeder: threading.Thread | None = None
         self._idle = threading.Condition(self._lock)
 
     def _note_not_put(self, unfinished: list[int]) -> None:
-        """Count an item that is not going to be sent as done."""
+        """Count an item as done that will not be sent."""
         raise NotImplementedError
 
     def _give_room(self, place: list[int]) -> None:
-        """Give back the room that an item was counted for."""
+        """Release the room that an item was counted for."""
         raise NotImplementedError
 
-    # -- what the kernel has no room for ----------------------------------------------
+    # -- sending later ----------------------------------------------------------------
 
     def _send_later(self, payload: Payload, sent: list[Any], *, patient: bool) -> None:
         with self._lock:
             if patient and not self._backlog:
-                # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
-                # is cheaper than a thread.
+                # A process is usually receiving. Then a short wait keeps memory flat, and is cheaper than a thread.
                 kernel.wait_writable(self._writer, _PATIENCE_SECONDS)
             self._flush()
             if not self._backlog and self._writer.send(payload.data, payload.fds, wait=False, sent=sent):
@@ -83,7 +82,7 @@ class Backlog:
         self._feeder = feeder
 
     def _flush(self) -> int:
-        """Send as much of the backlog as there is room for; return how many. Needs the lock."""
+        """Send as much of the backlog as there is room for; return the number of items. Needs the lock."""
         sent = 0
         backlog = self._backlog
         while backlog:
@@ -126,7 +125,7 @@ class Backlog:
                 # This process is ending and receives no more. If no other process can receive, sending then fails.
                 self._reader.close()
             if room and not sent:
-                time.sleep(SLICE / 10)  # room, but not for fds: others have to close some
+                time.sleep(SLICE / 10)  # there is room, but no free fds: other processes have to close some
 
     def _end_feeder(self) -> None:
         self._feeder = None

@@ -64,17 +64,18 @@ _REGION_SIZE = 3 * _LINE
 class Queue(Backlog):
     """Create a queue for any number of processes, as ``multiprocessing.Queue``.
 
-    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
-    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory
-    crosses as a descriptor; other large buffers are copied once.
+    Every process that has the queue may put and get: processes forked after it was made, and processes that received
+    it.
+    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory is sent as a
+    descriptor; other large buffers are copied once.
 
     Differences from ``multiprocessing``:
 
-    * The object is pickled in `put`: later changes have no effect. By default, an object that cannot be pickled is
+    * The object is pickled in `put`, so later changes have no effect. By default, an object that cannot be pickled is
       dropped and the error printed, with the unpicklable part and the line that put it. See *on_error*.
     * An item can be received as soon as `put` has returned, and stays when the process that put it ends.
     * A killed process never blocks the others, because there is no lock. It loses the item that it had taken, or
-      the items that it had put and the kernel had no room for.
+      its backlog: the items that it had put and the kernel had no room for.
 
     No thread is needed while the kernel has room, which is some hundreds of small items. Beyond that, a thread of
     this process sends the rest when there is room, and then ends. A process waits for this thread before it ends,
@@ -190,7 +191,7 @@ class Queue(Backlog):
         if self._closed:
             raise self._is_closed()
         self._has_put = True
-        # Each has an item from the C call that counts, or sends, until the C call that undoes it.
+        # Each list has an item from the C call that counts or sends until the C call that undoes it.
         place: list[int] = []
         unfinished: list[int] = []
         sent: list[Any] = []
@@ -222,7 +223,7 @@ class Queue(Backlog):
             raise
 
     def _can_be_packed(self, obj: Any, error: Exception) -> bool:
-        """Return whether an object can be pickled after all, so that it was not pickling that raised *error*."""
+        """Return whether an object can be pickled after all, so that *error* has another cause."""
         if isinstance(error, (OSError, MemoryError)) or threading.current_thread() is not threading.main_thread():
             return False
         try:
@@ -264,7 +265,7 @@ class Queue(Backlog):
         while True:
             seen = words[_ROOM]
             words[_ROOM_WANTED] = 1
-            # The system call below comes between our writing that and looking.
+            # `_count` is a system call, so the write above becomes visible before the check.
             if _count(self._counters.items, 1, place) <= self._maxsize:
                 self._empty_since = None
                 return
@@ -295,7 +296,7 @@ class Queue(Backlog):
         try:
             _count(self._counters.items, -1, place)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # another process took this one for dead, and has set the count right
+            if error.errno != errno.EINVAL:  # another process took this one for dead, and has corrected the count
                 raise
             place.clear()
         if self._maxsize and self._words[_ROOM_WANTED]:
@@ -339,7 +340,7 @@ class Queue(Backlog):
                 self._give_room(place)
             raise
         except BaseException:
-            if received.is_read and place:  # interrupted after that: the item is used up
+            if received.is_read and place:  # interrupted afterwards: the item is used up
                 self._give_room(place)
             self._reader.put_back(received)
             raise

@@ -20,9 +20,11 @@ _SIMPLE_SOCKET_BUFFER = 2**18
 class SimpleQueue:
     """Create a queue without a size limit or a thread: `put` waits while the kernel's buffer is full.
 
-    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
-    Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the
-    queue and its items when the last process has closed it or ended.
+    Every process that has the queue may put and get: processes forked after it was made, and processes that received
+    it.
+    Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the queue and its
+    items
+    when the last process has closed it or ended.
 
     Args:
         ctx: Accepted for compatibility with ``multiprocessing`` and not used.
@@ -97,8 +99,8 @@ class SimpleQueue:
 
 def only_shared(what: object) -> RuntimeError:
     return RuntimeError(
-        f"{what!r} can only cross to other processes by fork or through a channel of forkshm: "
-        "a plain pickle has no place for its fds"
+        f"cannot pickle {what!r}: plain pickle cannot carry its fds. "
+        "Pass it to a forked process, or send it through a queue or pipe of forkshm."
     )
 
 

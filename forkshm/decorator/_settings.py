@@ -68,8 +68,8 @@ class Settings:
         return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus, cluster
 
 
-#: The executors by the options that they were created for.
 executors: dict[Any, Executor] = {}
+"""The executors by the options that they were created for."""
 
 
 # A forked child cannot use its parent's workers.

@@ -1,4 +1,4 @@
-"""Payloads to objects."""
+"""Turns payloads into objects."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 __all__ = ("ReceivedPayload", "open_plain", "plain_pair", "receive", "skip")
 
 
-#: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
+# The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
 _MAP_AT_ONCE = 2**20
 
 
 class ReceivedPayload:
-    """A received payload: its memory is held, its object not yet made.
+    """A received payload, which holds its memory. Its object is not made yet.
 
     Attributes:
         copied: Bytes that were copied for it.
-        shared: Bytes that crossed as descriptors.
+        shared: Bytes that were sent as descriptors.
     """
 
     __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "exporters", "shared")
@@ -60,7 +60,7 @@ class ReceivedPayload:
 
     @property
     def is_inline(self) -> bool:
-        """Whether nothing came but the stream."""
+        """Whether the payload is only a stream, without memory."""
         return not self._buffers and not self.copied
 
     @property
@@ -69,7 +69,7 @@ class ReceivedPayload:
         return len(self._stream) + sum(int(getattr(buffer, "nbytes", 0)) for buffer in self._buffers)
 
     def stream_bytes(self) -> bytes:
-        """Return the pickle stream, to compare it with another."""
+        """Return the pickle stream, for comparison with another."""
         return bytes(self._stream)
 
     def open(self) -> Any:
@@ -89,16 +89,16 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
     Args:
         data: The message.
         position: Where the payload begins.
-        fds: What came beside the message, as far as it is not used up. The payload's are
-            taken off the front of the list. They stay open: whoever has the message closes them when
-            all of it was read, and may read it again if that was interrupted.
+        fds: The fds that came beside the message and are not used yet. The payload's fds are removed from the front of
+            the list, and stay open. The owner of the message closes them when all of it was read. If reading was
+            interrupted, the message may be read again.
 
     Returns:
-        The arrival, and where the next payload begins.
+        The received payload, and where the next payload begins.
 
     Raises:
         ChannelBrokenError: The bytes are not a payload.
-        RegionGoneError: The memory it names did not arrive, or is not what it says.
+        RegionGoneError: The memory that the payload names did not arrive, or differs from the description.
         OSError: The kernel refused a mapping or a lock.
     """
     if start := is_plain(data, position):
@@ -131,7 +131,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
         raise _not_what_it_says(error) from error
     stream = body[tables.stream : head.body_size - head.inline]
     incoming = ReceivedPayload(stream, [], has_large_bytes=head.large_bytes)
-    # Blocks that are handed on are not kept for the next task: their last user gives them back.
+    # Blocks that are passed on are not kept for the next task: their last user returns them.
     incoming.exporters = [
         exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
     ]
@@ -148,7 +148,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
 
 def _exporters(tables: Tables, fds: list[int], arrived: int, named: int) -> list[Any]:
     """Return the memory of each region: of its fd, or what this process has mapped already where the fd is missing."""
-    # The missing ones come first: if one of them is not here, nothing need be mapped.
+    # Begin with regions that came without an fd: if one is unknown here, nothing needs to be mapped.
     here: dict[int, Any] = {}
     for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
         if place >= len(fds):
@@ -210,7 +210,7 @@ def _covered(ranges: list[tuple[int, int, int]]) -> int:
 
 
 def _copy_out(block: memoryview | None, loose: list[tuple[int, int, int]], buffers: list[Any]) -> None:
-    """Put in place of small buffers copies in memory of this process; those that overlap stay so."""
+    """Replace small buffers with copies in memory of this process; buffers that overlap still do."""
     if block is None:
         raise ChannelBrokenError("a span names copies, but the payload has none")
     loose.sort()
@@ -245,7 +245,7 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
 
 
 def _memory_here(identity: tuple[int, int], offset: int, size: int, mode: Mode | Share | Bare) -> Any:
-    """Return memory that this process has mapped already, when there was no room for its fd, or None."""
+    """Return memory that this process has mapped already, for a region whose fd did not arrive, or None."""
     found = mapping_of(identity, offset, size, mode) if isinstance(mode, Mode) else None
     return None if found is None else view_of(*found)
 
@@ -287,12 +287,12 @@ def _not_what_it_says(error: ValueError) -> RegionGoneError:
 
 
 def open_plain(data: bytes, position: int) -> Any:
-    """Unpickle a payload that is the last of its message and nothing but a stream.
+    """Unpickle a payload that is only a stream, and the last payload of its message.
 
-    The short way for the answers of small tasks.
+    This is a fast path for the answers of small tasks.
 
     Raises:
-        LookupError: It is not such a payload.
+        LookupError: The payload is of another kind.
         Exception: Whatever unpickling raises.
     """
     start = is_plain(data, position)
@@ -302,10 +302,10 @@ def open_plain(data: bytes, position: int) -> Any:
 
 
 def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
-    """Return where the streams of two plain payloads are that end a message: of the first start and end, of the second
-    the start. None if they are anything else.
+    """Return where the streams of the two plain payloads lie that end a message, or None if they are not plain.
 
-    The short way of `receive` for small tasks.
+    The result is the start and end of the first stream, and the start of the second. This is a fast path of `receive`
+    for small tasks.
     """
     first = plain_body(data, position)
     second = None if first is None else plain_body(data, first[1])
@@ -315,7 +315,7 @@ def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
 
 
 def skip(data: bytes, position: int, fds: list[int]) -> int:
-    """Pass over a payload and its fds, and return where the next begins.
+    """Skip a payload and its fds, and return where the next one begins.
 
     Raises:
         ChannelBrokenError: The bytes are not a payload.

@@ -90,7 +90,7 @@ _DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
 _TELLS_OF_ROOM = sys.platform == "linux"
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
-#: A counter is busy for some microseconds.
+# A counter is busy for some microseconds.
 _COUNT_PAUSE = 0.00005
 _PEER_GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EDESTADDRREQ})
 

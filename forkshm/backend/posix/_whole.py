@@ -54,9 +54,9 @@ class _Deferral(_interrupts.Here):
     def __init__(self) -> None:
         self.main = threading.main_thread().ident
         self.is_on = False
-        #: The signals that came, and the frame that each came in.
+        # The signals that came, and the frame that each came in.
         self.came: dict[int, Any] = {}
-        #: The handler of each signal; whether it is a function; the numbers of those; and their handlers.
+        # The handler of each signal; whether it is a function; the numbers of those; and their handlers.
         self.handlers: list[Any] = []
         self.flags: list[bool] = []
         self.numbers: list[int] = []
