@@ -212,7 +212,7 @@ class Collector:
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
-        #: Whether there is one object with buffers, so that nothing else can be a view of them.
+        #: Whether no buffer can be a view of another one: there is one, or each is of an object with its own memory.
         self.is_alone = False
         #: Bytes that were copied already, for other payloads as well.
         self.copied = 0
