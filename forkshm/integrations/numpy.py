@@ -727,6 +727,7 @@ register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_plain(
     *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
 )
-register_simple(SharedArray)
-register_simple(np.ndarray, when=is_simple)
+# Memory of a shared array is found by its address, and so are views of it.
+register_simple(SharedArray, own_bytes=lambda array: 0 if array.base is not None else -1)
+register_simple(np.ndarray, when=is_simple, own_bytes=lambda array: array.nbytes if array.base is None else -1)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

@@ -211,7 +211,7 @@ class Collector:
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
-        # Whether only one object has buffers, so that nothing else can be a view of them.
+        # Whether no buffer can be a view of another one: there is one, or each is of an object with its own memory.
         self.is_alone = False
         # Bytes that were copied already, in copies that other payloads use too.
         self.copied = 0
