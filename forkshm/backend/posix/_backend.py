@@ -40,7 +40,7 @@ from forkshm import _interrupts, _system
 from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend.posix import _record_locks
-from forkshm.backend.posix._whole import whole
+from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
@@ -139,7 +139,7 @@ class PosixBackend(Unix):
 
     # -- fds and their companions ----------------------------------------------------------
 
-    @whole
+    @surely
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at the end the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
@@ -153,7 +153,7 @@ class PosixBackend(Unix):
             for reader in readers:
                 os.close(reader)
 
-    @whole
+    @surely
     def detach_companions(self, fd: int) -> list[int]:
         """Forget the companions of an fd that is being closed, and return them."""
         companions = self._companions.pop(fd, None)
@@ -179,7 +179,7 @@ class PosixBackend(Unix):
     def reopen_into(self, fds: list[int], fd: int) -> None:
         fds.append(self.reopen(fd))
 
-    @whole
+    @surely
     def close_all(self, fds: list[int]) -> None:
         while fds:
             with contextlib.suppress(OSError):  # somebody closed it
@@ -414,7 +414,7 @@ class PosixBackend(Unix):
         made.lent.setdefault(position, []).append(read_end)
         self.attach(fd, position, write_end)
 
-    @whole
+    @surely
     def unlock(self, fd: int, position: int) -> None:
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.discard(position)
@@ -600,7 +600,7 @@ class PosixBackend(Unix):
         ends += self._pipe()
         self._births.begin(*ends, forked=forked)
 
-    @whole
+    @surely
     def hold_birth(self, fd: int) -> None:
         os.set_inheritable(fd, False)
         self._births.hold(fd)
@@ -785,7 +785,7 @@ class End(socket.socket):
     def dup(self) -> End:
         return End(self._backend, self._backend.duplicate(self.fileno()))
 
-    @whole
+    @surely
     def close(self) -> None:
         fd = self.detach()
         if fd >= 0:
@@ -858,7 +858,7 @@ class _Births:
         if forked:
             self._here.write_end = write_end
 
-    @whole
+    @surely
     def end(self, write_end: int) -> None:
         read_end = self._begun.pop(write_end, None)
         self._here.write_end = -1
