@@ -1,4 +1,4 @@
-"""What pytest does not collect, and a check that a run leaves no files behind."""
+"""Files that pytest does not collect, and a check that a run leaves no files behind."""
 
 import gc
 import pathlib
@@ -8,11 +8,11 @@ from importlib.util import find_spec
 import pytest
 
 ROOT = pathlib.Path(__file__).parent
-# What pytest, the linters and the builds may create at the top.
+# Files that pytest, the linters and the builds may create at the top.
 BEFORE = pytest.StashKey[set]()
 CACHES = {".coverage", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", "build", "dist"}
 
-# What only the type checker runs, and the doctests of integrations with libraries that are not installed.
+# Files that only the type checker runs, and doctests of integrations with libraries that are not installed.
 collect_ignore = ["tests/typing"]
 if sys.platform != "win32":
     collect_ignore += [
@@ -40,7 +40,7 @@ def at_the_top():
 
 
 def pytest_sessionstart(session):
-    """Note what is there before the tests."""
+    """Record the files at the top before the tests."""
     session.config.stash[BEFORE] = at_the_top()
 
 
@@ -53,6 +53,6 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_collection_finish(session):
-    """Keep libraries out of the garbage collections around each test: with PyTorch each would take 0.1 s."""
+    """Exclude libraries from the garbage collections around each test: with PyTorch each would take 0.1 s."""
     gc.collect()
     gc.freeze()

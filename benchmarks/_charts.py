@@ -1,4 +1,4 @@
-"""Pictures of what was measured. Need matplotlib."""
+"""Charts of measurements. Need matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-#: What a side is drawn in: ours stands out, relatives have related colours.
+# Colors of the sides: forkshm stands out, and related libraries have related colors.
 COLOURS = {
     OURS: "#d1242f",
     "multiprocessing": "#0a3069",
@@ -41,7 +41,7 @@ MARKERS = {
     "mpire": "X",
     "ray": "h",
 }
-#: Inches; at the width of a README some 90 pixels each.
+# Width in inches; at the width of a README, an inch is about 90 pixels.
 WIDTH = 9.2
 INK, FAINT, GRID = "#1f2328", "#57606a", "#d8dee4"
 STYLE = {
@@ -65,7 +65,7 @@ def seconds(value: float, _: object = None) -> str:
 
 
 def size(value: float, _: object = None) -> str:
-    # Powers of two, as the sizes are.
+    # Powers of two, like the sizes.
     for factor, name in ((2**30, "GB"), (2**20, "MB"), (2**10, "KB")):
         if value >= factor:
             return f"{value / factor:g} {name}"
@@ -95,15 +95,15 @@ def marker(side: str) -> dict[str, Any]:
 
 
 def draw_transport(report: dict[str, Any], path: str) -> None:
-    """One line for each row, one mark for each side, on an axis of seconds."""
+    """Draw one line for each row, and one mark for each side, on an axis of seconds."""
     rows = [row for row in report["rows"] if row["unit"] == "s" and OURS in row["sides"]]
     if not rows:
-        raise SystemExit("there is nothing to draw: forkshm is in no row of seconds")
+        raise SystemExit("nothing to draw: no row has a time of forkshm")
     sides = [side for side in COLOURS if any(side in row["sides"] for row in rows)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.9 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        beside = axes.get_yaxis_transform()  # from the left edge to the right, and rows
+        beside = axes.get_yaxis_transform()  # x from the left edge to the right, y by rows
         for height, row in enumerate(rows):
             medians = {side: taken["median"] for side, taken in row["sides"].items()}
             ours = medians[OURS]
@@ -139,13 +139,13 @@ def times(factor: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """How a row of growth is drawn."""
+    """Description of a panel for one row of growth."""
 
     title: str
     across: str
     across_text: Callable[..., str]
     up: str
-    #: Upwards are calls or tasks in a second, not seconds.
+    # Whether the vertical axis shows calls or tasks per second, instead of seconds.
     is_rate: bool = False
 
 
@@ -158,7 +158,7 @@ PANELS = {
 
 
 def draw_growth(report: dict[str, Any], path: str) -> None:
-    """One panel for each row, one line for each side."""
+    """Draw one panel for each row, and one line for each side."""
     panels = [name for name in PANELS if any(row["name"] == name for row in report["rows"])]
     sides = [side for side in COLOURS if any(side in row["sides"] for row in report["rows"])]
     lines = -(-len(panels) // 2)
@@ -210,7 +210,7 @@ def bare(axes: Axes) -> None:
 
 
 def finish(figure: Figure, sides: Sequence[str], report: dict[str, Any], path: str) -> None:
-    """Add what all pictures have, and write."""
+    """Add the common parts of all charts, and write the file."""
     handles = [
         Line2D(
             [],

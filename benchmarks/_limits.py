@@ -1,4 +1,4 @@
-"""What the machine itself can do. Each yields `Work`, as the rows' own measurements do."""
+"""Limits of the machine itself. Each function yields `Work`, like the measurements of the rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from _rows import Scale, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Both ends look for so long before they sleep; so they never sleep within a turn.
+# How long both ends spin before they sleep, so that they never sleep within a turn.
 SPIN_SECONDS = 500e-6
 
 
@@ -32,7 +32,7 @@ def memcpy(nbytes: int, times: int = 1) -> Callable[[], None]:
 
 
 def memcpy_of(full: int, times: int = 1) -> Callable[[Scale], Iterator[Work]]:
-    """Copy so many bytes, at full scale."""
+    """Return a limit that copies *full* bytes, at full scale."""
 
     def limit(scale: Scale) -> Iterator[Work]:
         yield Work(memcpy(scale.size(full), times))
@@ -41,14 +41,14 @@ def memcpy_of(full: int, times: int = 1) -> Callable[[Scale], Iterator[Work]]:
 
 
 def noop(_: Scale) -> Iterator[Work]:
-    """Ask a pool of ours for nothing."""
+    """Yield an empty call of a forkshm pool."""
     ours = Forkshm()
     with ours.ready():
         yield Work(lambda: ours.apply(_work.noop))
 
 
 def receive_spinning(end: socket.socket) -> bytes:
-    """Look again and again, and sleep only when nothing came for long."""
+    """Receive a message by polling; sleep only if none arrives for long."""
     give_up = time.perf_counter() + SPIN_SECONDS
     while True:
         try:
@@ -59,7 +59,7 @@ def receive_spinning(end: socket.socket) -> bytes:
 
 
 def ping_pong(_: Scale) -> Iterator[Work]:
-    """Send the shortest message to another process and back, while both look for it."""
+    """Yield a round trip of the shortest message to another process, while both ends spin."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -82,7 +82,7 @@ def ping_pong(_: Scale) -> Iterator[Work]:
 
 
 def forks(count: int) -> Callable[[Scale], Iterator[Work]]:
-    """Fork so many children that do nothing, and wait for them."""
+    """Return a limit that forks *count* children that do nothing, and waits for them."""
 
     def fork_and_wait() -> None:
         children = []

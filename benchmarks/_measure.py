@@ -1,4 +1,4 @@
-"""Measuring: sides that take turns, and what else the machine did meanwhile."""
+"""Measurement: sides take turns, and the load of other processes is recorded."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 
-#: A side that does not answer for so long has hung.
+# A side that does not answer within this time counts as hung.
 PATIENCE_SECONDS = 180.0
-#: One that was told to end is killed after so long.
+# A side that was told to end is killed after this time.
 END_SECONDS = 15.0
 
 
 class SideError(Exception):
-    """A side cannot be started, gave a wrong answer, died or hangs."""
+    """A side cannot be started, gave a wrong answer, died or hung."""
 
 
 class Timings:
-    """What the calls of one side took, sorted."""
+    """The times of the calls of one side, sorted."""
 
     def __init__(self, taken: Sequence[float]) -> None:
         self.taken = sorted(taken)
         self.median = statistics.median(taken)
 
     def percentile(self, percent: int) -> float | None:
-        """Return a percentile; None when there are too few measurements to have one."""
+        """Return a percentile; None if there are too few measurements for it."""
         if len(self.taken) < 100 / (100 - percent):
             return None
         return self.taken[math.ceil(len(self.taken) * percent / 100) - 1]
@@ -72,25 +72,25 @@ class Side:
                 [sys.executable, HERE / "_side.py", str(far.fileno()), name],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
-                # Libraries that print would spoil the table.
+                # Output of libraries would disturb the table.
                 stdout=subprocess.DEVNULL,
-                # A group of its own: what it leaves can be found.
+                # A process group of its own, so that processes it leaves behind can be found.
                 start_new_session=True,
-                # For workers that are not forked.
+                # Needed by workers that are not forked.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
             )
         self._connection = Connection(near.detach())
 
     def start(self) -> None:
-        """Wait until it has imported what it measures.
+        """Wait until the process has imported the library to measure.
 
         Raises:
-            SideError: It cannot; says why.
+            SideError: It cannot; the message has the reason.
         """
         self.version = self._answer()
 
     def set_up(self, module: str, row: str, scale: Scale, parameters: Mapping[str, Any]) -> str | None:
-        """Prepare a row; return why it cannot be done, None if it can."""
+        """Prepare a row; return the reason if that is impossible, otherwise None."""
         reason: str | None = self._ask("set up", module, row, scale, dict(parameters))
         return reason
 
@@ -110,12 +110,12 @@ class Side:
 
     def _answer(self) -> Any:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        # Workers may hold the other end open, so its end is not enough.
+        # Workers may hold the other end open, so the end of the stream is not enough.
         while not self._connection.poll(0.2):
             if self._process.poll() is not None and not self._connection.poll():
                 raise SideError(f"died: exit code {self._process.returncode}")
             if time.monotonic() > deadline:
-                # It would answer the next question with the answer to this one.
+                # Otherwise it would answer the next command with the answer to this one.
                 self._kill()
                 raise SideError(f"did not answer for {PATIENCE_SECONDS:g} s")
         try:
@@ -133,14 +133,14 @@ class Side:
             self._connection.send(("end",))
 
     def end(self) -> None:
-        """Wait until it has ended, and end what it leaves."""
+        """Wait until the process has ended, and kill the processes it leaves behind."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         self._connection.close()
         self._kill()
 
     def _kill(self) -> None:
-        # Workers of one that died, or all of one that hangs.
+        # Kills the workers of a dead process, or all processes of one that hangs.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -148,7 +148,7 @@ class Side:
 
 @contextlib.contextmanager
 def started(names: Sequence[str]) -> Iterator[tuple[list[Side], dict[str, str]]]:
-    """Yield the sides that could be started, and why others could not."""
+    """Yield the sides that could be started, and the reasons for the others."""
     sides = [Side(name) for name in names]
     left_out = {}
     try:
@@ -166,26 +166,26 @@ def started(names: Sequence[str]) -> Iterator[tuple[list[Side], dict[str, str]]]
 
 
 def last_line(error: Exception) -> str:
-    """Return the line of a traceback that says what happened."""
+    """Return the last line of a traceback, which names the error."""
     return (str(error).splitlines() or [""])[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """The effort to spend on a measurement."""
 
-    #: A side has no more turns in a row of the table when its calls took so many seconds in all.
+    # A side has no more turns in a row once its calls took this many seconds in total.
     budget: float = 1.0
-    #: The same for ours, the limit, and what bounds refer to.
+    # The same for forkshm, the limit, and sides that bounds refer to.
     budget_of_ours: float = 3.0
-    #: A side whose first call takes longer is not asked again: that call counts.
+    # A side whose first call takes longer is measured only once.
     once: float = 2.0
-    #: A turn of one side ends after so many seconds.
+    # Maximum seconds of one turn of one side.
     turn: float = 0.4
-    #: Calls that do not count, unless the first takes longer than *once*; no more when they took so many seconds.
+    # Calls that do not count, unless the first takes longer than *once*; they also end after some seconds in total.
     warm_ups: int = 3
     warm_up_seconds: float = 0.3
-    #: At most so many turns; None: as many as the row says.
+    # Maximum number of turns; None for the number that the row gives.
     turns: int | None = None
 
 
@@ -195,14 +195,14 @@ QUICK = Effort(budget=0.05, budget_of_ours=0.05, once=0.2, turn=0.02, warm_ups=1
 
 @dataclasses.dataclass
 class Measured:
-    """What the sides of one row took."""
+    """Measurements of the sides of one row."""
 
     timings: dict[str, Timings] = dataclasses.field(default_factory=dict)
-    #: Sides that cannot do it, with the reason.
+    # Sides that cannot do this work, with the reason.
     cannot: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Sides that failed, with what went wrong.
+    # Sides that failed, with the error.
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Part of all cores that other processes took meanwhile: above 0.1, measure again.
+    # Fraction of all cores that other processes used meanwhile: above 0.1, measure again.
     others: float = 0.0
 
 
@@ -250,7 +250,7 @@ def measure_row(
 ) -> None:
     """Measure a row, and add to *measured*: all sides are set up, take turns, and are torn down.
 
-    A side that cannot or fails is left out of this row, and named.
+    A side that cannot do the work, or fails, is omitted from this row and named.
     """
     with others() as share:
         for group in [sides] if row.together else [[side] for side in sides]:
@@ -297,13 +297,13 @@ def measure_together(
 
 @contextlib.contextmanager
 def others() -> Iterator[list[float]]:
-    """Yield a list that holds, after the block, the part of all cores that other processes took (0 to 1)."""
+    """Yield a list that holds, after the block, the fraction of all cores that other processes used (0 to 1)."""
 
     def look() -> tuple[float, float, float]:
-        """Return seconds, added up over all cores: passed, not idle, and ours."""
+        """Return three times, summed over all cores: elapsed, not idle, and used by this program."""
         with open("/proc/stat") as lines:
             ticks = [int(word) for word in lines.readline().split()[1:9]]
-        # User and system time, and the same of children that were waited for.
+        # User and system time, including that of children that were waited for.
         ours = sum(sum(map(int, stat_fields(pid)[11:15])) for pid in descendants(os.getpid()))
         return sum(ticks), sum(ticks) - ticks[3] - ticks[4], ours
 

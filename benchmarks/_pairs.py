@@ -1,4 +1,4 @@
-"""Rows of two ways to do the same, which take turns; each checks its own answer."""
+"""Rows that compare two ways to do the same work. They take turns, and each checks its own answer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Pair:
     name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any] | None
-    #: What is measured if not the time: what the calls return, in this unit.
+    # Unit of the values that the calls return, if not the time is measured.
     unit: str = "ms"
-    #: How many things a call does.
+    # Number of operations in a call.
     per: int = 1
 
 
@@ -39,10 +39,10 @@ def measure(pair: Pair, call: Callable[[], Any]) -> float:
 
 
 def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:
-    """Measure and print each pair; return 1 if ours was slower somewhere, as an exit code.
+    """Measure and print each pair; return 1 as an exit code if forkshm was slower in a row.
 
-    The two take turns, and in the next round the other begins. What counts is the median of the rounds' ratios: what
-    else the machine did hit both of a round.
+    The two sides take turns, and alternate in beginning a round. The result is the median of the rounds' ratios,
+    because other load on the machine affects both sides of a round.
     """
     print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {len(os.sched_getaffinity(0))} cores")
     print(f"medians of {rounds} rounds, and of their ratios")
@@ -55,7 +55,7 @@ def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:
             turns = [(ours, pair.ours)] if pair.peer is None else [(ours, pair.ours), (theirs, pair.peer)]
             for taken, call in turns[:: 1 if number % 2 else -1]:
                 taken.append(measure(pair, call) / pair.per)
-        # The first starts workers and warms up.
+        # The first round starts workers and warms up.
         mine = statistics.median(ours[1:])
         if pair.peer is None:
             print(f"{pair.name:46} {mine:8.3f} {pair.unit} {'missing':>11}", flush=True)

@@ -1,6 +1,6 @@
-"""The sides of a comparison: one class each, with the same few methods.
+"""The sides of a comparison: one class each, with the same methods.
 
-Each does the work in the way its own users would write it. What a library cannot do raises
+Each does the work as users of the library would write it. For work that a library cannot do, the method raises
 `CannotDoError` with the reason.
 """
 
@@ -25,22 +25,22 @@ WORKERS = 2
 
 
 class CannotDoError(Exception):
-    """A library has no way to do this; the text says why."""
+    """A library has no way to do this work; the text has the reason."""
 
 
 class Peer:
     """A library that runs functions in other processes.
 
-    Inside ``with peer.pool():`` there are `WORKERS` workers, or as many as were asked for.
+    Inside ``with peer.pool():`` there are `WORKERS` workers, or the requested number.
     """
 
     name: str
-    #: What to import, and the distribution whose version counts; None: the standard library's.
+    # The module to import, and the distribution whose version is shown; None for the standard library.
     module: str
     distribution: str | None = None
-    #: Fds of this process that a shared array takes.
+    # Number of fds of this process that a shared array takes.
     fds_of_shared = 1
-    #: Its processes work even when it is idle; so it is measured when all others are done.
+    # Whether its processes work even when idle. Such a peer is measured after all others.
     restless = False
 
     def __init__(self) -> None:
@@ -64,26 +64,26 @@ class Peer:
 
     @contextlib.contextmanager
     def born_shared_pool(self) -> Iterator[None]:
-        """Have workers whose large arrays lie in shared memory from the start."""
+        """Provide workers whose large arrays are in shared memory from the start."""
         raise CannotDoError("arrays that any library makes cannot be born in shared memory")
         yield
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Have workers that run: some libraries start them with the first task."""
+        """Provide running workers: some libraries start them with the first task."""
         with self.pool():
             self.apply(_work.noop)
             yield
 
     @contextlib.contextmanager
     def ready_to_map(self) -> Iterator[None]:
-        """Have workers that run and have mapped something."""
+        """Provide running workers that have mapped a function."""
         with self.pool():
             self.map(_work.noop, range(2 * WORKERS), chunksize=1)
             yield
 
     def make(self, workers: int) -> Any:
-        """Return a context manager of the library's own."""
+        """Return a context manager of the library itself."""
         raise NotImplementedError
 
     def start_and_end(self) -> None:
@@ -93,7 +93,7 @@ class Peer:
             self.apply(_work.noop)
 
     def before_start(self) -> None:
-        """Give up what is kept between pools, so that starting can be measured."""
+        """Drop whatever is kept between pools, so that a start can be measured."""
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         raise NotImplementedError
@@ -102,46 +102,46 @@ class Peer:
         raise NotImplementedError
 
     def map_holding(self, array: _work.Array, items: Sequence[int]) -> list[Any]:
-        """Map a function that holds an array and returns the item's element, each item a task."""
+        """Map a function that holds an array and returns the item's element, one task for each item."""
         return self.map(functools.partial(_work.item, array), items, chunksize=1)
 
     @contextlib.contextmanager
     def shared(self, count: int) -> Iterator[tuple[_work.Array, Callable[[], int]]]:
-        """Have *count* integers in shared memory, made after the workers.
+        """Provide *count* integers in shared memory, created after the workers.
 
         Yields:
-            The array, to write to; and a call that sends it to a worker and returns its middle
-            element. Where that freezes the array, what was written before the first call counts.
+            The array, to write to; and a call that sends it to a worker and returns its middle element. Where the call
+            freezes the array, only writes before the first call count.
         """
         raise CannotDoError("no shared memory that is passed to workers")
         yield
 
     @contextlib.contextmanager
     def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
-        """Have a call that gets *count* integers in shared memory that a worker made, and returns their middle."""
+        """Provide a call that gets *count* integers in shared memory created by a worker, and returns their middle."""
         raise CannotDoError("a worker cannot pass shared memory back")
         yield
 
     @contextlib.contextmanager
     def read_by_all(self, count: int) -> Iterator[Callable[[str, int], list[tuple[float, int]]]]:
-        """Have an array of ones in shared memory, and a call that lets all workers read it (`read_together`)."""
+        """Provide an array of ones in shared memory, and a call that lets all workers read it (`read_together`)."""
         raise CannotDoError("no shared memory that is passed to workers")
         yield
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[Callable[[Sequence[Any]], float]]:
-        """Have a process that reads a queue: a call puts messages and returns the sum that it answers."""
+        """Provide a process that reads a queue; a call puts messages and returns the sum that it answers."""
         raise CannotDoError("no queue between processes")
         yield
 
     def close(self) -> None:
-        """End what is kept between pools."""
+        """End whatever is kept between pools."""
 
 
 class PoolPeer(Peer):
-    """What has the interface of ``multiprocessing``."""
+    """A peer with the interface of ``multiprocessing``."""
 
-    #: Of ``Pool``, ``Queue`` and ``Process``.
+    # The context with ``Pool``, ``Queue`` and ``Process``.
     context: Any
 
     def make(self, workers: int) -> Any:
@@ -218,17 +218,17 @@ class Forkshm(PoolPeer):
 
 
 class MemoryByName:
-    """For libraries whose workers are forked by ``multiprocessing``: its SharedMemory as an argument."""
+    """Base of libraries whose workers are forked by ``multiprocessing``: they pass a SharedMemory as an argument."""
 
     fds_of_shared = 2
-    #: The module with ``SharedMemory``.
+    # The module that has ``SharedMemory``.
     memory_module = "multiprocessing.shared_memory"
     apply: Callable[..., Any]
     map: Callable[..., list[Any]]
 
     def __init__(self) -> None:
         super().__init__()
-        # Started by the first worker that attaches, it would unlink the memory when that worker ends.
+        # If the first worker that attaches started the tracker, it would unlink the memory when that worker ends.
         package = self.memory_module.partition(".")[0]
         importlib.import_module(f"{package}.resource_tracker").ensure_running()
 
@@ -239,7 +239,7 @@ class MemoryByName:
             yield memory
         finally:
             memory.unlink()
-            # The caller may still have the array; then the mapping ends with it.
+            # The caller may still have the array; then the mapping ends with the array.
             with contextlib.suppress(BufferError):
                 memory.close()
 
@@ -251,7 +251,7 @@ class MemoryByName:
 
     @contextlib.contextmanager
     def shared_by_worker(self, count: int) -> Iterator[Callable[[], int]]:
-        # Its receiver has to unlink it; each worker made one.
+        # The receiver has to unlink the memory; each worker created one.
         got = {}
 
         def look() -> int:
@@ -297,13 +297,13 @@ class Multiprocess(MemoryByName, PoolPeer):
 
 
 class ExecutorPeer(Peer):
-    """What has the interface of ``concurrent.futures``."""
+    """A peer with the interface of ``concurrent.futures``."""
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.workers.submit(function, *args).result()
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None = None) -> list[Any]:
-        # One item a task is the default, and far too slow for many; this is what multiprocessing would take.
+        # The default is one item per task, which is far too slow for many items. multiprocessing would use this size.
         return list(self.workers.map(function, items, chunksize=chunksize or -(-len(items) // (4 * WORKERS))))
 
 
@@ -316,7 +316,7 @@ class ConcurrentFutures(MemoryByName, ExecutorPeer):
 
 
 class Loky(ExecutorPeer):
-    """Its executor is made to be used again; that is how it is used here."""
+    """loky's executor is meant to be reused, so it is reused here."""
 
     name = module = distribution = "loky"
 
@@ -333,7 +333,7 @@ class Loky(ExecutorPeer):
 
 
 class Joblib(Peer):
-    """Large arrays are dumped to a file below /dev/shm, which workers map for reading."""
+    """joblib dumps large arrays to a file below /dev/shm, which workers map for reading."""
 
     name, module, distribution = "joblib", "joblib", "joblib"
     backend = "loky"
@@ -404,7 +404,7 @@ class Mpire(MemoryByName, Peer):
 
     @contextlib.contextmanager
     def pool(self, workers: int = WORKERS) -> Iterator[None]:
-        # A map after an apply calls its function with wrong arguments (2.10), so there is a pool for each; workers
+        # After an apply, a map calls its function with wrong arguments (2.10), so each has a pool of its own. Workers
         # start with the first call.
         with self.make(workers) as self.workers, self.make(workers) as self.mappers:
             yield
@@ -417,7 +417,7 @@ class Mpire(MemoryByName, Peer):
 
 
 class Ray(Peer):
-    """Tasks, with arguments in its object store; for a map of many items its Pool, which takes them in chunks."""
+    """Tasks with arguments in ray's object store; a map of many items uses ray's Pool, which takes chunks."""
 
     name = module = distribution = "ray"
     restless = True
@@ -430,7 +430,7 @@ class Ray(Peer):
         super().__init__()
         self.remote = functools.cache(self._remote)
         self.cores_each = 1.0
-        #: Its Pool, once it was needed; kept, because its workers take a second to start.
+        # ray's Pool, kept once it was needed, because its workers take a second to start.
         self.mappers: Any = None
 
     def _remote(self, function: Callable[..., Any], cores: float) -> Any:
@@ -449,7 +449,7 @@ class Ray(Peer):
     @contextlib.contextmanager
     def pool(self, workers: int = WORKERS) -> Iterator[None]:
         self.begin()
-        # Not more than one task runs in a worker; a fraction of a core makes it start more workers than cores.
+        # At most one task runs in a worker; a fraction of a core makes ray start more workers than cores.
         self.cores_each = WORKERS / workers
         yield
 
@@ -491,7 +491,7 @@ class Ray(Peer):
         stored: list[Any] = []
 
         def look() -> int:
-            # What is in the store cannot be written to, so it goes there when it has been written.
+            # Data in the store cannot be written to, so it is stored only after it was written.
             if not stored:
                 stored.append(self.package.put(array))
             return int(self.apply(_work.middle, stored[0]))
@@ -531,7 +531,7 @@ def _consume_of_ray(there: Any, back: Any) -> None:
     _work.consume(there.get, back.put)
 
 
-#: In the order in which they have their turns.
+# The order of their turns.
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (

@@ -1,4 +1,4 @@
-"""What the programs share: options, the machine, running the sides, and the table."""
+"""Common parts of the programs: options, the machine, running the sides, and the table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from _rows import LIMIT, OURS, Row, Rows, Scale
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-#: When other processes take more than this part of the machine, what was measured is in doubt.
+# Above this fraction of the machine used by other processes, measurements are doubtful.
 BUSY = 0.1
 
-#: In the table, where a column must be narrow.
+# Short names for narrow columns of the table.
 SHORT = {
     "multiprocessing": "mp",
     "concurrent.futures": "futures",
@@ -72,7 +72,7 @@ def chosen(
     return names
 
 
-#: A row and its parameters.
+# A row and its parameters.
 Step: TypeAlias = "tuple[Row, dict[str, Any]]"
 
 
@@ -84,24 +84,24 @@ def measure_all(
     enough: Callable[[str, Row, dict[str, Any]], str],
     done: Callable[[Row, dict[str, Any], Measured], None],
 ) -> tuple[list[Measured], dict[str, str], dict[str, str]]:
-    """Measure ours, peers and the limit.
+    """Measure forkshm, the peers and the limit.
 
     Args:
-        module: Where the rows are.
-        plan: What to measure.
-        peers: Names.
-        scale: How much.
-        enough: Says why a side shall not do a step; empty if it shall.
-        done: Told what each step gave.
+        module: The module with the rows.
+        plan: The steps to measure.
+        peers: Names of the peers.
+        scale: The amount of work.
+        enough: Returns the reason for a side to skip a step; empty if it should not.
+        done: Called with the result of each step.
 
     Returns:
-        What was measured, for each step; the versions of the sides that started; why others did not.
+        The measurements of each step; the versions of the sides that started; the reasons for those that did not.
     """
     results = [Measured() for _ in plan]
     versions: dict[str, str] = {}
     left_out: dict[str, str] = {}
     restless = [name for name in peers if PEERS[name].restless]
-    # Those whose processes work even when idle come when the others are done.
+    # Sides whose processes work even when idle come after the others are done.
     for names in [[OURS, *(name for name in peers if name not in restless), LIMIT], *([name] for name in restless)]:
         with started(names) as (sides, missing):
             left_out |= missing
@@ -127,7 +127,7 @@ def row_as_json(row: Row, parameters: dict[str, Any], measured: Measured, *, jud
         try:
             bounds[str(bound)] = bound.is_kept(timings) if judged else None
         except KeyError:
-            bounds[str(bound)] = None  # a side that it refers to was not measured
+            bounds[str(bound)] = None  # a side that the bound refers to was not measured
     return {
         "name": row.name,
         "title": row.title.format(**parameters),
@@ -153,11 +153,11 @@ def run(
     enough: Callable[[str, Row, dict[str, Any]], str] = lambda *_: "",
     done: Callable[[Row, dict[str, Any], Measured], None] = lambda *_: None,
 ) -> int:
-    """Measure rows, print their table, and write what was asked for."""
+    """Measure rows, print their table, and write the requested files."""
     parser = options_of(description, rows)
     options = parser.parse_args(arguments)
     names = chosen(parser, "row", options.rows, rows)
-    # By itself, --quick spares what takes seconds to start.
+    # By default, --quick omits peers that take seconds to start.
     default = [name for name, peer in PEERS.items() if name != OURS and not (options.quick and peer.restless)]
     peers = chosen(parser, "peer", options.peers, [name for name in PEERS if name != OURS], default)
     if options.source:
@@ -194,11 +194,11 @@ def write(report: dict[str, Any], path: str | None) -> None:
             file.write("\n")
 
 
-# -- telling --------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------
 
 
 def with_unit(value: float, unit: str = "s") -> str:
-    """Return three digits and a unit."""
+    """Return a value as text with three digits and a unit."""
     if unit != "s":
         return f"{value:.3g} {unit}"
     scaled, name = (
@@ -215,7 +215,7 @@ def with_unit(value: float, unit: str = "s") -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     kept = list(row["bounds"].values())
-    # On a busy machine the limits are not what the machine can do.
+    # On a busy machine, the measured limits are not those of the machine.
     doubt = "?" if row["others"] > BUSY else ""
     if False in kept:
         return f"MISSED{doubt}"
@@ -230,7 +230,7 @@ def header(report: dict[str, Any]) -> list[str]:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print two tables: ours and its bounds, and ours beside the peers."""
+    """Print two tables: forkshm with its bounds, and forkshm beside the peers."""
     print("\n".join(header(report)))
     rows = report["rows"]
     judged = any(row["bounds"] for row in rows)
@@ -257,7 +257,7 @@ def cell(row: dict[str, Any], side: str) -> str:
 
 
 def over_limit(row: dict[str, Any]) -> str:
-    """Return how many times the limit ours takes; how much longer, where that is the bound."""
+    """Return forkshm's ratio to the limit, or the difference if the bound is a difference."""
     if OURS not in row["sides"] or LIMIT not in row["sides"]:
         return "-"
     ours, limit = (row["sides"][side]["median"] for side in (OURS, LIMIT))
@@ -269,7 +269,7 @@ def over_limit(row: dict[str, Any]) -> str:
 def print_notes(report: dict[str, Any]) -> None:
     for name, reason in report["left_out"].items():
         print(f"left out: {name}: {reason}")
-    #: Sides that share a reason, and where.
+    # Sides that share a reason, and the rows it applies to.
     reasons: dict[str, tuple[list[str], list[str]]] = {}
     for row in report["rows"]:
         for name, reason in [
@@ -291,7 +291,7 @@ def print_notes(report: dict[str, Any]) -> None:
 
 
 def print_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print with rich, or without when it is not installed."""
+    """Print a table with rich, or as plain text if rich is not installed."""
     try:
         from rich import box
         from rich.console import Console
@@ -307,6 +307,6 @@ def print_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading not in ("row", "bound"))
     for line in lines:
         table.add_row(*line, style="bold red" if any(cell.startswith("MISSED") for cell in line) else None)
-    # A file has no width; there, lines are as long as they have to be.
+    # A file has no width, so lines may be as long as needed.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

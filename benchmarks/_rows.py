@@ -1,4 +1,4 @@
-"""What a row of a table is: the work, its limit, and the bounds that it must keep."""
+"""Rows of a table: the work, its limit, and its bounds."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ OURS, REFERENCE, LIMIT = "forkshm", "multiprocessing", "limit"
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much to do."""
+    """The amount of work."""
 
     quick: bool = False
 
     def size(self, full: int) -> int:
-        """Bytes, or items."""
+        """Return a scaled number of bytes or items."""
         return max(1, full // 100) if self.quick else full
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One thing to be timed again and again."""
+    """A piece of work to be timed repeatedly."""
 
     call: Callable[[], Any]
-    #: Looks at each answer. Not timed, and neither is freeing the answer.
+    # Checks each answer. Checking and freeing the answer are not timed.
     is_right: Callable[[Any], bool] = lambda answer: answer is None
-    #: Tasks in a call: what to divide its time by.
+    # Number of tasks in a call, by which its time is divided.
     per: int = 1
-    #: Called before each call; not timed.
+    # Called before each call; not timed.
     prepare: Callable[[], None] = lambda: None
-    #: What is measured, if not seconds: taken from the answer.
+    # Extracts the measured value from the answer, if it is not a time.
     value: Callable[[Any], float] | None = None
 
 
-#: Set up a side, yield what to time, and clean up.
+# Sets up a side, yields the work to time, and cleans up.
 Measurement: TypeAlias = Callable[..., Iterator[Work]]
 
 
 class Median(Protocol):
-    """What bounds look at."""
+    """The part of `Timings` that bounds use."""
 
     @property
     def median(self) -> float: ...
@@ -56,15 +56,15 @@ Sides: TypeAlias = Mapping[str, Median]
 
 
 class Bound(Protocol):
-    """What a row must keep."""
+    """A requirement on a row."""
 
     def is_kept(self, sides: Sides) -> bool:
-        """Look at the medians; KeyError if a side that is needed was not measured."""
+        """Return whether the medians meet the bound; KeyError if a side that it needs was not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TimesLimit:
-    """At most so many times the limit."""
+    """At most a multiple of the limit."""
 
     factor: float
 
@@ -77,7 +77,7 @@ class TimesLimit:
 
 @dataclasses.dataclass(frozen=True)
 class LimitPlus:
-    """At most so much longer than the limit."""
+    """At most a number of seconds more than the limit."""
 
     seconds: float
 
@@ -90,7 +90,7 @@ class LimitPlus:
 
 @dataclasses.dataclass(frozen=True)
 class TimesFaster:
-    """At least so many times faster than multiprocessing."""
+    """At least a number of times faster than multiprocessing."""
 
     factor: float
 
@@ -103,7 +103,7 @@ class TimesFaster:
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
-    """At most so much."""
+    """At most an absolute value."""
 
     value: float
     unit: str = "s"
@@ -117,25 +117,25 @@ class AtMost:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One kind of work, and how it is measured."""
+    """A kind of work, and how it is measured."""
 
     name: str
-    #: May have {parameters}.
+    # May contain {parameters}.
     title: str
-    #: For the workers of a library.
+    # Measures the workers of a library.
     measure: Callable[..., contextlib.AbstractContextManager[Work]]
     bounds: tuple[Bound, ...] = ()
-    #: For the machine; None if there is no such thing.
+    # Measures the machine's limit; None if there is none.
     limit: Callable[..., contextlib.AbstractContextManager[Work]] | None = None
-    #: How often the sides take turns, and the calls in a turn.
+    # Number of turns, and of calls in a turn.
     turns: int = 15
     burst: int = 4
-    #: Whether sides take turns; else one after the other, because one needs the memory of all.
+    # Whether sides take turns. Otherwise they run one after the other, because each needs all the memory.
     together: bool = True
     unit: str = "s"
 
     def set_up(self, peer: Peer | None, scale: Scale, **parameters: Any) -> contextlib.AbstractContextManager[Work]:
-        """Prepare the work of a peer; of the machine for None."""
+        """Prepare the work of a peer, or of the machine for None."""
         if peer is not None:
             return self.measure(peer, scale, **parameters)
         if self.limit is None:

@@ -1,11 +1,11 @@
 """The process of one side of a comparison.
 
-Each side has a process of its own, so that none forks the threads of another, holds its
-memory, or takes the whole run along when it crashes or hangs. The program that measures sends
-commands through a socket::
+Each side has a process of its own. So no side forks the threads of another, holds its memory, or ends the whole run
+when it crashes or hangs. The measuring program sends commands through a socket::
 
-    set up a row            -> None, a reason why this cannot be done, or an exception
-    take a turn             -> what the calls took
+
+    set up a row            -> None, a reason why this is impossible, or an exception
+    take a turn             -> the times of the calls
     tear down               -> None
 """
 
@@ -25,7 +25,7 @@ from _rows import LIMIT, Scale, Work
 
 
 class WrongAnswerError(Exception):
-    """A side did not do the work."""
+    """A side returned a wrong answer."""
 
 
 def set_up(
@@ -45,7 +45,7 @@ def measure(work: Work) -> float:
 
 
 def take_turn(work: Work, calls: int, seconds: float) -> list[float]:
-    """Measure so many calls, or fewer, if *seconds* are over; one at least."""
+    """Measure *calls* calls, or fewer if *seconds* have passed; at least one."""
     end = time.perf_counter() + seconds
     taken = [measure(work)]
     while len(taken) < calls and time.perf_counter() < end:
@@ -96,7 +96,7 @@ def main() -> None:
     try:
         serve(connection, peer)
     except EOFError:
-        pass  # the program is gone
+        pass  # the measuring program has ended
     finally:
         if peer:
             peer.close()

@@ -1,7 +1,7 @@
-"""What workers run.
+"""Functions that workers run.
 
-These functions cross by name in every pool, because they live in a module that workers can
-import. Functions of ``__main__`` would be at a disadvantage that says nothing about transport.
+Every pool sends these functions by name, because they are in a module that workers can import. Functions of
+``__main__`` would be slower, which says nothing about transport.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-#: Seconds that workers wait for each other before they give up.
+# Seconds that workers wait for each other before they give up.
 PATIENCE = 60.0
 
-#: What a worker makes once.
+# Objects that a worker creates once.
 _kept: dict[int, Any] = {}
 
 
@@ -30,7 +30,7 @@ def noop(_: object = None) -> None:
 
 
 def ends(array: Array) -> tuple[float, float, int]:
-    """Look at an array without reading all of it: that is not transport."""
+    """Look at an array without reading all of it, because reading is not transport."""
     return float(array[0]), float(array[-1]), array.size
 
 
@@ -56,7 +56,7 @@ def many_ones(count: int) -> list[Array]:
 
 
 def kept_bytes(nbytes: int) -> Any:
-    """Make bytes once in each worker, so that only sending them is measured."""
+    """Create bytes once in each worker, so that only sending them is measured."""
     if nbytes not in _kept:
         _kept[nbytes] = b"x" * nbytes
     return _kept[nbytes]
@@ -78,18 +78,18 @@ def middle_of_memory(memory: Any, count: int) -> int:
 
 
 def weigh_message(message: Any) -> float:
-    """Look at what came through a queue: a number, or an array."""
+    """Return a number for a message of a queue, which is a number or an array."""
     return float(message[-1]) if isinstance(message, np.ndarray) else float(message)
 
 
 def consume(take: Any, answer: Any) -> None:
-    """Read messages of a queue, as many as the first one says, and answer their sum; until told None."""
+    """Read messages of a queue, as many as the first one says, and answer their sum; stop at None."""
     while (count := take()) is not None:
         answer(sum(weigh_message(take()) for _ in range(count)))
 
 
 def kept_shared_array(count: int) -> Array:
-    """Return an array of integers in shared memory of forkshm, made once in each worker."""
+    """Return an array of integers in forkshm's shared memory, created once in each worker."""
     if count not in _kept:
         _kept[count] = importlib.import_module("forkshm").empty(count, np.int64)
         _kept[count][count // 2] = count
@@ -97,7 +97,7 @@ def kept_shared_array(count: int) -> Array:
 
 
 def kept_memory(module: str, count: int) -> Any:
-    """Return the same as a SharedMemory, which goes by name."""
+    """Return a SharedMemory of integers, which is sent by name, created once in each worker."""
     if count not in _kept:
         _kept[count] = importlib.import_module(module).SharedMemory(create=True, size=count * 8)
         np.ndarray(count, np.int64, _kept[count].buf)[count // 2] = count
@@ -105,7 +105,7 @@ def kept_memory(module: str, count: int) -> Any:
 
 
 def read_together(array: Array, directory: str, readers: int, root: int, index: int) -> tuple[float, int]:
-    """Read all of an array, wait until all readers have it, and let the first weigh the memory of all.
+    """Read all of an array, wait until all readers have it, and let the first reader measure the memory of all.
 
     Returns:
         The sum of the array, and for the first reader the proportional set size in bytes of
@@ -125,7 +125,7 @@ def read_together(array: Array, directory: str, readers: int, root: int, index: 
 def read_memory_together(
     memory: Any, count: int, directory: str, readers: int, root: int, index: int
 ) -> tuple[float, int]:
-    """Do the same with ``count`` integers in a SharedMemory that was sent by name."""
+    """Do the same as `read_together` with ``count`` integers in a SharedMemory that was sent by name."""
     found = read_together(np.ndarray(count, np.int64, memory.buf), directory, readers, root, index)
     memory.close()
     return found
@@ -146,7 +146,7 @@ def wait_for(directory: str, names: Iterable[str]) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Return the process *root*, its children, theirs, and so on."""
+    """Return the pids of the process *root* and of all its descendants."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (fields := stat_fields(int(name))):
@@ -158,7 +158,7 @@ def descendants(root: int) -> list[int]:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/pid/stat after the name, which may contain anything; none if it is gone."""
+    """Return the fields of /proc/pid/stat after the name, which may contain anything; none if the process is gone."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()
@@ -167,7 +167,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def pss(pid: int) -> int:
-    """Return the bytes of a process, where a page that n processes map counts one nth in each."""
+    """Return the memory of a process; a page mapped by n processes counts one nth in each."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as rollup:
             return sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))

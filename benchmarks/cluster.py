@@ -29,7 +29,7 @@ def crossed() -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Return the pids of a process' descendants."""
+    """Return the pids of the descendants of a process."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             pids = [int(child) for child in file.read().split()]
@@ -45,7 +45,7 @@ def pss(pid: int) -> int:
         try:
             with open(f"/proc/{each}/smaps_rollup") as file:
                 total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return total
 
@@ -73,7 +73,7 @@ def main() -> int:
             pids = list(client.run(os.getpid).values())
             if name == "forkshm":
                 with forkshm.Executor(cluster=client) as executor:
-                    list(executor.map(abs, range(8)))  # the pools are up
+                    list(executor.map(abs, range(8)))  # starts the pools
                     before, memory, begun = crossed(), [pss(pid) for pid in pids], time.perf_counter()
                     results = list(executor.map(work, [array] * given.tasks, range(given.tasks), chunksize=1))
                     seconds = time.perf_counter() - begun

@@ -1,11 +1,11 @@
-"""How forkshm and its peers grow: with the size of arrays, the number of tasks, and of live regions.
+"""How the costs of forkshm and its peers grow with the size of arrays, and the number of tasks and of live regions.
 
     python benchmarks/growth.py                             # some three minutes
     python benchmarks/growth.py --rows tasks --peers multiprocessing,ray
     python benchmarks/growth.py --quick                     # tiny sizes: does it still work?
     python benchmarks/growth.py --json FILE --chart FILE    # the numbers and a picture of them
 
-README.md in this directory says what each row means.
+README.md in this directory describes each row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: The parameter of each row, in words, and its values: at full scale, and by --quick.
+# The parameter of each row, in words, and its values: at full scale, and by --quick.
 GROWS: dict[str, tuple[str, list[int], list[int]]] = {
     "by_value": ("bytes", [4096 * 8**step for step in range(6)] + [2**30], [4096, 65536]),
     "shared": ("bytes", [4096 * 16**step for step in range(6)], [4096, 65536]),
@@ -38,7 +38,7 @@ GROWS: dict[str, tuple[str, list[int], list[int]]] = {
     "regions": ("regions", [10**power for power in range(5)], [1, 10]),
 }
 
-#: A peer does not go on to more if one call is expected to take longer than this.
+# A peer skips larger sizes if one call is expected to take longer than this.
 LONGEST_SECONDS = 1.5
 
 
@@ -83,7 +83,7 @@ def regions(peer: Peer, _: Scale, size: int) -> Iterator[Work]:
             array[256] = index
             looks.append(look)
             del array
-        # In an order that goes everywhere: 7919 is prime to every number of regions.
+        # A step of 7919 visits all regions in a scattered order, because it is prime to every number of regions.
         order = iter(range(0, 10**9, 7919))
         now = 0
 
@@ -103,14 +103,14 @@ def room_for_fds(count: int) -> None:
 
 
 class Enough:
-    """Decides which sides go on to larger sizes."""
+    """Decides which sides continue to larger sizes."""
 
     def __init__(self) -> None:
-        #: The largest size so far and the seconds of a call, by side and row.
+        # The largest size so far and the seconds of a call, by side and row.
         self._took: dict[tuple[str, str], tuple[int, float]] = {}
 
     def reason(self, side: str, row: Row, parameters: dict[str, Any]) -> str:
-        """Return why a side shall not do more; empty if it shall."""
+        """Return the reason for a side to skip a step; empty if it should not."""
         size, took = self._took.get((side, row.name), (1, 0.0))
         expected = took * parameters["size"] / size
         if side in (OURS, LIMIT) or expected <= LONGEST_SECONDS:
@@ -118,7 +118,7 @@ class Enough:
         return f"one call would take some {expected:.2g} s"
 
     def note(self, row: Row, parameters: dict[str, Any], measured: Measured) -> None:
-        """Remember what calls took."""
+        """Record the time of a call."""
         size = parameters["size"]
         for side, taken in measured.timings.items():
             self._took[side, row.name] = size, taken.median * (size if row.name == "tasks" else 1)

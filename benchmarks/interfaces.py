@@ -1,11 +1,12 @@
-"""What the interfaces cost beside what people use today, in one run: rows of both, which take turns.
+"""The cost of forkshm's interfaces beside their common alternatives: rows of both, which take turns in one run.
 
     pip install joblib && python benchmarks/interfaces.py
     python benchmarks/interfaces.py --only executor --rounds 15
 
-The decorator stands beside joblib's ``Parallel(delayed)``, with its default backend, which keeps its workers as the
-decorator does; the executor beside ``ProcessPoolExecutor``, by fork; a `SharedList` beside a list that is pickled to
-each reader. Each checks its answer. Exits with 1 if a row of ours is slower. Without joblib, ours are printed alone.
+The decorator is compared with joblib's ``Parallel(delayed)`` and its default backend, which keeps its workers as the
+decorator does; the executor with ``ProcessPoolExecutor``, by fork; a `SharedList` with a list that is pickled to each
+reader. Each side checks its answer. Exits with 1 if forkshm is slower in a row. Without joblib, only forkshm is
+printed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ READERS = 8
 MB = 10**6
 
 
-# -- what workers run; by name from here, in either library ---------------------------------------
+# -- functions that workers run, sent by name in both libraries -----------------------------------
 
 
 def plus_one(x: int) -> int:
@@ -48,7 +49,7 @@ def count_to(limit: int) -> int:
 
 
 class Arrays(list[object]):
-    """Compares as one expects of arrays."""
+    """A list whose arrays are compared by value."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -120,7 +121,7 @@ def of_executor(scale: float) -> Iterator[Pair]:
 
     fork = multiprocessing.get_context("fork")
     with contextlib.ExitStack() as stack:
-        # Theirs first: it forks once, and not what is ours.
+        # The standard library's executor comes first: it forks once, before forkshm's workers exist.
         theirs = stack.enter_context(concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=fork))
         list(theirs.map(plus_one, range(100)))
         ours = stack.enter_context(forkshm.Executor(WORKERS))
@@ -181,7 +182,7 @@ _kept: list[object] = []
 
 
 def keep(words: object) -> None:
-    """Have the words, and look at each."""
+    """Keep the words, and look at each."""
     if isinstance(words, bytes):
         words = pickle.loads(words)
     _kept.append(words)
@@ -196,7 +197,7 @@ def of_containers(scale: float) -> Iterator[Pair]:
         return sum(map(_work.pss, pids)) / MB
 
     def grown(kind: Callable[..., object], thing: object) -> float:
-        """Return by how many MB eight processes grow that have the words, and not nothing to look at."""
+        """Return the MB by which eight processes that have the words grow, compared to having nothing."""
         with kind(READERS, keep, (["a"],)) as pool:  # type: ignore[attr-defined]
             pool.map(plus_one, range(READERS * 4), chunksize=1)
             before = weigh(pool)

@@ -1,4 +1,4 @@
-"""What a region costs beside the bare calls: mapping and closing, in one run.
+"""The cost of a region beside that of the bare calls: mapping and closing, in one run.
 
     python benchmarks/regions.py
 
@@ -26,7 +26,7 @@ ROUNDS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: the two ways, and how many times the peer ours may take."""
+    """One line of the table: both ways, and the bound on their ratio."""
 
     name: str
     ours: Callable[[], None]
@@ -35,7 +35,7 @@ class Row:
 
 
 class Mappable:
-    """An fd, as anything with ``fileno()`` would bring it."""
+    """An fd as an object with ``fileno()``."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

@@ -1,9 +1,9 @@
-"""What a team costs beside pymp: rows of both, in one run.
+"""The cost of a team beside pymp: rows of both, in one run.
 
     pip install pymp-pypi && python benchmarks/team.py
 
-Rounds of both take turns, so that noise hits both; each checks its answer. Exits with 1 if a row of ours is slower.
-Where pymp is missing, ours are printed alone.
+Rounds of both take turns, so that noise affects both; each side checks its answer. Exits with 1 if forkshm is slower in
+a row. Without pymp, only forkshm is printed.
 """
 
 from __future__ import annotations

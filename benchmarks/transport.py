@@ -1,4 +1,4 @@
-"""What it costs to get work to other processes and back: forkshm, its peers, and the machine.
+"""The cost of getting work to other processes and back: forkshm, its peers, and the machine.
 
     python benchmarks/transport.py                             # everything: some seven minutes
     python benchmarks/transport.py --rows apply,array_argument --peers multiprocessing,joblib
@@ -6,7 +6,7 @@
     python benchmarks/transport.py --json FILE --chart FILE    # the numbers and a picture of them
     python benchmarks/transport.py --from FILE --chart FILE    # the same of an earlier run
 
-README.md in this directory says what each row means.
+README.md in this directory describes each row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = Rows()
 
-#: Of the row about memory.
+# Numbers of readers in the row about memory.
 READERS, FEW_READERS = 8, 3
 
 
@@ -59,7 +59,8 @@ def array_as_argument(peer: Peer, nbytes: int) -> Iterator[Work]:
     array = np.arange(nbytes // 8, dtype=float)
     expected = _work.ends(array)
     with peer.ready():
-        # A new view each time: joblib copies an array that it has seen before no more, even if it was changed.
+        # A new view each time, because joblib does not copy an array again that it has seen before, even if it was
+        # changed.
         yield Work(lambda: peer.apply(_work.ends, array[:]), lambda answer: answer == expected)
 
 
@@ -130,7 +131,7 @@ def dict_argument(peer: Peer, scale: Scale) -> Iterator[Work]:
 
 def shared_as_argument(peer: Peer, count: int) -> Iterator[Work]:
     with peer.ready(), peer.shared(count) as (array, look):
-        # Only this element is touched, so 4 GB need not be there.
+        # Only this element is touched, so the other pages of the 4 GB take no memory.
         array[count // 2] = count
         del array
         yield Work(look, lambda answer: answer == count)
@@ -179,7 +180,7 @@ def closure(peer: Peer, scale: Scale) -> Iterator[Work]:
 def queue_small(peer: Peer, scale: Scale) -> Iterator[Work]:
     messages = range(scale.size(2_000))
     with peer.exchange() as send:
-        send([])  # the other end runs
+        send([])  # waits until the other end runs
         yield Work(lambda: send(messages), lambda answer: answer == sum(messages), len(messages))
 
 
@@ -187,7 +188,7 @@ def queue_small(peer: Peer, scale: Scale) -> Iterator[Work]:
 def queue_arrays(peer: Peer, scale: Scale) -> Iterator[Work]:
     arrays = [np.full(scale.size(1 * MB) // 8, float(value)) for value in range(20)]
     with peer.exchange() as send:
-        send([])  # the other end runs
+        send([])  # waits until the other end runs
         yield Work(lambda: send(arrays), lambda answer: answer == sum(range(20)), len(arrays))
 
 
@@ -203,7 +204,7 @@ def memory(peer: Peer, scale: Scale) -> Iterator[Work]:
     readers = FEW_READERS if scale.quick else READERS
 
     def weigh(count: int) -> float:
-        """Return the bytes of all processes while they have read an array."""
+        """Return the bytes of all processes while they hold an array that they have read."""
         with peer.read_by_all(count) as read, tempfile.TemporaryDirectory() as directory:
             answers = read(directory, readers)
         if [total for total, _ in answers] != [count] * readers:
@@ -211,7 +212,7 @@ def memory(peer: Peer, scale: Scale) -> Iterator[Work]:
         return float(sum(weight for _, weight in answers))
 
     with peer.pool(readers):
-        # What the processes themselves take does not count.
+        # Subtract the memory of the processes themselves.
         weigh(1000)
         before = weigh(1000)
         yield Work(lambda: weigh(count) - before, lambda _: True, value=lambda more: more / GB)

@@ -29,7 +29,7 @@ extensions = [
     "sphinx_design",
     "source_pages",
 ]
-# The gallery runs its programs, which takes a minute; FORKSHM_DOCS_GALLERY=0 leaves it out.
+# The gallery runs its programs, which takes a minute; FORKSHM_DOCS_GALLERY=0 omits it.
 if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
     extensions.append("sphinx_gallery.gen_gallery")
     sphinx_gallery_conf: dict[str, Any] = {
@@ -100,12 +100,12 @@ html_theme_options = {
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    # Inherited from the standard library, whose documentation describes it.
+    # Inherited from the standard library, whose documentation describes these methods.
     return True if re.match(r"(add_note|with_traceback)$", name) else None
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
-    # Readers know these by their last names.
+    # Readers know these types by their last names.
     short = [
         None if text is None else re.sub(r"\b(_multiprocess|_sync)\.(context\.)?", "", text)
         for text in (signature, returns)

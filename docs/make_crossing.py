@@ -3,10 +3,10 @@
     python docs/make_crossing.py           print the table
     python docs/make_crossing.py --write   write it to docs/_include/crossing.md
 
-Rows of libraries that are not installed are kept as they are in that file. ``tests/docs`` checks that the file is true.
+The file's rows of libraries that are not installed are kept. ``tests/docs`` checks that the file is correct.
 
-A value is *shared* if no byte of it was copied and a write at either end shows at the other; *shared, read-only* if no
-byte was copied and the receiver cannot write; *copied* if it is the receiver's own.
+A value is *shared* if no byte of it was copied and both ends see each other's writes; *shared, read-only* if no byte
+was copied and the receiver cannot write; *copied* if the receiver has its own copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILE = pathlib.Path(__file__).parent / "_include" / "crossing.md"
 N = 50_000
 
 
-# -- what is sent -------------------------------------------------------------------------
+# -- values to send -----------------------------------------------------------------------
 
 
 def shared() -> Any:
@@ -110,7 +110,7 @@ def filled_value() -> Any:
 
 
 def buffer_of(thing: Any) -> Any:
-    """Return an array of what is in a value, in the value's own memory; None if it has none."""
+    """Return an array over the memory of a value; None if it has no such memory."""
     kind = type(thing).__module__.partition(".")[0]
     if kind == "pandas":
         values = thing.to_numpy()
@@ -183,7 +183,7 @@ THINGS: dict[str, tuple[str, str | None, Callable[[], Any]]] = {
 del THINGS["NumPy"]
 
 
-#: What is said above a table.
+# Texts above the tables.
 NOTES = {
     "pandas": (
         "",
@@ -192,16 +192,16 @@ NOTES = {
 }
 
 
-# -- the ways -----------------------------------------------------------------------------
+# -- ways to send -------------------------------------------------------------------------
 
 
 def touch(thing: Any) -> bool | None:
-    """Write to a value that arrived; return whether that could be done, None if it has no buffer."""
+    """Write to a value that arrived; return whether that succeeded, or None if it has no buffer."""
     array = buffer_of(thing)
     if array is None:
         return None
     if isinstance(thing, bytes) or not array.flags.writeable:
-        if type(thing).__module__.startswith("pandas"):  # its arrays are views for reading; it writes by itself
+        if type(thing).__module__.startswith("pandas"):  # its arrays are read-only views; write through pandas
             place: Any = 0 if thing.ndim == 1 else (0, 0)
             thing.iloc[place] = 7.0
             return True
@@ -270,14 +270,14 @@ WAYS = {
 
 
 def outcome(pool: Any, make: Callable[[], Any], way: Callable[[Any, Any], bool | None]) -> str:
-    """Return what became of a value that went that way."""
+    """Return the outcome for a value that was sent in that way."""
     thing = make()
     sent = thing.value if isinstance(thing, forkshm.pickler.View) else thing
     mine = buffer_of(sent)
     before = forkshm.statistics()
     written = way(pool, thing)
     after = forkshm.statistics()
-    # What the worker copies on the way back is not in this process' count; its result arrives as a copy all the same.
+    # This process does not count copies that the worker makes for its result; but the result arrives as a copy.
     copied = after.bytes_copied - before.bytes_copied
     if mine is None:
         return "pickled"
@@ -290,7 +290,7 @@ def outcome(pool: Any, make: Callable[[], Any], way: Callable[[Any, Any], bool |
 
 
 def rows_of(pool: Any) -> dict[str, tuple[str, list[str]]]:
-    """Return for each thing that can be made here its group, and what became of it each way."""
+    """Return the group and the outcomes of each value that can be created here."""
     rows = {}
     for name, (group, module, make) in THINGS.items():
         if module is None or importlib.util.find_spec(module) is not None:
@@ -299,7 +299,7 @@ def rows_of(pool: Any) -> dict[str, tuple[str, list[str]]]:
 
 
 def rows_in_file() -> dict[str, list[str]]:
-    """Return the rows of the file."""
+    """Return the rows of the existing file."""
     if not FILE.exists():
         return {}
     lines = re.findall(r"^\| (.+) \|$", FILE.read_text(), re.MULTILINE)
@@ -307,7 +307,7 @@ def rows_in_file() -> dict[str, list[str]]:
 
 
 def table(rows: dict[str, tuple[str, list[str]]]) -> str:
-    """Return the file's text."""
+    """Return the new text of the file."""
     old = rows_in_file()
     lines = ["<!-- Generated: python docs/make_crossing.py --write -->", ""]
     current = None

@@ -13,7 +13,7 @@ FOLDER = pathlib.Path(__file__).parent / "_static" / "reports"
 
 
 def resize(image: np.ndarray, seconds: float) -> np.ndarray:
-    """Take some time, as work on an image would."""
+    """Sleep for a while, as if it worked on the image."""
     time.sleep(seconds)
     return image[::2, ::2]
 

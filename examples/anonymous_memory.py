@@ -1,7 +1,7 @@
-"""Memory without a name, shared with a forked child: nothing to choose, nothing to remove.
+"""Memory without a name, shared with a forked child. There is no name to choose, and nothing to remove.
 
-The child fills it with ones, and the parent sees them. Memory is freed when the last process that has it closes it or
-ends, however it ends: here the child kills itself, and neither the ones nor anything else is lost.
+The child fills the memory with ones, and the parent sees them. Memory is freed when the last process that has it closes
+it or ends, in any way: here the child kills itself, and neither the ones nor anything else is lost.
 
     pip install forkshm
     python examples/anonymous_memory.py

@@ -1,7 +1,7 @@
-"""@forkshm.parallel: a function that stays a function, and can be mapped over workers.
+"""@forkshm.parallel: a function that can still be called, and can also be mapped over workers.
 
-Counts the names that the modules of the standard library define, and writes a histogram into shared memory: the workers
-fill it, nothing is sent back. One file is missing, and fails alone.
+Counts the names that the modules of the standard library define, and fills a histogram in shared memory: the workers
+write to it, and nothing is sent back. One file is missing; only its call fails.
 
     pip install 'forkshm[numpy]'
     python examples/decorator.py

@@ -1,7 +1,7 @@
 """forkshm.Executor and forkshm.aio: futures and awaits over the same kind of pool.
 
-An event loop hashes the modules of the standard library in worker processes, once through ``run_in_executor``, once
-through `forkshm.aio`, and goes on meanwhile. A worker is killed on the way: one future fails, and the executor goes on.
+An event loop hashes the modules of the standard library in worker processes, once through ``run_in_executor`` and once
+through `forkshm.aio`, and stays responsive. A worker is killed meanwhile: one future fails, and the executor continues.
 
     pip install forkshm
     python examples/executor_asyncio.py
@@ -27,8 +27,8 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def sleep_for_ever() -> None:
-    """Run as a request that is canceled."""
+def sleep_forever() -> None:
+    """Run a call that is going to be cancelled."""
     signal.pause()
 
 
@@ -48,10 +48,10 @@ async def main() -> int:
     async with aio.Pool(2) as pool:
         by_aio = [answer async for answer in pool.imap(digest, SOURCES)]
         try:
-            await asyncio.wait_for(pool.call(sleep_for_ever), 0.1)
+            await asyncio.wait_for(pool.call(sleep_forever), 0.1)
         except TimeoutError:
             print("aio: a call that took too long was cancelled, and its worker ended")
-        # As many as there are workers: each of them is free, or new.
+        # As many calls as there are workers: each worker is free, or new.
         again = await asyncio.gather(*(pool.call(digest, path) for path in SOURCES[:2]))
 
     if not by_executor == by_aio == [digest(path) for path in SOURCES] or again != by_aio[:2]:

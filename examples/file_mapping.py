@@ -1,7 +1,8 @@
 """A file that is written and read like memory, by two programs.
 
-This one makes a file, maps it, fills it with ones, and flushes it. Then another Python maps the same file for reading,
-counts the ones, and looks on while one byte of the second half, mapped alone, becomes 2: no read, no write, no copy.
+This program creates a file, maps it, fills it with ones, and flushes it. Then another Python process maps the same file
+for reading and counts the ones. It also sees one byte of the second half, mapped separately, become 2, without any
+read, write or copy.
 
     pip install forkshm
     python examples/file_mapping.py
@@ -21,7 +22,7 @@ SIZE = 10_000
 
 
 def read(path: str) -> int:
-    """Count the ones in the other program, now and after the first line that comes in."""
+    """Count the ones in the other program, now and after it has received a line."""
     with FileMapping(path, read_only) as file, MappedRegion(file, read_only) as region:
         print(bytes(region.buf).count(1), flush=True)
         sys.stdin.readline()

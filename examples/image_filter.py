@@ -1,8 +1,8 @@
-"""A filter over real photographs: workers take strips of them, and write into the pictures of the result.
+"""A filter over real photographs: workers take strips of them, and write into the resulting pictures.
 
-The photographs are those that scikit-image brings along: the portrait of an astronaut, a cup of coffee, a cat, a
-rocket, the Hubble deep field and a retina. Photographs and results lie in shared memory, so only the numbers of
-rows go out, and nothing comes back.
+The photographs come with scikit-image: the portrait of an astronaut, a cup of coffee, a cat, a rocket, the Hubble deep
+field and a retina. Photographs and results are in shared memory, so only the numbers of rows are sent, and nothing
+comes back.
 
     pip install 'forkshm[examples]'
     python examples/image_filter.py --save /tmp/filtered
@@ -20,13 +20,13 @@ from skimage import data, io
 
 import forkshm
 
-#: All of these are files of the package: nothing is downloaded.
+# All of these are files of the package: nothing is downloaded.
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
 ROWS = 64
 
 
 def median(photograph: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Return the median of each point's 3 x 3 neighbourhood, for some rows: takes away specks, and keeps edges."""
+    """Return the median of each point's 3 x 3 neighborhood, for some rows; it removes specks and keeps edges."""
     rows = np.clip(np.arange(first - 1, last + 1), 0, len(photograph) - 1)
     padded = np.pad(photograph[rows], [(0, 0), (1, 1), (0, 0)], "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
@@ -55,7 +55,7 @@ def main() -> int:
     pixels = sum(photograph.shape[0] * photograph.shape[1] for photograph in photographs.values())
     print(f"{len(photographs)} photographs of {pixels / 1e6:.1f} megapixels, in {len(strips)} strips")
 
-    filter_strip.submit(photographs["astronaut"], results["astronaut"], 0, 1).result()  # the workers start
+    filter_strip.submit(photographs["astronaut"], results["astronaut"], 0, 1).result()  # starts the workers
     before = forkshm.statistics().bytes_copied
     began = time.perf_counter()
     filter_strip.starmap(strips)

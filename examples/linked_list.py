@@ -1,10 +1,10 @@
 """A linked list in shared memory, built by one process and walked and changed by another.
 
-The nodes are ctypes structures. Their pointers are `OffsetPtr`: each stores how far away its target is, and not where,
-so the list is the same list wherever a process maps the memory. The other process is a pool's worker that gets the
-region as an argument, its descriptor and no bytes, and maps it where it likes: first it is shown to be another address.
-It takes every odd number out of the list, and puts the doubles of what is left behind it. Whoever holds the region
-sees that at once, and finds the new nodes by the same pointers.
+The nodes are ctypes structures. Their pointers are `OffsetPtr`, which store the distance to their target instead of its
+address. So the list is valid wherever a process maps the memory. The other process is a pool's worker. It gets the
+region as an argument, as a descriptor without bytes, and maps it at another address, which is checked first. It removes
+every odd number from the list, and appends the doubles of the remaining ones. All processes that have the region see
+that at once, and find the new nodes by the same pointers.
 
     pip install forkshm
     python examples/linked_list.py
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Node(ctypes.Structure):
-    """A number, and where the next one is."""
+    """A number, and a pointer to the next node."""
 
     _fields_ = (("value", ctypes.c_int64), ("next", OffsetPtr["Node"]))
     value: int
@@ -34,7 +34,7 @@ class Node(ctypes.Structure):
 
 
 class List(ctypes.Structure):
-    """What lies at the start of the region; the nodes follow."""
+    """The head at the start of the region; the nodes follow."""
 
     _fields_ = (("first", OffsetPtr[Node]), ("last", OffsetPtr[Node]), ("used", ctypes.c_uint64))
     first: OffsetPtr[Node]
@@ -43,14 +43,14 @@ class List(ctypes.Structure):
 
 
 def create(size: int) -> forkshm.MappedRegion:
-    """Make a region with an empty list."""
+    """Create a region with an empty list."""
     region = forkshm.anonymous_shared_memory(size)
     construct(region, List, used=aligned(ctypes.sizeof(List), Node))
     return region
 
 
 def append(region: forkshm.MappedRegion, value: int) -> None:
-    """Put a node behind the last one."""
+    """Append a node."""
     whole = place(region, List)
     node = construct(region, Node, whole.used, value)
     whole.used += ctypes.sizeof(Node)
@@ -70,8 +70,8 @@ def nodes(region: forkshm.MappedRegion) -> Iterator[Node]:
 
 
 def change(region: forkshm.MappedRegion, elsewhere: int) -> tuple[int, int, list[int]]:
-    """Walk the list in the worker: take out what is odd, append the doubles; say who and where it was."""
-    # A second mapping would do; the first may happen to be at the address that it has in the other process.
+    """Walk the list in the worker: remove odd numbers, append doubles; return the worker's pid and the address."""
+    # If the first mapping happens to have the same address as in the other process, use a second one.
     mine = region if region.address != elsewhere else forkshm.MappedRegion(region)
     found = [node.value for node in nodes(mine)]
     whole = place(mine, List)
@@ -88,7 +88,7 @@ def change(region: forkshm.MappedRegion, elsewhere: int) -> tuple[int, int, list
 
 
 def main() -> int:
-    """Build a list, have it changed, and look."""
+    """Build a list, let the worker change it, and check the result."""
     parser = argparse.ArgumentParser(description="A linked list in shared memory.")
     parser.add_argument("--nodes", type=int, default=10_000, help="how many to start with (%(default)s)")
     count = parser.parse_args().nodes

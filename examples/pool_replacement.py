@@ -1,7 +1,7 @@
-"""The smallest change that there is: an import line.
+"""The smallest possible change: one import line.
 
-Runs pool_before.py, an ordinary program that gives each task of a `multiprocessing.Pool` a table of 10 MB, and
-pool_after.py, which is the same program but for its import line, and compares what they print.
+Runs pool_before.py, an ordinary program that passes a table of 10 MB to each task of a `multiprocessing.Pool`, and
+pool_after.py, the same program with a different import line. Compares what they print.
 
     pip install 'forkshm[numpy]'
     python examples/pool_replacement.py
@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def run(name: str) -> tuple[list[str], float]:
-    """Return the answers that a program prints, and the seconds that it says it took."""
+    """Return the answers that a program prints, and the seconds that it reports."""
     done = subprocess.run([sys.executable, HERE / name, *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)
     *answers, last = done.stdout.splitlines()
     return answers, float(last.rpartition(" ")[2])

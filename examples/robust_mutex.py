@@ -1,9 +1,9 @@
-"""A process is killed while it holds a lock. Does anybody hang, and is the data still right?
+"""A process is killed while it holds a lock. Does any process hang, and is the data still right?
 
-Two accounts lie in a region of shared memory; a process that moves money between them holds a mutex that lies there,
-too. A clerk takes money from the one account and is killed, by SIGKILL, before it gives it to the other. With a
-``multiprocessing.Lock`` everybody would now wait forever. Here the next one gets the lock and is told that its
-last owner died; it repairs the accounts from the journal, and all go on. Several clerks die like that, meanwhile
+Two accounts are in a region of shared memory. A process that moves money between them holds a mutex in the same region.
+A clerk takes money from one account, and is killed by SIGKILL before it adds the money to the other. With a
+``multiprocessing.Lock`` all other processes would now wait forever. Here the next process gets the lock and is told
+that its last owner died. It repairs the accounts from the journal, and all continue. Several clerks die like that while
 others work, and at the end no money is missing.
 
     python examples/robust_mutex.py
@@ -30,7 +30,7 @@ TRANSFERS = 500
 
 
 class Bank:
-    """Two accounts, and a journal that says what the balances were before the transfer under way."""
+    """Two accounts, and a journal with the balances before the current transfer."""
 
     def __init__(self) -> None:
         self.region = anonymous_shared_memory(Mutex.SIZE + 6 * 8)
@@ -43,14 +43,14 @@ class Bank:
         """Move money from the first account to the second, or back if it is negative."""
         with self.mutex:
             self.journal[0], self.journal[1] = self.accounts
-            self.journal[2] = 1  # from here on the journal counts
+            self.journal[2] = 1  # from here on the journal is valid
             self.accounts[0] -= amount
-            die()  # the worst moment: the money is in no account
+            die()  # the worst moment: the money is in neither account
             self.accounts[1] += amount
             self.journal[2] = 0
 
     def repair(self) -> None:
-        """Take back what a dead clerk has begun. Called with the mutex held, by the next process."""
+        """Undo the transfer of a dead clerk. Called by the next process, with the mutex held."""
         if self.journal[2]:
             self.accounts[0], self.accounts[1] = self.journal[:2]
             self.journal[2] = 0
@@ -80,14 +80,14 @@ def kill_me() -> None:
 def main() -> int:
     bank = Bank()
 
-    # What multiprocessing does.
+    # The behavior of multiprocessing.
     lock = Lock()
     end_of(fork(lambda: (lock.acquire(), kill_me())))
     print(
         "multiprocessing.Lock, its holder killed:  acquired =", lock.acquire(timeout=0.2), "after 0.2 s, and ever after"
     )
 
-    # The same with a mutex in a region, step by step: without `repair`, the next owner does it by hand.
+    # The same with a mutex in a region, step by step: without `repair`, the next owner repairs the data itself.
     code = end_of(fork(lambda: bank.transfer(100, kill_me)))
     print(f"forkshm Mutex, its holder ended with {code}: accounts = {list(bank.accounts)}, 100 are missing")
     mutex = Mutex.attach(bank.region)
@@ -101,7 +101,7 @@ def main() -> int:
     mutex.release()
     print(f"repaired:                                 accounts = {list(bank.accounts)}")
 
-    # Many at once, and `repair` does it.
+    # Many processes at once, with `repair`.
     def work() -> None:
         for number in range(TRANSFERS):
             bank.transfer(1 if number % 2 else -1)
@@ -109,7 +109,7 @@ def main() -> int:
     workers = [fork(work) for _ in range(CLERKS)]
     victims = [end_of(fork(lambda: bank.transfer(10, kill_me))) for _ in range(CLERKS)]
     codes = [end_of(pid) for pid in workers]
-    bank.transfer(0)  # the last process repairs, too
+    bank.transfer(0)  # repairs after the last process as well
 
     total, repairs = sum(bank.accounts), bank.repairs[0]
     right = (

@@ -1,8 +1,8 @@
-"""SharedList and SharedDict: objects that many processes read, kept once for all of them.
+"""SharedList and SharedDict: objects that many processes read, stored once for all of them.
 
-The lines of the standard library's modules, as a list of Python strings and as a SharedList, are read by forked
-children. Reading a string writes its reference count, so each child ends up with a copy of the plain list; of the
-shared one there is one copy, whoever reads.
+Forked children read the lines of the standard library's modules, from a list of Python strings and from a SharedList.
+Reading a string writes its reference count, so each child ends up with a copy of the plain list. The SharedList is
+stored once for all readers.
 
     pip install forkshm
     python examples/shared_containers.py
@@ -21,13 +21,13 @@ CHILDREN = 8
 
 
 def private_bytes() -> int:
-    """Return how much memory this process has to itself."""
+    """Return the size of this process's private memory."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
 
 
 def grown_by_reading(lines: Iterable[str]) -> int:
-    """Fork children that read all lines; return by how many bytes the largest of them grew."""
+    """Fork children that read all lines; return the bytes by which the largest of them grew."""
     grown = []
     for _ in range(CHILDREN):
         read_end, write_end = os.pipe()
@@ -47,11 +47,11 @@ def grown_by_reading(lines: Iterable[str]) -> int:
 
 
 def main() -> int:
-    """Compare what readers of both need."""
+    """Compare the memory that readers of both lists need."""
     sources = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))
     lines = [line for path in sources for line in path.read_text("utf-8", "replace").splitlines()]
     shared = forkshm.SharedList(lines)
-    # Read here, so that the shared pages are this process' as well, and not counted as a child's own.
+    # Read here first, so that this process has the shared pages, too, and they do not count as a child's own.
     equal = shared == lines
     plain_bytes, shared_bytes = grown_by_reading(lines), grown_by_reading(shared)
     print(f"{len(lines):,} lines; each of {CHILDREN} children that read them grew")

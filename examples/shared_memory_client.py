@@ -1,7 +1,7 @@
 """The client of Boost.Interprocess' first example: open shared memory by name, check every byte, remove it.
 
-Where there is no such object, the server is started first. It has ended when the object is opened here: what has a name
-does not go with its creator.
+If the object does not exist, the server is started first. It has ended by the time the object is opened here: a named
+object remains after its creator has ended.
 
     pip install forkshm
     python examples/shared_memory_client.py
@@ -21,7 +21,7 @@ SERVER = pathlib.Path(__file__).with_name("shared_memory_server.py")
 
 
 def open_object(name: str) -> SharedMemoryObject:
-    """Open the object; have it made if there is none."""
+    """Open the object; start the server if it does not exist."""
     try:
         return SharedMemoryObject(open_only, name, read_only)
     except RegionNotFoundError as error:

@@ -1,8 +1,8 @@
 """The server of Boost.Interprocess' first example: create shared memory by name, and fill it with ones.
 
 A new object has 0 bytes. It is given a size, mapped, and written to like any memory. Then the client is started, which
-opens the same object by its name and checks every byte. With --leave it is not: the object stays when this program has
-ended, until somebody removes it. Run the client yourself then.
+opens the same object by its name and checks every byte. With --leave the client is not started, and the object stays
+after this program has ended, until it is removed. Then run the client yourself.
 
     pip install forkshm
     python examples/shared_memory_server.py
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--leave", action="store_true", help="do not start the client")
     options = parser.parse_args()
 
-    SharedMemoryObject.remove(options.name)  # what an earlier run left
+    SharedMemoryObject.remove(options.name)  # removes the object of an earlier run
     with SharedMemoryObject(create_only, options.name, read_write) as shm:
         shm.truncate(options.size)
         with MappedRegion(shm, read_write) as region:

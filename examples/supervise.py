@@ -2,8 +2,8 @@
 
     python examples/supervise.py
 
-All workers accept on one socket, and say who they are. A client asks, kills the one that answered, and asks again;
-then it has the server reload, and stop.
+All workers accept connections on one socket, and report their pid. A client sends a request, kills the worker that
+answered, and sends another one. Then it makes the server reload, and stop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def serve(me: forkshm.spmd.Supervised, listening: socket.socket) -> None:
         try:
             connection, _ = listening.accept()
         except BlockingIOError:
-            continue  # another worker was faster, or it is time to stop
+            continue  # another worker accepted the connection, or it is time to stop
         with connection:
             served[0] += 1
             connection.sendall(f"{greeting} {os.getpid()}".encode())
@@ -45,14 +45,14 @@ def reload() -> None:
 
 
 def ask(address: tuple[str, int]) -> tuple[str, int]:
-    """Return what a worker says, and its process id."""
+    """Return a worker's answer and its process id."""
     while True:
         with socket.create_connection(address) as connection:
             said = connection.makefile().read()
         if said:
             words, _, pid = said.rpartition(" ")
             return words, int(pid)
-        # It was killed before it could answer.
+        # The worker was killed before it could answer.
 
 
 def client(address: tuple[str, int], server: int) -> None:

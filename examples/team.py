@@ -2,10 +2,9 @@
 
     python examples/team.py --size 400 --sweeps 400 --workers 2
 
-Each point becomes the mean of its four neighbours, again and again. A team shares out the rows; what a member
-computes lies in memory that all have, and after each sweep they meet at a barrier. The result is that of the serial
-run, to the last bit. With pymp installed (pip install pymp-pypi), it runs beside: it has no barrier, so it needs a
-parallel region for each sweep.
+Each point becomes the mean of its four neighbors, repeatedly. The members of a team divide the rows. Their results are
+in shared memory, and a barrier follows each sweep. The result equals that of the serial run, to the last bit. If pymp
+is installed (pip install pymp-pypi), it runs as well: it has no barrier, so it needs a parallel region for each sweep.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def sweep(old: np.ndarray, new: np.ndarray, rows: range) -> float:
     """Compute rows of the next state; return the largest change."""
     if not rows:
         return 0.0
-    low, high = rows.start + 1, rows.stop + 1  # the edge stays as it is
+    low, high = rows.start + 1, rows.stop + 1  # the edge does not change
     part = new[low:high, 1:-1]
     part[:] = old[low - 1 : high - 1, 1:-1]
     part += old[low + 1 : high + 1, 1:-1]

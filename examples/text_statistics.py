@@ -1,7 +1,7 @@
 """Text statistics over the Python sources: the words of all modules of the standard library, counted by workers.
 
-The files' names go out, and counters come back and are merged as they come, in any order. The same is done here
-without workers, and has to be equal.
+The names of the files are sent to the workers, and counters come back and are merged in the order of their arrival. The
+result must equal a count without workers.
 
     pip install 'forkshm[progress]'
     python examples/text_statistics.py --progress
@@ -30,7 +30,7 @@ def words_of(path: pathlib.Path) -> tuple[int, collections.Counter[str]]:
 
 
 def merged(parts: object) -> tuple[int, collections.Counter[str]]:
-    """Add up what the files had."""
+    """Add up the counts of the files."""
     lines, words = 0, collections.Counter[str]()
     for more_lines, more_words in parts:  # type: ignore[attr-defined]
         lines += more_lines

@@ -1,8 +1,7 @@
-"""Native shared memory of Windows, and what to use where there is none.
+"""Native shared memory of Windows, and an alternative for other systems.
 
-What is special about it is how long it lives: as long as any process has it, and no longer. On every other system
-`WindowsSharedMemory` says that it is not there. Memory without a name lives just as long, and a pool's workers get it
-as an argument: that is what this program uses then.
+The memory lives exactly as long as any process has it. On other systems `WindowsSharedMemory` raises an error. Memory
+without a name has the same lifetime, and a pool's workers get it as an argument: this program then uses that.
 
     pip install forkshm
     python examples/windows_shared_memory.py
@@ -25,7 +24,7 @@ def check(region: MappedRegion) -> int:
 
 
 def make() -> MappedRegion:
-    """Native memory, or what does the same here."""
+    """Return native memory, or its equivalent on this system."""
     try:
         with WindowsSharedMemory(create_only, "shared_memory", read_write, SIZE) as shm:
             return MappedRegion(shm, read_write)

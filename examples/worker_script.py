@@ -1,10 +1,10 @@
-"""A worker script: which words Python's own library is made of, counted by several processes.
+"""A worker script: the most common words of Python's own library, counted by several processes.
 
     python -m forkshm run -n 4 examples/worker_script.py      four workers
     python examples/worker_script.py                          it also runs alone
 
-A worker that has finished a file takes the next. The lines of each are counted into an array that all workers have by
-its name, words into a counter of each worker's own, and the counters are added up at the end.
+A worker that has finished a file takes the next one. The lines of each file are counted in an array that all workers
+share by its name, and the words in a counter of each worker's own. The counters are added up at the end.
 """
 
 from __future__ import annotations

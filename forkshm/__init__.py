@@ -269,7 +269,7 @@ _MODULES = frozenset(
 
 
 def _found(value: Any) -> Any:
-    """Return *value*, which was found when it was first used, with signatures that read well."""
+    """Return *value*, a name used for the first time, after simplifying how its signatures are shown."""
     if _signatures.is_interactive():
         _signatures.unquote(value)
     return value
@@ -297,7 +297,7 @@ def __getattr__(name: str) -> Any:
         if error.name != "numpy":
             raise
         raise _errors.MissingDependencyError(
-            f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'", extra="numpy"
+            f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
     value = globals()[name] = getattr(numpy, name)
     return _found(value)
@@ -308,7 +308,7 @@ def __dir__() -> list[str]:
 
 
 def _warn_of_experiments(found: list[str]) -> None:
-    # Not in processes that this program starts anew: they would all say it again.
+    # Not in spawned processes, which would all repeat the warning.
     if found and "--multiprocessing-fork" not in sys.argv:
         warnings.warn(f"forkshm on {'; '.join(found)}", _errors.ExperimentalWarning, stacklevel=3)
 

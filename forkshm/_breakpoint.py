@@ -1,6 +1,6 @@
-"""Let ``breakpoint()`` work in a process that was started here: the debugger uses the terminal.
+"""Makes ``breakpoint()`` work in a process that forkshm started: the debugger uses the terminal.
 
-The standard input of such a process is ``/dev/null``, so that the debugger would quit at once.
+The standard input of such a process is ``/dev/null``, where a debugger would quit at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""In a process that was started here, the standard library knows which one it is, too.
+"""Makes the standard library know which process it is in, in a process that forkshm started.
 
-``multiprocess`` and ``multiprocessing`` each keep a current process, its parent, its children, and what is to be done
-at exit. Starting one of our processes informs only ``multiprocess``. Libraries that ask ``multiprocessing`` (is this a
-daemon? the main process?) would get the answer for the parent.
+``multiprocess`` and ``multiprocessing`` each have a current process, its parent, its children, and a list of exit
+actions. Starting one of forkshm's processes updates only those of ``multiprocess``. Libraries that ask
+``multiprocessing`` whether this is a daemon or the main process would get the answer for the parent.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _ours: Any = _multiprocess.process
 
 
 class _Introduction:
-    """What `register_after_fork` needs: something that can be referred to weakly."""
+    """A weakly referenceable object, which `register_after_fork` needs."""
 
 
 def introduce(_: object = None) -> None:
-    """Tell the standard library which process this is. Call it when the process has just been started."""
+    """Set the standard library's current process to this process, which has just been started."""
     ours, parent = _ours._current_process, _ours._parent_process
     made = _theirs.BaseProcess.__new__(_theirs.BaseProcess)
     made.__dict__.update(vars(ours))
-    # Its own secret, as it was at the fork. And what this process is to its parent.
+    # It keeps its own secret from the fork, and gets the daemon flag of this process.
     made._config = {**_theirs._current_process._config, "daemon": ours._config.get("daemon", False)}
     made._popen = None
     for name in ("_target", "_args", "_kwargs"):
@@ -47,7 +47,7 @@ def introduce(_: object = None) -> None:
 
 
 def _finish() -> None:
-    """Do what the standard library has to do at the end: its finalizers, its children."""
+    """Run the standard library's exit actions: its finalizers, and the end of its children."""
     util: Any = sys.modules.get("multiprocessing.util")
     if util is not None:
         util._exit_function()

@@ -1,8 +1,8 @@
 """Ctrl-C while a process is being started, and while a thread enters or leaves a lock.
 
-**Starting a process.** Python ignores whatever is raised in hooks that run around a fork, so a KeyboardInterrupt would
-be lost there, and leave the hooks half done. A child that is not up yet would print a traceback of its own. So SIGINT
-is held back, and handled in the parent once the process has started.
+**Starting a process.** Python ignores exceptions of hooks that run around a fork. So a KeyboardInterrupt would be lost
+there, and would leave the hooks unfinished. A child that is still starting would print a traceback of its own. So
+SIGINT is blocked, and handled in the parent once the process has started.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
@@ -38,30 +38,30 @@ if TYPE_CHECKING:
 
 __all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly")
 
-# What is behind `signal`, without its turning of numbers into enums and back: that touches some 30 pages, and after a
-# fork each is copied, in both processes.
+# The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
+# and after a fork each page is copied in both processes.
 _signal: Any = importlib.import_module("_signal")
 _SIGINT = frozenset((int(signal.SIGINT),))
 
-# The handler and the signal mask outside of all blocks: a forked child is to have them.
+# The handler and the signal mask outside of all blocks, which a forked child gets.
 _outside: tuple[Any, Any] | None = None
-# The thread that is in the outermost of them.
+# The thread that entered the outermost block.
 _holder: int | None = None
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Defer SIGINT until after the block. Processes started in the block have it blocked until it calls `begin`."""
+    """Defer SIGINT until after the block. Processes started in the block have it blocked until they call `begin`."""
     global _outside, _holder
     me = threading.get_ident()
-    if _holder == me:  # a block in a block: the outer one sees to it
+    if _holder == me:  # a nested block: the outer one handles SIGINT
         if sys.platform != "win32":
-            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # what ran in between may have unblocked it
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # other code may have unblocked it meanwhile
         yield
         return
     handler: Any = _signal.getsignal(_signal.SIGINT)
     came: list[tuple[Any, ...]] = []
-    # Handlers run in the main thread, whichever of the threads the kernel chose.
+    # Handlers run in the main thread, whichever thread the kernel chose.
     is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
     is_outermost = False
     mask = None
@@ -69,7 +69,7 @@ def held_back() -> Iterator[None]:
         if is_handled_here:
             _signal.signal(_signal.SIGINT, lambda *arguments: came.append(arguments))
         if sys.platform != "win32":
-            # In two steps: a handler of another signal may raise after each call.
+            # In two steps, because a handler of another signal may raise after each call.
             mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
@@ -85,16 +85,16 @@ def held_back() -> Iterator[None]:
         finally:
             if is_handled_here:
                 _signal.signal(_signal.SIGINT, handler)
-        if came:  # not raised again: a wakeup fd, of asyncio for example, was told of it
+        if came:  # not raised again, because a wakeup fd, for example of asyncio, was already written
             handler(*came[-1])
 
 
-# Those that came while this process was coming up, where a signal mask does not cross.
+# Interrupts that came while this process was starting, on systems whose signal masks are not inherited.
 _early: list[tuple[Any, ...]] = []
 
 
 def hold_back() -> None:
-    """Block SIGINT until `begin`, in a process that is being started anew, as elsewhere by its parent's mask."""
+    """Block SIGINT until `begin`, in a spawned process that did not inherit its parent's signal mask."""
     if sys.platform == "win32":
         _signal.signal(_signal.SIGINT, lambda *arguments: _early.append(arguments))
 
@@ -154,9 +154,9 @@ here = Here()
 
 
 class Entered:
-    """A lock whose ``with`` block has no gap between acquiring the lock and protecting the block.
+    """A lock whose ``with`` block leaves no gap between acquiring the lock and protecting the block.
 
-    A subclass has `acquire`, and an ``__exit__`` that is a C function.
+    A subclass defines `acquire`, and an ``__exit__`` that is a C function.
     """
 
     __slots__ = ()

@@ -1,7 +1,7 @@
-"""With ``FORKSHM_LEAKS=1``: what a process still holds when it ends, and where it was made.
+"""With ``FORKSHM_LEAKS=1``, reports what a process still holds when it ends, and where it was created.
 
-Nothing need be given back at the end of a program: the kernel does it. But what is held until then, held all the while,
-and in a program that runs for weeks that is a leak. Off, this costs a look at a name for each region and channel.
+A program need not release anything at its end, because the kernel does. But resources held until then were held all the
+time, which is a leak in a program that runs for weeks. When off, this costs one comparison for each region and channel.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ("is_on", "made", "report", "unmade")
 
-#: Whether to remember where things are made.
 is_on = os.environ.get("FORKSHM_LEAKS", "") not in ("", "0")
+"""Whether to record where objects are created."""
 
-#: Lines of a report for each kind of thing.
+# Maximum number of places that a report lists for each kind of object.
 _PLACES = 20
 
 
@@ -35,24 +35,24 @@ class _Thing(NamedTuple):
     where: str
 
 
-# By id, from `made` to `unmade`: what has ended in between is not in it.
+# Live objects by id, from `made` to `unmade`. An object that is collected in between is omitted.
 _things: dict[int, _Thing] = {}
 
 
 def made(thing: object, kind: str, nbytes: int = 0) -> None:
-    """Remember that *thing* was made for the caller; call it while `is_on` only."""
+    """Record that *thing* was created for the caller; call it only if `is_on`."""
     _things[id(thing)] = _Thing(kind, nbytes, call_site())
-    with contextlib.suppress(TypeError):  # what has no weak references calls `unmade` whatever its end is
+    with contextlib.suppress(TypeError):  # an object without weak references always calls `unmade`
         weakref.finalize(thing, _things.pop, id(thing), None).atexit = False
 
 
 def unmade(thing: object) -> None:
-    """Forget it: it has been given back."""
+    """Drop the record of an object that was released."""
     _things.pop(id(thing), None)
 
 
 def report() -> list[str]:
-    """Return lines about what is held: of each kind how many, and where they were made, the most bytes first."""
+    """Return lines about live objects: for each kind the number, and where they were created, most bytes first."""
     kinds: dict[str, dict[str, list[int]]] = {}
     for thing in list(_things.values()):
         kinds.setdefault(thing.kind, {}).setdefault(thing.where, []).append(thing.nbytes)
@@ -78,7 +78,7 @@ def _at_exit() -> None:
 
 
 if is_on:
-    # Among the first to be registered, so the last to run: what the program's own handlers give back is not held.
+    # Registered early, so it runs late: objects that the program's exit functions release are not reported.
     atexit.register(_at_exit)
-    # What a child has from its parent, the parent made.
+    # Objects inherited from the parent were created by the parent.
     _system.register_at_fork(after_in_child=_things.clear)

@@ -1,12 +1,11 @@
-"""The ledger: what this process has moved, always; and while somebody watches, who moved it.
+"""The ledger counts what this process has sent and received, and reports copies to `forkshm.assert_zero_copy`.
 
-Counting is an addition to an int where payloads are made and opened. It takes no lock: CPython
-with the GIL switches threads at calls and at jumps backwards, and signal handlers run there too,
-so nothing comes between the reading and the writing of ``ledger.messages += 1``. Free-threaded
-builds have no such rule; there each thread adds to counts of its own (`ThreadedLedger`).
+Counting adds to an int where payloads are packed and opened. It takes no lock. CPython with the GIL switches threads,
+and runs signal handlers, at calls and at backward jumps, so nothing comes between reading and writing in
+``ledger.messages += 1``. Free-threaded builds have no such rule; there each thread has counts of its own
+(`ThreadedLedger`).
 
-Who sent a copy is looked for only while there are watches (`forkshm.assert_zero_copy`):
-otherwise each place asks once whether there are any.
+The origin of a copy is determined only while there are watches; otherwise each place checks once whether there are any.
 """
 
 from __future__ import annotations
@@ -26,42 +25,42 @@ if TYPE_CHECKING:
 __all__ = ("Sending", "call_site", "describe", "ledger", "on_behalf_of")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-#: What stands between a caller and us without being anybody's own code.
+# Modules between a caller and forkshm that are not the caller's own code.
 _PASSED_OVER = ("pickle", "cloudpickle", "multiprocess", "multiprocessing", "concurrent", "threading", "contextlib")
 
 
 class Sending(NamedTuple):
-    """On whose behalf something is sent or received."""
+    """The call for which something is sent or received."""
 
-    #: For example ``"sent to fill()"`` or ``"result of fill()"``.
     what: str
-    #: File, line and function of the call.
+    """For example ``"sent to fill()"`` or ``"result of fill()"``."""
     where: str
+    """File, line and function of the call."""
 
 
 class Ledger:
-    """The counters of this process. A forked child begins at zero, and is not watched."""
+    """The counters of this process. A forked child begins at zero, without watches."""
 
     __slots__ = ("bytes_copied", "bytes_shared", "messages", "tasks", "watches")
 
     def __init__(self) -> None:
-        #: Answered to pools of this process, or done by it as a worker.
+        # Tasks answered to pools of this process, or run by it as a worker.
         self.tasks = 0
-        #: Sent and received.
+        # Messages sent and received.
         self.messages = 0
-        #: Bytes of both directions that were copied into an arena, and that were not.
+        # Bytes, sent or received, that were copied into an arena, and bytes that were not.
         self.bytes_copied = 0
         self.bytes_shared = 0
-        #: Called with bytes, what they were, and whether they were a message itself.
+        # Each is called with the number of bytes, a description, and whether they were a message.
         self.watches: dict[int, Callable[[int, str, bool], None]] = {}
 
     def note(self, copies: Iterable[tuple[int, str]], direction: str, *, message: bool = False) -> None:
-        """Report a copy to the watchers. This is expensive, but only while there are any.
+        """Report copies to the watches. This is expensive, but happens only while there are any.
 
         Args:
-            copies: Bytes, and what they were.
-            direction: "sent" or "received", unless the thread acts `on_behalf_of` somebody.
-            message: They are a message, which is no copy of anybody's buffer.
+            copies: The number of bytes and a description of each copy.
+            direction: "sent" or "received", unless the thread acts `on_behalf_of` a call.
+            message: Whether the bytes are a message, which is not a copy of a buffer.
         """
         sending = getattr(_thread, "sending", None) or Sending(direction, call_site())
         for nbytes, what in copies:
@@ -70,7 +69,7 @@ class Ledger:
 
 
 class _Sum:
-    """A counter that is the sum of the counts of all threads; ``+=`` changes that of the calling thread."""
+    """A counter that is the sum over all threads; ``+=`` changes the count of the calling thread."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -86,7 +85,7 @@ class _Sum:
 
 
 class ThreadedLedger(Ledger):
-    """The ledger of a free-threaded build: threads that count at the same time lose nothing."""
+    """The ledger of a free-threaded build, in which threads count at the same time without losing counts."""
 
     __slots__ = ("_local", "cells")
 
@@ -96,13 +95,13 @@ class ThreadedLedger(Ledger):
     bytes_shared = _Sum()
 
     def __init__(self) -> None:
-        #: The counts of each thread, also of those that have ended.
+        # The counts of each thread, including threads that have ended.
         self.cells: list[dict[str, int]] = []
         self._local = threading.local()
         super().__init__()
 
     def own(self) -> dict[str, dict[str, int]]:
-        """Return the counts of the calling thread, and the sums that it read last."""
+        """Return the counts of the calling thread, and the sums that it last read."""
         own = getattr(self._local, "own", None)
         if own is None:
             own = self._local.own = {"counts": dict.fromkeys(Ledger.__slots__, 0), "seen": {}}
@@ -113,7 +112,7 @@ class ThreadedLedger(Ledger):
 ledger = ThreadedLedger() if sysconfig.get_config_var("Py_GIL_DISABLED") else Ledger()
 _thread = threading.local()
 
-_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
+_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # starts from zero
 
 
 @contextlib.contextmanager
@@ -128,7 +127,7 @@ def on_behalf_of(sending: Sending) -> Iterator[None]:
 
 
 def call_site() -> str:
-    """Return where the code that uses forkshm is just now: ``"file.py:12 in main"``."""
+    """Return the place of the code that uses forkshm, for example ``"file.py:12 in main"``."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -141,7 +140,7 @@ def call_site() -> str:
 
 
 def describe(thing: Any) -> str:
-    """Return what a buffer belongs to, for example ``"numpy.ndarray float64 (8, 8)"``."""
+    """Return a description of the owner of a buffer, for example ``"numpy.ndarray float64 (8, 8)"``."""
     while isinstance(thing, memoryview) and thing.obj is not None:
         thing = thing.obj
     thing = getattr(thing, "stands_for", thing)

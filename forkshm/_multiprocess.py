@@ -1,7 +1,7 @@
 """The only file that imports ``multiprocess``.
 
-``multiprocess`` carries no types, so for the type checker these names are those of the
-standard library it was forked from. Every seam that forkshm leans on is listed here.
+``multiprocess`` has no type annotations, so the type checker takes these names from the standard library that it was
+forked from. This file lists everything that forkshm uses of it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ __all__ = (
 
 
 def __getattr__(name: str) -> Any:
-    # These take as long to import as all of forkshm, and few programs need them.
+    # Importing these takes as long as importing all of forkshm, and few programs need them.
     if name in (
         "connection",
         "heap",
@@ -94,11 +94,10 @@ def __getattr__(name: str) -> Any:
 
 
 def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` for our module of that name.
+    """Return ``__getattr__`` and ``__dir__`` for forkshm's module of that name.
 
-    What it does not define itself is looked up in that of ``multiprocess``, each time: some
-    names there, such as the current process, change their value. That one is imported when
-    first asked.
+    Names that the module does not define are looked up in the module of ``multiprocess``, each time, because some, such
+    as the current process, change their value. That module is imported at the first lookup.
     """
     theirs = f"multiprocess.{module}"
 
@@ -112,63 +111,63 @@ def stand_in(module: str, ours: Mapping[str, Any]) -> tuple[Callable[[str], Any]
 
 
 def package() -> Any:
-    """Return the package itself, whose names `forkshm.patch` replaces."""
+    """Return the package, whose names `forkshm.patch` replaces."""
     return importlib.import_module("multiprocess")
 
 
 class NoFork:
-    """Stands where ``multiprocess`` has something that forks, on systems that cannot."""
+    """A placeholder for classes of ``multiprocess`` that fork, on systems that cannot."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         from forkshm.errors import UnsupportedError
 
         raise UnsupportedError(
-            "processes cannot be forked on this system: use the start method 'spawn', which is the default here",
+            "cannot fork processes on this system: use the start method 'spawn', which is the default here",
             capability="fork",
         )
 
 
 def push_to_child(fd: int) -> int:
-    """Duplicate a handle into the process that is being spawned (Windows only); return what it is there."""
+    """Duplicate a handle into the process that is being spawned (Windows only); return its value there."""
     popen: Any = context.get_spawning_popen()
     return int(popen.duplicate_for_child(fd))
 
 
-#: Starts processes where nothing else is said; that of `forkshm.context` takes its place.
 default_context: Any = context._default_context
+"""The context of processes started without another one; `forkshm.context` replaces it."""
 
-#: How long the fork server may take to say how one of its processes ended.
+# Time that the fork server may take to report how one of its processes ended.
 _SERVER_MILLISECONDS = 5000
 
-#: On Windows, who was ended as by a signal exits with this and its number.
+# On Windows, a process ended by a signal exits with this code plus the signal's number.
 _ENDED_BY = 0x10000
 _SIGNALS = 65
 _PAUSE = 0.0005
-#: And another thread that collects children, to enter the exit code that it was told.
+# Time that another thread, which reaped a child, may take to store the exit code.
 _OTHER_THREAD_SECONDS = 0.1
 
 current_process = process.current_process
-#: Closes the fds that it is given.
 close_fds: Callable[..., None] = util.close_fds  # type: ignore[attr-defined]
+"""Closes fds."""
 get_logger = util.get_logger
 
 
 def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
-    """Collect a process that has ended, and let go of it; None when another did so before.
+    """Reap an ended process, and return its exit code; None if other code reaped it first.
 
-    Anything in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit
-    codes away; ``join()`` would then see a process that runs forever.
+    Any code in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit codes away. Without this function,
+    ``join()`` would then wait for a process forever.
 
     Args:
         ended: The process.
-        patience: How many seconds may pass until the kernel has its exit code, where it tells of the end before.
+        patience: Seconds until the kernel has the exit code, on systems that report the end of a process before.
     """
     popen: Any = getattr(ended, "_popen", None)
-    if popen is None:  # an interrupted call was as far as that
+    if popen is None:  # an interrupted call has already closed the process
         process._children.discard(ended)  # type: ignore[attr-defined]
         return None
     if sys.platform != "win32" and popen.method == "forkserver":
-        # The server tells, as its parent; but not if it was stopped.
+        # The fork server, as its parent, reports the code, unless the server was stopped.
         status = select.poll()
         status.register(popen.sentinel, select.POLLIN)
         status.poll(_SERVER_MILLISECONDS)
@@ -179,14 +178,14 @@ def exit_code(ended: process.BaseProcess, patience: float = 0.0) -> int | None:
         code = ended.exitcode
     deadline = time.monotonic() + _OTHER_THREAD_SECONDS
     while code is None and threading.active_count() > 1 and time.monotonic() < deadline:
-        # Another thread, in active_children() for example, may have it from the kernel and not entered it yet.
+        # Another thread, for example in active_children(), may have reaped it and not yet stored the code.
         time.sleep(0.001)
         code = ended.exitcode
     if getattr(popen, "status_is_lost", False):
         code = None
     elif code is None:
-        popen.returncode = 255  # or close() would refuse
-    elif 0 < code - _ENDED_BY < _SIGNALS:  # see the Windows backend; a crash has a code that is larger still
+        popen.returncode = 255  # otherwise close() would fail
+    elif 0 < code - _ENDED_BY < _SIGNALS:  # see the Windows backend; the code of a crash is larger
         code = _ENDED_BY - code
     ended.close()
     process._children.discard(ended)  # type: ignore[attr-defined]
@@ -202,8 +201,8 @@ def _is_there(pid: int | None) -> bool:
 
 
 def _forget_siblings() -> None:
-    # At its exit multiprocess ends all that it takes for its children. In a process that
-    # was forked by other means than Process they are its parent's.
+    # At exit, multiprocess ends all processes that it considers its children. In a process that was not forked by
+    # Process, these are children of the parent.
     process._children.clear()  # type: ignore[attr-defined]
 
 
@@ -213,22 +212,21 @@ _system.register_at_fork(after_in_child=_forget_siblings)
 def let_have_children() -> None:
     """Allow this daemonic process to start processes of its own.
 
-    The flag keeps a *parent* from waiting for its daemons; it also forbids the daemon
-    to have children. A pool worker needs the first and not the second: its own
-    workers die with it, because their lifeline does.
+    The daemon flag makes the *parent* kill its daemons at exit; it also forbids the daemon to have children. A pool
+    worker needs the first effect only: its own workers die with it, because of their lifeline.
     """
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
 
 
 def fork_server() -> Any:
-    """Return the module with the fork server, where processes can be forked."""
+    """Return the module of the fork server, where processes can be forked."""
     return importlib.import_module("multiprocess.forkserver")
 
 
 def spare_fork_server() -> None:
-    """Keep the fork server from importing ``__main__`` by itself, unless it is told the arguments of the program.
+    """Keep the fork server from importing ``__main__`` unless it knows the program's arguments.
 
-    In some versions it imports it without them, and ends when that fails. Its processes import it themselves.
+    In some versions the server imports it without them, and ends if that fails. Its processes import it themselves.
     """
     server = fork_server()
     if "sys_argv" not in server.main.__code__.co_varnames and server._forkserver._preload_modules == ["__main__"]:
@@ -236,12 +234,12 @@ def spare_fork_server() -> None:
 
 
 def settle_child() -> None:
-    """Do what `Process` does in its child before it runs anything, in one that was forked by other means."""
+    """Initialize a child that was forked by other means, as `Process` does before it runs anything."""
     util._finalizer_registry.clear()  # type: ignore[attr-defined]
     util._run_after_forkers()  # type: ignore[attr-defined]
 
 
 def end_child() -> None:
-    """Do what `Process` does in its child at the end: wait for its children and threads, as an interpreter does."""
+    """Finish such a child, as `Process` does: wait for its children and threads, like an interpreter at exit."""
     util._exit_function()  # type: ignore[attr-defined]
     threading._shutdown()  # type: ignore[attr-defined]

@@ -21,10 +21,10 @@ __all__ = ("patch", "patched", "unpatch")
 # Names of multiprocessing that are kept, because they work for forkshm's processes, too.
 _STAY = frozenset({"current_process", "parent_process", "reducer"})
 
-#: Packages whose modules have the names that are replaced, as they should: those themselves, and the standard library.
+# Packages whose modules may keep the original names: multiprocessing's own, and the standard library.
 _NOT_ASKED = frozenset({"forkshm", "multiprocess", "multiprocessing", *sys.stdlib_module_names} - {"__main__"})
 
-#: Modules that took ``get_context`` from the package when they were imported.
+# Modules that bound ``get_context`` of the package when they were imported.
 _ASK_FOR_CONTEXT = ("managers", "pool", "sharedctypes")
 
 
@@ -41,7 +41,7 @@ class _Change(NamedTuple):
 
     def take_back(self) -> None:
         names = self.owner if isinstance(self.owner, dict) else vars(self.owner)
-        if names.get(self.name) is self.ours:  # else somebody has replaced it since
+        if names.get(self.name) is self.ours:  # otherwise other code has replaced it since
             self._set(self.theirs)
 
     def _set(self, value: Any) -> None:
@@ -166,7 +166,7 @@ def patched() -> Iterator[None]:
 def _get_context(method: str | None = None) -> Any:
     if method is None or method in default_context.get_all_start_methods():
         return default_context.get_context(method)
-    # Others add contexts to the standard library's: loky does, for one.
+    # Other libraries, such as loky, add contexts to the standard library's.
     return multiprocessing.context._default_context.get_context(method)
 
 
@@ -182,8 +182,8 @@ def _find_changes(package: Any) -> Iterator[_Change]:
         module = importlib.import_module(f"{name_of_package}.{name}")
         yield _Change(module, "get_context", module.get_context, _get_context)
 
-    # Not Pool in its module: what is there, ThreadPool for one, finds it by that name. So who asks for the
-    # module is given another, which differs in this name.
+    # ``Pool`` in its own module is kept, because other code there, such as ThreadPool, finds it by that name. Instead,
+    # importers get another module, which differs only in this name.
     module_name = f"{name_of_package}.pool"
     theirs = importlib.import_module(module_name)
     pools: Any = types.ModuleType(module_name, theirs.__doc__)
@@ -192,7 +192,7 @@ def _find_changes(package: Any) -> Iterator[_Change]:
     yield _Change(package, "pool", theirs, pools)
     yield _Change(sys.modules, module_name, theirs, pools)
 
-    # Contexts of theirs ask for the module.
+    # The package's own contexts look up the module.
     def pool_of_context(
         self: Any, processes: Any = None, initializer: Any = None, initargs: Any = (), maxtasksperchild: Any = None
     ) -> Any:
@@ -203,8 +203,8 @@ def _find_changes(package: Any) -> Iterator[_Change]:
 
 
 def _names_taken_before(changes: list[_Change]) -> Iterator[str]:
-    """Yield the names under which modules have what was replaced, because they took it before."""
-    # By their ids: not all of them can be compared or hashed.
+    """Yield the names in other modules that are bound to replaced objects, because they were imported before."""
+    # By id, because some objects cannot be compared or hashed.
     theirs = {id(change.theirs): change for change in changes if change.owner is not sys.modules}
     for module_name, module in sorted(sys.modules.items()):
         if module_name.partition(".")[0] in _NOT_ASKED or not isinstance(module, types.ModuleType):
@@ -216,7 +216,7 @@ def _names_taken_before(changes: list[_Change]) -> Iterator[str]:
 
 
 def _in_child() -> None:
-    # Whoever held it is not here.
+    # The thread that may have held the lock does not exist here.
     global _lock
     _lock = _interrupts.RLock()
 

@@ -1,8 +1,8 @@
 """Handles of child processes: how they are started, watched and reaped.
 
-``multiprocess`` watches a child by a pipe whose other end the child holds. That pipe stays open while a grandchild
-inherits it, and closes when the child closes all its fds. Here the sentinel of a child is what the backend has for the
-purpose: on Linux its pidfd, opened before anything in this process can reap the child.
+``multiprocess`` watches a child through a pipe whose other end the child holds. That pipe stays open while a grandchild
+inherits it, and closes early if the child closes all its fds. Here the sentinel of a child comes from the backend: on
+Linux it is a pidfd, opened before anything in this process can reap the child.
 
 Several threads may wait for one child. The exit code is read without reaping (waitid(2), ``WNOWAIT``) and stored, and
 the child is reaped afterwards. An interruption at any point leaves a state in which the next call does the rest.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 
-assert sys.platform != "win32"  # processes there have handles of the system
+assert sys.platform != "win32"  # there, process handles come from the system
 
 if TYPE_CHECKING:
     import multiprocessing.popen_fork as popen_fork
@@ -31,23 +31,24 @@ else:
 
 __all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
 
-#: The exit code of a child that somebody else reaped, or that was reaped by the kernel because SIGCHLD is ignored.
-#: ``multiprocess`` reports this number as well when it cannot know.
 UNKNOWN = 255
-# Arguments of calls that `map` and `starmap` make.
+"""The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored.
+
+``multiprocess`` reports the same number when it cannot know the code."""
+# Arguments for `map` and `starmap` to make a call without arguments once.
 _ONCE: tuple[tuple[()], ...] = ((),)
 _FIRST = (0,)
-#: Pauses between two looks, where a sentinel tells of the end before the kernel has the exit code.
+# Pauses between checks, where a sentinel reports the end before the kernel has the exit code.
 _FIRST_PAUSE, _LAST_PAUSE = 0.0005, 0.01
 
 
 def in_milliseconds(seconds: float | None) -> int | None:
-    """Return what a poller takes for a timeout; never less than *seconds*."""
+    """Return *seconds* as a timeout for a poller, rounded up."""
     return None if seconds is None else math.ceil(max(seconds, 0.0) * 1000)
 
 
 class _Lock:
-    """Guards waitpid(2) where there is no waitid(2): its result must be stored before another thread asks."""
+    """Guards waitpid(2) where waitid(2) is missing: its result must be stored before another thread asks."""
 
     def __init__(self) -> None:
         self.renew()
@@ -61,14 +62,14 @@ _reaping = _Lock()
 
 
 class Child(popen_fork.Popen):
-    """What forked and spawned children have in common: this process is their parent."""
+    """Common base of forked and spawned children, whose parent is this process."""
 
     pid: int
     sentinel: int
     returncode: int | None
-    #: Whether somebody else took the exit code.
     status_is_lost = False
-    #: Whether there is nothing left to reap.
+    """Whether other code took the exit code."""
+    # Whether the child was reaped.
     _is_reaped = False
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -80,12 +81,12 @@ class Child(popen_fork.Popen):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait until the child has ended, at the most *timeout* seconds; return the exit code or None."""
+        """Wait until the child has ended, for at most *timeout* seconds; return the exit code or None."""
         if self.returncode is None:
             deadline = None if timeout is None else time.monotonic() + timeout
             pause = _FIRST_PAUSE
             self._wait_for_end(timeout)
-            # A pidfd is readable when there is an exit code. A pipe may be readable earlier, see above.
+            # A pidfd is readable once there is an exit code. A pipe may be readable earlier; see the module docstring.
             while self.poll() is None and (left := 1.0 if deadline is None else deadline - time.monotonic()) > 0:
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _LAST_PAUSE)
@@ -94,7 +95,7 @@ class Child(popen_fork.Popen):
     def _wait_for_end(self, timeout: float | None) -> None:
         poll = kernel.poller()
         poll.register(self.sentinel, kernel.READABLE)
-        with contextlib.suppress(OSError):  # ENOMEM: `wait` looks again and again then
+        with contextlib.suppress(OSError):  # ENOMEM: `wait` polls instead
             poll.poll(in_milliseconds(timeout))
 
     def _reap(self) -> None:
@@ -128,13 +129,13 @@ class Child(popen_fork.Popen):
             self._is_reaped = True
 
     def _is_gone(self) -> None:
-        # Another thread may have reaped it, and has stored the exit code before that.
+        # Another thread may have reaped it, after storing the exit code.
         if self.returncode is None:
             self.status_is_lost = True
             self.returncode = UNKNOWN
         self._is_reaped = True
 
-    # With defaults: when the program ends, the names of the base class' module may be gone.
+    # With defaults, because the names of the base class's module may be gone when the program ends.
     def terminate(self, number: int = signal.SIGTERM) -> None:
         """Send SIGTERM."""
         self._send_signal(number)
@@ -149,7 +150,7 @@ class Child(popen_fork.Popen):
                 kernel.signal_process(self.sentinel, self.pid, sig)
 
     def _end(self) -> None:
-        """Kill and reap a child that was started and cannot be watched."""
+        """Kill and reap a child that was started but cannot be watched."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, _system.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -161,10 +162,10 @@ class ForkPopen(Child):
 
     Args:
         process: The process object.
-        birth: What ``kernel.forking()`` gave.
+        birth: The result of ``kernel.forking()``.
 
     Raises:
-        OSError: The kernel refused a pipe or the fork. No fd is left open, and no process.
+        OSError: The kernel refused a pipe or the fork. No fd and no process is left.
     """
 
     def __init__(self, process: Any, birth: int) -> None:
@@ -172,23 +173,23 @@ class ForkPopen(Child):
         try:
             super().__init__(process)
         except BaseException:
-            if getattr(self, "finalizer", None) is not None:  # interrupted behind `_launch`
+            if getattr(self, "finalizer", None) is not None:  # interrupted after `_launch`
                 self.end_unwatched()
             raise
 
     def _launch(self, process_obj: Any) -> None:
-        # The child reads the end of this process from it.
+        # The child learns from this pipe that this process has ended.
         pipes: list[tuple[int, int]] = []
         pids: list[int] = []
         fds: list[int] = []
         try:
-            # Made and noted in one C call each: an interrupted start leaves neither fds nor a process.
+            # Each is created and recorded in one C call: an interrupted start leaves neither fds nor a process.
             pipes.extend(itertools.starmap(os.pipe, _ONCE))
             pids.extend(itertools.starmap(os.fork, _ONCE))
             if pids[0] == 0:
                 self._be_child(process_obj, *pipes[0])
             self.pid = pids[0]
-            # The child's end is closed first, so that there is room for the next one.
+            # The child's end is closed first, to make room for the next fd.
             fds += pipes[0]
             del pipes[0]
             next(map(os.close, map(fds.pop, _FIRST)))
@@ -207,7 +208,7 @@ class ForkPopen(Child):
             raise
 
     def end_unwatched(self) -> None:
-        """End a child that nobody has, and let go of its fds."""
+        """End a child without an owner, and close its fds."""
         self._end()
         if self.finalizer is not None:
             self.finalizer()
@@ -218,7 +219,7 @@ class ForkPopen(Child):
             os.close(write_end)
             code = process_obj._bootstrap(parent_sentinel=read_end)
         finally:
-            # Newer versions of multiprocess run these.
+            # Newer versions of multiprocess run exit functions.
             exit_functions: Any = getattr(popen_fork, "atexit", None)
             if exit_functions is not None:
                 exit_functions._run_exitfuncs()

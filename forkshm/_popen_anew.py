@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 
-assert sys.platform != "win32"  # processes there have handles of the system
+assert sys.platform != "win32"  # there, process handles come from the system
 
-from forkshm._popen import UNKNOWN, Child, in_milliseconds  # noqa: E402 - there is nothing of it on Windows
+from forkshm._popen import UNKNOWN, Child, in_milliseconds  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     import multiprocessing.popen_forkserver as popen_forkserver
@@ -23,10 +23,10 @@ else:
 
 __all__ = ("ForkServerPopen", "SpawnPopen")
 
-#: How many fds ``multiprocess`` opens for a process of the fork server: a socket, two pipes and a duplicate; with room
-#: for a few more.
+# Number of fds that ``multiprocess`` opens for a process of the fork server (a socket, two pipes and a duplicate), and
+# a few spare ones.
 _FORK_SERVER_FDS = 8
-#: What stands in the buffer for an exit code until that has come; no exit code has these eight bytes.
+# Content of the buffer until the exit code has arrived; no exit code has these eight bytes.
 _NOT_YET = b"\x7f" * 8
 
 
@@ -35,10 +35,10 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
 
     Args:
         process: The process object.
-        birth: The first of what ``kernel.spawning()`` gave.
+        birth: The first fd from ``kernel.spawning()``.
 
     Raises:
-        OSError: The kernel refused a pipe or the process, or the child died before it had read what it is to run.
+        OSError: The kernel refused a pipe or the process, or the child died before it had read its process object.
     """
 
     def __init__(self, process: Any, birth: int) -> None:
@@ -64,7 +64,7 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
 
 
 class ForkServerPopen(popen_forkserver.Popen):
-    """A process of the fork server, which tells how it ended: eight bytes through the sentinel.
+    """A process of the fork server, which reports how it ended by eight bytes through the sentinel.
 
     Raises:
         OSError: The limit on open files is reached, or the fork server cannot be started or called.
@@ -89,14 +89,14 @@ class ForkServerPopen(popen_forkserver.Popen):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait until the process has ended, at the most *timeout* seconds; return the exit code or None."""
+        """Wait until the process has ended, for at most *timeout* seconds; return the exit code or None."""
         if self.returncode is None:
             poll = kernel.poller()
             poll.register(self.sentinel, kernel.READABLE)
             if not poll.poll(in_milliseconds(timeout)):
                 return None
-            # The bytes arrive in the buffer before any other thread or a signal handler of Python can run. A thread
-            # that reads later finds the end of the pipe, and the bytes in the buffer.
+            # The bytes arrive in the buffer before another thread or a Python signal handler can run. A thread that
+            # reads later finds the end of the pipe, and the bytes in the buffer.
             if self._status == _NOT_YET:
                 with contextlib.suppress(OSError):
                     os.readv(self.sentinel, [self._status])
@@ -108,7 +108,7 @@ class ForkServerPopen(popen_forkserver.Popen):
 
 
 def _make_room(count: int) -> None:
-    """Raise unless so many fds can be opened; multiprocess leaves some open when it gets only some of them."""
+    """Raise unless *count* fds can be opened; multiprocess leaks some when it cannot get all of them."""
     fds: list[int] = []
     try:
         fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

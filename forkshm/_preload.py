@@ -1,8 +1,8 @@
-"""What the fork server imports before it forks, and what becomes of a module that cannot be imported.
+"""Modules that the fork server imports before it forks, and the handling of modules that cannot be imported.
 
-``multiprocess`` passes a list of names to the fork server as the source text of the list, and ignores names that
-cannot be imported. A `Named` list has other source text: it makes a `Checked` list in the fork server, which imports
-each name when it is asked for it.
+``multiprocess`` passes the names to the fork server as the source text of a list, and ignores names that cannot be
+imported. A `Named` list has a different source text. It creates a `Checked` list in the fork server, which imports each
+name when the iteration reaches it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Checked", "Named", "OnError", "set_forkserver_preload")
 
-#: What becomes of a name that cannot be imported.
 OnError: TypeAlias = Literal["ignore", "warn", "fail"]
+"""Treatment of a name that cannot be imported."""
 
 
 class Named(list[str]):
@@ -33,7 +33,7 @@ class Named(list[str]):
 
 
 class Checked(list[str]):
-    """The names in the fork server: each is imported when the iteration comes to it."""
+    """The names in the fork server; each is imported when the iteration reaches it."""
 
     def __init__(self, names: Iterable[str], on_error: OnError) -> None:
         super().__init__(names)
@@ -56,14 +56,14 @@ def set_forkserver_preload(module_names: Iterable[str], *, on_error: OnError = "
 
     Args:
         module_names: Names of modules.
-        on_error: What becomes of a module that cannot be imported: "ignore" it; "warn" with an ImportWarning; or
-            "fail", which ends the fork server, so that starting a process raises.
+        on_error: What to do if a module cannot be imported. "ignore" skips it, "warn" emits an ImportWarning, and
+            "fail" ends the fork server, so that starting a process raises.
 
     Raises:
-        ValueError: *on_error* is something else.
+        ValueError: *on_error* is not one of these.
         TypeError: A name is not a string.
     """
     if on_error not in ("ignore", "warn", "fail"):
-        raise ValueError(f"on_error is {on_error!r}: it must be 'ignore', 'warn' or 'fail'")
+        raise ValueError(f"on_error must be 'ignore', 'warn' or 'fail', got {on_error!r}")
     names = list(module_names)
     _multiprocess.fork_server().set_forkserver_preload(names if on_error == "ignore" else Named(names, on_error))

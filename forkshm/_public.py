@@ -1,4 +1,4 @@
-"""Give classes the path by which users import them, in reprs, tracebacks and ``help()``."""
+"""Sets the module of public classes to their public package, for reprs, tracebacks and ``help()``."""
 
 from __future__ import annotations
 

@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first_calls")
 
-#: Functions without arguments, which a new process calls before it takes its object.
 first_calls: list[Callable[[], object]] = []
+"""Functions without arguments, which a new process calls before it receives its process object."""
 
-#: Attributes of a process object that have no meaning in the child.
+# Attributes of a process object that are meaningless in the child.
 _HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
 
 
 class _OfContext:
-    """What all have in common: in the child, the start method is that which started it."""
+    """Common base of all processes: in the child, the start method is the one that started it."""
 
-    #: Ctrl-C is the parent's, from the first moment.
+    # Whether the process leaves Ctrl-C to its parent, from its first moment.
     ignores_interrupts = False
 
     def interrupt(self) -> None:
@@ -67,13 +67,13 @@ class _OfContext:
 
     def _bootstrap(self, *args: Any, **options: Any) -> Any:
         if self.ignores_interrupts:
-            # A worker. Its parent has other workers to start, or a task to send.
+            # This is a worker. Its parent has other workers to start, or a task to send.
             kernel.step_back()
-        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
+        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class's name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
         try:
             _interrupts.begin(ignores=self.ignores_interrupts)
-        except KeyboardInterrupt:  # it came before this was up: the parent has it, too
+        except KeyboardInterrupt:  # it came during the start, and the parent has received it, too
             return 1
         _breakpoint.install()
         begin = super()._bootstrap  # type: ignore[misc]
@@ -81,20 +81,20 @@ class _OfContext:
 
 
 class _StartedAnew(_OfContext):
-    """What those have in common that are not forked from this process."""
+    """Common base of processes that are not forked from this one."""
 
     _carrier: Receiver | None = None
-    #: While it is started: what the child holds as long as it lives, and its own children do not.
+    # During the start: an fd that the child holds while it lives, and that its own children do not inherit.
     _birth = -1
-    #: What whoever made the process calls the objects that it crosses with, for the error when one cannot be pickled.
+    # Names of the parts of the process object, for the error message when one cannot be pickled.
     _names_of_parts: Mapping[str, Any] | None = None
-    #: Environment variables that it has before it imports anything of the program's.
+    # Environment variables to set in the process before it imports code of the program.
     _environment: Mapping[str, str] = types.MappingProxyType({})
 
     def __reduce__(self) -> Any:
         if _multiprocess.context.get_spawning_popen() is None:
             raise NotPicklableError(
-                f"cannot pickle {self!r}: a process object can be sent only to the process that it starts"
+                f"cannot pickle {self!r}: a process object can be sent only to the process that it starts",
             )
         state = {name: value for name, value in vars(self).items() if name not in _HERE_ONLY}
         state["_name"] = str(state["_name"])
@@ -111,14 +111,14 @@ class _StartedAnew(_OfContext):
             bytes(multiprocessing.process.current_process().authkey),
         )
         if kernel.leases_are_handles:
-            # The child is there already, so its handles are put into it, and are gone with it.
+            # The child exists already, so its handles are duplicated into it, and end with it.
             try:
                 data, fds = write_message(Kind.CALL, 0, payload)
                 pushed = [_multiprocess.push_to_child(fd) for fd in fds]
             finally:
                 payload.close()
             return _rebuild_pushed, (data, pushed, *settings)
-        assert sys.platform != "win32"  # its leases are handles
+        assert sys.platform != "win32"  # there, leases are handles
         sender, receiver = pair()
         try:
             data, fds = write_message(Kind.CALL, 0, payload)
@@ -134,7 +134,7 @@ class _StartedAnew(_OfContext):
         return _rebuild, (_multiprocess.reduction.DupFd(receiver.fileno()), *settings, birth)
 
     def _drop_carrier(self) -> None:
-        # The child has its own by now, or there is none.
+        # The child has its own fd by now, or was not started.
         self._birth = -1
         if self._carrier is not None:
             self._carrier.close()
@@ -142,10 +142,10 @@ class _StartedAnew(_OfContext):
 
 
 def _parts(process: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return what the caller calls the objects that a process crosses with."""
+    """Return the parts of a process object, by the caller's names for them."""
     named = {"target": "_target", "args": "_args", "kwargs": "_kwargs"}
     parts = {name: state[attribute] for name, attribute in named.items() if attribute in state}
-    # A subclass has its own.
+    # Attributes that a subclass added.
     own = {f"self.{name}": value for name, value in state.items() if name not in named.values()}
     return {**parts, **own, f"class {type(process).__qualname__}": type(process)}
 
@@ -161,16 +161,16 @@ class ForkProcess(_OfContext, _Forked):
     """A process forked from this one, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         assert sys.platform != "win32"  # there is no fork
         begun: list[ForkPopen] = []
         try:
             with _interrupts.held_back(), kernel.forking() as birth:
-                # Begun and noted in one C call.
+                # Started and recorded in one C call.
                 begun.extend(map(ForkPopen, (process_obj,), (birth,)))
             return begun[0]
         except BaseException:
-            for child in begun:  # nobody has it
+            for child in begun:  # the caller does not get it
                 child.end_unwatched()
             raise
 
@@ -181,7 +181,7 @@ class Process(_StartedAnew, _multiprocess.process.BaseProcess):
     _start_method = None
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         return _multiprocess.default_context.get_context().Process._Popen(process_obj)
 
 
@@ -189,7 +189,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
     """A process with a fresh interpreter, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         with kernel.spawning() as (sentinel, birth):
             process_obj._birth = birth
             try:
@@ -206,7 +206,7 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
     """A process forked by a server without threads, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         assert sys.platform != "win32"  # there is no fork
         _multiprocess.spare_fork_server()
         try:
@@ -229,7 +229,7 @@ def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
 def _refuse_while_main_is_imported() -> None:
     """End this new process if its main module starts processes while it is imported.
 
-    In silence when a pool or launch of the parent says what is wrong: it knows by the exit code.
+    Print nothing if a pool or launch of the parent explains the mistake, which it recognizes by the exit code.
     """
     process: Any = _multiprocess.current_process()
     if not getattr(process, "_inheriting", False):
@@ -238,16 +238,16 @@ def _refuse_while_main_is_imported() -> None:
     if not is_known_by_code:
         print(f"{process.name}: {about_main_guard('the main module')}", file=sys.stderr)
     if _multiprocess.context._default_context.get_start_method() == "forkserver":
-        # multiprocess takes SystemExit there for a code of 1.
+        # multiprocess would turn SystemExit into exit code 1 here.
         _multiprocess.util._flush_std_streams()  # type: ignore[attr-defined]
         os._exit(NO_MAIN_GUARD)
     raise SystemExit(NO_MAIN_GUARD)
 
 
 def _forget_main_without_file() -> None:
-    """Remove ``__main__.__file__`` of a program on standard input (``python -``), as it is for ``python -c``.
+    """Remove ``__main__.__file__`` of a program on standard input (``python -``), as for ``python -c``.
 
-    A process that is started anew would look for the file ``<stdin>``. What the program defines crosses by value.
+    A new process would look for the file ``<stdin>``. Functions and classes of the program are sent by value.
     """
     main = sys.modules.get("__main__")
     if getattr(main, "__file__", None) == "<stdin>":
@@ -258,7 +258,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     _forget_main_without_file()
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
-        # To start the tracker, which other systems have not, ends with SIGINT unblocked.
+        # Starting the resource tracker, which Windows lacks, unblocks SIGINT.
         _multiprocess.resource_tracker.ensure_running()
     process_obj = arguments[0]
     name = process_obj._name
@@ -272,7 +272,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def _both_spawning() -> Iterator[None]:
-    """Enable the standard library's own objects to cross: its locks and queues ask it whether a process is starting."""
+    """Make the standard library's locks and queues picklable: they check whether a process is being started."""
     popen: Any = _multiprocess.context.get_spawning_popen()
     multiprocessing.context.set_spawning_popen(popen)
     try:
@@ -288,7 +288,7 @@ def _rebuild(
     standard_authkey: bytes,
     birth: Any = None,
 ) -> Any:
-    """Take the process object out of its channel, in the child."""
+    """Receive the process object from its channel, in the child."""
     if birth is not None:
         kernel.hold_birth(birth.detach())
     _settle(start_method, calls, standard_authkey)
@@ -305,14 +305,14 @@ def _rebuild(
 def _rebuild_pushed(
     data: bytes, fds: list[int], start_method: str | None, calls: tuple[Callable[[], object], ...], authkey: bytes
 ) -> Any:
-    """The same, with fds that were put into this process."""
+    """Receive the process object with fds that were duplicated into this process; see `_rebuild`."""
     _interrupts.hold_back()
     _settle(start_method, calls, authkey)
     return _made(Received(data, fds))
 
 
 def _settle(start_method: str | None, calls: tuple[Callable[[], object], ...], standard_authkey: bytes) -> None:
-    # What the standard library gives its own children: its managers ask for it.
+    # The standard library gives its children this key, and its managers ask for it.
     multiprocessing.process.current_process().authkey = standard_authkey
     _multiprocess.default_context.set_start_method(start_method, force=True)
     for call in calls:

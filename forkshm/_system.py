@@ -1,4 +1,4 @@
-"""What the standard library has on some systems only, under one name on all."""
+"""Parts of the standard library that some systems lack, under one name on all systems."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "greened_by", "path_of", "register_at_fork", "why_refused")
 
-#: Whether processes can be forked here.
 CAN_FORK = hasattr(os, "fork")
+"""Whether this system can fork processes."""
 
-#: Ends a process at once; the numbers stand for that also where signals have none.
 SIGKILL: int = getattr(signal, "SIGKILL", 9)
-#: Lets it not run, and run again.
+"""The signal that kills a process. Systems without signals use its number as well."""
 SIGSTOP: int = getattr(signal, "SIGSTOP", 19)
+"""The signals that stop and continue a process."""
 SIGCONT: int = getattr(signal, "SIGCONT", 18)
 
 
@@ -30,30 +30,30 @@ def _never(
     after_in_parent: Callable[[], object] | None = None,
     after_in_child: Callable[[], object] | None = None,
 ) -> None:
-    """There is no fork on this system."""
+    """Do nothing: this system cannot fork."""
 
 
-#: As `os.register_at_fork`; nothing where there is no fork.
 register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
+"""`os.register_at_fork`, or a function that does nothing on systems without fork."""
 
 
 def why_refused(error: OSError) -> str:
-    """Return why a process could not be started, and what to do; in parentheses what the kernel said."""
+    """Return why a process could not be started and what to do, after the kernel's message in parentheses."""
     said = error.strerror or str(error)
     if error.errno == errno.EAGAIN:
-        why = "the limit on processes is reached: end some, or raise it (ulimit -u; in a container its limit on pids)"
+        why = "the limit on processes is reached. End some, or raise it (ulimit -u; in a container its limit on pids)"
     elif error.errno == errno.EMFILE:
-        why = "the limit on open files of this process is reached: close some, or raise it (ulimit -n)"
+        why = "the limit on open files of this process is reached. Close some, or raise it (ulimit -n)"
     elif error.errno == errno.ENFILE:
-        why = "the system's limit on open files is reached: close some, or raise it (sysctl fs.file-max)"
+        why = "the system's limit on open files is reached. Close some, or raise it (sysctl fs.file-max)"
     elif error.errno == errno.ENOMEM:
-        why = "there is too little memory for another process: start fewer, or raise the limit (ulimit -v)"
+        why = "there is too little memory for another process. Start fewer, or raise the limit (ulimit -v)"
     elif error.errno == errno.ENOENT and _has_no_directory():
-        why = "the current directory of this process was deleted: os.chdir() to one that exists"
+        why = "the current directory of this process was deleted. Call os.chdir() with one that exists"
     elif "path too long" in str(error):
         why = (
-            f"the fork server's address, a file in {tempfile.gettempdir()}, has more letters than a socket's address "
-            "may have: set TMPDIR to a directory with a shorter name"
+            f"the fork server's address, a file in {tempfile.gettempdir()}, is longer than the address of a socket "
+            "may be. Set TMPDIR to a directory with a shorter name"
         )
     else:
         return f"({said})"
@@ -69,12 +69,12 @@ def _has_no_directory() -> bool:
 
 
 def path_of(kind: type) -> str:
-    """Return the name of a type as a user may write it: without modules whose names begin with an underscore."""
+    """Return the public path of a type, without modules whose names begin with an underscore."""
     module = kind.__module__
     if module in ("builtins", None):
         return kind.__qualname__
     if module.startswith("forkshm."):
-        # The shortest that leads to it. Nothing is imported for that.
+        # The shortest path that leads to it. Nothing is imported for that.
         parts = module.split(".")
         for count in range(1, len(parts)):
             name = ".".join(parts[:count])
@@ -87,7 +87,7 @@ def path_of(kind: type) -> str:
 def greened_by() -> str | None:
     """Return the name of the library that has replaced the blocking functions of this process, or None.
 
-    Under these, a thread that waits in the kernel stops all others, and locks and pollers are not those of the system.
+    With such a library, a thread that waits in the kernel stops all others, and its locks and pollers differ.
     """
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and (gevent.is_module_patched("select") or gevent.is_module_patched("threading")):

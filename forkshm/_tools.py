@@ -1,7 +1,7 @@
-"""Tools that follow processes by patching ``multiprocessing.process.BaseProcess._bootstrap``, ``coverage`` for example.
+"""Support for tools, such as ``coverage``, that patch ``multiprocessing.process.BaseProcess._bootstrap``.
 
-Our processes are those of ``multiprocess``, whose ``_bootstrap`` is another function. So a patched one is called around
-ours, for a process object of the standard library that does nothing of its own but call ours.
+forkshm's processes derive from ``multiprocess``, whose ``_bootstrap`` is a different function. So a patched one is
+called around forkshm's, for a process object of the standard library that only calls forkshm's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _theirs: Any = multiprocessing.process
 
 
 class _Stage(_theirs.BaseProcess):  # type: ignore[misc]  # a class, which the type checker cannot see
-    """A process object whose `run` starts ours; what the standard library does around it is left out."""
+    """A process object whose `run` starts forkshm's; it omits everything else that the standard library does."""
 
     def __init__(self, begin: Callable[[], int], actor: Any) -> None:
-        # Without the counters that the base class takes its name and identity from.
+        # Without the counters from which the base class takes name and identity.
         self.__dict__.update(vars(actor))
         self._config = dict(_theirs._current_process._config)
         self._begin = begin
@@ -34,28 +34,31 @@ class _Stage(_theirs.BaseProcess):  # type: ignore[misc]  # a class, which the t
 
     @staticmethod
     def _after_fork() -> None:
-        """Forkshm does what is to be done, when it introduces the process."""
+        """Do nothing: forkshm does the work when it introduces the process."""
 
 
 def is_followed() -> bool:
-    """Return whether a tool has patched what the standard library calls in a new process."""
+    """Return whether a tool has patched the function that the standard library calls in a new process."""
     code = getattr(_theirs.BaseProcess._bootstrap, "__code__", None)
     return code is None or code.co_filename != _theirs.BaseProcess.start.__code__.co_filename
 
 
 def run_with_tools(begin: Callable[[], int], actor: Any) -> int:
-    """Call *begin* inside what tools have put around the standard library's ``_bootstrap``; return its result.
+    """Call *begin* inside the wrappers that tools have put around the standard library's ``_bootstrap``.
 
     Args:
         begin: Runs the process *actor* and returns its exit code.
         actor: The process object.
+
+    Returns:
+        The exit code of the process.
     """
     if not is_followed():
         return begin()
     stage = _Stage(begin, actor)
     if getattr(actor, "ignores_interrupts", False):
-        # A handler that the parent installed is not a worker's. One that the tool installs here is.
+        # A worker must not inherit a handler of its parent. It keeps one that the tool installs here.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     outer = _theirs.BaseProcess._bootstrap(stage, parent_sentinel=None)
-    # What went wrong in the tool shows in its exit code, and in what it printed.
+    # A failure of the tool shows in its exit code, and in its output.
     return stage.exit_code or int(outer or 0)

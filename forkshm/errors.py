@@ -494,4 +494,41 @@ def remote_text(error: BaseException) -> str:
         first = first.tb_next
     if first is None:  # forkshm itself raised the error
         first = error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, first))
+    try:
+        return "".join(traceback.format_exception(type(error), error, first))
+    except Exception:  # an attribute of the exception's class raises
+        return "".join(traceback.format_tb(first)) + f"{type(error).__qualname__}: <its text cannot be formatted>\n"
+
+
+# A class may define how its attributes are read and set: a frozen dataclass refuses assignments. The functions below
+# use the methods of BaseException.
+_set_cause: Any = vars(BaseException)["__cause__"].__set__
+_set_context: Any = vars(BaseException)["__context__"].__set__
+
+
+def set_cause(error: BaseException, cause: BaseException | None) -> None:
+    """Set ``__cause__`` of any exception."""
+    _set_cause(error, cause)
+
+
+def set_context(error: BaseException, context: BaseException | None) -> None:
+    """Set ``__context__`` of any exception."""
+    _set_context(error, context)
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Return any exception without its traceback, whose frames keep variables alive."""
+    return BaseException.with_traceback(error, None)
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to any exception."""
+    BaseException.__getattribute__(error, "__dict__").setdefault("__notes__", []).append(text)
+
+
+def safe_repr(thing: object) -> str:
+    """Return the ``repr`` of an object, or its type if that raises."""
+    try:
+        return repr(thing)
+    except Exception:
+        return f"<{type(thing).__qualname__}, whose repr() raises>"

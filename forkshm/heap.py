@@ -1,4 +1,4 @@
-"""As ``multiprocessing.heap``: what is not ours is that of ``multiprocess``."""
+"""The module ``multiprocessing.heap`` for forkshm; other names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

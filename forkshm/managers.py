@@ -1,4 +1,4 @@
-"""As ``multiprocessing.managers``: what is not ours is that of ``multiprocess``."""
+"""The module ``multiprocessing.managers`` for forkshm; other names are those of ``multiprocess``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Names(_theirs._SharedMemoryTracker):  # type: ignore[misc]
     """The names that a manager removes when it is shut down."""
 
     def destroy_segment(self, segment_name: str) -> None:
-        """Remove one now."""
+        """Remove a name now."""
         self.segment_names.remove(segment_name)
         SharedMemoryObject.remove(segment_name)
 
@@ -35,18 +35,18 @@ class _Names(_theirs._SharedMemoryTracker):  # type: ignore[misc]
 class _Server(_theirs.SharedMemoryServer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # A list of its own: that of the standard library is one for all.
+        # A list of its own, because the standard library's list is shared by all servers.
         self.shared_memory_context = _Names(f"shm_{self.address}", [])
 
 
 class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ignore[misc]
-    """A manager of shared memory with names; the interface of ``multiprocessing.managers.SharedMemoryManager``.
+    """A manager of named shared memory, with the interface of ``multiprocessing.managers.SharedMemoryManager``.
 
-    What it has made is removed when it is shut down, and at the latest when the first process of the family ends.
+    Its names are removed when it is shut down, and at the latest when the first process of the family ends.
 
     Args:
-        args: Those of `BaseManager`.
-        options: Those of `BaseManager`.
+        args: Arguments of `BaseManager`.
+        options: Keyword arguments of `BaseManager`.
 
     Raises:
         OSError: The kernel refused the process.
@@ -68,7 +68,7 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
         ctx: Any = None,
         **options: Any,
     ) -> None:
-        # Not by way of the standard library's, which starts the resource tracker.
+        # Not through the standard library's constructor, which starts the resource tracker.
         if isinstance(address, tuple) and serializer == SERIALIZER:
             serializer = "pickle"
         context = ctx or _multiprocess.default_context.get_context()
@@ -101,7 +101,7 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
 
     def _check_started(self) -> None:
         if self._state.value != _theirs.State.STARTED:
-            raise ValueError(f"cannot make shared memory with {self!r}: it does not run; use it in a with block")
+            raise ValueError(f"cannot create shared memory with {self!r}: it is not running. Use it in a with block.")
 
     def _track(self, memory: Any) -> None:
         try:

@@ -1,4 +1,4 @@
-"""As ``multiprocessing.popen_fork``: what is in it is that of ``multiprocess``."""
+"""The module ``multiprocessing.popen_fork`` for forkshm; its names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""As ``multiprocessing.popen_forkserver``: what is in it is that of ``multiprocess``."""
+"""The module ``multiprocessing.popen_forkserver`` for forkshm; its names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

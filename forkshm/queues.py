@@ -1,4 +1,4 @@
-"""As ``multiprocessing.queues``: what is not ours is that of ``multiprocess``."""
+"""The module ``multiprocessing.queues`` for forkshm; other names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

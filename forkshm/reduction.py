@@ -1,4 +1,4 @@
-"""As ``multiprocessing.reduction``: what is in it is that of ``multiprocess``."""
+"""The module ``multiprocessing.reduction`` for forkshm; its names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

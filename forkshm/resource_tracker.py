@@ -1,4 +1,4 @@
-"""As ``multiprocessing.resource_tracker``: what is in it is that of ``multiprocess``."""
+"""The module ``multiprocessing.resource_tracker`` for forkshm; its names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

@@ -101,7 +101,8 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
                     raise
                 continue
             try:
-                # First the note: a process that is killed in between leaves a note without a name, which does no harm.
+                # The record is written first: if this process is killed in between, a record without a name does no
+                # harm.
                 if track:
                     note(opened)
                 opened.truncate(size)
@@ -118,11 +119,11 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         self._buf = region.buf
 
     def __del__(self) -> None:
-        # Nothing: the memory stays mapped while there are views of it, and no longer.
+        # Do nothing: the memory stays mapped exactly while there are views of it.
         pass
 
     def __reduce__(self) -> Any:
-        # A plain pickle, and channels of others, carry the name.
+        # Plain pickle, and channels of other libraries, carry the name.
         return type(self), (self.name, False, self.size)
 
     @property
@@ -174,7 +175,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
 
 
 def _bare(name: str) -> str:
-    # A leading slash is none of the name: the standard library adds one, and takes names that have one.
+    # A leading slash is not part of the name: the standard library adds one, and accepts names with one.
     return name.removeprefix("/")
 
 
@@ -197,7 +198,7 @@ register(SharedMemory, _reduce)
 # -- the list ------------------------------------------------------------------------------------
 
 _ENCODING = "utf8"
-#: Behind what the standard library has there: of each item how many bytes it is, which tells trailing NULs from room.
+# Follows the standard library's layout, and then the length of each item, which tells trailing NULs from padding.
 _MAGIC = b"forkshm\1"
 _STR, _BYTES = 1, 2
 
@@ -263,7 +264,7 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
         self._list_len = struct.unpack_from("q", buf, 0)[0]
         self._allocated_offsets = list(struct.unpack_from(f"{self._list_len + 1}q", buf, 8))
         end = self._lengths_at() + self._list_len * 8
-        # Lists that the standard library has made have no lengths.
+        # Lists created by the standard library have no lengths.
         self._exact = bytes(buf[end : end + len(_MAGIC)]) == _MAGIC
 
     def _lengths_at(self) -> int:
@@ -293,7 +294,7 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
         stripped = value.rstrip(b"\0")
         if self._exact:
             (length,) = struct.unpack_from("q", self.shm.buf, self._lengths_at() + position * 8)
-            # Not so when the standard library has put a longer one there.
+            # Differs if the standard library has stored a longer item there.
             if len(stripped) <= length <= len(value):
                 stripped = value[:length]
         return stripped.decode(_ENCODING) if code == _STR else stripped
@@ -305,8 +306,8 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
         if isinstance(encoded, bytes):
             if len(encoded) > room:
                 raise ValueError(
-                    f"bytes/str item exceeds available storage: it has {len(encoded):,} bytes, item {position} of "
-                    f"this list has room for {room:,}; make the list with a longer item there"
+                    f"bytes/str item exceeds available storage: it has {len(encoded):,} bytes, and item {position} of "
+                    f"this list has room for {room:,}. Create the list with a longer item there."
                 )
             form = f"{room}s"
         else:
@@ -319,13 +320,13 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
 
 
 def _format_of(item: Any, encoded: Any) -> str:
-    """Return how an item is packed, of which strings are encoded."""
+    """Return the struct format of an item, whose strings are already encoded."""
     if not isinstance(encoded, bytes):
         return str(_theirs.ShareableList._types_mapping[type(encoded)])
-    # What the standard library takes, which counts characters, if that is enough.
+    # The format of the standard library, which counts characters, if it is large enough.
     form = f"{max(8 * (len(item) // 8 + 1), -(-len(encoded) // 8) * 8)}s"
     if len(form) > 8:
-        raise ValueError(f"an item of a ShareableList has at most 9,999,999 bytes, this one has {len(encoded):,}")
+        raise ValueError(f"an item of a ShareableList must have at most 9,999,999 bytes, got {len(encoded):,}")
     return form
 
 

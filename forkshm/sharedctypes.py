@@ -1,4 +1,4 @@
-"""As ``multiprocessing.sharedctypes``: what is not ours is that of ``multiprocess``."""
+"""The module ``multiprocessing.sharedctypes`` for forkshm; other names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

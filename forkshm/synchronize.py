@@ -1,4 +1,4 @@
-"""As ``multiprocessing.synchronize``: what is not ours is that of ``multiprocess``."""
+"""The module ``multiprocessing.synchronize`` for forkshm; other names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

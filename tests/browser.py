@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by chromedriver's HTTP interface (W3C WebDriver)."""
+"""A headless Chromium, driven by chromedriver's HTTP interface (W3C WebDriver)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import urllib.request
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
-# Nothing is looked up or downloaded: pages are files, and the machine may have no network.
+# Browser options that prevent downloads and look-ups: pages are files, and the machine may have no network.
 _FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -41,7 +41,7 @@ class Browser:
         self.post("/url", url=url)
 
     def run(self, script):
-        """Run JavaScript in the page, and return what it returns."""
+        """Run JavaScript in the page, and return its result."""
         return self.post("/execute/sync", script=script, args=[])
 
     def devtools(self, command, **params):

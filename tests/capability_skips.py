@@ -1,12 +1,13 @@
-"""What a backend cannot offer, with the reason: marks on tests ask for capabilities, and some tests are named here.
+"""Capabilities that backends lack, with the reasons, and the tests that are skipped for them.
 
-A test is named by the end of its node id, without parameters or with them, or by its file; whole files end in ``.py``.
+A test with the mark ``needs`` names the capability itself. Other tests are listed here, by the end of their node id,
+with or without parameters, or by their file; names of whole files end in ``.py``.
 """
 
 from __future__ import annotations
 
-#: What a backend lacks, and why: a test that is marked with ``needs(capability)`` is left out there. With
-#: ``only``, the mark is about the parameters whose id contains that text.
+# Missing capabilities of each backend, with the reason. Tests marked ``needs(capability)`` are skipped there. With
+# ``only``, the mark applies to parameters whose id contains that text.
 MISSING: dict[str, dict[str, str]] = {
     "posix": {
         "affinity": "not every system lets a process choose its cores: cpu_ids raises UnsupportedError",
@@ -27,8 +28,8 @@ MISSING: dict[str, dict[str, str]] = {
     },
 }
 
-#: Whole files, doctests, and tests that have no mark yet. For each backend: the capability that is missing, why, and
-#: what is left out.
+# Whole files, doctests, and tests without a mark. For each backend: the missing capability, the reason, and the tests
+# to skip.
 SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "posix": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
@@ -49,7 +50,8 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ),
         ),
     },
-    # What is not there at all (fork, /proc, fds): windows/_capabilities.py. A test is left out where it comes to that.
+    # Features that are missing entirely (fork, /proc, fds) are in windows/_capabilities.py; tests skip when they use
+    # one.
     "windows": {
         "linux": ("about the calls of the Linux backend itself", ("backend/test_linux.py",)),
         "suites": (
@@ -63,11 +65,11 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_commands.py::test_ls_names_creator_holders_size_and_resident_bytes",
                 "test_commands.py::test_ls_sees_memory_that_is_only_mapped",
                 "test_commands.py::test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended",
-                "test_commands.py::test_top_looks_as_often_as_it_is_told",
+                "test_commands.py::test_top_lists_as_often_as_requested",
                 "test_commands.py::test_clean_shows_asks_and_removes",
-                "test_commands.py::test_clean_leaves_what_is_used_young_or_of_another_name",
+                "test_commands.py::test_clean_keeps_used_young_and_other_objects",
                 "test_commands.py::test_clean_looks_again_after_the_answer",
-                "test_commands.py::test_clean_leaves_what_belongs_to_others",
+                "test_commands.py::test_clean_keeps_objects_of_other_users",
                 "test_examples.py::test_the_worker_script_counts_the_same_in_several_workers",
             ),
         ),
@@ -87,23 +89,23 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                     "pickler/test_objects.py::"
                     "test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor"
                 ),
-                "pickler/test_objects.py::test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied",
+                "pickler/test_objects.py::test_the_written_pages_of_a_copy_on_write_region_are_copied",
                 "integrations/test_born_shared.py",
-                "pool/test_handing_on.py::test_a_slice_of_what_arrived_is_handed_on_too",
+                "pool/test_handing_on.py::test_a_slice_of_a_received_array_is_sent_on_without_a_copy",
                 "pool/test_handing_on.py::test_an_array_that_is_returned_is_copied_once_only",
-                "pool/test_handing_on.py::test_closures_and_what_is_shared_out_to_many_are_handed_on",
+                "pool/test_handing_on.py::test_closures_and_arrays_with_many_receivers_are_sent_on",
                 "pool/test_handing_on.py::test_echo_of_many_containers",
                 "pool/test_handing_on.py::test_the_memory_comes_back_when_the_last_has_let_go",
-                "pool/test_handing_on.py::test_what_the_kernel_refuses_to_map_back_is_mapped_before_its_next_use",
-                "test_statistics.py::test_what_is_handed_on_is_not_copied_again",
-                "test_statistics.py::test_blocks_are_live_while_somebody_has_them",
+                "pool/test_handing_on.py::test_pages_that_could_not_be_mapped_back_are_mapped_before_the_next_use",
+                "test_statistics.py::test_arrays_sent_on_are_not_copied_again",
+                "test_statistics.py::test_blocks_are_live_while_held",
             ),
         ),
         "cut_files": (
             "a file that is mapped can neither be made shorter nor deleted there",
             (
                 "descriptor/test_region.py::test_a_file_that_was_cut_since_is_noticed",
-                "region/test_file.py::test_remove_says_whether_it_did_and_regions_stay",
+                "region/test_file.py::test_remove_returns_whether_it_removed_and_regions_stay",
                 "region/test_mapped_region.py::TestLifetime::test_a_region_outlives_the_name[file mapping]",
             ),
         ),
@@ -112,20 +114,20 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "pickler/test_objects.py::test_fds_that_did_not_arrive_are_said_with_the_remedy",
                 "channel/test_queue.py::TestOurs::test_thousands_of_arrays_wait_whatever_the_limit_on_files",
-                "test_commands.py::test_the_doctor_marks_what_is_lacking",
+                "test_commands.py::test_the_doctor_marks_missing_features",
             ),
         ),
         "carving": (
-            "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
+            "a block of an arena is a section of its own, and an exclusive one cannot be remapped in one step",
             (
-                "region/blocks/test_arena.py::test_a_block_knows_how_much_of_it_was_used_before",
+                "region/blocks/test_arena.py::test_a_block_knows_its_previously_used_bytes",
                 "region/blocks/test_arena.py::test_a_block_that_is_held_comes_back_when_its_claim_has_ended",
-                "region/blocks/test_arena.py::test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only",
+                "region/blocks/test_arena.py::test_only_an_exclusive_held_block_becomes_private_when_shared_out",
                 "region/blocks/test_arena.py::test_a_segment_holds_no_more_blocks_than_locks_are_cheap_for",
                 "region/blocks/test_arena.py::test_the_lowest_free_address_is_used_again_first",
-                "region/blocks/test_segment.py::test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease",
+                "region/blocks/test_segment.py::test_a_claim_of_an_invalid_block_is_refused_and_closes_the_lease",
                 "region/blocks/test_segment.py::test_a_block_is_not_used_again_while_its_lease_is_open",
-                "region/blocks/test_segment.py::test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it",
+                "region/blocks/test_segment.py::test_a_claim_without_a_lease_is_refused_and_closes_the_fd",
             ),
         ),
         "exact_objects": (
@@ -140,18 +142,18 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             "Wine does not find what a link made by Python points to",
             (
                 "region/test_file.py::test_a_symbolic_link_is_followed",
-                "region/test_object.py::test_a_symbolic_link_is_refused_and_what_it_names_is_left_alone",
+                "region/test_object.py::test_a_symbolic_link_is_refused_and_its_target_is_unchanged",
             ),
         ),
         "fork": (
             "the test is about a forked child, and holds something when it comes to that",
             (
-                "region/blocks/test_arena.py::test_a_forked_child_does_not_hold_what_its_parent_has_parked",
+                "region/blocks/test_arena.py::test_a_forked_child_does_not_hold_its_parents_parked_leases",
                 "region/blocks/test_segment.py::test_a_child_does_not_hold_leases_that_are_about_to_be_sent",
-                "region/test_object.py::test_no_tracker_watches_and_nobody_speaks_of_leaks",
-                "region/test_object.py::test_a_thousand_processes_killed_at_any_moment_leave_only_what_has_a_name",
+                "region/test_object.py::test_no_resource_tracker_is_started_and_no_leak_is_reported",
+                "region/test_object.py::test_a_thousand_killed_processes_leave_only_named_objects",
                 "region/test_object.py::test_a_child_of_a_pool_does_not_remove",
-                "test_leaks.py::test_what_a_child_has_from_its_parent_is_not_the_child_s",
+                "test_leaks.py::test_inherited_objects_are_not_reported_by_a_child",
                 "test_examples.py::test_example_runs[anonymous_memory.py]",
                 "test_examples.py::test_example_runs[robust_mutex.py]",
                 "test_examples.py::test_example_runs[shared_containers.py]",
@@ -160,31 +162,31 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_examples.py::test_example_runs[worker_script.py]",
             ),
         ),
-        # -- processes: tests of channel, pool, executor, spmd, failure and what is above them --
+        # -- processes: tests of channel, pool, executor, spmd, failure and the layers above them --
         "inheritance": (
             "the test is about what a forked child finds of its parent's, which a new process has not",
             (
                 "executor/test_executor.py::test_a_forked_child_is_told",
                 "decorator/test_parallel.py::test_functions_of_the_script_see_the_globals_that_an_initializer_set",
-                "dropin/test_snippets.py::test_it_runs_here[a remote manager]",
-                "dropin/test_snippets.py::test_it_runs_here[logging]",
+                "dropin/test_snippets.py::test_a_snippet_runs_with_forkshm[a remote manager]",
+                "dropin/test_snippets.py::test_a_snippet_runs_with_forkshm[logging]",
                 "failure/test_fork_honestly.py::test_a_pool_forks_without_threads",
                 "failure/test_fork_honestly.py::test_processes_queues_and_managers_are_made_without_threads",
                 "failure/test_fork_honestly.py::test_a_thread_that_holds_a_lock_is_why_forkserver_is_one_argument_away",
                 "failure/test_forked_by_others.py",
                 "failure/test_killed.py::test_a_child_that_ends_normally_does_not_end_its_parents_pool",
-                "failure/test_killed.py::test_a_pool_in_a_forked_child_says_whose_it_is",
+                "failure/test_killed.py::test_a_pool_in_a_forked_child_says_that_it_is_the_parents",
                 "failure/test_bounded.py::test_workers_that_die_whenever_they_take_a_task_end_the_pool",
                 "failure/test_bounded.py::test_nonsense_in_place_of_an_answer_fails_that_task",
                 "failure/test_queues_killed.py::test_room_that_a_killed_receiver_had_not_given_back_is_found",
-                "failure/test_killed.py::test_a_worker_dies_between_taking_a_task_and_naming_it",
-                "failure/test_killed.py::test_a_worker_dies_after_its_answer_and_before_it_says_so",
+                "failure/test_killed.py::test_a_worker_dies_before_naming_its_task",
+                "failure/test_killed.py::test_a_worker_dies_after_its_answer_but_before_recording_it",
                 "failure/test_killed.py::test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive",
                 "pool/test_handing_on.py::test_a_forked_child_does_not_see_writes_to_a_copy",
                 "pool/test_regions_cross.py::test_a_region_made_before_the_pool_is_the_one_the_workers_inherited",
                 "executor/test_executor.py::test_results_in_a_forked_child_are_refused",
                 "channel/test_queue.py::TestOurs::test_a_child_does_not_send_its_parents_backlog_again",
-                "channel/test_queue.py::TestOurs::test_a_child_lets_go_of_what_its_parent_has_yet_to_send",
+                "channel/test_queue.py::TestOurs::test_a_forked_child_drops_its_parents_unsent_items",
                 "channel/test_handles.py::test_a_child_keeps_no_handle_of_its_parents_messages",
                 "channel/test_endpoint.py::test_ends_of_one_process_only_are_closed_in_its_children",
             ),
@@ -196,10 +198,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "signals": (
             "needs handlers of signals from other processes, or signals to oneself",
             (
-                "failure/test_crash_table.py::test_an_idle_worker_ends_itself_and_nobody_notices",
+                "failure/test_crash_table.py::test_the_exit_of_an_idle_worker_affects_no_task",
                 "pool/test_task_timeout.py::test_a_task_that_stops_its_worker_fails",
-                "failure/test_crash_table.py::test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time",
-                "failure/test_crash_table.py::test_one_that_is_stopped_in_the_initializer_is_replaced",
+                "failure/test_crash_table.py::test_a_worker_stopped_forever_fails_its_task_in_time",
+                "failure/test_crash_table.py::test_a_worker_stopped_in_the_initializer_is_replaced",
                 "failure/test_parents_die.py::test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along",
             ),
         ),
@@ -209,14 +211,14 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "failure/test_crash_table.py::test_out_of_memory_is_an_exception_or_a_death_of_that_task_only",
                 "limits/test_memory.py::test_everything_works_whatever_dev_shm_is",
                 "limits/test_memory.py::test_memory_with_a_name_says_that_dev_shm_has_no_room",
-                "limits/test_memory.py::test_a_limit_on_address_space_is_an_exception_and_what_is_smaller_goes_on",
+                "limits/test_memory.py::test_a_limit_on_address_space_raises_and_smaller_requests_work",
                 "limits/test_memory.py::test_a_worker_without_address_space_says_so_and_the_pool_goes_on",
                 "limits/test_memory.py::test_ten_thousand_regions_live_at_once",
                 "limits/test_oom.py::test_a_worker_that_the_kernel_kills_for_memory_fails_its_task_with_the_evidence",
                 "limits/test_oom.py::test_a_parent_that_the_kernel_kills_for_memory_takes_its_workers_along",
                 "limits/test_oom.py::test_to_populate_more_than_a_group_has_left_is_an_exception",
-                "limits/test_oom.py::test_the_doctor_says_what_a_group_has_left",
-                "limits/test_oom.py::test_what_a_group_has_no_room_for_is_not_populated",
+                "limits/test_oom.py::test_the_doctor_shows_the_memory_left_in_a_group",
+                "limits/test_oom.py::test_populate_beyond_the_memory_of_a_group_is_refused",
             ),
         ),
         "file limits": (
@@ -224,7 +226,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (
                 "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_soft_limit_is_256",
                 "limits/test_fds.py::test_1000_arrays_of_one_region_cross_when_the_hard_limit_is_256",
-                "limits/test_fds.py::test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do",
+                "limits/test_fds.py::test_regions_beyond_a_hard_limit_raise_with_their_number_and_advice",
                 "limits/test_fds.py::test_a_worker_that_cannot_hold_all_says_so_and_the_pool_goes_on",
                 "limits/test_fds.py::test_a_thousand_tasks_that_each_copy_are_no_matter",
                 "limits/test_fds.py::test_1000_shared_arrays_cross_when_the_hard_limit_is_256",
@@ -238,17 +240,17 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "queue sizes": (
             "the size of a pipe is settled when it is made",
             (
-                "limits/test_messages.py::test_a_message_that_is_larger_than_the_queue_makes_it_larger",
+                "limits/test_messages.py::test_a_message_larger_than_the_queue_enlarges_the_queue",
                 "limits/test_messages.py::test_a_queue_that_may_not_be_larger_says_so",
             ),
         ),
         "interrupts": (
             "Ctrl-C is a console's there, and cannot be sent to a process",
             (
-                "failure/test_interrupts.py::test_an_event_loop_hears_of_it_once",
+                "failure/test_interrupts.py::test_an_event_loop_gets_the_interrupt_once",
                 "failure/test_interrupts.py::test_where_python_has_no_handler_there_is_none_afterwards",
                 "failure/test_interrupts.py::test_a_process_that_another_thread_starts_meanwhile_has_the_handler_of_the_program",
-                "failure/test_interrupts.py::test_an_interrupt_in_what_runs_around_a_fork_is_not_lost",
+                "failure/test_interrupts.py::test_an_interrupt_in_fork_hooks_is_not_lost",
                 "failure/test_interrupts.py::test_while_workers_are_starting",
                 "failure/test_interrupts.py::test_while_a_closed_pool_is_joined",
                 "failure/test_interrupts.py::test_while_workers_of_a_closed_pool_are_leaving",
@@ -262,7 +264,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "start methods": (
             "the program uses fork and forkserver beside spawn",
-            ("dropin/test_snippets.py::test_it_runs_here[a context is asked for]",),
+            ("dropin/test_snippets.py::test_a_snippet_runs_with_forkshm[a context is asked for]",),
         ),
         "children": (
             "whoever waits for a child does not take its exit code away from others there",
@@ -282,7 +284,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "test_start_methods.py::test_a_context_is_one_for_both_libraries",
                 "test_start_methods.py::test_fork_is_the_default_and_comes_first",
                 "test_start_methods.py::test_the_start_method_is_set_once",
-                "test_start_methods.py::test_a_process_takes_what_it_is_given",
+                "test_start_methods.py::test_a_process_receives_its_arguments",
             ),
         ),
         "library_files": (
@@ -294,7 +296,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         ),
         "proc": (
             "looks into /proc in a program of its own: Windows has none",
-            ("test_public_api.py::test_importing_it_starts_nothing",),
+            ("test_public_api.py::test_importing_forkshm_starts_nothing",),
         ),
         "shm_open": (
             "memory with a name is a file there; the standard library's is a section, as WindowsSharedMemory",
@@ -313,7 +315,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "fds_of_files": (
             "a file of Python has a number of the C library's, and the test takes it for the kernel's",
             (
-                "region/test_mapped_region.py::TestFlush::test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache",
+                "region/test_mapped_region.py::TestFlush::test_flushed_bytes_are_on_disk_for_direct_reads",
                 "channel/test_message.py::test_fds_that_are_no_memory_are_refused_and_closed",
             ),
         ),
@@ -330,7 +332,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 
 def reason_to_skip(backend: str, nodeid: str) -> str | None:
-    """Return why a test is left out on a backend, or None."""
+    """Return the reason to skip a test on a backend, or None."""
     whole = nodeid.removeprefix("tests/")
     name = whole.partition("[")[0]
     for capability, (why, tests) in SKIPS.get(backend, {}).items():
@@ -341,7 +343,7 @@ def reason_to_skip(backend: str, nodeid: str) -> str | None:
 
 
 def why_missing(backend: str, capability: str, only: str, nodeid: str) -> str | None:
-    """Return why a test with such a mark is left out on a backend, or None."""
+    """Return the reason to skip a test with such a mark on a backend, or None."""
     why = MISSING.get(backend, {}).get(capability)
     if why is None or only not in nodeid.partition("[")[2]:
         return None

@@ -1,4 +1,4 @@
-"""Fixtures of every test."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ if sys.platform == "win32":
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Whoever runs this in the background has it ignored, and so would the programs that tests start and interrupt.
+    # A shell that starts this in the background ignores SIGINT; programs that tests start and interrupt would inherit
+    # that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-#: For type checkers; `test_typing` runs them.
+# Files for type checkers, run by `test_typing`.
 collect_ignore = ["typing"]
 
 
 def pytest_ignore_collect(collection_path):
-    """Do not even import a file that is left out as a whole where it might not be importable."""
+    """Do not import files that are skipped as a whole, because they might not be importable."""
     if sys.platform == "win32" and collection_path.suffix == ".py":
         name = collection_path.relative_to(os.path.dirname(__file__)).as_posix()
         return True if reason_to_skip(kernel.name, f"tests/{name}") is not None else None
@@ -45,7 +46,7 @@ def pytest_ignore_collect(collection_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Leave out what is about something that this backend has not."""
+    """Skip tests of capabilities that this backend lacks."""
     for item in items:
         asked = [
             why_missing(kernel.name, *mark.args, mark.kwargs.get("only", ""), item.nodeid)
@@ -58,7 +59,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say which backend this was, and how many tests were left out for want of what."""
+    """Print the backend, and the number of tests skipped for each missing capability."""
     if kernel.name == "linux":
         return
     missing = collections.Counter(
@@ -73,23 +74,23 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def no_leaks(request):
-    """Every test gives back the fds, processes, threads, mappings and blocks that it took."""
+    """Check that every test releases the fds, processes, threads, mappings and blocks that it took."""
     with check_leaks(patience=5.0 if sys.platform != "win32" else 1.5):
         yield
-        request.node.funcargs.clear()  # what the test was given may be freed by now
+        request.node.funcargs.clear()  # releases the values of the test's fixtures
 
 
 @pytest.fixture(autouse=True)
 def _patience_with_nightly_tests(request):
-    # The watchdog of pyproject.toml is for those that take seconds.
+    # The watchdog in pyproject.toml is for tests that take seconds.
     if request.node.get_closest_marker("nightly"):
         faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _resource_tracker_of_the_standard_library():
-    # Since Python 3.14 any lock of its default context starts the tracker, whose process stays, and keeps a name. tqdm
-    # makes such a lock with its first bar.
+    # Since Python 3.14, any lock of the standard library's default context starts its tracker, whose process stays and
+    # keeps a name. tqdm creates such a lock with its first bar.
     if sys.version_info >= (3, 14) and CAN_FORK:
         importlib.import_module("multiprocessing.resource_tracker").ensure_running()
         if importlib.util.find_spec("tqdm") is not None:
@@ -98,14 +99,14 @@ def _resource_tracker_of_the_standard_library():
 
 @pytest.fixture(scope="session")
 def _warm_up():
-    # What the first pool of a process leaves: modules, the resource tracker of nobody.
+    # The first pool of a process leaves modules and the resource tracker.
     with forkshm.Pool(1) as pool:
         pool.apply(int)
 
 
 @pytest.fixture
 def pool(_warm_up):
-    """A pool of two workers."""
+    """Provide a pool of two workers."""
     with forkshm.Pool(2) as made:
         yield made
 

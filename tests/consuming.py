@@ -1,4 +1,4 @@
-"""Reading payloads and claiming leases as a channel does: what was read is closed afterwards."""
+"""Reading payloads and claiming leases as a channel does: they are closed after they were read."""
 
 from __future__ import annotations
 

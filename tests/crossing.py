@@ -1,10 +1,10 @@
-"""Send everything that is called shared in every way, and print what became of it, as a table or as JSON.
+"""Send every kind of shared object in every way, and print the outcomes as a table or as JSON.
 
     python tests/crossing.py [fork forkserver spawn]         this backend (FORKSHM_BACKEND), JSON
     python tests/crossing.py --table linux posix > tests/sync/CROSSING.md
 
-A thing is *shared* when writes are seen both ways: the peer changes it and this process sees it, this process changes
-it and the peer sees that; and when no byte was copied for it.
+An object is *shared* if writes are seen in both directions, and no byte was copied: the peer changes it and this
+process sees the change, this process changes it and the peer sees the change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
 
 
 class _Lock:
-    """How a kind of thing is changed, changed back, and looked at."""
+    """How to change an object, undo the change, and read it."""
 
     @staticmethod
     def change(thing):
@@ -165,7 +165,7 @@ kept = {}
 
 
 def act(name, what, thing=None):
-    """In the peer: do *what* to a thing, or to what it keeps under that name."""
+    """Apply *what* to an object, or to the one kept under that name; called in the peer."""
     if thing is None:
         thing = kept[name]
     else:
@@ -183,7 +183,7 @@ def forget():
 
 
 def serve(queue, pipe, things):
-    """In a process: do what is asked through the pipe."""
+    """Serve the commands that come through the pipe; called in a process."""
     kept.update(things)
     while (asked := pipe.recv()) is not None:
         name, what, thing = asked
@@ -196,7 +196,7 @@ def serve(queue, pipe, things):
 
 
 def judge(name, thing, ask):
-    """Change it there and look here, and the other way round; *ask* does something to it in the peer."""
+    """Change the object in the peer and look here, and the other way round; *ask* sends the peer a command."""
     kind = THINGS[name][1]
     ask("change")
     seen_here = kind.is_changed(thing)
@@ -210,7 +210,7 @@ def judge(name, thing, ask):
 
 
 def try_all(method):
-    """Return what became of each thing in each way."""
+    """Return the outcome for each object in each way."""
     context = forkshm.get_context(method)
     became = {name: {} for name in THINGS}
     with context.Pool(1) as pool:
@@ -259,7 +259,7 @@ def try_all(method):
 
 
 def run(backend, methods):
-    """Return the same, of another backend, from a process of its own."""
+    """Return the same outcomes for another backend, from a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, *methods],
         env={**os.environ, "FORKSHM_BACKEND": backend},

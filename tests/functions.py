@@ -1,4 +1,4 @@
-"""Functions and classes that cross by name; in a module of their own, so that they do."""
+"""Functions and classes in a module of their own, so that they are sent by name."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def end(how):
     if how == "bad memory access":
         faulthandler._read_null() if sys.platform == "win32" else faulthandler._sigsegv()
     if how == "MemoryError":
-        import resource  # not on every system
+        import resource  # missing on some systems
 
         resource.setrlimit(resource.RLIMIT_AS, (0, resource.getrlimit(resource.RLIMIT_AS)[1]))
         return bytearray(2**30)
@@ -78,25 +78,25 @@ def stop(how):
 
 
 def hang(path):
-    """Say that the task has begun, and never end."""
+    """Report that the task has begun, and never end."""
     open(path, "w").close()
     threading.Event().wait()
 
 
 def hang_on(path):
-    """The same, and do not listen to SIGTERM."""
+    """Do the same as `hang`, and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang(path)
 
 
 def begin_late(path):
-    """An initializer that takes its time."""
+    """Sleep as an initializer."""
     time.sleep(0.2)
     (path / f"initializer-{os.getpid()}").touch()
 
 
 def leave(path, state):
-    """A worker_exit."""
+    """Record that worker_exit was called."""
     (path / f"exit-{os.getpid()}").touch()
 
 
@@ -105,7 +105,7 @@ def threads_here():
 
 
 def die_once(path, value):
-    """Die the first time; the second time return."""
+    """Die the first time; return the second time."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -115,7 +115,7 @@ def die_once(path, value):
 
 
 class Counter:
-    """Its method is that of a class with a name, and its number is its own."""
+    """A class whose method is sent by name, with a number of its own."""
 
     def __init__(self):
         self.number = 0
@@ -137,7 +137,7 @@ class Custom(Exception):
 
 
 class Unbuildable(Exception):
-    """An exception that does not survive pickling: its own way of doing it is wrong."""
+    """An exception that does not survive pickling, because its own reduction is wrong."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
@@ -155,7 +155,7 @@ def raise_unbuildable():
 
 
 class DieAtPickle:
-    """Ends the process that pickles it."""
+    """Kills the process that pickles it."""
 
     def __init__(self, how, where):
         self.how, self.where = how, where
@@ -167,7 +167,7 @@ class DieAtPickle:
 
 
 class DieAtUnpickle:
-    """Ends the process that unpickles it, unless that is the one it was made in."""
+    """Kills the process that unpickles it, unless it was created there."""
 
     def __init__(self, how):
         self.how, self.where = how, os.getpid()
@@ -182,7 +182,7 @@ def unpickle_and_die(how, where):
 
 
 class InterruptedAtUnpickle:
-    """Ctrl-C comes while a process that is not this one unpickles it."""
+    """Sends Ctrl-C when another process unpickles it."""
 
     def __init__(self):
         self.where = os.getpid()
@@ -197,7 +197,7 @@ def unpickle_interrupted(where):
 
 
 class HangAtUnpickle:
-    """Leaves a file whose name begins with *path* in each process that unpickles it, which never gets further."""
+    """Creates a file whose name begins with *path* in each process that unpickles it, and blocks that process."""
 
     def __init__(self, path):
         self.path, self.where = path, os.getpid()
@@ -230,7 +230,7 @@ def make(kind, *args):
 
 
 def touch_file(path, value):
-    """Leave a mark for each time it runs."""
+    """Append a line to a file for each run."""
     with open(path, "a") as file, _alone_at(path):
         file.write(f"{value}\n")
         file.flush()
@@ -239,7 +239,7 @@ def touch_file(path, value):
 
 @contextlib.contextmanager
 def _alone_at(path):
-    """Keep others from writing to a file where appending is not one step."""
+    """Lock a file where appending is not atomic."""
     if sys.platform != "win32":
         yield
         return
@@ -252,11 +252,11 @@ def _alone_at(path):
                 break
             except OSError:
                 time.sleep(0.001)
-        yield  # closing lets go of it
+        yield  # closing releases the lock
 
 
 def hold(event_path, until_path):
-    """Say that the task has begun, and wait until told to go on."""
+    """Report that the task has begun, and wait until the gate is opened."""
     open(event_path, "w").close()
     while not os.path.exists(until_path):
         time.sleep(0.001)
@@ -284,7 +284,7 @@ def initializer_dies(how):
 
 
 def die_is_due(path):
-    """Whether this is the first time."""
+    """Return whether this is the first call."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -293,7 +293,7 @@ def die_is_due(path):
 
 
 def die_at_sending(how):
-    """Return, and die when the answer is to be sent."""
+    """Return, and die when the answer is about to be sent."""
 
     def send(*_, **__):
         end(how)
@@ -302,7 +302,7 @@ def die_at_sending(how):
 
 
 class DieAtUnpickleIn:
-    """Ends one process when it unpickles it."""
+    """Kills one process when it unpickles it."""
 
     def __init__(self, how, where):
         self.how, self.where = how, where
@@ -321,7 +321,7 @@ def die_in_parent(how, pid):
 
 
 def die_with_the_next_task(how, path):
-    """Return, and die when the next task was received, if nobody did before: it has not said yet which one it is."""
+    """Return, and die when the next task was received but not named, unless another worker has already died."""
     original = Receiver.receive_nowait
 
     def receive_nowait(self):
@@ -334,7 +334,7 @@ def die_with_the_next_task(how, path):
 
 
 def die_before_the_next_begins(how, path):
-    """Return, and die when the next task was received and named, if nobody did before."""
+    """Return, and die when the next task was received and named, unless another worker has already died."""
     original = _worker.read_message
 
     def read_message(*args):
@@ -365,7 +365,7 @@ def die_at_sigterm(path, how):
 
 
 def who_am_i():
-    """As multiprocess and as the standard library see it."""
+    """Return the process as multiprocess and the standard library see it."""
     answers = []
     for process in (_process, multiprocessing.process):
         me, parent = process.current_process(), process.parent_process()
@@ -401,7 +401,7 @@ def ignore_sigterm_and_hang(path):
 
 
 def put_and_end(it, how):
-    # More than the kernel has room for, so the rest waits in the backlog of this process.
+    # More than fits into the kernel's buffer, so the rest waits in the backlog of this process.
     for number in range(2000):
         it.put((number, bytes(100)))
     end(how)
@@ -409,7 +409,7 @@ def put_and_end(it, how):
 
 def get_and_end(it, back, how):
     it.get()
-    held = it.get()  # an item with memory: it is this process' now
+    held = it.get()  # an item with memory, which now belongs to this process
     back.put(held.sum())
     back.close()
     back.join_thread()
@@ -466,7 +466,7 @@ class RaiseKindAtPickle:
 
 
 def inner_threads(_=None):
-    """How many threads OpenBLAS may use, and what the variable of OpenMP says."""
+    """Return the number of threads of OpenBLAS, and the value of OpenMP's environment variable."""
     import numpy as np  # noqa: F401 - it loads OpenBLAS
     import threadpoolctl
 

@@ -1,4 +1,4 @@
-"""Bytes that are nearly right, and how hard to try."""
+"""Slightly wrong bytes, and the number of examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-#: Examples of the run that everybody makes, and of the long one.
+# Number of examples in a default run, and in a nightly one.
 EXAMPLES = [150, pytest.param(10_000, marks=pytest.mark.nightly)]
 
 NUMBERS = st.one_of(
@@ -16,7 +16,7 @@ NUMBERS = st.one_of(
 
 
 def try_all(examples, strategy, check):
-    """Call *check* with so many values of *strategy*; the same ones every time, but in the long run."""
+    """Call *check* with many values of *strategy*: the same ones in every run, except in the nightly run."""
 
     @settings(
         max_examples=examples,
@@ -35,7 +35,7 @@ def try_all(examples, strategy, check):
 
 @st.composite
 def changed(draw, originals):
-    """One of *originals*: cut, lengthened, with bits flipped, numbers replaced, parts moved; or anything at all."""
+    """Return one of *originals*: truncated, extended, with changed bits, numbers or parts; or arbitrary bytes."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the programs in them."""
+"""The pages of the documentation, and the programs on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```output\n(.*?)^```$)?", re.D
 
 
 class Snippet(NamedTuple):
-    """A program of a page, and what the page says that it prints."""
+    """A program on a page, and the output shown for it."""
 
     page: pathlib.Path
     line: int
@@ -32,6 +32,6 @@ def snippets(page):
 
 
 def matches(said, expected):
-    """Return whether a program said what the page shows, where ``...`` stands for anything."""
+    """Return whether the output of a program matches that on the page, where ``...`` stands for anything."""
     pattern = ".*?".join(re.escape(part) for part in expected.split("..."))
     return re.fullmatch(pattern, said, re.DOTALL) is not None

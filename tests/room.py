@@ -1,4 +1,4 @@
-"""What tests need of the machine beyond what forkshm needs."""
+"""Requirements of tests beyond those of forkshm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def needs_room_in_shm(nbytes):
-    """Skip where memory with a name may not be as large as that."""
+    """Skip a test if named memory cannot have that size."""
     status = os.statvfs("/dev/shm")
     room = status.f_bavail * status.f_frsize
     if room < nbytes:
@@ -17,7 +17,7 @@ def needs_room_in_shm(nbytes):
 
 
 def needs_fds(count):
-    """Skip where a process may not have so many files open beside those of the test run."""
+    """Skip a test if a process cannot have that many open files besides those of the test run."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard < count + 100:  # what the test run itself has
+    if hard < count + 100:  # open files of the test run itself
         pytest.skip(f"needs {count} open files, and the hard limit is {hard}")

@@ -1,7 +1,7 @@
-"""How tests start processes: forked where that can be, and anew elsewhere, with what they need in a message.
+"""How tests start processes: forked where possible, otherwise spawned, with their data in a message.
 
-A conftest takes the fixtures ``in_child`` and ``run_script`` from here where there is no fork, if its tests are about
-what crosses and not about what is inherited.
+A conftest takes the fixtures ``in_child`` and ``run_script`` from here where fork is missing, if its tests are about
+sending objects and not about inheriting them.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.region import Semaphore
 
-#: The exit code of who was ended by SIGKILL, as `subprocess` tells it.
+# The exit code of a process that was ended by SIGKILL, as `subprocess` reports it.
 KILLED = -9 if CAN_FORK else 0x10009
 
 
 def methods(*names):
-    """Return the start methods to try: spawn stands in for fork where there is none, unless it is one of them."""
+    """Return the start methods to test: spawn replaces a missing fork, unless it is already one of them."""
     if CAN_FORK or "spawn" in names:
         return list(names)
     return ["spawn" if name == "fork" else name for name in names]
 
 
 def count_fds():
-    """Return how many fds this process has, or handles."""
+    """Return the number of fds, or handles, of this process."""
     return len(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
 
 
 @contextlib.contextmanager
 def interrupting(handler, seconds=0.05):
-    """Have a signal handler called in this thread, the first of the program, in so many seconds."""
+    """Call a signal handler in this thread, the main thread of the program, after some seconds."""
     number = signal.SIGALRM if CAN_FORK else signal.SIGINT
     before = signal.signal(number, handler)
     timer = None
@@ -59,16 +59,16 @@ def interrupting(handler, seconds=0.05):
 
 @pytest.fixture
 def gate():
-    """A gate for as many as are let through: tasks wait there, in whichever process they are."""
+    """A gate that lets a given number of tasks through; tasks wait there, in any process."""
     return Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
 
 
 @pytest.fixture(autouse=True)
 def _what_there_is(request):
-    # For the processes and programs of tests, which are told by parameters how to start, and how to end.
+    # For processes and programs of tests that get their start method, and their way to end, as parameters.
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if params.get("method") in ("fork", "forkserver"):
-        pytest.skip("needs fork context: needs the start methods fork and forkserver, which Windows has not")
+        pytest.skip("needs fork context: needs the start methods fork and forkserver, which Windows lacks")
     if params.get("how") in ("SIGSEGV", "SIGSTOP"):
         pytest.skip("needs signals: a process of Windows cannot send itself one")
     if params.get("how") == "MemoryError":
@@ -77,7 +77,7 @@ def _what_there_is(request):
 
 @pytest.fixture
 def in_child():
-    """Run a callable in a child, and return its exit code."""
+    """Run a callable in a child, and return the exit code."""
 
     def run(action):
         def act():
@@ -98,7 +98,7 @@ def in_child():
 
 
 def run_program(program, args, *, check=True, timeout=60, **options):
-    """Run a program in a fresh interpreter; return what it printed or, unchecked, all that came of it."""
+    """Run a program in a fresh interpreter; return its output or, unchecked, the completed process."""
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", *map(str, program), *map(str, args)],
         capture_output=True,
@@ -115,9 +115,9 @@ def run_program(program, args, *, check=True, timeout=60, **options):
 
 @pytest.fixture
 def run_script(tmp_path):
-    """Run a program in a fresh interpreter, and return what it printed.
+    """Run a program in a fresh interpreter, and return its output.
 
-    Not as a file, unless it is ready for that: the processes that it starts run that again.
+    The program is run with ``-c`` unless it has a main guard, because processes that it starts run a file again.
     """
 
     def run(source, *args, **options):

@@ -1,4 +1,4 @@
-"""What tests look at, where each system shows it. An fd is what ``fileno()`` of forkshm's objects returns."""
+"""System resources that tests inspect, by system. An fd is what ``fileno()`` of forkshm's objects returns."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import sys
 
 from forkshm.backend import kernel
 
-#: What mappings start at multiples of.
+# Granularity of mappings.
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-#: Where memory with a name is: whoever looks into it asks `path_of_named`.
+# The folder of named memory; `path_of_named` returns the file of a name.
 SHM = "/dev/shm"
 
 
 def open_fds():
-    """Numbers of what this process has open; of what can be memory, where handles come and go."""
+    """Return the fds of this process; on Windows only those that can be memory, because other handles are transient."""
     if sys.platform == "win32":
         return sorted(number for number, _ in kernel.handles())
     return sorted(os.listdir("/proc/self/fd"))
 
 
 def is_mapped(address):
-    """Whether there is memory at an address."""
+    """Return whether memory is mapped at an address."""
     if sys.platform == "win32":
         return _state(address) != _FREE
     with open("/proc/self/maps") as maps:
@@ -32,12 +32,12 @@ def is_mapped(address):
 
 
 def path_of_named(name):
-    """Return the file of memory with a name."""
+    """Return the file of named memory."""
     return kernel._path_of(name) if sys.platform == "win32" else f"{SHM}/{name}"
 
 
 def in_pages(value):
-    """Name a size near to a few pages by these, for ``ids`` of parametrize: so it is called the same everywhere."""
+    """Return a name for a size near to a few pages, for ``ids`` of parametrize, so that it is the same everywhere."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     count, rest = divmod(value + 10, PAGE)

@@ -1,4 +1,4 @@
-"""The benchmarks run: with tiny sizes, so that they keep working. Nothing is said about times."""
+"""The benchmarks run with tiny sizes, which shows that they work. Times are not checked."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ ROWS = [
     "start",
     "memory",
 ]
-#: Peers that need nothing but what forkshm needs.
+# Peers that need the same libraries as forkshm.
 ALWAYS = ["multiprocessing", "multiprocess", "concurrent.futures"]
-#: As on a machine without a library.
+# Simulates a machine without a library.
 WITHOUT = """
 import sys
 sys.modules[sys.argv.pop(1)] = None
@@ -52,7 +52,7 @@ sys.exit(transport.main())
 
 @pytest.fixture
 def room_for_peers():
-    """Unlike forkshm they keep what they share, and their locks, in /dev/shm."""
+    """Unlike forkshm, these peers keep shared data and locks in /dev/shm."""
     needs_room_in_shm(16 * 2**20)
 
 
@@ -67,7 +67,7 @@ def run(*command, **environment):
 
 
 def report_of(program, path, *options, **environment):
-    """What a quick run wrote, and what it printed."""
+    """Return the output files and the output of a quick run."""
     done = run(BENCHMARKS / program, "--quick", "--json", path, *options, **environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return json.loads(path.read_text()), done.stdout
@@ -75,7 +75,7 @@ def report_of(program, path, *options, **environment):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    # A peer that dies for want of it may leave there what it had, and then others find none.
+    # A peer that dies for lack of room may leave its data there, and then other peers have none.
     needs_room_in_shm(16 * 2**20)
     path = tmp_path_factory.mktemp("benchmarks") / "numbers.json"
     return report_of("transport.py", path, "--peers", ",".join(ALWAYS))
@@ -120,7 +120,7 @@ def test_the_machine_and_the_versions_are_told(report):
 @pytest.mark.usefixtures("room_for_peers")
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["joblib", "joblib (multiprocessing)", "loky", "mpire"])
-def test_an_optional_peer_does_every_row_that_it_can(peer, tmp_path):
+def test_an_optional_peer_runs_every_supported_row(peer, tmp_path):
     pytest.importorskip(peer.split()[0])
     numbers, _ = report_of("transport.py", tmp_path / "numbers.json", "--peers", peer)
     assert numbers["left_out"] == {}
@@ -256,7 +256,7 @@ def get_reusable_executor(workers=2):
 
 
 @pytest.mark.usefixtures("room_for_peers")
-def test_a_wrong_answer_and_a_death_are_failures_that_hurt_nobody_else(tmp_path):
+def test_wrong_answers_and_deaths_affect_no_other_side(tmp_path):
     (tmp_path / "loky.py").write_text(LIAR)
     options = ("--rows", "apply,bytes_argument,start", "--peers", "loky,multiprocessing")
     numbers, printed = report_of("transport.py", tmp_path / "numbers.json", *options, PYTHONPATH=str(tmp_path))
@@ -271,7 +271,7 @@ def test_a_wrong_answer_and_a_death_are_failures_that_hurt_nobody_else(tmp_path)
 
 @pytest.fixture
 def modules(monkeypatch):
-    """The benchmarks' own modules."""
+    """Import the benchmarks' own modules."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import _measure
     import _program
@@ -335,7 +335,7 @@ def test_percentiles_need_enough_measurements(modules):
 
 
 @pytest.mark.usefixtures("room_for_peers")
-def test_what_a_region_costs_is_printed_beside_its_peer():
+def test_the_cost_of_a_region_is_printed_beside_its_peer():
     done = run(BENCHMARKS / "regions.py", "--times", "2", "--size", "4096")
     assert done.returncode == 0, done.stderr
     assert "map an fd and close" in done.stdout
@@ -344,7 +344,7 @@ def test_what_a_region_costs_is_printed_beside_its_peer():
 
 def test_a_team_is_measured_beside_pymp_or_alone():
     done = run(BENCHMARKS / "team.py", "--steps", 20, "--side", 30, "--rounds", 1)
-    assert done.returncode in (0, 1), done.stderr  # slower or not: nothing is said about times
+    assert done.returncode in (0, 1), done.stderr  # times are not checked
     rows = [line for line in done.stdout.splitlines() if " ms " in line]
     assert len(rows) == 6, done.stdout + done.stderr
     assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
@@ -352,7 +352,7 @@ def test_a_team_is_measured_beside_pymp_or_alone():
 
 def test_the_interfaces_are_measured_beside_their_peers():
     done = run(BENCHMARKS / "interfaces.py", "--rounds", 1, "--scale", 0.01)
-    assert done.returncode in (0, 1), done.stderr  # slower or not: nothing is said about times
+    assert done.returncode in (0, 1), done.stderr  # times are not checked
     rows = [line for line in done.stdout.splitlines() if line.startswith(("decorator: ", "executor: ", "containers: "))]
     assert len(rows) == 14, done.stdout + done.stderr
     assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
@@ -361,7 +361,7 @@ def test_the_interfaces_are_measured_beside_their_peers():
 def test_pairs_are_judged_by_the_median_of_their_ratios(capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     pairs = importlib.import_module("_pairs")
-    values = iter([9, 9, 1, 2, 3, 2, 5, 4, 1, 4])  # the first two do not count; then theirs begins, ours, theirs ...
+    values = iter([9, 9, 1, 2, 3, 2, 5, 4, 1, 4])  # the first two do not count; then the peer begins, forkshm next
     turns = pairs.Pair("name", lambda: next(values), lambda: next(values), unit="MB")
     assert pairs.compare([turns], "peer", 4) == 1
     # 2 of 1, 3 of 2, 4 of 5, and 1 of 4.

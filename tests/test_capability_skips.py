@@ -1,4 +1,4 @@
-"""The list of what is left out on a backend names tests that there are."""
+"""The list of skipped tests of a backend names existing tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LISTED = [
 
 
 @pytest.mark.parametrize(("backend", "capability", "test"), LISTED, ids=lambda value: value)
-def test_what_is_left_out_exists(backend, capability, test):
+def test_skipped_tests_exist(backend, capability, test):
     path, _, name = test.partition("::")
     file = (TESTS.parent if path.startswith("forkshm/") else TESTS) / path
     assert file.is_file()
@@ -31,7 +31,7 @@ def test_what_is_left_out_exists(backend, capability, test):
 
 
 def marked():
-    """Every mark: the capability that it names, and where."""
+    """Return every mark: the capability that it names, and its place."""
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.needs":
@@ -44,7 +44,7 @@ def test_marks_name_capabilities_that_a_backend_lacks():
     assert known - {capability for capability, _ in marked()} == set()
 
 
-def test_a_mark_is_about_the_backends_that_lack_it_and_the_parameters_it_names():
+def test_a_mark_applies_to_its_backends_and_parameters():
     assert why_missing("posix", "seals", "", "a.py::test_a").startswith("needs seals: ")
     assert why_missing("linux", "seals", "", "a.py::test_a") is None
     assert why_missing("posix", "seals", "one", "a.py::test_one[two]") is None

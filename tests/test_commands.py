@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def shell():
-    """Run a command in another process; return its exit code and what it printed."""
+    """Run a command in another process; return its exit code and its output."""
 
     def run(*words, typed=""):
         done = subprocess.run(
@@ -35,7 +35,7 @@ def shell():
 
 @pytest.fixture
 def named():
-    """A name in /dev/shm of this test's own."""
+    """Provide a name in /dev/shm for this test."""
     name = f"forkshm-test-{os.getpid()}-clean"
     yield name
     forkshm.SharedMemoryObject.remove(name)
@@ -47,7 +47,7 @@ def make(name, nbytes=5000):
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_each_command_says_what_it_takes(name, capsys):
+def test_each_command_describes_its_arguments(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
@@ -61,14 +61,14 @@ def test_without_a_command_the_commands_are_named(capsys):
     assert "doctor" not in capsys.readouterr().out
 
 
-def test_the_doctor_says_what_there_is_and_what_follows(shell):
+def test_the_doctor_lists_findings_and_consequences(shell):
     code, out = shell("doctor")
     assert code == 0
     assert forkshm.__version__ in out
     words = {
-        "linux": ("memfd", "works", "open files", "/dev/shm", "told"),
+        "linux": ("memfd", "works", "open files", "/dev/shm", "reported"),
         "posix": ("datagrams", "works", "open files", "/dev/shm", "seal() raises UnsupportedError"),
-        "windows": ("are started anew", "cannot be sealed", "handles", "not promised", "FORKSHM_FOLDER", "64.0 KiB"),
+        "windows": ("are spawned", "cannot be sealed", "handles", "not committed", "FORKSHM_FOLDER", "64.0 KiB"),
     }[kernel.name]
     for word in ("Pool() starts", *words):
         assert word in out
@@ -96,7 +96,7 @@ def test_a_command_for_which_something_is_missing_says_what(words, telling, monk
 
 
 @pytest.mark.skipif(kernel.name != "linux", reason="needs memfd")
-def test_the_doctor_measures_what_huge_pages_would_bring(monkeypatch):
+def test_the_doctor_measures_the_gain_of_huge_pages(monkeypatch):
     from forkshm._commands import _doctor_unix
 
     def found():
@@ -114,7 +114,7 @@ def test_the_doctor_measures_what_huge_pages_would_bring(monkeypatch):
     assert found()[2] == ""
 
 
-def test_the_doctor_marks_what_is_lacking(in_child, capfd):
+def test_the_doctor_marks_missing_features(in_child, capfd):
     def ask():
         import resource
 
@@ -184,7 +184,7 @@ def test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended(pool, shell)
     assert kept.sum() == 100_000
 
 
-def test_top_looks_as_often_as_it_is_told(shell):
+def test_top_lists_as_often_as_requested(shell):
     code, out = shell("top", "--count", "2", "--interval", "0.01")
     assert code == 0
     assert out.count("memory objects") == 2
@@ -205,7 +205,7 @@ def test_clean_shows_asks_and_removes(shell, named):
     assert not os.path.exists(f"{SHM}/{named}")
 
 
-def test_clean_leaves_what_is_used_young_or_of_another_name(shell, named):
+def test_clean_keeps_used_young_and_other_objects(shell, named):
     make(named)
     assert "no unused named memory" in shell("clean", named, "--yes")[1]  # younger than a minute
     assert "no unused named memory" in shell("clean", named + "x*", "--older", "0", "--yes")[1]
@@ -234,7 +234,7 @@ def test_clean_looks_again_after_the_answer(named, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
-def test_clean_leaves_what_belongs_to_others(named):
+def test_clean_keeps_objects_of_other_users(named):
     make(named)
     os.chown(f"{SHM}/{named}", 65534, 65534)
     (found,) = [one for one in scan().memory if one.name == named]

@@ -1,4 +1,4 @@
-"""Every exception survives the way between processes, and keeps its standard bases."""
+"""Every exception survives being sent between processes, and keeps its standard base classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import forkshm
 from forkshm import _multiprocess, errors
 from forkshm.errors import ForkshmError, RemoteTraceback, WorkerDiedError, signal_name
 
-#: How to make one of each that takes more than a message.
+# How to create exceptions that take more than a message.
 SPECIAL = {
     errors.RegionCreateError: lambda: errors.RegionCreateError(12, "no memory", size=4096),
     errors.RegionBusyError: lambda: errors.RegionBusyError("still used", exports=3),
@@ -39,7 +39,7 @@ CLASSES = sorted(set(walk(ForkshmError)), key=lambda cls: cls.__name__)
 def make(cls):
     if cls in SPECIAL:
         return SPECIAL[cls]()
-    # The others take an errno or not, a message, and their attributes by keyword.
+    # The others take an optional errno, a message, and their attributes by keyword.
     taken = inspect.signature(cls.__init__).parameters.values()
     keywords = {parameter.name: 17 for parameter in taken if parameter.kind is parameter.KEYWORD_ONLY}
     first = (2,) if any(parameter.name == "errno" for parameter in taken) else ()
@@ -72,12 +72,12 @@ def test_every_exception_can_be_copied(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_exception_is_documented_and_offered_where_it_is_defined(cls):
+def test_every_exception_is_documented_and_exported(cls):
     assert cls.__doc__
     assert cls.__name__ in errors.__all__
     assert cls.__module__ == "forkshm.errors"
     if cls is errors.BufferTooShort:
-        # Offered is the one that the connections of multiprocess raise, too.
+        # The exported class is the one that the connections of multiprocess raise, too.
         assert issubclass(cls, forkshm.BufferTooShort)
     else:
         assert getattr(forkshm, cls.__name__) is cls

@@ -1,4 +1,4 @@
-"""What is experimental is called so at import, and by the doctor."""
+"""Experimental systems are reported at import, and by the doctor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_free_threaded_python_is_experimental():
     assert len(experiments("darwin", is_free_threaded=True)) == 2
 
 
-def test_there_is_one_warning_and_it_is_a_warning_of_forkshm():
+def test_importing_issues_one_forkshm_warning():
     with pytest.warns(ExperimentalWarning) as caught:
         forkshm._warn_of_experiments(experiments("win32", is_free_threaded=True))
     assert len(caught) == 1
@@ -42,23 +42,23 @@ def test_there_is_one_warning_and_it_is_a_warning_of_forkshm():
     assert str(caught[0].message).startswith("forkshm on Windows is experimental: ")
 
 
-def test_processes_that_are_started_anew_do_not_repeat_it(monkeypatch):
+def test_spawned_processes_do_not_repeat_the_warning(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c", "--multiprocessing-fork"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         forkshm._warn_of_experiments(experiments("win32", is_free_threaded=True))
 
 
-def test_importing_it_warns_where_it_is_experimental_only(tmp_path):
+def test_importing_warns_only_where_experimental(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import forkshm\n")
     done = subprocess.run([sys.executable, "-W", "always", str(program)], capture_output=True, text=True, check=True)
     assert ("ExperimentalWarning: forkshm on " in done.stderr) is not SUPPORTED
     if not SUPPORTED:
-        assert f"{program}:1: " in done.stderr  # the line that imports it
+        assert f"{program}:1: " in done.stderr  # the importing line
 
 
-def test_the_doctor_says_it():
+def test_the_doctor_reports_experimental_support():
     done = subprocess.run(
         [sys.executable, "-m", "forkshm", "doctor"], capture_output=True, text=True, check=True, timeout=60
     )

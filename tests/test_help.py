@@ -1,4 +1,4 @@
-"""``help()`` and signatures read well: types have no quotes, commands have examples."""
+"""``help()`` and signatures are readable: types have no quotes, and commands have examples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_signatures_have_no_quotes():
     assert "'return': typing.Any" in done.stdout
 
 
-def test_a_program_pays_nothing_for_it():
+def test_programs_do_not_pay_for_unquoted_signatures():
     done = subprocess.run(
         [sys.executable, "-c", "import forkshm; print(type(forkshm.Pool.map.__annotations__['chunksize']))"],
         capture_output=True,

@@ -11,7 +11,7 @@ import forkshm
 
 ROOT = pathlib.Path(forkshm.__file__).parent
 
-#: From the kernel up. Every layer may import the modules of BESIDE.
+# From the kernel up. Every layer may import the modules in BESIDE.
 LAYERS = [
     "backend",
     "region",
@@ -34,7 +34,7 @@ LAYERS = [
     "_commands",
     "__main__",
 ]
-#: The other modules that multiprocessing has: above all layers, imported by users only.
+# Other modules that multiprocessing has, above all layers: only users import them.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
 BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
@@ -45,7 +45,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def part_of(module):
-    """forkshm.region._table is part of region; forkshm itself is part of nothing."""
+    """Return the package of a module: forkshm.region._table is in region, and forkshm itself in none."""
     return [*module.split("."), ""][1]
 
 
@@ -54,7 +54,7 @@ def name_of(path, root=ROOT):
 
 
 def imports(path):
-    """Every import: the module's full name, its line, and whether it runs at import."""
+    """Return every import: the module's full name, its line, and whether it runs at import."""
     tree = ast.parse(path.read_text())
     inside = set()
     for node in ast.walk(tree):
@@ -78,7 +78,7 @@ def imports(path):
 
 
 def wrong_imports(path, root=ROOT):
-    """Imports of *path* from higher layers, each as one line with an arrow."""
+    """Return imports of *path* from higher layers, each as one line with an arrow."""
     mine = part_of(name_of(path, root))
     for imported, line, at_import in imports(path):
         theirs = part_of(imported)
@@ -115,7 +115,7 @@ def test_an_import_from_a_higher_layer_is_found(tmp_path):
 
 
 def private_imports(path, root=ROOT):
-    """Imports of *path* that name a private module, or a private name, of another package."""
+    """Return imports of *path* that name a private module, or a private name, of another package."""
     package = name_of(path, root)
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
@@ -149,7 +149,7 @@ def test_a_private_import_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        # Called in backend; the others need it as the language of layouts.
+        # C is called in backend; other packages use ctypes to describe layouts.
         (
             "ctypes",
             {
@@ -197,5 +197,5 @@ def test_a_library_is_imported_in_its_one_place(library, allowed):
     assert users <= allowed
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []

@@ -1,4 +1,4 @@
-"""FORKSHM_LEAKS=1: what is held at the end is said, with the place where it was made."""
+"""FORKSHM_LEAKS=1: objects held at exit are reported with the place where they were created."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def leaks_of(run_script, monkeypatch):
     return run
 
 
-def test_what_is_held_at_the_end_is_said_with_its_place(leaks_of):
+def test_objects_held_at_exit_are_reported_with_their_place(leaks_of):
     done = leaks_of("")
     assert done.returncode == 0
     assert "3 regions, 24,000 bytes" in done.stderr
@@ -76,11 +76,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_it_is_off_unless_asked_for(leaks_of, value):
+def test_leak_reports_are_off_by_default(leaks_of, value):
     assert leaks_of("", on=value).stderr == ""
 
 
-def test_what_a_child_has_from_its_parent_is_not_the_child_s(leaks_of):
+def test_inherited_objects_are_not_reported_by_a_child(leaks_of):
     done = leaks_of("""
 import atexit
 if (pid := os.fork()) == 0:

@@ -1,4 +1,4 @@
-"""A program without the ``__main__`` guard, where processes are started anew: one error says which lines to add."""
+"""A program without the ``__main__`` guard, where processes are spawned: one error shows the lines to add."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def f(x): return x + 1
 forkshm.set_start_method(sys.argv[1])
 """
 
-#: What starts processes; whether the error is raised here or printed by the child; and how often it is then told.
+# Code that starts processes; whether the error is raised here or printed by the child; and how often it appears.
 STARTS = [
     ("forkshm.Pool(2).map(f, range(3))", 1),
     ("forkshm.Pool(3).apply_async(f, (3,)).get()", 1),
@@ -42,7 +42,7 @@ def test_one_error_shows_the_two_lines(tmp_path, method, start, raised):
     done = subprocess.run([sys.executable, str(path), method], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert done.stderr.count(GUARD) == 1, done.stderr
-    assert done.stderr.count("Traceback") <= 2 * raised, done.stderr  # with that of its cause
+    assert done.stderr.count("Traceback") <= 2 * raised, done.stderr  # including that of its cause
     assert len(done.stderr.splitlines()) < 45
 
 

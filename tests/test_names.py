@@ -1,4 +1,4 @@
-"""The names of multiprocessing are here, mean the same, and take the same arguments."""
+"""The names of multiprocessing exist here, have the same meaning, and take the same arguments."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import forkshm.pool
 
 METHODS = ["fork", "spawn", "forkserver"]
 
-#: An import of its own, and no name for others.
+# Imported by the module itself, and not meant for users.
 NOT_OFFERED = {"sys"}
 
-#: What starts processes for multiprocess itself; nobody imports it.
+# Classes that multiprocess uses to start processes; users do not import them.
 NOT_MODULES = {"popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"}
 
-#: Takes one more positional argument: it is the class, as that of multiprocessing.pool.
+# Takes one more positional argument: it is the class, like that of multiprocessing.pool.
 CLASSES_HERE = {"Pool"}
 
 
@@ -35,7 +35,7 @@ def public(names):
 
 
 def modules_of_the_standard_library():
-    # Not by its files: it may be in a zip.
+    # Not by its files, because it may be in a zip archive.
     for module in sorted(pkgutil.iter_modules(multiprocessing.__path__), key=lambda module: module.name):
         if module.name not in NOT_MODULES:
             yield module.name
@@ -49,7 +49,7 @@ def parameters(function):
 
 
 def differences(theirs, ours):
-    """What a call of one that the other would not take; annotations and new keyword-only options do not count."""
+    """Return arguments that only one of the two accepts; annotations and new keyword-only options do not count."""
     theirs, ours = parameters(theirs), parameters(ours)
     for mine, other in zip(ours, theirs, strict=False):
         if (mine.name, mine.kind, mine.default) != (other.name, other.kind, other.default):
@@ -131,7 +131,7 @@ def test_a_module_is_here_and_has_the_same_names(name):
     theirs, ours = importlib.import_module(f"multiprocessing.{name}"), importlib.import_module(f"forkshm.{name}")
     for known in {*getattr(theirs, "__all__", ()), *public(dir(theirs))}:
         if inspect.ismodule(getattr(theirs, known)):
-            continue  # an import of its own
+            continue  # imported by the module itself
         assert getattr(ours, known, None) is not None or getattr(theirs, known) is None, known
         assert known in dir(ours)
 
@@ -152,7 +152,7 @@ assert one is other is sys.modules["forkshm.{name}"]
 """)
 
 
-def test_what_changes_is_looked_up_each_time(run_script):
+def test_names_whose_value_changes_are_looked_up_each_time(run_script):
     run_script("""
 import forkshm.process, forkshm.util
 
@@ -180,7 +180,7 @@ def test_an_unknown_name_of_a_module_is_an_attribute_error():
         importlib.import_module("forkshm.util.no_such_thing")
 
 
-def test_exceptions_are_those_that_are_raised(pool):
+def test_exported_exceptions_are_the_raised_ones(pool):
     with pytest.raises(forkshm.TimeoutError) as timed_out:
         pool.apply_async(time.sleep, (0.2,)).get(timeout=0.001)
     assert isinstance(timed_out.value, multiprocessing.TimeoutError)
@@ -195,7 +195,7 @@ def test_exceptions_are_those_that_are_raised(pool):
     assert forkshm.context.AuthenticationError is forkshm.AuthenticationError
 
 
-def test_what_is_made_is_an_instance_of_what_is_offered(run_script):
+def test_created_objects_are_instances_of_exported_classes(run_script):
     run_script("""
 import forkshm
 

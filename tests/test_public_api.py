@@ -1,4 +1,4 @@
-"""What `import forkshm` gives, and what it costs."""
+"""The names that `import forkshm` provides, and the cost of the import."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_everything_that_is_offered_is_there(package):
 
 
 def test_everything_public_is_offered():
-    """All that the package imports for its users is in __all__, and nothing else."""
+    """Check that __all__ has exactly the names that the package imports for its users."""
     source = pathlib.Path(forkshm.__file__).read_text()
     imported = {
         name.strip()
@@ -57,24 +57,24 @@ def test_the_order_of_all_can_be_searched():
     assert list(forkshm.__all__) == sorted(forkshm.__all__)
 
 
-def test_dir_shows_what_is_offered_also_before_it_was_used(run_script):
+def test_dir_lists_names_before_their_first_use(run_script):
     said = run_script("import forkshm; print(*dir(forkshm))")
     assert said.split() == dir(forkshm)
     assert set(forkshm.__all__) < set(dir(forkshm))
     assert [name for name in dir(forkshm) if not hasattr(forkshm, name)] == []
 
 
-def test_a_star_import_gives_all_of_it(run_script):
+def test_a_star_import_has_all_names(run_script):
     said = run_script("from forkshm import *; print(zeros(3).tolist(), Pool.__name__, Mode.read_only)")
     assert said == "[0.0, 0.0, 0.0] Pool read_only\n"
 
 
 @pytest.mark.parametrize("library", ["numpy", "pandas", "forkshm.integrations.numpy", "asyncio"])
-def test_importing_it_imports_no_optional_library(run_script, library):
+def test_importing_forkshm_imports_no_optional_library(run_script, library):
     assert run_script(f"import sys, forkshm; print({library!r} in sys.modules)") == "False\n"
 
 
-def test_importing_it_starts_nothing(run_script):
+def test_importing_forkshm_starts_nothing(run_script):
     script = """
 import os, threading
 def opened():
@@ -117,7 +117,7 @@ def test_everything_that_can_be_called_has_a_docstring():
     assert [name for name, thing in public_callables() if not inspect.getdoc(thing)] == []
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_has_a_py_typed_marker():
     assert (pathlib.Path(forkshm.__file__).parent / "py.typed").exists()
 
 

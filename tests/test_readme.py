@@ -1,4 +1,4 @@
-"""The README is short, its links lead somewhere, and it has the two commands that CI takes from it.
+"""The README is short, its links lead to existing files, and it has the two commands that CI takes from it.
 
 Its programs are run by tests/docs/test_snippets.py.
 """
@@ -14,23 +14,23 @@ README = ROOT / "README.md"
 TEXT = README.read_text()
 
 
-def test_it_is_short():
+def test_the_readme_is_short():
     assert len(TEXT.splitlines()) <= 130
 
 
-def test_it_has_programs_and_says_what_they_print():
+def test_the_readme_shows_programs_and_their_output():
     assert [snippet.output is not None for snippet in snippets(README)] == [True, True]
 
 
 @pytest.mark.parametrize("words", ["pytest -n auto", "examples/quickstart.py"])
-def test_it_has_the_commands_alone_in_their_blocks(words):
+def test_commands_are_alone_in_their_blocks(words):
     blocks = re.findall(r"^```\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
     (command,) = [block for block in blocks if words in block]
     assert command.startswith("python3 -m venv")
     assert command.count("\n") == 1
 
 
-def test_its_links_lead_to_files():
+def test_the_links_of_the_readme_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT) if "://" not in link]
     assert len(links) > 20
     assert not [link for link in links if not (ROOT / link).exists()]

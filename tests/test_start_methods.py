@@ -1,4 +1,4 @@
-"""Everything works under fork, spawn and forkserver: each script is a program of its own."""
+"""Everything works with fork, spawn and forkserver; each script is a program of its own."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(params=METHODS)
 def run(request, run_script):
-    """Run the rest of a program whose head is above, under each method."""
-    forkshm.get_context(request.param)  # there is one
+    """Run a program that begins with HEAD, with each start method."""
+    forkshm.get_context(request.param)  # skips unsupported methods
 
     def run_it(at_top, main=""):
         source = HEAD.replace('if __name__ == "__main__":', textwrap.dedent(at_top) + '\nif __name__ == "__main__":')
@@ -167,7 +167,7 @@ def test_memory_crosses_to_a_pool_as_descriptors(run):
     )
 
 
-def test_a_process_takes_what_it_is_given(run):
+def test_a_process_receives_its_arguments(run):
     run(
         """
         def work(region, array, queue, conn, mutex, offset, function):
@@ -227,7 +227,7 @@ def test_a_lock_of_a_killed_holder_is_found(run):
     )
 
 
-def test_what_multiprocess_makes_crosses_as_well(run):
+def test_objects_of_multiprocess_can_be_sent(run):
     run(
         """
         def add(value, lock, event):
@@ -346,7 +346,7 @@ def test_the_default_process_is_started_as_was_set(run):
     )
 
 
-def test_the_start_method_of_a_child_is_that_which_started_it(run):
+def test_the_start_method_in_a_child_is_the_one_that_started_it(run):
     said = run(
         """
         def tell():
@@ -399,7 +399,7 @@ def test_an_argument_that_cannot_cross_fails_the_start_and_leaves_nothing(run):
 
 
 def test_a_program_may_read_its_arguments_and_fail_without_them(run):
-    # HEAD does, but says so only where something is started.
+    # HEAD does, but reports it only where a process is started.
     at_top = """
     if len(sys.argv) != 2:
         raise SystemExit("imported without its arguments")
@@ -411,7 +411,7 @@ def test_a_program_may_read_its_arguments_and_fail_without_them(run):
     assert run(at_top, main) == "9\n"
 
 
-def test_what_cannot_be_pickled_is_named_by_the_way_to_it(run):
+def test_an_unpicklable_part_is_named_by_its_path(run):
     at_top = """
     class Model:
         lock = None

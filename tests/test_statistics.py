@@ -1,4 +1,4 @@
-"""What this process says that it moved and holds."""
+"""The statistics of this process: what it has moved and holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def since(before):
     }
 
 
-def test_it_cannot_be_changed():
+def test_statistics_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         forkshm.statistics().tasks = 0
 
@@ -57,7 +57,7 @@ def test_every_call_is_counted(pool):
     ],
     ids=["plain", "shared", "aliases", "bytes", "small array", "small bytes"],
 )
-def test_what_is_sent_is_copied_or_shared(pool, thing, copied, shared):
+def test_sent_bytes_count_as_copied_or_shared(pool, thing, copied, shared):
     before, of_pool = forkshm.statistics(), pool.statistics()
     pool.apply(f.nothing, (thing,))
     moved = since(before)
@@ -67,7 +67,7 @@ def test_what_is_sent_is_copied_or_shared(pool, thing, copied, shared):
     assert pool.statistics().bytes_shared - of_pool.bytes_shared == moved["bytes_shared"]
 
 
-def test_what_comes_back_is_counted(pool):
+def test_returned_bytes_are_counted(pool):
     before = forkshm.statistics()
     made = pool.apply(np.ones, (100_000,))
     assert since(before)["bytes_copied"] == made.nbytes
@@ -76,7 +76,7 @@ def test_what_comes_back_is_counted(pool):
     assert since(before)["bytes_shared"] == shared.nbytes
 
 
-def test_what_is_handed_on_is_not_copied_again(pool):
+def test_arrays_sent_on_are_not_copied_again(pool):
     before = forkshm.statistics()
     pool.apply(f.echo, (PLAIN,))
     moved = since(before)
@@ -96,7 +96,7 @@ def test_a_worker_has_numbers_of_its_own():
         pool.map(f.square, range(3), chunksize=1)
         theirs = pool.apply(forkshm.statistics)
         assert theirs.tasks == 4
-        # What it has received by then, and answered before.
+        # Messages received by then, and answered before.
         assert 7 <= theirs.messages <= 8
         pool.apply(f.nothing, (PLAIN,))
         assert pool.apply(forkshm.statistics).bytes_copied == PLAIN.nbytes
@@ -114,7 +114,7 @@ def test_a_forked_child_begins_at_zero(pool, in_child):
 
 
 @pytest.mark.usefixtures("_warm_up")
-def test_descriptors_are_those_that_the_kernel_counts():
+def test_the_number_of_fds_matches_the_kernel():
     def fds():
         return len(os.listdir("/proc/self/fd"))
 
@@ -150,7 +150,7 @@ def test_descriptors_are_those_that_the_kernel_counts():
     check()
 
 
-def test_blocks_are_live_while_somebody_has_them(pool, wait_until):
+def test_blocks_are_live_while_held(pool, wait_until):
     before = forkshm.statistics()
     back = pool.apply(f.echo, (PLAIN,))
     now = since(before)
@@ -158,7 +158,7 @@ def test_blocks_are_live_while_somebody_has_them(pool, wait_until):
     assert now["bytes_live"] >= PLAIN.nbytes
     assert forkshm.statistics().bytes_peak >= forkshm.statistics().bytes_live
     del back
-    # The worker may still be letting go of it.
+    # The worker may not have released the array yet.
     wait_until(lambda: since(before)["blocks_live"] == since(before)["bytes_live"] == 0)
 
 
@@ -168,7 +168,7 @@ def test_the_peak_is_that_of_all_time():
     peak = arena.statistics().peak_bytes
     assert peak == large.size
     arena.free(large)
-    for _ in range(300):  # beyond what the recent demand looks back
+    for _ in range(300):  # more than the period of the recent demand
         arena.free(arena.allocate(4096))
     assert arena.statistics().peak_bytes == peak
     assert arena.statistics().used_bytes == 0

@@ -1,4 +1,4 @@
-"""What is told to users in their own words: public names, and what to do instead."""
+"""Messages to users name public names, and alternatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forkshm._system import path_of
 
 
 @pytest.mark.parametrize("make", [forkshm.SharedDict, forkshm.SharedList])
-def test_a_read_only_container_says_so_and_what_to_use(make):
+def test_a_read_only_container_raises_with_an_alternative(make):
     items = make({1: 2} if make is forkshm.SharedDict else [0, 1])
     name = make.__name__
     factory = "dict" if make is forkshm.SharedDict else "list"
@@ -67,7 +67,7 @@ def test_the_name_of_an_asyncio_pool_is_public():
     asyncio.run(main())
 
 
-def test_what_cannot_be_pickled_is_named_as_the_user_does():
+def test_an_unpicklable_part_is_named_in_the_users_terms():
     with forkshm.Pool(1) as pool, pytest.raises(Exception, match=r"forkshm\.Pool") as caught:
         pool.apply(len, ([pool],))
     assert "._pool" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Tools that follow processes by way of the standard library's functions reach ours."""
+"""Tools that follow processes through functions of the standard library reach forkshm's processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     assert p.exitcode == 3, p.exitcode
 """
 
-#: A tool that patches as coverage does, and notes in a file which processes it saw.
+# A tool that patches like coverage does, and records the processes in a file.
 TOOL = """
 import multiprocessing.process, multiprocessing.spawn, os, sys
 Base = multiprocessing.process.BaseProcess
@@ -97,7 +97,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
-def test_coverage_sees_what_runs_in_our_processes(tmp_path, method):
+def test_coverage_measures_forkshm_processes(tmp_path, method):
     pytest.importorskip("coverage")
     (tmp_path / "prog.py").write_text(PROGRAM)
     (tmp_path / ".coveragerc").write_text(
@@ -117,7 +117,7 @@ def test_coverage_sees_what_runs_in_our_processes(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
-def test_whatever_patches_the_standard_library_reaches_our_processes(tmp_path, method):
+def test_patches_of_the_standard_library_reach_forkshm_processes(tmp_path, method):
     (tmp_path / "tool.py").write_text(textwrap.dedent(TOOL))
     (tmp_path / "prog.py").write_text(USES_TOOL)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What an editor knows: the files of tests/typing are never run, and type checkers find nothing to say."""
+"""Types as an editor sees them: the files of tests/typing are never run, and type checkers find no errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_type_checkers_know_the_results():
 
 @pytest.mark.slow
 def test_pyright_knows_them_too(tmp_path):
-    # The pyright that comes from PyPI alone, in pyright's own mode.
+    # Only the pyright from PyPI, in its own mode.
     pytest.importorskip("basedpyright")
     config = {
         "include": [str(TYPING)],
         "typeCheckingMode": "standard",
-        # Each line of which mypy says that it is wrong, is.
+        # Each line that mypy should find wrong is wrong.
         "reportUnnecessaryTypeIgnoreComment": "error",
         "extraPaths": [str(TYPING.parent.parent)],
     }

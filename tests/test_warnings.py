@@ -1,4 +1,4 @@
-"""Under ``-W error -X dev`` nothing of forkshm warns."""
+"""Under ``-W error -X dev``, forkshm causes no warning."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def test_nothing_warns(tmp_path, name):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", str(path)], capture_output=True, text=True, timeout=60, check=False
     )
-    # asyncio says there as well which step took long.
+    # There asyncio also reports slow steps.
     said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
     assert (done.returncode, said) == (0, [])

@@ -1,4 +1,4 @@
-"""Programs that are a package, a module of one, a directory or an archive, beside modules that are named like ours."""
+"""Programs that are a package, a module of one, a directory or an archive, beside modules named like forkshm's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
 @pytest.mark.parametrize("way", ["-m package", "-m module", "directory", "archive", "shadowed"])
-def test_a_program_works_however_it_was_started(tmp_path, way, method):
+def test_a_program_works_in_every_way_to_start_it(tmp_path, way, method):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__main__.py").write_text(PROGRAM)
@@ -89,7 +89,7 @@ def test_a_module_that_the_fork_server_cannot_import(tmp_path, on_error):
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="needs a fork server")
-def test_what_cannot_be_preloaded_is_refused_at_once():
+def test_a_module_that_cannot_be_preloaded_is_refused_at_once():
     with pytest.raises(ValueError, match="'ignore', 'warn' or 'fail'"):
         forkshm.set_forkserver_preload(["json"], on_error="explode")
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""assert_zero_copy(): says what was copied, and where."""
+"""assert_zero_copy(): lists what was copied, and where."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copied(action, *args, **kwargs):
     return caught.value
 
 
-def test_what_is_shared_passes(pool):
+def test_shared_memory_passes(pool):
     shared = forkshm.ones(100_000)
     with forkshm.assert_zero_copy():
         assert pool.apply(np.sum, (shared[::2],)) == 50_000
@@ -32,7 +32,7 @@ def test_what_is_shared_passes(pool):
         pool.apply(f.nothing, ({"small": np.ones(100), "text": "x" * 1000},))
 
 
-def test_it_says_what_was_sent_from_where_to_whom(pool):
+def test_the_error_names_object_place_and_receiver(pool):
     def send():
         pool.apply(f.nothing, (PLAIN,))
 
@@ -46,7 +46,7 @@ def test_it_says_what_was_sent_from_where_to_whom(pool):
     assert isinstance(error, AssertionError)
 
 
-def test_it_says_whose_result_was_copied(pool):
+def test_the_error_names_the_task_of_a_copied_result(pool):
     error = copied(pool.apply, np.ones, (100_000,))
     assert error.nbytes == 800_000
     assert re.search(rf"800,000 bytes: 1 copied buffers, result of ones\(\) at {HERE}:\d+ in copied", str(error))
@@ -106,12 +106,12 @@ def test_many_places_are_listed_in_short(pool):
     assert "of 10 others" in str(error)
 
 
-def test_what_the_block_raises_is_what_is_raised(pool):
+def test_an_exception_of_the_block_propagates(pool):
     with pytest.raises(LookupError, match="mine"), forkshm.assert_zero_copy():
         pool.apply(f.nothing, (PLAIN,))
         raise LookupError("mine")
     with forkshm.assert_zero_copy():
-        pass  # and nobody watches any more
+        pass  # there are no watches any more
 
 
 def test_each_of_several_blocks_counts(pool):
@@ -148,7 +148,7 @@ def test_asynchronous_calls_are_named_where_they_were_made(pool):
     assert {re.sub(r".*:\d+ in ", "", what) for _, what in error.copies} == {"call"}
 
 
-def test_the_result_of_an_earlier_call_counts_when_it_comes(pool):
+def test_the_result_of_an_earlier_call_counts_when_it_arrives(pool):
     result = pool.apply_async(np.ones, (100_000,))
     error = copied(result.get)
     assert "result of ones() at a call made before the block" in str(error)
@@ -181,7 +181,7 @@ def test_a_forked_child_is_not_watched(pool):
     assert caught
 
 
-def test_it_is_a_decorator_too(pool):
+def test_assert_zero_copy_works_as_a_decorator(pool):
     @forkshm.assert_zero_copy()
     def test(thing):
         pool.apply(f.nothing, (thing,))
@@ -191,7 +191,7 @@ def test_it_is_a_decorator_too(pool):
         test(PLAIN)
 
 
-def test_it_can_be_used_in_a_worker(pool):
+def test_assert_zero_copy_works_in_a_worker(pool):
     assert pool.apply(watch_here, (forkshm.ones(100_000),)) == 100_000
 
 

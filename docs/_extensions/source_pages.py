@@ -1,7 +1,7 @@
 """Show files of the repository as pages, so that links to the code work offline.
 
 A link such as ``[the policy](forkshm/pickler/_policy.py)``, in a page of these docs or in a file of the repository that
-a page includes, leads to a page that shows this file, or lists this folder. These pages are made anew by each build.
+a page includes, leads to a page that shows this file, or lists this folder. Each build creates these pages again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-#: The folder, below docs, of the pages that are made here.
+# The folder, below docs, for the pages created here.
 PAGES = "source"
-#: The files of the repository that have pages of their own on the site.
+# The files of the repository that have pages of their own on the site.
 KNOWN = {
     "README.md": "/index.md",
     "ARCHITECTURE.md": "/architecture.md",
@@ -47,7 +47,7 @@ def target_of(link: str, folder: pathlib.Path) -> str | None:
 
 
 def rewrite(text: str, folder: pathlib.Path) -> str:
-    """Return *text* with its links into the repository as links to pages."""
+    """Return *text* with its links into the repository replaced by links to pages."""
 
     def link(match: re.Match[str]) -> str:
         before, path, anchor, after = match.groups()
@@ -55,7 +55,7 @@ def rewrite(text: str, folder: pathlib.Path) -> str:
         if target is None:
             return match[0]
         if target.startswith("docs/"):
-            # A page already; a file outside of docs names it from the root of the repository.
+            # The target is a page of the docs. A file outside of docs names it from the root of the repository.
             if folder.is_relative_to(DOCS):
                 return match[0]
             return f"{before}/{target.removeprefix('docs/')}{anchor or ''}{after}"
@@ -87,7 +87,7 @@ def _on_include(app: Sphinx, path: pathlib.Path, docname: str, content: list[str
 
 
 def _make_pages(app: Sphinx) -> None:
-    """Write a page for each file that any page names; Sphinx looks for pages before it reads them."""
+    """Write a page for each file that any page links to; this runs before Sphinx looks for pages."""
     shutil.rmtree(DOCS / PAGES, ignore_errors=True)
     _wanted.clear()
     for page in [*DOCS.rglob("*.md"), *(ROOT / name for name in KNOWN)]:
@@ -102,7 +102,7 @@ def _make_pages(app: Sphinx) -> None:
         up = "../" * (len(page.relative_to(DOCS).parts) - 1)
         head = f"---\norphan: true\nnosearch: true\nhtml_theme.sidebar_secondary.remove: true\n---\n\n# {target}\n\n"
         if target in folders:
-            # A package's docstring first: most folders open with one.
+            # A package's docstring comes first; most folders have one.
             body = "".join(
                 f"- [{each.name}](/{PAGES}/{target}/{each.name}.md)\n" for each in sorted((ROOT / target).glob("*.py"))
             )

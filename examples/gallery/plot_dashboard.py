@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import forkshm as mp
 
 WORKERS, SAMPLES = 2, 60
-served = mp.zeros(WORKERS, int)  # one counter for each place: no lock is needed
+served = mp.zeros(WORKERS, int)  # one counter for each rank, so no lock is needed
 pids = mp.zeros(WORKERS, int)
 samples = mp.zeros((SAMPLES, WORKERS + 1))
 
@@ -44,7 +44,7 @@ mp.supervise(serve, workers=WORKERS)
 dashboard.join()
 
 # %%
-# The killed worker's place goes on counting when its successor has started.
+# The counter of the killed worker's rank continues once its replacement has started.
 
 fig, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 for place in range(WORKERS):

@@ -34,10 +34,10 @@ with mp.team(2) as t:
     rows = slice(share.start, share.stop)
     for step in range(STEPS):
         velocity[rows] += DT * acceleration(position, position[rows])
-        t.barrier()  # everybody has read the old positions
+        t.barrier()  # all members have read the old positions
         position[rows] += DT * velocity[rows]
         path[step, rows] = position[rows]
-        t.barrier()  # everybody has written the new ones
+        t.barrier()  # all members have written the new ones
 
 fig, axis = plt.subplots(figsize=(6, 6), layout="constrained")
 for body in range(0, BODIES, 3):

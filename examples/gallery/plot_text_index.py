@@ -31,7 +31,7 @@ print(f"{len(index):,} words of {len(sources)} files, {index.nbytes / 1e6:.1f} M
 
 
 # %%
-# Searching: each worker looks words up in the same memory. What crosses is the word and the answer.
+# Searching: each worker looks words up in the same memory. Only the word and the answer are sent.
 
 
 def best_files(word):

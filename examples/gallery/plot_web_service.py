@@ -2,8 +2,8 @@
 Web service: FastAPI and aio.Pool
 =================================
 
-Requests are computed by worker processes while the event loop goes on. The table that all requests read is in shared
-memory. A request that takes too long is cancelled: its worker is ended and replaced.
+Worker processes compute the requests while the event loop stays responsive. The table that all requests read is in
+shared memory. A request that takes too long is cancelled: its worker is killed and replaced.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from forkshm._commands.doctor import Finding
 
-assert sys.platform != "win32"  # what the type checker needs to be told
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 __all__ = ("PARTS",)
 

@@ -184,7 +184,7 @@ def scan() -> Scan:
             found.look_at_maps(pid)
             found.look_at_fds(pid)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
+            continue  # the process has ended
         except PermissionError:
             found.hidden += 1
     found.look_at_names()

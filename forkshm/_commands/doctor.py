@@ -65,12 +65,12 @@ def _kernel() -> Iterator[Finding]:
         kernel.close(fd)
     try:
         kernel.own_pages(0, 0)
-        yield "pages that were written", "told", "copies are handed on without copying again", False
+        yield "written pages", "reported", "received copies are sent on without copying again", False
     except OSError as error:
         yield (
-            "pages that were written",
+            "written pages",
             str(error.strerror),
-            "copies that are handed on are copied again",
+            "received copies that are sent on are copied again",
             True,
         )
 

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             "cannot run workers: they are forked, and this system cannot fork. Use forkshm.Pool in the script.",
             capability="fork",
         )
-    assert sys.platform != "win32"  # what the type checker needs to be told
+    assert sys.platform != "win32"  # type checkers leave out the rest on Windows
     if not arguments.module and not os.path.exists(arguments.script):
         print(f"python -m forkshm run: script {arguments.script!r} does not exist", file=sys.stderr)
         return 2
@@ -233,7 +233,7 @@ class _Output:
 
 
 def _write(fd: int, data: bytes) -> None:
-    # The reader of our output may have closed it; the workers must not block.
+    # The reader of the output may have closed it; the workers must not block.
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(fd, data) :]

@@ -1,8 +1,8 @@
 """Layer 0 of 6. The operations of this kernel.
 
-Exports ``kernel``: one object with the few operations that all layers above are built
-from. Its contract is `Backend`. The backend is chosen once, at import, and is
-deliberately not a plugin point: the environment variable ``FORKSHM_BACKEND`` is for tests.
+Exports ``kernel``, an object with the few operations that all layers above are built from. Its contract is `Backend`.
+The backend is chosen once, at import. It is deliberately not a plugin point: the environment variable
+``FORKSHM_BACKEND`` is for tests.
 """
 
 import contextlib
@@ -70,12 +70,12 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
 
 
 kernel: Backend
-#: What of that backend's needs was found on this machine, by trying.
 capabilities: Capabilities
-#: The backend of this process.
+"""The capabilities that the chosen backend needs, as found on this machine by trying them."""
+# The backend of this process.
 kernel, capabilities = _choose(probe)
-#: Its locks in shared memory.
 locks: Locks = kernel.locks
+"""The locks in shared memory of this backend."""
 
 
 def _load_native_locks() -> Any:
@@ -87,7 +87,7 @@ def _load_native_locks() -> Any:
     return None
 
 
-#: Acquires and releases lock words in machine code; None where that cannot be.
 native_locks: Any = _load_native_locks()
+"""Acquires and releases lock words in machine code; None where machine code cannot be used."""
 
 publish(globals())

@@ -22,22 +22,22 @@ _POSIX = {"needed": "posix"}
 class Capabilities:
     """One flag per mechanism that forkshm uses."""
 
-    #: Anonymous memory objects that cannot be shrunk: memfd_create(2) with seals.
     memfd: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: Locks that belong to an open file description: F_OFD_SETLK of fcntl(2).
+    """Anonymous memory objects that cannot be shrunk: memfd_create(2) with seals."""
     ofd_locks: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: Sockets that keep message boundaries: SOCK_SEQPACKET of unix(7).
+    """Locks that belong to an open file description: F_OFD_SETLK of fcntl(2)."""
     seqpacket: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: Fds that name processes: pidfd_open(2).
+    """Sockets that keep message boundaries: SOCK_SEQPACKET of unix(7)."""
     pidfd: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: A chosen signal when a pipe closes: F_SETSIG of fcntl(2).
+    """Fds that name processes: pidfd_open(2)."""
     signal_on_close: bool = dataclasses.field(default=False, metadata=_LINUX)
-    #: Memory objects with names: shm_open(3).
+    """A chosen signal when a pipe closes: F_SETSIG of fcntl(2)."""
     shm_open: bool = dataclasses.field(default=False, metadata=_POSIX)
-    #: Fds in datagrams: SCM_RIGHTS of SOCK_DGRAM sockets.
+    """Memory objects with names: shm_open(3)."""
     datagrams: bool = dataclasses.field(default=False, metadata=_POSIX)
-    #: Locks that belong to a process: F_SETLK of fcntl(2).
+    """Fds in datagrams: SCM_RIGHTS of SOCK_DGRAM sockets."""
     record_locks: bool = dataclasses.field(default=False, metadata=_POSIX)
+    """Locks that belong to a process: F_SETLK of fcntl(2)."""
 
     def missing(self, backend: str = "linux") -> list[str]:
         """Return the names of the capabilities that a backend needs and this system lacks."""

@@ -13,7 +13,7 @@ _MACHINE = "/proc/meminfo"
 # File names of the limit and of the usage.
 _FILES_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
 _FILES_V2 = "memory.max", "memory.current"
-# Memory that a group uses, and that the kernel would reclaim before it kills a process.
+# Entries of memory.stat for memory that the kernel reclaims before it kills a process of the group.
 _RECLAIMABLE = ("inactive_file ", "active_file ", "slab_reclaimable ")
 
 

@@ -23,9 +23,9 @@ from forkshm import _interrupts
 from forkshm.backend import _groups, _memory, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity, MappedFile
 
-assert sys.platform == "linux"  # elsewhere type checkers leave out what follows
+assert sys.platform == "linux"  # type checkers leave out the rest on other systems
 
-from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - of which there is nothing elsewhere
+from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -59,23 +59,23 @@ _ADVICE = {
 }
 _MADV_POPULATE_READ = 22
 
-# /proc/pid/pagemap of proc(5): in memory or swapped out; of a file, or shared.
+# /proc/pid/pagemap of proc(5): the page is in memory or swapped out; it belongs to a file, or is shared.
 _PAGE_THERE = 1 << 63 | 1 << 62
 _PAGE_OF_FILE = 1 << 61
 _PAGEMAP_CHUNK = 2**18
 _LAST = (-1,)
-#: Whether the kernel gives huge pages to shared memory: the word in brackets is the setting.
+# Whether the kernel gives huge pages to shared memory: the word in brackets is the setting.
 _SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-#: Why pwrite(2) fails where a copy through a mapping would be ended by SIGBUS or SIGSEGV.
+# Errors of pwrite(2) where a copy through a mapping would end in SIGBUS or SIGSEGV.
 _NO_MEMORY_TO_WRITE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFAULT})
-_lseek = os.lseek  # a lookup less where microseconds count
+_lseek = os.lseek  # saves an attribute lookup in calls that take microseconds
 
 
-# struct flock: type, whence, start, len, pid. For OFD locks pid must be 0.
+# struct flock: l_type, l_whence, l_start, l_len, l_pid. For OFD locks, the pid must be 0.
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-# The places of blocks are few, and asked for again and again.
+# Few positions are in use at a time, and each is locked and unlocked many times.
 @functools.lru_cache(maxsize=4096)
 def _one_byte(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
@@ -118,7 +118,7 @@ class LinuxBackend(Unix):
         fd = self._opened(os.memfd_create, f"forkshm-{label}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
-            # memfd_create(2), "File sealing": nobody can shrink it under our feet.
+            # memfd_create(2), "File sealing": no process can shrink the object.
             fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK if sealable else F_SEAL_SHRINK | F_SEAL_SEAL)
         except BaseException:
             os.close(fd)
@@ -160,7 +160,7 @@ class LinuxBackend(Unix):
         return _groups.memory_left()
 
     def may_shrink(self, fd: int, identity: Identity) -> bool:
-        # What has a name is on another device than all memfds, and cannot be sealed.
+        # Named objects are on another device than memfds, and cannot be sealed.
         if self._device_of_memfds < 0:
             probe = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
             try:
@@ -188,10 +188,10 @@ class LinuxBackend(Unix):
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS, errno.ETXTBSY):
                     raise
-                opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file that may only be read
+                opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # the file is read-only
             if self.identify(opened)[0] == identity:
                 return opened
-            os.close(opened)  # replaced between the two looks
+            os.close(opened)  # the fd was replaced between the check and the open
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def identify(self, fd: int) -> tuple[Identity, int]:
@@ -201,7 +201,7 @@ class LinuxBackend(Unix):
     def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         prot, flags = FLAGS[access]
         got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
-        if got != address:  # a kernel before 4.17 takes the address for a wish
+        if got != address:  # kernels before 4.17 treat the address as a hint
             self.unmap(got, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
@@ -212,8 +212,8 @@ class LinuxBackend(Unix):
         _syscalls.madvise(address, size, number)
 
     def own_pages(self, address: int, size: int) -> list[tuple[int, int]]:
-        # pagemap of proc(5): 8 bytes for each page, of which anybody may read the upper bits. A page
-        # that was written is one of no file; one that was only read, or is not there, is the object's.
+        # pagemap of proc(5) has 8 bytes for each page; every process may read the upper bits of its own. A page that
+        # was written is anonymous. A page that was only read, or is absent, still belongs to the object.
         page = self.page_size
         runs: list[tuple[int, int]] = []
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -225,7 +225,7 @@ class LinuxBackend(Unix):
                     raise OSError(errno.EIO, f"/proc/self/pagemap: {len(entries)} bytes of {wanted}")
                 tops = entries[7::8] if sys.byteorder == "little" else entries[::8]
                 if not any(top << 56 & _PAGE_THERE and not top << 56 & _PAGE_OF_FILE for top in set(tops)):
-                    continue  # mostly so, and found out a hundred times as fast
+                    continue  # the common case; this comparison is a hundred times as fast as the loop
                 for number, entry in enumerate(array.array("Q", entries)):
                     if entry & _PAGE_THERE and not entry & _PAGE_OF_FILE:
                         here = start + number * page
@@ -247,14 +247,14 @@ class LinuxBackend(Unix):
 
     def open_mapped(self, file: MappedFile) -> int | None:
         flags = (os.O_RDWR if file.shared and file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
-        with contextlib.suppress(OSError):  # only root may
+        with contextlib.suppress(OSError):  # only root may open it
             return os.open(f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
         with contextlib.suppress(OSError):
             fd = os.open(file.path, flags)
             if self._is_mapped_file(fd, file):
                 return fd
             os.close(fd)
-        # It has another name by now, or none. The code that mapped it may have it open.
+        # The file was renamed or removed. The code that mapped it may still have it open.
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 there = int(entry)
@@ -265,7 +265,7 @@ class LinuxBackend(Unix):
         return None
 
     def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
-        """Return whether an fd belongs to that file, by mapping a page: the kernel names files of mappings alike."""
+        """Return whether an fd refers to that file. Maps a page: the kernel names the files of all mappings alike."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return False
@@ -294,14 +294,14 @@ class LinuxBackend(Unix):
         return map(fcntl.fcntl, (fd,), (F_OFD_SETLK,), (_one_byte(fcntl.F_UNLCK, position),))
 
     def is_held(self, fd: int, position: int) -> bool:
-        # F_OFD_GETLK asks whether a write lock *could* be placed, and places none: half
-        # the price of trying. Locks of this same description do not count.
+        # F_OFD_GETLK asks whether a write lock *could* be placed, without placing it. That costs half as much as
+        # trying to lock. Locks of the same description do not count.
         answer = fcntl.fcntl(fd, F_OFD_GETLK, _one_byte(fcntl.F_WRLCK, position))
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def create_counter(self, memory: int) -> int:
-        # The position of an open file description: lseek(2) adds to it under a lock of the
-        # kernel, and refuses to go below 0. A description of its own for each counter.
+        # The counter is the position of an open file description of its own. lseek(2) adds to the position under a
+        # lock of the kernel, and refuses to go below 0.
         return self.reopen(memory)
 
     def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
@@ -320,7 +320,7 @@ class LinuxBackend(Unix):
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._noted(ends[1].fileno())
         for end in ends:
-            end.settimeout(None)  # whatever socket.setdefaulttimeout() said
+            end.settimeout(None)  # overrides socket.setdefaulttimeout()
         return ends
 
     def message_socket(self, fd: int) -> socket.socket:
@@ -368,7 +368,7 @@ class LinuxBackend(Unix):
         try:
             return self._opened(os.pidfd_open, pid)
         except ProcessLookupError:
-            # It has ended, and was reaped: by other code of this program, or by the kernel where SIGCHLD is ignored.
+            # The process has ended and was reaped, by other code of this program or because SIGCHLD is ignored.
             return self.duplicate(sentinel) if sentinel >= 0 else self._ended()
 
     def _ended(self) -> int:
@@ -378,25 +378,25 @@ class LinuxBackend(Unix):
         return read_end
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
-        # Through its pidfd: a pid may be somebody else's by now.
+        # Signal through the pidfd: the pid may belong to another process by now.
         try:
             signal.pidfd_send_signal(process, number)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            os.fstat(process)  # a closed fd is an error of the caller's
-            # One of those that `open_process` gives for a process that has ended already.
+            os.fstat(process)  # a closed fd is an error of the caller
+            # The fd is the substitute that `open_process` returns for a process that has ended already.
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
     def is_stopped(self, pid: int) -> bool | None:
         try:
             state = _status(pid)[0]
-        except OSError:  # it has ended, or /proc may not be read
+        except OSError:  # the process has ended, or /proc is not readable
             return None
         return None if state in (b"Z", b"X") else state in (b"T", b"t")
 
     def is_running(self, pid: int) -> bool:
-        # A process that ended and was not waited for is still in /proc, without a program.
+        # An ended process that was not reaped is still in /proc, but without a program.
         return os.path.exists(f"/proc/{pid}/exe")
 
     def usable_cores(self) -> int:
@@ -418,15 +418,14 @@ class LinuxBackend(Unix):
             status = _status(token & 0x7FFFFFFF)
         except OSError as error:
             return error.errno not in (errno.ENOENT, errno.ESRCH)
-        # Its first thread may have ended before the others.
+        # The first thread may have ended before the others.
         ended = status[0] in (b"Z", b"X") and int(status[17]) <= 1
         return not ended and int(status[19]) & 0xFFFFFFFF == token >> 32
 
     def die_with(self, lifeline: int) -> int:
-        # PR_SET_PDEATHSIG would fire when the *thread* that forked us ends, and a pool
-        # forks from whichever thread notices a death. A pipe has no such trap: fcntl(2)
-        # F_SETSIG with O_ASYNC sends the signal when its last writer is gone. Both are
-        # attributes of the open file description, so this process needs its own.
+        # PR_SET_PDEATHSIG fires when the *thread* that forked this process ends, and a pool forks from the thread that
+        # notices a death. With a pipe, fcntl(2) F_SETSIG and O_ASYNC send the signal when the last writer is gone.
+        # Both are attributes of the open file description, so this process needs its own.
         own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(own, F_SETSIG, signal.SIGKILL)
@@ -435,7 +434,7 @@ class LinuxBackend(Unix):
             gone = os.read(own, 1) == b""
         except BlockingIOError:
             gone = False
-        if gone:  # the parent died before we were armed
+        if gone:  # the parent died before the signal was set up
             os.kill(os.getpid(), signal.SIGKILL)
         return own
 
@@ -444,14 +443,14 @@ class LinuxBackend(Unix):
 _MAP_QUERY = struct.Struct("QQQ QQQQQQ II II QQ")
 _PROCMAP_QUERY = 0xC0686611
 _VMA_WRITABLE, _VMA_SHARED = 0x02, 0x08
-#: What shared memory without a file is called here; only root could open it.
+# The kernel's name for shared memory without a file; only root could open it.
 _ANONYMOUS = "/dev/zero"
 _can_query = [True]
 _LONGEST_PATH = 4096
 
 
 def _query_map(address: int) -> MappedFile | None:
-    """Ask for the mapping at an address, in microseconds; None if the kernel has no such call."""
+    """Return the mapping at an address, in microseconds; None if the kernel has no such call."""
     name = bytearray(_LONGEST_PATH)
     query = bytearray(
         _MAP_QUERY.pack(_MAP_QUERY.size, 0, address, *[0] * 6, 0, 0, _LONGEST_PATH, 0, _memory.address_of(name), 0)
@@ -494,7 +493,7 @@ def _is_pidfd(fd: int) -> bool:
 
 
 def _status(pid: int) -> list[bytes]:
-    """Return the fields of proc(5) from the third on; the name in parentheses may itself hold anything."""
+    """Return the fields of proc(5) from the third on. The name in parentheses, before them, may hold any character."""
     with open(f"/proc/{pid}/stat", "rb") as status:
         return status.read().rpartition(b")")[2].split()
 
@@ -509,7 +508,7 @@ def _uid_of_peer(end: socket.socket) -> int:
 
 
 class _Callee:
-    """At an abstract address (unix(7)), which is no file and leaves none behind."""
+    """A listener at an abstract address (unix(7)), which is not a file and leaves none behind."""
 
     def __init__(self, address: str | None, backlog: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

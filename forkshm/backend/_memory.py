@@ -1,4 +1,4 @@
-"""Access to memory by its address, by means of ctypes on every system."""
+"""Access to memory by its address, through ctypes on every system."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def address_of(buffer: Buffer) -> int:
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError):
-        pass  # read-only or empty: the general way below takes three times as long
+        pass  # the buffer is read-only or empty: the general call below takes three times as long
     view = _PyBuffer()
     where = ctypes.addressof(view)
     _get_buffer(buffer, where, 0)

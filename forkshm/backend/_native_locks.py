@@ -1,11 +1,11 @@
 """Acquire and release a lock word without running Python: some 600 bytes of machine code for x86-64.
 
 The word holds the token of the process that has the lock, so taking the lock and noting its owner is one instruction
-(``lock cmpxchg``). A killed process has the lock or does not have it; there is no moment between. Python has no such
-instruction, and a call by way of ctypes takes twice as long as all of this. So the two functions here are functions of
-C to Python, made from a ``PyMethodDef`` whose address points at the code below. They handle the uncontended case, and
-the first 10 ms of waiting, so that handing over costs what it does with a semaphore. A function of Python does the
-rest: it looks whether the owner is alive, counts the time, and lets signal handlers run.
+(``lock cmpxchg``). A killed process has the lock or does not have it; there is no state in between. Python has no such
+instruction, and a call through ctypes takes twice as long as the whole acquisition. So the two functions are C
+functions to Python, made from a ``PyMethodDef`` that points at the code below. They handle the uncontended case and the
+first 10 ms of waiting, so that a contended lock costs what a semaphore costs. A Python function does the rest: it
+checks whether the owner is alive, counts the time, and lets signal handlers run.
 
 Where this code cannot run, `forkshm.sync` does the same under a robust mutex, ten times as slowly.
 """
@@ -21,19 +21,18 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, Any
 
-assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ("NativeLocks",)
 
-# Each function gets (self, args, nargs, kwnames), as METH_FASTCALL | METH_KEYWORDS says. `self` is a tuple: a function
-# of Python for what is not done here, and bytes that hold the parameters:
-#     0   address of the word: token of the owner, bit 31 set if somebody may be asleep; 0 when nobody has the lock
-#     8   address of the state in this process: how often it is held, thread, token
-#     16  whether a thread may acquire it again
-# Names in capitals are replaced by addresses, and I0 to P2 by offsets in tuples and bytes.
+# Each function receives (self, args, nargs, kwnames), as METH_FASTCALL | METH_KEYWORDS specifies. `self` is a tuple of
+# a Python function for the cases not handled here, and bytes that hold the parameters: 0   address of the word: token
+# of the owner, bit 31 set if a process may be asleep; 0 when the lock is free 8   address of the state in this process:
+# recursion count, thread, token 16  whether the owning thread may acquire the lock again Names in capitals are replaced
+# by addresses, and I0 to P2 by offsets in tuples and bytes.
 _ACQUIRE = (
     "48 85 c9"  #                            test rcx,rcx                      keyword arguments?
     "75 71"  #                               jne python
@@ -44,7 +43,7 @@ _ACQUIRE = (
     "4d 8b 58 P1"  #                         mov r11,[r8+state]
     "49 ba TOKEN___"  #                      movabs r10,&token
     "4d 8b 12"  #                            mov r10,[r10]
-    "4d 85 d2"  #                            test r10,r10                      not known in this process yet?
+    "4d 85 d2"  #                            test r10,r10                      token not set in this process?
     "74 4d"  #                               je python
     "64 48 8b 0c 25 00 00 00 00"  #          mov rcx,fs:0x0                    this thread
     "49 83 78 P2 00"  #                      cmp [r8+recursive],0x0
@@ -55,7 +54,7 @@ _ACQUIRE = (
     "75 0b"  #                               jne try
     "49 83 3b 00"  #                         cmp [r11],0x0
     "74 05"  #                               je try
-    "49 ff 03"  #                            inc [r11]                         once more
+    "49 ff 03"  #                            inc [r11]                         acquired once more
     "eb 18"  #                               jmp done
     "31 c0"  #                       try:    xor eax,eax
     "f0 4d 0f b1 11"  #                      lock cmpxchg [r9],r10
@@ -90,7 +89,7 @@ _ACQUIRE = (
     "48 85 c0"  #                            test rax,rax
     "74 5b"  #                               je again
     "48 89 c1"  #                            mov rcx,rax
-    "48 0f ba e9 1f"  #                      bts rcx,0x1f                      somebody is asleep
+    "48 0f ba e9 1f"  #                      bts rcx,0x1f                      a waiter sleeps
     "f0 49 0f b1 4d 00"  #                   lock cmpxchg [r13+0x0],rcx
     "75 e7"  #                               jne mark
     "48 c7 04 24 00 00 00 00"  #             mov [rsp],0x0
@@ -110,7 +109,7 @@ _ACQUIRE = (
     "ff d0"  #                               call rax
     "31 c0"  #                       again:  xor eax,eax
     "4c 89 f1"  #                            mov rcx,r14
-    "48 0f ba e9 1f"  #                      bts rcx,0x1f                      others may be asleep, too
+    "48 0f ba e9 1f"  #                      bts rcx,0x1f                      others may sleep, too
     "f0 49 0f b1 4d 00"  #                   lock cmpxchg [r13+0x0],rcx
     "74 1c"  #                               je got
     "48 89 df"  #                            mov rdi,rbx                       held again, too late, a signal
@@ -149,9 +148,9 @@ _RELEASE = (
     "49 83 78 P2 00"  #                      cmp [r8+recursive],0x0
     "74 22"  #                               je free
     "64 48 8b 04 25 00 00 00 00"  #          mov rax,fs:0x0
-    "49 39 43 08"  #                         cmp [r11+0x8],rax                 another thread's?
+    "49 39 43 08"  #                         cmp [r11+0x8],rax                 held by another thread?
     "75 5e"  #                               jne python
-    "4d 39 53 10"  #                         cmp [r11+0x10],r10                or the parent's, before a fork?
+    "4d 39 53 10"  #                         cmp [r11+0x10],r10                or by the parent, before a fork?
     "75 58"  #                               jne python
     "49 83 3b 01"  #                         cmp [r11],0x1
     "72 52"  #                               jb python
@@ -159,7 +158,7 @@ _RELEASE = (
     "49 ff 0b"  #                            dec [r11]
     "eb 3d"  #                               jmp done
     "49 8b 01"  #                    free:   mov rax,[r9]
-    "48 85 c0"  #                            test rax,rax                      nobody has it
+    "48 85 c0"  #                            test rax,rax                      the lock is free
     "74 43"  #                               je python
     "49 89 c0"  #                            mov r8,rax
     "49 0f ba f0 1f"  #                      btr r8,0x1f
@@ -167,10 +166,10 @@ _RELEASE = (
     "75 07"  #                               jne any
     "49 c7 03 00 00 00 00"  #                mov [r11],0x0
     "31 c9"  #                       any:    xor ecx,ecx
-    "f0 49 0f b1 09"  #                      lock cmpxchg [r9],rcx             if it has not changed
+    "f0 49 0f b1 09"  #                      lock cmpxchg [r9],rcx             if it is unchanged
     "75 db"  #                               jne free
     "85 c0"  #                               test eax,eax
-    "79 14"  #                               jns done                          nobody is asleep
+    "79 14"  #                               jns done                          no waiter sleeps
     "4c 89 cf"  #                            mov rdi,r9
     "be 01 00 00 00"  #                      mov esi,0x1                       FUTEX_WAKE
     "ba 01 00 00 00"  #                      mov edx,0x1
@@ -218,10 +217,10 @@ def _missing() -> str | None:
 
 
 class NativeLocks:
-    """The functions, loaded. Never collected: what is made of them may be called until the very end.
+    """The loaded functions. Never collected: locks made from them may be used until the process ends.
 
     Raises:
-        LookupError: They cannot be used here; the argument says why.
+        LookupError: The code cannot be used here; the argument is the reason.
     """
 
     def __init__(self) -> None:
@@ -233,7 +232,7 @@ class NativeLocks:
         except OSError as error:
             raise LookupError(f"the kernel refused memory for the code ({error})") from error
         self._token = ctypes.c_uint64.from_address(data + _TOKEN)
-        #: compare_exchange(address, expected, new): return what was there; *new* is there if that was *expected*.
+        # compare_exchange(address, expected, new) stores *new* if the word is *expected*; it returns the previous word.
         self.compare_exchange: Callable[[int, int, int], int] = ctypes.PYFUNCTYPE(
             ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64
         )(exchange)
@@ -247,7 +246,8 @@ class NativeLocks:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mprotect.argtypes = (_long, _long, ctypes.c_int)
         bytes_at = bytes.__basicsize__ - 1
-        # Since Python 3.12 True and None are not counted: an instruction that does nothing.
+        # Since Python 3.12, True and None are not reference-counted: the increment becomes an instruction without
+        # effect.
         replaced = {
             "TOKEN___": _hex(data + _TOKEN),
             "TRUE____": _hex(id(True)),
@@ -279,7 +279,7 @@ class NativeLocks:
         return starts[2]
 
     def set_token(self, token: int) -> None:
-        """Set what this process writes to the locks that it takes; 0 makes each call one of Python's functions."""
+        """Set the token that this process writes to locks it takes; 0 passes every call on to Python functions."""
         self._token.value = token
 
     def functions(
@@ -295,12 +295,12 @@ class NativeLocks:
 
         Args:
             word: Address of the lock's word.
-            state: Address of this process' own three words about the lock.
-            recursive: Whether a thread may acquire it again.
-            acquire: Called when the lock is held, or the arguments are not none or one.
-            release: Called when it was acquired by somebody else.
-            made_of: Returns a tuple of these two items and what keeps the memory. It may be of a subclass without
-                attributes of its own; it is what the functions know as their object when they are pickled.
+            state: Address of this process's three words about the lock.
+            recursive: Whether the owning thread may acquire the lock again.
+            acquire: Called when the lock is held, or when there are arguments other than one positional.
+            release: Called when another thread or process holds the lock.
+            made_of: Returns a tuple of these two functions and the object that keeps the memory. The tuple may be of a
+                subclass without attributes; when the functions are pickled, the tuple is their ``__self__``.
         """
         parameters = struct.pack("QQQ", word, state, recursive)
         return (

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 
-assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# What takes microseconds is called without giving up the GIL: that is faster, and no other thread comes between.
+# Calls that take microseconds keep the GIL: that is faster, and no other thread runs in between.
 _quick = ctypes.PyDLL(None, use_errno=True)
-# Without argtypes: to check six arguments takes longer than the call. What is not an int of C is
-# converted where it is called.
+# Without argtypes, because checking six arguments takes longer than the call. The callers convert arguments that are
+# not a C int.
 _mmap = _quick.mmap
 _mmap.restype = ctypes.c_void_p
 _size_t = ctypes.c_size_t
@@ -29,12 +29,12 @@ _off_t = ctypes.c_int64
 _START = _off_t(0)
 _libc.munmap.argtypes = _quick.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _munmap, _munmap_quick = _libc.munmap, _quick.munmap
-#: To unmap more than this may take long.
+# Unmapping more bytes than this may take long, so it releases the GIL.
 _LARGE = 2**22
 _libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-# shm_open is part of libc since glibc 2.34 and in musl, and of librt before.
+# shm_open is part of libc in musl and in glibc since 2.34, and of librt before.
 _librt = _libc if hasattr(_libc, "shm_open") else ctypes.CDLL("librt.so.1", use_errno=True)
-# The third is one of those that vary in number: macOS on ARM hands such over in another way.
+# The third argument is variadic: macOS on ARM passes such arguments differently.
 _librt.shm_open.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _librt.shm_unlink.argtypes = (ctypes.c_char_p,)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -83,7 +83,7 @@ def munmap(address: int, size: int) -> None:
 
 
 def mmap_into(mapped: list[int], fd: int, size: int, prot: int, flags: int, offset: int) -> None:
-    """Map as mmap(2) says, and append the address; no signal handler runs between the two."""
+    """Map as mmap(2) does, and append the address; no signal handler runs in between."""
     position = _off_t(offset) if offset else _START
     mapped.extend(map(_mmap, (None,), (_size_t(size),), (prot,), (flags,), (fd,), (position,)))
     if mapped[-1] == _MAP_FAILED:
@@ -96,7 +96,7 @@ _LAST = (-1,)
 
 
 def munmap_from(mapped: list[int], size: int) -> None:
-    """Unmap the last address of a list, which is taken out of it before any signal handler runs."""
+    """Remove the last address from a list and unmap it; no signal handler runs in between."""
     address = mapped[-1]
     if next(map(_munmap if size > _LARGE else _munmap_quick, map(mapped.pop, _LAST), (size,)), 0):
         refused = _refused("munmap")
@@ -105,18 +105,18 @@ def munmap_from(mapped: list[int], size: int) -> None:
 
 
 def madvising(address: int, size: int, advice: int) -> Iterator[object]:
-    """Return the call of `madvise`, made when its one item is asked for; a refusal is its result."""
+    """Return an iterator that calls `madvise` when it is advanced; its one item is the result."""
     return map(_libc.madvise, (address,), (size,), (advice,))
 
 
 def msync(address: int, size: int, flags: int) -> None:
-    """Write back as msync(2) says."""
+    """Write back as msync(2) does."""
     if _libc.msync(address, size, flags) != 0:
         raise _refused("msync")
 
 
 def shm_open(name: bytes, flags: int, permissions: int) -> int:
-    """Open as shm_open(3) says; return the fd."""
+    """Open as shm_open(3) does; return the fd."""
     while True:
         fd = int(_librt.shm_open(name, flags, ctypes.c_uint(permissions)))
         if fd >= 0:
@@ -126,40 +126,40 @@ def shm_open(name: bytes, flags: int, permissions: int) -> int:
 
 
 def shm_unlink(name: bytes) -> None:
-    """Unlink as shm_unlink(3) says."""
+    """Unlink as shm_unlink(3) does."""
     if _librt.shm_unlink(name) != 0:
         raise _refused("shm_unlink")
 
 
 def madvise(address: int, size: int, advice: int) -> None:
-    """Advise as madvise(2) says."""
+    """Advise as madvise(2) does."""
     if _libc.madvise(address, size, advice) != 0:
         raise _refused("madvise")
 
 
 # -- locks in shared memory: pthread_mutexattr_setrobust(3), sem_overview(7), futex(2) ------
 
-#: Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known. A test
-#: compares it with the C compiler's sizeof.
 MUTEX_SIZE = 64
-#: Room for a ``sem_t``: 16 or 32 bytes in glibc and musl.
-SEMAPHORE_SIZE = 64
-#: How this process lays these out, in one word: glibc or another libc, and the size of a pointer.
-LOCK_LAYOUT = (1 if hasattr(_libc, "gnu_get_libc_version") else 2) << 8 | ctypes.sizeof(ctypes.c_void_p)
+"""Room for a ``pthread_mutex_t``: 24 to 48 bytes in glibc and musl, 64 in the largest libc known.
 
-# glibc and musl agree on these.
+A test compares it with the C compiler's sizeof."""
+SEMAPHORE_SIZE = 64
+"""Room for a ``sem_t``: 16 or 32 bytes in glibc and musl."""
+LOCK_LAYOUT = (1 if hasattr(_libc, "gnu_get_libc_version") else 2) << 8 | ctypes.sizeof(ctypes.c_void_p)
+"""How this process lays out locks: glibc or another libc, and the size of a pointer."""
+
+# These values are the same in glibc and musl.
 _SHARED = 1
 _ROBUST = 1
 _ERROR_CHECKING = 2
 
 _FUTEX_WAIT = 0
 _FUTEX_WAKE = 1
-# Not in any header that Python shows. 64-bit architectures of the common table have 98.
+# These numbers are in no header that Python exposes. 64-bit architectures of the common table use 98.
 _FUTEX_NUMBERS = {"x86_64": 202, "i686": 240, "armv7l": 240, "ppc64le": 221, "s390x": 238}
 _FUTEX_NUMBERS |= dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 98)
 _futex_number = _FUTEX_NUMBERS.get(os.uname().machine) if ctypes.sizeof(ctypes.c_void_p) == 8 else 240
 
-#: What this system lacks for locks in shared memory, or None.
 locks_missing = (
     "robust mutexes"
     if not hasattr(_libc, "pthread_mutexattr_setrobust")
@@ -167,10 +167,11 @@ locks_missing = (
     if _futex_number is None or sys.platform != "linux"
     else None
 )
+"""The capability for locks in shared memory that this system lacks, or None."""
 
 
 class _Timespec(ctypes.Structure):
-    """``struct timespec`` of the calls without a suffix: two longs."""
+    """``struct timespec`` of the calls without a suffix: two C longs."""
 
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
@@ -190,18 +191,18 @@ def _prototype(library: Any, name: str, *arguments: Any) -> Any:
 
 _where, _moment = ctypes.c_void_p, ctypes.POINTER(_Timespec)
 
-#: 0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it; musl says EBUSY).
 mutex_trylock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_trylock", _where)
-#: 0, or EPERM: this thread does not have it.
+"""0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE, or EDEADLK (this thread has it; musl says EBUSY)."""
 mutex_unlock: Callable[[int], int] = _prototype(_quick, "pthread_mutex_unlock", _where)
-#: 0, or EINVAL: its last owner did not die.
+"""0, or EPERM: this thread does not hold it."""
 mutex_consistent: Callable[[int], int] = _prototype(_quick, "pthread_mutex_consistent", _where)
-#: 0, or -1: SEM_VALUE_MAX is reached.
+"""0, or EINVAL: the last owner did not die."""
 sem_post: Callable[[int], int] = _prototype(_quick, "sem_post", _where)
+"""0, or -1: SEM_VALUE_MAX is reached."""
 
 _mutex_init = _prototype(_libc, "pthread_mutex_init", _where, _where)
 _mutex_timedlock = _prototype(_libc, "pthread_mutex_timedlock", _where, _moment)
-# In glibc since 2.30. Other C libraries wait by the wall clock, and longer when it is set back meanwhile.
+# In glibc since 2.30. With other C libraries the wait uses the wall clock, and is longer if the clock is set back.
 _mutex_clocklock = _prototype(_libc, "pthread_mutex_clocklock", _where, ctypes.c_int, _moment)
 _mutexattr = {
     name: _prototype(_libc, f"pthread_mutexattr_{name}", _where, ctypes.c_int)
@@ -215,13 +216,13 @@ _sem_timedwait = _prototype(_libc, "sem_timedwait", _where, _moment)
 _sem_clockwait = _prototype(_libc, "sem_clockwait", _where, ctypes.c_int, _moment)
 _sem_getvalue = _prototype(_quick, "sem_getvalue", _where, ctypes.POINTER(ctypes.c_int))
 
-_syscall = ctypes.CDLL(None, use_errno=True)["syscall"]  # an object of its own: it has these argtypes
+_syscall = ctypes.CDLL(None, use_errno=True)["syscall"]  # an object of its own, because it gets other argtypes
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, _where, ctypes.c_int, ctypes.c_uint32, _moment)
 
 
 def mutex_init(address: int) -> int:
-    """Make a mutex: between processes, robust, and with errors where others would deadlock."""
+    """Initialize a mutex that is shared between processes, robust, and reports errors where others would deadlock."""
     attributes = ctypes.create_string_buffer(64)
     where = ctypes.addressof(attributes)
     code = int(_mutexattr_init(where))
@@ -238,28 +239,28 @@ def mutex_init(address: int) -> int:
 
 
 def mutex_lock(address: int, seconds: float) -> int:
-    """Lock, as `mutex_trylock` or, after *seconds*, ETIMEDOUT; here musl says EDEADLK, too."""
+    """Lock: the codes of `mutex_trylock`, or ETIMEDOUT after *seconds*; here musl also returns EDEADLK."""
     if _mutex_clocklock is None:
         return int(_mutex_timedlock(address, _timespec(time.time() + seconds)))
     return int(_mutex_clocklock(address, time.CLOCK_MONOTONIC, _timespec(time.monotonic() + seconds)))
 
 
 def sem_init(address: int, value: int) -> int:
-    """Make a semaphore between processes."""
+    """Initialize a semaphore that is shared between processes."""
     return 0 if _sem_init(address, 1, value) == 0 else ctypes.get_errno()
 
 
 def sem_try(address: int) -> Iterator[int]:
-    """Return a call that is ready to be made: asking for its one result makes it.
+    """Return an iterator that tries to take a permit when it is advanced.
 
-    The result is 0 when a permit was taken, else -1. Taken by ``answer[:] = sem_try(...)``, it
-    is stored before any signal handler can run: no permit is lost to a KeyboardInterrupt.
+    Its one item is 0 if a permit was taken, else -1. ``answer[:] = sem_try(...)`` stores the item before any signal
+    handler can run, so no permit is lost to a KeyboardInterrupt.
     """
     return map(_sem_trywait, (address,))
 
 
 def sem_wait(address: int, seconds: float) -> Iterator[int]:
-    """Like `sem_try`, and waits; -1 also after a signal."""
+    """Return an iterator like that of `sem_try` that waits for *seconds*; -1 also after a signal."""
     if _sem_clockwait is None:
         return map(_sem_timedwait, (address,), (_timespec(time.time() + seconds),))
     until = _timespec(time.monotonic() + seconds)
@@ -267,19 +268,19 @@ def sem_wait(address: int, seconds: float) -> Iterator[int]:
 
 
 def sem_value(address: int) -> int:
-    """Permits that are there."""
+    """Return the number of free permits."""
     value = ctypes.c_int()
     _sem_getvalue(address, value)
     return value.value
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:
-    """Wait for a wake-up while the word is *expected*: 0, EAGAIN (it is not), ETIMEDOUT, or EINTR."""
+    """Wait for a wakeup while the word is *expected*: 0, EAGAIN (it differs), ETIMEDOUT, or EINTR."""
     if _syscall(_futex_number, address, _FUTEX_WAIT, expected, _timespec(seconds)) == 0:
         return 0
     return ctypes.get_errno()
 
 
 def futex_wake(address: int, count: int) -> int:
-    """Wake up to *count* of those who wait for the word; return how many there were. A full memory barrier."""
+    """Wake up to *count* waiters; return how many there were. A full memory barrier."""
     return int(_syscall(_futex_number, address, _FUTEX_WAKE, min(count, 0x7FFFFFFF), None))

@@ -1,4 +1,4 @@
-"""What Linux and other POSIX systems have in common."""
+"""The operations that Linux and other POSIX systems share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm.backend import _memory, _syscalls
 from forkshm.backend._interface import Access, Backend
 
-assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 MAP_SHARED = _mmap.MAP_SHARED
 MAP_PRIVATE = _mmap.MAP_PRIVATE
-#: <sys/mman.h>; the same on Linux, macOS and the BSDs.
 MAP_FIXED = 0x10
+"""<sys/mman.h>; the same on Linux, macOS and the BSDs."""
 _MS_ASYNC = 1
 _MS_SYNC = {"darwin": 0x10, "freebsd": 0, "openbsd": 2}.get(sys.platform.rstrip("0123456789"), 4)
 
 
 def seek_noted(noted: list[int], counter: int, change: int) -> int:
-    """Add *change* to the position of *counter*, note that in the same C call, and return the new position."""
+    """Add *change* to the position of *counter*, record it in *noted* in the same C call; return the new position."""
     moved = map(os.lseek, (counter,), (change,), (os.SEEK_CUR,))
     if change > 0:
         noted.extend(moved)
@@ -51,24 +51,24 @@ FLAGS = {
 }
 
 _LAST = (-1,)
-# Arguments of a call without arguments that `itertools.starmap` makes once.
+# For `itertools.starmap`: makes one call without arguments.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
-#: Near the hard limit: so many are left, or half of all if that is less.
+# The hard limit counts as near when this many fds are left, or half of all fds if that is less.
 _FEW_FDS = 256
-#: So many fds are kept free, where the limits allow it: those of a message that has too little room are lost.
 FREE_FDS = 128
+"""Fds that are kept free where the limits allow it: a message whose fds do not all fit loses the rest."""
 
 
 def _no_fallocate(fd: int, offset: int, size: int, /) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-#: posix_fallocate(3); macOS has none.
 fallocate: Any = getattr(os, "posix_fallocate", _no_fallocate)
+"""posix_fallocate(3), or nothing on macOS, which lacks it."""
 
 
-#: waitid(2); macOS has it, and Python does not offer it there.
+# waitid(2). macOS has it, but Python does not expose it there.
 _waitid: Any = getattr(os, "waitid", None)
 _P_PID: int = getattr(os, "P_PID", 0)
 _ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
@@ -92,9 +92,9 @@ class Unix(Backend):
 
     def __init__(self) -> None:
         self.page_size = os.sysconf("SC_PAGE_SIZE")
-        # The kernel gives out the lowest number that is free: those below this leave enough.
+        # The kernel assigns the lowest free number, so a number below this shows that enough fds are left.
         self._roomy_below = _soft_limit() - FREE_FDS
-        # What could not be unmapped when that was asked for.
+        # Address and size of mappings that the kernel could not unmap yet.
         self._postponed: list[tuple[int, int]] = []
 
     # -- the limit on open files ------------------------------------------------------
@@ -104,9 +104,9 @@ class Unix(Backend):
         if soft != hard:
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            except (ValueError, OSError):  # a hard limit that is above the system's own
+            except (ValueError, OSError):  # the hard limit is above the system's own
                 hard = soft
-        self._roomy_below = sys.maxsize  # there is no more to be had
+        self._roomy_below = sys.maxsize  # the limit cannot be raised further
         return soft != hard
 
     def _noted(self, fd: int) -> int:
@@ -115,12 +115,12 @@ class Unix(Backend):
         return fd
 
     def _once_more(self, error: OSError) -> None:
-        """Raise *error*, unless there may be an fd now."""
+        """Raise *error*, unless a second attempt may get an fd."""
         if error.errno != errno.EMFILE or not self.raise_fd_limit():
             raise error
 
     def _open_into(self, fds: list[int], call: Callable[..., int], *arguments: Any) -> None:
-        """Append the fd that a C function opens; no signal handler runs between the two."""
+        """Call a C function that opens an fd, and append the fd; no signal handler runs in between."""
         try:
             fds.extend(itertools.starmap(call, (arguments,)))
         except OSError as error:
@@ -154,13 +154,13 @@ class Unix(Backend):
 
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
-        # NONBLOCK: a FIFO that somebody put there must not hold us up; it is refused by
-        # its type. The C library adds the other two; to say so costs nothing.
+        # NONBLOCK, so that opening a FIFO does not block; its type is refused later. The C library adds the other
+        # two flags; passing them costs nothing.
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
         if create:
             try:
-                os.fchmod(fd, permissions)  # whatever the umask
+                os.fchmod(fd, permissions)  # regardless of the umask
             except BaseException:
                 os.close(fd)
                 raise
@@ -171,9 +171,9 @@ class Unix(Backend):
 
     def resize(self, fd: int, size: int) -> None:
         if size:
-            # posix_fallocate(3) sets a larger size as well, and takes back what it did when
-            # there is no room. From 0, because others may have left holes: to set a size
-            # alone reserves nothing. Where the file system cannot, a size has to do.
+            # posix_fallocate(3) also sets a larger size, and undoes its work when there is no room. It starts at 0
+            # because other processes may have left holes, and a size alone reserves nothing. Where the file system
+            # cannot allocate, only the size is set.
             try:
                 fallocate(fd, 0, size)
             except OSError as error:
@@ -205,8 +205,8 @@ class Unix(Backend):
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            # munmap(2): this process has as many mappings as it may have, and this one would be split. Until there is
-            # room, nothing else is mapped there, because it is still taken.
+            # munmap(2): this process has reached its limit on mappings, and this call would split one. Until it can be
+            # unmapped, the range stays taken, so nothing else is mapped there.
             self._postponed.append((address, size))
             return
         while self._postponed:
@@ -264,7 +264,7 @@ class Unix(Backend):
         return socket.CMSG_SPACE(count * array.array("i").itemsize)
 
     def open_file(self, path: str, *, writable: bool) -> int:
-        # NONBLOCK: a FIFO must not hold us up; it is refused by its type.
+        # NONBLOCK, so that opening a FIFO does not block; its type is refused later.
         return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def is_regular(self, fd: int) -> bool:
@@ -308,7 +308,7 @@ class Unix(Backend):
         return ends
 
     def wake(self, wakeup: int, how_many: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # 65,536 rings that nobody heard yet
+        with contextlib.suppress(BlockingIOError):  # the pipe already holds 65,536 wakeups
             os.write(wakeup, b"." * how_many)
 
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
@@ -325,8 +325,8 @@ class Unix(Backend):
     can_look_at_exits = _waitid is not None
 
     def exit_of(self, pid: int, *, reap: bool) -> int | None:
-        # By pid, and not by pidfd: another thread may reap the child and close its fd amid this, and fds are used
-        # again at once, pids only when all others were.
+        # By pid instead of pidfd: another thread may reap the child and close its fd meanwhile. Fd numbers are reused
+        # at once, pids only after all others.
         ended = _waitid(_P_PID, pid, _ENDED if reap else _ENDED | _KEEP)
         if ended is None:
             return None

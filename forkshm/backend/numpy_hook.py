@@ -1,12 +1,11 @@
 """NumPy's hook for the memory of arrays (NEP 49), set from Python.
 
-The hook is a structure of C functions. Were these callbacks of ctypes, the smallest array
-would pay 3 us for Python, and a callback that cannot be entered (the recursion limit is
-reached) returns whatever lay on the stack. So they are a few instructions of machine code,
-which leave small arrays to NumPy's own functions and call Python for large ones; if Python
-does not answer, the array gets NumPy's own memory.
+The hook is a structure of C functions. If these were ctypes callbacks, the smallest array would pay 3 us for Python,
+and a callback that cannot be entered (at the recursion limit) would return whatever lay on the stack. So the functions
+are a few instructions of machine code. They leave small arrays to NumPy's own functions and call Python for large ones.
+If Python does not answer, the array gets NumPy's own memory.
 
-A file of its own beside `_syscalls`, because it is of use with NumPy only.
+This is separate from `_syscalls` because only programs with NumPy use it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Hook", "malloc_usable_size")
 
-#: PyDataMem_SetHandler and PyDataMem_DefaultHandler in NumPy's table of C functions, since NumPy 1.22.
+# PyDataMem_SetHandler and PyDataMem_DefaultHandler in NumPy's table of C functions, since NumPy 1.22.
 _SET_HANDLER = 304
 _DEFAULT_HANDLER = 306
 
@@ -37,18 +36,17 @@ _PAGE = mmap.PAGESIZE
 _WORD = 8
 _NEVER = 2**64 - 1
 
-# What the code below finds at its first argument, in words of eight bytes.
-# min_bytes; NumPy's own malloc, calloc, realloc, free; allocate, reallocate, release in Python; "call"
-# below; and four functions of Python's.
+# The words of eight bytes at the first argument of the code below: min_bytes; NumPy's own malloc, calloc, realloc,
+# free; allocate, reallocate, release in Python; "call" below; and four functions of Python's C API.
 _MIN_BYTES, _CALL = 0, 8
 _PYTHON = ("PyGILState_Ensure", "PyErr_Fetch", "PyErr_Restore", "PyGILState_Release")
-# Behind that, in bytes: NumPy's structure, that is name[127], version, context, malloc, calloc, realloc,
-# free; where in it the context is; and the name of the capsule.
+# Offsets in bytes behind those words: NumPy's structure (name[127], version, context, malloc, calloc, realloc, free);
+# the context within it; and the name of the capsule.
 _HANDLER, _CONTEXT, _NAME = 256, 128, 512
 
-# For x86-64. Memory of ours begins at a page, memory of the C library does not (were it to, Python
-# would look it up): that is how they are told apart. Python writes its answer to where the last
-# argument points; there is 0 before.
+# For x86-64. forkshm's memory begins at a page boundary, and memory of the C library does not, which tells them apart.
+# (C memory at a page boundary would be looked up in Python.) Python writes its answer through the last argument, which
+# points at 0 before.
 _CODE = {
     "malloc": (
         "48 3b 37"  #             cmp  rsi, [rdi]           size < min_bytes?
@@ -79,7 +77,7 @@ _CODE = {
         "31 ff"  #                xor  edi, edi
         "ff e0"  #                jmp  rax                  NumPy's calloc(NULL, count, size)
         "57 56 41 50"  #   large: push rdi; push rsi; push r8
-        "6a 00 6a 00"  #          push 0; push 0            two: the stack stays aligned
+        "6a 00 6a 00"  #          push 0; push 0            twice: keeps the stack aligned
         "48 89 c6"  #             mov  rsi, rax
         "ba 01 00 00 00"  #       mov  edx, 1
         "48 89 e1"  #             mov  rcx, rsp
@@ -92,7 +90,7 @@ _CODE = {
     ),
     "realloc": (
         "f7 c6 ff 0f 00 00"  #    test esi, 4095
-        "74 0d"  #                jz   ask                  may be ours
+        "74 0d"  #                jz   ask                  may be forkshm's
         "48 3b 17"  #             cmp  rdx, [rdi]           size < min_bytes?
         "73 08"  #                jae  ask
         "48 8b 47 18"  #          mov  rax, [rdi+24]
@@ -107,15 +105,15 @@ _CODE = {
     ),
     "free": (
         "f7 c6 ff 0f 00 00"  #    test esi, 4095
-        "74 08"  #                jz   ask                  may be ours
+        "74 08"  #                jz   ask                  may be forkshm's
         "48 8b 47 20"  #          mov  rax, [rdi+32]
         "31 ff"  #                xor  edi, edi
         "ff e0"  #                jmp  rax                  NumPy's free(NULL, old, size)
         "48 8b 47 38"  #   ask:   mov  rax, [rdi+56]
         "ff 67 40"  #             jmp  [rdi+64]             release(self, old)
     ),
-    # Arrays are freed while an exception is on its way as well, and Python cannot run with one: it is
-    # put aside. The thread that frees an array holds the GIL today; NEP 49 does not promise that.
+    # Arrays are also freed while an exception propagates, and Python code cannot run with one set: it is saved and
+    # restored. The thread that frees an array holds the GIL today, but NEP 49 does not promise that.
     "call": (
         "53 55 41 54 41 55"  #    push rbx; push rbp; push r12; push r13
         "41 56 41 57"  #          push r14; push r15
@@ -139,7 +137,7 @@ _CODE = {
         "44 89 ff"  #             mov  edi, r15d
         "ff 53 60"  #             call [rbx+96]             PyGILState_Release(state)
         "48 83 c4 28"  #          add  rsp, 40
-        "41 5f 41 5e 41 5d 41 5c 5d 5b"  # pop all of them
+        "41 5f 41 5e 41 5d 41 5c 5d 5b"  # pop the six registers
         "c3"  #                   ret
     ),
     "nothing": "c3",
@@ -148,7 +146,7 @@ _CODE = {
 _long = ctypes.c_size_t
 _Allocate = ctypes.CFUNCTYPE(None, _long, _long, _long, _long)
 _Release = ctypes.CFUNCTYPE(None, _long, _long)
-# NumPy's own, called as NumPy does: with the GIL, which guards a cache of theirs.
+# NumPy's own functions, called as NumPy calls them: with the GIL, which guards their cache.
 _Malloc = ctypes.PYFUNCTYPE(_long, _long, _long)
 _Realloc = ctypes.PYFUNCTYPE(_long, _long, _long, _long)
 _Free = ctypes.PYFUNCTYPE(None, _long, _long, _long)
@@ -162,10 +160,10 @@ _new_capsule.argtypes = (_long, _long, _long)
 _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
-#: Bytes that memory of the C library has room for; None where it does not say.
 malloc_usable_size: Callable[[int], int] | None = getattr(
     ctypes.PyDLL(None) if os.name == "posix" else None, "malloc_usable_size", None
 )
+"""Returns the capacity in bytes of a block of C library memory; None where the library does not tell."""
 if malloc_usable_size is not None:
     malloc_usable_size.argtypes = (_long,)  # type: ignore[attr-defined]
     malloc_usable_size.restype = _long  # type: ignore[attr-defined]
@@ -201,7 +199,7 @@ def _new_page() -> int:
     """Return the address of a page of zeros, which is never unmapped."""
     assert sys.platform != "win32"  # the code is for the calling convention of POSIX
     page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Interpreter teardown may not collect it: arrays are freed until the very end, by this page.
+    # Interpreter teardown must not collect the page: arrays are freed through it until the process ends.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(page))
     return ctypes.addressof(ctypes.c_char.from_buffer(page))
 
@@ -216,10 +214,10 @@ _delivered: list[int] = []
 
 
 def _callback(work: Callable[..., None]) -> Any:
-    """Return *work* as a function for C, which nothing leaves: what is raised is raised later, in the caller.
+    """Return *work* as a C function that no exception leaves: exceptions are raised later, in the caller.
 
-    Most often that is Ctrl-C, which came while NumPy computed. It is best met before the
-    work begins; of the exception its type is what arrives.
+    Most often the exception is a Ctrl-C that came while NumPy computed, so it is best raised before the work begins.
+    Only the exception's type reaches the caller.
     """
 
     @_interrupts.promptly
@@ -237,7 +235,7 @@ def _callback(work: Callable[..., None]) -> Any:
         except BaseException as raised:
             error = type(raised)
         if error is not None:
-            # The call is made by the assignment, and after that nothing looks for exceptions before the return.
+            # The assignment makes the call, and nothing checks for exceptions between it and the return.
             _delivered[:] = itertools.starmap(_set_async_exc, ((threading.get_ident(), error),))
 
     return callback
@@ -254,10 +252,10 @@ def _missing() -> str | None:
 
 
 class Hook:
-    """NumPy's hook in one version of NumPy. Never collected.
+    """NumPy's hook for one version of NumPy. Never collected.
 
     Raises:
-        LookupError: It cannot be used here; the argument says why.
+        LookupError: The hook cannot be used here; the argument is the reason.
     """
 
     def __init__(self, table: Any) -> None:
@@ -269,7 +267,7 @@ class Hook:
         address = _word(functions + _WORD * _SET_HANDLER).value
         default = _word(functions + _WORD * _DEFAULT_HANDLER).value
         self._set = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(address)
-        #: The capsule of NumPy's own handler.
+        # The capsule of NumPy's own handler.
         self.default: Any = ctypes.cast(default, ctypes.POINTER(ctypes.py_object)).contents.value
         own = _capsule_pointer(self.default, b"mem_handler")
         context, *self._own = (_word(own + _CONTEXT + _WORD * field).value for field in range(5))
@@ -284,11 +282,11 @@ class Hook:
             raise LookupError(f"the kernel refused memory for its code ({error})") from error
         self._handlers: list[int] = []
         self._keep: list[Any] = []
-        # Before that, threads and atexit functions allocate as usual; after it, modules are taken apart.
+        # Until atexit functions have run, code allocates as usual; afterwards, modules are torn down.
         atexit.register(self._retire)
 
     def set(self, handler: Any) -> Any:
-        """Set *handler* as the source of memory for arrays of this thread (or asyncio task); return the one before."""
+        """Set the source of memory for arrays of this thread (or asyncio task); return the previous one."""
         return self._set(handler)
 
     def new_handler(
@@ -298,7 +296,7 @@ class Hook:
         reallocate: Callable[[int, int, Any], None],
         release: Callable[[int], None],
     ) -> Any:
-        """Return a handler, for `set`. It is never collected: each array remembers its own.
+        """Return a handler for `set`. It is never collected, because each array remembers its handler.
 
         Args:
             min_bytes: Smaller arrays are NumPy's own business.
@@ -350,7 +348,7 @@ class Hook:
         return _new_capsule(handler, page + _NAME, 0)
 
     def _retire(self) -> None:
-        # From here on Python must not be called: what is ours is left to the end of the process.
+        # Python must not be called from here on: forkshm's memory stays until the process ends.
         for page in self._handlers:
             _word(page + _WORD * _MIN_BYTES).value = _NEVER
             _word(page + _WORD * _CALL).value = self._code["nothing"]

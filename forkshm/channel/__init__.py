@@ -20,7 +20,8 @@ from forkshm.channel._message import (
     write_message,
     write_result,
 )
-from forkshm.channel._queue import JoinableQueue, OnError, Queue, SimpleQueue
+from forkshm.channel._queue import JoinableQueue, OnError, Queue
+from forkshm.channel._simple_queue import SimpleQueue
 from forkshm.channel._spin import SPINNERS, Spin
 
 __all__ = [

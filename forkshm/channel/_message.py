@@ -6,6 +6,7 @@ import enum
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from forkshm.descriptor import write_plain
 from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import Payload, ReceivedPayload, open_plain, receive, skip
 
@@ -100,9 +101,10 @@ def write_answers(content: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
-def write_result(number: int, payload: bytes, nanoseconds: int) -> bytes:
-    """Return the message that brings a plain result; the short way of `write_message`."""
-    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + payload  # Kind.RESULT
+def write_result(number: int, stream: bytes, nanoseconds: int) -> bytes:
+    """Return the message that brings a result that is only a pickle; the short way of `write_message`."""
+    # Kind.RESULT
+    return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + write_plain(len(stream)) + stream
 
 
 def read_header(data: bytes) -> Header:

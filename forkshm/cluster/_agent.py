@@ -14,7 +14,15 @@ import distributed
 from forkshm import _interrupts
 from forkshm.cluster._values import Writer, loaded, read
 from forkshm.context import get_context
-from forkshm.errors import NotPicklableError, NotUnpicklableError, RemoteTraceback, remote_text
+from forkshm.errors import (
+    NotPicklableError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    remote_text,
+    safe_repr,
+    set_cause,
+    without_frames,
+)
 from forkshm.executor import Executor
 
 if TYPE_CHECKING:
@@ -45,7 +53,7 @@ class Raised:
             self._error = Writer().write(error)
         except Exception:
             self._error = Writer().write(
-                NotPicklableError(f"a call raised an exception that cannot be pickled: {error!r}")
+                NotPicklableError(f"a call raised an exception that cannot be pickled: {safe_repr(error)}")
             )
 
     def open(self) -> BaseException:
@@ -54,10 +62,10 @@ class Raised:
             error: BaseException = read(self._error, {})
         except Exception as reason:
             error = NotUnpicklableError(
-                f"a call raised an exception that cannot be unpickled on the client: {reason!r}"
+                f"a call raised an exception that cannot be unpickled on the client: {safe_repr(reason)}"
             )
         if self.text is not None:
-            error.__cause__ = RemoteTraceback(self.text)
+            set_cause(error, RemoteTraceback(self.text))
         return error
 
 
@@ -143,7 +151,7 @@ def _run_group(function: bytes, items: bytes, values: Mapping[str, Any]) -> list
             results.append((call(*args, **kwargs),))
         except Exception as error:
             text = remote_text(error)
-            error.__traceback__ = None  # its frames keep the arguments alive
+            without_frames(error)  # its frames keep the arguments alive
             results.append(Raised(error, text))
     return results
 
@@ -159,7 +167,7 @@ def run(
     """Run groups of a call on this node. Dask runs this function."""
     agent = _agents.get(name)
     if agent is None:
-        raise RuntimeError(f"cannot run a call here: the executor {name} was shut down, or this node has not set it up")
+        raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
     values = {array.name: array.array for array in arrays}
     for key, result in remote.items():
         values[key] = value_of(result)

@@ -382,7 +382,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             call = result._call
             if call.executor is not self:
                 raise UnsupportedError(
-                    f"cannot pass {result!r}: it belongs to another executor. Pass its result() instead",
+                    f"cannot pass {result!r}: it belongs to another executor. Pass its result() instead.",
                     capability="cluster",
                 )
             remote[call.name] = call
@@ -471,7 +471,7 @@ class ClusterExecutor(concurrent.futures.Executor):
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
-            raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here")
+            raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here.")
         if self.is_closed:
             raise PoolClosedError("cannot schedule new futures after shutdown")
 

@@ -175,7 +175,7 @@ class SharedList(_Records, Sequence[T]):
 
     Raises:
         NotPicklableError: An object cannot be pickled; the message says which.
-        RegionCreateError: The kernel has not enough memory.
+        RegionCreateError: The kernel lacks the memory.
 
     Fork and threads:
         Any thread and any process may read; there are no locks.
@@ -243,7 +243,7 @@ class SharedDict(_Records, Mapping[K, V_co]):
     Raises:
         TypeError: A key is of another type.
         NotPicklableError: A value cannot be pickled; the message says which.
-        RegionCreateError: The kernel has not enough memory.
+        RegionCreateError: The kernel lacks the memory.
 
     Fork and threads:
         Any thread and any process may read; there are no locks.

@@ -33,7 +33,7 @@ from forkshm.descriptor._tables import (
 )
 
 __all__ = ["RegionDescriptor", "describe"]
-# For the other packages of forkshm.
+# Used by other packages of forkshm.
 __all__ += [
     "BLOCK",
     "COPIED_IN",

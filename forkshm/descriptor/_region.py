@@ -70,12 +70,12 @@ class RegionDescriptor:
                 f"cannot attach the {what}: {reason}. Keep the region open until it has been received."
             ) from error
         except PermissionError as error:
-            raise RegionGoneError(f"cannot attach the {what}: this process may not access that one") from error
+            raise RegionGoneError(f"cannot attach the {what}: this process may not access that process") from error
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise map_refused(error, self.size, self.mode) from error
             raise RegionGoneError(
-                f"cannot attach the {what}: that fd is another object now, so the region was closed. "
+                f"cannot attach the {what}: that fd is a different object now, so the region was closed. "
                 "Keep the region open until it has been received."
             ) from error
         try:

@@ -1,4 +1,4 @@
-"""As ``multiprocessing.dummy``: what is in it is that of ``multiprocess``."""
+"""The package ``multiprocessing.dummy`` for forkshm; its names are those of ``multiprocess``."""
 
 from typing import TYPE_CHECKING
 

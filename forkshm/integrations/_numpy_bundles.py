@@ -1,4 +1,4 @@
-"""Containers of many small arrays cross as few large ones.
+"""Bundles: containers of many small arrays are sent as a few large arrays.
 
 Pickling an array of ten numbers by itself takes 2 us, and more if its memory has to be located. Here a list of
 thousands of them is one call of ``concatenate``. The receiver copies each array, so no array keeps the memory of the

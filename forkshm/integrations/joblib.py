@@ -3,7 +3,7 @@
 joblib submits batches of calls with a callback each, and waits for the callbacks. The batches go to an
 `Executor` that is kept for the next call of ``Parallel`` in this process with the same settings.
 
-Data that several batches of a call share (a table that each of them reads, for example) is copied once, and mapped
+Data that several batches of a call share, for example a table that each of them reads, is copied once and mapped
 copy-on-write by the workers: see `RecentCopies`.
 """
 
@@ -205,7 +205,7 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         call = self._calls.get(parallel)
         if call is None:
             if self._executor is None:
-                raise PoolClosedError("cannot submit a batch of calls: its Parallel has ended. Create a new one")
+                raise PoolClosedError("cannot submit a batch of calls: its Parallel has ended. Create a new one.")
             call = self._calls[parallel] = _Call(self._executor, self._n_jobs, parallel.n_tasks)
         return call
 

@@ -1,4 +1,4 @@
-"""NumPy: arrays in shared memory, and how arrays cross to other processes."""
+"""NumPy: arrays in shared memory, and how arrays are sent to other processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import importlib
 import mmap
 import operator
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from forkshm.backend import kernel
 from forkshm.integrations.numpy_memory import shared_allocations
 from forkshm.pickler import (
     OUT_OF_BAND,
+    NamedMapping,
     Passage,
     Snapshot,
     can_be_sent,
+    find_named,
     register,
     register_family,
     register_foreign,
+    register_plain,
     register_simple,
     send_region,
     take_region,
@@ -62,7 +66,7 @@ _item_of = np.ndarray.__getitem__
 
 
 class PrivateArray(np.ndarray[Any, Any]):
-    """An array in private memory, which ``np.array(a, subok=True)`` and ``np.require`` make of a SharedArray."""
+    """An array in private memory; ``np.array(a, subok=True)`` and ``np.require`` turn a SharedArray into one."""
 
     def __array_finalize__(self, parent: Any) -> None:
         pass
@@ -80,12 +84,12 @@ class PrivateArray(np.ndarray[Any, Any]):
 class SharedArray(np.ndarray[Any, Any]):
     """An ndarray whose elements lie in an anonymous region.
 
-    Use it like any array. It crosses to other processes as a descriptor: they see the
-    same elements. So do plain views of it (``np.asarray(a)``), slices, transposes and
-    reversals. Arithmetic and copies give plain arrays.
+    Use it like any array. It is sent to other processes as a descriptor, so they see the same elements. That also holds
+    for plain views of it (``np.asarray(a)``), slices, transposes and reversals. Arithmetic and copies return plain
+    arrays.
 
-    Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The
-    memory lives until the last view in the last process is gone.
+    Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The memory is freed when the last
+    view in the last process is gone.
     """
 
     @property
@@ -94,8 +98,8 @@ class SharedArray(np.ndarray[Any, Any]):
         return _region_of(self)
 
     def __array_finalize__(self, parent: Any) -> None:
-        # A few functions of NumPy's in C are not told that there is anything to do: they make a copy of the same
-        # type, when asked to. It cannot become a plain array any more, and must not be called shared.
+        # A few C functions of NumPy create a copy of the same type without asking this class. Such an array cannot be
+        # turned into a plain array here, and must not be called shared.
         if self.flags.owndata and type(self) is SharedArray:
             self.__class__ = PrivateArray  # type: ignore[assignment]
 
@@ -116,7 +120,7 @@ class SharedArray(np.ndarray[Any, Any]):
         return _on_plain(func, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        # Often called in a loop over elements, so this path does only what that needs.
+        # Often called in a loop over elements, so this path does only what a single element needs.
         found = _item_of(self, key)
         if type(found) is not SharedArray:
             return found
@@ -246,7 +250,7 @@ def _region_of(array: np.ndarray[Any, Any]) -> MappedRegion | None:
 # -- creating -------------------------------------------------------------------------
 
 
-def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def empty(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new array in an anonymous region of its own; its memory happens to be zero.
 
     Args:
@@ -269,16 +273,19 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedA
 
 
 def made_in(
-    memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike, order: Order = "C"
+    memory: Callable[[int, str], MappedRegion], shape: Shape, dtype: DTypeLike | None, order: Order = "C"
 ) -> SharedArray:
     """Return an array in the region that *memory* returns for a number of bytes and a description."""
-    kind = np.empty(0, dtype).dtype  # NumPy gives text without a length a length of one
+    # NumPy gives text without a length a length of one, and appends the axes of a type such as "(2,3)f4" to the shape.
+    sample = np.empty(0, dtype)
+    kind = sample.dtype
     if kind.hasobject:
         raise TypeError(
             f"cannot share an array of dtype {kind}: it holds Python objects, which live in one process. "
             "Use a numeric or fixed-length text dtype."
         )
     extents = tuple(operator.index(extent) for extent in shape) if np.iterable(shape) else (operator.index(shape),)
+    extents += sample.shape[1:]
     if any(extent < 0 for extent in extents):
         raise ValueError(f"an array cannot have a negative extent, got shape {extents}")
     nbytes = kind.itemsize
@@ -288,20 +295,20 @@ def made_in(
     return SharedArray(extents, kind, buffer=region.buf, order=order)
 
 
-def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def zeros(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new shared array of zeros; pages take memory when first written. See `empty`."""
     return empty(shape, dtype, order)  # the kernel clears new pages
 
 
-def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> SharedArray:
+def ones(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
     """Return a new shared array of ones; see `empty`."""
-    return full(shape, 1, dtype, order)
+    return full(shape, 1, float if dtype is None else dtype, order)
 
 
 def full(shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C") -> SharedArray:
     """Return a new shared array of *fill_value*, by default with the type of the value. See `empty`."""
     made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
-    made[...] = fill_value
+    np.copyto(np.asarray(made), fill_value, casting="unsafe")  # as numpy.full does
     return made
 
 
@@ -368,6 +375,10 @@ def full_like(
 # -- crossing -------------------------------------------------------------------------
 
 
+# Whether only the name of a file leads to it.
+_MUST_BE_NAMED = kernel.name == "posix"
+
+
 def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     """Reduce an array: as a descriptor if it lies in shared memory, else with one copy of its elements.
 
@@ -377,6 +388,10 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     is_shared_type = type(array) is SharedArray
     if array.base is not None and not is_shared_type and (mapping := _mmap_of(array)) is not None and array.nbytes:
         return _over_mmap(array, mapping)
+    if array.base is not None and _MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND and not is_shared_type:
+        found = _named_of(array, as_copy=not array.flags.writeable)
+        if found is not None:
+            return _over_mmap(array, *found)
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -460,10 +475,38 @@ def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
     return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
 
 
-def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> Any:
+def _named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
+    """Return the mapping of a memmap that *array* is or is a view of, and what is sent for it.
+
+    For kernels that do not say which file lies at an address.
+
+    Args:
+        array: The array.
+        as_copy: Whether the receiver may write to memory that is mapped read-only here; nobody sees that.
+    """
+    memmap: Any = array
+    while isinstance(memmap, np.ndarray) and not isinstance(memmap, np.memmap):
+        memmap = memmap.base
+    if not isinstance(memmap, np.memmap):
+        return None
+    # They are None, or missing, for a memmap of a file without a name, and for the result of computing with one.
+    mapping, path, offset, mode = (getattr(memmap, name, None) for name in ("_mmap", "filename", "offset", "mode"))
+    if type(mapping) is not mmap.mmap or mapping.closed or path is None or offset is None:
+        return None
+    if mode not in ("r", "r+", "w+"):
+        return None  # the kernel does not say which pages of a private mapping were written
+    start = kernel.address_of(mapping)
+    if not start <= array.__array_interface__["data"][0] < start + len(mapping):
+        return None
+    access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_WRITE
+    named = find_named(mapping, os.fspath(path), offset - offset % mmap.ALLOCATIONGRANULARITY, access)
+    return None if named is None else (mapping, named)
+
+
+def _over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping | None = None) -> Any:
     """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
     where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
-    of = mapping if array.flags.writeable else Snapshot(mapping)
+    of = named or (mapping if array.flags.writeable else Snapshot(mapping))
     return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
 
 
@@ -476,14 +519,20 @@ def rebuild_over_mmap(
 
 def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
     """Reduce a memmap, or a part of one, to a memmap of the same file."""
-    mapping = _mmap_of(array)
-    if mapping is None or not array.nbytes:
+    if not array.nbytes:
         return NotImplemented
+    mapping = _mmap_of(array)
+    of: Any = mapping
+    if mapping is None:
+        found = _named_of(array, as_copy=False) if _MUST_BE_NAMED else None
+        if found is None:
+            return NotImplemented
+        mapping, of = found
     where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
     of_file: Any = array
     state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
     layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
-    return rebuild_memmap, (mapping, *layout, state)
+    return rebuild_memmap, (of, *layout, state)
 
 
 def rebuild_memmap(
@@ -668,6 +717,10 @@ register(np.memmap, reduce_memmap)
 register(SharedArray, reduce_array)
 register_family(np.ndarray, reduce_subclass)
 register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
+# Results of many computations. Strings and structured scalars may be long.
+register_plain(
+    *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
+)
 register_simple(SharedArray)
 register_simple(np.ndarray, when=is_simple)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

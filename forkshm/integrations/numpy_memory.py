@@ -1,7 +1,7 @@
-"""Arrays born in shared memory: NumPy allocates large ones in the arena.
+"""Arrays born shared: NumPy allocates large ones in the arena.
 
-Such an array is an ordinary array in all respects. It owns its memory, which is a block of the
-arena that this process claims until NumPy frees it. Sending the array hands on the block.
+Such an array is an ordinary array in all respects. It owns its memory, which is a block of the arena that this process
+claims until NumPy frees it. Sending the array sends on the block.
 """
 
 from __future__ import annotations

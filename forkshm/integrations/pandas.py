@@ -1,4 +1,4 @@
-"""pandas: rows of a frame over shared memory cross without a copy.
+"""pandas: rows of a frame in shared memory are sent without a copy.
 
 pandas keeps the columns of one type in a block, an array of columns by rows. Rows are a view of the block with gaps,
 and pandas copies such a view when it pickles it. A view of shared memory is passed to NumPy's reducer unchanged.

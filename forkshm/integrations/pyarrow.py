@@ -1,8 +1,8 @@
-"""Apache Arrow: a slice crosses as its elements, without the rest of its buffers.
+"""Apache Arrow: a slice is sent as its elements, without the rest of its buffers.
 
-Arrow pickles whole buffers, so ten rows of a table would take the whole table along. If the slice covers little of its
-buffers, it is written as an Arrow stream, which contains only the slice. In shared memory, and over a file, whole
-buffers cost nothing.
+Arrow pickles whole buffers, so sending ten rows of a table would send the whole table. If the slice covers little of
+its buffers, it is written as an Arrow stream, which contains only the slice. Buffers in shared memory or in a mapped
+file are sent whole, because that costs nothing.
 """
 
 # Without Arrow installed, pyright resolves the name pyarrow to this module.

@@ -5,6 +5,10 @@ asks for it. The first worker is told to create the fixture. It sends back the p
 with the large buffers; the other workers wait for both. The controller keeps them unopened: it neither unpickles nor
 maps the memory. If the creating worker dies or is interrupted, its connection closes, and the next waiting worker is
 told to create the fixture.
+
+The code after the ``yield`` of a fixture runs in the worker that created it, once all other workers have ended or wait
+to run such code themselves. A worker whose session is not over keeps the generator until then: pytest ends a session
+fixture earlier when a parameter changes.
 """
 
 from __future__ import annotations
@@ -21,24 +25,34 @@ import struct
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import cloudpickle
 import pytest
 
-from forkshm.errors import UnsupportedError
+from forkshm.errors import UnsupportedError, set_cause, without_frames
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("pytest_configure_node", "pytest_unconfigure", "shared_fixture")
+__all__ = (
+    "pytest_configure_node",
+    "pytest_runtest_teardown",
+    "pytest_sessionfinish",
+    "pytest_testnodedown",
+    "pytest_unconfigure",
+    "shared_fixture",
+)
 
 _INPUT = "forkshm_address"
 # Kind of a message, and the number of bytes that follow. If there are buffers, an fd comes with the head.
 _HEAD = struct.Struct("!cQ")
-_GET, _MAKE, _VALUE, _ERROR = b"g", b"m", b"v", b"e"
+_GET, _MAKE, _VALUE, _ERROR, _END = b"g", b"m", b"v", b"e", b"x"
+# How long the other workers wait for the replacement of a worker that died.
+_REPLACEMENT_SECONDS = 10.0
 _ALIGNMENT = 64
 # Smaller buffers stay in the pickle.
 _LEAST = 16 * 1024
@@ -62,15 +76,17 @@ def shared_fixture(
     whichever worker dies. If the function raises, skips or fails, all workers report that. If its worker dies
     meanwhile, another worker calls the function again.
 
+    The function may yield the value. The code after ``yield`` runs once, in the worker that created the value, when
+    the other workers have ended. It does not run if that worker is killed.
+
     Args:
-        function: Returns the value. It may use other fixtures, which each worker creates for itself.
+        function: Returns or yields the value. It may use other fixtures, which each worker creates for itself.
         mode: ``copy_on_write``: each worker may write, and sees only its own writes. ``read_only``: no worker may
             write. ``read_write``: every worker sees all writes.
         options: *params*, *ids*, *name* and *autouse*, as for ``pytest.fixture``.
 
     Raises:
-        TypeError: *function* is a generator or coroutine function. No worker knows when the last one is done with
-            the value, so no worker could run the code after ``yield``.
+        TypeError: *function* is a coroutine function or an asynchronous generator function.
         ValueError: *mode* is unknown.
 
     Fork and threads:
@@ -85,6 +101,12 @@ def shared_fixture(
             @shared_fixture
             def table():
                 return np.random.default_rng(1).normal(size=50_000_000)  # 400 MB, once
+
+            @shared_fixture
+            def server():
+                process = subprocess.Popen(["my-server", "--port", "5000"])  # one for all workers
+                yield "localhost:5000"
+                process.terminate()
     """
     mode = Mode(mode)
     if function is None:
@@ -93,31 +115,49 @@ def shared_fixture(
 
 
 def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any]) -> Any:
-    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+    if inspect.isasyncgenfunction(function) or inspect.iscoroutinefunction(function):
         raise TypeError(
-            f"cannot share the fixture {function.__qualname__}(): it is a generator or coroutine, and no worker knows "
-            "when the others are done with its value. Return the value, and clean up elsewhere."
+            f"cannot share the fixture {function.__qualname__}(): it is asynchronous, and its value is needed in "
+            "workers that do not run its event loop. Return or yield the value from a plain function."
         )
     signature = inspect.signature(function)
     takes_request = "request" in signature.parameters
 
-    @functools.wraps(function)
+    def value_of(request: Any, make: Callable[[], Any]) -> Any:
+        """Return the value of the fixture in a worker of pytest-xdist."""
+        # Fixtures of one name in different files are different, and so is each of their params.
+        key = repr((function.__module__, function.__qualname__, inspect.getfile(function), request.param_index))
+        return _get(_address(request), key, make, mode)
+
     def wrapper(request: Any, **fixtures: Any) -> Any:
         if takes_request:
             fixtures["request"] = request
         make = functools.partial(function, **fixtures)
-        if not hasattr(request.config, "workerinput"):
-            return make()
-        address = request.config.workerinput.get(_INPUT)
-        if address is None:
-            raise pytest.UsageError(
-                f"cannot create the shared fixture {request.fixturename!r}: the process that distributes the tests has "
-                "not loaded the plugin. Run pytest with -p forkshm.pytest."
-            )
-        # Fixtures of one name in different files are different, and so is each of their params.
-        key = repr((function.__module__, function.__qualname__, inspect.getfile(function), request.param_index))
-        return _get(address, key, make, mode)
+        return value_of(request, make) if hasattr(request.config, "workerinput") else make()
 
+    def yielding_wrapper(request: Any, **fixtures: Any) -> Any:
+        if takes_request:
+            fixtures["request"] = request
+        if not hasattr(request.config, "workerinput"):
+            yield from function(**fixtures)
+            return
+        made: list[Any] = []
+
+        def make() -> Any:
+            generator = function(**fixtures)
+            value = next(generator, made)
+            if value is made:
+                raise ValueError(f"the shared fixture {request.fixturename!r} did not yield a value")
+            made.append(generator)
+            return value
+
+        try:
+            yield value_of(request, make)
+        finally:
+            if made:
+                _finish_later(request, made.pop())
+
+    wrapper = functools.wraps(function)(yielding_wrapper if inspect.isgeneratorfunction(function) else wrapper)
     parameters = [parameter for name, parameter in signature.parameters.items() if name != "request"]
     first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     wrapper.__signature__ = signature.replace(parameters=[first, *parameters])  # type: ignore[attr-defined]
@@ -133,6 +173,62 @@ _FAMILY: int = getattr(socket, "AF_UNIX", -1)
 
 
 # -- in a worker ----------------------------------------------------------------------------------
+
+
+def _address(request: Any) -> str:
+    address = request.config.workerinput.get(_INPUT)
+    if address is None:
+        raise pytest.UsageError(
+            f"cannot create the shared fixture {request.fixturename!r}: the process that distributes the tests has "
+            "not loaded the plugin. Run pytest with -p forkshm.pytest."
+        )
+    return str(address)
+
+
+# Generators of fixtures that this worker created. Their code after ``yield`` runs at the end of its session.
+_unfinished: list[Any] = []
+# Whether the test that is being torn down is the last one of this worker.
+_is_last = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(nextitem: Any) -> None:
+    """Note whether the worker's session ends with this test."""
+    global _is_last
+    _is_last = nextitem is None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: Any) -> None:
+    """Run the code after ``yield`` that could not run at the end of the last test."""
+    if _unfinished:
+        _wait_for_workers(session.config)
+        while _unfinished:
+            _finish(_unfinished.pop())
+
+
+def _finish_later(request: Any, generator: Any) -> None:
+    if _is_last:
+        # Here pytest reports what the code raises as an error of the last test.
+        _wait_for_workers(request.config)
+        _finish(generator)
+    else:
+        _unfinished.append(generator)
+
+
+def _finish(generator: Any) -> None:
+    if next(generator, _unfinished) is not _unfinished:
+        generator.close()
+        raise ValueError(f"the shared fixture {generator.__qualname__}() has more than one 'yield'")
+
+
+def _wait_for_workers(config: Any) -> None:
+    """Return when the other workers have ended, or wait like this one."""
+    address = config.workerinput[_INPUT]
+    with socket.socket(_FAMILY, socket.SOCK_STREAM) as connection, contextlib.suppress(OSError, EOFError):
+        connection.connect(address)  # fails if the controller has ended
+        _send(connection, _END, config.workerinput["workerid"].encode())
+        _receive(connection)
 
 
 def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
@@ -213,7 +309,7 @@ def _pack_error(error: BaseException) -> bytes:
         outcome = "skip" if isinstance(error, pytest.skip.Exception) else "fail"
         return pickle.dumps((outcome, error.msg))
     try:
-        stream = cloudpickle.dumps(error.with_traceback(None))
+        stream = cloudpickle.dumps(without_frames(error))
         pickle.loads(stream)
     except Exception:
         stream = b""
@@ -231,7 +327,7 @@ def _unpack_error(data: bytes) -> BaseException:
         return cause
     if not isinstance(error, BaseException):
         return cause
-    error.__cause__ = cause
+    set_cause(error, cause)
     return error
 
 
@@ -291,6 +387,9 @@ class _Keeper:
         self._changed = threading.Condition()
         self._made: dict[bytes, tuple[bytes, bytes, int]] = {}
         self._in_the_making: set[bytes] = set()
+        # Workers that run tests, and those that died, with the time until which a replacement may come.
+        self._running: set[str] = set()
+        self._dead: list[float] = []
         self._is_closed = False
         self._thread = threading.Thread(target=self._listen, name="forkshm-pytest", daemon=True)
         self._thread.start()
@@ -307,7 +406,7 @@ class _Keeper:
             threading.Thread(target=self._serve, args=(connection,), name="forkshm-pytest", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        # Errors of a worker that dies, or of a stranger, must not affect the other workers.
+        # Errors of a worker that dies, or of an unrelated process that connects, must not affect the other workers.
         with connection, contextlib.suppress(OSError, EOFError, struct.error):
             if not _is_ours(connection):
                 return
@@ -316,6 +415,31 @@ class _Keeper:
                 os.close(fd)
             if kind == _GET:
                 self._answer(connection, key)
+            elif kind == _END:
+                self._await_workers(connection, key.decode())
+
+    def worker_starts(self, worker: str) -> None:
+        """Note a worker, which may replace one that died."""
+        with self._changed:
+            self._running.add(worker)
+            del self._dead[:1]
+
+    def worker_ended(self, worker: str, *, has_died: bool) -> None:
+        """Note that a worker has ended."""
+        with self._changed:
+            self._running.discard(worker)
+            if has_died:
+                self._dead.append(time.monotonic() + _REPLACEMENT_SECONDS)
+            self._changed.notify_all()
+
+    def _await_workers(self, connection: socket.socket, worker: str) -> None:
+        """Answer a worker when no other one runs tests."""
+        with self._changed:
+            self._running.discard(worker)
+            self._changed.notify_all()
+            while not self._is_closed and (self._running or any(until > time.monotonic() for until in self._dead)):
+                self._changed.wait(0.5 if self._dead else None)
+        _send(connection, _END)
 
     def _answer(self, connection: socket.socket, key: bytes) -> None:
         with self._changed:
@@ -373,6 +497,15 @@ def pytest_configure_node(node: Any) -> None:
         if keeper is None:
             keeper = _keepers[id(node.config)] = _Keeper()
         node.workerinput[_INPUT] = keeper.address
+        keeper.worker_starts(node.workerinput["workerid"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Note that a worker of pytest-xdist has ended."""
+    keeper = _keepers.get(id(node.config))
+    if keeper is not None:
+        keeper.worker_ended(node.workerinput["workerid"], has_died=bool(error))
 
 
 def pytest_unconfigure(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch: tensors on the CPU cross as arrays do."""
+"""PyTorch: tensors on the CPU are sent as arrays are."""
 
 # Without PyTorch installed, pyright resolves the name torch to this module.
 # pyright: reportAttributeAccessIssue=false

@@ -9,7 +9,7 @@ from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
-from forkshm.pickler._files import Snapshot, can_be_sent
+from forkshm.pickler._files import NamedMapping, Snapshot, can_be_sent, find_named
 from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._names import (
@@ -28,7 +28,7 @@ from forkshm.pickler._pack import (
     pack,
     pack_by_name,
     still_by_name,
-    tiny_payload,
+    tiny_stream,
 )
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._reducers import (
@@ -37,6 +37,7 @@ from forkshm.pickler._reducers import (
     register_bundler,
     register_family,
     register_lazy,
+    register_plain,
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
@@ -71,7 +72,7 @@ __all__ = [
     "repeated",
     "skip",
     "still_by_name",
-    "tiny_payload",
+    "tiny_stream",
     "view",
 ]
 # For the other packages of forkshm.
@@ -79,16 +80,19 @@ __all__ += [
     "MIN_BUNDLE",
     "OUT_OF_BAND",
     "Handle",
+    "NamedMapping",
     "Passage",
     "ReceivedFd",
     "Snapshot",
     "can_be_sent",
+    "find_named",
     "reduce_array_type",
     "reduce_code",
     "reduce_exception",
     "register_bundler",
     "register_family",
     "register_foreign",
+    "register_plain",
     "register_simple",
     "send_region",
     "take_region",

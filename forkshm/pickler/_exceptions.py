@@ -15,6 +15,8 @@ import copyreg
 import pickle
 from typing import TYPE_CHECKING, Any, cast
 
+from forkshm.errors import set_cause, set_context
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,6 +26,12 @@ __all__ = ("reduce_exception",)
 _LONGEST_CHAIN = 32
 
 _LINKS = ("__cause__", "__context__")
+
+# The class of an exception may define how its attributes are read and set; these are those of BaseException.
+_set_args: Any = vars(BaseException)["args"].__set__
+_args_of: Any = vars(BaseException)["args"].__get__
+_set_suppressed: Any = vars(BaseException)["__suppress_context__"].__set__
+_dict_of: Any = vars(BaseException)["__dict__"].__get__
 
 
 def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes] | None) -> Any:
@@ -37,28 +45,34 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     kind = type(error)
     builtin = _builtin_base(kind)
     if _has_own_way(kind, builtin):
-        # The class knows best how it is rebuilt; only the chain is added.
-        if not chain or dump is None:
+        # The class knows best how it is rebuilt; only the chain and the notes are added.
+        notes = _dict_of(error).get("__notes__")
+        if not chain and not notes:
             return _plainly(error)
         parts = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if not isinstance(parts, tuple) or not 2 <= len(parts) <= 3:
             return NotImplemented
-        state = parts[2] if len(parts) == 3 else None
-        return rebuild_chained, (parts[0], parts[1], state, _pickled(chain, dump), _linked(error, chain))
-    if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not getattr(error, "__dict__", None):
+        own_state = parts[2] if len(parts) == 3 else None
+        pickled = _pickled(chain, dump) if dump is not None else []
+        return rebuild_chained, (parts[0], parts[1], own_state, pickled, _linked(error, chain), notes)
+    if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not _dict_of(error):
         return _plainly(error)
     # The built-in class says what its own fields are made of, such as the errno of an OSError.
     reduced = cast("Any", builtin.__reduce__(error))
-    state = dict(reduced[2]) if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict) else {}
+    fields = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
+    state: Any = dict(fields) if isinstance(fields, dict) else {}
     for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]  # what pickle itself uses
         with contextlib.suppress(AttributeError):
-            state[name] = getattr(error, name)
-    made_of: Any = error.args
+            state[name] = object.__getattribute__(error, name)
+    if _has_own_state(kind, builtin):
+        state = error.__getstate__()
+    args = _args_of(error)
+    made_of: Any = args
     if isinstance(reduced, tuple):
         made_of = next((part for part in reduced[1:2] if isinstance(part, tuple)), made_of)
     links = _linked(error, chain)
     pickled = _pickled(chain, dump) if dump is not None else []
-    return rebuild_exception, (kind, made_of, error.args, state, pickled, links)
+    return rebuild_exception, (kind, made_of, args, state, pickled, links)
 
 
 def rebuild_exception(
@@ -74,13 +88,12 @@ def rebuild_exception(
     error: BaseException = builtin.__new__(kind, *made_of)
     with contextlib.suppress(Exception):  # the fields in C of some; an exception without them is better than none
         builtin.__init__(error, *made_of)
-    error.args = args
+    _set_args(error, args)
     if kind.__setstate__ is not BaseException.__setstate__:
-        error.__setstate__(state)
+        if state is not None:
+            error.__setstate__(state)
     else:
-        for name, value in state.items():
-            with contextlib.suppress(AttributeError, TypeError):
-                object.__setattr__(error, name, value)
+        _set_state(error, state)
     return _link(error, chain, links)
 
 
@@ -90,11 +103,14 @@ def rebuild_chained(
     state: Any,
     chain: list[bytes | None],
     links: list[tuple[int | None, int | None, bool]],
+    notes: Any,
 ) -> BaseException:
-    """Return an exception that was rebuilt in its own way, with its chain."""
+    """Return an exception that was rebuilt in its own way, with its chain and its notes."""
     error = rebuild(*args)
     if state is not None:
         error.__setstate__(state)
+    if notes:
+        _dict_of(error).setdefault("__notes__", notes)
     return _link(error, chain, links)
 
 
@@ -110,9 +126,22 @@ def _has_own_way(kind: type, builtin: type) -> bool:
     for base in kind.__mro__:
         if base is builtin:
             break
-        if not {"__reduce__", "__reduce_ex__", "__getstate__"}.isdisjoint(vars(base)):
+        if not {"__reduce__", "__reduce_ex__"}.isdisjoint(vars(base)):
             return True
     return kind in copyreg.dispatch_table and not _is_of_tblib(kind)
+
+
+def _has_own_state(kind: type, builtin: type) -> bool:
+    """Return whether a class below the built-in one says what its state is."""
+    return any("__getstate__" in vars(base) for base in kind.__mro__[: kind.__mro__.index(builtin)])
+
+
+def _set_state(error: BaseException, state: Any) -> None:
+    """Set attributes and slots as pickle does, without a ``__setattr__`` of the class."""
+    for part in state if type(state) is tuple and len(state) == 2 else (state,):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            with contextlib.suppress(AttributeError, TypeError):
+                object.__setattr__(error, name, value)
 
 
 def _is_of_tblib(kind: type) -> bool:
@@ -179,7 +208,7 @@ def _link(
     opened.append(error)  # so that it is found at -1
     for one, (cause, context, suppressed) in zip((error, *opened[:-1]), links, strict=True):
         if one is not None:
-            one.__cause__ = opened[cause] if cause is not None else None
-            one.__context__ = opened[context] if context is not None else None
-            one.__suppress_context__ = suppressed
+            set_cause(one, opened[cause] if cause is not None else None)
+            set_context(one, opened[context] if context is not None else None)
+            _set_suppressed(one, suppressed)
     return error

@@ -1,21 +1,26 @@
 """``mmap.mmap`` objects cross as what they are: mappings of a file.
 
 A shared mapping shares the file. A private one is the file and the pages that were written, which are copied.
+
+Only Linux says which file lies at an address. Elsewhere a library has to know the file's name; see `find_named`.
 """
 
 from __future__ import annotations
 
 import errno
 import mmap
+import os
 import pickle
-from typing import Any
+import stat
+from typing import Any, NamedTuple
 
 from forkshm.backend import kernel
 from forkshm.descriptor import FileExtent, file_at
+from forkshm.errors import RegionGoneError
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_simple
 
-__all__ = ("Snapshot", "can_be_sent", "reduce_mmap")
+__all__ = ("NamedMapping", "Snapshot", "can_be_sent", "find_named", "reduce_mmap")
 
 
 def _extent_of(mapping: mmap.mmap) -> FileExtent | None:
@@ -77,6 +82,75 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
     return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
 
 
+class NamedMapping(NamedTuple):
+    """A shared mapping of a file, on its way, whose name a library knows."""
+
+    path: str
+    identity: tuple[int, int]
+    offset: int
+    length: int
+    position: int
+    #: An ``mmap.ACCESS_`` constant for the receiver.
+    access: int
+
+
+def find_named(mapping: mmap.mmap, path: str, offset: int, access: int) -> NamedMapping | None:
+    """Return what is sent for a shared mapping, or None if the file of that name is not the mapped one.
+
+    Args:
+        mapping: The mapping.
+        path: The name of the file when it was mapped.
+        offset: Position of the mapping in the file.
+        access: The receiver's access.
+
+    Raises:
+        RegionGoneError: The file was truncated after it was mapped.
+    """
+    try:
+        status = os.stat(path)
+        identity = status.st_dev, status.st_ino
+        # An mmap.mmap keeps its file open. If no fd leads to the file of this name, another one has taken the name.
+        is_open = any(_identity_of(int(fd)) == identity for fd in os.listdir("/dev/fd"))
+    except OSError:
+        return None
+    if not is_open or not stat.S_ISREG(status.st_mode):
+        return None
+    length = len(mapping)
+    if status.st_size < offset + length:
+        raise RegionGoneError(
+            f"cannot send {length:,} bytes that are mapped from {path!r} at {offset:,}: the file was cut to "
+            f"{status.st_size:,} bytes after it was mapped. Map it again."
+        )
+    return NamedMapping(path, identity, offset, length, mapping.tell(), access)
+
+
+def _identity_of(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def reduce_named(named: NamedMapping) -> Any:
+    """Send a mapping whose file is known by its name.
+
+    Raises:
+        RegionGoneError: The file was replaced after it was found.
+        OSError: It cannot be opened.
+    """
+    fd = os.open(named.path, os.O_RDWR if named.access == mmap.ACCESS_WRITE else os.O_RDONLY)
+    try:
+        if _identity_of(fd) != named.identity:
+            raise RegionGoneError(
+                f"cannot send a mapping of {named.path!r}: another file has replaced it. Map it again."
+            )
+        handle = Handle(fd)
+    finally:
+        kernel.close(fd)
+    return rebuild_mmap, (pickle.PickleBuffer(handle), named.length, named.access, named.offset, named.position, [])
+
+
 def rebuild_mmap(
     received: ReceivedFd, length: int, access: int, offset: int, position: int, own: list[tuple[int, bytes]]
 ) -> mmap.mmap:
@@ -114,3 +188,6 @@ if kernel.name == "linux":
     register(mmap.mmap, reduce_mmap)
     register(Snapshot, lambda snapshot: reduce_mmap(snapshot.mapping, as_copy=True))
     register_simple(mmap.mmap, Snapshot)
+else:
+    register(NamedMapping, reduce_named)
+    register_simple(NamedMapping)

@@ -45,6 +45,8 @@ from forkshm.pickler._reducers import (
     complete,
     dispatch_table,
     find,
+    plain_kinds,
+    plain_or_text_kinds,
     simple_kinds,
     simple_when,
     unfinished,
@@ -68,13 +70,8 @@ __all__ = (
     "pack",
     "pack_by_name",
     "still_by_name",
-    "tiny_payload",
+    "tiny_stream",
 )
-
-#: Objects of these types pickle to a few bytes, and nothing in them needs our pickler.
-_PLAIN = frozenset({int, float, bool, type(None), complex})
-# Short objects of these types, too.
-_PLAIN_OR_TEXT = _PLAIN | {str, bytes}
 
 
 class Payload:
@@ -314,10 +311,10 @@ def begin(
     parts = _parts(thing)
     kinds = set(map(type, parts)) if len(parts) <= _MANY else None
     if kinds is not None and (
-        _PLAIN.issuperset(kinds)
+        plain_kinds.issuperset(kinds)
         or (
-            _PLAIN_OR_TEXT.issuperset(kinds)
-            and sum(len(part) for part in parts if type(part) not in _PLAIN) < INLINE_LIMIT // 4
+            plain_or_text_kinds.issuperset(kinds)
+            and sum(len(part) for part in parts if type(part) not in plain_kinds) < INLINE_LIMIT // 4
         )
     ):
         stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
@@ -328,7 +325,7 @@ def begin(
         and str in kinds
         and any(map(is_large_text, parts))
         # No part can refer to the list or tuple itself, in place of which another one is sent.
-        and (parts is not thing or simple_kinds.issuperset(kinds - _PLAIN_OR_TEXT))
+        and (parts is not thing or simple_kinds.issuperset(kinds - plain_or_text_kinds))
     ):
         thing = with_large_text(thing, parts)
         parts = _parts(thing)
@@ -350,7 +347,7 @@ def begin(
         if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
             # Most calls, chunks and results are so. cloudpickle would find nothing to do in
             # them, in half the time of all.
-            collector.is_alone = sum(type(part) not in _PLAIN for part in parts) == 1
+            collector.is_alone = sum(type(part) not in plain_kinds for part in parts) == 1
             simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             simple.dispatch_table = dispatch_table
             simple.dump(thing)
@@ -370,20 +367,20 @@ def begin(
     return PendingPayload(sink, collector)
 
 
-def tiny_payload(thing: Any) -> bytes | None:
-    """Return the bytes of the payload of a number or short text, or of a list of one; None for all else.
+def tiny_stream(thing: Any) -> bytes | None:
+    """Return the pickle of a number or short text, or of a list of one; None for all else.
 
     The short way of `pack` for what tiny tasks return.
     """
     part = thing[0] if type(thing) is list and len(thing) == 1 else thing
     kind = type(part)
-    if kind not in _PLAIN and not (kind in _PLAIN_OR_TEXT and len(part) < _TINY):
+    if kind not in plain_kinds and not (kind in plain_or_text_kinds and len(part) < _TINY):
         return None
     stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    return write_plain(len(stream)) + stream if len(stream) < _TINY else None
+    return stream if len(stream) < _TINY else None
 
 
-#: Bytes of what `tiny_payload` is for.
+#: Bytes of what `tiny_stream` is for.
 _TINY = 2048
 
 
@@ -446,7 +443,7 @@ def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
         if _reducers.bundler is None:
             return False
     is_all = len(many) == 1 and all(
-        part is many[0] or type(part) in _PLAIN_OR_TEXT for part in (*args, *kwargs.values())
+        part is many[0] or type(part) in plain_or_text_kinds for part in (*args, *kwargs.values())
     )
     made = {id(part): _reducers.bundler(part, is_all=is_all) for part in many}
     if True in made.values():

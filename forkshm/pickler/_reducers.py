@@ -64,12 +64,23 @@ def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
         return found
 
 
+#: Types whose objects pickle to a few bytes, and of which nothing needs our pickler.
+plain_kinds: set[type] = {int, float, bool, type(None), complex}
+#: The same, and types whose objects are so while they are short.
+plain_or_text_kinds: set[type] = plain_kinds | {str, bytes}
 #: Types that a plain pickler with these reducers sends right, without cloudpickle.
-simple_kinds: set[type] = {int, float, bool, type(None), complex}
+simple_kinds: set[type] = set(plain_kinds)
 
 
 # For some types, which of their objects are simple.
 simple_when: dict[type, Callable[[Any], bool]] = {}
+
+
+def register_plain(*kinds: type) -> None:
+    """Register types whose objects pickle to a few bytes, and of which nothing needs our pickler."""
+    plain_kinds.update(kinds)
+    plain_or_text_kinds.update(kinds)
+    simple_kinds.update(kinds)
 
 
 def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> None:

@@ -13,7 +13,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from forkshm._system import path_of
-from forkshm.errors import PoolClosedError
+from forkshm.errors import PoolClosedError, add_note
 from forkshm.pickler._collect import Collector
 from forkshm.pickler._names import NO_NAMES, ImportableNames
 from forkshm.pickler._pack import _Nowhere, _Pickler
@@ -57,7 +57,7 @@ def explain(error: Exception, things: Mapping[str, Any], importable: ImportableN
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} ({found})",)
     else:
-        error.add_note(f"What cannot be pickled is {found}")
+        add_note(error, f"What cannot be pickled is {found}")
 
 
 class _NoCollector(Collector):

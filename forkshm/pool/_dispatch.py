@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from forkshm.channel import Header, Received
     from forkshm.pool._driver import Answer
+    from forkshm.pool._results import Pace
     from forkshm.pool._worker_group import WorkerGroup
     from forkshm.pool.observe import Trace
 
@@ -47,6 +48,8 @@ __all__ = ("Dispatcher",)
 # Messages in flight, beyond two for each worker: enough to keep tiny tasks
 # flowing, few enough to stay below the kernel's queue of about 270 messages.
 _WINDOW = 96
+# With more waiting tasks than this, it pays to learn from the first ones how many to send in one message.
+_MANY = 64
 # Tasks in these messages: few enough that each has a place of its own for its mark.
 _WINDOW_TASKS = MARKS // 4
 # Bytes of copies in flight, beyond two tasks for each worker.
@@ -199,6 +202,12 @@ class Dispatcher(Leader):
         if self.is_idle():
             self._worker_group.close_queue()
 
+    def _sent_off(self, batch: Batch) -> None:
+        """Forget a batch that was sent. All of it may have been answered by now, and the pool closed."""
+        self._tasks.sent_off(batch)
+        if not self._accepting:
+            self._close_queue_if_idle()
+
     def _is_busy(self) -> bool:
         """Return whether each worker has something to do, and more on its way."""
         return len(self._tasks.messages) >= 2 * self._worker_group.size
@@ -207,6 +216,12 @@ class Dispatcher(Leader):
         on_their_way = len(self._tasks.messages)
         if not self._is_busy():
             return True
+        if len(self._tasks.waiting) > _MANY:
+            with contextlib.suppress(IndexError):  # another thread took them
+                first = self._tasks.waiting[0]
+                if first.batched and first.sink.pace.is_growing:
+                    # Each answer lets more of the tasks go in one message.
+                    return False
         if on_their_way >= _WINDOW or len(self._tasks.sent) >= _WINDOW_TASKS:
             return False
         return self._tasks.sent_bytes < _WINDOW_BYTES
@@ -254,6 +269,8 @@ class Dispatcher(Leader):
             self._recover()
         if tasks.waiting and tasks.waiting[0].is_cancelled:
             tasks.drop_cancelled()
+            if not self._accepting:
+                self._close_queue_if_idle()
         # During an audit nothing is sent: the queue has to run empty.
         while not self._deaths.audit and tasks.has_unsent() and self._has_room():
             if not self._send_off(Batch(0)):
@@ -267,7 +284,7 @@ class Dispatcher(Leader):
             self._tasks.register(batch)
             if not batch:
                 if not self._tasks.take(batch):
-                    self._tasks.sent_off(batch)
+                    self._sent_off(batch)
                     return False
                 self._extend(batch)
             return self._send(batch)
@@ -284,7 +301,9 @@ class Dispatcher(Leader):
         if first.payload is None and first.batched:
             limit = first.sink.pace.batch
             if not first.sink.comes_in_batches:
-                limit = min(limit, len(self._tasks.waiting) // (4 * self._worker_group.size))
+                # The last ones are divided among the workers, but tiny tasks not one by one.
+                share = len(self._tasks.waiting) // (4 * self._worker_group.size)
+                limit = min(limit, max(share, limit // 16))
             self._tasks.take_more(batch, limit)
 
     def _send(self, batch: Batch) -> bool:
@@ -324,7 +343,7 @@ class Dispatcher(Leader):
             return is_unwanted
         self._wake_workers()  # first of all: a sleeper begins meanwhile
         count = len(batch)
-        tasks.sent_off(batch)
+        self._sent_off(batch)
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:
@@ -355,7 +374,7 @@ class Dispatcher(Leader):
             tasks.give_back(batch)
             return
         tasks.answer_unsent(batch[0], Outcome(error=error))
-        tasks.sent_off(batch)
+        self._sent_off(batch)
         self._deliver()
         self.nudge()
 
@@ -379,7 +398,7 @@ class Dispatcher(Leader):
         for batch in list(tasks.batches.values()):
             if batch.is_abandoned:
                 if batch.sent:
-                    tasks.sent_off(batch)
+                    self._sent_off(batch)
                     self._wake_workers()
                 else:
                     with self._lock:
@@ -511,21 +530,35 @@ class Dispatcher(Leader):
     def _take_result_batch(self, content: bytes, position: int = 0) -> None:
         """Take in the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
-        is_plain = self.trace is None
+        # Slower ones are reported, and where somebody traces, all of them are.
+        floor = self._slow.floor if self.trace is None else -1
         answered = False
+        # What the tasks of one call took, which are all of them mostly.
+        pace: Pace | None = None
+        count = total = nbytes = 0
         try:
-            for number, nanoseconds, payload in answers_in(content, position):
+            for number, nanoseconds, start, end in answers_in(content, position):
                 # One that is not there was found in the result batch of a dead worker already.
-                if number not in sent:
+                task = sent.get(number)
+                if task is None:
                     continue
                 answered = True
-                if not is_plain or nanoseconds > self._slow.floor:
-                    self._take_answer(number, nanoseconds, len(payload), Outcome(payload=payload))
-                elif (task := tasks.answer(number, PlainOutcome(payload))) is not None:
-                    self._deaths.note_answer()
-                    task.sink.pace.note(nanoseconds, len(payload) + task.copied)
+                if nanoseconds > floor:
+                    self._take_answer(number, nanoseconds, end - start, Outcome(stream=content[start:end]))
+                    continue
+                tasks.answer(number, PlainOutcome(content[start:end]))
+                if pace is not task.sink.pace:
+                    if pace is not None:
+                        pace.note(total // count, nbytes // count, count)
+                    pace = task.sink.pace
+                    count = total = nbytes = 0
+                count += 1
+                total += nanoseconds
+                nbytes += end - start + task.copied
         except struct.error:
             self._deaths.note_garbage()
+        if pace is not None:
+            pace.note(total // count, nbytes // count, count)
         if answered:  # and not for the empty batch of a worker that died without any: deaths in a row are counted
             self._deaths.note_answer()
         self._deliver()
@@ -629,7 +662,7 @@ class Dispatcher(Leader):
             try:
                 if tasks.take(batch):
                     tasks.answer_unsent(batch[0], Outcome(error=error))
-                tasks.sent_off(batch)
+                self._sent_off(batch)
             except BaseException:
                 batch.is_abandoned = True
                 raise

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
-from forkshm.errors import ForkshmError, TaskTimeoutError
+from forkshm.errors import ForkshmError, TaskTimeoutError, without_frames
 from forkshm.pool._results import Outcome, PlainOutcome, ResultSink, delivering
 from forkshm.pool._tasks import Task
 
@@ -30,6 +30,8 @@ __all__ = ("IMapIterator", "IMapUnorderedIterator")
 T = TypeVar("T")
 
 _keys = itertools.count(1)
+# At most this many tiny results are unpickled together.
+_TOGETHER = 64
 #: The reader looks this often whether somebody still wants the results.
 _LOOK_SECONDS = 1.0
 
@@ -81,6 +83,8 @@ class IMapIterator(ResultSink, Generic[T]):
         self._delivered = 0
         self._taken = 0
         self._outcomes: dict[int, Answer] = {}
+        # The positions of those whose results are in `_values`, or were handed out.
+        self._spent: tuple[int, ...] = ()
         self._values: collections.deque[T | _Failure] = collections.deque()
         self._input_error: BaseException | None = None
         #: Goes on as results are taken.
@@ -263,7 +267,7 @@ class IMapIterator(ResultSink, Generic[T]):
                 if taken:
                     if type(taken[0]) is not _Failure:
                         return taken[0]  # type: ignore[no-any-return]  # it came through pickle
-                    error = taken[0].error.with_traceback(None)
+                    error = without_frames(taken[0].error)
                     break
             except BaseException:
                 self._values.extendleft(taken)  # interrupted: the next call gets it
@@ -271,41 +275,63 @@ class IMapIterator(ResultSink, Generic[T]):
         raise error
 
     def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:
-        """Wait for the next chunk of results, and unpickle it."""
+        """Wait for the next chunk of results, and unpickle it; with it the next tiny ones that are there."""
         while not self._values:
             self.fill(self._window)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._may_go_on() and not self._dispatcher.drive(self._may_go_on, timeout=left):
                 raise TaskTimeoutError(f"no result within {timeout} seconds; the task goes on")
-            position = self._next_position()
-            if position < 0:
+            taken = self._taken
+            self._drop_spent()
+            answers = self._ready()
+            if not answers:
+                if not self._exhausted or self._taken != self._submitted:
+                    continue  # another thread took it
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
                     raise error
                 if self.bar is not None:
                     self.bar.close()
                 raise StopIteration
-            answer = self._outcomes.get(position)
-            if answer is None:
-                continue  # another thread took it
-            success, value = answer.open() if type(answer) is PlainOutcome else self._dispatcher.open(answer)
-            del answer
-            values: collections.deque[Any] = collections.deque(value if success else (_Failure(value),))
-            more: collections.deque[Any] | None = None
+            values: collections.deque[Any] = collections.deque()
+            for answer in answers.values():
+                success, value = answer.open() if type(answer) is PlainOutcome else self._dispatcher.open(answer)
+                values.extend(value if success else (_Failure(value),))
+            count, positions = len(answers), tuple(answers)
+            del answer, answers
             with delivering:
                 # No call in the block: the results of a chunk are handed out once.
-                if position in self._outcomes:
-                    del self._outcomes[position]
-                    self._taken += 1
-                    if self._values:
-                        more = values
-                    else:
-                        self._values = values
-            if more is not None:
-                self._values.extend(more)
+                if self._taken == taken:
+                    self._values = values
+                    self._spent = positions
+                    self._taken += count
             if self._reader:
                 self._open_gate()
+        self._drop_spent()
         self.fill(self._window)
+
+    def _ready(self) -> dict[int, Answer]:
+        """Return the next answer by its position, with those behind it while all are tiny; nothing if it is missing."""
+        first = self._next_position()
+        answer = self._outcomes.get(first)
+        if answer is None:
+            return {}
+        answers = {first: answer}
+        if type(answer) is PlainOutcome:
+            for position in self._positions_after(first):
+                answer = self._outcomes.get(position)
+                if type(answer) is not PlainOutcome:
+                    break
+                answers[position] = answer
+        return answers
+
+    def _positions_after(self, position: int) -> Iterable[int]:
+        return range(position + 1, position + _TOGETHER)
+
+    def _drop_spent(self) -> None:
+        """Drop the answers whose results are being handed out. Can be repeated."""
+        for position in self._spent:
+            self._outcomes.pop(position, None)
 
     def __next__(self) -> T:
         return self.next()
@@ -343,3 +369,6 @@ class IMapUnorderedIterator(IMapIterator[T]):
         for position in self._outcomes:
             return position
         return -1
+
+    def _positions_after(self, position: int) -> Iterable[int]:
+        return list(self._outcomes)[1:_TOGETHER]

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
+from forkshm.errors import add_note
 from forkshm.pool.observe import describe, name_of
 from forkshm.region import MappedRegion, Mode, mapping_at
 
@@ -43,7 +44,7 @@ def explain_read_only(error: BaseException, function: Any, kind: Kind, arguments
     found = itertools.islice(_read_only(_named(kind, arguments, item)), _NAMED)
     for where, thing in found:
         text = f"{where} of {name_of(function)}(), {describe(thing)}, {_why(thing)}"
-        error.add_note(text)
+        add_note(error, text)
 
 
 def _named(kind: Kind, arguments: Any, item: int) -> Iterator[tuple[str, Any]]:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import pickle
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm import _interrupts
 from forkshm.channel import open_answer, read_message
-from forkshm.errors import ForkshmError, NotUnpicklableError, RemoteTraceback, TaskTimeoutError
-from forkshm.pickler import open_plain
+from forkshm.errors import (
+    ForkshmError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    TaskTimeoutError,
+    safe_repr,
+    set_cause,
+    without_frames,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,17 +48,17 @@ T = TypeVar("T")
 class Outcome:
     """The answer to one task: what it returned or raised, not yet unpickled."""
 
-    __slots__ = ("_error", "_message", "_payload", "_received")
+    __slots__ = ("_error", "_message", "_received", "_stream")
 
     def __init__(
         self,
         received: Received | None = None,
         message: Message | None = None,
         error: BaseException | None = None,
-        payload: bytes | None = None,
+        stream: bytes | None = None,
     ) -> None:
         self._received = received
-        self._payload = payload
+        self._stream = stream
         self._message = message
         self._error = error
 
@@ -63,8 +71,8 @@ class Outcome:
         """Unpickle the answer: return (True, value) or (False, exception)."""
         if self._error is not None:
             return False, self._error
-        if self._payload is not None:
-            return self._unpickled(functools.partial(open_plain, self._payload, 0))
+        if self._stream is not None:
+            return self._unpickled(functools.partial(pickle.loads, self._stream))
         if self._received is not None:
             try:
                 return True, open_answer(self._received.data)
@@ -91,11 +99,13 @@ class Outcome:
         success, raised = self._unpickled(value.open)
         if not success:
             reason = raised.__cause__
-            raised = NotUnpicklableError(f"a task raised an exception that cannot be unpickled here: {reason!r}")
+            raised = NotUnpicklableError(
+                f"a task raised an exception that cannot be unpickled here: {safe_repr(reason)}"
+            )
         elif not isinstance(raised, BaseException):
-            raised = NotUnpicklableError(f"a task raised an object that is not an exception: {raised!r}")
+            raised = NotUnpicklableError(f"a task raised an object that is not an exception: {safe_repr(raised)}")
         traceback.__cause__ = raised.__cause__
-        raised.__cause__ = traceback
+        set_cause(raised, traceback)
         return False, raised
 
     @staticmethod
@@ -123,7 +133,7 @@ def _failed(error: BaseException, unpickle: Callable[[], Any]) -> tuple[bool, An
 
 
 def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
-    refusal = NotUnpicklableError(f"the result of a task arrived, and unpickling it raised {reason!r}")
+    refusal = NotUnpicklableError(f"the result of a task arrived, and unpickling it raised {safe_repr(reason)}")
     refusal.__cause__ = reason
     return refusal
 
@@ -131,17 +141,18 @@ def _cannot_unpickle(reason: BaseException) -> NotUnpicklableError:
 class PlainOutcome:
     """The answer of a tiny task, from a result batch."""
 
-    __slots__ = ("_payload",)
+    __slots__ = ("stream",)
 
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
+    def __init__(self, stream: bytes) -> None:
+        # The pickle of its result.
+        self.stream = stream
 
     def open(self) -> tuple[bool, Any]:
         """Unpickle the answer: return (True, value) or (False, exception)."""
         try:
-            return True, open_plain(self._payload, 0)
+            return True, pickle.loads(self.stream)
         except (Exception, SystemExit) as error:
-            return _failed(error, functools.partial(open_plain, self._payload, 0))
+            return _failed(error, functools.partial(pickle.loads, self.stream))
 
 
 # Held while an answer is stored. The code under it calls nothing. Builds without a GIL need it.
@@ -151,28 +162,32 @@ delivering = _interrupts.Lock()
 class Pace:
     """Measures how fast the tasks of a call are, and so how many may share one message."""
 
-    __slots__ = ("_tasks", "batch")
+    __slots__ = ("_tasks", "batch", "is_growing")
 
     # Expected maximum duration of a batch, so that no task waits long behind another.
     _BATCH_NS = 500_000
     _BATCH_BYTES = 8 * 1024
-    _MOST = 32
+    _MOST = 128
 
     def __init__(self) -> None:
         # Number of tasks in one message.
         self.batch = 1
+        # Whether *batch* may still grow, because few tasks were answered yet.
+        self.is_growing = True
         self._tasks = 0
 
-    def note(self, nanoseconds: int, nbytes: int) -> None:
-        """Count a task by its duration and the size of its answer."""
+    def note(self, nanoseconds: int, nbytes: int, count: int = 1) -> None:
+        """Count tasks by their mean duration and the mean size of their answers."""
         if nanoseconds > self._BATCH_NS or nbytes > self._BATCH_BYTES:
             # A slow task: send one task a message until many have been fast again.
             self._tasks = 0
             self.batch = 1
+            self.is_growing = False
             return
-        self._tasks += 1
-        if self._tasks % 8 == 0:
-            self.batch = max(1, min(self._MOST, self._tasks // 2, self._BATCH_NS // max(nanoseconds, 1)))
+        self._tasks += count
+        most = min(self._MOST, self._BATCH_NS // max(nanoseconds, 1))
+        self.batch = max(1, min(most, self._tasks // 2))
+        self.is_growing = self.batch < most
 
 
 class ResultSink:
@@ -318,7 +333,7 @@ class ApplyResult(ResultSink, Generic[T]):
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
         try:
-            raise value.with_traceback(None)
+            raise without_frames(value)
         finally:
             # No cycle of the exception, its traceback and this frame.
             del value, self
@@ -383,10 +398,17 @@ class MapResult(ApplyResult["list[T]"]):
 
     def _unpickle(self) -> tuple[bool, Any]:
         values: list[T] = []
+        loads = pickle.loads
         began = time.perf_counter_ns()
         try:
             for outcome in self._chunks:
-                if outcome is not None:
+                if type(outcome) is PlainOutcome:
+                    # As its `open`, in half the time.
+                    try:
+                        values += loads(outcome.stream)
+                    except (Exception, SystemExit) as error:
+                        return _failed(error, functools.partial(loads, outcome.stream))
+                elif outcome is not None:
                     success, value = outcome.open()
                     if not success:
                         return False, value

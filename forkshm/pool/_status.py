@@ -76,7 +76,7 @@ _TRACE_RING_HEAD = 16
 #: Where files may not be larger, a multiple of this.
 _SHORTEST_TRACE_RING = 4096
 
-# One answer: number of the task, nanoseconds it took, bytes of the payload that follows.
+# One answer: number of the task, nanoseconds it took, bytes of the pickle that follows.
 _ANSWER = struct.Struct("<QQI")
 
 
@@ -92,15 +92,15 @@ class ResultBatch:
         self._used = memory[:8].cast("Q")
         self._memory = memory[8:]
 
-    def add(self, number: int, nanoseconds: int, payload: bytes) -> bool:
-        """Add an answer; False if it does not fit."""
+    def add(self, number: int, nanoseconds: int, stream: bytes) -> bool:
+        """Add an answer, which is only a pickle; False if it does not fit."""
         used = self._used[0]
         start = used + _ANSWER.size
-        end = start + len(payload)
+        end = start + len(stream)
         if end > len(self._memory):
             return False
-        _ANSWER.pack_into(self._memory, used, number, nanoseconds, len(payload))
-        self._memory[start:end] = payload
+        _ANSWER.pack_into(self._memory, used, number, nanoseconds, len(stream))
+        self._memory[start:end] = stream
         self._used[0] = end
         return True
 
@@ -118,13 +118,18 @@ class ResultBatch:
         self._memory.release()
 
 
-def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, nanoseconds and payload of each answer in the content of a result batch."""
-    while position < len(content):
-        number, nanoseconds, nbytes = _ANSWER.unpack_from(content, position)
-        position += _ANSWER.size
-        yield number, nanoseconds, content[position : position + nbytes]
-        position += nbytes
+def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, int, int]]:
+    """Yield number and nanoseconds of each answer in the content of a result batch, and start and end of its pickle.
+
+    Raises:
+        struct.error: The content ends within an answer.
+    """
+    size, unpack, length = _ANSWER.size, _ANSWER.unpack_from, len(content)
+    while position < length:
+        number, nanoseconds, nbytes = unpack(content, position)
+        start = position + size
+        position = start + nbytes
+        yield number, nanoseconds, start, position
 
 
 class TraceRing:

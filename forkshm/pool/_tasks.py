@@ -388,11 +388,12 @@ class Outstanding:
         any_there = bool(answered)
         while answered:
             try:
-                number = next(iter(answered))
-                task, answer = answered[number]
-            except (StopIteration, KeyError, RuntimeError):  # another thread does the same
+                entries = list(answered.items())
+            except RuntimeError:  # another thread does the same
                 continue
-            task.close()
-            task.sink.deliver(task, answer)  # also one that was interrupted amid it
-            answered.pop(number, None)
+            for number, (task, answer) in entries:
+                if task.payload is not None:
+                    task.close()
+                task.sink.deliver(task, answer)  # also one that was interrupted amid it
+                answered.pop(number, None)
         return any_there

@@ -33,7 +33,15 @@ from forkshm.channel import (
     write_message,
     write_result,
 )
-from forkshm.errors import ChannelBrokenError, ForkshmError, NotPicklableError, remote_text
+from forkshm.descriptor import is_plain
+from forkshm.errors import (
+    ChannelBrokenError,
+    ForkshmError,
+    NotPicklableError,
+    remote_text,
+    safe_repr,
+    without_frames,
+)
 from forkshm.pickler import (
     Handle,
     ImportableNames,
@@ -47,7 +55,7 @@ from forkshm.pickler import (
     pack,
     plain_pair,
     register,
-    tiny_payload,
+    tiny_stream,
 )
 from forkshm.pool import _inner_threads
 from forkshm.pool import _worker_state as worker_state
@@ -425,7 +433,7 @@ class _Worker:
         if self._traced:
             self._recorder.computed()
         del arguments
-        if (answer := tiny_payload(value)) is not None:
+        if (answer := tiny_stream(value)) is not None:
             self._send_tiny(number, began, answer)
             return
         kind_of_value = type(value).__name__
@@ -456,7 +464,8 @@ class _Worker:
         if self._traced:
             self._recorder.packed(len(payload.data) + payload.copied + payload.shared)
         if self._collecting_since:
-            if not payload.fds and self._result_batch.add(number, ended - began, payload.data):
+            start = 0 if payload.fds else is_plain(payload.data, 0)
+            if start and self._result_batch.add(number, ended - began, payload.data[start:]):
                 if ended - self._collecting_since > _COLLECT_NS:
                     self._flush()
                 return
@@ -468,18 +477,18 @@ class _Worker:
         except OSError as error:  # too many fds in flight, for example
             self._send_error(Kind.ERROR, number, error)
 
-    def _send_tiny(self, number: int, began: int, payload: bytes) -> None:
-        """Send the payload of a tiny answer; of a batch hold it back for a moment, to send it with others."""
+    def _send_tiny(self, number: int, began: int, stream: bytes) -> None:
+        """Send the pickle of a tiny answer; within a batch, hold it back for a moment, to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
-            self._recorder.packed(len(payload))
+            self._recorder.packed(len(stream))
         if not self._collecting_since:
             self._clock.write()  # see `_send`
-            self._results.send(write_result(number, payload, ended - began))
+            self._results.send(write_result(number, stream, ended - began))
             return
-        if not self._result_batch.add(number, ended - began, payload):
+        if not self._result_batch.add(number, ended - began, stream):
             self._flush()
-            self._result_batch.add(number, ended - began, payload)  # tiny: there is room for it now
+            self._result_batch.add(number, ended - began, stream)  # tiny: there is room for it now
         if ended - self._collecting_since > _COLLECT_NS:
             self._flush()
 
@@ -494,6 +503,9 @@ class _Worker:
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
+        if len(items) == 1:  # the short way
+            words[item] = 1
+            return [function(*items[0]) if starred else function(items[0])]
         values: list[Any] = []
         append = values.append
         began = time.perf_counter_ns()
@@ -561,11 +573,13 @@ class _Worker:
             self._recorder.failed()
         text = remote_text(error)
         # The frames of the traceback hold the arguments; now that it is text, let them go.
-        error.__traceback__ = None
+        without_frames(error)
         try:
             payload = pack(error, importable=self._importable)
         except BaseException as refusal:
-            payload = pack(NotPicklableError(f"a task raised {error!r}, which cannot be sent: {refusal}"))
+            payload = pack(
+                NotPicklableError(f"a task raised {safe_repr(error)}, which cannot be sent: {safe_repr(refusal)}")
+            )
         del error
         self._send(kind, number, payload, pack(text))
 

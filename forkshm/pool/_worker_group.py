@@ -416,6 +416,7 @@ class WorkerGroup:
         """Wait a bounded time for the workers of a closed pool to leave. Workers that are still starting are killed."""
         if not self._open:
             return
+        self.close_queue()  # again, where the thread that was about to do so was interrupted
         if not self.has_initializer and not self._has_exit:
             # No code of the caller has run in such a worker, and none would.
             for worker in self.workers:

@@ -1,7 +1,7 @@
-"""Layer 1 of 6. Takes what the kernel offers, hands on bytes mapped in this process.
+"""Layer 1 of 6. Builds on the kernel's operations, and provides bytes mapped in this process.
 
-Regions are what users ask for and hold; the arena is memory that forkshm carves up
-itself to carry copies. Both end when the kernel sees that nobody uses them.
+Regions are memory that users ask for and hold. The arena is memory that forkshm itself carves up to carry copies. The
+kernel frees both when no process uses them.
 """
 
 from forkshm._public import publish
@@ -67,7 +67,7 @@ __all__ = [
     "read_write",
     "remove_on_exit",
 ]
-# For the other packages of forkshm.
+# Used by other packages of forkshm.
 __all__ += [
     "Mapping",
     "at_fork",

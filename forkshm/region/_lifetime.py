@@ -1,18 +1,18 @@
-"""When mapped memory ends: at the last view's death, at fork, at exit, at SIGKILL.
+"""The end of mapped memory: with the last view, at fork, at exit, and after SIGKILL.
 
-State of this layer survives an interruption between any two instructions; docs/internals/interruptions.md,
-has the rules. In short: a signal handler, a finalizer or a failed system call may
-run or raise wherever Python code calls something. So a lock is held to keep other *threads* out and
-never makes several changes look like one. Each change is one store, one call of a C function, or a
-run of stores with no call between them; anything longer waits in a queue and can be repeated.
+The state of this layer stays consistent if it is interrupted between any two instructions;
+docs/internals/interruptions.md has the rules. In short, a signal handler or a finalizer may run, and a system call may
+fail, wherever Python code calls something. So a lock only keeps other *threads* out; it never makes several changes
+look like one. Each change is one store, one call of a C function, or a run of stores with no call between them.
+Anything longer waits in a queue and can be repeated.
 
-* **Last view.** `watch` queues an action when an object is collected, by a C function that nothing
-  interrupts. The action runs at once if this thread is not changing anything of this layer, and
-  otherwise with the next call into it. An interrupted action is run again from its start.
-* **fork.** `guard` is held around every ``fork``, so the child finds no other thread's half-made change.
-  Each hook runs even if another one raised, and is called twice, so that an interrupt of one call
-  leaves nothing undone.
-* **exit and SIGKILL.** Nothing is done: the kernel takes fds, mappings and locks back.
+* **Last view.** `watch` queues an action when an object is collected, through a C function that cannot be interrupted.
+  The action runs at once unless this thread is changing something in this layer; then it runs with the next call into
+  the layer. An interrupted action is run again from its start.
+* **fork.** `guard` is held around every ``fork``, so a child never inherits the unfinished change of another thread.
+Each
+  hook runs even if another one raised. It is called twice, so that an interrupted first call is completed.
+* **exit and SIGKILL.** This layer does nothing: the kernel releases fds, mappings and locks.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
 
 __all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "unwatch", "watch")
 
-#: The lock that keeps other threads out of this layer. Reentrant, because a signal handler or a finalizer
-#: may use the library while this thread holds it. Enter it by ``with`` only: its enter and exit
-#: are C functions, so no KeyboardInterrupt can come between taking and releasing it.
 guard = _interrupts.RLock()
+"""The lock that keeps other threads out of this layer.
 
-#: Return whether this thread is inside a change of this layer, perhaps in a finalizer that interrupted it.
+It is reentrant, because a signal handler or a finalizer may use the library while this thread holds it. Enter it only
+by ``with``: its enter and exit are C functions, so no KeyboardInterrupt can come between taking and releasing it."""
+
 is_changing: Callable[[], bool] = guard._is_owned  # type: ignore[attr-defined]  # as threading.Condition does
+"""Returns whether this thread is inside a change of this layer, for example in a finalizer that interrupted it."""
 
-#: Return a number that was never returned before. An `id` may be used again while work about it is queued.
 new_key: Callable[[], int] = itertools.count(1).__next__
+"""Returns a number that was never returned before. An `id` may be reused while work about its object is queued."""
 
-#: How often an action is tried that is interrupted each time.
+# Number of attempts to run an action that is interrupted each time.
 _TRIES = 3
 
 
 class _Watch(weakref.ref[Any]):
-    """A weak reference that carries what to do once its object is gone."""
+    """A weak reference with the action to run once its object is gone."""
 
     __slots__ = ("action", "prompt", "tries")
 
@@ -56,10 +57,10 @@ class _Watch(weakref.ref[Any]):
     tries: int
 
 
-# What is due, in order. The first one is dropped only after its action has completed.
+# Actions to run, in order. The first one is dropped only after it has completed.
 _due: collections.deque[_Watch] = collections.deque()
 _program_is_alive = [True]
-# A weak reference calls back only while it is itself alive, so these are kept here, by id:
+# A weak reference calls back only while it is itself alive, so references are kept here. They are keyed by id, because
 # hashing a weak reference hashes its object.
 _watched: dict[int, _Watch] = {}
 
@@ -67,13 +68,13 @@ _watched: dict[int, _Watch] = {}
 def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakref.ref[Any]:
     """Return a weak reference to *thing*, and run *action* under `guard` once *thing* has been collected.
 
-    If it need not be *now*, it runs with the next call into this layer.
+    Without *now*, the action runs with the next call into this layer.
 
-    The action must do nothing when it is run again after it was interrupted anywhere. It is not run at
-    interpreter exit: views may outlive everything there, and the kernel cleans up.
+    The action may be interrupted anywhere and is then run again; a second run after a complete one must do nothing. It
+    is not run at interpreter exit, because views may outlive everything there, and the kernel cleans up.
     """
-    # Callbacks run in the opposite order of their creation: first the C function that queues the action
-    # and cannot be interrupted, then the attempt to run it now.
+    # Callbacks run in the opposite order of their creation. So the C function that queues the action runs first, and
+    # cannot be interrupted; then follows the attempt to run the action now.
     prompt = weakref.ref(thing, _run_now) if now else None
     reference = _Watch(thing, _due.append)
     reference.action = action
@@ -84,26 +85,26 @@ def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakre
 
 
 def unwatch(reference: weakref.ref[Any]) -> None:
-    """End what `watch` began: nothing happens when the object is collected."""
+    """Undo `watch`: nothing happens when the object is collected."""
     if isinstance(reference, _Watch):
         # A debugger or a traceback may keep the reference longer than the object.
         reference.action = bool
     _watched.pop(id(reference), None)
 
 
-# With defaults: at the end of the program the names of this module may be gone.
+# With defaults, because the names of this module may be gone when the program ends.
 def _run_now(_: object, is_changing: Callable[[], bool] = is_changing, alive: list[bool] = _program_is_alive) -> None:
     if alive and not is_changing():
         try:
             settle()
         except KeyboardInterrupt:
-            # Python ignores what leaves a callback, so it is raised again where that was called from: a thread
-            # runs only once this one has returned.
+            # Python ignores exceptions of callbacks. So the interrupt is raised again in the code that was running: the
+            # new thread runs only after this callback has returned.
             _thread.start_new_thread(_thread.interrupt_main, ())
 
 
 def settle() -> None:
-    """Run what is due, unless this thread is inside a change: then the end of that change is waited for."""
+    """Run due actions, unless this thread is inside a change, which runs them when it ends."""
     if not _due or is_changing():
         return
     with guard:
@@ -116,7 +117,7 @@ def settle() -> None:
             _due.popleft()
 
 
-# At exit the modules are taken apart before the last views are gone; the kernel unmaps.
+# At exit, modules are torn down before the last views are gone. The kernel unmaps their memory.
 atexit.register(_watched.clear)
 atexit.register(_program_is_alive.clear)
 
@@ -134,8 +135,8 @@ def at_fork(
 ) -> None:
     """Register actions to run around ``fork``, with `guard` held.
 
-    Each is called twice, and must do nothing the second time if it completed the first time.
-    ``in_parent`` runs as well when the fork fails.
+    Each action is called twice. If the first call completed, the second must do nothing. ``in_parent`` also runs when
+    the fork fails.
     """
     for actions, action in ((_before, before), (_in_parent, in_parent), (_in_child, in_child)):
         if action is not None:
@@ -154,14 +155,14 @@ def _run(actions: list[Callable[[], None]]) -> None:
         raise failures[0]
 
 
-# Python ignores what a fork hook raises and goes on to the next, so a hook that an interrupt ended is
-# completed by the second call of it.
+# Python ignores exceptions of fork hooks and runs the next one. So a hook that was interrupted is completed by its
+# second call.
 for _ in range(2):
     _system.register_at_fork(
         before=lambda: _run(_before),
         after_in_parent=lambda: _run(_in_parent),
         after_in_child=lambda: _run(_in_child),
     )
-# "Before" functions run last registered first, the others in order: so the lock is taken
-# before all of the above and released after it.
+# "Before" functions run in reverse order of registration, the others in order. So the lock is taken before all hooks
+# above and released after them.
 _system.register_at_fork(before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release)

@@ -128,7 +128,7 @@ class MappedRegion:
         populate: bool = False,
         huge_pages: bool = False,
     ) -> None:
-        if type(mode) is not Mode:  # calling the class takes ten times as long
+        if type(mode) is not Mode:  # calling the class takes ten times as long as this comparison
             mode = Mode(mode)
         offset = operator.index(offset)
         if address is not None:
@@ -423,7 +423,7 @@ class MappedRegion:
         return exporter
 
     def __buffer__(self, flags: int) -> memoryview:
-        # From Python 3.12 on, memoryview(region) and np.frombuffer(region) work.
+        # Since Python 3.12, memoryview(region) and np.frombuffer(region) use this.
         return self.buf
 
     def __len__(self) -> int:
@@ -437,7 +437,7 @@ class MappedRegion:
         if kind is None:
             self.close()
         else:
-            # The exception's traceback may hold views; the memory is unmapped with the last view.
+            # The exception's traceback may hold views. Then the memory is unmapped with the last of them.
             with contextlib.suppress(RegionBusyError):
                 self.close()
 
@@ -446,7 +446,7 @@ class MappedRegion:
         return f"<{type(self).__name__} {self._mapping.size:,} bytes {self._mapping.mode} {where}>"
 
     def _repr_html_(self) -> str:
-        # For notebooks.
+        # HTML for notebooks.
         where = "closed" if self._exporter is None else f"{self._mapping.address:#x}"
         cells = {"size": f"{self._mapping.size:,} bytes", "mode": str(self._mapping.mode), "address": where}
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells.items())
@@ -505,7 +505,7 @@ def checked_address(address: int | None, offset: int) -> int | None:
 
 
 def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
-    """Request the wanted kind of pages; a kernel without them affects only the speed."""
+    """Request the wanted kind of pages; without them, only the speed differs."""
     if huge_pages:
         region.advise(Advice.huge_pages)
     if populate:

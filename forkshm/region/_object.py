@@ -232,7 +232,7 @@ class SharedMemoryObject(Opened):
     def _check(self, fd: int, *, any_owner: bool) -> None:
         if not kernel.is_regular(fd):
             raise RegionAccessError(
-                errno.EACCES, f"cannot open shared memory object {self._name!r}: the name is not a memory object's"
+                errno.EACCES, f"cannot open shared memory object {self._name!r}: the name is not a memory object"
             )
         owner = None if any_owner else kernel.owner(fd)
         if owner is not None:
@@ -300,7 +300,7 @@ class SharedMemoryObject(Opened):
             ) from error
         except IsADirectoryError as error:
             raise RegionAccessError(
-                errno.EISDIR, f"cannot remove shared memory object {name!r}: the name is a directory's"
+                errno.EISDIR, f"cannot remove shared memory object {name!r}: the name is a directory"
             ) from error
         return True
 

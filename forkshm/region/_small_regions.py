@@ -1,11 +1,11 @@
-"""The slab of small regions: where small regions live when fds are few.
+"""The slab of small regions, which share a memory object when few fds are left.
 
-Each anonymous region has a memory object of its own, and so an fd in each process that has it. Where the hard limit on
-open files is near, new ones of up to `LARGEST` bytes share one object, and its fd. What else is different:
+Each anonymous region has a memory object of its own, and therefore an fd in each process that has the region. Near the
+hard limit on open files, new regions of up to `LARGEST` bytes share one object and its fd. They differ from others:
 
-* Their memory is free when the last region of that object is gone, in all processes, and not before.
-* They cannot be sealed, for that would seal the others; the kernel refuses it.
-* Who has the fd of one can map the others.
+* Their memory is freed only when the last region of the object is gone in all processes.
+* They cannot be sealed, because the seal would apply to all regions of the object. The kernel refuses it.
+* A process with the fd of one region can map the others.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 __all__ = ("LARGEST", "map_part")
 
-#: Bytes of the largest region that goes there.
 LARGEST = 1024 * 1024
-#: Bytes of one object; those that nobody writes to take no memory.
+"""Size in bytes of the largest region that goes into the slab."""
+# Size in bytes of one object. Parts that are never written take no memory.
 _OBJECT = 64 * 1024 * 1024
 
 
 class _SmallRegions:
-    """The object that is being carved up, in order, until it is used up. Needs `guard`."""
+    """The current object, carved up in order until it is full. Needs `guard`."""
 
     def __init__(self) -> None:
         self.fd = -1
         self.end = 0
 
     def take(self, size: int) -> tuple[int, int]:
-        """Return an fd, which the caller gives back, and where in the object it has *size* bytes."""
+        """Return an fd, which the caller gives back, and an offset in the object with *size* free bytes."""
         size = round_up(size, kernel.page_size)
         if self.fd < 0 or self.end + size > _OBJECT:
             fd = kernel.create_memory(_OBJECT, "small-regions", sealable=False, sparse=True)
@@ -49,25 +49,25 @@ class _SmallRegions:
         return lend(self.fd), offset
 
     def leave(self) -> None:
-        """Begin another one next time: this one is used up, or nobody has a part of it any more."""
+        """Start another object next time, because this one is full or no longer used."""
         fd, self.fd, self.end = self.fd, -1, 0
         if fd >= 0:
             let_go(fd)
 
 
 _small_regions = _SmallRegions()
-# What the parent carves up is the parent's.
+# A forked child starts an object of its own.
 at_fork(in_child=_small_regions.leave)
 
 
 @_interrupts.promptly
 def map_part(own: int, size: int) -> tuple[Mapping, Any]:
-    """Map a new region of *size* bytes in the slab of small regions, and close *own*, the memory object it had.
+    """Map a new region of *size* bytes in the slab, and close *own*, the memory object that it had.
 
     Raises:
-        OSError: The kernel refused; *own* is closed all the same.
+        OSError: The kernel refused; *own* is closed nevertheless.
     """
-    kernel.close(own)  # its fd may be the last there was
+    kernel.close(own)  # may free the last fd of this process
     with guard:
         fd, offset = _small_regions.take(size)
     try:

@@ -1,7 +1,7 @@
-"""Which mapped memory does this address, or this kernel object, belong to?
+"""The table that finds the mapped memory of an address or of a kernel object.
 
-An array is recognised by where its memory lies, so plain views, slices and transposes
-of shared memory are recognised as well, whoever made them.
+An array is recognized by its address. So plain views, slices and transposes of shared memory are recognized as well, in
+whatever way they were made.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ __all__ = (
 
 
 class Mode(enum.StrEnum):
-    """What a region may be used for; Boost.Interprocess' ``mode_t``.
+    """Permitted uses of a region; the ``mode_t`` of Boost.Interprocess.
 
     A member equals its name: ``region.mode == "read_write"``.
     """
 
-    #: Reads, and sees what others write.
     read_only = "read_only"
-    #: Reads and writes, for everybody to see.
+    """Reads, and sees other processes' writes."""
     read_write = "read_write"
-    #: Reads and writes; the writes stay in this process.
+    """Reads and writes; all processes see the writes."""
     copy_on_write = "copy_on_write"
-    #: Reads; may keep a private snapshot.
+    """Reads and writes; the writes stay in this process."""
     read_private = "read_private"
+    """Reads, and may or may not see later writes of other processes."""
 
     def __str__(self) -> str:
         return self.value
@@ -85,50 +85,49 @@ _NOTHING: Iterator[Any] = iter(())
 class Mapping:
     """One mapping of one memory object in this process.
 
-    It ends, and its fd is closed, when the last buffer taken from its window is gone.
+    It ends, and its fd is closed, when the last buffer taken from its exporter is gone.
     """
 
-    #: First usable byte; not necessarily the start of a page.
     address: int
-    #: Usable bytes.
+    """First usable byte; not necessarily the start of a page."""
     size: int
-    #: Our own fd of the object, to hand it on; -1 until the mapping has taken it over.
+    """Usable bytes."""
     fd: int
-    #: The kernel's name of the object.
+    """This process's fd of the object; -1 until the mapping has taken it over."""
     identity: Identity
-    #: Where in the object the first usable byte lies.
+    """The kernel's identity of the object."""
     offset: int
-    #: What may be done with it.
+    """Offset in the object of the first usable byte."""
     mode: Mode
-    #: Address and size of the whole pages that are mapped.
+    """The permitted use."""
     pages: tuple[int, int]
-    #: The start of the mapped pages, until they are unmapped. The kernel call and its entry here are one C call.
+    """Address and size of the whole pages that are mapped."""
     mapped: list[int]
-    #: Nobody but the process that sealed it can write to the object.
+    """The start of the mapped pages, until they are unmapped; the kernel call and the change here are one C call."""
     sealed: bool = False
-    #: The one MappedRegion made of it, if it is alive.
+    """Whether the object is sealed, so that only the process that sealed it can write to it."""
     region: weakref.ref[Any] | None = None
-    #: The exporter, if any view is alive.
+    """The MappedRegion made of it, if that is alive."""
     exporter: weakref.ref[Any] | None = None
-    #: Closes the fd the first time it is asked for its next item.
+    """The exporter, if a view is alive."""
     closing: Iterator[Any] = _NOTHING
+    """An iterator that closes the fd when it is first advanced."""
 
     def end(self) -> None:
-        """Unmap the memory and close the fd; needs `guard`. Can be repeated from wherever it was interrupted."""
-        # First out of the tables, then unmapped: the kernel may give the address to somebody
-        # else the moment it is free.
+        """Unmap the memory and close the fd. Needs `guard`. Can be repeated from any interruption."""
+        # Leaves the tables before it is unmapped, because the kernel may reuse the address at once.
         _leave(self)
         length = self.pages[1]
         if self.mapped:
             try:
                 kernel.unmap_from(self.mapped, length)
-            except OSError:  # the limit on mappings: unmapping the middle of one makes two
+            except OSError:  # the limit on mappings: unmapping the middle of a mapping makes two
                 _left_mapped.append((self.mapped, length))
                 self.mapped = []
         fd, closing = self.fd, self.closing
         if fd >= 0:
             if fd in _more_users:
-                # Nothing is called between these stores.
+                # No call between these stores.
                 if self.fd >= 0:
                     self.fd = -1
                     if _more_users[fd] == 1:
@@ -138,7 +137,7 @@ class Mapping:
                 if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
                     last()
             else:
-                with contextlib.suppress(OSError):  # somebody closed it
+                with contextlib.suppress(OSError):  # other code closed the fd
                     next(closing, None)
                 self.fd = -1
         if _leaks.is_on:
@@ -146,7 +145,7 @@ class Mapping:
 
     @property
     def sent_as(self) -> Mode:
-        """The mode in which others get it."""
+        """The mode in which other processes receive it."""
         return Mode.read_only if self.sealed else self.mode
 
     @property
@@ -157,37 +156,37 @@ class Mapping:
 
 _page, _map_into, _exporter, _close = kernel.page_size, kernel.map_into, kernel.buffer_at, kernel.close
 
-# By start address, what nobody has looked for yet: many a mapping ends before anybody does.
-# A reader takes `guard`, and enters these into the tables first.
+# New mappings by start address. They are entered into the tables below by the first lookup, which takes `guard`,
+# because many mappings end without a lookup.
 _new: dict[int, Mapping] = {}
 # The mapping that starts at each address. Mappings never overlap.
 _by_start: dict[int, Mapping] = {}
-# The addresses, sorted. An interrupted change may leave one too many here, which is passed over.
+# The addresses, sorted. An interrupted change may leave an extra address here, which lookups skip.
 _starts: list[int] = []
 _by_identity: dict[Identity, dict[int, Mapping]] = {}
 # Pages that the kernel refused to unmap.
 _left_mapped: list[tuple[list[int], int]] = []
 
 
-# Fds that several mappings of one object have in common, and how many more than one.
+# Fds that several mappings of one object share, and the number of users beyond the first.
 _more_users: dict[int, int] = {}
-# What to do when an fd has one user left.
+# Actions to run when an fd has a single user left.
 _when_alone: dict[int, Callable[[], None]] = {}
 
 
 def borrow(identity: Identity, fd: int) -> int | None:
-    """Return the fd of a mapping of that object, to be used in place of *fd*, or None. Needs `guard`."""
+    """Return the fd of a mapping of that object, to use instead of *fd*, or None. Needs `guard`."""
     if _new:
         _enter_new()
     for same in list(_by_identity.get(identity, {}).values()):
-        with contextlib.suppress(OSError):  # somebody closed it: it is of no use
+        with contextlib.suppress(OSError):  # other code closed the fd, so it is useless
             if kernel.identify(same.fd)[0] == identity and kernel.may_write(same.fd) is kernel.may_write(fd):
                 return lend(same.fd)
     return None
 
 
 def lend(fd: int) -> int:
-    """Count one more user of *fd*, and return it. Each user gives it back. Needs `guard`."""
+    """Count one more user of *fd*, and return it. Each user calls `give_back`. Needs `guard`."""
     if fd not in _more_users:
         _more_users[fd] = 1
     else:
@@ -196,18 +195,18 @@ def lend(fd: int) -> int:
 
 
 def keep(fd: int, when_alone: Callable[[], None]) -> None:
-    """Use *fd* for as long as others do: the last of them calls *when_alone*, which lets go of it. Needs `guard`."""
+    """Use *fd* while others do; the last of them calls *when_alone*, which must call `let_go`. Needs `guard`."""
     _when_alone[fd] = when_alone
 
 
 def let_go(fd: int) -> None:
-    """End what `keep` began. Needs `guard`."""
+    """Undo `keep`. Needs `guard`."""
     _when_alone.pop(fd, None)
     give_back(fd)
 
 
 def give_back(fd: int) -> None:
-    """Close the fd of a mapping, unless others use it, too. Needs `guard`."""
+    """Close the fd of a mapping, unless it has other users. Needs `guard`."""
     if fd not in _more_users:
         kernel.close(fd)
         return
@@ -220,12 +219,12 @@ def give_back(fd: int) -> None:
 
 
 def give_back_all(fds: list[int]) -> None:
-    """Take the fds of a message out of the list, and close those that no mapping uses. Can be repeated."""
+    """Empty the list of a message's fds, and close those that no mapping uses. Can be repeated."""
     if _more_users:
         with guard:
             for fd in [fd for fd in fds if fd in _more_users]:
                 position = fds.index(fd)
-                # No call up to the end of the loop.
+                # No call until the end of the loop.
                 if fd in _more_users:
                     del fds[position]
                     if _more_users[fd] == 1:
@@ -236,17 +235,17 @@ def give_back_all(fds: list[int]) -> None:
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Smallest multiple of *multiple* that is at least *value*."""
+    """Return the smallest multiple of *multiple* that is at least *value*."""
     return -(-value // multiple) * multiple
 
 
 def new_mapping(
     fd: int, identity: Identity, offset: int, size: int, mode: Mode, address: int | None = None
 ) -> tuple[Mapping, Any]:
-    """Map part of an object, and take over *fd*, which stays the caller's on failure.
+    """Map part of an object, and take over *fd*; on failure the caller keeps it.
 
     Returns:
-        The mapping and its window. Keep the window: it is what keeps the memory.
+        The mapping and its exporter. Keep the exporter, which keeps the memory mapped.
     """
     settle()
     if _left_mapped:
@@ -273,14 +272,14 @@ def new_mapping(
     except BaseException:
         mapping.end()
         raise
-    # No call between these and the return: the fd has one owner at every moment.
+    # No call between these stores and the return: the fd has one owner at every moment.
     mapping.closing = closing
     mapping.fd = fd
     return mapping, exporter
 
 
 def _unmap_rest() -> None:
-    """Try once more to unmap what the kernel refused to."""
+    """Unmap the pages that the kernel refused to unmap before."""
     with guard:
         for rest in list(_left_mapped):
             if rest[0]:
@@ -305,9 +304,9 @@ def _enter_new() -> None:
 
 
 def _leave(mapping: Mapping) -> None:
-    """Take a mapping out of the tables, as far as it is in them."""
+    """Remove a mapping from the tables that it is in."""
     address, identity = mapping.address, mapping.identity
-    # A table holds another mapping at this address if this one has left and was unmapped before.
+    # If this mapping was removed and unmapped before, a table may hold another mapping at this address.
     if address in _new and _new[address] is mapping:
         del _new[address]
     if address in _by_start and _by_start[address] is mapping:
@@ -324,14 +323,14 @@ def _leave(mapping: Mapping) -> None:
 
 
 def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
-    """Shrink a mapping by *nbytes*, and unmap the pages that it no longer needs.
+    """Shrink a mapping by *nbytes*, and unmap the pages that it no longer needs; return the new exporter.
 
-    Nobody may have views of it. Returns the new window.
+    The mapping must have no views.
     """
     old = mapping.exporter
     exporter = old() if old is not None else None
     if old is None or exporter is None:
-        raise ValueError(f"cannot shrink a mapping of {mapping.size:,} bytes that nobody keeps")
+        raise ValueError(f"cannot shrink a mapping of {mapping.size:,} bytes: it has no exporter")
     with guard:
         start, length = mapping.pages
         _enter_new()
@@ -341,7 +340,7 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         left_length = round_up(first + size, kernel.page_size) - left
         cut = [([low], high - low) for low, high in ((start, left), (left + left_length, start + length)) if high > low]
         mapped = [left]
-        # No call between these.
+        # No call between these stores.
         mapping.offset += first - mapping.address
         mapping.address, mapping.size, mapping.pages, mapping.mapped = first, size, (left, left_length), mapped
         _left_mapped.extend(cut)
@@ -349,14 +348,14 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         _unmap_rest()
     exporter = _exporter(first, size)
     mapping.exporter = watch(exporter, mapping.end)
-    unwatch(old)  # its end is not the mapping's
+    unwatch(old)  # the mapping continues with the new exporter
     return exporter
 
 
 def seal(mapping: Mapping) -> None:
-    """Seal the object against writes, and note it for all of its mappings here that can write.
+    """Seal the object against writes, and mark all of its writable mappings here as sealed.
 
-    Under the lock that fork takes: no child comes between the two.
+    The caller holds the lock that fork takes, so no child is forked between the two.
     """
     with guard:
         _enter_new()
@@ -367,7 +366,7 @@ def seal(mapping: Mapping) -> None:
 
 
 def mapping_at(address: int) -> Mapping | None:
-    """Return the mapping that holds *address*, or None."""
+    """Return the mapping that contains *address*, or None."""
     settle()
     with guard:
         if _new:
@@ -378,7 +377,7 @@ def mapping_at(address: int) -> Mapping | None:
             mapping = _by_start.get(start)
             if mapping is not None:
                 return mapping if address < mapping.address + mapping.size else None
-            # An interrupted change left it here.
+            # An interrupted change left this address here.
             with contextlib.suppress(IndexError):
                 if _starts[position] == start:
                     del _starts[position]
@@ -387,7 +386,7 @@ def mapping_at(address: int) -> Mapping | None:
 
 
 def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[Mapping, Any] | None:
-    """Return a live mapping of that part of that object, with its window, or None."""
+    """Return a live mapping of that part of that object and its exporter, or None."""
     with guard:
         if _new:
             _enter_new()
@@ -407,15 +406,15 @@ def regions_mapped() -> int:
 
 
 def region_fds() -> int:
-    """Return how many fds the mapped regions have. Regions of one object share an fd."""
+    """Return the number of fds of mapped regions. Regions of one object share an fd."""
     settle()
     with guard:
         return len(_by_start) + len(_new) - sum(_more_users.values())
 
 
 def _in_child() -> None:
-    # The parent's mapping of a sealed object is the one that can write. A child inherits
-    # it; a new mapping in its place cannot, and mprotect(2) cannot change that.
+    # The parent's mapping of a sealed object stays writable, and a child inherits it. A new mapping in its place is
+    # read-only, and mprotect(2) cannot change that.
     _enter_new()
     for mapping in list(_by_start.values()):
         if mapping.sealed and mapping.mode is Mode.read_write:
@@ -429,12 +428,12 @@ def _in_child() -> None:
 
 def _end_child(mapping: Mapping, error: OSError) -> None:
     assert sys.platform != "win32"  # there is no fork
-    # A child that could write would break the seal, an exception cannot leave a fork, and
-    # what is weaker than a new mapping, mprotect(2) can undo: so there is no child.
+    # A child that could write would break the seal. An exception cannot leave a fork hook, and mprotect(2) could undo
+    # anything weaker than a new mapping. So the child ends.
     message = (
-        f"forkshm: process {os.getpid()} ends: it was forked from one that sealed {mapping.size:,} bytes at "
-        f"{mapping.address:#x}, and cannot map them anew for reading ({os.strerror(error.errno or 0)}); "
-        "check the limits on memory, and that nobody closed the region's fd\n"
+        f"forkshm: process {os.getpid()} ends: its parent sealed {mapping.size:,} bytes at {mapping.address:#x}, and "
+        f"they cannot be mapped again for reading ({os.strerror(error.errno or 0)}). "
+        "Check the limits on memory, and that the program does not close the region's fd.\n"
     )
     with contextlib.suppress(OSError):
         os.write(2, message.encode())

@@ -24,35 +24,34 @@ if TYPE_CHECKING:
 __all__ = ("WindowsSharedMemory",)
 
 _SCOPES = ("Local\\", "Global\\")
-#: Whether those of other users may read, or read and write.
+# Permissions for other users: none, to read, or to read and write.
 _PERMISSIONS = (0o600, 0o644, 0o666)
 
 
 class WindowsSharedMemory(Opened):
-    r"""Memory backed by the paging file of Windows, with a name or without.
+    r"""Memory backed by the paging file of Windows, with or without a name.
 
-    Its size is fixed when it is created; it is gone with the last process that has it
-    open or mapped. Unlike with Boost.Interprocess, the opener learns the size.
+    The size is fixed at creation. The memory is freed when no process has it open or mapped. Unlike in
+    Boost.Interprocess, opening the memory reports its size.
 
     Args:
         creation: ``create_only``, ``open_or_create`` or ``open_only``; see `Creation`.
-        name: A name, with ``Local\`` or ``Global\`` in front where it matters, or None
-            for memory that only handles reach. A name is one for the session (``Local\``),
-            unless it begins with ``Global\``; to create one of those takes a privilege.
-        mode: ``read_only``, ``read_write`` or ``copy_on_write``: what the object may be mapped for.
-        size: Bytes, at least 1; only to create.
-        permissions: Of a new object: 0o600, which is the default, lets nobody in but its
-            owner, 0o644 others read, and 0o666 others write.
+        name: A name, or None for memory that is reached only through its handle. A name is valid in the session, unless
+            it begins with ``Global\``; creating a global name requires a privilege. ``Local\`` may also be written out.
+        mode: ``read_only``, ``read_write`` or ``copy_on_write``; limits the modes of regions mapped from this object.
+        size: Number of bytes, at least 1; only for creation.
+        permissions: Permissions of a new object. With 0o600, the default, only its owner has access; with 0o644 other
+            users may read, and with 0o666 also write.
 
     Raises:
-        RegionExistsError: ``create_only``, and the name is taken.
-        RegionNotFoundError: ``open_only``, and there is no such memory.
-        RegionAccessError: The permissions do not allow it, or something else has that name.
-        RegionCreateError: The kernel refused otherwise, see ``errno``: ``ENOMEM`` when the paging file is too small.
-        ValueError: The name, the mode, the size or the permissions are not allowed ones.
-        UnsupportedError: This system has no such memory. Use `anonymous_shared_memory`
-            for memory without a name, `SharedMemoryObject` for memory with one: both
-            work everywhere.
+        RegionExistsError: The name exists, and *creation* is ``create_only``.
+        RegionNotFoundError: The name does not exist, and *creation* is ``open_only``.
+        RegionAccessError: The permissions forbid access, or the name is that of another kind of object.
+        RegionCreateError: The kernel refused for another reason; see ``errno``. ``ENOMEM`` means that the paging file
+            is too small.
+        ValueError: The name, the mode, the size or the permissions are invalid.
+        UnsupportedError: This system is not Windows. `anonymous_shared_memory`, for memory without a name, and
+            `SharedMemoryObject`, for memory with a name, work on every system.
 
     Fork and threads:
         Safe to use from any thread.
@@ -84,9 +83,9 @@ class WindowsSharedMemory(Opened):
             raise ValueError(f"permissions must be 0o600, 0o644 or 0o666, got {permissions:#o}")
         if creation is Creation.open_only:
             if size is not None:
-                raise ValueError(f"size is for creating, and open_only was asked for; got {size!r}")
+                raise ValueError(f"size must not be given with open_only, because memory keeps its size; got {size!r}")
         elif size is None:
-            raise ValueError(f"size is needed: {creation} may create the memory, and its size is fixed then")
+            raise ValueError(f"size must be given with {creation}, because the size is fixed at creation")
         else:
             size = checked_size(size)
         fd = self._open_or_create(creation, size or 0, permissions)
@@ -108,7 +107,7 @@ class WindowsSharedMemory(Opened):
                 kernel.close(fd)
                 raise RegionExistsError(
                     errno.EEXIST,
-                    f"cannot create {what}: there is memory of that name already; open it with open_or_create",
+                    f"cannot create {what}: memory of that name exists. Open it with open_or_create.",
                 )
             if writable:
                 return fd
@@ -119,14 +118,14 @@ class WindowsSharedMemory(Opened):
         except RegionExistsError:
             raise
         except FileNotFoundError as error:
-            raise RegionNotFoundError(errno.ENOENT, f"cannot open {what}: there is none of that name") from error
+            raise RegionNotFoundError(errno.ENOENT, f"cannot open {what}: no memory of that name exists") from error
         except OSError as error:
             number = error.errno or 0
             if number in (errno.EACCES, errno.EPERM):
-                reason = "its permissions forbid it, or Global names take a privilege that this process has not"
+                reason = "its permissions forbid it, or this process lacks the privilege for Global names"
                 raise RegionAccessError(number, f"cannot open {what} as {self._mode}: {reason}") from error
             if number == errno.EBADF:
-                raise RegionAccessError(number, f"cannot open {what}: something else has that name") from error
+                raise RegionAccessError(number, f"cannot open {what}: another kind of object has that name") from error
             advice = "the paging file is too small" if number == errno.ENOMEM else "see the error number"
             raise RegionCreateError(
                 number, f"cannot create {what} of {size:,} bytes ({error.strerror}): {advice}", size=size
@@ -135,8 +134,8 @@ class WindowsSharedMemory(Opened):
     @staticmethod
     def _refuse() -> NoReturn:
         raise UnsupportedError(
-            "WindowsSharedMemory exists on Windows only: use anonymous_shared_memory() for memory without a name, "
-            "or SharedMemoryObject for memory with one",
+            "cannot use WindowsSharedMemory: it exists on Windows only. Use anonymous_shared_memory() for memory "
+            "without a name, or SharedMemoryObject for memory with a name.",
             capability="windows_sections",
         )
 
@@ -158,7 +157,7 @@ class WindowsSharedMemory(Opened):
 
     @property
     def size(self) -> int:
-        """Bytes, as asked for when it was created; whole pages if that was not done by forkshm."""
+        """Number of bytes, as given at creation; rounded up to whole pages if another program created the memory."""
         self._here()
         return self._size
 
@@ -169,12 +168,12 @@ class WindowsSharedMemory(Opened):
         return super().closed
 
     def fileno(self) -> int:
-        """Return the handle, which stays the object's."""
+        """Return the handle, which the object owns."""
         self._here()
         return super().fileno()
 
     def close(self) -> None:
-        """Close the handle. Regions made from it stay."""
+        """Close the handle. Regions made from the object remain."""
         self._here()
         super().close()
 
@@ -190,7 +189,7 @@ class WindowsSharedMemory(Opened):
 def _check_name(name: str | None, creation: Creation) -> None:
     if name is None:
         if creation is Creation.open_only:
-            raise ValueError("name must be given: memory without one cannot be opened, only handed on")
+            raise ValueError("name must be given with open_only: memory without a name cannot be opened, only sent")
         return
     if not isinstance(name, str):
         raise TypeError(f"name must be a str or None, got {name!r}")
@@ -199,5 +198,5 @@ def _check_name(name: str | None, creation: Creation) -> None:
         rest = rest.removeprefix(scope)
     if not rest or "\\" in rest or "\0" in rest or len(name) > 255:
         raise ValueError(
-            f"name must have 1 to 255 characters, with no NUL and no backslash but in Local\\ or Global\\, got {name!r}"
+            f"name must have 1 to 255 characters, no NUL, and no backslash except in Local\\ or Global\\; got {name!r}"
         )

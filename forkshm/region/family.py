@@ -1,8 +1,8 @@
-"""The names that a family of processes has made, and that its first process removes when it ends.
+"""Names made by a family of processes, which the first process of the family removes when it ends.
 
-A family is a process that no process of ours has started, with all that it and its children start. It is known by a
-random tag, which every process has from its parent. The names that a process has made are in a file beside them, one a
-process: of each a line with the number of the object, so that another one of that name is left alone, and the name.
+A family is a process that was not started by forkshm, with its children and their descendants. It is identified by a
+random tag that each process receives from its parent. Each process records the names it made in a file of its own
+beside the objects. A line has the number of the object and its name, so that another object of that name is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forkshm.region._object import SharedMemoryObject, checked_name
 
 __all__ = ("begin", "forget", "forget_removed", "note")
 
-#: In what multiprocess hands on to every child, however it is started.
+# The key in the data that multiprocess passes to every child, with any start method.
 _KEY = "forkshm_family"
 
 
@@ -32,7 +32,7 @@ def _folder() -> str:
     folder = kernel.folder_of_named()
     if os.path.isdir(folder):
         return folder
-    import tempfile  # not by all who import forkshm
+    import tempfile  # local, because most programs that import forkshm do not need it
 
     return tempfile.gettempdir()
 
@@ -46,13 +46,13 @@ def _file() -> str:
 
 
 def begin() -> None:
-    """Found a family, unless this process gets to be of another one."""
+    """Found a family, unless this process will become a member of another one."""
     _config().setdefault(_KEY, secrets.token_hex(8))
     atexit.register(_remove_all, os.getpid())
 
 
 class _Notes:
-    """What this process has made, and not removed: the number of each name. To remove them takes no fd."""
+    """Names that this process made and did not remove, each with its number. Removing them needs no fd."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, str] = {}
@@ -61,12 +61,12 @@ class _Notes:
 
 _notes = _Notes()
 _system.register_at_fork(after_in_child=_notes.__init__)  # type: ignore[misc]
-#: A file with so many lines too many is written anew.
+# A file with this many obsolete lines is rewritten.
 _TOO_MANY = 1000
 
 
 def note(opened: SharedMemoryObject) -> None:
-    """Have the name removed when the family ends."""
+    """Record the name, so that it is removed when the family ends."""
     number = _number(opened)
     _notes.numbers[opened.name] = number
     _write(_line(number, opened.name))
@@ -76,7 +76,7 @@ def note(opened: SharedMemoryObject) -> None:
 
 
 def forget(name: str) -> None:
-    """Note that a name was removed."""
+    """Record that a name was removed."""
     if _notes.numbers.pop(name, None) is not None and not _notes.numbers:
         with contextlib.suppress(OSError):
             os.unlink(_file())
@@ -84,7 +84,7 @@ def forget(name: str) -> None:
 
 
 def forget_removed() -> None:
-    """Note which names others have removed."""
+    """Record which names were removed by other processes."""
     for name, number in list(_notes.numbers.items()):
         if not _is_there(number, name):
             forget(name)
@@ -104,7 +104,7 @@ def _write(lines: bytes, path: str | None = None) -> None:
 
 
 def _write_anew() -> None:
-    # What others have removed is not kept either.
+    # Names that other processes have removed are dropped, too.
     left = {name: number for name, number in list(_notes.numbers.items()) if _is_there(number, name)}
     new = f"{_file()}.new"
     _write(b"".join(_line(number, name) for name, number in left.items()), new)

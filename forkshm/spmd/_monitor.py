@@ -1,4 +1,4 @@
-"""Watching the processes of a team, from the one that started them."""
+"""Watches the processes of a team, in the process that started them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from forkshm.errors import (
     TeamBrokenError,
     WorkerDiedError,
     remote_text,
+    safe_repr,
+    set_cause,
+    without_frames,
 )
 from forkshm.pickler import pack
 from forkshm.spmd._team_state import DIED, FAILED, LEFT, TeamState
@@ -31,37 +34,37 @@ if TYPE_CHECKING:
 
 __all__ = ("GRACE_SECONDS", "TeamMonitor", "report", "wait_for", "wait_gone")
 
-#: How long the others get to leave when one has failed, before SIGTERM; and then before SIGKILL.
 GRACE_SECONDS = 1.0
+"""Time that other members get to leave after one has failed, before SIGTERM; and again before SIGKILL."""
 
 
 def wait_for(pid: int) -> int | None:
-    """Collect a child that has ended; None when something else in this process did."""
+    """Reap a child that has ended, and return its exit code; None if other code in this process reaped it."""
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:
         return None
 
 
-#: How long a process may take to be gone once it was killed; one that the kernel holds up is left to it.
+# Time that a killed process gets to end. The kernel may hold it up for longer; then nothing waits for it.
 _GONE_MILLISECONDS = 10_000
 
-#: A signal may come after Python has looked for one and before it waits: its handler runs so much later at the most.
+# A signal may arrive after Python has checked for signals and before it waits. This bounds the delay of its handler.
 _LONGEST_SECONDS = 0.5
 
 
 def wait_gone(sentinel: int) -> None:
-    """Wait until a process that has ended, or was just killed, can be collected; not forever."""
+    """Wait, for a bounded time, until a process that has ended or was killed can be reaped."""
     gone = kernel.poller()
     gone.register(sentinel, kernel.READABLE)
     gone.poll(_GONE_MILLISECONDS)
 
 
 class TeamMonitor:
-    """The processes of one team, and what becomes of them.
+    """The processes of one team, and how they end.
 
-    Guarantees: the first failure is written on the team state, which frees those who wait for that
-    one, and gives the others so long to leave; a member that is still there is then killed.
+    Guarantees: the first failure is recorded in the team state, which releases members that wait for the failed one.
+    The other members get a grace period to leave; members that still run then are killed.
     """
 
     def __init__(self, team_state: TeamState, name: str, task: str, grace: float | None = None) -> None:
@@ -69,14 +72,14 @@ class TeamMonitor:
         self._name = name
         self._task = task
         self._grace = GRACE_SECONDS if grace is None else grace
-        #: For each process that has not ended: its pidfd, and what collects it.
+        # For each running process: its pidfd, its sentinel, and the function that reaps it.
         self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
         self._signals = [_system.SIGKILL, signal.SIGTERM]
         self.exit_codes: dict[int, int | None] = {}
-        #: Where the processes send what they raised.
+        # Processes send their exceptions here.
         self.answers_in, self._answers = pair()
         self._poll = kernel.poller()
         self._poll.register(self._answers.fileno(), kernel.READABLE)
@@ -85,7 +88,7 @@ class TeamMonitor:
         """Watch a process that was just started.
 
         Raises:
-            OSError: The limit on open files is reached. The process is watched all the same.
+            OSError: The limit on open files is reached. The process is watched nevertheless.
         """
         self._there[rank] = pid, -1, collect
         sentinel = kernel.open_process(pid, sentinel)
@@ -93,23 +96,23 @@ class TeamMonitor:
         self._poll.register(sentinel, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
-        """Return the process of each rank that has not ended."""
+        """Return the pid of each running process by rank."""
         return {rank: pid for rank, (pid, _, _) in self._there.items()}
 
     def forget(self) -> None:
-        """Forget the processes, in a forked child: they are its parent's."""
+        """Drop the processes in a forked child, because they are its parent's."""
         for _, sentinel, _ in self._there.values():
             kernel.close(sentinel)
         self._there.clear()
         self._answers.close()
 
     def look(self) -> None:
-        """Take note of what has happened."""
+        """Process what has happened, without waiting."""
         for fd, _ in self._poll.poll(0):
             self._take(fd)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all are gone, and see to it once one has failed; False after *timeout*."""
+        """Wait until all processes have ended, and end the others once one has failed; return False after *timeout*."""
         until = math.inf if timeout is None else time.monotonic() + timeout
         while self._there:
             now = time.monotonic()
@@ -126,22 +129,22 @@ class TeamMonitor:
         return True
 
     def fail(self) -> None:
-        """Set the time from now that the other members have to end."""
+        """Start the grace period of the other members."""
         self._deadline = min(self._deadline, time.monotonic() + self._grace)
 
     def pass_on(self, number: int) -> None:
-        """Send all a signal that was sent to this process."""
+        """Send all processes a signal that this process received."""
         self._signal(number)
 
     def failures(self) -> list[BaseException]:
-        """Return the failures. Those that are consequences of others come last."""
+        """Return the failures. Failures caused by other failures come last."""
         raised = [self._open(received, rank) for rank, received in self._received]
         self._received.clear()
         raised.sort(key=lambda error: isinstance(error, TeamBrokenError))
         return [*self._deaths, *raised]
 
     def close(self) -> None:
-        """Kill and collect who is still there. The time is bounded."""
+        """Kill and reap the remaining processes, in a bounded time."""
         self._signals.clear()
         self._signal(_system.SIGKILL)
         for rank in list(self._there):
@@ -150,7 +153,7 @@ class TeamMonitor:
         self._answers.close()
 
     def _take(self, fd: int) -> None:
-        """Take what is ready: a message, or a process that has ended."""
+        """Process a ready fd: a message, or the end of a process."""
         if fd == self._answers.fileno():
             self._receive()
             return
@@ -171,7 +174,7 @@ class TeamMonitor:
         return True
 
     def _reap(self, rank: int) -> None:
-        # All of it can be repeated, should it be interrupted.
+        # All steps can be repeated after an interruption.
         pid, sentinel, collect = self._there[rank]
         if sentinel >= 0:
             with contextlib.suppress(KeyError):
@@ -181,14 +184,14 @@ class TeamMonitor:
             self.exit_codes[rank] = collect()
         exitcode = self.exit_codes[rank]
         closing = map(kernel.close, (sentinel,))
-        # No call between these.
+        # No call between these statements.
         del self._there[rank]
         if sentinel >= 0:
             next(closing, None)
         if self._team_state.states[rank] in (LEFT, FAILED):
             return
         self._team_state.end(rank, DIED)
-        if len(self._signals) == 2:  # it was not we who ended it
+        if len(self._signals) == 2:  # this process did not send it SIGTERM or SIGKILL
             error = WorkerDiedError(pid, exitcode, name=self._name.format(rank), task=self._task)
             error.rank = rank
             self._deaths.append(error)
@@ -197,7 +200,7 @@ class TeamMonitor:
     def _signal(self, number: int) -> None:
         for pid, sentinel, _ in self._there.values():
             with contextlib.suppress(ProcessLookupError):
-                if sentinel >= 0:  # a pid may be somebody else's by now
+                if sentinel >= 0:  # without a pidfd, the pid may belong to another process by now
                     kernel.signal_process(sentinel, pid, number)
                 else:
                     os.kill(pid, number)
@@ -208,27 +211,29 @@ class TeamMonitor:
         try:
             incoming, sent_text = read_message(received).payloads
             if incoming is None or sent_text is None:
-                raise NotUnpicklableError("a message came without its payloads: please report this")
+                raise NotUnpicklableError("a message arrived without its payloads: please report this")
             text = sent_text.open()
             raised: BaseException = incoming.open()
         except Exception as reason:
-            raised = NotUnpicklableError(f"{who} raised an exception that cannot be unpickled here: {reason!r}")
+            raised = NotUnpicklableError(
+                f"{who} raised an exception that cannot be unpickled here: {safe_repr(reason)}"
+            )
         trace = RemoteTraceback(f"{who} raised:\n{text}")
         trace.__cause__ = raised.__cause__
-        raised.__cause__ = trace
+        set_cause(raised, trace)
         return raised
 
 
 def report(error: BaseException, rank: int, team_state: TeamState, answers_in: Sender, known: ImportableNames) -> None:
-    """Report the failure of this process to the process that started the team."""
+    """Report this process's failure to the process that started the team."""
     text = remote_text(error)
-    error.__traceback__ = None
+    without_frames(error)
     try:
         payload = pack(error, importable=known)
     except Exception as refusal:
-        payload = pack(NotPicklableError(f"a worker raised {error!r}, which cannot be sent: {refusal}"))
+        payload = pack(NotPicklableError(f"a worker raised {safe_repr(error)}, which cannot be sent: {refusal}"))
     payloads = payload, pack(text)
-    # First the state: it frees who waits for this one, and who started it comes to receive.
+    # The state is recorded first: it releases waiting members, and makes the process that started the team receive.
     team_state.end(rank, FAILED)
     answers_in.send(*write_message(Kind.ERROR, rank, *payloads))
     for packed in payloads:

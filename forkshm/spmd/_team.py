@@ -16,7 +16,7 @@ from forkshm import _multiprocess, _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
-from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError
+from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
 from forkshm.pickler import importable_now
 from forkshm.spmd._member import Member
 from forkshm.spmd._monitor import TeamMonitor, report, wait_for
@@ -238,7 +238,7 @@ class Team(Member):
         if error is None or (isinstance(error, TeamBrokenError) and not isinstance(first, TeamBrokenError)):
             raise first
         if error.__context__ is None:
-            error.__context__ = first
+            set_context(error, first)
 
     # -- in the others ------------------------------------------------------------------------
 

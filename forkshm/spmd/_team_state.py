@@ -1,22 +1,22 @@
-"""The team state: the memory over which the members of a team meet.
+"""The team state: the memory through which the members of a team synchronize.
 
-Each word has one writer, or is written with `guard` held, and in one store: whoever is
-killed, and wherever, leaves nothing half done. `guard` is a robust mutex.
+Each word has a single writer, or is written with `guard` held, and always in one store. So a member that is killed at
+any point leaves nothing half changed. `guard` is a robust mutex.
 
-    head        futex words: `wakeup pipe`, on which waiters sleep, and the gate of the start
-    guard       for loops and singles
-    lock        the one that the members' code uses
-    states      of each member: starting, running, left, failed, died
-    pids        of each member
-    arrivals    of each member: how many barriers it has come to
-    loops_begun of each member: how many loops it has come to
-    singles     how many singles somebody has taken; behind it the bytes of the directory
+    head        futex words: the wakeup word, on which waiters sleep, and the start barrier
+    guard       mutex for loops and singles
+    lock        the mutex for the members' own code
+    states      for each member: starting, running, left, failed, died
+    pids        for each member
+    arrivals    for each member: number of barriers it has reached
+    loops_begun for each member: number of loops it has reached
+    singles     number of singles taken; then the size of the directory in bytes
     loops       slots of three words: number of the loop, its length, the next index
-    slots       of each member two, for values: it writes one while others still read the other
+    slots       two values for each member: it writes one while others may still read the other
 
-A value that does not fit a slot lies in the overflow memory: one more memory object, which is not
-mapped, but written and read at a place of the member's own. Behind these places lie a
-directory of named memory, and that memory, of which each is mapped as a region.
+A value that does not fit a slot is in the overflow memory, another memory object. It is not mapped, but written and
+read at an offset of the member's own. Behind these offsets are a directory of named memory, and that memory itself,
+which is mapped as regions.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
 
 __all__ = ("DIED", "FAILED", "LEFT", "LOOPS", "RUNNING", "STARTING", "TeamState")
 
-#: States of a member.
+# States of a member.
 STARTING, RUNNING, LEFT, FAILED, DIED = range(5)
 
 _WAKEUP, _GATE = 0, 1
-# In 8-byte words, behind the futex words: singles taken, bytes of the directory.
+# Indices of 8-byte words behind the futex words: singles taken, size of the directory in bytes.
 _SINGLES, _DIRECTORY = 1, 2
 
-#: How many loops may be under way at a time: the fastest member is so many ahead of the slowest.
 LOOPS = 32
+"""Number of loops that may be in progress: the fastest member is at most this far ahead of the slowest."""
 _LOOP_WORDS = 3
 
 _LINE = 64
 _SLOT = 1024
-# A value: its bytes if they are here; else 0, and the bytes of the list of parts in the overflow memory.
+# A value: its size, if its bytes follow; otherwise 0, and the size of the list of parts in the overflow memory.
 _VALUE = struct.Struct("<QQ")
 
-#: Bytes of the overflow memory for one value: more than any machine has.
+# log2 of the overflow memory for one value, which is more than any machine has.
 _OVERFLOW_SHIFT = 42
 
 _ALL = 0x7FFFFFFF
 
 
 class Fd:
-    """An fd, as anything with ``fileno()`` brings it."""
+    """An fd as an object with ``fileno()``."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -72,11 +72,11 @@ class Fd:
 
 
 class TeamState:
-    """What the members of one team have in common.
+    """The shared state of one team.
 
     Args:
-        size: How many members.
-        fds: Those of a team state that another process made, which this one takes over; None makes a new one.
+        size: Number of members.
+        fds: The fds of a team state that another process made, which this object takes over; None creates a new one.
 
     Raises:
         RegionCreateError: The kernel refused the memory.
@@ -92,7 +92,7 @@ class TeamState:
         nbytes = slots + 2 * size * _SLOT
         if fds is None:
             self.region = anonymous_shared_memory(nbytes)
-            # No call between its being there and its being noted.
+            # No call between its creation and this store.
             self.overflow = kernel.create_growing("overflow")
             self.guard = Mutex(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
@@ -115,18 +115,18 @@ class TeamState:
         self._slots = whole[slots:]
 
     def fds(self) -> tuple[int, int]:
-        """Return the fds of the team state, for a process that is not forked from here. They stay open here."""
+        """Return the fds of the team state, for a process that is not forked from this one. They stay open here."""
         return self.region.fileno(), self.overflow
 
     # -- states -------------------------------------------------------------------------
 
     def enter(self, rank: int) -> None:
-        """Note that this process is the member *rank*."""
+        """Record this process as the member *rank*."""
         self.pids[rank] = os.getpid()
         self.states[rank] = RUNNING
 
     def end(self, rank: int, state: int) -> None:
-        """Note that a member has ended, and wake the members that may wait for it."""
+        """Record how a member has ended, and wake the members that may wait for it."""
         self.states[rank] = state
         self.wake()
 
@@ -136,41 +136,40 @@ class TeamState:
         kernel.locks.futex_wake(self._gate, _ALL)
 
     def wait_for_gate(self) -> None:
-        """Wait until all members are there."""
+        """Wait until all members have started."""
         while not self._head[_GATE]:
             kernel.locks.futex_wait(self._gate, 0, 1.0)
 
     # -- waiting ------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Wake everybody who waits on the wakeup pipe. A full memory barrier."""
-        # Two who ring at once may count as one, and somebody may sleep who should not: for one
-        # slice, after which all waiters look up.
+        """Wake all waiters. A full memory barrier."""
+        # Two simultaneous calls may count as one, so a waiter may go back to sleep. It wakes up again after one slice.
         self._head[_WAKEUP] = (self._head[_WAKEUP] + 1) & 0xFFFFFFFF
         kernel.locks.futex_wake(self._wakeup, _ALL)
 
     def wakeup(self) -> int:
-        """Return the number of wake-ups so far, which `sleep` takes."""
+        """Return the number of wakeups so far, to pass to `sleep`."""
         return self._head[_WAKEUP]
 
     def sleep(self, woken: int, seconds: float) -> None:
-        """Sleep until the wakeup pipe rings again, or for so long."""
+        """Sleep until the next wakeup, or for *seconds*."""
         kernel.locks.futex_wait(self._wakeup, woken, seconds)
 
     def arrive(self, rank: int, number: int) -> bool:
-        """Come to a barrier; tell whether all others have."""
+        """Record the arrival at a barrier; return whether all other members have arrived."""
         self.arrivals[rank] = number
-        kernel.locks.futex_wake(self._wakeup, 0)  # a full barrier: of the last two, one sees the other
+        kernel.locks.futex_wake(self._wakeup, 0)  # a full barrier: of the last two members, one sees the other
         return self.have_arrived(number)
 
     def have_arrived(self, number: int) -> bool:
-        """Return whether all members have come to a barrier."""
+        """Return whether all members have reached a barrier."""
         return min(self.arrivals.tolist()) >= number
 
     # -- loops and singles --------------------------------------------------------------
 
     def take_single(self, number: int) -> bool:
-        """Return whether the caller is the first to come to this `single`."""
+        """Return whether the caller is the first to reach this `single`."""
         if self._singles[_SINGLES] >= number:
             return False
         with self.guard:
@@ -180,10 +179,10 @@ class TeamState:
             return True
 
     def begin_loop(self, rank: int, number: int, length: int) -> int | None:
-        """Come to a loop; None when the slowest member is too far behind, else the loop's length.
+        """Enter a loop, and return its length; None if the slowest member is too far behind.
 
         Raises:
-            LookupError: Others are far beyond this loop.
+            LookupError: Other members are far beyond this loop.
         """
         self.loops_begun[rank] = number
         slot = number % LOOPS * _LOOP_WORDS
@@ -195,16 +194,16 @@ class TeamState:
                     return None
                 loops[slot + 1] = length
                 loops[slot + 2] = 0
-                loops[slot] = number  # last: a member that is killed before has begun nothing
+                loops[slot] = number  # stored last: a member that is killed before it has begun nothing
             elif there > number:
                 raise LookupError
             return loops[slot + 1]
 
     def claim(self, number: int, chunk: int, share: int) -> tuple[int, int]:
-        """Claim the next indices of a loop: *chunk*, or the *share*-th part of what is left if that is more.
+        """Claim the next indices of a loop: *chunk*, or the *share*-th part of the rest if that is more.
 
         Raises:
-            LookupError: The loop is over for long.
+            LookupError: The loop ended long ago.
         """
         slot = number % LOOPS * _LOOP_WORDS
         loops = self._loops
@@ -220,7 +219,7 @@ class TeamState:
     # -- values -------------------------------------------------------------------------
 
     def write_value(self, rank: int, number: int, value: Any) -> None:
-        """Put down the value with which a member comes to a meeting."""
+        """Store the value of a member for a meeting."""
         place = 2 * rank + number % 2
         start = place * _SLOT
         buffers: list[pickle.PickleBuffer] = []
@@ -237,7 +236,7 @@ class TeamState:
         _VALUE.pack_into(self._slots, start, 0, len(head))
 
     def read_value(self, rank: int, number: int) -> Any:
-        """Return the value with which a member came to a meeting."""
+        """Return the value of a member for a meeting."""
         place = 2 * rank + number % 2
         start = place * _SLOT
         here, head = _VALUE.unpack_from(self._slots, start)
@@ -253,11 +252,11 @@ class TeamState:
         return pickle.loads(parts[0], buffers=parts[1:])
 
     def memory(self, key: str, nbytes: int, what: str) -> MappedRegion:
-        """Return the memory of that name, which is made at the first request.
+        """Return the memory with that name, which the first request creates.
 
         Raises:
-            ValueError: It is there, and was made for something else.
-            RegionCreateError: The kernel refused it.
+            ValueError: It exists, and was created for something else.
+            RegionCreateError: The kernel refused the memory.
         """
         directory = 2 * self.size << _OVERFLOW_SHIFT
         position = directory + (1 << _OVERFLOW_SHIFT)
@@ -268,7 +267,7 @@ class TeamState:
                 name, start, size, made_for = pickle.load(entries)
                 if name == key:
                     if made_for != what:
-                        raise ValueError(f"{key!r} is there already, as {made_for}, and {what} was asked for")
+                        raise ValueError(f"cannot use {key!r} for {what}: it already exists as {made_for}")
                     return MappedRegion(Fd(self.overflow), offset=start, size=size)
                 position = start + -(-size // kernel.page_size) * kernel.page_size
             try:
@@ -278,7 +277,7 @@ class TeamState:
             region = MappedRegion(Fd(self.overflow), offset=position, size=nbytes)
             entry = pickle.dumps((key, position, nbytes, what))
             _write(self.overflow, memoryview(entry), directory + used)
-            self._singles[_DIRECTORY] = used + len(entry)  # last: from here on it is there
+            self._singles[_DIRECTORY] = used + len(entry)  # stored last: makes the entry visible
             return region
 
     overflow = -1
@@ -297,7 +296,7 @@ class TeamState:
             words.release()
         self._head.release()
         self._singles.release()
-        # The traceback of a failure in one of our calls has views: the collector closes then.
+        # The traceback of a failed call may hold views; then the garbage collector closes the region.
         with contextlib.suppress(RegionBusyError):
             self.region.close()
         overflow, self.overflow = self.overflow, -1
@@ -306,21 +305,21 @@ class TeamState:
 
 
 def _nothing() -> None:
-    """Repair what needs none: words are written in one store."""
+    """Repair nothing: each word is written in one store."""
 
 
 def _died_with_lock() -> None:
-    raise TeamBrokenError("a member ended while it had the lock: what that guards may be half changed")
+    raise TeamBrokenError("a member ended while it held the lock: the data it guards may be half changed")
 
 
 def _write(fd: int, part: memoryview, position: int) -> int:
-    assert sys.platform != "win32"  # memory does not grow there
+    assert sys.platform != "win32"  # memory cannot grow there
     view = part.cast("B") if part.nbytes else part
     return _move(lambda at, where: os.pwrite(fd, view[at:], where), part.nbytes, position)
 
 
 def _read(fd: int, nbytes: int, position: int) -> bytearray:
-    assert sys.platform != "win32"  # memory does not grow there
+    assert sys.platform != "win32"  # memory cannot grow there
     into = bytearray(nbytes)
     view = memoryview(into)
     _move(lambda at, where: os.preadv(fd, [view[at:]], where), nbytes, position)
@@ -328,7 +327,7 @@ def _read(fd: int, nbytes: int, position: int) -> bytearray:
 
 
 def _move(move: Callable[[int, int], int], nbytes: int, position: int) -> int:
-    # One call of the kernel moves at most 2 GiB.
+    # One system call moves at most 2 GiB.
     done = 0
     while done < nbytes:
         moved = move(done, position + done)

@@ -1,4 +1,4 @@
-"""fixtures of the tests of aio."""
+"""Fixtures for the tests of aio."""
 
 from __future__ import annotations
 

@@ -179,13 +179,13 @@ def test_cancelling_ends_the_worker_and_leaves_the_others(run, gate, tmp_path):
     run(main())
 
 
-def test_what_was_cancelled_before_it_began_does_not_go_on(run, gate, tmp_path):
-    """Some lie in the pool's backlog, some in the kernel's queue: those are ended when a worker takes them."""
+def test_a_call_cancelled_before_its_start_never_runs(run, gate, tmp_path):
+    """Some calls are in the pool's backlog; those in the kernel's queue are ended when a worker takes them."""
 
     async def main():
         async with aio.Pool(1) as pool:
             first = asyncio.ensure_future(pool.call(wait_for, gate, "first"))
-            # Each that a worker has taken costs the start of another one, which is spawned in a second, or forked.
+            # Each call that a worker has taken costs the start of another worker, which takes a second if spawned.
             count = 200 if CAN_FORK else 12
             others = [asyncio.ensure_future(pool.call(touch_and_wait, tmp_path / f"{x}", gate)) for x in range(count)]
             await asyncio.sleep(0)
@@ -196,7 +196,7 @@ def test_what_was_cancelled_before_it_began_does_not_go_on(run, gate, tmp_path):
             gate.release()
             assert await first == "first"
             assert await last == 1
-            # Whichever of them was begun was ended: nobody else was let through.
+            # A call that had begun was ended; no other call was executed.
             assert len(list(tmp_path.iterdir())) < 200
 
     run(main())
@@ -213,7 +213,7 @@ def test_timeouts_of_asyncio_work(run, gate):
     run(main())
 
 
-def test_imap_takes_input_as_it_is_needed(run):
+def test_imap_reads_input_as_needed(run):
     taken = []
 
     def items():
@@ -241,7 +241,7 @@ def test_imap_takes_input_as_it_is_needed(run):
     run(main())
 
 
-def test_the_end_of_the_pool_answers_what_is_awaited(run, gate):
+def test_the_end_of_the_pool_answers_awaited_calls(run, gate):
     async def main():
         async with aio.Pool(1) as pool:
             waiting = asyncio.ensure_future(pool.call(wait_for, gate))
@@ -278,12 +278,12 @@ def test_a_loop_that_ended_in_the_middle_leaves_a_pool_that_works(gate):
     async def main():
         return await pool.call(abs, -1)
 
-    gate.release()  # if its worker was not ended in time
+    gate.release()  # in case its worker was not ended in time
     assert asyncio.run(asyncio.wait_for(main(), 30)) == 1
     pool.terminate()
 
 
-def test_retries_are_for_deaths_and_not_for_what_was_cancelled(run, gate):
+def test_deaths_are_retried_and_cancelled_calls_are_not(run, gate):
     if "retries" not in inspect.signature(forkshm.Pool).parameters:
         pytest.skip("this Pool has no retries")
 

@@ -1,13 +1,13 @@
-"""Whether the suite is one on all backends: what was collected, passed and left out on each, from pytest's own reports.
+"""Compare the test reports of the backends: tests collected, passed and skipped on each.
 
     pytest --junitxml=linux.xml
     FORKSHM_BACKEND=posix pytest --junitxml=posix.xml
     tests/windows/run all --junitxml=windows.xml
     python tests/backend/counts.py linux=linux.xml posix=posix.xml windows=windows.xml
 
-A backend may be given several reports. The first backend is what the others are measured by: what passed there has
-passed on the others, or was left out for want of a capability that is named, in ``tests/capability_skips.py`` or
-``tests/windows/_capabilities.py``. Exits with 1, and lists it, if something is not accounted for.
+A backend may be given several reports. The others are compared with the first backend: a test that passed there must
+pass on them, or be skipped for a missing capability named in ``tests/capability_skips.py`` or
+``tests/windows/_capabilities.py``. Exits with 1, and lists the exceptions, if a test is not accounted for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(TESTS))
 
 from capability_skips import SKIPS  # noqa: E402 - tests are no package
 
-#: What tests say that need something of the machine, and what that is called.
+# Skip reasons for missing parts of the machine, and the names of these parts.
 OF_THE_MACHINE = {
     "could not import": "libraries that the other Python has",
     "uvloop is not installed": "libraries that the other Python has",
@@ -38,16 +38,16 @@ OF_THE_MACHINE = {
     "no C": "a compiler",
 }
 
-#: Where processes are spawned: tests that are run forked elsewhere, or by the fork server, have this method there.
+# Tests of other start methods that run with this method where processes are spawned.
 SPAWNING = {"windows"}
 _METHOD = re.compile(r"(?<=[\[-])(fork|forkserver|spawn)(?=[\]-])")
 
-#: Only there for one backend, and what for.
+# Tests that exist for one backend only, with the reason.
 OF_ITS_OWN = {"tests.windows.": "windows"}
 
 
 def outcomes(path):
-    """Of each test in a report: passed, failed, or why it was skipped."""
+    """Return the outcome of each test in a report: passed, failed, or the reason for a skip."""
     found = {}
     for case in ET.parse(path).iter("testcase"):
         outcome = "passed"
@@ -56,17 +56,17 @@ def outcomes(path):
                 outcome = "failed"
             elif child.tag == "skipped" and outcome == "passed":
                 outcome = child.get("message") or "skipped"
-                if said := re.search(r"Skipped: ([^\n]*)", child.text or ""):  # of a whole module
+                if said := re.search(r"Skipped: ([^\n]*)", child.text or ""):  # the reason for a whole module
                     outcome = said[1]
         name = f"{case.get('classname')}::{case.get('name')}"
-        # An error at the end of a test has a case of its own.
+        # An error at the end of a test has a test case of its own.
         if found.get(name) != "failed":
             found[name] = outcome
     return found
 
 
 def named_capabilities():
-    """Names of all capabilities that tests may be skipped for want of."""
+    """Return the names of all capabilities whose lack skips tests."""
     tree = ast.parse((TESTS / "windows" / "_capabilities.py").read_text())
     assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     names = set(ast.literal_eval(assigned["CAPABILITIES"]))
@@ -77,7 +77,7 @@ NAMED = named_capabilities()
 
 
 def capability_of(outcome):
-    """Return the capability for want of which a test was skipped, or None."""
+    """Return the missing capability for which a test was skipped, or None."""
     found = re.match(r"needs ([\w ]+): ", outcome)
     if found and found[1] in NAMED:
         return found[1]
@@ -85,14 +85,14 @@ def capability_of(outcome):
 
 
 def as_on_first(mine, first):
-    """Give each test of a file that was skipped as a whole that outcome, and one that was spawned its name there.
+    """Give each test of a skipped file that outcome, and each spawned test its name there.
 
-    It is the first backend that knows the names.
+    The first backend knows the names.
     """
     found = {}
     for name, outcome in mine.items():
         module = name.removeprefix("::") if name.startswith("::") else None
-        if module is not None:  # skipped as a whole
+        if module is not None:  # the whole file was skipped
             found.update({each: outcome for each in first if each.startswith((f"{module}::", f"{module}."))})
         else:
             found[name] = outcome
@@ -104,12 +104,12 @@ def as_on_first(mine, first):
 
 
 def is_of_another_method(backend, name, mine):
-    """Whether a test is one of a start method that the backend has not, and runs with another one there."""
+    """Return whether a test is about a start method that the backend lacks, and runs with another one there."""
     return backend in SPAWNING and any(_METHOD.sub(method, name) in mine for method in ("fork", "spawn"))
 
 
 def file_left_out(backend, name):
-    """Return the capability for want of which the file of a test is not even read."""
+    """Return the missing capability for which the file of a test is not even imported."""
     path = name.partition("::")[0].removeprefix("tests.").replace(".", "/")
     for capability, (_, tests) in SKIPS.get(backend, {}).items():
         for test in tests:
@@ -119,7 +119,7 @@ def file_left_out(backend, name):
 
 
 def account(backend, mine, first):
-    """Count what became of each test, and list what is not accounted for."""
+    """Count the outcomes of the tests, and list those that are not accounted for."""
     counts, wrong = collections.Counter(), []
     missing = collections.Counter()
     for name in sorted(mine.keys() | first.keys()):
@@ -152,13 +152,13 @@ def account(backend, mine, first):
             missing[capability] += 1
         elif theirs == "passed":
             wrong.append(f"skipped for no capability ({outcome}): {name}")
-        else:  # on the first as well: for want of a tool, or of room
+        else:  # skipped on the first backend as well, for a missing tool or lack of room
             missing["(skipped on the first, too)"] += 1
     return counts, missing, wrong
 
 
 def main():
-    """Print a table for each backend; return 1 if something is not accounted for."""
+    """Print a table for each backend; return 1 if a test is not accounted for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", metavar="backend=report.xml")
     parser.add_argument("--most", type=int, default=40, help="so much of what is not accounted for is listed (40)")

@@ -1,4 +1,4 @@
-"""What the layers above rely on: each operation of the backend against the real kernel."""
+"""The operations of the Linux backend, tested with the real kernel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEEDED = {
 
 
 def all_but(*missing):
-    """What a system without these says when it is asked for what a backend needs."""
+    """Return the errors of a system without these capabilities."""
     return lambda backend: Capabilities(**{name: name not in missing for name in NEEDED[backend]})
 
 
@@ -57,13 +57,13 @@ def test_a_missing_capability_is_named(name, monkeypatch):
     assert caught.value.capability == name
 
 
-def test_a_system_that_has_neither_names_what_linux_lacks(monkeypatch):
+def test_a_system_without_a_backend_names_the_missing_capabilities(monkeypatch):
     monkeypatch.delenv("FORKSHM_BACKEND", raising=False)
     with pytest.raises(UnsupportedError, match="this system lacks pidfd"):
         _choose(all_but("pidfd", "shm_open"))
 
 
-def test_a_system_that_lacks_what_linux_has_gets_the_other_backend(run_script):
+def test_a_system_without_linux_features_gets_the_posix_backend(run_script):
     script = """
 from forkshm.backend import Capabilities, _capabilities
 _capabilities._LINUX_PROBES = {}
@@ -121,19 +121,19 @@ def test_the_pages_of_a_private_mapping_that_were_written_are_told(memory):
     address = kernel.map(memory, 4 * PAGE, Access.PRIVATE)
     seen = view(address, 4 * PAGE)
     assert kernel.own_pages(address, 4 * PAGE) == []
-    assert bytes(seen[2 * PAGE :]) == b"x" * PAGE + bytes(PAGE)  # read only
+    assert bytes(seen[2 * PAGE :]) == b"x" * PAGE + bytes(PAGE)  # only read
     assert kernel.own_pages(address, 4 * PAGE) == []
     seen[PAGE] = seen[2 * PAGE + 5] = 1
     assert kernel.own_pages(address, 4 * PAGE) == [(address + PAGE, 2 * PAGE)]
-    seen[0] = seen[4 * PAGE - 1] = 0  # written, if with what was there
+    seen[0] = seen[4 * PAGE - 1] = 0  # written, though with the same values
     assert kernel.own_pages(address, 4 * PAGE) == [(address, 4 * PAGE)]
     assert kernel.own_pages(address + 3 * PAGE, PAGE) == [(address + 3 * PAGE, PAGE)]
     seen.release()
     kernel.unmap(address, 4 * PAGE)
 
 
-def test_of_large_mappings_the_written_pages_are_found_wherever_they_are():
-    size = 2 * 2**15 * PAGE  # two readings of the kernel's table, and a page
+def test_written_pages_are_found_anywhere_in_large_mappings():
+    size = 2 * 2**15 * PAGE  # two reads of the kernel's table, and one more page
     memory = kernel.create_memory(size + PAGE, "region-test")
     address = kernel.map(memory, size + PAGE, Access.PRIVATE)
     seen = view(address, size + PAGE)
@@ -146,7 +146,7 @@ def test_of_large_mappings_the_written_pages_are_found_wherever_they_are():
     os.close(memory)
 
 
-def test_a_forked_child_knows_which_pages_it_and_its_parent_wrote(memory, in_child):
+def test_a_forked_child_finds_pages_written_by_child_and_parent(memory, in_child):
     address = kernel.map(memory, 4 * PAGE, Access.PRIVATE)
     seen = view(address, 4 * PAGE)
     seen[0] = 1
@@ -179,7 +179,7 @@ def test_discarded_pages_are_zero_and_given_back(memory):
     view(address, 4 * PAGE)[:] = b"x" * (4 * PAGE)
     kernel.discard(address + PAGE, 2 * PAGE)
     content = bytes(view(address, 4 * PAGE))
-    # Part of what the kernel keeps in one piece it may clear and keep; all of it, it gives back.
+    # The kernel may clear and keep parts of a huge page, but it gives back whole ones.
     kernel.discard(address, 4 * PAGE)
     kernel.unmap(address, 4 * PAGE)
     assert content == b"x" * PAGE + bytes(2 * PAGE) + b"x" * PAGE
@@ -222,10 +222,10 @@ def test_the_address_of_a_buffer_is_where_its_first_byte_is(memory):
     kernel.unmap(address, PAGE)
 
 
-# -- other processes' memory ----------------------------------------------------------
+# -- memory of other processes --------------------------------------------------------
 
 
-def test_what_another_process_has_open_is_opened_if_it_is_that_object(memory):
+def test_a_remote_fd_is_opened_if_it_is_the_named_object(memory):
     identity, _ = kernel.identify(memory)
     fd = kernel.open_remote(os.getpid(), memory, identity)
     assert kernel.identify(fd)[0] == identity
@@ -233,7 +233,7 @@ def test_what_another_process_has_open_is_opened_if_it_is_that_object(memory):
     os.close(fd)
 
 
-def test_what_is_another_object_is_not_opened(memory):
+def test_a_remote_fd_of_a_different_object_is_not_opened(memory):
     other = kernel.create_memory(PAGE, "other")
     identity, _ = kernel.identify(other)
     with pytest.raises(OSError, match="Stale") as caught:
@@ -275,7 +275,7 @@ def test_a_lock_lives_as_long_as_any_fd_of_its_description(memory):
 
 
 def test_closing_another_fd_of_the_file_does_not_let_go(memory):
-    """As it would with the traditional locks of POSIX."""
+    """A traditional POSIX lock would be released here."""
     one, other = kernel.reopen(memory), kernel.reopen(memory)
     kernel.lock_shared(one, 0)
     os.close(other)
@@ -286,7 +286,7 @@ def test_closing_another_fd_of_the_file_does_not_let_go(memory):
 # -- processes ------------------------------------------------------------------------
 
 
-def test_the_start_time_stays_and_differs_from_that_of_nobody():
+def test_the_start_time_of_a_process_is_constant():
     assert kernel.start_time(os.getpid()) == kernel.start_time(os.getpid()) > 0
     with pytest.raises(FileNotFoundError):
         kernel.start_time(2**22 + 1)

@@ -1,4 +1,4 @@
-"""The backend of POSIX systems without what Linux has, beside whichever is in use."""
+"""The POSIX backend, beside the backend in use."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_memory_has_its_exact_size_and_no_name(memory):
     kernel.close(other)
 
 
-def test_a_file_is_what_fstat_says(tmp_path):
+def test_the_size_of_a_file_is_that_of_fstat(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * PAGE))
     with open(path) as file:
@@ -69,7 +69,7 @@ def test_a_file_is_what_fstat_says(tmp_path):
         assert kernel.identify(file.fileno()) == ((status.st_dev, status.st_ino), 3 * PAGE)
 
 
-def test_nothing_is_mapped_over_what_is_there(memory):
+def test_an_existing_mapping_is_not_replaced(memory):
     address = kernel.map(memory, PAGE, Access.SHARED)
     with pytest.raises(FileExistsError):
         kernel.map_at(address, memory, PAGE, Access.SHARED)
@@ -78,7 +78,7 @@ def test_nothing_is_mapped_over_what_is_there(memory):
     kernel.unmap(address, PAGE)
 
 
-def test_what_cannot_be_offered_says_what_to_use_instead(memory):
+def test_unsupported_features_name_an_alternative(memory):
     with pytest.raises(UnsupportedError, match="use forkshm's own Queue, Pipe, Pool or Executor"):
         kernel.start_time(os.getpid())
     for refused in (lambda: kernel.seal_writes(memory), lambda: kernel.own_pages(0, PAGE), kernel.open_own_memory):
@@ -91,7 +91,7 @@ def test_what_cannot_be_offered_says_what_to_use_instead(memory):
 
 
 def lent(memory, position):
-    """A lease on a byte, as it is sent."""
+    """A lease on a byte, in the form in which it is sent."""
     fd = kernel.reopen(memory)
     kernel.lock_shared(fd, position)
     return fd
@@ -117,7 +117,7 @@ def test_a_lease_holds_in_the_queue_of_a_channel_and_not_when_that_is_gone(memor
     assert not kernel.is_held(memory, PAGE)
 
 
-def test_who_receives_a_lease_holds_it_and_may_pass_it_on(memory, ends):
+def test_a_received_lease_is_held_and_can_be_passed_on(memory, ends):
     here, there = ends
     lease = lent(memory, PAGE)
     here.sendmsg([b"x"], beside(lease))
@@ -146,13 +146,13 @@ def test_a_killed_process_holds_nothing(memory, wait_until):
     assert not kernel.is_held(memory, 0)
 
 
-def test_what_is_held_here_only_takes_no_fd(memory):
+def test_a_lease_held_only_by_its_process_takes_no_fd(memory):
     before = kernel.more_fds()
     kernel.lock_shared(memory, 0)
     assert kernel.more_fds() == before
     other = kernel.reopen(memory)
     assert kernel.is_held(other, 0)
-    assert not kernel.is_held(memory, 0)  # by others
+    assert not kernel.is_held(memory, 0)  # by other descriptions
     kernel.unlock(memory, 0)
     assert not kernel.is_held(other, 0)
     kernel.close(other)
@@ -201,7 +201,7 @@ def test_to_say_that_nothing_more_comes_is_not_to_stop_receiving(ends):
         here.send(b"more")
 
 
-def test_who_sends_to_nobody_is_told(ends):
+def test_sending_without_a_receiver_raises(ends):
     here, there = ends
     there.close()
     for _ in range(2):
@@ -250,7 +250,7 @@ def test_each_message_goes_to_one_of_many_receivers(ends):
 # -- processes ------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(in_use.name != "posix", reason="about what is watched with this backend in use")
+@pytest.mark.skipif(in_use.name != "posix", reason="about processes watched with this backend in use")
 def test_the_end_of_a_spawned_process_that_forked_is_seen_while_its_child_lives(run_script):
     script = """
 import os, signal
@@ -306,7 +306,7 @@ def test_the_end_of_a_child_is_told_though_its_own_child_lives():
     os.close(read_end)
 
 
-def test_a_child_that_is_stopped_is_told_from_one_that_runs_or_has_ended(wait_until):
+def test_stopped_running_and_ended_children_are_distinguished(wait_until):
     pid = os.fork()
     if pid == 0:
         while True:
@@ -334,7 +334,7 @@ def test_a_process_dies_with_the_other_end_of_its_lifeline():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_counter_counts_for_all_who_have_it(memory):
+def test_a_counter_counts_for_all_processes(memory):
     counter = kernel.create_counter(memory)
     pids = []
     for _ in range(3):
@@ -364,7 +364,7 @@ def place():
         yield region.address
 
 
-def test_who_takes_a_mutex_after_a_killed_holder_is_told(place, in_child):
+def test_acquiring_a_mutex_of_a_killed_holder_reports_the_death(place, in_child):
     assert locks.mutex_init(place) == 0
     pid = os.fork()
     if pid == 0:
@@ -380,7 +380,7 @@ def test_who_takes_a_mutex_after_a_killed_holder_is_told(place, in_child):
     assert in_child(lambda: locks.mutex_trylock(place)) == 0
 
 
-def test_a_mutex_that_nobody_repaired_cannot_be_taken(place, in_child):
+def test_an_unrepaired_mutex_cannot_be_acquired(place, in_child):
     locks.mutex_init(place)
     assert in_child(lambda: locks.mutex_trylock(place)) == 0
     assert locks.mutex_trylock(place) == errno.EOWNERDEAD

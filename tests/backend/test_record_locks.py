@@ -1,4 +1,4 @@
-"""The file by which processes share locks: removed while it is used, taken by others, or full."""
+"""The lock file that processes share: removed while in use, taken by another user, or full."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from forkshm.backend.posix import _record_locks as locks
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of its own, and a process that has nothing open in it."""
+    """Provide a folder of its own, and a process that has no lock file open."""
     files = locks._Files()
     monkeypatch.setattr(locks, "_folder", lambda: str(tmp_path))
     monkeypatch.setattr(locks, "_files", files)
@@ -35,7 +35,7 @@ def place():
 
 @pytest.fixture
 def another_process(in_child, monkeypatch):
-    """Run something in a process that was not forked from this one, as far as the files go."""
+    """Run a function in a process that has no lock file open, as if it was not forked from this one."""
 
     def run(action):
         def act():
@@ -57,18 +57,18 @@ def refused(action):
     return 0
 
 
-def test_a_lock_in_a_file_that_was_removed_is_refused_to_those_who_cannot_have_it(folder, place, another_process):
+def test_a_lock_in_a_removed_file_is_refused_to_new_processes(folder, place, another_process):
     assert locks.mutex_init(place) == 0
     assert locks.mutex_trylock(place) == 0
     for file in folder.iterdir():
         file.unlink()
-    # A process that makes a file of its own would have the mutex, too.
+    # A process with a lock file of its own would acquire the mutex as well.
     assert another_process(lambda: refused(lambda: locks.mutex_trylock(place))) == 77
     assert another_process(lambda: locks.mutex_init(place + 512) or refused(lambda: locks.mutex_trylock(place))) == 77
     assert locks.mutex_unlock(place) == 0
 
 
-def test_those_who_have_a_removed_file_go_on_with_it(folder, place, in_child):
+def test_processes_with_a_removed_file_open_keep_using_its_locks(folder, place, in_child):
     assert locks.mutex_init(place) == 0
     assert locks.mutex_trylock(place) == 0
     for file in folder.iterdir():
@@ -90,7 +90,7 @@ def test_new_locks_are_made_in_a_new_file(folder, place, another_process):
     assert another_process(lambda: locks.mutex_trylock(new)) == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create files of other users")
 @pytest.mark.parametrize("how", ["file", "link", "folder", "fifo"])
 def test_others_may_have_taken_the_name(folder, place, another_process, how):
     name = folder / f"forkshm-{os.geteuid()}.locks"
@@ -118,12 +118,12 @@ def test_others_may_have_taken_the_name(folder, place, another_process, how):
 def test_when_there_is_no_place_for_a_file_the_error_says_so(folder, place):
     for name in locks._NAMES:
         (folder / name.format(user=os.geteuid())).mkdir()
-    with pytest.raises(SyncError, match=r"forkshm-.*-15\.locks.*remove files of that name"):
+    with pytest.raises(SyncError, match=r"forkshm-.*-15\.locks.*Remove files of that name"):
         locks.mutex_init(place)
 
 
 def test_a_lock_that_cannot_be_released_at_once_is_released_later(folder, place, in_child, monkeypatch):
-    """The kernel may have no room for the record of what is left."""
+    """The kernel may have no room for the record of the remaining locks."""
     assert locks.mutex_init(place) == 0
     assert locks.mutex_trylock(place) == 0
     lockf, refusals = locks.fcntl.lockf, [errno.ENOLCK] * 3

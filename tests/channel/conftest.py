@@ -1,4 +1,4 @@
-"""The standard library is the oracle: one body of tests, run on it and on ours."""
+"""Fixtures that run the same tests on the standard library, as the reference, and on forkshm."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if not started.CAN_FORK:
 
 @pytest.fixture(params=["multiprocessing", "forkshm"])
 def mp(request):
-    """A context: the standard library's, and ours. It forks where that can be."""
+    """Provide the contexts of the standard library and of forkshm. They fork where that is possible."""
     (method,) = started.methods("fork")
     return (multiprocessing if request.param == "multiprocessing" else forkshm).get_context(method)
 
 
 @pytest.fixture
 def run(mp, request):
-    """Run functions in processes of the context; all must end well."""
+    """Run functions in processes of the context; all must exit with code 0."""
     if not started.CAN_FORK and request.node.callspec.params["mp"] == "multiprocessing":
         pytest.skip("needs fork: functions of tests reach processes of the standard library by fork only")
     processes = []

@@ -1,4 +1,4 @@
-"""Pipe(): the standard library's contract, and what is ours."""
+"""Pipe(): the contract of the standard library, and forkshm's additions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = [0, 1, 100, 16 * 1024, 16 * 1024 + 1, 65_536, 1_000_000]
 
 @pytest.fixture(params=[True, False], ids=["duplex", "simplex"])
 def ends(request, mp):
-    """A receiving and a sending end."""
+    """Provide a receiving and a sending end."""
     receiving, sending = mp.Pipe(request.param)
     with receiving, sending:
         yield receiving, sending
@@ -38,7 +38,7 @@ def ours():
 
 
 class TestContract:
-    """What multiprocessing promises; both are asked."""
+    """The promises of multiprocessing; both implementations are tested."""
 
     def test_objects_arrive_in_order(self, ends):
         receiving, sending = ends
@@ -118,7 +118,7 @@ class TestContract:
         assert receiving.poll() is False
         began = time.monotonic()
         assert receiving.poll(0.05) is False
-        # The standard library's own goes by this clock, which has 16 ms on Windows.
+        # The standard library uses this clock, which has a resolution of 16 ms on Windows.
         assert time.monotonic() - began >= 0.05 - time.get_clock_info("monotonic").resolution
         sending.send(1)
         assert receiving.poll() is True
@@ -126,7 +126,7 @@ class TestContract:
         assert receiving.recv() == 1
         sending.close()
         if sys.platform == "win32" and not isinstance(receiving, forkshm.connection.Connection):
-            return  # theirs raises there
+            return  # the standard library raises there
         assert receiving.poll(5) is True
 
     def test_the_end_of_the_other_side_is_told_after_the_last_message(self, ends):
@@ -138,7 +138,7 @@ class TestContract:
             with pytest.raises(EOFError):
                 call()
 
-    def test_sending_to_nobody(self, ends):
+    def test_sending_without_a_receiver_raises(self, ends):
         receiving, sending = ends
         receiving.close()
         for call in (
@@ -185,7 +185,7 @@ class TestContract:
         assert multiprocessing.connection.wait([receiving], 0) == []
         sending.send(1)
         assert multiprocessing.connection.wait([receiving], 5) == [receiving]
-        if sys.platform == "win32":  # selectors take sockets only there
+        if sys.platform == "win32":  # selectors accept only sockets there
             return
         with selectors.DefaultSelector() as selector:
             selector.register(receiving, selectors.EVENT_READ)
@@ -209,7 +209,7 @@ class TestContract:
             with pytest.raises(EOFError):
                 here.recv()
 
-    def test_what_was_sent_before_the_other_end_closed_without_reading_is_received(self, mp):
+    def test_a_message_sent_before_the_other_end_closed_is_received(self, mp):
         here, there = mp.Pipe()
         with here:
             here.send("never read")
@@ -257,7 +257,7 @@ class TestOurs:
         got[0] = 5
         assert (sent[0], head[1]) == (0, 1)
 
-    def test_bytes_of_shared_memory_are_those_of_the_moment(self, ours):
+    def test_bytes_of_shared_memory_are_sent_as_they_are_now(self, ours):
         here, there = ours
         array = forkshm.zeros(100_000)
         here.send_bytes(array)
@@ -275,9 +275,9 @@ class TestOurs:
     @pytest.mark.parametrize(("nbytes", "most"), [(300_000, 150), (2_000_000, 50), (40_000_000, 6)])
     @pytest.mark.parametrize("send", ["send", "send_bytes"])
     def test_a_sender_waits_before_the_memory_is_full(self, ours, nbytes, most, send):
-        """The kernel holds hundreds of messages, of whatever size the blocks are that they name."""
+        """The kernel holds hundreds of messages, whatever the size of the blocks that they name."""
         here, there = ours
-        os.set_blocking(here.fileno(), False)  # to be told, and not to wait
+        os.set_blocking(here.fileno(), False)  # to get an error instead of waiting
         item = np.ones(nbytes, np.uint8)
         for _ in range(2):
             sent = 0
@@ -292,7 +292,7 @@ class TestOurs:
                 assert (got[0], int(got[1:].sum())) == (number, nbytes - 1)
                 del got
 
-    def test_what_is_shared_takes_no_room(self, ours):
+    def test_shared_memory_takes_no_room_in_a_pipe(self, ours):
         here, there = ours
         os.set_blocking(here.fileno(), False)
         shared = forkshm.zeros(10_000_000, np.uint8)
@@ -310,7 +310,7 @@ class TestOurs:
         assert there.recv() == 1
 
     def test_ends_are_given_back_without_close(self):
-        forkshm.Pipe()  # the leak check looks
+        forkshm.Pipe()  # the leak check finds ends that stay open
 
     def test_no_end_is_inherited_by_other_programs(self, ours):
         assert not any(os.get_inheritable(end.fileno()) for end in ours)
@@ -335,7 +335,7 @@ def test_a_connection_is_made_of_the_fd_of_one():
         assert stream.recv(100) == b"still open"
 
 
-def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
+def test_an_invalid_fd_is_refused_on_use():
     one, other = forkshm.Pipe()
     number = one.fileno()
     one.close()
@@ -343,7 +343,7 @@ def test_a_number_that_is_no_fd_is_refused_when_it_is_used():
     connection = forkshm.connection.Connection(number)
     with pytest.raises(OSError, match="closed"):
         connection.poll()
-    # It is another one's by now, which must not be closed with the connection.
+    # The number belongs to another fd by now, which must not be closed with the connection.
     here, there = forkshm.Pipe()
     with here, there:
         assert number in (here.fileno(), there.fileno())

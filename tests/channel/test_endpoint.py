@@ -1,4 +1,4 @@
-"""The two ends: whole messages, with their fds, to exactly one receiver."""
+"""Both ends of a channel: whole messages, with their fds, to exactly one receiver."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FD_COUNTS = [0, 1, 2, DIRECT_FDS - 1, DIRECT_FDS, DIRECT_FDS + 1, 63, 64, 65, DI
 
 
 def as_on_linux(count):
-    """Name a test alike on every backend, however many fds go in one message there."""
+    """Name a test alike on every backend, whatever number of fds fits one message there."""
     return str(count if count < DIRECT_FDS - 1 else count - DIRECT_FDS + 16)
 
 
@@ -46,7 +46,7 @@ def channel():
 
 @contextlib.contextmanager
 def files(count):
-    """So many open files, each with its number in it."""
+    """Provide *count* open files, each containing its number."""
     needs_fds(2 * count)
     fds = []
     try:
@@ -116,7 +116,7 @@ def test_a_full_queue_says_so_when_told_not_to_wait(channel):
     assert sender.send(b"again", wait=False)
 
 
-def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
+def test_a_full_queue_keeps_the_fds_of_an_unsent_message(channel):
     sender, _ = channel
     with files(DIRECT_FDS + 5) as fds:
         before = open_fds()
@@ -126,7 +126,7 @@ def test_a_full_queue_keeps_the_fds_of_what_was_not_sent(channel):
         assert numbers_in(fds) == list(range(DIRECT_FDS + 5))
 
 
-def test_a_message_is_there_until_it_was_received(channel):
+def test_has_message_is_true_until_the_message_is_received(channel):
     sender, receiver = channel
     assert not receiver.has_message()
     sender.send(b"abc")
@@ -211,7 +211,7 @@ def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothin
         payload.close()
         del regions, payload
         used = max(map(int, os.listdir("/proc/self/fd"))) + 1
-        fillers = [os.dup(0) for _ in range(used)]  # no holes below
+        fillers = [os.dup(0) for _ in range(used)]  # leaves no unused numbers below
         while max(fillers) < used:
             fillers.append(os.dup(0))
         full = max(fillers) + 1 + room
@@ -222,7 +222,7 @@ def test_too_many_open_files_at_the_receiver_are_said_with_the_remedy_and_nothin
         assert received.fds == []
         for fd in fillers:
             os.close(fd)
-        gc.collect()  # the traceback holds what was received until then
+        gc.collect()  # the traceback keeps what was received until then
         assert open_fds() == before
         sender.send(b"next")
         assert receiver.receive_nowait() == Received(b"next", [])
@@ -241,7 +241,7 @@ def test_a_soft_limit_is_raised_before_a_message_is_lost(in_child, count):
             sender.send(b"here", fds)
         used = len(open_fds())
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + DIRECT_FDS + 4, hard))
-        kernel._roomy_below = 0  # as it would be, or less, in a process that began with this limit
+        kernel._roomy_below = 0  # the value, or less, in a process that started with this limit
         received = receiver.receive_nowait()
         assert numbers_in(received.fds) == list(range(count))
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
@@ -251,7 +251,7 @@ def test_a_soft_limit_is_raised_before_a_message_is_lost(in_child, count):
 
 @contextlib.contextmanager
 def nobody():
-    """Be a user whom the kernel counts the fds of that are on their way."""
+    """Run as a user whose fds in flight the kernel counts."""
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -360,7 +360,7 @@ def test_an_ended_channel_gives_the_rest_and_then_none(channel):
         sender.send(b"too late")
 
 
-def test_sending_when_nobody_can_receive_says_so(channel):
+def test_sending_without_a_receiver_raises(channel):
     sender, receiver = channel
     receiver.close()
     with files(300) as fds:

@@ -1,4 +1,4 @@
-"""Messages that were cut or changed: refused with a reason, or what they say; never anything else."""
+"""Truncated or changed messages are refused with a reason, or read as what they say."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from forkshm.region.blocks._segment import claim_at
 
 @pytest.fixture
 def messages():
-    """Messages of every kind: their bytes, and the fds beside them."""
+    """Return messages of every kind: their bytes, and their fds."""
     made = []
     first, second = forkshm.anonymous_shared_memory(5000), forkshm.anonymous_shared_memory(4096)
     ours, theirs = forkshm.Pipe()
@@ -48,12 +48,12 @@ def messages():
 
 
 def open_fds():
-    arena.statistics()  # blocks that are back may have taken fds until somebody looked
+    arena.statistics()  # returned blocks may keep fds until this look
     return sorted(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
 
 
 def memory_of(buffer):
-    """The object that a buffer lies in, or None when it is of this process alone."""
+    """Return the object that a buffer is in, or None if it belongs to this process alone."""
     address = kernel.address_of(buffer)
     if (mapping := mapping_at(address)) is not None:
         assert address + buffer.nbytes <= mapping.address + mapping.size
@@ -65,10 +65,10 @@ def memory_of(buffer):
 
 
 def read(data, fds):
-    """Read a message as every receiver does; what comes of it must be memory that came beside it."""
+    """Read a message as every receiver does; the result may only use memory that came with it."""
     identities = set()
     for fd in fds:
-        with contextlib.suppress(OSError):  # a pipe's, which not every system takes for memory
+        with contextlib.suppress(OSError):  # a pipe, which not every system identifies as memory
             identities.add(kernel.identify(fd)[0])
     beside = [kernel.duplicate(fd) for fd in fds]
     try:
@@ -87,7 +87,7 @@ def read(data, fds):
             if not view.nbytes:
                 continue
             assert memory_of(view) in {None, *identities}
-            # Nothing beyond the end of an object is mapped: this would be a SIGBUS.
+            # Nothing beyond the end of an object is mapped; otherwise this would be a SIGBUS.
             assert len(bytes(view[:: max(view.nbytes // 64, 1)]) + bytes(view[-1:])) > 1
     return message
 
@@ -100,7 +100,7 @@ def test_the_messages_of_these_tests_are_read(messages):
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_a_changed_message_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+def test_a_changed_message_is_refused_or_names_its_own_memory(messages, examples):
     by_data = [data for data, _ in messages]
     beside = [fds for _, fds in messages]
     before = open_fds()
@@ -120,7 +120,7 @@ def test_a_changed_message_is_refused_or_names_memory_that_came_beside_it(messag
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_a_changed_message_with_its_own_fds_is_refused_or_names_memory_that_came_beside_it(messages, examples):
+def test_a_changed_message_with_fds_is_refused_or_names_its_own_memory(messages, examples):
     before = open_fds()
     for data, fds in messages:
         try_all(examples // len(messages), changed([data]), lambda changed, fds=fds: read(changed, fds))
@@ -129,7 +129,7 @@ def test_a_changed_message_with_its_own_fds_is_refused_or_names_memory_that_came
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_whatever_comes_through_a_channel_the_next_message_is_whole(messages, examples):
+def test_the_message_after_malformed_data_is_complete(messages, examples):
     sender, receiver = pair()
 
     def check(data):
@@ -139,7 +139,7 @@ def test_whatever_comes_through_a_channel_the_next_message_is_whole(messages, ex
         received = receiver.receive_nowait()
         with pytest.raises(forkshm.ForkshmError):
             read_message(received)
-            raise forkshm.ForkshmError("it was a whole message all the same")
+            raise forkshm.ForkshmError("it was a whole message nevertheless")
         sender.send(b"next")
         assert receiver.receive_nowait() == Received(b"next", [])
 
@@ -149,13 +149,13 @@ def test_whatever_comes_through_a_channel_the_next_message_is_whole(messages, ex
 
 
 def test_a_lease_on_another_block_is_refused():
-    """The bytes of one message with the fd of another: a replay that never maps what nobody lent."""
-    # Where a block is a memory object, one of 70,000 bytes may be in what has room for 1 MiB.
+    """Receive the bytes of one message with the fd of another: a replay never maps a block that was not lent."""
+    # With one memory object for each block, a block of 70,000 bytes may be in an object of 1 MiB.
     here, there = pack(b"x" * 70_000), pack(b"y" * 2**21)
     data, _ = write_message(Kind.RESULT, 0, there)
     _, fds = write_message(Kind.RESULT, 0, here)
     fds = [kernel.duplicate(fd) for fd in fds]
     there.close()
-    with pytest.raises(forkshm.errors.RegionGoneError, match=r"the lease is on another one|does not fit a segment"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match=r"the lease does not hold it|does not fit a segment"):
         read_message(Received(data, fds))
     here.close()

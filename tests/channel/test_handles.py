@@ -1,4 +1,4 @@
-"""What the standard library passes by inheritance only crosses here as an argument: queues, connections, sockets."""
+"""Queues, connections and sockets can be sent as arguments; the standard library only lets children inherit them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_sockets(pool):
             assert pool.apply(talk, (there,)) == (there.family, there.type)
         assert here.recv(10) == b"hello"
         assert here.recv(10) == b""
-    if sys.platform == "win32":  # sent in the standard library's way, by a thread that stays
+    if sys.platform == "win32":  # sent by the standard library's method, with a thread that stays
         forkshm.resource_sharer.stop(timeout=20)
 
 
@@ -141,7 +141,7 @@ def test_closed_ones_are_refused():
             pack(thing)
 
 
-def test_handles_that_nobody_takes_are_closed():
+def test_unclaimed_handles_are_closed():
     here, there = forkshm.Pipe()
     incoming = through([here, there])
     del incoming

@@ -1,4 +1,4 @@
-"""Manager: the standard library's objects, reached through our connections."""
+"""Manager: objects of the standard library, reached through forkshm's connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from forkshm.backend import kernel
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_up():
-    # Modules, and what multiprocess makes once.
+    # Modules, and objects that multiprocessing creates once.
     with forkshm.Manager():
         pass
 
@@ -78,7 +78,7 @@ def test_children_and_workers_that_are_there_already_use_proxies(pool, in_child,
     assert items[-1] == "child"
 
 
-def test_the_context_has_it_too():
+def test_the_context_has_a_manager():
     with forkshm.get_context(*started.methods("fork")).Manager() as manager:
         assert manager.dict(a=1).copy() == {"a": 1}
 
@@ -91,7 +91,7 @@ def test_a_wrong_key_is_refused(manager):
     assert manager.dict(a=1)["a"] == 1
 
 
-def test_a_stranger_that_says_nothing_holds_nobody_up(manager):
+def test_a_silent_connection_blocks_no_other(manager):
     with contextlib.closing(kernel.call(manager.address)) as stranger:
         assert manager.dict(a=1)["a"] == 1
         stranger.send(b"nonsense")
@@ -112,13 +112,13 @@ def test_another_user_is_not_let_in(manager, in_child):
     assert manager.dict(a=1)["a"] == 1
 
 
-def test_it_leaves_no_file():
+def test_a_manager_leaves_no_file():
     with forkshm.Manager() as manager:
         assert manager.address.startswith("\0forkshm-") or os.path.exists(manager.address)
     assert manager.address.startswith("\0forkshm-") or not os.path.exists(os.path.dirname(manager.address))
 
 
-def test_its_process_ends_with_a_parent_that_is_killed(run_script, wait_until):
+def test_the_manager_process_ends_with_a_killed_parent(run_script, wait_until):
     done = run_script(
         """
 import forkshm, os
@@ -142,8 +142,8 @@ def test_a_killed_manager_is_told(manager):
             mapping["a"]
 
 
-def test_it_ends_when_it_is_collected():
-    forkshm.Manager().dict(a=1)  # the leak check looks
+def test_a_collected_manager_ends():
+    forkshm.Manager().dict(a=1)  # the leak check finds what stays
 
 
 def test_an_initializer_that_cannot_be_called_is_refused_here():

@@ -1,4 +1,4 @@
-"""Messages: read back whole, or refused with nothing left open."""
+"""Messages are read back whole, or refused with nothing left open."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from forkshm.region.blocks._segment import forget_abandoned
 
 
 def open_fds():
-    arena.statistics()  # blocks that are back may have taken fds until somebody looked
+    arena.statistics()  # returned blocks may keep fds until this look
     return sorted(os.listdir("/proc/self/fd"))
 
 
 def message(*things, kind=Kind.RESULT, number=7, group=0):
-    """A message as it arrives: the payloads are closed, the fds are the receiver's."""
+    """Return a message as it arrives: the payloads are closed, and the receiver owns the fds."""
     payloads = [pack(thing) for thing in things]
     data, fds = write_message(kind, number, *payloads, group=group)
     received = Received(data, [kernel.duplicate(fd) for fd in fds])
@@ -100,7 +100,7 @@ def test_a_small_answer_is_opened_in_the_short_way_and_no_other():
         (bytes(range(23)), "too few"),
     ],
 )
-def test_bytes_that_are_no_message_are_refused_with_what_they_are(data, telling):
+def test_malformed_messages_are_refused_with_the_reason(data, telling):
     with pytest.raises(ChannelBrokenError, match=telling):
         read_header(data)
     refuse_and_leave_nothing(Received(data, [os.memfd_create("beside")]))
@@ -123,7 +123,7 @@ def test_a_message_with_bytes_or_fds_too_many_is_refused():
 
 @pytest.fixture(params=["plain", "block", "region", "mixed"])
 def things(request):
-    """What is sent: makes it anew, because a fixture's value outlives the test's end."""
+    """Return the object to send, which is created here because the value of a fixture outlives the end of the test."""
     return {
         "plain": lambda region: (1, "text", [2.5]),
         "block": lambda region: (b"x" * 30_000,),
@@ -138,7 +138,7 @@ def test_a_message_cut_anywhere_is_refused_and_leaves_nothing_open(things):
         for cut in range(length):
             received = message(*things(region))
             refuse_and_leave_nothing(Received(received.data[:cut], received.fds))
-        gc.collect()  # the tracebacks hold what had been received until then
+        gc.collect()  # the tracebacks keep what was received until then
 
 
 def message_data(sent):

@@ -1,4 +1,4 @@
-"""Queues: the standard library's contract, and what is ours."""
+"""Queues: the contract of the standard library, and forkshm's additions."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def eventually(condition):
 
 
 class TestContract:
-    """What multiprocessing promises; both are asked."""
+    """Return a queue of multiprocessing and one of forkshm; both keep its promises."""
 
-    def test_what_is_put_is_got_in_order(self, any_queue):
+    def test_items_arrive_in_order(self, any_queue):
         for item in ITEMS:
             any_queue.put(item)
         assert [any_queue.get() for _ in ITEMS] == ITEMS
@@ -188,7 +188,7 @@ class TestContract:
 
     def test_a_closed_queue_is_refused(self, mp):
         it = mp.Queue()
-        if sys.platform != "win32" or isinstance(it, forkshm.queues.Queue):  # there theirs is without its assertions
+        if sys.platform != "win32" or isinstance(it, forkshm.queues.Queue):  # otherwise there are no assertions
             with pytest.raises((AssertionError, ValueError)):
                 it.join_thread()
         it.close()
@@ -211,7 +211,7 @@ class TestContract:
         with made(getattr(mp, kind)()) as it, pytest.raises(RuntimeError):
             pickle.dumps(it)
 
-    def test_what_was_put_before_the_end_of_a_process_arrives(self, a_queue, run):
+    def test_items_put_before_a_process_ends_arrive(self, a_queue, run):
         run(lambda: [a_queue.put(number) for number in range(5000)])
         assert [a_queue.get(timeout=30) for _ in range(5000)] == list(range(5000))
 
@@ -222,7 +222,7 @@ class TestContract:
         assert [a_queue.get() for _ in range(5000)] == list(range(5000))
         eventually(a_queue.empty)
 
-    def test_join_waits_for_what_is_not_done(self, mp, run):
+    def test_join_waits_for_unfinished_items(self, mp, run):
         with made(mp.JoinableQueue()) as it:
 
             def work():
@@ -242,7 +242,7 @@ class TestContract:
 
 
 class TestOurs:
-    def test_what_cannot_be_sent_is_dropped_and_printed_with_its_path_and_the_line_that_put_it(self, capfd):
+    def test_an_unpicklable_item_is_dropped_and_printed_with_its_path_and_line(self, capfd):
         with made(forkshm.JoinableQueue(1)) as it:
             for _ in range(3):
                 it.put({"model": [threading.Lock()]})
@@ -259,7 +259,7 @@ class TestOurs:
             it.join()
             assert capfd.readouterr().err == ""
 
-    def test_what_cannot_be_sent_raises_where_it_is_put_if_asked_for_in_other_processes_too(self, in_child):
+    def test_an_unpicklable_item_raises_from_put_with_on_error_raise(self, in_child):
         def fails(queue):
             for _ in range(3):
                 with pytest.raises(TypeError, match=r"cannot pickle .* \(obj: _thread\.lock\)"):
@@ -275,7 +275,7 @@ class TestOurs:
             it.task_done()
             it.join()
 
-    def test_what_the_kernel_refuses_raises(self, ours, in_child):
+    def test_a_refused_send_raises_from_put(self, ours, in_child):
         addresses = resource.RLIMIT_AS  # here, where a backend that has none skips
 
         def without_memory():
@@ -352,7 +352,7 @@ class TestOurs:
         assert in_child(look) == 0
         assert ours.empty()
 
-    def test_a_closed_one_says_so_whatever_it_is_asked(self):
+    def test_a_closed_queue_raises_from_every_method(self):
         it = forkshm.Queue()
         it.put(1)
         it.close()
@@ -383,7 +383,7 @@ class TestOurs:
     @pytest.mark.parametrize("kind", KINDS)
     def test_shared_arrays_and_regions_are_the_same_memory(self, kind, in_child):
         with made(getattr(forkshm, kind)()) as there, made(forkshm.SimpleQueue()) as back:
-            # Made after the fork, so that it must cross.
+            # Created after the fork, so that it must be sent.
             region = forkshm.anonymous_shared_memory(4096)
 
             def work():
@@ -425,7 +425,7 @@ class TestOurs:
 
         assert in_child(wait_and_get) == 0
 
-    def test_a_child_lets_go_of_what_its_parent_has_yet_to_send(self, ours, in_child):
+    def test_a_forked_child_drops_its_parents_unsent_items(self, ours, in_child):
         for _ in range(1000):
             ours.put((np.ones(2500), "x" * 4000))
         assert ours._backlog
@@ -444,7 +444,7 @@ class TestOurs:
         ours.put(lambda x: x + 1)
         assert ours.get()(1) == 2
 
-    def test_what_fails_to_unpickle_raises_in_get_and_the_next_works(self, ours):
+    def test_an_item_that_fails_to_unpickle_raises_and_the_next_works(self, ours):
         ours.put(Bad())
         ours.put("good")
         with pytest.raises(ZeroDivisionError):
@@ -492,7 +492,7 @@ class TestOurs:
 
     def test_queues_give_their_fds_back_without_close(self):
         for kind in KINDS:
-            getattr(forkshm, kind)().put(1)  # the leak check looks
+            getattr(forkshm, kind)().put(1)  # the leak check finds what stays
 
     def test_a_program_ends_only_when_its_items_are_sent(self, run_script):
         out = run_script("""
@@ -511,7 +511,7 @@ go.put(1)
         assert out == f"{sum(range(5000))}\n"
 
     @pytest.mark.parametrize("cancel", ["", "queue.cancel_join_thread()"])
-    def test_a_program_ends_when_nobody_can_receive(self, run_script, cancel):
+    def test_a_program_with_unsent_items_ends_without_receivers(self, run_script, cancel):
         assert (
             run_script(f"""
 import forkshm
@@ -581,7 +581,7 @@ threading.Thread(target=consume).start()
         assert sorted(got) == [(who, n) for who in range(3) for n in range(300)]
 
 
-def test_a_counter_counts_for_everybody_and_not_below_zero():
+def test_a_counter_is_shared_and_never_negative():
     shared = forkshm.Queue()
     counter = shared._counters.items
     memory = kernel.create_memory(1, "test")
@@ -632,7 +632,7 @@ def test_a_closed_queue_that_was_never_put_into_is_empty():
         used.empty()
 
 
-def test_a_subclass_may_be_told_what_cannot_be_put():
+def test_a_subclass_hook_receives_unpicklable_items():
     class Told(forkshm.queues.Queue):
         told = None
 

@@ -1,4 +1,4 @@
-"""What a signal handler raises amid `put` is its own, and not taken for an object that cannot be pickled."""
+"""An exception of a signal handler during `put` is raised as such, and not reported as a pickling error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs si
 
 
 class SignalsOnce:
-    """Sends a signal to this process while it is pickled for the first time."""
+    """An object that sends a signal to this process while it is pickled for the first time."""
 
     def __init__(self):
         self.has_signalled = False

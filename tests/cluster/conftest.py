@@ -11,8 +11,8 @@ import forkshm
 
 @pytest.fixture(autouse=True)
 def no_leaks():
-    """Dask's threads and sockets live as long as its client, so only memory is looked at; a test looks at processes."""
+    """Check memory only: Dask's threads and sockets live as long as its client. Tests check processes themselves."""
     before = forkshm.statistics().regions
     yield
     gc.collect()
-    assert forkshm.statistics().regions <= before + 1  # an array that is kept for calls to come
+    assert forkshm.statistics().regions <= before + 1  # one array may be kept for later calls

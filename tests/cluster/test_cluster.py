@@ -20,7 +20,7 @@ distributed = pytest.importorskip("distributed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed by a signal"),
-    pytest.mark.filterwarnings("ignore"),  # of Dask's and its libraries
+    pytest.mark.filterwarnings("ignore"),  # warnings of Dask and its libraries
 ]
 
 # The nodes cannot import this module.
@@ -44,7 +44,7 @@ def executor(cluster):
 
 
 def where(_):
-    # The parent of a worker process is the fork server, and the parent of that the node.
+    # The parent of a worker process is the fork server, whose parent is the node.
     time.sleep(0.05)
     return os.getpid(), os.getppid()
 
@@ -177,7 +177,7 @@ def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
 
 
 @pytest.mark.parametrize("make", [forkshm.Lock, forkshm.Queue, lambda: forkshm.anonymous_shared_memory(10)])
-def test_what_is_of_one_machine_is_refused(executor, make):
+def test_objects_of_one_machine_are_refused(executor, make):
     with pytest.raises(forkshm.UnsupportedError, match="one machine"):
         executor.submit(print, make())
 

@@ -1,4 +1,4 @@
-"""fixtures of the tests of containers."""
+"""Fixtures for the tests of containers."""
 
 from __future__ import annotations
 

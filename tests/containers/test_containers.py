@@ -1,4 +1,4 @@
-"""SharedList and SharedDict: one copy of objects for all who read them."""
+"""SharedList and SharedDict: objects stored once for all processes that read them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_process_with_other_hashes_finds_the_keys():
         assert done.stdout == f"{[_containers._hash(key) for key in keys]}\n"
 
 
-def test_what_cannot_be_in_one_is_named():
+def test_an_unpicklable_item_is_named():
     with pytest.raises(forkshm.NotPicklableError, match="item 1, a lock, cannot be pickled"):
         forkshm.SharedList([1, threading.Lock()])
     with pytest.raises(forkshm.NotPicklableError, match="the value of 'b', a lock, cannot be pickled"):
@@ -170,7 +170,7 @@ def test_to_a_worker_crosses_a_descriptor(kind, pool):
 
 
 @pytest.mark.needs("foreign_channels")
-def test_through_the_standard_library_it_is_the_same_memory():
+def test_a_container_stays_the_same_memory_through_the_standard_library():
     shared = forkshm.SharedList(["a", np.arange(3)])
     queue = multiprocessing.SimpleQueue()
     queue.put(shared)
@@ -188,7 +188,7 @@ def test_a_plain_pickle_is_by_value():
 
 
 def memory_of(pid, field, only=""):
-    """Sum a field of /proc/<pid>/smaps over the mappings whose name contains *only*, in bytes."""
+    """Return the sum of a field of /proc/<pid>/smaps over mappings whose name contains *only*, in bytes."""
     total, counts = 0, False
     with open(f"/proc/{pid}/smaps") as lines:
         for line in lines:
@@ -201,7 +201,7 @@ def memory_of(pid, field, only=""):
 
 
 def grown_by_reading(things, readers):
-    """Fork so many readers; return how much private memory each needed for it, and the shared memory of all."""
+    """Fork *count* readers; return the private memory that each needed, and the shared memory of all."""
     children = []
     for _ in range(readers):
         up_read, up_write = os.pipe()
@@ -233,11 +233,11 @@ def test_eight_readers_have_one_copy_between_them():
     plain = [f"{x:0100}" for x in range(50_000)]
     shared = forkshm.SharedList(plain)
     size = shared.nbytes
-    assert shared == plain  # read here, too, so that its pages are no child's alone
+    assert shared == plain  # read here, too, so that its pages do not count as private to a child
     by_reading_plain, _ = grown_by_reading(plain, 2)
     by_reading_shared, all_of_it = grown_by_reading(shared, 8)
-    # What the reference counts of the plain list cost each reader: all of its pages.
+    # The cost of reference counts in the plain list, for each reader: all of its pages.
     assert min(by_reading_plain) > 50_000 * 100
     assert max(by_reading_shared) < 1_500_000
-    # All eight, and this process, see the same pages.
+    # All eight readers and this process share the same pages.
     assert 0.9 * size < all_of_it - others < 1.05 * size

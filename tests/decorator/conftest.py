@@ -1,4 +1,4 @@
-"""fixtures of the tests of decorator."""
+"""Fixtures for the tests of the decorator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""@parallel: a function that stays a function, and can be mapped over workers."""
+"""@parallel: a function that can still be called, and can be mapped over workers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import pytest
 
 import forkshm
 from forkshm._system import CAN_FORK
-from forkshm.decorator import _parallel
+from forkshm.decorator import _settings
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
 
 
 @pytest.fixture(autouse=True)
 def _no_workers_left(no_leaks):
-    """Everything that a test started ends with it."""
+    """Close all workers that a test started."""
     yield
-    for executor in list(_parallel._executors.values()):
+    for executor in list(_settings.executors.values()):
         executor.shutdown()
-    _parallel._executors.clear()
+    _settings.executors.clear()
 
 
 @forkshm.parallel(workers=2)
 def double(x: int, *, plus: int = 0) -> int:
-    """Twice *x*."""
+    """Return twice *x*."""
     return 2 * x + plus
 
 
@@ -83,7 +83,7 @@ class Table:
 
     @forkshm.parallel(workers=2)
     def at(self, index: int) -> float:
-        """The value there."""
+        """The value of the object."""
         return float(self.values[index])
 
     @forkshm.parallel(workers=2)
@@ -97,11 +97,11 @@ class Table:
         return 3 * x
 
 
-def test_called_it_is_the_function_it_was():
+def test_calling_a_decorated_function_calls_the_original():
     assert double(3, plus=1) == 7
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice *x*.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
-    assert not _parallel._executors, "a plain call starts nothing"
+    assert not _settings.executors, "a plain call starts nothing"
 
 
 def test_maps_have_the_answers_of_the_builtins():
@@ -122,7 +122,7 @@ def test_the_workers_are_others_and_stay_and_are_shared():
     assert os.getpid() not in first
     assert len(first | again) <= 2
     double.map([1])
-    assert len(_parallel._executors) == 1
+    assert len(_settings.executors) == 1
 
 
 def test_equal_options_share_workers_and_others_do_not():
@@ -145,7 +145,7 @@ def test_close_ends_the_workers_and_the_next_call_starts_new_ones():
 
 def test_a_forked_child_has_workers_of_its_own(in_child):
     pid_of.map([1])
-    parents = {worker.pid for worker in _parallel._executor_of(pid_of._settings).pool._worker_group.workers}
+    parents = {worker.pid for worker in _settings.executor_of(pid_of._settings).pool._worker_group.workers}
 
     def child():
         children = set(pid_of.map(range(20), chunksize=1))
@@ -156,18 +156,18 @@ def test_a_forked_child_has_workers_of_its_own(in_child):
     assert parents >= set(pid_of.map(range(20), chunksize=1))
 
 
-def test_in_a_worker_it_runs_in_place():
+def test_a_map_in_a_worker_runs_in_that_worker():
     ((worker, pids, doubled, more),) = nested.map([21])
     assert set(pids) == {worker} != {os.getpid()}
     assert (doubled, more) == (42, [42])
 
 
-def test_in_a_worker_it_has_workers_of_its_own_if_asked():
+def test_a_nested_map_has_workers_of_its_own():
     ((worker, pids),) = nested_in_workers.map([0])
     assert worker not in pids
 
 
-def test_so_it_does_in_a_worker_of_a_plain_pool(pool):
+def test_a_map_in_a_worker_of_a_plain_pool_runs_in_that_worker(pool):
     worker, pids, *_ = pool.apply(nested, (1,))
     assert set(pids) == {worker}
 
@@ -185,8 +185,20 @@ def test_on_error(call):
     assert call(range(7), on_error="skip") == [0, 1, 3, 4, 6]
 
 
+def fail_on_odd(x):
+    if x % 2:
+        raise ValueError(x)
+    return x
+
+
+def test_options_are_taken_together_with_a_function():
+    assert forkshm.parallel(fail_on_odd, workers=1, on_error="skip").map(range(4)) == [0, 2]
+    with pytest.raises(ValueError, match="on_error"):
+        forkshm.parallel(fail_on_odd, on_error="whatever")
+
+
 def test_on_error_without_workers():
-    """In a worker, too: what runs in place has the same answers."""
+    """Maps that run inside a worker return the same answers."""
 
     @forkshm.parallel(workers=1)
     def inner(xs):
@@ -213,7 +225,7 @@ def test_results_are_written_into_a_shared_array_and_not_sent():
     def row(x):
         return np.full(100_000, x)
 
-    executor = _parallel._executor_of(row._settings)
+    executor = _settings.executor_of(row._settings)
     before = executor.pool.statistics().bytes_copied
     assert row.map(range(6), out=out) is out
     assert out[:, -1].tolist() == [0, 1, 2, 3, 4, 5]
@@ -231,7 +243,7 @@ def test_an_array_that_workers_cannot_write_is_refused(out):
 def test_a_method_takes_its_object_along_once():
     table = Table(np.arange(2_000_000.0))
     assert (table.at(3), Table.at(table, 4)) == (3.0, 4.0)
-    pool = _parallel._executor_of(Table.at._settings).pool
+    pool = _settings.executor_of(Table.at._settings).pool
     before = pool.statistics().bytes_copied
     assert table.at.map(range(50), chunksize=1) == [float(x) for x in range(50)]
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
@@ -240,14 +252,14 @@ def test_a_method_takes_its_object_along_once():
     assert Table.triple.map([1, 2]) == [3, 6]
 
 
-def test_what_a_function_closes_over_is_copied_once():
+def test_a_closure_is_copied_once():
     big = np.ones(2_000_000)
 
     @forkshm.parallel(workers=2)
     def element(x):
         return big[x]
 
-    pool = _parallel._executor_of(element._settings).pool
+    pool = _settings.executor_of(element._settings).pool
     before = pool.statistics().bytes_copied
     assert element.map(range(40), chunksize=1) == [1.0] * 40
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
@@ -330,7 +342,7 @@ def test_wrong_options_are_told_at_once(options, message):
         forkshm.parallel(**options)(abs)
 
 
-def test_what_cannot_be_decorated_or_given():
+def test_invalid_functions_and_options_are_refused():
     async def coroutine():
         pass
 
@@ -351,7 +363,7 @@ def test_what_cannot_be_decorated_or_given():
 def test_progress(kind, capfd, monkeypatch):
     library = pytest.importorskip(kind)
     if kind == "tqdm":
-        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # else it keeps a thread
+        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     assert double.map(range(30), progress=kind, chunksize=7) == [2 * x for x in range(30)]
     said = "".join(capfd.readouterr())
     assert "30/30" in said
@@ -373,7 +385,7 @@ def test_progress_without_its_library(monkeypatch):
         double.map([1], progress="bar")
 
 
-# -- where functions come from ------------------------------------------------------------------
+# -- origin of functions ------------------------------------------------------------------------
 
 
 def test_functions_of_the_script_see_the_globals_that_an_initializer_set(run_script):
@@ -404,7 +416,7 @@ print(later.map([0]))
     assert said == "[0, 10, 20, 30]\n['later', 2]\n['redefined']\n"
 
 
-def test_the_program_ends_with_workers_and_waits_for_what_was_submitted(run_script):
+def test_the_program_waits_for_submitted_calls_and_ends_its_workers(run_script):
     said = run_script("""
 import forkshm, time
 @forkshm.parallel(workers=2)
@@ -429,7 +441,7 @@ def test_recursive_and_dynamic_functions_cross(pool):
     assert factorial.map([5]) == [120]
 
 
-def test_worker_exit_gets_what_worker_state_made_when_workers_end(tmp_path):
+def test_worker_exit_gets_the_worker_state(tmp_path):
     @forkshm.parallel(workers=2, worker_state=lambda: [os.getpid()], worker_exit=lambda state: ended(state))
     def note(x):
         note.state.append(x)

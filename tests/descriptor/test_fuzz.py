@@ -1,4 +1,4 @@
-"""Descriptors with other numbers in them: refused with a reason, or the region that they name."""
+"""Descriptors with changed numbers are refused with a reason, or lead to the region that they name."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def wires():
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_changed_tables_are_refused_or_stay_within_what_they_name(examples):
+def test_changed_tables_are_refused_or_stay_within_their_memory(examples):
     def check(data):
         if start := is_plain(data, 0):
             assert start <= len(data)

@@ -1,4 +1,4 @@
-"""RegionDescriptor: a region named from outside, or an answer why not."""
+"""RegionDescriptor: names a region of another process, or raises with the reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def maps():
 
 @contextlib.contextmanager
 def gone(telling):
-    """Attaching fails, says why, and leaves nothing mapped or open."""
+    """Check that attaching fails with the reason, and leaves nothing mapped or open."""
     before = open_fds(), maps()
     with pytest.raises(RegionGoneError, match=telling) as caught:
         yield
@@ -61,7 +61,7 @@ def gone(telling):
 
 @pytest.fixture
 def child_with_region():
-    """A child that holds a region open: its descriptor, and a function that ends it."""
+    """Return the descriptor of a region that a child holds open, and a function that ends the child."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -94,7 +94,7 @@ def child_with_region():
 # -- while the memory is there --------------------------------------------------------
 
 
-def test_another_program_reads_and_writes_what_the_descriptor_names(run_script):
+def test_another_program_reads_and_writes_the_described_region(run_script):
     with anonymous_shared_memory(PAGE + 10) as region:
         region.buf[:5] = b"hello"
         said = run_script(ATTACH, pickle.dumps(describe(region)).hex())
@@ -121,7 +121,7 @@ def test_a_region_of_a_child_is_mapped_here_and_outlives_the_child(child_with_re
         region.buf[PAGE] = 1
 
 
-def test_attaching_in_the_process_that_has_it_gives_the_same_region():
+def test_attaching_in_the_owning_process_returns_the_same_region():
     with anonymous_shared_memory(PAGE) as region:
         before = open_fds()
         assert describe(region).attach() is region
@@ -153,7 +153,7 @@ def test_a_descriptor_is_small_pickles_and_compares_by_value():
             descriptor.size = 1
 
 
-def test_a_descriptor_says_whose_memory_it_names():
+def test_the_repr_of_a_descriptor_names_the_owner():
     with anonymous_shared_memory(PAGE) as region:
         descriptor = describe(region)
         status = os.fstat(region.fileno())
@@ -185,7 +185,7 @@ def test_another_program_is_told_that_the_region_was_closed(run_script):
     region = anonymous_shared_memory(1234)
     stream = pickle.dumps(describe(region)).hex()
     region.close()
-    # Its fd may have been used again for the pipes of that program.
+    # Its fd number may have been reused for the pipes of that program.
     said = run_script(ATTACH_WHAT_IS_GONE, stream)
     assert "it closed the region" in said or "so the region was closed" in said
 
@@ -210,14 +210,14 @@ def test_an_fd_that_is_another_object_now_is_noticed():
     region.close()
     os.dup2(stranger.fileno(), descriptor.fd, inheritable=False)
     try:
-        with gone("that fd is another object now"):
+        with gone("that fd is a different object now"):
             descriptor.attach()
     finally:
         os.close(descriptor.fd)
         stranger.close()
 
 
-def test_an_fd_that_is_a_pipe_now_is_noticed_without_opening_it():
+def test_an_fd_reused_for_a_pipe_is_detected_without_opening_the_pipe():
     region = anonymous_shared_memory(PAGE)
     descriptor = describe(region)
     region.close()
@@ -227,7 +227,7 @@ def test_an_fd_that_is_a_pipe_now_is_noticed_without_opening_it():
     for fd in {read_end, write_end} - {descriptor.fd}:
         os.close(fd)
     try:
-        with gone("that fd is another object now"):
+        with gone("that fd is a different object now"):
             descriptor.attach()
     finally:
         os.close(descriptor.fd)
@@ -253,7 +253,7 @@ def test_a_file_that_was_cut_since_is_noticed():
 
 def test_a_process_of_another_user_may_not_look(in_child):
     if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can become another user")
     with anonymous_shared_memory(PAGE) as region:
         descriptor = describe(region)
 
@@ -261,7 +261,7 @@ def test_a_process_of_another_user_may_not_look(in_child):
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-            with pytest.raises(RegionGoneError, match="may not access that one"):
+            with pytest.raises(RegionGoneError, match="may not access that process"):
                 descriptor.attach()
 
         assert in_child(attach) == 0

@@ -1,4 +1,4 @@
-"""The wire form of a payload's head and tables: read back, or refused."""
+"""The wire form of a payload's head and tables is read back, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from forkshm.region import Mode
 from forkshm.region.blocks._segment import Share
 
 STREAM = b"the pickle stream"
-#: As large as the segment that the blocks of these tests lie in.
+# The size of the segment that has the blocks of these tests.
 SEGMENT = 2**24
 
 REGIONS = [
@@ -53,7 +53,7 @@ def wire(block, regions, spans, *, body_in_block=False):
 
 
 def parse(data, body=None, position=0):
-    """As the pickler does it, but for the memory: with the same checks as claiming a block has."""
+    """Read tables as the pickler does, but without memory; the checks are those of claiming a block."""
     head, start = read_head(data, position)
     if head.block is not None and head.block.offset + head.block.size > SEGMENT:
         raise ChannelBrokenError("claim would have refused it")
@@ -73,7 +73,7 @@ def payload(request):
 
 @pytest.mark.parametrize("name", PAYLOADS)
 @pytest.mark.parametrize("position", [0, 24])
-def test_what_was_written_is_read_back(name, position):
+def test_written_tables_are_read_back(name, position):
     block, regions, spans = PAYLOADS[name]
     data, _ = wire(block, regions, spans)
     head, tables, stream = parse(b"x" * position + data, position=position)
@@ -139,7 +139,7 @@ def assert_in_bounds(head, tables):
     assert 0 <= tables.stream <= head.body_size
 
 
-def test_a_payload_with_any_bit_flipped_is_refused_or_stays_within_what_it_names(payload):
+def test_a_payload_with_any_bit_flipped_is_refused_or_stays_within_its_memory(payload):
     data, body = payload
     refused = 0
     for position in range(len(data) * 8):
@@ -154,7 +154,7 @@ def test_a_payload_with_any_bit_flipped_is_refused_or_stays_within_what_it_names
     assert refused
 
 
-def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_what_it_names():
+def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_its_memory():
     data, body = wire(*PAYLOADS["both"], body_in_block=True)
     for position in range(len(body) * 8):
         changed = bytearray(body)
@@ -183,7 +183,7 @@ def test_a_body_with_any_bit_flipped_in_the_block_is_refused_or_stays_within_wha
         (None, [RegionRef(1, 2**63 - 1, Mode.read_write)], [], "region of"),
     ],
 )
-def test_tables_that_name_what_is_not_there_are_refused_with_the_values(block, regions, spans, telling):
+def test_tables_that_name_missing_memory_are_refused_with_the_values(block, regions, spans, telling):
     data, _ = wire(block, regions, spans)
     with pytest.raises(ChannelBrokenError, match=telling):
         parse(data)

@@ -1,4 +1,4 @@
-"""The notebooks run from the first to the last cell, and show what the text says."""
+"""The notebooks run from the first to the last cell, and print what the text says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("numpy")
 
 pytestmark = [pytest.mark.nightly, pytest.mark.skipif(os.name == "nt", reason="the cells fork")]
 
-# In a process of its own: Jupyter's client leaves sockets.
+# In a process of its own, because Jupyter's client leaves sockets behind.
 RUN = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)

@@ -1,4 +1,4 @@
-"""What the pages say is complete and true: every error has an entry, the tables are what the programs find."""
+"""The pages are complete and correct: every error has an entry, and the tables match the programs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_error_has_an_entry(name):
 
 
 def test_each_warning_has_an_entry():
-    """As many as there are places that warn; whoever adds one adds a row."""
+    """Check that each place that warns has a row in the table."""
     places = 0
     for path in (ROOT / "forkshm").rglob("*.py"):
         places += len(re.findall(r"^\s+ForkshmWarning,$", path.read_text(), re.MULTILINE))
@@ -48,7 +48,7 @@ def test_each_command_has_a_row_and_an_example():
 
 def test_each_public_name_is_in_the_reference():
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
-    # Exceptions are listed by their module; these are multiprocessing's own, or values of what is listed.
+    # Exceptions are listed by their module. These are multiprocessing's own, or values of listed ones.
     others = {"AuthenticationError", "ProcessError", "TimeoutError", "aio", "reducer"}
     others |= {name for name in forkshm.__all__ if isinstance(getattr(forkshm, name), (forkshm.Mode, forkshm.Creation))}
     others |= {name for name in forkshm.__all__ if name in forkshm.errors.__all__}
@@ -59,7 +59,7 @@ def test_each_public_name_is_in_the_reference():
 
 
 def test_links_between_pages_lead_to_pages():
-    """Sphinx checks them, too, but not by default."""
+    """Sphinx checks these, too, but not by default."""
     broken = []
     for path in PAGES:
         for link, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", path.read_text()):
@@ -93,7 +93,7 @@ def crossing():
 
 @pytest.mark.slow
 @pytest.mark.skipif(kernel.name != "linux", reason="the table is that of Linux")
-def test_the_table_of_what_crosses_how_is_true(crossing):
+def test_the_table_of_shared_and_copied_types_is_correct(crossing):
     with forkshm.Pool(1) as pool:
         found = {name: cells for name, (_, cells) in crossing.rows_of(pool).items()}
     written = crossing.rows_in_file()

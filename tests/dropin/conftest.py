@@ -1,4 +1,4 @@
-"""Fixtures of the tests of a drop-in."""
+"""Fixtures for the tests of drop-in use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the standard library's documentation shows of multiprocessing runs here, unchanged but for the import.
+"""The examples of the standard library's documentation of multiprocessing run with only the import changed.
 
-Each program is written for ``multiprocessing``; only the name of the package in its imports is replaced. What it has to
-print is what it prints there.
+Each program is written for ``multiprocessing``; only the name of the package in its imports is replaced. It must print
+the same output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from started import CAN_FORK
 
 pytestmark = pytest.mark.slow
 
-#: Name: (program, what it prints). Lines whose order is the scheduler's are sorted by the program.
+# Name: (program, output). Where the order of lines depends on the scheduler, the program sorts them.
 SNIPPETS = {
     "a pool maps": (
         """
@@ -886,7 +886,7 @@ SNIPPETS = {
 }
 
 
-#: What of that is another text where processes are started anew, for multiprocessing as well.
+# Outputs that differ where processes are spawned, with multiprocessing as well.
 STARTED_ANEW = {
     "who is who": ("function f\nmodule name: __main__", "function f\nmodule name: __mp_main__"),
     "ways to use a pool": ("ForkPoolWorker", "SpawnPoolWorke"),
@@ -909,11 +909,11 @@ def with_our_import(program):
 
 @pytest.mark.needs("ends_in_select", only="waiting for many readers")
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_it_runs_here(run_script, name, monkeypatch):
+def test_a_snippet_runs_with_forkshm(run_script, name, monkeypatch):
     program, expected = (textwrap.dedent(text) for text in SNIPPETS[name])
     if not CAN_FORK:
         expected = expected.replace(*STARTED_ANEW.get(name, ("", "")))
-        monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # only who forks writes out first what it has printed
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # only forked processes write out what was printed before
     ours = with_our_import(program)
     assert "forkshm" in ours
     assert not re.search(r"^\s*(from|import) multiprocessing", ours, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of other libraries."""
+"""Fixtures for the tests of other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executors, event loops and pools of the standard library over our contexts."""
+"""Executors, event loops and pools of the standard library with forkshm's contexts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_process_pool_executor(run_script, method):
 
 @pytest.mark.needs("foreign_channels")
 @pytest.mark.parametrize("method", METHODS)
-def test_asyncio_runs_in_it(run_script, method):
+def test_asyncio_runs_calls_in_an_executor(run_script, method):
     run_script(
         program("""
         async def main():

@@ -1,4 +1,4 @@
-"""Hugging Face's datasets under patch(): its workers are ours."""
+"""Hugging Face's datasets under patch(): its workers are forkshm processes."""
 
 from __future__ import annotations
 

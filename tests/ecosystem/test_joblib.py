@@ -1,4 +1,4 @@
-"""joblib's multiprocessing backend over our contexts, and under patch()."""
+"""joblib's multiprocessing backend with forkshm's contexts, and under patch()."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_parallel(run_script, method, when):
     assert run_script(PROGRAM, method, when) == "done\n"
 
 
-def test_its_default_backend_goes_on_under_patch(run_script):
+def test_the_default_joblib_backend_works_under_patch(run_script):
     said = run_script("""
 import forkshm
 forkshm.patch()

@@ -1,4 +1,4 @@
-"""patch() lets code that says ``import multiprocessing`` use forkshm, and unpatch() takes it back."""
+"""patch() makes code that imports ``multiprocessing`` use forkshm, and unpatch() undoes it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import forkshm
 pytestmark = pytest.mark.slow
 
 METHODS = ["fork", "spawn", "forkserver"]
-#: What the standard library starts processes with by default.
+# The standard library's default start method.
 (DEFAULT,) = started.methods("fork")
 
 
 def state():
-    """All that patch() may have changed."""
+    """Return everything that patch() may change."""
     import multiprocessing.managers
     import multiprocessing.sharedctypes
 
@@ -57,7 +57,7 @@ def test_multiprocess_is_ours_too():
     assert (multiprocess.Pool, multiprocess.Process, multiprocess.pool, multiprocess.get_context) == before
 
 
-def test_it_says_what_it_could_not_reach(monkeypatch):
+def test_patch_returns_names_it_cannot_replace(monkeypatch):
     import types
 
     import multiprocess  # noqa: TID251
@@ -106,24 +106,24 @@ def test_calls_nest():
     assert multiprocessing.Process is not forkshm.Process
 
 
-def test_what_is_not_patched_cannot_be_unpatched():
+def test_unpatch_without_patch_raises():
     with pytest.raises(RuntimeError, match="cannot unpatch multiprocessing: it is not patched"):
         forkshm.unpatch()
 
 
-def test_an_error_in_the_block_takes_it_back():
+def test_an_error_in_the_block_undoes_the_patch():
     with pytest.raises(ZeroDivisionError), forkshm.patched():
         1 / 0  # noqa: B018
     assert multiprocessing.Process is not forkshm.Process
 
 
-def test_what_somebody_else_replaced_meanwhile_is_left(monkeypatch):
+def test_names_replaced_by_other_code_are_left_alone(monkeypatch):
     with monkeypatch.context() as change:
         with forkshm.patched():
             change.setattr(multiprocessing, "cpu_count", lambda: 3)
         assert multiprocessing.cpu_count() == 3
         change.undo()
-        # What was there when they came.
+        # The names that existed before.
         assert multiprocessing.cpu_count.__self__ is not None
     multiprocessing.cpu_count = multiprocessing.context._default_context.cpu_count
 
@@ -158,7 +158,7 @@ def test_exceptions_of_the_standard_library_catch_ours():
                 there.recv_bytes_into(bytearray(1))
 
 
-def test_what_was_made_before_goes_on():
+def test_objects_created_before_patch_continue_to_work():
     threads = multiprocessing.pool.ThreadPool(1)
     ctx = multiprocessing.get_context(DEFAULT)
     kind = multiprocessing.pool.ThreadPool
@@ -166,7 +166,7 @@ def test_what_was_made_before_goes_on():
     with ctx.Pool(1) as pool, threads, forkshm.patched():
         assert pool.map(abs, [-1]) == [1]
         with pytest.raises(TypeError):
-            pool.apply(abs, ("x",))  # its exceptions find the names of their module
+            pool.apply(abs, ("x",))  # exceptions find the names of their module
         assert threads.map(abs, [-1]) == [1]
         assert multiprocessing.pool.ThreadPool is kind
         with kind(1) as more:
@@ -214,8 +214,8 @@ def test_children_are_patched_as_their_parent_is(run_script, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_standard_library_knows_who_we_are(run_script, method):
-    """In a process of ours ``multiprocessing`` names it, and its parent, and starts processes of its own."""
+def test_the_standard_library_knows_the_current_process(run_script, method):
+    """In a forkshm process, ``multiprocessing`` knows the process and its parent, and can start processes."""
     said = run_script(
         """
 import multiprocessing, os, sys

@@ -1,4 +1,4 @@
-"""PyTorch's DataLoader over our contexts."""
+"""PyTorch's DataLoader with forkshm's contexts."""
 
 from __future__ import annotations
 

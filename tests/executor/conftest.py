@@ -1,4 +1,4 @@
-"""fixtures of the tests of executors."""
+"""Fixtures for the tests of executors."""
 
 from __future__ import annotations
 

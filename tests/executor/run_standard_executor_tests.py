@@ -1,8 +1,8 @@
-"""Run the standard library's tests of ProcessPoolExecutor with forkshm.Executor in its place; print what came out.
+"""Run the standard library's tests of ProcessPoolExecutor with forkshm.Executor in its place; print the outcomes.
 
     python run_standard_executor_tests.py [pattern]
 
-The classes that fork are taken; each line is an outcome and a test.
+The classes that fork are run; each line has an outcome and a test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import forkshm
 
 
 class ProcessPoolExecutor(forkshm.Executor):
-    """The tests ask for the name of the class."""
+    """The tests check the name of the class."""
 
 
 class Result(unittest.TestResult):

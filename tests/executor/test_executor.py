@@ -1,4 +1,4 @@
-"""forkshm.Executor: futures over a pool; the standard library's own tests: test_standard_executor_tests.py."""
+"""forkshm.Executor: futures over a pool. The standard library's own tests are in test_standard_executor_tests.py."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wait_for(gate, value):
     return value
 
 
-def test_it_is_an_executor(executor):
+def test_executor_is_a_process_pool_executor(executor):
     assert isinstance(executor, concurrent.futures.Executor)
     assert executor.submit(pow, 2, exp=5).result() == 32
     assert list(executor.map(pow, [2, 3], [3, 2])) == [8, 9]
@@ -63,7 +63,7 @@ def test_shared_arrays_are_shared_and_others_copied_once(executor):
     assert plain[0] == 1
 
 
-def test_what_was_not_begun_can_be_cancelled(gate, wait_until):
+def test_calls_not_begun_can_be_cancelled(gate, wait_until):
     with forkshm.Executor(1) as executor:
         futures = [executor.submit(wait_for, gate, x) for x in range(40)]
         wait_until(futures[0].running)
@@ -80,7 +80,7 @@ def test_what_was_not_begun_can_be_cancelled(gate, wait_until):
             executor.submit(abs, 1)
 
 
-def test_what_cannot_be_pickled_fails_its_future_only(executor):
+def test_an_unpicklable_call_fails_only_its_future(executor):
     lock = threading.Lock()
     with pytest.raises(TypeError, match="cannot pickle"):
         executor.submit(id, lock).result()
@@ -88,49 +88,49 @@ def test_what_cannot_be_pickled_fails_its_future_only(executor):
 
 
 class TestTinyCalls:
-    """Once calls are known to take microseconds, those that wait go several in a message."""
+    """Once calls are known to take microseconds, waiting calls share messages."""
 
     @pytest.fixture(autouse=True)
     def _known(self, executor, monkeypatch):
         for _ in range(2):
             assert [f.result() for f in [executor.submit(abs, -x) for x in range(300)]] == list(range(300))
-        # Whatever this machine's clock said of them.
+        # Overrides what this machine's clock measured.
         monkeypatch.setattr(Pace, "note", lambda *_: None)
         executor._work.pace.batch = 8
 
     def test_they_share_messages(self, executor):
         before = executor.pool.statistics().messages
         workers = [worker.pid for worker in executor.pool._pool]
-        for pid in workers:  # so that calls do wait
+        for pid in workers:  # so that calls have to wait
             os.kill(pid, signal.SIGSTOP)
         futures = [executor.submit(abs, -x) for x in range(2000)]
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
         assert [f.result() for f in futures] == list(range(2000))
-        # Alone each takes two.
+        # A call alone takes two messages.
         assert executor.pool.statistics().messages - before < 3000
 
-    def test_what_finds_no_room_is_done_though_nobody_asks(self, executor, monkeypatch, tmp_path, wait_until):
+    def test_calls_beyond_the_queue_run_without_a_waiting_caller(self, executor, monkeypatch, tmp_path, wait_until):
         dispatcher = executor.pool._dispatcher
         monkeypatch.setattr(dispatcher, "_has_room", lambda: len(dispatcher._tasks.sent) < 2)
         futures = [executor.submit(touch, tmp_path / str(x)) for x in range(20)]
         wait_until(lambda: len(list(tmp_path.iterdir())) == 20)
         assert [f.result() for f in futures] == [None] * 20
 
-    def test_one_that_cannot_be_pickled_fails_alone(self, executor):
+    def test_an_unpicklable_item_of_a_map_fails_alone(self, executor):
         lock = threading.Lock()
         futures = [executor.submit(abs, lock if x == 150 else -x) for x in range(300)]
         with pytest.raises(TypeError, match=r"args\[0\].*lock"):
             futures[150].result()
         assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
 
-    def test_one_whose_worker_dies_fails_alone(self, executor):
+    def test_a_call_whose_worker_dies_fails_alone(self, executor):
         futures = [executor.submit(exit_at_150, x) for x in range(300)]
         with pytest.raises(forkshm.WorkerDiedError, match="exit_at_150"):
             futures[150].result()
         assert [f.result() for x, f in enumerate(futures) if x != 150] == [x for x in range(300) if x != 150]
 
-    def test_those_that_no_worker_was_given_can_be_cancelled(self, executor, tmp_path):
+    def test_calls_without_a_worker_can_be_cancelled(self, executor, tmp_path):
         futures = [executor.submit(wait_for_file, tmp_path / "gate", x) for x in range(500)]
         cancelled = [f for f in futures if f.cancel()]
         (tmp_path / "gate").touch()
@@ -138,7 +138,7 @@ class TestTinyCalls:
         left = [x for x, f in enumerate(futures) if f not in cancelled]
         assert [futures[x].result() for x in left] == left
 
-    def test_what_a_function_holds_is_what_it_held_when_it_was_submitted(self, executor):
+    def test_a_function_keeps_the_state_it_had_at_submit(self, executor):
         held = [0]
 
         def look(x):
@@ -167,7 +167,7 @@ def exit_at_150(x):
     return x
 
 
-def test_an_initializer_that_raises_breaks_it():
+def test_an_initializer_that_raises_breaks_the_executor():
     def initialise():
         raise LookupError("no model")
 
@@ -195,7 +195,7 @@ def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tm
 
 
 class Asking:
-    """Is pickled as what a worker says."""
+    """A worker that pickles to the given outcome."""
 
     def __init__(self, executor):
         self.executor = executor
@@ -224,7 +224,7 @@ def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatc
         with pytest.raises(forkshm.errors.WorkerStartError, match="cannot start worker 3 of 3"):
             executor.submit(f.square, 2)
         assert len(begun) == 2
-        for process in begun:  # ended, collected, and let go of
+        for process in begun:  # ended, reaped and closed
             with pytest.raises(ValueError, match="closed"):
                 process.is_alive()
         patch.undo()
@@ -259,7 +259,7 @@ if __name__ == "__main__":
     assert said.startswith("SpawnPoolWorker")
 
 
-def test_buffersize_takes_input_as_it_is_needed(executor):
+def test_buffersize_reads_input_as_needed(executor):
     taken = []
     items = (taken.append(x) or x for x in range(100))
     results = executor.map(abs, items, buffersize=4)
@@ -302,7 +302,7 @@ def test_a_callback_may_submit_and_shut_down(executor):
     assert results == [0, 1, 2, 3, 4]
 
 
-def test_collected_it_finishes_what_was_submitted(gate):
+def test_a_collected_executor_finishes_submitted_calls(gate):
     executor = forkshm.Executor(2)
     futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     del executor
@@ -324,7 +324,7 @@ def test_a_forked_child_is_told(executor, in_child):
     assert executor.submit(abs, -1).result() == 1
 
 
-def test_the_program_waits_for_what_was_submitted(run_script):
+def test_the_program_waits_for_submitted_calls(run_script):
     said = run_script("""
 import forkshm, time
 def late():
@@ -352,15 +352,15 @@ def test_wrong_arguments(options, error, message):
 
 def test_progress(executor, capfd, monkeypatch):
     tqdm = pytest.importorskip("tqdm")
-    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # else it keeps a thread
+    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     assert list(executor.map(abs, range(30), progress=True)) == list(range(30))
     assert "30/30" in capfd.readouterr().err
 
 
-# -- who drives -----------------------------------------------------------------------------------
+# -- which thread drives the pool -----------------------------------------------------------------
 
 
-def test_who_waits_for_a_result_needs_no_thread(executor, monkeypatch):
+def test_waiting_for_a_result_needs_no_thread(executor, monkeypatch):
     started = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name) or start(thread))
@@ -389,7 +389,7 @@ def test_several_threads_wait_for_their_own(executor, gate):
     assert results == {x: x for x in range(8)}
 
 
-def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_result(executor, gate):
+def test_wait_as_completed_and_callbacks_work_without_a_waiting_caller(executor, gate):
     futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     seen = []
     called = threading.Event()
@@ -407,7 +407,7 @@ def test_wait_and_as_completed_and_callbacks_are_served_while_nobody_asks_for_a_
     gate.release()
 
 
-def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path, wait_until):
+def test_a_call_without_a_future_runs_and_is_dropped(executor, tmp_path, wait_until):
     executor.submit((tmp_path / "done").touch)
     wait_until((tmp_path / "done").exists)
     array = np.ones(1000)
@@ -417,7 +417,7 @@ def test_a_call_whose_future_nobody_has_is_done_and_forgotten(executor, tmp_path
     wait_until(lambda: gone() is None)
 
 
-def test_a_callback_of_a_future_that_nobody_has_is_called(executor):
+def test_a_callback_of_a_collected_future_is_called(executor):
     called = threading.Event()
     executor.submit(abs, 1).add_done_callback(lambda _: called.set())
     gc.collect()
@@ -470,12 +470,12 @@ def test_a_map_that_is_dropped_is_not_finished(gate):
         gate.release(300)
         assert next(results) == 0
         results.close()
-        gate.release(300)  # for the one that runs
+        gate.release(300)  # for the running call
         executor.shutdown()
         assert executor._work._pool._dispatcher.is_idle()
 
 
-def test_a_map_is_done_whether_somebody_takes_the_results_or_not(tmp_path):
+def test_a_map_runs_without_a_consumer(tmp_path):
     with forkshm.Executor(2) as executor:
         executor.map(lambda x: (tmp_path / str(x)).touch(), range(600))
     assert len(list(tmp_path.iterdir())) == 600
@@ -492,7 +492,7 @@ def test_a_map_is_cancelled_with_the_rest(gate):
         assert taken == list(range(len(taken)))
 
 
-def test_a_map_over_one_that_raises_ends_there(executor):
+def test_a_map_ends_where_its_iterable_raises(executor):
     results = executor.map(lambda x: 1 // x, [2, 1, 0, 1])
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
@@ -514,20 +514,20 @@ def test_a_large_argument_of_all_chunks_is_copied_once(executor):
         assert other.pool.statistics().bytes_copied < 2 * array.nbytes
 
 
-def test_the_thread_of_the_pool_stands_by_while_somebody_waits(gate, executor):
-    """And takes over when nobody does."""
+def test_the_thread_of_the_pool_stands_by_while_a_caller_waits(gate, executor):
+    """The thread of the pool takes over when no caller waits."""
     futures = [executor.submit(wait_for, gate, x) for x in range(200)]
     gate.release(200)
     assert futures[0].result() == 0
     deadline = time.monotonic() + 20
-    while not all(future.is_finished() for future in futures):  # which looks at nothing
+    while not all(future.is_finished() for future in futures):  # does not drive the pool
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert [future.result() for future in futures] == list(range(200))
 
 
 def test_the_thread_that_has_ended_is_started_again(executor):
-    """It ends when the pool has nothing to do, although another thread has answers in hand."""
+    """The thread ends when the pool has nothing to do, even if another thread still processes answers."""
     executor.submit(abs, 1).result()
     done, _ = concurrent.futures.wait([executor.submit(abs, 1)], timeout=20)
     assert len(done) == 1

@@ -1,4 +1,4 @@
-"""forkshm.Executor passes the standard library's own tests of ProcessPoolExecutor, but for what is listed here.
+"""forkshm.Executor passes the standard library's own tests of ProcessPoolExecutor, except for those listed here.
 
 They run where the interpreter ships its tests.
 """
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 PROGRAM = pathlib.Path(__file__).with_name("run_standard_executor_tests.py")
 
 ONE_FUTURE = "one dead worker fails one future, with WorkerDiedError, and not all with BrokenProcessPool"
-UNPICKLING = "what raises while it is unpickled fails its future, with that exception, and breaks nothing"
+UNPICKLING = "an exception raised during unpickling fails only its future, and breaks nothing"
 INTERNALS = "asks for attributes of ProcessPoolExecutor that are not its interface"
 
-#: Tests that fail, and why that is right.
+# Tests that fail, and why that is right.
 DIFFERENT = {
     "ProcessPoolExecutorTest.test_killed_child": ONE_FUTURE,
     "ProcessPoolExecutorTest.test_saturation": INTERNALS,
@@ -33,7 +33,7 @@ DIFFERENT = {
     "ProcessPoolShutdownTest.test_del_shutdown": INTERNALS,
     "ProcessPoolShutdownTest.test_processes_terminate": INTERNALS,
     "ProcessPoolShutdownTest.test_shutdown_no_wait": INTERNALS,
-    "FailingInitializerTest.test_initializer": "what it raised is the cause of BrokenExecutor, and not logged",
+    "FailingInitializerTest.test_initializer": "the exception is the cause of BrokenExecutor, and is not logged",
     "ExecutorDeadlockTest.test_crash_at_task_unpickle": ONE_FUTURE,
     "ExecutorDeadlockTest.test_crash_big_data": ONE_FUTURE,
     "ExecutorDeadlockTest.test_crash_during_func_exec_on_worker": ONE_FUTURE,
@@ -48,7 +48,7 @@ DIFFERENT = {
     "ExecutorDeadlockTest.test_shutdown_deadlock_pickle": INTERNALS,
 }
 
-#: Parts of the suite, and how many tests each has at least.
+# Parts of the suite, and the minimum number of tests in each.
 PARTS = {"ExecutorTest": 11, "ShutdownTest": 4, "WaitTest": 8, "AsCompletedTest": 4, "Initializer": 1, "Deadlock": 3}
 
 
@@ -63,7 +63,7 @@ def test_the_standard_librarys_tests_pass(part):
         pytest.skip("this interpreter does not ship its tests")
     done = subprocess.run([sys.executable, str(PROGRAM), part], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
-    # The tests themselves print how long they took, before it.
+    # The tests print their duration before this line.
     words = done.stdout.split()
     outcomes = {name: outcome for outcome, name in itertools.pairwise(words) if "." in name}
     outcomes = {name: outcome for name, outcome in outcomes.items() if outcome in ("passed", "failed", "skipped")}

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of failure."""
+"""Fixtures for the tests of failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if not CAN_FORK:
 
 @pytest.fixture(scope="session")
 def _fork_server():
-    # It lives as long as this process, as the tracker of resources does. Where there is none, its tests are left out.
+    # The fork server and the resource tracker live as long as this process. Tests of forkserver are skipped without it.
     if not CAN_FORK:
         return
     with forkshm.get_context("forkserver").Pool(1) as pool:

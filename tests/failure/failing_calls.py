@@ -1,10 +1,10 @@
 """Failing system calls: each call site of the backend, each errno of its man page, the first and the last call.
 
-A scenario makes its objects, uses them, and is run in a process of its own for each such *point*. The call fails in
-whichever process reaches the site, workers too. Afterwards the same objects have to work, or to say that they are
-broken; answers have to be right; nothing may be left behind, and nothing may hang.
+A scenario creates its objects and uses them. It runs in a process of its own for each such *point*. The call fails in
+any process that reaches the site, including workers. Afterwards the same objects must work, or report that they are
+broken. Answers must be correct; nothing may be left behind, and nothing may hang.
 
-``python tests/failure/failing_calls.py [scenario] [--every N]`` prints what was tried, and what was bad.
+``python tests/failure/failing_calls.py [scenario] [--every N]`` prints what was tested, and the faults.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if kernel.name == "linux":
 else:
     from forkshm.backend.posix import _backend as _own
 
-#: What the man pages list, without what only a mistake of the caller's causes.
+# The errnos of the man pages, without those that only a mistake of the caller causes.
 ERRNOS = {
     "memfd_create": (e.EMFILE, e.ENFILE, e.ENOMEM),
     "ftruncate": (e.EIO, e.EFBIG, e.EPERM),
@@ -71,12 +71,12 @@ ERRNOS = {
     "set_blocking": (e.EPERM,),
     "mkstemp": (e.EMFILE, e.ENOSPC, e.EACCES),
 }
-#: How long one run may take.
+# Time limit of one run.
 SECONDS = 20
 
 
 class Failing:
-    """The state that all processes of one run share."""
+    """The state shared by all processes of one run."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
@@ -121,7 +121,7 @@ failing = Failing()
 
 
 class Proxy(types.ModuleType):
-    """A module some of whose functions fail."""
+    """A module with some failing functions."""
 
     def __init__(self, real: types.ModuleType) -> None:
         super().__init__(real.__name__)
@@ -218,7 +218,7 @@ class PoolAsync(PoolMap):
 
 
 class PoolStart(Scenario):
-    """Start, use, and end."""
+    """Start a pool, use it, and end it."""
 
     wanted = 4
 
@@ -242,7 +242,7 @@ class PoolTerminate(Scenario):
 
 
 class Replace(PoolMap):
-    """A worker dies."""
+    """Kill a worker."""
 
     wanted = ("died", 6)
 
@@ -261,7 +261,7 @@ class QueueOfArrays(Scenario):
         return forkshm.Queue()
 
     def use(self, queue):
-        while True:  # what an earlier use has left
+        while True:  # drop items of an earlier use
             with contextlib.suppress(Exception):
                 queue.get(timeout=0)
                 continue
@@ -356,7 +356,7 @@ class Process(Scenario):
 
 
 class Fork(Scenario):
-    """A child that goes on with what its parent has: a region is shared, a copy is its own."""
+    """Fork a child that uses its parent's objects: a region is shared, and a copy is the child's own."""
 
     wanted = (True, 0.0)
 
@@ -374,7 +374,7 @@ class Fork(Scenario):
             region.buf[:3] = b"abc"
             array[0] = 5
             os._exit(0 if array[1] == 1 else 1)
-        os.waitpid(pid, 0)  # a child that cannot have its memory ends
+        os.waitpid(pid, 0)  # a child that cannot get its memory ends
         return bytes(region.buf[:3]) == b"abc", float(array[0])
 
     def end(self, things):
@@ -426,12 +426,12 @@ SCENARIOS: dict[str, type[Scenario]] = {
     )
 }
 
-#: What says that a call was refused, or that an object is broken.
+# Exceptions that report a refused call or a broken object.
 REFUSALS = (OSError, forkshm.ForkshmError, MemoryError, queue.Empty, EOFError, managers.RemoteError)
 
 
 def _attempt(scenario: Scenario, thing: object) -> str | None:
-    """Use the objects; return what was wrong with that."""
+    """Use the objects; return the fault, if any."""
     try:
         answer = scenario.use(thing)
     except REFUSALS as error:
@@ -443,7 +443,7 @@ def run(name: str, target: tuple[str, int] | None, nth: int) -> None:
     """Run a scenario in this process with one failing call.
 
     Raises:
-        AssertionError: Something was bad.
+        AssertionError: There was a fault.
     """
     scenario = SCENARIOS[name]()
     failing.target, failing.nth = target, nth
@@ -470,7 +470,7 @@ def run(name: str, target: tuple[str, int] | None, nth: int) -> None:
 
 
 def in_child(name: str, target: tuple[str, int] | None, nth: int) -> tuple[str | None, dict[str, int], bool]:
-    """Do that in a forked child; return what was bad, the calls that were made, and whether the one was reached."""
+    """Run the scenario in a forked child; return the faults, the calls, and whether the failing one was reached."""
     global failing
     failing = Failing()
     report = tempfile.TemporaryFile()
@@ -499,7 +499,7 @@ def in_child(name: str, target: tuple[str, int] | None, nth: int) -> tuple[str |
 
 
 def points(name: str) -> list[tuple[tuple[str, int], int]]:
-    """Return what can fail in a scenario, and at which of its calls."""
+    """Return the functions that can fail in a scenario, and the calls of each."""
     bad, counts, _ = in_child(name, None, 0)
     if bad is not None:
         raise AssertionError(f"{name} fails although no call does: {bad}")
@@ -511,9 +511,9 @@ def points(name: str) -> list[tuple[tuple[str, int], int]]:
 
 
 def check(name: str, every: int = 1) -> tuple[int, int, list[str]]:
-    """Try the points of a scenario; return how many, how many calls were made and failed, and what was bad."""
+    """Test the points of a scenario; return their number, the numbers of calls made and failed, and the faults."""
     install()
-    # What the first of its kind makes and keeps.
+    # Create whatever the first run of its kind creates and keeps.
     warm = SCENARIOS[name]()
     thing = warm.make()
     warm.use(thing)

@@ -1,4 +1,4 @@
-"""Nothing takes forever: crash loops, nonsense in a channel, workers that do not end."""
+"""Everything takes a bounded time: crash loops, malformed data in a channel, workers that do not end."""
 
 import array
 import contextlib
@@ -39,7 +39,7 @@ def workers_of(pool):
 
 
 def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
-    """Such a task was never begun, so it would be sent again and again."""
+    """Such a task was never begun, so it would be sent again forever."""
     original, parent = Receiver.receive_nowait, os.getpid()
 
     def deadly(self):
@@ -57,12 +57,12 @@ def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
         assert pool.statistics().workers_replaced < 20
 
 
-def test_an_initializer_that_ends_its_process_ends_the_pool_also_when_it_exits_well():
+def test_an_initializer_that_exits_ends_the_pool_with_any_exit_code():
     with forkshm.Pool(2, os._exit, (0,)) as pool, pytest.raises(WorkerDiedError, match="its initializer; 4 workers"):
         pool.apply(f.square, (1,))
 
 
-def test_an_initializer_that_raises_what_cannot_be_pickled_fails_the_pool_with_that():
+def test_an_unpicklable_exception_of_an_initializer_fails_the_pool():
     def initialize():
         raise f.Unbuildable(1, 2)
 
@@ -73,7 +73,7 @@ def test_an_initializer_that_raises_what_cannot_be_pickled_fails_the_pool_with_t
 
 
 def results_end():
-    """In a worker: the channel of its pool."""
+    """Return the results channel of the pool; called in a worker."""
     import gc
 
     return next(thing._results for thing in gc.get_objects() if type(thing) is _worker._Worker)
@@ -134,8 +134,8 @@ def test_nonsense_in_place_of_an_answer_fails_that_task(monkeypatch, instead):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(seed):
-    """Bytes at random, real answers that were cut, with fds and without: each task is answered, and rightly."""
+def test_stray_data_of_a_worker_never_becomes_an_answer(seed):
+    """Random bytes and truncated answers, with and without fds: each task is answered correctly."""
 
     def misbehave(x):
         chance = random.Random(f"{seed} {x}")
@@ -166,14 +166,14 @@ def test_whatever_a_worker_writes_beside_its_answers_nobody_gets_a_wrong_one(see
     assert started.count_fds() == before
 
 
-def test_a_worker_that_never_stops_writing_nonsense_holds_nobody_up(tmp_path, wait_until):
+def test_a_worker_that_never_stops_writing_blocks_no_caller(tmp_path, wait_until):
     def babble():
         end = results_end()
         (tmp_path / "begun").touch()
         while True:
             end._socket.send(b"nonsense")
 
-    # Workers that are started anew import this module first; and Wine takes long for each message.
+    # Spawned workers import this module first, and Wine takes long for each message.
     seconds, numbers = (2.0, range(100)) if CAN_FORK else (30.0, range(20))
     with forkshm.Pool(2, task_timeout=seconds) as pool:
         babbling = pool.apply_async(babble)
@@ -215,7 +215,7 @@ def test_a_kill_by_the_kernel_is_told_with_the_evidence(tmp_path, monkeypatch):
             WorkerDiedError, match=f"; not by the out-of-memory killer: oom_kill in {by_events} did not"
         ):
             pool.apply(f.die, ("SIGKILL",))
-        machine.write_text("oom_kill 5\n")  # of whomever: it counts only where the group has no count of its own
+        machine.write_text("oom_kill 5\n")  # of any process: it counts only if the group has no counter of its own
         with pytest.raises(WorkerDiedError, match=f"killer: oom_kill in {by_events} did not"):
             pool.apply(f.die, ("SIGKILL",))
         events.write_text("low 0\noom 1\noom_kill 3\n")
@@ -249,7 +249,7 @@ def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path, monkeypatch):
 
 
 def test_an_exit_code_is_known_although_other_threads_ask_the_kernel_for_every_child():
-    """By active_children(), which collects all that have ended."""
+    """active_children() reaps all children that have ended."""
     over = threading.Event()
 
     def collect():
@@ -278,7 +278,7 @@ def test_an_exit_code_is_known_although_other_threads_ask_the_kernel_for_every_c
 
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 @pytest.mark.usefixtures("_fork_server")
-def test_terminate_ends_workers_that_ignore_it_or_were_stopped(method, tmp_path, wait_until):
+def test_terminate_ends_workers_that_ignore_sigterm_or_are_stopped(method, tmp_path, wait_until):
     pool = forkshm.get_context(method).Pool(3)
     pool.map_async(f.hang_on, [tmp_path / str(x) for x in range(2)], chunksize=1)
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
@@ -302,7 +302,7 @@ def test_join_ends_workers_that_do_not_leave(monkeypatch, tmp_path):
     assert not workers_of(pool)
 
 
-def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
+def test_join_lets_workers_finish_their_exit_functions(tmp_path):
     def leave_a_mark():
         time.sleep(0.3)
         (tmp_path / "mark").touch()
@@ -317,7 +317,7 @@ def test_join_lets_workers_finish_what_they_do_at_exit(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-@pytest.mark.skipif(not CAN_FORK, reason="needs fork: workers that run what a test put in place of their loop")
+@pytest.mark.skipif(not CAN_FORK, reason="needs fork: replaces the loop of the workers")
 def test_join_does_not_wait_for_workers_that_are_not_up(monkeypatch):
     monkeypatch.setattr(_worker_group, "run_worker", lambda assignment: threading.Event().wait())
     pool = forkshm.Pool(2)
@@ -355,7 +355,7 @@ def test_join_waits_for_processes_that_run_something_of_the_callers(tmp_path):
 
 
 def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
-    """As one in a system call that cannot be interrupted: here, signals do not reach it."""
+    """A stand-in for a worker in a system call that cannot be interrupted: signals do not reach it here."""
     monkeypatch.setattr(_worker_group, "_GRACE_SECONDS", 0.05)
     monkeypatch.setattr(_worker_group, "_LAST_SECONDS", 0.05)
     pool = forkshm.Pool(1)
@@ -370,8 +370,8 @@ def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
     os.waitpid(pid, 0)
 
 
-def test_a_program_ends_although_it_left_a_stopped_worker_in_a_pool(run_script):
-    """Whatever else runs at exit, and in which order."""
+def test_a_program_with_a_stopped_worker_ends(run_script):
+    """The order of other exit functions does not matter."""
     out = run_script("""
 import weakref
 class Early: pass
@@ -413,10 +413,10 @@ def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_unt
     assert errors.count("Traceback (most recent call last)") == 1, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert len(pids) == 2
-    # Those of the fork server are its children, and it may be about to collect them.
+    # Workers of the fork server are its children, and it may be about to reap them.
     wait_until(lambda: not any(kernel.is_running(pid) for pid in pids))
     with pytest.raises(ProcessLookupError):
-        while True:  # the group has ended, the fork server and the tracker of resources too
+        while True:  # wait until the whole group has ended, with the fork server and the resource tracker
             os.killpg(process.pid, 0)
             time.sleep(0.01)
 
@@ -452,13 +452,13 @@ def test_workers_are_gone_within_a_second_of_their_parent(method, at_once, tmp_p
             os.kill(pids[0], signal.SIGSTOP)
         parent.kill()
         if at_once == "with a worker":
-            with contextlib.suppress(ProcessLookupError):  # it was faster
+            with contextlib.suppress(ProcessLookupError):  # the worker has already ended
                 signal.pidfd_send_signal(pidfds[0], signal.SIGKILL)
         died = time.monotonic()
         for pidfd in pidfds:
-            # With a worker's last fd and mapping its memory is gone, too.
+            # With the last fd and mapping of a worker, its memory is gone, too.
             assert select.select([pidfd], [], [], 10)[0]
             os.close(pidfd)
-        # What it takes is milliseconds; on a machine that is this busy, at the worst.
+        # This takes milliseconds; the limit is for a very busy machine.
         assert time.monotonic() - died < 5
     assert parent.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Child processes that are hard to watch: dead at once, reaped by others, with grandchildren, without a start."""
+"""Child processes that are hard to watch: dead at once, reaped by other code, with grandchildren, or never started."""
 
 import contextlib
 import os
@@ -30,8 +30,8 @@ def handler_of(number, handler):
         signal.signal(number, before)
 
 
-def test_the_first_worker_may_die_before_it_is_watched(monkeypatch):
-    """When it starts another process, multiprocess reaps those that have ended."""
+def test_the_death_of_a_first_worker_that_is_not_yet_watched_is_handled(monkeypatch):
+    """multiprocess reaps ended children when it starts another process."""
     start = _start.ForkProcess.start
     started_last = []
 
@@ -143,7 +143,7 @@ def test_several_threads_may_join_one_process(method):
 
 
 def test_an_interrupted_join_loses_no_exit_code(run_script):
-    """At whichever instruction a signal handler raises."""
+    """A signal handler raises at any instruction."""
     code = """
         import os, sys, forkshm
         from forkshm import _popen

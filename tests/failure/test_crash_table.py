@@ -1,4 +1,4 @@
-"""The life of a worker x the ways to die: only its own task fails, and the pool goes on."""
+"""Deaths of a worker in each phase and in each way: only its own task fails, and the pool continues."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from forkshm.pool._status import IDLE
 
 pytestmark = pytest.mark.slow
 
-# Where in its life, and the call that dies there. {how} is the way to die.
+# The phase, and the call that dies in it. {how} is the way to die.
 LIVES = {
     "while its arguments are unpickled": lambda how: (f.nothing, (f.DieAtUnpickle(how),)),
     "while it runs": lambda how: (f.die, (how,)),
@@ -30,11 +30,11 @@ WAYS = {
     "sys.exit": (17, None),
 }
 METHODS = started.methods("fork", "forkserver")
-#: In the user's code ``sys.exit`` is an exception like others, which the caller gets: see test_exceptions_that_end.py.
+# In the user's code, ``sys.exit`` is an exception like others, which the caller gets: test_exceptions_that_end.py.
 TABLE = [(where, how) for where in LIVES for how in WAYS if how != "sys.exit" or where == "while it sends its result"]
-#: Starting one takes a second, so only some of the table.
+# Starting a process of these methods takes a second, so only part of the table is tested.
 SPAWNED = [("spawn", where, "SIGKILL") for where in LIVES]
-#: Most of what ends a process does not know how it was started.
+# Most ways to end a process do not depend on its start method.
 EITHER_WAY = [(METHODS[0], how) for how in WAYS] + [(METHODS[1], how) for how in ("SIGKILL", "sys.exit")]
 
 
@@ -77,7 +77,7 @@ def test_only_the_task_whose_worker_died_fails(method, where, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time(method, where):
+def test_a_worker_stopped_forever_fails_its_task_in_time(method, where):
     function, args = LIVES[where]("SIGSTOP")
     with forkshm.get_context(method).Pool(2, task_timeout=1.0) as pool:
         others = [pool.apply_async(f.square, (x,)) for x in range(50)]
@@ -91,7 +91,7 @@ def test_a_worker_that_is_stopped_for_ever_fails_its_task_in_time(method, where)
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
 def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, where):
-    """Under a limit on memory: whoever needs more is told so, or dies of it."""
+    """Under a limit on memory, a process that needs more gets an error or is killed."""
     function, args = LIVES[where]("MemoryError")
     with forkshm.get_context(method).Pool(2) as pool:
         with pytest.raises((MemoryError, OSError, forkshm.SerializationError, WorkerDiedError)):
@@ -102,7 +102,7 @@ def test_out_of_memory_is_an_exception_or_a_death_of_that_task_only(method, wher
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGTERM"])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_idle_worker_dies_and_nobody_notices(method, how):
+def test_the_death_of_an_idle_worker_affects_no_task(method, how):
     with forkshm.get_context(method).Pool(2) as pool:
         assert pool.map(f.square, range(10)) == [x * x for x in range(10)]
         for worker in list(pool._worker_group.workers):
@@ -112,8 +112,8 @@ def test_an_idle_worker_dies_and_nobody_notices(method, how):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "MemoryError"), (METHODS[1], "MemoryError")])
-def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
-    """In a handler of signals, or in what the collector or a thread of the user's runs."""
+def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
+    """The death is in a signal handler, in a finalizer, or in a thread of the user."""
     with forkshm.get_context(method).Pool(1) as pool:
         pid = pool.apply(f.die_at_sigusr1, (how,))
         wait_until(lambda: pool._worker_group.status.states() == [IDLE])
@@ -129,7 +129,7 @@ def test_an_idle_worker_ends_itself_and_nobody_notices(method, how, wait_until):
     [*EITHER_WAY, *((method, how) for method in METHODS for how in ("MemoryError", "SIGSTOP"))],
 )
 def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, tmp_path):
-    """It was not begun. Of the two workers the one that was told to takes the next task, or does not."""
+    """The task was not begun. The worker to be killed may or may not take the next task."""
     with forkshm.get_context(method).Pool(2, task_timeout=1.0 if how == "SIGSTOP" else None) as pool:
         pool.apply(f.die_with_the_next_task, (how, tmp_path / "mark"))
         results = [pool.apply_async(f.square, (x,)) for x in range(200)]
@@ -157,7 +157,7 @@ def test_a_task_that_was_received_and_named_and_not_begun_fails(method, how, tmp
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), EITHER_WAY)
-def test_one_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
+def test_a_worker_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
     with forkshm.get_context(method).Pool(2, f.initializer_dies_once, (tmp_path / "mark", how)) as pool:
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
@@ -165,7 +165,7 @@ def test_one_that_dies_in_the_initializer_is_replaced(method, how, tmp_path):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", METHODS)
-def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
+def test_a_worker_stopped_in_the_initializer_is_replaced(method, tmp_path):
     with forkshm.get_context(method).Pool(
         1, f.initializer_dies_once, (tmp_path / "mark", "SIGSTOP"), task_timeout=1.0
     ) as pool:
@@ -174,8 +174,8 @@ def test_one_that_is_stopped_in_the_initializer_is_replaced(method, tmp_path):
 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
-def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, how):
-    """In a finalizer, after the last of its tasks."""
+def test_a_worker_that_dies_at_maxtasksperchild_has_answered(method, how):
+    """The worker dies in a finalizer, after the last of its tasks."""
     timeout = 1.0 if how == "SIGSTOP" else None
     with forkshm.get_context(method).Pool(2, f.die_at_exit, (how,), maxtasksperchild=2, task_timeout=timeout) as pool:
         assert pool.map(f.square, range(8), chunksize=1) == [x * x for x in range(8)]
@@ -185,7 +185,7 @@ def test_one_that_dies_while_it_makes_room_for_a_fresh_one_has_answered(method, 
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "SIGSTOP"), (METHODS[1], "SIGSTOP")])
 def test_terminate_while_workers_die(method, how, tmp_path, wait_until):
-    """In the handler of the signal that is to end them."""
+    """The worker dies in the handler of the signal that should end it."""
     pool = forkshm.get_context(method).Pool(2)
     results = [pool.apply_async(f.die_at_sigterm, (tmp_path / str(x), how)) for x in range(2)]
     wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
@@ -220,7 +220,7 @@ def test_the_error_names_the_item_of_a_chunk(pool):
         pool.map(lambda x: f.die_on_three(x, "SIGKILL"), range(10), chunksize=10)
 
 
-def test_the_tasks_behind_it_in_a_batch_are_done_all_the_same(pool, tmp_path):
+def test_tasks_batched_behind_a_dead_task_are_done(pool, tmp_path):
     marks = tmp_path / "marks"
 
     def work(x):
@@ -228,7 +228,7 @@ def test_the_tasks_behind_it_in_a_batch_are_done_all_the_same(pool, tmp_path):
             f.end("SIGKILL")
         return f.touch_file(marks, x)
 
-    # Fast enough before and after for several to share a message.
+    # Fast enough, before and after, for several tasks to share a message.
     result = pool.map_async(work, range(3000), chunksize=1)
     with pytest.raises(WorkerDiedError, match="work"):
         result.get()

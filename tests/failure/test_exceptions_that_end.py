@@ -1,4 +1,4 @@
-"""Exceptions that are no Exception, raised by the user's code in a worker: the caller gets them, the worker lives."""
+"""Exceptions that do not derive from Exception, raised by a task: the caller gets them, and the worker lives on."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ def executor():
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pool_hands_it_over_and_keeps_its_worker(kind, method):
+def test_a_pool_raises_the_exception_and_keeps_its_worker(kind, method):
     with forkshm.get_context(method).Pool(1) as pool:
         pid = pool.apply(f.pid)
         for call in (
@@ -50,7 +50,7 @@ def test_a_pool_hands_it_over_and_keeps_its_worker(kind, method):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_executor_hands_it_over(executor, kind):
+def test_an_executor_raises_the_exception(executor, kind):
     pid = executor.submit(f.pid).result(60)
     error = executor.submit(f.raise_kind, kind).exception(60)
     assert type(error) is kind
@@ -61,22 +61,22 @@ def test_an_executor_hands_it_over(executor, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_callbacks_hear_of_it(pool, kind, wait_until):
+def test_callbacks_receive_the_exception(pool, kind, wait_until):
     heard = []
     pool.apply_async(f.raise_kind, (kind,), error_callback=heard.append)
     wait_until(lambda: heard)
     assert type(heard[0]) is kind
 
 
-def test_a_task_that_died_of_it_is_not_done_again(tmp_path):
-    """It is an answer, as every exception."""
+def test_a_task_that_raised_the_exception_is_not_retried(tmp_path):
+    """Like every exception, it is an answer."""
     with forkshm.Pool(1, retries=3) as pool, pytest.raises(SystemExit):
         pool.apply(f.touch_and_raise, (tmp_path / "marks", SystemExit))
     assert (tmp_path / "marks").read_text() == "."
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, f.OwnEnd, GeneratorExit])
-def test_the_pool_fails_with_what_an_initializer_raised(kind):
+def test_the_pool_fails_with_the_initializers_exception(kind):
     with forkshm.Pool(2, f.raise_kind, (kind,)) as pool, raises(kind):
         pool.apply(f.square, (2,))
 
@@ -105,4 +105,4 @@ def test_a_task_that_exits_at_SIGTERM_does_not_hold_up_terminate(tmp_path, wait_
     wait_until((tmp_path / "mark").exists)
     began = time.monotonic()
     pool.terminate()
-    assert time.monotonic() - began < 0.9  # and not after a second, by SIGKILL
+    assert time.monotonic() - began < 0.9  # otherwise SIGKILL would follow after a second

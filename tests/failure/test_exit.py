@@ -1,4 +1,4 @@
-"""Programs that end with things open, or that end them in a __del__ or an exit function: silently, and at once."""
+"""Programs that end with open objects, or close them in a __del__ or an exit function, end silently and at once."""
 
 import sys
 
@@ -130,7 +130,7 @@ ALL = [(method, kind, place) for method in ("fork", "forkserver", "spawn") for k
 
 def check(run_script, method, kind, place):
     if kernel.name == "posix" and kind == "mutex" and "__del__" in place:
-        pytest.xfail("locks are in Python there, and the names of their module are gone by then")
+        pytest.xfail("locks are Python code there, and the names of their module are gone by then")
     done = run_script(PROGRAM, method, kind, place, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout in (("", "done\n") if place != "__del__" else ("done\n",))
@@ -138,13 +138,13 @@ def check(run_script, method, kind, place):
 
 @pytest.mark.skipif(not started.CAN_FORK, reason="there is no fork")
 @pytest.mark.parametrize(("method", "kind", "place"), SOME)
-def test_it_ends_silently(run_script, method, kind, place):
+def test_a_program_ends_silently(run_script, method, kind, place):
     check(run_script, method, kind, place)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("method", "kind", "place"), [each for each in ALL if each not in SOME])
-def test_it_ends_silently_everywhere(run_script, method, kind, place):
+def test_a_program_ends_silently_with_every_start_method(run_script, method, kind, place):
     if sys.platform == "win32" and method != "spawn":
         pytest.skip("there is no fork")
     check(run_script, method, kind, place)

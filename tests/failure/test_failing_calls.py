@@ -25,7 +25,7 @@ SCENARIOS = [
     "ManagerOfArrays",
     "ExecutorCalls",
 ]
-#: That a child's copies are its own when the mappings are used up is the business of the region layer.
+# The region layer makes a child's copies private even when mappings are used up; other layers do not.
 MENDED_ELSEWHERE = {"Fork"}
 
 

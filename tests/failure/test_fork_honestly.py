@@ -1,10 +1,10 @@
-"""Our own parent side has no thread when it forks, so that no lock of ours is ever held in a child by nobody."""
+"""The parent has no forkshm thread when it forks, so a child never inherits a lock held by a missing thread."""
 
 from __future__ import annotations
 
 import pytest
 
-#: Notes how many threads there are, Python's or others, whenever this process is about to fork.
+# Records the number of threads, Python's and others, whenever this process is about to fork.
 HEAD = """
 import os, signal, sys, threading
 seen = []
@@ -29,7 +29,7 @@ def no_threads():
 
 
 def test_a_pool_forks_without_threads(run_script):
-    """When it begins, when it replaces a worker that died or had its share of tasks, and for a pool in between."""
+    """At its start, when it replaces a worker that died or reached maxtasksperchild, and for a pool in between."""
     run_script(
         HEAD
         + """
@@ -94,7 +94,7 @@ if __name__ == "__main__":
 
 
 def test_a_thread_that_holds_a_lock_is_why_forkserver_is_one_argument_away(run_script):
-    """What goes wrong, and the way out: the child of a fork finds a lock that nobody will release."""
+    """Shows the problem and the remedy: a forked child inherits a lock that will never be released."""
     said = run_script(
         HEAD
         + """

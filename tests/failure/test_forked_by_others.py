@@ -1,4 +1,4 @@
-"""Forks that are not ours, while our objects live."""
+"""Forks by other code while forkshm's objects live."""
 
 import concurrent.futures
 import faulthandler
@@ -19,8 +19,8 @@ import forkshm
 from forkshm.region.blocks._arena import arena
 
 
-def test_a_forked_child_keeps_the_blocks_it_sees(pool, tmp_path, wait_until):
-    """The parent's views go, the child's stay: the worker must not write there again."""
+def test_a_forked_child_keeps_its_blocks(pool, tmp_path, wait_until):
+    """The parent's views are dropped and the child's remain: the worker must not reuse the block."""
     kept = pool.apply(np.full, (500_000, 3.0))
     go, seen = tmp_path / "go", tmp_path / "seen"
     pid = os.fork()
@@ -106,7 +106,7 @@ def test_forks_while_other_threads_use_the_pool(pool, in_child):
         thread.start()
 
     def child():
-        # The tables and the arena are whole, whatever the other threads were at.
+        # The tables and the arena are consistent, whatever the other threads were doing.
         mine = forkshm.ones(1000)
         assert mine.sum() == 1000
         block = arena.allocate(100_000)
@@ -131,7 +131,7 @@ def total_here(_):
 
 
 @pytest.mark.needs("foreign_channels")
-def test_a_pool_of_the_standard_library_sees_what_it_inherits_and_disturbs_nobody(pool):
+def test_a_pool_of_the_standard_library_uses_inherited_views(pool):
     global inherited
     inherited = pool.apply(np.full, (500_000, 3.0))
     shared = forkshm.full(1000, 2.0)
@@ -158,7 +158,7 @@ def test_an_executor_forks_from_its_own_thread_while_ours_work(pool):
 
 
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(3), os.abort])
-def test_a_child_that_crashes_with_views_of_everything_disturbs_nobody(pool, end):
+def test_a_crash_of_a_child_with_views_affects_no_other_process(pool, end):
     kept = pool.apply(np.full, (500_000, 3.0))
     shared, queue = forkshm.full(1000, 2.0), forkshm.SimpleQueue()
     queue.put(shared)
@@ -198,7 +198,7 @@ def test_a_grandchild_keeps_the_blocks_when_its_parents_are_gone(pool):
         assert pool.apply(np.full, (500_000, float(value)))[0] == value
     os.close(go_write)
     assert os.read(answer_read, 1) == b"y"
-    assert os.read(answer_read, 1) == b""  # it has ended
+    assert os.read(answer_read, 1) == b""  # the child has ended
     os.close(answer_read)
 
 
@@ -211,7 +211,7 @@ def test_a_child_that_becomes_another_program_lets_go_of_everything(pool, wait_u
         os.execv(sys.executable, [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"])
     del echoed
     try:
-        # Only the pages of the program itself are left, and no fd of ours.
+        # Only the pages of the program itself are left, and no fd of forkshm.
         wait_until(lambda: "memfd:forkshm" not in pathlib.Path(f"/proc/{pid}/maps").read_text())
         listing = subprocess.run(["ls", "-l", f"/proc/{pid}/fd"], capture_output=True, text=True, check=False).stdout
         assert "memfd:forkshm" not in listing
@@ -221,7 +221,7 @@ def test_a_child_that_becomes_another_program_lets_go_of_everything(pool, wait_u
 
 
 def test_programs_started_while_fds_arrive_inherit_none(pool):
-    """Between receiving an fd and setting a flag there must be no moment."""
+    """An fd must be close-on-exec from the moment it is received."""
     stop, errors = threading.Event(), []
 
     def receive():

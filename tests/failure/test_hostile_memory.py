@@ -1,4 +1,4 @@
-"""A sender whose memory can be made smaller while it is mapped: refused, and no SIGBUS."""
+"""Received memory that its sender could shrink is refused, so reading it causes no SIGBUS."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="no other kernel 
 
 
 def send_unsealed(end, make):
-    """Send what is made, in memory that was not sealed; then cut that."""
+    """Send an object whose memory is not sealed; then truncate the memory."""
     from forkshm.backend import _linux
 
     class NoSeals:
@@ -33,7 +33,7 @@ def send_unsealed(end, make):
             if "forkshm-" in os.readlink(f"/proc/self/fd/{name}"):
                 os.ftruncate(int(name), 0)
         except OSError:
-            pass  # what is sealed: the parent's
+            pass  # sealed memory of the parent
     end.send("cut")
     signal.pause()
 
@@ -60,7 +60,7 @@ def test_memory_that_is_not_sealed_is_refused(kind):
         child.kill()
         child.join()
         child.close()
-    there.send(KINDS[kind]())  # what others send arrives as ever
+    there.send(KINDS[kind]())  # memory of other senders still arrives
     here.recv()
     here.close()
     there.close()

@@ -1,4 +1,4 @@
-"""Ctrl-C, whatever a program is at: it ends at once, with one traceback, and leaves no process."""
+"""Ctrl-C at any moment ends a program at once, with one traceback, and leaves no process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_interrupt_comes_after_the_block():
                 signal.raise_signal(signal.SIGINT)
                 done.append("inner")
             done.append("outer")
-            if CAN_FORK:  # else there is none from outside
+            if CAN_FORK:  # otherwise no signal can come from outside
                 os.kill(os.getpid(), signal.SIGINT)
         done.append("not this")
     assert done == ["inner", "outer"]
@@ -48,7 +48,7 @@ def test_an_error_in_the_block_is_the_interrupts_context():
     assert isinstance(caught.value.__context__, OSError)
 
 
-def test_an_event_loop_hears_of_it_once(in_child):
+def test_an_event_loop_gets_the_interrupt_once(in_child):
     def child():
         heard = []
 
@@ -124,8 +124,8 @@ with forkshm.Pool(1) as pool:
 
 @pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
-def test_an_interrupt_in_what_runs_around_a_fork_is_not_lost(run_script, when, start):
-    """Python ignores what is raised there."""
+def test_an_interrupt_in_fork_hooks_is_not_lost(run_script, when, start):
+    """Python ignores exceptions raised there."""
     assert run_script(IN_A_HOOK.format(when=when, start=start)) == "interrupted\n5\n"
 
 
@@ -146,13 +146,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"] if CAN_FORK else ["spawn"])
-def test_a_worker_that_is_not_up_yet_ignores_it_and_a_process_ends_without_a_word(run_script, method):
+def test_a_starting_worker_ignores_the_interrupt_and_a_process_ends_silently(run_script, method):
     done = run_script(AT_BIRTH.format(method=method, tests=TESTS), check=False)
     assert (done.stdout, done.stderr) == ("5 0\n1\n", "")
 
 
 def interrupt(path, ready, wait_until):
-    """Run a program as a terminal does, press Ctrl-C once *ready* files are there, and return what it said."""
+    """Run a program like a terminal does, press Ctrl-C once *ready* files exist, and return the output."""
     process = subprocess.Popen(
         [sys.executable, str(path / "script.py")], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -163,7 +163,7 @@ def interrupt(path, ready, wait_until):
         assert process.wait() == -signal.SIGINT
     gone = []
 
-    def group_is_gone():  # the fork server and the tracker of resources, too
+    def group_is_gone():  # including the fork server and the resource tracker
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
@@ -270,7 +270,7 @@ with forkshm.Executor(2) as executor:
 @pytest.mark.skipif(not CAN_FORK, reason="the script defines its function after the start")
 @pytest.mark.parametrize("name", MAPS)
 def test_an_interrupted_map_begins_no_more_items(name, tmp_path):
-    """What no worker has begun is cancelled, wherever it waits; what runs is finished."""
+    """Calls that no worker has begun are cancelled, wherever they wait; running calls are finished."""
     script = tmp_path / "script.py"
     begun = tmp_path / "begun"
     begun.mkdir()

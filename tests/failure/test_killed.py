@@ -1,4 +1,4 @@
-"""SIGKILL from outside: idle workers, busy ones, the parent, all at once."""
+"""SIGKILL from outside: of idle workers, busy workers, the parent, and all of them at once."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 
 
 def kill(pid):
-    with contextlib.suppress(ProcessLookupError):  # buried meanwhile, by the helper thread
+    with contextlib.suppress(ProcessLookupError):  # the pool's thread has reaped it meanwhile
         os.kill(pid, signal.SIGKILL)
 
 
@@ -32,7 +32,7 @@ def test_an_idle_worker_may_be_killed(pool):
 
 
 def test_an_idle_worker_may_be_killed_while_tasks_come(pool):
-    """Whatever a worker was at, each task is answered: done, or failed as its own."""
+    """Each task is answered, or fails with its own worker, whatever the worker was doing."""
     for _ in range(30):
         results = [pool.apply_async(f.square, (x,)) for x in range(20)]
         kill(workers_of(pool)[0])
@@ -61,7 +61,7 @@ def test_random_kills_under_load_lose_and_double_nothing(tmp_path):
         results = {}
         for x in range(600):
             results[x] = pool.apply_async(work, (x, table))
-            # All may have died, and not been replaced yet.
+            # All workers may have died, and not been replaced yet.
             if chance.random() < 0.05 and (workers := workers_of(pool)):
                 kill(chance.choice(workers))
         for x, result in results.items():
@@ -93,15 +93,15 @@ pool.join()
     assert out == "None True\n1\n"
 
 
-def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
-    """It was not begun, so it is sent again; the caller notices nothing."""
+def test_a_worker_dies_before_naming_its_task(pool, monkeypatch):
+    """The task was not begun, so it is sent again; the caller notices nothing."""
     assert pool.apply(f.square, (2,)) == 4
 
     from forkshm.channel import Receiver
 
     original = Receiver.receive_nowait
-    # Workers that are born now die right after their first message; their successors,
-    # born after the patch is gone, do not.
+    # Workers started now die right after their first message. Their replacements, started after the patch is undone, do
+    # not.
     parent = os.getpid()
 
     def deadly(self):
@@ -115,11 +115,11 @@ def test_a_worker_dies_between_taking_a_task_and_naming_it(pool, monkeypatch):
         monkeypatch.undo()
         results = [doomed.apply_async(f.square, (x,)) for x in range(40)]
         assert [result.get(timeout=60) for result in results] == [x * x for x in range(40)]
-        # Both, unless the successor of the first was faster than the second.
+        # Both tasks, unless the replacement of the first worker was faster than the second worker.
         assert doomed.statistics().workers_replaced in (1, 2)
 
 
-def test_a_worker_dies_after_its_answer_and_before_it_says_so(monkeypatch):
+def test_a_worker_dies_after_its_answer_but_before_recording_it(monkeypatch):
     """The answer counts."""
     from forkshm.pool import _worker
 
@@ -169,7 +169,7 @@ def test_workers_end_with_a_parent_that_is_killed(run_script, tmp_path, wait_unt
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4
     wait_until(lambda: not any(alive(pid) for pid in pids))
-    # Of other tests' programs there may be something else.
+    # Files of other tests' programs may be there as well.
     left = set(os.listdir(kernel.folder_of_named())) - before
     assert not [name for name in left if any(str(pid) in name for pid in pids)]
 
@@ -252,13 +252,13 @@ def test_a_stopped_worker_does_not_hold_the_others_back(pool):
                 assert pool.apply_async(f.square, (3,)).get(timeout=5) == 9
                 done += 1
             except forkshm.TaskTimeoutError:
-                pass  # the one that the stopped worker had taken
+                pass  # the task that the stopped worker had taken
         assert done >= 19
     finally:
         os.kill(stopped, signal.SIGCONT)
 
 
-def test_a_pool_in_a_forked_child_says_whose_it_is(pool, in_child):
+def test_a_pool_in_a_forked_child_says_that_it_is_the_parents(pool, in_child):
     parent = os.getpid()
 
     def use():

@@ -1,4 +1,4 @@
-"""Pools that nobody holds: their asynchronous results come all the same, and the pools go away after that."""
+"""Unreferenced pools: their asynchronous results still arrive, and then the pools end."""
 
 import functools
 import gc
@@ -82,13 +82,13 @@ def gone(pids):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("call", CALLS)
-def test_its_results_come(call, method):
-    """And nothing is left behind, which the fixture of all tests sees to."""
+def test_results_of_a_dropped_pool_arrive(call, method):
+    """Nothing is left behind either, which the fixture of all tests checks."""
     assert CALLS[call](forkshm.get_context(method)) == WANTED
     gc.collect()
 
 
-def test_it_goes_away_once_its_results_are_answered(wait_until):
+def test_a_dropped_pool_ends_once_its_results_are_answered(wait_until):
     pool = forkshm.Pool(2)
     pids = workers_of(pool)
     result = pool.apply_async(f.square, (3,))
@@ -98,7 +98,7 @@ def test_it_goes_away_once_its_results_are_answered(wait_until):
 
 
 @pytest.mark.parametrize("wait", ["ready", "wait", "get"])
-def test_it_goes_away_while_its_result_is_kept(wait, wait_until):
+def test_a_dropped_pool_ends_while_its_result_is_kept(wait, wait_until):
     pool = forkshm.Pool(1)
     pids = workers_of(pool)
     result = pool.apply_async(f.square, (3,))
@@ -108,7 +108,7 @@ def test_it_goes_away_while_its_result_is_kept(wait, wait_until):
     assert result.get() == 9
 
 
-def test_a_call_that_nobody_asks_about_is_done(tmp_path, wait_until):
+def test_a_call_without_a_result_object_is_done(tmp_path, wait_until):
     pool = forkshm.Pool(1)
     pids = workers_of(pool)
     for name in range(3):
@@ -118,7 +118,7 @@ def test_a_call_that_nobody_asks_about_is_done(tmp_path, wait_until):
     assert (tmp_path / "marks").read_text().split() == ["0", "1", "2"]
 
 
-def test_an_iterator_that_nobody_reads_to_its_end_keeps_nothing(wait_until):
+def test_an_iterator_that_is_not_exhausted_keeps_nothing(wait_until):
     pool = forkshm.Pool(1)
     pids = workers_of(pool)
     results = pool.imap(f.square, iter(int, 1))  # without end
@@ -128,8 +128,8 @@ def test_an_iterator_that_nobody_reads_to_its_end_keeps_nothing(wait_until):
     wait_until(functools.partial(gone, pids))
 
 
-def test_what_an_interrupted_call_left_is_given_up(wait_until):
-    """Nobody can ask for it any more."""
+def test_an_interrupted_call_of_a_dropped_pool_is_abandoned(wait_until):
+    """No caller can ask for the result any more."""
     pool = forkshm.Pool(1)
     pids = workers_of(pool)
 
@@ -142,7 +142,7 @@ def test_what_an_interrupted_call_left_is_given_up(wait_until):
     wait_until(functools.partial(gone, pids), 10)
 
 
-def test_results_of_one_that_was_terminated_say_so():
+def test_results_of_a_terminated_pool_raise():
     pool = forkshm.Pool(1)
     result = pool.apply_async(time.sleep, (60,))
     pool.terminate()
@@ -151,7 +151,7 @@ def test_results_of_one_that_was_terminated_say_so():
         result.get(60)
 
 
-def test_it_warns_as_ever():
+def test_a_dropped_pool_warns():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -160,7 +160,7 @@ def test_it_warns_as_ever():
     assert result.get(60) == 9
 
 
-def test_a_forked_child_lets_it_be(in_child):
+def test_a_forked_child_leaves_the_pool_alone(in_child):
     pool = forkshm.Pool(1)
     result = pool.apply_async(time.sleep, (0.3,))
 

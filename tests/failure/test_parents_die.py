@@ -1,4 +1,4 @@
-"""The life of a parent x the ways to die: its workers go with it, and nothing is left."""
+"""Deaths of a parent in each phase and in each way: its workers end with it, and nothing is left."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ WHERE = [
 ]
 METHODS = started.methods("fork", "forkserver")
 WAYS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17}
-#: What ends a process does not know where it is; and it can only be left properly where Python runs.
+# The way to end a process does not depend on the phase; and only running Python code can exit normally.
 TABLE = [
     *((METHODS[0], where, "SIGKILL") for where in WHERE),
     *((METHODS[1], where, "SIGKILL") for where in WHERE),
@@ -136,7 +136,7 @@ def test_workers_end_with_a_parent_that_dies(method, where, how, tmp_path, wait_
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("where", ["idle", "pickling"])
 def test_workers_end_with_a_parent_that_leaves(method, where, tmp_path, wait_until):
-    """By sys.exit, with a pool that was never closed and a worker that does not listen to SIGTERM."""
+    """The parent exits by sys.exit, with a pool that was never closed and a worker that ignores SIGTERM."""
     done = run(tmp_path, method, where, "sys.exit")
     assert done.returncode == 17, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]

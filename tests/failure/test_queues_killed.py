@@ -1,4 +1,4 @@
-"""SIGKILL of those who put, those who get and those who wait: the others go on."""
+"""SIGKILL of processes that put, get or wait: the others continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forkshm.backend import kernel
 
 @pytest.fixture
 def spawn():
-    """Start children that run a function; none is left at the end."""
+    """Start children that run a function; end all of them at the end."""
     processes = {}
 
     def start(function):
@@ -59,7 +59,7 @@ def test_a_sender_is_killed_in_the_middle_of_its_puts(spawn, maxsize, size):
             assert it.get(timeout=30)[0] == expected
             expected += 1
         spawn.kill(victim)
-        # What the kernel has is whole and in order; then there is nothing.
+        # The messages in the kernel are whole and in order; then there are none.
         with pytest.raises(queue.Empty):
             while True:
                 assert it.get(timeout=0.01)[0] == expected
@@ -93,7 +93,7 @@ def test_receivers_are_killed_and_lose_one_item_each_at_most(spawn, maxsize):
         while len(got) < sent:
             got.add(back.get(timeout=1))
         raise queue.Empty
-    # It may die after taking from the one and before putting to the other.
+    # The process may die after taking an item from one queue and before putting it into the other.
     assert sent - kills <= len(got) <= sent
     assert got <= set(range(sent))
 
@@ -134,7 +134,7 @@ def test_a_waiter_for_room_is_killed(spawn):
     it = forkshm.Queue(1)
     it.put(0)
     waiting = [spawn(lambda: count_up(it, 100)) for _ in range(3)]
-    time.sleep(0.05)  # most are waiting by then; whatever they are at, it must hold
+    time.sleep(0.05)  # most processes wait by then; the test must hold in any case
     spawn.kill(waiting[0])
     assert it.get(timeout=30) == 0
     spawn.kill(waiting[1])
@@ -165,7 +165,7 @@ ENDS = {"SIGKILL": started.KILLED, "SIGSEGV": -signal.SIGSEGV, "exit": 17, "sys.
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_a_sender_ends_with_a_backlog(method, how):
-    """What the kernel has arrives; a process that ends properly sends the rest first."""
+    """Messages in the kernel's queue arrive; a process that ends normally sends its backlog first."""
     context = forkshm.get_context(method)
     it = context.Queue()
     process = context.Process(target=f.put_and_end, args=(it, how))
@@ -195,8 +195,8 @@ def test_a_sender_ends_with_a_backlog(method, how):
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
-def test_who_holds_items_ends(method, how):
-    """They are gone with it, their memory comes back, and the rest is for others."""
+def test_a_process_with_unsent_items_ends(method, how):
+    """Unreceived messages vanish with the queue, and their memory is released; other messages arrive."""
     context = forkshm.get_context(method)
     it, back = context.Queue(5), context.Queue()
     process = context.Process(target=f.get_and_end, args=(it, back, how))
@@ -214,7 +214,7 @@ def test_who_holds_items_ends(method, how):
     back.close()
 
 
-def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn, wait_until):
+def test_stopped_senders_and_receivers_block_no_other_process(spawn, wait_until):
     it = forkshm.Queue(5)
 
     def take_all():
@@ -229,13 +229,13 @@ def test_senders_and_receivers_that_are_stopped_for_ever_hold_nobody_back(spawn,
         wait_until(lambda pid=pid: kernel.is_stopped(pid))
     while not it.empty():
         it.get(timeout=30)
-    # Each of the two receivers may have taken an item, and not given the room back.
+    # Each of the two receivers may have taken an item without returning its place.
     for number in range(100):
         it.put(number, timeout=30)
         assert it.get(timeout=30) == number
 
 
-def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
+def test_memory_of_unreceived_messages_is_released(spawn):
     for _ in range(10):
         it = forkshm.Queue()
         for _ in range(3):
@@ -246,7 +246,7 @@ def test_memory_of_messages_that_nobody_received_is_given_back(spawn):
     # The leak check looks for blocks that are still held.
 
 
-def test_join_goes_on_with_others_when_a_worker_is_killed_before_it_took_anything(spawn):
+def test_join_continues_when_a_worker_is_killed_before_its_first_item(spawn):
     it = forkshm.JoinableQueue()
     victim = spawn(it.get)
     time.sleep(0.02)  # as above

@@ -1,4 +1,4 @@
-"""Arrays born in shared memory, whoever makes them, and however they end."""
+"""Arrays born in shared memory, by any code that creates them, until their end."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_results_of_a_map_and_in_containers_are_not_copied():
         assert pool.statistics().bytes_copied == 0
 
 
-def test_what_the_worker_keeps_is_not_changed_by_the_parent_nor_the_other_way():
+def test_a_result_kept_by_the_worker_is_separate_from_the_parents():
     with forkshm.Pool(1, born_shared=True) as pool:
         answer = pool.apply(make_and_keep, (LARGE,))
         assert pool.statistics().bytes_copied == 0
@@ -128,7 +128,7 @@ def views():
     return array, array[1000:], array[::-1]
 
 
-def test_a_slice_of_a_result_and_views_of_one_stay_what_they_are():
+def test_slices_and_views_of_results_keep_their_type():
     with forkshm.Pool(1, born_shared=True) as pool:
         whole, tail, back = pool.apply(views)
         whole[1000] = -5
@@ -144,7 +144,7 @@ def share_of_kept(_=None):
     return str(share_of(kept[0]))
 
 
-def test_each_worker_has_it_also_the_replaced_and_before_its_initializer():
+def test_every_worker_allocates_shared_arrays_even_before_its_initializer():
     with forkshm.Pool(1, make_in_initializer, (LARGE,), 2, born_shared=True) as pool:
         assert pool.map(share_of_kept, range(5), chunksize=1) == ["Share.exclusive"] * 5
         with pytest.raises(forkshm.WorkerDiedError):
@@ -152,13 +152,13 @@ def test_each_worker_has_it_also_the_replaced_and_before_its_initializer():
         assert pool.apply(share_of_kept) == "Share.exclusive"
 
 
-def test_a_context_passes_it_on():
+def test_a_context_passes_born_shared_on():
     with forkshm.get_context("fork").Pool(1, born_shared=True) as pool:
         assert share_of(pool.apply(np.ones, (LARGE,))) is Share.exclusive
         assert pool.statistics().bytes_copied == 0
 
 
-def test_a_pool_made_in_a_block_has_workers_out_of_it():
+def test_workers_of_a_pool_made_in_a_block_are_outside_of_the_block():
     with forkshm.shared_allocations(), forkshm.Pool(1) as pool:
         assert pool.apply(lambda: is_born(np.ones(LARGE))) is False
         answer = pool.apply(make_and_keep, (LARGE,))
@@ -166,12 +166,12 @@ def test_a_pool_made_in_a_block_has_workers_out_of_it():
         assert pool.apply(kept_values) == [5.0]
 
 
-def test_it_is_for_keyword_use_only():
+def test_born_shared_is_keyword_only():
     with pytest.raises(TypeError):
         forkshm.Pool(1, None, (), None, None, True)
 
 
-def test_nested_pools_hand_on_what_was_born_below():
+def test_nested_pools_send_on_arrays_born_shared():
     def outer(count):
         with forkshm.Pool(1, born_shared=True) as pool:
             return pool.apply(np.arange, (count,), {"dtype": float})
@@ -181,7 +181,7 @@ def test_nested_pools_hand_on_what_was_born_below():
         assert pool.statistics().bytes_copied == 0
 
 
-def arena_statistics():  # by name: a lambda would take the parent's arena along
+def arena_statistics():  # sent by name, because a lambda would take the parent's arena along
     return arena.statistics()
 
 
@@ -219,7 +219,7 @@ def test_large_arrays_are_ordinary_and_in_the_arena():
     assert arena.statistics().blocks == before
 
 
-def test_what_others_write_is_seen_and_nothing_is_copied(pool):
+def test_writes_of_other_processes_are_seen_and_nothing_is_copied(pool):
     array = born()
     before = pool.statistics()
     pool.apply(add_one, (array,))
@@ -241,7 +241,7 @@ def test_what_others_write_is_seen_and_nothing_is_copied(pool):
         pytest.param(lambda a: a[:1000][::-2], id="few bytes, backwards"),
     ],
 )
-def test_views_of_it_are_shared(pool, cut):
+def test_views_of_an_array_born_shared_are_shared(pool, cut):
     array = born()
     part = cut(array)
     expected = part + 1
@@ -256,7 +256,7 @@ def test_dates_are_shared(pool):
     assert (days == np.datetime64("1970-01-02")).all()
 
 
-def test_what_comes_back_is_the_same_memory(pool):
+def test_a_returned_array_is_the_same_memory(pool):
     array = born()
     answer = pool.apply(returned, (array[100:],))
     assert np.shares_memory(answer, array)
@@ -267,7 +267,7 @@ def test_what_comes_back_is_the_same_memory(pool):
     assert array[5] == -2
 
 
-def test_it_is_shared_through_three_processes(pool):
+def test_an_array_is_shared_through_three_processes(pool):
     array = born()
 
     def through(array, levels):
@@ -283,7 +283,7 @@ def test_it_is_shared_through_three_processes(pool):
     assert array[1] == 43
 
 
-def test_a_closure_of_a_map_shares_it_with_all(pool):
+def test_the_closure_of_a_map_shares_the_array_with_all_workers(pool):
     array = born()
 
     def write(index):
@@ -293,7 +293,7 @@ def test_a_closure_of_a_map_shares_it_with_all(pool):
     assert np.array_equal(array[:100], -numbers(100))
 
 
-def test_a_receiver_has_it_after_the_maker_let_go():
+def test_a_receiver_keeps_the_array_after_its_creator_dropped_it():
     with forkshm.Pool(1) as pool:
         with forkshm.shared_allocations():
             array = numbers()
@@ -302,7 +302,7 @@ def test_a_receiver_has_it_after_the_maker_let_go():
         del array
         assert arena.statistics().blocks == 1
         with forkshm.shared_allocations():
-            other = np.zeros(LARGE)  # in another block
+            other = np.zeros(LARGE)  # in a different block
         answer = pool.apply(first_kept)
         answer[5] += 1
         assert pool.apply(kept_values) == [51.0]
@@ -346,7 +346,7 @@ def test_the_other_modes(pool):
     assert np.array_equal(array, numbers() + 1)
 
 
-def test_a_shared_array_of_it_is_a_copy():
+def test_asarray_of_an_array_born_shared_is_a_copy():
     array = born()
     copy = forkshm.asarray(array)
     assert not np.shares_memory(copy, array)
@@ -355,7 +355,7 @@ def test_a_shared_array_of_it_is_a_copy():
 # -- fork -----------------------------------------------------------------------------
 
 
-def test_a_forked_child_writes_to_it_and_lets_go_of_it(in_child):
+def test_a_forked_child_writes_to_the_array_and_drops_it(in_child):
     with forkshm.shared_allocations():
         held = [numbers()]
 
@@ -563,10 +563,10 @@ def test_many_threads_make_and_pass_them_on():
 # -- what may go wrong ----------------------------------------------------------------
 
 
-def test_whoever_holds_the_lock_gets_ordinary_memory_and_may_let_go():
+def test_allocations_under_the_lock_get_ordinary_memory():
     with forkshm.shared_allocations():
         array = numbers()
-        with guard:  # as the collector does, in the middle of a change
+        with guard:  # like the garbage collector in the middle of a change
             made = numbers()
             del array
         assert not is_born(made)
@@ -574,7 +574,7 @@ def test_whoever_holds_the_lock_gets_ordinary_memory_and_may_let_go():
     assert arena.statistics().blocks == 0
 
 
-def test_without_memory_or_fds_arrays_are_made_as_ever(monkeypatch):
+def test_without_memory_or_fds_arrays_are_ordinary(monkeypatch):
     def refuse(*_):
         raise OSError(12, "Cannot allocate memory")
 
@@ -593,7 +593,7 @@ def test_without_memory_or_fds_arrays_are_made_as_ever(monkeypatch):
     assert not is_born(born)
 
 
-def test_at_the_limit_on_files_arrays_are_made_as_ever(run_script):
+def test_at_the_limit_on_files_arrays_are_ordinary(run_script):
     run_script("""
 import os, resource
 import numpy as np
@@ -615,7 +615,7 @@ with forkshm.shared_allocations():
 """)
 
 
-def test_what_numpy_cannot_have_is_a_memory_error():
+def test_an_allocation_that_numpy_cannot_make_is_a_memory_error():
     with forkshm.shared_allocations():
         array = numbers()
         for make in (lambda: np.empty(2**58), lambda: np.zeros(2**58), lambda: array.resize(2**57, refcheck=False)):
@@ -641,7 +641,7 @@ class Ring(Exception):
 
 @pytest.mark.parametrize("event", ["made", "zeros", "resized", "let go"])
 def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd):
-    """A signal that comes while C runs is noticed in our callback, which must not raise."""
+    """A signal that arrives while C code runs is handled in the callback, which must not raise."""
 
     def ring(*_):
         raise Ring
@@ -659,7 +659,7 @@ def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd)
                     "resized": itertools.starmap(functools.partial(held[0].resize, refcheck=False), [(2 * LARGE,)]),
                     "let go": map(list.clear, [held]),
                 }[event]
-                # One call in C: nothing looks for signals between the two.
+                # One C call: no check for signals between the two.
                 both = itertools.chain(map(_thread.interrupt_main, [signal.SIGUSR1]), what)
                 del what
                 with pytest.raises(Ring):
@@ -678,7 +678,7 @@ def test_an_exception_of_a_signal_handler_is_not_lost(event, monkeypatch, capfd)
 
 
 def test_at_the_limit_of_recursion_there_is_an_exception_and_no_crash(run_script):
-    # A callback that cannot be entered is said on stderr, by ctypes.
+    # ctypes reports on stderr a callback that cannot be entered.
     run_script("""
 import sys
 import numpy as np
@@ -748,11 +748,11 @@ def test_the_program_ends_with_arrays_alive(tmp_path, daemon, mode):
         assert (done.returncode, done.stdout, done.stderr) == (0, "last", "")
 
 
-# -- where it is not to be had --------------------------------------------------------
+# -- where the hook is unavailable -----------------------------------------------------
 
 
 @pytest.mark.parametrize("ask", ["forkshm.shared_allocations()", "forkshm.Pool(1, born_shared=True)"])
-def test_without_numpy_it_says_so(run_script, ask):
+def test_without_numpy_the_error_names_numpy(run_script, ask):
     run_script(f"""
 import sys
 sys.modules["numpy"] = None
@@ -775,7 +775,7 @@ else:
         (numpy_memory.importlib, "import_module", lambda name: object(), "get_handler_name"),
     ],
 )
-def test_where_the_hook_cannot_be_used_it_says_why(monkeypatch, ask, where, name, value, says):
+def test_an_unusable_hook_raises_with_the_reason(monkeypatch, ask, where, name, value, says):
     monkeypatch.setattr(numpy_memory, "_hooks", [])
     monkeypatch.setattr(numpy_memory, "_handlers", {})
     monkeypatch.setattr(where, name, value)

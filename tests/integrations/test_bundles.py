@@ -1,4 +1,4 @@
-"""Containers of many small arrays arrive as they were."""
+"""Containers of many small arrays arrive unchanged."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def pairs(mine, theirs):
 
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_arrives_is_what_was_sent(kind, container):
+def test_bundled_arrays_arrive_unchanged(kind, container):
     sent = CONTAINERS[container]([KINDS[kind](n) for n in range(COUNT)])
     for mine, theirs in pairs(sent, crossed(sent)):
         assert type(mine) is type(theirs)

@@ -61,7 +61,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_it_arrives_equal_and_its_buffers_are_copied_once(pool, name):
+def test_a_container_arrives_equal_and_its_buffers_are_copied_once(pool, name):
     make, equal, nbytes = VALUES[name]
     value = make()
     before = pool.statistics()
@@ -70,7 +70,7 @@ def test_it_arrives_equal_and_its_buffers_are_copied_once(pool, name):
     assert equal(value, back)
     copied = after.bytes_copied - before.bytes_copied
     shared = after.bytes_shared - before.bytes_shared
-    # There as copies; back by descriptor, but for what a library copied itself.
+    # Sent as copies, and sent back by descriptor, except for buffers that a library itself copied.
     assert nbytes(value) <= copied + 1000
     assert copied + shared <= 2.2 * nbytes(value)
 

@@ -1,4 +1,4 @@
-"""What is shared, and what is copied: each type by each way. The table is the contract.
+"""The contract: whether each type is shared or copied, for each way of sending it.
 
 ``python tests/integrations/test_contract.py`` prints it.
 """
@@ -59,8 +59,8 @@ def arrow(memory):
     return pa.Array.from_buffers(pa.float64(), N, [None, pa.py_buffer(memory)])
 
 
-#: Makes one; what becomes of it: shared (all see writes), copied (the receiver's own), for reading (shared, and not to
-#: be written to).
+# Creates a value, and the outcome: shared (all see writes), copied (the receiver's own), or read-only (shared, without
+# write access).
 CONTRACT = {
     "ndarray": (lambda: np.zeros(N), "copied"),
     "ndarray, read-only": (lambda: read_only(np.zeros(N)), "copied"),
@@ -99,7 +99,7 @@ if kernel.name == "linux":
 
 
 def elements(thing):
-    """An array of what is in it, in its own memory."""
+    """Return an array over the memory of a value."""
     if isinstance(thing, list):
         return elements(thing[7])
     if isinstance(thing, mmap.mmap):
@@ -176,7 +176,7 @@ def test_each_type_by_each_way(pool, name):
         if "for reading" in expected:
             assert found is None, f"{way}: may be written to"
         elif "DataFrame over" in name:
-            assert found in ("shared", "copied"), way  # pandas copies before it writes, and shares until then
+            assert found in ("shared", "copied"), way  # pandas shares until it writes, and copies before that
         else:
             assert found == expected, way
 

@@ -1,4 +1,4 @@
-"""The joblib backend: joblib.Parallel and scikit-learn over workers of forkshm."""
+"""The joblib backend: joblib.Parallel and scikit-learn with forkshm's workers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_exception_is_raised_with_the_workers_traceback():
     assert parallel()(delayed(fail)(x) for x in range(3)) == [0, 1, 2]
 
 
-def test_what_cannot_be_pickled_is_raised():
+def test_an_unpicklable_call_raises():
     lock = threading.Lock()
     with pytest.raises(TypeError, match="cannot pickle"):
         parallel()(delayed(id)(lock) for _ in range(3))
@@ -271,13 +271,13 @@ def test_all_cores_by_default():
         assert Parallel()._backend.default_n_jobs == -1
 
 
-def test_options_that_nobody_knows_are_errors():
+def test_unknown_options_are_errors():
     with pytest.raises(TypeError, match="has no option 'colour': use one of"):
         joblib.parallel_config("forkshm", colour="red")
 
 
 def test_progress(capsys, monkeypatch):
-    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # no thread that stays
+    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     with joblib.parallel_config("forkshm", n_jobs=2, progress=True):
         Parallel()([delayed(abs)(x) for x in range(7)])
     assert "7/7" in capsys.readouterr().err
@@ -356,7 +356,7 @@ class TestScikitLearn:
             ours = best()
         assert ours == pytest.approx(best())
 
-    def test_cross_validation_of_what_is_parallel_itself(self, data):
+    def test_cross_validation_of_a_parallel_estimator(self, data):
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.model_selection import cross_val_score
 

@@ -13,6 +13,7 @@ from system import open_fds
 import forkshm
 from forkshm import SharedArray
 from forkshm.errors import RegionCreateError
+from forkshm.pickler import pack, tiny_stream
 
 np = pytest.importorskip("numpy")
 
@@ -23,7 +24,7 @@ DTYPES = [float, "f4", "i1", np.uint64, bool, complex, ">i4", "U5", "S3", "M8[s]
 
 
 def plain(array):
-    """A SharedArray as NumPy's own, for comparing."""
+    """A SharedArray as a plain array, for comparing."""
     return np.asarray(array)
 
 
@@ -35,13 +36,13 @@ def is_shared(value):
     return type(value) is SharedArray and value.region is not None
 
 
-# -- making ---------------------------------------------------------------------------
+# -- creating -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("maker", ["empty", "zeros", "ones"])
-def test_what_is_made_is_what_numpy_makes_in_a_region_of_its_size(maker, shape, order):
+def test_new_arrays_equal_those_of_numpy_in_a_region_of_that_size(maker, shape, order):
     made = getattr(forkshm, maker)(shape, "f4", order)
     expected = getattr(np, "zeros" if maker == "empty" else maker)(shape, "f4", order)
     assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
@@ -61,6 +62,31 @@ def test_every_type_without_objects_can_be_shared(dtype):
     np.testing.assert_array_equal(plain(made), expected)
 
 
+ODD_TYPES = [
+    None,
+    str,
+    bytes,
+    "U",
+    "S0",
+    "V",
+    np.void,
+    "M8",
+    "(2,3)f4",
+    np.dtype((">i4", 2)),
+    [("a", "U"), ("b", "f4", 2)],
+]
+
+
+@pytest.mark.parametrize("shape", [(), 0, 3, (2, 2)])
+@pytest.mark.parametrize("dtype", ODD_TYPES)
+@pytest.mark.parametrize("maker", ["zeros", "empty", "ones"])
+def test_dtypes_without_length_or_unit_or_with_axes_match_numpy(maker, dtype, shape):
+    ours, theirs = getattr(forkshm, maker)(shape, dtype), getattr(np, maker)(shape, dtype)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    if maker != "empty":
+        assert ours.tobytes() == theirs.tobytes()
+
+
 def test_the_default_type_is_float():
     assert {made.dtype for made in (forkshm.empty(1), forkshm.zeros(1), forkshm.ones(1))} == {np.dtype(float)}
 
@@ -74,7 +100,7 @@ def test_full_has_the_value_everywhere_and_by_default_its_type(value, dtype):
     np.testing.assert_array_equal(plain(made), expected)
 
 
-def test_full_of_a_row_repeats_it():
+def test_full_with_a_row_repeats_the_row():
     np.testing.assert_array_equal(plain(forkshm.full((2, 3), [1, 2, 3])), np.full((2, 3), [1, 2, 3]))
 
 
@@ -206,7 +232,7 @@ def test_an_unknown_order_is_refused():
         forkshm.empty(3, order="X")
 
 
-# -- what stays shared, and what does not ---------------------------------------------
+# -- which results stay shared ---------------------------------------------------------
 
 VIEWS = {
     "slice of a slice": lambda a: a[1:][:, ::2],
@@ -283,7 +309,7 @@ def test_a_view_is_a_shared_array_in_the_same_region(name):
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_what_takes_new_memory_is_a_plain_array(name):
+def test_operations_that_allocate_return_plain_arrays(name):
     array = forkshm.array(np.arange(12.0).reshape(3, 4))
     result = COPIES[name](array)
     assert is_plain(result)
@@ -294,7 +320,7 @@ def test_what_takes_new_memory_is_a_plain_array(name):
 @pytest.mark.parametrize(
     "reduce", [np.sum, np.max, np.mean, np.argmax, lambda a: a.sum(), lambda a: a.std(), lambda a: a[1, 2]]
 )
-def test_a_single_value_is_a_scalar_as_ever(reduce):
+def test_a_single_value_is_a_scalar(reduce):
     array = forkshm.array(np.arange(12.0).reshape(3, 4))
     result, expected = reduce(array), reduce(plain(array))
     assert result == expected
@@ -341,7 +367,7 @@ def test_results_written_into_a_shared_array_give_that_array():
     assert array.tolist() == [5, 5, 5]
 
 
-def test_several_results_written_into_shared_arrays_give_those_arrays():
+def test_several_results_with_out_return_the_shared_arrays():
     first, second = forkshm.zeros(2, int), forkshm.zeros(2, int)
     results = np.divmod(np.array([7, 8]), 3, out=(first, second))
     assert results[0] is first
@@ -448,7 +474,7 @@ def test_the_region_of_an_array_cannot_be_closed_while_the_array_lives():
     region.close()
 
 
-def test_a_forked_child_writes_what_the_parent_reads(in_child):
+def test_the_parent_sees_a_forked_childs_writes(in_child):
     array = forkshm.zeros((10, 10))
 
     def write():
@@ -496,8 +522,31 @@ if __name__ == "__main__":
 """
 
 
-def test_all_but_the_arrays_works_without_numpy_and_those_say_what_to_install(run_script):
+def test_without_numpy_only_arrays_are_missing_and_say_what_to_install(run_script):
     said = run_script(WITHOUT_NUMPY).splitlines()
     assert said == [
-        f"forkshm.{name} needs NumPy: pip install 'forkshm[numpy]'" for name in ("zeros", "SharedArray", "asarray")
+        f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'"
+        for name in ("zeros", "SharedArray", "asarray")
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(1.5),
+        np.float16(2),
+        np.longdouble(1) / 3,
+        np.int8(-3),
+        np.uint64(2**63),
+        np.bool_(1),
+        np.complex64(1j),
+        np.datetime64("2026-11-29"),
+        np.timedelta64(5, "s"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_scalars_cross_as_a_plain_pickle(pool, value):
+    results = [pool.apply(type(value), (value,)), *pool.map(copy.copy, [value, value], chunksize=1)]
+    assert [(type(result), result) for result in results] == 3 * [(type(value), value)]
+    assert tiny_stream(value) == pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    assert pack([value]).data.endswith(pickle.dumps([value], pickle.HIGHEST_PROTOCOL))

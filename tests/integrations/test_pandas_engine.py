@@ -1,4 +1,4 @@
-"""Workers as the engine of pandas' apply and map: the same answers as without."""
+"""Workers as the engine of pandas' apply and map give the same answers as pandas alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nothing(engine):
     assert FRAME.iloc[:0].apply(lambda row: 1, axis=1, engine=engine).shape[0] == 0
 
 
-def test_it_runs_in_the_workers(engine):
+def test_the_function_runs_in_the_workers(engine):
     assert os.getpid() not in set(NUMBERS.apply(lambda row: os.getpid(), axis=1, engine=engine))
 
 

@@ -1,4 +1,4 @@
-"""Fixtures made once for all workers of pytest-xdist."""
+"""Fixtures created once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_table(table, number):
 
 
 @pytest.mark.parametrize(("workers", "made"), [("0", 1), pytest.param("1", 1, marks=pytest.mark.nightly), ("3", 1)])
-def test_it_is_made_once(run, workers, made):
+def test_a_shared_fixture_is_created_once(run, workers, made):
     counts, log, said = run(TABLE, TESTS, "-n", workers)
     assert (counts, len(log)) == ({"passed": 8}, made), said
 
@@ -83,13 +83,13 @@ def test_without_xdist(run):
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("copy_on_write", 1), ("read_write", 2)])
-def test_who_sees_a_write(run, mode, seen):
+def test_each_mode_decides_which_workers_see_a_write(run, mode, seen):
     fixture = f"""
 @shared_fixture(mode={mode!r})
 def table():
     return np.zeros(100_000)
 """
-    # One worker for each test, which wait for one another.
+    # One worker for each test; the tests wait for each other.
     tests = """
 import pathlib, time
 import pytest
@@ -149,7 +149,7 @@ def table():
     return {"rows": np.ones(100_000), "small": [1, 2]}
 """
     counts, log, said = run(fixture, TESTS, "-n", "3")
-    # The test that the killed worker was at has failed.
+    # The test that the killed worker was running has failed.
     assert (counts, len(log)) == ({"passed": 7, "failed": 1}, 2), said
 
 
@@ -184,19 +184,107 @@ def table(request):
 
 
 @pytest.mark.nightly
-def test_without_the_plugin_it_says_what_to_do(run):
+def test_without_the_plugin_the_error_says_what_to_do(run):
     counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)
     assert counts == {"error": 8}
-    assert "run pytest with -p forkshm.pytest" in said
+    assert "Run pytest with -p forkshm.pytest" in said
 
 
-def test_generators_are_refused():
+YIELDED = """
+@shared_fixture
+def table():
+    note("made")
+    yield {"rows": np.ones(100_000), "small": [1, 2]}
+    note("done")
+
+@pytest.fixture(scope="session", autouse=True)
+def _worker(table):
+    yield
+    note("worker")
+"""
+
+
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.nightly), "3"])
+def test_the_code_after_yield_runs_once_and_last(run, workers):
+    counts, log, said = run(YIELDED, TESTS, "-n", workers)
+    assert counts == {"passed": 8}, said
+    assert (log[0], log[-1]) == ("made", "done"), log
+    assert set(log[1:-1]) == {"worker"}
+    assert len(log) == 2 + max(int(workers), 1)
+
+
+@pytest.mark.nightly
+def test_the_code_after_yield_waits_for_the_replacement_of_a_killed_worker(run):
+    tests = (
+        TESTS
+        + """
+def test_die(table):
+    import os
+    os.kill(os.getpid(), 9)
+
+@pytest.mark.parametrize("number", range(8))
+def test_again(table, number):
+    time.sleep(0.1)
+    assert table["rows"].sum() == 100_000
+"""
+    )
+    counts, log, said = run(YIELDED, tests, "-n", "3")
+    assert (counts["passed"], counts["failed"]) == (16, 1), said
+    assert log.count("made") == 1
+    # If the killed worker was the one that created the value, the code did not run.
+    assert log.count("done") <= 1
+    assert log[-1] in ("done", "worker"), log
+
+
+@pytest.mark.parametrize("dist", ["load", pytest.param("loadfile", marks=pytest.mark.nightly)])
+def test_with_parameters_the_code_after_yield_runs_at_the_end(run, dist):
+    fixture = """
+@shared_fixture(params=[1, 2, 3])
+def table(request):
+    note(f"made-{request.param}")
+    yield request.param
+    note(f"done-{request.param}")
+"""
+    tests = """
+import time
+def test_it(table):
+    time.sleep(0.1)
+def test_other(table):
+    time.sleep(0.1)
+"""
+    counts, log, said = run(fixture, tests, "-n", "2", "--dist", dist)
+    assert counts == {"passed": 6}, said
+    assert sorted(log) == [f"{what}-{number}" for what in ("done", "made") for number in (1, 2, 3)]
+
+
+def test_an_error_after_yield_is_reported(run):
+    fixture = YIELDED.replace('note("done")', 'raise LookupError("no end")')
+    counts, _, said = run(fixture, TESTS, "-n", "2")
+    assert (counts, said.count("E       LookupError: no end")) == ({"passed": 8, "error": 1}, 1), said
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("if False:\n        yield", "did not yield a value"),
+        ("yield 1\n    yield 2", "more than one 'yield'"),
+        ('raise LookupError("no start")\n    yield', "no start"),
+    ],
+)
+def test_a_generator_that_yields_otherwise_is_an_error(run, body, message):
+    counts, _, said = run(f"@shared_fixture\ndef table():\n    {body}\n", "def test_it(table): pass", "-n", "1")
+    assert counts.get("error") == 1, said
+    assert message in said
+
+
+def test_asynchronous_functions_are_refused():
     from forkshm.pytest import shared_fixture
 
-    with pytest.raises(TypeError, match="clean up elsewhere"):
+    with pytest.raises(TypeError, match="it is asynchronous"):
 
         @shared_fixture
-        def table():
+        async def table():
             yield 1
 
     with pytest.raises(ValueError, match="whatever"):

@@ -1,4 +1,4 @@
-"""Objects over shared memory cross without a copy, as what they are: subclasses, frames, tensors."""
+"""Objects over shared memory are sent without a copy and keep their type: subclasses, frames, tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 
 
 class Quantity(np.ndarray):
-    """With an attribute, that views take along."""
+    """A subclass with an attribute that views inherit."""
 
     finalized = 0
 
@@ -92,7 +92,7 @@ def test_a_matrix_over_shared_memory_is_shared():
     assert (np.asarray(sent) == 1).all()
 
 
-def test_attributes_and_finalize_are_those_of_the_type(cross):
+def test_attributes_and_finalize_of_the_type_are_kept(cross):
     sent = quantity()
     before = Quantity.finalized
     value = cross(sent).value
@@ -104,7 +104,7 @@ def test_attributes_and_finalize_are_those_of_the_type(cross):
 def test_a_masked_array_keeps_fill_value_and_mask(cross):
     sent = masked()
     value = cross(sent).value
-    np.ma.getmask(sent).view(np.ndarray)[3, 3] = True  # of shared memory, as the elements are
+    np.ma.getmask(sent).view(np.ndarray)[3, 3] = True  # in shared memory, like the elements
     assert value.mask[3, 3]
     assert (value.fill_value, value.hardmask) == (-5, True)
     value[3, 3] = 9
@@ -121,7 +121,7 @@ def test_a_private_mask_is_copied_and_the_elements_are_not(cross):
 
 
 @pytest.mark.parametrize("make", [lambda: np.zeros(50_000).view(Quantity), lambda: forkshm.zeros(9).view(OwnWay)])
-def test_what_is_private_or_has_a_way_of_its_own_is_copied(cross, make):
+def test_private_arrays_and_custom_reductions_are_copied(cross, make):
     sent = make()
     value = cross(sent).value
     assert type(value) is type(sent)
@@ -222,7 +222,7 @@ ARROW = {
 
 
 @pytest.mark.parametrize("name", ARROW)
-def test_of_an_arrow_slice_what_is_seen_is_sent(cross, name):
+def test_only_the_rows_of_an_arrow_slice_are_sent(cross, name):
     sent = ARROW[name](table())
     crossing = cross(sent)
     assert crossing.copied < 10_000
@@ -236,7 +236,7 @@ def test_of_an_arrow_slice_what_is_seen_is_sent(cross, name):
         crossing.value.validate(full=True)
 
 
-def test_most_of_an_arrow_table_is_sent_as_it_is(cross):
+def test_a_slice_with_most_of_an_arrow_table_is_sent_whole(cross):
     sent = table()
     for part in (sent, sent.slice(10), sent.slice(0, 90_000)):
         assert cross(part).value.equals(part)

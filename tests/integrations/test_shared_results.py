@@ -1,4 +1,4 @@
-"""What methods and functions of NumPy make of a SharedArray: views of its memory, or plain arrays, and nothing else."""
+"""Methods and functions of NumPy applied to a SharedArray return views of its memory, or plain arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(dtype=float):
     return forkshm.array(np.arange(1, 17).reshape(4, 4).astype(dtype))
 
 
-#: Not of arrays, or they do something elsewhere.
+# Methods without an array argument, or with effects elsewhere.
 _NOT_CALLED = {"base", "tofile", "dump", "resize", "setflags", "dumps", "itemset", "newbyteorder", "tostring"}
 ARGUMENTS = (
     (),
@@ -61,7 +61,7 @@ ARGUMENTS = (
 
 
 def called_with_anything(name, dtype):
-    """Call a method, or get an attribute, in all the ways that it takes; return how many those were."""
+    """Call a method, or get an attribute, in all ways that it accepts; return the number of these ways."""
     called = 0
     for arguments in ARGUMENTS:
         for base in (made(dtype), made(dtype)[1:, ::2], made(dtype)[0], np.squeeze(made(dtype)[:1, :1])):
@@ -82,7 +82,7 @@ def called_with_anything(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["f8", "c16", "i4", "?"])
-def test_what_a_method_or_attribute_returns_is_a_view_or_plain(dtype):
+def test_methods_and_attributes_return_views_or_plain_arrays(dtype):
     names = [name for name in dir(np.ndarray) if not name.startswith("_") and name not in _NOT_CALLED]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,14 +191,14 @@ def functions(module):
             yield name, function
 
 
-#: They read, write, print, or set something.
+# Functions that read, write, print, or set something.
 _OTHER = {"save", "savez", "savez_compressed", "savetxt", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "info"}
 _OTHER |= {"fromregex", "show_config", "show_runtime", "set_printoptions", "seterr", "seterrcall", "setbufsize", "test"}
 _OTHER |= {"get_include", "getbufsize", "geterr", "geterrcall", "frombuffer", "fromstring", "set_string_function"}
 
 
 @pytest.mark.parametrize("module", [np, np.linalg, np.fft, np.lib.stride_tricks], ids=lambda module: module.__name__)
-def test_what_a_function_returns_is_a_view_or_plain(module):
+def test_functions_return_views_or_plain_arrays(module):
     s, row = made(), made()[0]
     ways = [(s,), (row,), (s, s), (row, row), ([s, s],), ([row, row],), (s, 1), (s, 0, 1), (s, [0, 1]), (s > 2, s, s)]
     ways += [(row, row, row), (s, (2, 8)), (s, (3, 4, 4)), ("ij,jk", s, s), ("i,j->ij", row, row), (s, 2, 0), (s, row)]
@@ -208,7 +208,7 @@ def test_what_a_function_returns_is_a_view_or_plain(module):
                 warnings.simplefilter("ignore")
                 try:
                     result = function(*way)
-                except Exception:  # it takes something else
+                except Exception:  # it takes other arguments
                     continue
             check(result, f"{name} of {len(way)}")
             if name not in ("array", "asarray", "asanyarray", "asfortranarray", "ascontiguousarray", "require"):
@@ -216,7 +216,7 @@ def test_what_a_function_returns_is_a_view_or_plain(module):
                     assert type(array) in (np.ndarray, forkshm.SharedArray, np.matrix, np.recarray), name
 
 
-def test_out_is_what_is_returned():
+def test_functions_return_the_out_array():
     s, out = made(), forkshm.zeros((4, 4))
     assert s.dot(s, out=out) is out
     assert s.dot(s, out) is out

@@ -1,4 +1,4 @@
-"""Tensors: the elements of private ones are copied once, those of shared ones never."""
+"""Tensors: private elements are copied once, and shared ones never."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dense(tensor):
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_tensor_comes_back_as_it_was(pool, name):
+def test_a_tensor_comes_back_unchanged(pool, name):
     sent = TENSORS[name]()
     back = pool.apply(lambda tensor: tensor, (sent,))
     assert (back.dtype, back.shape, back.requires_grad, back.layout) == (
@@ -69,7 +69,7 @@ def test_a_tensor_in_shared_memory_is_the_same_memory_there(pool):
     assert tensor[25] == 5
 
 
-def test_tensors_that_share_memory_share_it_there(pool):
+def test_tensors_that_share_memory_share_memory_at_the_receiver(pool):
     tensor = torch.zeros(100_000)
 
     def write(pair):
@@ -88,7 +88,7 @@ def test_a_module_with_its_parameters(pool):
     assert isinstance(pool.apply(lambda m: m, (model,)).weight, torch.nn.Parameter)
 
 
-def test_what_is_for_reading_only_arrives_as_a_copy(pool):
+def test_a_read_only_tensor_arrives_as_a_copy(pool):
     array = forkshm.ones(1000)
     tensor = torch.from_numpy(np.asarray(array))
 

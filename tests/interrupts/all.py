@@ -1,8 +1,8 @@
-"""Interrupts every scenario at every point, and prints a table.
+"""Interrupt every scenario at every point, and print a table.
 
 ``python all.py [--variant V] [--step N] [SCENARIO ...]``
 
-Exits with 1 when any point is bad.
+Exits with 1 if there is a fault at any point.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VARIANTS = ("interrupt", "uses", "exception")
 
 
 def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None):
-    """Run one scenario; return how many points there are, how many were tried, and what was bad."""
+    """Run one scenario; return the number of points, the number tested, and the faults."""
     tried, total, bad = 0, 0, []
     while True:
         command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, str(first), str(step), str(last)]

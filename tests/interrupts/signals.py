@@ -1,6 +1,6 @@
-"""Real SIGINTs about a millisecond apart, over pipes, pools and executors with checked data.
+"""Send real SIGINTs about a millisecond apart to pipes, pools and executors with checked data.
 
-``python signals.py [--seconds 60]`` prints what was done and exits with 1 when anything was wrong, hung or was left.
+``python signals.py [--seconds 60]`` prints what was done, and exits with 1 if anything was wrong, hung or left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import forkshm
 from forkshm.testing import check_leaks
 
-#: Sends the signals, from another process: so many a second, at random.
+# Sends the signals from another process, at random intervals.
 _SENDER = """
 import os, random, signal, sys, time
 pid, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -44,7 +44,7 @@ def square(number):
 
 
 class Storm:
-    """What is interrupted over and over."""
+    """Return the operations that are interrupted repeatedly."""
 
     def __init__(self):
         self.here, self.there = forkshm.Pipe()
@@ -110,7 +110,7 @@ class Storm:
 
 
 def storm(seconds):
-    """Run all of it; return how often what was done, and what was wrong."""
+    """Run all operations; return the number of runs of each, and the faults."""
     counts = collections.Counter()
     problems = []
     with check_leaks():
@@ -125,7 +125,7 @@ def storm(seconds):
         armed = []
 
         def handle(*_):
-            # Only while the library is at work: not in the lines below, which would have to be as careful.
+            # Only while the library works: the lines below would otherwise need the same care.
             if armed:
                 armed.clear()
                 counts["interrupts"] += 1
@@ -154,7 +154,7 @@ def storm(seconds):
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = unraisable
         faulthandler.dump_traceback_later(20, exit=True)
-        # All of it once more, undisturbed.
+        # Run all operations once more, without signals.
         for kind in kinds:
             kind()
         it.close()

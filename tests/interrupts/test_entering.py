@@ -1,4 +1,4 @@
-"""A signal handler that raises while a lock is entered leaves no lock held."""
+"""A signal handler that raises while a lock is entered never leaves the lock held."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from forkshm import _interrupts
 
 ROOT = pathlib.Path(forkshm.__file__).parent
 
-# A signal handler runs at most so late.
+# Maximum delay of a signal handler.
 LONG = 30
 
 class _Trapped(_interrupts.Entered):
-    """A lock during whose acquisition a SIGINT comes: one C call does both."""
+    """A lock that gets a SIGINT during its acquisition; one C call does both."""
 
     acquire = staticmethod(_thread.interrupt_main)
 
@@ -42,7 +42,7 @@ def _interrupts_raise():
 @pytest.mark.usefixtures("_interrupts_raise")
 @pytest.mark.parametrize("number", range(100))
 def test_a_block_whose_lock_was_acquired_is_left_by_exit(number):
-    # A hundred times, since CPython replaces instructions by specialized ones.
+    # A hundred times, because CPython replaces instructions by specialized ones.
     lock = _Trapped()
     with pytest.raises(KeyboardInterrupt):
         with lock:
@@ -129,7 +129,7 @@ def test_a_lock_keeps_threads_out_and_can_be_released_by_another():
     lock.release()
 
 
-# Entered by no block, or by the standard library; the latter take what `threading` makes.
+# Locks that no block enters, or that the standard library enters; the latter are created by `threading`.
 _OTHERS = {
     ("channel/_queue.py", "_ready"),
     ("backend/posix/_record_locks.py", ""),

@@ -1,4 +1,4 @@
-"""Every scenario, interrupted: at a spread of points by default, at each of them with ``-m nightly``."""
+"""Every scenario, interrupted at a spread of points by default, and at every point with ``-m nightly``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from signals import storm
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the exception tables of Python 3.11")
 
-#: Points that are tried of each by default.
+# Number of points that are tested by default.
 FEW = 6
-#: These take longer, and are left to the nightly run. In it `BoundedQueue` is bad at one point: a `put` that is
-#: interrupted right after it has counted its item takes a place until the queue runs empty.
+# These take longer and are left to the nightly run. There, `BoundedQueue` fails at one point: a `put` that is
+# interrupted right after it has counted its item occupies a place until the queue is empty.
 SLOW = {
     "BoundedQueue",
     "Team",
@@ -38,7 +38,7 @@ def _tell(bad):
 
 @pytest.mark.parametrize("name", sorted(set(SCENARIOS) - SLOW))
 def test_spread(name):
-    # One variant of each; the nightly run has all.
+    # One variant of each scenario; the nightly run has all.
     variant = program.VARIANTS[sorted(SCENARIOS).index(name) % len(program.VARIANTS)]
     first = 7 + 5 * program.VARIANTS.index(variant)
     total, _, bad = program.run(name, variant, step=97, first=first, last=first + 97 * FEW)

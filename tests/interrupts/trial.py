@@ -1,7 +1,7 @@
-"""Runs one scenario at some points, one after the other: ``python trial.py SCENARIO VARIANT FIRST STEP [LAST]``.
+"""Run one scenario at some points, one after the other: ``python trial.py SCENARIO VARIANT FIRST STEP [LAST]``.
 
-Prints a line of JSON for each point. A run that takes too long ends the program, with the stacks of all threads; `all`
-starts another one, which goes on behind that point.
+Prints a line of JSON for each point. A run that takes too long ends the program with the stacks of all threads; `all`
+then starts another one, which continues after that point.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scenarios import SCENARIOS, work
 import forkshm
 from forkshm.testing import holdings
 
-#: Exit code of a run that took too long; that of faulthandler is 1.
+# Exit code for a run that took too long; that of faulthandler is 1.
 HANGS = 1
 
 
@@ -69,7 +69,7 @@ def _raise_trouble():
 
 
 def _is_ours(error, seen=()):
-    """Tell whether an exception is the one that was raised, or came of it."""
+    """Return whether an exception is the raised one, or was caused by it."""
     while error is not None:
         if isinstance(error, (Interrupt, Trouble)):
             return True
@@ -78,7 +78,7 @@ def _is_ours(error, seen=()):
 
 
 def main(name, variant, first, step, last=0):
-    # What Python swallows counts as not raised. Nothing of it is kept: its frames have views.
+    # Exceptions that Python ignores count as not raised. They are not kept, because their frames have views.
     sys.unraisablehook = lambda _: None
     excepthook, sys.excepthook = sys.excepthook, lambda *_: None
     scenario = SCENARIOS[name]()
@@ -126,7 +126,7 @@ def main(name, variant, first, step, last=0):
             problem = f"{problem or ''} check: " + _text(error)
             scenario.numbers = []
         points = points.where
-        # `holdings` collects garbage; what is on its way out gets a moment.
+        # `holdings` collects garbage; processes that are ending get a moment.
         deadline = time.monotonic() + 0.7
         while left := _more(before, _kinds(holdings())):
             if time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def main(name, variant, first, step, last=0):
 
 
 def _kinds(now):
-    """Return how many there are of each kind: objects that are made anew have other numbers."""
+    """Return the number of objects of each kind: recreated objects have other numbers."""
     return collections.Counter(
         {
             **collections.Counter(re.sub(r"[\d\[\]]+", "", target) for _, target in now.fds),

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of limits."""
+"""Fixtures for the tests of limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many workers there are by default: affinity, the quotas of control groups, and what the user told Python."""
+"""The default number of workers: affinity, quotas of control groups, and Python's own option."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(code, *options, **environment):
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Write files of groups, and have them looked at in place of the system's."""
+    """Write files of control groups, and use them instead of the system's."""
 
     def write(membership, files):
         (tmp_path / "membership").write_text(membership)
@@ -51,7 +51,7 @@ def groups(tmp_path, monkeypatch):
         ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n", "cpu.max": "max 100000\n"}, 1.5),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),
         ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "200000 100000\n"}, 2.0),
-        # A container sees its own group as the root of what is mounted.
+        # A container sees its own group as the root of the mount.
         ("0::/docker/1234\n", {"cpu.max": "100000 50000\n"}, 2.0),
         (
             "4:cpu,cpuacct:/x\n0::/\n",
@@ -118,7 +118,7 @@ def test_the_number_given_to_python_is_taken():
     assert run(PRINT, PYTHON_CPU_COUNT="5") == "5"
 
 
-def test_the_number_given_to_python_is_taken_where_it_has_such_an_option(monkeypatch):
+def test_the_cpu_count_option_of_python_is_used(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
     assert kernel.default_workers() == 7
     monkeypatch.setattr(os, "process_cpu_count", lambda: len(os.sched_getaffinity(0)))

@@ -1,4 +1,4 @@
-"""Few open files: what works, and what says why it cannot."""
+"""Few open files: what still works, and which errors name the limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made(count):
     return [forkshm.full(10, float(number)) for number in range(count)]
 """
 
-#: As large as it may be here.
+# The largest hard limit here.
 ANY = "resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
 EXPECTED = float(sum(range(1000)))
 
@@ -62,7 +62,7 @@ with forkshm.Pool(2) as pool:
     )
 
 
-def test_regions_beyond_a_hard_limit_say_how_many_there_are_and_what_to_do(run_script):
+def test_regions_beyond_a_hard_limit_raise_with_their_number_and_advice(run_script):
     out = run_script(
         PROLOGUE.format(hard=256)
         + """

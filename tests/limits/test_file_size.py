@@ -1,4 +1,4 @@
-"""RLIMIT_FSIZE (``ulimit -f``): what is small works, what is larger names the limit."""
+"""RLIMIT_FSIZE (``ulimit -f``): small memory works, and errors for larger memory name the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gevent and eventlet, which replace the blocking functions of a process: a pool says that it cannot run there."""
+"""gevent and eventlet replace the blocking functions of a process; a pool raises there."""
 
 from __future__ import annotations
 

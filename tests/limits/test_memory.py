@@ -1,4 +1,4 @@
-"""Little memory, a small or closed /dev/shm, and much of everything."""
+"""Little memory, a small or closed /dev/shm, and large amounts of everything."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ except OSError as error:
 
 @pytest.fixture
 def with_mount(tmp_path):
-    """Run a program where /dev/shm is another one."""
+    """Run a program with another /dev/shm."""
 
     def run(mount, source):
         probe = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True)
@@ -102,7 +102,7 @@ def test_memory_with_a_name_says_that_dev_shm_has_no_room(with_mount, mount, sai
     assert with_mount(mount, NAMED).startswith(said)
 
 
-def test_a_limit_on_address_space_is_an_exception_and_what_is_smaller_goes_on(run_script):
+def test_a_limit_on_address_space_raises_and_smaller_requests_work(run_script):
     out = run_script("""
 import resource
 import numpy as np

@@ -1,4 +1,4 @@
-"""A queue of the kernel's that holds less than one message."""
+"""A kernel queue that is smaller than one message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forkshm.channel._endpoint import DIRECT_FDS, MAX_MESSAGE
 
 @pytest.fixture
 def _tiny_queues(monkeypatch):
-    """Where net.core.wmem_default is small: the kernel makes the least of it that it can, 4.5 KB."""
+    """A small net.core.wmem_default: the kernel's minimum is 4.5 KB."""
     made = kernel.message_sockets
 
     def message_sockets():
@@ -31,7 +31,7 @@ def _tiny_queues(monkeypatch):
 @pytest.mark.usefixtures("_tiny_queues")
 @pytest.mark.parametrize("count", [0, 1, DIRECT_FDS, DIRECT_FDS + 1], ids=["0", "1", "16", "17"])
 @pytest.mark.parametrize("size", [10_000, MAX_MESSAGE])
-def test_a_message_that_is_larger_than_the_queue_makes_it_larger(size, count):
+def test_a_message_larger_than_the_queue_enlarges_the_queue(size, count):
     sender, receiver = pair()
     data = bytes(range(256)) * (size // 256)
     for _ in range(3):
@@ -48,7 +48,7 @@ def test_a_message_that_is_larger_than_the_queue_makes_it_larger(size, count):
 @pytest.mark.usefixtures("_tiny_queues")
 def test_a_queue_that_may_not_be_larger_says_so(monkeypatch):
     sender, receiver = pair()
-    monkeypatch.setattr(type(sender), "grow", lambda self, nbytes: None)  # as where net.core.wmem_max is as small
+    monkeypatch.setattr(type(sender), "grow", lambda self, nbytes: None)  # as with a small net.core.wmem_max
     with pytest.raises(OSError, match="too long") as caught:
         sender.send(bytes(MAX_MESSAGE))
     assert caught.value.errno == errno.EMSGSIZE
@@ -60,7 +60,7 @@ def test_a_queue_that_may_not_be_larger_says_so(monkeypatch):
 
 @pytest.mark.usefixtures("_tiny_queues")
 def test_a_pool_and_a_queue_work_over_tiny_queues():
-    """Messages of every size there is, from some bytes to those whose pickle goes through the arena."""
+    """Send messages of all sizes, from a few bytes to those whose pickle goes through the arena."""
     with forkshm.Pool(2) as pool:
         for size in (0, 100, 5_000, 30_000, 65_000, 70_000, 10**6):
             words = ["x" * 10] * (size // 10)

@@ -1,4 +1,4 @@
-"""A control group without memory: the kernel's out-of-memory killer at work, and how not to meet it."""
+"""A control group without memory: the kernel's out-of-memory killer, and how forkshm avoids it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import forkshm
 
 @pytest.fixture
 def small_group():
-    """The directory of a control group whose processes may have 200 MB together."""
+    """Provide the directory of a control group whose processes may use 200 MB together."""
     made = None
     why = "this process is in no group"
     for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
@@ -51,7 +51,7 @@ def small_group():
             continue
         made = directory
         for name, value in limits.items():
-            if (made / name).exists():  # of swap, where there is any
+            if (made / name).exists():  # the limit on swap, if there is any
                 (made / name).write_text(str(value))
         break
     if made is None:
@@ -61,7 +61,7 @@ def small_group():
     while True:
         try:
             made.rmdir()
-        except OSError:  # the kernel has not done with the last of them
+        except OSError:  # the kernel has not removed the last processes yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -147,7 +147,7 @@ whole.buf[:] = bytes(whole.size)
 
 
 @pytest.mark.needs("populate")
-def test_the_doctor_says_what_a_group_has_left(run_script, small_group):
+def test_the_doctor_shows_the_memory_left_in_a_group(run_script, small_group):
     out = run_script(MOVE + "import sys\nfrom forkshm.__main__ import main\nsys.exit(main(['doctor']))\n", small_group)
     (line,) = [line for line in out.splitlines() if "memory of this cgroup" in line]
     assert "MiB left" in line
@@ -155,7 +155,7 @@ def test_the_doctor_says_what_a_group_has_left(run_script, small_group):
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Directories that look like the kernel's, of both versions."""
+    """Create directories that look like the kernel's, of both versions."""
     monkeypatch.setattr(_groups, "_V1", f"{tmp_path}/memory")
     monkeypatch.setattr(_groups, "_V2", str(tmp_path))
     monkeypatch.setattr(_groups, "_MEMBERSHIP", f"{tmp_path}/membership")
@@ -172,7 +172,7 @@ def groups(tmp_path, monkeypatch):
     return write
 
 
-def test_the_tightest_of_the_groups_around_it_counts_in_the_second_version(groups):
+def test_the_tightest_parent_group_counts_in_version_2(groups):
     groups(
         "1:name=systemd:/\n0::/a/b\n",
         {
@@ -195,7 +195,7 @@ def test_the_first_version_of_groups_is_read_too(groups):
             "memory/memory.usage_in_bytes": "9999\n",
             "memory/memory.stat": "cache 5\n",
             "memory/b/memory.limit_in_bytes": "50000\n",
-            "memory/b/memory.usage_in_bytes": "60000\n",  # it was set below what was used
+            "memory/b/memory.usage_in_bytes": "60000\n",  # the limit was set below the usage
             "memory/b/memory.stat": "cache 5\ninactive_file 1000\n",
         },
     )
@@ -203,7 +203,7 @@ def test_the_first_version_of_groups_is_read_too(groups):
 
 
 @pytest.mark.needs("populate")
-def test_what_a_group_has_no_room_for_is_not_populated(groups):
+def test_populate_beyond_the_memory_of_a_group_is_refused(groups):
     groups(
         "4:memory:/b\n",
         {

@@ -1,4 +1,4 @@
-"""A /dev/shm of 4 MB, on the backend whose memory is in it: an error, and never SIGBUS."""
+"""A /dev/shm of 4 MB, on the backend that uses it: lack of room is an error, and never SIGBUS."""
 
 import os
 import shutil
@@ -42,11 +42,11 @@ with forkshm.Pool(2) as pool:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("unshare") is None, reason="needs mount namespaces")
-def test_what_has_no_room_is_refused(tmp_path):
+def test_memory_beyond_the_size_of_dev_shm_is_refused(tmp_path):
     alone = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     mounted = "mount -t tmpfs -o size=4m tmpfs /dev/shm"
     if subprocess.run(["unshare", *alone, "sh", "-c", mounted], capture_output=True, check=False).returncode:
-        pytest.skip("no mount namespace can be made here")
+        pytest.skip("mount namespaces are unavailable here")
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of packing and receiving."""
+"""Fixtures for the tests of packing and receiving."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from forkshm.pickler import pack
 
 @dataclasses.dataclass
 class Crossing:
-    """An object that went through a payload, and what that took."""
+    """An object that went through a payload, and the cost of that."""
 
     value: Any
-    #: Bytes of the message.
+    # Size of the message in bytes.
     message: int
-    #: Bytes copied, bytes shared, fds: as the payload says.
+    # Bytes copied, bytes shared and fds, as reported by the payload.
     copied: int
     shared: int
     fds: int
@@ -27,7 +27,7 @@ class Crossing:
 
 @pytest.fixture
 def cross():
-    """Pack an object, let its fds go the way the kernel lets them go, and open it again."""
+    """Pack an object, pass its fds as the kernel would, and open it again."""
 
     def through(thing, *, for_many=False):
         payload = pack(thing, for_many=for_many)

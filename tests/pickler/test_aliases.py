@@ -1,4 +1,4 @@
-"""Views of one memory arrive as views of one memory; view() says what may be done with it."""
+"""Views of one memory arrive as views of one memory; view() sets the receiver's access."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = [7, 300, 1000, 100_000]
 
 
 def one_memory(arrays):
-    """Whether a write through the first shows in all of them, which cover it whole."""
+    """Return whether a write through the first array shows in all others, each of which covers its memory."""
     first = arrays[0]
     first.reshape(-1)[:] = 77
     return all((np.asarray(array) == 77).all() for array in arrays[1:])
@@ -34,7 +34,7 @@ VIEWS = {
 @pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("order", [1, -1], ids=["array first", "views first"])
-def test_views_of_an_array_arrive_as_views_of_it(cross, make, size, order):
+def test_views_of_one_array_arrive_as_views_of_one_array(cross, make, size, order):
     array = make(size, np.int64)
     array[:] = np.arange(size)
     names = list(VIEWS)[::order]
@@ -45,7 +45,7 @@ def test_views_of_an_array_arrive_as_views_of_it(cross, make, size, order):
     expected = np.full(size, 7, array.dtype)
     for name in names:
         np.testing.assert_array_equal(value[name], VIEWS[name](expected))
-    # What was sent by value is the receiver's own, what is shared is everybody's.
+    # Memory sent by value is the receiver's own; shared memory is common to all.
     assert (array[2] == 7) == (make is forkshm.zeros)
 
 
@@ -67,7 +67,7 @@ def test_parts_that_overlap_without_the_whole_arrive_as_one_memory(cross):
 
 
 def test_neighbours_stay_apart(cross):
-    # Two parts that touch and do not overlap are two buffers.
+    # Two adjacent parts that do not overlap are two buffers.
     a = np.arange(100_000)
     first, second = cross((a[:50_000], a[50_000:])).value
     assert np.array_equal(first, a[:50_000])
@@ -101,7 +101,7 @@ def test_as_strided_beyond_the_memory_is_left_to_numpy(cross):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["read_only", "read_private", "copy_on_write"])
 @pytest.mark.parametrize("make", [np.zeros, forkshm.zeros], ids=["private", "shared"])
-def test_the_mode_decides_what_the_receiver_may_do(cross, make, size, mode):
+def test_the_mode_decides_whether_the_receiver_may_write(cross, make, size, mode):
     array = make(size)
     array[:] = 1
     value = cross(view(array, mode)).value
@@ -113,7 +113,7 @@ def test_the_mode_decides_what_the_receiver_may_do(cross, make, size, mode):
         assert (array == 1).all()
 
 
-def test_read_only_shared_memory_shows_what_others_write_later(cross):
+def test_read_only_shared_memory_shows_later_writes(cross):
     array = forkshm.zeros(1000)
     value = cross(view(array, "read_only")).value
     array[:] = 3

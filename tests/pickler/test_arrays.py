@@ -1,4 +1,4 @@
-"""Arrays: the elements of private ones are copied once, those of shared ones never."""
+"""Arrays: private elements are copied once, and shared ones never."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def test_a_large_array_is_copied_exactly_once_and_its_stream_travels_in_the_mess
 
 
 def spanned(array):
-    """Bytes that cross: those of the elements, with the gaps between them when these are few."""
+    """Sent bytes are those of the elements, including small gaps between them."""
     span = np.ptp(byte_bounds(array))
     return span if span <= 2 * array.nbytes else array.nbytes
 
 
-def test_of_a_view_the_memory_that_it_sees_is_sent_once(cross):
+def test_only_the_memory_of_a_view_is_sent_and_once(cross):
     row = np.arange(1000.0)
     windows = np.lib.stride_tricks.sliding_window_view(np.arange(20_000.0), 1000)
     for sent, bytes_seen in (
@@ -132,7 +132,7 @@ def test_of_a_view_the_memory_that_it_sees_is_sent_once(cross):
         np.testing.assert_array_equal(crossing.value, sent)
 
 
-def test_an_array_that_would_be_too_large_stays_as_it_was_and_is_for_reading(cross):
+def test_a_broadcast_array_that_is_too_large_stays_broadcast_and_read_only(cross):
     value = cross(np.broadcast_to(np.arange(1000.0), (10_000_000, 1000))).value
     assert value.shape == (10_000_000, 1000)
     assert value[5_000_000, 7] == 7
@@ -147,7 +147,7 @@ def test_broadcast_shared_memory_is_still_shared(cross):
 
 
 @pytest.mark.parametrize("name", sorted(PRIVATE))
-def test_what_arrives_by_value_is_writable_and_the_receivers_own(cross, name):
+def test_an_array_by_value_arrives_writable_and_private(cross, name):
     sent = PRIVATE[name]()
     before = sent.copy()
     value = cross(sent).value
@@ -195,7 +195,7 @@ def test_a_copy_is_writable_whether_or_not_the_array_is(cross, name, together):
     if name != "objects" and value.size:
         value[(0,) * value.ndim] = value[(-1,) * value.ndim]
         rest = value.reshape(-1)[1:]
-        np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was written with it
+        np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was changed
     np.testing.assert_array_equal(sent, before)
 
 
@@ -205,7 +205,7 @@ def test_shared_memory_that_is_for_reading_here_is_for_reading_there(cross):
         assert not cross(make).value.flags.writeable
 
 
-def test_a_worker_may_write_to_what_was_read_only():
+def test_a_read_only_array_by_value_arrives_writable():
     def centre(values):
         values -= values.mean()
         return values
@@ -254,7 +254,7 @@ def test_arrays_beside_a_large_stream_come_back(cross):
     assert (value[1], value[3]) == (sent[1], sent[3])
 
 
-def test_the_block_is_free_when_the_last_array_from_it_is_gone(cross):
+def test_the_block_is_free_when_its_last_array_is_gone(cross):
     crossing = cross([numbers(), numbers()])
     kept = crossing.value[1][3:5]
     del crossing
@@ -466,7 +466,7 @@ def test_an_array_over_a_read_only_region_arrives_read_only(cross):
 
 
 def test_memory_that_a_child_made_is_shared_with_its_parent():
-    """The receiver maps what it has not yet: both see each other's writes."""
+    """The receiver maps new memory: both see each other's writes."""
     there, here = pair()
     back, answer = pair()
     pid = os.fork()
@@ -502,6 +502,6 @@ def test_memory_that_a_child_made_is_shared_with_its_parent():
     turned[0, 0] = -2
     back.send(b"look")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert made[5, 6] == -1  # the memory outlives its maker
+    assert made[5, 6] == -1  # the memory outlives its creator
     for end in (there, here, back, answer):
         end.close()

@@ -1,4 +1,4 @@
-"""Classes and code that cross by value, and what must not cross as something else."""
+"""Classes and code sent by value, and objects that are refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_object_with_slots_of_a_local_class_goes_there_and_comes_back(index):
     with forkshm.Pool(1) as pool:
         made = pool.apply(made_at, (index,))
         assert made.x == 1
-        # Of a class that this process has, and the worker made anew.
+        # Instances of a class that this process has, and that the worker recreated.
         mine = made_at(index)
         back = pool.apply(lambda thing: thing, (mine,))
         assert type(back) is type(mine)
@@ -79,7 +79,7 @@ def test_an_object_of_a_class_without_a_module_crosses(cross):
     assert cross([Odd(), {"o": Odd}]).value[0].x == 3
 
 
-def test_the_error_about_a_class_without_a_module_names_it():
+def test_the_error_about_a_class_without_a_module_names_the_class():
     sent = Odd()
     sent.frame = sys._getframe()
     with pytest.raises(TypeError) as caught:
@@ -89,7 +89,7 @@ def test_the_error_about_a_class_without_a_module_names_it():
 
 
 @pytest.mark.parametrize("where", ["argument", "attribute", "closure"])
-def test_an_open_file_is_refused_with_the_way_to_it(tmp_path, where):
+def test_an_open_file_is_refused_with_its_path_in_the_object(tmp_path, where):
     path = tmp_path / "f"
     path.write_text("abc")
     with path.open() as file, forkshm.Pool(1) as pool:
@@ -109,7 +109,7 @@ def test_an_open_file_is_refused_with_the_way_to_it(tmp_path, where):
         assert ways[where] in str(caught.value)
 
 
-def test_the_standard_streams_are_those_of_the_receiver(cross):
+def test_standard_streams_arrive_as_the_receivers_own(cross):
     if type(sys.stderr) is io.TextIOWrapper:
         assert cross(sys.stderr).value is sys.stderr
 
@@ -143,7 +143,7 @@ def test_ctypes_cross(cross, name):
     assert bytes(value) == bytes(sent)
 
 
-def test_an_array_of_pointers_is_refused_with_its_type_and_the_way_to_it():
+def test_an_array_of_pointers_is_refused_with_its_type_and_path():
     sent = {"p": (ctypes.c_char_p * 2)(b"a", b"b")}
     with pytest.raises(ValueError, match="pointers") as caught:
         pack(sent)

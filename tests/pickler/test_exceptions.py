@@ -1,7 +1,9 @@
-"""Exceptions arrive as they were sent, whatever their ``__init__`` takes."""
+"""Exceptions arrive unchanged, whatever arguments their ``__init__`` takes."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pickle
 import sys
 import threading
@@ -93,6 +95,65 @@ class Many(ExceptionGroup):
         self.count = len(excs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class RefusesAssignments(Exception):
+    def __setattr__(self, name, value):
+        raise AttributeError(f"no {name}")
+
+
+class ReadOnlyCause(Exception):
+    __cause__ = property(lambda self: None)
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+    __repr__ = __str__
+
+
+class NoTextAndNoPickle(NoText):
+    def __reduce__(self):
+        raise ValueError("not me")
+
+
+class Delegating(Exception):
+    """Every method needs an object that exists only after ``__init__`` has run."""
+
+    def __init__(self, response):
+        super().__init__("of a response")
+        self.response = response
+
+    def __getattr__(self, name):
+        return getattr(self.response, name)
+
+
+class OddAttributes(Exception):
+    def __getattr__(self, name):
+        raise ZeroDivisionError(name)
+
+
+class StateOfItsOwn(Exception):
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+
+    def __getstate__(self):
+        return {"a": self.a}
+
+    def __setstate__(self, state):
+        self.a, self.b = state["a"], "again"
+
+
+class OwnTraceback(Exception):
+    def with_traceback(self, tb):
+        raise ZeroDivisionError
+
+
 MADE = {
     "two arguments": lambda: TwoArguments(7, "x"),
     "keyword only": lambda: KeywordOnly(limit=3),
@@ -108,12 +169,24 @@ MADE = {
     "stop": lambda: StopIteration(5),
 }
 
+UNUSUAL = {
+    "frozen": (lambda: Frozen(3), Frozen),
+    "refuses assignments": (lambda: RefusesAssignments(1), RefusesAssignments),
+    "read-only cause": (lambda: ReadOnlyCause(1), ReadOnlyCause),
+    "no text": (lambda: NoText(1), NoText),
+    "no text, no pickle": (lambda: NoTextAndNoPickle(1), forkshm.NotPicklableError),
+    "delegating": (lambda: Delegating("answer"), Delegating),
+    "odd attributes": (lambda: OddAttributes(1), OddAttributes),
+    "own state": (lambda: StateOfItsOwn(1, 2), StateOfItsOwn),
+    "own traceback": (lambda: OwnTraceback(1), OwnTraceback),
+}
+
 FIELDS = ("args", "code", "detail", "limit", "errno", "strerror", "filename", "filename2", "extra", "start", "end")
 FIELDS += ("reason", "object", "encoding", "name", "path", "why", "pair", "value", "pos", "lineno", "doc", "__dict__")
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_an_exception_comes_back_as_it_was(cross, name):
+def test_an_exception_comes_back_unchanged(cross, name):
     sent = MADE[name]()
     sent.add_note("seen")
     if name != "own way":
@@ -179,7 +252,7 @@ def test_a_built_in_exception_brings_its_cause(cross):
     assert not value.__suppress_context__
 
 
-def test_an_exception_with_a_way_of_its_own_brings_its_cause(cross):
+def test_an_exception_with_its_own_reduction_keeps_its_cause(cross):
     sent = OwnWay(1, 2)
     sent.__cause__ = chained()
     value = cross(sent).value
@@ -205,7 +278,7 @@ def test_a_very_long_chain_is_cut(cross):
     assert value.__cause__.args == (4998,)
 
 
-def test_what_of_the_chain_cannot_be_pickled_is_left_out(cross):
+def test_unpicklable_parts_of_an_exception_chain_are_omitted(cross):
     sent = chained()
     sent.__cause__.lock = threading.Lock()
     value = cross(sent).value
@@ -228,7 +301,62 @@ def raise_chained():
     raise chained()
 
 
-def test_except_matches_what_a_task_raised():
+def raise_unusual(name):
+    error = UNUSUAL[name][0]()
+    raise error from KeyError("cause")
+
+
+def in_a_team(name):
+    with forkshm.team(2) as me:
+        if me.rank:
+            raise_unusual(name)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with forkshm.Pool(1) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_exception_is_raised_and_its_worker_lives_on(pool, name):
+    expected = UNUSUAL[name][1]
+    worker = pool.apply(os.getpid)
+    ways = (
+        lambda: pool.apply(raise_unusual, (name,)),
+        lambda: pool.map(raise_unusual, [name]),
+        lambda: next(pool.imap(raise_unusual, [name])),
+        lambda: in_a_team(name),
+    )
+    for way in ways:
+        with pytest.raises(expected) as caught:
+            way()
+        cause = BaseException.__dict__["__cause__"].__get__(caught.value)
+        assert "raise_unusual" in cause.tb
+    assert pool.apply(os.getpid) == worker
+
+
+def test_an_unusual_exception_is_returned_in_place_of_its_result():
+    called = forkshm.parallel(raise_unusual, on_error="return", workers=1)
+    try:
+        assert type(called.map(["frozen"])[0]) is Frozen
+    finally:
+        called.close()
+
+
+def test_an_exception_gets_the_state_that_it_returned(cross):
+    value = cross(StateOfItsOwn(1, 2)).value
+    assert (value.a, value.b) == (1, "again")
+
+
+def test_an_exception_with_its_own_reduction_keeps_its_notes(cross):
+    sent = OwnWay(1, 2)
+    sent.add_note("seen")
+    value = cross(sent).value
+    assert (value.pair, value.__notes__) == ((1, 2), ["seen"])
+
+
+def test_except_clauses_match_the_exception_of_a_task():
     with forkshm.Pool(1) as pool:
         with pytest.raises(TwoArguments) as caught:
             pool.apply(raise_it, ("two arguments",))
@@ -258,7 +386,7 @@ def test_plain_pickles_are_unchanged():
 
 
 @pytest.mark.slow
-def test_exceptions_arrive_as_they_were_after_dask_was_imported(run_script):
+def test_exceptions_arrive_unchanged_after_dask_was_imported(run_script):
     pytest.importorskip("distributed")
     said = run_script("""
 import distributed  # registers tblib's way for every exception

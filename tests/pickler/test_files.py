@@ -1,4 +1,4 @@
-"""What is mapped from a file crosses as a mapping of that file, whoever mapped it."""
+"""Memory mapped from a file is sent as a mapping of that file, whichever code mapped it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
 
 @pytest.fixture(params=["asked", "looked up", "not root", "not root, looked up"])
 def way(request, monkeypatch):
-    """How it is found out: by a call of newer kernels or from a file; and opened as root may, or by its name."""
+    """Find the file by a call of newer kernels or from a /proc file; and open it as root can, or by its name."""
     from forkshm.backend import _linux
 
     if "looked up" in request.param:
@@ -80,7 +80,7 @@ def test_a_memmap_arrives_as_one_with_mode_and_name(cross, path, mode, part):
         value.flush()
 
 
-def test_who_finds_out_and_how_makes_no_difference(cross, path, way):
+def test_files_are_found_by_every_method_of_the_backend(cross, path, way):
     sent = np.memmap(path, float, "r+")
     crossing = cross(sent)
     assert crossing.copied == 0
@@ -92,7 +92,7 @@ def test_who_finds_out_and_how_makes_no_difference(cross, path, way):
     assert (again.copied, sent[8]) == (0, -2)
 
 
-def test_a_file_that_was_replaced_is_the_one_that_was_mapped(cross, path, way):
+def test_a_replaced_file_arrives_as_the_mapped_file(cross, path, way):
     sent = np.memmap(path, float, "r+")
     other = path.with_name("other")
     other.write_bytes(np.zeros(100_000).tobytes())
@@ -115,7 +115,7 @@ def test_a_file_that_was_cut_is_told(path, way):
             pack(mapping)
 
 
-def test_of_a_private_mapping_the_pages_that_were_written_are_copied(cross, path):
+def test_the_written_pages_of_a_private_mapping_are_copied(cross, path):
     sent = np.memmap(path, float, "c")
     sent[70_000] = -7
     value = cross(sent).value
@@ -127,7 +127,7 @@ def test_of_a_private_mapping_the_pages_that_were_written_are_copied(cross, path
     assert sent[5] == 5
     assert (np.fromfile(path) == NUMBERS).all()
     other = np.memmap(path, float, "r+")
-    other[90_000] = 3  # of a page that nobody wrote
+    other[90_000] = 3  # on a page that was not written before
     assert value[90_000] == sent[90_000] == 3
 
 
@@ -139,7 +139,7 @@ def test_views_of_one_memmap_are_views_of_one(cross, path):
     assert whole._mmap is part._mmap
 
 
-def test_a_plain_array_over_a_file_is_shared_if_it_may_be_written_to(cross, path):
+def test_a_writable_plain_array_over_a_file_is_shared(cross, path):
     sent = np.asarray(np.memmap(path, float, "r+"))[100:200]
     crossing = cross(sent)
     assert (type(crossing.value), crossing.copied) == (np.ndarray, 0)
@@ -168,7 +168,7 @@ def test_rows_of_a_file_are_not_bundled_as_copies(cross, path):
     assert rows[3][0] == -1
 
 
-def test_what_numpy_loads_as_a_mapping(cross, tmp_path):
+def test_arrays_that_numpy_loads_as_mappings_are_shared(cross, tmp_path):
     np.save(tmp_path / "a.npy", NUMBERS.reshape(100, 1000))
     sent = np.load(tmp_path / "a.npy", mmap_mode="r")
     crossing = cross(sent)
@@ -204,7 +204,7 @@ def test_an_mmap_arrives_as_one(cross, path, access, offset):
     assert (sent[3] == 77) == (access == "ACCESS_WRITE")
 
 
-def test_an_mmap_of_no_file_is_refused_and_an_array_in_it_is_copied(cross):
+def test_an_mmap_without_a_file_is_refused_and_its_arrays_are_copied(cross):
     mapping = mmap.mmap(-1, 10_000)
     with pytest.raises(TypeError, match=r"cannot pickle an mmap.mmap of 10,000 bytes.*anonymous_shared_memory"):
         pack(mapping)

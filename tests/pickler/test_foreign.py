@@ -62,7 +62,7 @@ def test_an_array_and_its_views_are_the_same_memory(pickler, part):
     assert view.flat[0] == 77
 
 
-def test_what_may_only_be_read_stays_so():
+def test_read_only_arrays_stay_read_only():
     array = forkshm.array(np.arange(10.0))
     array.flags.writeable = False
     assert not pickle.loads(dumps(array)).flags.writeable
@@ -88,7 +88,7 @@ def test_through_a_queue_of_the_standard_library(in_child):
 
         process = CONTEXT.Process(target=work)
         process.start()
-        # Made after the fork, and let go of at once.
+        # Created after the fork, and dropped at once.
         array, region = forkshm.zeros(1000), forkshm.anonymous_shared_memory(10)
         there.put((array, region))
         assert back.get(timeout=30) == "done"
@@ -116,7 +116,7 @@ def test_through_an_executor_of_the_standard_library():
             assert array[1] == -1
 
 
-def test_memory_is_given_back_when_it_was_received():
+def test_memory_is_released_once_received():
     region = forkshm.anonymous_shared_memory(100)
     several = [dumps(region) for _ in range(10)]
     assert len(_foreign._outstanding._held) == 1

@@ -1,4 +1,4 @@
-"""Large bytes, bytearrays and strings: of what type and content they arrive, wherever they are."""
+"""Large bytes, bytearrays and strings arrive with their type and content, in any position."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_text_that_arrived_is_an_ordinary_one(cross):
     assert {got: 1}[TEXT] == 1
 
 
-def test_one_that_is_sent_twice_arrives_once(cross):
+def test_an_object_sent_twice_arrives_once(cross):
     first, second = cross([TEXT, TEXT]).value
     assert first is second
     first, second = cross([BYTES, BYTES]).value
@@ -70,7 +70,7 @@ def test_a_list_that_holds_itself_still_does(cross):
     assert got[0] == TEXT
 
 
-def test_it_is_said_whether_there_are_such_bytes():
+def test_the_head_says_whether_there_are_large_bytes():
     def pieces(thing):
         written = []
 

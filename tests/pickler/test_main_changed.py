@@ -1,4 +1,4 @@
-"""What of ``__main__`` was bound anew since the workers were forked: a notebook's cells are run again."""
+"""Names of ``__main__`` that were rebound after the fork, as when a notebook's cells are run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(kernel.name == "windows", reason="there is no fo
 
 
 def run(source):
-    """Run a script; it prints what it got."""
+    """Run a script, and return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -22,7 +22,7 @@ def run(source):
     return done.stdout.split("\n")[:-1]
 
 
-def test_a_class_that_was_run_again_is_what_old_functions_know_by_its_name():
+def test_old_functions_use_a_redefined_class():
     assert run("""
         import forkshm
         class Shape:
@@ -56,7 +56,7 @@ def test_a_class_that_was_run_again_is_what_old_functions_know_by_its_name():
     ]
 
 
-def test_a_global_that_was_set_since_the_fork_is_what_the_function_sees():
+def test_a_function_sees_a_global_set_since_the_fork():
     assert run("""
         import forkshm
         factor = 2.5
@@ -106,7 +106,7 @@ def test_a_class_that_was_bound_anew_is_known_to_workers_that_import_the_program
     assert done.stdout.split("\n")[:-1] == ["(True, 1, 5)", "(True, 2, 5)"], done.stderr
 
 
-def test_what_an_initializer_sets_is_seen_all_the_same():
+def test_globals_set_by_an_initializer_are_seen():
     assert run("""
         import forkshm
         state = None
@@ -123,7 +123,7 @@ def test_what_an_initializer_sets_is_seen_all_the_same():
     """) == ["('set', 5, 1)", "('set', 5, 2)"]
 
 
-def test_what_cannot_be_sent_is_what_the_worker_has_under_that_name():
+def test_an_unpicklable_global_is_that_of_the_worker():
     assert run("""
         import forkshm, threading
         lock = None
@@ -137,7 +137,7 @@ def test_what_cannot_be_sent_is_what_the_worker_has_under_that_name():
     """) == ["(True, 2)"]
 
 
-def test_functions_whose_globals_stay_cross_by_name_however_many_others_change():
+def test_functions_with_unchanged_globals_are_sent_by_name():
     assert run("""
         import forkshm
         from forkshm.pickler import importable_now, pack_by_name, still_by_name

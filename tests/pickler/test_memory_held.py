@@ -1,4 +1,4 @@
-"""What is kept of a message does not keep much more than itself."""
+"""Keeping part of a message does not keep much more memory than that part."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from forkshm.region.blocks._arena import arena
 np = pytest.importorskip("numpy")
 
 MIB = 2**20
-#: Blocks are rounded up.
+# Blocks are rounded up to this.
 ROUNDING = 1.25
 
 
 def held():
-    """Bytes of the arena that somebody holds."""
+    """Return the bytes of the arena that are held."""
     gc.collect()
     return arena.statistics().used_bytes
 
@@ -68,14 +68,14 @@ def test_each_of_many_arrays_holds_little_more_than_itself(cross, name, for_many
         kept = arrived[index]
         del arrived
         assert (kept == mine[index]).all()
-        # Of a thousand buffers more share a block than otherwise.
+        # A thousand buffers share larger blocks than usual.
         bound = max(MAY_HOLD_TIMES * kept.nbytes, MAY_HOLD, everything / MOST_BLOCKS + kept.nbytes)
         assert held() - before <= bound * ROUNDING
     del kept
     assert held() == before
 
 
-def test_half_of_what_was_sent_for_reading_may_be_kept(cross):
+def test_half_of_a_read_only_array_may_be_kept(cross):
     sent = [forkshm.view(arrays(40, 100_000), "read_only"), arrays(40, 100_000)]
     before = held()
     value = cross(sent).value
@@ -88,7 +88,7 @@ def test_half_of_what_was_sent_for_reading_may_be_kept(cross):
     assert (first == 0).all()
 
 
-def test_views_of_one_array_of_which_some_are_for_reading_stay_views_of_it(cross):
+def test_views_of_one_array_stay_views_when_some_are_read_only(cross):
     a = np.zeros(100_000, np.uint8)
     b = np.ones(100_000, np.uint8)
     reading, writing, other = cross([forkshm.view(a[:60_000], "read_only"), a, b]).value
@@ -138,7 +138,7 @@ def test_an_error_amid_the_blocks_leaves_none(monkeypatch):
     assert forkshm.region.blocks._segment.leases_open() == 0
 
 
-# -- handing on -----------------------------------------------------------------------
+# -- sending on -----------------------------------------------------------------------
 
 
 def received(thing):
@@ -161,7 +161,7 @@ HANDED_ON = {
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_of_a_copy_that_is_sent_on_a_little_is_copied_and_most_is_not(cross, name):
+def test_a_small_part_of_a_received_copy_is_copied_and_most_of_it_is_not(cross, name):
     view, is_handed_on = HANDED_ON[name]
     sent = received(np.arange(2_500_000.0))
     crossing = cross(view(sent))

@@ -1,4 +1,4 @@
-"""Objects without arrays: there and back, small ones in the message, large ones in a block."""
+"""Objects without arrays: small ones are sent in the message, large ones in a block."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_bytes_and_text_of_any_size_come_back(cross, kind, size):
     crossing = cross(thing)
     assert crossing.value == thing
     assert type(crossing.value) is kind
-    # What does not fit the message is copied, once, into the block.
+    # Data that does not fit the message is copied once, into the block.
     if size >= INLINE_LIMIT:
         assert size <= crossing.copied <= size + 100
         assert crossing.message < 200
@@ -193,7 +193,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
         assert (crossing.copied, crossing.fds) == (0, 1)
         assert again is arrived is not private
         assert (arrived.offset, arrived.size, arrived.mode) == (5000, 2**19, "copy_on_write")
-        whole.buf[5000] = ord("d")  # it sees what others write, as the sender does
+        whole.buf[5000] = ord("d")  # the receiver sees others' writes, as the sender does
         assert bytes(arrived.buf[:3]) == b"dbc"
         arrived.buf[1] = 255
         assert bytes(whole.buf[5000:5003]) == bytes(private.buf[:3]) == b"dbc"
@@ -202,7 +202,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
 
 @pytest.mark.needs("pagemap")
 @pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE], ids=in_pages)
-def test_of_a_copy_on_write_region_the_pages_that_were_written_are_copied(cross, offset):
+def test_the_written_pages_of_a_copy_on_write_region_are_copied(cross, offset):
     size = 100 * PAGE
     with anonymous_shared_memory(size + PAGE) as whole, MappedRegion(whole, "copy_on_write", offset, size) as private:
         whole.buf[:] = b"w" * (size + PAGE)
@@ -232,7 +232,7 @@ def test_a_copy_on_write_region_that_was_written_all_over_crosses(cross):
         del crossing
 
 
-def test_where_the_kernel_does_not_tell_what_was_written_all_of_it_is_copied(cross, monkeypatch):
+def test_without_knowledge_of_written_pages_everything_is_copied(cross, monkeypatch):
     def no_proc(address, size):
         raise FileNotFoundError
 
@@ -261,7 +261,7 @@ def test_a_closed_region_cannot_be_sent():
         pack(region)
 
 
-def test_a_region_stays_open_while_a_payload_names_it():
+def test_a_region_stays_open_while_a_payload_refers_to_the_region():
     region = anonymous_shared_memory(4096)
     region.buf[:3] = b"abc"
     payload = pack(region)
@@ -323,7 +323,7 @@ def test_a_payload_can_be_received_any_number_of_times():
     payload.close()
 
 
-# -- what goes wrong ------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------
 
 
 def test_an_exception_while_pickling_leaves_no_block():
@@ -333,7 +333,7 @@ def test_an_exception_while_pickling_leaves_no_block():
     assert arena.statistics().blocks == before
 
 
-def test_what_cannot_be_pickled_leaves_no_block():
+def test_an_unpicklable_object_leaves_no_block():
     with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
         pack([pickle.PickleBuffer(bytearray(2**20)), threading.Lock()])
     assert arena.statistics().blocks == 0
@@ -391,7 +391,7 @@ def test_a_payload_cut_anywhere_is_refused_and_its_fds_are_closed(thing):
             fds = [kernel.duplicate(fd) for fd in payload.fds]
             with pytest.raises(ChannelBrokenError):
                 receive(payload.data[:length], 0, fds)
-            for fd in fds:  # the caller's, as far as the payload did not take them
+            for fd in fds:  # fds that the payload did not take remain the caller's
                 kernel.close(fd)
         payload.close()
 

@@ -1,10 +1,10 @@
-"""A class crosses by its name, also when the module that it names has not been imported yet."""
+"""A class is sent by name even if the module that it names has not been imported yet."""
 
 from __future__ import annotations
 
 import pytest
 
-# Each in a fresh process: here these modules may have been imported by another test.
+# Each runs in a fresh process, because other tests may have imported these modules here.
 RECARRAY = """
 import sys
 import numpy as np
@@ -28,7 +28,7 @@ class Plain:
     def double(self):
         return 2
 
-# Of a module that there is not, of one that has no such class, and of one that is no package.
+# In a module that does not exist, a module without such a class, and a module that is not a package.
 kinds = [type("Made", (Plain,), {"__module__": name}) for name in ("no.such.module", "wave", "wave.x", "")]
 
 if __name__ == "__main__":
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_of_numpy(run_script, method):
+def test_an_object_of_numpy_in_a_process_without_numpy(run_script, method):
     numpy = pytest.importorskip("numpy")
     if numpy.recarray.__module__ != "numpy.rec":
         pytest.skip("this NumPy has imported all of its modules")
@@ -47,5 +47,5 @@ def test_of_numpy(run_script, method):
 
 
 @pytest.mark.slow
-def test_of_no_module(run_script):
+def test_an_object_without_a_module(run_script):
     assert run_script(MADE_UP) == "[2, 2, 2, 2]\n"

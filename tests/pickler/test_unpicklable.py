@@ -1,4 +1,4 @@
-"""What cannot be pickled is named by the way to it."""
+"""An unpicklable part is named by its path."""
 
 import copyreg
 import functools
@@ -114,7 +114,7 @@ def test_the_first_unpicklable_part_is_named():
     assert message_of(things) == "cannot pickle 'generator' object (args[2]: generator)"
 
 
-def test_what_is_registered_with_copyreg_is_asked_as_pickle_asks_it():
+def test_reducers_registered_with_copyreg_are_called_as_by_pickle():
     class Registered:
         pass
 

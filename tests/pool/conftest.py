@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the pool."""
+"""Fixtures for the tests of the pool."""
 
 from __future__ import annotations
 

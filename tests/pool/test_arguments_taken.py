@@ -1,4 +1,4 @@
-"""When the arguments of asynchronous calls are taken: small ones at the call, however many wait."""
+"""When arguments of asynchronous calls are pickled: small ones at the call, however many calls wait."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ COUNT = 200
 
 @pytest.fixture
 def held():
-    """A pool whose only worker is at a task until told, so that what is submitted has to wait."""
+    """Provide a pool whose only worker is busy until a gate is opened, so that submitted calls have to wait."""
     gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
     with forkshm.Executor(1) as executor:
         first = executor.submit(gate.acquire)
@@ -111,7 +111,7 @@ def same(a, b):
     return a is b, a[0] is b[0]
 
 
-def test_what_is_one_object_arrives_as_one(held):
+def test_an_object_that_occurs_twice_arrives_as_one(held):
     executor, release = held
     inner = [1]
     thing = [inner]
@@ -166,7 +166,7 @@ def first_of(thing):
     return float((thing["hidden"][0] if isinstance(thing, dict) else thing)[0])
 
 
-def test_what_cannot_be_pickled_is_told_as_ever(held):
+def test_an_unpicklable_argument_raises(held):
     executor, release = held
     futures = [executor.submit(len, threading.Lock()) for _ in range(COUNT)]
     release()
@@ -175,7 +175,7 @@ def test_what_cannot_be_pickled_is_told_as_ever(held):
             future.result()
 
 
-def test_a_terminated_pool_lets_go_of_what_was_taken():
+def test_a_terminated_pool_releases_pickled_arguments():
     with forkshm.Pool(1) as pool:
         gate = Semaphore(forkshm.anonymous_shared_memory(Semaphore.SIZE), value=0)
         pool.apply_async(gate.acquire)

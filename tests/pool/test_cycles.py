@@ -1,4 +1,4 @@
-"""Results and what calls raise are freed by their references, without the garbage collector."""
+"""Results and exceptions of calls are freed by reference counting, without the garbage collector."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ import forkshm
 
 
 class Refused(ValueError):
-    """Has weak references."""
+    """An object that supports weak references."""
 
 
 def refuse(number):

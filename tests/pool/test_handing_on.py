@@ -1,4 +1,4 @@
-"""Copies that are sent on cross by descriptor, and stay copies: nobody sees another's writes."""
+"""Copies that are sent on travel by descriptor, and stay copies: no process sees another's writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def numbers():
 
 
 def block_of(array):
-    """The identity of the segment and the offset of the block that an array lies in."""
+    """Return the identity of the segment and the offset of the block that an array is in."""
     claim = _segment.claim_at(array.ctypes.data)
     return claim and (claim.segment.identity, claim.offset)
 
@@ -58,12 +58,12 @@ def test_an_array_that_is_returned_is_copied_once_only(pool):
     assert answer.flags.writeable
 
 
-def test_what_the_worker_has_no_more_is_the_parents_alone(pool):
+def test_an_array_dropped_by_the_worker_belongs_to_the_parent(pool):
     answer = pool.apply(returned, (numbers(),))
     assert _segment.claim_at(answer.ctypes.data).share is _segment.Share.exclusive
 
 
-def test_who_keeps_what_it_handed_on_and_who_got_it_see_their_own_writes_only():
+def test_sender_and_receiver_of_a_kept_array_see_only_their_own_writes():
     with forkshm.Pool(1) as pool:
         answer = pool.apply(keep, (numbers(),))
         answer[5] = -1
@@ -74,7 +74,7 @@ def test_who_keeps_what_it_handed_on_and_who_got_it_see_their_own_writes_only():
         assert pool.apply(read_kept) == (7.0, None)
 
 
-def test_the_sender_of_what_arrived_writes_for_itself_from_then_on(pool):
+def test_writes_after_sending_on_are_private_to_the_sender(pool):
     first = pool.apply(returned, (numbers(),))
     pending = pool.apply_async(returned, (first,))
     first[:] = 0
@@ -84,12 +84,12 @@ def test_the_sender_of_what_arrived_writes_for_itself_from_then_on(pool):
     assert first.sum() == 0
 
 
-def test_what_was_changed_before_it_is_handed_on_arrives_changed(pool):
+def test_changes_before_sending_on_arrive(pool):
     first = pool.apply(returned, (numbers(),))
     first[100] = -1
     second = pool.apply(returned, (first,))
     assert second[100] == -1
-    # Now it is mapped copy-on-write here, and its own writes are in no block.
+    # Now the array is mapped copy-on-write here, and its own writes are in no block.
     first[200] = -2
     third = pool.apply(returned, (first,))
     assert (third[100], third[200], third[300]) == (-1, -2, 300)
@@ -97,7 +97,7 @@ def test_what_was_changed_before_it_is_handed_on_arrives_changed(pool):
 
 
 @pytest.mark.needs("pagemap")
-def test_a_slice_of_what_arrived_is_handed_on_too(pool):
+def test_a_slice_of_a_received_array_is_sent_on_without_a_copy(pool):
     first = pool.apply(returned, (numbers(),))
     before = pool.statistics()
     part = pool.apply(returned, (first[1000:50_000],))
@@ -124,11 +124,11 @@ def test_the_memory_comes_back_when_the_last_has_let_go(pool, wait_until):
     assert arena.statistics().blocks == 1
     del again
     gc.collect()
-    # The worker closes its lease when it has answered, which may be a moment later.
+    # The worker closes its lease after it has answered, which may be a moment later.
     wait_until(lambda: arena.statistics().blocks == 0)
 
 
-def test_a_block_that_was_parted_is_used_again_as_ever(pool):
+def test_a_block_made_private_is_reused(pool):
     for value in range(5):
         first = pool.apply(returned, (np.full(MIB, value),))
         second = pool.apply(returned, (first,))
@@ -137,7 +137,7 @@ def test_a_block_that_was_parted_is_used_again_as_ever(pool):
         del first, second
 
 
-def test_closures_and_what_is_shared_out_to_many_are_handed_on(pool):
+def test_closures_and_arrays_with_many_receivers_are_sent_on(pool):
     answers = pool.map(returned, [numbers()] * 3, chunksize=1)
     big = answers[0]
     before = pool.statistics().bytes_copied
@@ -179,7 +179,7 @@ def test_handed_on_through_three_processes(pool):
     answer[:] = 0
 
 
-def test_what_the_kernel_refuses_to_map_back_is_mapped_before_its_next_use(pool, monkeypatch):
+def test_pages_that_could_not_be_mapped_back_are_mapped_before_the_next_use(pool, monkeypatch):
     first = pool.apply(returned, (numbers(),))
     second = pool.apply(returned, (first,))  # first is copy-on-write now
     real = _segment.kernel.replace
@@ -209,7 +209,7 @@ def test_echo_of_many_containers(pool):
     assert np.array_equal(answer["b"][1], sent["b"][1])
 
 
-# -- arguments that several tasks of a call have in common --------------------------------
+# -- arguments shared by several tasks of a call -------------------------------------------
 
 
 def total(array, index):
@@ -237,14 +237,14 @@ def test_an_argument_of_many_tasks_is_copied_once(pool):
     assert arena.statistics().blocks == 0
 
 
-def test_what_one_task_writes_to_it_another_does_not_see(pool):
+def test_writes_of_one_task_are_invisible_to_others(pool):
     big = numbers()
     assert pool.starmap(overwrite, [(big, index) for index in range(20)], chunksize=1) == list(map(float, range(20)))
     assert np.array_equal(big, numbers())
 
 
 @pytest.mark.parametrize("wrap", [dict, list, "object"])
-def test_also_inside_of_what_is_common(pool, wrap):
+def test_writes_inside_of_common_arguments_are_private(pool, wrap):
     array = numbers()
     holder = {dict: {"array": array}, list: [array, array[5:]], "object": forkshm.view({"array": array}, "read_only")}[
         wrap
@@ -269,7 +269,7 @@ def test_a_common_data_frame(pool):
 def test_different_arguments_are_not_taken_for_one(pool):
     arrays = [np.full(50_000, value) for value in range(20)]
     assert pool.map(lambda array: int(array[-1]), arrays, chunksize=1) == list(range(20))
-    # Made anew for each item: the same address again and again.
+    # Created again for each item, at the same address.
     assert pool.map(lambda array: int(array[-1]), (np.full(50_000, v) for v in range(20)), chunksize=1) == list(
         range(20)
     )

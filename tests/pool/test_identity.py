@@ -1,4 +1,4 @@
-"""Who a process is: names, parents, children, daemons, exit; for the standard library as well."""
+"""The identity of a process: names, parents, children, daemons, exit; for the standard library as well."""
 
 import multiprocessing
 import multiprocessing.process
@@ -17,7 +17,7 @@ METHODS = {"fork": "Fork", "forkserver": "ForkServer", "spawn": "Spawn"}
 
 @pytest.fixture(scope="module")
 def _fork_server():
-    # It lives as long as this process, as the tracker of resources does. Where there is none, its tests are left out.
+    # The fork server and the resource tracker live as long as this process. Tests of forkserver are skipped without it.
     if not CAN_FORK:
         return
     with forkshm.get_context("forkserver").Pool(1) as pool:
@@ -42,7 +42,7 @@ def test_a_worker_is_called_as_the_standard_librarys_is(method):
 
 @pytest.mark.parametrize("daemon", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_process_knows_who_it_is(method, daemon):
+def test_current_process_is_right_in_a_worker(method, daemon):
     context = forkshm.get_context(method)
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=f.send_who_am_i, args=(writer,), name="me", daemon=daemon)
@@ -133,5 +133,5 @@ def test_exit_codes(method):
     process.start()
     process.kill()
     process.join()
-    assert process.exitcode == (-9 if CAN_FORK else -15)  # what there is of ending a process on Windows
+    assert process.exitcode == (-9 if CAN_FORK else -15)  # the only way to end a process on Windows
     process.close()

@@ -1,4 +1,4 @@
-"""A signal handler uses the pool that the interrupted call is waiting for, inside the system call that waits."""
+"""A signal handler uses the pool that the interrupted call waits for, inside the waiting system call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_handler_calls_the_pool_whose_result_is_waited_for(call):
 
         before = signal.signal(signal.SIGALRM, handler)
         try:
-            # Later than a thread that waits looks before it sleeps.
+            # Longer than the time after which a waiting thread looks again.
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             if call == "apply":
                 assert pool.apply(wait_until_set, (flags, 1)) == 1

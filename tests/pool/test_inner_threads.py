@@ -1,4 +1,4 @@
-"""How many threads BLAS and OpenMP may use in workers."""
+"""The number of threads of BLAS and OpenMP in workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _warm():
         for name in _inner_threads.VARIABLES:
             patch.delenv(name, raising=False)
         if methods("forkserver"):
-            # A fork server that other tests have started may have a variable in its environment.
+            # A fork server started by other tests may have a variable in its environment.
             fork_server()._forkserver._stop()
         # The fork server and the resource tracker stay.
         for method in methods("fork", "forkserver", "spawn"):
@@ -36,7 +36,7 @@ def _warm():
 def _nothing_is_set(monkeypatch):
     for name in _inner_threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    # So that the results are those of a machine with four cores.
+    # Gives the results of a machine with four cores.
     monkeypatch.setattr(type(kernel), "usable_cores", lambda _: 4)
     with threadpoolctl.threadpool_limits(4):
         yield
@@ -48,7 +48,7 @@ def test_threads_are_limited(method, inner, count):
     with forkshm.get_context(method).Pool(2, inner_threads=inner) as pool:
         threads, variable = pool.apply(f.inner_threads)
     assert variable == str(count)
-    # A library that is loaded anew has no more threads than there are cores.
+    # A newly loaded library has at most as many threads as there are cores.
     assert threads == ({count} if method == "fork" else {min(count, os.cpu_count() or 1)})
 
 
@@ -69,12 +69,12 @@ def test_the_parent_keeps_its_threads():
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
-def test_what_the_user_set_stays(monkeypatch, name):
+def test_limits_set_by_the_user_are_kept(monkeypatch, name):
     monkeypatch.setenv(name, "3")
     with forkshm.Pool(2) as pool:
         threads, _ = pool.apply(f.inner_threads)
         assert threads == {4}
-    with forkshm.Pool(2, inner_threads=2) as pool:  # unless the caller says a number
+    with forkshm.Pool(2, inner_threads=2) as pool:  # unless the caller passes a number
         assert pool.apply(f.inner_threads) == ({2}, "2")
 
 
@@ -111,7 +111,7 @@ def test_numbers_below_one_are_refused(inner):
 
 
 def test_without_threadpoolctl_variables_are_set(monkeypatch):
-    monkeypatch.setattr(_inner_threads, "_modules", 0)  # look again
+    monkeypatch.setattr(_inner_threads, "_modules", 0)  # forces a new look
     monkeypatch.setattr(_inner_threads.importlib.util, "find_spec", lambda name: None)
     with forkshm.Pool(2) as pool:
         assert pool.apply(f.inner_threads) == ({4}, "2")
@@ -129,7 +129,7 @@ def test_a_process_and_a_team_are_not_limited():
 
 
 def threads_and_time():
-    """How many threads this process has, and what it takes of the cores while it sleeps."""
+    """Return the number of threads of this process, and its CPU usage while it sleeps."""
     began = time.process_time()
     time.sleep(0.15)
     return len(os.listdir("/proc/self/task")), time.process_time() - began
@@ -142,7 +142,7 @@ def test_a_limit_starts_no_threads_that_keep_a_core_busy():
         pytest.skip("no OpenBLAS, or one that does not show its number of threads")
     with forkshm.Pool(1, inner_threads=1) as pool:
         threads, seconds = pool.apply(threads_and_time)
-    assert threads == (1 if kernel.name == "linux" else 2)  # elsewhere a thread waits for the end of the parent
+    assert threads == (1 if kernel.name == "linux" else 2)  # elsewhere a thread waits for the parent's end
     assert seconds < 0.1
     with forkshm.Pool(1, inner_threads=2) as pool:
         product = pool.apply(np.dot, (np.ones((300, 300)), np.ones((300, 300))))

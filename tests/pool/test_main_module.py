@@ -1,4 +1,4 @@
-"""What crosses by name, and what by value, when the functions are in the script itself."""
+"""Functions of the script itself that are sent by name, and those that are sent by value."""
 
 import textwrap
 
@@ -18,7 +18,7 @@ def is_point(thing): return isinstance(thing, Point)
 
 
 def program(body):
-    """Where processes are started anew, they import the script, too."""
+    """Spawned processes import the script, too."""
     return HEAD + 'if __name__ == "__main__":\n' + textwrap.indent(body, "    ")
 
 
@@ -43,7 +43,7 @@ with forkshm.Pool(1) as pool:
     assert out == "True True\nTrue 8\n"
 
 
-def test_what_is_defined_or_redefined_after_the_pool_crosses_by_value(run_script):
+def test_functions_defined_after_the_pool_are_sent_by_value(run_script):
     out = run_script(
         program("""
 def version(): return 1

@@ -111,7 +111,7 @@ def test_a_shared_array_as_a_result(pool):
     assert made[0] == 5
 
 
-def test_a_shared_array_outlives_the_worker_and_the_pool_that_made_it():
+def test_a_shared_array_outlives_its_worker_and_pool():
     with forkshm.Pool(1) as pool:
         made = pool.apply(forkshm.ones, (500_000,))
         plain = pool.apply(np.ones, (500_000,))
@@ -220,7 +220,7 @@ def test_tasks_do_not_see_each_others_writes_to_the_closure(pool):
     for pid, before in pool.map(add_pid, range(40), chunksize=1):
         seen.setdefault(pid, []).append(before)
     assert not table.any()
-    # Each worker sees its own writes at the most: 0, 1, 2, ... or 0 again.
+    # Each worker sees only its own writes: 0, 1, 2, ... or 0 again.
     assert all(max(values) < len(values) for values in seen.values())
 
 
@@ -251,14 +251,14 @@ def held_by(pids):
 
 @pytest.mark.parametrize("messages", [4_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_memory_stays_the_same_over_many_messages(pool, messages):
-    """Arrays of all sizes there and back: memory, fds and mappings end where they were after the first tenth."""
+    """Send arrays of all sizes in both directions: memory, fds and mappings do not grow after the first tenth."""
     sizes = random.Random(1).choices([10, 1000, 5000, 20_000, 100_000, 1_000_000], [40, 20, 10, 10, 4, 1], k=messages)
     pids = [os.getpid(), *(process.pid for process in forkshm.get_context().active_children())]
 
     def run(part):
         for _ in pool.imap_unordered(half, (np.ones(size) for size in part)):
             pass
-        # Of processes: memory, fds, mappings.
+        # Resources of the processes: memory, fds, mappings.
         return (
             held_by(pids),
             [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids],

@@ -1,4 +1,4 @@
-"""Pool: the standard library's interface and answers."""
+"""Pool: the interface and the results of the standard library."""
 
 import gc
 import multiprocessing
@@ -36,7 +36,7 @@ def test_map_takes_any_iterable(pool):
 
 
 def test_map_of_many_tiny_tasks_answers_each_once(pool):
-    # Enough for the dispatcher to send several in a message.
+    # Enough tasks for the dispatcher to send several in a message.
     assert pool.map(f.square, range(5000), chunksize=1) == [x * x for x in range(5000)]
 
 
@@ -98,20 +98,20 @@ def test_callbacks_are_called_before_get_returns(pool):
     assert got == [9, [0, 1, 4], []]
 
 
-def test_callbacks_are_called_although_nobody_waits(pool, wait_until):
+def test_callbacks_are_called_without_a_waiting_caller(pool, wait_until):
     got = []
     for x in range(300):
         pool.apply_async(f.square, (x,), callback=got.append)
     wait_until(lambda: len(got) == 300)
     assert sorted(got) == [x * x for x in range(300)]
-    # One by one: each comes while the helper is about to leave for want of work.
+    # One by one: each comes while the pool's thread is about to leave for lack of work.
     for x in range(300, 500):
         pool.apply_async(f.square, (x,), callback=got.append)
         wait_until(lambda x=x: len(got) == x + 1)
 
 
 def test_a_callback_may_use_the_pool(pool):
-    # Many times: the thread that waits and the one that calls back hand the lead on.
+    # Many times: the waiting thread and the thread that calls back hand the lead to each other.
     for _ in range(200):
         inner = []
 
@@ -142,7 +142,7 @@ def test_imap_yields_in_order_and_unordered_yields_all(pool):
     assert list(pool.imap_unordered(f.square, [])) == []
 
 
-def test_imap_takes_only_what_is_needed(pool):
+def test_imap_reads_only_the_needed_input(pool):
     taken = []
 
     def source():
@@ -167,7 +167,7 @@ def test_imap_next_takes_a_timeout(pool, tmp_path):
         results.next()
 
 
-def test_imap_raises_what_its_input_raises_in_its_place(pool):
+def test_imap_raises_the_exception_of_its_input_at_that_position(pool):
     def source():
         yield 1
         yield 2
@@ -208,7 +208,7 @@ def test_imap_goes_on_after_a_failed_item(pool):
     assert got == [0, 1, 2, "three", 4, 5]
 
 
-def test_what_a_task_raises_arrives_as_itself_with_the_traceback(pool):
+def test_an_exception_of_a_task_arrives_with_its_type_and_traceback(pool):
     with pytest.raises(f.Custom) as caught:
         pool.apply(f.raise_custom)
     assert caught.value.code == 42
@@ -224,7 +224,7 @@ def test_an_exception_that_cannot_be_rebuilt_is_told(pool):
     assert "in raise_unbuildable" in str(caught.value.__cause__)
 
 
-def test_what_cannot_be_pickled_is_told_at_once(pool):
+def test_an_unpicklable_argument_raises_at_once(pool):
     with pytest.raises(TypeError, match="pickle"):
         pool.apply(f.nothing, (threading.Lock(),))
     with pytest.raises(RuntimeError, match="will not be pickled"):
@@ -264,15 +264,15 @@ def test_a_function_by_value_is_new_when_its_closure_is(pool):
         assert pool.map(lambda x, factor=factor: x * factor, [10]) == [10 * factor]
 
 
-def test_a_method_is_that_of_its_object_as_it_is_now(pool):
+def test_a_method_uses_the_current_state_of_its_object(pool):
     counter = f.Counter()
-    read = counter.read  # one and the same each time
+    read = counter.read  # the same method each time
     for number in range(5):
         counter.number = number
         assert pool.apply(read) == number
 
 
-def test_what_a_function_by_value_changes_of_itself_is_not_seen_by_the_next_call():
+def test_changes_of_a_function_sent_by_value_are_not_seen_by_the_next_call():
     numbers = []
 
     def count(_):
@@ -282,7 +282,7 @@ def test_what_a_function_by_value_changes_of_itself_is_not_seen_by_the_next_call
     with forkshm.Pool(1) as pool:
         for function in (f.Counter().count, count):
             assert [pool.apply(function, (0,)) for _ in range(3)] == [1, 1, 1]
-            # Each map has one.
+            # Each map has its own.
             assert [pool.map(function, range(4), chunksize=2) for _ in range(2)] == [[1, 2, 3, 4], [1, 2, 3, 4]]
 
 
@@ -310,7 +310,7 @@ def test_maxtasksperchild_makes_room_for_fresh_workers():
         assert pool.statistics().workers_replaced >= 18
 
 
-def test_close_and_join_finish_what_was_submitted():
+def test_close_and_join_finish_submitted_calls():
     pool = forkshm.Pool(2)
     results = [pool.apply_async(f.square, (x,)) for x in range(500)]
     lazy = pool.imap(f.square, range(100))
@@ -343,7 +343,7 @@ def test_closing_and_terminating_twice_is_allowed():
         pool.join()
 
 
-def test_terminate_answers_what_is_open(tmp_path, wait_until):
+def test_terminate_answers_open_calls(tmp_path, wait_until):
     pool = forkshm.Pool(1)
     result = pool.apply_async(f.hang, (tmp_path / "begun",))
     queued = [pool.apply_async(f.square, (x,)) for x in range(200)]
@@ -388,14 +388,14 @@ def test_a_pool_that_is_terminated_while_an_argument_is_pickled_says_so():
 
 
 @pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
-def test_a_pool_that_nobody_refers_to_goes_away():
+def test_an_unreferenced_pool_ends():
     pool = forkshm.Pool(2)
     assert pool.apply(f.square, (2,)) == 4
     del pool
     gc.collect()
 
 
-def test_what_programs_look_up_in_the_pool_of_the_standard_library(wait_until):
+def test_attributes_of_the_standard_librarys_pool_exist(wait_until):
     with forkshm.Pool(2) as pool:
         before = {process.pid for process in pool._pool}
         victim = pool._pool[0]
@@ -535,7 +535,7 @@ def test_contexts():
         forkshm.get_context("knife")
 
 
-def test_process_shares_regions_made_before_it():
+def test_a_process_shares_regions_made_before_its_start():
     region = forkshm.anonymous_shared_memory(4)
 
     def write():
@@ -549,7 +549,7 @@ def test_process_shares_regions_made_before_it():
     assert bytes(region.buf) == b"done"
 
 
-def test_statistics_count_what_moved(pool):
+def test_statistics_count_moved_bytes(pool):
     before = pool.statistics()
     plain, shared = np.ones(1_000_000), forkshm.ones(1_000_000)
     assert pool.apply(np.sum, (plain,)) == 1e6
@@ -561,11 +561,11 @@ def test_statistics_count_what_moved(pool):
     assert after.bytes_shared - before.bytes_shared == shared.nbytes
 
 
-def test_a_result_whose_callback_was_called_is_there_although_others_take_long(pool, tmp_path, wait_until, monkeypatch):
+def test_a_result_is_ready_once_its_callback_was_called(pool, tmp_path, wait_until, monkeypatch):
     begun, go = tmp_path / "begun", tmp_path / "go"
     long = pool.apply_async(f.hold, (begun, go))
     wait_until(begun.exists)
-    # Who waits must be woken: it looks up by itself no more.
+    # A waiting thread must be woken: it no longer looks by itself.
     monkeypatch.setattr(_dispatch, "_LONGEST_SLEEP_SECONDS", 10_000.0)
     for _ in range(20):
         seen = []
@@ -573,3 +573,31 @@ def test_a_result_whose_callback_was_called_is_there_although_others_take_long(p
         assert seen == [9]
     go.touch()
     long.get()
+
+
+def test_workers_leave_when_another_thread_sent_the_last_task(monkeypatch):
+    """The answer is taken, and the pool closed, before the sending thread has noted that the task was sent."""
+    with forkshm.Pool(1) as pool:
+        pool.apply(int)
+        outstanding = pool._dispatcher._tasks
+        forget, is_sent, may_forget = outstanding.sent_off, threading.Event(), threading.Event()
+
+        def forget_late(batch):
+            is_sent.set()
+            may_forget.wait()
+            forget(batch)
+
+        monkeypatch.setattr(outstanding, "sent_off", forget_late)
+        results = []
+        sender = threading.Thread(target=lambda: results.append(pool.apply_async(int)))
+        sender.start()
+        is_sent.wait()
+        pool._dispatcher.drive(lambda: not outstanding.sent and not outstanding.answered)
+        pool.close()
+        may_forget.set()
+        sender.join()
+        process = pool._pool[0]
+        process.join(60)
+        assert process.exitcode == 0
+        assert results[0].get() == 0
+        pool.join()

@@ -1,4 +1,4 @@
-"""A task that fails because something is read-only says what, and what to do."""
+"""An error about read-only memory names the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fill_buffer(region):
 
 
 def told(error):
-    """All that is said: notes, or what stands in their place."""
+    """Return the whole message: the notes, or their replacement."""
     said = [str(error), *getattr(error, "__notes__", [])]
     assert "is read-only here" not in said[0]
     return "\n".join(said)
@@ -59,7 +59,7 @@ def test_the_argument_and_the_way_out_are_named(pool, mode, made, size):
     assert COPY in told(error)
     # In the traceback of the worker as well.
     assert "argument 0 of fill()" in str(error.__cause__)
-    # And it is the way out.
+    # The remedy works.
     pool.apply(fill, (view(made(size), "copy_on_write"), 1))
 
 
@@ -110,11 +110,11 @@ def test_a_shared_array_that_was_read_only_is_another_matter(pool):
     ],
     ids=["keyword", "second", "in a list", "in a dict", "method", "output", "memoryview"],
 )
-def test_where_it_is_is_told(pool, call, args, kwargs, where):
+def test_the_error_names_the_read_only_argument(pool, call, args, kwargs, where):
     assert where in told(failure(pool.apply, call, args, kwargs))
 
 
-def test_of_a_map_it_is_the_item_at_hand(pool):
+def test_the_error_in_a_map_names_the_item(pool):
     items = [np.zeros(9), np.zeros(9), view(np.ones(7), "read_only")]
     error = failure(pool.map, fill, items, chunksize=3)
     assert "argument 0 of fill(), ndarray float64 (7,)" in told(error)
@@ -150,7 +150,7 @@ def raise_grumpy(array):
     raise Grumpy
 
 
-def test_an_exception_that_cannot_be_asked_is_sent_as_it_is(pool):
+def test_an_exception_that_cannot_be_inspected_is_sent_unchanged(pool):
     with pytest.raises(Grumpy):
         pool.apply(raise_grumpy, (view(np.zeros(3), "read_only"),))
 

@@ -1,4 +1,4 @@
-"""Regions of every kind and every part, through a Pool: what arrives, and what is seen."""
+"""Regions of every kind, and parts of them, sent through a Pool: what arrives, and which writes are seen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pattern(size):
 
 @pytest.fixture(params=KINDS)
 def mappable(request, tmp_path):
-    """An object of SIZE bytes, with the pattern in them."""
+    """Provide an object of SIZE bytes that contains the pattern."""
     if request.param == "named":
         name = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
         with remove_on_exit(name), SharedMemoryObject("create_only", name) as made:
@@ -75,17 +75,17 @@ def test_the_whole_or_a_part_arrives_and_writes_are_seen(pool, mappable, offset,
         assert pool.apply(look, (region,)) == ("MappedRegion", "read_write", offset, len(expected), expected, False)
         assert pool.apply(fill, (region, 255)) != os.getpid()
         assert bytes(region.buf) == b"\xff" * region.size
-        # Not a byte around it.
+        # No byte around the part was sent.
         content = content_of(mappable)
         assert content == pattern(SIZE)[:offset] + b"\xff" * region.size + pattern(SIZE)[offset + region.size :]
-        # And the other way round.
+        # The same in the other direction.
         region.buf[0] = 7
         assert pool.apply(lambda region: region.buf[0], (region,)) == 7
         assert pool.statistics().bytes_shared - before.bytes_shared == 3 * region.size
 
 
 @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-def test_what_is_for_reading_arrives_for_reading(pool, mappable, mode):
+def test_a_read_only_region_arrives_read_only(pool, mappable, mode):
     with MappedRegion(mappable, mode, offset=5) as region:
         arrived = pool.apply(look, (region,))
         assert arrived == ("MappedRegion", mode, 5, SIZE - 5, pattern(SIZE)[5:], True)
@@ -111,14 +111,14 @@ def overwrite(region, position, value):
 
 
 @pytest.mark.parametrize(("offset", "size"), PARTS, ids=in_pages)
-def test_a_copy_on_write_region_arrives_with_what_was_written_to_it(pool, mappable, offset, size):
+def test_a_copy_on_write_region_arrives_with_its_writes(pool, mappable, offset, size):
     content = pattern(SIZE)[offset:][:size]
     with MappedRegion(mappable, "copy_on_write", offset, size) as region:
         assert pool.apply(look, (region,)) == ("MappedRegion", "copy_on_write", offset, len(content), content, False)
         region.buf[-1] = 255
         written = content[:-1] + b"\xff"
         assert pool.apply(look, (region,))[4] == written
-        # And back, with what the worker wrote.
+        # Back again, with the worker's writes.
         returned = pool.apply(overwrite, (region, 0, 254))
         assert look(returned)[1:5] == ("copy_on_write", offset, region.size, b"\xfe" + written[1:])
         assert bytes(region.buf) == written
@@ -136,7 +136,7 @@ def test_a_sealed_region_arrives_read_only_and_the_creator_goes_on(pool):
             pool.apply(fill, (region, 1))
         region.buf[0] = 9
         assert pool.apply(look, (region,))[4][0] == 9
-        # On its way back it is what it was on its way out.
+        # On its way back it has the same mode as before.
         with pool.apply(lambda region: region, (region,)) as back:
             assert (back.mode, back.buf[0]) == ("read_only", 9)
             assert region.mode == "read_write"
@@ -164,13 +164,13 @@ def test_a_shrunk_file_region_keeps_its_offset_in_the_file(pool, mappable):
 def test_a_region_made_before_the_pool_is_the_one_the_workers_inherited(mappable):
     with MappedRegion(mappable, offset=1, size=PAGE) as region, Pool(1) as pool:
         address = region.address
-        # It is mapped there already, and is not mapped again.
+        # The worker has it mapped already, and does not map it again.
         assert pool.apply(lambda region: region.address, (region,)) == address
         pool.apply(fill, (region, 3))
         assert set(region.buf) == {3}
 
 
-def test_a_worker_keeps_what_it_mapped_as_long_as_it_holds_it(mappable):
+def test_a_worker_keeps_a_mapping_while_it_holds_the_region(mappable):
     def held_now(value):
         held = f.get_state()
         held.buf[0] = value

@@ -1,4 +1,4 @@
-"""``Pool(retries=...)``: the task of a dead worker is done again."""
+"""``Pool(retries=...)``: the task of a dead worker is repeated."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def patient(_warm_up):
         yield pool
 
 
-def test_a_task_whose_worker_dies_is_done_again(patient, tmp_path):
+def test_a_task_whose_worker_dies_is_repeated(patient, tmp_path):
     assert patient.apply(f.die_once, (tmp_path / "apply", 5)) == 5
     calls = [(tmp_path / f"map{x}", x) for x in range(10)]
     assert patient.starmap(f.die_once, calls, chunksize=1) == list(range(10))
@@ -36,7 +36,7 @@ def test_the_last_death_fails_the_task_and_says_how_many_there_were(patient):
     assert patient.apply(f.square, (3,)) == 9
 
 
-def test_what_a_task_raises_is_an_answer(patient, tmp_path):
+def test_a_task_that_raises_is_not_repeated(patient, tmp_path):
     def work():
         f.touch_file(tmp_path / "marks", 1)
         raise ValueError("once")
@@ -56,16 +56,16 @@ def test_the_writes_of_the_dead_do_not_show(patient, tmp_path):
     captured, large, small = np.zeros(200_000), np.zeros(200_000), np.zeros(10)
     assert patient.apply(work, (large, tmp_path / "a")) == (200_000.0, 200_000.0)
     assert patient.apply(work, (small, tmp_path / "b")) == (10.0, 200_000.0)
-    arrived = patient.apply(np.zeros, (200_000,))  # a copy that came, and is handed on
+    arrived = patient.apply(np.zeros, (200_000,))  # a received copy, which is sent on
     assert patient.apply(work, (arrived, tmp_path / "c")) == (200_000.0, 200_000.0)
-    calls = [(large, tmp_path / f"d{x}") for x in range(4)]  # one copy for all
+    calls = [(large, tmp_path / f"d{x}") for x in range(4)]  # one copy for all calls
     assert patient.starmap(work, calls, chunksize=1)[3][0] == 200_000.0
     assert (large == 0).all()
     assert (arrived == 0).all()
 
 
-def test_arguments_are_those_that_were_sent(patient, tmp_path):
-    """Not what has become of them in the meantime."""
+def test_a_repeated_task_gets_the_original_arguments(patient, tmp_path):
+    """Later changes of the arguments have no effect."""
     go, begun = tmp_path / "go", tmp_path / "begun"
 
     def work(array):
@@ -99,7 +99,7 @@ def test_nothing_is_kept_for_a_task_that_was_answered(patient, tmp_path, wait_un
         patient.apply(f.die_once, (tmp_path / str(x), 1), {})
         with pytest.raises(WorkerDiedError):
             patient.apply(lambda _: f.end("SIGKILL"), (np.ones(200_000),))
-    # The kernel takes its time to drop what a killed process had on its way.
+    # The kernel takes some time to drop the messages of a killed process.
     wait_until(lambda: arena.statistics().blocks == 0)
 
 

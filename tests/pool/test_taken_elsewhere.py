@@ -1,4 +1,4 @@
-"""Programs that ask for the standard library's pool, executor or process take ours."""
+"""Programs that check for the standard library's pool, executor or process accept forkshm's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_pool_is_one_of_the_standard_librarys_and_tells_its_size():
         assert not isinstance(pool, multiprocessing.pool.ThreadPool)
         assert pool._ctx is forkshm.get_context()
         assert pool.size == pool._processes == len(pool._pool) == 2
-        # None of the standard library's threads and queues is there.
+        # None of the standard library's threads and queues exists.
         assert not hasattr(pool, "_taskqueue")
         assert not hasattr(pool, "_worker_handler")
 
@@ -58,7 +58,7 @@ def test_an_executors_workers_can_be_ended(method):
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
-    getattr(executor, method)()  # again: nothing
+    getattr(executor, method)()  # a second call does nothing
 
 
 def test_ending_workers_that_never_started():
@@ -69,7 +69,7 @@ def test_ending_workers_that_never_started():
 
 
 def _wait_for_an_interrupt(connection):
-    # Whatever handler other tests have left in the process that forks.
+    # Overrides a handler that other tests have left in this process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         connection.send("ready")

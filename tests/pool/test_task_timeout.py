@@ -1,4 +1,4 @@
-"""``Pool(task_timeout=...)``: who takes too long is ended, and so is who was stopped."""
+"""``Pool(task_timeout=...)``: workers that take too long or were stopped are ended."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from forkshm import TaskTimeoutError
 
 @pytest.fixture
 def strict(_warm_up):
-    # Long enough for whatever a busy machine does to an honest task.
+    # Long enough for an ordinary task on a busy machine.
     with forkshm.Pool(2, task_timeout=1.0) as pool:
         yield pool
 
@@ -42,7 +42,7 @@ def test_each_item_of_a_chunk_has_its_own_time(strict, tmp_path):
     assert caught.value.index == 8
 
 
-def test_of_an_imap_only_the_late_one_fails(strict, tmp_path, wait_until):
+def test_only_the_late_item_of_an_imap_fails(strict, tmp_path, wait_until):
     late = strict.imap(lambda x: f.hang(tmp_path / "begun") if x == 2 else x, range(5))
     got = []
     while True:
@@ -56,25 +56,25 @@ def test_of_an_imap_only_the_late_one_fails(strict, tmp_path, wait_until):
     wait_until(lambda: strict.statistics().workers_replaced == 1)
 
 
-def test_nobody_needs_to_wait_for_it(strict, tmp_path, wait_until):
+def test_a_timeout_needs_no_waiting_caller(strict, tmp_path, wait_until):
     failed = []
     strict.apply_async(f.hang, (tmp_path / "begun",), error_callback=failed.append)
     wait_until(lambda: failed)
     assert isinstance(failed[0], TaskTimeoutError)
     quiet = strict.apply_async(f.hang, (tmp_path / "again",))
-    wait_until(lambda: quiet._answered)  # without looking into the channel
+    wait_until(lambda: quiet._answered)  # does not read the channel
 
 
-def test_it_is_not_done_again(tmp_path):
+def test_a_task_that_timed_out_is_not_repeated(tmp_path):
     with forkshm.Pool(1, task_timeout=0.5, retries=3) as pool:
         with pytest.raises(TaskTimeoutError):
             pool.apply(lambda: (f.touch_file(tmp_path / "marks", 1), f.hang(tmp_path / "begun")))
         assert (tmp_path / "marks").read_text() == "1\n"
-        # But one that dies is.
+        # A worker that dies is noticed, however.
         assert pool.apply(f.die_once, (tmp_path / "mark", 5)) == 5
 
 
-def test_tasks_behind_it_in_a_batch_are_done(strict, tmp_path):
+def test_tasks_batched_behind_a_late_task_are_done(strict, tmp_path):
     def work(x):
         if x == 2500:
             f.hang(tmp_path / "begun")
@@ -94,7 +94,7 @@ def test_workers_that_were_stopped_while_idle_are_replaced(strict, wait_until):
     assert strict.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
 
     def all_are_replaced():
-        # Whoever waits looks after them; the first that took their place may have done all of the above.
+        # The waiting caller checks the workers; the first replacement may have done all of the above.
         strict.apply(f.nothing)
         return set(pids).isdisjoint(worker.pid for worker in strict._worker_group.workers)
 
@@ -112,7 +112,7 @@ def test_an_initializer_may_take_its_time():
 
 
 def test_a_parent_that_was_busy_elsewhere_does_not_find_all_overdue(tmp_path, wait_until):
-    """As one that was stopped for a while: only what it sees going on counts."""
+    """Act like a process that was stopped for a while: only time between its own checks counts."""
     with forkshm.Pool(1, task_timeout=30) as pool:
         deadlines = pool._dispatcher._deaths.deadlines
         result = pool.apply_async(f.hold, (tmp_path / "begun", tmp_path / "go"))

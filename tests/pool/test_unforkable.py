@@ -1,4 +1,4 @@
-"""Libraries whose threads do not survive a fork are named: at the start of a pool, and when a task hangs."""
+"""Libraries whose threads do not survive a fork are named at the start of a pool, and when a task hangs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forkshm.pool import _unforkable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
-#: A library by the name of one that is known, with a thread of C that is called like one of its own.
+# A module with the name of a known library, and a C thread with the name of the library's threads.
 STAND_IN = """
 import ctypes, ctypes.util, sys, threading, time, types, warnings
 import forkshm
@@ -46,7 +46,7 @@ def start(method=None):
 @pytest.mark.parametrize(
     ("module", "comm", "name"), [("polars", "polars-0", "polars"), ("grpc", "grpc_global_tim", "gRPC")]
 )
-def test_a_pool_warns_once_of_what_was_used(run_script, module, comm, name):
+def test_a_pool_warns_once_of_used_libraries(run_script, module, comm, name):
     said = run_script(
         STAND_IN
         + f"""

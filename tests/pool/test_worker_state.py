@@ -1,4 +1,4 @@
-"""What workers keep (``worker_init``, ``worker_exit``, `worker_state`), and on which cores they run (``cpu_ids``)."""
+"""State of workers (``worker_init``, ``worker_exit``, `worker_state`), and their cores (``cpu_ids``)."""
 
 import os
 import re
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("_warm_up")
 
 
 class Notes:
-    """Makes a state, and writes down whose end was in order."""
+    """Creates a state, and records which workers ended normally."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -49,7 +49,7 @@ def made(notes, workers=2, **options):
     return forkshm.Pool(workers, worker_init=notes.init, worker_exit=notes.exit, **options)
 
 
-def test_each_worker_has_a_state_and_ends_with_it(notes):
+def test_each_worker_has_a_state_that_worker_exit_receives(notes):
     pool = made(notes)
     pids = pool.map(work, range(40), chunksize=1)
     assert set(pids) <= {process.pid for process in pool._pool}
@@ -67,7 +67,7 @@ def test_a_worker_that_makes_room_ends_in_order(notes):
     assert notes.written() == {pids[0]: 2, pids[2]: 2, pids[4]: 1}
 
 
-def test_the_end_of_a_with_block_is_in_order_for_who_is_idle(notes, tmp_path, wait_until):
+def test_worker_exit_runs_in_idle_workers_at_the_end_of_a_with_block(notes, tmp_path, wait_until):
     begun = tmp_path / "begun"
     with made(notes) as pool:
         pids = {process.pid for process in pool._pool}
@@ -75,7 +75,7 @@ def test_the_end_of_a_with_block_is_in_order_for_who_is_idle(notes, tmp_path, wa
         wait_until(begun.exists)
         never = [pool.apply_async(f.hang, (tmp_path / "never",)) for _ in range(3)]
         wait_until((tmp_path / "never").exists)
-    assert notes.written() == {}  # both were at a task
+    assert notes.written() == {}  # both workers were running a task
     with made(notes) as pool:
         pids = {process.pid for process in pool._pool}
         begun.unlink()
@@ -89,7 +89,7 @@ def test_the_end_of_a_with_block_is_in_order_for_who_is_idle(notes, tmp_path, wa
             result.get()
 
 
-def test_what_lies_in_the_queue_when_a_pool_is_terminated_is_not_begun(notes, tmp_path):
+def test_queued_tasks_of_a_terminated_pool_are_not_begun(notes, tmp_path):
     with made(notes, 1) as pool:
         pid = pool.apply(work, (0,))
         os.kill(pid, signal.SIGSTOP)
@@ -99,7 +99,7 @@ def test_what_lies_in_the_queue_when_a_pool_is_terminated_is_not_begun(notes, tm
     assert set(notes.written()) <= {pid}
 
 
-def test_who_is_killed_ends_without_it(notes):
+def test_a_killed_worker_runs_no_worker_exit(notes):
     with made(notes, 1) as pool:
         first = pool.apply(work, (0,))
         with pytest.raises(WorkerDiedError):
@@ -109,7 +109,7 @@ def test_who_is_killed_ends_without_it(notes):
     assert notes.written() == {second: 1}
 
 
-def test_what_worker_exit_raises_is_printed(capfd):
+def test_an_exception_of_worker_exit_is_printed(capfd):
     with forkshm.Pool(1, worker_exit=f.fail) as pool:
         pool.apply(f.nothing)
     said = capfd.readouterr().err
@@ -121,10 +121,10 @@ def test_worker_exit_has_a_bounded_time(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(_worker_state, "_SECONDS", 0.2)
     hang = tmp_path / "hang"
     with forkshm.Pool(1, maxtasksperchild=1, worker_init=lambda: hang, worker_exit=f.hang) as pool:
-        # The second task waits for the worker that comes after the one that hangs.
+        # The second task waits for the replacement of the worker that hangs.
         assert pool.apply(f.pid) != pool.apply(f.pid)
         assert hang.exists()
-    # A worker that was not forked does not know of the patch.
+    # A worker that was not forked does not see the patch.
     assert re.search(r"longer than (0\.2|10) seconds, so it is ended; it was at:", capfd.readouterr().err)
 
 
@@ -141,7 +141,7 @@ def test_a_worker_init_that_raises_fails_the_pool():
         pool.apply(f.square, (1,))
 
 
-def test_who_has_no_state_is_told(pool):
+def test_worker_state_without_a_state_raises(pool):
     with pytest.raises(RuntimeError, match=r"process \d+ has no worker state: it is no worker of a pool made with"):
         forkshm.worker_state()
     with pytest.raises(RuntimeError, match="has no worker state"):
@@ -159,13 +159,13 @@ def in_child_of_worker(in_child):
 def test_a_child_of_a_worker_has_no_state(notes, in_child):
     with made(notes, 1) as pool:
         assert pool.apply(in_child_of_worker, (in_child,)) == 0
-    assert list(notes.written().values()) == [0]  # and did not end as the worker does
+    assert list(notes.written().values()) == [0]  # the process did not end like a worker
 
 
 @pytest.mark.needs("affinity")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked_have_it_too(run_script, method):
+def test_workers_that_are_not_forked_have_a_state(run_script, method):
     source = f"""
 import forkshm, os
 
@@ -194,7 +194,7 @@ def test_the_executor_and_the_pool_of_asyncio_take_them(notes):
 
 
 @pytest.mark.parametrize("name", ["worker_init", "worker_exit"])
-def test_what_cannot_be_called_is_refused(name):
+def test_worker_functions_must_be_callable(name):
     with pytest.raises(TypeError, match=f"{name} must be a callable, got 1"):
         forkshm.Pool(1, **{name: 1})
 

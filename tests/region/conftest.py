@@ -1,4 +1,4 @@
-"""Fixtures of the tests of arenas and leases."""
+"""Fixtures for the tests of arenas and leases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forkshm.region.blocks._segment import drop_segment, forget_abandoned
 
 @pytest.fixture
 def fresh_arena():
-    """An arena of the test's own; its segments are gone afterwards."""
+    """Provide an arena for one test; its segments are removed afterwards."""
     forget_abandoned()
     arena = Arena()
     yield arena
@@ -30,9 +30,9 @@ def fresh_arena():
 
 @pytest.fixture
 def child_that_holds():
-    """Start a child that runs a callable, keeps what it returned, and waits to be ended.
+    """Start a child that runs a callable, keeps its result, and waits to be killed.
 
-    The fixture is a function: give it the callable, get the pid once it has run.
+    The fixture is a function: pass the callable, and get the pid once it has run.
     """
     pids = []
 
@@ -40,7 +40,7 @@ def child_that_holds():
         read_end, write_end = os.pipe()
         try:
             pid = os.fork()
-        except BaseException:  # the test is skipped, where there is none
+        except BaseException:  # fork is unavailable, so the test is skipped
             os.close(read_end)
             os.close(write_end)
             raise

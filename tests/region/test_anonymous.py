@@ -105,7 +105,7 @@ def test_an_exhausted_address_space_is_said_with_errno_and_remedy(in_child):
 
 
 def fill_table_of_files():
-    """Set soft and hard limit to 100, and open files until there is no room for one more."""
+    """Set the soft and the hard limit to 100, and open files until no more can be opened."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
     fillers = []
     with pytest.raises(OSError, match="Too many open files"):
@@ -129,7 +129,7 @@ def test_an_exhausted_table_of_files_is_said_with_errno_and_remedy(in_child):
 # -- sharing --------------------------------------------------------------------------
 
 
-def test_a_forked_child_sees_what_the_parent_wrote_and_writes_what_the_parent_sees(in_child):
+def test_a_forked_child_and_its_parent_see_each_others_writes(in_child):
     with anonymous_shared_memory(2 * PAGE) as region:
         region.buf[:5] = b"hello"
 
@@ -193,7 +193,7 @@ def test_every_look_at_buf_is_a_new_writable_memoryview_of_bytes():
         del first, second
 
 
-def test_a_slice_keeps_the_memory_after_the_region_is_gone_and_its_end_frees_it():
+def test_a_slice_keeps_the_memory_of_a_collected_region_until_it_ends():
     region = anonymous_shared_memory(PAGE)
     address = region.address
     part = region.buf[10:20]
@@ -231,7 +231,7 @@ def test_close_unmaps_and_closing_twice_is_allowed():
 
 
 @pytest.mark.parametrize("use", [lambda r: r.buf, lambda r: r.address, lambda r: r.fileno(), lambda r: r.__enter__()])
-def test_a_closed_region_says_that_it_was_closed(use):
+def test_using_a_closed_region_raises(use):
     region = anonymous_shared_memory(1234)
     region.close()
     with pytest.raises(RegionClosedError, match=r"1,234 bytes.*closed in this process"):
@@ -301,7 +301,7 @@ def test_leaving_the_with_block_with_a_view_alive_says_so():
     region.close()
 
 
-def test_leaving_the_with_block_does_not_hide_what_went_wrong():
+def test_leaving_the_with_block_does_not_hide_an_exception():
     class OursError(Exception):
         pass
 
@@ -318,7 +318,7 @@ def test_a_region_closed_inside_its_with_block_is_left_in_peace():
     assert region.closed
 
 
-# -- the rest -------------------------------------------------------------------------
+# -- representation -------------------------------------------------------------------
 
 
 def test_the_repr_names_size_mode_and_address_or_closed():
@@ -351,5 +351,5 @@ def test_a_reference_cycle_does_not_keep_the_memory():
     assert not is_mapped(address)
 
 
-def test_the_package_offers_it():
+def test_the_package_exports_anonymous_shared_memory():
     assert forkshm.anonymous_shared_memory is anonymous_shared_memory

@@ -1,4 +1,4 @@
-"""Together with C++: the server and the client of Boost.Interprocess' documentation, and ours."""
+"""Interoperation with C++: the server and client of Boost.Interprocess' documentation, and forkshm's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from forkshm import MappedRegion, SharedMemoryObject, remove_on_exit
 from forkshm.errors import RegionExistsError
 
-# The two programs of "Sharing memory between processes", with the name as an argument; and what they do not show:
-# another size, a part, and an offset_ptr. The client there removes the object before it opens it. Here it does not.
+# The two programs of "Sharing memory between processes", with the name as an argument. Additions: another size, a part,
+# and an offset_ptr. Boost's client removes the object before it opens it; this one does not.
 PROGRAM = r"""
 #include <boost/interprocess/shared_memory_object.hpp>
 #include <boost/interprocess/mapped_region.hpp>
@@ -117,7 +117,7 @@ int main(int, char **argv) {
 
 @pytest.fixture(scope="module")
 def boost(tmp_path_factory):
-    """Run the C++ program: what to do, and the name. Returns what it printed."""
+    """Run the C++ program with a command and the name; return its output."""
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler: apt-get install g++")
@@ -147,7 +147,7 @@ def boost(tmp_path_factory):
 
 @pytest.fixture
 def name():
-    """A name that nobody has, and nobody has afterwards."""
+    """Provide an unused name, which is unused again afterwards."""
     made = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
     with remove_on_exit(made):
         yield made
@@ -204,9 +204,9 @@ def test_an_offset_ptr_is_the_distance_from_itself_and_null_is_1(boost, name):
     with SharedMemoryObject("open_only", name) as shm, MappedRegion(shm) as region:
         nodes = [struct.unpack_from("=ixxxxq", region.buf, number * size) for number in range(4)]
         assert [value for value, _ in nodes] == [10, 20, 30, 0]
-        # From the pointer, not from the node, to the node.
+        # The distance is from the pointer, not from the node, to the node.
         assert [distance for _, distance in nodes] == [2 * size - place, -place, -size - place, 1]
-        # Ours, for them to walk: 0 -> 1 -> 3 -> 2 -> null.
+        # A list written by forkshm, for Boost to walk: 0 -> 1 -> 3 -> 2 -> null.
         for number, (value, following) in enumerate([(1, 1), (2, 3), (4, None), (3, 2)]):
             distance = 1 if following is None else (following - number) * size - place
             struct.pack_into("=ixxxxq", region.buf, number * size, value, distance)

@@ -1,4 +1,4 @@
-"""FileMapping: opening, modes, lifetime; what is mapped of it is in test_mapped_region.py."""
+"""FileMapping: opening, modes, lifetime. Mapping is tested in test_mapped_region.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def path(tmp_path):
-    """A file that says hello."""
+    """Provide a file that contains hello."""
     made = tmp_path / "file"
     made.write_bytes(b"hello world")
     return made
@@ -73,7 +73,7 @@ def test_a_mode_that_no_file_is_opened_with_is_refused(path, mode):
 
 
 @pytest.mark.parametrize("mode", ["read_write", "read_only"])
-def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path, mode):
+def test_an_irregular_file_is_refused_without_waiting(tmp_path, mode):
     os.mkfifo(tmp_path / "fifo")
     before = open_fds()
     for path in (tmp_path, tmp_path / "fifo"):
@@ -96,7 +96,7 @@ def test_permissions_are_said_with_the_mode(in_child):
             FileMapping(path)
         assert caught.value.errno == errno.EACCES
 
-    with tempfile.TemporaryDirectory() as folder:  # not pytest's, which nobody else may enter
+    with tempfile.TemporaryDirectory() as folder:  # other users may not enter pytest's own
         os.chmod(folder, 0o755)
         path = pathlib.Path(folder) / "file"
         path.write_bytes(b"hello world")
@@ -155,7 +155,7 @@ def test_a_file_that_is_let_go_is_closed_and_stays(path):
     assert path.exists()
 
 
-def test_remove_says_whether_it_did_and_regions_stay(path, tmp_path):
+def test_remove_returns_whether_it_removed_and_regions_stay(path, tmp_path):
     with FileMapping(path) as file, MappedRegion(file) as region:
         assert FileMapping.remove(path) is True
         assert not path.exists()
@@ -199,7 +199,7 @@ def test_a_file_that_one_may_only_read_is_reached_by_its_descriptor(in_child):
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE: setuid(2) took it away
+        assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE, which setuid(2) clears
         with FileMapping(path, "read_only") as file, MappedRegion(file, "read_only", offset=6) as region:
             descriptor = describe(region)
 

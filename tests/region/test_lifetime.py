@@ -1,4 +1,4 @@
-"""When regions end: collections at any moment, other threads, forks."""
+"""The end of regions: collections at any moment, other threads, forks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Thing:
-    """Something that can be watched."""
+    """An object that can be watched."""
 
 
 def test_an_action_runs_once_when_the_thing_is_collected():
@@ -46,7 +46,7 @@ def test_an_action_that_falls_due_while_the_lock_is_held_waits_for_its_release()
     assert ran == [1]
 
 
-def test_an_action_that_makes_another_due_has_it_run_too():
+def test_an_action_that_queues_another_runs_both():
     ran = []
     things = [Thing(), Thing()]
     watch(things[1], lambda: ran.append("second"))
@@ -117,7 +117,7 @@ def test_collections_inside_every_allocation_do_not_deadlock():
 
 @pytest.fixture
 def busy_thread():
-    """A thread that makes and drops regions all the time."""
+    """Run a thread that creates and drops regions continuously."""
     stop = threading.Event()
 
     def work():
@@ -145,7 +145,7 @@ def test_a_child_forked_while_a_thread_changes_the_tables_can_use_regions(busy_t
         assert in_child(use) == 0
 
 
-def test_what_is_dropped_in_a_child_ends_in_the_child_only(in_child):
+def test_a_region_dropped_in_a_child_ends_only_there(in_child):
     holder = [anonymous_shared_memory(PAGE)]
     address, fd = holder[0].address, holder[0].fileno()
 

@@ -1,4 +1,4 @@
-"""MappedRegion over things that have an fd."""
+"""MappedRegion over objects that have an fd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @pytest.fixture
 def file():
-    """A file of two pages and three bytes: the low byte of each position."""
+    """Provide a file of two pages and three bytes: each byte is the low byte of its position."""
     with tempfile.TemporaryFile() as made:
         made.write(bytes(position % 256 for position in range(2 * PAGE + 3)))
         made.flush()
@@ -33,7 +33,7 @@ def content(file):
 # -- modes ----------------------------------------------------------------------------
 
 
-def test_by_default_all_of_it_is_mapped_for_reading_and_writing(file):
+def test_by_default_the_whole_object_is_mapped_read_write(file):
     with MappedRegion(file) as region:
         assert (region.mode, region.offset, region.size) == (Mode.read_write, 0, 2 * PAGE + 3)
         assert bytes(region.buf) == content(file)
@@ -55,14 +55,14 @@ def test_writes_in_copy_on_write_stay_in_the_region(file):
 
 
 @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-def test_what_is_mapped_for_reading_is_readable(file, mode):
+def test_a_read_only_region_is_readable(file, mode):
     with MappedRegion(file, mode) as region:
         assert region.mode is Mode(mode)
         assert bytes(region.buf) == content(file)
 
 
 @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-def test_writing_to_what_is_mapped_for_reading_raises_and_does_not_kill(run_script, mode):
+def test_writing_to_a_read_only_region_raises_and_does_not_kill(run_script, mode):
     script = f"""
 import tempfile
 import forkshm
@@ -77,7 +77,7 @@ with tempfile.TemporaryFile() as file:
     assert "refused" in run_script(script)
 
 
-def test_a_view_of_a_region_for_reading_says_that_it_is_read_only(file):
+def test_views_of_a_read_only_region_are_read_only(file):
     with MappedRegion(file, "read_only") as region:
         assert region.buf.readonly
 
@@ -124,7 +124,7 @@ def test_an_offset_need_not_be_a_multiple_of_the_page(file, offset, mode):
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 1), (PAGE - 1, 2), (5, PAGE), (2 * PAGE + 2, 1)], ids=in_pages)
-def test_a_part_is_mapped_and_nothing_around_it(file, offset, size):
+def test_only_the_requested_part_is_mapped(file, offset, size):
     with MappedRegion(file, offset=offset, size=size) as region:
         assert bytes(region.buf) == content(file)[offset : offset + size]
 
@@ -143,7 +143,7 @@ def test_a_part_is_mapped_and_nothing_around_it(file, offset, size):
     ],
     ids=["behind", "before", "no file", "longer", "from the middle", "nothing", "less", "huge"],
 )
-def test_what_lies_outside_of_the_object_is_refused_with_the_values(file, offset, size, telling):
+def test_a_range_outside_of_the_object_is_refused_with_the_values(file, offset, size, telling):
     before = open_fds()
     with pytest.raises(ValueError, match=telling):
         MappedRegion(file, offset=offset, size=size)

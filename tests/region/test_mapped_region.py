@@ -1,6 +1,6 @@
-"""The contract of MappedRegion, over every kind of thing that can be mapped.
+"""The contract of MappedRegion, for every kind of mappable object.
 
-Rows of "behaviour measured on Boost" are those of Boost.Interprocess' ``mapped_region``.
+Comments with "Boost 4.11" quote rows of "behavior measured on Boost" for Boost.Interprocess' ``mapped_region``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = ["named object", "file mapping", "open file", "anonymous region", "wrapp
 
 
 class Wrapped:
-    """The least that can be mapped: a number, and who asks gets it."""
+    """The minimal mappable object: an fd, and a method that returns it."""
 
     def __init__(self, fd, name=""):
         self.fd = fd
@@ -51,7 +51,7 @@ class Wrapped:
 
 
 class Handle(Wrapped):
-    """Memory as forkshm has it, whose numbers are the kernel's."""
+    """Memory with the backend's own kind of fd."""
 
     _has_kernel_fd = True
 
@@ -60,7 +60,7 @@ class Handle(Wrapped):
 
 
 class Maker:
-    """Makes mappable objects of one kind, and takes them away again."""
+    """Creates mappable objects of one kind, and removes them."""
 
     def __init__(self, kind, folder):
         self.kind = kind
@@ -79,14 +79,14 @@ class Maker:
             made = SharedMemoryObject("create_only", name)
             self.cleanup.callback(SharedMemoryObject.remove, name)
             if size > GIB and sys.platform != "win32":
-                os.ftruncate(made.fileno(), size)  # truncate() would take all the memory now; there it is of the disk
+                os.ftruncate(made.fileno(), size)  # truncate() would allocate all the memory now
             else:
                 made.truncate(size)
             return made
         if self.kind == "anonymous region":
             return anonymous_shared_memory(size)
         if self.kind == "wrapped memfd":
-            if sys.platform == "win32":  # files have numbers of the C library, memory has none
+            if sys.platform == "win32":  # files have fds of the C library, and memory has handles
                 path = self.folder / secrets.token_hex(8)
                 path.write_bytes(b"")
                 os.truncate(path, size)
@@ -118,7 +118,7 @@ class Maker:
 
 @pytest.fixture(params=KINDS)
 def make(request, tmp_path):
-    """Make a mappable object of *size* bytes, which start with *content*."""
+    """Create a mappable object of *size* bytes that starts with *content*."""
     maker = Maker(request.param, tmp_path)
     with maker.cleanup:
         yield maker
@@ -126,7 +126,7 @@ def make(request, tmp_path):
 
 def content_of(mappable, size=SIZE + 1):
     fd = mappable.fileno()
-    # A file has a number of the C library's, which is the kernel's on POSIX.
+    # A file has an fd of the C library, which on POSIX is the kernel's.
     known = kernel.of_file(fd) if isinstance(mappable, (io.IOBase, Wrapped)) else fd
     return os.pread(fd, min(size, kernel.identify(known)[1]), 0)
 
@@ -136,7 +136,7 @@ def pattern(size):
 
 
 def resident(address):
-    """Bytes in memory of the mapping that starts at *address*."""
+    """Return the bytes in memory of the mapping that starts at *address*."""
     with open("/proc/self/smaps") as maps:
         here = False
         for line in maps:
@@ -152,7 +152,7 @@ def resident(address):
 def free_address():
     """Return an address with nothing around it, a different one at each call.
 
-    Half a GiB inside of what was free: whatever else is mapped meanwhile is put at its ends.
+    It is half a GiB inside of a free range; other mappings are placed at the ends of the range.
     """
     with anonymous_shared_memory(GIB) as region:
         middle = region.address + GIB // 2
@@ -165,14 +165,14 @@ def free_address():
 
 
 class TestModes:
-    def test_what_is_written_read_write_is_in_the_object_and_in_every_other_mapping(self, make):
+    def test_read_write_writes_reach_the_object_and_every_mapping(self, make):
         mappable = make(content=pattern(SIZE))
         with MappedRegion(mappable, "read_write") as region, MappedRegion(mappable, "read_only") as other:
             for position in (*EDGES, SIZE - 1):
                 region.buf[position] = 255
                 assert other.buf[position] == content_of(mappable)[position] == 255
 
-    def test_what_is_written_by_a_forked_child_is_seen_here_and_the_other_way_round(self, make, in_child):
+    def test_parent_and_forked_child_see_each_others_writes(self, make, in_child):
         with MappedRegion(make()) as region:
             region.buf[0] = 1
 
@@ -194,21 +194,21 @@ class TestModes:
             assert in_child(answer) == 0
             assert bytes(region.buf[:5]) == b"\0abc\0"
 
-    def test_what_is_written_copy_on_write_stays_here(self, make, in_child):
+    def test_copy_on_write_writes_are_private(self, make, in_child):
         mappable = make(content=pattern(SIZE))
         with MappedRegion(mappable, "copy_on_write") as region:
             region.buf[PAGE - 1 : PAGE + 1] = b"xy"
             assert bytes(region.buf[PAGE - 1 : PAGE + 1]) == b"xy"
             assert content_of(mappable) == pattern(SIZE)
 
-            def look():  # a child gets a copy of it
+            def look():  # a child gets a copy of the memory
                 assert region.buf[PAGE] == ord("y")
                 region.buf[PAGE] = 0
 
             assert in_child(look) == 0
             assert region.buf[PAGE] == ord("y")
 
-    def test_copy_on_write_sees_what_others_write_where_nothing_was_written(self, make):
+    def test_copy_on_write_sees_others_writes_on_unwritten_pages(self, make):
         mappable = make()
         with MappedRegion(mappable, "copy_on_write") as region, MappedRegion(mappable) as writer:
             writer.buf[SIZE - 1] = 3
@@ -225,16 +225,16 @@ class TestModes:
             with pytest.raises(TypeError):
                 region.buf[:] = bytes(SIZE)
 
-    def test_read_only_sees_what_others_write(self, make):
+    def test_read_only_regions_see_others_writes(self, make):
         mappable = make()
         with MappedRegion(mappable, "read_only") as region, MappedRegion(mappable) as writer:
             writer.buf[SIZE - 1] = 4
             assert region.buf[SIZE - 1] == 4
 
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-    def test_who_writes_to_it_all_the_same_is_ended_by_the_kernel(self, make, mode, in_child):
+    def test_forcing_a_write_to_a_read_only_region_kills_the_process(self, make, mode, in_child):
         def write():
-            faulthandler.disable()  # it would tell the whole story
+            faulthandler.disable()  # otherwise it prints all stacks
             ctypes.memset(region.address, 1, 1)
 
         with MappedRegion(make(), mode) as region:
@@ -259,13 +259,13 @@ class TestModes:
 
 
 # Boost 4.11: "region of anonymous_shared_memory": get_mode() says read_only there, although it is writable.
-def test_an_anonymous_region_says_that_it_is_read_write():
+def test_an_anonymous_region_has_mode_read_write():
     with anonymous_shared_memory(10) as region:
         assert region.mode is Mode.read_write
         region.buf[:] = b"0123456789"
 
 
-# -- which part -----------------------------------------------------------------------
+# -- the mapped part ------------------------------------------------------------------
 
 
 class TestPart:
@@ -355,7 +355,7 @@ class TestPart:
             MappedRegion(make(content=pattern(SIZE)), offset=PAGE + 1) as region,
             MappedRegion(region, "read_only") as again,
         ):
-            # The offset counts in the object, not in the region that names it.
+            # The offset is relative to the object, not to the region that names it.
             assert bytes(again.buf) == pattern(SIZE)
 
 
@@ -363,7 +363,7 @@ class TestPart:
 
 
 class TestLifetime:
-    def test_a_region_outlives_what_it_was_mapped_from(self, make):
+    def test_a_region_outlives_its_mappable(self, make):
         mappable = make(content=pattern(SIZE))
         region = MappedRegion(mappable)
         mappable.close()
@@ -385,7 +385,7 @@ class TestLifetime:
         assert (region.buf[0], region.buf[1]) == (9, 1)
         region.close()
 
-    def test_what_was_closed_cannot_be_mapped(self, make):
+    def test_a_closed_object_cannot_be_mapped(self, make):
         mappable = make()
         mappable.close()
         with pytest.raises((RegionError, ValueError), match=r"closed|its fd is not open") as caught:
@@ -465,7 +465,7 @@ class TestAddress:
 
     # Boost 4.11: "fixed address already used": busy_error.
     @pytest.mark.parametrize("shift", [0, -2 * PAGE, PAGE, -PAGE], ids=["exactly", "its front", "inside", "across"])
-    def test_a_taken_address_is_refused_and_what_is_there_stays(self, make, free_address, shift):
+    def test_a_used_address_is_refused_and_its_mapping_stays(self, make, free_address, shift):
         address = free_address() + 4 * PAGE
         mappable = make()
         with anonymous_shared_memory(3 * PAGE, address=address) as there:
@@ -477,7 +477,7 @@ class TestAddress:
             assert isinstance(caught.value, OSError)
             assert open_fds() == before
             assert bytes(there.buf) == pattern(3 * PAGE)
-            behind = 3 * PAGE + (mmap.PAGESIZE if os.name == "nt" else 0)  # what says how large it is
+            behind = 3 * PAGE + (mmap.PAGESIZE if os.name == "nt" else 0)  # the trailer of a section
             assert is_mapped(address - 1) is is_mapped(address + behind) is False
 
     def test_the_address_of_ordinary_memory_is_refused(self, make):
@@ -524,7 +524,7 @@ class TestAddress:
             anonymous_shared_memory(1, address + 1)
 
 
-# An address that neither programs nor their libraries are put at, in 39 bits as well.
+# An address where neither programs nor their libraries are placed, even with 39 bits.
 LOW = 0x20_0000_0000
 
 WALK = """
@@ -544,7 +544,7 @@ def test_raw_addresses_are_valid_in_every_process_that_maps_at_the_same_address(
     with maker.cleanup:
         shm = maker(PAGE)
         with MappedRegion(shm, address=LOW + os.getpid() % 1000 * 16 * PAGE) as region:
-            # A linked list: number, address of the next.
+            # A linked list of number and address of the next node.
             places = [region.address + place for place in (0, 512, 64, 4080)]
             for value, (place, following) in enumerate(zip(places, [*places[1:], 0], strict=True)):
                 (ctypes.c_uint64 * 2).from_address(place)[:] = 100 + value, following
@@ -555,8 +555,8 @@ def test_raw_addresses_are_valid_in_every_process_that_maps_at_the_same_address(
 
 
 class TestFlush:
-    # Boost 4.11: "region with unaligned offset 5: flush()" is true, "flush(0)", "flush(4096, ...)" too; and the
-    # quirk "flush(1, 10)", which fails there with EINVAL. Here every byte will do.
+    # Boost 4.11: "region with unaligned offset 5: flush()" is true, and so are "flush(0)", "flush(4096, ...)". The
+    # quirk "flush(1, 10)" fails there with EINVAL. Here every byte works.
     @pytest.mark.parametrize("offset", [0, 1, 5, PAGE - 1, PAGE, PAGE + 1], ids=in_pages)
     def test_any_part_of_any_region_can_be_flushed(self, make, offset):
         mappable = make()
@@ -573,8 +573,8 @@ class TestFlush:
         with MappedRegion(make(), mode) as region:
             region.flush()
 
-    # Boost 4.11: flush "at end of region" is false. Here no byte is a range like any other; behind it there is none.
-    def test_the_end_can_be_flushed_and_nothing_behind_it(self, make):
+    # Boost 4.11: flush "at end of region" is false. Here an empty range is valid; beyond the end there is none.
+    def test_flush_is_limited_to_the_region(self, make):
         with MappedRegion(make(), offset=3, size=PAGE) as region:
             region.flush(PAGE)
             region.flush(PAGE, 0)
@@ -589,7 +589,7 @@ class TestFlush:
                 with pytest.raises(TypeError):
                     region.flush(start, size)
 
-    def test_flushed_bytes_are_in_the_file_for_who_reads_past_the_cache(self, tmp_path):
+    def test_flushed_bytes_are_on_disk_for_direct_reads(self, tmp_path):
         path = tmp_path / "data"
         path.write_bytes(bytes(4 * PAGE))
         try:
@@ -655,7 +655,7 @@ class TestShrink:
             assert bytes(region.buf) == pattern(SIZE)
 
     @pytest.mark.parametrize("from_back", [True, False])
-    def test_while_a_view_is_alive_it_is_refused_and_nothing_changes(self, make, from_back):
+    def test_shrink_by_with_live_views_is_refused_and_changes_nothing(self, make, from_back):
         with MappedRegion(make(content=pattern(SIZE))) as region:
             before = region.address, region.offset, region.size
             with region.buf[5:] as view:
@@ -669,7 +669,7 @@ class TestShrink:
             del view
             region.shrink_by(1)
 
-    def test_a_shrunk_region_is_found_by_its_addresses_and_not_by_those_it_gave_up(self, make):
+    def test_a_shrunk_region_is_found_only_by_its_remaining_addresses(self, make):
         with MappedRegion(make()) as region:
             address = region.address
             region.shrink_by(PAGE + 1, from_back=False)
@@ -707,7 +707,7 @@ class TestShrink:
             region.shrink_by(1)
             assert region.closed
 
-    def test_copy_on_write_keeps_what_was_written(self, make):
+    def test_advice_keeps_copy_on_write_writes(self, make):
         with MappedRegion(make(content=pattern(SIZE)), "copy_on_write") as region:
             region.buf[PAGE + 3] = 255
             region.shrink_by(PAGE, from_back=False)
@@ -745,7 +745,7 @@ class TestAdvise:
             for advice in ("normal", "sequential", "random", "willneed", "dontneed"):
                 assert region.advise(advice) is True
 
-    def test_dontneed_would_lose_what_was_written_copy_on_write_and_is_not_given(self, make):
+    def test_dontneed_is_not_applied_to_copy_on_write_regions(self, make):
         with MappedRegion(make(), "copy_on_write") as region:
             region.buf[0] = 1
             assert region.advise(Advice.dontneed) is False
@@ -784,7 +784,7 @@ class TestPopulate:
 
     @pytest.mark.needs("populate")
     @pytest.mark.parametrize("mode", ["read_only", "read_private"])
-    def test_what_was_opened_for_reading_can_be_populated(self, make, mode):
+    def test_a_read_only_region_can_be_populated(self, make, mode):
         opened = make.for_reading(make(16 * PAGE))
         with MappedRegion(opened, mode, populate=True) as region:
             if not region.advise("populate"):
@@ -818,15 +818,15 @@ def test_an_fd_is_mapped_and_stays_the_callers(tmp_path):
         with MappedRegion(fd, "read_write", offset=6) as region:
             assert bytes(region.buf) == b"world"
             assert region.fileno() != fd
-            os.close(os.dup(fd))  # it is open still
+            os.close(os.dup(fd))  # the fd is still open
         os.fstat(fd)
         region = MappedRegion(fd, "read_only")
     finally:
         os.close(fd)
-    assert bytes(region.buf) == b"hello world"  # the region has one of its own
+    assert bytes(region.buf) == b"hello world"  # the region has an fd of its own
 
 
 @pytest.mark.parametrize(("fd", "error"), [(-1, ValueError), (True, TypeError), (987_654, OSError)])
-def test_what_is_no_fd_is_refused(fd, error):
+def test_invalid_fds_are_refused(fd, error):
     with pytest.raises(error):
         MappedRegion(fd)

@@ -1,4 +1,4 @@
-"""SharedMemoryObject: names, modes, sizes, owners; what stays and what goes."""
+"""SharedMemoryObject: names, modes, sizes, owners, and lifetime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forkshm.backend import kernel
 from forkshm.errors import RegionAccessError, RegionClosedError, RegionCreateError, RegionExistsError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
 NOBODY = 65534
 
 
@@ -31,7 +31,7 @@ def unused_name():
 
 @pytest.fixture
 def name():
-    """A name that nobody has, and nobody has afterwards."""
+    """Provide an unused name, which is unused again afterwards."""
     made = unused_name()
     yield made
     path = path_of_named(made)
@@ -65,7 +65,7 @@ def test_a_new_object_has_a_name_a_mode_no_bytes_and_no_other_readers(name):
 
 
 # Boost 4.11: "create twice": already_exists_error. "open missing": not_found_error.
-def test_creating_twice_and_opening_what_is_not_there_are_told_apart(name):
+def test_existing_and_missing_objects_raise_different_errors(name):
     before = open_fds()
     with pytest.raises(RegionNotFoundError, match="no object of that name exists") as missing:
         SharedMemoryObject("open_only", name)
@@ -83,7 +83,7 @@ def test_creating_twice_and_opening_what_is_not_there_are_told_apart(name):
 
 
 @pytest.mark.parametrize("creation", ["open_or_create", "open_only"])
-def test_what_is_there_is_opened_with_its_bytes(name, creation):
+def test_an_existing_object_is_opened_with_its_bytes(name, creation):
     with create(name, size=10) as shm, MappedRegion(shm) as region:
         region.buf[:] = b"0123456789"
         with SharedMemoryObject(creation, name) as again, MappedRegion(again) as other:
@@ -101,7 +101,7 @@ def test_open_or_create_creates_with_the_permissions(name):
 
 
 @pytest.mark.parametrize("permissions", [0o600, 0o644, 0o666, 0o777, 0o000])
-def test_the_permissions_are_those_asked_for_whatever_the_umask(name, permissions):
+def test_the_requested_permissions_ignore_the_umask(name, permissions):
     old = os.umask(0o077)
     try:
         with create(name, permissions=permissions) as shm:
@@ -148,7 +148,7 @@ def test_a_mode_of_mappings_is_refused_and_nothing_is_created(name, mode):
         ("\N{SNOWMAN}" * 86, "has 258"),
     ],
 )
-def test_a_name_that_is_none_is_refused_everywhere_with_what_is_wrong(bad, telling):
+def test_an_invalid_name_is_refused_everywhere_with_the_reason(bad, telling):
     for use in (create, SharedMemoryObject.remove, remove_on_exit):
         with pytest.raises(ValueError, match=telling):
             use(bad)
@@ -177,14 +177,14 @@ def test_other_names_are_allowed_up_to_255_bytes(name, tail):
         assert SharedMemoryObject.remove(whole)
 
 
-# -- what must not be opened ----------------------------------------------------------
+# -- objects that must not be opened --------------------------------------------------
 
 
 CREATIONS = ("open_only", "open_or_create")
 
 
 @pytest.mark.parametrize("target", ["there", "nowhere"])
-def test_a_symbolic_link_is_refused_and_what_it_names_is_left_alone(name, tmp_path, target):
+def test_a_symbolic_link_is_refused_and_its_target_is_unchanged(name, tmp_path, target):
     path = tmp_path / target
     if target == "there":
         path.write_bytes(b"secret")
@@ -208,7 +208,7 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(name, mode):
     os.mkfifo(f"{SHM}/{name}")
     before = open_fds()
     for creation in CREATIONS:
-        with pytest.raises(RegionAccessError, match="the name is not a memory object's"):
+        with pytest.raises(RegionAccessError, match="the name is not a memory object"):
             SharedMemoryObject(creation, name, mode)
     assert open_fds() == before
 
@@ -251,7 +251,7 @@ def test_an_object_of_another_user_is_refused_unless_asked_for(name, mode):
 
 
 @AS_ROOT
-def test_who_has_no_permission_is_told(name, in_child):
+def test_missing_permission_raises(name, in_child):
     create(name, size=10, permissions=0o600).close()
     readable = unused_name()
     create(readable, size=10, permissions=0o644).close()
@@ -273,7 +273,7 @@ def test_who_has_no_permission_is_told(name, in_child):
         with pytest.raises(RegionAccessError, match="another user"):
             SharedMemoryObject.remove(name)
         with remove_on_exit(name):
-            pass  # it may not, and says nothing
+            pass  # the kernel forbids this
 
     try:
         assert in_child(stranger) == 0
@@ -308,7 +308,7 @@ def test_growing_keeps_the_bytes_and_shrinking_loses_them(name):
 
 @pytest.mark.parametrize("size", [64 * PAGE, 64 * PAGE + 1, 32 * PAGE], ids=["whole", "more", "half"])
 def test_holes_that_others_left_are_reserved_too(name, size):
-    """Boost and the standard library size an object without reserving, or did once."""
+    """Boost and the standard library size, or once sized, an object without reserving its memory."""
     with create(name) as shm:
         os.ftruncate(shm.fileno(), 64 * PAGE)
         assert blocks(shm) == 0
@@ -325,8 +325,8 @@ def test_a_new_size_is_seen_by_every_opening_and_by_regions_mapped_later(name):
             assert late.size == PAGE + 1
 
 
-# Boost 4.11: "truncate of a read_only object": system_error, native 9. Here it is refused before the kernel is asked.
-def test_what_was_opened_for_reading_cannot_be_truncated(name):
+# Boost 4.11: "truncate of a read_only object": system_error, native 9. Here it is refused without a kernel call.
+def test_a_read_only_object_cannot_be_truncated(name):
     with create(name, size=10), SharedMemoryObject("open_only", name, "read_only") as shm:
         with pytest.raises(RegionAccessError, match="opened read_only") as caught:
             shm.truncate(5)
@@ -466,7 +466,7 @@ def test_an_object_that_is_let_go_closes_its_fd_and_keeps_its_name(name):
 
 
 # Boost 4.11: "remove second time": false.
-def test_remove_says_whether_there_was_one_and_who_has_it_keeps_it(name):
+def test_remove_returns_whether_the_object_existed_and_mappings_stay(name):
     shm = create(name, size=PAGE)
     region = MappedRegion(shm)
     region.buf[:3] = b"old"
@@ -474,7 +474,7 @@ def test_remove_says_whether_there_was_one_and_who_has_it_keeps_it(name):
     assert SharedMemoryObject.remove(name) is False
     with pytest.raises(RegionNotFoundError):
         SharedMemoryObject("open_only", name)
-    # The name is free: another object can have it, and the two do not meet.
+    # The name is free: another object can have it, and does not share memory with the first.
     with create(name, size=3) as another, MappedRegion(another) as other:
         other.buf[:] = b"new"
         assert (bytes(region.buf[:3]), shm.size) == (b"old", PAGE)
@@ -536,7 +536,7 @@ SharedMemoryObject.remove(name)
 
 
 @pytest.mark.parametrize("how", ["leave", "abort", "remove"])
-def test_no_tracker_watches_and_nobody_speaks_of_leaks(name, how, run_script):
+def test_no_resource_tracker_is_started_and_no_leak_is_reported(name, how, run_script):
     done = run_script(TRACKED, name, how, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert os.path.exists(path_of_named(name)) == (how != "remove")
@@ -603,7 +603,7 @@ print(whole)
 
 
 @pytest.mark.slow
-def test_a_thousand_processes_killed_at_any_moment_leave_only_what_has_a_name(run_script):
+def test_a_thousand_killed_processes_leave_only_named_objects(run_script):
     assert run_script(CYCLES, unused_name(), 1000) == "500\n"
 
 
@@ -665,7 +665,7 @@ def test_one_of_many_that_create_only_wins(name):
     won.pop().close()
 
 
-def test_open_or_create_finds_or_makes_one_while_another_process_removes_it(name):
+def test_open_or_create_succeeds_while_another_process_removes_the_object(name):
     pid = os.fork()
     if pid == 0:
         while True:
@@ -694,7 +694,7 @@ def test_the_end_of_the_block_removes_also_when_something_goes_wrong(name):
         raise LookupError
     assert not os.path.exists(path_of_named(name))
     with remove_on_exit(name):
-        pass  # there was none
+        pass  # there was no object
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "raise SystemExit", "del keep"])
@@ -734,10 +734,10 @@ print(os.path.exists("/dev/shm/" + sys.argv[1]))
     assert not os.path.exists(path_of_named(name))
 
 
-# -- together with the standard library -----------------------------------------------
+# -- the standard library --------------------------------------------------------------
 
 
-# Before 3.13 its tracker unlinks, when the program ends, what the program merely attached to (bpo-38119).
+# Before Python 3.13, its tracker unlinks at exit the objects that a program only attached to (bpo-38119).
 STDLIB = """
 import sys
 from multiprocessing import resource_tracker, shared_memory
@@ -801,12 +801,12 @@ print(SharedMemoryObject.remove(name))
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
-# -- Python's own door ----------------------------------------------------------------
+# -- Python's own functions --------------------------------------------------------------
 
 
 def test_the_fd_is_not_inherited_by_other_programs(name):
     with create(name) as shm:
         look = f"from forkshm.backend import kernel; print(kernel.identify({shm.fileno()}))"
         done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, close_fds=False)
-        # A handle of Windows may have the number of another one there.
+        # A Windows handle may have the number of a C library fd.
         assert done.stderr if os.name == "posix" else str(kernel.identify(shm.fileno())) not in done.stdout

@@ -1,4 +1,4 @@
-"""seal(): read-only that the kernel holds, whatever the reader tries."""
+"""seal(): memory that is read-only because the kernel enforces it, against every attempt to write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def checked(answer):
 
 
 def by_fd(fd):
-    """The ways to change what an fd names."""
+    """The ways to change an object through its fd."""
 
     def map_it(**how):
         with mmap.mmap(fd, SIZE, **how) as mapped:
@@ -87,7 +87,7 @@ def by_fd(fd):
 
 
 def attempts(region, parent):
-    """Try to write to a sealed region by every route; return what happened, by route."""
+    """Try to write to a sealed region by every route; return the outcomes, by route."""
     fd, address = region.fileno(), region.address
     write = mmap.PROT_READ | mmap.PROT_WRITE
     page = address - address % PAGE
@@ -115,7 +115,7 @@ def attempts(region, parent):
     outcome = {}
     with contextlib.ExitStack() as opened:
         for path in (f"/proc/self/fd/{fd}", f"/proc/{parent}/fd/"):
-            if path.endswith("/"):  # the creator's fds: whichever of them is the same object
+            if path.endswith("/"):  # the creator's fds: the one for the same object
                 path += next(
                     name
                     for name in os.listdir(path)
@@ -146,7 +146,7 @@ def check(outcome):
 
 @pytest.fixture
 def region():
-    """A sealed region with CONTENT in it."""
+    """Provide a sealed region that contains CONTENT."""
     with anonymous_shared_memory(SIZE) as made:
         made.buf[:] = CONTENT
         made.seal()
@@ -156,14 +156,14 @@ def region():
 
 
 def test_without_a_seal_the_routes_lead_to_the_memory(in_child):
-    """Or else the tests below would prove nothing."""
+    """Without this, the tests below would prove nothing."""
     parent = os.getpid()
 
     def attack():
         outcome = attempts(region, parent)
         ways = [name.rpartition(": ")[2] for name, what in outcome.items() if what == "done"]
         assert {name.rpartition(": ")[2] for name in outcome} - set(ways) <= {
-            "ftruncate to less",  # that is sealed from the beginning
+            "ftruncate to less",  # sealed from the start
             f"/proc/self/fd/{region.fileno()} O_TRUNC",
             f"/proc/{parent}/fd/{region.fileno()} O_TRUNC",
         }
@@ -174,7 +174,7 @@ def test_without_a_seal_the_routes_lead_to_the_memory(in_child):
         assert os.fstat(region.fileno()).st_size == SIZE + PAGE
 
 
-# -- who tries ------------------------------------------------------------------------
+# -- processes that try to write --------------------------------------------------------
 
 
 def test_a_forked_child_is_refused_by_every_route(region, in_child):
@@ -229,7 +229,7 @@ def test_a_worker_started_before_is_refused_by_every_route(pool):
         assert bytes(region.buf) == CONTENT
 
 
-def test_a_worker_that_had_it_writable_gets_it_read_only_from_then_on(pool):
+def test_a_worker_with_a_writable_mapping_gets_later_ones_read_only(pool):
     def write(region):
         region.buf[0] = 1
         return os.getpid()
@@ -246,7 +246,7 @@ def test_a_worker_that_had_it_writable_gets_it_read_only_from_then_on(pool):
 
 
 def write_through(view):
-    faulthandler.disable()  # it would tell the whole story
+    faulthandler.disable()  # otherwise it prints all stacks
     view[0] = 255
 
 
@@ -272,7 +272,7 @@ def test_a_child_that_writes_to_the_address_dies_of_sigsegv(region, in_child):
     assert in_child(write) == -signal.SIGSEGV
 
 
-def test_what_else_was_mapped_of_it_before_is_sealed_as_well(in_child, pool):
+def test_all_mappings_of_a_sealed_object_are_sealed(in_child, pool):
     with anonymous_shared_memory(SIZE) as region, MappedRegion(region, offset=1, size=PAGE) as other:
         region.buf[:] = CONTENT
         assert not other.sealed
@@ -283,7 +283,7 @@ def test_what_else_was_mapped_of_it_before_is_sealed_as_well(in_child, pool):
         assert in_child(lambda: 0 if (other.mode, other.buf.readonly) == ("read_only", True) else 1) == 0
         assert pool.apply(lambda other: (other.mode, other.buf.readonly), (other,)) == ("read_only", True)
         assert bytes(region.buf) == CONTENT
-        other.buf[0] = 255  # the creator goes on writing, through either
+        other.buf[0] = 255  # the creator can still write, through either mapping
         assert region.buf[1] == 255
 
 
@@ -302,10 +302,10 @@ def test_a_shrunk_region_stays_sealed(region, in_child):
         assert bytes(whole.buf) == CONTENT
 
 
-# -- who goes on ----------------------------------------------------------------------
+# -- processes that continue --------------------------------------------------------------
 
 
-def test_the_creator_goes_on_writing_and_all_others_see_it(in_child, pool, wait_until):
+def test_the_creator_can_still_write_and_others_see_the_writes(in_child, pool, wait_until):
     with anonymous_shared_memory(SIZE) as region:
         region.seal()
         region.buf[0] = 1
@@ -383,7 +383,7 @@ def test_a_child_forked_before_the_seal_keeps_its_mapping_and_gets_no_other(in_c
 
 
 def test_the_seal_outlives_the_creator(run_script):
-    """Whoever is left has a memory that nobody can write to."""
+    """The remaining processes have memory that none of them can write to."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -409,10 +409,10 @@ def test_the_seal_outlives_the_creator(run_script):
             assert caught.value.errno == errno.EPERM
 
 
-# -- what can be sealed ---------------------------------------------------------------
+# -- memory that can be sealed ----------------------------------------------------------
 
 
-def test_what_has_a_name_cannot_be_sealed(tmp_path):
+def test_named_memory_cannot_be_sealed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     name = f"forkshm-test-{os.getpid()}-{os.urandom(8).hex()}"
@@ -432,7 +432,7 @@ def test_what_has_a_name_cannot_be_sealed(tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "allowed"), [(os.MFD_ALLOW_SEALING, True), (0, False)])
-def test_other_memory_without_a_name_can_be_sealed_if_it_says_so(in_child, flags, allowed):
+def test_a_foreign_memfd_that_allows_seals_can_be_sealed(in_child, flags, allowed):
     with open(os.memfd_create("forkshm-region-other", flags | os.MFD_CLOEXEC), "r+b", buffering=0) as file:
         file.truncate(PAGE)
         with MappedRegion(file) as region:
@@ -495,21 +495,21 @@ os._exit(0)
 
 
 @pytest.mark.parametrize(("what", "reason"), [("closed", "Bad file descriptor"), ("other", "No such device")])
-def test_a_child_that_cannot_map_it_for_reading_ends_and_says_so(run_script, what, reason):
+def test_a_child_that_cannot_map_sealed_memory_ends_with_a_message(run_script, what, reason):
     done = run_script(FORKED, what, check=False)
     assert done.returncode == 0, done.stderr
-    assert "ends: it was forked from one that sealed 4,096 bytes at 0x" in done.stderr
-    assert f"cannot map them anew for reading ({reason})" in done.stderr
+    assert "ends: its parent sealed 4,096 bytes at 0x" in done.stderr
+    assert f"they cannot be mapped again for reading ({reason})" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_started_program_gets_no_fd_of_it(region):
+def test_a_started_program_inherits_no_fd_of_sealed_memory(region):
     done = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False)
     assert "forkshm-region" not in done.stdout
 
 
 def test_named_objects_have_their_own_way_to_be_read_only():
-    """Permissions: who may only read cannot map for writing. The owner always may."""
+    """A process with read permission only cannot map for writing; the owner always can."""
     name = f"forkshm-test-{os.getpid()}-{os.urandom(8).hex()}"
     with forkshm.remove_on_exit(name), SharedMemoryObject("create_only", name, permissions=0o400) as shm:
         shm.truncate(3)

@@ -1,4 +1,4 @@
-"""The address table: which region holds this address?"""
+"""The address table, which finds the region of an address."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_every_interior_address_is_found(size):
 
 
 @pytest.mark.parametrize("size", [1, PAGE - 1, PAGE], ids=in_pages)
-def test_the_address_behind_a_region_never_belongs_to_it(size):
+def test_the_address_behind_a_region_is_outside_of_the_region(size):
     regions = [anonymous_shared_memory(size) for _ in range(20)]
     starts = {region.address: region for region in regions}
     for region in regions:
         behind = region.address + size
         found = region_at(behind)
-        # A region of the process that was there before may start here.
+        # A region that existed in the process before may start here.
         assert found is starts.get(behind, found)
         assert found is not region
         assert region_at(region.address - 1) is not region
@@ -55,7 +55,7 @@ def test_the_table_agrees_with_a_linear_search_after_many_changes():
         address = chance.choice(regions).address + chance.randrange(-PAGE, 6 * PAGE) if regions else 1
         expected = [r for r in regions if r.address <= address < r.address + r.size]
         found = region_at(address)
-        # What earlier tests of this process keep mapped may lie beside these.
+        # Mappings kept by earlier tests of this process may be adjacent.
         assert found is expected[0] if expected else not any(found is r for r in regions)
     assert _table._starts == sorted(_table._starts)
 
@@ -77,7 +77,7 @@ def test_a_region_is_found_again_by_object_part_and_mode():
     assert mapping_of(identity, 0, 2 * PAGE, Mode.read_write) is None
 
 
-def test_a_region_is_entered_when_somebody_looks_for_any():
+def test_a_region_is_entered_at_the_first_lookup():
     with anonymous_shared_memory(PAGE) as first, anonymous_shared_memory(PAGE) as second:
         assert {first.address, second.address} <= set(_table._new)
         assert region_at(second.address) is second

@@ -1,4 +1,4 @@
-"""WindowsSharedMemory, where there is none: it says so, and what to use instead."""
+"""WindowsSharedMemory on other systems: the error names alternatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="here it works")
 
 @pytest.mark.parametrize("creation", list(Creation))
 @pytest.mark.parametrize("mode", [Mode.read_only, Mode.read_write, Mode.copy_on_write])
-def test_every_way_to_make_one_is_refused_with_what_to_use_instead(creation, mode):
+def test_windows_shared_memory_is_refused_with_an_alternative(creation, mode):
     for arguments in ((creation, "name", mode), (creation.value, None, mode.value, 1000), (creation, r"Local\name")):
         with pytest.raises(UnsupportedError) as caught:
             WindowsSharedMemory(*arguments)
@@ -38,8 +38,8 @@ def test_a_wrong_argument_is_said_on_every_system(creation, mode):
         WindowsSharedMemory(creation, "name", mode)
 
 
-def test_it_has_the_shape_of_the_other_mappable_objects():
-    """What Boost.Interprocess leaves out is left out: no truncate, no remove."""
+def test_windows_shared_memory_has_the_interface_of_mappables():
+    """The methods that Boost.Interprocess lacks are missing here, too: truncate and remove."""
     for member in ("name", "mode", "size", "closed", "fileno", "close", "__enter__", "__exit__"):
         assert hasattr(WindowsSharedMemory, member)
     assert not hasattr(WindowsSharedMemory, "truncate")
@@ -53,7 +53,7 @@ def test_it_has_the_shape_of_the_other_mappable_objects():
     ]
 
 
-def test_even_one_that_was_made_by_force_refuses_each_use():
+def test_every_method_of_a_forced_instance_is_refused():
     made = WindowsSharedMemory.__new__(WindowsSharedMemory)
     for use in (
         lambda: made.name,

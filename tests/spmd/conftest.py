@@ -1,4 +1,4 @@
-"""Fixtures of the tests of workers."""
+"""Fixtures for the tests of workers."""
 
 from __future__ import annotations
 

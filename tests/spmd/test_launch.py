@@ -141,7 +141,7 @@ def test_a_handle_is_joined_later(wait_until):
     launched.terminate()
 
 
-def test_a_block_joins_and_an_exception_in_it_ends_the_workers():
+def test_leaving_a_block_joins_and_an_exception_ends_the_workers():
     with forkshm.launch(lambda rank: None, workers=2, join=False):
         pass
     with pytest.raises(Boom), forkshm.launch(lambda rank: signal.pause(), workers=2, join=False) as launched:
@@ -152,7 +152,7 @@ def test_a_block_joins_and_an_exception_in_it_ends_the_workers():
             os.kill(pid, 0)
 
 
-def test_workers_that_nobody_waits_for_end_with_their_handle():
+def test_workers_end_with_a_collected_handle():
     launched = forkshm.launch(lambda rank: signal.pause(), workers=2, join=False)
     pids = launched.pids
     del launched
@@ -172,11 +172,11 @@ def test_an_array_of_another_shape_under_the_same_name_is_refused():
         assert not me.array("b", 2000).any()
         me.array("a", 2001)
 
-    with pytest.raises(ValueError, match=r"'a' is there already, as an array float64 \(2000,\), and .*2001"):
+    with pytest.raises(ValueError, match=r"cannot use 'a' for .*2001.*: it already exists as .* \(2000,\)"):
         forkshm.launch(work, workers=2)
 
 
-def test_many_names_and_who_is_killed_while_making_one_harms_nobody():
+def test_a_worker_killed_while_creating_an_array_affects_no_other():
     def work(rank):
         me = forkshm.worker()
         if rank == 2:
@@ -188,7 +188,7 @@ def test_many_names_and_who_is_killed_while_making_one_harms_nobody():
             me.barrier()
         for number in range(50):
             assert me.array(f"array {number}", 10)[rank] == number
-        me._team_state.states[2] = 1  # all was well but for the dead one
+        me._team_state.states[2] = 1  # the state of a running worker
 
     with pytest.raises(WorkerDiedError, match="worker 2"):
         forkshm.launch(work, workers=3)

@@ -62,7 +62,7 @@ atexit.register(say, "at exit", me.rank)
     )
 
 
-def test_it_also_runs_alone(script):
+def test_a_worker_script_also_runs_alone(script):
     done = subprocess.run(
         [sys.executable, script("me.barrier()\nsay(me.rank, me.size)")], capture_output=True, text=True, timeout=60
     )
@@ -100,7 +100,7 @@ def test_a_program_that_lives_on_does_not_keep_the_output_open(script):
     body = "child = os.fork()\nif child == 0:\n    while True:\n        signal.pause()\nsay(child)"
     done = run("-n", 1, "--prefix", script(body))
     rank, child = done.stdout.split()
-    os.kill(int(child), signal.SIGKILL)  # it was there, and held its end
+    os.kill(int(child), signal.SIGKILL)  # it existed, and held its end of the pipe
     assert (done.returncode, rank) == (0, "[0]")
 
 
@@ -123,7 +123,7 @@ def test_the_first_failure_stops_the_rest_and_its_exit_code_is_passed_on(script,
     assert "runpy" not in done.stderr
 
 
-def test_who_waits_for_the_dead_is_freed(script):
+def test_workers_waiting_for_a_dead_one_are_released(script):
     done = run("-n", 3, "--grace", 60, script("if me.rank == 1:\n    os._exit(3)\nme.barrier()"))
     assert done.returncode == 3
     assert done.stderr.count("TeamBrokenError: member") == 2
@@ -168,7 +168,7 @@ def test_workers_end_with_the_launcher(script, wait_until):
     with subprocess.Popen(command("-n", 2, path), stdout=subprocess.PIPE, text=True) as process:
         pids = process.stdout.readline().split()
         process.kill()
-        assert process.stdout.read() == ""  # nobody has the other end any more
+        assert process.stdout.read() == ""  # no process has the other end any more
     assert len(pids) == 2
 
 

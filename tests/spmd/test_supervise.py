@@ -33,7 +33,7 @@ except forkshm.errors.CrashLoopError as error:
 say("over")
 """
 
-#: Each says that it is there, and that it was told to stop.
+# Each worker reports its start, and that it was asked to stop.
 SERVE = """
 def serve(me):
     say("begin", me.rank, me.generation, os.getpid())
@@ -43,7 +43,7 @@ def serve(me):
 
 
 class Program:
-    """A supervisor in a process of its own, whose lines are read as they come."""
+    """A supervisor in a process of its own, whose lines are read as they arrive."""
 
     def __init__(self, body, call="serve, 2", head=HEAD):
         self.process = subprocess.Popen(
@@ -106,7 +106,7 @@ def test_sighup_replaces_them_one_after_the_other(started):
     assert sorted(started.rest()) == ["end 0 1 True", "end 1 1 True", "over"]
 
 
-def test_what_a_reload_changes_new_workers_have():
+def test_new_workers_have_the_changes_of_on_reload():
     body = """
 setting = "old"
 def reload():
@@ -133,7 +133,7 @@ def test_a_reload_that_fails_drains_and_is_raised():
         assert "ZeroDivisionError" in program.complained
 
 
-def test_one_that_returns_is_replaced_and_that_is_no_crash():
+def test_a_worker_that_returns_is_replaced_without_counting_as_a_crash():
     body = """
 _supervise.BACKOFF_SECONDS = 0.001
 _supervise.MOST_BACKOFF_SECONDS = 0.002
@@ -192,7 +192,7 @@ forkshm.supervise = lambda *args: None
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
 
 
-def test_one_that_does_not_stop_in_time_is_killed():
+def test_a_worker_that_does_not_stop_in_time_is_killed():
     body = """
 def serve(me):
     say("begin")
@@ -225,7 +225,7 @@ def serve(me):
 
 def test_workers_end_with_the_supervisor(started):
     started.process.kill()
-    assert started.process.stdout.read() == ""  # nobody has the other end any more
+    assert started.process.stdout.read() == ""  # no process has the other end any more
 
 
 def test_a_worker_waits_for_a_socket_and_the_end():

@@ -39,12 +39,12 @@ def test_all_members_run_the_block_and_one_process_goes_on(size):
     assert t.rank == 0
 
 
-def test_without_a_size_it_has_the_cores_that_may_be_used():
+def test_the_default_size_is_the_number_of_usable_cores():
     with forkshm.team() as t:
         assert t.size == len(os.sched_getaffinity(0))
 
 
-def test_nothing_of_what_follows_runs_in_a_member(run_script):
+def test_members_do_not_run_the_code_after_the_block(run_script):
     script = """
 import atexit, forkshm, os, sys
 atexit.register(print, "at exit")
@@ -83,14 +83,14 @@ def test_a_team_has_a_member(size):
         forkshm.team(size)
 
 
-# -- what members do together ----------------------------------------------------------------
+# -- common work of members -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("schedule", ["static", "dynamic", "guided"])
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
 @pytest.mark.parametrize("length", [0, 1, 7, 64])
-def test_each_number_of_a_range_is_somebodys(size, schedule, chunk, length):
+def test_each_number_of_a_range_goes_to_one_member(size, schedule, chunk, length):
     seen = forkshm.zeros(200, int)
     with forkshm.team(size) as t:
         for i in t.range(10, 10 + 3 * length, 3, schedule=schedule, chunk=chunk):
@@ -116,7 +116,7 @@ def test_more_loops_than_may_be_under_way(wait_until):
         for loop in range(2 * LOOPS + 5):
             counts[t.rank] += sum(1 for _ in t.range(4, schedule="dynamic"))
             if t.rank == 2 and loop == 0:
-                # The others run ahead as far as they may, and wait there.
+                # The others run ahead as far as allowed, and wait there.
                 wait_until(lambda: t._team_state.loops_begun[0] == t._team_state.loops_begun[1] == LOOPS + 1)
     assert counts.sum() == 4 * (2 * LOOPS + 5)
 
@@ -128,7 +128,7 @@ def test_members_that_come_to_different_loops_are_told():
 
 @pytest.mark.parametrize("kind", [list, iter, tuple, np.array])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_each_element_of_an_iterable_is_somebodys(kind, chunk):
+def test_each_element_of_an_iterable_goes_to_one_member(kind, chunk):
     with forkshm.team(3) as t:
         mine = [int(x) for x in t.iterate(kind(list(range(50))), chunk=chunk)]
         everybody = t.reduce(mine)
@@ -162,8 +162,8 @@ def test_barriers_keep_step(size):
             t.barrier()
 
 
-def test_who_leaves_after_a_barrier_has_been_there():
-    """Also if somebody looked for the others before the last one came, and for who has left after that."""
+def test_a_member_that_leaves_after_a_barrier_has_reached_it():
+    """Even if another member looked before the last one arrived, and for members that left after that."""
     go = forkshm.zeros(1, "int64")
     with forkshm.team(2) as t:
         if t.rank == 1:
@@ -185,7 +185,7 @@ def test_who_leaves_after_a_barrier_has_been_there():
 @pytest.mark.parametrize(
     ("op", "expected"), [("sum", 15), ("product", 120), ("min", 1), ("max", 5), (lambda a, b: a * 10 + b, 12345)]
 )
-def test_all_members_get_what_a_reduction_gives(op, expected):
+def test_all_members_get_the_result_of_a_reduction(op, expected):
     with forkshm.team(5) as t:
         assert t.reduce(t.rank + 1, op) == expected
     with forkshm.team(1) as t:
@@ -266,7 +266,7 @@ def test_a_team_may_be_started_by_any_thread():
     assert results == [2]
 
 
-def test_what_a_member_put_into_a_queue_arrives():
+def test_items_put_by_a_member_arrive():
     queue = forkshm.Queue()
     with forkshm.team(3) as t:
         if t.rank:
@@ -279,12 +279,12 @@ def test_what_a_member_put_into_a_queue_arrives():
     queue.join_thread()
 
 
-# -- what goes wrong -------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("waiting", ["barrier", "reduce", "nothing"])
-def test_what_a_member_raised_is_raised_here(rank, waiting):
+def test_an_exception_of_a_member_is_raised_in_the_caller(rank, waiting):
     with pytest.raises(Boom) as raised, forkshm.team(3) as t:
         if t.rank == rank:
             raise Boom("went wrong", t.rank)
@@ -328,13 +328,13 @@ def test_a_killed_member_is_an_error_and_frees_the_others(waiting):
             elif waiting == "reduce":
                 t.reduce(1)
             elif waiting == "lock":
-                while True:  # until the dead one has had it
+                while True:  # until the dead member has had it
                     with t.lock:
                         pass
 
 
-def test_a_member_that_is_killed_anywhere_in_its_work_hangs_nobody():
-    """Killed from outside, at whatever it does just then."""
+def test_a_member_killed_anywhere_blocks_no_other():
+    """A member is killed from outside, whatever it is doing."""
     for attempt in range(10):
         pids = forkshm.zeros(3, int)
         with pytest.raises(WorkerDiedError), forkshm.team(3) as t:
@@ -378,7 +378,7 @@ def test_an_exception_of_the_first_member_ends_the_others():
             os.kill(int(pid), 0)
 
 
-def test_what_the_first_member_raised_goes_on_with_what_another_raised_as_its_context():
+def test_the_callers_exception_has_a_members_exception_as_context():
     with pytest.raises(Boom) as raised, forkshm.team(2) as t:
         if t.rank == 1:
             raise Boom("cause", 1)
@@ -400,7 +400,7 @@ def test_an_exception_that_cannot_be_sent_is_told():
             raise Unpicklable("secret")
 
 
-def test_when_fork_is_refused_nobody_has_begun(monkeypatch):
+def test_when_fork_is_refused_no_member_has_begun(monkeypatch):
     begun = forkshm.zeros(4, int)
     real, calls = os.fork, []
 
@@ -416,7 +416,7 @@ def test_when_fork_is_refused_nobody_has_begun(monkeypatch):
     assert not begun.any()
 
 
-def test_exit_codes_that_somebody_else_took_do_no_harm(run_script):
+def test_exit_codes_taken_by_other_code_do_no_harm(run_script):
     script = """
 import forkshm, signal
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

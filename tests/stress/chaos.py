@@ -1,13 +1,15 @@
-"""Chaos: workers, and whole pools with their parent, are killed at random under mixed load.
+"""Chaos: workers, and whole pools with their parents, are killed at random under mixed load.
 
     python tests/stress/chaos.py --kills 2000 --seed 1
 
-Each round submits tasks of all kinds, kills workers (idle, busy, any) at random moments, and
-then takes every answer: it is right, by checksum, or a `WorkerDiedError`; none is missing, and
-none comes in time only because somebody else's did. After each ten rounds a whole pool is killed
-with its parent, and the ends of a queue are: who sends, who receives. Then nothing may be left:
-no fd, process, thread, mapping or block. A table says what was survived; the exit code is 1 when
-anything was not as it should be. The same seed makes the same plan, though not the same timing.
+Each round submits tasks of all kinds, and kills workers (idle, busy, any) at random moments. Then it takes every
+answer:
+each is correct, by checksum, or a `WorkerDiedError`. None is missing, and none is late because of another one. After
+each ten rounds, a whole pool is killed with its parent, and so are senders and receivers of a queue. Then nothing may
+be
+left: no fd, process, thread, mapping or block. A table shows what was survived; the exit code is 1 if there was a
+fault.
+The same seed makes the same plan, though not the same timing.
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ import forkshm
 from forkshm.pool._status import FIRST_TASK
 from forkshm.testing import check_leaks
 
-#: Seconds after which an answer counts as missing.
+# Seconds after which an answer counts as missing.
 PATIENCE = 60
-#: Seconds in which workers have to be gone after their parent.
+# Seconds in which workers must end after their parent.
 ORPHANS = 5
 
 
 @dataclasses.dataclass
 class Survived:
-    """What happened."""
+    """Counts of events."""
 
     rounds: int = 0
     workers_killed: int = 0
@@ -54,7 +56,7 @@ class Survived:
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
-# -- what workers do ------------------------------------------------------------------
+# -- functions that workers run -------------------------------------------------------
 
 
 def square(x):
@@ -66,7 +68,7 @@ def checksum(array):
 
 
 def flip(array):
-    """An array that came by value goes back changed, with the checksum of what came."""
+    """Return a received array, changed, with the checksum of the original."""
     was = zlib.crc32(array)
     array += 1
     return was, array
@@ -94,11 +96,11 @@ def compute(x, steps):
     return total
 
 
-# -- what is asked of them ------------------------------------------------------------
+# -- submitted tasks ------------------------------------------------------------------
 
 
 class Load:
-    """Tasks of all kinds; each is kept with what its answer has to be."""
+    """Tasks of all kinds, each with its expected answer."""
 
     def __init__(self, pool, rng, survived, context):
         self.pool, self.rng, self.survived = pool, rng, survived
@@ -109,7 +111,7 @@ class Load:
         self.number = 0
 
     def submit(self, pending):
-        """Submit one task and enter it."""
+        """Submit one task and record it."""
         kind = self.rng.choice(["square"] * 6 + ["compute"] * 4 + ["checksum", "flip", "nested", "stamp", "put", "map"])
         self.number += 1
         check, handle = getattr(self, f"_{kind}")(self.number)
@@ -157,7 +159,7 @@ class Load:
 
         def check(got):
             self._bytes((end - start) * 8)
-            # A later round may have stamped here again, never an earlier one.
+            # A later round may have written here again, but never an earlier one.
             return got == n and (self.shared[start:end] >= n).all()
 
         return check, self.pool.apply_async(stamp, (self.shared, start, end, n))
@@ -179,7 +181,7 @@ class Load:
         return True
 
     def collect(self, pending):
-        """Take every answer of a round."""
+        """Take all answers of a round."""
         survived, done = self.survived, set()
         for kind, number, check, handle in pending:
             try:
@@ -199,7 +201,7 @@ class Load:
         self._empty_queue(done)
 
     def _empty_queue(self, done):
-        # A worker that was killed after its put has put; one that answered has put for certain.
+        # A worker killed after its put has put its item; one that answered has certainly put it.
         arrived = set()
         while not self.queue.empty():
             number, array = self.queue.get(timeout=PATIENCE)
@@ -226,7 +228,7 @@ def kill_a_worker(worker_group, rng, survived):
     busy = [worker for worker in workers if worker_group.status.state(worker.slot) >= FIRST_TASK]
     idle = [worker for worker in workers if worker not in busy]
     victims = rng.choice([busy, idle, workers]) or workers
-    if not victims:  # the last that died is not replaced yet
+    if not victims:  # the last dead workers are not replaced yet
         return
     victim = rng.choice(victims)
     with contextlib.suppress(ProcessLookupError):  # it died meanwhile
@@ -241,7 +243,7 @@ def one_round(load, rng, survived, context, how_many):
         load.submit(pending)
         if rng.random() < 0.08:
             if context.get_start_method() != "fork":
-                # A pool whose workers all die while they start gives up; these start slowly.
+                # A pool whose workers all die while starting gives up; these workers start slowly.
                 pending[-1][3].wait(PATIENCE)
             time.sleep(rng.random() * rng.choice([0, 0.0003, 0.004]))
             kill_a_worker(load.pool._worker_group, rng, survived)
@@ -253,7 +255,7 @@ def one_round(load, rng, survived, context, how_many):
 
 
 def count_up(queue, who, progress):
-    """Send numbers, each with an array of it; *progress* says how many are sent for certain."""
+    """Send numbers, each with an array of it; *progress* is the number that were certainly sent."""
     number = 0
     while True:
         queue.put((who, number, np.full(10 if number % 3 else 3_000, float(number))))
@@ -267,7 +269,7 @@ def pass_on(queue, back):
 
 
 def kill_ends_of_a_queue(rng, survived, context, kills=4):
-    """What was put arrives whole, once and in order, but for one item with each receiver."""
+    """Check that items arrive whole, once and in order, except for one item of each receiver."""
     # Bounded, so that nothing waits in a process that is going to be killed.
     queue, back = context.Queue(40), context.Queue(40)
     progress = []
@@ -338,7 +340,7 @@ def end(process):
 
 
 def doomed_parent(out, seed, method):
-    """Run a pool under load until somebody kills this process."""
+    """Run a pool under load until this process is killed."""
     rng = random.Random(seed)
     context = forkshm.get_context(method)
     with context.Pool(2) as pool:
@@ -389,7 +391,7 @@ def is_alive(pid):
     return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
-# -- all of it ------------------------------------------------------------------------
+# -- the whole run --------------------------------------------------------------------
 
 
 def some_rounds(kills, rng, survived, context, workers, tasks_in_round):
@@ -405,7 +407,7 @@ def some_rounds(kills, rng, survived, context, workers, tasks_in_round):
 
 
 def run(kills, seed, method="fork", workers=3, tasks_in_round=60):
-    """Go on until so many workers were killed; return what was survived."""
+    """Continue until that many workers were killed; return the counts."""
     rng = random.Random(seed)
     survived = Survived()
     context = forkshm.get_context(method)

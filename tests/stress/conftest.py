@@ -1,4 +1,4 @@
-"""Fixtures of the tests under stress."""
+"""Fixtures for the stress tests."""
 
 from __future__ import annotations
 

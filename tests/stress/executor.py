@@ -1,4 +1,4 @@
-"""Threads that use one executor in every way there is, while workers are killed; ends when all has come.
+"""Threads use one executor in every way while workers are killed; the program ends when all results have arrived.
 
 python tests/stress/executor.py --seconds 60 --seed 7
 """

@@ -1,4 +1,4 @@
-"""Four threads use one executor in every way, workers are killed, and nobody waits forever."""
+"""Four threads use one executor in every way, workers are killed, and no thread waits forever."""
 
 import pathlib
 import subprocess

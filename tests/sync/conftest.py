@@ -1,4 +1,4 @@
-"""Fixtures of the tests of locks and values."""
+"""Fixtures for the tests of locks and values."""
 
 from __future__ import annotations
 

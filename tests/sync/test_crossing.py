@@ -1,4 +1,4 @@
-"""Everything that is called shared is shared, whichever way it takes: the table in CROSSING.md is made here."""
+"""Every shared object is shared in every way of sending it; this test writes the table of CROSSING.md."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_everything_is_shared_in_every_way(method):
     assert all(set(ways) == set(crossing.WAYS) for ways in found.values())
 
 
-def test_the_table_says_what_was_tried():
+def test_the_table_shows_the_tested_combinations():
     rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| `")]
     assert rows == [f"| `{name}` " + "| shared " * len(crossing.WAYS) + "|" for name in crossing.THINGS]

@@ -1,7 +1,7 @@
-"""Killed holders and waiters of every classic primitive: nobody is stuck, and exclusion is never broken.
+"""Killed holders and waiters of every classic lock: no process is stuck, and exclusion always holds.
 
-Each kill is that of a process that was forked for it, at a random moment. A sample by default, a thousand of each under
-``-m nightly``.
+Each kill is that of a process that was forked for it, at a random moment. By default a sample is run, and a thousand of
+each under ``-m nightly``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def forked(action, *, ready=None):
 
 
 class Inside:
-    """Who is inside, in words of shared memory: it is wrong if two are that live."""
+    """The processes inside, in words of shared memory; two living ones are an error."""
 
     def __init__(self):
         self.words = forkshm.anonymous_shared_memory(4096).buf.cast("Q")
@@ -94,7 +94,7 @@ EXCLUSIVE = {
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("name", EXCLUSIVE)
-def test_a_killed_holder_blocks_nobody_and_two_are_never_inside(name, kills):
+def test_a_killed_holder_blocks_no_process_and_two_never_hold_the_lock(name, kills):
     lock = EXCLUSIVE[name]()
     inside = Inside()
 
@@ -105,7 +105,7 @@ def test_a_killed_holder_blocks_nobody_and_two_are_never_inside(name, kills):
             inside.leave()
             lock.release()
 
-    with forked(loop):  # somebody who lives
+    with forked(loop):  # a process that lives on
         for _ in range(kills):
             seen = inside.times
             with forked(loop, ready=lambda seen=seen: inside.times > seen + 3):
@@ -121,14 +121,14 @@ def test_a_killed_holder_blocks_nobody_and_two_are_never_inside(name, kills):
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("name", EXCLUSIVE)
-def test_a_killed_waiter_blocks_nobody(name, kills):
+def test_a_killed_waiter_blocks_no_other_process(name, kills):
     lock = EXCLUSIVE[name]()
     for _ in range(kills):
         assert lock.acquire(timeout=LONG)
         with forked(lock.acquire), forked(lock.acquire):
             time.sleep(random.random() / 500)
             if random.random() < 0.5:
-                # It is killed with the lock, or on its way to it.
+                # It is killed with the lock, or on its way to the lock.
                 lock.release()
                 lock.acquire(timeout=0.0005) and lock.release()
                 continue
@@ -167,7 +167,7 @@ def test_notify_does_not_wait_for_killed_waiters_and_the_living_are_woken(kills)
 
 
 @pytest.mark.parametrize("kills", KILLS)
-def test_an_event_does_not_mind_who_is_killed(kills):
+def test_killed_users_of_an_event_block_no_other_process(kills):
     event = forkshm.Event()
     turns = forkshm.anonymous_shared_memory(64).buf.cast("Q")
 
@@ -204,7 +204,7 @@ def test_a_barrier_with_a_dead_party_breaks(kills):
         barrier.reset()
 
 
-def test_a_party_killed_while_it_acts_breaks_the_barrier():
+def test_a_party_killed_in_the_action_breaks_the_barrier():
     barrier = forkshm.Barrier(2, action=lambda: time.sleep(LONG))
 
     def wait():
@@ -220,8 +220,8 @@ def test_a_party_killed_while_it_acts_breaks_the_barrier():
     assert barrier.broken
 
 
-def test_permits_of_a_signal_are_nobodys():
-    """One acquires and another releases: what a killed consumer has taken does not come back."""
+def test_permits_of_a_signal_have_no_owner():
+    """One process acquires and another releases: permits taken by a killed consumer do not come back."""
     semaphore = forkshm.Semaphore(0)
     took = forkshm.Event()
 

@@ -1,4 +1,4 @@
-"""Lock and RLock: whose they are, who may release them, what interrupts do, what they cost."""
+"""Lock and RLock: ownership, release by other processes, interrupts, and cost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_one_at_a_time(kind, in_child):
     assert in_child(lambda: lock.acquire(block=False)) == 1
 
 
-def test_what_was_acquired_here_is_released_there(in_child):
+def test_a_lock_can_be_released_by_another_process(in_child):
     lock = forkshm.Lock()
     lock.acquire()
     assert in_child(lambda: lock.release()) == 0
@@ -106,7 +106,7 @@ def test_a_recursive_one_is_its_threads():
 
 @forks
 @pytest.mark.parametrize("kind", LOCKS)
-def test_a_forked_child_does_not_have_what_its_parent_has(kind, in_child):
+def test_a_forked_child_does_not_hold_its_parents_locks(kind, in_child):
     lock = kind()
     with lock:
         assert in_child(lambda: not lock._semlock._is_mine() and not lock.acquire(block=False)) == 1
@@ -121,7 +121,7 @@ def test_the_next_one_gets_the_lock_of_a_dead_process_and_is_told(kind, block):
     if pid == 0:
         lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and was not reaped
     with pytest.warns(ForkshmWarning, match=f"process {pid} died while it held a {kind.__name__}"):
         assert lock.acquire(block)
     os.waitpid(pid, 0)
@@ -164,7 +164,7 @@ def test_one_of_many_waiters_recovers():
 def test_a_pid_that_is_used_again_is_another_process():
     lock = forkshm.Lock()
     word = lock._core.word
-    word._memory[0] = _word.token() ^ (1 << 40)  # this pid, of a process that began at another time
+    word._memory[0] = _word.token() ^ (1 << 40)  # this pid, of a process with another start time
     assert not kernel.is_alive(word.owner)
     assert lock.acquire(timeout=LONG)
     lock.release()
@@ -186,7 +186,7 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def storm():
-    """Signal handlers that raise, again and again, in this thread."""
+    """Let signal handlers raise repeatedly in this thread."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("needs signals")
 
@@ -202,7 +202,7 @@ def storm():
             assert time.monotonic() < deadline, f"{came} signals in {LONG} s"
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0003 + came % 7 * 0.00011)
-                # What is raised in a callback of the collector is lost, so the next one is not far.
+                # Exceptions in a callback of the collector are lost, so the next signal follows soon.
                 until = time.monotonic() + 0.2
                 while time.monotonic() < until:
                     action()
@@ -411,8 +411,8 @@ assert counter.value == 900
 
 @pytest.mark.slow
 @pytest.mark.skipif(native_locks is None, reason="needs native locks")
-def test_what_they_cost_beside_multiprocessing(run_script):
-    """At most twice as long for acquire and release, one and a half times for a value under its lock."""
+def test_locks_are_no_slower_than_those_of_multiprocessing(run_script):
+    """At most twice as long for acquire and release, and one and a half times for a value under its lock."""
     said = run_script(
         """
 import multiprocessing, time

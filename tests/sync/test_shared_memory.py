@@ -1,4 +1,4 @@
-"""SharedMemory, ShareableList, SharedMemoryManager: names, ends, and what the standard library's got wrong."""
+"""SharedMemory, ShareableList, SharedMemoryManager: names, lifetimes, and faults of the standard library's."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write(memory, value):
     return memory
 
 
-def test_it_crosses_as_a_descriptor_also_without_its_name(pool, memory):
+def test_shared_memory_is_sent_as_a_descriptor_even_without_its_name(pool, memory):
     memory.unlink()
     back = pool.apply(write, (memory, 7))
     assert memory.buf[0] == 7
@@ -106,7 +106,7 @@ def test_close_with_live_arrays_is_refused_and_changes_nothing(memory):
     assert memory.buf is None
 
 
-def test_a_plain_variable_does_not_keep_it_open(memory):
+def test_a_plain_variable_does_not_keep_the_memory_open(memory):
     buffer = memory.buf
     buffer[0] = 1
     memory.close()
@@ -133,7 +133,7 @@ def test_an_array_outlives_its_memory_object():
         ({"name": "a\0b"}, ValueError),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, error):
+def test_invalid_arguments_are_refused(arguments, error):
     with pytest.raises(error):
         SharedMemory(**arguments)
 
@@ -178,7 +178,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_killed_creator_left_is_removed_at_the_end_of_its_family(method, tmp_path):
+def test_names_of_a_killed_creator_are_removed_at_the_end_of_its_family(method, tmp_path):
     path = tmp_path / "program.py"
     path.write_text(
         PROGRAM.format(
@@ -200,7 +200,7 @@ def test_what_a_killed_creator_left_is_removed_at_the_end_of_its_family(method, 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_who_is_forked_does_not_remove_the_names_of_the_family():
+def test_a_forked_child_does_not_remove_the_names_of_the_family():
     code, said, errors = run(
         """
 import os
@@ -234,7 +234,7 @@ print(memory.name)
     SharedMemory(said[0]).unlink()
 
 
-def test_the_notes_of_what_was_unlinked_go_too():
+def test_records_of_unlinked_names_are_removed():
     code, said, errors = run(
         """
 import os
@@ -258,7 +258,7 @@ assert size() == 0
     assert not exists(said[0])
 
 
-def test_who_opens_it_removes_nothing(memory):
+def test_opening_shared_memory_removes_nothing(memory):
     code, _, errors = run(f"from forkshm.shared_memory import SharedMemory\nSharedMemory({memory.name!r}).buf[0] = 9")
     assert (code, errors) == (0, "")
     assert exists(memory.name)
@@ -267,7 +267,7 @@ def test_who_opens_it_removes_nothing(memory):
 
 @pytest.mark.skipif(kernel.name == "windows", reason="needs limits of processes")
 def test_each_block_takes_an_fd_and_the_error_says_so():
-    """Of a thousand blocks at 256 fds: each is an object of the kernel, and has an fd to be handed on by."""
+    """A thousand blocks at 256 fds: each is a kernel object, and needs an fd to be sent."""
     code, said, errors = run(
         """
 import resource
@@ -284,7 +284,7 @@ except OSError as error:
     )
     assert (code, errors) == (0, "")
     *names, count, message = said
-    assert not any(exists(name) for name in names)  # although there was no fd left at the end
+    assert not any(exists(name) for name in names)  # although no fd was left at the end
     assert 230 <= int(count) <= 256
     assert "EMFILE" in message or "Too_many_open_files" in message or "as_many_files_open" in message
 
@@ -330,7 +330,7 @@ ITEMS = [
 ]
 
 
-def test_what_is_put_in_comes_out(listed):
+def test_items_are_read_back_unchanged(listed):
     items = listed(ITEMS)
     assert list(items) == ITEMS
     assert [type(item) for item in items] == [type(item) for item in ITEMS]
@@ -339,7 +339,7 @@ def test_what_is_put_in_comes_out(listed):
     again.shm.close()
 
 
-def test_it_crosses(pool, listed):
+def test_a_shareable_list_can_be_sent(pool, listed):
     items = listed(["abc", 1])
     assert pool.apply(_change, (items,)) == ["abc", 1]
     assert list(items) == ["é\0", 2.5]
@@ -372,7 +372,7 @@ def test_an_item_that_is_too_long_changes_nothing(listed):
         items[-4]
 
 
-def test_the_standard_library_reads_it_and_is_read(listed):
+def test_forkshm_and_the_standard_library_read_each_others_lists(listed):
     items = listed(["ab", 5, None, b"xyz"])
     code = f"""
 from multiprocessing import resource_tracker
@@ -390,7 +390,7 @@ items.shm.close()
 # -- the manager ------------------------------------------------------------------------------
 
 
-def test_a_manager_removes_what_it_made():
+def test_a_manager_removes_its_names():
     with SharedMemoryManager() as manager:
         memory, items = manager.SharedMemory(100), manager.ShareableList([1, "two\0"])
         names = [memory.name, items.shm.name]
@@ -401,13 +401,13 @@ def test_a_manager_removes_what_it_made():
     assert not any(exists(name) for name in names)
 
 
-def test_a_manager_that_does_not_run_makes_nothing():
-    with pytest.raises(ValueError, match="does not run"):
+def test_a_manager_that_is_not_running_creates_nothing():
+    with pytest.raises(ValueError, match="is not running"):
         SharedMemoryManager().SharedMemory(10)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_killed_manager_leaves_what_it_made_to_the_family(tmp_path):
+def test_names_of_a_killed_manager_are_removed_with_the_family(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(
         """

@@ -47,7 +47,7 @@ def test_arrays_of_arrays_cross(pool):
     assert table[0][0] == 6
 
 
-def test_plain_objects_of_ctypes_go_by_value_as_ever(pool):
+def test_plain_ctypes_objects_are_sent_by_value(pool):
     kept = forkshm.Value("i", 1), forkshm.RawArray("i", 2)
     assert pool.apply(lambda number: number.value, (ctypes.c_int(5),)) == 5
     assert list(pool.apply(lambda numbers: numbers, ((ctypes.c_int * 2)(1, 2),))) == [1, 2]
@@ -102,7 +102,7 @@ def test_neighbors_in_a_slab_do_not_disturb_each_other():
     assert all(set(array) == {number % 251} for number, array in enumerate(arrays))
 
 
-def test_memory_is_given_back_with_the_last_of_it():
+def test_memory_is_freed_with_its_last_object():
     before = forkshm.statistics().regions
     things = [forkshm.Array("d", 10) for _ in range(10_000)] + [forkshm.RawArray("d", 100_000)]
     assert forkshm.statistics().regions > before

@@ -1,4 +1,4 @@
-"""Where forkshm answers the upstream tests differently, and why."""
+"""Known differences between forkshm's results in the upstream tests and the expected ones, with reasons."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A test that fails with forkshm, in whichever suites, Pythons and start methods it is there."""
+    """A test that fails with forkshm, in every suite, Python and start method that has it."""
 
     test: str
     reason: str
-    #: The suite in which it fails, when the other has another test of that name.
+    # The suite in which it fails, if the other suite has a different test of that name.
     only: str | None = None
-    #: Whether it passes when the machine is slow, or fast, enough.
+    # Whether it passes on a machine that is slow, or fast, enough.
     sometimes: bool = False
 
 

@@ -1,7 +1,8 @@
-"""What the tests of others find when they say ``multiprocessing``: forkshm, under that name.
+"""The module that the upstream tests find under the name ``multiprocessing``: forkshm.
 
-A name that forkshm has not got is that of its default context, or else that of ``multiprocess``, whose private
-parts the tests look into. Only the tests see this: their module is given an ``__import__`` of its own.
+Names that forkshm lacks are those of its default context, or of ``multiprocess``, whose private parts the tests
+inspect.
+Only the tests see this: their module has an ``__import__`` of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import forkshm.channel
 import forkshm.context
 from forkshm._multiprocess import context
 
-#: Where forkshm has what other libraries keep in a submodule that it has not got.
+# Names that other libraries have in a submodule that forkshm lacks, and their place in forkshm.
 _ELSEWHERE = {
     "connection": [forkshm.channel],
     "context": [forkshm.context],
@@ -32,7 +33,7 @@ _UPSTREAM = ("multiprocess", "multiprocessing")
 
 
 class Namespace(types.ModuleType):
-    """A module whose names are those of the first of several objects that has them."""
+    """A module whose names come from the first of several objects that has them."""
 
     def __init__(self, name, sources):
         super().__init__(name)
@@ -59,7 +60,7 @@ class Namespace(types.ModuleType):
 
 
 def _is_of_regions(found):
-    """Tell whether this is a lock in a region, which is made of a region and not as multiprocessing's of that name."""
+    """Return whether this is a lock in a region, whose constructor differs from that of multiprocessing's lock."""
     module = getattr(found, "__module__", None) or ""
     if not isinstance(found, type) or not module.startswith("forkshm.region"):
         return False
@@ -86,14 +87,14 @@ def submodule(name):
         except ModuleNotFoundError:
             if not sources:
                 raise
-            return _submodules.setdefault(name, sources[0])  # one of ours alone
+            return _submodules.setdefault(name, sources[0])  # a submodule of forkshm only
         _submodules[name] = theirs if not sources else Namespace(f"multiprocess.{name}", [*sources, theirs])
     return _submodules[name]
 
 
 class _Package(Namespace):
     def __getattr__(self, name):
-        # A package of forkshm (its pool) is not all that others have under that name.
+        # A package of forkshm (pool) lacks some names that the other module has.
         if name in _PARTS:
             return submodule(name)
         if name in _LIKE_A_METHOD:
@@ -115,7 +116,7 @@ package = _Package("multiprocess", [forkshm, multiprocess])
 
 
 def import_ours(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002 - as it is called
-    """``__import__`` for the tests of others."""
+    """``__import__`` for the upstream tests."""
     top, _, rest = name.partition(".")
     if level or top not in _UPSTREAM or rest.startswith("tests"):
         return builtins.__import__(name, globals, locals, fromlist, level)

@@ -1,4 +1,4 @@
-"""Run the classes of a suite, each in a process of its own that cannot outlive its time."""
+"""Run the classes of a suite, each in a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 
 METHODS = ("fork", "forkserver", "spawn")
-#: Seconds for one class; the longest takes one minute on an idle machine.
+# Seconds for one class; the longest takes one minute on an idle machine.
 TIMEOUT = 400
 
 _PROGRAM = pathlib.Path(__file__).with_name("run.py")
@@ -31,7 +31,7 @@ def _call(python, setting, arguments, timeout):
             start_new_session=True,
         )
         try:
-            # It ends itself in time, and says where it was.
+            # The process ends itself in time, and prints where it was.
             process.wait(timeout + 30)
         except subprocess.TimeoutExpired:
             pass
@@ -46,7 +46,7 @@ def _call(python, setting, arguments, timeout):
 
 
 def list_classes(python, suite, method, whose):
-    """Return the classes of a suite and the names of their tests; None when *python* has no such suite."""
+    """Return the classes of a suite and the names of their tests; None if *python* lacks the suite."""
     code, said = _call(python, (suite, method, whose), ["list"], 100)
     if code:
         if "ModuleNotFoundError" in said and "this Python has no" in said:
@@ -56,7 +56,7 @@ def list_classes(python, suite, method, whose):
 
 
 def run_class(python, suite, method, whose, name, tests, timeout=TIMEOUT):
-    """Run one class, or only some *tests* of it; return {test: [what became of it, why]}."""
+    """Run one class, or only some *tests* of it; return {test: [outcome, reason]}."""
     full = [f"{name}.{test}" for test in tests]
     code, said = _call(python, (suite, method, whose), [str(timeout), *full], timeout)
     _, mark, result = said.rpartition("\nRESULT ")
@@ -64,7 +64,7 @@ def run_class(python, suite, method, whose, name, tests, timeout=TIMEOUT):
         became = json.loads(result.splitlines()[0])
         if not any(test in became for test in full) and became:
             return {test: next(iter(became.values())) for test in full}  # its module or class could not be set up
-        # One that was never reached: its class was skipped as a whole.
+        # A test that was never reached: its class was skipped as a whole.
         return {test: became.get(test, ["skipped", "with its class"]) for test in full}
     why = f"the process ended with {code}, or hung, in:\n{said[-6000:]}"
     done = {}
@@ -76,7 +76,7 @@ def run_class(python, suite, method, whose, name, tests, timeout=TIMEOUT):
 
 
 def run_suite(python, suite, method, whose, *, jobs=2, leave_out=(), only=()):
-    """Run a suite; return {test: [what, why]}, or None when *python* has no such suite."""
+    """Run a suite; return {test: [outcome, reason]}, or None if *python* lacks the suite."""
     classes = list_classes(python, suite, method, whose)
     if classes is None:
         return None

@@ -1,6 +1,6 @@
-"""The tests of others, as a module that processes of every start method can import.
+"""The upstream tests, as a module that processes of every start method can import.
 
-Which suite, which start method, and whose multiprocessing is said by the environment, which children inherit.
+Environment variables, which children inherit, name the suite, the start method, and the implementation to test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SUITES = {"multiprocess": "multiprocess.tests", "cpython": "test._test_multiproc
 
 
 def _sub_tests(names, cases, /, **_):
-    """Stand in for a helper that suites use before every Python has it: run a test with each of several arguments."""
+    """A replacement for a helper that some Pythons lack: run a test with each of several arguments."""
     names = names.replace(",", " ").split()
 
     def decorate(test):
@@ -32,7 +32,7 @@ def _sub_tests(names, cases, /, **_):
 
 
 def _import_multiprocess(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002 - as it is called
-    """``__import__`` for CPython's tests that finds multiprocess, its fork."""
+    """``__import__`` that gives CPython's tests multiprocess, the fork of multiprocessing."""
     top, dot, rest = name.partition(".")
     if top == "multiprocessing" and not level:
         name = f"multiprocess{dot}{rest}"
@@ -40,7 +40,7 @@ def _import_multiprocess(name, globals=None, locals=None, fromlist=(), level=0):
 
 
 def load(name, whose="theirs"):
-    """Return a suite's module; what it tests is its own, or "multiprocess", or, for "ours", forkshm."""
+    """Return a suite's module; it tests its own package, or "multiprocess", or, for "ours", forkshm."""
     try:
         from test import support
 
@@ -68,5 +68,5 @@ def load(name, whose="theirs"):
 if "FORKSHM_ANCESTOR" in os.environ:
     suite, method, whose = os.environ["FORKSHM_ANCESTOR"].split()
     module = load(SUITES[suite], whose)
-    # What it says to be: the tests of ``python -m unittest`` in a module of this name.
+    # The name of the module: that of the tests under ``python -m unittest``.
     module.install_tests_in_module_dict(globals(), method)

@@ -1,11 +1,11 @@
-"""Run the suites of multiprocess and of CPython unchanged and with forkshm, and print the table of what passed.
+"""Run the suites of multiprocess and of CPython unchanged and with forkshm, and print a table of passed tests.
 
-CPython's is run with multiprocess as well: it is what forkshm is built on, and fails tests of its own.
+CPython's suite is run with multiprocess as well, because forkshm is built on it, and it fails some tests itself.
 
     python tests/upstream/report.py                           this Python, the suite of multiprocess: some minutes
     python tests/upstream/report.py --suite cpython --python /path/to/venv/bin/python --method fork --jobs 4
 
-Exits with 1 when a test that passes unchanged fails with forkshm, and is no known difference.
+Exits with 1 if a test that passes unchanged fails with forkshm, and is not a known difference.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from _suite import SUITES
 
 
 def count(became):
-    """Return how many tests passed."""
+    """Return the number of tests that passed."""
     return sum(what == "passed" for what, _ in became.values())
 
 
 def compare(theirs, ours):
-    """Return the known differences, and {test: why} of those that are not."""
+    """Return the known differences, and {test: reason} of the other failures."""
     failed = {test: why for test, (what, why) in ours.items() if what == "failed"}
     known = [test for test in failed if test in REASONS]
     unknown = {
@@ -50,7 +50,7 @@ def main():
     options = parser.parse_args()
     bad = {}
     all_known = set()
-    # Whose multiprocessing is tested, beside forkshm's.
+    # The implementations that are tested besides forkshm.
     others = ["theirs"] if options.suite == "multiprocess" else ["theirs", "multiprocess"]
     names = [options.suite, "multiprocess"][: len(others)]
     columns = " | ".join(f"{name}: passed" for name in [*names, "forkshm"])

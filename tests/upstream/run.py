@@ -1,6 +1,6 @@
 """Run the tests of one class of a suite, or list the classes, and print one line of JSON.
 
-``report.py`` starts it; children of every start method import it, too.
+``report.py`` starts this program; children of every start method import it, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     import unittest
 
     class Result(unittest.TextTestResult):
-        """Remembers what became of each test."""
+        """Records the outcome of each test."""
 
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
@@ -58,7 +58,7 @@ if __name__ == "__main__":
         }
         print(json.dumps(classes))
     else:
-        # Whoever runs this in the background has it ignored, and the tests send it.
+        # A shell that starts this in the background ignores SIGINT, which the tests send.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         faulthandler.dump_traceback_later(float(command), exit=True)
         tests = unittest.defaultTestLoader.loadTestsFromNames(names, _suite)

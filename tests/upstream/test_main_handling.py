@@ -1,4 +1,4 @@
-"""CPython's tests of how scripts, packages, zip files and ``python -m`` are found again by children, with forkshm."""
+"""CPython's tests of how children find scripts, packages, zip files and ``python -m`` again, with forkshm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_main_modules():
         changed = getattr(suite, name).replace("from multiprocessing import", "from forkshm import")
         assert "import multiprocessing" not in changed
         setattr(suite, name, changed)
-    # They are isolated from the environment's packages otherwise.
+    # Otherwise they are isolated from the packages of the environment.
     helpers = [suite._make_test_script, suite._make_test_zip_pkg]
     for helper in helpers:
         helper.__defaults__ = tuple(

@@ -1,6 +1,7 @@
-"""The suites of multiprocess and CPython, with forkshm under the name of what they test.
+"""The suites of multiprocess and CPython, with forkshm in place of the module that they test.
 
-By default the quick classes, forked. All of it, under each start method: ``pytest -m nightly tests/upstream``.
+By default the quick classes run, with fork. ``pytest -m nightly tests/upstream`` runs all classes with each start
+method.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def classes_of(suite, method):
 
 
 def check(suite, method, only=()):
-    """Run classes of a suite: all that fails is known, and what is known does fail."""
-    # Each class has a time of its own, after which it is ended and fails.
+    """Run classes of a suite: every failure is a known difference, and every known difference fails."""
+    # Each class has a time limit of its own, after which it is ended and fails.
     faulthandler.cancel_dump_traceback_later()
     classes = classes_of(suite, method)
     if classes is None:
@@ -47,7 +48,7 @@ def check(suite, method, only=()):
     failed = {test: why for test, (what, why) in became.items() if what == "failed"}
     unknown = "".join(f"\n==== {test}\n{why}" for test, why in failed.items() if test not in REASONS)
     assert not unknown
-    # One that passes by now is to be taken off the list.
+    # A difference that no longer fails must be removed from the list.
     assert [test for test, (what, _) in became.items() if what == "passed" and test in _DIFFER[suite]] == []
 
 

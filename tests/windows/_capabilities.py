@@ -1,7 +1,7 @@
-"""What Windows has not, and so which tests are skipped there, each with a reason.
+"""Features that Windows lacks, and the tests that are skipped for them, each with a reason.
 
-A test that comes to one of these is skipped at that point, with the reason, and counted: see `stand_in`. What runs and
-meets a difference that is meant is in ``tests/capability_skips.py``, by name.
+A test that uses one of these is skipped at that point, with the reason, and counted: see `stand_in`. Tests that run
+into an intended difference are listed by name in ``tests/capability_skips.py``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from forkshm.backend import Access, kernel
 if sys.platform == "win32":
     import msvcrt
 
-#: What tests use that exists on POSIX only, and what it means that they do.
+# POSIX-only names that tests use, with the reason to skip.
 CAPABILITIES = {
-    "fork": "needs fork(2): Windows starts processes anew",
-    "fork context": "needs the start method fork, which Windows has not",
+    "fork": "needs fork(2): Windows spawns processes",
+    "fork context": "needs the start method fork, which Windows lacks",
     "fcntl": "looks at fds with fcntl(2): a handle of Windows has no such flags",
     "resource": "needs limits on open files or memory of a process (setrlimit(2)): Windows has none of these",
     "proc": "looks into /proc: Windows has none",
@@ -43,7 +43,7 @@ CAPABILITIES = {
 
 
 def skip(capability: str) -> None:
-    """Skip the test that runs."""
+    """Skip the running test."""
     pytest.skip(f"needs {capability}: {CAPABILITIES[capability]}", allow_module_level=True)
 
 
@@ -55,24 +55,24 @@ def _function(capability):
 
 
 class _Module(types.ModuleType):
-    """Can be imported, and skips whoever uses what is in it."""
+    """A module that can be imported, and skips tests that use its names."""
 
     def __init__(self, name: str, capability: str) -> None:
         super().__init__(name)
         self.__dict__["_capability"] = capability
 
     def __getattr__(self, name):
-        # Libraries look whether it is there.
+        # Libraries check whether this exists.
         if name.startswith("__") or f"{os.sep}tests{os.sep}" not in sys._getframe(1).f_code.co_filename:
             raise AttributeError(name)
         skip(self._capability)
 
 
 def stand_in() -> None:
-    """Put in the place of what is missing something that skips the test which uses it."""
+    """Replace missing names by objects that skip the test which uses them."""
     for name, capability in {"fcntl": "fcntl", "resource": "resource", "termios": "fcntl"}.items():
         sys.modules.setdefault(name, _Module(name, capability))
-    # Of the module os only for tests: what forkshm itself asks for was looked up when it was imported.
+    # Names of os are replaced for tests only: forkshm looked its own up when it was imported.
     for name, capability in {
         "fork": "fork",
         "memfd_create": "fds",
@@ -100,7 +100,7 @@ def stand_in() -> None:
     for name in ("pthread_kill", "setitimer", "alarm", "pause", "pidfd_send_signal"):
         if not hasattr(signal, name):
             setattr(signal, name, _function("signals"))
-    # Under Wine the files of Linux are there, and tell of other things than the tests mean.
+    # Under Wine the files of Linux exist, but describe other processes than the tests expect.
     builtins.open = _not_of_linux(open)
     for name in ("open", "listdir", "readlink", "scandir", "stat"):
         setattr(os, name, _not_of_linux(getattr(os, name)))
@@ -167,7 +167,7 @@ def _also_of_handles(function, of_handle):
 
 
 def _view(handle, nbytes, offset, access):
-    """Yield the address of bytes of an object while they are mapped."""
+    """Yield the address of the bytes of an object while they are mapped."""
     low = offset - offset % kernel.page_size
     size = offset - low + nbytes
     address = kernel.map(handle, size, access, low)
@@ -191,7 +191,7 @@ def _pwrite(handle, data, offset):
 
 
 class _Status:
-    """What a handle tells of what fstat(2) does."""
+    """Return the fields of fstat(2) that a handle provides."""
 
     def __init__(self, handle):
         (self.st_dev, self.st_ino), self.st_size = kernel.identify(handle)

@@ -1,6 +1,6 @@
-"""Signals that tests send, on Windows, also from their children; and what modules of tests ask for when imported.
+"""Signals that tests and their children send on Windows, and names that test modules need at import.
 
-SIGKILL and SIGTERM end a process there as well, SIGSTOP stops another one, and SIGCONT lets it go on.
+SIGKILL and SIGTERM end a process there as well, SIGSTOP stops another process, and SIGCONT continues it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NUMBERS = {"SIGKILL": 9, "SIGSTOP": 19, "SIGCONT": 18, "SIGUSR1": 10, "SIGUSR2":
 
 
 def stand_in(refuse=None):
-    """Have the names, and an os.kill that takes them; *refuse* is called for a signal that there is not."""
+    """Define the names, and an os.kill that accepts them; *refuse* is called for a missing signal."""
 
     def kill(pid, number):
         from forkshm.backend import kernel
@@ -32,7 +32,7 @@ def stand_in(refuse=None):
             setattr(signal, name, number)
     os.kill = kill
     os.sysconf = _sysconf
-    os.geteuid = os.getuid = lambda: 1000  # not root: what only root can do is skipped by the tests themselves
+    os.geteuid = os.getuid = lambda: 1000  # not root: tests skip what only root can do
 
 
 def _sysconf(name):

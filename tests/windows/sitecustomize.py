@@ -1,4 +1,4 @@
-"""Run by each Python that the tests start on Windows, whose PYTHONPATH has this folder: the signals that tests send."""
+"""Run by each Python that the tests start on Windows, whose PYTHONPATH has this folder: defines signals for tests."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What is Windows' own: sections, handles that are fetched or pushed, files in the place of named objects."""
+"""Features of the Windows backend: sections, handles that are fetched or pushed, and files for named objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def name_of(test):
 
 
 def own_handles():
-    """How many handles of what kind this process has, as the kernel says; but those of the arena, which stays warm."""
+    """Return the number of handles of each kind, as the kernel counts them, except those of the arena."""
     kinds = [kind for _, kind in holdings().fds]
     return {kind: kinds.count(kind) for kind in set(kinds)}
 
@@ -45,7 +45,7 @@ def own_handles():
 # -- sections -------------------------------------------------------------------------
 
 
-def test_a_named_section_has_the_exact_size_for_whoever_opens_it():
+def test_a_named_section_has_the_exact_size_for_every_opener():
     with forkshm.region.WindowsSharedMemory("create_only", name_of("size"), size=100_001) as shm:
         assert (shm.size, shm.mode, shm.name) == (100_001, "read_write", name_of("size"))
         with forkshm.region.WindowsSharedMemory("open_only", name_of("size"), "read_only") as again:
@@ -86,7 +86,7 @@ def test_a_name_that_is_taken_is_refused_or_opened_as_was_asked_for():
 def test_a_name_that_something_else_has_is_refused():
     mutex = _winapi.create_mutex(name_of("mutex"))
     try:
-        with pytest.raises(RegionAccessError, match="something else has that name"):
+        with pytest.raises(RegionAccessError, match="another kind of object has that name"):
             forkshm.region.WindowsSharedMemory("create_only", name_of("mutex"), size=10)
     finally:
         _winapi.close(mutex)
@@ -95,21 +95,21 @@ def test_a_name_that_something_else_has_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("create_only", "x", "read_write"), "size is needed"),
+        (("create_only", "x", "read_write"), "size must be given with create_only"),
         (("create_only", "x", "read_write", 0), "at least 1 byte"),
         (("open_only", None), "name must be given"),
-        (("open_only", "x", "read_write", 10), "size is for creating"),
+        (("open_only", "x", "read_write", 10), "size must not be given with open_only"),
         (("create_only", r"a\b", "read_write", 10), "no backslash"),
         (("create_only", "x", "read_private", 10), "read_private"),
         (("create_only", "x", "read_write", 10, 0o777), "permissions must be"),
     ],
 )
-def test_what_cannot_be_asked_for_is_said(arguments, what):
+def test_invalid_arguments_are_refused(arguments, what):
     with pytest.raises(ValueError, match=what):
         forkshm.region.WindowsSharedMemory(*arguments)
 
 
-def test_a_section_of_somebody_else_is_opened_with_its_whole_pages():
+def test_a_section_of_another_program_is_opened_with_whole_pages():
     from multiprocessing.shared_memory import SharedMemory
 
     theirs = SharedMemory(create=True, size=5000)
@@ -143,7 +143,7 @@ def test_regions_start_at_any_byte_and_at_an_address_that_is_free():
     assert bytes(there.buf[:3]) == b"\0\1\2"
 
 
-# -- files in the place of named objects ----------------------------------------------
+# -- files for named objects -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def object_name():
     forkshm.SharedMemoryObject.remove(name)
 
 
-def test_a_named_object_outlives_who_made_it_until_it_is_removed(object_name):
+def test_a_named_object_outlives_its_creator_until_removed(object_name):
     with forkshm.SharedMemoryObject("create_only", object_name) as shm:
         assert shm.size == 0
         shm.truncate(1000)
@@ -161,7 +161,7 @@ def test_a_named_object_outlives_who_made_it_until_it_is_removed(object_name):
     with forkshm.Pool(1) as pool:
         assert pool.apply(work.open_file_object, (object_name,)) == 1000
     assert bytes(region.buf[:2]) == b"ok"
-    # The name is free at once, although the object is mapped; what is mapped stays.
+    # The name is free at once, although the object is mapped; the mapping remains.
     assert forkshm.SharedMemoryObject.remove(object_name)
     assert not forkshm.SharedMemoryObject.remove(object_name)
     with forkshm.SharedMemoryObject("create_only", object_name) as other:
@@ -178,7 +178,7 @@ def test_names_that_differ_by_capital_letters_are_different_objects(object_name)
         forkshm.SharedMemoryObject("create_only", object_name.upper()).close()
 
 
-def test_what_is_older_than_the_start_of_the_system_is_gone(object_name):
+def test_objects_older_than_the_system_start_are_deleted(object_name):
     with forkshm.SharedMemoryObject("create_only", object_name) as shm:
         shm.truncate(10)
     path = kernel._path_of(object_name)
@@ -189,7 +189,7 @@ def test_what_is_older_than_the_start_of_the_system_is_gone(object_name):
         forkshm.SharedMemoryObject("open_only", object_name)
 
 
-def test_a_file_that_is_mapped_is_written_and_keeps_what_is_flushed(tmp_path):
+def test_writes_to_a_mapped_file_are_flushed(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"hello world")
     with forkshm.FileMapping(path) as file, forkshm.MappedRegion(file, offset=6) as region:
@@ -203,10 +203,10 @@ def test_a_file_that_is_mapped_is_written_and_keeps_what_is_flushed(tmp_path):
         assert bytes(region.buf) == b"hello there"
 
 
-# -- crossing -------------------------------------------------------------------------
+# -- sending ------------------------------------------------------------------------------
 
 
-def test_a_region_reaches_a_child_that_is_started_with_it_and_one_that_was_there():
+def test_a_region_reaches_new_and_running_children():
     region = forkshm.anonymous_shared_memory(100)
     here, there = forkshm.Pipe()
     process = forkshm.Process(target=work.answer, args=(there, region))
@@ -231,7 +231,7 @@ def test_an_array_of_100_mb_crosses_a_pool_without_a_pickle_copy_and_into_warm_m
         for _ in range(3):
             assert pool.apply(work.total, (big,)) == HUNDRED_MB
         after = pool.statistics()
-        # One copy each into a section, and next to nothing in messages: they hold 64 KiB at most.
+        # One copy of each into a section, and next to nothing in messages, which hold 64 KiB at most.
         assert after.bytes_copied - before.bytes_copied == 3 * big.nbytes
         result = pool.apply(work.double, (big,))
         assert result.sum() == 2 * HUNDRED_MB
@@ -245,7 +245,7 @@ def test_an_array_of_100_mb_crosses_a_pool_without_a_pickle_copy_and_into_warm_m
             assert pool.apply(work.total, (shared,)) == HUNDRED_MB
 
 
-def test_what_a_child_put_into_a_queue_before_it_ended_is_received():
+def test_items_put_by_a_child_before_its_end_are_received():
     queue = forkshm.Queue()
     process = forkshm.Process(target=work.put_and_end, args=(queue, 100_000))
     process.start()
@@ -255,7 +255,7 @@ def test_what_a_child_put_into_a_queue_before_it_ended_is_received():
     queue.close()
 
 
-def test_what_a_process_sent_and_was_not_received_is_gone_with_it_and_said_so():
+def test_unreceived_messages_of_an_ended_process_raise_region_gone():
     here, there = forkshm.Pipe()
     process = forkshm.Process(target=work.send_region_and_wait, args=(there,))
     process.start()
@@ -299,7 +299,7 @@ def test_workers_that_are_killed_amid_arrays_leave_nothing_behind():
         before = own_handles()
         for _ in range(3):
             results = [pool.apply_async(work.total, (big,)) for _ in range(20)]
-            with contextlib.suppress(ProcessLookupError):  # the one of the last round, not yet found dead
+            with contextlib.suppress(ProcessLookupError):  # the worker of the last round, not yet found dead
                 os.kill(pool._pool[0].pid, signal.SIGKILL)
             for result in results:
                 with contextlib.suppress(WorkerDiedError):
@@ -311,7 +311,7 @@ def test_workers_that_are_killed_amid_arrays_leave_nothing_behind():
         assert own_handles() == before
 
 
-def test_the_workers_end_when_who_started_them_is_killed(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys, time\n"
@@ -335,7 +335,7 @@ def test_the_workers_end_when_who_started_them_is_killed(tmp_path):
             time.sleep(0.01)
 
 
-def test_a_mutex_tells_that_its_holder_died_and_is_lost_when_nobody_repairs():
+def test_a_mutex_reports_a_dead_holder_and_is_lost_without_repair():
     region = forkshm.anonymous_shared_memory(forkshm.region.Mutex.SIZE)
     mutex = forkshm.region.Mutex(region)
     for repairs in (True, False):
@@ -375,7 +375,7 @@ def test_a_mutex_keeps_processes_apart():
     mutex.detach()
 
 
-# -- what there is not ----------------------------------------------------------------
+# -- missing features --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_mutex_keeps_processes_apart():
         (lambda: forkshm.shared_allocations().__enter__(), "hook"),
     ],
 )
-def test_what_cannot_be_there_says_what_to_use_instead(ask, instead):
+def test_unsupported_features_name_an_alternative(ask, instead):
     with pytest.raises(UnsupportedError, match=instead):
         ask()
 
@@ -399,7 +399,7 @@ def test_the_default_start_method_is_spawn():
     assert forkshm.get_context().get_start_method() == "spawn"
 
 
-def test_a_region_with_views_is_busy_as_everywhere():
+def test_closing_a_region_with_views_raises():
     region = forkshm.anonymous_shared_memory(10)
     view = region.buf
     with pytest.raises(RegionBusyError):

@@ -13,8 +13,8 @@ def main() -> None:
         (carried,) = (member for member in sdist if member.name.endswith("/data.zip"))
         embedded = zipfile.ZipFile(io.BytesIO(sdist.extractfile(carried).read()))
     for member in embedded.infolist():
-        # Below one folder. The ._pth file isolates the interpreter from PYTHONPATH and site-packages; of the runtime of
-        # Visual C++ Wine has its own, and these two files are signed by nobody whom Debian knows.
+        # Everything goes into one folder. The ._pth file isolates the interpreter from PYTHONPATH and site-packages.
+        # Wine has its own Visual C++ runtime, and these two files have no signature that Debian knows.
         path = target.joinpath(*pathlib.PurePosixPath(member.filename).parts[1:])
         if member.is_dir() or path.suffix == "._pth" or path.name.startswith("vcruntime140"):
             continue

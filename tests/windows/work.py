@@ -1,4 +1,4 @@
-"""What the processes of the tests run: they are started anew, and find it by its name."""
+"""Functions that the processes of the tests run: they are spawned, and find the functions by name."""
 
 from __future__ import annotations
 

@@ -33,5 +33,5 @@ class Backend(Memory, Leases, Messages, Processes, HasLocks, Limits):
     behind.
     """
 
-    #: "linux", "posix" or "windows".
     name: str
+    """"linux", "posix" or "windows"."""

@@ -14,9 +14,9 @@ __all__ = ("Leases",)
 class Leases(abc.ABC):
     """Leases: the kernel counts who uses a part of a memory object, and forgets a process that ends."""
 
-    #: If true, an fd leases the whole object; `replace`, `own_pages` and `discard` are unavailable.
-    #: Otherwise leases are locks on bytes; see `lock_shared`.
     leases_are_handles: bool = False
+    """If true, an fd leases the whole object; `replace`, `own_pages` and `discard` are unavailable.
+    Otherwise leases are locks on bytes; see `lock_shared`."""
 
     def unlocking(self, fd: int, position: int) -> Iterator[object]:
         """Return an iterator that unlocks, like `unlock`, when it is advanced to its single item.

@@ -22,7 +22,8 @@ class Limits(abc.ABC):
     def raise_fd_limit(self) -> bool:
         """Raise the soft limit on open files to the hard one; return whether the limit is higher now.
 
-        Every method here that opens an fd does so when few are left, so processes that need few keep their limit.
+        Every method here that opens an fd raises the limit itself when few fds are left. Processes that need few fds
+        keep theirs.
         """
 
     @abc.abstractmethod
@@ -34,11 +35,11 @@ class Limits(abc.ABC):
         """Return whether the number of the newly opened *fd* shows that the hard limit is near."""
 
     def more_fds(self) -> int:
-        """Return the number of additional files that are open for fds which take more than one."""
+        """Return the number of open files beyond one per fd; nonzero where an fd may stand for several files."""
         return 0
 
     def handles(self) -> frozenset[tuple[int, str]]:
-        """Return the fds of this process with descriptions, except those kept on purpose; not on all systems."""
+        """Return the fds of this process with descriptions, except those kept on purpose; ``ENOSYS`` where unknown."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def memory_left(self) -> int | None:
@@ -68,7 +69,7 @@ class Limits(abc.ABC):
     def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
         """Restrict this thread, and the threads and processes it starts, to these cores; return those it may use now.
 
-        The result has fewer cores if the kernel does not allow some of them; if it allows none, it refuses.
+        The result has fewer cores if the kernel allows only some of *cpus*. If it allows none, the call fails.
         With None nothing changes.
 
         Raises:

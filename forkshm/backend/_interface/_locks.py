@@ -101,5 +101,5 @@ class Locks(Protocol):
 class HasLocks(abc.ABC):
     """Locks in shared memory."""
 
-    #: Locks in shared memory.
     locks: Locks
+    """Locks in shared memory."""

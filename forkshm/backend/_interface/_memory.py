@@ -25,14 +25,14 @@ __all__ = (
 class Access(enum.StrEnum):
     """The access of a mapping to the memory behind it."""
 
-    #: Reads, and sees other processes' writes.
     READ = "read"
-    #: Reads and writes; all processes see the writes.
+    """Reads, and sees other processes' writes."""
     SHARED = "shared"
-    #: Reads and writes; no other process sees the writes.
+    """Reads and writes; all processes see the writes."""
     PRIVATE = "private"
-    #: Reads, and may or may not see later writes of other processes.
+    """Reads and writes; no other process sees the writes."""
     SNAPSHOT = "snapshot"
+    """Reads, and may or may not see later writes of other processes."""
 
 
 class Advice(enum.StrEnum):
@@ -41,27 +41,27 @@ class Advice(enum.StrEnum):
     A member equals its name.
     """
 
-    #: No special use.
     normal = "normal"
-    #: From front to back: read ahead, and drop pages that were read.
+    """No special use."""
     sequential = "sequential"
-    #: Random access: do not read ahead.
+    """From front to back: read ahead, and drop pages that were read."""
     random = "random"
-    #: Soon: read now.
+    """Random access: do not read ahead."""
     willneed = "willneed"
-    #: Not soon: may be dropped from memory. No byte is lost.
+    """Soon: read now."""
     dontneed = "dontneed"
-    #: Use huge pages where the kernel has them.
+    """Not soon: may be dropped from memory. No byte is lost."""
     huge_pages = "huge_pages"
-    #: Take memory for all pages now, instead of when each is first touched.
+    """Use huge pages where the kernel has them."""
     populate = "populate"
+    """Take memory for all pages now, instead of when each is first touched."""
 
     def __str__(self) -> str:
         return self.value
 
 
-#: The kernel's own name for a memory object, device and inode: unique while the object lives.
 Identity: TypeAlias = tuple[int, int]
+"""The kernel's own name for a memory object, device and inode: unique while the object lives."""
 
 
 class MappedFile(NamedTuple):
@@ -69,21 +69,21 @@ class MappedFile(NamedTuple):
 
     start: int
     end: int
-    #: Position in the file at which the range starts.
     offset: int
-    #: The kernel's identity of the file here; on some file systems it differs from that of ``fstat``.
+    """Position in the file at which the range starts."""
     identity: tuple[int, int, int]
+    """The kernel's identity of the file here; on some file systems it differs from that of ``fstat``."""
     writable: bool
-    #: Whether other processes that map the file see writes; otherwise writes stay in this process.
     shared: bool
+    """Whether other processes that map the file see writes made here."""
     path: str
 
 
 class Memory(abc.ABC):
     """Memory objects, and their mappings in this process."""
 
-    #: Mappings start and end on multiples of this many bytes.
     page_size: int
+    """Mappings start and end on multiples of this many bytes."""
 
     @abc.abstractmethod
     def close(self, fd: int) -> None:
@@ -97,9 +97,9 @@ class Memory(abc.ABC):
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         """Create a zero-filled memory object without a name; return its fd.
 
-        The object can never shrink, so no process can turn another's reads into SIGBUS. If it is not *sealable*, it
-        refuses `seal_writes` forever, to every process. Where memory of this kind has a separate limit, the memory is
-        reserved; for a *sparse* object, only the parts passed to `reserve` are.
+        The object can never shrink, so no process can turn another's reads into SIGBUS. If it is not *sealable*,
+        `seal_writes` fails for every process. Where memory of this kind has a separate limit, the memory is reserved.
+        For a *sparse* object, only the parts passed to `reserve` are reserved.
         *label* and the pid of the creator are shown in ``/proc/<pid>/maps``.
         """
 
@@ -127,7 +127,7 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def seal_writes(self, fd: int) -> None:
-        """Forbid new writable mappings, writes and changes of size forever. Existing mappings stay."""
+        """Permanently forbid new writable mappings, writes and changes of size. Existing mappings stay."""
 
     @abc.abstractmethod
     def reopen(self, fd: int) -> int:
@@ -135,7 +135,7 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
-        """Open the object that process *pid* knows as *fd*, if it is still that object.
+        """Open the object that process *pid* knows as *fd*, provided that *fd* still refers to it.
 
         The object is checked before it is opened, because opening an unknown file can have
         side effects. If it is another object, the errno is ``ESTALE``.
@@ -150,7 +150,7 @@ class Memory(abc.ABC):
         """Return the identity and the size in bytes of the object behind *fd*."""
 
     def is_object(self, fd: int, identity: Identity) -> bool:
-        """Return whether *fd* is open and still names that object: a program may close fds it did not open."""
+        """Return whether *fd* is open and still refers to that object: a program may close fds it did not open."""
         try:
             return self.identify(fd)[0] == identity
         except OSError:
@@ -163,7 +163,7 @@ class Memory(abc.ABC):
         """
         return False
 
-    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - nothing, where memory is never short
+    def reserve(self, fd: int, start: int, size: int) -> None:  # noqa: B027 - does nothing where memory is never short
         """Allocate the memory of a part of a sparse object before it is first touched.
 
         Raises:

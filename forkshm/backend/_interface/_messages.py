@@ -26,10 +26,10 @@ class HasFileno(Protocol):
 
 
 class MessageSocket(Protocol):
-    """An end of a channel: what of ``socket.socket`` is used of one, with the meaning that it has for SOCK_SEQPACKET.
+    """An end of a channel: the part of ``socket.socket`` that is used, with the semantics of SOCK_SEQPACKET.
 
-    So messages are whole, go to one of those who receive, and have fds beside them; `recvmsg` returns no bytes once
-    every process that could send is gone, or has shut the socket down, and all was received.
+    A message arrives whole, at one receiver, with its fds. `recvmsg` returns no bytes once every message was received
+    and every possible sender is gone or has shut the socket down.
     """
 
     def fileno(self) -> int:
@@ -45,48 +45,48 @@ class MessageSocket(Protocol):
         ...
 
     def recvmsg(self, bufsize: int, ancbufsize: int = ..., flags: int = ..., /) -> tuple[bytes, list[Any], int, Any]:
-        """Receive a message: its bytes, what `Backend.received_fds` takes, flags, and nothing of use."""
+        """Receive a message: its bytes, the fds as `Backend.received_fds` takes them, flags, and an unused value."""
         ...
 
     def recv(self, bufsize: int, flags: int = ..., /) -> bytes:
-        """Look at a message."""
+        """Receive a message without its fds, or only look at it, as *flags* say."""
         ...
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
-        """Set how much the kernel is asked to hold."""
+        """Set the size of the kernel's buffers."""
         ...
 
     def shutdown(self, how: int, /) -> None:
-        """Send no more, from any process."""
+        """Stop sending in every process that has this end."""
         ...
 
     def dup(self) -> Any:
-        """Return the same end under another fd."""
+        """Return the same end with another fd."""
         ...
 
     def close(self) -> None:
-        """Close it in this process."""
+        """Close this end in this process."""
         ...
 
 
 class Poller(Protocol):
-    """What of ``select.poll`` is used."""
+    """The part of ``select.poll`` that is used."""
 
     def register(self, fd: int, eventmask: int = ..., /) -> object:
         """Watch an fd: for `Backend.READABLE`, or `Backend.WRITABLE`."""
         ...
 
     def unregister(self, fd: int, /) -> object:
-        """Watch it no more."""
+        """Stop watching an fd."""
         ...
 
     def poll(self, timeout: float | None = ..., /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or forever; return the fds that are ready, each with what is."""
+        """Wait for up to *timeout* milliseconds, or forever; return the ready fds, each with its events."""
         ...
 
 
 class Callee(Protocol):
-    """Where a process is called by others of the same user."""
+    """An address at which other processes of the same user connect."""
 
     address: str
 
@@ -96,7 +96,7 @@ class Callee(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Return whether it was closed."""
+        """Return whether `close` was called."""
         ...
 
     def close(self) -> None:
@@ -107,36 +107,36 @@ class Callee(Protocol):
 class Messages(abc.ABC):
     """Channels between processes: messages with fds, counters, and wakeup pipes."""
 
-    #: Do not wait.
     DONTWAIT: int
-    #: How to take a message: fds that arrive are close-on-exec.
+    """Flag: return at once instead of waiting."""
     TAKE: int
-    #: The message was longer than the room for it.
+    """Flags to receive a message with; fds that arrive are close-on-exec."""
     TRUNCATED: int
-    #: There was no room for all fds.
+    """Flag of a received message that was longer than the buffer."""
     FDS_LOST: int
-    #: Level and kind of what is sent beside a message: fds, as ``array("i")``.
+    """Flag of a received message that lost fds because there was no room for all of them."""
     RIGHTS: tuple[int, int]
-    #: For a `Poller`.
+    """Level and type of the ancillary data that carries fds, as ``array("i")``."""
     READABLE: int = 1
+    """Event of a `Poller`: a message is there."""
     WRITABLE: int = 4
-    #: The maximum number of fds in one message; more go in a carrier.
     DIRECT_FDS: int = 16
-    #: A number larger than the messages that a queue has at a time.
+    """The maximum number of fds in one message; more go in a carrier."""
     MOST_MESSAGES: int = 10_000
-    #: The reason, for error messages, when fds of a message did not arrive.
+    """A number larger than the number of messages that a queue can hold."""
     fds_lost_because: str = (
         "this process has reached its limit on open files (EMFILE); let arrays share a region, "
         "pass fewer at once, or raise the limit (ulimit -n)"
     )
-    #: Whether event loops can watch fds; otherwise a thread has to.
+    """The reason, for error messages, when fds of a message did not arrive."""
     loops_watch_fds: bool = True
+    """Whether event loops can watch fds; otherwise a thread has to."""
 
     @abc.abstractmethod
     def create_counter(self, memory: int) -> int:
         """Return an fd that counts from 0 for every process that has it; *memory* is the fd of a memory object.
 
-        The kernel keeps the count: no lock guards it that could die with its holder.
+        The kernel keeps the count, so no lock is needed that could die with its holder.
         """
 
     @abc.abstractmethod
@@ -157,9 +157,9 @@ class Messages(abc.ABC):
 
     @abc.abstractmethod
     def message_socket(self, fd: int) -> MessageSocket:
-        """Return the end that has arrived as *fd*; the end owns *fd* from here on.
+        """Return the end that has arrived as *fd*, and take over *fd*.
 
-        If *fd* is something else, the errno is ``EPROTOTYPE``, and the caller keeps owning *fd*.
+        If *fd* is not such an end, the errno is ``EPROTOTYPE``, and the caller keeps owning *fd*.
         """
 
     @abc.abstractmethod
@@ -168,11 +168,11 @@ class Messages(abc.ABC):
 
     @abc.abstractmethod
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        """Wait until a message is there, or no process can send one any more; return whether that happened."""
+        """Wait until a message is there or no process can send one; return whether that happened."""
 
     @abc.abstractmethod
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        """Wait until there is room for a message; return whether there may be."""
+        """Wait until there may be room for a message; return False after *seconds*."""
 
     @abc.abstractmethod
     def poller(self) -> Poller:
@@ -202,7 +202,7 @@ class Messages(abc.ABC):
         """Connect to the listener at *address*; ``PermissionError`` if it is a process of another user."""
 
     def forget_address(self, address: str) -> None:  # noqa: B027
-        """Remove what a listener at *address* may have left there."""
+        """Remove the files that a listener at *address* may have left."""
 
     @abc.abstractmethod
     def create_wakeup(self) -> tuple[int, int]:
@@ -210,7 +210,7 @@ class Messages(abc.ABC):
 
     @abc.abstractmethod
     def wake(self, wakeup: int, how_many: int) -> None:
-        """Wake *how_many* waiters, or let as many later waits return at once."""
+        """Wake *how_many* waiters; wakeups without a waiter make later waits return at once."""
 
     @abc.abstractmethod
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:

@@ -16,10 +16,10 @@ __all__ = ("Processes",)
 class Processes(abc.ABC):
     """Starting, watching and ending processes."""
 
-    #: Maximum seconds until an ended process can be collected.
     COLLECT_SECONDS: float = 0.0
-    #: Whether `exit_of` can return the exit code of a child before it is reaped.
+    """Maximum seconds until an ended process can be collected."""
     can_look_at_exits: bool = False
+    """Whether `exit_of` can return the exit code of a child before it is reaped."""
 
     @abc.abstractmethod
     def forking(self) -> AbstractContextManager[int]:
@@ -67,7 +67,7 @@ class Processes(abc.ABC):
     def is_running(self, pid: int) -> bool:
         """Return whether the process exists and has not ended."""
 
-    def step_back(self) -> None:  # noqa: B027 - nothing, where there is nothing for it
+    def step_back(self) -> None:  # noqa: B027 - does nothing where the system has no such call
         """Yield this core to waiting processes, where the system supports it."""
 
     @abc.abstractmethod

@@ -1,15 +1,16 @@
-"""macOS, BSD, and Linux where it is asked for: what POSIX systems have, and no more.
+"""The backend for macOS, the BSDs, and Linux on request: it uses only what all POSIX systems have.
 
-An fd may have *companions* here, fds that go where it goes: into messages, duplicates, forked children; and that are
-closed with it. They make up for what is missing:
+An fd may have *companions* here: fds that travel in the same messages, are duplicated and inherited with it, and are
+closed with it. They make up for missing features:
 
-* An end of a channel is a SOCK_DGRAM socket, in which messages are whole and go to one receiver. That everybody at the
-  other end is gone, such a socket does not tell: its companion does, an end of a stream on which nothing is ever sent.
-* An OFD lock on a byte is the writing end of a pipe, the companion of the fd that holds it. The process that
-  carves up the memory keeps the reading end, which hangs up when no process and no message holds the byte any more.
+* An end of a channel is a SOCK_DGRAM socket, which keeps messages whole and delivers each to one receiver. Such a
+socket
+  does not report that its peers are gone. Its companion does: an end of a stream on which nothing is ever sent.
+* A lease on a byte is the writing end of a pipe, a companion of the fd that holds the lease. The process that carves up
+  the memory keeps the reading end. It hangs up once no process and no message holds the byte.
 
-A memory object has one page more than it was asked for: what is written there says who made it, how large it is, and
-what number it has, which fstat(2) of macOS does not.
+A memory object has one extra page, its label. It holds the creator, the size, and an identity, which fstat(2) of macOS
+does not report.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from forkshm.backend.posix import _record_locks
 from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import UnsupportedError
 
-assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
-from forkshm.backend._unix import FLAGS, Unix, fallocate, seek_noted  # noqa: E402 - of which there is nothing on Windows
+from forkshm.backend._unix import FLAGS, Unix, fallocate, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from forkshm.backend._interface import Callee, MessageSocket
 
-#: <sys/mman.h> by way of Python, as far as the system has them.
+# <sys/mman.h> as Python exposes it; some systems lack some of the constants.
 _ADVICE = {
     advice: getattr(_mmap, f"MADV_{name}", None)
     for advice, name in (
@@ -65,27 +66,27 @@ _ADVICE = {
     )
 }
 
-#: The last page of a memory object: magic, number, size, and the process that carves it up, if it is a segment.
+# The label on the last page of a memory object: magic, identity, size, and the process that carves up a segment.
 _LABEL = struct.Struct("<8sQQQQ")
 _MAGIC = b"forkshm\1"
 
-#: What the kernels of BSD hold for a message socket is 2 to 16 KiB; they are asked for this.
+# Requested buffer size: BSD kernels give a message socket only 2 to 16 KiB by default.
 _BUFFER = 256 * 1024
-#: The bytes of a message are followed by an entry for each companion (the position of its fd, and its purpose), the
-#: number of fds, and the number of companions.
+# The bytes of a message are followed by an entry for each companion (the position of its fd, and its purpose), the
+# number of fds, and the number of companions.
 _COMPANION = struct.Struct("<Bq")
 _MOST_COMPANIONS = 127
 _TRAILER = _COMPANION.size * _MOST_COMPANIONS + 2
 _MOST_FDS = 253
-#: What for: the companion that tells of the other end, or else the byte that is held.
+# Purposes of companions: one that reports the end of the peers, or the position of the byte that is held.
 _LIFE = -1
-#: A byte that the creator of a segment holds for as long as it lives: its label says who that is.
+# Stands for the creator of a segment, which the label names: it holds this position while it lives.
 _CREATOR = 2**62
 
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
-#: Whether fds can arrive close-on-exec. Elsewhere a program that is started at that moment may inherit them.
-#: Whether poll(2) tells when the other end of a SOCK_DGRAM socket has room.
+# Whether received fds are close-on-exec from the start. Elsewhere, a program started at that moment may inherit them.
+# Whether poll(2) reports that the other end of a SOCK_DGRAM socket has room.
 _TELLS_OF_ROOM = sys.platform == "linux"
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
@@ -98,13 +99,13 @@ _ON_ALL_TRIES = 20
 
 @dataclasses.dataclass
 class _Object:
-    """A memory object that was made here."""
+    """A memory object that was created in this process."""
 
-    #: The fd with which it was made.
+    # The fd with which the object was created.
     fd: int
-    #: Bytes that this fd holds: that needs no pipe, for nobody else has this fd.
+    # Positions that this fd holds. They need no pipe, because no other process has this fd.
     held: set[int] = dataclasses.field(default_factory=set)
-    #: Of each byte that others hold, the reading ends of the pipes that say so.
+    # For each position that others hold, the reading ends of the pipes that report it.
     lent: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
 
@@ -113,16 +114,16 @@ class PosixBackend(Unix):
 
     name = "posix"
     locks = _record_locks
-    # A pipe tells of the end of a process before the kernel has its exit code.
+    # A pipe reports the end of a process before the kernel has its exit code.
     COLLECT_SECONDS = 5.0
 
     def __init__(self) -> None:
         super().__init__()
-        # For each fd that has companions: what each is for, and its number.
+        # For each fd with companions: the purpose and the number of each companion.
         self._companions: dict[int, list[tuple[int, int]]] = {}
-        # For each byte that is held by an fd of this process, by which; of whatever object.
+        # For each position held by fds of this process: those fds, for all objects.
         self._holders: dict[int, set[int]] = {}
-        # By fd, and by identity, the objects that this process has made.
+        # The objects that this process has created, by fd and by identity.
         self._made: dict[int, Identity] = {}
         self._objects: dict[Identity, _Object] = {}
         self._counting = _interrupts.RLock()
@@ -130,7 +131,7 @@ class PosixBackend(Unix):
         _system.register_at_fork(after_in_child=self._in_child)
 
     def _in_child(self) -> None:
-        # What the parent has lent, it waits for itself.
+        # Leases that the parent has lent are the parent's to wait for.
         for identity in self._made.values():
             self._forget(identity)
         self._made.clear()
@@ -140,7 +141,7 @@ class PosixBackend(Unix):
     # -- fds and their companions ----------------------------------------------------------
 
     @surely
-    def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at the end the name may be gone
+    def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at exit the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
             self._forget(self._made.pop(fd))
@@ -187,7 +188,7 @@ class PosixBackend(Unix):
 
     @whole
     def attach(self, fd: int, what: int, companion: int) -> None:
-        """Have *companion* go where *fd* goes."""
+        """Make *companion* travel with *fd*."""
         self._companions.setdefault(fd, []).append((what, companion))
         if what >= 0:
             self._holders.setdefault(what, set()).add(fd)
@@ -206,7 +207,7 @@ class PosixBackend(Unix):
     def raise_fd_limit(self) -> bool:
         if super().raise_fd_limit():
             return True
-        # macOS says that there is no hard limit, and takes no more than this.
+        # macOS reports no hard limit, but accepts at most this value.
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = os.sysconf("SC_OPEN_MAX") if soft < 0 else max(soft, _OPEN_MAX)
         if soft < most and resource.getrlimit(resource.RLIMIT_NOFILE)[1] == resource.RLIM_INFINITY:
@@ -248,7 +249,7 @@ class PosixBackend(Unix):
             self.unmap(address, self.page_size)
 
     def _sign(self, fd: int) -> None:
-        """Write into the label of an object which process carves it up."""
+        """Write into the label of an object that this process carves it up."""
         status = os.fstat(fd)
         if (label := self._label(fd, status)) is not None:
             self._write_label(fd, status.st_size - self.page_size, _LABEL.pack(*label[:4], os.getpid()))
@@ -257,7 +258,10 @@ class PosixBackend(Unix):
         self._reserve(fd, start, size)
 
     def _reserve(self, fd: int, start: int, size: int) -> None:
-        """Have memory for these bytes, where it has bounds of its own, as /dev/shm; to write there would be SIGBUS."""
+        """Allocate these bytes where memory objects have a separate limit, as in /dev/shm.
+
+        Without this, a write there could end in SIGBUS.
+        """
         try:
             fallocate(fd, start, size)
         except OSError as error:
@@ -267,7 +271,7 @@ class PosixBackend(Unix):
     def _new_object(self, label: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         for attempt in range(_ON_ALL_TRIES):
-            name = f"/forkshm-{label}-{secrets.token_hex(6)}".encode()  # 31 letters are the most on macOS
+            name = f"/forkshm-{label}-{secrets.token_hex(6)}".encode()  # macOS allows 31 characters
             try:
                 fd = _syscalls.shm_open(name, flags, 0o600)
             except FileExistsError:
@@ -277,7 +281,7 @@ class PosixBackend(Unix):
             except OSError as error:
                 self._once_more(error)
                 continue
-            # A process that is killed here leaves an empty object and its name behind.
+            # A process that is killed here leaves an empty named object behind.
             try:
                 _syscalls.shm_unlink(name)
                 os.set_inheritable(fd, False)
@@ -289,8 +293,8 @@ class PosixBackend(Unix):
 
     @whole
     def create_growing(self, label: str) -> int:
-        # Objects of shm_open(3) can be given a size once, and not be written to, on macOS. But not every file system
-        # has files of any size.
+        # On macOS, objects of shm_open(3) can be resized only once and cannot be written to, so a file is used. Not
+        # every file system has files of any size, however.
         fd = self._new_file(label)
         try:
             if not _is_boundless(fd):
@@ -318,7 +322,7 @@ class PosixBackend(Unix):
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
         path = os.fsencode("/" + name)
         try:
-            # Where these objects are files, see `Unix.open_named`; where they are not, the flags are refused.
+            # For objects that are files, see `Unix.open_named`; for others, the system refuses the flags.
             fd = _syscalls.shm_open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, permissions)
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -341,7 +345,7 @@ class PosixBackend(Unix):
 
     @whole
     def reopen(self, fd: int) -> int:
-        # Without companions: that is what matters to those who hold bytes.
+        # Without companions: a new description holds no bytes.
         return super().duplicate(fd)
 
     def open_remote(self, pid: int, fd: int, identity: Identity) -> int:
@@ -373,7 +377,7 @@ class PosixBackend(Unix):
     # -- mappings ---------------------------------------------------------------------
 
     def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        # An address without MAP_FIXED is a wish, which is granted if nothing is there.
+        # Without MAP_FIXED the address is a hint, which the kernel follows if the range is free.
         got = _syscalls.mmap(fd, size, *FLAGS[access], offset, address)
         if got != address:
             self.unmap(got, size)
@@ -389,7 +393,7 @@ class PosixBackend(Unix):
         raise OSError(errno.ENOTSUP, "this system has no /proc/self/pagemap")
 
     def discard(self, address: int, size: int) -> None:
-        raise OSError(errno.ENOTSUP, "this system cannot take pages out of shared memory")
+        raise OSError(errno.ENOTSUP, "this system cannot release pages of shared memory")
 
     # -- leases -----------------------------------------------------------------------
 
@@ -408,7 +412,7 @@ class PosixBackend(Unix):
         for other in self._others(fd, position, identity):
             self.attach(fd, position, Unix.duplicate(self, other))
             return
-        if made is None:  # a process that did not make it holds only what it was lent
+        if made is None:  # a process that did not create the object holds only bytes lent to it
             raise OSError(errno.EACCES, f"no description in this process holds byte {position} of fd {fd}")
         read_end, write_end = self._pipe()
         made.lent.setdefault(position, []).append(read_end)
@@ -447,14 +451,14 @@ class PosixBackend(Unix):
         return any(True for _ in self._others(fd, position, identity))
 
     def companion(self, fd: int, what: int) -> int | None:
-        """Return the companion of an fd that is for that."""
+        """Return the companion of an fd that has that purpose."""
         for found, companion in self._companions.get(fd, ()):
             if found == what:
                 return companion
         return None
 
     def _others(self, fd: int, position: int, identity: Identity) -> Iterator[int]:
-        """Return what other fds of that object hold the byte with."""
+        """Return the companions by which other fds of that object hold the byte."""
         for other in list(self._holders.get(position, ())):
             if other != fd and self.identify(other)[0] == identity:
                 companion = self.companion(other, position)
@@ -465,7 +469,7 @@ class PosixBackend(Unix):
 
     @whole
     def create_counter(self, memory: int) -> int:
-        # The position of an open file description, as on Linux; of a file without a name.
+        # The position of an open file description, as on Linux; the file has no name.
         return self._new_file("counter")
 
     def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
@@ -477,8 +481,8 @@ class PosixBackend(Unix):
 
     @whole
     def _count_now(self, counter: int, change: int, noted: list[int] | None) -> int | None:
-        """Count, unless another process does at the moment: None."""
-        # That lseek(2) adds in one step is nowhere promised. A record lock goes with the process that has it.
+        """Count; return None while another process counts."""
+        # POSIX does not promise that lseek(2) adds atomically. A record lock vanishes with its process.
         with self._counting:
             try:
                 fcntl.lockf(counter, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -610,7 +614,7 @@ class PosixBackend(Unix):
         return super().duplicate(sentinel)
 
     def signal_process(self, process: int, pid: int, number: int) -> None:
-        # Until it is collected, a child's pid is nobody else's.
+        # A child's pid is not reused until the child is collected.
         if _wait(0.0, process, None):
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         os.kill(pid, number)
@@ -622,12 +626,12 @@ class PosixBackend(Unix):
                     return None
                 return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
-                pass  # the fork server's
+                pass  # a child of the fork server
             except OSError:
                 return None
         try:
             listed = subprocess.run(  # noqa: S603
-                ["ps", "-o", "state=", "-p", str(pid)],  # noqa: S607 - wherever this system has it
+                ["ps", "-o", "state=", "-p", str(pid)],  # noqa: S607 - found on the PATH
                 capture_output=True,
                 check=False,
                 text=True,
@@ -643,7 +647,7 @@ class PosixBackend(Unix):
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # somebody else's, who has that pid now
+            pass  # the pid belongs to a process of another user
         return True
 
     def process_token(self) -> int:
@@ -658,7 +662,7 @@ class PosixBackend(Unix):
         return os.cpu_count() or 1
 
     def die_with(self, lifeline: int) -> int:
-        # Nothing tells a process by a signal, everywhere, that a pipe has closed; so a thread waits for it.
+        # POSIX has no signal for the closing of a pipe, so a thread waits for it.
         own = super().duplicate(lifeline)
         pid = os.getpid()
 
@@ -677,13 +681,13 @@ class PosixBackend(Unix):
 
 
 class End(socket.socket):
-    """An end of a channel: a socket that keeps messages whole, and one that tells when the other end is gone."""
+    """An end of a channel: a socket that keeps messages whole, and a companion that reports the end of the peers."""
 
     def __init__(self, backend: PosixBackend, fd: int) -> None:
         super().__init__(fileno=fd)
-        self.settimeout(None)  # whatever socket.setdefaulttimeout() said
+        self.settimeout(None)  # overrides socket.setdefaulttimeout()
         self._backend = backend
-        #: Whether what was received last was the news that the other end is gone.
+        # Whether the last receive reported that the other end is gone.
         self.said_end = False
 
     def _life(self) -> int | None:
@@ -736,14 +740,14 @@ class End(socket.socket):
                     self.said_end = True
                     return b"", [], 0, None
                 life = self._life()
-                # What was sent before the other end went is there when we look once more.
+                # Messages sent before the other end closed are found by one more look.
                 over = life is not None and _has_hung_up(life)
                 if not over:
                     if flags & _DONTWAIT:
                         raise
                     _wait(None, self.fileno(), life)
             except ConnectionResetError:
-                pass  # BSD says once that the other end is gone
+                pass  # BSD reports once that the other end is gone
 
     @whole
     def _receive_now(self, bufsize: int, space: int, flags: int) -> tuple[bytes, list[Any], int, Any]:
@@ -759,7 +763,7 @@ class End(socket.socket):
             end = len(data) - 2
             start = end - _COMPANION.size * data[end + 1]
             if start >= 0:
-                # When there was no room for all, the companions were lost first: they are behind the others.
+                # If there was no room for all fds, the companions were lost first, because they come last.
                 count = min(data[end], len(fds))
                 for (place, what), companion in zip(_COMPANION.iter_unpack(data[start:end]), fds[count:], strict=False):
                     if place < count:
@@ -791,7 +795,7 @@ class End(socket.socket):
         if fd >= 0:
             self._backend.close(fd)
 
-    # With defaults: at the end of the program the names of this module may be gone.
+    # With defaults, because the names of this module may be gone when the program ends.
     def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:
         if self.fileno() >= 0:
             if not ends():
@@ -800,7 +804,7 @@ class End(socket.socket):
 
 
 class _Callee:
-    """At an address in a directory of its own, which only this user can enter."""
+    """A listener at an address in a directory of its own, which only this user can enter."""
 
     def __init__(self, backend: PosixBackend, address: str | None, backlog: int) -> None:
         self._backend = backend
@@ -847,10 +851,10 @@ class _Births:
     """The pipes by which parents see that their children have ended."""
 
     def __init__(self) -> None:
-        # Writing ends of children that are being forked, by whichever thread.
+        # Writing ends of the pipes of children that are being forked, by thread.
         self._begun: dict[int, int] = {}
         self._here = threading.local()
-        # In a child: the one that it holds for its parent.
+        # In a child, the writing end that it holds for its parent.
         self._own = -1
 
     def begin(self, read_end: int, write_end: int, *, forked: bool = True) -> None:
@@ -862,7 +866,7 @@ class _Births:
     def end(self, write_end: int) -> None:
         read_end = self._begun.pop(write_end, None)
         self._here.write_end = -1
-        if read_end is not None:  # else this is the child, and holds it
+        if read_end is not None:  # otherwise this is the child, which holds it
             os.close(read_end)
             os.close(write_end)
 
@@ -870,7 +874,7 @@ class _Births:
         self._own = write_end
 
     def in_child(self) -> None:
-        # A child must not hold those of its siblings, nor that of its parent.
+        # A child must not hold the writing ends of its siblings or of its parent.
         mine = getattr(self._here, "write_end", -1)
         for fd in (*self._begun, *self._begun.values(), self._own):
             if fd >= 0 and fd != mine:
@@ -895,7 +899,7 @@ def _is_boundless(fd: int) -> bool:
 def _owner(address: str) -> int:
     try:
         return os.stat(address).st_uid
-    except PermissionError:  # it is in a directory that is not ours
+    except PermissionError:  # the address is in a directory of another user
         return os.stat(os.path.dirname(address)).st_uid
 
 

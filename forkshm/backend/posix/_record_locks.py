@@ -1,12 +1,13 @@
 """Locks in shared memory without robust mutexes, process-shared semaphores or futexes.
 
-A lock is a number in the memory, and a byte of that number in a file that all processes of this user have open: whose
-record lock (fcntl(2)) is on the byte, has the lock. The kernel takes it away from who ends, in whichever way. Beside
-the number the holder writes its thread: who finds one there when it gets the lock, knows that the holder died.
+A lock is a number in the memory and the byte at that position in a file, which all processes of this user have open.
+The process whose record lock (fcntl(2)) is on the byte has the lock. The kernel removes the record lock when that
+process ends, in any way. The holder writes its thread beside the number. A process that gets the lock and finds a
+thread there knows that the holder died.
 
-Nobody is woken up by this: who waits, looks again and again, with pauses from 20 us to 2 ms.
+Nothing wakes a waiter: it polls, with pauses from 20 us to 2 ms.
 
-It works between the processes of one user on one machine, which see the same directory /tmp.
+These locks work between processes of one user on one machine that share the directory /tmp.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from forkshm.backend import _memory
 from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import SyncError
 
-assert sys.platform != "win32"  # elsewhere type checkers leave out what follows
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MUTEX_SIZE = 64
 SEMAPHORE_SIZE = 64
-#: Unlike that of any C library: others do not take these for theirs.
 LOCK_LAYOUT = 4 << 8 | struct.calcsize("P")
+"""Differs from that of every C library, so that other processes refuse these locks."""
 locks_missing: str | None = None
 
-#: Words of eight bytes: the byte of the file; who has it, or had it and died; what became of it; which file.
+# Words of eight bytes: the byte of the file; the owner, alive or dead; the state after its death; the file.
 _NUMBER, _OWNER, _STATE, _FILE = 0, 1, 2, 3
-#: For a semaphore.
+# In a semaphore, this word has the permits.
 _PERMITS = 1
 _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 _MOST_PERMITS = 2**31 - 1
@@ -51,31 +52,31 @@ _MOST_PERMITS = 2**31 - 1
 _FIRST_PAUSE, _LAST_PAUSE = 20e-6, 2e-3
 
 
-#: What the file may be called, in this order: others may have taken a name.
+# Names to try for the file, in this order: other users may have taken some.
 _NAMES = ["forkshm-{user}.locks", *(f"forkshm-{{user}}-{number}.locks" for number in range(1, 16))]
-#: How often the file is touched while it is used: what looks old may be cleaned away.
+# How often the file is touched while in use, so that cleaners of old files leave it.
 _TOUCH_SECONDS = 3600.0
-#: How often, and at what distance, the kernel is asked to release a lock before that is an error.
+# Number of attempts to release a lock before the refusal is an error, and the pause between them.
 _RELEASES, _RELEASE_PAUSE = 200, 0.005
 
 
 class _Files:
-    """The files whose bytes are locked: each lock says which of them it is in.
+    """The files whose bytes are locked; each lock records which file it is in.
 
-    One is enough, unless that was removed while it was used. Then the locks in it are those of the processes that have
-    it open, and others are refused; new locks are made in a new file.
+    One file is enough, unless it is removed while in use. Then its locks stay usable for the processes that have it
+    open, and other processes are refused. New locks are made in a new file.
     """
 
     def __init__(self) -> None:
-        # By identity. Never closed: with one fd of a file all locks of this process in it would go.
+        # By identity. Never closed: closing one fd of a file would release all of this process's locks in it.
         self._fds: dict[int, int] = {}
         self._touched = time.monotonic()
 
     def current(self) -> int:
-        """Return the identity of the file that new locks are made in.
+        """Return the identity of the file for new locks.
 
         Raises:
-            SyncError: There is no place for it.
+            SyncError: No file can be opened.
         """
         for identity, fd in self._fds.items():
             if os.fstat(fd).st_nlink:
@@ -91,7 +92,7 @@ class _Files:
             else:
                 return identity
         raise SyncError(
-            f"cannot make a lock: no file can be opened for it ({refused[-1]}): remove files of that name that belong "
+            f"cannot make a lock: no file can be opened for it ({refused[-1]}). Remove files of that name that belong "
             "to others, or set TMPDIR"
         )
 
@@ -100,10 +101,10 @@ class _Files:
         return list(self._fds.values())
 
     def fd(self, identity: int) -> int:
-        """Return the fd of a file that a lock is in.
+        """Return the fd of the file that a lock is in.
 
         Raises:
-            SyncError: The file is not there any more.
+            SyncError: The file was removed.
         """
         fd = self._fds.get(identity, -1)
         if fd < 0:
@@ -114,7 +115,7 @@ class _Files:
             else:
                 raise SyncError(
                     f"cannot use a lock: the file in {_folder()} by which processes share it was removed while it was "
-                    "used: let no cleaner remove forkshm-*.locks there, and start the program again"
+                    "used. Keep cleaners from removing forkshm-*.locks there, and start the program again"
                 )
             fd = self._fds[identity]
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
@@ -130,7 +131,7 @@ class _Files:
             status = os.lstat(path)
         if status is not None:
             if (known := _identity(status)) in self._fds:
-                return known  # to close another fd of it would release its locks
+                return known  # closing another fd of the file would release its locks
             _check(status)
         fd = os.open(path, flags, 0o600)
         try:
@@ -143,7 +144,8 @@ class _Files:
         if self._fds.setdefault(identity, fd) == fd:
             with contextlib.suppress(OSError):
                 os.utime(fd)
-        # Else another thread was faster. This fd stays open: to close it would release the locks of the other one.
+        # Another thread opened the file first. This fd stays open, because closing it would release that thread's
+        # locks.
         return identity
 
 
@@ -153,7 +155,7 @@ def _check(status: os.stat_result) -> None:
 
 
 def _identity(status: os.stat_result) -> int:
-    # While anybody has it open, its number is no other file's.
+    # While the file is open, no other file has its number.
     return (status.st_dev << 40 ^ status.st_ino) % 2**64
 
 
@@ -167,16 +169,16 @@ def _paths() -> Iterator[str]:
 
 
 class _Held:
-    """What this process has locked; a record lock does not tell its threads apart."""
+    """The locks that threads of this process hold; a record lock does not tell threads apart."""
 
     def __init__(self) -> None:
-        # By number: the thread that has it. Changed in steps that no other thread can come between.
+        # The holding thread, by number. Changed in steps that no other thread can interleave with.
         self.by_number: dict[int, tuple[int, object]] = {}
-        #: See `process_token`; 0 until somebody asks.
+        # See `process_token`; 0 until first used.
         self.token = 0
 
     def in_child(self) -> None:
-        # Record locks are those of the process that took them.
+        # Record locks belong to the process that took them, not to its children.
         self.by_number.clear()
         self.token = 0
 
@@ -188,9 +190,12 @@ _system.register_at_fork(after_in_child=_held.in_child)
 
 @whole
 def process_token() -> int:
-    """Return a number that says which process this is: its pid, and a random one; it has that byte of the file."""
+    """Return a number that identifies this process: its pid and a random part.
+
+    The process locks the byte at that position of the file.
+    """
     token = secrets.randbits(30) << 32 | 1 << 62 | os.getpid() & 0x7FFFFFFF
-    # Also the pid's start would do; but not all systems tell it, and none of them by one call.
+    # The start time of the pid would also do, but not every system reports it, and none by a single call.
     fcntl.lockf(_files.fd(_files.current()), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
     _held.token = token
     return token
@@ -198,10 +203,11 @@ def process_token() -> int:
 
 @whole
 def is_alive(token: int) -> bool:
-    """Return whether the process with that token is alive."""
+    """Return whether the process with that token has not ended."""
     if token == _held.token:
         return True
-    # Like struct flock of C: its fields are in another order on each system, so it is tried, and given back at once.
+    # F_GETLK needs C's struct flock, whose order of fields differs between systems. So the lock is tried instead, and
+    # released at once.
     _files.current()
     for fd in _files.fds():
         try:
@@ -219,7 +225,7 @@ def _words(address: int) -> memoryview:
 
 
 def _lock(words: memoryview, thread: int) -> int:
-    """Take its byte: 0, EBUSY, EDEADLK, or EOWNERDEAD: of a thread of this process that has ended."""
+    """Lock the byte: 0, EBUSY, EDEADLK, or EOWNERDEAD if a thread of this process ended as the owner."""
     number, fd = words[_NUMBER], _files.fd(words[_FILE])
     mine = (thread, object())
     there = _held.by_number.setdefault(number, mine)
@@ -245,8 +251,8 @@ def _unlock(words: memoryview) -> None:
             fcntl.lockf(_files.fd(words[_FILE]), fcntl.LOCK_UN, 1, number)
             break
         except OSError as error:
-            # ENOLCK: a record of what is still held on both sides of the byte takes room that there is none for. Until
-            # this is released all others wait.
+            # ENOLCK: splitting a record around the byte needs kernel memory that is not available. All others wait
+            # until this lock is released.
             if error.errno not in (errno.ENOLCK, errno.ENOMEM) or not left:
                 raise
             time.sleep(_RELEASE_PAUSE)
@@ -259,7 +265,7 @@ def _new_number() -> int:
 
 @whole
 def mutex_init(address: int) -> int:
-    """Make a mutex."""
+    """Initialize a mutex."""
     words = _words(address)
     words[_OWNER] = words[_STATE] = 0
     words[_FILE] = _files.current()
@@ -338,7 +344,7 @@ def sem_init(address: int, value: int) -> int:
 
 
 def _change_permits(address: int, change: int) -> int:
-    """Add to the permits: 0, or -1 when there would be too few, or too many."""
+    """Add to the permits: 0, or -1 if there would be too few or too many."""
     pause = _FIRST_PAUSE
     while (code := _change_now(address, change)) == errno.EBUSY:
         time.sleep(pause)
@@ -357,10 +363,10 @@ def _change_now(address: int, change: int) -> int:
         value = words[_PERMITS] + change
         if not 0 <= value <= _MOST_PERMITS:
             return -1
-        words[_PERMITS] = value  # one store: a process that is killed here has done it or not
+        words[_PERMITS] = value  # one store: a process killed here has either changed it or not
         return 0
     finally:
-        if code != errno.EDEADLK:  # else a finalizer came into the middle of this very call
+        if code != errno.EDEADLK:  # with EDEADLK, a signal handler interrupted this very call
             _unlock(words)
 
 
@@ -402,7 +408,7 @@ def _word(address: int) -> memoryview:
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:
-    """See `Locks`: the waking thread has changed the word before."""
+    """See `Locks`. The waking thread has changed the word before it wakes."""
     word = _word(address)
     if word[0] != expected:
         return errno.EAGAIN
@@ -420,7 +426,7 @@ _barrier = threading.Lock()
 
 
 def futex_wake(address: int, count: int) -> int:
-    """Nobody sleeps for longer than a moment; see `Locks` for the barrier."""
-    if _barrier.acquire(blocking=False):  # a locked instruction: what was written before is seen by all
+    """Provide only the memory barrier, see `Locks`: waiters poll the word."""
+    if _barrier.acquire(blocking=False):  # a locked instruction makes earlier writes visible to all
         _barrier.release()
     return 0

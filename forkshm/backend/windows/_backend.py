@@ -1,10 +1,10 @@
 """Windows: sections backed by the paging file, named pipes. An fd here is a HANDLE.
 
-A section does not tell its exact size, nor who it is. So those that are made here have a *trailer*, a page behind the
-usable bytes, with both, and with the process that made it.
+A section reports neither its exact size nor its identity. So sections made here have a *trailer*, a page behind the
+usable bytes. It records both, and the process that made the section.
 
-A lease is a handle of the block's section, which nothing else lies in: the kernel counts handles, wherever they are,
-and tells how many there are.
+A lease is a handle of a block's section, which contains nothing else. The kernel counts the handles of a section in all
+processes, and reports their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from forkshm.backend._interface import Callee, Poller
 
-assert sys.platform == "win32"  # what the type checker needs to be told
+assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 
 __all__ = ("WindowsBackend",)
 
@@ -48,25 +48,25 @@ _PROTECTION = {
     Access.SNAPSHOT: _winapi.PAGE_READONLY,
 }
 
-# The trailer: magic, identity, size, who made it and when that process was started, and whether its maker has done
-# with it.
+# The trailer: magic, identity, size, pid and start time of the creator, and whether the creator has given the section
+# up.
 _TRAILER = struct.Struct("<16sqqQQQQ")
 _MAGIC = b"forkshm section\1"
 _MAKER, _GIVEN_UP = 40, 56
 
-#: What a process that was ended by a signal's number would have exited with; 0x10000 is that of multiprocess.
+# Exit code of a process ended by signal 0; the signal's number is added. multiprocess uses 0x10000 for terminate().
 _ENDED = 0x10000
 _SIGTERM = 15
 
-#: No process has memory from here on: 64 bits.
+# Address spaces of 64-bit processes end here.
 _HIGHEST = 2**47
 
-#: Files of named objects that somebody maps still while their name was taken away.
+# Prefix of files of named objects that were removed while still mapped.
 _REMOVED = "removed-"
-#: The clock and the ticks since the start differ by some seconds.
+# The clock and the ticks since the start differ by some seconds.
 _BOOT_MARGIN_SECONDS = 60.0
 
-#: Kinds of handles to look for. Events come and go with every wait; each lock of Python is a semaphore.
+# Kinds of handles to look for. Others are transient: waits use events, and each lock of Python is a semaphore.
 _FILES = 64
 _COUNTED = frozenset({"Section", "File", "Process"})
 
@@ -90,17 +90,17 @@ class WindowsBackend(Backend):
 
     def __init__(self) -> None:
         self._page, self.page_size = _winapi.page_sizes()
-        # By the base of each view, how much of it is in use.
+        # Bytes in use of each view, by base address.
         self._views: dict[int, int] = {}
-        # Those that are whole sections with their trailer.
+        # Views that are whole sections with their trailer.
         self._with_trailer: set[int] = set()
-        # By the base of each, where it ends.
+        # The end of each view, by base address.
         self._ends: dict[int, int] = {}
         self._folder: str | None = None
         self._lock = _interrupts.Lock()
-        # Processes that made segments which are mapped here.
+        # Handles of processes that made segments mapped here.
         self._makers: dict[tuple[int, int], int] = {}
-        # Processes that were stopped from here.
+        # Processes that were suspended by this one.
         self._stopped: set[int] = set()
 
     def close(self, fd: int) -> None:
@@ -189,7 +189,7 @@ class WindowsBackend(Backend):
         trailer = self._trailer(fd, whole)
         if trailer is not None:
             return (trailer[1], trailer[2]), trailer[3]
-        # Somebody else's: its name is its own while it is open. Without a name it is like no other.
+        # A section of another program is identified by its name while it is open. Without a name it has no identity.
         name = _winapi.object_name(fd)
         digest = hashlib.sha256(name.encode()).digest() if name else secrets.token_bytes(16)
         return (int.from_bytes(digest[:7], "little"), int.from_bytes(digest[7:14], "little")), whole
@@ -211,9 +211,9 @@ class WindowsBackend(Backend):
             if self.identify(opened)[0] == identity:
                 return opened
         except OSError:
-            pass  # a handle of something that is no memory
+            pass  # the handle is not of a memory object
         _winapi.close(opened)
-        raise OSError(errno.ESTALE, f"handle {fd} of process {pid} is another object")
+        raise OSError(errno.ESTALE, f"handle {fd} of process {pid} is a different object")
 
     def may_write(self, fd: int) -> bool:
         # SECTION_MAP_WRITE, and FILE_WRITE_DATA of files, are the same bit.
@@ -231,8 +231,8 @@ class WindowsBackend(Backend):
     # -- named objects and files ------------------------------------------------------
 
     def _path_of(self, name: str) -> str:
-        # File systems of Windows forbid letters, and do not tell capital ones from others: what is
-        # readable of the name comes first, the rest of the file's name is the name's digest.
+        # Windows file systems forbid some characters and ignore case. So the file name is the readable part of the
+        # name, followed by the name's digest.
         readable = re.sub(r"[^a-z0-9_.-]", "_", name.lower())[:40]
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
         return os.path.join(self.folder_of_named(), f"{readable}-{digest}")
@@ -251,11 +251,11 @@ class WindowsBackend(Backend):
             return self._folder
 
     def _sweep(self, folder: str) -> None:
-        """Delete what is older than this run of the system, and what was removed and is not mapped any more."""
+        """Delete files older than this run of the system, and removed files that are no longer mapped."""
         booted = time.time() - _winapi.milliseconds_since_boot() / 1000 - _BOOT_MARGIN_SECONDS
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                # What somebody has open or mapped cannot be deleted, and stays.
+                # Files that a process has open or mapped cannot be deleted, and stay.
                 with contextlib.suppress(OSError):
                     if entry.name.startswith(_REMOVED) or entry.stat(follow_symlinks=False).st_mtime < booted:
                         os.remove(entry.path)
@@ -278,7 +278,7 @@ class WindowsBackend(Backend):
         folder = self.folder_of_named()
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        # A file that is mapped cannot be deleted, but it can have another name: so this one is free at once.
+        # A mapped file cannot be deleted, but it can be renamed, so that the name is free at once.
         gone = os.path.join(folder, f"{_REMOVED}{os.getpid()}-{secrets.token_hex(8)}")
         os.rename(path, gone)
         self._sweep(folder)
@@ -291,13 +291,13 @@ class WindowsBackend(Backend):
         return not _winapi.file_info(fd).attributes & _winapi.FILE_ATTRIBUTE_DIRECTORY
 
     def owner(self, fd: int) -> str | None:
-        return None  # nobody else can write to the folder
+        return None  # no other user can write to the folder
 
     def resize(self, fd: int, size: int) -> None:
         try:
             _winapi.set_file_size(fd, size)
         except OSError as error:
-            if error.errno == errno.EINVAL:  # of a size that is none for any file
+            if error.errno == errno.EINVAL:  # no file can have that size
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from error
             raise
 
@@ -310,7 +310,7 @@ class WindowsBackend(Backend):
         self._map(fd, size, access, offset, address)
 
     def _map(self, fd: int, size: int, access: Access, offset: int, address: int | None) -> int:
-        if address is not None and not 0 < address < _HIGHEST:  # 0 means "anywhere" to the system
+        if address is not None and not 0 < address < _HIGHEST:  # 0 lets the system choose
             raise OSError(errno.EINVAL, f"{address:#x} is not a valid address of a process")
         whole = _winapi.section_size(fd)
         section = fd
@@ -318,7 +318,7 @@ class WindowsBackend(Backend):
             whole = _winapi.file_info(fd).size
             section = _winapi.create_section(0, file=fd, protection=_PROTECTION[access])[0]
         try:
-            # Whole pages are asked for; what is there ends where it ends. A trailer is mapped with what it belongs to.
+            # Whole pages are requested; the mapping ends where the object ends. A trailer is mapped with its section.
             end = self._whole_pages(size)
             fits = offset + end + self._page < whole
             base = _winapi.map_view(section, _VIEW[access], offset, size if fits else 0, address)
@@ -329,7 +329,7 @@ class WindowsBackend(Backend):
             if section != fd:
                 _winapi.close(section)
         self._views[base] = size
-        # The size is of whole pages of 64 KiB, the memory of pages of 4 KiB.
+        # The size is in whole pages of 64 KiB, the memory in pages of 4 KiB.
         self._ends[base] = base + (size if fits else self._whole_pages(whole - offset))
         return base
 
@@ -339,7 +339,7 @@ class WindowsBackend(Backend):
     def unmap(self, address: int, size: int) -> None:
         base = address if address in self._views else max(base for base in self._views if base < address)
         left = self._views[base] - size
-        if left > 0:  # part of a view cannot be unmapped: it goes with the rest
+        if left > 0:  # part of a view cannot be unmapped, so it goes with the rest
             self._views[base] = left
             return
         del self._views[base], self._ends[base]
@@ -367,10 +367,10 @@ class WindowsBackend(Backend):
         raise OSError(errno.ENOTSUP, f"Windows does not support the advice {advice}")
 
     def own_pages(self, address: int, size: int) -> list[tuple[int, int]]:
-        raise OSError(errno.ENOTSUP, "Windows does not tell which pages are private")
+        raise OSError(errno.ENOTSUP, "Windows does not report which pages are private")
 
     def discard(self, address: int, size: int) -> None:
-        raise OSError(errno.ENOTSUP, "single pages of a section cannot be given back")
+        raise OSError(errno.ENOTSUP, "single pages of a section cannot be released")
 
     buffer_at = staticmethod(_memory.buffer_at)
     address_of = staticmethod(_memory.address_of)
@@ -394,10 +394,10 @@ class WindowsBackend(Backend):
     # -- leases ---------------------------------------------------------------------
 
     def lock_shared(self, fd: int, position: int) -> None:
-        """Nothing: to have the handle is to hold the block."""
+        """Do nothing: a process that has the handle holds the block."""
 
     def unlock(self, fd: int, position: int) -> None:
-        """Nothing: closing the handle does it."""
+        """Do nothing: closing the handle releases the block."""
 
     def is_held(self, fd: int, position: int) -> bool:
         if _winapi.query_object(fd).handles == 1:
@@ -408,7 +408,7 @@ class WindowsBackend(Backend):
     def is_abandoned(self, address: int, size: int) -> bool:
         """Return whether the creator of the section, which is mapped whole there, has ended or no longer uses it."""
         if address not in self._with_trailer:
-            return True  # no section of ours
+            return True  # not a section of forkshm
         trailer = address + self._whole_pages(size)
         if _winapi.load_long(trailer + _GIVEN_UP):
             return True
@@ -472,7 +472,7 @@ class WindowsBackend(Backend):
         return _pipes.wait_readable(end.fileno(), seconds)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        time.sleep(min(seconds, 0.005))  # a pipe does not tell: a waiter tries again
+        time.sleep(min(seconds, 0.005))  # a pipe does not report room: the waiter tries again
         return True
 
     def poller(self) -> Poller:
@@ -509,7 +509,7 @@ class WindowsBackend(Backend):
             raise
 
     def wake(self, wakeup: int, how_many: int) -> None:
-        with contextlib.suppress(OSError):  # two thousand million rings that nobody heard yet
+        with contextlib.suppress(OSError):  # the semaphore already holds two thousand million wakeups
             _winapi.release_semaphore(wakeup, how_many)
 
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
@@ -550,7 +550,7 @@ class WindowsBackend(Backend):
             return
         if number not in (_SIGTERM, _system.SIGKILL):
             raise OSError(errno.ENOTSUP, f"Windows has no signal {number} for other processes")
-        # What multiprocess takes for SIGTERM, and the same for the other.
+        # multiprocess exits with this code for SIGTERM; other signals follow the same pattern.
         _winapi.terminate(process, _ENDED if number == _SIGTERM else _ENDED + number)
 
     def is_stopped(self, pid: int) -> bool | None:
@@ -584,7 +584,7 @@ class WindowsBackend(Backend):
             _winapi.close(process)
 
     def create_lifeline(self) -> tuple[int, int]:
-        # A handle of this process is what others wait for; the second is only to be closed.
+        # Other processes wait for a handle of this process; the second handle only has to be closed.
         mine = _winapi.duplicate(_winapi.SELF)
         try:
             return mine, _winapi.duplicate(_winapi.SELF)
@@ -593,22 +593,22 @@ class WindowsBackend(Backend):
             raise
 
     def die_with(self, lifeline: int) -> int:
-        # The kernel's own way, a job that kills on close, makes Wine 8 crash; this one works everywhere.
+        # The kernel's own mechanism, a job that kills on close, crashes Wine 8.
         kept = _winapi.duplicate(lifeline)
         try:
             _winapi.end_with(kept)
         except BaseException:
             _winapi.close(kept)
             raise
-        return _winapi.duplicate(_winapi.SELF)  # what waits must stay; this may be closed
+        return _winapi.duplicate(_winapi.SELF)  # the waiting handle must stay; this one may be closed
 
     # -- for tests ----------------------------------------------------------------------
 
     def handles(self) -> frozenset[tuple[int, str]]:
-        """Return the handles of kernel objects that this process has, but those that are kept on purpose."""
+        """Return the handles of kernel objects of this process, except those that are kept on purpose."""
         _pipes.outgoing.sweep()
         kept = set(self._makers.values()) | _pipes.kept() | _locks.kept()
-        for fileno in range(_FILES):  # files of Python, and of the user that runs the tests
+        for fileno in range(_FILES):  # files of Python and of the test runner
             with contextlib.suppress(OSError):
                 kept.add(self.of_file(fileno))
         found = set()

@@ -1,10 +1,10 @@
-"""Locks in shared memory on Windows: words in the region, and the kernel's mutex of a name that is written beside them.
+"""Locks in shared memory on Windows: words in the region, and a named kernel mutex whose name is one of the words.
 
-A mutex of the kernel is owned by a thread and freed when that ends, so nobody waits for the dead. But it is gone, and
-with it the news of a death, when nobody has it open; so the owner is written into the region as well. Whoever gets the
-kernel's mutex and finds an owner there knows that this one died.
+A kernel mutex is owned by a thread and released when the thread ends, so no process waits for a dead one. But when no
+process has the mutex open, it is destroyed, and the information that its owner died is lost. So the owner is also
+written into the region. A thread that gets the kernel mutex and finds an owner there knows that this owner died.
 
-There is no futex between processes: waiting for a word is looking at it, often at first, then each millisecond.
+Windows has no futex between processes. A thread waits for a word by polling it: often at first, then each millisecond.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from forkshm.backend.windows import _winapi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-assert sys.platform == "win32"  # what the type checker needs to be told
+assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 
-#: Bytes of a mutex: name, owner, when the owner's process was started, state.
 MUTEX_SIZE = 64
+"""Bytes of a mutex: name, owner, start time of the owner's process, state."""
 _OWNER, _STARTED, _STATE = 16, 24, 32
-#: Bytes of a semaphore: a mutex that guards the count, and the count.
 SEMAPHORE_SIZE = 64
+"""Bytes of a semaphore: a mutex that guards the count, and the count."""
 _COUNT = 48
 _MOST = 2**31 - 1
-#: Neither glibc nor another C library.
 LOCK_LAYOUT = 3 << 8 | struct.calcsize("P")
+"""Differs from that of every C library, so that other processes refuse these locks."""
 locks_missing: str | None = None
 
 _SOUND, _INHERITED, _LOST = 0, 1, 2
 
-#: Mutexes of the kernel that are kept open here, beyond those that a thread of this process holds.
+# Kernel mutexes that stay open here, beyond those that a thread of this process holds.
 _KEPT = 1024
 _LOOKS = 50
 _PAUSE = 0.001
 
 _handles: collections.OrderedDict[bytes, int] = collections.OrderedDict()
 _held: set[bytes] = set()
-#: Mutexes, and threads of which the kernel may say that they have one, perhaps twice, while the words do not say it: a
-#: signal handler raised in the middle of a call. Only the main thread runs them.
+# Mutexes and threads for which the kernel may count an ownership, perhaps twice, that the words do not show, because a
+# signal handler raised during a call. Only the main thread runs handlers.
 _unsure: set[tuple[bytes, int]] = set()
 _lock = _interrupts.Lock()
 _started = 0
@@ -78,19 +78,19 @@ def _handle_of(address: int) -> tuple[bytes, int]:
 
 
 def mutex_init(address: int) -> int:
-    """Make a mutex."""
+    """Initialize a mutex."""
     _memory.clear_memory(address, MUTEX_SIZE)
     _memory.copy(address, secrets.token_bytes(16), 16)
     return 0
 
 
 def mutex_trylock(address: int) -> int:
-    """Take it if nobody has it: 0, EBUSY, EOWNERDEAD (taken), ENOTRECOVERABLE or EDEADLK."""
+    """Try to lock: 0, EBUSY, EOWNERDEAD (locked), ENOTRECOVERABLE or EDEADLK."""
     return mutex_lock(address, 0.0)
 
 
 def mutex_lock(address: int, seconds: float) -> int:
-    """Acquire the lock, and wait for it; after *seconds*, ETIMEDOUT."""
+    """Lock: the codes of `mutex_trylock`, or ETIMEDOUT after *seconds*."""
     me, started = _me()
     if _winapi.load_long(address + _OWNER) == me and _winapi.load_long(address + _STARTED) == started:
         return errno.EDEADLK
@@ -107,7 +107,7 @@ def mutex_lock(address: int, seconds: float) -> int:
     if _winapi.load_long(address + _STATE) == _LOST:
         _release(key, handle)
         return errno.ENOTRECOVERABLE
-    # Whoever died before it wrote this had not begun; whoever died after it was cleared had ended.
+    # An owner that died before this store had not begun; one that died after it was cleared had finished.
     died = _winapi.load_long(address + _OWNER) != 0
     if died:
         _winapi.store_long(address + _STATE, _INHERITED)
@@ -120,7 +120,7 @@ def mutex_lock(address: int, seconds: float) -> int:
 
 
 def mutex_unlock(address: int) -> int:
-    """Release the lock: 0, or EPERM."""
+    """Unlock: 0, or EPERM."""
     me, started = _me()
     if _winapi.load_long(address + _OWNER) != me or _winapi.load_long(address + _STARTED) != started:
         return errno.EPERM
@@ -142,14 +142,14 @@ def mutex_unlock(address: int) -> int:
 
 
 def _release(key: tuple[bytes, int], handle: int) -> None:
-    # The kernel counts how often this thread has it.
+    # The kernel counts how often this thread has acquired the mutex.
     while _winapi.release_mutex(handle):
         pass
     _unsure.discard(key)
 
 
 def mutex_consistent(address: int) -> int:
-    """Mark the lock of a dead owner as consistent: 0, or EINVAL."""
+    """Mark as repaired: 0, or EINVAL."""
     if _winapi.load_long(address + _STATE) != _INHERITED:
         return errno.EINVAL
     _winapi.store_long(address + _STATE, _SOUND)
@@ -157,7 +157,7 @@ def mutex_consistent(address: int) -> int:
 
 
 def sem_init(address: int, value: int) -> int:
-    """Make a semaphore."""
+    """Initialize a semaphore."""
     if value > _MOST:
         return errno.EINVAL
     mutex_init(address)
@@ -170,7 +170,7 @@ def _change(address: int, by: int) -> int:
     try:
         code = mutex_lock(address, 5.0)
         if code == errno.EOWNERDEAD:
-            mutex_consistent(address)  # the count changes in one store
+            mutex_consistent(address)  # safe, because the count changes in one store
         elif code != 0:
             return -1
         value = _winapi.load(address + _COUNT)
@@ -182,19 +182,19 @@ def _change(address: int, by: int) -> int:
         mutex_unlock(address)
         return 0
     except BaseException:
-        # A signal handler raised, anywhere in the middle: a caller that gets no answer has changed nothing.
+        # A signal handler raised somewhere in this call. The caller gets no answer, so the change is undone.
         _change_back(address, by, before)
         raise
 
 
 def _change_back(address: int, by: int, before: int | None) -> None:
     code = mutex_lock(address, 5.0)
-    if code == errno.EDEADLK:  # had all the time
+    if code == errno.EDEADLK:  # this thread still holds the mutex
         if before is not None:
             _winapi.store(address + _COUNT, before)
     elif code in (0, errno.EOWNERDEAD):
         mutex_consistent(address)
-        if before is not None:  # let go after the store
+        if before is not None:  # released after the store
             _winapi.store(address + _COUNT, _winapi.load(address + _COUNT) - by)
     else:
         return
@@ -202,17 +202,17 @@ def _change_back(address: int, by: int, before: int | None) -> None:
 
 
 def sem_post(address: int) -> int:
-    """Give a permit: 0, or -1."""
+    """Release a permit: 0, or -1."""
     return _change(address, 1)
 
 
 def sem_try(address: int) -> Iterator[int]:
-    """Return a call that is made by asking for its one result: 0 when a permit was taken, else -1."""
+    """Return an iterator that tries to take a permit when it is advanced: 0 if one was taken, else -1."""
     return map(_change, (address,), (-1,))
 
 
 def sem_wait(address: int, seconds: float) -> Iterator[int]:
-    """Take a permit, and wait for it."""
+    """Return an iterator like that of `sem_try` that waits for *seconds*."""
     return map(_wait, (address,), (seconds,))
 
 
@@ -227,12 +227,12 @@ def _wait(address: int, seconds: float) -> int:
 
 
 def sem_value(address: int) -> int:
-    """Permits that are there."""
+    """Return the number of free permits."""
     return _winapi.load(address + _COUNT)
 
 
 def futex_wait(address: int, expected: int, seconds: float) -> int:
-    """Look at a word until it is another: 0, or EAGAIN (it is another), or ETIMEDOUT."""
+    """Poll a word while it is *expected*: 0, EAGAIN (it differs), or ETIMEDOUT."""
     if _winapi.load(address) != expected:
         return errno.EAGAIN
     deadline = time.monotonic() + seconds
@@ -246,12 +246,12 @@ def futex_wait(address: int, expected: int, seconds: float) -> int:
 
 
 def futex_wake(address: int, count: int) -> int:
-    """Do nothing, because waiters look by themselves; a full memory barrier."""
+    """Provide only a full memory barrier: waiters poll the word."""
     _winapi.full_barrier()
     return 0
 
 
 def kept() -> set[int]:
-    """Return the handles that are kept open for later: mutexes that were used."""
+    """Return the handles of mutexes that stay open for later use."""
     with _lock:
         return set(_handles.values())

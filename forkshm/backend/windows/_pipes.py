@@ -1,17 +1,17 @@
-"""Channels on Windows: named pipes of messages, with the behaviour of a SOCK_SEQPACKET socket.
+"""Channels on Windows: named pipes of messages, with the behavior of a SOCK_SEQPACKET socket.
 
-A pipe keeps message boundaries, any number of processes may have duplicates of either end, and each message goes to
-one of those who read. What it cannot do is carry handles. So a message *names* them, and the receiver fetches them:
+A pipe keeps message boundaries. Any number of processes may have duplicates of either end, and each message goes to one
+reader. A pipe cannot carry handles, so a message *names* them, and the receiver fetches them:
 
     sender                                          receiver
     duplicate the handles; take a receipt, a word
-    of memory that both can see
+    of memory that both can access
     write: pid, handles, receipt, bytes  ------->   open the sender, duplicate the handles into this
                                                     process, sign the receipt
-    close the duplicates when it is signed
+    close the duplicates once it is signed
 
-The difference to a kernel that carries them: what was sent and not received is gone when the sender is killed. One
-that ends by itself waits, for a bounded time, until all was received or nobody can receive any more.
+Unlike a kernel that carries handles, messages not yet received are lost when the sender is killed. A sender that ends
+by itself waits, for a bounded time, until every message is received or cannot be received.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from forkshm.backend.windows import _winapi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-assert sys.platform == "win32"  # what the type checker needs to be told
+assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 
 __all__ = (
     "DONTWAIT",
@@ -52,37 +52,37 @@ __all__ = (
     "outgoing",
 )
 
-# Flags of `MessageEnd.recvmsg`; the numbers are ours.
+# Flags of `MessageEnd.recvmsg`; the numbers are forkshm's own.
 DONTWAIT, TRUNCATED, FDS_LOST = 1, 2, 4
 
-#: What the kernel is asked to hold on the way, in each direction.
+# Bytes that the kernel is asked to buffer in each direction.
 _QUOTA = 256 * 1024
-#: A message takes so much of that at the least. The kernel counts bytes alone, and would hold many thousands of small
-#: messages, through all of which whoever waits for the last one has to go. On Linux it is as much, for the same reason.
+# The least that a message takes of that quota. The kernel counts bytes alone, and would buffer many thousands of small
+# messages. The last of them would wait behind all others. On Linux the limit is the same, for the same reason.
 _LEAST = 1024
-#: So there are never more in a pipe, with some that wait for room.
 MOST_MESSAGES = 2 * _QUOTA // _LEAST
-#: Bytes of handles that a message may have.
+"""Larger than the number of messages in a pipe, including those of senders that wait for room."""
+# Bytes that the handles of one message may take.
 _HANDLES = 64 * 1024
 _PAUSE = 0.25
-#: Used while this process has handles on their way: with them it keeps ends open, whose closing it may be waiting for.
+# Pause between looks while this process has handles in flight. They may keep open an end whose closing it waits for.
 _PAUSE_WITH_HANDLES = 0.02
 
 _PENDING, _ABORTED, _MORE_DATA = 997, 995, _winapi.MORE_DATA
 _PIPE_BUSY, _NOT_FOUND, _PIPE_CONNECTED = 231, 2, 535
 _REJECT_REMOTE, _FIRST_INSTANCE = 0x8, 0x80000
-#: Security of a client: nobody learns who it is.
+# Security quality of a client: the server cannot learn its identity.
 _ANONYMOUS = 0x00100000
 
-# What a message begins with: whether handles are named; how many bytes it has; how many handles; by whom, and when that
-# process was started; its memory of receipts, which of them, and what to sign with. The handles follow, and the bytes.
+# The head of a message: whether handles are named; the number of bytes; the number of handles; the sender's pid and
+# start time; its receipt memory, the index of the receipt, and the signature. The handles and the bytes follow.
 _PLAIN = struct.Struct("<BxxxI")
 _HEAD = struct.Struct("<BxxxIIIQQQQ")
 
 _WORD = 8
-#: Messages with handles that were sent and not received, at most.
+# Maximum number of unreceived messages with handles.
 _RECEIPTS = 8192
-#: How long a process that ends waits for those who are to receive what it has sent.
+# How long a process that ends waits for receivers of its messages.
 _FAREWELL_SECONDS = 10.0
 
 
@@ -92,16 +92,16 @@ _FAREWELL_SECONDS = 10.0
 class _Posted(NamedTuple):
     signature: int
     handles: list[int]
-    #: The end that it is on its way to, and one to ask whether anybody is there.
+    # The end that it was sent to, and an end that tells whether a receiver exists.
     to: int
     end: weakref.ref[MessageEnd]
 
 
 class _Outgoing:
-    """The handles that were sent and not fetched yet; they are this process' until then."""
+    """Handles that were sent but not yet fetched; this process owns them until then."""
 
     def __init__(self) -> None:
-        # Reentrant: the collector may close what has handles on their way.
+        # Reentrant, because garbage collection may close an end with handles in flight.
         self._lock = _interrupts.RLock()
         self._section = 0
         self._words = 0
@@ -110,7 +110,7 @@ class _Outgoing:
         self._signatures = itertools.count(1)
 
     def post(self, handles: Sequence[int], end: MessageEnd, nbytes: int) -> tuple[int, bytes]:
-        """Hold handles for their receiver; return the receipt, and the head of a message of so many bytes."""
+        """Hold handles for their receiver; return the receipt, and the head of a message of *nbytes* bytes."""
         copies: list[int] = []
         try:
             with self._lock:
@@ -134,14 +134,14 @@ class _Outgoing:
         return receipt, head + array.array("Q", copies).tobytes()
 
     def cancel(self, receipt: int) -> None:
-        """Take back what was posted: its message was not sent."""
+        """Take back posted handles whose message was not sent."""
         with self._lock:
             posted = self._posted.pop(receipt, None)
             if posted is not None:
                 self._forget(receipt, posted)
 
     def sweep(self) -> int:
-        """Release what has been fetched; return how many messages have not been."""
+        """Close handles that were fetched; return the number of messages that still wait to be."""
         if not self._posted:
             return 0
         with self._lock:
@@ -152,7 +152,7 @@ class _Outgoing:
             return len(self._posted)
 
     def forget(self, to: int) -> None:
-        """Release everything that is on its way to an end: no process will fetch it."""
+        """Close all handles in flight to an end that no process can receive from."""
         with self._lock:
             for receipt, posted in list(self._posted.items()):
                 if posted.to == to:
@@ -160,7 +160,7 @@ class _Outgoing:
                     self._forget(receipt, posted)
 
     def sign_own(self, receipt: int, signature: int) -> None:
-        """Fetch as a receiver in this process does."""
+        """Sign a receipt of this process, as a receiver within it does."""
         _winapi.store_long(self._words + receipt * _WORD, signature)
 
     def _forget(self, receipt: int, posted: _Posted) -> None:
@@ -169,7 +169,7 @@ class _Outgoing:
             _winapi.close(handle)
 
     def farewell(self) -> None:
-        """Wait until all has been fetched that can be, at the end of the program."""
+        """Wait, at the end of the program, until all handles that can still be fetched were fetched."""
         deadline = time.monotonic() + _FAREWELL_SECONDS
         while self.sweep():
             with self._lock:
@@ -195,7 +195,7 @@ _start: list[int] = []
 
 
 def own_start() -> int:
-    """When this process was started."""
+    """Return the start time of this process."""
     if not _start:
         _start.append(_winapi.process_start(_winapi.SELF))
     return _start[0]
@@ -203,7 +203,7 @@ def own_start() -> int:
 
 class _Peer(NamedTuple):
     process: int
-    #: Where its receipts are mapped.
+    # Address of the mapping of its receipts.
     words: int
 
 
@@ -215,10 +215,10 @@ class _Incoming:
         self._peers: dict[tuple[int, int], _Peer] = {}
 
     def fetch(self, head: tuple[Any, ...], handles: Sequence[int]) -> list[int]:
-        """Duplicate handles of another process into this one, and sign for them.
+        """Duplicate handles of another process into this one, and sign its receipt.
 
         Raises:
-            OSError: It has ended, or does not have them.
+            OSError: The other process has ended, or does not have these handles.
         """
         _, _, _, pid, start, section, receipt, signature = head
         fetched: list[int] = []
@@ -272,18 +272,18 @@ _incoming = _Incoming()
 
 
 def kept() -> set[int]:
-    """Return the handles that are kept open for later: memory of receipts, and processes that sent something."""
+    """Return the handles that stay open for later use: receipt memory, and processes that sent messages."""
     return {outgoing._section} | {peer.process for peer in _incoming._peers.values()}
 
 
 # -- ends -----------------------------------------------------------------------------
 
-#: Handles of ends that are open here: what a `Poll` waits for in another way than for processes.
+# Handles of ends open here. A `Poll` waits for them differently than for processes.
 _open: set[int] = set()
 
 
 def _aborted(overlapped: Any) -> bool:
-    """Take back what is pending; False if it was done meanwhile."""
+    """Cancel a pending operation; return False if it has completed meanwhile."""
     overlapped.cancel()
     try:
         return bool(overlapped.GetOverlappedResult(True)[1] == _ABORTED)
@@ -294,11 +294,11 @@ def _aborted(overlapped: Any) -> bool:
 
 
 def _wait_any(handles: Sequence[int], seconds: float) -> int:
-    """Wait for one of them; return its index. When a signal was handled meanwhile, it is as after *seconds*."""
+    """Wait for one of the handles; return its index. A handled signal counts as a timeout."""
     try:
         return int(_win.WaitForMultipleObjects(handles, False, int(seconds * 1000)))
     except InterruptedError as error:
-        if error.errno != errno.EINTR:  # it is what the handler raised
+        if error.errno != errno.EINTR:  # a signal handler raised this exception
             raise
         return int(_win.WAIT_TIMEOUT)
 
@@ -311,13 +311,13 @@ class MessageEnd:
 
     def __init__(self, handle: int, name: int = 0, other: int = 0) -> None:
         self._handle = handle
-        #: What this end, and the other one, is called here; the same for duplicates.
+        # The names of this end and of the other one in this process; duplicates share them.
         self.name = name or next(_names)
         self.other = other or next(_names)
         self._is_ended = False
-        #: Whether nothing was received because nobody can send any more.
+        # Whether the last receive failed because no process can send.
         self.said_end = False
-        #: The other end, of pipes made here.
+        # The other end, if the pipe was made here.
         self.peer: weakref.ref[MessageEnd] | None = None
         _open.add(handle)
 
@@ -330,7 +330,7 @@ class MessageEnd:
             raise OSError(errno.EBADF, "this end of a pipe was closed")
         return self._handle
 
-    # With defaults: at the end of the program the names of this module may be gone.
+    # With defaults, because the names of this module may be gone when the program ends.
     def close(
         self,
         discard: Any = _open.discard,
@@ -339,11 +339,11 @@ class MessageEnd:
         forget: Any = outgoing.forget,
         is_ending: Any = sys.is_finalizing,
     ) -> None:
-        """Close it here. Twice is allowed."""
+        """Close this end in this process. Closing twice is allowed."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
             if self.peer is not None and not is_ending() and query(handle).handles == 1:
-                forget(self.name)  # nobody can receive any more what was sent to this end
+                forget(self.name)  # messages sent to this end cannot be received
             discard(handle)
             close(handle)
 
@@ -351,30 +351,30 @@ class MessageEnd:
         self.close()
 
     def detach(self) -> int:
-        """Return the handle, which is the caller's from now on."""
+        """Return the handle, which the caller owns from now on."""
         handle, self._handle = self._handle, -1
         _open.discard(handle)
         return handle
 
     def dup(self) -> MessageEnd:
-        """Return the same end under another handle."""
+        """Return the same end with another handle."""
         made = MessageEnd(_winapi.duplicate(self._opened()), self.name, self.other)
         made.peer = self.peer
         return made
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
-        """Do nothing: how much a pipe holds is settled when it is made."""
+        """Do nothing: the buffer size of a pipe is fixed when it is made."""
 
     def settimeout(self, seconds: float | None) -> None:
-        """Do nothing: whether to wait is said each time."""
+        """Do nothing: each call says whether to wait."""
 
     def shutdown(self, how: int, /) -> None:
-        """Send no more."""
+        """Stop sending."""
         self._is_ended = True
         self.close()
 
     def is_alone(self) -> bool:
-        """Return whether no process can receive what is sent, because none has the other end."""
+        """Return whether no process has the other end, so that messages cannot be received."""
         if self._handle < 0:
             return True
         other = self.peer() if self.peer is not None else None
@@ -387,7 +387,7 @@ class MessageEnd:
         return False
 
     def has_message(self) -> bool:
-        """Return whether a message can be received. The message stays."""
+        """Return whether a message can be received; leave it in the pipe."""
         try:
             return bool(_win.PeekNamedPipe(self._opened())[0])
         except BrokenPipeError:
@@ -396,7 +396,7 @@ class MessageEnd:
     # -- sending ----------------------------------------------------------------------
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
-        """Send a message."""
+        """Send a message without handles."""
         self._write(_PLAIN.pack(0, len(data)) + data, wait=not flags & DONTWAIT)
         return len(data)
 
@@ -444,11 +444,11 @@ class MessageEnd:
     # -- receiving --------------------------------------------------------------------
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Receive a message without handles, or look at one."""
+        """Fail: messages are received by `recvmsg`."""
         raise OSError(errno.ENOTSUP, "recv() is not supported: receive messages by recvmsg()")
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        """Receive a message: its bytes, its handles as `socket.recvmsg` would give them, and flags."""
+        """Receive a message: its bytes, its handles in the form of `socket.recvmsg`, and flags."""
         while True:
             handle = self._opened()
             try:
@@ -465,7 +465,7 @@ class MessageEnd:
 
     def _read(self, bufsize: int) -> tuple[bytes | None, bool]:
         overlapped, code = _win.ReadFile(self._opened(), bufsize + _HEAD.size + _HANDLES, True)
-        if code == _PENDING and _aborted(overlapped):  # another receiver was faster
+        if code == _PENDING and _aborted(overlapped):  # another receiver got the message
             return None, False
         code = overlapped.GetOverlappedResult(True)[1]
         return overlapped.getbuffer(), code == _MORE_DATA
@@ -493,12 +493,12 @@ def _parse(frame: bytes, bufsize: int, flags: int) -> tuple[bytes, list[Any], in
     try:
         fetched = _incoming.fetch(head, named)
     except OSError:
-        return data, [], flags | FDS_LOST, None  # the reader of the message reports them missing
+        return data, [], flags | FDS_LOST, None  # the reader of the message reports the missing handles
     return data, [(1, 1, array.array("q", fetched).tobytes())], flags, None
 
 
 def message_pipe() -> tuple[MessageEnd, MessageEnd]:
-    """Return the two ends of a new pipe, each of which sends and receives."""
+    """Return the two ends of a new pipe; each can send and receive."""
     name = rf"\\.\pipe\forkshm-{os.getpid()}-{secrets.token_hex(16)}"
     server = _create(name, first=True, instances=1)
     try:
@@ -549,36 +549,36 @@ def _accepted(server: MessageEnd) -> None:
 
 
 class Callee:
-    """A name that other processes of this user connect to."""
+    """A name at which other processes of this user connect."""
 
     def __init__(self, address: str | None, backlog: int) -> None:
         self.address = address or rf"\\.\pipe\forkshm-{secrets.token_hex(16)}"
         self._next: MessageEnd | None = _create(self.address, first=True, instances=255)
 
     def accept(self) -> MessageEnd:
-        """Wait for a caller; those of other users are refused by the kernel."""
+        """Wait for a caller; the kernel refuses callers of other users."""
         waiting = self._next
         if waiting is None:
             raise OSError(errno.EBADF, "this address was closed")
         _accepted(waiting)
-        # Somebody must always be there, or the name is anybody's.
+        # A next instance must always exist, or another process could take the name.
         self._next = _create(self.address, first=False, instances=255)
         return waiting
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether `close` was called."""
         return self._next is None
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Stop accepting calls."""
         waiting, self._next = self._next, None
         if waiting is not None:
             waiting.close()
 
 
 def call(address: str) -> MessageEnd:
-    """Connect to the process that listens there."""
+    """Connect to the process that listens at *address*."""
     deadline = time.monotonic() + _FAREWELL_SECONDS
     while True:
         try:
@@ -601,11 +601,11 @@ def _is_ready(handle: int) -> bool:
     except OSError as error:
         if error.winerror in (_winapi.NO_SUCH_HANDLE, _winapi.NO_SUCH_FUNCTION):
             raise OSError(errno.EBADF, f"handle {handle} is not an open pipe") from error
-        return True  # broken: there is something to be told
+        return True  # the pipe is broken, which the receiver has to learn
 
 
 def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None) -> list[int]:
-    """Wait until a message is in one of the pipes, or one of the others is signalled; return those."""
+    """Wait until a pipe has a message or another handle is signaled; return the handles that are ready."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         ready = [handle for handle in pipes if _is_ready(handle)]
@@ -617,27 +617,27 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
             left = min(left, deadline - time.monotonic())
         if left <= 0:
             return ready
-        # A read of no bytes is done when a message is there, and leaves it there.
+        # A read of zero bytes completes when a message is there, and leaves the message in the pipe.
         reads = []
         try:
             for handle in pipes:
                 try:
                     overlapped, code = _win.ReadFile(handle, 0, True)
                 except OSError:
-                    break  # broken: seen above the next time
+                    break  # the pipe is broken: the check above sees it next time
                 if code != _PENDING:
                     break
                 reads.append(overlapped)
             else:
                 events = [overlapped.event for overlapped in reads]
-                # With more handles than the kernel waits for at a time, the others are looked at in between.
+                # The kernel waits for 64 handles at most. With more, the others are polled in between.
                 some = [*events, *others][:63]
                 if len(events) + len(others) > 63:
                     left = min(left, 0.01)
                 if some:
                     which = _wait_any(some, max(left, 0.001)) - len(events)
                     if 0 <= which < len(others):
-                        return [others[which]]  # to be asked again would be too late: a semaphore has counted
+                        return [others[which]]  # a semaphore has already counted this wait, so it must not be repeated
                 else:
                     time.sleep(left)
         finally:
@@ -647,28 +647,28 @@ def _wait_for(pipes: Sequence[int], others: Sequence[int], seconds: float | None
 
 
 def wait_readable(handle: int, seconds: float | None) -> bool:
-    """Wait until a message is there, or the pipe is broken."""
+    """Wait until a message is there or the pipe is broken."""
     if handle < 0:
         raise OSError(errno.EBADF, "this end of a pipe was closed")
     return bool(_wait_for([handle], [], seconds))
 
 
 class Poll:
-    """What of ``select.poll`` is used, over pipes and processes."""
+    """The part of ``select.poll`` that is used, for pipes and processes."""
 
     def __init__(self) -> None:
         self._pipes: list[int] = []
         self._others: list[int] = []
 
     def register(self, fd: int, eventmask: int = 1, /) -> None:
-        """Watch a pipe for messages, or anything else for being signalled."""
+        """Watch a pipe for messages, or another handle for being signaled."""
         (self._pipes if fd in _open else self._others).append(fd)
 
     def unregister(self, fd: int, /) -> None:
-        """Watch it no more."""
+        """Stop watching a handle."""
         (self._pipes if fd in self._pipes else self._others).remove(fd)
 
     def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
-        """Wait so many milliseconds, or forever."""
+        """Wait for up to *timeout* milliseconds, or forever; return the ready handles, each with its events."""
         ready = _wait_for(self._pipes, self._others, None if timeout is None else timeout / 1000)
         return [(handle, 1) for handle in ready]

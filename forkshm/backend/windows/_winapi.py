@@ -1,4 +1,4 @@
-"""Windows, by ctypes: prototypes, and error codes to ``OSError``. What CPython's ``_winapi`` has is taken there."""
+"""Windows calls through ctypes, beyond those in CPython's ``_winapi``: prototypes, and error codes to ``OSError``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import sys
 from typing import Any, NamedTuple
 
-assert sys.platform == "win32"  # what the type checker needs to be told
+assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 _ntdll = ctypes.WinDLL("ntdll")
@@ -36,7 +36,7 @@ NO_SUCH_FUNCTION, NO_SUCH_HANDLE = 1, 6
 _PIPE_TYPE_MESSAGE = 0x4
 SHARING_VIOLATION, USER_MAPPED_FILE, INVALID_ADDRESS, ACCESS_DENIED = 32, 1224, 487, 5
 
-#: Error codes that the C library, and so ``OSError``, takes for EINVAL.
+# Error codes that the C library, and therefore ``OSError``, translates to EINVAL.
 _ERRNO = {
     8: errno.ENOMEM,  # NOT_ENOUGH_MEMORY
     14: errno.ENOMEM,  # OUTOFMEMORY
@@ -52,7 +52,7 @@ _ERRNO = {
 
 
 def refused(call: str, code: int) -> OSError:
-    """Return the exception for an error code: of the class, and with the errno, that POSIX has for it."""
+    """Return the exception for an error code, with the class and errno that POSIX has for it."""
     plain = ctypes.WinError(code)
     number = _ERRNO.get(code, plain.errno or errno.EINVAL)
     error = OSError(number, f"{call}: {plain.strerror or 'refused'} (error {code} of Windows)")
@@ -65,7 +65,7 @@ def _last(call: str) -> OSError:
 
 
 def _prototype(library: Any, name: str, result: Any, *arguments: Any) -> Any:
-    function = library[name]  # an object of its own
+    function = library[name]  # an object of its own, because it gets its own prototype
     function.restype = result
     function.argtypes = arguments
     return function
@@ -128,8 +128,8 @@ _ConvertStringDescriptor = _prototype(
     _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", _BOOL, _TEXT, _DWORD, _POINTER, _POINTER
 )
 
-#: The pseudo handle of this process.
 SELF = INVALID_HANDLE
+"""The pseudo handle of this process."""
 
 
 class _SystemInfo(ctypes.Structure):
@@ -148,7 +148,7 @@ class _SystemInfo(ctypes.Structure):
 
 
 def page_sizes() -> tuple[int, int]:
-    """Return the size of a page, and what mappings start at multiples of."""
+    """Return the page size, and the granularity of mappings."""
     info = _SystemInfo()
     _GetSystemInfo(ctypes.addressof(info))
     return info.page_size, info.granularity
@@ -169,7 +169,7 @@ class _MemoryStatus(ctypes.Structure):
 
 
 class MemoryStatus(NamedTuple):
-    """Bytes of memory, and of what can be promised: memory and paging files; of each, what is left, and all."""
+    """Bytes of physical memory and of committable memory (with paging files): of each, the free and the total."""
 
     available: int
     total: int
@@ -185,7 +185,7 @@ def memory_status() -> MemoryStatus:
     return MemoryStatus(status.memory_available, status.memory, status.commit_available, status.commit)
 
 
-# -- whom things belong to ------------------------------------------------------------
+# -- owners and access rights --------------------------------------------------------
 
 
 class _SecurityAttributes(ctypes.Structure):
@@ -193,7 +193,7 @@ class _SecurityAttributes(ctypes.Structure):
 
 
 def own_sid() -> str:
-    """Return who this process is run by, as text."""
+    """Return the security identifier of this process's user, as text."""
     token = _HANDLE()
     if not _OpenProcessToken(SELF, 0x8, ctypes.addressof(token)):
         raise _last("OpenProcessToken")
@@ -215,7 +215,7 @@ def own_sid() -> str:
 
 
 class _Private:
-    """Security attributes; made on first use, kept forever."""
+    """Security attributes; created on first use, never freed."""
 
     def __init__(self, everybody: str = "") -> None:
         self._made: _SecurityAttributes | None = None
@@ -224,7 +224,7 @@ class _Private:
     def where(self) -> int:
         if self._made is None:
             descriptor = _POINTER()
-            # Protected from what a folder would add; full access for the user, handed down to what a folder holds.
+            # Protected from inherited entries of a folder; full access for the user, inherited by a folder's content.
             text = f"D:P(A;OICI;GA;;;{own_sid()}){self._everybody}"
             if not _ConvertStringDescriptor(text, 1, ctypes.addressof(descriptor), None):
                 raise _last("ConvertStringSecurityDescriptorToSecurityDescriptor")
@@ -243,7 +243,7 @@ _of_permissions = {
 # -- handles --------------------------------------------------------------------------
 
 
-# With a default: at the end of the program the names of this module may be gone.
+# With a default, because the name may be gone when the program ends.
 def close(handle: int, close_handle: Any = _CloseHandle) -> None:
     """CloseHandle."""
     if not close_handle(handle):
@@ -251,7 +251,7 @@ def close(handle: int, close_handle: Any = _CloseHandle) -> None:
 
 
 def duplicate(handle: int, access: int | None = None, *, source: int = SELF, target: int = SELF) -> int:
-    """DuplicateHandle: out of the process *source*, into the process *target*; by default with the same access."""
+    """DuplicateHandle: from the process *source* to the process *target*; by default with the same access."""
     made = _HANDLE()
     options = DUPLICATE_SAME_ACCESS if access is None else 0
     if not _DuplicateHandle(source, handle, target, ctypes.addressof(made), access or 0, 0, options):
@@ -260,11 +260,11 @@ def duplicate(handle: int, access: int | None = None, *, source: int = SELF, tar
 
 
 class ObjectInfo(NamedTuple):
-    """What NtQueryObject says of the object behind a handle."""
+    """The result of NtQueryObject for the object behind a handle."""
 
     access: int
-    #: Open handles of it, in all processes.
     handles: int
+    """Open handles of the object, in all processes."""
 
 
 class _ObjectBasicInformation(ctypes.Structure):
@@ -305,7 +305,7 @@ class _SectionBasicInformation(ctypes.Structure):
 
 
 def section_size(handle: int) -> int | None:
-    """Return the bytes of a section, a multiple of the page size; None when the handle is none of a section."""
+    """Return the bytes of a section, a multiple of the page size; None if the handle is not of a section."""
     info = _SectionBasicInformation()
     status = _NtQuerySection(handle, 0, ctypes.addressof(info), ctypes.sizeof(info), None)
     if status < 0:
@@ -324,7 +324,7 @@ def create_section(
     protection: int = PAGE_READWRITE,
     permissions: int = 0o600,
 ) -> tuple[int, bool]:
-    """CreateFileMapping; return the handle, and whether it was there already."""
+    """CreateFileMapping; return the handle, and whether the section existed."""
     ctypes.set_last_error(0)
     attributes = _of_permissions[permissions].where()
     handle = _CreateFileMapping(file, attributes, protection, size >> 32, size & 0xFFFFFFFF, name)
@@ -378,7 +378,7 @@ def prefetch(address: int, size: int) -> None:
 
 
 class FileInfo(NamedTuple):
-    """What GetFileInformationByHandle says."""
+    """The result of GetFileInformationByHandle."""
 
     attributes: int
     volume: int
@@ -387,10 +387,10 @@ class FileInfo(NamedTuple):
 
 
 def is_pipe(handle: int) -> bool:
-    """Return whether a handle is that of a pipe with message boundaries; sockets, for example, call themselves pipes.
+    """Return whether a handle is of a pipe with message boundaries, which excludes sockets.
 
     Raises:
-        OSError: It is no handle.
+        OSError: The handle is invalid.
     """
     flags = _DWORD()
     if _GetNamedPipeInfo(handle, ctypes.addressof(flags), None, None, None):
@@ -400,7 +400,7 @@ def is_pipe(handle: int) -> bool:
 
 
 def is_on_disk(handle: int) -> bool:
-    """Return whether a handle of a file object is that of a file or folder. For other handles the answer is useless."""
+    """Return whether a handle of a file object is of a file or folder. For other handles the result is meaningless."""
     return bool(_GetFileType(handle) == 1)
 
 
@@ -409,12 +409,12 @@ def file_info(handle: int) -> FileInfo:
     words = (_DWORD * 13)()
     if not _GetFileInformation(handle, ctypes.addressof(words)):
         raise _last("GetFileInformationByHandle")
-    # Attributes, three times of two words, volume, size, links, index.
+    # Attributes, three times of two words each, volume, size, links, index.
     return FileInfo(words[0], words[7], words[11] << 32 | words[12], words[8] << 32 | words[9])
 
 
 def create_file(path: str, access: int, disposition: int, attributes: int) -> int:
-    """CreateFile, for everybody to share, and for this user only when it is new."""
+    """CreateFile with full sharing; a new file is accessible to this user only."""
     handle = _CreateFile(path, access, SHARE_ALL, _private.where(), disposition, attributes, None)
     if handle is None or handle == INVALID_HANDLE:
         raise _last("CreateFile")
@@ -422,7 +422,7 @@ def create_file(path: str, access: int, disposition: int, attributes: int) -> in
 
 
 def create_directory(path: str) -> bool:
-    """Make a folder for this user only; False when something of that name is there."""
+    """Create a folder that only this user can access; return False if the name is taken."""
     if _CreateDirectory(path, _private.where()):
         return True
     if _GetLastError() == ALREADY_EXISTS:
@@ -431,15 +431,15 @@ def create_directory(path: str) -> bool:
 
 
 def set_file_size(handle: int, size: int) -> None:
-    """Give a file a size; new bytes are zero, and have their room."""
-    # FileAllocationInfo takes the room, and fails when there is none; FileEndOfFileInfo sets the size.
+    """Set the size of a file, and allocate its space; new bytes are zero."""
+    # FileAllocationInfo allocates the space, and fails if there is none. FileEndOfFileInfo sets the size.
     value = _LARGE(size)
     if not _SetFileInformation(handle, 6, ctypes.addressof(value), 8):
         raise _last("SetFileInformationByHandle")
 
 
 def delete_file(handle: int) -> None:
-    """Have an open file deleted when its last handle is closed."""
+    """Mark an open file for deletion when its last handle is closed."""
     value = ctypes.c_ubyte(1)
     if not _SetFileInformation(handle, 4, ctypes.addressof(value), 1):
         raise _last("SetFileInformationByHandle")
@@ -454,7 +454,7 @@ def milliseconds_since_boot() -> int:
 
 
 def open_process(pid: int, access: int) -> int:
-    """OpenProcess; ``ProcessLookupError`` when there is none."""
+    """OpenProcess; ``ProcessLookupError`` if there is no such process."""
     handle = _OpenProcess(access, 0, pid)
     if not handle:
         code = _GetLastError()
@@ -465,7 +465,7 @@ def open_process(pid: int, access: int) -> int:
 
 
 def process_start(handle: int) -> int:
-    """Return when a process was started, in units of 100 ns."""
+    """Return the start time of a process, in units of 100 ns."""
     times = (ctypes.c_uint64 * 4)()
     where = ctypes.addressof(times)
     if not _GetProcessTimes(handle, where, where + 8, where + 16, where + 24):
@@ -474,13 +474,13 @@ def process_start(handle: int) -> int:
 
 
 def terminate(handle: int, code: int) -> None:
-    """TerminateProcess; one that has ended already is no error."""
+    """TerminateProcess; succeeds if the process has already ended."""
     if not _TerminateProcess(handle, code) and wait(handle, 0) != WAIT_OBJECT_0:
         raise _last("TerminateProcess")
 
 
 def suspend(handle: int) -> None:
-    """NtSuspendProcess: no thread of it runs any more."""
+    """NtSuspendProcess: stop all threads of the process."""
     status = _NtSuspendProcess(handle)
     if status < 0:
         raise refused("NtSuspendProcess", _RtlNtStatusToDosError(status))
@@ -502,10 +502,10 @@ def wait(handle: int, milliseconds: int) -> int:
 
 
 def end_with(process: int) -> None:
-    """Have this process ended when another one ends, whose handle stays open.
+    """Arrange that this process ends when another one does, whose handle stays open.
 
-    A thread of the system waits, and calls TerminateProcess itself: its arguments are what it is given, the pseudo
-    handle of this process, and FALSE, which becomes the exit code. So it does not matter what Python is at.
+    A thread of the system waits, and calls TerminateProcess itself. It passes the pseudo handle of this process, and
+    FALSE, which becomes the exit code. So this works whatever Python code is running.
     """
     made = _HANDLE()
     function = ctypes.cast(_TerminateProcess, _POINTER)
@@ -520,7 +520,7 @@ _MOST = 2**31 - 1
 
 
 def create_semaphore() -> int:
-    """Create a semaphore of 0 without a name."""
+    """Create a semaphore without a name, with a count of 0."""
     handle = _CreateSemaphore(_private.where(), 0, _MOST, None)
     if not handle:
         raise _last("CreateSemaphore")
@@ -528,7 +528,7 @@ def create_semaphore() -> int:
 
 
 def release_semaphore(handle: int, count: int) -> int:
-    """ReleaseSemaphore; return what it was before."""
+    """ReleaseSemaphore; return the previous count."""
     before = ctypes.c_int32()
     if not _ReleaseSemaphore(handle, count, ctypes.addressof(before)):
         raise _last("ReleaseSemaphore")
@@ -545,7 +545,7 @@ def semaphore_value(handle: int) -> int:
 
 
 def create_mutex(name: str) -> int:
-    """Create or open the mutex of a name."""
+    """Create or open the mutex with that name."""
     handle = _CreateMutex(_private.where(), 0, name)
     if not handle:
         raise _last("CreateMutex")
@@ -553,17 +553,17 @@ def create_mutex(name: str) -> int:
 
 
 def release_mutex(handle: int) -> bool:
-    """ReleaseMutex; False when this thread does not have it."""
+    """ReleaseMutex; return False if this thread does not own it."""
     return bool(_ReleaseMutex(handle))
 
 
 def full_barrier() -> None:
-    """FlushProcessWriteBuffers: what was written before can be read by all before anything after is read."""
+    """FlushProcessWriteBuffers: make earlier writes visible before anything later is read."""
     _FlushProcessWriteBuffers()
 
 
 def private_attributes() -> int:
-    """Return the address of security attributes that let nobody but this user in."""
+    """Return the address of security attributes that admit only this user."""
     return _private.where()
 
 
@@ -590,7 +590,7 @@ def store_long(address: int, value: int) -> None:
     ctypes.c_uint64.from_address(address).value = value
 
 
-# -- what this process holds ----------------------------------------------------------
+# -- handles of a process --------------------------------------------------------------
 
 _NtQuerySystemInformation = _prototype(
     _ntdll, "NtQuerySystemInformation", ctypes.c_int32, ctypes.c_int, _POINTER, _DWORD, _POINTER
@@ -599,7 +599,7 @@ _INFO_LENGTH_MISMATCH = 0xC0000004
 
 
 def open_handles(pid: int) -> list[int]:
-    """NtQuerySystemInformation(SystemExtendedHandleInformation): the handles of a process."""
+    """NtQuerySystemInformation(SystemExtendedHandleInformation): return the handles of a process."""
     size = 2**16
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -609,14 +609,14 @@ def open_handles(pid: int) -> list[int]:
         if status & 0xFFFFFFFF != _INFO_LENGTH_MISMATCH:
             raise refused("NtQuerySystemInformation", _RtlNtStatusToDosError(status))
         size *= 2
-    # A count and a word that is reserved; of each handle eight words, or 40 bytes: object, pid, handle, and more.
+    # A count and a reserved word; then for each handle 40 bytes: object, pid, handle, and more.
     count = ctypes.c_size_t.from_buffer(buffer).value
     words = (ctypes.c_size_t * (2 + count * 5)).from_buffer(buffer)
     return [words[2 + 5 * i + 2] for i in range(count) if words[2 + 5 * i + 1] == pid]
 
 
 def object_type(handle: int) -> str | None:
-    """Return what a handle is one of, for example ``"Section"``, or None."""
+    """Return the type of the object behind a handle, for example ``"Section"``, or None."""
     buffer = ctypes.create_string_buffer(1024)
     status = _NtQueryObject(handle, 2, ctypes.addressof(buffer), len(buffer), None)
     if status < 0:

@@ -1,7 +1,7 @@
 """Segments, blocks and leases: the memory that carries copies from one process to another.
 
-A process carves blocks out of its segments (`arena`); the kernel counts the processes that can see a block (`Lease`,
-`Claim`), and a block is used again only when there is none.
+A process carves blocks out of its segments (`arena`). The kernel counts the processes that can see a block (`Lease`,
+`Claim`), and the block is reused only when there is none.
 """
 
 from forkshm._public import publish

@@ -1,13 +1,11 @@
 """The arena: warm shared memory, handed out in blocks.
 
-Copying into memory that was never touched runs at a seventh to a tenth of the speed of
-memcpy, because the kernel has to find and clear every page. So blocks are used again,
-lowest address first, and stay mapped here and at the receivers.
+Copying into untouched memory runs at a seventh to a tenth of the speed of memcpy, because the kernel has to find and
+clear every page. So blocks are reused, lowest address first, and stay mapped here and at the receivers.
 
-Large copies into memory that has no pages yet are written by a system call: the kernel
-then clears no page, and this process takes no page faults. What was filled that way is
-mapped when it is filled a second time, in one call for all its pages. Where the system
-gives huge pages to shared memory, all is filled through the mapping, which is faster still.
+Large copies into memory without pages are written by a system call: the kernel then clears no page, and this process
+takes no page faults. Such memory is mapped when it is filled a second time, in one call for all its pages. Where the
+system gives huge pages to shared memory, memory is always filled through the mapping, which is faster still.
 
 Each process carves up its own arena; a forked child starts a new one.
 """
@@ -50,56 +48,55 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    #: Starts and sizes of the free ranges, in the order of their addresses; neighbours are merged. Replaced, never
-    #: changed: code that has computed the next state can tell whether this is still the current one.
+    # Starts and sizes of the free ranges, sorted by address, with adjacent ranges merged. Replaced, never changed: code
+    # that has computed the next state can tell whether this is still the current one.
     _Free: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-    #: What the arena knows of a block that is not free: where it is, its offset and size, and the `Block`, while
-    #: somebody has it.
+    # A block that is not free: its segment, its offset and size, and the `Block` while that is alive.
     _Piece: TypeAlias = "tuple[_Carved, int, int, weakref.ref[Block]]"
 
 __all__ = ("Arena", "ArenaStatistics", "Block", "arena")
 
 MIB = 2**20
-#: Segments begin at this size and double; untouched memory costs nothing.
 FIRST_SEGMENT = 16 * MIB
+"""Size of the first segment; later ones double. Untouched memory costs nothing."""
 LARGEST_STEP = 256 * MIB
-#: The price of a lock grows with the number of locks in a segment: 1 us for one, 20 us
-#: for a thousand, 300 us for ten thousand.
 BLOCKS_PER_SEGMENT = 256
-#: Where leases are on whole memory objects, a segment is one block, and is given back as a whole.
+"""Maximum number of blocks in a segment. The cost of a lock grows with their number: 1 us for one lock, 20 us for a
+thousand, 300 us for ten thousand."""
+# With leases on whole memory objects, a segment is one block, and is freed as a whole.
 _WHOLE = kernel.leases_are_handles
-#: How many lent blocks are looked at before there is another segment. Where each is one, that happens all the time.
+# Number of lent blocks to check before another segment is created. Where each block is a segment, that is frequent.
 _LOOK_BACK = 64 if _WHOLE else 2**31
-#: Free memory that is kept warm whatever the recent demand.
 KEEP_WARM = 64 * MIB
-#: How many allocations the recent demand looks back, at least.
+"""Bytes of free memory that stay warm whatever the recent demand."""
+# Minimum number of allocations in the period whose demand is measured.
 _EPOCH = 64
 
-#: Copies of so many bytes into memory that has no pages are written by a system call. For smaller copies
-#: the second use, which comes soon, would cost more than is gained.
 COLD_LEAST = 128 * 1024
+"""Copies of at least this many bytes into memory without pages are written by a system call. For smaller copies, the
+second use comes soon, and would cost more than the first one gains."""
 
 _getpid = os.getpid
 
 
 class _Carved:
-    """A segment of ours, and which of its bytes are free."""
+    """A segment of this process, with its free ranges."""
 
     __slots__ = ("free", "holes", "is_huge", "live", "segment", "unmapped", "warm_end")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        #: Blocks that are not free.
+        # Number of blocks that are not free.
         self.live = 0
         self.free: _Free = (0,), (segment.size,)
-        #: Everything from here on has never been written, or was given back.
+        # Everything from here on was never written, or was given back.
         self.warm_end = 0
-        #: What was given back before `warm_end`, and not handed out since.
+        # Ranges before `warm_end` that were given back and not handed out since.
         self.holes: Ranges = ()
-        #: What has memory that this process has not mapped, because it was written by a system call. A hint: what it
-        #: misses takes a page fault for each page.
+        # Ranges with memory that this process has not mapped, because they were written by a system call. A hint: an
+        # omitted range takes a page fault for each page.
         self.unmapped: Ranges = ()
-        #: It gets huge pages when it is filled through the mapping.
+        # Whether it gets huge pages when it is filled through the mapping.
         self.is_huge = False
 
     @property
@@ -108,16 +105,16 @@ class _Carved:
         return list(self.free[1])
 
     def without(self, free: _Free, size: int) -> tuple[int, int, _Free] | None:
-        """Return where the first free range with *size* bytes is, how much of it to take, and what is free then."""
+        """Return the offset and size to take from the first free range with *size* bytes, and the free ranges left."""
         if self.live >= BLOCKS_PER_SEGMENT:
             return None
         if _WHOLE:
-            # One block fills a segment, and does not waste more than it needs.
+            # One block fills the segment, and may waste only a bounded part of it.
             if self.live or not size <= self.segment.size <= max(size * 2, FIRST_SEGMENT // 16):
                 return None
             size = self.segment.size
         starts, sizes = free
-        if sizes and (there := sizes[0]) > size:  # mostly so
+        if sizes and (there := sizes[0]) > size:  # the usual case
             start = starts[0]
             if len(sizes) == 1:
                 return start, size, ((start + size,), (there - size,))
@@ -140,9 +137,9 @@ class _Carved:
 
     @staticmethod
     def joined(free: _Free, start: int, size: int) -> _Free:
-        """Return what is free when a range is given back, merged with free neighbours."""
+        """Return the free ranges after a range is given back, merged with adjacent ones."""
         starts, sizes = free
-        if starts and start + size == starts[0]:  # the lowest, which is taken first
+        if starts and start + size == starts[0]:  # adjacent to the lowest range, which is taken first
             if len(starts) == 1:
                 return (start,), (size + sizes[0],)
             return (start, *starts[1:]), (size + sizes[0], *sizes[1:])
@@ -157,23 +154,23 @@ class _Carved:
         return (*starts[:first], start, *starts[rest:]), (*sizes[:first], size, *sizes[rest:])
 
     def warm_free(self) -> int:
-        """Free bytes that still take memory."""
+        """Number of free bytes that still take memory."""
         warm = sum(max(0, min(start + size, self.warm_end) - start) for start, size in zip(*self.free, strict=True))
         return warm - sum(high - low for low, high in within(self.holes, 0, self.warm_end))
 
     def without_memory(self, start: int, end: int) -> Ranges:
-        """Return which parts of a range have no memory yet."""
+        """Return the parts of a range that have no memory yet."""
         warm_end, holes = self.warm_end, self.holes
-        if end <= warm_end and not holes:  # mostly so
+        if end <= warm_end and not holes:  # the usual case
             return ()
         found = within(holes, start, min(end, warm_end))
         return found if end <= warm_end else (*found, (max(start, warm_end), end))
 
     def fill(self, start: int, address: int, nbytes: int, cold: Ranges) -> None:
-        """Copy *nbytes* from an address of this process to where *start* is; the parts in *cold* have no memory yet.
+        """Copy *nbytes* from an address of this process to *start*; the parts in *cold* have no memory yet.
 
         Raises:
-            OSError: There is no memory for it, or the source cannot be read.
+            OSError: There is no memory for the copy, or the source cannot be read.
         """
         segment, end = self.segment, start + nbytes
         position = start
@@ -182,7 +179,7 @@ class _Carved:
                 continue
             if position < low:
                 self._fill_mapped(position, address + position - start, low - position)
-            # Known as not mapped before it is so: an interrupt in between costs a call that finds nothing to do.
+            # Recorded before the call: an interrupt in between only costs a later call that maps nothing.
             self.unmapped = with_range(self.unmapped, low, high)
             if not kernel.write_memory(segment.fd, segment.identity, low, address + low - start, high - low):
                 self._fill_mapped(low, address + low - start, high - low)
@@ -196,17 +193,17 @@ class _Carved:
         kernel.copy_memory(self.segment.address + start, address, nbytes)
 
     def map_pages(self, start: int, end: int) -> None:
-        """Map what is known not to be, in one call for many pages instead of a fault for each."""
+        """Map the pages recorded as unmapped, in one call instead of a page fault for each."""
         page = kernel.page_size
         for low, high in within(self.unmapped, start - start % page, round_up(end, page)):
             low, high = low - low % page, round_up(high, page)  # noqa: PLW2901
-            with contextlib.suppress(OSError):  # a kernel that cannot: each page takes a fault
-                # By reading: that maps the pages writable as well, in two thirds of the time.
+            with contextlib.suppress(OSError):  # the kernel lacks the call: each page takes a fault
+                # Populating by reading also maps the pages writable, in two thirds of the time.
                 kernel.advise(self.segment.address + low, high - low, Advice.populate, writable=False)
             self.unmapped = without_range(self.unmapped, low, high)
 
     def cool(self, keep: int = 0) -> None:
-        """Give pages of the free ranges back to the kernel, except whole pages of the first, up to *keep* bytes."""
+        """Give pages of free ranges back to the kernel, except whole pages of the first, up to *keep* bytes."""
         free, page = self.free, kernel.page_size
         start = 0
         for first, size in zip(*free, strict=True):
@@ -219,7 +216,7 @@ class _Carved:
             if end > start and within(self.holes, start, end) != ((start, end),):
                 discarding = kernel.discarding(self.segment.address + start, end - start)
                 holes, unmapped = with_range(self.holes, start, end), without_range(self.unmapped, start, end)
-                # No call from here to the one that discards: a signal handler may take a block of these.
+                # No call from here to the discarding call: a signal handler may take a block of these ranges.
                 if self.free is not free:
                     return
                 self.holes, self.unmapped = holes, unmapped
@@ -232,17 +229,17 @@ class _Carved:
 
 
 class Block:
-    """A piece of the arena: fill it, lend it out, forget it.
+    """A piece of the arena: fill it, lend it, and forget it.
 
-    It comes back by itself, also if it is lost before it was lent.
+    It becomes free by itself, even if it is lost before it is lent.
 
     Attributes:
         offset: First byte in the segment; a multiple of the page size.
-        size: Bytes, rounded up from what was asked for.
-        used: How many of them, from the first, may have been written before; the others are zeros.
-        cold: Which parts of the segment, in this block, have no memory before it is filled.
-        key: Under which the arena knows it.
-        is_lent: A lease or a claim holds it: from now on the kernel knows whether it is in use.
+        size: Number of bytes, at least the requested number.
+        used: Number of bytes, from the first, that may have been written before; the others are zeros.
+        cold: The parts of the segment, within this block, that have no memory before it is filled.
+        key: The key of the block in the arena.
+        is_lent: Whether a lease or a claim holds the block; from then on the kernel knows whether it is in use.
     """
 
     __slots__ = ("__weakref__", "carved", "cold", "is_lent", "key", "offset", "size", "used")
@@ -258,7 +255,7 @@ class Block:
 
     @property
     def address(self) -> int:
-        """Where to write."""
+        """Address of the first byte."""
         return self.carved.segment.address + self.offset
 
     def write(self, position: int, source: Buffer, nbytes: int) -> None:
@@ -281,7 +278,7 @@ class Block:
         """Copy *nbytes* from an address of this process.
 
         Raises:
-            OSError: There is no memory for it, or the source cannot be read.
+            OSError: There is no memory for the copy, or the source cannot be read.
         """
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
@@ -295,38 +292,38 @@ class Block:
 class ArenaStatistics:
     """The current contents of the arena of this process."""
 
-    #: Memory objects.
     segments: int
-    #: Their sizes added up; mostly untouched, and then free of charge.
+    """Memory objects."""
     reserved_bytes: int
-    #: Blocks that are being filled or were lent and not yet found to be back.
+    """Total size of the segments; most of it is usually untouched and takes no memory."""
     blocks: int
-    #: Bytes of those.
+    """Blocks that are being filled, or were lent and not yet found to be free."""
     used_bytes: int
-    #: The most that those ever were.
+    """Total size of these blocks."""
     peak_bytes: int
-    #: Free bytes that are kept warm.
+    """Largest value that this total has reached."""
     warm_bytes: int
+    """Free bytes that are kept warm."""
 
 
 class Arena:
-    """Shared memory of this process, carved into blocks that carry copies to others.
+    """Shared memory of this process, carved into blocks that carry copies to other processes.
 
     Safe to use from any thread, and in signal handlers and finalizers.
     """
 
     def __init__(self) -> None:
-        #: Gives memory back while nobody calls.
+        # Gives memory back while the program makes no calls.
         self.decay = Decay(self, KEEP_WARM)
         self._begin()
 
     def _begin(self) -> None:
         self._owner = -1
         self._carved: list[_Carved] = []
-        # All blocks that are not free, those looked at longest ago first. One is free once nobody has the `Block`
-        # and no open file description holds its first byte.
+        # All blocks that are not free, those checked longest ago first. A block is free once its `Block` is gone and no
+        # open file description holds its first byte.
         self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
-        #: The segment whose fd was looked at last, in this allocation.
+        # The segment whose fd was checked last in this allocation.
         self._looked_at: Segment | None = None
         self._used = 0
         self._peak = 0
@@ -339,7 +336,7 @@ class Arena:
         """Return a block of at least *nbytes*, which may hold old bytes: see `Block.used`.
 
         Raises:
-            OSError: The kernel has no more memory, address space or fds for us.
+            OSError: The kernel has no more memory, address space or fds for this process.
         """
         size = block_size(nbytes)
         settle()
@@ -358,7 +355,7 @@ class Arena:
         return block
 
     def lend(self, block: Block) -> Lease:
-        """Return a lease on *block*, to be sent; the block comes back by itself.
+        """Return a lease on *block* to send; the block becomes free by itself.
 
         Raises:
             OSError: The kernel refused; the block is free again.
@@ -373,7 +370,7 @@ class Arena:
             return lease
 
     def hold(self, block: Block, share: Share) -> Hold:
-        """Use *block* for memory of this process, until the returned object is collected.
+        """Use *block* for memory of this process until the returned object is collected.
 
         Raises:
             OSError: The kernel refused; the block is free again.
@@ -402,16 +399,16 @@ class Arena:
 
     @property
     def allocations(self) -> int:
-        """How many blocks have been handed out."""
+        """Number of blocks handed out so far."""
         return self._allocations
 
     def has_excess(self, keep: int | None = None) -> bool:
-        """Return whether `trim` may find more than *keep* bytes; None keeps what is kept warm. Cheap."""
+        """Return whether `trim` may free more than *keep* bytes, by default more than stays warm. Cheap."""
         with guard:
             return sum(carved.warm_end for carved in self._carved) > (KEEP_WARM if keep is None else keep)
 
     def statistics(self) -> ArenaStatistics:
-        """Look at what is held; blocks that came back since are counted as free."""
+        """Return the current contents; blocks that became free since the last check count as free."""
         settle()
         with guard:
             self._looked_at = None
@@ -452,7 +449,7 @@ class Arena:
             block = Block(carved, start, taken, min(max(carved.warm_end - start, 0), taken), cold, key)
             piece = carved, start, taken, weakref.ref(block)
             pieces = self._pieces
-            # No call from here to the return, so nobody sees part of this; and nothing was changed meanwhile.
+            # No call from here to the return: other code sees no part of this change, and changes nothing in between.
             if carved.free is free:
                 carved.free = left
                 carved.holes = holes
@@ -477,12 +474,12 @@ class Arena:
                 del pieces[key]
 
     def _take_back(self, how_many: int) -> None:
-        # New leases on a block are only ever made from an old one, so once nobody holds
-        # it nobody will: asking is enough, no lock need be taken.
+        # A new lease on a block is only made from an existing one. So once no process holds the block, none ever will:
+        # asking is enough, and no lock needs to be taken.
         pieces = self._pieces
         block: Block | None
         for _ in range(min(how_many, len(pieces))):
-            # One call: between two a signal handler may change what is iterated over.
+            # A single call, because a signal handler between two calls may change the dict during iteration.
             key = next(itertools.chain(pieces), 0)
             piece = pieces.get(key)
             if piece is None:
@@ -501,21 +498,21 @@ class Arena:
             ):
                 try:
                     pieces.move_to_end(key)
-                except KeyError:  # a signal handler has freed it
+                except KeyError:  # a signal handler has already freed it
                     continue
             else:
                 self._free(key)
 
     def _lose(self, carved: _Carved) -> None:
         """Give up a segment whose fd the program has closed: the kernel can no longer tell which blocks are held."""
-        # A new list: another thread may be iterating over this one.
+        # A new list, because another thread may be iterating over the old one.
         self._carved = [other for other in self._carved if other is not carved]
         pieces = self._pieces
         for key, piece in list(pieces.items()):
             if piece[0] is carved and key in pieces:
                 self._used -= piece[2]
                 del pieces[key]
-        # It stays mapped: somebody may be writing to a block of it.
+        # It stays mapped, because other code may be writing to one of its blocks.
 
     def _grow(self, size: int) -> Block:
         reserved = sum(carved.segment.size for carved in self._carved) if not _WHOLE else 0
@@ -524,10 +521,10 @@ class Arena:
             try:
                 carved = self._new_segment(generous)
             except OSError:
-                # Under a limit on address space: free what we can, and ask for no more than is needed.
+                # A limit on address space is reached: free all that can be freed, and request only what is needed.
                 self._cool(0)
                 carved = self._new_segment(size)
-            # None, if a signal handler took a block of it meanwhile.
+            # The result is None if a signal handler took a block of it meanwhile.
             if (block := self._take_from(carved, size)) is not None:
                 return block
 
@@ -539,7 +536,7 @@ class Arena:
             segment = add_segment(fd, size, ours=True)
             carved = _Carved(segment)
             if kernel.fills_huge_pages():
-                with contextlib.suppress(OSError):  # a kernel that was built without
+                with contextlib.suppress(OSError):  # the kernel was built without huge pages
                     kernel.advise(segment.address, size, Advice.huge_pages)
                     carved.is_huge = True
             self._carved.append(carved)
@@ -573,17 +570,17 @@ class Arena:
         for carved in list(self._carved):
             free = carved.warm_free()
             if free > keep - warm:
-                with contextlib.suppress(OSError):  # a kernel that cannot: the memory stays warm
+                with contextlib.suppress(OSError):  # the kernel lacks the call: the memory stays warm
                     carved.cool(keep - warm)
             warm = min(keep, warm + free)
 
     def _abandon(self) -> None:
-        # The parent's arena is the parent's. Also where no fork hook was run, or was interrupted.
+        # A forked child starts its own arena, even if no fork hook was run or the hook was interrupted.
         if self._owner != _getpid():
             self._begin()
 
 
-#: The arena of this process.
 arena = Arena()
+"""The arena of this process."""
 
 at_fork(in_child=arena._abandon)

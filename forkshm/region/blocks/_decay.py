@@ -1,12 +1,13 @@
-"""Gives the free memory of the arena back while nobody calls.
+"""The thread that gives free memory of the arena back while the program makes no calls.
 
-Free memory is kept warm for the next call. When none comes for some seconds, half of it is given back each second, down
-to what is kept warm for longer pauses, and after a minute and a half all of it. When the machine, or the control group,
-is short of memory, all of it is given back at once.
+Free memory is kept warm for the next call. After some seconds without a call, half of it is given back each second,
+down to an amount that is kept for longer pauses. After a minute and a half all of it is given back. When the machine or
+the control group is short of memory, all of it is given back at once.
 
-This takes a thread, because a program that does something else does not come by here. It exists only while the arena
-has lately held more than is kept warm for longer pauses. It is ended before a fork, so that the process has one thread
-less then, and begins anew after it. Pool workers need none: they give memory back themselves while they wait.
+This takes a thread, because a program busy with other work does not call the arena. The thread exists only while the
+arena has recently held more than is kept for longer pauses. It is ended before a fork, so that the process has one
+thread fewer then, and started again afterwards. Pool workers need no such thread: they give memory back while they
+wait.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ if TYPE_CHECKING:
 
 __all__ = ("EMPTY_SECONDS", "Decay", "is_short")
 
-#: Between two looks; and at the most, while what is in use cannot be given back.
 PAUSE_SECONDS = 1.0
+"""Interval between checks; and the longest interval, while memory in use cannot be given back."""
 _LONGEST_PAUSE_SECONDS = 4.0
-#: Looks without an allocation in between before anything is given back.
+# Number of checks without an allocation in between before memory is given back.
 _IDLE_LOOKS = 2
-#: After so long without a call nothing is kept warm.
 EMPTY_SECONDS = 90.0
-#: Less than this part of the machine's memory is short.
+"""After this time without a call, no memory is kept warm."""
+# Memory is short when less than this fraction of the machine's total is available.
 _SHORT = 0.05
-#: How long a fork waits for the thread to end.
+# Maximum time that a fork waits for the thread to end.
 _END_SECONDS = 1.0
 
 
 class Decay:
-    """The thread that gives memory back, when there is one.
+    """The thread that gives memory back, while there is one.
 
     Args:
-        arena: Whose memory.
+        arena: The arena whose memory is given back.
         floor: Bytes that are always kept warm.
     """
 
     def __init__(self, arena: Arena, floor: int) -> None:
         self._arena = arena
         self.floor = floor
-        #: Whether this process gives memory back without this.
+        # Whether this process gives memory back by other means.
         self.is_off = False
         self._forget()
         _system.register_at_fork(before=self._pause, after_in_parent=self._go_on, after_in_child=self._forget)
@@ -58,11 +59,11 @@ class Decay:
         self.is_running = False
         self._was_running = False
         self._thread_id = 0
-        #: Opened to end the thread.
+        # Released to end the thread.
         self._gate = _thread.allocate_lock()
 
     def start(self) -> None:
-        """Start the thread, unless there is one."""
+        """Start the thread, unless it is running."""
         if self.is_running or self.is_off:
             return
         self.is_running = True
@@ -71,9 +72,9 @@ class Decay:
         gate.acquire()
         self._gate = gate
         try:
-            # Unknown to `threading`, which would wait for it at exit, or show it to the program.
+            # Unknown to `threading`, which would join it at exit and show it to the program.
             _thread.start_new_thread(self._run, (gate,))
-        except RuntimeError:  # no thread is to be had: the next allocation tries again
+        except RuntimeError:  # no thread is available: the next allocation tries again
             self.is_running = False
 
     def _run(self, gate: _thread.LockType) -> None:
@@ -97,11 +98,11 @@ class Decay:
                         at_first = held.warm_bytes
                     keep = max(self.floor, at_first >> (idle - _IDLE_LOOKS + 1))
                 arena.trim(keep)
-                # What is in use may be dropped later, and nobody tells.
+                # Memory in use may be released later, without notice.
                 if keep == 0 and arena.statistics().used_bytes <= self.floor:
                     break
                 pause = PAUSE_SECONDS if keep > self.floor else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        except OSError:  # a kernel that cannot give memory back, or has no room to be asked
+        except OSError:  # the kernel cannot give memory back, or has no memory for the request
             pass
         finally:
             if self._gate is gate:
@@ -116,7 +117,7 @@ class Decay:
         with contextlib.suppress(RuntimeError):
             self._gate.release()
         deadline = time.monotonic() + _END_SECONDS
-        # It may not have begun.
+        # The thread may not have started yet.
         while self._is_there() and time.monotonic() < deadline:
             time.sleep(0.0001)
 
@@ -137,5 +138,5 @@ def is_short() -> bool:
     except (OSError, ValueError, KeyError, IndexError):
         return False
     left = kernel.memory_left()
-    # A group has no total of its own here: what matters is how near its limit is.
+    # A control group reports no total here, so what matters is how near its limit is.
     return available < total * _SHORT or (left is not None and left < min(total * _SHORT, 64 * 2**20))

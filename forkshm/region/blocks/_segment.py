@@ -1,23 +1,21 @@
 """Segments: the memory objects that arenas carve up, and the leases on their blocks.
 
-A message that carries a copy names a *block* of a segment of the sender's arena. The
-block must not be used again while anybody can see it, and any process may be killed at
-any moment; so the kernel counts:
+A message that carries a copy names a *block* of a segment of the sender's arena. The block must not be reused while any
+process can see it, and any process may be killed at any moment. So the kernel counts:
 
-* The sender opens the segment anew, lets that open file description hold a lock on the
-  block's first byte, and sends the fd beside the message: the *lease*. In flight the
-  kernel keeps it.
-* The receiver lets its own description of the segment hold the byte, closes the lease,
-  and lets go when the last view of the block is collected (`claim`).
-* The arena may use the block again when nobody holds the byte.
-* Who has a block may lend it on: what arrived as a copy is not copied again. It stays the
-  copy that it was, so from then on whoever has it maps it copy-on-write, or is the only one.
+* The sender opens the segment again, lets that open file description hold a lock on the block's first byte, and sends
+  the fd beside the message: the *lease*. In flight the kernel keeps it.
+* The receiver lets its own description of the segment hold the byte, and closes the lease. It releases the byte when
+  the last view of the block is collected (`claim`).
+* The arena may reuse the block when no description holds the byte.
+* A process that has a block may lend it to others: memory that arrived as a copy is not copied again. To each process
+  the block remains a private copy. So from then on it is mapped copy-on-write, unless only one process has it.
 
-Guarantees: a block is never handed out while a view of it lives in any process; a killed
-process's leases vanish with it, an unread message's with its socket.
+Guarantees: a block is never handed out while a view of it lives in any process. The leases of a killed process vanish
+with it, and those of an unread message with its socket.
 
-This relies on: an OFD lock lives as long as any fd of its description, in whatever
-process or message (fcntl(2), "Open file description locks").
+This relies on OFD locks: such a lock lives as long as any fd of its description, in whatever process or message
+(fcntl(2), "Open file description locks").
 """
 
 from __future__ import annotations
@@ -63,9 +61,9 @@ __all__ = (
     "without_range",
 )
 
-#: The byte that the creator of a segment holds for as long as it lives. Far behind the
-#: memory: locks may lie anywhere in the range of an offset.
 CREATOR = 2**62
+"""The byte that the creator of a segment holds while it lives. It is far behind the memory, because locks may lie
+anywhere in the range of an offset."""
 
 
 _BY_HANDLES = kernel.leases_are_handles
@@ -74,27 +72,27 @@ _BY_HANDLES = kernel.leases_are_handles
 class Share(enum.Enum):
     """How a block is shared with other processes."""
 
-    #: No other process has it.
     exclusive = "exclusive"
-    #: Other processes may have it, too, and each maps it copy-on-write.
+    """No other process has it."""
     private = "private"
-    #: As private, for reading only.
+    """Other processes may also have it; each maps it copy-on-write."""
     read_only = "read_only"
-    #: All processes see each other's writes.
+    """As private, but only for reading."""
     shared = "shared"
+    """All processes see each other's writes."""
 
 
-#: Ranges, each with start and end, in the order of their addresses, none next to another. Replaced, never changed.
 Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Ranges of start and end, sorted by address, none adjacent to another. Replaced, never changed."""
 
 
 def within(ranges: Ranges, start: int, end: int) -> Ranges:
-    """Return the parts of *ranges* that lie between *start* and *end*."""
+    """Return the parts of *ranges* between *start* and *end*."""
     return tuple((max(low, start), min(high, end)) for low, high in ranges if low < end and high > start)
 
 
 def without_range(ranges: Ranges, start: int, end: int) -> Ranges:
-    """Return *ranges* without what lies between *start* and *end*."""
+    """Return *ranges* without the part between *start* and *end*."""
     left: list[tuple[int, int]] = []
     for low, high in ranges:
         if low < start:
@@ -105,7 +103,7 @@ def without_range(ranges: Ranges, start: int, end: int) -> Ranges:
 
 
 def with_range(ranges: Ranges, start: int, end: int) -> Ranges:
-    """Return *ranges* with what lies between *start* and *end*, merged with its neighbors."""
+    """Return *ranges* with the range from *start* to *end* added, merged with adjacent ones."""
     for low, high in ranges:
         if low <= end and high >= start:
             start, end = min(low, start), max(high, end)
@@ -114,55 +112,55 @@ def with_range(ranges: Ranges, start: int, end: int) -> Ranges:
 
 @dataclasses.dataclass(eq=False)
 class Segment:
-    """One arena memory object as this process sees it."""
+    """One memory object of an arena, as seen by this process."""
 
     identity: Identity
-    #: Our own open file description: it holds our leases.
     fd: int
+    """This process's own open file description, which holds its leases."""
     address: int
     size: int
-    #: Whether this process carves it up.
     ours: bool
-    #: First byte of each block that this process holds, and the keys of the claims and parked leases that hold it.
+    """Whether this process carves it up."""
     held: dict[int, dict[int, bool]] = dataclasses.field(default_factory=dict)
-    #: During fork: a description for the child, with the same locks; and whether it still lacks some of them.
+    """First byte of each block that this process holds, and the keys of the claims and parked leases that hold it."""
     spares: list[int] = dataclasses.field(default_factory=list)
+    """During a fork: a description for the child with the same locks, and whether it still lacks some of them."""
     lacks_spare: bool = False
-    #: A process related by fork has the same description, and with it the same locks: they are never let go of.
     is_description_shared: bool = False
-    #: Address, size and offset of pages that the kernel refused to map shared again.
+    """Whether a process related by fork has the same description and locks; these are then never released."""
     stuck: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-    #: The address, until the segment is unmapped.
+    """Address, size and offset of pages that the kernel refused to map shared again."""
     mapped: list[int] = dataclasses.field(default_factory=list)
-    #: The ranges of another process' segment whose pages this process has mapped. A hint.
+    """The address, until the segment is unmapped."""
     seen: Ranges = ()
-    #: Closes the fd the first time it is asked for its next item.
+    """Ranges of another process's segment whose pages this process has mapped. A hint."""
     closing: Iterator[Any] = dataclasses.field(default_factory=lambda: iter(()))
+    """An iterator that closes the fd when it is first advanced."""
 
     def take_over(self, fd: int) -> None:
         """Use *fd* from now on, and close it at the end."""
         closing = map(kernel.close, (fd,))
-        # No call between these.
+        # No call between these stores.
         self.fd = fd
         self.closing = closing
 
     def map_pages(self, start: int, nbytes: int) -> None:
-        """Map the pages of a range that another process has filled: in one call, and not with a fault for each."""
+        """Map the pages of a range that another process has filled, in one call instead of a page fault for each."""
         low = start - start % kernel.page_size
         high = round_up(start + nbytes, kernel.page_size)
         if self.ours or within(self.seen, low, high) == ((low, high),):
             return
-        with contextlib.suppress(OSError):  # a kernel that cannot: they are mapped when they are touched
-            # By reading: that maps the pages writable as well, in two thirds of the time.
+        with contextlib.suppress(OSError):  # the kernel lacks the call: pages are mapped when they are touched
+            # Populating by reading also maps the pages writable, in two thirds of the time.
             kernel.advise(self.address + low, high - low, Advice.populate, writable=False)
         self.seen = with_range(self.seen, low, high)
 
     def is_intact(self) -> bool:
-        """Return whether the fd is still ours: a program may close what it did not open, and use the number again."""
+        """Return whether the fd still refers to the segment: a program may close the fd, and the number be reused."""
         return kernel.is_object(self.fd, self.identity)
 
     def close(self) -> None:
-        """Close the fd, unless it names something else by now."""
+        """Close the fd, unless it refers to something else by now."""
         if self.fd >= 0:
             if _BY_HANDLES or self.is_intact():
                 next(self.closing, None)
@@ -173,7 +171,7 @@ segments_held: dict[Identity, Segment] = {}
 
 
 def _enter_held(segment: Segment, position: int, key: int) -> None:
-    """Note that *key* holds a block. The caller locks its byte afterwards."""
+    """Record that *key* holds a block. The caller locks its byte afterwards."""
     held = segment.held
     none: dict[int, bool] = {}
     # No call from here on.
@@ -183,25 +181,25 @@ def _enter_held(segment: Segment, position: int, key: int) -> None:
 
 
 def _leave_held(segment: Segment, position: int, key: int) -> None:
-    """Release a block, and with the last key its byte. Can be repeated."""
+    """Release a block, and with its last key the byte. Can be repeated."""
     held = segment.held
     if not _BY_HANDLES and segment.fd >= 0 and not segment.is_description_shared:
         unlocking = kernel.unlocking(segment.fd, position)
     else:
         unlocking = iter(())
-    # No call up to the one that unlocks: a signal handler may not claim the block in between.
+    # No call before the unlocking call: a signal handler must not claim the block in between.
     if position in held:
         if key in held[position]:
             del held[position][key]
         if not held[position]:
             if segment.is_description_shared:
-                held[position][0] = True  # for as long as this process lives
+                held[position][0] = True  # while this process lives
             else:
                 del held[position]
     if position not in held:
         try:  # noqa: SIM105 - a context manager takes as long as the call
             next(unlocking, None)
-        except OSError:  # somebody closed the fd, or put another file in its place
+        except OSError:  # other code closed the fd, or reused its number
             pass
     _rest(segment)
     if not segment.held and _is_abandoned(segment):
@@ -209,9 +207,9 @@ def _leave_held(segment: Segment, position: int, key: int) -> None:
 
 
 class Lease:
-    """An fd that holds a block, to be sent beside messages; close it when sent.
+    """An fd that holds a block, to be sent beside messages; close it once sent.
 
-    Made under `guard`. One that is lost closes itself.
+    Created under `guard`. A lease that is garbage-collected closes itself.
     """
 
     __slots__ = ("__weakref__", "_fds", "_is_parked", "_key", "_position", "_segment", "_watch", "fd")
@@ -229,7 +227,7 @@ class Lease:
         self._open()
 
     def _open(self) -> None:
-        # The fd may have been closed by somebody else, and name another object by now: the receiver refuses that.
+        # Other code may have closed the fd, and its number may refer to another object: the receiver refuses that.
         fds = self._fds
         try:
             kernel.reopen_into(fds, self._segment.fd)
@@ -240,7 +238,7 @@ class Lease:
         self.fd = fds[0]
 
     def park(self) -> None:
-        """Hold the block without an fd, until it is to be sent: those who wait are many, fds are few."""
+        """Hold the block without an fd until it is sent: many leases may wait, and fds are few."""
         with guard:
             if self.fd >= 0:
                 _parked[self._key] = self._segment, self._position
@@ -252,10 +250,10 @@ class Lease:
                 kernel.close_all(self._fds)
 
     def unpark(self) -> None:
-        """Have an fd again.
+        """Get an fd again.
 
         Raises:
-            OSError: There is none; the lease stays parked.
+            OSError: No fd is available; the lease stays parked.
         """
         with guard:
             if self._is_parked:
@@ -282,15 +280,14 @@ def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> Non
     _outgoing.pop(key, None)
 
 
-# The fds of the leases made here, so that a forked child can close its copies: it would hold the
-# blocks for as long as it lives.
+# The fds of the leases made here. A forked child closes its copies, which would hold the blocks while the child lives.
 _outgoing: dict[int, list[int]] = {}
-# For parked leases: what they hold.
+# The blocks held by parked leases.
 _parked: dict[int, tuple[Segment, int]] = {}
 
 
 def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
-    """Map a segment whole and enter it; takes over *fd* unless it raises. Needs `guard`."""
+    """Map a whole segment and record it; takes over *fd* unless it raises. Needs `guard`."""
     identity, _ = kernel.identify(fd)
     segment = Segment(identity, -1, 0, size, ours)
     try:
@@ -309,7 +306,7 @@ def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
 
 
 class Hold:
-    """Kept by a window of a block. When it is gone, the claim has one window less."""
+    """Kept by an exporter of a block; when it is gone, the claim has one exporter fewer."""
 
     __slots__ = ("__weakref__", "claim")
 
@@ -318,7 +315,7 @@ class Hold:
 
 
 class Claim:
-    """A block that this process has views of. Everything except `lend` needs `guard`."""
+    """A block that this process has views of. All methods except `lend` need `guard`."""
 
     __slots__ = ("__weakref__", "address", "holds", "in_place", "mapped", "offset", "segment", "share", "size")
 
@@ -327,16 +324,16 @@ class Claim:
         self.offset = offset
         self.size = size
         self.share = share
-        #: Where the views are: in the mapping of the whole segment, or in one of their own.
+        # Whether views are in the mapping of the whole segment, or in a mapping of the block.
         self.in_place = share in (Share.exclusive, Share.shared)
         self.address = segment.address + offset
-        #: The keys of the windows that are alive.
+        # The keys of the exporters that are alive.
         self.holds: dict[int, bool] = {}
-        #: The address, if it has a mapping of its own, until that is unmapped.
+        # The address of the block's own mapping, if any, until it is unmapped.
         self.mapped: list[int] = []
 
     def hold(self) -> Hold:
-        """Return what a window keeps. Lost, it is let go of, as any."""
+        """Return the object that an exporter keeps; the hold is released when the object is collected."""
         held, key = Hold(self), new_key()
         watch(held, functools.partial(self._let_go, key))
         self.holds[key] = True
@@ -344,7 +341,7 @@ class Claim:
         return held
 
     def begin(self) -> Hold:
-        """Hold the block, and map it if need be."""
+        """Hold the block, and map it if needed."""
         segment = self.segment
         held = self.hold()
         if not _BY_HANDLES:
@@ -358,7 +355,7 @@ class Claim:
         return held
 
     def _let_go(self, key: int) -> None:
-        """One window less; with the last, let go of the block. Can be repeated."""
+        """Remove one hold; with the last one, release the block. Can be repeated."""
         self.holds.pop(key, None)
         if not self.holds:
             self._end()
@@ -386,12 +383,12 @@ class Claim:
             _leaks.unmade(self)
 
     def map_pages(self, start: int, nbytes: int) -> None:
-        """Map the pages of a part of the block that are not mapped here yet, if it is used where the segment is."""
+        """Map the pages of a part of the block that are not mapped yet, if it is used in the segment's mapping."""
         if self.in_place and self.share is not Share.private:
             self.segment.map_pages(self.offset + start, nbytes)
 
     def lend(self) -> Lease:
-        """Return a lease to be sent to somebody else, while a view is alive.
+        """Return a lease to send to another process; a view must be alive.
 
         Raises:
             OSError: The kernel refused an fd or a lock.
@@ -400,15 +397,15 @@ class Claim:
             return Lease(self.segment, self.offset)
 
     def share_out(self, *, to_many: bool) -> Share:
-        """Return what the block is to those who get the lease; decide it as late as can be.
+        """Return how the block is shared with receivers of the lease. Call it as late as possible.
 
-        If a view is still alive here and the block was this process' alone, it is mapped
-        copy-on-write from now on: neither side shall see what the other writes.
+        If a view is alive here and the block belonged to this process alone, it is mapped copy-on-write from now on:
+        neither side may see the other's writes.
 
         Raises:
             OSError: The kernel refused the mapping.
         """
-        settle()  # a view that is gone counts no more
+        settle()  # views that are gone do not count
         with guard:
             if self.share is Share.exclusive:
                 if not self.holds and not to_many:
@@ -419,14 +416,14 @@ class Claim:
             return self.share
 
     def part(self) -> None:
-        """From now on let nobody see what is written here. Needs `guard`.
+        """Make later writes here invisible to other processes. Needs `guard`.
 
         Raises:
             OSError: The kernel refused the mapping.
         """
         replacing = kernel.replacing(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
-        # Written before the fact: it is mapped shared again at the end, also if this is interrupted. No call in
-        # between, not even to advance the iterator.
+        # Stored before the call, so that the block is mapped shared again at the end even if this is interrupted. No
+        # call comes in between, not even to advance the iterator.
         self.share = Share.private
         try:
             [*replacing]  # noqa: B018
@@ -435,9 +432,9 @@ class Claim:
             raise
 
     def is_as_it_came(self, address: int, nbytes: int) -> bool:
-        """Return whether these bytes are still those of the block, for every process that has it.
+        """Return whether these bytes are unchanged in the block, for every process that has it.
 
-        False when this process wrote to its copy-on-write mapping, or cannot tell.
+        False also if this process wrote to its copy-on-write mapping, or cannot tell.
         """
         if self.in_place and self.share is not Share.private:
             return True
@@ -448,14 +445,14 @@ class Claim:
             return False
 
 
-# The claim at each address; claims never overlap. Below, the addresses, sorted. An interrupted change may leave an
-# address too many, which is skipped.
+# The claim at each address; claims never overlap. Below are the sorted addresses. An interrupted change may leave an
+# extra address, which is skipped.
 _claims: dict[int, Claim] = {}
 _claim_starts: list[int] = []
 
 
 def claim_at(address: int) -> Claim | None:
-    """Return the claim on the block that *address* lies in, or None."""
+    """Return the claim on the block that contains *address*, or None."""
     if not _claim_starts:
         return None
     settle()
@@ -474,7 +471,7 @@ def claim_at(address: int) -> Claim | None:
 
 
 def mend(segment: Segment) -> None:
-    """Map shared again what could not be when its last view was gone. Needs `guard`.
+    """Map pages shared again that the kernel refused to when their last view was gone. Needs `guard`.
 
     Raises:
         OSError: The kernel still refuses. The segment must not be used.
@@ -486,7 +483,7 @@ def mend(segment: Segment) -> None:
 
 
 def drop_segment(segment: Segment) -> None:
-    """Unmap a segment that nobody here has a view of, and close its fd. Can be repeated. Needs `guard`."""
+    """Unmap a segment that has no views here, and close its fd. Can be repeated. Needs `guard`."""
     identity = segment.identity
     if identity in segments_held and segments_held[identity] is segment:
         del segments_held[identity]
@@ -499,7 +496,7 @@ def _find_or_open(lease_fd: int) -> Segment:
     identity, size = kernel.identify(lease_fd)
     segment = segments_held.get(identity)
     if segment is not None and not _BY_HANDLES and not kernel.is_object(segment.fd, identity):
-        # Somebody closed our fd. The mapping keeps the description, and with it the locks, until its views are gone.
+        # Other code closed the fd. The mapping keeps the description with its locks until its views are gone.
         if segment.held:
             del segments_held[identity]
         else:
@@ -507,7 +504,7 @@ def _find_or_open(lease_fd: int) -> Segment:
         segment = None
     if segment is None:
         if kernel.may_shrink(lease_fd, identity):
-            raise ValueError("a segment of an arena that its sender can make smaller: it was not made by forkshm")
+            raise ValueError("cannot map a segment that its sender could shrink: it was not made by forkshm")
         _forget_abandoned()
         fd = kernel.reopen(lease_fd)
         try:
@@ -521,19 +518,19 @@ def _find_or_open(lease_fd: int) -> Segment:
 
 
 def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive) -> Any:
-    """Turn a received lease into memory that stays until the last view is gone.
+    """Turn a received lease into memory that stays until its last view is gone.
 
     Args:
-        lease_fd: As received. It stays the caller's, who closes it afterwards.
+        lease_fd: The received fd. The caller keeps it, and closes it afterwards.
         offset: First byte of the block in its segment; a multiple of the page size.
-        size: Bytes of the block; a multiple of the page size.
-        share: What the block is to this process.
+        size: Number of bytes of the block; a multiple of the page size.
+        share: How the block is shared with this process.
 
     Returns:
-        A window on the block's bytes: take buffers from it, and drop it.
+        An exporter of the block's bytes: take buffers from it, and drop it.
 
     Raises:
-        ValueError: The block does not lie in the segment, or is not aligned, or nobody else holds it.
+        ValueError: The block is not within the segment, is not aligned, or is held by no other process.
         OSError: The kernel refused a mapping, a lock or an fd.
     """
     settle()
@@ -543,12 +540,12 @@ def claim(lease_fd: int, offset: int, size: int, share: Share = Share.exclusive)
             _check_block(segment, offset, size)
             if segment.stuck:
                 mend(segment)
-            # The lease holds the byte until the caller closes it: no moment is unprotected.
+            # The lease holds the byte until the caller closes it, so the block is protected at every moment.
             held = hold(segment, offset, size, share)
         except BaseException:
             if not segment.held:
                 _rest(segment)
-                if _is_abandoned(segment):  # perhaps no segment at all
+                if _is_abandoned(segment):  # perhaps it is not a segment at all
                     drop_segment(segment)
             raise
     claimed = held.claim
@@ -564,29 +561,29 @@ def _check_block(segment: Segment, offset: int, size: int) -> None:
     if offset < 0 or size < 1 or offset + size > segment.size or offset % page or size % page:
         raise ValueError(f"block of {size:,} bytes at {offset:,} does not fit a segment of {segment.size:,} bytes")
     if not kernel.is_held(segment.fd, offset):
-        raise ValueError(f"nobody lends a block at {offset:,}: the lease is on another one")
+        raise ValueError(f"cannot claim the block at {offset:,}: the lease does not hold it")
 
 
 def hold(segment: Segment, offset: int, size: int, share: Share) -> Hold:
-    """Claim a block, for as long as what is returned lives. Needs `guard`."""
+    """Claim a block while the returned object lives. Needs `guard`."""
     there = _claims.get(segment.address + offset)
     if there is not None:
         if share is Share.shared is there.share and there.size == size:
             return there.hold()
-        # Somebody here has it already, so it is nobody's alone.
+        # This process already has the block, so it is no longer exclusive.
         share = Share.private if share is not Share.read_only else share
     return Claim(segment, offset, size, share).begin()
 
 
 def _rest(segment: Segment) -> None:
-    """Close the fd of a segment of which this process has no block, where the fd alone would hold the block."""
+    """Close the fd of a segment without claimed blocks, where the fd alone would hold the block."""
     if _BY_HANDLES and not segment.ours and segment.fd >= 0 and not segment.held:
         # The mapping stays, because it is warm.
         segment.close()
 
 
 def drop_own(segment: Segment) -> None:
-    """Have done with a segment of this process that nobody holds a block of. Needs `guard`."""
+    """Drop a segment of this process whose blocks no process holds. Needs `guard`."""
     if _BY_HANDLES:
         kernel.give_up(segment.address, segment.size)
     drop_segment(segment)
@@ -599,7 +596,7 @@ def _is_abandoned(segment: Segment) -> bool:
         return kernel.is_abandoned(segment.address, segment.size)
     try:
         return not kernel.is_held(segment.fd, CREATOR)
-    except OSError:  # somebody closed the fd
+    except OSError:  # other code closed the fd
         return True
 
 
@@ -610,7 +607,7 @@ def _forget_abandoned() -> None:
 
 
 def forget_abandoned() -> None:
-    """Unmap the segments of dead processes, as far as no view of them is alive here."""
+    """Unmap the segments of dead processes that have no views here."""
     settle()
     with guard:
         _forget_abandoned()
@@ -624,7 +621,7 @@ def segments_mapped() -> int:
 
 
 def leases_open() -> int:
-    """Return the number of this process's leases that are on their way into a message."""
+    """Return the number of this process's leases that wait to be sent."""
     with guard:
         return sum(map(bool, _outgoing.values()))
 
@@ -635,7 +632,7 @@ def leases_open() -> int:
 def _before_fork() -> None:
     for claimed in list(_claims.values()):
         if claimed.share is Share.exclusive:
-            # It is a copy, and so it shall be to the child: neither sees the other's writes.
+            # The block is a copy, and must be the child's own copy: neither process sees the other's writes.
             with contextlib.suppress(OSError):  # the limit on mappings: see `_in_child`
                 claimed.part()
     for segment in list(segments_held.values()):
@@ -647,10 +644,10 @@ def _before_fork() -> None:
 
 
 def _lock_anew(segment: Segment, own: list[int]) -> None:
-    """Put into *own* a new description of a segment, which holds what this process holds of it."""
+    """Put into *own* a new description of a segment, which holds everything that this process holds of it."""
     if not own:
         kernel.reopen_into(own, segment.fd)
-    if not kernel.is_object(own[0], segment.identity):  # somebody closed the fd, and its number is another file's
+    if not kernel.is_object(own[0], segment.identity):  # the fd was closed, and its number belongs to another file
         kernel.close_all(own)
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     for position in list(segment.held):
@@ -660,13 +657,13 @@ def _lock_anew(segment: Segment, own: list[int]) -> None:
 def _in_parent() -> None:
     for segment in list(segments_held.values()):
         if segment.lacks_spare:
-            # If there is a child it has no description of its own, and what is unlocked here is unlocked for it.
+            # The child, if any, shares the description: an unlock here would unlock the child's blocks, too.
             segment.is_description_shared = not _BY_HANDLES
             segment.lacks_spare = False
         kernel.close_all(segment.spares)
 
 
-# The segments that this process, a forked child, has a description of its own for.
+# The segments for which this process, a forked child, has a description of its own.
 _of_child: tuple[int, set[int]] = (0, set())
 
 
@@ -686,8 +683,8 @@ def _in_child() -> None:
         if id(segment) in _of_child[1]:
             continue
         segment.ours = False
-        # The inherited fd shares its description with the parent: unlocking through it
-        # would let go of the parent's blocks, so the child needs its own.
+        # The inherited fd shares its description with the parent: unlocking through it would release the parent's
+        # blocks, so the child needs its own.
         if not segment.spares or segment.lacks_spare:
             with contextlib.suppress(OSError):
                 _lock_anew(segment, segment.spares)
@@ -710,12 +707,12 @@ def _in_child() -> None:
 
 def _end_child(claimed: Claim, error: OSError) -> None:
     assert sys.platform != "win32"  # there is no fork
-    # The child would see what its parent writes to an array that is the child's by value, an exception cannot
-    # leave a fork, and what needs no mapping does not exist: so there is no child.
+    # The child would see its parent's writes to an array that belongs to the child by value. An exception cannot leave
+    # a fork hook, and there is no remedy without a mapping. So the child ends.
     message = (
-        f"forkshm: process {os.getpid()} ends: it was forked from one that has a received array of {claimed.size:,} "
-        f"bytes, and the kernel refused the mapping that makes it the child's own ({os.strerror(error.errno or 0)}); "
-        "raise the limit on mappings (sysctl vm.max_map_count) or on address space (ulimit -v), or fork earlier\n"
+        f"forkshm: process {os.getpid()} ends: its parent has a received array of {claimed.size:,} bytes, and the "
+        f"kernel refused the mapping that makes it the child's own ({os.strerror(error.errno or 0)}). "
+        "Raise the limit on mappings (sysctl vm.max_map_count) or on address space (ulimit -v), or fork earlier.\n"
     )
     with contextlib.suppress(OSError):
         os.write(2, message.encode())
@@ -726,5 +723,5 @@ at_fork(before=_before_fork, in_parent=_in_parent, in_child=_in_child)
 
 
 def block_size(nbytes: int) -> int:
-    """Round a request up: whole pages, and at most eight sizes between powers of two."""
+    """Return a block size for a request: whole pages, in at most eight sizes between powers of two."""
     return round_up(nbytes, max(kernel.page_size, 1 << max(nbytes.bit_length() - 4, 0)))

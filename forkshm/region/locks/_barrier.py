@@ -125,7 +125,7 @@ class Barrier(Placed):
         """
         words = self._live()
         deadline = time.perf_counter() + seconds
-        # Generation, and the place there; -1 when all were there already, and the last one acts.
+        # The generation, and this party's position in it; -1 if it was the last to arrive, and acts.
         ticket: list[int] = []
 
         def arrive() -> int:
@@ -138,7 +138,7 @@ class Barrier(Placed):
                 self._end(words, broken=False)
             else:
                 self._sign(place)
-                # No call in between: what is counted is what an interrupted wait takes back.
+                # No call in between: an interrupted wait withdraws exactly when it was counted.
                 words[_ARRIVED] = place + 1
                 ticket[:] = (generation, place)
             return place
@@ -175,10 +175,10 @@ class Barrier(Placed):
         self._check(words, generation)
 
     def _sign(self, place: int) -> None:
-        """Note who takes that place."""
+        """Record this thread as the party at that position."""
 
     def _move(self, place: int, to: int) -> None:
-        """Note that whoever has that place has another one."""
+        """Record that the party at one position has another position."""
 
     def _has_dead_party(self, arrived: int) -> bool:
         """Return whether a party that arrived has died."""
@@ -191,7 +191,7 @@ class Barrier(Placed):
             if left <= 0:
                 self._guarded(words, lambda: self._break(words, generation))
             elif _locks.futex_wait(where, generation, min(left, SLICE)) == errno.ETIMEDOUT:
-                # Did somebody die while changing this? Then entering breaks it.
+                # If a party died while changing the barrier, entering breaks it.
                 self._guarded(words, lambda: self._break_after_death(words, generation))
         self._check(words, generation)
 
@@ -234,7 +234,7 @@ class Barrier(Placed):
             words[_ARRIVED] = last
 
     def _end(self, words: memoryview, *, broken: bool) -> None:
-        """End a generation. How it ended is kept for 32 more, for those who wake up late."""
+        """End a generation, and keep its outcome for 32 more, for waiters that wake up late."""
         generation = words[_GENERATION]
         bit = 1 << generation % 32
         words[_HISTORY] = words[_HISTORY] | bit if broken else words[_HISTORY] & ~bit
@@ -243,7 +243,7 @@ class Barrier(Placed):
         _locks.futex_wake(self._address + _GENERATION * _WORD, _MASK)
 
     def _guarded(self, words: memoryview, action: Callable[[], _T]) -> _T:
-        """Do *action* alone; break the barrier if somebody died doing one."""
+        """Run *action* under the mutex; break the barrier if a process died inside an earlier one."""
         guard = self._address + HEADER
         try:
             code = take(guard, math.inf)

@@ -1,7 +1,7 @@
 """Mutex and RecursiveMutex: mutual exclusion that survives the death of a holder.
 
 The mutex is a robust, process-shared mutex of the C library. The kernel has a list of the mutexes that a thread holds.
-When the thread ends, for whatever reason, the next thread that acquires the mutex is told. forkshm adds a header of
+When the thread ends, for whatever reason, the next thread that acquires the mutex is informed. forkshm adds a header of
 three words that only the holder writes:
 
     owner       the holder's thread id, to detect misuse and to undo an interrupted call
@@ -37,7 +37,7 @@ _SOUND, _DIED, _GIVEN_UP = 0, 1, 2
 
 _trylock, _unlock = _locks.mutex_trylock, _locks.mutex_unlock
 
-#: How often one looks before it sleeps, where there are others on whose cores the holder may go on.
+# Number of attempts before the thread sleeps, if the holder may run on another core meanwhile.
 _LOOKS = range(12 if kernel.usable_cores() > 1 else 0)
 
 
@@ -150,7 +150,7 @@ class Mutex(Placed):
         try:
             return self._take(words, me, timeout)
         except BaseException:
-            # Also a KeyboardInterrupt that came after the lock, and before anybody knew.
+            # Also undoes a KeyboardInterrupt that came after the lock was taken and before that was recorded.
             self._undo(words, me, before)
             raise
 
@@ -205,7 +205,7 @@ class Mutex(Placed):
     def _take(self, words: memoryview, me: int, timeout: float | None) -> bool:
         code = _trylock(self._mutex)
         if code == errno.EBUSY and timeout != 0 and words[_OWNER] != me:
-            # Held for a moment, mostly: to sleep, and to be woken, would take ten times as long.
+            # Locks are mostly held briefly. To sleep and be woken would take ten times as long.
             for _ in _LOOKS:
                 code = _trylock(self._mutex)
                 if code != errno.EBUSY:
@@ -213,7 +213,7 @@ class Mutex(Placed):
         if code != 0 or timeout is not None:
             seconds = checked_timeout(timeout)
             if code == errno.EBUSY:
-                # musl's trylock does not tell one's own; glibc's has said EDEADLK.
+                # musl's trylock does not report that this thread holds it; glibc's has returned EDEADLK.
                 mine = _locks.LOCK_LAYOUT >> 8 != 1 and words[_OWNER] == me
                 code = errno.EDEADLK if mine else take(self._mutex, seconds)
             if code == errno.EBUSY:
@@ -222,8 +222,9 @@ class Mutex(Placed):
                 self._again(words)
                 return True
             if code == errno.EOWNERDEAD:
-                # From here on the state is kept in our word, where an interrupted call cannot lose it. First
-                # the word: who dies between the two lines leaves it to be found again.
+                # From here on the header keeps the state, where an interrupted call cannot lose it. It is written
+                # before the mutex is marked consistent: if this thread dies in between, the next one finds the death
+                # again.
                 words[_STATE] |= _DIED
                 _locks.mutex_consistent(self._mutex)
             elif code != 0:
@@ -241,8 +242,9 @@ class Mutex(Placed):
     def _inherit(self, words: memoryview) -> None:
         if words[_STATE] & _GIVEN_UP:
             raise NotRecoverableError(
-                f"cannot acquire {self!r}: a process died while it held the mutex, and the next one released it "
-                "without make_consistent(). The guarded data is in an unknown state; construct it and the mutex again."
+                f"cannot acquire {self!r}: a process died while it held the mutex, and the next holder released it "
+                "without make_consistent(), so the guarded data is in an unknown state. Construct the data and "
+                "the mutex again."
             )
         if self._repair is not None:
             self._repair()

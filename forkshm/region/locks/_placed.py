@@ -1,4 +1,4 @@
-"""What all locks in a region have in common: a place, a header, and how to wait."""
+"""The common parts of all locks in a region: the position, the header, and waiting."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ if TYPE_CHECKING:
 
 __all__ = ("HEADER", "LINE", "SLICE", "Placed", "checked_timeout", "give_back", "held", "take")
 
-#: Bytes of a cache line. What different processes write at the same time lies in different ones.
 LINE = 64
-#: The first bytes of each lock: 16 words, of which 0 and 1 say what it is.
+"""Bytes of a cache line. Words that different processes write at the same time are in different lines."""
 HEADER = LINE
+"""Bytes of the header of each lock: 16 words, of which words 0 and 1 identify the lock."""
 _MAGIC, _LAYOUT = 0, 1
-#: "FS", the version of the layout, and in the low byte the kind of lock.
+# "FS", the version of the layout, and in the low byte the kind of lock.
 _SIGNATURE = 0x46530100
 
-#: Longest wait in one call of C. No signal handler runs in such a call, so this is how long ^C takes. And
-#: it repairs what the kernel cannot: a wake-up that went to a process that was killed before it acted.
 SLICE = 0.1
+"""Longest wait in one C call. No signal handler runs during the call, so this is how long Ctrl-C takes.
 
-#: The memory of every mutex that a thread of this process holds, by its address. The C library links the
-#: mutexes that a thread holds, by address, and the kernel follows these links when the thread dies: so a
-#: mutex that is held must stay mapped, even if nobody knows its Python object any more.
+It also bounds the delay after a wakeup that is lost because it went to a process that was killed before it acted."""
+
 held: dict[int, Any] = {}
+"""The memory of every mutex that a thread of this process holds, by the mutex's address.
 
-# A child holds nothing: ownership is the thread's, and these threads are the parent's.
+The C library links the mutexes that a thread holds by address, and the kernel follows these links when the thread dies.
+So a held mutex must stay mapped, even if its Python object is gone."""
+
+# A forked child holds nothing: locks belong to threads, and these are the parent's.
 _lifetime.at_fork(in_child=held.clear)
 
 
@@ -69,14 +71,14 @@ class Placed:
     def _place(self, region: MappedRegion, offset: int, size: int) -> memoryview:
         if _locks.locks_missing:
             raise UnsupportedError(
-                f"cannot use a {type(self).__name__}: it needs {_locks.locks_missing}, which this system lacks",
+                f"cannot use a {type(self).__name__}: this system lacks {_locks.locks_missing}, which it needs",
                 capability=_locks.locks_missing,
             )
         name = type(self).__name__
         offset = operator.index(offset)
         if region.mode is not Mode.read_write:
             raise RegionAccessError(
-                errno.EACCES, f"a {name} needs a region that is mapped read_write, but {region!r} is {region.mode}"
+                errno.EACCES, f"cannot use a {name} in {region!r}, which is mapped {region.mode}: map it read_write"
             )
         if not 0 <= offset <= region.size - size:
             raise ValueError(
@@ -95,10 +97,10 @@ class Placed:
         return words
 
     def _construct(self, region: MappedRegion, offset: int, size: int) -> memoryview:
-        """Clear the place. Until `_complete`, nobody can attach to it."""
+        """Clear the memory of the lock. No process can attach to it until `_complete`."""
         words = self._place(region, offset, size)
         if any(self._address <= address < self._address + size for address in held):
-            raise SyncError(f"cannot construct {self!r}: this process holds a lock at that place")
+            raise SyncError(f"cannot construct {self!r}: this process holds a lock at that offset")
         words[_MAGIC] = 0
         _locks.futex_wake(self._address, 0)
         for index in range(1, len(words)):
@@ -123,7 +125,7 @@ class Placed:
         if words[_LAYOUT] != _locks.LOCK_LAYOUT:
             raise NotConstructedError(
                 f"cannot attach a {cls.__name__} at offset {offset:,} of {region!r}: it was constructed by a process "
-                f"with another C library or word size ({words[_LAYOUT]:#x}, this process has "
+                f"with a different C library or word size ({words[_LAYOUT]:#x}, this process has "
                 f"{_locks.LOCK_LAYOUT:#x})"
             )
         return found, words
@@ -146,7 +148,7 @@ class Placed:
         return (self._region, self._offset)
 
     def __reduce__(self) -> Any:
-        # Through a forkshm channel the region crosses as a descriptor. A plain pickle refuses it.
+        # A forkshm channel sends the region as a descriptor; plain pickle refuses it.
         self._live()
         return type(self).attach, self._arguments()  # type: ignore[attr-defined]  # each kind has its own
 
@@ -169,7 +171,7 @@ def take(address: int, timeout: float) -> int:
     code = _locks.mutex_trylock(address)
     if code != errno.EBUSY or timeout <= 0:
         return code
-    deadline = time.perf_counter() + timeout  # on Windows monotonic() moves in steps of 16 ms
+    deadline = time.perf_counter() + timeout  # on Windows, time.monotonic() has a resolution of 16 ms
     while True:
         code = _locks.mutex_lock(address, max(min(SLICE, deadline - time.perf_counter()), 0.0))
         if code != errno.ETIMEDOUT:
@@ -179,20 +181,20 @@ def take(address: int, timeout: float) -> int:
 
 
 def give_back(address: int) -> bool:
-    """Unlock a bare mutex if this thread has it, after something came between taking and noting it.
+    """Unlock a bare mutex if this thread holds it, after an interruption between taking and recording it.
 
     Returns:
-        Whether its last owner had died, and nobody had noted that.
+        Whether its last owner had died, and this was not yet recorded.
     """
-    # EDEADLK: this thread has it. 0 or EOWNERDEAD: it has it now. With EBUSY somebody else has, and in musl
-    # perhaps this thread; unlock() knows.
+    # EDEADLK: this thread holds it. 0 or EOWNERDEAD: it holds it now. EBUSY: another thread holds it, or, in musl,
+    # perhaps this one; unlock() can tell.
     died = _locks.mutex_trylock(address) != errno.EBUSY and _locks.mutex_consistent(address) == 0
     _locks.mutex_unlock(address)
     return died
 
 
 def mutex_made(address: int, kind: str) -> None:
-    """Make a bare robust mutex, or raise."""
+    """Initialize a bare robust mutex, or raise."""
     code = _locks.mutex_init(address)
     if code != 0:
         raise SyncError(f"cannot construct a {kind}: the C library refused ({os.strerror(code)})")

@@ -1,15 +1,15 @@
-"""RWLock: many read, or one writes.
+"""RWLock: several readers, or one writer.
 
-In the header are three words:
+The header has three words:
 
     readers     number of slots
-    state       sound, a writer writes, a writer died, or given up; only for who has a slot
-    writer      thread id of the writer that has the gate, or 0; readers sleep on it
+    state       sound, a writer writes, a writer died, or given up; only the holder of a slot may use it
+    writer      thread id of the writer that has the writer mutex, or 0; readers sleep on this word
 
-Behind it bare robust mutexes: the gate, which a writer takes first, and the slots, of which a reader takes
-one, and a writer all.
+Bare robust mutexes follow: the writer mutex, which a writer takes first, and the slots. A reader takes one slot, a
+writer all of them.
 
-That a writer died needs no notice from the kernel: who has a slot, and reads that one writes, knows it.
+The death of a writer needs no report from the kernel: a thread that has a slot and reads that a writer writes knows it.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ _MASK = 0xFFFFFFFF
 
 
 class _Hold(NamedTuple):
-    """What one thread has of one `RWLock`."""
+    """A thread's hold of one `RWLock`."""
 
-    #: The slot, or None: all of them, for writing.
+    # The slot, or None for writing, which holds all slots.
     slot: int | None
-    #: How often.
+    # How often the thread has acquired the lock.
     times: int
 
 
 class _Holds(threading.local):
-    """What this thread has, by the address of the lock."""
+    """The holds of this thread, by the address of the lock."""
 
     def __init__(self) -> None:
         self.by_address: dict[int, _Hold] = {}
 
 
 _holds = _Holds()
-# The forking thread goes on in the child under another id, and holds nothing.
+# The forking thread continues in the child with another id, and holds nothing.
 _lifetime.at_fork(in_child=lambda: setattr(_holds, "by_address", {}))
 
 
@@ -280,7 +280,7 @@ class RWLock(Placed):
         hold = _holds.by_address.get(self._address)
         if hold is not None:
             if hold.slot is None:
-                raise DeadlockError(f"cannot acquire {self!r} for reading: this thread has it for writing")
+                raise DeadlockError(f"cannot acquire {self!r} for reading: this thread holds it for writing")
             _holds.by_address[self._address] = hold._replace(times=hold.times + 1)
             return True
         slot = self._free_slot(words, deadline)
@@ -289,7 +289,7 @@ class RWLock(Placed):
         held[slot] = get_native_id(), words
         _holds.by_address[self._address] = _Hold(slot, 1)
         if words[_STATE] == _WRITING:
-            # No writer holds the lock, for this thread has a part of it. So the one who wrote this died.
+            # No writer holds the lock, because this thread has a slot. So the writer that wrote this state died.
             words[_STATE] = _DIED
         if words[_STATE] == _GIVEN_UP:
             raise self._given_up()
@@ -303,7 +303,7 @@ class RWLock(Placed):
         while True:
             writer = words[_WRITER]
             if writer and self._enter(self._gate) == 0:
-                # That one died, or has just gone: it does not have the gate.
+                # The writer has died or has just released the writer mutex.
                 self._no_writer(words)
                 self._leave(self._gate)
                 writer = 0
@@ -318,26 +318,26 @@ class RWLock(Placed):
             if writer:
                 _locks.futex_wait(self._address + _WRITER * _WORD, writer, min(deadline - now, SLICE))
                 continue
-            # Not for long: it may be another slot that becomes free.
+            # Wait briefly, because another slot may become free first.
             brief = min(deadline - now, SLICE / 10)
             slot = slots[start]
             code = self._enter(slot, now + brief)
             if code == 0:
                 return slot
             if code == errno.EDEADLK:
-                time.sleep(brief)  # this thread's own, through another mapping
+                time.sleep(brief)  # this thread holds the slot, through another mapping
 
     def _write(self, timeout: float | None) -> bool:
         words = self._live()
         deadline = time.perf_counter() + checked_timeout(timeout)
         if self._address in _holds.by_address:
-            raise DeadlockError(f"cannot acquire {self!r} for writing: this thread has it already; release it first")
+            raise DeadlockError(f"cannot acquire {self!r} for writing: this thread already holds it. Release it first.")
         if not self._all_slots(words, deadline):
             return False
         _holds.by_address[self._address] = _Hold(None, 1)
         if words[_STATE] == _GIVEN_UP:
             raise self._given_up()
-        # If somebody else wrote "writing", then that one died; else we do.
+        # If another writer wrote this state, it died.
         words[_STATE] = _DIED if words[_STATE] != _SOUND else _WRITING
         if words[_STATE] == _DIED and self._repair is not None:
             self._repair()
@@ -353,13 +353,13 @@ class RWLock(Placed):
                 self._leave_all(words, mutex)
                 return False
             if mutex == self._gate:
-                # The slots are in the same memory: one pin is enough.
+                # The slots are in the same memory: one entry keeps it mapped.
                 held[mutex] = get_native_id(), words
                 words[_WRITER] = get_native_id()
         return True
 
     def _repair_first(self, words: memoryview, slot: int, deadline: float) -> bool:
-        """Become a writer, who repairs, and then a reader again."""
+        """Become a writer, which repairs the data, and then a reader again."""
         self.release()
         if not self._write(max(deadline - time.perf_counter(), 0.0) if math.isfinite(deadline) else None):
             return False
@@ -370,7 +370,7 @@ class RWLock(Placed):
         return True
 
     def _enter(self, mutex: int, deadline: float = 0.0) -> int:
-        """Take one: 0, EBUSY or EDEADLK."""
+        """Lock a bare mutex: 0, EBUSY or EDEADLK."""
         code = _locks.mutex_trylock(mutex)
         if code == 0:
             return 0
@@ -387,7 +387,7 @@ class RWLock(Placed):
         _locks.mutex_unlock(mutex)
 
     def _leave_all(self, words: memoryview, until: int | None = None, keep: int | None = None) -> None:
-        """Leave the slots before *until*, and then the gate: the next writer to pass it finds them free."""
+        """Release the slots before *until*, and then the writer mutex: its next holder finds the slots free."""
         if until == self._gate:
             return
         for slot in self._slots:
@@ -400,13 +400,13 @@ class RWLock(Placed):
         self._leave(self._gate)
 
     def _no_writer(self, words: memoryview) -> None:
-        # Only for the writer that holds the gate.
+        # Only for the thread that has the writer mutex.
         if words[_WRITER] != 0:
             words[_WRITER] = 0
             _locks.futex_wake(self._address + _WRITER * _WORD, _MASK)
 
     def _undo(self, before: _Hold | None) -> None:
-        """Make it as it was before a call that raised, or was interrupted."""
+        """Restore the state before a call that raised or was interrupted."""
         if before is not None:
             _holds.by_address[self._address] = before
             return
@@ -425,7 +425,7 @@ class RWLock(Placed):
 
     def _given_up(self) -> NotRecoverableError:
         return NotRecoverableError(
-            f"cannot acquire {self!r}: a writer died, and the next one released the lock without make_consistent(); "
+            f"cannot acquire {self!r}: a writer died, and the next one released the lock without make_consistent(), so "
             "the guarded data is in an unknown state. Construct the data and the lock again."
         )
 
@@ -437,7 +437,7 @@ def _unpin(mutex: int) -> None:
 
 
 class _Section:
-    """A ``with`` block that reads or writes."""
+    """A ``with`` block that holds the lock for reading or writing."""
 
     def __init__(self, lock: RWLock, take: Callable[[float | None], bool], timeout: float | None) -> None:
         self._lock, self._take, self._timeout = lock, take, timeout

@@ -66,27 +66,27 @@ class Semaphore(Placed):
 
     @classmethod
     def attach(cls, region: MappedRegion, offset: int = 0) -> Self:
-        """Use the one that was constructed there, in this process or another.
+        """Return the semaphore that this or another process constructed at *offset*.
 
         Raises:
-            NotConstructedError: There is none, or something else, or it is not complete yet.
+            NotConstructedError: There is no complete semaphore at *offset*.
         """
         return cls._find(region, offset, cls.SIZE)[0]
 
     @property
     def value(self) -> int:
-        """Permits that are there now."""
+        """Number of free permits."""
         self._live()
         return _locks.sem_value(self._address + HEADER)
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Take a permit; wait until there is one.
+        """Take a permit, or wait for one.
 
         Args:
-            timeout: Seconds; None waits forever, 0 only looks.
+            timeout: Seconds; None waits forever, 0 does not wait.
 
         Returns:
-            Whether there is one more permit taken. False only after *timeout*.
+            True if a permit was taken, False if *timeout* has passed.
 
         Raises:
             ValueError: *timeout* is negative.
@@ -114,7 +114,7 @@ class Semaphore(Placed):
         self.release()
 
     def _take(self, answer: list[int], timeout: float | None) -> bool:
-        # Keeps the memory, should another thread detach this object while we wait.
+        # Keeps the memory mapped if another thread detaches this object during the wait.
         words = self._live()
         seconds = checked_timeout(timeout)
         where = self._address + HEADER
@@ -140,10 +140,10 @@ class Semaphore(Placed):
 
     @promptly
     def release(self, n: int = 1) -> None:
-        """Give *n* permits, one after the other, and wake so many.
+        """Add *n* permits, one after the other, and wake up to *n* waiters.
 
         Raises:
-            ValueError: *n* is less than 1, or there would be more than 2**31 - 1.
+            ValueError: *n* is less than 1, or there would be more than 2**31 - 1 permits.
         """
         # No call, and no jump back where a single permit is given, so a signal handler that raises leaves it given.
         if self._words is None or n < 1:

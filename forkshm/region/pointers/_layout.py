@@ -1,10 +1,10 @@
-"""What a ctypes type holds: whether it may live in a region, and where its pointers are.
+"""Layouts of ctypes types: whether a type may live in a region, and where its pointers are.
 
-ctypes is used as the language of layouts only; nothing here calls C.
+ctypes is used only to describe layouts; nothing here calls C.
 
-A structure of ctypes copies fields as bytes. A distance copied as bytes leads nowhere,
-so the first time a type is placed, its fields and array items that hold pointers get
-an assignment that measures the distances anew. Everything else about it stays as it is.
+ctypes copies fields of structures as bytes, but a distance copied as bytes leads nowhere. So when a type is first
+placed, its fields and array items that hold pointers get an assignment that recomputes the distances. Everything
+else about the type stays as it is.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ("CData", "Layout", "Relative", "assign", "check", "is_type", "layout_of", "name_of")
 
-#: The base of everything that ctypes can describe, which has no public name.
 CData: Any = ctypes.Structure.__mro__[1]
+"""The base class of all ctypes objects, which has no public name."""
 _Simple: Any = ctypes.c_int.__mro__[1]
 _RawPointer: Any = ctypes.POINTER(ctypes.c_int).__mro__[1]
 _Function: Any = ctypes.CFUNCTYPE(None).__mro__[1]
 
 
 class Relative(ctypes.Structure):
-    """What lies in memory of a relative pointer: the distance from itself to its target."""
+    """The memory of a relative pointer: the distance from the pointer to its target."""
 
     _fields_ = (("_distance", ctypes.c_int64),)
     _distance: int
 
-    #: The type of the target; None for any, a name while it is not known.
+    # The type of the target: None for any type, or a name until it is resolved.
     _type_: Any = None
 
     def set(self, target: Any) -> None:
@@ -43,11 +43,11 @@ class Relative(ctypes.Structure):
 
     @classmethod
     def _find(cls, owners: tuple[type, ...]) -> Any:
-        """Return the type of the target, or None when it is any or not known yet."""
+        """Return the type of the target, or None if it is any type or not known yet."""
         raise NotImplementedError
 
     def _check_target(self, target: Any) -> int:
-        """Return the address to point to, 0 for null, or raise what is wrong about it."""
+        """Return the address to point to, 0 for null, or raise if the target is not allowed."""
         raise NotImplementedError
 
     def _point(self, address: int) -> None:
@@ -62,42 +62,42 @@ _Field: Any = type(vars(Relative)["_distance"])
 class Part:
     """A field, or the items of an array."""
 
-    #: As the path shows it: ``".next"`` or ``"[]"``.
     name: str
-    #: Where the first one lies.
+    """The name in paths: ``".next"`` or ``"[]"``."""
     offset: int
-    #: How many there are.
+    """Offset of the first item."""
     count: int
-    #: Bytes from one to the next.
+    """Number of items."""
     stride: int
-    #: What each holds.
+    """Bytes from one item to the next."""
     layout: Layout
-    #: The structure that declares it.
+    """Layout of an item."""
     owner: type | None = None
-    #: False for the members of a union but its first, which is the one that C initializes.
+    """The structure that declares the field."""
     first: bool = True
+    """False for members of a union except the first, which C initializes."""
 
 
 @dataclasses.dataclass
 class Layout:
-    """What a type holds, as far as pointers are concerned."""
+    """The parts of a type that matter for pointers."""
 
-    #: The type.
     kind: Any
-    #: The parts that hold pointers.
+    """The type."""
     parts: tuple[Part, ...] = ()
-    #: Whether the parts lie on top of each other.
+    """The parts that hold pointers."""
     union: bool = False
-    #: Whether all that its pointers lead to was checked as well.
+    """Whether the parts overlap, as in a union."""
     checked: bool = False
+    """Whether everything that its pointers lead to was also checked."""
 
     @property
     def has_pointers(self) -> bool:
-        """Whether there is any pointer."""
+        """Whether the type holds a pointer."""
         return bool(self.parts) or issubclass(self.kind, Relative)
 
     def pointers(self, base: int = 0) -> Iterator[tuple[int, Any]]:
-        """Yield where each pointer lies and its type. For a union the first member counts, as in C."""
+        """Yield the offset and the type of each pointer; in a union, only those of the first member, as in C."""
         if issubclass(self.kind, Relative):
             yield base, self.kind
         for part in self.parts:
@@ -106,7 +106,7 @@ class Layout:
                     yield from part.layout.pointers(base + part.offset + number * part.stride)
 
     def kinds(self, path: str, owners: tuple[type, ...] = ()) -> Iterator[tuple[str, Any, tuple[type, ...]]]:
-        """Yield each pointer's path and type once, and the structures around it, innermost first."""
+        """Yield each pointer's path, its type, and the structures around it, innermost first."""
         if issubclass(self.kind, Relative):
             yield path, self.kind, owners
         for part in self.parts:
@@ -114,7 +114,7 @@ class Layout:
             yield from part.layout.kinds(path + part.name, around)
 
     def union_with_pointers(self, path: str) -> str | None:
-        """Return the path of a union that holds a pointer, if there is one."""
+        """Return the path of a union that holds a pointer, or None."""
         if self.union and self.parts:
             return path
         return next(
@@ -122,17 +122,17 @@ class Layout:
         )
 
 
-# Types live as long as their module, as the ones that ctypes.POINTER makes and keeps.
+# Types are kept forever, like those that ctypes.POINTER creates.
 _layouts: dict[Any, Layout] = {}
 
 
 def is_type(kind: Any) -> bool:
-    """Return whether *kind* is a type of ctypes."""
+    """Return whether *kind* is a ctypes type."""
     return isinstance(kind, type) and issubclass(kind, CData)
 
 
 def name_of(kind: Any) -> str:
-    """Return *kind* as one writes it."""
+    """Return *kind* as it is written in source code."""
     if isinstance(kind, type) and issubclass(kind, ctypes.Array) and hasattr(kind, "_type_"):
         return f"{name_of(kind._type_)} * {kind._length_}"
     if isinstance(kind, type) and issubclass(kind, _RawPointer) and hasattr(kind, "_type_"):
@@ -141,28 +141,28 @@ def name_of(kind: Any) -> str:
 
 
 def layout_of(kind: Any, path: str = "") -> Layout:
-    """Return the layout of *kind*, whose fields are assigned to correctly from now on.
+    """Return the layout of *kind*, and make assignments to its fields compute distances.
 
     Args:
-        kind: A type of ctypes.
-        path: How its user got there, for the error.
+        kind: A ctypes type.
+        path: The path that led to it, for the error.
 
     Raises:
-        UnplaceableTypeError: It holds something that means nothing in another process.
+        UnplaceableTypeError: Part of the type is meaningless in another process.
     """
     layout = _layouts.get(kind) if isinstance(kind, type) else None
     if layout is None:
         layout = _read(kind, path or name_of(kind))
-        if ctypes.sizeof(kind):  # else it may get its fields later
+        if ctypes.sizeof(kind):  # otherwise it may get its fields later
             _layouts[kind] = layout
     return layout
 
 
 def check(kind: Any) -> Layout:
-    """Return the layout of *kind*; everything its pointers lead to is checked as well.
+    """Return the layout of *kind*, after also checking everything its pointers lead to.
 
     Raises:
-        UnplaceableTypeError: It holds something that means nothing in another process.
+        UnplaceableTypeError: Part of the type is meaningless in another process.
     """
     whole = layout_of(kind)
     if whole.checked:
@@ -184,20 +184,20 @@ def check(kind: Any) -> Layout:
 
 def _read(kind: Any, path: str) -> Layout:
     if not is_type(kind):
-        _refuse(path, f"is {name_of(kind)}, which is no type of ctypes", "describe the memory with ctypes")
+        _refuse(path, f"is {name_of(kind)}, which is not a ctypes type", "Describe the memory with ctypes")
     if issubclass(kind, Relative):
         return Layout(kind)
     if issubclass(kind, _RawPointer):
         target = getattr(kind, "_type_", None)
-        _refuse(path, f"is a {name_of(kind)}, an address of one process", f"use OffsetPtr[{name_of(target)}]")
+        _refuse(path, f"is a {name_of(kind)}, an address in one process", f"Use OffsetPtr[{name_of(target)}]")
     if issubclass(kind, _Function):
-        _refuse(path, "is the address of a function in one process", "keep a number that stands for it")
+        _refuse(path, "is the address of a function in one process", "Store a number that stands for it")
     if issubclass(kind, _Simple):
         return _read_simple(kind, path)
     try:
         ctypes.sizeof(kind)
     except TypeError:
-        _refuse(path, f"is {name_of(kind)}, which has no size", "give it _fields_")
+        _refuse(path, f"is {name_of(kind)}, which has no size", "Give it _fields_")
     if issubclass(kind, ctypes.Array):
         array: Any = kind
         items = layout_of(array._type_, f"{path}[]")
@@ -208,20 +208,20 @@ def _read(kind: Any, path: str) -> Layout:
     return _read_fields(kind, path)
 
 
-#: What ``_type_`` of a simple type says, and what it means.
+# The reason and the advice for each ``_type_`` of a simple type that is refused.
 _PRIVATE = {
-    "P": ("is a c_void_p, an address of one process", "use OffsetPtr[None]"),
-    "z": ("is a c_char_p, an address of one process", "use OffsetPtr[c_char], or keep the text in c_char * n"),
-    "Z": ("is a c_wchar_p, an address of one process", "use OffsetPtr[c_wchar], or keep the text in c_wchar * n"),
-    "X": ("is a BSTR, an address of one process", "keep the text in c_wchar * n"),
-    "O": ("is a Python object, which only its process has", "keep its bytes in c_ubyte * n"),
+    "P": ("is a c_void_p, an address in one process", "Use OffsetPtr[None]"),
+    "z": ("is a c_char_p, an address in one process", "Use OffsetPtr[c_char], or keep the text in c_char * n"),
+    "Z": ("is a c_wchar_p, an address in one process", "Use OffsetPtr[c_wchar], or keep the text in c_wchar * n"),
+    "X": ("is a BSTR, an address in one process", "Keep the text in c_wchar * n"),
+    "O": ("is a Python object, which exists in one process only", "Keep its bytes in c_ubyte * n"),
 }
 
 
 def _read_simple(kind: Any, path: str) -> Layout:
     code = getattr(kind, "_type_", None)
     if not isinstance(code, str):
-        _refuse(path, f"is {name_of(kind)}, which has no size", "use c_int, c_double and the like")
+        _refuse(path, f"is {name_of(kind)}, which has no size", "Use c_int, c_double or the like")
     if code in _PRIVATE:
         _refuse(path, *_PRIVATE[code])
     return Layout(kind)
@@ -243,14 +243,14 @@ def _read_fields(kind: Any, path: str) -> Layout:
 
 
 def _refuse(path: str, what: str, instead: str) -> NoReturn:
-    raise UnplaceableTypeError(f"a region cannot hold {path}: it {what}; {instead}", path=path)
+    raise UnplaceableTypeError(f"a region cannot hold {path}: it {what}. {instead}.", path=path)
 
 
 # -- assignment -------------------------------------------------------------------------
 
 
 class FieldWithPointers:
-    """A field that holds pointers; assigning measures their distances anew."""
+    """A field that holds pointers; assignments to it recompute their distances."""
 
     __slots__ = ("_field", "_is_pointer")
 
@@ -271,7 +271,7 @@ class FieldWithPointers:
 
 def _assign_by_field(owner: type, name: str, layout: Layout) -> None:
     field = vars(owner)[name]
-    # A name may have been taken by a property of the user's, or was done before.
+    # A property of the user's class may have this name, or the field may have been replaced before.
     if isinstance(field, _Field):
         setattr(owner, name, FieldWithPointers(field, is_pointer=issubclass(layout.kind, Relative)))
     if name in getattr(owner, "_anonymous_", ()):
@@ -290,7 +290,7 @@ def _assign_by_items(kind: Any) -> None:
                 raise ValueError(f"cannot assign {len(values)} items to a slice of {len(places)}")
         else:
             places, values = [self[index]], [value]
-        # The values may be parts of this array: look at all of them first.
+        # The values may be parts of this array, so all of them are read first.
         for write in [_assignment(place, value) for place, value in zip(places, values, strict=True)]:
             write()
 
@@ -299,22 +299,19 @@ def _assign_by_items(kind: Any) -> None:
 
 
 def assign(destination: Any, source: Any) -> None:
-    """Copy a structure, a union or an array in a region, so that the pointers of the copy have the same targets.
+    """Copy a structure, union or array in a region, so that the pointers of the copy have the same targets.
 
-    ``destination.field = structure`` and ``array[i] = structure`` do this of themselves
-    once the type was placed in a region. Copying the bytes alone is wrong: a pointer
-    is a distance, and the copy lies elsewhere.
+    Once a type was placed in a region, ``destination.field = structure`` and ``array[i] = structure`` do this by
+    themselves. Copying only the bytes is wrong: a pointer is a distance, and the copy is elsewhere.
 
     Args:
-        destination: Where to; a ctypes object in a region.
-        source: What; an object of the same type in the same region, or in no region with
-            pointers that are null, or a tuple to make such a one of.
+        destination: The ctypes object in a region to copy to.
+        source: An object of the same type in the same region; or one outside of regions whose pointers are null; or a
+            tuple of arguments for such an object.
 
     Raises:
-        TypeError: The types differ; or there is a union that holds a pointer: nobody
-            knows which of its members is meant.
-        WildPointerError: A pointer would lead outside the region of *destination*.
-            Nothing was changed.
+        TypeError: The types differ, or contain a union that holds a pointer: which of its members to copy is unknown.
+        WildPointerError: A pointer would lead outside the region of *destination*. Nothing was changed.
 
     Example:
         >>> from forkshm import anonymous_shared_memory
@@ -336,7 +333,7 @@ def assign(destination: Any, source: Any) -> None:
 
 
 def _assignment(destination: Any, source: Any) -> Callable[[], None]:
-    """Look at *source* now, and return what writes it."""
+    """Return a function that writes *source* as it is now."""
     kind = type(destination)
     layout = layout_of(kind)
     if issubclass(kind, Relative):
@@ -348,8 +345,8 @@ def _assignment(destination: Any, source: Any) -> Callable[[], None]:
         raise TypeError(f"expected {name_of(kind)}, got {name_of(type(source))}")
     if union := layout.union_with_pointers(name_of(kind)):
         raise TypeError(
-            f"cannot copy {name_of(kind)}: {union} is a union that holds a pointer, and nobody knows which of its "
-            "members is meant; assign the members one by one"
+            f"cannot copy {name_of(kind)}: {union} is a union that holds a pointer, so it is unknown which member is "
+            "meant. Assign the members one by one."
         )
     data = bytes(source)[: ctypes.sizeof(kind)]
     targets = [
@@ -379,7 +376,7 @@ def set_null(view: Any, layout: Layout) -> None:
 
 
 def checked_offset(offset: Any) -> int:
-    """Return *offset* as an int, or raise with what is wrong about it."""
+    """Return *offset* as an int, or raise if it is invalid."""
     number = operator.index(offset)
     if number < 0:
         raise ValueError(f"offset must not be negative, got {number:,}")

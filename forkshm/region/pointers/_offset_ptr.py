@@ -1,6 +1,6 @@
-"""OffsetPtr: a pointer for memory that is mapped at another address in each process.
+"""OffsetPtr: a pointer in memory that is mapped at a different address in each process.
 
-ctypes is used as the language of layouts only; nothing here calls C.
+ctypes is used only to describe layouts; nothing here calls C.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ __all__ = ("OffsetPtr", "Pointer")
 T = TypeVar("T")
 U = TypeVar("U")
 
-#: The distance that is stored for null, as Boost does: 0 is a pointer to itself.
 NULL = 1
+"""The distance stored for null, as in Boost; a distance of 0 is a pointer to itself."""
 
 
 class Pointing(Generic[T]):
-    """What `OffsetPtr` and `Pointer` have in common."""
+    """Common base of `OffsetPtr` and `Pointer`."""
 
     __slots__ = ()
-    __iter__ = None  # item access has no end, so there is nothing to iterate over
+    __iter__ = None  # without this, item access would make it iterable without end
     __hash__ = None  # type: ignore[assignment]  # what an OffsetPtr points to may change
 
     def _kind(self) -> Any:
-        """Return the type of the target, or None for any; it may be placed."""
+        """Return the type of the target, which may be placed, or None for any."""
         raise NotImplementedError
 
     def _target(self) -> tuple[int, Mapping | None]:
-        """Return the address of the target, 0 for null, and the mapping it should lie in."""
+        """Return the address of the target, 0 for null, and the mapping that must contain it."""
         raise NotImplementedError
 
     @property
@@ -50,22 +50,22 @@ class Pointing(Generic[T]):
 
     @property
     def offset(self) -> int | None:
-        """Where in its region the target lies, in bytes, or None for null.
+        """Offset of the target in its region, in bytes, or None for null.
 
-        This is what ``region.place`` takes.
+        Pass it to ``region.place``.
         """
         address, mapping = self._target()
         return address - mapping.address if address and mapping else None
 
     def get(self) -> T | None:
-        """Return the target, as a ctypes object that shares its memory, or None for null.
+        """Return the target as a ctypes object that shares its memory, or None for null.
 
         The object keeps the memory mapped while it is alive.
 
         Raises:
-            TypeError: This points to no type in particular: `cast` it.
-            WildPointerError: The target does not lie within the region.
-            RegionAccessError: The region cannot be written to.
+            TypeError: The pointer has no target type. Call `cast` first.
+            WildPointerError: The target is not within the region.
+            RegionAccessError: The region is not writable.
         """
         address, mapping = self._target()
         if not address:
@@ -77,10 +77,10 @@ class Pointing(Generic[T]):
         """Return a pointer of another type to the same target.
 
         Args:
-            kind: A type of ctypes, or None for any.
+            kind: A ctypes type, or None for any.
 
         Raises:
-            TypeError: *kind* is no type of ctypes.
+            TypeError: *kind* is not a ctypes type.
             UnplaceableTypeError: A region cannot hold *kind*.
         """
         address, mapping = self._target()
@@ -95,13 +95,13 @@ class Pointing(Generic[T]):
     def _needed(self) -> Any:
         kind = self._kind()
         if kind is None:
-            raise TypeError(f"{self!r} points to no type in particular: cast() it to one first")
+            raise TypeError(f"cannot read {self!r}: it has no target type. Call cast() first.")
         return kind
 
     def _home(self, mapping: Mapping | None) -> Mapping:
         if mapping is None:
             raise WildPointerError(
-                f"{self!r} lies in no region, so what it points to is unknown: place it, or its structure, in a region",
+                f"cannot follow {self!r}: it is not in a region. Place it, or its structure, in a region first.",
                 address=self.address,
             )
         return mapping
@@ -112,14 +112,14 @@ class Pointing(Generic[T]):
     # -- items and arithmetic, in elements ----------------------------------------------
 
     def _item(self, index: Any) -> Any:
-        """Return an array of the one element at *index*."""
+        """Return an array of the single element at *index*."""
         kind = self._needed()
         address, mapping = self._target()
         index = operator.index(index)
         if not address:
-            raise WildPointerError(f"{self!r} is null: it has no item {index}", address=0)
+            raise WildPointerError(f"cannot access item {index} of {self!r}: it is null", address=0)
         one = kind * 1
-        layout_of(one)  # for its assignment
+        layout_of(one)  # sets up its assignment
         return view(one, address + index * ctypes.sizeof(kind), self._home(mapping))
 
     def __getitem__(self, index: int) -> Any:
@@ -142,7 +142,7 @@ class Pointing(Generic[T]):
         address, mapping = self._target()
         if not address:
             if count:
-                raise WildPointerError(f"{self!r} is null: it cannot be moved by {count}", address=0)
+                raise WildPointerError(f"cannot move {self!r} by {count}: it is null", address=0)
             return Pointer(kind, 0, None)
         address += count * ctypes.sizeof(kind)
         mapping = self._home(mapping)
@@ -181,14 +181,14 @@ class Pointing(Generic[T]):
         if rest:
             raise ValueError(
                 f"cannot subtract: the targets are {mine - address:,} bytes apart, "
-                f"which is no multiple of the {ctypes.sizeof(kind)} bytes of {name_of(kind)}"
+                f"which is not a multiple of the {ctypes.sizeof(kind)} bytes of {name_of(kind)}"
             )
         return count
 
     # -- comparison, by address ---------------------------------------------------------
 
     def _read(self, other: Any) -> tuple[Any, int, int]:
-        """Return what *other* stands for as a target of this pointer: type, address, bytes that have to be there."""
+        """Return *other* as a target of this pointer: type, address, and the number of bytes that must be there."""
         if isinstance(other, Pointing) and not (is_type(self._kind()) and isinstance(other, self._kind())):
             return other._kind(), other._target()[0], 0
         target: Any = other
@@ -221,7 +221,7 @@ class Pointing(Generic[T]):
         result: bool = self._compare(other, operator.ge)
         return result
 
-    # -- the rest -----------------------------------------------------------------------
+    # -- representation and pickling ----------------------------------------------------
 
     def _describe(self) -> str:
         raise NotImplementedError
@@ -237,19 +237,17 @@ class Pointing(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise NotPicklableError(
-            f"cannot pickle {self!r}: it means nothing elsewhere; send the region, and the offset of what it points to"
+            f"cannot pickle {self!r}: it is valid in this process only. Send the region and the offset of the target."
         )
 
 
 class Pointer(Pointing[T]):
-    """Where something in a region is, in this process: what arithmetic on an `OffsetPtr` gives.
+    """The location of an object in a region, in this process; the result of arithmetic on an `OffsetPtr`.
 
-    It does not change, it keeps the memory mapped while it is alive, and it cannot live
-    in a region itself: assign it to an `OffsetPtr`. Two of them are equal if they have
-    the same target.
+    It is immutable, keeps the memory mapped while it is alive, and cannot live in a region itself: assign it to an
+    `OffsetPtr`. Two pointers are equal if they have the same target.
 
-    You get one from `OffsetPtr.pointer_to`, `OffsetPtr.cast`, and from adding to or
-    subtracting from an `OffsetPtr`.
+    `OffsetPtr.pointer_to`, `OffsetPtr.cast`, and addition to or subtraction from an `OffsetPtr` return one.
 
     Example:
         >>> import ctypes
@@ -271,7 +269,7 @@ class Pointer(Pointing[T]):
         self._type_ = kind
         self._address = address
         self._mapping = mapping
-        # What keeps the memory mapped.
+        # Keeps the memory mapped.
         self._exporter = mapping.exporter() if mapping is not None and mapping.exporter is not None else None
 
     def _kind(self) -> Any:
@@ -290,29 +288,25 @@ class Pointer(Pointing[T]):
 class OffsetPtr(Relative, Pointing[T]):
     """A pointer that may live in a region: a field of a ctypes structure.
 
-    What is stored is the distance in bytes from the pointer itself to its target, in 8
-    bytes, so it is right wherever each process maps the region; null is stored as
-    distance 1. That is the form of Boost.Interprocess' ``offset_ptr``. The target has
-    to lie in the region of the pointer, which is checked whenever one is set or
-    followed: a pointer that leads elsewhere, whoever wrote it, is an error and no read.
+    It stores the distance in bytes from itself to its target, in 8 bytes, so it is correct wherever a process maps the
+    region. Null is stored as distance 1. This is the format of ``offset_ptr`` in Boost.Interprocess. The target must be
+    in the region of the pointer, which is checked whenever the pointer is set or followed. A pointer that leads
+    elsewhere, whatever wrote it, causes an error and never a read.
 
-    ``OffsetPtr[Node]`` is a type of ctypes. A structure that points to its own kind
-    names it in quotes, or sets ``_fields_`` after the class; ``OffsetPtr[None]`` points
-    to anything and is read through `cast`.
+    ``OffsetPtr[Node]`` is a ctypes type. A structure that points to its own type names it in quotes, or sets
+    ``_fields_`` after the class. ``OffsetPtr[None]`` points to anything and is read through `cast`.
 
-    ``node.next = target`` is ``node.next.set(target)``: for a target that is a ctypes
-    object of the region, another pointer, or None. Structures that hold pointers can be
-    assigned as well, see `assign`. This needs the type to be known to the library, which
-    it is as soon as it was placed in a region or reached through a pointer.
+    ``node.next = target`` is short for ``node.next.set(target)``. The target is a ctypes object of the region, another
+    pointer, or None. Structures that hold pointers can be assigned as well; see `assign`. Both require that the type
+    was placed in a region or reached through a pointer before.
 
     Args:
-        target: As for `set`; only a pointer within a region can be anything but null.
+        target: As for `set`; outside of a region, a pointer can only be null.
 
     Fork and threads:
-        Setting one is one store of 8 bytes. It is not ordered with other writes: use a
-        lock or a channel to say "ready". Read as a field, ``node.next`` is the field and
-        no copy of it: ``was = node.next.get()`` keeps what it pointed to, and
-        ``a.next.swap(b.next)`` exchanges two.
+        Setting a pointer is one store of 8 bytes. It is not ordered with other writes: use a lock or a channel to
+        signal readiness. ``node.next`` is the field and not a copy of it: ``was = node.next.get()`` keeps the current
+        target, and ``a.next.swap(b.next)`` exchanges two.
 
     Example:
         >>> import ctypes
@@ -334,13 +328,13 @@ class OffsetPtr(Relative, Pointing[T]):
         ``offset_ptr`` of Boost.Interprocess.
     """
 
-    #: Where the subscript stands, to look up a name.
+    # The globals at the subscript, for looking up a name.
     _globals: dict[str, Any] | None = None
-    #: Whether all that the type of the target leads to was checked.
+    # Whether everything that the target's type leads to was checked.
     _checked = False
 
     if TYPE_CHECKING:
-        # As a field of a structure: what it gives, and what may be assigned to it.
+        # Types of a field of a structure: the result of reading it, and the values it accepts.
         def __get__(self, instance: Any, owner: Any = None) -> Self: ...
 
         def __set__(self, instance: Any, value: T | Pointing[T] | ctypes.Array[Any] | None) -> None: ...
@@ -355,22 +349,21 @@ class OffsetPtr(Relative, Pointing[T]):
         if isinstance(kind, str):
             return _pointer_type(cls, kind, sys._getframe(1).f_globals)
         if kind is not None and not is_type(kind):
-            raise TypeError(f"cannot make OffsetPtr[{name_of(kind)}]: {name_of(kind)} is no type of ctypes")
+            raise TypeError(f"cannot make OffsetPtr[{name_of(kind)}]: {name_of(kind)} is not a ctypes type")
         return _known_pointer_type(cls, kind)
 
     @classmethod
     def resolve(cls, kind: Any) -> None:
-        """Declare which type a name stands for, where it cannot be found.
+        """Declare the type that a name stands for, where the name cannot be found.
 
-        A name is looked up among the structures around the pointer, then where the
-        subscript stands. Only a type that is local to a function needs this.
+        A name is looked up among the structures around the pointer, then in the module with the subscript. Only a type
+        that is local to a function needs this call.
 
         Args:
-            kind: A type of ctypes.
+            kind: A ctypes type.
 
         Raises:
-            TypeError: *kind* is no type of ctypes, or the type of the target is known
-                and another.
+            TypeError: *kind* is not a ctypes type, or differs from the known type of the target.
 
         Example:
             >>> Link = OffsetPtr["Later"]
@@ -379,7 +372,7 @@ class OffsetPtr(Relative, Pointing[T]):
             >>> Link.resolve(Later)
         """
         if not is_type(kind):
-            raise TypeError(f"cannot resolve {cls.__name__} to {name_of(kind)}, which is no type of ctypes")
+            raise TypeError(f"cannot resolve {cls.__name__} to {name_of(kind)}: it is not a ctypes type")
         if not isinstance(cls._type_, str) and cls._type_ is not kind:
             raise TypeError(f"cannot resolve {cls.__name__} to {name_of(kind)}: it points to {name_of(cls._type_)}")
         cls._type_ = kind
@@ -404,8 +397,8 @@ class OffsetPtr(Relative, Pointing[T]):
             kind = cls._find(())
             if isinstance(cls._type_, str):
                 raise TypeError(
-                    f"cannot find {cls._type_!r} of {cls.__name__}: it is no name of the module; "
-                    "keep the pointer's type in a variable and call its resolve() with the type"
+                    f"cannot find {cls._type_!r} of {cls.__name__}: the module has no such name. "
+                    "Keep the pointer's type in a variable, and call its resolve() with the type."
                 )
             if kind is not None:
                 check(kind)
@@ -419,30 +412,28 @@ class OffsetPtr(Relative, Pointing[T]):
         own = ctypes.addressof(self)
         mapping = mapping_at(own)
         if mapping is None and distance == 0:
-            # Zeros in this process' own memory, as of ``Node()``: there is nothing to point to.
+            # The pointer is zeros in this process's own memory, as after ``Node()``, and so has no target.
             return 0, None
         return own + distance, mapping
 
     @property
     def distance(self) -> int:
-        """What is stored: bytes from the pointer to its target, and 1 for null."""
+        """The stored value: bytes from the pointer to its target, or 1 for null."""
         return self._distance
 
     def set(self, target: Any) -> None:
         """Point to *target*.
 
         Args:
-            target: A ctypes object in the same region, of the pointer's type, of one
-                derived from it, or an array of it; or a pointer to such; or None. An
-                ``OffsetPtr[OffsetPtr[X]]`` points *to* an ``OffsetPtr[X]``; in all other
-                cases a pointer gives its own target.
+            target: None, or a ctypes object in the same region: of the pointer's type, of a type derived from it, or an
+                array of it. Or a pointer to such an object, whose target is taken. An ``OffsetPtr[OffsetPtr[X]]``,
+                however, points *to* an ``OffsetPtr[X]``.
 
         Raises:
-            TypeError: *target* is of another type.
-            WildPointerError: *target* lies outside the region of the pointer, or the
-                pointer lies in none. The pointer is as it was.
-            ValueError: *target* is the second byte of the pointer itself, the distance of
-                which is null's.
+            TypeError: *target* has another type.
+            WildPointerError: *target* is outside the region of the pointer, or the pointer is in no region. The pointer
+                is unchanged.
+            ValueError: *target* is the second byte of the pointer itself, whose distance means null.
         """
         self._point(self._check_target(target))
 
@@ -461,15 +452,15 @@ class OffsetPtr(Relative, Pointing[T]):
             return 0
         if kind is not None and not fits(theirs, kind):
             raise TypeError(
-                f"{type(self).__name__} cannot point to {name_of(theirs)}: use OffsetPtr[{name_of(theirs)}], "
-                f"or cast a pointer to it to {name_of(kind)}"
+                f"{type(self).__name__} cannot point to {name_of(theirs)}. Use OffsetPtr[{name_of(theirs)}], "
+                f"or cast a pointer to it to {name_of(kind)}."
             )
         own = ctypes.addressof(self)
         mapping = mapping_at(own)
         if mapping is None:
             raise WildPointerError(
-                f"an {type(self).__name__} that lies in no region can only be null: "
-                "place it, or its structure, in a region first",
+                f"cannot set an {type(self).__name__} that is in no region: it can only be null. "
+                "Place it, or its structure, in a region first.",
                 address=address,
             )
         if isinstance(target, Pointer) and target._mapping is not mapping:
@@ -484,8 +475,8 @@ class OffsetPtr(Relative, Pointing[T]):
         """Exchange the targets of two pointers; each may be null.
 
         Raises:
-            TypeError: They point to different types.
-            WildPointerError: They lie in different regions. Nothing was changed.
+            TypeError: The pointers have different types.
+            WildPointerError: The pointers are in different regions. Nothing was changed.
         """
         mine, theirs = self._check_target(other._pointer()), other._check_target(self._pointer())
         self._point(mine)
@@ -497,12 +488,11 @@ class OffsetPtr(Relative, Pointing[T]):
 
         Args:
             target: A ctypes object in a region.
-            field: Name of a field of it; for fields of simple types, which ctypes gives as
-                numbers.
+            field: Name of a field, for fields of simple types, whose values ctypes returns as numbers.
 
         Raises:
-            TypeError: *target* is no ctypes object.
-            WildPointerError: It lies in no region.
+            TypeError: *target* is not a ctypes object.
+            WildPointerError: *target* is not in a region.
 
         Example:
             >>> from forkshm import anonymous_shared_memory
@@ -515,7 +505,7 @@ class OffsetPtr(Relative, Pointing[T]):
             >>> region.close()
         """
         if not isinstance(target, CData):
-            raise TypeError(f"expected a ctypes object in a region, got {name_of(type(target))}")
+            raise TypeError(f"cannot point to {name_of(type(target))}: pass a ctypes object in a region")
         kind: Any = type(target)
         address = ctypes.addressof(target)
         if field is not None:
@@ -524,21 +514,21 @@ class OffsetPtr(Relative, Pointing[T]):
         mapping = mapping_at(address)
         if mapping is None:
             raise WildPointerError(
-                f"the {name_of(type(target))} at {address:#x} lies in no region: place() or construct() it in one",
+                f"cannot point to the {name_of(type(target))} at {address:#x}: it is not in a region. Place it in one.",
                 address=address,
             )
         check(kind)
         return Pointer(kind, address, mapping)
 
-    def __iadd__(self, count: int) -> Self:  # type: ignore[override]  # in place, and not a Pointer
+    def __iadd__(self, count: int) -> Self:  # type: ignore[override]  # changes this object, returns no Pointer
         self.set(self._moved(operator.index(count)))
         return self
 
-    def __isub__(self, count: int) -> Self:  # type: ignore[override,misc]  # in place, and not a Pointer
+    def __isub__(self, count: int) -> Self:  # type: ignore[override,misc]  # changes this object, returns no Pointer
         self.set(self._moved(-operator.index(count)))
         return self
 
-    # Before those of ctypes.
+    # These take precedence over those of ctypes.
     __hash__ = None
     __reduce__ = Pointing.__reduce__
     __repr__ = Pointing.__repr__
@@ -560,7 +550,7 @@ def _known_pointer_type(cls: Any, kind: Any) -> Any:
 
 
 def fits(kind: Any, wanted: Any) -> bool:
-    """Return whether a pointer to *wanted* may point to a *kind*: it is one, or an array of them."""
+    """Return whether a pointer to *wanted* may point to a *kind*, which is *wanted* or an array of it."""
     if kind is None:
         return False
     if issubclass(kind, wanted):
@@ -569,12 +559,12 @@ def fits(kind: Any, wanted: Any) -> bool:
 
 
 def field_type(kind: Any, name: str) -> Any:
-    """Return the type of a field, of an anonymous member's as well."""
+    """Return the type of a field, including fields of anonymous members."""
     for owner in kind.__mro__:
         for found, field_kind, *bits in vars(owner).get("_fields_", ()):
             if found == name:
                 if bits:
-                    raise TypeError(f"cannot point to {name_of(kind)}.{name}, which is bits of a field")
+                    raise TypeError(f"cannot point to {name_of(kind)}.{name}: it is a bit field")
                 return field_kind
         for member in vars(owner).get("_anonymous_", ()):
             inner = field_type(kind, member)
@@ -584,7 +574,7 @@ def field_type(kind: Any, name: str) -> Any:
 
 
 def check_inside(address: int, size: int, mapping: Mapping, what: str) -> None:
-    """Raise WildPointerError unless *size* bytes at *address* lie in the mapping; its end does."""
+    """Raise WildPointerError unless *size* bytes at *address* are in the mapping; the address of its end is allowed."""
     if not 0 <= address - mapping.address <= mapping.size - size:
         refuse_outside(address, size, mapping, what)
 
@@ -600,11 +590,11 @@ def refuse_outside(address: int, size: int, mapping: Mapping, what: str) -> NoRe
 
 
 def view(kind: Any, address: int, mapping: Mapping) -> Any:
-    """Return the *kind* at an address of a mapping, which stays mapped as long as that is alive.
+    """Return the *kind* at an address of a mapping, which stays mapped while the object is alive.
 
     Raises:
-        WildPointerError: It does not lie in the mapping.
-        RegionAccessError: The mapping cannot be written to.
+        WildPointerError: The object is not within the mapping.
+        RegionAccessError: The mapping is not writable.
     """
     check_inside(address, ctypes.sizeof(kind), mapping, f"a pointer to {name_of(kind)}")
     exporter = mapping.exporter() if mapping.exporter is not None else None
@@ -615,10 +605,10 @@ def view(kind: Any, address: int, mapping: Mapping) -> Any:
 
 
 def check_writable(kind: Any, mode: Mode) -> None:
-    """Raise RegionAccessError where a write through a ctypes object would end the process."""
+    """Raise RegionAccessError if writing through a ctypes object would kill the process."""
     if mode not in (Mode.read_write, Mode.copy_on_write):
         raise RegionAccessError(
             errno.EACCES,
-            f"cannot view {name_of(kind)} in a region that is {mode}: a ctypes object can be written to, which would "
-            "end this process with SIGSEGV; map the memory copy_on_write to read it",
+            f"cannot view {name_of(kind)} in a region that is {mode}: ctypes objects are writable, and a write would "
+            "kill this process (SIGSEGV). Map the memory copy_on_write to read it.",
         )

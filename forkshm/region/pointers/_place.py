@@ -1,6 +1,6 @@
 """place() and construct(): ctypes objects in a region.
 
-ctypes is used as the language of layouts only; nothing here calls C.
+ctypes is used only to describe layouts; nothing here calls C.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ T = TypeVar("T")
 
 
 def place(region: MappedRegion, kind: type[T], offset: int = 0) -> T:
-    r"""Return what lies in a region as a ctypes object: reading and writing it is shared.
+    r"""Return an existing object in a region as a ctypes object; reads and writes are shared.
 
-    The bytes are left as they are; `construct` makes a new object. The object keeps the
-    memory mapped while it, or anything reached from it, is alive; the region cannot be
-    closed before.
+    The bytes are unchanged; `construct` makes a new object. The object keeps the memory mapped while it, or anything
+    reached from it, is alive. Until then the region cannot be closed.
 
     Args:
-        region: Writable memory: of mode ``read_write`` or ``copy_on_write``.
-        kind: A type of ctypes. It must mean the same in every process: no pointers but
-            `OffsetPtr`, no Python objects, no functions.
-        offset: Where in the region it starts, in bytes; a multiple of its alignment.
+        region: Memory of mode ``read_write`` or ``copy_on_write``.
+        kind: A ctypes type. It must have the same meaning in every process: no pointers except `OffsetPtr`, no Python
+            objects, no functions.
+        offset: Offset of the object in the region, in bytes; a multiple of its alignment.
 
     Returns:
         An instance of *kind* that shares the memory of the region.
 
     Raises:
-        UnplaceableTypeError: A region cannot hold *kind*, or what its pointers lead to;
-            see ``path`` for the field.
-        ValueError: *offset* is negative or not aligned, or *kind* does not fit.
-        RegionAccessError: The region cannot be written to.
+        UnplaceableTypeError: A region cannot hold *kind*, or the targets of its pointers; see ``path`` for the field.
+        ValueError: *offset* is negative or not aligned, or the object does not fit.
+        RegionAccessError: The region is not writable.
         RegionClosedError: The region was closed.
 
     Fork and threads:
-        Safe to call from any thread. Pass the region and the offset to another process,
-        and place it there.
+        Safe to call from any thread. To share the object, pass the region and the offset to another process, and place
+        it there.
 
     Example:
         >>> from forkshm import anonymous_shared_memory
@@ -65,18 +63,17 @@ def place(region: MappedRegion, kind: type[T], offset: int = 0) -> T:
 
 
 def construct(region: MappedRegion, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
-    """Make a new ctypes object in a region: zeros, null pointers, then its ``__init__``.
+    """Return a new ctypes object in a region: zeros and null pointers, then initialized by its ``__init__``.
 
-    Of a union the first member counts: if that has pointers, they are null. Should
-    ``__init__`` raise, the object stays as far as it got.
+    In a union, the pointers of the first member are null. If ``__init__`` raises, the object stays partly initialized.
 
     Args:
         region: As for `place`.
         kind: As for `place`.
-        offset: As for `place`. What lies there is overwritten.
-        *args: For ``__init__`` of *kind*: the first fields of a structure, the items of
-            an array, the value of a simple type.
-        **kwargs: For ``__init__`` of *kind*: fields of a structure by name.
+        offset: As for `place`. The existing bytes are overwritten.
+        *args: Arguments of ``kind(...)``: the first fields of a structure, the items of an array, or the value of a
+            simple type.
+        **kwargs: Keyword arguments of ``kind(...)``: fields of a structure by name.
 
     Returns:
         An instance of *kind* that shares the memory of the region.
@@ -110,7 +107,7 @@ def construct(region: MappedRegion, kind: type[T], offset: int = 0, *args: Any, 
 
 
 def aligned(offset: int, kind: Any) -> int:
-    """Return the first offset from *offset* on where a *kind* may start.
+    """Return the first offset, starting at *offset*, at which a *kind* is aligned.
 
     Example:
         >>> aligned(13, ctypes.c_double), aligned(16, ctypes.c_double)
@@ -126,12 +123,12 @@ def _view(region: MappedRegion, kind: Any, offset: int) -> Any:
     if address % multiple:
         after = offset + -address % multiple
         raise ValueError(
-            f"{name_of(kind)} must be aligned to {multiple} bytes, and offset {offset:,} of {region!r} is not: "
-            f"the next offset that is, is {after:,}"
+            f"cannot place {name_of(kind)} at offset {offset:,} of {region!r}: it must be aligned to {multiple} bytes. "
+            f"The next aligned offset is {after:,}."
         )
     if offset + size > region.size:
         raise ValueError(
-            f"{name_of(kind)} of {size:,} bytes does not fit at offset {offset:,}: the region has {region.size:,} bytes"
+            f"cannot place {name_of(kind)} of {size:,} bytes at offset {offset:,}: the region has {region.size:,} bytes"
         )
     check_writable(kind, region.mode)
     return kind.from_buffer(region.buf, offset)

@@ -47,7 +47,7 @@ def test_a_report_is_a_page(pool, tmp_path):
     assert "http" not in text  # nothing is loaded
 
 
-def test_what_notebooks_show_is_balanced(pool):
+def test_html_for_notebooks_is_balanced(pool):
     pool.map(abs, range(10))
     with forkshm.anonymous_shared_memory(1000) as region:
         for thing in (pool, pool.report(), region):

@@ -1,4 +1,4 @@
-"""``progress=`` on every call of a pool that maps."""
+"""``progress=`` on every mapping call of a pool."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("_warm_up")
 def kind(request, monkeypatch):
     library = pytest.importorskip(request.param)
     if request.param == "tqdm":
-        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # else it keeps a thread
+        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     monkeypatch.setenv("COLUMNS", "200")
     return request.param
 
@@ -33,7 +33,7 @@ def said_by(capfd):
     return " ".join((captured.out + captured.err).split())
 
 
-def test_whole_maps_show_how_far_they_are(pool, kind, capfd):
+def test_a_map_shows_its_progress(pool, kind, capfd):
     items = list(range(30))
     squares = [x * x for x in items]
     assert pool.map(f.square, items, 7, progress=kind) == squares
@@ -42,14 +42,14 @@ def test_whole_maps_show_how_far_they_are(pool, kind, capfd):
     said = said_by(capfd)
     assert "30/30" in said
     assert "0.0 MB copied, 0.0 MB shared" in said
-    assert "/s" in said  # how fast
+    assert "/s" in said  # the speed
     assert pool.map(f.square, [], progress=kind) == []
     assert "0/0" in said_by(capfd) or kind == "tqdm"
 
 
-def test_asynchronous_maps_show_it_while_nobody_waits(pool, kind, capfd, wait_until):
+def test_asynchronous_maps_show_progress_without_a_waiting_caller(pool, kind, capfd, wait_until):
     result = pool.map_async(f.square, range(30), 4, progress=kind)
-    wait_until(result.is_answered)  # which drives nothing
+    wait_until(result.is_answered)  # does not drive the pool
     assert "30/30" in said_by(capfd)
     assert result.get() == [x * x for x in range(30)]
     seen = []
@@ -59,11 +59,11 @@ def test_asynchronous_maps_show_it_while_nobody_waits(pool, kind, capfd, wait_un
     assert pool.map_async(f.square, [], progress=kind).get() == []
 
 
-def test_iterators_show_what_was_taken(pool, kind, capfd):
+def test_iterators_show_the_results_taken(pool, kind, capfd):
     assert list(pool.imap(f.square, range(10), progress=kind)) == [x * x for x in range(10)]
     assert "10/10" in said_by(capfd)
     assert sorted(pool.imap_unordered(f.square, iter(range(10)), 3, progress=kind)) == [x * x for x in range(10)]
-    assert "10" in said_by(capfd)  # of how many nobody knows
+    assert "10" in said_by(capfd)  # the total is unknown
     results = pool.imap(f.fail_on_three, range(6), progress=kind)
     for _ in range(3):
         next(results)
@@ -73,7 +73,7 @@ def test_iterators_show_what_was_taken(pool, kind, capfd):
     assert "6/6" in said_by(capfd)
 
 
-def test_what_is_copied_and_shared_is_shown(pool, kind, capfd):
+def test_the_bar_shows_bytes_copied_and_shared(pool, kind, capfd):
     shared = forkshm.ones(500_000)
     assert pool.map(first_element, [shared] * 4, 1, progress=kind) == [1.0] * 4
     assert "0.0 MB copied, 16.0 MB shared" in said_by(capfd)
@@ -86,11 +86,11 @@ def test_failures_end_the_bar(pool, kind, capfd):
         assert "6/6" in said_by(capfd)
         with pytest.raises(TypeError, match="cannot pickle"):
             call(f.square, [threading.Lock()], progress=kind)
-    # A live display of rich that was left on would refuse another one, and keep its thread.
+    # A live display of rich that stays active would refuse another one, and keep its thread.
     assert pool.map(f.square, [1], progress=kind) == [1]
 
 
-def test_who_stops_early_leaves_no_bar(pool, kind):
+def test_stopping_early_leaves_no_bar(pool, kind):
     for results in (pool.imap(f.square, range(6), progress=kind), pool.imap_unordered(f.square, [1], progress=kind)):
         next(results)
     pool.close()
@@ -107,7 +107,7 @@ def test_a_pool_that_ends_ends_the_bar(kind, capfd):
     assert said_by(capfd)
 
 
-def test_asyncio_has_it(kind, capfd):
+def test_asyncio_pools_show_progress(kind, capfd):
     async def main():
         async with aio.Pool(2) as pool:
             assert await pool.map(f.square, range(9), 2, progress=kind) == [x * x for x in range(9)]

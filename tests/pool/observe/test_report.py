@@ -1,4 +1,4 @@
-"""``Pool.report()``: where the time went, and what would make it faster."""
+"""``Pool.report()``: where the time went, and how to reduce it."""
 
 import asyncio
 import dataclasses
@@ -20,7 +20,7 @@ def slept(seconds):
     return seconds
 
 
-def test_each_worker_says_what_it_did_with_its_time(pool):
+def test_each_worker_reports_its_time(pool):
     began = time.monotonic()
     pool.map(slept, [0.05] * 6, chunksize=1)
     report = pool.report()
@@ -30,7 +30,7 @@ def test_each_worker_says_what_it_did_with_its_time(pool):
     for worker in report.workers:
         assert worker.busy >= 0.05 * worker.tasks
         assert worker.transfer > 0
-        # What a worker was at when it was looked at is counted, so nothing is missing but its start.
+        # The current phase of each worker is counted up to now, so only its start is missing.
         assert worker.busy + worker.transfer + worker.waiting <= report.seconds
     assert sum(worker.busy for worker in report.workers) <= 2 * passed
     assert report.packing > 0
@@ -63,7 +63,7 @@ def test_the_slowest_are_named_and_tiny_ones_are_not(pool):
     assert [task.seconds for task in slowest] == sorted((task.seconds for task in slowest), reverse=True)
 
 
-def test_of_the_slow_tasks_ten_are_kept():
+def test_the_ten_slowest_tasks_are_kept():
     tasks = SlowTasks()
     for milliseconds in [*range(2, 40), 5]:
         if milliseconds * 1_000_000 > tasks.floor:
@@ -82,13 +82,13 @@ def test_arguments_are_named_without_running_the_users_code(pool):
     assert name.endswith("(Loud, ndarray float64 (2, 3), list of 1, 'text', key=None)")
 
 
-def test_one_that_takes_the_place_of_another_goes_on_with_its_account():
+def test_a_replacement_worker_continues_the_account():
     with forkshm.Pool(1, maxtasksperchild=2) as pool:
         for _ in range(5):
             pool.apply(slept, (0.01,))
         (worker,) = pool.report().workers
         assert worker.pid == pool._pool[0].pid
-        assert worker.tasks >= 4  # the fifth may not be written yet
+        assert worker.tasks >= 4  # the fifth may not be recorded yet
         assert worker.busy >= 0.04
         with pytest.raises(WorkerDiedError):
             pool.apply(f.die, ("SIGKILL",))
@@ -112,7 +112,7 @@ def test_a_pool_that_has_ended_says_the_last_that_was_known():
 
 def test_too_little_work_for_a_worker_is_told(pool):
     pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
-    # There may be one on what moving data took, too: workers that are started anew import to unpickle.
+    # There may also be a hint on the cost of moving data: spawned workers import modules to unpickle.
     (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
     assert hint.endswith(" of it took slept over a chunk of 1 items: divide that")
 
@@ -139,7 +139,7 @@ def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
     [
         (report_of([1.0, 1.0]), []),
         (report_of([1.0, 1.0], [0.9, 0.9]), []),
-        (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little to say anything
+        (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little for a hint
         (
             report_of([0.1, 0.1], [1.0, 1.0], tasks=100_000),
             ["each task computes for only 2 us; let one do more (chunksize=...)"],
@@ -153,13 +153,13 @@ def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
         (report_of([4.0], [0.0], slowest=[SlowTask(4.0, "all")]), []),
     ],
 )
-def test_what_is_hinted_at(report, hints):
+def test_hints_name_the_cause(report, hints):
     found = hints_of(report)
     assert len(found) == len(hints)
     assert all(expected in said for expected, said in zip(hints, found, strict=True))
 
 
-def test_it_prints_as_a_table():
+def test_a_report_prints_as_a_table():
     report = report_of([4.0, 0.5], slowest=[SlowTask(3.0, "resize(1)")], copied=2_500_000)
     lines = str(dataclasses.replace(report, hints=("do less",))).splitlines()
     assert lines[0].split() == ["tasks", "busy", "transfer", "waiting"]

@@ -1,4 +1,4 @@
-"""Pool.trace(): what is in the file."""
+"""Pool.trace(): the content of the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import forkshm
 from forkshm.pool._status import FIRST_TASK, IDLE, TraceRing
 from forkshm.pool.observe import _trace
 
-#: Of each kind of event what the format asks for, and of which type.
+# The fields that the format requires for each kind of event, with their types.
 FIELDS = {
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": int, "dur": int, "args": dict},
     "M": {"name": str, "pid": int, "tid": int, "args": dict},
@@ -27,7 +27,7 @@ FIELDS = {
 
 
 def spin(seconds):
-    """Be busy for so long by the clock."""
+    """Spin for a time measured by the clock."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
@@ -62,7 +62,7 @@ class Read:
         return [e for e in self.events if e["cat"] == category and pid in (None, e["pid"])]
 
     def check_rows(self):
-        """The events of one row follow one another."""
+        """Check that the events of one row follow one another."""
         for (pid, _), row in self.rows.items():
             if pid in self.workers:
                 for before, after in itertools.pairwise(row):
@@ -77,8 +77,8 @@ def path(tmp_path):
     return tmp_path / "trace.json"
 
 
-def test_every_task_is_there_once_with_all_that_was_done_for_it(pool, path, wait_until):
-    wait_until(lambda: pool._worker_group.status.states() == [IDLE] * 2)  # who is started anew takes a while
+def test_every_task_is_recorded_once_with_all_its_steps(pool, path, wait_until):
+    wait_until(lambda: pool._worker_group.status.states() == [IDLE] * 2)  # spawned workers take a while
     with pool.trace(path):
         for x in range(20):
             pool.apply(f.square, (x,))
@@ -93,13 +93,13 @@ def test_every_task_is_there_once_with_all_that_was_done_for_it(pool, path, wait
     assert read.dropped == 0
     assert len(read.workers) == 2
     assert all("Worker" in read.names[pid] for pid in read.workers)
-    # Every worker waits: for its tasks, or for the end.
+    # Every worker waits, for tasks or for the end.
     assert {e["pid"] for e in read.of("waiting")} == read.workers
     parent = {e["cat"] for e in read.events if e["pid"] == os.getpid()}
     assert parent == {"pickling", "sending", "receiving", "unpickling"}
 
 
-def test_computing_takes_as_long_as_it_takes(pool, path):
+def test_the_computing_time_is_measured(pool, path):
     with pool.trace(path):
         pids = pool.map(spin, [0.02] * 4, chunksize=1)
     read = Read(path)
@@ -153,7 +153,7 @@ def test_a_task_that_raises_is_marked(pool, path):
     assert [e["args"]["failed"] for e in sorted(read.of("computing"), key=lambda e: e["ts"])] == [True] * 3 + [False]
 
 
-def test_what_a_killed_worker_did_is_there(path, wait_until, tmp_path):
+def test_the_tasks_of_a_killed_worker_are_recorded(path, wait_until, tmp_path):
     with forkshm.Pool(1) as pool, pool.trace(path):
         first = pool.apply(f.pid)
         result = pool.apply_async(f.hang, (str(tmp_path / "begun"),))
@@ -166,7 +166,7 @@ def test_what_a_killed_worker_did_is_there(path, wait_until, tmp_path):
     read.check_rows()
     assert read.workers == {first, second}
     assert all("Worker" in read.names[pid] for pid in read.workers)
-    # The second waits from its birth on, and was born after the first had died.
+    # The second worker waits from its start, which was after the first had died.
     assert min(e["ts"] for e in read.of("waiting", second)) > max(e["ts"] for e in read.of("computing", first))
     assert [e["name"] for e in read.of("computing", first)] == ["pid", "hang"]
     assert [e["args"].get("unfinished") for e in read.of("computing", first)] == [None, True]
@@ -263,7 +263,7 @@ def test_threads_of_the_parent_have_rows_of_their_own(pool, path):
     assert len([row for row in read.rows if row[0] == os.getpid()]) >= 3
 
 
-def test_what_a_worker_does_after_the_end_is_not_shown(pool, path):
+def test_tasks_after_the_end_of_a_trace_are_not_shown(pool, path):
     with pool.trace(path) as trace:
         pool.apply(f.nothing)
     began, stopped = trace._started, trace._stopped
@@ -291,7 +291,7 @@ def test_a_long_name_keeps_its_end():
     assert second == b"len"
 
 
-def test_what_cannot_be_done_is_told_at_the_start(pool, tmp_path, path):
+def test_impossible_traces_raise_at_the_start(pool, tmp_path, path):
     with pytest.raises(FileNotFoundError), pool.trace(tmp_path / "no" / "trace.json"):
         pass
     with pool.trace(path):
@@ -328,7 +328,7 @@ def test_a_forked_child_writes_nothing(pool, path):
     assert len(Read(path).tasks()) == 2
 
 
-def test_nobody_records_when_nobody_traces(pool, path):
+def test_workers_record_nothing_without_a_trace(pool, path):
     with pool.trace(path):
         pool.apply(f.nothing)
     heads = [trace_ring.head[1] for trace_ring in pool._worker_group.status.trace_rings]

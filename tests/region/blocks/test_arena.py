@@ -115,7 +115,7 @@ def test_statistics_go_back_to_zero(fresh_arena):
 
 
 @pytest.mark.needs("punch_holes")
-def test_trim_gives_memory_back_but_not_that_of_blocks_in_use(fresh_arena):
+def test_trim_keeps_the_memory_of_blocks_in_use(fresh_arena):
     free, used = fresh_arena.allocate(4 * MIB), fresh_arena.allocate(2 * MIB)
     fill(free, 1)
     fill(used, 2)
@@ -132,7 +132,7 @@ def test_trim_gives_memory_back_but_not_that_of_blocks_in_use(fresh_arena):
 
 
 @pytest.mark.needs("punch_holes")
-def test_trim_keeps_as_much_warm_as_it_is_told(fresh_arena):
+def test_trim_keeps_the_requested_amount_warm(fresh_arena):
     block = fresh_arena.allocate(4 * MIB)
     fill(block, 1)
     fresh_arena.free(block)
@@ -152,15 +152,15 @@ def test_memory_beyond_the_recent_demand_goes_back_by_itself(fresh_arena, monkey
     fresh_arena.free(block)
     for _ in range(_arena._EPOCH):
         fresh_arena.free(fresh_arena.allocate(1))
-    assert resident(fresh_arena) == 8 * MIB  # it was wanted a moment ago
+    assert resident(fresh_arena) == 8 * MIB  # it was in use a moment ago
     for _ in range(_arena._EPOCH):
         fresh_arena.free(fresh_arena.allocate(1))
-    # What is kept warm, and the block that was in use then.
+    # The warm memory, and the block that was in use then.
     assert resident(fresh_arena) <= MIB + PAGE
 
 
 @pytest.mark.needs("punch_holes")
-def test_there_is_excess_only_beyond_what_is_kept_warm(fresh_arena, monkeypatch):
+def test_excess_is_memory_beyond_the_warm_amount(fresh_arena, monkeypatch):
     monkeypatch.setattr(_arena, "KEEP_WARM", MIB)
     assert not fresh_arena.has_excess()
     block = fresh_arena.allocate(2 * MIB)
@@ -231,7 +231,7 @@ def test_segments_are_counted_while_they_are_mapped(fresh_arena):
     assert segments_mapped() == before + 1
 
 
-def test_a_block_knows_how_much_of_it_was_used_before(fresh_arena):
+def test_a_block_knows_its_previously_used_bytes(fresh_arena):
     first = fresh_arena.allocate(4 * PAGE)
     assert first.used == 0
     fill(first, 7)
@@ -261,7 +261,7 @@ def test_a_block_that_is_held_comes_back_when_its_claim_has_ended(fresh_arena, s
     assert fresh_arena.statistics().blocks == 0
 
 
-def test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only(fresh_arena):
+def test_only_an_exclusive_held_block_becomes_private_when_shared_out(fresh_arena):
     for share, to_others in ((Share.exclusive, Share.private), (Share.shared, Share.shared)):
         held = fresh_arena.hold(fresh_arena.allocate(PAGE), share)
         claim = held.claim
@@ -271,7 +271,7 @@ def test_a_held_block_is_parted_when_it_is_shared_out_and_exclusive_only(fresh_a
     assert fresh_arena.statistics().blocks == 0
 
 
-def test_what_ends_while_the_lock_is_held_ends_afterwards(fresh_arena):
+def test_blocks_dropped_under_the_lock_are_freed_afterwards(fresh_arena):
     held = fresh_arena.hold(fresh_arena.allocate(PAGE), Share.exclusive)
     claim = held.claim
     with guard:
@@ -281,7 +281,7 @@ def test_what_ends_while_the_lock_is_held_ends_afterwards(fresh_arena):
     assert not claim.holds
 
 
-def test_a_forked_child_does_not_hold_what_its_parent_has_parked():
+def test_a_forked_child_does_not_hold_its_parents_parked_leases():
     arena = _arena.arena
     block = arena.allocate(4096)
     lease = arena.lend(block)

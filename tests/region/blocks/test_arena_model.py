@@ -1,7 +1,7 @@
-"""Arena and leases beside a plain model of who holds what; Hypothesis chooses what happens.
+"""The arena and its leases, compared with a simple model of their holders; Hypothesis chooses the operations.
 
-The one rule: a block that anybody holds, by a lease on its way, or by a view in any process, is never handed out, and
-its bytes stay what they were.
+The only rule: a block that has a holder, by a lease in flight or by a view in any process, is never handed out, and its
+bytes do not change.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SIZES = st.one_of(st.sampled_from([1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE + 1, 10
 
 
 class Held:
-    """A block as the model knows it: where it is, what is in it, and how many hold it."""
+    """A block in the model: its location, its content, and the number of its holders."""
 
     numbers = itertools.count(1)
 
     def __init__(self, block):
-        #: Until it is lent: the arena takes back a block that nobody has.
+        # Until the block is lent: the arena takes back a block without a reference.
         self.block = block
         self.carved, self.offset, self.size = block.carved, block.offset, block.size
         self.tag = next(self.numbers).to_bytes(8, "little")
@@ -60,7 +60,7 @@ class Held:
 
 
 class ArenaModel(RuleBasedStateMachine):
-    """What a process, its receivers and its children may do with blocks."""
+    """The operations of a process, its receivers and its children on blocks."""
 
     filled = Bundle("filled")
     leases = Bundle("leases")
@@ -84,7 +84,7 @@ class ArenaModel(RuleBasedStateMachine):
         held = Held(self.arena.allocate(nbytes))
         assert held.block.size >= nbytes
         for other in self.held:
-            assert not held.overlaps(other), "a block that somebody holds was handed out"
+            assert not held.overlaps(other), "a held block was handed out"
         held.fill()
         self.held.add(held)
         return held
@@ -155,7 +155,7 @@ class ArenaModel(RuleBasedStateMachine):
             self.let_go(held)
 
     def fork(self, view):
-        """A child that keeps only what it saw in a view; it holds all blocks that are held here by claims."""
+        """Fork a child that keeps only its views; it holds all blocks that are held here by claims."""
         views, held = view
         if not views or len(self.living) > 2:
             return multiple()
@@ -187,7 +187,7 @@ class ArenaModel(RuleBasedStateMachine):
         if killed:
             os.kill(pid, signal.SIGKILL)
         else:
-            os.write(go_write, b"!")  # others that were forked later have this end, too
+            os.write(go_write, b"!")  # children forked later have this end, too
         os.close(go_write)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert code == (-signal.SIGKILL if killed else 0), "the bytes that a child sees have changed"
@@ -212,7 +212,7 @@ class ArenaModel(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self):
         statistics = self.arena.statistics()
-        if self.living:  # they hold what was held here when they were forked, too
+        if self.living:  # they hold the blocks that were held here when they were forked
             assert statistics.blocks >= len(self.held)
         else:
             assert statistics.blocks == len(self.held)
@@ -249,7 +249,7 @@ class ArenaModel(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("examples", "steps"), [(25, 60), pytest.param(2000, 200, marks=pytest.mark.nightly)], ids=["short", "long"]
 )
-def test_no_block_is_handed_out_while_a_view_of_it_lives(examples, steps):
+def test_no_block_is_handed_out_while_it_has_views(examples, steps):
     run_state_machine_as_test(
         ArenaModel,
         settings=settings(

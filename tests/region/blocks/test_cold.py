@@ -1,4 +1,4 @@
-"""Copies into memory that has no pages yet: by a system call, mapped when they are filled again."""
+"""Copies into memory without pages are written by a system call, and mapped when it is filled again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ranges_are_sets_of_numbers(changes, start, size):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The sizes that were written by system calls."""
+    """Return the sizes that were written by system calls."""
     sizes = []
 
     def pwrite(fd, data, offset):
@@ -110,7 +110,7 @@ def test_a_copy_across_warm_and_cold_memory(fresh_arena, calls):
     assert calls == [2 * MIB]
 
 
-def test_what_was_given_back_is_cold_again(fresh_arena, calls):
+def test_memory_given_back_is_cold_again(fresh_arena, calls):
     low, high = fresh_arena.allocate(4 * MIB), fresh_arena.allocate(MIB)
     low.write(0, b"x" * 4 * MIB, 4 * MIB)
     high.write(0, b"y" * MIB, MIB)
@@ -138,7 +138,7 @@ def test_short_writes_go_on_where_they_ended(fresh_arena, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
-def test_no_memory_in_the_middle_is_an_error_that_says_what_to_do(monkeypatch, number):
+def test_lack_of_memory_during_a_copy_raises_with_advice(monkeypatch, number):
     arena.trim()
     written = []
 
@@ -182,7 +182,7 @@ def test_a_source_that_cannot_be_read_is_an_error():
     arena.trim()
     mapped = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
     array = np.frombuffer(mapped, np.uint8)
-    # Through the mapping this would be SIGSEGV.
+    # Through the mapping, this would be SIGSEGV.
     with pytest.raises(RegionCreateError) as caught:
         pack(array)
     assert caught.value.errno == errno.EFAULT
@@ -206,7 +206,7 @@ def test_a_file_in_the_place_of_the_segment_is_not_written_to(fresh_arena, tmp_p
     fresh_arena.free(block)
 
 
-def test_a_source_that_changes_arrives_with_bytes_that_it_had():
+def test_a_source_that_changes_during_a_copy_arrives_with_bytes_it_had():
     arena.trim()
     array = np.zeros(4 * MIB, np.uint8)
     is_over = threading.Event()
@@ -237,7 +237,7 @@ def die_between_copy_and_message(_):
     return np.ones(MIB)
 
 
-def test_a_worker_killed_between_the_copy_and_the_message_takes_its_memory_with_it():
+def test_memory_of_a_worker_killed_before_sending_is_freed():
     with forkshm.Pool(1) as pool:
         with pytest.raises(forkshm.WorkerDiedError):
             pool.apply(die_between_copy_and_message, (0,))

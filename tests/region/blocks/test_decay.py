@@ -1,4 +1,4 @@
-"""The parent gives memory back while nobody calls, over some seconds; a fork finds no thread."""
+"""The parent gives memory back over some seconds without calls; a fork finds no thread."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs MADV_REMOV
 
 
 def resident():
-    """Bytes of the arena that take memory, whether this process has mapped them or not."""
+    """Return the bytes of the arena that take memory, whether this process has mapped them or not."""
     return sum(os.fstat(carved.segment.fd).st_blocks * 512 for carved in list(arena._carved))
 
 
 def mapped():
-    """Bytes of shared memory, of any process, that this process has mapped and that take memory."""
+    """Return the bytes of shared memory, of any process, that this process has mapped and that take memory."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssShmem"))
 
 
 def is_there():
-    """Whether there is the thread."""
+    """Return whether the thread exists."""
     return arena.decay.is_running and str(arena.decay._thread_id) in os.listdir("/proc/self/task")
 
 
@@ -70,7 +70,7 @@ def test_memory_is_given_back_in_steps(quick, wait_until):
         return seen[-1] <= before + KEEP_WARM + 2 * MIB
 
     wait_until(is_cool)
-    # Not all at once: there were steps in between.
+    # Not all at once, but in steps.
     assert any(before + KEEP_WARM + 8 * MIB < now < before + 300 * MIB for now in seen), seen
     wait_until(lambda: not arena.decay.is_running)
 
@@ -83,10 +83,10 @@ def test_memory_stays_warm_while_there_are_calls(quick):
     while time.monotonic() < deadline:
         arena.free(arena.allocate(4096))
         time.sleep(0.01)
-    assert resident() >= warm - 110 * MIB  # the recent demand may have been forgotten, and no more
+    assert resident() >= warm - 110 * MIB  # only the recent demand may have been dropped
 
 
-def test_what_is_in_use_is_given_back_when_it_was_dropped(quick, wait_until):
+def test_memory_in_use_is_given_back_once_dropped(quick, wait_until):
     before = resident()
     blocks = fill(160)
     time.sleep(0.7)
@@ -152,7 +152,7 @@ def test_nothing_is_kept_after_a_long_pause(quick, wait_until):
 
 
 @pytest.mark.slow
-def test_a_pool_that_is_idle_gives_back_what_its_arguments_took(wait_until):
+def test_an_idle_pool_gives_back_the_memory_of_its_arguments(wait_until):
     arena.trim()
     before = mapped()
     with forkshm.Pool(2) as pool:

@@ -1,4 +1,4 @@
-"""Leases: a block is used again when nobody holds it, and never before."""
+"""Leases: a block is reused only once it has no holder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lent(arena, text=b"content", nbytes=PAGE):
 
 
 def claimed(fd, block, *, private=False):
-    """Claim, and return a view: the window itself is dropped as the pickler does."""
+    """Claim a block, and return a view; the exporter itself is dropped, as in the pickler."""
     return memoryview(claim(fd, block.offset, block.size, Share.private if private else Share.exclusive)).cast("B")
 
 
@@ -159,7 +159,7 @@ def test_private_claims_see_the_block_and_not_each_others_writes(fresh_arena):
     ids=in_pages,
 )
 @pytest.mark.parametrize("private", [False, True])
-def test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease(fresh_arena, offset, size, private):
+def test_a_claim_of_an_invalid_block_is_refused_and_closes_the_lease(fresh_arena, offset, size, private):
     _, lease = lent(fresh_arena)
     fd = kernel.duplicate(lease.fd)
     with pytest.raises(ValueError, match=r"does not fit a segment of 16,777,216 bytes"):
@@ -170,7 +170,7 @@ def test_a_claim_of_what_is_no_block_is_refused_and_closes_the_lease(fresh_arena
     assert blocks(fresh_arena) == 0
 
 
-def test_a_claim_with_something_else_than_a_lease_is_refused_and_closes_it():
+def test_a_claim_without_a_lease_is_refused_and_closes_the_fd():
     before = segments_mapped()
     read_end, write_end = os.pipe()
     os.close(write_end)
@@ -199,7 +199,7 @@ def receive_and_claim(receiver, block, *, private=False):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_a_killed_process_held_is_free(fresh_arena, channel, child_that_holds, number):
+def test_blocks_of_a_killed_process_are_free(fresh_arena, channel, child_that_holds, number):
     sender, receiver = channel
     block, lease = lent(fresh_arena)
     sender.send(b"here", [lease.fd])
@@ -221,7 +221,7 @@ def test_a_lease_received_and_not_claimed_by_a_killed_process_is_free(fresh_aren
     assert blocks(fresh_arena) == 0
 
 
-def test_a_forked_child_holds_what_its_parent_held(fresh_arena, child_that_holds):
+def test_a_forked_child_holds_its_parents_blocks(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
     holder = [claimed(kernel.duplicate(lease.fd), block)]
     lease.close()
@@ -232,7 +232,7 @@ def test_a_forked_child_holds_what_its_parent_held(fresh_arena, child_that_holds
     assert blocks(fresh_arena) == 0
 
 
-def test_what_a_child_lets_go_of_its_parent_still_holds(fresh_arena, child_that_holds):
+def test_a_block_released_by_a_child_is_still_held_by_its_parent(fresh_arena, child_that_holds):
     block, lease = lent(fresh_arena)
     holder = [claimed(kernel.duplicate(lease.fd), block), claimed(kernel.duplicate(lease.fd), block, private=True)]
     lease.close()
@@ -281,7 +281,7 @@ def test_a_child_does_not_hold_leases_that_are_about_to_be_sent(fresh_arena, chi
 
 
 def start_creator(child_that_holds, sender):
-    """A child with an arena of its own, which sends one block."""
+    """Start a child with an arena of its own, which sends one block."""
 
     def create():
         arena = Arena()
@@ -327,7 +327,7 @@ def test_a_segment_stays_mapped_while_its_creator_lives_and_is_forgotten_afterwa
     assert segments_mapped() == before
 
 
-def test_a_new_segment_makes_room_by_forgetting_those_of_the_dead(channel, child_that_holds):
+def test_a_new_segment_makes_room_by_dropping_segments_of_dead_processes(channel, child_that_holds):
     sender, receiver = channel
     forget_abandoned()
     before = segments_mapped()

@@ -1,4 +1,4 @@
-"""Locks in a region: between threads, forks and strangers, and after each kind of death."""
+"""Locks in a region: between threads, forked children and unrelated processes, and after each kind of death."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from forkshm.region.locks._placed import HEADER
 pytestmark = pytest.mark.skipif(bool(locks.locks_missing), reason=f"this system has no {locks.locks_missing}")
 
 MUTEXES = [Mutex, RecursiveMutex]
-#: How to make one of each, at an offset.
+# How to create one of each kind at an offset.
 KINDS = {
     Mutex: Mutex,
     RecursiveMutex: RecursiveMutex,
@@ -50,15 +50,15 @@ ATTACH[Condition] = lambda region, offset=0: Condition.attach(region, offset, Mu
 
 @pytest.fixture
 def region():
-    """A page for the lock, and one for what it guards."""
+    """Provide a page for the lock, and one for the data it guards."""
     made = anonymous_shared_memory(8192)
     yield made
-    # What this thread held would stay in its C library's list, which must not lead to unmapped memory.
+    # Locks that this thread still held would stay in the C library's list, which must not lead to unmapped memory.
     left = [address for address in _placed.held if locks.mutex_unlock(address) == 0]
     left += _rwlock._holds.by_address
-    _placed.held.clear()  # of threads that have ended
+    _placed.held.clear()  # entries of threads that have ended
     _rwlock._holds.by_address.clear()
-    # pytest keeps what fixtures returned, and the traceback of a failed test keeps all it had.
+    # pytest keeps the values of fixtures, and the traceback of a failed test keeps its objects.
     for found in gc.get_objects():
         if isinstance(found, _placed.Placed) and getattr(found, "_region", None) is made:
             found.detach()
@@ -70,20 +70,20 @@ def region():
 
 @pytest.fixture
 def cell(region):
-    """Words of 8 bytes in the second page."""
+    """Return words of 8 bytes in the second page."""
     with region.buf[4096:].cast("q") as words:
         yield words
 
 
 @pytest.fixture(params=MUTEXES)
 def mutex(request, region):
-    """A mutex of each kind."""
+    """Provide a mutex of each kind."""
     return request.param(region)
 
 
 @pytest.fixture
 def fork():
-    """Fork a child that runs a callable; every child has to end with exit code 0."""
+    """Fork a child that runs a callable; every child must end with exit code 0."""
     pids = []
 
     def start(action, *args):
@@ -114,7 +114,7 @@ def fork():
 
 @pytest.fixture
 def thread():
-    """Run a callable in a thread, and return what it returned."""
+    """Run a callable in a thread, and return its result."""
 
     def run(action, *args):
         answer = []
@@ -128,7 +128,7 @@ def thread():
 
 @pytest.fixture
 def named(request):
-    """A named object of 8192 bytes, and its name."""
+    """Provide a named object of 8192 bytes, and its name."""
     name = f"forkshm-test-{os.getpid()}-{time.monotonic_ns()}"
     with SharedMemoryObject("create_only", name) as shm:
         shm.truncate(8192)
@@ -149,7 +149,7 @@ def killed(action):
 
 
 def let_others_run():
-    """A bad moment, on purpose."""
+    """Sleep at a bad moment, on purpose."""
     if hasattr(os, "sched_yield"):
         os.sched_yield()
     else:
@@ -166,12 +166,12 @@ def count_up(cell, turns, enter):
 
 
 def parked(pid):
-    """Whether a process sleeps in the kernel."""
+    """Return whether a process sleeps in the kernel."""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] == "S"
 
 
-# -- places -----------------------------------------------------------------------------------
+# -- positions --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +198,7 @@ def test_an_unaligned_offset_is_refused(region, kind, offset):
         KINDS[kind](region, offset)
 
 
-def test_it_is_the_address_that_must_be_aligned(named):
+def test_the_address_must_be_aligned(named):
     shifted = MappedRegion(named, offset=16)
     with pytest.raises(ValueError, match="multiple of 64"):
         Mutex(shifted)
@@ -213,8 +213,8 @@ def test_offsets_that_are_no_integers_are_refused(region, kind):
 
 @pytest.mark.parametrize("mode", ["read_only", "copy_on_write", "read_private"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_memory_that_everybody_can_write_is_good_for_a_lock(named, kind, mode):
-    with pytest.raises(RegionAccessError, match=f"read_write, but .* is {mode}"):
+def test_locks_need_read_write_memory(named, kind, mode):
+    with pytest.raises(RegionAccessError, match=f"is mapped {mode}: map it read_write"):
         kind(MappedRegion(named, mode), *((0, None) if kind is Condition else ()))
 
 
@@ -236,7 +236,7 @@ def test_attaching_to_another_kind_is_refused_and_named(region, kind, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nobody_attaches_to_what_is_not_complete(region, kind, monkeypatch):
+def test_attaching_to_an_incomplete_lock_is_refused(region, kind, monkeypatch):
     def killed_here(*args):
         raise KeyboardInterrupt
 
@@ -252,7 +252,7 @@ def test_nobody_attaches_to_what_is_not_complete(region, kind, monkeypatch):
 def test_attaching_with_another_c_library_is_refused(region, monkeypatch):
     Mutex(region)
     monkeypatch.setattr(locks, "LOCK_LAYOUT", 0x204)
-    with pytest.raises(NotConstructedError, match="another C library or word size"):
+    with pytest.raises(NotConstructedError, match="a different C library or word size"):
         Mutex.attach(region)
 
 
@@ -265,7 +265,7 @@ def test_a_lock_of_random_bytes_is_refused(region):
 
 def test_a_lock_that_this_process_holds_is_not_overwritten(region):
     mutex = Mutex(region, 128)
-    with mutex, pytest.raises(SyncError, match="this process holds a lock at that place"):
+    with mutex, pytest.raises(SyncError, match="this process holds a lock at that offset"):
         Semaphore(region, 128)
     Semaphore(region, 128)
 
@@ -370,7 +370,7 @@ def test_workers_of_a_pool_take_a_lock_as_an_argument(pool, kind):
         ("pthread_mutexattr_t", "pthread.h", 64),
     ],
 )
-def test_there_is_room_for_what_the_c_library_writes(tmp_path, ctype, header, room):
+def test_the_reserved_sizes_fit_the_c_library(tmp_path, ctype, header, room):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -388,7 +388,7 @@ def test_there_is_room_for_what_the_c_library_writes(tmp_path, ctype, header, ro
 @pytest.mark.parametrize(
     ("name", "value"), [("PTHREAD_PROCESS_SHARED", 1), ("PTHREAD_MUTEX_ROBUST", 1), ("PTHREAD_MUTEX_ERRORCHECK", 2)]
 )
-def test_the_constants_are_those_of_the_headers(tmp_path, name, value):
+def test_the_constants_match_the_c_headers(tmp_path, name, value):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -428,12 +428,12 @@ def test_timeouts_before_now_are_refused_and_nothing_is_held(region, mutex, time
     assert thread(lock.acquire_write, 0)
 
 
-def test_releasing_what_nobody_holds_is_an_error(mutex):
+def test_releasing_an_unheld_lock_is_an_error(mutex):
     with pytest.raises(NotOwnerError, match="does not hold it, no thread does"):
         mutex.release()
 
 
-def test_releasing_what_another_thread_holds_is_an_error(mutex, thread):
+def test_releasing_a_lock_of_another_thread_is_an_error(mutex, thread):
     def release():
         with pytest.raises(NotOwnerError, match=f"thread {threading.main_thread().native_id} does"):
             mutex.release()
@@ -445,7 +445,7 @@ def test_releasing_what_another_thread_holds_is_an_error(mutex, thread):
         assert thread(release) is False
 
 
-def test_a_forked_child_does_not_hold_what_its_parent_holds(mutex, in_child):
+def test_a_forked_child_does_not_hold_its_parents_locks(mutex, in_child):
     def child():
         assert not _placed.held
         with pytest.raises(NotOwnerError):
@@ -458,7 +458,7 @@ def test_a_forked_child_does_not_hold_what_its_parent_holds(mutex, in_child):
     mutex.release()
 
 
-def test_acquiring_twice_is_an_error_and_leaves_it_held(region, thread):
+def test_acquiring_twice_is_an_error_and_leaves_the_mutex_held(region, thread):
     mutex = Mutex(region)
     with mutex:
         for timeout in (None, 0, 1):
@@ -548,7 +548,7 @@ with condition:
 """
 
 
-def test_strangers_who_know_the_name_use_them_all(named):
+def test_unrelated_processes_use_all_locks_by_name(named):
     region = MappedRegion(named)
     cell = region.buf[4096:].cast("q")
     mutex = Mutex(region)
@@ -581,7 +581,7 @@ def test_two_mappings_of_one_object_are_one_mutex(named, thread):
     for each in threads:
         each.join()
     assert cell[0] == 1000
-    # A thread may hold several at once, and release them in any order and through any mapping.
+    # A thread may hold several mutexes at once, and release them in any order and through any mapping.
     more = [Mutex(one, 64 + 128 * index) for index in range(1, 5)]
     again = [Mutex.attach(two, 64 + 128 * index) for index in range(1, 5)]
     for mutex in (*more[:2], *again[2:]):
@@ -613,7 +613,7 @@ def test_the_death_of_a_holder_is_told_and_can_be_repaired(mutex, cell, child_th
             assert not mutex.owner_died
 
 
-def test_one_who_waits_while_the_holder_is_killed_gets_it(mutex, child_that_holds, fork, wait_until):
+def test_a_waiter_gets_the_lock_of_a_killed_holder(mutex, child_that_holds, fork, wait_until):
     def wait():
         assert mutex.acquire()
         assert mutex.owner_died
@@ -660,7 +660,7 @@ def test_even_an_orderly_end_is_told(mutex, in_child):
         mutex.make_consistent()
 
 
-def test_a_mutex_released_without_repair_is_given_up_and_nobody_waits(mutex, child_that_holds, fork, wait_until):
+def test_a_mutex_released_without_repair_is_unusable_and_blocks_no_process(mutex, child_that_holds, fork, wait_until):
     def refused():
         with pytest.raises(NotRecoverableError):
             mutex.acquire()
@@ -708,7 +708,7 @@ def test_repair_is_called_once_with_the_mutex_held(region, kind, thread):
     mutex.release()
 
 
-def test_a_repair_that_fails_leaves_it_to_the_next_one(region):
+def test_a_failed_repair_is_left_to_the_next_holder(region):
     def fail():
         raise ZeroDivisionError
 
@@ -734,7 +734,7 @@ def test_a_recursive_mutex_of_the_dead_is_held_once(region, thread):
     assert thread(mutex.acquire, 0)
 
 
-def test_making_consistent_what_is_so_changes_nothing(mutex):
+def test_make_consistent_of_a_consistent_mutex_changes_nothing(mutex):
     with pytest.raises(NotOwnerError):
         mutex.make_consistent()
     with mutex:
@@ -765,7 +765,7 @@ def test_a_killed_waiter_leaves_the_others_alone(mutex, fork, wait_until, child_
 
 @pytest.mark.slow
 def test_random_deaths_never_stop_the_others(mutex, cell, wait_until):
-    """Processes that count under the mutex are killed all the time; the one that lives always goes on."""
+    """Processes that count under the mutex are killed continuously; the surviving one always continues."""
 
     def work():
         while True:
@@ -858,7 +858,7 @@ with condition:
 
 
 @pytest.mark.parametrize("what", ["mutex", "with", "semaphore", "read", "write", "barrier", "condition"])
-def test_a_keyboard_interrupt_gets_through_and_leaves_it_as_it_was(run_script, what):
+def test_a_keyboard_interrupt_during_a_wait_leaves_the_lock_unchanged(run_script, what):
     script = INTERRUPTED.replace("assert other.acquire(0)\n", "assert other.acquire(0); other.release()\n")
     assert run_script(script, what, timeout=30) == "interrupted\n"
 
@@ -939,7 +939,7 @@ def test_an_interruption_at_any_moment_undoes_the_call(run_script, what):
 
 @pytest.fixture(params=MUTEXES)
 def condition(request, region):
-    """A condition with a mutex of each kind."""
+    """Provide a condition with a mutex of each kind."""
     return Condition(region, 512, request.param(region))
 
 
@@ -1001,7 +1001,7 @@ def test_notify_lets_exactly_as_many_go(condition, cell, fork, wait_until, n):
     with condition:
         condition.notify(n)
     wait_until(lambda: look(2) == min(n, 5))
-    time.sleep(0.25)  # two looks of everybody who still waits
+    time.sleep(0.25)  # every remaining waiter looks twice
     assert look(2) == min(n, 5)
     with condition:
         condition.notify_all()
@@ -1025,7 +1025,7 @@ def test_two_notifications_let_two_go(condition, cell, fork, wait_until):
 
 
 def test_a_thousand_items_go_from_producers_to_consumers(condition, cell, fork):
-    # cell: 0 items there, 1 produced, 2 consumed, 3 the sum of what was consumed
+    # cell: 0 items available, 1 produced, 2 consumed, 3 sum of the consumed items
     def produce():
         for _ in range(500):
             with condition:
@@ -1051,7 +1051,7 @@ def test_a_thousand_items_go_from_producers_to_consumers(condition, cell, fork):
     assert list(cell[:4]) == [0, 1000, 1000, 500500]
 
 
-def test_wait_for_says_what_the_predicate_said(condition):
+def test_wait_for_returns_the_last_result_of_the_predicate(condition):
     with condition:
         assert condition.wait_for(lambda: 7) is True
         start = time.perf_counter()
@@ -1083,7 +1083,7 @@ def test_killed_waiters_take_no_notification_along(condition, cell, fork, wait_u
     fork(wait)
     wait_until(lambda: waiting() == 3)
     for pid in victims:
-        os.kill(pid, signal.SIGSTOP)  # so that the kernel's wake-up goes to them
+        os.kill(pid, signal.SIGSTOP)  # so that the kernel's wakeup goes to them
     with condition:
         condition.notify(n)
     for pid in victims:
@@ -1095,7 +1095,7 @@ def test_killed_waiters_take_no_notification_along(condition, cell, fork, wait_u
         assert condition.wait(0.01) is False
 
 
-def test_who_waits_gets_a_mutex_whose_holder_died(condition, cell, fork, wait_until):
+def test_a_condition_waiter_gets_the_mutex_of_a_dead_holder(condition, cell, fork, wait_until):
     def wait():
         with condition:
             cell[1] = 1
@@ -1190,7 +1190,7 @@ def test_as_many_wait_as_there_are_too_few_permits(region, fork, wait_until):
     assert semaphore.value == 0
 
 
-def test_the_permit_of_a_killed_process_is_replaced_by_anybody(region):
+def test_any_process_can_replace_the_permit_of_a_killed_one(region):
     semaphore = Semaphore(region)
     killed(semaphore.acquire)
     assert semaphore.acquire(timeout=0.01) is False
@@ -1208,7 +1208,7 @@ def test_a_permit_given_to_a_killed_waiter_goes_to_another(region, fork, wait_un
     survivor = fork(semaphore.acquire)
     wait_until(lambda: parked(survivor))
     os.kill(victim, signal.SIGSTOP)
-    semaphore.release()  # the kernel wakes the first in line, which cannot act any more
+    semaphore.release()  # the kernel wakes the first waiter, which can no longer act
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
     fork.join()
@@ -1283,7 +1283,7 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(region, in_child):
 
 
 @pytest.mark.parametrize("readers", [1, 2, 16, 40])
-def test_so_many_read_at_once_and_one_more_waits(region, readers, wait_until):
+def test_the_maximum_number_of_readers_read_and_one_more_waits(region, readers, wait_until):
     assert RWLock.SIZE == RWLock.size_for(16)
     lock = RWLock(region, readers=readers)
     assert RWLock.attach(region)._slots == lock._slots
@@ -1434,7 +1434,7 @@ def test_the_death_of_a_writer_is_told_to_readers_and_writers(region, child_that
     lock.release()
 
 
-def test_those_who_wait_for_a_writer_that_is_killed_get_in(region, child_that_holds, fork, wait_until):
+def test_waiters_for_a_killed_writer_get_the_lock(region, child_that_holds, fork, wait_until):
     lock = RWLock(region)
     holder = child_that_holds(lock.acquire_write)
 
@@ -1449,7 +1449,7 @@ def test_those_who_wait_for_a_writer_that_is_killed_get_in(region, child_that_ho
     fork.join()
 
 
-def test_a_writer_that_is_killed_while_it_waits_lets_the_others_in(region, child_that_holds, wait_until):
+def test_a_killed_waiting_writer_blocks_no_reader(region, child_that_holds, wait_until):
     lock = RWLock(region)
     child_that_holds(lock.acquire_read)
     victim = os.fork()
@@ -1495,7 +1495,7 @@ def test_the_repair_of_a_lock_is_called_once_for_writing(region, first, thread):
     assert not _placed.held
 
 
-def test_a_repair_of_a_lock_that_fails_leaves_it_to_the_next_one(region):
+def test_a_failed_repair_of_an_rwlock_is_left_to_the_next_holder(region):
     def fail():
         raise ZeroDivisionError
 
@@ -1561,7 +1561,7 @@ def test_random_deaths_of_readers_and_writers_never_stop_the_others(region, cell
 # -- barrier ----------------------------------------------------------------------------------
 
 
-def test_nobody_passes_before_all_are_there(region, cell, fork):
+def test_no_party_passes_before_all_have_arrived(region, cell, fork):
     barrier = Barrier(region, parties=4)
 
     def run(index):
@@ -1598,7 +1598,7 @@ def test_impossible_numbers_of_parties_are_refused(region, parties):
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.15])
-def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
+def test_a_timeout_breaks_the_barrier(region, timeout):
     barrier = Barrier(region)
     start = time.perf_counter()
     with pytest.raises(threading.BrokenBarrierError):
@@ -1612,7 +1612,7 @@ def test_one_that_waits_too_long_breaks_the_barrier(region, timeout):
 
 
 @pytest.mark.parametrize("how", ["abort", "reset", "timeout"])
-def test_what_breaks_the_barrier_ends_every_wait(region, fork, wait_until, how):
+def test_breaking_the_barrier_ends_every_wait(region, fork, wait_until, how):
     barrier = Barrier(region, parties=4)
 
     def wait():
@@ -1636,14 +1636,14 @@ def test_what_breaks_the_barrier_ends_every_wait(region, fork, wait_until, how):
     fork.join()
 
 
-def test_a_party_that_is_killed_after_it_arrived_has_arrived(region, wait_until):
+def test_a_party_killed_after_its_arrival_counts(region, wait_until):
     barrier = Barrier(region)
     victim = os.fork()
     if victim == 0:
         barrier.wait()
         os._exit(1)
     wait_until(lambda: barrier.n_waiting == 1)
-    # It says so before it lets go of the barrier.
+    # It reports the break before it releases the barrier.
     wait_until(lambda: locks.mutex_trylock(barrier._address + HEADER) == 0)
     locks.mutex_unlock(barrier._address + HEADER)
     os.kill(victim, signal.SIGKILL)
@@ -1651,7 +1651,7 @@ def test_a_party_that_is_killed_after_it_arrived_has_arrived(region, wait_until)
     assert barrier.wait(60) == 1
 
 
-def test_a_party_that_is_killed_while_it_changes_the_barrier_breaks_it(region, fork, wait_until):
+def test_a_party_killed_while_changing_the_barrier_breaks_the_barrier(region, fork, wait_until):
     barrier = Barrier(region, parties=3)
 
     def wait():

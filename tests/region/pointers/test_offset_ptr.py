@@ -1,4 +1,4 @@
-"""OffsetPtr: a pointer that is right wherever each process maps the region."""
+"""OffsetPtr: a pointer that is correct wherever a process maps the region."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Node(ctypes.Structure):
-    """One of a list."""
+    """A node of a list."""
 
     _fields_ = [("value", ctypes.c_int), ("next", OffsetPtr["Node"])]
 
 
 class Base(ctypes.Structure):
-    """What Derived begins with."""
+    """The first part of Derived."""
 
     _fields_ = [("number", ctypes.c_int)]
 
 
 class Derived(Base):
-    """More than Base."""
+    """A structure with more fields than Base."""
 
     _fields_ = [("more", ctypes.c_int)]
 
 
 class Tree(ctypes.Structure):
-    """Pointers in arrays, in a structure, and after the class."""
+    """A structure with pointers in arrays, in a structure, and declared after the class."""
 
 
 class Pair(ctypes.Structure):
-    """Two pointers, to be part of something."""
+    """Two pointers, for use in other structures."""
 
     _fields_ = [("left", OffsetPtr[Tree]), ("right", OffsetPtr[Tree])]
 
@@ -58,7 +58,7 @@ class Pair(ctypes.Structure):
 Tree._fields_ = [("number", ctypes.c_int), ("pair", Pair), ("many", OffsetPtr[Tree] * 3), ("pairs", Pair * 2)]
 
 IntPtr = OffsetPtr[ctypes.c_int]
-#: What C's int is called: where a long has its size, ctypes knows it by that name.
+# ctypes' name of C's int, which is that of c_long where both have the same size.
 INT = ctypes.c_int.__name__
 
 
@@ -69,7 +69,7 @@ def region():
         gc.collect()
 
 
-# No fixtures, which pytest would keep for longer than the region.
+# Not fixtures, which pytest would keep longer than the region.
 
 
 def ten_numbers(region):
@@ -84,7 +84,7 @@ def stored(region, offset):
     return int.from_bytes(region.buf[offset : offset + 8], sys.byteorder, signed=True)
 
 
-# -- as the tests of Boost's offset_ptr: construction and assignment ---------------------
+# -- construction and assignment, as in the tests of Boost's offset_ptr ------------------
 
 
 def test_a_new_pointer_is_null(region):
@@ -121,14 +121,14 @@ def test_a_pointer_to_itself_is_the_distance_zero_and_not_null(region):
     assert own.cast(OffsetPtr[None]).get().distance == 0
 
 
-def test_a_pointer_can_point_to_the_structure_it_is_in(region):
+def test_a_pointer_can_point_to_its_own_structure(region):
     node = construct(region, Node, 0)
     node.next = node
     assert node.next.distance == -Node.next.offset
     assert node.next.get().next == node
 
 
-def test_its_own_second_byte_is_the_one_place_it_cannot_point_to(region):
+def test_a_pointer_cannot_point_to_its_own_second_byte(region):
     own = construct(region, OffsetPtr[ctypes.c_ubyte], 64)
     start = OffsetPtr.pointer_to(own).cast(ctypes.c_ubyte)
     for count in (0, 2, 7, -1):
@@ -165,18 +165,18 @@ def test_a_pointer_in_no_region_can_only_be_null(region):
     loose = IntPtr()
     assert not loose
     assert loose.distance == 1
-    with pytest.raises(WildPointerError, match=rf"OffsetPtr\[{INT}\] that lies in no region can only be null"):
+    with pytest.raises(WildPointerError, match=rf"OffsetPtr\[{INT}\] that is in no region: it can only be null"):
         loose.set(numbers)
     with pytest.raises(WildPointerError):
         IntPtr(numbers)
     loose.set(None)
     loose._distance = 8
-    with pytest.raises(WildPointerError, match="outside of every region> lies in no region"):
+    with pytest.raises(WildPointerError, match="outside of every region>: it is not in a region"):
         loose.get()
 
 
 @pytest.mark.parametrize("wrong", [5, 0, "x", b"12345678", object(), [1], region])
-def test_what_is_no_target_is_refused(region, wrong):
+def test_invalid_targets_are_refused(region, wrong):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match=rf"OffsetPtr\[{INT}\] can point to {INT}, a pointer to one, or None; got "):
@@ -187,7 +187,7 @@ def test_what_is_no_target_is_refused(region, wrong):
 def test_a_pointer_to_another_type_is_refused(region):
     pointer = null(region)
     double = construct(region, ctypes.c_double, 512)
-    with pytest.raises(TypeError, match=r"cannot point to c_double: use OffsetPtr\[c_double\], or cast"):
+    with pytest.raises(TypeError, match=r"cannot point to c_double. Use OffsetPtr\[c_double\], or cast"):
         pointer.set(double)
     with pytest.raises(TypeError, match="cannot point to c_double"):
         pointer.set(OffsetPtr.pointer_to(double))
@@ -197,7 +197,7 @@ def test_a_pointer_to_another_type_is_refused(region):
     assert pointer.offset == 512
 
 
-def test_a_pointer_to_a_base_accepts_what_is_derived_and_not_the_other_way(region):
+def test_a_pointer_accepts_derived_types_but_not_base_types(region):
     derived, base = construct(region, Derived, 512, 1, 2), construct(region, Base, 1024, 3)
     pointer = construct(region, OffsetPtr[Base], 0, derived)
     assert pointer.get().number == 1
@@ -333,18 +333,18 @@ def test_differences_that_mean_nothing_are_refused(region):
     with pytest.raises(TypeError, match=rf"cannot subtract c_double from OffsetPtr\[{INT}\]"):
         pointer - construct(region, ctypes.c_double, 512)
     odd = OffsetPtr.pointer_to(numbers).cast(ctypes.c_ubyte) + 2
-    with pytest.raises(ValueError, match=f"2 bytes apart, which is no multiple of the 4 bytes of {INT}"):
+    with pytest.raises(ValueError, match=f"2 bytes apart, which is not a multiple of the 4 bytes of {INT}"):
         odd.cast(ctypes.c_int) - pointer
     with anonymous_shared_memory(PAGE) as other, pytest.raises(WildPointerError):
         pointer - place(other, ctypes.c_int)
 
 
-def test_arithmetic_of_null_is_refused_but_by_zero(region):
+def test_arithmetic_of_null_is_refused_except_by_zero(region):
     pointer = null(region)
     assert not pointer + 0
     assert not pointer - 0
     for act in (lambda: pointer + 1, lambda: pointer - 1, lambda: pointer[0], lambda: pointer.__setitem__(0, 1)):
-        with pytest.raises(WildPointerError, match="is null: it") as raised:
+        with pytest.raises(WildPointerError, match="it is null") as raised:
             act()
         assert raised.value.address == 0
 
@@ -385,7 +385,7 @@ def test_an_item_is_a_structure_that_shares_its_memory(region):
     assert (nodes[2].value, nodes[2].next.get()) == (5, None)
 
 
-def test_nobody_iterates_over_a_pointer(region):
+def test_a_pointer_is_not_iterable(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match="not iterable"):
@@ -395,7 +395,7 @@ def test_nobody_iterates_over_a_pointer(region):
 # -- comparison --------------------------------------------------------------------------
 
 
-def test_pointers_are_compared_by_what_they_point_to(region):
+def test_pointers_are_compared_by_target(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     same, later = construct(region, IntPtr, 8, numbers), construct(region, IntPtr, 16, pointer + 1)
@@ -432,7 +432,7 @@ def test_null_comes_before_everything(region):
         pointer < 5  # noqa: B015
 
 
-def test_a_pointer_has_no_hash_and_what_arithmetic_gives_has_one(region):
+def test_an_offset_ptr_is_unhashable_and_a_pointer_is_hashable(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     with pytest.raises(TypeError, match="unhashable"):
@@ -457,14 +457,14 @@ def test_a_cast_reads_the_same_bytes_as_another_type(region):
         pointer.cast(ctypes.c_void_p)
 
 
-def test_a_pointer_to_anything_is_cast_before_it_is_used(region):
+def test_a_pointer_to_anything_must_be_cast_before_use(region):
     numbers = ten_numbers(region)
     anything = construct(region, OffsetPtr[None], 0, numbers)
     assert anything
     assert anything == numbers
     assert anything.offset == 1024
     for act in (anything.get, lambda: anything[0], lambda: anything + 1, lambda: anything - anything):
-        with pytest.raises(TypeError, match="points to no type in particular"):
+        with pytest.raises(TypeError, match="it has no target type"):
             act()
     assert anything.cast(ctypes.c_int)[3] == 3
     anything.set(construct(region, Node, 64))
@@ -484,9 +484,9 @@ def test_pointer_to_finds_objects_and_fields(region):
     assert OffsetPtr.pointer_to(derived, "number")[0] == 1
     with pytest.raises(AttributeError):
         OffsetPtr.pointer_to(derived, "nothing")
-    with pytest.raises(WildPointerError, match=rf"the {INT} at 0x[0-9a-f]+ lies in no region"):
+    with pytest.raises(WildPointerError, match=rf"the {INT} at 0x[0-9a-f]+: it is not in a region"):
         OffsetPtr.pointer_to(ctypes.c_int())
-    with pytest.raises(TypeError, match="expected a ctypes object in a region, got int"):
+    with pytest.raises(TypeError, match="cannot point to int: pass a ctypes object in a region"):
         OffsetPtr.pointer_to(5)
 
 
@@ -501,7 +501,7 @@ def test_pointer_to_finds_fields_of_anonymous_members_and_refuses_bits(region):
     outer = construct(region, Outer, 0)
     outer.x = 2.5
     assert OffsetPtr.pointer_to(outer, "x")[0] == 2.5
-    with pytest.raises(TypeError, match=r"Outer.bits, which is bits of a field"):
+    with pytest.raises(TypeError, match=r"Outer.bits: it is a bit field"):
         OffsetPtr.pointer_to(outer, "bits")
 
 
@@ -518,7 +518,7 @@ def test_a_type_is_made_once():
 
 @pytest.mark.parametrize("wrong", [int, 5, (Node,), object()])
 def test_only_types_of_ctypes_can_be_pointed_to(wrong):
-    with pytest.raises(TypeError, match="is no type of ctypes"):
+    with pytest.raises(TypeError, match="is not a ctypes type"):
         OffsetPtr[wrong]
 
 
@@ -577,15 +577,15 @@ def test_a_name_that_is_nowhere_says_so_and_can_be_resolved(region):
     assert user.link.get().x == 8
     with pytest.raises(TypeError, match="it points to Elsewhere"):
         link.resolve(Node)
-    with pytest.raises(TypeError, match="no type of ctypes"):
+    with pytest.raises(TypeError, match="not a ctypes type"):
         link.resolve(int)
 
 
-# -- assignment of what holds pointers ---------------------------------------------------
+# -- assignment of objects with pointers -------------------------------------------------
 
 
 def test_assigning_a_pointer_field_keeps_the_target(region):
-    """ctypes alone would copy the distance, which is another target."""
+    """ctypes alone would copy the distance, which leads to another target."""
     one, two, three = (construct(region, Node, offset) for offset in (0, 256, 1024))
     one.next = three
     two.next = one.next
@@ -636,7 +636,7 @@ def test_assigning_whole_arrays_and_structures_keeps_the_targets(region):
     assert (two.pairs[0].right.offset, two.pairs[1].left.offset) == (2048, 2048)
     two.pairs[1] = (None, None)
     assert two.pairs[1].left.get() is None
-    with pytest.raises(WildPointerError, match="lies in no region can only be null"):
+    with pytest.raises(WildPointerError, match="is in no region: it can only be null"):
         two.pair = (one, None)
     assert two.pair.left == leaf
     with pytest.raises(TypeError, match="expected Pair, got Node"):
@@ -644,7 +644,7 @@ def test_assigning_whole_arrays_and_structures_keeps_the_targets(region):
 
 
 def test_the_copy_of_a_structure_has_the_targets_of_the_original(region):
-    """The bytes alone, copied by hand, have others; as in C++."""
+    """Copying the bytes by hand changes the targets, as in C++."""
     one, leaf = construct(region, Tree, 0, 5), construct(region, Tree, 2048)
     one.pair.left, one.many[2], one.pair.right = leaf, one, leaf
     copied, raw = construct(region, Tree, 512), construct(region, Tree, 1024)
@@ -661,8 +661,8 @@ def test_the_copy_of_a_structure_has_the_targets_of_the_original(region):
     assert one.many[2] == one
 
 
-def test_moving_a_structure_with_what_it_points_to_keeps_the_distances(region):
-    """Which is why a whole region can be copied, or mapped anywhere."""
+def test_moving_a_structure_with_its_targets_keeps_the_distances(region):
+    """Therefore a whole region can be copied, or mapped anywhere."""
     one, two = construct(region, Node, 0, 1), construct(region, Node, 64, 2)
     one.next = two
     with anonymous_shared_memory(PAGE) as other:
@@ -715,7 +715,7 @@ def test_a_union_with_a_pointer_is_not_copied_as_a_whole(region):
         two.either = one.either
 
 
-def test_a_type_can_be_used_in_others_after_it_was_placed(region):
+def test_a_placed_type_can_be_used_in_other_types(region):
     class Early(ctypes.Structure):
         _fields_ = [("at", OffsetPtr[Node])]
 
@@ -783,7 +783,7 @@ def test_the_start_of_the_next_region_is_not_the_end_of_this_one(region):
         MappedRegion(region, size=PAGE) as low,
         anonymous_shared_memory(2 * PAGE) as memory,
     ):
-        # Two mappings of neighbours, at neighbouring addresses.
+        # Two adjacent mappings of adjacent parts.
         address = memory.address
         memory.close()
         first = MappedRegion(low, size=PAGE, address=address)
@@ -801,7 +801,7 @@ def test_the_start_of_the_next_region_is_not_the_end_of_this_one(region):
         second.close()
 
 
-def test_a_region_of_part_of_an_object_ends_where_it_ends(region):
+def test_pointers_are_bounded_by_a_region_of_part_of_an_object(region):
     one, far = construct(region, Node, 0, 1), construct(region, Node, PAGE // 2, 2)
     one.next = far
     with MappedRegion(region, size=PAGE // 4) as part:
@@ -815,7 +815,7 @@ def test_a_region_of_part_of_an_object_ends_where_it_ends(region):
 # -- how long memory stays mapped --------------------------------------------------------
 
 
-def test_what_was_reached_through_a_pointer_keeps_the_memory_mapped():
+def test_a_target_reached_through_a_pointer_keeps_the_memory_mapped():
     region = anonymous_shared_memory(PAGE)
     first, last = construct(region, Node, 0, 1), construct(region, Node, 512, 2)
     first.next = last
@@ -847,7 +847,7 @@ def test_what_was_reached_through_a_pointer_keeps_the_memory_mapped():
     ],
     ids=["object", "pointer", "get", "item", "sum", "cast", "pointer_to"],
 )
-def test_a_region_cannot_be_closed_while_it_is_looked_at(reach):
+def test_a_region_with_live_targets_cannot_be_closed(reach):
     region = anonymous_shared_memory(PAGE)
     node = construct(region, Node)
     node.next = node
@@ -925,7 +925,7 @@ def double_all(region, offset):
 
 
 @pytest.mark.usefixtures("_warm_up")
-def test_a_worker_of_a_pool_walks_what_another_process_built(region):
+def test_a_worker_walks_a_list_built_by_another_process(region):
     nodes = [construct(region, Node, 64 * number, number) for number in range(1, 6)]
     for node, following in itertools.pairwise(nodes):
         node.next = following
@@ -985,10 +985,10 @@ def test_a_list_of_ten_thousand_nodes():
         del nodes
 
 
-# -- the rest ----------------------------------------------------------------------------
+# -- representation and pickling ---------------------------------------------------------
 
 
-def test_a_pointer_says_where_it_leads(region):
+def test_the_repr_of_a_pointer_shows_its_target(region):
     numbers, pointer = ten_numbers(region), null(region)
     assert repr(pointer) == f"<OffsetPtr[{INT}] null>"
     pointer.set(numbers)
@@ -1004,7 +1004,7 @@ def test_a_pointer_does_not_travel(region):
     numbers, pointer = ten_numbers(region), null(region)
     pointer.set(numbers)
     for thing in (pointer, pointer + 1):
-        with pytest.raises(NotPicklableError, match="send the region, and the offset"):
+        with pytest.raises(NotPicklableError, match="Send the region and the offset"):
             pickle.dumps(thing)
         with pytest.raises(NotPicklableError):
             copy.copy(thing)

@@ -1,4 +1,4 @@
-"""place() and construct(): what may live in a region, and where."""
+"""place() and construct(): types that may live in a region, and their positions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from forkshm.region.pointers._offset_ptr import OffsetPtr
 from forkshm.region.pointers._place import aligned, assign, construct, place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-#: What ctypes calls an int: where a long is as large, by its name.
+# ctypes' name of an int, which is that of c_long where both have the same size.
 INT = ctypes.c_int.__name__
 
 
 class Point(ctypes.Structure):
-    """No pointers at all."""
+    """A structure without pointers."""
 
     _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_double)]
 
 
 class Raw(ctypes.Structure):
-    """An address of one process."""
+    """A structure with an address that is valid in one process only."""
 
 
 Raw._fields_ = [("value", ctypes.c_int), ("next", ctypes.POINTER(Raw))]
@@ -109,7 +109,7 @@ def test_construct_makes_nested_pointers_null(region):
             assert [bool(pointer) for pointer in item.i.p] == [False, False]
 
 
-def test_of_a_union_the_first_member_is_what_is_made(region):
+def test_the_first_member_of_a_union_is_constructed(region):
     number_first = structure(("n", ctypes.c_int64), ("p", OffsetPtr[Point]), base=ctypes.Union)
     pointer_first = structure(("p", OffsetPtr[Point]), ("n", ctypes.c_int64), base=ctypes.Union)
     assert construct(region, number_first, 0).n == 0
@@ -133,20 +133,20 @@ def test_construct_takes_the_items_of_an_array(region):
     assert [pointer.offset for pointer in pointers] == [64, None, None]
 
 
-def test_what_init_raises_comes_through(region):
+def test_an_exception_of_init_propagates(region):
     with pytest.raises(TypeError):
         construct(region, Point, 0, 1, "two")
     with pytest.raises(TypeError):
         construct(region, Point, 0, 1, 2, 3)
 
 
-# -- where -------------------------------------------------------------------------------
+# -- positions ---------------------------------------------------------------------------
 
 
 def test_an_offset_has_to_be_aligned(region):
-    with pytest.raises(ValueError, match=r"Point must be aligned to 8 bytes, and offset 13 .* is, is 16"):
+    with pytest.raises(ValueError, match=r"cannot place Point at offset 13 .*to 8 bytes. The next .* is 16"):
         place(region, Point, 13)
-    with pytest.raises(ValueError, match=rf"{INT} \* 3 must be aligned to 4 bytes"):
+    with pytest.raises(ValueError, match=rf"cannot place {INT} \* 3 at .* must be aligned to 4 bytes"):
         construct(region, ctypes.c_int * 3, 2)
     place(region, ctypes.c_char * 7, 13)
     place(region, structure(("c", ctypes.c_char), ("d", ctypes.c_double), _pack_=1, _layout_="ms"), 13)
@@ -155,22 +155,22 @@ def test_an_offset_has_to_be_aligned(region):
 def test_the_alignment_of_the_region_counts(region):
     """A region may start anywhere in its object."""
     with MappedRegion(region, offset=6) as odd:
-        with pytest.raises(ValueError, match=r"offset 0 .* is, is 2"):
+        with pytest.raises(ValueError, match=r"offset 0 .* next aligned offset is 2"):
             place(odd, Point)
         place(odd, Point, 2).x = 5
     assert place(region, Point, 8).x == 5
 
 
-def test_it_has_to_fit(region):
+def test_an_object_must_fit_into_the_region(region):
     place(region, Point, PAGE - 16)
     place(region, ctypes.c_char * PAGE, 0)
     with pytest.raises(
-        ValueError, match=f"Point of 16 bytes does not fit at offset {PAGE - 8:,}: the region has {PAGE:,} bytes"
+        ValueError, match=f"cannot place Point of 16 bytes at offset {PAGE - 8:,}: the region has {PAGE:,} bytes"
     ):
         place(region, Point, PAGE - 8)
-    with pytest.raises(ValueError, match=rf"c_char \* {PAGE + 1} of {PAGE + 1:,} bytes does not fit"):
+    with pytest.raises(ValueError, match=rf"c_char \* {PAGE + 1} of {PAGE + 1:,} bytes at offset 0"):
         place(region, ctypes.c_char * (PAGE + 1))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="the region has"):
         place(region, ctypes.c_char, 2**70)
 
 
@@ -196,7 +196,7 @@ def test_nothing_was_changed_when_construct_refuses(region):
     assert bytes(region.buf) == b"\xff" * PAGE
 
 
-# -- how long, which modes ---------------------------------------------------------------
+# -- lifetimes and modes -----------------------------------------------------------------
 
 
 def test_an_object_keeps_the_memory_when_the_region_is_dropped():
@@ -223,10 +223,10 @@ def test_a_closed_region_is_refused():
 
 
 @pytest.mark.parametrize("mode", [Mode.read_only, Mode.read_private])
-def test_a_region_for_reading_is_refused_and_told_what_to_do(region, mode):
+def test_a_read_only_region_is_refused_with_advice(region, mode):
     with MappedRegion(region, mode) as reading:
         for make in (place, construct):
-            with pytest.raises(RegionAccessError, match="map the memory copy_on_write to read it"):
+            with pytest.raises(RegionAccessError, match="Map the memory copy_on_write to read it"):
                 make(reading, Point)
 
 
@@ -241,27 +241,27 @@ def test_a_copy_on_write_region_of_a_file_for_reading_can_be_looked_at(tmp_path)
     assert path.read_bytes() == bytes(Point(3, 4.5))
 
 
-# -- what may not live in a region -------------------------------------------------------
+# -- types that may not live in a region -------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "telling"),
     [
-        (ctypes.c_void_p, r"it is a c_void_p, an address of one process; use OffsetPtr\[None\]"),
-        (ctypes.c_char_p, r"it is a c_char_p, an address of one process; use OffsetPtr\[c_char\], or keep the text"),
-        (ctypes.c_wchar_p, r"it is a c_wchar_p, an address of one process; use OffsetPtr\[c_wchar\], or keep the text"),
-        (ctypes.py_object, "it is a Python object, which only its process has"),
-        (ctypes.POINTER(ctypes.c_int), rf"it is a POINTER\({INT}\), an address of one process; use OffsetPtr\[{INT}\]"),
+        (ctypes.c_void_p, r"it is a c_void_p, an address in one process. Use OffsetPtr\[None\]"),
+        (ctypes.c_char_p, r"it is a c_char_p, an address in one process. Use OffsetPtr\[c_char\], or keep the text"),
+        (ctypes.c_wchar_p, r"it is a c_wchar_p, an address in one process. Use OffsetPtr\[c_wchar\], or keep the text"),
+        (ctypes.py_object, "it is a Python object, which exists in one process only"),
+        (ctypes.POINTER(ctypes.c_int), rf"it is a POINTER\({INT}\), an address in one process. Use OffsetPtr\[{INT}\]"),
         (
             ctypes.POINTER(ctypes.POINTER(Point)),
-            r"it is a POINTER\(POINTER\(Point\)\), .* use OffsetPtr\[POINTER\(Point\)\]",
+            r"it is a POINTER\(POINTER\(Point\)\), .* Use OffsetPtr\[POINTER\(Point\)\]",
         ),
-        (ctypes.CFUNCTYPE(ctypes.c_int), "it is the address of a function in one process; keep a number"),
+        (ctypes.CFUNCTYPE(ctypes.c_int), "it is the address of a function in one process. Store a number"),
         (ctypes.PYFUNCTYPE(None), "it is the address of a function in one process"),
     ],
     ids=["void_p", "char_p", "wchar_p", "py_object", "pointer", "pointer to pointer", "function", "python function"],
 )
-def test_what_means_something_in_one_process_only_is_refused_by_path(region, kind, telling):
+def test_types_valid_in_one_process_only_are_refused_with_their_path(region, kind, telling):
     subclass = type("Sub", (kind,), {"_type_": kind._type_} if hasattr(kind, "_type_") else {"_flags_": 1})
     holder = structure(("ok", ctypes.c_int), ("bad", kind), name="Holder")
     cases = {
@@ -291,15 +291,15 @@ def test_what_means_something_in_one_process_only_is_refused_by_path(region, kin
             assert isinstance(raised.value, TypeError)
 
 
-def test_the_error_says_what_to_use(region):
+def test_the_error_names_the_replacement(region):
     with pytest.raises(UnplaceableTypeError) as raised:
         place(region, Raw)
     assert str(raised.value) == (
-        "a region cannot hold Raw.next: it is a POINTER(Raw), an address of one process; use OffsetPtr[Raw]"
+        "a region cannot hold Raw.next: it is a POINTER(Raw), an address in one process. Use OffsetPtr[Raw]."
     )
 
 
-def test_a_pointee_that_is_refused_is_refused_however_it_is_reached(region):
+def test_an_invalid_target_type_is_refused_on_every_path(region):
     link = OffsetPtr[ctypes.c_char_p]
     with pytest.raises(UnplaceableTypeError, match=r"c_char_p"):
         construct(region, link)
@@ -316,15 +316,15 @@ def test_a_pointee_that_is_refused_is_refused_however_it_is_reached(region):
 @pytest.mark.parametrize(
     ("kind", "telling"),
     [
-        (int, "it is int, which is no type of ctypes; describe the memory with ctypes"),
-        (5, "it is 5, which is no type of ctypes"),
-        (Point(), "which is no type of ctypes"),
-        (ctypes.Structure, "it is Structure, which has no size; give it _fields_"),
+        (int, "it is int, which is not a ctypes type. Describe the memory with ctypes"),
+        (5, "it is 5, which is not a ctypes type"),
+        (Point(), "which is not a ctypes type"),
+        (ctypes.Structure, "it is Structure, which has no size. Give it _fields_"),
         (ctypes.Array, "it is Array, which has no size"),
         (ctypes._SimpleCData, "it is _SimpleCData, which has no size"),
     ],
 )
-def test_what_has_no_layout_is_refused(region, kind, telling):
+def test_types_without_a_layout_are_refused(region, kind, telling):
     with pytest.raises(UnplaceableTypeError, match=telling):
         place(region, kind)
 
@@ -350,7 +350,7 @@ def test_a_structure_gets_its_fields_later(region):
     assert place(region, user).late.get().again.get().n == 5
 
 
-# -- what may ----------------------------------------------------------------------------
+# -- types that may ----------------------------------------------------------------------
 
 
 def test_bit_fields_unions_inheritance_and_packing(region):
@@ -384,7 +384,7 @@ def test_structures_of_the_other_byte_order(region):
     assert made.p.get().n == 1
 
 
-def test_what_a_structure_does_when_it_is_assigned_to_is_still_done(region):
+def test_custom_assignment_of_a_structure_still_runs(region):
     class Guarded(ctypes.Structure):
         _fields_ = [("link", OffsetPtr["Guarded"]), ("n", ctypes.c_int)]
         calls = 0

@@ -1,0 +1,84 @@
+"""A memmap crosses by the name of its file where the kernel does not say which file lies at an address."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+pytest.importorskip("numpy")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the posix backend is for other systems"),
+]
+
+PROGRAM = """
+import mmap, os, sys
+import numpy as np
+import forkshm
+
+N = 100_000
+
+def look(array):
+    first = float(np.asarray(array).ravel()[0])
+    kind = type(array).__name__, getattr(array, "mode", None), array.shape, array.flags.writeable
+    if array.flags.writeable:
+        array[(0,) * array.ndim] = 7
+    return kind, first
+
+def sent(pool, array):
+    before = pool.statistics().bytes_copied
+    kind, first = pool.apply(look, (array,))
+    return *kind, first, pool.statistics().bytes_copied - before
+
+if __name__ == "__main__":
+    path, method = sys.argv[1:]
+    np.arange(5.0, N + 5).tofile(path)
+    with forkshm.get_context(method).Pool(1) as pool:
+        for mode in ("r", "r+", "c"):
+            mapped = np.memmap(path, float, mode)
+            for name, part in {
+                "all": mapped, "slice": mapped[1000:90_000], "columns": mapped.reshape(100, 1000)[:, 3:700],
+                "reversed": mapped[::-1], "plain": np.asarray(mapped)[500:],
+            }.items():
+                before = float(np.asarray(part).ravel()[0])
+                kind, as_mode, shape, writable, first, copied = sent(pool, part)
+                assert (kind, shape, first) == (type(part).__name__, part.shape, before), (mode, name)
+                assert writable == (mode != "r" or name == "plain"), (mode, name)
+                assert (part.ravel()[0] == 7) == (mode == "r+"), (mode, name)
+                assert (copied == 0) == (mode != "c"), (mode, name, copied)
+                if mode == "r+":
+                    part[(0,) * part.ndim] = before
+        with_offset = np.memmap(path, "f8", "r+", offset=8 * 3000, shape=(50, 100))
+        assert sent(pool, with_offset)[-2:] == (3005.0, 0) and with_offset[0, 0] == 7
+        assert sent(pool, np.memmap(path, float, "r") + 0.0)[-1] > 0
+        read_only = np.asarray(np.memmap(path, float, "r+"))
+        read_only.flags.writeable = False
+        assert sent(pool, read_only)[3:] == (True, 5.0, 0) and read_only[0] == 5
+
+        replaced = np.memmap(path, float, "r+")
+        os.rename(path, path + ".old")
+        np.zeros(N).tofile(path)
+        assert sent(pool, replaced)[-2] == 5.0
+        assert replaced[0] == 5.0
+        del replaced
+        cut = np.memmap(path, float, "r+")
+        os.truncate(path, 4096)
+        try:
+            pool.apply(look, (cut,))
+        except forkshm.RegionGoneError as error:
+            assert "was cut to 4,096 bytes" in str(error), error
+        else:
+            raise SystemExit("no error")
+        gone = np.memmap(path + ".old", float, "r+")
+        os.unlink(path + ".old")
+        assert sent(pool, gone)[-2] == 5.0
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_memmap_is_shared(run_script, monkeypatch, tmp_path, method):
+    monkeypatch.setenv("FORKSHM_BACKEND", "posix")
+    assert run_script(PROGRAM, str(tmp_path / "numbers"), method) == "done\n"
