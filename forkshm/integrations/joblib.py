@@ -14,12 +14,21 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
 from forkshm.context import get_start_method
-from forkshm.errors import MissingDependencyError, PoolClosedError
+from forkshm.errors import (
+    ForkshmError,
+    ForkshmWarning,
+    MissingDependencyError,
+    NotPicklableError,
+    PoolClosedError,
+    RemoteTraceback,
+    safe_repr,
+)
 from forkshm.executor import Executor, Future
 from forkshm.pickler import RecentCopies
 from forkshm.pool import PickledCallable
@@ -131,7 +140,15 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         if n_jobs is None:
             return 1
         if not self.in_main_thread() and self.nesting_level:
-            return 1  # a thread of an outer call, which already uses the cores
+            # A thread of an outer call, which already uses the cores.
+            if n_jobs != 1:
+                warnings.warn(
+                    f"n_jobs={n_jobs} is ignored and 1 is used: this call of Parallel runs in a thread of another "
+                    "one. Pass n_jobs=1 here, or use a process backend for the outer call.",
+                    ForkshmWarning,
+                    stacklevel=3,
+                )
+            return 1
         if n_jobs < 0:
             n_jobs = max(_joblib.cpu_count() + 1 + n_jobs, 1)
         return n_jobs
@@ -255,9 +272,16 @@ class _Call:
         self._futures.add(future)
         try:
             work.submit(future, function, (batch,), {})
-        except BaseException:
+        except BaseException as error:
             self._futures.discard(future)
+            if _is_about_pickling(error) and not work._closed:
+                raise _not_picklable(error) from error
             raise
+        if future.done() and not future.cancelled():
+            refusal = future.exception()
+            if refusal is not None and _is_about_pickling(refusal):
+                self._futures.discard(future)
+                raise _not_picklable(refusal) from refusal
         future.add_done_callback(functools.partial(self._note, len(batch)))
         return future
 
@@ -277,6 +301,18 @@ class _Call:
         self.bar.close()
         self.bar = no_bar
         self._copies.close()
+
+
+def _is_about_pickling(error: BaseException) -> bool:
+    """Return whether *error* is of an object that was to be pickled, and not of a worker, the pool or the kernel."""
+    others = ForkshmError, OSError, MemoryError, concurrent.futures.BrokenExecutor
+    is_remote = isinstance(error.__cause__, RemoteTraceback)
+    return isinstance(error, Exception) and not isinstance(error, others) and not is_remote
+
+
+def _not_picklable(error: BaseException) -> NotPicklableError:
+    """Return the exception that joblib's own process backend raises."""
+    return NotPicklableError(f"cannot pickle the task to send to the workers: {safe_repr(error)}")
 
 
 def _run(batch: Callable[[], Any]) -> Any:

@@ -45,6 +45,7 @@ from forkshm.pickler._reducers import (
     complete,
     dispatch_table,
     find,
+    own_bytes_of,
     plain_kinds,
     plain_or_text_kinds,
     simple_kinds,
@@ -344,10 +345,11 @@ def begin(
                 thing = bundled
                 parts = _parts(thing)
                 kinds = set(map(type, parts)) if len(parts) <= _MANY else None
-        if kinds is not None and simple_kinds.issuperset(kinds) and _are_simple(parts):
+        found = None if kinds is None else parts if simple_kinds.issuperset(kinds) else _flat(parts)
+        if found is not None and _are_simple(found):
             # Most calls, chunks and results are of this kind. cloudpickle would find nothing to do in them, and that
             # would take half of the total time.
-            collector.is_alone = sum(type(part) not in plain_kinds for part in parts) == 1
+            collector.is_alone = _are_apart(found)
             simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             simple.dispatch_table = dispatch_table
             simple.dump(thing)
@@ -405,6 +407,51 @@ def _are_simple(parts: Sequence[Any]) -> bool:
 _MANY = 1000
 
 _CONTAINERS = frozenset({list, tuple, dict})
+
+
+def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
+    """Return the simple objects in small containers and short texts left out; None if there is anything else."""
+    flat: list[Any] = []
+    for part in parts:
+        kind = type(part)
+        if kind in simple_kinds:
+            flat.append(part)
+        elif kind in plain_or_text_kinds:
+            if len(part) >= _TINY:
+                return None
+        elif kind in _CONTAINERS and len(part) < MIN_BUNDLE and depth < _DEEPEST:
+            if kind is dict and not plain_or_text_kinds.issuperset(map(type, part)):
+                return None
+            inner = _flat(list(part.values()) if kind is dict else part, depth + 1)
+            if inner is None:
+                return None
+            flat += inner
+        else:
+            return None
+    return flat
+
+
+# Bytes of the stream for one array without its elements.
+_ROOM_FOR_ARRAY = 128
+
+#: Containers in containers that `_flat` looks into.
+_DEEPEST = 3
+
+
+def _are_apart(parts: Sequence[Any]) -> bool:
+    """Return whether no part can be a view of another one, and all small ones together fit into a message."""
+    others = [part for part in parts if type(part) not in plain_kinds]
+    if len(others) == 1:
+        return True
+    inline = 0
+    for part in others:
+        own_bytes = own_bytes_of.get(type(part))
+        nbytes = -1 if own_bytes is None else own_bytes(part)
+        if nbytes < 0:
+            return False
+        if nbytes < OUT_OF_BAND:
+            inline += nbytes
+    return inline + _ROOM_FOR_ARRAY * len(others) <= INLINE_LIMIT
 
 
 def _has_many(parts: Sequence[Any]) -> bool:

@@ -83,7 +83,13 @@ def register_plain(*kinds: type) -> None:
     simple_kinds.update(kinds)
 
 
-def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> None:
+# For some types, the bytes of an object that no other object is a view of; -1 if there may be one.
+own_bytes_of: dict[type, Callable[[Any], int]] = {}
+
+
+def register_simple(
+    *kinds: type, when: Callable[[Any], bool] | None = None, own_bytes: Callable[[Any], int] | None = None
+) -> None:
     """Register types whose objects and their parts do not need cloudpickle.
 
     Their reducers must not return NotImplemented then.
@@ -91,8 +97,11 @@ def register_simple(*kinds: type, when: Callable[[Any], bool] | None = None) -> 
     Args:
         kinds: The types themselves, without their subclasses.
         when: Returns whether this is true of an object; by default it is true of all.
+        own_bytes: Returns the number of bytes of an object in memory of its own, or -1 if the object is a view.
     """
     simple_kinds.update(kinds)
+    if own_bytes is not None:
+        own_bytes_of.update(dict.fromkeys(kinds, own_bytes))
     if when is not None:
         simple_when.update(dict.fromkeys(kinds, when))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
@@ -26,6 +26,11 @@ from forkshm.pickler._handles import ReceivedFd
 from forkshm.pickler._large import load
 from forkshm.region import Mode, attach, map_refused, mapping_of, view_of
 from forkshm.region.blocks import Share, claim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkshm.descriptor import Tables
 
 __all__ = ("ReceivedPayload", "open_plain", "plain_pair", "receive", "skip")
 
@@ -119,17 +124,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        # Begin with regions that came without an fd: if one is unknown here, nothing needs to be mapped.
-        here: dict[int, Any] = {}
-        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
-            if place >= len(mine) and (found := _memory_here(tables.identities[place], *ref)) is not None:
-                here[index] = found
-            elif place >= len(mine):
-                raise _gone(head.fds, arrived)
-        exporters = [
-            here[index] if index in here else _memory_of(mine[place], *ref)
-            for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
-        ]
+        exporters = _exporters(tables, mine, arrived, head.fds)
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
@@ -140,13 +135,44 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
     incoming.exporters = [
         exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
     ]
-    if head.body_in_block:
-        incoming.copied += head.body_size
     # Small copies lie together in memory of this process.
     inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
+    copies = _add_buffers(incoming, tables.spans, exporters, whole, inline)
+    incoming.copied = _covered(copies) + (head.body_size if head.body_in_block else 0)
+    ledger.bytes_copied += incoming.copied
+    ledger.bytes_shared += incoming.shared
+    if incoming.copied and ledger.watches:
+        ledger.note([(incoming.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
+    return incoming, position
+
+
+def _exporters(tables: Tables, fds: list[int], arrived: int, named: int) -> list[Any]:
+    """Return the memory of each region: of its fd, or what this process has mapped already where the fd is missing."""
+    # Begin with regions that came without an fd: if one is unknown here, nothing needs to be mapped.
+    here: dict[int, Any] = {}
+    for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+        if place >= len(fds):
+            found = _memory_here(tables.identities[place], *ref)
+            if found is None:
+                raise _gone(named, arrived)
+            here[index] = found
+    return [
+        here[index] if index in here else _memory_of(fds[place], *ref)
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
+    ]
+
+
+def _add_buffers(
+    incoming: ReceivedPayload,
+    spans: Sequence[tuple[int, int, int]],
+    exporters: list[Any],
+    block: memoryview | None,
+    inline: memoryview | None,
+) -> list[tuple[int, int, int]]:
+    """Give a payload its buffers, each a span of some memory; return the ranges that were copied."""
     copies: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int, int]] = []
-    for region, offset, nbytes in tables.spans:
+    for region, offset, nbytes in spans:
         if region <= COPIED_IN:
             source: Any = exporters[COPIED_IN - region]
             copies.append((region, offset, offset + nbytes))
@@ -157,26 +183,19 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
                 continue
             incoming.shared += nbytes
         else:
-            if region in (INLINE, INLINE - READ_ONLY):
-                source = inline
-            else:
-                source = whole
-                copies.append((BLOCK, offset, offset + nbytes))
+            source = inline if region in (INLINE, INLINE - READ_ONLY) else block
             if source is None:
                 raise ChannelBrokenError("a span names copies, but the payload has none")
+            if source is block:
+                copies.append((BLOCK, offset, offset + nbytes))
             if region in (LOOSE, LOOSE - READ_ONLY):
                 loose.append((offset, offset + nbytes, len(incoming._buffers)))
             if region in (BLOCK - READ_ONLY, INLINE - READ_ONLY, LOOSE - READ_ONLY):
                 source = source.toreadonly()
         incoming._buffers.append(source[offset : offset + nbytes])
     if loose:
-        _copy_out(whole, loose, incoming._buffers)
-    incoming.copied += _covered(copies)
-    ledger.bytes_copied += incoming.copied
-    ledger.bytes_shared += incoming.shared
-    if incoming.copied and ledger.watches:
-        ledger.note([(incoming.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
-    return incoming, position
+        _copy_out(block, loose, incoming._buffers)
+    return copies
 
 
 def _covered(ranges: list[tuple[int, int, int]]) -> int:

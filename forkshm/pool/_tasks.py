@@ -292,7 +292,9 @@ class Outstanding:
 
     def enter(self, batch: Batch) -> int:
         """Record that a batch is going to be sent; return the number of its first task."""
-        first, count = self._next, len(batch)
+        count = len(batch)
+        # No call may come between these: a signal handler sends tasks, too, and would get the same numbers.
+        first = self._next
         self._next = first + count
         batch.numbers = range(first, first + count)
         if count == 1:

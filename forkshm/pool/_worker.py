@@ -438,6 +438,15 @@ class _Worker:
         if (answer := tiny_stream(value)) is not None:
             self._send_tiny(number, began, answer)
             return
+        results = [value]
+        del value
+        payload = self._packed(kind, number, results)
+        if payload is not None:
+            self._send_result(number, began, payload)
+
+    def _packed(self, kind: Kind, number: int, results: list[Any]) -> Payload | None:
+        """Pickle the only one of *results*, which is taken off; or send the error, and return None."""
+        value = results.pop()
         kind_of_value = type(value).__name__
         try:
             try:
@@ -449,18 +458,19 @@ class _Worker:
             # Done before the answer is sent, so that the parent can use the memory of the arguments, which is warm, for
             # its next message. Also done before the memory of the result is passed on, so that only the parent uses it.
             del value
-            payload = packing.finish()
-            del packing
+            return packing.finish()
         except Exception as error:
             from forkshm._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
-            return
         except BaseException as error:  # raised by a __reduce__
             self._send_error(Kind.ERROR, number, error)
-            return
+        return None
+
+    def _send_result(self, number: int, began: int, payload: Payload) -> None:
+        """Send a result. Within a batch, hold a small one back briefly to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
             self._recorder.packed(len(payload.data) + payload.copied + payload.shared)

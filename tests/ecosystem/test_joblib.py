@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 
 import pytest
 
@@ -82,3 +83,19 @@ if __name__ == "__main__":
     get_reusable_executor().shutdown()
 """)
     assert said == "[0, 1, 4, 9]\n"
+
+
+def the_suite():
+    place = pathlib.Path(__file__).with_name("joblib_suite.py")
+    spec = importlib.util.spec_from_file_location("joblib_suite", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.nightly
+def test_its_own_tests_pass_as_with_loky():
+    joblib_suite = the_suite()
+
+    report, unexplained = joblib_suite.compare()
+    assert not unexplained, report

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -106,10 +108,11 @@ def test_an_exception_is_raised_with_the_workers_traceback():
 
 def test_an_unpicklable_call_raises():
     lock = threading.Lock()
-    with pytest.raises(TypeError, match="cannot pickle"):
+    with pytest.raises(pickle.PicklingError, match="cannot pickle the task to send to the workers") as raised:
         parallel()(delayed(id)(lock) for _ in range(3))
+    assert isinstance(raised.value.__cause__, TypeError)
     # Also from a callback, where joblib itself would wait forever.
-    with pytest.raises(TypeError, match="cannot pickle"):
+    with pytest.raises(pickle.PicklingError, match="cannot pickle"):
         parallel(pre_dispatch=2, batch_size=1)(delayed(id)(lock if x > 5 else x) for x in range(10))
 
 
@@ -251,6 +254,18 @@ def test_nested_calls_that_ask_for_processes_get_some():
 
     for mine, inner in parallel()(delayed(outer)(x) for x in range(2)):
         assert mine not in inner
+
+
+def test_a_call_in_a_thread_of_another_one_has_one_job_and_says_so():
+    def inner():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pids = Parallel(n_jobs=2, backend="forkshm")(delayed(os.getpid)() for _ in range(2))
+        return set(pids), [str(warning.message) for warning in caught]
+
+    for pids, said in Parallel(n_jobs=2, backend="threading", batch_size=1)(delayed(inner)() for _ in range(1)):
+        assert pids == {os.getpid()}
+        assert "n_jobs=2 is ignored" in said[0]
 
 
 def test_prefer_and_require():

@@ -71,13 +71,15 @@ class Points:
     Args:
         at: The number of the point, from 1; 0 only counts.
         handler: Called at the point. By default it raises `Interrupt`.
+        say: Called with *where* before that.
     """
 
-    def __init__(self, at=0, handler=None):
+    def __init__(self, at=0, handler=None, say=None):
         self.at = at
         self.seen = 0
         self.where = None
         self._handler = handler or self._raise
+        self._say = say
         self._owner = os.getpid()
         self._frames = {}
         self._times = {}
@@ -169,4 +171,6 @@ class Points:
             self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"
             if back is not None:
                 self.where += f" < {os.path.basename(back.f_code.co_filename)}:{back.f_lineno} {back.f_code.co_name}"
+            if self._say is not None:
+                self._say(where=self.where)
             self._handler()

@@ -193,3 +193,51 @@ def test_a_plain_pickle_of_a_view_is_by_value():
     back = pickle.loads(pickle.dumps(view(np.arange(3), "read_only")))
     assert back.mode is forkshm.region.read_only
     assert np.array_equal(back.value, [0, 1, 2])
+
+
+OWN = {
+    "pair": lambda a, b: (a, b),
+    "nested": lambda a, b: {"x": [a, (b, 3)], "y": "text"},
+    "same twice": lambda a, b: [a, a, b],
+    "with a view": lambda a, b: (a, b, a[1:]),
+    "view first": lambda a, b: [b[::-1], {"b": b}],
+    "view of a view in a dict": lambda a, b: {"a": a.reshape(2, -1)[1], "b": a},
+    "only views": lambda a, b: (a[:5], a[3:]),
+}
+
+
+@pytest.mark.parametrize("size", [10, 300, 1200, 5000])
+@pytest.mark.parametrize("name", OWN)
+def test_small_arrays_in_containers_keep_their_aliases(cross, name, size):
+    sent = OWN[name](np.arange(2.0 * size), np.arange(size))
+    got = cross(sent).value
+    before, after = list(arrays_in(sent)), list(arrays_in(got))
+    assert [array.tolist() for array in after] == [array.tolist() for array in before]
+    assert all(array.flags.writeable for array in after)
+    for one, mine in zip(before, after, strict=True):
+        for other, others in zip(before, after, strict=True):
+            assert np.shares_memory(mine, others) == np.shares_memory(one, other)
+
+
+def arrays_in(thing):
+    if isinstance(thing, np.ndarray):
+        yield thing
+    elif isinstance(thing, (list, tuple)):
+        for part in thing:
+            yield from arrays_in(part)
+    elif isinstance(thing, dict):
+        for part in thing.values():
+            yield from arrays_in(part)
+
+
+def test_a_few_small_arrays_are_in_the_stream(cross):
+    crossed = cross(({"a": np.arange(100.0), "b": [np.arange(50), "text"]}, 5))
+    assert (crossed.copied, crossed.shared, crossed.fds) == (0, 0, 0)
+
+
+def test_a_list_that_holds_itself_arrives(cross):
+    sent = [np.arange(3)]
+    sent.append(sent)
+    got = cross(sent).value
+    assert got[1] is got
+    assert got[0].tolist() == [0, 1, 2]

@@ -41,7 +41,7 @@ from forkshm import _interrupts, _system
 from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend.posix import _record_locks
-from forkshm.backend.posix._whole import whole
+from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
@@ -140,7 +140,7 @@ class PosixBackend(Unix):
 
     # -- fds and their companions ----------------------------------------------------------
 
-    @whole
+    @surely
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at exit the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
@@ -154,7 +154,7 @@ class PosixBackend(Unix):
             for reader in readers:
                 os.close(reader)
 
-    @whole
+    @surely
     def detach_companions(self, fd: int) -> list[int]:
         """Forget the companions of an fd that is being closed, and return them."""
         companions = self._companions.pop(fd, None)
@@ -180,7 +180,7 @@ class PosixBackend(Unix):
     def reopen_into(self, fds: list[int], fd: int) -> None:
         fds.append(self.reopen(fd))
 
-    @whole
+    @surely
     def close_all(self, fds: list[int]) -> None:
         while fds:
             with contextlib.suppress(OSError):  # somebody closed it
@@ -418,7 +418,7 @@ class PosixBackend(Unix):
         made.lent.setdefault(position, []).append(read_end)
         self.attach(fd, position, write_end)
 
-    @whole
+    @surely
     def unlock(self, fd: int, position: int) -> None:
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.discard(position)
@@ -604,7 +604,7 @@ class PosixBackend(Unix):
         ends += self._pipe()
         self._births.begin(*ends, forked=forked)
 
-    @whole
+    @surely
     def hold_birth(self, fd: int) -> None:
         os.set_inheritable(fd, False)
         self._births.hold(fd)
@@ -789,7 +789,7 @@ class End(socket.socket):
     def dup(self) -> End:
         return End(self._backend, self._backend.duplicate(self.fileno()))
 
-    @whole
+    @surely
     def close(self) -> None:
         fd = self.detach()
         if fd >= 0:
@@ -862,7 +862,7 @@ class _Births:
         if forked:
             self._here.write_end = write_end
 
-    @whole
+    @surely
     def end(self, write_end: int) -> None:
         read_end = self._begun.pop(write_end, None)
         self._here.write_end = -1

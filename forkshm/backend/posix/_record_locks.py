@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm.backend import _memory
-from forkshm.backend.posix._whole import whole
+from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import SyncError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
@@ -307,7 +307,7 @@ def mutex_lock(address: int, seconds: float) -> int:
     return code
 
 
-@whole
+@surely
 def mutex_unlock(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
