@@ -445,7 +445,7 @@ class _Worker:
             self._send_result(number, began, payload)
 
     def _packed(self, kind: Kind, number: int, results: list[Any]) -> Payload | None:
-        """Pickle the only one of *results*, which is taken off; or send the error, and return None."""
+        """Pickle the single item of *results*, which is removed. If that fails, send the error and return None."""
         value = results.pop()
         kind_of_value = type(value).__name__
         try:
