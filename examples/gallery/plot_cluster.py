@@ -20,7 +20,7 @@ def correlate(table, column):
 
 
 # %%
-# The table is moved to each node once, not with each call. The processes of a cluster import the program anew, so it
+# The table is moved to each node once, not with each call. The processes of a cluster import the program, so it
 # needs the guard.
 
 if __name__ == "__main__":

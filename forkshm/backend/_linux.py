@@ -71,7 +71,7 @@ _NO_MEMORY_TO_WRITE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno
 _lseek = os.lseek  # saves an attribute lookup in calls that take microseconds
 
 
-# struct flock: type, whence, start, len, pid. For OFD locks pid must be 0.
+# struct flock: l_type, l_whence, l_start, l_len, l_pid. For OFD locks, the pid must be 0.
 _FLOCK = struct.Struct("hhqqi4x")
 
 

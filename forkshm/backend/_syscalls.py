@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
+
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
@@ -58,6 +60,20 @@ def mmap(fd: int, size: int, prot: int, flags: int, offset: int, where: int | No
     if address == _MAP_FAILED:
         raise _refused("mmap")
     return address
+
+
+@_interrupts.promptly
+def _mapped(address: int) -> int:
+    if address == _MAP_FAILED:
+        raise _refused("mmap")
+    return address
+
+
+def mmapping(fd: int, size: int, prot: int, flags: int, offset: int, where: int) -> Iterator[int]:
+    """Return the call of `mmap`, made when its one item is asked for."""
+    position = _off_t(offset) if offset else _START
+    arguments = (ctypes.c_void_p(where),), (_size_t(size),), (prot,), (flags,), (fd,), (position,)
+    return map(_mapped, map(_mmap, *arguments))
 
 
 def munmap(address: int, size: int) -> None:

@@ -22,7 +22,7 @@ from forkshm.backend._interface import Access, Backend
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from forkshm.backend._interface import HasFileno, MessageSocket, Poller
 
@@ -191,6 +191,10 @@ class Unix(Backend):
     def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         prot, flags = FLAGS[access]
         _syscalls.mmap(fd, size, prot, flags | MAP_FIXED, offset, address)
+
+    def replacing(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> Iterator[object]:
+        prot, flags = FLAGS[access]
+        return _syscalls.mmapping(fd, size, prot, flags | MAP_FIXED, offset, address)
 
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
         _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)

@@ -316,6 +316,7 @@ class Hook:
         def on_reallocate(_: int, old: int, size: int, answer: int) -> None:
             reallocate(old, size, _word(answer))
 
+        @_interrupts.promptly
         def on_release(_: int, old: int) -> None:
             release(old)
 

@@ -1,8 +1,8 @@
-"""Layer 4 of 6. Takes payloads, hands on messages between processes.
+"""Layer 4 of 6. Sends payloads as messages between processes.
 
-The kernel keeps the queue: sockets that keep message boundaries, shared by any number of
-senders and receivers. A message is delivered whole, to exactly one receiver, with its
-fds, or not at all; there is no lock that a dying process could keep.
+The kernel keeps the queue: a socket with message boundaries, shared by any number of senders and receivers. A message
+is
+delivered whole, with its fds, to exactly one receiver, or not at all. There is no lock that a dying process could keep.
 """
 
 from forkshm._public import publish
@@ -20,7 +20,8 @@ from forkshm.channel._message import (
     write_message,
     write_result,
 )
-from forkshm.channel._queue import JoinableQueue, OnError, Queue, SimpleQueue
+from forkshm.channel._queue import JoinableQueue, OnError, Queue
+from forkshm.channel._simple_queue import SimpleQueue
 from forkshm.channel._spin import SPINNERS, Spin
 
 __all__ = [

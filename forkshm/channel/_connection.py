@@ -66,16 +66,17 @@ class Connection:
         ValueError: *readable* and *writable* are both False.
         OSError: *handle* is not an open fd, or not an end of a pipe.
 
-    Shared memory crosses as a descriptor; other large buffers are copied once. A message arrives completely or not
-    at all. Processes and threads may share an end, and each message goes to one receiver.
+    Shared memory is sent as a descriptor; other large buffers are copied once. A message arrives completely or not at
+    all.
+    Processes and threads may share an end, and each message goes to one receiver.
 
     The end is closed by `close`, at the end of a ``with`` block, or when it is collected. When every process has
     closed the other end, or died, `recv` raises ``EOFError`` after the last message and `send`
     ``BrokenPipeError``.
 
     Fork and threads:
-        A forked child shares both ends. Close the end that a process does not use; otherwise the
-        other side does not notice when a process is gone. Safe to use from any thread.
+        A forked child shares both ends. Close the end that a process does not use; otherwise the other side does not
+        notice when a process is gone. Safe to use from any thread.
 
     Example:
         >>> from forkshm import Pipe
@@ -108,8 +109,8 @@ class Connection:
         self._readable = readable
         self._writable = writable
         self._spin = Spin()
-        # What of __main__ is there by now is there at the other end, too, or in a process
-        # that will be forked to hold it.
+        # The names of __main__ that exist now also exist at the other end, or in a process that will be forked to have
+        # it.
         self._importable = importable_in_children(start_method)
 
     def __del__(self) -> None:
@@ -263,7 +264,7 @@ class Connection:
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
         self._end.close()
-        self._receiver.close()  # what was received and not read, because of an interrupt
+        self._receiver.close()  # discards a message that an interrupted call left unread
 
     @property
     def closed(self) -> bool:
@@ -292,8 +293,8 @@ class Connection:
 
     def __reduce__(self) -> Any:
         raise RuntimeError(
-            f"{self!r} can only cross to other processes by fork or through a channel of forkshm: "
-            "a plain pickle has no place for its fd"
+            f"cannot pickle {self!r}: plain pickle cannot carry its fd. "
+            "Pass it to a forked process, or send it through a queue or pipe of forkshm."
         )
 
     def _send(self, data: bytes, fds: Sequence[int] = (), nbytes: int = 0) -> None:
@@ -350,7 +351,7 @@ def _socket_of(fd: int) -> MessageSocket:
         return kernel.message_socket(fd)
     except OSError as error:
         if error.errno == errno.EBADF:
-            # As in multiprocessing whoever uses it is told. The number is not kept: it may be another file's later.
+            # As in multiprocessing, using a bad fd raises. The number is not kept: it may be another file's later.
             closed, other = kernel.message_sockets()
             closed.close()
             other.close()

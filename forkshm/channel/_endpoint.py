@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 __all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
-#: Longer messages are not sent: payloads beyond their share go into a block instead.
 MAX_MESSAGE = 64 * 1024
+"""Maximum bytes of a message. Payloads with more than their share of it go into a block instead."""
 
-#: A message with more fds has so many, and a *carrier*: a socket in whose queue the others are.
 DIRECT_FDS = kernel.DIRECT_FDS
+"""Maximum number of fds beside a message. With more, the last is a *carrier*: a socket that queues the others."""
 
-# Fds that wait together in a carrier's queue. Where the limits allow it, a receiver has room for as many as the backend
-# keeps free; unix(7) sets a limit of 253.
+# Fds per message in a carrier. unix(7) sets a limit of 253. A receiver has room for as many as the backend keeps free,
+# if the limits allow it.
 _CARRIED_FDS = 64
 
-# Looked up once, and not for each message.
+# Looked up once instead of for each message.
 _DONTWAIT, _TRUNCATED, _FDS_LOST = kernel.DONTWAIT, kernel.TRUNCATED, kernel.FDS_LOST
 _UNUSUAL = _TRUNCATED | _FDS_LOST
 _LEVEL, _KIND = kernel.RIGHTS
-#: How to take a message: wait for one.
 WAIT = kernel.TAKE
+"""An argument of `Receiver.take`: wait for a message."""
 _RECEIVE = _DONTWAIT | WAIT
 
 # Arguments of calls that `map` makes.
@@ -53,22 +53,22 @@ _CARRIED_ANCILLARY = kernel.fds_space(_CARRIED_FDS)
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
-#: How long to wait, in seconds, until fewer fds of this user are on their way; and how often to look.
+# Seconds to wait while too many fds of this user are in flight, and the interval between attempts.
 _PATIENCE = 10.0
 _PAUSE = 0.001
 
-#: A message must not be empty.
+# A message must not be empty.
 _CARRIER_ITEM = b"fds"
 
 
 class Received:
-    """A message as it came. Its owner closes it when all of it was read.
+    """A message as the kernel delivered it. Its owner closes it when all of it was read.
 
     Attributes:
-        data: Its bytes.
-        fds: What came beside it and is still open.
-        is_read: It was read to its end.
-        message: What was read, where that is kept; see `read_message`.
+        data: The bytes of the message.
+        fds: The fds that came beside the message and are still open.
+        is_read: Whether all of the message was read.
+        message: The parsed message, if it is kept; see `read_message`.
     """
 
     __slots__ = ("data", "fds", "is_read", "message")
@@ -101,12 +101,12 @@ class PrivateFd:
         close_in_children(self)
 
     def close(self) -> None:
-        """Close it. Closing twice is allowed."""
+        """Close the fd. Closing twice is allowed."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             kernel.close(fd)
 
-    # With a default: when the program ends, the names of this module may be gone.
+    # A default argument, because the names of this module may be gone when the program ends.
     @_interrupts.promptly
     def __del__(self, close: Any = kernel.close) -> None:
         fd, self.fd = self.fd, -1
@@ -145,28 +145,27 @@ class Sender:
 
         Args:
             data: At most `MAX_MESSAGE` bytes, at least 1.
-            fds: Sent beside it; they stay open here as well.
+            fds: Sent beside the message; they stay open here as well.
             wait: Wait for room in the kernel's queue.
-            sent: Gets an item in the very C call that sends: so a caller that is interrupted knows whether the
-                message is on its way.
+            sent: Gets an item in the C call that sends, so that an interrupted caller knows whether the message was
+                sent.
 
         Returns:
-            False when there is no room and *wait* is false.
+            False if there is no room and *wait* is false.
 
         Raises:
-            ChannelBrokenError: Nobody can receive any more.
+            ChannelBrokenError: No process can receive any more.
             ChannelClosedError: This end was closed.
-            OSError: The kernel refused: ``EMFILE`` when this process has too many files open,
-                ``ETOOMANYREFS`` when too many fds of this user are on their way, and these, however
-                long one waits, are too many; ``EMSGSIZE`` when *data* is larger than ``net.core.wmem_max``
-                lets a queue be. Nothing was sent.
+            OSError: The kernel refused, and nothing was sent: ``EMFILE`` if this process has too many open files,
+                ``ETOOMANYREFS`` if too many fds of this user are in flight and waiting did not help, or ``EMSGSIZE`` if
+                *data* is larger than ``net.core.wmem_max`` allows.
         """
         try:
             return self._send(data, fds, sent, wait=wait)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or not wait or len(fds) > kernel.fd_limit():
                 raise
-        # Others of this user have fds on their way. The kernel tells nobody when those have arrived.
+        # Other processes of this user have fds in flight. The kernel does not report when these arrive.
         deadline = time.monotonic() + _PATIENCE
         while not self._send(data, fds, sent, wait=time.monotonic() > deadline):
             time.sleep(_PAUSE)
@@ -202,12 +201,12 @@ class Sender:
             if error.errno in _FULL and not wait:
                 return False
             if error.errno == errno.EMSGSIZE and may_grow and len(data) <= MAX_MESSAGE:
-                # It is larger than all of the kernel's queue, which takes twice what it is given for itself.
+                # The message is larger than the kernel's queue. The kernel doubles the size that is asked for.
                 self.grow(len(data))
                 return self._send(data, fds, sent, wait=wait, may_grow=False)
             if error.errno in _GONE:
                 raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
-            if error.errno == errno.EBADF and self._socket.fileno() < 0:  # else one of the fds is bad
+            if error.errno == errno.EBADF and self._socket.fileno() < 0:  # otherwise one of the fds is bad
                 raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
             raise
         finally:
@@ -247,7 +246,7 @@ class Receiver:
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
-        #: Messages that were received and not read to their end: as the kernel gave them, or `Received`.
+        # Messages that were received but not read completely: as the kernel returned them, or `Received`.
         self.inbox: collections.deque[Any] = collections.deque()
         _ends.add(self)
         if _leaks.is_on:
@@ -263,22 +262,22 @@ class Receiver:
         return self._socket.fileno() < 0
 
     def receive_nowait(self) -> Received | None:
-        """Receive a message that is there already.
+        """Receive a message without waiting.
 
         Raises:
-            BlockingIOError: None is there.
+            BlockingIOError: There is none.
             ChannelClosedError: This end was closed.
-            ChannelBrokenError: Something else than a message came; it is gone.
+            ChannelBrokenError: The received bytes are not a message; they are discarded.
 
         Returns:
-            The message, or None when every sender is gone and all was received.
+            The message, or None if all senders are gone and every message was received.
         """
         return self.take(_RECEIVE)
 
     def receive(self) -> Received | None:
         """Wait for a message; otherwise as `receive_nowait`.
 
-        Of several processes and threads that wait here, the kernel wakes one.
+        If several processes and threads wait, the kernel wakes one of them.
         """
         return self.take(WAIT)
 
@@ -287,20 +286,21 @@ class Receiver:
         return bool(self.inbox) or kernel.has_message(self._socket)
 
     def looker(self) -> Callable[[int], Any]:
-        """Return a function that, called with 0, tells whether there is something to receive; for one wait only.
+        """Return a function that, called with 0, returns whether there is something to receive; for one wait only.
 
-        It takes a tenth of the time of trying to receive, which raises when there is nothing. After an interrupt
-        there may be a message in `inbox` that it does not see.
+        It takes a tenth of the time of trying to receive, which raises if there is nothing. It does not see messages
+        that an interrupt has left in `inbox`.
         """
-        # A new one each time: a signal handler that uses this end in the midst of a look has one of its own.
+        # A new poller for each wait, because a signal handler may use this end during a call.
         poller = kernel.poller()
         poller.register(self._socket.fileno(), kernel.READABLE)
         return poller.poll
 
     def first(self) -> Received | None:
-        """Return the first message that is there, and leave it in place until it is dropped by `drop`.
+        """Return the first message, and leave it in place until `drop` removes it.
 
-        For one thread at a time, which reads a message to its end before it drops it: an interrupt loses none.
+        For one thread at a time, which drops a message only when all of it was read, so that an interrupt loses no
+        message.
 
         Raises:
             BlockingIOError, ChannelClosedError, ChannelBrokenError: As for `receive_nowait`.
@@ -316,7 +316,7 @@ class Receiver:
             received = None
             data, ancillary, flags, _ = arrived
             if not ancillary and not flags & _UNUSUAL and data:
-                # The short way of what follows, for most messages.
+                # A fast path of the code below, for most messages.
                 received = Received(data, [])
                 if inbox and inbox[0] is arrived:
                     inbox[0] = received
@@ -330,7 +330,7 @@ class Receiver:
                 if inbox and inbox[0] is arrived:
                     del inbox[0]
                 raise
-            # No call from here to the end of the loop: a signal handler may read messages, too.
+            # No call may come from here to the end of the loop, because a signal handler may read messages, too.
             if inbox and inbox[0] is arrived:
                 if received is None:
                     del inbox[0]
@@ -365,7 +365,7 @@ class Receiver:
                 return first
             data, ancillary, flags, _ = first
             if not ancillary and not flags & _UNUSUAL and data:
-                # The short way of what follows, for most messages.
+                # A fast path of the code below, for most messages.
                 ledger.messages += 1
                 if ledger.watches:
                     _note(data, "received")
@@ -374,12 +374,12 @@ class Receiver:
         except ChannelBrokenError:
             raise
         except BaseException:
-            # It is the first that is received next.
+            # Put it at the front, so that it is received next.
             inbox.extendleft(arrived)
             raise
 
     def put_back(self, received: Received) -> None:
-        """Put back a message that an interrupt kept from being read to its end."""
+        """Put back a message that was not read completely because of an interrupt."""
         if received.is_read:
             received.close()
         else:
@@ -387,15 +387,14 @@ class Receiver:
 
     def _fill(self, arrived: list[Any] | collections.deque[Any], how: int) -> None:
         try:
-            # CLOEXEC at once: between receiving an fd and setting the flag another
-            # thread may start a program, which would inherit it. Received and kept in one C call: no signal
-            # handler runs in between.
+            # CLOEXEC is set by the same call. Otherwise another thread might start a program in between, which would
+            # inherit the fd. One C call receives and stores the message, so that no signal handler runs in between.
             arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
         except BlockingIOError:
             raise
         except ConnectionResetError:
-            # The other end closed before it had read all of ours: said once, and before
-            # what it had sent.
+            # The other end was closed before it had read all our messages. The kernel reports this once, before the
+            # messages that the other end had sent.
             self._fill(arrived, how)
         except OSError as error:
             if error.errno == errno.EBADF:
@@ -406,7 +405,7 @@ class Receiver:
         data, ancillary, flags, _ = arrived
         fds = kernel.received_fds(ancillary) if ancillary else []
         if flags & _FDS_LOST:
-            kernel.raise_fd_limit()  # too late for these; the reader of the message reports them missing
+            kernel.raise_fd_limit()  # too late for this message; its reader reports the missing fds
         if len(fds) > DIRECT_FDS:
             _unload(fds)
         if not data:
@@ -450,12 +449,12 @@ def _note(data: bytes, direction: str) -> None:
     ledger.note([(len(data), "a message")], direction, message=True)
 
 
-#: Every end of this process.
+# All open ends of this process.
 _ends: weakref.WeakSet[Sender | Receiver] = weakref.WeakSet()
 
 
 def ends_open() -> int:
-    """Number of channel ends open in this process, each with an fd."""
+    """Return the number of channel ends open in this process, each of which is an fd."""
     return len({end.fileno() for end in list(_ends)} - {-1})
 
 
@@ -470,7 +469,7 @@ def pair() -> tuple[Sender, Receiver]:
 
 
 def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
-    """Put fds into the queue of a new socket; return its receiving end, or None when there is no room now."""
+    """Put fds into the queue of a new socket; return its receiving end, or None if there is no room now."""
     out, into = kernel.message_sockets()
     start = 0
     try:
@@ -479,7 +478,7 @@ def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
             try:
                 out.sendmsg([_CARRIER_ITEM], [(_LEVEL, _KIND, array.array("i", some))], _DONTWAIT)
             except OSError as error:
-                # The soft limit on open files is also one on the fds of a user that are on their way.
+                # The soft limit on open files also limits a user's fds in flight.
                 if error.errno == errno.ETOOMANYREFS and kernel.raise_fd_limit():
                     continue
                 raise
@@ -488,7 +487,7 @@ def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
         into.close()
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
-        if start and len(fds) + DIRECT_FDS > kernel.fd_limit():  # these alone are too many: there will never be room
+        if start and len(fds) + DIRECT_FDS > kernel.fd_limit():  # too many even if no others were in flight
             raise _too_many(error, len(fds) + DIRECT_FDS, start + DIRECT_FDS) from error
         if wait:
             raise
@@ -502,27 +501,27 @@ def _too_many(error: OSError, wanted: int, fitted: int) -> OSError:
     return OSError(
         error.errno,
         f"cannot send {wanted:,} fds in one message ({os.strerror(error.errno or 0)} after {fitted:,}): the kernel "
-        "lets a user have about as many on their way as a process may have open files; let arrays share one region, "
-        "send fewer at once, or raise the limit (ulimit -n)",
+        "limits the fds that a user has in flight to about the number of files that a process may open. Let arrays "
+        "share one region, send fewer at once, or raise the limit (ulimit -n).",
     )
 
 
 def _unload(fds: list[int]) -> None:
-    """Put in place of the last of a message's fds, which is a carrier, those that it carries.
+    """Replace the last fd of a message, which is a carrier, with the fds in its queue.
 
-    When there is no room for one of them, the rest is left out: those before it are in their places.
+    If the limit on open files leaves no room, the remaining fds are lost. The fds before them are in their places.
     """
     try:
         carrier = kernel.message_socket(fds[-1])
     except OSError:
-        return  # nothing of forkshm's: the reader of the message finds one fd too many
+        return  # not sent by forkshm: the reader of the message finds one fd too many
     del fds[-1]
     with contextlib.closing(carrier):
         while True:
             try:
                 data, ancillary, flags, _ = carrier.recvmsg(len(_CARRIER_ITEM), _CARRIED_ANCILLARY, _RECEIVE)
             except OSError:
-                return  # not one of ours
+                return  # not a carrier of forkshm
             if not data:
                 return
             fds += kernel.received_fds(ancillary)
@@ -531,13 +530,13 @@ def _unload(fds: list[int]) -> None:
                 return
 
 
-# Ends that only this process may hold: were a child to keep a copy, the other side would
-# not see that this process is gone.
+# Ends that only this process may hold. If a child kept a copy, the other side would not notice that this process is
+# gone.
 _private_ends: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
 def close_in_children(*ends: Closable) -> None:
-    """Close these ends in every process forked from now on."""
+    """Close these ends in every process that is forked from now on."""
     _private_ends.update(ends)
 
 

@@ -1,4 +1,4 @@
-"""One object, one message: what queues and connections have in common."""
+"""Messages of one object, which queues and connections send."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
 
-# What every pickle of protocol 2 and later begins with. A payload begins with its flags, which are less.
+# The first byte of every pickle of protocol 2 and later. A payload begins with its flags, which are smaller.
 _STREAM = 0x80
 
 _wait_readable = kernel.wait_readable
@@ -28,14 +28,14 @@ _FEW, _SHORT, _SMALL = 16, 1024, 16 * 1024
 
 
 def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Received | None:
-    """Wait for a message: look for a while, then sleep.
+    """Wait for a message: spin for a while, then sleep.
 
     Raises:
         BlockingIOError: There was none within *timeout* seconds.
         ChannelClosedError: This end was closed.
 
     Returns:
-        As `Receiver.take`.
+        As for `Receiver.take`.
     """
     began = time.perf_counter()
     look = spin.begin()
@@ -64,7 +64,7 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Recei
 
 
 def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
-    """Wait until a message is there, or nobody can send one any more; tell whether it is so."""
+    """Wait until there is a message or all senders are gone; return False if neither happened in time."""
     if receiver.inbox:
         return True
     return _wait_readable(receiver, timeout)
@@ -73,7 +73,7 @@ def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
 def small_stream(thing: Any) -> bytes | None:
     """Return the pickle of a number, a short text, or a few of them; None for anything else.
 
-    Most items are that. They need nothing of our pickler, which takes four times as long, and go without a head.
+    Most items are of this kind. They do not need forkshm's pickler, which takes four times as long, and have no head.
     """
     kind = type(thing)
     if kind is tuple or kind is list or kind is dict:
@@ -90,7 +90,7 @@ def small_stream(thing: Any) -> bytes | None:
 
 
 def stream_of(data: bytes) -> memoryview | None:
-    """Return the pickle in a message that holds nothing else, or None."""
+    """Return the pickle in a message that contains nothing else, or None."""
     if data[0] == _STREAM:
         return memoryview(data)
     start = is_plain(data, 0)
@@ -98,11 +98,11 @@ def stream_of(data: bytes) -> memoryview | None:
 
 
 def open_item(received: Received) -> Any:
-    """Unpickle the one object of a message, and close its fds; an interrupted one can be read again.
+    """Unpickle the one object of a message, and close its fds. An interrupted call can be repeated.
 
     Raises:
         ChannelBrokenError: The bytes are not a payload.
-        RegionGoneError: Memory that it names did not arrive.
+        RegionGoneError: Memory that the payload names did not arrive.
         OSError: The kernel refused a mapping or a lock.
         Exception: Whatever unpickling raises.
     """

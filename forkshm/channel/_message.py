@@ -1,4 +1,4 @@
-"""A message: what it is about, a number, and payloads."""
+"""The format of messages: a kind, a number, and payloads."""
 
 from __future__ import annotations
 
@@ -30,35 +30,36 @@ __all__ = (
 
 _HEADER = struct.Struct("<3sBBB2xQQ")
 _MAGIC = b"fsm"
-#: Bytes before the payloads.
 HEADER_SIZE = _HEADER.size
+"""Bytes before the payloads."""
 _VERSION = 1
 
 
 class Kind(enum.IntEnum):
     """The subject of a message."""
 
-    #: Payloads: function; (arguments, keyword arguments).
     CALL = 1
-    #: Payloads: function; list of single arguments.
+    """Payloads: function; (arguments, keyword arguments)."""
     MAP = 2
-    #: Payloads: function; list of argument tuples.
+    """Payloads: function; list of single arguments."""
     STARMAP = 3
-    #: Payload: what a task returned.
+    """Payloads: function; list of argument tuples."""
     RESULT = 4
-    #: Payloads: what a task raised; the traceback as text.
+    """Payload: the return value of a task."""
     ERROR = 5
-    #: Payloads: what the initializer raised; the traceback as text.
+    """Payloads: the exception of a task; its traceback as text."""
     INITIALIZER_FAILED = 6
-    #: Payloads: function; (MAP or STARMAP, chunks). Each chunk is a task: the first has the
-    #: message's number, the others the following.
+    """Payloads: the exception of the initializer; its traceback as text."""
     BATCH = 8
-    #: No payloads, but many small answers one after the other; see `ResultBatch` of the pool.
+    """Payloads: function; (MAP or STARMAP, chunks). Each chunk is a task. The first has the message's number, the
+    others
+    the numbers that follow."""
     ANSWERS = 9
-    #: No payloads, nothing to do: somebody should look up.
+    """No payloads, but many small answers in a row; see `ResultBatch` of the pool."""
     WAKE = 7
-    #: No payloads: a task was not begun, because it is marked as cancelled.
+    """No payloads. Wakes the receiver, which looks for changes."""
     CANCELLED = 10
+    """No payloads. A task was not begun, because it is marked as cancelled."""
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -68,24 +69,24 @@ class Header(NamedTuple):
     """The header of a message, which precedes its payloads."""
 
     kind: Kind
-    #: Which task it is about.
     number: int
-    #: In a task: tasks of one group have the same function payload; 0 is no group. In a result: the nanoseconds that
-    #: the task took.
+    """The number of the task."""
     group: int
-    #: How many payloads follow.
+    """For a task: tasks of one group have the same function payload; 0 is no group. For a result: the nanoseconds that
+    the task took."""
     payloads: int
+    """The number of payloads."""
 
 
 class Message(NamedTuple):
-    """A received message, payloads not yet opened."""
+    """A received message, whose payloads are not opened yet."""
 
     kind: Kind
     number: int
-    #: As in `Header`.
     group: int
-    #: None stands for a function payload that the receiver has from its group already.
+    """As in `Header`."""
     payloads: list[ReceivedPayload | None]
+    """None stands for a function payload that the receiver already has from the group."""
 
 
 def write_message(kind: Kind, number: int, *payloads: Payload, group: int = 0) -> tuple[bytes, Sequence[int]]:
@@ -97,18 +98,18 @@ def write_message(kind: Kind, number: int, *payloads: Payload, group: int = 0) -
 
 
 def write_answers(content: bytes) -> bytes:
-    """Return the message that brings the content of a result batch."""
+    """Return the message with the content of a result batch."""
     return _HEADER.pack(_MAGIC, _VERSION, Kind.ANSWERS, 0, 0, 0) + content
 
 
 def write_result(number: int, stream: bytes, nanoseconds: int) -> bytes:
-    """Return the message that brings a result that is only a pickle; the short way of `write_message`."""
+    """Return the message with a result that is only a pickle; a fast path of `write_message`."""
     # Kind.RESULT
     return _HEADER.pack(_MAGIC, _VERSION, 4, 1, number, nanoseconds) + write_plain(len(stream)) + stream
 
 
 def read_header(data: bytes) -> Header:
-    """Return the header of a message, without looking at its payloads.
+    """Return the header of a message, without reading its payloads.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
@@ -126,7 +127,7 @@ def open_answer(data: bytes) -> Any:
     """Unpickle the one plain payload of a small answer.
 
     Raises:
-        LookupError: There is more to it: use `read_message`.
+        LookupError: The message has more than that; use `read_message`.
         Exception: Whatever unpickling raises.
     """
     if data[5] != 1:
@@ -137,16 +138,14 @@ def open_answer(data: bytes) -> Any:
 def read_message(
     received: Received, header: Header | None = None, known_groups: Container[int] = (), *, keep: bool = False
 ) -> Message:
-    """Read a message and take over its memory; then its fds are closed.
+    """Read a message, take over its memory, and close its fds. An interrupted call can be repeated.
 
-    If it is interrupted, the message can be read again.
-
-    The first payload is passed over when the message's group is one of *known_groups*. With *keep*, what was read is
-    kept in ``received.message``, for a signal handler that comes to the same message before it is dropped.
+    The first payload is skipped if the message's group is in *known_groups*. With *keep*, the result is kept in
+    ``received.message``, for a signal handler that reads the same message before it is dropped.
 
     Raises:
         ChannelBrokenError: The bytes are not a message.
-        RegionGoneError: Memory that it names did not arrive.
+        RegionGoneError: Memory that the message names did not arrive.
         OSError: The kernel refused a mapping or a lock.
     """
     data, fds = received.data, list(received.fds)

@@ -1,4 +1,4 @@
-"""Queue, JoinableQueue and SimpleQueue, for any number of senders and receivers.
+"""Queue and JoinableQueue, for any number of senders and receivers.
 
 The kernel keeps the items in one socket that all processes share, and counts them. No queue state is lost when a
 process dies:
@@ -16,7 +16,6 @@ stays unchanged, and corrects the count.
 
 from __future__ import annotations
 
-import collections
 import errno
 import math
 import operator
@@ -31,9 +30,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from forkshm import _interrupts, _system
 from forkshm.backend import kernel
-from forkshm.channel._connection import Connection, Pipe
+from forkshm.channel._backlog import SLICE, Backlog
 from forkshm.channel._endpoint import Receiver, Sender, pair
 from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
+from forkshm.channel._simple_queue import only_shared
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
 from forkshm.pickler import Handle, Payload, ReceivedFd, explain, importable_in_children, pack, register
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from forkshm._multiprocess import context
     from forkshm.region import MappedRegion
 
-__all__ = ("JoinableQueue", "Queue", "SimpleQueue")
+__all__ = ("JoinableQueue", "Queue")
 
 # What `put` does with an object that cannot be pickled.
 OnError = Literal["print", "raise"]
@@ -54,18 +54,6 @@ _locks = kernel.locks
 
 # Requested buffer size. The kernel grants at most net.core.wmem_max, usually 208 KiB.
 _SOCKET_BUFFER = 2**20
-# For queues whose senders wait for room: about 700 small items, or 100 MiB of items of any size.
-_SIMPLE_SOCKET_BUFFER = 2**18
-
-# How long a put waits for a receiver that is about to make room before it starts a backlog.
-_PATIENCE_SECONDS = 0.01
-
-# Longest sleep in this module. It bounds the delay when the process that should have sent a wake-up was killed, and
-# it is how long a killed process's wrong count is believed.
-_SLICE = 0.1
-
-# Errors that pass once other processes release resources.
-_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # Words of the region, each in a cache line of its own, as the number of the word.
 _LINE = 64
@@ -73,98 +61,21 @@ _ROOM, _ROOM_WANTED, _DONE = 0, 16, 32
 _REGION_SIZE = 3 * _LINE
 
 
-class SimpleQueue:
-    """Create a queue without a size limit or a thread: `put` waits while the kernel's buffer is full.
-
-    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
-    Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the
-    queue and its items when the last process has closed it or ended.
-
-    Args:
-        ctx: Accepted for compatibility with ``multiprocessing`` and not used.
-
-    Raises:
-        OSError: The limit on open files is reached.
-
-    Fork and threads:
-        Safe to use from any process and any thread. A killed process never blocks the others. It loses at most
-        the item that it had taken.
-
-    Example:
-        >>> from forkshm import SimpleQueue
-        >>> queue = SimpleQueue()
-        >>> queue.put("hello")
-        >>> queue.get()
-        'hello'
-        >>> queue.close()
-
-    See Also:
-        `multiprocessing.SimpleQueue`.
-    """
-
-    def __init__(self, *, ctx: context.BaseContext | None = None) -> None:
-        reader, writer = Pipe(duplex=False, ctx=ctx)
-        writer.grow(_SIMPLE_SOCKET_BUFFER)
-        self._ready(reader, writer)
-
-    def _ready(self, reader: Connection, writer: Connection) -> None:
-        # The standard library's names: its pools and executors, run over forkshm contexts, use the ends directly
-        # and take the locks, which guard nothing here.
-        self._reader, self._writer = reader, writer
-        self._rlock, self._wlock = threading.Lock(), threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._reader.closed else f'fd {self._reader.fileno()}'}>"
-
-    def put(self, obj: Any) -> None:
-        """Put an object. Wait while the kernel's buffer is full, or about 100 MiB of copies are in the queue.
-
-        Raises:
-            OSError: This process closed the queue.
-            Exception: Whatever pickling *obj* raises.
-        """
-        self._writer.send(obj)
-
-    def get(self) -> Any:
-        """Wait for an item, take it and return it.
-
-        Raises:
-            OSError: This process closed the queue.
-            Exception: Whatever unpickling raises; the item is used up.
-        """
-        return self._reader.recv()
-
-    def empty(self) -> bool:
-        """Return whether the queue is empty now.
-
-        Raises:
-            OSError: This process closed the queue.
-        """
-        return not self._reader.poll()
-
-    def close(self) -> None:
-        """Close the queue in this process; other processes may go on. Closing twice is allowed."""
-        self._writer.close()
-        self._reader.close()
-
-    def __reduce__(self) -> Any:
-        raise _only_shared(self)
-
-
-class Queue:
+class Queue(Backlog):
     """Create a queue for any number of processes, as ``multiprocessing.Queue``.
 
-    Every process that has the queue may put and get: processes forked after it was made, and those it is passed to.
-    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory
-    crosses as a descriptor; other large buffers are copied once.
+    Every process that has the queue may put and get: processes forked after it was made, and processes that received
+    it.
+    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory is sent as a
+    descriptor; other large buffers are copied once.
 
     Differences from ``multiprocessing``:
 
-    * The object is pickled in `put`: later changes have no effect. By default, an object that cannot be pickled is
+    * The object is pickled in `put`, so later changes have no effect. By default, an object that cannot be pickled is
       dropped and the error printed, with the unpicklable part and the line that put it. See *on_error*.
     * An item can be received as soon as `put` has returned, and stays when the process that put it ends.
     * A killed process never blocks the others, because there is no lock. It loses the item that it had taken, or
-      the items that it had put and the kernel had no room for.
+      its backlog: the items that it had put and the kernel had no room for.
 
     No thread is needed while the kernel has room, which is some hundreds of small items. Beyond that, a thread of
     this process sends the rest when there is room, and then ends. A process waits for this thread before it ends,
@@ -223,15 +134,6 @@ class Queue:
         self._start_backlog()
         _queues.add(self)
 
-    def _start_backlog(self) -> None:
-        # Payloads that did not fit into the kernel's buffer. The list beside a payload gets an item in the C call that
-        # sends it, so that an interrupted `_flush` does not send it again.
-        self._backlog: collections.deque[tuple[Payload, list[Any]]] = collections.deque()
-        # Guards the order in which the backlog is sent; and the two below.
-        self._lock = _interrupts.Lock()
-        self._feeder: threading.Thread | None = None
-        self._idle = threading.Condition(self._lock)
-
     def _in_child(self) -> None:
         # The parent sends the backlog, and its lock may be held by a thread that does not exist in this process.
         backlog = self._backlog
@@ -289,7 +191,7 @@ class Queue:
         if self._closed:
             raise self._is_closed()
         self._has_put = True
-        # Each has an item from the C call that counts, or sends, until the C call that undoes it.
+        # Each list has an item from the C call that counts or sends until the C call that undoes it.
         place: list[int] = []
         unfinished: list[int] = []
         sent: list[Any] = []
@@ -321,7 +223,7 @@ class Queue:
             raise
 
     def _can_be_packed(self, obj: Any, error: Exception) -> bool:
-        """Return whether an object can be pickled after all, so that it was not pickling that raised *error*."""
+        """Return whether an object can be pickled after all, so that *error* has another cause."""
         if isinstance(error, (OSError, MemoryError)) or threading.current_thread() is not threading.main_thread():
             return False
         try:
@@ -363,7 +265,7 @@ class Queue:
         while True:
             seen = words[_ROOM]
             words[_ROOM_WANTED] = 1
-            # The system call below comes between our writing that and looking.
+            # `_count` is a system call, so the write above becomes visible before the check.
             if _count(self._counters.items, 1, place) <= self._maxsize:
                 self._empty_since = None
                 return
@@ -374,7 +276,7 @@ class Queue:
             left = deadline - time.monotonic()
             if not block or left <= 0:
                 raise queue.Full
-            _locks.futex_wait(address + _ROOM * 4, seen, min(left, _SLICE))
+            _locks.futex_wait(address + _ROOM * 4, seen, min(left, SLICE))
 
     def _count_is_wrong(self) -> bool:
         """Return whether the socket has been empty for a while although the count says that it is full."""
@@ -385,7 +287,7 @@ class Queue:
         if self._empty_since is None:
             self._empty_since = now
             return False
-        if now - self._empty_since < _SLICE:
+        if now - self._empty_since < SLICE:
             return False
         self._empty_since = None
         return True
@@ -394,91 +296,12 @@ class Queue:
         try:
             _count(self._counters.items, -1, place)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # another process took this one for dead, and has set the count right
+            if error.errno != errno.EINVAL:  # another process took this one for dead, and has corrected the count
                 raise
             place.clear()
         if self._maxsize and self._words[_ROOM_WANTED]:
             self._words[_ROOM_WANTED] = 0
             _wake(self._words, self._region.address, _ROOM)
-
-    # -- what the kernel has no room for ----------------------------------------------
-
-    def _send_later(self, payload: Payload, sent: list[Any], *, patient: bool) -> None:
-        with self._lock:
-            if patient and not self._backlog:
-                # Somebody is receiving, mostly: then a moment's wait keeps memory flat, and
-                # is cheaper than a thread.
-                kernel.wait_writable(self._writer, _PATIENCE_SECONDS)
-            self._flush()
-            if not self._backlog and self._writer.send(payload.data, payload.fds, wait=False, sent=sent):
-                payload.close()
-                return
-            payload.park()
-            entry: tuple[Payload, list[Any]] = (payload, [])
-            sent.extend(map(self._backlog.append, (entry,)))
-            if self._feeder is None:
-                try:
-                    self._start_feeder()
-                except BaseException:
-                    next(zip(map(self._backlog.remove, (entry,)), map(sent.pop, (-1,)), strict=False))
-                    raise
-
-    def _start_feeder(self) -> None:
-        feeder = _Feeder(target=self._feed, name="QueueFeederThread", daemon=self._cancelled)
-        feeder.start()
-        self._feeder = feeder
-
-    def _flush(self) -> int:
-        """Send as much of the backlog as there is room for; return how many. Needs the lock."""
-        sent = 0
-        backlog = self._backlog
-        while backlog:
-            payload, noted = backlog[0]
-            try:
-                if not noted:
-                    payload.unpark()
-                    if not self._writer.send(payload.data, payload.fds, wait=False, sent=noted):
-                        return sent
-            except ChannelBrokenError:
-                # No process can receive any more, so the items are not needed.
-                while backlog:
-                    backlog.popleft()[0].close()
-                return sent
-            except OSError as error:
-                if error.errno in _SCARCE:
-                    return sent
-                # No caller is waiting for this error, so report it through the exception hook.
-                sys.excepthook(type(error), error, error.__traceback__)
-                self._note_not_put([1])
-                self._give_room([1])
-            backlog.popleft()[0].close()
-            sent += 1
-        return sent
-
-    def _feed(self) -> None:
-        main = threading.main_thread()
-        while True:
-            room = kernel.wait_writable(self._writer, _SLICE)
-            with self._lock:
-                sent = self._flush()
-                if not self._backlog:
-                    self._end_feeder()
-                    return
-                if self._cancelled and not threading.current_thread().daemon:
-                    # Only a daemon thread does not keep the process from ending.
-                    self._start_feeder()
-                    return
-            if not main.is_alive() and _only_feeders_left(main):
-                # This process is ending and receives no more. If no other process can receive, sending then fails.
-                self._reader.close()
-            if room and not sent:
-                time.sleep(_SLICE / 10)  # room, but not for fds: others have to close some
-
-    def _end_feeder(self) -> None:
-        self._feeder = None
-        if self._closed:
-            self._writer.close()
-        self._idle.notify_all()
 
     # -- getting ----------------------------------------------------------------------
 
@@ -517,7 +340,7 @@ class Queue:
                 self._give_room(place)
             raise
         except BaseException:
-            if received.is_read and place:  # interrupted after that: the item is used up
+            if received.is_read and place:  # interrupted afterwards: the item is used up
                 self._give_room(place)
             self._reader.put_back(received)
             raise
@@ -560,37 +383,11 @@ class Queue:
         """
         return 0 < self._maxsize <= self.qsize()
 
-    # -- ending -----------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Close the queue in this process. Items already put are still sent. Closing twice is allowed."""
-        self._closed = True
-        self._reader.close()
-        with self._lock:
-            if self._feeder is None:
-                self._writer.close()
-
-    def join_thread(self) -> None:
-        """Wait until every item that this process put is in the kernel's buffer. Call `close` first.
-
-        Raises:
-            ValueError: The queue is not closed.
-        """
-        if not self._closed:
-            raise ValueError(f"close {self!r} before join_thread()")
-        with self._lock:
-            while self._feeder is not None:
-                self._idle.wait(_SLICE)
-
-    def cancel_join_thread(self) -> None:
-        """Allow this process to end without sending its backlog, which may then be lost."""
-        self._cancelled = True
-
     def _is_closed(self) -> ChannelClosedError:
         return ChannelClosedError(errno.EBADF, f"{self!r} is closed: this process closed the queue")
 
     def __reduce__(self) -> Any:
-        raise _only_shared(self)
+        raise only_shared(self)
 
 
 _prints = Queue._on_queue_feeder_error
@@ -661,15 +458,7 @@ class JoinableQueue(Queue):
             seen = self._words[_DONE]
             if not _count(self._counters.unfinished):
                 return
-            _locks.futex_wait(self._region.address + _DONE * 4, seen, _SLICE)
-
-
-class _Feeder(threading.Thread):
-    """A thread that sends a queue's backlog. It is not a daemon, so the interpreter waits for it."""
-
-
-def _only_feeders_left(main: threading.Thread) -> bool:
-    return all(thread is main or thread.daemon or isinstance(thread, _Feeder) for thread in threading.enumerate())
+            _locks.futex_wait(self._region.address + _DONE * 4, seen, SLICE)
 
 
 class _Counters:
@@ -711,13 +500,6 @@ def _wake(words: memoryview, address: int, word: int) -> None:
     _locks.futex_wake(address + 4 * word, 2**31 - 1)
 
 
-def _only_shared(what: Queue | SimpleQueue) -> RuntimeError:
-    return RuntimeError(
-        f"{what!r} can only cross to other processes by fork or through a channel of forkshm: "
-        "a plain pickle has no place for its fds"
-    )
-
-
 _queues: weakref.WeakSet[Queue] = weakref.WeakSet()
 
 
@@ -727,18 +509,6 @@ def _in_child() -> None:
 
 
 _system.register_at_fork(after_in_child=_in_child)
-
-
-def reduce_simple_queue(what: SimpleQueue) -> Any:
-    """Return what to pickle for a queue; the receiver gets the same queue."""
-    return rebuild_simple_queue, (what._reader, what._writer)
-
-
-def rebuild_simple_queue(reader: Connection, writer: Connection) -> SimpleQueue:
-    """Return the queue that arrived."""
-    found = SimpleQueue.__new__(SimpleQueue)
-    found._ready(reader, writer)
-    return found
 
 
 def reduce_queue(what: Queue) -> Any:
@@ -790,6 +560,5 @@ def _take_ends(what: Queue, writer: ReceivedFd, reader: ReceivedFd) -> None:
     what._reader = Receiver(kernel.message_socket(reader.take()))
 
 
-register(SimpleQueue, reduce_simple_queue)
 register(Queue, reduce_queue)
 register(JoinableQueue, reduce_queue)

@@ -1,7 +1,7 @@
-"""BaseManager and SyncManager: a process that holds objects for others, reached through our connections.
+"""BaseManager and SyncManager: a process that holds objects for others, reached through forkshm's connections.
 
-The manager and its proxies are those of ``multiprocess``; what is ours is the way between them. Imported when the
-first manager is started: that takes as long as all the rest of forkshm.
+The manager and its proxies are those of ``multiprocess``; only the connections are forkshm's. The module is imported
+when the first manager is started, because this takes as long as importing all the rest of forkshm.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ("BaseManager", "Client", "Listener", "SyncManager")
 
 
 class _Serializer(str):
-    """The name of our way between manager and proxies.
+    """The name of forkshm's connections between a manager and its proxies.
 
-    Proxies carry it, so where one arrives this module is imported and the name is known.
+    Proxies contain it. So a process that unpickles one imports this module and knows the name.
     """
 
     __slots__ = ()
@@ -49,9 +49,9 @@ _AuthenticationError = _multiprocess.context.AuthenticationError
 
 
 class Listener:
-    """Where a manager is called; on Linux an abstract address (unix(7)), which is no file and leaves none behind.
+    """Accept connections to a manager. On Linux the address is abstract (unix(7)), so no file is left behind.
 
-    Only processes of the same user are let in, and only those that know the key.
+    Only processes of the same user that know the key are accepted.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Listener:
         self.last_accepted = None
 
     def accept(self) -> Connection:
-        """Wait for a caller and return the connection.
+        """Wait for a client and return the connection.
 
         Raises:
-            AuthenticationError: The caller does not know the key. One of another user is not let in at all.
+            AuthenticationError: The client does not know the key. The kernel refuses clients of other users.
             OSError: The listener was closed, or the limit on open files is reached.
         """
         if self._callee.closed:
@@ -78,7 +78,7 @@ class Listener:
         return _greeted(self._callee.accept(), self._authkey, listening=True)
 
     def close(self) -> None:
-        """Take no more calls. Closing twice is allowed."""
+        """Accept no more clients. Closing twice is allowed."""
         self._callee.close()
 
     def __enter__(self) -> Self:
@@ -91,11 +91,11 @@ class Listener:
 def Client(  # noqa: N802 - the standard library's name
     address: str, family: str | None = None, authkey: bytes | None = None
 ) -> Connection:
-    """Call the manager at *address*.
+    """Connect to the manager at *address*.
 
     Raises:
-        AuthenticationError: It is another user's, or has another key.
-        OSError: Nobody listens there.
+        AuthenticationError: The manager belongs to another user, or has another key.
+        OSError: No manager listens there.
     """
     try:
         end = kernel.call(address)
@@ -108,7 +108,7 @@ def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> C
     connection = Connection(end)
     try:
         if authkey is not None:
-            # The standard library's own: each side shows that it knows the key, and does not say it.
+            # The standard library's handshake: each side proves that it knows the key without sending it.
             steps: list[Callable[[Any, bytes], None]] = [_challenge.deliver_challenge, _challenge.answer_challenge]
             for step in steps if listening else reversed(steps):
                 step(connection, authkey)
@@ -122,7 +122,7 @@ _multiprocess.managers.listener_client[SERIALIZER] = (Listener, Client)  # type:
 
 
 class _Lifeline:
-    """The manager's lifeline: the reading end of a pipe whose writing end only its parent has."""
+    """The reading end of a pipe whose writing end only the manager's parent has."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -140,7 +140,7 @@ register(_Lifeline, _reduce_lifeline)
 
 
 def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
-    """Run first in the manager's process: from here on it dies with its parent."""
+    """Run first in the manager's process, which from here on dies with its parent."""
     kernel.die_with(lifeline.fd)
     kernel.close(lifeline.fd)
     if initializer is not None:
@@ -150,8 +150,8 @@ def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, inita
 class BaseManager(_multiprocess.managers.BaseManager):
     """A manager whose objects you `register`; the interface of ``multiprocessing.managers.BaseManager``.
 
-    At a TCP address it speaks the standard library's pickles, so that its other end may be
-    there; elsewhere our channels, so that memory crosses as a descriptor.
+    At a TCP address it sends the standard library's pickles, so that its other end may be there. At other addresses it
+    uses forkshm's connections, which send memory as descriptors.
     """
 
     def __init__(
@@ -170,13 +170,13 @@ class BaseManager(_multiprocess.managers.BaseManager):
         """Start the process.
 
         Args:
-            initializer: Called there first.
-            initargs: Its arguments.
+            initializer: Called first in the process.
+            initargs: Arguments of *initializer*.
 
         Raises:
             TypeError: *initializer* cannot be called.
-            OSError: The kernel refused it.
-            EOFError: The process ended before it could be called: its initializer raised, for example.
+            OSError: The kernel refused the process.
+            EOFError: The process ended before it could be called, for example because *initializer* raised.
         """
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
@@ -192,7 +192,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
             raise
         finally:
             kernel.close(read_end)
-        # What is left to do when the manager ends, in whichever of the standard library's ways.
+        # Closed when the manager ends, in any of the standard library's ways.
         _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
 
     def _why_ended(self) -> str:
@@ -200,7 +200,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
         process.join()
         code = process.exitcode
         process.close()
-        return f"the process of the manager ended with exit code {code} before it could be called: it printed why"
+        return f"the manager's process ended with exit code {code} before it could be called: see what it printed"
 
     @staticmethod
     def _finalize_manager(process: Any, *rest: Any) -> None:
@@ -215,8 +215,8 @@ class BaseManager(_multiprocess.managers.BaseManager):
 
 
 class SyncManager(BaseManager, _multiprocess.managers.SyncManager):
-    """The manager that `forkshm.Manager` starts; see there."""
+    """The manager that `forkshm.Manager` starts; see `forkshm.Manager`."""
 
 
-#: The writing ends of what the processes of managers hang on.
+# By process of a manager: the writing end of its lifeline.
 _lifelines: dict[Any, PrivateFd] = {}

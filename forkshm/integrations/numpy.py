@@ -421,6 +421,12 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     named = dtype.str if dtype.isbuiltin == 1 else dtype
     if contiguous:
         return rebuild_array, (_exporter(array), named, array.shape, array.strides, 0, is_shared_type)
+    return _reduce_strided(array, address, named, shared=shared)
+
+
+def _reduce_strided(array: np.ndarray[Any, Any], address: int, named: Any, *, shared: bool) -> Any:
+    """Reduce an array with gaps or repetitions: the span of memory that it sees, and its strides."""
+    is_shared_type = type(array) is SharedArray
     if not shared and 0 in array.strides and (core := _seen_once(array)) is not array:
         return rebuild_broadcast, (core, array.shape)
     # Send all bytes between the first and the last element, so that views stay views of one

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.backend.numpy_hook import Hook, malloc_usable_size
 from forkshm.errors import UnsupportedError
@@ -217,6 +218,7 @@ def _reallocate(share: Share, min_bytes: int, old: int, size: int, answer: Any) 
         raise
 
 
+@promptly
 def _release(address: int) -> None:
     # No call before the memory is released.
     if address in _born:

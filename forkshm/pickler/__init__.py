@@ -1,7 +1,7 @@
-"""Layer 3 of 6. Takes objects, hands on payloads: payload and descriptors; and back.
+"""Layer 3 of 6. Turns objects into payloads with descriptors, and payloads into objects.
 
-`pack` makes a `Payload`, `receive` an `ReceivedPayload`. Which buffers are copied and which cross
-as descriptors is decided in `_policy`.
+`pack` makes a `Payload`, and `receive` a `ReceivedPayload`. `_policy` decides which buffers are copied and which are
+sent as descriptors.
 """
 
 from forkshm._public import publish

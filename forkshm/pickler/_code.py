@@ -1,10 +1,10 @@
-"""What cloudpickle makes of classes and code that cross by value, made whole.
+"""Corrections to what cloudpickle makes of classes and code that are sent by value.
 
-* Code keeps its file name, and what is in no file (the cell of a notebook, a line of an interactive session) brings
-  its source along: so a traceback of the receiver shows the line.
+* Code keeps its file name. Code that is in no file (the cell of a notebook, a line of an interactive session) is sent
+  with its source, so that a traceback of the receiver shows the line.
 * The type of a ctypes array arrives as that type.
-* A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not come
-  back to the process that has the class itself.
+* A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not be
+  sent back to the process that has the class itself.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import cloudpickle.cloudpickle as _cloudpickle
 
 __all__ = ("global_names", "reduce_array_type", "reduce_code", "with_slots")
 
-#: In place of every file name.
+# Replaces every file name.
 _NO_FILE = "<dynamic-code>"
-#: Longer sources stay where they are.
+# Longer sources are not sent.
 _LONGEST_SOURCE = 256 * 1024
 
 _reduce_code: Any = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 
 def global_names(function: types.FunctionType) -> list[str]:
-    """Return the names of globals, and of builtins, that a function uses."""
+    """Return the names of globals and builtins that a function uses."""
     return list(_cloudpickle._extract_code_globals(function.__code__))
 
 
@@ -37,15 +37,15 @@ def reduce_code(code: types.CodeType) -> Any:
     make, args = _reduce_code(code)
     named = tuple(code.co_filename if part == _NO_FILE else part for part in args)
     source = linecache.cache.get(code.co_filename)
-    # An entry for a file has the time of its last change, and the receiver reads the file. An entry of a loader is a
-    # function that is called when the source is needed.
+    # An entry for a file has a modification time, and the receiver reads the file. An entry of a loader is a function
+    # that is called when the source is needed.
     if source is None or len(source) != 4 or source[1] is not None or source[0] > _LONGEST_SOURCE:
         return make, named
     return rebuild_code, (make, named, source[2])
 
 
 def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str]) -> types.CodeType:
-    """Return the code that arrived, and let tracebacks find its source."""
+    """Return the code that arrived, and make its source available to tracebacks."""
     code: types.CodeType = make(*args)
     name = code.co_filename
     linecache.cache[name] = sum(map(len, source)), None, source, name
@@ -53,14 +53,14 @@ def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str]) -> types.C
 
 
 def reduce_array_type(kind: Any) -> Any:
-    """Send a type such as ``c_double * 3``, which has no name to be found by; None for any other type."""
+    """Send a type such as ``c_double * 3``, which cannot be imported by name. Return None for any other type."""
     if type(kind).__module__ == "_ctypes" and hasattr(kind, "_length_") and kind._type_ * kind._length_ is kind:
         return operator.mul, (kind._type_, kind._length_)
     return None
 
 
 def with_slots(kind: type, parts: Any) -> Any:
-    """Return what cloudpickle sends for a class that crosses by value, with its slots where they must be."""
+    """Return what cloudpickle sends for a class by value, with its slots where they must be."""
     if "__slots__" not in vars(kind) or not isinstance(parts, tuple) or len(parts) != 6:
         return parts
     make, args, (attributes, slots_of_class), items, pairs, set_state = parts
@@ -69,7 +69,7 @@ def with_slots(kind: type, parts: Any) -> Any:
     constructor, name, bases, keywords, tracker, extra = args
     slots = vars(kind)["__slots__"]
     slots = (slots,) if isinstance(slots, str) else slots if isinstance(slots, dict) else tuple(slots)
-    # Made with the class: what can be set afterwards is only the name.
+    # Made with the class, because only the name can be set afterwards.
     members = {
         name
         for name, value in attributes.items()

@@ -1,8 +1,7 @@
-"""Which buffers of an object cross how: as descriptors, or as the one copy there is.
+"""Decides for each buffer of an object how it is sent: as a descriptor, or as a copy.
 
-The pickler meets the buffers one after the other. Copies are made only when all are known:
-buffers that overlap, as those of an array and its views do, are copied as one, so that
-they are views of one memory at the other end as well.
+The pickler reports the buffers one by one. Copies are made only when all of them are known. Buffers that overlap, as
+those of an array and its views do, are copied as one, so that they are views of one memory at the other end as well.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def room_for(nbytes: int) -> Block:
     """Return a block of the arena for a copy.
 
     Raises:
-        RegionCreateError: There is no memory for it; the message says what to do.
+        RegionCreateError: The kernel has no memory for it; the message says what to do.
     """
     try:
         return arena.allocate(nbytes)
@@ -45,7 +44,7 @@ def fill(block: Block, position: int, address: int, nbytes: int) -> None:
     """Copy memory of this process into a block.
 
     Raises:
-        RegionCreateError: There is no memory for it, or the source cannot be read; the message says what to do.
+        RegionCreateError: The kernel has no memory for it, or the source cannot be read; the message says what to do.
     """
     try:
         block.copy(position, address, nbytes)
@@ -56,7 +55,7 @@ def fill(block: Block, position: int, address: int, nbytes: int) -> None:
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
-# Smaller buffers are copied in less time than it takes to ask whether they are mapped from a file.
+# Copying a smaller buffer takes less time than asking the kernel whether it is mapped from a file.
 _WORTH_ASKING = 64 * 1024
 _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
 
@@ -69,7 +68,7 @@ def _is_foreign(exporter: Any) -> bool:
             continue
         inner = getattr(exporter, "base", None)
         if inner is None:
-            inner = getattr(exporter, "_array", None)  # of what stands for the bytes of a view
+            inner = getattr(exporter, "_array", None)  # for NumPy's substitute for the bytes of a view
         if inner is None or inner is exporter:
             break
         exporter = inner
@@ -86,17 +85,17 @@ def _was_written(address: int, nbytes: int) -> bool:
 
 
 class Repeats:
-    """Copies that several payloads of one call have in common; close them when it has ended."""
+    """Copies that several payloads of one call have in common; close them when the call has ended."""
 
-    #: Buffers of this many bytes and more are looked up in `lend_equal`, whatever object they belong to.
     least = sys.maxsize
+    """Buffers of this many bytes and more are looked up by `lend_equal`, whatever object they belong to."""
 
     def __init__(self) -> None:
-        # By the object, by the how manieth of its buffers, and its bytes.
+        # Keyed by (object id, buffer index, size).
         self._known: dict[tuple[int, int, int], tuple[Lease, tuple[int, int, Share]]] = {}
 
     def lend(self, key: tuple[int, int, int], address: int) -> tuple[Lease, tuple[int, int, Share], bool]:
-        """Return a lease on the copy of a buffer, where it is, and whether it had to be made."""
+        """Return a lease on the copy of a buffer, its place, and whether the copy was made now."""
         found = self._known.get(key)
         if found is not None:
             return *found, False
@@ -110,7 +109,7 @@ class Repeats:
         return *found, True
 
     def lend_equal(self, address: int, nbytes: int) -> tuple[Lease, tuple[int, int, Share], bool]:
-        """Return a lease on a copy of these bytes, where it is, and whether it had to be made."""
+        """Return a lease on a copy of these bytes, its place, and whether the copy was made now."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -123,12 +122,12 @@ class Repeats:
 class RecentCopies(Repeats):
     """Copies of large buffers, which later payloads use again while the bytes are the same.
 
-    A copy is found by the address that it was made from, and compared with what is there now. So it does not matter
-    whether the memory was written to meanwhile, or was freed and belongs to another object.
+    A copy is found by the address that it was made from, and compared with the memory there. So it stays correct if the
+    memory was written to meanwhile, or was freed and belongs to another object.
 
     Args:
         least: Smaller buffers are copied for each payload.
-        spare: A copy is dropped when so many payloads in a row had no use for it.
+        spare: A copy is dropped when so many payloads in a row did not use it.
     """
 
     def __init__(self, *, least: int = 2**20, spare: int = 8) -> None:
@@ -156,7 +155,7 @@ class RecentCopies(Repeats):
         except BaseException:
             arena.free(block)
             raise
-        # Payloads hold the lease themselves, so one that is replaced here is closed with the last of them.
+        # Payloads hold the lease themselves, so a copy that is replaced here is closed with the last of them.
         copy = self._copies[address, nbytes] = _RecentCopy(block, arena.lend(block), self._payloads)
         return copy.lease, (block.offset, block.size, Share.private), True
 
@@ -169,94 +168,94 @@ class RecentCopies(Repeats):
 class _RecentCopy:
     block: Block
     lease: Lease
-    #: The number of the last payload that used it.
+    # The number of the last payload that used it.
     used_by: int
 
 
 class Group(NamedTuple):
-    """Copies that share a block, because none is small beside the others."""
+    """Copies that share a block, because none of them is small compared with the others."""
 
-    #: Address, bytes, and where in the block they go.
     ranges: list[tuple[int, int, int]]
+    """For each range: address, bytes, and offset in the block."""
     size: int
     is_for_reading: bool
-    #: The number of each span, and where in the block it is.
     spans: list[tuple[int, int, int]]
+    """For each span: its number, and offset in the block."""
 
 
 class Copies(NamedTuple):
-    """The bytes to be copied: addresses, bytes, and where they go."""
+    """The bytes to be copied: for each range, address, bytes, and offset."""
 
     block: list[tuple[int, int, int]]
     block_size: int
     inline: list[tuple[int, int, int]]
     inline_size: int
-    #: What has blocks of its own, beside the payload's.
     groups: list[Group]
-    #: Bytes that go into blocks, each counted once.
+    """Copies in blocks of their own, apart from the payload's block."""
     copied: int
+    """Bytes that go into blocks, each counted once."""
 
 
 class Collector:
-    """Called with each out-of-band buffer."""
+    """Receives each out-of-band buffer of the pickler."""
 
     def __init__(self, repeats: Repeats | None = None) -> None:
-        #: Region, offset and bytes of each buffer; what is copied has its place since `place`.
+        # Region, offset and bytes of each buffer; those of copies are set by `place`.
         self.spans: list[tuple[int, int, int]] = []
-        # For each region: offset, size, mode. How a handed-on block is shared is known only when the payload is made.
+        # For each region: offset, size, mode. How a block that is passed on is shared is set when the payload is made.
         self.refs: list[tuple[int, int, Mode | Share | Bare]] = []
         # For each region, the index of its fd. Regions of one memory object share an fd.
         self.places: list[int] = []
         self.fds: list[int] = []
-        # For each fd, the identity of its memory object; (0, 0) for objects that only an fd leads to.
+        # For each fd, the identity of its memory object; (0, 0) for objects that can be reached only through the fd.
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
-        #: Whether no buffer can be a view of another one: there is one, or each is of an object with its own memory.
+        # Whether no buffer can be a view of another one: there is one, or each is of an object with its own memory.
         self.is_alone = False
-        #: Bytes that were copied already, for other payloads as well.
+        # Bytes that were copied already, in copies that other payloads use too.
         self.copied = 0
-        # Exporters: their regions stay mapped.
+        # Exporters, which keep their regions mapped.
         self.keep: list[Any] = []
-        # Views of what is to be copied, in the order of `copies`.
+        # Views of the buffers to be copied, in the order of `copies`.
         self.views: list[Any] = []
-        #: Leases of ours, to be closed with the payload.
+        # Leases of this payload, to be closed with it.
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
-        # Views of blocks that came from elsewhere: whether those are handed on is decided when all are known.
+        # Views of blocks that were received. Whether the blocks are passed on is decided when all views are known.
         self._of_blocks: list[tuple[Claim, int, int, Mode | None, int, Any]] = []
-        #: Address, bytes, number of the span, and whether it is for reading.
+        # Address, bytes, number of the span, and whether the receiver only reads it.
         self.copies: list[tuple[int, int, int, bool]] = []
         self._indices: dict[tuple[int, Mode | None], int] = {}
         self._modes: list[Mode] = []
         self._repeats = repeats
         self._repeated: list[int] | None = None
-        # For repeated objects: the region, and its address here, for their views.
+        # Region, start and end here of each repeated object, for its views.
         self._lent: list[tuple[int, int, int]] = []
         self._held: list[Any] = []
 
     # -- marks in the stream ----------------------------------------------------------
 
     def begin(self, mode: Mode) -> None:
-        """Send what follows in that mode."""
+        """Send the following buffers in this mode."""
         self._modes.append(mode)
 
     def end(self) -> None:
-        """Send what follows as before."""
+        """Send the following buffers in the previous mode."""
         self._modes.pop()
 
     def begin_repeat(self, thing: Any) -> None:
-        """Note that other payloads hold *thing*, too."""
+        """Note that other payloads contain *thing*, too."""
         self._repeated = [id(thing), 0]
 
     def end_repeat(self) -> None:
-        """Note that what follows is in this payload only."""
+        """Note that only this payload contains the following objects."""
         self._repeated = None
 
     # -- buffers ----------------------------------------------------------------------
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
-        """Take the buffer out of band (False), or leave it in the stream (True)."""
+        """Take the buffer out of band and return False, or return True to leave it in the stream."""
         view = buffer.raw()
         if type(view.obj) is Handle:
             return self._handle(view.obj)
@@ -283,6 +282,10 @@ class Collector:
                 self.spans.append((index, address - start, nbytes))
                 self.shared += nbytes
                 return False
+        return self._copy(view, address, nbytes, asked)
+
+    def _copy(self, view: Any, address: int, nbytes: int, asked: Mode | None) -> bool:
+        """Take private memory out of band, to be copied; with repeats, name a copy that other payloads have, too."""
         if asked is Mode.read_write:
             raise RegionAccessError(
                 errno.EACCES,
@@ -339,7 +342,7 @@ class Collector:
 
     @property
     def identities(self) -> list[tuple[int, int]]:
-        """Which memory object each fd is, where they are so many that a receiver may have no room for them."""
+        """The memory object of each fd, or an empty list where a receiver surely has room for all fds."""
         return self.objects if len(self.fds) >= MANY_FILES else []
 
     def _handle(self, handle: Handle) -> bool:
@@ -367,7 +370,7 @@ class Collector:
         return known
 
     def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
-        """Return the region of the file that these bytes are mapped from, and its address here; -1 if it is none."""
+        """Return the region of the file that these bytes are mapped from, and its address here; -1 if there is none."""
         extent = file_at(address, nbytes)
         if extent is None:
             return -1, 0
@@ -399,14 +402,14 @@ class Collector:
         if address + nbytes > claim.address + claim.size:
             return False
         if claim.share is Share.shared:
-            return asked is not Mode.copy_on_write  # else the others' writes would show
+            return asked is not Mode.copy_on_write  # otherwise the receiver would see others' writes
         if kernel.leases_are_handles and claim.in_place:
-            return False  # it cannot become copy-on-write under its views
-        # A copy that arrived, or was born, here. Few bytes of it are not worth a lease.
+            return False  # it cannot become copy-on-write while it has views
+        # A copy that was received or made here. For few bytes of it, a lease costs more than a copy.
         return asked is not Mode.read_write and nbytes >= OUT_OF_BAND and claim.is_as_it_came(address, nbytes)
 
     def decide(self) -> None:
-        """Hand on the blocks of which enough is seen; of the others copy what is. Call it when all buffers are known.
+        """Pass on blocks of which enough is seen, and copy from the others. Call it when all buffers are known.
 
         Raises:
             OSError: The kernel refused an fd or a lock.
@@ -426,7 +429,7 @@ class Collector:
                 continue
             self.spans[number] = self._block(claim, asked), address - claim.address, nbytes
             self.shared += nbytes
-        self._of_blocks.clear()  # with the views, so that the receiver may be the only one who has the block
+        self._of_blocks.clear()  # with the views, so that the receiver may become the only user of the block
 
     def _block(self, claim: Claim, asked: Mode | None) -> int:
         known = self._indices.get((id(claim), asked), -1)
@@ -440,7 +443,7 @@ class Collector:
         return known
 
     def give_up(self) -> None:
-        """Release everything: there will be no payload, and the error's traceback keeps this object alive."""
+        """Release everything. Without a payload, the error's traceback would keep this object's memory alive."""
         for lease in self.leases:
             lease.close()
         for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self._of_blocks):
@@ -449,19 +452,19 @@ class Collector:
     # -- when all are known -----------------------------------------------------------
 
     def settle(self, *, for_many: bool) -> None:
-        """Decide what the blocks that are handed on are to the receiver."""
+        """Decide how the receiver shares the blocks that are passed on."""
         for index, claim in self.handed_on:
             offset, size, _ = self.refs[index]
             self.refs[index] = offset, size, claim.share_out(to_many=for_many)
 
     def place(self, start: int, *, inline: bool, alone: bool = True) -> Copies:
-        """Give each copy its place, and its span.
+        """Assign a place to each copy, and set its span.
 
         Args:
-            start: First byte of the block that is free.
-            inline: Small ones may go into the message.
-            alone: Large ones that one view may keep, but not all of them, go into blocks of their own; otherwise all
-                go into the payload's.
+            start: First free byte of the block.
+            inline: Small copies may go into the message.
+            alone: If a view of a copy could keep too many other bytes alive, the copy goes into a block of its own.
+                Otherwise all go into the payload's block.
         """
         block: list[tuple[int, int, int]] = []
         small: list[tuple[int, int, int]] = []
@@ -486,7 +489,7 @@ class Collector:
                 self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
         groups = _grouped(large) if alone and large else []
         if len(groups) == 1 and not start and not groups[0].is_for_reading:
-            groups = []  # the payload's own block does as well
+            groups = []  # the payload's own block serves as well
         if groups:
             large = [part for part in large if len({member[3] for member in part[2]}) > 1]
             copied += sum(nbytes for group in groups for _, nbytes, _ in group.ranges)
@@ -500,7 +503,7 @@ class Collector:
         return Copies(block, start, small, inline_size, groups, copied)
 
     def mark(self) -> tuple[int, int, int]:
-        """Return what to go `back_to`."""
+        """Return the state for `back_to`."""
         return len(self.refs), len(self.fds), len(self.leases)
 
     def back_to(self, mark: tuple[int, int, int]) -> None:
@@ -521,7 +524,7 @@ class Collector:
         ]
 
     def place_group(self, group: Group, offset: int, size: int, lease: Lease, *, for_many: bool) -> None:
-        """Point the spans of a group at the block that its bytes were copied into, and keep the lease."""
+        """Point the spans of a group to the block that its bytes were copied into, and keep the lease."""
         self.leases.append(lease)
         region = COPIED_IN - len(self.refs)
         share = Share.read_only if group.is_for_reading else Share.private if for_many else Share.exclusive
@@ -534,10 +537,10 @@ _Range = tuple[int, int, list[tuple[int, int, int, bool]]]
 
 
 def _grouped(ranges: list[_Range]) -> list[Group]:
-    """Divide copies into blocks that are not large beside any of the copies.
+    """Divide copies into blocks that are not large compared with any of their copies.
 
-    What is for reading has blocks of its own, which the kernel protects. A range of which only parts are belongs to
-    none.
+    Read-only copies have blocks of their own, which the kernel protects. A range that is only partly read-only is in no
+    group.
     """
     room = max(MAY_HOLD, sum(end - begin for begin, end, _ in ranges) // MOST_BLOCKS)
     groups: list[Group] = []
@@ -545,7 +548,7 @@ def _grouped(ranges: list[_Range]) -> list[Group]:
         made: list[tuple[int, int, int]] = []
         spans: list[tuple[int, int, int]] = []
         size = smallest = 0
-        # By size, so that those of one block are alike.
+        # By size, so that the copies in a block have similar sizes.
         for begin, end, members in sorted(ranges, key=lambda part: part[1] - part[0]):
             if any(member[3] is not is_for_reading for member in members):
                 continue
@@ -564,7 +567,7 @@ def _grouped(ranges: list[_Range]) -> list[Group]:
 
 
 def _merged(copies: list[tuple[int, int, int, bool]]) -> list[_Range]:
-    """Return the ranges of memory that *copies* cover, each with those that lie in it."""
+    """Return the ranges of memory that *copies* cover, each with the copies in it."""
     ranges: list[_Range] = []
     begin, end = 0, 0
     for copy in sorted(copies):

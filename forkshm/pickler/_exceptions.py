@@ -1,11 +1,11 @@
-"""Exceptions cross without a call of their ``__init__``.
+"""Sends exceptions without calling their ``__init__``.
 
-Pickle's own way calls ``type(error)(*error.args)``, which fails, or makes another error, for every class whose
-``__init__`` takes something else than what it hands to ``super().__init__``. Here the receiver makes the object with
-the ``__new__`` of the built-in class below it, and sets what the sender's had: arguments, attributes, slots, notes, and
-the exceptions that it names as cause and context.
+Pickle calls ``type(error)(*error.args)``. This fails, or makes a different error, if ``__init__`` takes other arguments
+than it passes to ``super().__init__``. Here the receiver makes the object with the ``__new__`` of its built-in base
+class. It then sets the arguments, attributes, slots and notes that the sender's object had, and the exceptions that it
+names as cause and context.
 
-The chain is a courtesy: an exception in it that cannot be pickled, or unpickled, is left out, and the others arrive.
+The chain is sent as far as possible: an exception in it that cannot be pickled, or unpickled, is left out.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ("reduce_exception",)
 
-#: Exceptions of a chain that are sent; a longer one is cut.
+# Number of exceptions of a chain that are sent; a longer chain is cut.
 _LONGEST_CHAIN = 32
 
 _LINKS = ("__cause__", "__context__")
 
-# The class of an exception may define how its attributes are read and set; these are those of BaseException.
+# The class of an exception may define how its attributes are read and set, so use those of BaseException.
 _set_args: Any = vars(BaseException)["args"].__set__
 _args_of: Any = vars(BaseException)["args"].__get__
 _set_suppressed: Any = vars(BaseException)["__suppress_context__"].__set__
@@ -35,17 +35,17 @@ _dict_of: Any = vars(BaseException)["__dict__"].__get__
 
 
 def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes] | None) -> Any:
-    """Return what ``__reduce__`` would for an exception, or NotImplemented for pickle's own way.
+    """Return what ``__reduce__`` would return for an exception, or NotImplemented to let pickle do it.
 
     Args:
         error: The exception.
-        dump: Pickles one exception of the chain, without the chain of that one; None to send no chain.
+        dump: Pickles one exception of the chain, without its own chain; None to send no chain.
     """
     chain = _chain_of(error) if dump is not None else []
     kind = type(error)
     builtin = _builtin_base(kind)
     if _has_own_way(kind, builtin):
-        # The class knows best how it is rebuilt; only the chain and the notes are added.
+        # The class defines how it is rebuilt; only the chain and the notes are added.
         notes = _dict_of(error).get("__notes__")
         if not chain and not notes:
             return _plainly(error)
@@ -57,7 +57,7 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
         return rebuild_chained, (parts[0], parts[1], own_state, pickled, _linked(error, chain), notes)
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not _dict_of(error):
         return _plainly(error)
-    # The built-in class says what its own fields are made of, such as the errno of an OSError.
+    # The built-in class knows the values of its own fields, such as the errno of an OSError.
     reduced = cast("Any", builtin.__reduce__(error))
     fields = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
     state: Any = dict(fields) if isinstance(fields, dict) else {}
@@ -86,7 +86,7 @@ def rebuild_exception(
     """Return the exception that arrived, as it was."""
     builtin = _builtin_base(kind)
     error: BaseException = builtin.__new__(kind, *made_of)
-    with contextlib.suppress(Exception):  # the fields in C of some; an exception without them is better than none
+    with contextlib.suppress(Exception):  # some classes have fields in C; an exception without them is better than none
         builtin.__init__(error, *made_of)
     _set_args(error, args)
     if kind.__setstate__ is not BaseException.__setstate__:
@@ -105,7 +105,7 @@ def rebuild_chained(
     links: list[tuple[int | None, int | None, bool]],
     notes: Any,
 ) -> BaseException:
-    """Return an exception that was rebuilt in its own way, with its chain and its notes."""
+    """Return an exception that its own class rebuilt, with its chain and its notes."""
     error = rebuild(*args)
     if state is not None:
         error.__setstate__(state)
@@ -132,12 +132,12 @@ def _has_own_way(kind: type, builtin: type) -> bool:
 
 
 def _has_own_state(kind: type, builtin: type) -> bool:
-    """Return whether a class below the built-in one says what its state is."""
+    """Return whether a class below the built-in one defines its state."""
     return any("__getstate__" in vars(base) for base in kind.__mro__[: kind.__mro__.index(builtin)])
 
 
 def _set_state(error: BaseException, state: Any) -> None:
-    """Set attributes and slots as pickle does, without a ``__setattr__`` of the class."""
+    """Set attributes and slots as pickle does, without calling the class's ``__setattr__``."""
     for part in state if type(state) is tuple and len(state) == 2 else (state,):
         for name, value in part.items() if isinstance(part, dict) else ():
             with contextlib.suppress(AttributeError, TypeError):
@@ -145,7 +145,7 @@ def _set_state(error: BaseException, state: Any) -> None:
 
 
 def _is_of_tblib(kind: type) -> bool:
-    """Return whether tblib reduces the class. Dask has tblib register every exception; its way needs ``__init__``."""
+    """Return whether tblib reduces the class. Dask registers every exception with tblib, which needs ``__init__``."""
     reduce: Any = copyreg.dispatch_table.get(cast("Any", kind))
     module = getattr(getattr(reduce, "func", reduce), "__module__", None) or ""
     return module.partition(".")[0] == "tblib"
@@ -157,12 +157,12 @@ def _plainly(error: BaseException) -> Any:
 
 
 def _chain_of(error: BaseException) -> list[BaseException]:
-    """Return the exceptions that *error* names, and those that they name; each once, the nearest first."""
+    """Return the exceptions that *error* names, and the exceptions that these name; each once, the nearest first."""
     if error.__cause__ is None and error.__context__ is None:
         return []
     chain = [error]
     found = {id(error)}
-    for link in chain:  # which grows
+    for link in chain:  # the list grows meanwhile
         for name in _LINKS:
             other = getattr(link, name)
             if other is not None and id(other) not in found and len(chain) <= _LONGEST_CHAIN:
@@ -176,13 +176,13 @@ def _pickled(chain: list[BaseException], dump: Callable[[BaseException], bytes])
     for error in chain:
         try:
             pickled.append(dump(error))
-        except Exception:  # whatever its parts raise: the chain goes on without it
+        except Exception:  # any error of its parts: send the chain without it
             pickled.append(None)
     return pickled
 
 
 def _linked(error: BaseException, chain: list[BaseException]) -> list[tuple[int | None, int | None, bool]]:
-    """Return for the exception and for each of its chain where cause and context are; -1 is the exception itself."""
+    """Return the indexes of cause and context for the exception and each of its chain; -1 is the exception itself."""
     if not chain:
         return []
     where = {id(other): index for index, other in enumerate(chain)}
@@ -202,10 +202,10 @@ def _link(
     for pickled in chain:
         other: Any = None
         if pickled is not None:
-            with contextlib.suppress(Exception):  # its class may not be there
+            with contextlib.suppress(Exception):  # its class may be missing here
                 other = pickle.loads(pickled)
         opened.append(other if isinstance(other, BaseException) else None)
-    opened.append(error)  # so that it is found at -1
+    opened.append(error)  # index -1
     for one, (cause, context, suppressed) in zip((error, *opened[:-1]), links, strict=True):
         if one is not None:
             set_cause(one, opened[cause] if cause is not None else None)

@@ -1,8 +1,9 @@
-"""``mmap.mmap`` objects cross as what they are: mappings of a file.
+"""Sends ``mmap.mmap`` objects as mappings of their file.
 
-A shared mapping shares the file. A private one is the file and the pages that were written, which are copied.
+A shared mapping shares the file. A private one is sent as the file and a copy of the pages that were written.
 
-Only Linux says which file lies at an address. Elsewhere a library has to know the file's name; see `find_named`.
+Only Linux reports which file is mapped at an address. Elsewhere a library has to provide the file's name; see
+`find_named`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def _extent_of(mapping: mmap.mmap) -> FileExtent | None:
 
 
 def can_be_sent(mapping: mmap.mmap) -> bool:
-    """Return whether a mapping can cross; one of no file cannot, and what lies in it is copied.
+    """Return whether a mapping can be sent as such; without a file, its content is copied.
 
     Raises:
-        RegionGoneError: Its file was cut since.
+        RegionGoneError: The file was truncated below the mapping.
     """
     extent = _extent_of(mapping)
     if extent is not None:
@@ -40,7 +41,7 @@ def can_be_sent(mapping: mmap.mmap) -> bool:
 
 
 class Snapshot:
-    """A mapping for reading, on its way: the receiver may write to what it gets, and nobody sees that."""
+    """A read-only mapping to send: the receiver may write to its copy, which nobody else sees."""
 
     __slots__ = ("mapping",)
 
@@ -52,14 +53,14 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
     """Send a mapping of a file.
 
     Raises:
-        TypeError: It is one of no file, or the file cannot be opened.
-        RegionGoneError: Its file was cut since.
+        TypeError: It is not a mapping of a file, or the file cannot be opened.
+        RegionGoneError: The file was truncated below the mapping.
     """
     extent = _extent_of(mapping)
     if extent is None:
         raise TypeError(
             f"cannot pickle an mmap.mmap of {len(mapping):,} bytes: it is not a mapping of a file that can be opened; "
-            "use forkshm.anonymous_shared_memory, which crosses, or send bytes(mapping)"
+            "use forkshm.anonymous_shared_memory, which can be sent, or send bytes(mapping)"
         )
     try:
         handle = Handle(extent.fd)
@@ -83,19 +84,19 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
 
 
 class NamedMapping(NamedTuple):
-    """A shared mapping of a file, on its way, whose name a library knows."""
+    """A shared mapping to send, of a file whose name a library knows."""
 
     path: str
     identity: tuple[int, int]
     offset: int
     length: int
     position: int
-    #: An ``mmap.ACCESS_`` constant for the receiver.
     access: int
+    """An ``mmap.ACCESS_`` constant for the receiver."""
 
 
 def find_named(mapping: mmap.mmap, path: str, offset: int, access: int) -> NamedMapping | None:
-    """Return what is sent for a shared mapping, or None if the file of that name is not the mapped one.
+    """Return what to send for a shared mapping, or None if the file of that name is not the mapped one.
 
     Args:
         mapping: The mapping.
@@ -118,7 +119,7 @@ def find_named(mapping: mmap.mmap, path: str, offset: int, access: int) -> Named
     length = len(mapping)
     if status.st_size < offset + length:
         raise RegionGoneError(
-            f"cannot send {length:,} bytes that are mapped from {path!r} at {offset:,}: the file was cut to "
+            f"cannot send {length:,} bytes that are mapped from {path!r} at {offset:,}: the file was truncated to "
             f"{status.st_size:,} bytes after it was mapped. Map it again."
         )
     return NamedMapping(path, identity, offset, length, mapping.tell(), access)
@@ -137,7 +138,7 @@ def reduce_named(named: NamedMapping) -> Any:
 
     Raises:
         RegionGoneError: The file was replaced after it was found.
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     fd = os.open(named.path, os.O_RDWR if named.access == mmap.ACCESS_WRITE else os.O_RDONLY)
     try:
@@ -172,7 +173,8 @@ def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
     except OSError as error:
         if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY:
             raise
-    # Larger than memory, of which the kernel would set aside as much as could be written to: here it will be little.
+    # A private mapping larger than memory: without this flag the kernel would reserve memory for all of it, though few
+    # of its pages are written.
     make: Any = mmap.mmap
     made: mmap.mmap = make(
         fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset

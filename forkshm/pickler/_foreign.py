@@ -1,7 +1,7 @@
-"""Regions through other people's channels: the queues and executors of the standard library.
+"""Regions in the queues and executors of the standard library.
 
-Their pipes carry bytes only, so what crosses is a `RegionDescriptor`, which names the memory and does not hold it. The
-sender holds it, by an fd of its own, until the receiver says that it has it:
+Their pipes carry bytes only, so a `RegionDescriptor` is sent. It names the memory and does not hold it. The sender
+holds the memory, through an fd of its own, until the receiver acknowledges it:
 
     sender                                          receiver
     duplicate the fd; take a receipt, a word of
@@ -9,7 +9,7 @@ sender holds it, by an fd of its own, until the receiver says that it has it:
     pickle: descriptor, receipt          ------->   open the memory, then sign the receipt
     at a later send: close the fd if signed
 
-What was never received is held until the sender ends.
+Memory that is never received is held until the sender ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 __all__ = ("Passage", "forget_received", "reduce_region", "register_foreign", "send_region", "take_region")
 
 _WORD = 8
-#: Memory that was not signed for yet, and more than so many: held until the process ends.
+# Memory that is not acknowledged, beyond so many receipts, is held until the process ends.
 _RECEIPTS = 128 * 1024
 
 
@@ -36,16 +36,16 @@ class Passage:
     """A region on its way through a foreign channel."""
 
     region: RegionDescriptor
-    #: Memory in which the receiver signs; None when there was no room for another receipt.
     receipts: RegionDescriptor | None
+    """Memory in which the receiver signs; None if there was no room for another receipt."""
     receipt: int
-    #: What it writes there: a receipt that is used again is not mistaken for signed.
     signature: int
+    """The value that the receiver writes there. It is unique, so that a reused receipt does not count as signed."""
 
 
 @dataclasses.dataclass
 class _Held:
-    """One memory object that others have been told of."""
+    """A memory object that was sent to others."""
 
     fd: int
     passages: int
@@ -55,10 +55,10 @@ class _Outstanding:
     """Memory that this process has sent and no receiver has acknowledged."""
 
     def __init__(self) -> None:
-        # Taken by the feeder threads of the standard library, too.
+        # The feeder threads of the standard library take this lock, too.
         self._lock = _interrupts.Lock()
         self._held: dict[Identity, _Held] = {}
-        # By the number of the receipt: the signature that it waits for, and for what.
+        # By receipt number: the signature that is awaited, and the memory object.
         self._waiting: dict[int, tuple[int, Identity]] = {}
         self._receipts: MappedRegion | None = None
         self._free: list[int] = []
@@ -105,11 +105,11 @@ class _Outstanding:
             if not self._waiting:
                 self._receipts = None
                 self._free.clear()
-        # A share of the sends, so that many that wait do not make each slow.
+        # Proportional to the number of waiting receipts, so that sends stay fast while many wait.
         self._sends_until_sweep = len(self._waiting) // 8
 
     def in_child(self) -> None:
-        # What its parent sent, its parent holds.
+        # The parent holds the memory that it has sent.
         for held in self._held.values():
             kernel.close(held.fd)
         self.__init__()  # type: ignore[misc]
@@ -125,24 +125,24 @@ def forget_received() -> None:
 
 
 def send_region(region: MappedRegion) -> Passage:
-    """Hold a region for others, and say where it is.
+    """Hold a region for others, and return the message that names it.
 
     Raises:
-        NotPicklableError: What is written to it is seen by this process only.
+        NotPicklableError: Only this process sees what is written to the region.
         OSError: The limit on open files is reached.
     """
     if region.mode is Mode.copy_on_write:
         raise NotPicklableError(
-            f"cannot send {region!r}: what was written to it is seen by this process only; send bytes(region.buf)"
+            f"cannot send {region!r}: only this process sees what is written to it. Send bytes(region.buf) instead."
         )
     return _outstanding.send(region)
 
 
 def take_region(passage: Passage) -> MappedRegion:
-    """Map a region that was sent, and tell the sender.
+    """Map a region that was sent, and acknowledge it to the sender.
 
     Raises:
-        RegionGoneError: The sender ended before; or it was received once already, and the sender has closed it.
+        RegionGoneError: The sender has ended; or the region was received before, and the sender has closed it.
         RegionCreateError: The kernel refused the mapping.
     """
     region = passage.region.attach()

@@ -1,8 +1,8 @@
-"""Handles: fds that cross by themselves, and name no memory.
+"""Sends fds that do not name memory.
 
-A reducer puts ``pickle.PickleBuffer(Handle(fd))`` into what it returns. To the pickler that is a buffer as any other;
-the collector knows it by its type, and sends the fd beside the message. The rebuilding function gets a
-`ReceivedFd` in its place.
+A reducer puts ``pickle.PickleBuffer(Handle(fd))`` into what it returns. To the pickler this is an ordinary buffer. The
+collector recognizes the type, and sends the fd beside the message. The rebuilding function gets a `ReceivedFd` in its
+place.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from forkshm.pickler._reducers import register
 __all__ = ("Handle", "ReceivedFd")
 
 
-# The duplicates open here: a forked child closes its copies, or the other end of a pipe
-# would never be told that everybody is gone.
+# The duplicates that are open here. A forked child closes its copies; otherwise the other end of a pipe would not
+# notice that all users are gone.
 _outgoing: dict[int, int] = {}
 
 
 class Handle(bytearray):
-    """An fd on its way out: a duplicate, so the sender may close its own; closed when the message was sent."""
+    """A duplicate of an fd to send, so that the sender may close its own; closed when the message was sent."""
 
     fd = -1
     _key = 0
@@ -33,7 +33,7 @@ class Handle(bytearray):
     def __init__(self, fd: int) -> None:
         super().__init__(1)
         self._key = id(self)
-        # No call between these.
+        # No call may come between these assignments.
         self.fd = _outgoing[self._key] = kernel.duplicate(fd)
 
     # With defaults: at the end of the program the names of this module may be gone.
@@ -56,21 +56,21 @@ _system.register_at_fork(after_in_child=_in_child)
 
 
 class ReceivedFd:
-    """An fd that has arrived; closed unless somebody takes it."""
+    """An fd that has arrived; closed unless it is taken."""
 
     @promptly
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def take(self) -> int:
-        """Return the fd, which is the caller's from now on.
+        """Return the fd, which the caller owns from now on.
 
         Raises:
             ValueError: It was taken before.
         """
         fd, self._fd = self._fd, -1
         if fd < 0:
-            raise ValueError("an fd that arrived was asked for twice")
+            raise ValueError("an fd that arrived was taken twice: rebuild the object once")
         return fd
 
     @promptly
@@ -81,7 +81,7 @@ class ReceivedFd:
 
 
 def reduce_socket(end: socket.socket) -> Any:
-    """Send a socket: it is the same one at the other end, under another fd."""
+    """Send a socket. The receiver gets the same socket under another fd."""
     return rebuild_socket, (pickle.PickleBuffer(Handle(end.fileno())), int(end.family), int(end.type), end.proto)
 
 
@@ -90,5 +90,5 @@ def rebuild_socket(received: ReceivedFd, family: int, kind: int, proto: int) -> 
     return socket.socket(family, kind, proto, received.take())
 
 
-if kernel.name != "windows":  # else the standard library's way
+if kernel.name != "windows":  # there, the standard library's way is used
     register(socket.socket, reduce_socket)

@@ -1,13 +1,13 @@
-"""Large ``bytes``, ``bytearray`` and ``str`` objects, received into huge pages.
+"""Receives large ``bytes``, ``bytearray`` and ``str`` objects into huge pages.
 
-Filling memory that is new to a process takes three to five times as long as copying, because the kernel has to find and
-clear each page of 4 KiB; with pages of 2 MiB it takes little longer than copying. The C library does not ask for huge
-pages. But the unpickler reads large objects from a file straight into their memory, if the file has ``readinto``, so
-this file asks for huge pages before it copies. All else is unpickled faster from memory, so the sender says in the head
-of the payload whether there are such objects.
+Filling memory that is new to a process takes three to five times as long as copying, because the kernel has to find
+and clear each page of 4 KiB. With pages of 2 MiB it takes little longer than copying, but the C library does not ask
+for huge pages. If a file has ``readinto``, the unpickler reads large objects from it straight into their memory, so
+this module can ask for huge pages before it copies. All other objects are unpickled faster from memory, so the head of
+a payload says whether there are such objects.
 
-Pickle copies a ``str`` once more at both ends. So one that is an argument, a result, or an item of the list or tuple
-that is sent crosses as a buffer, if all of it is ASCII.
+Pickle copies a ``str`` once more at both ends. So a ``str`` that is an argument, a result, or an item of the list or
+tuple that is sent is sent as a buffer, if all of it is ASCII.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ("LARGE", "Text", "has_large_bytes", "is_large_text", "load", "with_large_text")
 
-#: From so many bytes on an object has at least one whole huge page.
 LARGE = 4 * 2**20
+"""An object of so many bytes has at least one whole huge page."""
 
 _LENGTH, _SHORT_LENGTH = struct.Struct("<Q"), struct.Struct("<I")
 
@@ -34,7 +34,7 @@ _LENGTH, _SHORT_LENGTH = struct.Struct("<Q"), struct.Struct("<I")
 def has_large_bytes(pieces: Sequence[Any]) -> bool:
     """Return whether the pieces that a pickler wrote have the content of a large ``bytes`` or ``bytearray``.
 
-    A pickler writes such content as a piece of its own, behind one that ends with an opcode and the length.
+    A pickler writes such content as a separate piece, behind one that ends with an opcode and the length.
     """
     before: Any = b""
     for piece in pieces:
@@ -58,11 +58,11 @@ def load(stream: memoryview, buffers: Sequence[Any]) -> Any:
 
 
 def _use_huge_pages(address: int, nbytes: int) -> None:
-    """Ask for huge pages in memory that was not touched yet, as far as whole pages of it allow."""
+    """Ask for huge pages in memory that was not touched yet, for the whole huge pages in it."""
     page = kernel.page_size
     start = -(-address // page) * page
     size = (address + nbytes - start) // page * page
-    with contextlib.suppress(OSError):  # a kernel that has none
+    with contextlib.suppress(OSError):  # the kernel may not have any
         kernel.advise(start, size, Advice.huge_pages)
 
 
@@ -108,12 +108,12 @@ class Text:
 
 
 def is_large_text(thing: Any) -> bool:
-    """Return whether *thing* is a ``str`` that is worth a buffer of its own."""
+    """Return whether *thing* is a ``str`` that is large enough for a buffer of its own."""
     return type(thing) is str and len(thing) >= LARGE and thing.isascii()
 
 
 def with_large_text(thing: Any, parts: Sequence[Any]) -> Any:
-    """Return *thing* with `Text` in place of each large ``str`` among its parts: a call, a list, a tuple, or itself."""
+    """Return *thing* (a call, a list, a tuple, or other) with `Text` in place of each large ``str``."""
     if type(thing) is str:
         return Text(thing)
     made = {id(part): Text(part) for part in parts if is_large_text(part)}
@@ -126,7 +126,7 @@ def with_large_text(thing: Any, parts: Sequence[Any]) -> Any:
 def reduce_text(text: Text) -> Any:
     """Send the characters as a buffer."""
     window = kernel.buffer_at(kernel.text_address(text.value), len(text.value))
-    window.stands_for = text.value  # for as long as the buffer lives
+    window.stands_for = text.value  # while the buffer lives
     return rebuild_text, (pickle.PickleBuffer(memoryview(window).toreadonly()),)
 
 

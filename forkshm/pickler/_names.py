@@ -1,10 +1,9 @@
-"""Which functions and classes of ``__main__`` the other side has too.
+"""Which functions and classes of ``__main__`` the receiver has too.
 
-cloudpickle sends everything of ``__main__`` by value, with copies of the globals it
-uses. A forked process has what was there when it was forked, so that can cross by name:
-faster, and with the meaning it has in ``multiprocessing``: the function uses the globals
-of the process it runs in, which an initializer may have set, and the class of an
-instance is the class that the other side knows.
+cloudpickle sends everything of ``__main__`` by value, with copies of the globals it uses. A forked process has all that
+existed at the fork, so functions and classes can be sent by name. This is faster, and means the same as in
+``multiprocessing``: a function uses the globals of the process it runs in, which an initializer may have set, and the
+class of an instance is the receiver's class.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ __all__ = (
     "register_named",
 )
 
-#: Functions and classes by their id; the objects are kept, so that no id is used again.
 ImportableNames = dict[int, Any]
+"""Functions and classes by their id; the objects are kept, so that no id is used again."""
 
 NO_NAMES: ImportableNames = {}
 
 
 class _AtFork(dict[int, Any]):
-    """What a forked process has, and what each global name of ``__main__`` was bound to then."""
+    """The names that a forked process has, and the value of each global name of ``__main__`` at the fork."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         super().__init__({id(thing): thing for thing in names.values() if isinstance(thing, named_kinds)})
@@ -55,19 +54,19 @@ class _AtFork(dict[int, Any]):
 
 
 class _AfterImport(_AtFork):
-    """What a process has that imported ``__main__`` anew; what other names are there, nobody knows."""
+    """The names that a process has which imported ``__main__`` again; it may have others, too."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         super().__init__({name: thing for name, thing in names.items() if isinstance(thing, named_kinds)})
 
 
-#: Values that are kept as they are: they are small, and what replaces one often has its address.
+# Values that are kept as they are: they are small, and a new value often gets the same address.
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), ModuleType, weakref.ref)
 _LONGEST_ATOM = 1024
 
 
 class _Trace:
-    """A value that can only be told by its address."""
+    """A value that can be identified only by its address."""
 
     __slots__ = ("address", "kind")
 
@@ -77,7 +76,7 @@ class _Trace:
 
 
 def _trace_of(value: Any) -> Any:
-    """Return what tells later whether a name still has this value, without keeping anything large."""
+    """Return an object that tells later whether a name still has this value, without keeping anything large."""
     if isinstance(value, named_kinds):
         return value
     if isinstance(value, _ATOMS) and (not isinstance(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
@@ -99,40 +98,40 @@ def _is_same(trace: Any, value: Any) -> bool:
     return kind is type(value) and isinstance(value, _ATOMS) and bool(trace == value)
 
 
-#: What is looked for by its name; a function that a decorator made an object of is one, too.
 named_kinds: tuple[type, ...] = (FunctionType, type)
+"""Types of objects that are found by name. A decorator can make a function an object of another type."""
 
 
 def register_named(kind: type) -> None:
-    """Register a type whose objects count as functions: those that children have cross by name."""
+    """Register a type whose objects count as functions: they are sent by name if children have them."""
     global named_kinds
     named_kinds = (*named_kinds, kind)
 
 
 def importable_now() -> ImportableNames:
-    """Return what a process forked now is going to have."""
+    """Return the names that a process forked now will have."""
     main = sys.modules.get("__main__")
     return _AtFork(dict(vars(main)) if main is not None else {})
 
 
 def importable_in_children(start_method: str | None = None) -> ImportableNames:
-    """Return what a process started now is going to have; by default, started as is the default."""
+    """Return the names that a process started now will have; by default with the default start method."""
     if start_method is None:
         start_method = _multiprocess.default_context.get_start_method(allow_none=True)
     return importable_now() if start_method in (None, "fork") else importable_after_import()
 
 
 def importable_after_import() -> ImportableNames:
-    """Return what a process is going to have that imports ``__main__`` anew, as spawned ones do.
+    """Return the names that a process will have which imports ``__main__`` again, such as a spawned one.
 
-    That is what the program defines outside of ``if __name__ == "__main__"``. A notebook or
-    an interactive session is not imported: nothing is known.
+    These are the names that the program defines outside of ``if __name__ == "__main__"``. A notebook or an interactive
+    session is not imported, so none are known.
     """
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if main is None or path is None or hasattr(sys, "ps1"):
         return NO_NAMES
-    # The __main__.py of a package, a directory or a zip archive is not imported either: multiprocess leaves it out.
+    # multiprocess does not import the __main__.py of a package, a directory or a zip archive either.
     name = getattr(main.__spec__, "name", None) or ""
     if name == "__main__" or name.endswith(".__main__"):
         return NO_NAMES
@@ -174,10 +173,10 @@ def is_importable(thing: Any, importable: ImportableNames) -> bool:
 
 
 def is_of_unimported_module(kind: type) -> bool:
-    """Return whether a class can be imported by its name from a module that nobody has imported yet.
+    """Return whether a class can be imported by name from a module that is not imported yet.
 
-    ``numpy.recarray`` says that it is of ``numpy.rec``, which NumPy imports when it is first used. cloudpickle takes
-    such a class for one that was made at run time, and sends a copy, in which ``super()`` fails.
+    ``numpy.recarray`` claims to be in ``numpy.rec``, which NumPy imports when it is first used. cloudpickle takes such
+    a class for one that was made at run time, and sends a copy, in which ``super()`` fails.
     """
     name = kind.__module__
     if name in sys.modules or name == "__main__":
@@ -186,7 +185,7 @@ def is_of_unimported_module(kind: type) -> bool:
         found: Any = importlib.import_module(name)
         for part in kind.__qualname__.split("."):
             found = getattr(found, part)
-    except Exception:  # there is no such module, or it cannot be imported
+    except Exception:  # the module does not exist, or cannot be imported
         return False
     return found is kind
 
@@ -202,17 +201,17 @@ def _was_bound_anew(name: str, value: Any, importable: _AtFork) -> bool:
 
 
 def is_unchanged(function: FunctionType, importable: ImportableNames) -> bool:
-    """Return whether a function that crosses by name uses the same globals there as it does here.
+    """Return whether a function that is sent by name uses the same globals there as it does here.
 
-    A global that was bound to something else since the fork (the cell of a notebook was run again, a parameter was
-    set) is not what the child has under that name. The functions of ``__main__`` that the function calls are looked
-    at as well. A value that was changed in place is not noticed.
+    A global that was rebound since the fork (a notebook's cell was run again, a parameter was set) has another value in
+    the child. The functions of ``__main__`` that the function calls are checked as well. A value that was changed in
+    place is not noticed.
     """
     if not isinstance(importable, _AtFork) or importable.pid != os.getpid():
-        return True  # nobody knows what the names were bound to; in a child they are what its own code made of them
+        return True  # the old values are unknown; a child's own code may have set the names
     main = vars(sys.modules["__main__"])
     functions = [function]
-    for called in functions:  # which grows
+    for called in functions:  # the list grows meanwhile
         for name in global_names(called):
             value = main.get(name, _MISSING)
             if value is _MISSING:
@@ -225,7 +224,7 @@ def is_unchanged(function: FunctionType, importable: ImportableNames) -> bool:
 
 
 def changed_globals(importable: ImportableNames) -> Callable[[str, Any], bool]:
-    """Return a function that tells of a global name of ``__main__`` whether it was bound anew since the fork."""
+    """Return a function that returns whether a global name of ``__main__`` was rebound since the fork."""
     if not isinstance(importable, _AtFork):
         return lambda *_: True
 
@@ -238,7 +237,7 @@ def changed_globals(importable: ImportableNames) -> Callable[[str, Any], bool]:
 
 
 class GlobalsOfMain:
-    """The globals of a function: some that are sent, and of other names what the receiver's ``__main__`` has."""
+    """The globals of a function: some are sent, others are those of the receiver's ``__main__``."""
 
     __slots__ = ("names", "sent")
 
@@ -251,6 +250,6 @@ class GlobalsOfMain:
 
 
 def globals_of_main(sent: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return the globals that arrived, and those that are here under these names."""
+    """Return the globals that arrived, together with this process's globals of these names."""
     main = vars(sys.modules["__main__"])
     return {**{name: main[name] for name in names if name in main}, **sent}

@@ -1,4 +1,4 @@
-"""Objects to payloads."""
+"""Turns objects into payloads."""
 
 from __future__ import annotations
 
@@ -76,28 +76,28 @@ __all__ = (
 
 
 class Payload:
-    """One object, ready to be sent any number of times; close it when it has been.
+    """One object, ready to be sent any number of times. Close it when it is no longer sent.
 
     Attributes:
-        data: What goes into the message.
+        data: The bytes for the message.
         copied: Bytes of buffers and stream that were copied into the arena.
-        shared: Bytes of buffers that cross as descriptors.
+        shared: Bytes of buffers that are sent as descriptors.
     """
 
     __slots__ = ("_keep", "_leases", "_parked", "copied", "data", "fds", "shared")
 
     def __init__(self, data: bytes, fds: Sequence[int] = (), leases: Sequence[Lease] = (), keep: Any = None) -> None:
         self.data = data
-        #: What goes beside the message.
+        # The fds to send beside the message.
         self.fds = fds
         self._leases = leases
         self._parked: list[tuple[int, Lease]] = []
-        self._keep = keep  # the windows of the mappings: their fds stay open with them
+        self._keep = keep  # the exporters of the mappings: their fds stay open while these live
         self.copied = 0
         self.shared = 0
 
     def finish(self, *, for_many: bool = False) -> Payload:
-        """Return the payload, which is complete; see `PendingPayload.finish`."""
+        """Return the payload itself, which is complete; see `PendingPayload.finish`."""
         return self
 
     def park(self) -> None:
@@ -123,21 +123,21 @@ class Payload:
             self._parked = []
 
     def close(self) -> None:
-        """Release what was held for sending. Closing twice is allowed."""
+        """Release the memory that was held for sending. Closing twice is allowed."""
         for lease in self._leases:
             lease.close()
         self._keep = None
 
 
 class _Nowhere:
-    """A file that discards what is written to it."""
+    """A file that discards all data."""
 
     def write(self, piece: Any) -> int:
         return len(piece)
 
 
 class _Sink:
-    """A file for a pickler to write to. It keeps the pieces, large ones uncopied."""
+    """A file for a pickler to write to. It keeps the pieces, without copying large ones."""
 
     __slots__ = ("pieces", "size")
 
@@ -152,12 +152,12 @@ class _Sink:
         return nbytes
 
 
-#: Modules whose functions are met in the pickle of nearly every array.
+# Modules whose functions occur in the pickle of nearly every array.
 _BY_NAME = frozenset({"forkshm.integrations.numpy", "numpy._core.numeric", "numpy.core.numeric"})
 
 
 def _refuse(thing: Any) -> Any:
-    """Refuse objects that cloudpickle would change: files become their content, memoryviews become ``bytes``."""
+    """Reject objects that cloudpickle would change: files become their content, memoryviews become ``bytes``."""
     if thing is sys.stdout:
         return getattr, (sys, "stdout")
     if thing is sys.stderr:
@@ -168,8 +168,8 @@ def _refuse(thing: Any) -> Any:
             f"cannot pickle a memoryview of {thing.nbytes:,} bytes: send what it is a view of, or a copy, bytes(view)"
         )
     raise TypeError(
-        f"cannot pickle '{kind.__module__}.{kind.__qualname__}' object {getattr(thing, 'name', '')!r}: an open file is "
-        "this process' own; send its path, and open it there"
+        f"cannot pickle '{kind.__module__}.{kind.__qualname__}' object {getattr(thing, 'name', '')!r}: an open file "
+        "belongs to this process; send its path, and open it there"
     )
 
 
@@ -180,13 +180,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """cloudpickle's C pickler, with forkshm's reducers in front."""
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
-        # As many maps as cloudpickle's own: each map without the key costs an exception.
+        # As many maps as cloudpickle has: each map without the key costs an exception.
         {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
     importable: ImportableNames = NO_NAMES
     collector: Collector
-    #: Whether what is pickled is an exception that another one names: that one knows all of them.
+    # Whether this pickles an exception of a chain. The chain is pickled by the exception that begins it.
     in_chain = False
 
     def reducer_override(self, thing: Any) -> Any:
@@ -195,8 +195,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             if thing.__module__ in _BY_NAME:
                 return NotImplemented
             if is_importable(thing, self.importable):
-                # By name: pickle's own way, in a tenth of the time that cloudpickle
-                # takes to find that out, or where it would send a copy.
+                # Pickle sends the name. This takes a tenth of the time that cloudpickle needs to find out that
+                # it can, and cloudpickle would send some of these functions by value.
                 return NotImplemented if is_unchanged(thing, self.importable) else self._with_changed_globals(thing)
         elif isinstance(thing, type):
             if is_importable(thing, self.importable) or is_of_unimported_module(thing):
@@ -223,7 +223,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return file.getvalue()
 
     def _with_changed_globals(self, function: FunctionType) -> Any:
-        # By value, with the globals that were bound anew; for the others it looks where it would by its name.
+        # By value, with the globals that were rebound; the others are looked up in the receiver's module.
         parts: Any = super().reducer_override(function)
         is_changed = changed_globals(self.importable)
         state = parts[2][1]
@@ -244,11 +244,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         try:
             trial.dump(value)
         except Exception:
-            return False  # a pool, a lock, a file: what by its name means what the receiver has
+            return False  # a pool, a lock, a file: under its name, the receiver has its own
         return True
 
     def _mark(self, thing: Any) -> Any:
-        # What is between two marks is pickled between them, and arrives without them.
+        # Objects between two marks are pickled between them, and arrive without them.
         if isinstance(thing, View):
             return second, (Begin(thing.mode), thing.value, End())
         if isinstance(thing, Repeat):
@@ -284,11 +284,11 @@ def pack(
     """Pickle *thing*; copy its large buffers, once, into one block of the arena.
 
     Args:
-        thing: Anything that cloudpickle can pickle. Buffers inside shared memory cross
-            as descriptors, and so do copies that arrived from others.
-        for_many: The payload goes to more than one receiver: each maps the copies
-            copy-on-write, so that none sees another's writes.
-        importable: What of ``__main__`` the receivers have, and so crosses by name.
+        thing: Anything that cloudpickle can pickle. Buffers inside shared memory are sent as descriptors, and so are
+            copies that were received.
+        for_many: The payload goes to more than one receiver. Each maps the copies copy-on-write, so that none sees
+            another's writes.
+        importable: The names of ``__main__`` that the receivers have, which are therefore sent by name.
         repeats: Copies that other payloads have in common with this one.
 
     Raises:
@@ -304,8 +304,8 @@ def begin(
 ) -> PendingPayload | Payload:
     """Pickle *thing*, and leave the rest of `pack` to `PendingPayload.finish`.
 
-    Who has no more use for *thing* drops it in between. Then memory that came from
-    elsewhere is the receiver's alone, and need not be mapped copy-on-write.
+    A caller that no longer needs *thing* drops it in between. Then the receiver may become the only user of memory that
+    *thing* received, which need not be mapped copy-on-write.
     """
     if unfinished:
         complete()
@@ -325,7 +325,7 @@ def begin(
         kinds is not None
         and str in kinds
         and any(map(is_large_text, parts))
-        # No part can refer to the list or tuple itself, in place of which another one is sent.
+        # No part can refer to the list or tuple itself, so another one can be sent in its place.
         and (parts is not thing or simple_kinds.issuperset(kinds - plain_or_text_kinds))
     ):
         thing = with_large_text(thing, parts)
@@ -347,8 +347,8 @@ def begin(
                 kinds = set(map(type, parts)) if len(parts) <= _MANY else None
         found = None if kinds is None else parts if simple_kinds.issuperset(kinds) else _flat(parts)
         if found is not None and _are_simple(found):
-            # Most calls, chunks and results are so. cloudpickle would find nothing to do in
-            # them, in half the time of all.
+            # Most calls, chunks and results are of this kind. cloudpickle would find nothing to do in them, and that
+            # would take half of the total time.
             collector.is_alone = _are_apart(found)
             simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
             simple.dispatch_table = dispatch_table
@@ -360,7 +360,7 @@ def begin(
             try:
                 pickler.dump(thing)
             except BaseException:
-                pickler.clear_memo()  # it has the buffers, and the traceback has it
+                pickler.clear_memo()  # the memo holds the buffers, and the traceback holds the memo
                 raise
         collector.decide()
     except BaseException:
@@ -370,9 +370,9 @@ def begin(
 
 
 def tiny_stream(thing: Any) -> bytes | None:
-    """Return the pickle of a number or short text, or of a list of one; None for all else.
+    """Return the pickle of a number or short text, or of a list of one; None for any other object.
 
-    The short way of `pack` for what tiny tasks return.
+    This is a fast path of `pack` for the results of tiny tasks.
     """
     part = thing[0] if type(thing) is list and len(thing) == 1 else thing
     kind = type(part)
@@ -382,12 +382,12 @@ def tiny_stream(thing: Any) -> bytes | None:
     return stream if len(stream) < _TINY else None
 
 
-#: Bytes of what `tiny_stream` is for.
+# Longest text, in bytes, for `tiny_stream`.
 _TINY = 2048
 
 
 def _parts(thing: Any) -> Sequence[Any]:
-    """Return what is in *thing*: arguments of a call, which is (args, {}), items, or itself."""
+    """Return the parts of *thing*: the arguments of a call (args, {}), the items of a container, or itself."""
     kind = type(thing)
     if kind is tuple and len(thing) == 2 and type(thing[0]) is tuple and type(thing[1]) is dict and not thing[1]:
         return thing[0]
@@ -467,9 +467,9 @@ def _has_many(parts: Sequence[Any]) -> bool:
 
 
 def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
-    """Return *thing* with bundles in place of containers of many small parts; False if there are none.
+    """Return *thing* with bundles in place of containers of many small parts, or False if there are none.
 
-    True when all of it can be sent without asking where the memory of its parts lies.
+    Return True when all of it can be sent without asking where the memory of its parts lies.
     """
     kind = type(thing)
     args: Sequence[Any] = (thing,)
@@ -478,7 +478,7 @@ def _bundled(thing: Any, parts: Sequence[Any]) -> Any:
     if is_call:
         args, kwargs = thing
     elif kind in (list, tuple) and (not thing or type(thing[0]) in _CONTAINERS):
-        args = thing  # of a map: each may be a container
+        args = thing  # the arguments of a map, each of which may be a container
     many = [part for part in (*args, *kwargs.values()) if type(part) in _CONTAINERS and len(part) >= MIN_BUNDLE]
     if not many and args is thing and len(thing) >= MIN_BUNDLE:
         many, args = [thing], (thing,)
@@ -571,7 +571,7 @@ def _assemble(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:
         if error.errno not in _NO_FDS or not collector.copies:
             raise
     collector.back_to(before)
-    # The limit on open files is near: one block for all copies, and one fd.
+    # The limit on open files is near, so use one block and one fd for all copies.
     return _assembled(sink, collector, for_many=for_many, alone=False)
 
 
@@ -579,7 +579,7 @@ _NO_FDS = (errno.EMFILE, errno.ENFILE)
 
 
 def _assembled(sink: _Sink, collector: Collector, *, for_many: bool, alone: bool) -> Payload:
-    # Head and tables have the same length whatever stands in them; each group of copies is one more region.
+    # Head and tables have a fixed length, whatever their values; each group of copies is one more region.
     identities = collector.identities
     tables_size = size_of_tables(len(collector.refs), len(collector.spans), len(identities))
     body_size = tables_size + sink.size
@@ -670,7 +670,7 @@ def _what_was_copied(
         ]
         yield nbytes, describe(max(inside, key=lambda pair: pair[0])[1].obj)
     if pieces:
-        # pickle writes what is large as it is, between its frames.
+        # pickle writes a large object as a separate piece, between its frames.
         for piece in pieces:
             if len(piece) >= OUT_OF_BAND and piece[:1] not in _FRAME_STARTS:
                 body_size -= len(piece)
@@ -679,7 +679,7 @@ def _what_was_copied(
 
 
 _FRAME_STARTS = (pickle.PROTO, pickle.FRAME)
-#: The end of a stream that has one thing, and that of a module.
+# The opcodes that end the stream of a name.
 _FOUND_BY_NAME = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
 
 
@@ -694,7 +694,7 @@ def still_by_name(function: Callable[..., Any], importable: ImportableNames) -> 
 
 
 def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> Payload | None:
-    """Return the payload of a function that crosses by name only, and so never changes; otherwise None."""
+    """Return the payload of a function that is sent by name only and so never changes, or None."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
     if not module or not name or "<" in name:

@@ -1,7 +1,7 @@
-"""Which types cross in a way of their own.
+"""The types that are sent in a way of their own.
 
-Each has a pair of functions, ``reduce_x`` here and ``rebuild_x`` at the other end. A
-buffer inside shared memory needs no entry: it is recognised by its address.
+Each type has a pair of functions: ``reduce_x`` here and ``rebuild_x`` at the other end. A buffer inside shared memory
+needs no entry, because its address is recognized.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ("find", "register", "register_lazy")
 
 _reducers: dict[type, Callable[[Any], Any]] = {}
-#: For picklers that take a table instead of asking `find`: the same dict.
 dispatch_table = _reducers
+"""For picklers that take a table instead of calling `find`: the same dict."""
 _lazy: dict[str, str] = {
     "numpy": "forkshm.integrations.numpy",
     "pandas": "forkshm.integrations.pandas",
@@ -39,13 +39,13 @@ _member_of: weakref.WeakKeyDictionary[type, Callable[[Any], Any] | None] = weakr
 def register(kind: type, reduce: Callable[[Any], Any]) -> None:
     """Register *reduce* for objects of exactly this type.
 
-    It returns what ``__reduce__`` would, or NotImplemented for pickle's own way.
+    It returns what ``__reduce__`` would return, or NotImplemented to let pickle do it.
     """
     _reducers[kind] = reduce
 
 
 def register_lazy(package: str, integration: str) -> None:
-    """Import module *integration* when the first object of *package* is to be sent."""
+    """Import module *integration* when the first object of *package* is sent."""
     _lazy[package] = integration
 
 
@@ -64,20 +64,20 @@ def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
         return found
 
 
-#: Types whose objects pickle to a few bytes, and of which nothing needs our pickler.
 plain_kinds: set[type] = {int, float, bool, type(None), complex}
-#: The same, and types whose objects are so while they are short.
+"""Types whose objects pickle to a few bytes, and contain nothing that needs forkshm's pickler."""
 plain_or_text_kinds: set[type] = plain_kinds | {str, bytes}
-#: Types that a plain pickler with these reducers sends right, without cloudpickle.
+"""`plain_kinds`, and types whose objects are as small while they are short."""
 simple_kinds: set[type] = set(plain_kinds)
+"""Types that a plain pickler with these reducers sends correctly, without cloudpickle."""
 
 
-# For some types, which of their objects are simple.
+# For some types, a function that returns whether an object is simple.
 simple_when: dict[type, Callable[[Any], bool]] = {}
 
 
 def register_plain(*kinds: type) -> None:
-    """Register types whose objects pickle to a few bytes, and of which nothing needs our pickler."""
+    """Register types whose objects pickle to a few bytes, and contain nothing that needs forkshm's pickler."""
     plain_kinds.update(kinds)
     plain_or_text_kinds.update(kinds)
     simple_kinds.update(kinds)
@@ -90,13 +90,13 @@ own_bytes_of: dict[type, Callable[[Any], int]] = {}
 def register_simple(
     *kinds: type, when: Callable[[Any], bool] | None = None, own_bytes: Callable[[Any], int] | None = None
 ) -> None:
-    """Register types whose objects, and what is in them, do not need cloudpickle.
+    """Register types whose objects and their parts do not need cloudpickle.
 
     Their reducers must not return NotImplemented then.
 
     Args:
-        kinds: The types themselves; subclasses are others.
-        when: Tells for which objects that is so; by default for all.
+        kinds: The types themselves, without their subclasses.
+        when: Returns whether this is true of an object; by default it is true of all.
         own_bytes: Returns the number of bytes of an object in memory of its own, or -1 if the object is a view.
     """
     simple_kinds.update(kinds)
@@ -106,15 +106,15 @@ def register_simple(
         simple_when.update(dict.fromkeys(kinds, when))
 
 
-#: A container of fewer things is not looked into.
 MIN_BUNDLE = 32
-#: Makes few objects of a container of many, and the reducers for what can be sent without; None until it is needed.
+"""The parts of a smaller container are not bundled."""
 bundler: Callable[..., Any] | None = None
+"""Makes few objects of a container of many, with the reducers that its objects need; None until it is needed."""
 in_stream_table: dict[type, Callable[[Any], Any]] = {}
 
 
 def register_bundler(bundle: Callable[..., Any], in_stream: dict[type, Callable[[Any], Any]]) -> None:
-    """Register *bundle*, which returns what is sent in place of large lists, tuples and dicts; see there."""
+    """Register *bundle*, which returns the replacement of a large list, tuple or dict."""
     global bundler
     bundler = bundle
     in_stream_table.update(in_stream)
@@ -131,7 +131,7 @@ def find(kind: type) -> Callable[[Any], Any] | None:
             _integrate(package)
             reduce = _reducers.get(kind)
     if reduce is None:
-        # What the standard library, or others, registered for objects that processes pass each other.
+        # Registered by the standard library, or by others, for objects that processes send each other.
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
         if reduce is not None and _package_of(kind) in _OURS:
             return None
@@ -140,8 +140,8 @@ def find(kind: type) -> Callable[[Any], Any] | None:
     return reduce
 
 
-#: Packages whose integration is being imported. One that was interrupted is no module, and left reducers here.
 unfinished: dict[str, bool] = {}
+"""Packages whose integration is being imported. An interrupted import leaves no module, but left reducers here."""
 
 
 def complete() -> None:
@@ -151,7 +151,7 @@ def complete() -> None:
 
 
 def _integrate(package: str) -> None:
-    """Import what knows how the objects of a package are sent. An interrupted call is repeated by the next one."""
+    """Import the module that sends the objects of a package. An interrupted call is repeated by the next one."""
     integration = _lazy.get(package)
     if integration is not None:
         unfinished[package] = True
@@ -167,20 +167,20 @@ def _integrate(package: str) -> None:
 
 def _package_of(kind: type) -> str:
     module: Any = kind.__module__
-    return module.partition(".")[0] if isinstance(module, str) else ""  # some factories and extensions leave it out
+    return module.partition(".")[0] if isinstance(module, str) else ""  # some factories and extensions omit it
 
 
-#: Libraries whose objects cross in our way: PyTorch registers one with the standard library, which
-#: opens a socket, or a file in /dev/shm, for each tensor, and needs the sender to live on.
+# Libraries whose own way is not used: PyTorch registers one with the standard library. It opens a socket, or a file in
+# /dev/shm, for each tensor, and needs the sender to stay alive.
 _OURS = frozenset({"torch"})
 _OF_MULTIPROCESS: dict[type, Callable[[Any], Any]] = _multiprocess.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 _OF_MULTIPROCESSING: dict[type, Callable[[Any], Any]] = multiprocessing.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
 
 def reduce_region(region: MappedRegion) -> tuple[Any, ...]:
-    """Send a region: its bytes are recognised by their address, so none is copied.
+    """Send a region. Its bytes are recognized by their address, so none are copied.
 
-    But for the pages of a ``copy_on_write`` region that were written: they are copied.
+    Only the pages of a ``copy_on_write`` region that were written are copied.
     """
     if region.mode is not Mode.copy_on_write:
         return rebuild_region, (pickle.PickleBuffer(region.buf),)
@@ -199,7 +199,7 @@ def rebuild_region(buffer: memoryview) -> MappedRegion:
 
 
 def rebuild_private(buffer: memoryview, own: list[tuple[int, memoryview]]) -> MappedRegion:
-    """Return a ``copy_on_write`` region of the memory that arrived, with what was written to the sender's."""
+    """Return a ``copy_on_write`` region of the memory that arrived, with the sender's changes."""
     shared = rebuild_region(buffer)
     region = MappedRegion(shared, Mode.copy_on_write, shared.offset, shared.size)
     view = region.buf

@@ -1,4 +1,4 @@
-"""Objects that many tasks of one call share, which are copied once for all of them."""
+"""Large objects that many tasks of one call share, and that are copied once for all of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ("Repeat", "mark", "repeated")
 # Types whose objects never hold a buffer that is copied.
 _WITHOUT_BUFFERS = frozenset({int, float, bool, type(None), complex, str, bytes})
 
-#: How deep, and how far into a container, is looked for something large.
+# Limits of the search for something large: its depth, and the number of items of a container.
 _DEPTH, _FAR = 2, 1000
 
 
 class Repeat:
-    """Something that other payloads hold as well; it arrives without this around it."""
+    """An object that other payloads contain as well; it arrives without this wrapper."""
 
     __slots__ = ("value",)
 
@@ -30,7 +30,7 @@ class Repeat:
 
 
 def repeated(items: Sequence[Any], *, starred: bool) -> frozenset[int]:
-    """Return the ids of large things that are in *items* more than once.
+    """Return the ids of large objects that are in *items* more than once.
 
     Args:
         items: The arguments of all tasks; they have to stay alive for as long as the ids are used.
@@ -53,7 +53,7 @@ def repeated(items: Sequence[Any], *, starred: bool) -> frozenset[int]:
 
 
 def mark(items: Iterable[Any], which: frozenset[int], *, starred: bool) -> list[Any]:
-    """Return *items* with what is repeated in them marked as such."""
+    """Return *items* with the repeated objects wrapped."""
     if starred:
         return [tuple(Repeat(part) if id(part) in which else part for part in item) for item in items]
     return [Repeat(item) if id(item) in which else item for item in items]
@@ -65,7 +65,7 @@ def _is_large(thing: Any, depth: int) -> bool:
     nbytes = getattr(thing, "nbytes", None)
     if isinstance(nbytes, int):
         return nbytes >= OUT_OF_BAND
-    if hasattr(thing, "memory_usage"):  # a data frame tells its size at the price of counting
+    if hasattr(thing, "memory_usage"):  # a data frame; assume that it is large, because asking would be slow
         return True
     if not depth:
         return False

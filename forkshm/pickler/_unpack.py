@@ -1,9 +1,9 @@
-"""Payloads to objects."""
+"""Turns payloads into objects."""
 
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
@@ -27,19 +27,24 @@ from forkshm.pickler._large import load
 from forkshm.region import Mode, attach, map_refused, mapping_of, view_of
 from forkshm.region.blocks import Share, claim
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkshm.descriptor import Tables
+
 __all__ = ("ReceivedPayload", "open_plain", "plain_pair", "receive", "skip")
 
 
-#: The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
+# The pages of an array of so many bytes are mapped when it arrives, because most receivers read all of it.
 _MAP_AT_ONCE = 2**20
 
 
 class ReceivedPayload:
-    """A received payload: its memory is held, its object not yet made.
+    """A received payload, which holds its memory. Its object is not made yet.
 
     Attributes:
         copied: Bytes that were copied for it.
-        shared: Bytes that crossed as descriptors.
+        shared: Bytes that were sent as descriptors.
     """
 
     __slots__ = ("_buffers", "_has_large_bytes", "_stream", "copied", "exporters", "shared")
@@ -55,7 +60,7 @@ class ReceivedPayload:
 
     @property
     def is_inline(self) -> bool:
-        """Whether nothing came but the stream."""
+        """Whether the payload is only a stream, without memory."""
         return not self._buffers and not self.copied
 
     @property
@@ -64,7 +69,7 @@ class ReceivedPayload:
         return len(self._stream) + sum(int(getattr(buffer, "nbytes", 0)) for buffer in self._buffers)
 
     def stream_bytes(self) -> bytes:
-        """Return the pickle stream, to compare it with another."""
+        """Return the pickle stream, for comparison with another."""
         return bytes(self._stream)
 
     def open(self) -> Any:
@@ -84,16 +89,16 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
     Args:
         data: The message.
         position: Where the payload begins.
-        fds: What came beside the message, as far as it is not used up. The payload's are
-            taken off the front of the list. They stay open: whoever has the message closes them when
-            all of it was read, and may read it again if that was interrupted.
+        fds: The fds that came beside the message and are not used yet. The payload's fds are removed from the front of
+            the list, and stay open. The owner of the message closes them when all of it was read. If reading was
+            interrupted, the message may be read again.
 
     Returns:
-        The arrival, and where the next payload begins.
+        The received payload, and where the next payload begins.
 
     Raises:
         ChannelBrokenError: The bytes are not a payload.
-        RegionGoneError: The memory it names did not arrive, or is not what it says.
+        RegionGoneError: The memory that the payload names did not arrive, or differs from the description.
         OSError: The kernel refused a mapping or a lock.
     """
     if start := is_plain(data, position):
@@ -119,34 +124,55 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
             body = memoryview(data)[position : position + head.body_size]
             position += head.body_size
         tables = read_tables(head, body)
-        # First what came without an fd: where that is not here, nothing need be mapped.
-        here: dict[int, Any] = {}
-        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
-            if place >= len(mine) and (found := _memory_here(tables.identities[place], *ref)) is not None:
-                here[index] = found
-            elif place >= len(mine):
-                raise _gone(head.fds, arrived)
-        exporters = [
-            here[index] if index in here else _memory_of(mine[place], *ref)
-            for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
-        ]
+        exporters = _exporters(tables, mine, arrived, head.fds)
     except ValueError as error:
         if isinstance(error, ChannelBrokenError):
             raise
         raise _not_what_it_says(error) from error
     stream = body[tables.stream : head.body_size - head.inline]
     incoming = ReceivedPayload(stream, [], has_large_bytes=head.large_bytes)
-    # Blocks that are handed on are not kept for the next task: their last user gives them back.
+    # Blocks that are passed on are not kept for the next task: their last user returns them.
     incoming.exporters = [
         exporter for exporter, ref in zip(exporters, tables.regions, strict=True) if isinstance(ref[2], Mode)
     ]
-    if head.body_in_block:
-        incoming.copied += head.body_size
     # Small copies lie together in memory of this process.
     inline = memoryview(bytearray(body[head.body_size - head.inline :])) if head.inline else None
+    copies = _add_buffers(incoming, tables.spans, exporters, whole, inline)
+    incoming.copied = _covered(copies) + (head.body_size if head.body_in_block else 0)
+    ledger.bytes_copied += incoming.copied
+    ledger.bytes_shared += incoming.shared
+    if incoming.copied and ledger.watches:
+        ledger.note([(incoming.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
+    return incoming, position
+
+
+def _exporters(tables: Tables, fds: list[int], arrived: int, named: int) -> list[Any]:
+    """Return the memory of each region: of its fd, or what this process has mapped already where the fd is missing."""
+    # Begin with regions that came without an fd: if one is unknown here, nothing needs to be mapped.
+    here: dict[int, Any] = {}
+    for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
+        if place >= len(fds):
+            found = _memory_here(tables.identities[place], *ref)
+            if found is None:
+                raise _gone(named, arrived)
+            here[index] = found
+    return [
+        here[index] if index in here else _memory_of(fds[place], *ref)
+        for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True))
+    ]
+
+
+def _add_buffers(
+    incoming: ReceivedPayload,
+    spans: Sequence[tuple[int, int, int]],
+    exporters: list[Any],
+    block: memoryview | None,
+    inline: memoryview | None,
+) -> list[tuple[int, int, int]]:
+    """Give a payload its buffers, each a span of some memory; return the ranges that were copied."""
     copies: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int, int]] = []
-    for region, offset, nbytes in tables.spans:
+    for region, offset, nbytes in spans:
         if region <= COPIED_IN:
             source: Any = exporters[COPIED_IN - region]
             copies.append((region, offset, offset + nbytes))
@@ -157,26 +183,19 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
                 continue
             incoming.shared += nbytes
         else:
-            if region in (INLINE, INLINE - READ_ONLY):
-                source = inline
-            else:
-                source = whole
-                copies.append((BLOCK, offset, offset + nbytes))
+            source = inline if region in (INLINE, INLINE - READ_ONLY) else block
             if source is None:
                 raise ChannelBrokenError("a span names copies, but the payload has none")
+            if source is block:
+                copies.append((BLOCK, offset, offset + nbytes))
             if region in (LOOSE, LOOSE - READ_ONLY):
                 loose.append((offset, offset + nbytes, len(incoming._buffers)))
             if region in (BLOCK - READ_ONLY, INLINE - READ_ONLY, LOOSE - READ_ONLY):
                 source = source.toreadonly()
         incoming._buffers.append(source[offset : offset + nbytes])
     if loose:
-        _copy_out(whole, loose, incoming._buffers)
-    incoming.copied += _covered(copies)
-    ledger.bytes_copied += incoming.copied
-    ledger.bytes_shared += incoming.shared
-    if incoming.copied and ledger.watches:
-        ledger.note([(incoming.copied, f"{len(copies)} copied buffers" if copies else "pickle stream")], "received")
-    return incoming, position
+        _copy_out(block, loose, incoming._buffers)
+    return copies
 
 
 def _covered(ranges: list[tuple[int, int, int]]) -> int:
@@ -191,7 +210,7 @@ def _covered(ranges: list[tuple[int, int, int]]) -> int:
 
 
 def _copy_out(block: memoryview | None, loose: list[tuple[int, int, int]], buffers: list[Any]) -> None:
-    """Put in place of small buffers copies in memory of this process; those that overlap stay so."""
+    """Replace small buffers with copies in memory of this process; buffers that overlap still do."""
     if block is None:
         raise ChannelBrokenError("a span names copies, but the payload has none")
     loose.sort()
@@ -226,7 +245,7 @@ def _memory_of(fd: int, offset: int, size: int, mode: Mode | Share | Bare) -> An
 
 
 def _memory_here(identity: tuple[int, int], offset: int, size: int, mode: Mode | Share | Bare) -> Any:
-    """Return memory that this process has mapped already, when there was no room for its fd, or None."""
+    """Return memory that this process has mapped already, for a region whose fd did not arrive, or None."""
     found = mapping_of(identity, offset, size, mode) if isinstance(mode, Mode) else None
     return None if found is None else view_of(*found)
 
@@ -268,12 +287,12 @@ def _not_what_it_says(error: ValueError) -> RegionGoneError:
 
 
 def open_plain(data: bytes, position: int) -> Any:
-    """Unpickle a payload that is the last of its message and nothing but a stream.
+    """Unpickle a payload that is only a stream, and the last payload of its message.
 
-    The short way for the answers of small tasks.
+    This is a fast path for the answers of small tasks.
 
     Raises:
-        LookupError: It is not such a payload.
+        LookupError: The payload is of another kind.
         Exception: Whatever unpickling raises.
     """
     start = is_plain(data, position)
@@ -283,10 +302,10 @@ def open_plain(data: bytes, position: int) -> Any:
 
 
 def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
-    """Return where the streams of two plain payloads are that end a message: of the first start and end, of the second
-    the start. None if they are anything else.
+    """Return where the streams of the two plain payloads lie that end a message, or None if they are not plain.
 
-    The short way of `receive` for small tasks.
+    The result is the start and end of the first stream, and the start of the second. This is a fast path of `receive`
+    for small tasks.
     """
     first = plain_body(data, position)
     second = None if first is None else plain_body(data, first[1])
@@ -296,7 +315,7 @@ def plain_pair(data: bytes, position: int) -> tuple[int, int, int] | None:
 
 
 def skip(data: bytes, position: int, fds: list[int]) -> int:
-    """Pass over a payload and its fds, and return where the next begins.
+    """Skip a payload and its fds, and return where the next one begins.
 
     Raises:
         ChannelBrokenError: The bytes are not a payload.

@@ -1,8 +1,8 @@
-"""Where in an object lies what cannot be pickled: found when pickling has failed already.
+"""Finds the part of an object that cannot be pickled, after pickling has failed.
 
-The object is pickled once more, by a pickler that notes whatever it comes to. Pickling goes
-depth first and ends with the error, so the last thing noted is the unpicklable part. Then the way
-to it is looked for, along what pickling would have gone along.
+The object is pickled again, by a pickler that notes every object it visits. Pickling goes depth first and ends with the
+error, so the last noted object is the unpicklable part. Then the shortest path to it is searched for, through the same
+parts that pickling visits.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ("explain",)
 
 # Errors that the current object causes; others come from the kernel, or from elsewhere.
 _BLAMED = (TypeError, ValueError, AttributeError, RuntimeError, pickle.PicklingError)
-#: Objects that are looked at before the search is given up.
+# Number of objects to visit before the search is given up.
 _FAR = 100_000
 
 
 def explain(error: Exception, things: Mapping[str, Any], importable: ImportableNames = NO_NAMES) -> None:
-    """Put into the message of *error* which part of *things* it was that could not be pickled.
+    """Add to the message of *error* which part of *things* could not be pickled.
 
-    The type stays, and so does all else; where nothing was found the message stays, too.
+    The type and all other attributes stay. If the part is not found, the message stays, too.
 
     Args:
         error: What pickling them raised.
-        things: The objects, by what the caller calls them, for example ``"args"``.
-        importable: What of ``__main__`` crosses by name.
+        things: The objects, by the names that the caller uses, for example ``"args"``.
+        importable: The names of ``__main__`` that are sent by name.
     """
     if not isinstance(error, _BLAMED) or isinstance(error, RecursionError):
         return
@@ -61,28 +61,28 @@ def explain(error: Exception, things: Mapping[str, Any], importable: ImportableN
 
 
 class _NoCollector(Collector):
-    """Takes every buffer, and does nothing with it."""
+    """Accepts every buffer and ignores it."""
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         return False
 
 
 class _Noting(_Pickler):
-    """Notes what it comes to, and what each is pickled as."""
+    """Notes the objects that it visits, and how each is pickled."""
 
     def __init__(self, importable: ImportableNames) -> None:
         self.collector = _NoCollector()
         super().__init__(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=self.collector)
         self.importable = importable
         self.last: Any = None
-        #: By id: the object, which stays alive so that no other has its id, and its parts.
+        # By id: the object, kept alive so that the id is not used again, and its parts.
         self.reduced: dict[int, tuple[Any, Any]] = {}
 
     def reducer_override(self, thing: Any) -> Any:
         self.last = thing
         parts = super().reducer_override(thing)
         if parts is NotImplemented and not isinstance(thing, (type, types.FunctionType)):
-            # Called here and not by pickle, so that it is called once and the parts are known.
+            # Called here instead of by pickle, so that it is called once and the parts are known.
             reduce = self.dispatch_table.get(type(thing))
             parts = reduce(thing) if reduce else thing.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         self.reduced[id(thing)] = thing, parts
@@ -90,10 +90,10 @@ class _Noting(_Pickler):
 
 
 def _path(roots: Mapping[str, Any], unpicklable: Any, reduced: dict[int, tuple[Any, Any]]) -> str | None:
-    """Return the shortest way to the unpicklable part, for example ``"args[0].model._lock"``."""
+    """Return the shortest path to the unpicklable part, for example ``"args[0].model._lock"``."""
     ways = [(thing, name) for name, thing in roots.items()]
     found = {id(thing) for thing, _ in ways}
-    for thing, way in ways:  # which grows
+    for thing, way in ways:  # the list grows meanwhile
         if thing is unpicklable:
             return way
         for step, part in _parts(thing, reduced):
@@ -109,7 +109,7 @@ _ATOMS = (int, float, complex, str, bytes, bytearray, type(None), types.ModuleTy
 
 
 def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield how each part of *thing* is written, and the part."""
+    """Yield each part of *thing*, after the source text that leads to it."""
     if isinstance(thing, dict):
         for key, value in list(thing.items()):
             yield f"[{_short(key)}]", value
@@ -135,7 +135,7 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
     elif isinstance(thing, types.CellType):
         try:
             yield ".cell_contents", thing.cell_contents
-        except ValueError:  # empty
+        except ValueError:  # an empty cell
             return
     if id(thing) in reduced:
         yield from _parts_of_reduced(thing, reduced[id(thing)][1])

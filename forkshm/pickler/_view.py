@@ -1,4 +1,4 @@
-"""view(): what the receiver may do with the memory of one argument."""
+"""view(): the mode in which a receiver maps the memory of one argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ("View", "view")
 
 
 class View:
-    """A value on its way, and the mode in which its memory arrives; see `view`."""
+    """A value to send, and the mode in which its memory arrives; see `view`."""
 
     __slots__ = ("mode", "value")
 
@@ -27,30 +27,32 @@ class View:
 
 
 def view(value: Any, mode: Mode | str) -> View:
-    """Return a wrapper that says what the receiver of *value* may do with its memory. Pass it in place of the value.
+    """Return a wrapper that defines what the receiver of *value* may do with its memory. Pass it in place of the value.
 
-    The receiver gets the value itself: an array, a region, or any object that holds some;
-    the mode is that of all arrays and buffers in it.
+    The receiver gets the value itself, without the wrapper. The mode applies to all arrays and buffers in it.
 
     Args:
-        value: Anything that can be sent.
-        mode: ``read_only``: the receiver cannot write, the kernel sees to it where the
-            memory is shared. ``read_write``: what it writes is seen by all; the memory has
-            to be shared, and is so by default. ``copy_on_write``: it may write, and nobody
-            else sees that; by default so for memory that is not shared. ``read_private``:
-            as ``read_only``, but the memory is mapped privately.
+        value: Anything that can be sent, such as an array, a region, or an object that contains some.
+        mode: One of these:
+
+            - ``read_only``: The receiver cannot write; the kernel enforces this for shared memory.
+            - ``read_write``: All processes see what the receiver writes. The memory must be shared. This is the
+              default for shared memory.
+            - ``copy_on_write``: The receiver may write, and nobody else sees it. This is the default for memory that
+              is not shared.
+            - ``read_private``: As ``read_only``, but the memory is mapped privately.
 
     Returns:
         A wrapper for sending. It keeps *value* alive.
 
     Raises:
         ValueError: There is no such mode.
-        RegionAccessError: When it is sent: ``read_write`` was asked for, and the memory is
-            private, or mapped ``read_only``, or sealed.
+        RegionAccessError: Raised when it is sent: *mode* is ``read_write``, and the memory is private, mapped
+            ``read_only``, or sealed.
 
     Fork and threads:
-        Nothing is done until it is sent. An object that is in a message twice arrives once,
-        in the mode that comes first.
+        Nothing happens until the wrapper is sent. An object that is in a message twice arrives once, in the mode of
+        its first occurrence.
 
     Example:
         >>> import forkshm
@@ -65,7 +67,7 @@ def view(value: Any, mode: Mode | str) -> View:
 
 
 class Begin:
-    """In the stream: from here on buffers are sent in that mode."""
+    """Marks in the stream that the following buffers are sent in this mode."""
 
     __slots__ = ("mode",)
 
@@ -74,11 +76,11 @@ class Begin:
 
 
 class End:
-    """In the stream: as before the last `Begin`."""
+    """Marks in the stream that the mode of the last `Begin` ends."""
 
     __slots__ = ()
 
 
 def second(_: Any, value: Any, __: Any) -> Any:
-    """Return what stands between two marks of the stream."""
+    """Return the value that stands between two marks of the stream."""
     return value

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("TaskDeadlines",)
 
-#: Looks in the time that a call may take, and the longest pause between two.
+# Looks in the time that a call may take, and the longest pause between two.
 _LOOKS, _LONGEST_PAUSE_SECONDS = 10, 0.25
 _SHORTEST_PAUSE_SECONDS = 0.002
 

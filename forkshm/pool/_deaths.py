@@ -49,14 +49,14 @@ _FAILED_STARTS = 3
 # Workers that may die in a row, at most so many seconds apart, while no task is done or failed.
 _DEATHS_FOR_NOTHING = 10
 _APART_SECONDS = 10.0
-#: A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
+# A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
 _STOPPED_WITHIN_SECONDS = 0.05
 
 
 class _Death(NamedTuple):
     worker: WorkerHandle
     exitcode: int | None
-    #: It was ended because its task took too long.
+    # It was ended because its task took too long.
     was_overdue: bool
 
 
@@ -80,10 +80,10 @@ class Deaths:
         self._worker_group = worker_group
         self._tasks = tasks
         self._fail = fail
-        #: Ends those that take too long.
+        # Ends those that take too long.
         self.deadlines = TaskDeadlines(task_timeout) if task_timeout is not None else None
         self._oom_kills = OomKills()
-        #: An audit is to be made.
+        # An audit is to be made.
         self.audit = False
         # What came through the results channel was no message of ours.
         self._is_garbled = False

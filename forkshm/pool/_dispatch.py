@@ -74,9 +74,9 @@ class Dispatcher(Leader):
     def __init__(self, worker_group: WorkerGroup, *, task_timeout: float | None = None, retries: int = 0) -> None:
         super().__init__(self)
         self._worker_group = worker_group
-        #: Pickles what tasks run.
+        # Pickles what tasks run.
         self.packer = Packer(worker_group.importable)
-        #: What of ``__main__`` the workers have, and so crosses by name.
+        # What of ``__main__`` the workers have, and so crosses by name.
         self.importable = worker_group.importable
         self.retries = retries
         self._tasks = Outstanding(worker_group.sent)
@@ -92,7 +92,7 @@ class Dispatcher(Leader):
         self._readers: dict[int, bool] = {}
         # Cancelled tasks that may lie in the kernel's queue, by the place of their marks.
         self._marked: dict[int, int] = {}
-        #: Set while somebody traces.
+        # Set while somebody traces.
         self.trace: Trace | None = None
         self._tasks_answered = 0
         self._messages = 0

@@ -52,8 +52,8 @@ class Driver(Protocol):
 class TracedPool(Protocol):
     """The interface of a pool that a trace depends on."""
 
-    #: The trace that is being written, if any.
     trace: Any
+    """The trace that is being written, if any."""
 
     def check_accepting(self) -> None:
         """Raise unless tasks can be submitted."""

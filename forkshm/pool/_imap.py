@@ -32,7 +32,7 @@ T = TypeVar("T")
 _keys = itertools.count(1)
 # At most this many tiny results are unpickled together.
 _TOGETHER = 64
-#: The reader looks this often whether somebody still wants the results.
+# The reader looks this often whether somebody still wants the results.
 _LOOK_SECONDS = 1.0
 
 
@@ -87,7 +87,7 @@ class IMapIterator(ResultSink, Generic[T]):
         self._spent: tuple[int, ...] = ()
         self._values: collections.deque[T | _Failure] = collections.deque()
         self._input_error: BaseException | None = None
-        #: Goes on as results are taken.
+        # Goes on as results are taken.
         self.bar: Bar | None = None
         # The key of a reading thread in the dispatcher, and the lock that is opened when the thread is to look.
         self._reader = 0

@@ -18,7 +18,6 @@ from forkshm.backend import kernel
 
 __all__ = ("VARIABLES", "limit", "prepare", "share", "variables")
 
-#: The environment variables, each with the name that ``threadpoolctl`` has for the library that reads it.
 VARIABLES = {
     "OMP_NUM_THREADS": "openmp",
     "OPENBLAS_NUM_THREADS": "openblas",
@@ -28,10 +27,11 @@ VARIABLES = {
     "NUMBA_NUM_THREADS": "",
     "NUMEXPR_NUM_THREADS": "",
 }
-#: Modules of which at least one is imported where such a library is.
+"""The environment variables, each with the name that ``threadpoolctl`` has for the library that reads it."""
+# Modules of which at least one is imported where such a library is.
 _USERS = ("numpy", "scipy", "torch", "sklearn", "faiss", "numexpr", "pyarrow", "lightgbm", "xgboost")
 
-#: What finds the libraries, made before the workers are forked, so that each of them need not look.
+# What finds the libraries, made before the workers are forked, so that each of them need not look.
 _controller: Any = None
 # How many modules there were then.
 _modules = 0

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Leader", "Work")
 
-#: A follower looks by itself this often.
+# A follower looks by itself this often.
 _FOLLOW_SECONDS = 0.2
-#: After so long the helper looks whether the threads that drove in its place still do, and then less and less often.
+# After so long the helper looks whether the threads that drove in its place still do, and then less and less often.
 _STAND_BY_SECONDS = 0.001
 _LONGEST_STAND_BY_SECONDS = 0.016
 # Arguments of `acquire`, for a call that `map` makes.
@@ -76,7 +76,7 @@ class Leader:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        #: Gives what keeps the workers from being ended; held while something here runs.
+        # Gives what keeps the workers from being ended; held while something here runs.
         self.keeper: Callable[[], object] = bool
         # Held by the leading thread. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
         self._lead = _interrupts.RLock()

@@ -7,7 +7,7 @@ import os
 
 __all__ = ("OomKills",)
 
-#: Where groups of processes and their limits are; of the first version and the second.
+# Where groups of processes and their limits are; of the first version and the second.
 _GROUPS_V1, _GROUPS_V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 _MEMBERSHIP = "/proc/self/cgroup"
 _MACHINE = "/proc/vmstat"

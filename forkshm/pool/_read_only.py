@@ -22,7 +22,7 @@ __all__ = ("explain_read_only",)
 
 # What NumPy, Cython, memoryview, struct, io and ctypes say.
 _SAID = re.compile(r"read[- _]?only|not writ(e)?able|read-write bytes-like|WRITEABLE")
-#: Elements of a container that are looked at, and arguments that are named.
+# Elements of a container that are looked at, and arguments that are named.
 _ELEMENTS = 1000
 _NAMED = 5
 

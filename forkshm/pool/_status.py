@@ -46,34 +46,34 @@ __all__ = (
     "answers_in",
 )
 
-#: Not yet through its initializer.
 STARTING = 0
-#: Asleep, with nothing taken from the queue.
+"""Not yet through its initializer."""
 IDLE = 1
-#: Looking into the queue, and going to look again.
+"""Asleep, with nothing taken from the queue."""
 CLAIMING = 2
-#: Looking into the queue once more before it sleeps.
+"""Looking into the queue, and going to look again."""
 LAST_LOOK = 3
-#: Task numbers begin here.
+"""Looking into the queue once more before it sleeps."""
 FIRST_TASK = 16
+"""Task numbers begin here."""
 
-#: Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this.
 MARKS = 4096
+"""Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this."""
 
 # A slot has the state, the number of the item in its chunk, counted from 1, and room. A worker writes there for each
 # item, so each slot has a cache line of its own: two workers that write to one take three times as long.
 SLOT_WORDS = 8
 
-#: Bytes of a worker's account of its time; a cache line, so that none waits for another's.
+# Bytes of a worker's account of its time; a cache line, so that none waits for another's.
 _CLOCK = 64
 
-#: Bytes of answers that a worker may collect before it sends them.
+# Bytes of answers that a worker may collect before it sends them.
 _RESULT_BATCH = 16 * 1024
 
-#: Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
+# Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
 _TRACE_RING = 2 * 2**20
 _TRACE_RING_HEAD = 16
-#: Where files may not be larger, a multiple of this.
+# Where files may not be larger, a multiple of this.
 _SHORTEST_TRACE_RING = 4096
 
 # One answer: number of the task, nanoseconds it took, bytes of the pickle that follows.
@@ -136,7 +136,7 @@ class TraceRing:
     """Where a worker records what it does; see `_trace`."""
 
     def __init__(self, memory: memoryview) -> None:
-        #: Whether to record; how many records were begun.
+        # Whether to record; how many records were begun.
         self.head = memory[:_TRACE_RING_HEAD].cast("Q")
         self.records = memory[_TRACE_RING_HEAD:]
 
@@ -189,9 +189,9 @@ class Status:
         self._region = _reserved(result_batches, workers, _TRACE_RING_HEAD + _TRACE_RING) if region is None else region
         trace_ring = (self._region.size - result_batches) // workers
         self.words = self._region.buf[:words].cast("Q")
-        #: See `_report`.
+        # See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]
-        #: In the place of a cancelled task its number: no worker begins it. Written by the parent.
+        # In the place of a cancelled task its number: no worker begins it. Written by the parent.
         self.marks = self._region.buf[marks:boxes].cast("Q")
         self._result_batches = [
             ResultBatch(self._region.buf[start : start + _RESULT_BATCH])

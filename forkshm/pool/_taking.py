@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ("SMALL", "take_arguments")
 
-#: Bytes up to which arguments are small.
 SMALL = 64 * 2**10
+"""Bytes up to which arguments are small."""
 
 _FIXED = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, type, FunctionType, BuiltinFunctionType}
@@ -41,9 +41,9 @@ class _Copier:
     """Copies plain containers and small arrays; leaves other objects in place and notes that there were some."""
 
     def __init__(self) -> None:
-        #: Whether there was an object that only a pickler can take.
+        # Whether there was an object that only a pickler can take.
         self.has_others = False
-        #: Whether there was something too large to be taken now.
+        # Whether there was something too large to be taken now.
         self.has_large = False
         self._parts = 0
         # By id, so that what is there twice is one object in the copy as well.

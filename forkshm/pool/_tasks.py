@@ -34,7 +34,7 @@ _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
-#: In place of the payload of a function that has not been looked at.
+# In place of the payload of a function that has not been looked at.
 _UNKNOWN: Any = object()
 
 
@@ -100,7 +100,7 @@ class PickledCallable:
     ) -> None:
         self._packer = packer
         self.function = function
-        #: Not 0 when several tasks share the payload.
+        # Not 0 when several tasks share the payload.
         self.group = packer.new_group() if for_many else 0
         self._payload: Payload | None = None
         # The ids of arguments that several tasks have in common, and the copies of those.
@@ -137,18 +137,18 @@ class Task:
 
     # Defaults stand in the class: of tiny tasks there are many, and most attributes of most are never set.
     payload: Payload | None = None
-    #: Workers that have died of it.
     deaths: int = 0
-    #: Bytes copied for its message.
+    """Workers that have died of it."""
     copied: int = 0
-    #: Since it was sent: its own number, and the numbers of the first and the last task of its message.
+    """Bytes copied for its message."""
     number: int = 0
+    """Since it was sent: its own number, and the numbers of the first and the last task of its message."""
     message: int = 0
     last: int = 0
-    #: Nobody wants it; it is not begun any more.
     is_cancelled: bool = False
-    #: Its job has the answer.
+    """Nobody wants it; it is not begun any more."""
     is_delivered: bool = False
+    """Its job has the answer."""
 
     def __init__(
         self,
@@ -163,14 +163,14 @@ class Task:
     ) -> None:
         self.kind = kind
         self.function = function
-        #: (args, kwargs) of a call, or the items of a chunk.
+        # (args, kwargs) of a call, or the items of a chunk.
         self.arguments = arguments
         self.sink = sink
-        #: Which part of the job it answers.
+        # Which part of the job it answers.
         self.position = position
-        #: Whether it may go in one message with others.
+        # Whether it may go in one message with others.
         self.batched = batched
-        #: How often it is done again when its worker dies. Its payload is kept for that.
+        # How often it is done again when its worker dies. Its payload is kept for that.
         self.retries = retries
 
     def close(self) -> None:
@@ -186,11 +186,11 @@ class Batch(list[Task]):
     def __init__(self, key: int) -> None:
         super().__init__()
         self.key = key
-        #: The numbers that they were entered under before the message was sent.
+        # The numbers that they were entered under before the message was sent.
         self.numbers = range(0)
-        #: Has an item once the message is in the kernel's queue.
+        # Has an item once the message is in the kernel's queue.
         self.sent: list[int] = []
-        #: The thread that pickles and sends it was interrupted, and does so no more.
+        # The thread that pickles and sends it was interrupted, and does so no more.
         self.is_abandoned = False
 
 
@@ -202,18 +202,18 @@ class Outstanding:
     """
 
     def __init__(self, sent: dict[int, Task]) -> None:
-        #: Not sent yet, in their order.
+        # Not sent yet, in their order.
         self.waiting: collections.deque[Task] = collections.deque()
-        #: To be sent again, before all others; by the number they had.
+        # To be sent again, before all others; by the number they had.
         self.again: dict[int, Task] = {}
-        #: Being sent.
+        # Being sent.
         self.batches: dict[int, Batch] = {}
         self.sent = sent
-        #: Bytes that were copied for those.
+        # Bytes that were copied for those.
         self.sent_bytes = 0
-        #: Messages by the number of their first task, and how many of theirs are unanswered.
+        # Messages by the number of their first task, and how many of theirs are unanswered.
         self.messages: dict[int, int] = {}
-        #: Answered, and not handed to their jobs yet.
+        # Answered, and not handed to their jobs yet.
         self.answered: dict[int, tuple[Task, Answer]] = {}
         self._next = FIRST_TASK
         self._keys = itertools.count(1)
@@ -292,7 +292,9 @@ class Outstanding:
 
     def enter(self, batch: Batch) -> int:
         """Note that a batch is going to be sent; return the number of its first task."""
-        first, count = self._next, len(batch)
+        count = len(batch)
+        # No call between these: a signal handler sends tasks, too, and would get the same numbers.
+        first = self._next
         self._next = first + count
         batch.numbers = range(first, first + count)
         if count == 1:

@@ -33,10 +33,10 @@ class Library(NamedTuple):
     """A library whose threads do not survive a fork."""
 
     name: str
-    #: The modules that bring it.
     modules: tuple[str, ...]
-    #: What its threads are called by the kernel; None if like the program.
+    """The modules that bring it."""
     threads: str | None
+    """What its threads are called by the kernel; None if like the program."""
 
 
 LIBRARIES = (

@@ -69,14 +69,14 @@ if TYPE_CHECKING:
 
 __all__ = ("Assignment", "run_worker")
 
-#: Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
+# Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
 _FUNCTIONS_KEPT = 32
 
-#: After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
-#: looks this often whether memory has become short.
+# After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
+# looks this often whether memory has become short.
 _IDLE_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
-#: Less memory is not worth the system calls that it takes to wait for a bounded time.
+# Less memory is not worth the system calls that it takes to wait for a bounded time.
 _WORTH_LOOKING = 2**20
 
 # Answers of a batch are held back for at most this time, plus the time of the current task.
@@ -87,30 +87,30 @@ _COLLECT_NS = 200_000
 class Assignment:
     """The values that a worker is given when it starts."""
 
-    #: Its slot in the status region.
     slot: int
+    """Its slot in the status region."""
     tasks: Receiver
     results: Sender
     status: Status
-    #: Reading end of a pipe whose writing end only the parent has.
     lifeline: int
-    #: Reading end of a pipe, shared by all workers: each byte wakes one of them.
+    """Reading end of a pipe whose writing end only the parent has."""
     wakeup: int
+    """Reading end of a pipe, shared by all workers: each byte wakes one of them."""
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
-    #: Tasks after which it makes room for a fresh process; None for never.
     max_tasks: int | None
-    #: Whether the arrays that it makes are born in its arena.
+    """Tasks after which it makes room for a fresh process; None for never."""
     born_shared: bool
-    #: Makes its state; and what gets that when it ends in order.
+    """Whether the arrays that it makes are born in its arena."""
     worker_init: Callable[[], object] | None
+    """Makes its state; and what gets that when it ends in order."""
     worker_exit: Callable[[Any], object] | None
-    #: The cores it may use; None for all.
     cpus: frozenset[int] | None
-    #: The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit.
+    """The cores it may use; None for all."""
     inner_threads: tuple[int, bool] | None = None
-    #: What of ``__main__`` both have, when it was forked; None for what it finds there.
+    """The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit."""
     importable: ImportableNames | None = None
+    """What of ``__main__`` both have, when it was forked; None for what it finds there."""
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
@@ -190,7 +190,7 @@ class _Unwanted(BaseException):
     """The rest of a chunk is not wanted any more. No exception of the user's, and never seen by anybody."""
 
 
-#: Items that take less are tiny.
+# Items that take less are tiny.
 _TINY_NS = 50_000
 
 
@@ -436,6 +436,15 @@ class _Worker:
         if (answer := tiny_stream(value)) is not None:
             self._send_tiny(number, began, answer)
             return
+        results = [value]
+        del value
+        payload = self._packed(kind, number, results)
+        if payload is not None:
+            self._send_result(number, began, payload)
+
+    def _packed(self, kind: Kind, number: int, results: list[Any]) -> Payload | None:
+        """Pickle the only one of *results*, which is taken off; or send the error, and return None."""
+        value = results.pop()
         kind_of_value = type(value).__name__
         try:
             try:
@@ -448,18 +457,19 @@ class _Worker:
             # arguments, which is warm, for what it sends next; and before the memory of the
             # result is handed on, so that it is the parent's alone.
             del value
-            payload = packing.finish()
-            del packing
+            return packing.finish()
         except Exception as error:
             from forkshm._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
-            return
         except BaseException as error:  # of a __reduce__
             self._send_error(Kind.ERROR, number, error)
-            return
+        return None
+
+    def _send_result(self, number: int, began: int, payload: Payload) -> None:
+        """Send a result that was begun then; of a batch hold a small one back for a moment, to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
             self._recorder.packed(len(payload.data) + payload.copied + payload.shared)

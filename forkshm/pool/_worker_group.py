@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from forkshm._multiprocess import process
     from forkshm.channel import Receiver, Sender
 
-    #: Threads of BLAS and the like in a worker: a number, the worker's share of the cores, or no limit.
     InnerThreads = int | Literal["share"] | None
+    """Threads of BLAS and the like in a worker: a number, the worker's share of the cores, or no limit."""
 
 __all__ = ("WorkerGroup", "WorkerHandle", "descriptors_open")
 
@@ -42,10 +42,10 @@ _GRACE_SECONDS = 1.0
 # Seconds that a worker may take to end after SIGKILL. A process in a system call that cannot be interrupted (a file
 # server that does not answer, a broken disk) ends when the call does.
 _LAST_SECONDS = 5.0
-#: How often one that may leave in order is looked at.
+# How often one that may leave in order is looked at.
 _LOOK_SECONDS = 0.01
-#: How long workers may take to leave once a closed pool has answered all: for the rest of
-#: their finalizers and threads.
+# How long workers may take to leave once a closed pool has answered all: for the rest of
+# their finalizers and threads.
 _FAREWELL_SECONDS = 10.0
 
 
@@ -55,13 +55,13 @@ class WorkerHandle:
 
     slot: int
     process: process.BaseProcess
-    #: Readable when the process has ended.
     sentinel: int
-    #: These two outlive the process object.
+    """Readable when the process has ended."""
     pid: int
+    """These two outlive the process object."""
     name: str
-    #: Once it was collected.
     exitcode: int | None = None
+    """Once it was collected."""
     is_collected: bool = False
 
 
@@ -128,7 +128,7 @@ class WorkerGroup:
         self._inner_threads = inner_threads
         # Asked once: it reads files.
         self._share = _inner_threads.share(kernel.usable_cores(), size) if inner_threads == "share" else None
-        #: Tasks by their numbers, from when they are sent until they are answered; and those given up since.
+        # Tasks by their numbers, from when they are sent until they are answered; and those given up since.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
         self._reports: tuple[WorkerReport, ...] = ()
@@ -136,7 +136,7 @@ class WorkerGroup:
         self._names_of_parts = {"initializer": initializer, "initargs": initargs, **functions}
         self.workers: list[WorkerHandle] = []
         self._by_sentinel: dict[int, WorkerHandle] = {}
-        #: The last one in each slot.
+        # The last one in each slot.
         self.by_slot: dict[int, WorkerHandle] = {}
         self.started = 0
         self._open: list[Any] = []
@@ -151,7 +151,7 @@ class WorkerGroup:
         # Workers that are started later have more, and that does no harm.
         self._start_method: str | None = getattr(make_process, "_start_method", None)
         self.importable = importable_in_children(self._start_method)
-        #: Libraries that this process had used when it forked the workers, and that these may wait for.
+        # Libraries that this process had used when it forked the workers, and that these may wait for.
         self.suspects: list[str] = []
         _worker_groups.add(self)
         try:
@@ -521,7 +521,7 @@ class WorkerGroup:
                 self._open.remove(thing)
 
 
-#: Every worker group of this process.
+# Every worker group of this process.
 _worker_groups: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
 
 

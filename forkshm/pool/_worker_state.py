@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ("at_worker_end", "begin", "leave", "worker_state")
 
-#: How long the functions that a worker calls at its end may take all together.
+# How long the functions that a worker calls at its end may take all together.
 _SECONDS = 10.0
 
 _NOTHING: Any = object()
 _state: Any = _NOTHING
-#: Called at the end of this worker, the last one first; None where this is no worker.
+# Called at the end of this worker, the last one first; None where this is no worker.
 _at_end: list[tuple[Callable[[Any], object], Any]] | None = None
 
 

@@ -160,7 +160,7 @@ class _OwnedLock(_interrupts.Entered):
         self.release = core.release
 
     def __reduce__(self) -> Any:
-        # Through a forkshm channel the region crosses as a descriptor; a plain pickle refuses it.
+        # A forkshm channel sends the region as a descriptor; plain pickle refuses it.
         return _rebuild, (type(self), self._core.word.region, self._core.word.offset, _extra(self))
 
     # -- the interface of ``lock._semlock`` ------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_message_with_bytes_or_fds_too_many_is_refused():
 
 @pytest.fixture(params=["plain", "block", "region", "mixed"])
 def things(request):
-    """Return the object to send; created anew, because the value of a fixture outlives the end of the test."""
+    """Return the object to send, which is created here because the value of a fixture outlives the end of the test."""
     return {
         "plain": lambda region: (1, "text", [2.5]),
         "block": lambda region: (b"x" * 30_000,),

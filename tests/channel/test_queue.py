@@ -1,4 +1,4 @@
-"""Queues: the standard library's contract, and what is ours."""
+"""Queues: the contract of the standard library, and forkshm's additions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def eventually(condition):
 
 
 class TestContract:
-    """What multiprocessing promises; both are asked."""
+    """Return a queue of multiprocessing and one of forkshm; both keep its promises."""
 
     def test_items_arrive_in_order(self, any_queue):
         for item in ITEMS:
@@ -188,7 +188,7 @@ class TestContract:
 
     def test_a_closed_queue_is_refused(self, mp):
         it = mp.Queue()
-        if sys.platform != "win32" or isinstance(it, forkshm.queues.Queue):  # there theirs is without its assertions
+        if sys.platform != "win32" or isinstance(it, forkshm.queues.Queue):  # otherwise there are no assertions
             with pytest.raises((AssertionError, ValueError)):
                 it.join_thread()
         it.close()
@@ -383,7 +383,7 @@ class TestOurs:
     @pytest.mark.parametrize("kind", KINDS)
     def test_shared_arrays_and_regions_are_the_same_memory(self, kind, in_child):
         with made(getattr(forkshm, kind)()) as there, made(forkshm.SimpleQueue()) as back:
-            # Made after the fork, so that it must cross.
+            # Created after the fork, so that it must be sent.
             region = forkshm.anonymous_shared_memory(4096)
 
             def work():
@@ -492,7 +492,7 @@ class TestOurs:
 
     def test_queues_give_their_fds_back_without_close(self):
         for kind in KINDS:
-            getattr(forkshm, kind)().put(1)  # the leak check looks
+            getattr(forkshm, kind)().put(1)  # the leak check finds what stays
 
     def test_a_program_ends_only_when_its_items_are_sent(self, run_script):
         out = run_script("""

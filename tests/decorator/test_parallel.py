@@ -1,4 +1,4 @@
-"""@parallel: a function that stays a function, and can be mapped over workers."""
+"""@parallel: a function that can still be called, and can be mapped over workers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import pytest
 
 import forkshm
 from forkshm._system import CAN_FORK
-from forkshm.decorator import _parallel
+from forkshm.decorator import _settings
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
 
 
 @pytest.fixture(autouse=True)
 def _no_workers_left(no_leaks):
-    """Everything that a test started ends with it."""
+    """Close all workers that a test started."""
     yield
-    for executor in list(_parallel._executors.values()):
+    for executor in list(_settings.executors.values()):
         executor.shutdown()
-    _parallel._executors.clear()
+    _settings.executors.clear()
 
 
 @forkshm.parallel(workers=2)
 def double(x: int, *, plus: int = 0) -> int:
-    """Twice *x*."""
+    """Return twice *x*."""
     return 2 * x + plus
 
 
@@ -83,7 +83,7 @@ class Table:
 
     @forkshm.parallel(workers=2)
     def at(self, index: int) -> float:
-        """The value there."""
+        """The value of the object."""
         return float(self.values[index])
 
     @forkshm.parallel(workers=2)
@@ -101,7 +101,7 @@ def test_calling_a_decorated_function_calls_the_original():
     assert double(3, plus=1) == 7
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice *x*.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
-    assert not _parallel._executors, "a plain call starts nothing"
+    assert not _settings.executors, "a plain call starts nothing"
 
 
 def test_maps_have_the_answers_of_the_builtins():
@@ -122,7 +122,7 @@ def test_the_workers_are_others_and_stay_and_are_shared():
     assert os.getpid() not in first
     assert len(first | again) <= 2
     double.map([1])
-    assert len(_parallel._executors) == 1
+    assert len(_settings.executors) == 1
 
 
 def test_equal_options_share_workers_and_others_do_not():
@@ -145,7 +145,7 @@ def test_close_ends_the_workers_and_the_next_call_starts_new_ones():
 
 def test_a_forked_child_has_workers_of_its_own(in_child):
     pid_of.map([1])
-    parents = {worker.pid for worker in _parallel._executor_of(pid_of._settings).pool._worker_group.workers}
+    parents = {worker.pid for worker in _settings.executor_of(pid_of._settings).pool._worker_group.workers}
 
     def child():
         children = set(pid_of.map(range(20), chunksize=1))
@@ -198,7 +198,7 @@ def test_options_are_taken_together_with_a_function():
 
 
 def test_on_error_without_workers():
-    """In a worker, too: what runs in place has the same answers."""
+    """Maps that run inside a worker return the same answers."""
 
     @forkshm.parallel(workers=1)
     def inner(xs):
@@ -225,7 +225,7 @@ def test_results_are_written_into_a_shared_array_and_not_sent():
     def row(x):
         return np.full(100_000, x)
 
-    executor = _parallel._executor_of(row._settings)
+    executor = _settings.executor_of(row._settings)
     before = executor.pool.statistics().bytes_copied
     assert row.map(range(6), out=out) is out
     assert out[:, -1].tolist() == [0, 1, 2, 3, 4, 5]
@@ -243,7 +243,7 @@ def test_an_array_that_workers_cannot_write_is_refused(out):
 def test_a_method_takes_its_object_along_once():
     table = Table(np.arange(2_000_000.0))
     assert (table.at(3), Table.at(table, 4)) == (3.0, 4.0)
-    pool = _parallel._executor_of(Table.at._settings).pool
+    pool = _settings.executor_of(Table.at._settings).pool
     before = pool.statistics().bytes_copied
     assert table.at.map(range(50), chunksize=1) == [float(x) for x in range(50)]
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
@@ -259,7 +259,7 @@ def test_a_closure_is_copied_once():
     def element(x):
         return big[x]
 
-    pool = _parallel._executor_of(element._settings).pool
+    pool = _settings.executor_of(element._settings).pool
     before = pool.statistics().bytes_copied
     assert element.map(range(40), chunksize=1) == [1.0] * 40
     assert 16e6 <= pool.statistics().bytes_copied - before < 17e6
@@ -363,7 +363,7 @@ def test_invalid_functions_and_options_are_refused():
 def test_progress(kind, capfd, monkeypatch):
     library = pytest.importorskip(kind)
     if kind == "tqdm":
-        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # else it keeps a thread
+        monkeypatch.setattr(library.tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
     assert double.map(range(30), progress=kind, chunksize=7) == [2 * x for x in range(30)]
     said = "".join(capfd.readouterr())
     assert "30/30" in said
@@ -385,7 +385,7 @@ def test_progress_without_its_library(monkeypatch):
         double.map([1], progress="bar")
 
 
-# -- where functions come from ------------------------------------------------------------------
+# -- origin of functions ------------------------------------------------------------------------
 
 
 def test_functions_of_the_script_see_the_globals_that_an_initializer_set(run_script):

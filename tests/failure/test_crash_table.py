@@ -129,7 +129,7 @@ def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
     [*EITHER_WAY, *((method, how) for method in METHODS for how in ("MemoryError", "SIGSTOP"))],
 )
 def test_a_task_that_was_received_and_not_named_is_done_by_another(method, how, tmp_path):
-    """The task was not begun. Of the two workers, the one to be killed may or may not take the next task."""
+    """The task was not begun. The worker to be killed may or may not take the next task."""
     with forkshm.get_context(method).Pool(2, task_timeout=1.0 if how == "SIGSTOP" else None) as pool:
         pool.apply(f.die_with_the_next_task, (how, tmp_path / "mark"))
         results = [pool.apply_async(f.square, (x,)) for x in range(200)]

@@ -1,6 +1,6 @@
 """All functions of NumPy and all methods of an array, called with shared arrays.
 
-A view of shared memory is a SharedArray with its region; whatever has memory of its own is no SharedArray.
+A view of shared memory is a SharedArray with its region; a result with memory of its own is a plain array.
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ SPACES = {
     "np.lib.recfunctions": numpy.lib.recfunctions,
     "np.lib.stride_tricks": np.lib.stride_tricks,
 }
-# Functions that write files, change NumPy's settings or are no functions of arrays.
+# Functions that write files, change NumPy's settings, or do not take arrays.
 LEFT_OUT = {"fromfile", "fromregex", "genfromtxt", "get_include", "info", "load", "loadtxt", "memmap", "save"}
 LEFT_OUT |= {"savetxt", "savez", "savez_compressed", "set_printoptions", "setbufsize", "seterr", "seterrcall"}
 LEFT_OUT |= {"show_config", "show_runtime", "source", "test", "errstate", "printoptions", "who"}
-# These change the array itself, or need something else than arrays.
+# These change the array itself, or need arguments other than arrays.
 LEFT_OUT |= {"__array_ufunc__", "__dlpack__", "__init__", "__init_subclass__", "__setstate__", "__subclasshook__"}
 LEFT_OUT |= {"dump", "resize", "setflags", "tofile", "__class__", "__array__"}
 
-# Functions that return a plain array or one of another class of NumPy's, as asked. It crosses as shared memory.
+# Functions that return a plain array, or one of another class of NumPy, as requested. It is sent as shared memory.
 PLAIN_VIEWS = {"array", "asarray", "asarray_chkfinite", "ascontiguousarray", "asfortranarray", "asmatrix", "as_strided"}
 PLAIN_VIEWS |= {"bmat", "broadcast_to", "from_dlpack", "frombuffer", "matrix", "merge_arrays", "repack_fields"}
 PLAIN_VIEWS |= {"require", "stack_arrays", "chararray"}
-# The parameter subok= asks NumPy for a copy of the same type. NumPy makes it in C and asks nobody.
+# The parameter subok= asks NumPy for a copy of the same type, which C code creates without asking the class.
 COPIES_OF_THE_TYPE = {"array", "asanyarray", "require"}
 
 
@@ -113,7 +113,7 @@ def fault_of(name, array):
 
 
 class Arrays:
-    """Each kind of array, with its first values whenever it is asked for."""
+    """Provides each kind of array, with its first values at every access."""
 
     def __init__(self):
         self._made = {}
@@ -131,7 +131,7 @@ class Arrays:
 
 
 def faults(name, find, kinds=MADE):
-    """Call a function in many ways; return what is wrong with its results, and how many calls returned."""
+    """Call a function in many ways; return the faults of its results, and the number of calls that returned."""
     made, found, returned = Arrays(), set(), 0
     for kind in kinds:
         for position in POSITIONAL:
@@ -142,7 +142,7 @@ def faults(name, find, kinds=MADE):
                     with contextlib.redirect_stdout(io.StringIO()):
                         result = find(array)(*arguments, **keywords)
                 except Exception:
-                    continue  # not for such arguments
+                    continue  # the function does not take such arguments
                 returned += 1
                 for part in arrays_in(result):
                     if (fault := fault_of(name, part)) is not None:
@@ -183,7 +183,7 @@ def test_every_method_and_attribute():
             try:
                 value = getattr(made[kind], name)
             except (AttributeError, BufferError, ValueError):
-                continue  # not for such elements
+                continue  # the method does not take such elements
             for part in arrays_in(value):
                 if (fault := fault_of(name, part)) is not None:
                     found.add(f"{name} of {kind} {fault}")
@@ -192,7 +192,7 @@ def test_every_method_and_attribute():
 
 
 @pytest.mark.parametrize("copy", [np.array, lambda a, subok: np.require(a.T, requirements="C")])
-def test_a_copy_of_the_type_is_no_shared_array_and_crosses_as_a_plain_one(copy):
+def test_a_copy_of_the_type_is_not_shared_and_is_sent_as_a_plain_array(copy):
     made = copy(forkshm.array(np.arange(16.0).reshape(4, 4)), subok=True)
     assert not isinstance(made, forkshm.SharedArray)
     assert made.flags.owndata

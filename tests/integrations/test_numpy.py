@@ -24,7 +24,7 @@ DTYPES = [float, "f4", "i1", np.uint64, bool, complex, ">i4", "U5", "S3", "M8[s]
 
 
 def plain(array):
-    """A SharedArray as NumPy's own, for comparing."""
+    """A SharedArray as a plain array, for comparing."""
     return np.asarray(array)
 
 
@@ -36,7 +36,7 @@ def is_shared(value):
     return type(value) is SharedArray and value.region is not None
 
 
-# -- making ---------------------------------------------------------------------------
+# -- creating -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -80,7 +80,7 @@ ODD_TYPES = [
 @pytest.mark.parametrize("shape", [(), 0, 3, (2, 2)])
 @pytest.mark.parametrize("dtype", ODD_TYPES)
 @pytest.mark.parametrize("maker", ["zeros", "empty", "ones"])
-def test_a_type_without_length_unit_or_with_axes_is_what_numpy_makes_of_it(maker, dtype, shape):
+def test_dtypes_without_length_or_unit_or_with_axes_match_numpy(maker, dtype, shape):
     ours, theirs = getattr(forkshm, maker)(shape, dtype), getattr(np, maker)(shape, dtype)
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
     if maker != "empty":
@@ -232,7 +232,7 @@ def test_an_unknown_order_is_refused():
         forkshm.empty(3, order="X")
 
 
-# -- what stays shared, and what does not ---------------------------------------------
+# -- which results stay shared ---------------------------------------------------------
 
 VIEWS = {
     "slice of a slice": lambda a: a[1:][:, ::2],

@@ -31,7 +31,7 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None)
             env={**os.environ, **(environment or {})},
         )
         out, errors = process.communicate()
-        at, again, is_done = None, None, False
+        at, where, again, is_done = None, None, None, False
         for line in out.splitlines():
             try:
                 said = json.loads(line)
@@ -40,8 +40,9 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None)
             if "total" in said:
                 total = max(total, said["total"])
             if "at" in said:
-                at = said["at"]
+                at, where = said["at"], None
                 tried += 1
+            where = said.get("where", where)
             if "bad" in said:
                 bad.append((said["bad"], said["where"], said["problem"]))
             if "again" in said:
@@ -50,7 +51,7 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None)
         if is_done or len(bad) >= most_bad:
             return total, tried, bad
         if again is None:
-            bad.append((at, None, f"hangs, or ended with {process.returncode}: {errors[-3000:]}"))
+            bad.append((at, where, f"hangs, or ended with {process.returncode}: {errors[-3000:]}"))
             if at is None:
                 return total, tried, bad
             again = at + step

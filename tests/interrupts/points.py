@@ -1,10 +1,12 @@
-"""Calls a handler at one point inside forkshm, chosen by its number: where CPython could run a signal handler.
+"""Call a handler at one point inside forkshm, chosen by its number: a point is where CPython could run a signal
+handler.
 
-CPython runs handlers after ``RESUME`` (a function begins), after a call of something that is not a Python function,
-and at backward jumps; nowhere else. A trace function sees each instruction, so it can tell that the one before was
-such a place. What it raises comes out of the frame as what a signal handler raises does.
+CPython runs handlers after ``RESUME`` (a function begins), after a call of an object that is not a Python function, and
+at
+backward jumps; nowhere else. A trace function sees each instruction, so it knows whether the previous one was such a
+point. Its exception leaves the frame like an exception of a signal handler.
 
-A Python function that was called by bytecode returns without such a check, so that is no point.
+A Python function that was called by bytecode returns without such a check, so its return is not a point.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ _CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("
 _RESUME = dis.opmap["RESUME"]
 _CHECKS = frozenset(code for name, code in dis.opmap.items() if name == "RESUME" or "JUMP_BACKWARD" in name)
 _AFTER_YIELD_FROM = 2
-#: Python functions that a type calls: the call of the type itself is one of C.
+# Python functions that a type calls; the call of the type itself is a C call.
 _OF_TYPES = frozenset({"__init__", "__new__", "__call__"})
-# The same instruction, called from the same place, counts so often in a run: a loop that waits passes it thousands of
-# times.
+# Maximum number of times that one instruction, called from one place, counts in a run: a waiting loop passes it
+# thousands
+# of times.
 _MOST = 4
 
 
@@ -44,15 +47,15 @@ def _handler_at(code, position):
 
 
 class Interrupt(BaseException):
-    """What is raised, as KeyboardInterrupt is."""
+    """An exception like KeyboardInterrupt."""
 
 
 class Trouble(Exception):
-    """What is raised, as a handler of SIGALRM does."""
+    """An exception like that of a SIGALRM handler."""
 
 
 class _Frame:
-    """What happened in a frame since the last instruction."""
+    """The state of a frame since the last instruction."""
 
     __slots__ = ("c_returned", "called", "last")
 
@@ -66,15 +69,17 @@ class Points:
     """Counts the points that a block passes in this thread, and calls *handler* at one of them.
 
     Args:
-        at: The number of the point, from 1 on; 0 counts only.
-        handler: Called there. By default it raises `Interrupt`.
+        at: The number of the point, from 1; 0 only counts.
+        handler: Called at the point. By default it raises `Interrupt`.
+        say: Called with *where* before that.
     """
 
-    def __init__(self, at=0, handler=None):
+    def __init__(self, at=0, handler=None, say=None):
         self.at = at
         self.seen = 0
         self.where = None
         self._handler = handler or self._raise
+        self._say = say
         self._owner = os.getpid()
         self._frames = {}
         self._times = {}
@@ -95,7 +100,7 @@ class Points:
         self._frames.clear()
 
     def _profile(self, frame, event, _):
-        # What this raises comes out of the call, as it should: no instruction lies between.
+        # An exception of this call leaves the traced call, as intended: no instruction is in between.
         if event == "c_return" and not self._is_done and (state := self._frames.get(frame)) is not None:
             state.c_returned = True
             self._pass(frame, frame.f_lasti)
@@ -111,8 +116,8 @@ class Points:
         frame.f_trace_opcodes = True
         if frame not in self._frames:
             self._frames[frame] = _Frame()
-        # `RESUME` is no instruction of its own to a trace function, but this event. Its argument says where it is:
-        # after ``yield from`` and ``await`` it does not look for signals.
+        # A trace function sees `RESUME` only as this event. The instruction's argument tells where it is: after
+        # ``yield from`` and ``await`` it does not check for signals.
         start = frame.f_lasti
         if event == "call" and start >= 0 and frame.f_code.co_code[start] == _RESUME:
             if frame.f_code.co_code[start + 1] & 3 < _AFTER_YIELD_FROM:
@@ -141,8 +146,8 @@ class Points:
             if called is not None and called not in _OF_TYPES:
                 return self._look
         elif operation not in _CHECKS or (operation != _RESUME and now > before):
-            return self._look  # a jump that was not taken is none
-        # Raised here it is as if this instruction had raised, and not the one before: is that the same?
+            return self._look  # a jump that was not taken is not a point
+        # An exception raised here belongs to this instruction, not to the previous one. Does it go to the same place?
         if _handler_at(code, before) == _handler_at(code, now):
             self._pass(frame, before)
         return self._look
@@ -159,11 +164,13 @@ class Points:
         self.seen += 1
         if self.seen == self.at:
             self._is_done = True
-            # A frame that is kept here keeps its local variables, such as views that the rest of the block counts.
+            # Keeping a frame would keep its local variables, such as views that the rest of the block counts.
             self._frames.clear()
             name = dis.opname[frame.f_code.co_code[before]]
             file = frame.f_code.co_filename[len(_PACKAGE) :]
             self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"
             if back is not None:
                 self.where += f" < {os.path.basename(back.f_code.co_filename)}:{back.f_lineno} {back.f_code.co_name}"
+            if self._say is not None:
+                self._say(where=self.where)
             self._handler()

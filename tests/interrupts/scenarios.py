@@ -1,4 +1,4 @@
-"""What is interrupted: for each scenario the objects, what is done with them, and how they are looked at afterwards.
+"""Scenarios to interrupt: their objects, the interrupted operation, and the check of the objects afterwards.
 
 `run` is interrupted at one point; then `check` uses the same objects. Both raise AssertionError for a wrong answer.
 """
@@ -16,13 +16,13 @@ from forkshm.testing import check_leaks
 
 __all__ = ("SCENARIOS", "Scenario")
 
-# How often each task was run: tasks count themselves, in memory that all processes have.
+# Number of runs of each task: tasks count themselves, in memory that all processes share.
 _counts = forkshm.zeros(2**18, dtype=np.int64)
 _ids = iter(())
 
 
 def fresh(how_many):
-    """Return numbers of tasks that were not used before."""
+    """Return unused numbers for tasks."""
     global _ids
     numbers = []
     while len(numbers) < how_many:
@@ -36,38 +36,38 @@ def fresh(how_many):
 
 
 def work(number):
-    """A task."""
+    """Run as a task."""
     _counts[number] += 1
     return number * 3
 
 
 def work_of(array):
-    """A task with an array, whose first item is its number, and that answers with one."""
+    """Run as a task with an array, whose first item is its number, and return an array."""
     _counts[int(array[0])] += 1
     return array * 2
 
 
 def same(given, wanted):
-    """Assert that an answer is right."""
+    """Assert that an answer is correct."""
     assert given == wanted, f"{given!r}, and not {wanted!r}"
 
 
 class Scenario:
-    """One of them. Objects are made once, and again when they have said that they are broken."""
+    """A scenario. Its objects are created once, and again after they have reported that they are broken."""
 
-    # How long one run and its check may take.
+    # Time limit for one run and its check.
     seconds = 20
-    # What these objects may say instead of going on.
+    # Exceptions that these objects may raise instead of continuing.
     broken = ()
 
     def __init__(self):
         self.numbers = []
 
     def make(self):
-        """Make the objects."""
+        """Create the objects."""
 
     def run(self):
-        """Do what is interrupted."""
+        """Run the operation to interrupt."""
         raise NotImplementedError
 
     def check(self):
@@ -75,7 +75,7 @@ class Scenario:
         self.run()
 
     def drop(self):
-        """Let go of the objects."""
+        """Release the objects."""
 
     def new(self, how_many):
         """Return numbers for tasks."""
@@ -103,7 +103,7 @@ class _OfPool(Scenario):
         self.settled()
 
     def settled(self):
-        # What was interrupted may still be at a worker.
+        # A worker may still run an interrupted task.
         dispatcher = self.pool._dispatcher
         assert dispatcher.drive(dispatcher.is_idle, 5), "something was never answered"
 
@@ -154,7 +154,7 @@ class PoolImapGenerator(_OfPool):
 
 
 class PoolImapResumed(_OfPool):
-    """An iterator whose `next` was interrupted is asked again: nothing is lost."""
+    """Calls `next` again after it was interrupted: no item is lost."""
 
     def run(self):
         self.wanted = self.new(6)
@@ -164,7 +164,7 @@ class PoolImapResumed(_OfPool):
 
     def take(self):
         while True:
-            # No trace in this file, so no interrupt between the two.
+            # This file is not traced, so no interrupt comes between the two.
             try:
                 value = self.iterator.next(15)
             except StopIteration:
@@ -180,7 +180,7 @@ class PoolImapResumed(_OfPool):
 
 
 class PoolMapBatches(_OfPool):
-    """So many tiny tasks that they go several in a message, and their answers too."""
+    """A map of enough tiny tasks that tasks and answers share messages."""
 
     def run(self):
         numbers = self.new(120)
@@ -188,7 +188,7 @@ class PoolMapBatches(_OfPool):
 
 
 class PoolImapBatches(PoolImapResumed):
-    """As many, of an iterator that is gone on with."""
+    """The same number of tiny tasks, through an iterator that continues after an interrupt."""
 
     items = 120
 
@@ -203,7 +203,7 @@ class PoolImapBatches(PoolImapResumed):
 
 
 class PoolImapGeneratorBatches(PoolImapBatches):
-    """The same of input that a thread takes."""
+    """Iterates with input that a thread reads."""
 
     items = 40
 
@@ -281,7 +281,7 @@ class ExecutorWait(_OfExecutor):
 
 
 class ExecutorFirstCall(Scenario):
-    """Start, call and end."""
+    """Starts, calls and ends an executor."""
 
     def run(self):
         with forkshm.Executor(1) as executor:
@@ -325,7 +325,7 @@ class Queue(_OfChannel):
 
 
 class BoundedQueue(Queue):
-    """A place that an interrupted call has taken is given back within a moment."""
+    """A place taken by an interrupted call is returned within a moment."""
 
     def make(self):
         self.queue = forkshm.Queue(2)
@@ -339,7 +339,7 @@ class BoundedQueue(Queue):
 
 
 class FullQueue(_OfChannel):
-    """More is put than the kernel has room for."""
+    """Puts more than fits into the kernel's buffer."""
 
     def make(self):
         self.queue = forkshm.Queue()
@@ -413,7 +413,7 @@ class Pipe(_OfChannel):
 
 
 class PipeLoses(_OfChannel):
-    """What was sent is received, however often receiving was interrupted."""
+    """Sent messages are received, however often receiving was interrupted."""
 
     def make(self):
         self.here, self.there = forkshm.Pipe()
@@ -437,7 +437,7 @@ class PipeLoses(_OfChannel):
             while self.there.poll():
                 self.there.recv()
             self.run()
-        # One that was received and whose return was interrupted is gone; so there may be one less.
+        # A message that was received and whose return was interrupted is lost, so there may be one less.
         while self.left and self.there.poll(0):
             thing = self.there.recv()
             try:
@@ -456,7 +456,7 @@ class PipeLoses(_OfChannel):
 
 
 class BornShared(Scenario):
-    """What is raised in NumPy's hook is swallowed, and the array is made as ever: right, and not shared."""
+    """An exception in NumPy's hook is ignored, and the array is created as usual: correct, and not shared."""
 
     def check(self):
         assert self.run() == 4.0, "the array was not shared"
@@ -538,7 +538,7 @@ class RegionLocks(Scenario):
         for lock in self.locks:
             with lock:
                 pass
-            # What a C function releases is released, whatever is raised by then.
+            # A C function completes a release, whatever exception follows.
             if lock.acquire(timeout=5):
                 lock.release()
         with self.rwlock.read():
@@ -553,7 +553,7 @@ class RegionLocks(Scenario):
             lock.release()
         assert self.rwlock.acquire_write(timeout=1), "the lock was left locked"
         self.rwlock.release()
-        # Another thread gets it, too.
+        # Another thread can acquire it, too.
         failed = []
 
         def use():
@@ -666,7 +666,7 @@ class StartClose(Scenario):
 
 
 class Close(Scenario):
-    """`close` and `join` that were interrupted are called again."""
+    """Interrupted calls of `close` and `join` are repeated."""
 
     def make(self):
         self.pool = forkshm.Pool(2)
@@ -690,7 +690,7 @@ class Close(Scenario):
 
 
 class Terminate(Scenario):
-    """`terminate` that was interrupted is called again."""
+    """An interrupted call of `terminate` is repeated."""
 
     def make(self):
         self.pool = forkshm.Pool(2)
@@ -734,7 +734,7 @@ class Shutdown(Scenario):
 
 
 class Fork(Scenario):
-    """A process is forked from one that has received arrays: neither sees what the other writes to them."""
+    """A process that has received arrays forks: neither process sees the other's writes."""
 
     def make(self):
         self.here, self.there = forkshm.Pipe()
@@ -797,7 +797,7 @@ class Processes(Scenario):
 
     def check(self):
         process, self.process = self.process, None
-        # Its `join` was interrupted, or its `close`.
+        # Its `join` or its `close` was interrupted.
         if process is not None and process._popen is not None:
             process.join()
             same(process.exitcode, 0)
@@ -816,7 +816,7 @@ def _put(queue, array):
     queue.put(array * 2)
 
 
-# All of them, by name.
+# All scenarios, by name.
 SCENARIOS = {
     kind.__name__: kind
     for kind in list(globals().values())

@@ -106,7 +106,7 @@ def main(name, variant, first, step, last=0):
     for at in range(first, last + 1, step):
         faulthandler.dump_traceback_later(scenario.seconds, exit=True)
         problem = None
-        points = Points(at, handler)
+        points = Points(at, handler, say)
         say(at=at)
         try:
             try:
@@ -125,7 +125,7 @@ def main(name, variant, first, step, last=0):
         except BaseException as error:
             problem = f"{problem or ''} check: " + _text(error)
             scenario.numbers = []
-        points = _forget(points)
+        points = points.where
         # `holdings` collects garbage; processes that are ending get a moment.
         deadline = time.monotonic() + 0.7
         while left := _more(before, _kinds(holdings())):
@@ -146,10 +146,6 @@ def main(name, variant, first, step, last=0):
     faulthandler.dump_traceback_later(30, exit=True)
     scenario.drop()
     say(done=True)
-
-
-def _forget(points):
-    return points.where
 
 
 def _kinds(now):

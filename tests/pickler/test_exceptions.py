@@ -1,4 +1,4 @@
-"""Exceptions arrive as they were sent, whatever their ``__init__`` takes."""
+"""Exceptions arrive unchanged, whatever arguments their ``__init__`` takes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class NoTextAndNoPickle(NoText):
 
 
 class Delegating(Exception):
-    """Asks for everything else an object that is not there before ``__init__`` has run."""
+    """Every method needs an object that exists only after ``__init__`` has run."""
 
     def __init__(self, response):
         super().__init__("of a response")
@@ -252,7 +252,7 @@ def test_a_built_in_exception_brings_its_cause(cross):
     assert not value.__suppress_context__
 
 
-def test_an_exception_with_a_way_of_its_own_brings_its_cause(cross):
+def test_an_exception_with_its_own_reduction_keeps_its_cause(cross):
     sent = OwnWay(1, 2)
     sent.__cause__ = chained()
     value = cross(sent).value
@@ -336,7 +336,7 @@ def test_an_unusual_exception_is_raised_and_its_worker_lives_on(pool, name):
     assert pool.apply(os.getpid) == worker
 
 
-def test_an_unusual_exception_stands_in_the_place_of_its_result():
+def test_an_unusual_exception_is_returned_in_place_of_its_result():
     called = forkshm.parallel(raise_unusual, on_error="return", workers=1)
     try:
         assert type(called.map(["frozen"])[0]) is Frozen
@@ -344,12 +344,12 @@ def test_an_unusual_exception_stands_in_the_place_of_its_result():
         called.close()
 
 
-def test_the_state_that_an_exception_gives_is_what_it_gets(cross):
+def test_an_exception_gets_the_state_that_it_returned(cross):
     value = cross(StateOfItsOwn(1, 2)).value
     assert (value.a, value.b) == (1, "again")
 
 
-def test_an_exception_with_a_way_of_its_own_keeps_its_notes(cross):
+def test_an_exception_with_its_own_reduction_keeps_its_notes(cross):
     sent = OwnWay(1, 2)
     sent.add_note("seen")
     value = cross(sent).value
@@ -386,7 +386,7 @@ def test_plain_pickles_are_unchanged():
 
 
 @pytest.mark.slow
-def test_exceptions_arrive_as_they_were_after_dask_was_imported(run_script):
+def test_exceptions_arrive_unchanged_after_dask_was_imported(run_script):
     pytest.importorskip("distributed")
     said = run_script("""
 import distributed  # registers tblib's way for every exception

@@ -178,5 +178,5 @@ def test_a_child_holds_nothing_of_its_parents(in_child):
 def test_private_writes_are_not_sent():
     region = forkshm.anonymous_shared_memory(100)
     private = forkshm.MappedRegion(region, forkshm.region.copy_on_write)
-    with pytest.raises(forkshm.NotPicklableError, match=r"send bytes\(region.buf\)"):
+    with pytest.raises(forkshm.NotPicklableError, match=r"Send bytes\(region.buf\)"):
         dumps(private)

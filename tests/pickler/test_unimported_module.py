@@ -28,7 +28,7 @@ class Plain:
     def double(self):
         return 2
 
-# Of a module that there is not, of one that has no such class, and of one that is no package.
+# In a module that does not exist, a module without such a class, and a module that is not a package.
 kinds = [type("Made", (Plain,), {"__module__": name}) for name in ("no.such.module", "wave", "wave.x", "")]
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def test_a_common_data_frame(pool):
 def test_different_arguments_are_not_taken_for_one(pool):
     arrays = [np.full(50_000, value) for value in range(20)]
     assert pool.map(lambda array: int(array[-1]), arrays, chunksize=1) == list(range(20))
-    # Created anew for each item, at the same address each time.
+    # Created again for each item, at the same address.
     assert pool.map(lambda array: int(array[-1]), (np.full(50_000, v) for v in range(20)), chunksize=1) == list(
         range(20)
     )

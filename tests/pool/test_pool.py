@@ -1,4 +1,4 @@
-"""Pool: the standard library's interface and answers."""
+"""Pool: the interface and the results of the standard library."""
 
 import gc
 import multiprocessing
@@ -36,7 +36,7 @@ def test_map_takes_any_iterable(pool):
 
 
 def test_map_of_many_tiny_tasks_answers_each_once(pool):
-    # Enough for the dispatcher to send several in a message.
+    # Enough tasks for the dispatcher to send several in a message.
     assert pool.map(f.square, range(5000), chunksize=1) == [x * x for x in range(5000)]
 
 
@@ -104,14 +104,14 @@ def test_callbacks_are_called_without_a_waiting_caller(pool, wait_until):
         pool.apply_async(f.square, (x,), callback=got.append)
     wait_until(lambda: len(got) == 300)
     assert sorted(got) == [x * x for x in range(300)]
-    # One by one: each comes while the helper is about to leave for want of work.
+    # One by one: each comes while the pool's thread is about to leave for lack of work.
     for x in range(300, 500):
         pool.apply_async(f.square, (x,), callback=got.append)
         wait_until(lambda x=x: len(got) == x + 1)
 
 
 def test_a_callback_may_use_the_pool(pool):
-    # Many times: the thread that waits and the one that calls back hand the lead on.
+    # Many times: the waiting thread and the thread that calls back hand the lead to each other.
     for _ in range(200):
         inner = []
 
@@ -266,7 +266,7 @@ def test_a_function_by_value_is_new_when_its_closure_is(pool):
 
 def test_a_method_uses_the_current_state_of_its_object(pool):
     counter = f.Counter()
-    read = counter.read  # one and the same each time
+    read = counter.read  # the same method each time
     for number in range(5):
         counter.number = number
         assert pool.apply(read) == number
@@ -282,7 +282,7 @@ def test_changes_of_a_function_sent_by_value_are_not_seen_by_the_next_call():
     with forkshm.Pool(1) as pool:
         for function in (f.Counter().count, count):
             assert [pool.apply(function, (0,)) for _ in range(3)] == [1, 1, 1]
-            # Each map has one.
+            # Each map has its own.
             assert [pool.map(function, range(4), chunksize=2) for _ in range(2)] == [[1, 2, 3, 4], [1, 2, 3, 4]]
 
 
@@ -565,7 +565,7 @@ def test_a_result_is_ready_once_its_callback_was_called(pool, tmp_path, wait_unt
     begun, go = tmp_path / "begun", tmp_path / "go"
     long = pool.apply_async(f.hold, (begun, go))
     wait_until(begun.exists)
-    # Who waits must be woken: it looks up by itself no more.
+    # A waiting thread must be woken: it no longer looks by itself.
     monkeypatch.setattr(_dispatch, "_LONGEST_SLEEP_SECONDS", 10_000.0)
     for _ in range(20):
         seen = []

@@ -214,7 +214,6 @@ def storm():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.skipif(native_locks is None, reason="needs native locks: else __exit__ is a Python function")
 @pytest.mark.parametrize("kind", LOCKS)
 def test_a_block_that_is_interrupted_leaves_the_lock_released(kind, storm):
     lock = kind()
@@ -252,7 +251,6 @@ def test_an_interrupted_wait_takes_nothing(name, storm):
     thing.release()
 
 
-@pytest.mark.skipif(native_locks is None, reason="needs native locks: else __exit__ is a Python function")
 @pytest.mark.parametrize("kind", LOCKS)
 def test_a_contended_block_that_is_interrupted_leaves_the_lock_released(kind, storm):
     lock, over = kind(), threading.Event()

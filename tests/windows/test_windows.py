@@ -399,7 +399,7 @@ def test_the_default_start_method_is_spawn():
     assert forkshm.get_context().get_start_method() == "spawn"
 
 
-def test_a_region_with_views_is_busy_as_everywhere():
+def test_closing_a_region_with_views_raises():
     region = forkshm.anonymous_shared_memory(10)
     view = region.buf
     with pytest.raises(RegionBusyError):

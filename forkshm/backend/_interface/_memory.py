@@ -270,6 +270,10 @@ class Memory(abc.ABC):
     def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         """Map at *address*, replacing the existing mapping."""
 
+    def replacing(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> Iterator[object]:
+        """Return an iterator that replaces, like `replace`, when it is advanced to its item; see `unlocking`."""
+        return map(self.replace, (address,), (fd,), (size,), (access,), (offset,))
+
     @abc.abstractmethod
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
         """Write changed pages of a file mapping back; *address* is page-aligned."""

@@ -41,6 +41,7 @@ from forkshm import _interrupts, _system
 from forkshm.backend import _groups, _syscalls
 from forkshm.backend._interface import Access, Advice, HasFileno, Identity
 from forkshm.backend.posix import _record_locks
+from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
@@ -85,8 +86,12 @@ _CREATOR = 2**62
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
 # Whether received fds are close-on-exec from the start. Elsewhere, a program started at that moment may inherit them.
+# Whether poll(2) reports that the other end of a SOCK_DGRAM socket has room.
+_TELLS_OF_ROOM = sys.platform == "linux"
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
+# A counter is busy for some microseconds.
+_COUNT_PAUSE = 0.00005
 _PEER_GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EDESTADDRREQ})
 
 _ON_ALL_TRIES = 20
@@ -135,6 +140,7 @@ class PosixBackend(Unix):
 
     # -- fds and their companions ----------------------------------------------------------
 
+    @surely
     def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at exit the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
@@ -148,6 +154,7 @@ class PosixBackend(Unix):
             for reader in readers:
                 os.close(reader)
 
+    @surely
     def detach_companions(self, fd: int) -> list[int]:
         """Forget the companions of an fd that is being closed, and return them."""
         companions = self._companions.pop(fd, None)
@@ -158,6 +165,7 @@ class PosixBackend(Unix):
                 self._no_holder(fd, what)
         return [companion for _, companion in companions]
 
+    @whole
     def duplicate(self, fd: int) -> int:
         copy = super().duplicate(fd)
         try:
@@ -168,6 +176,17 @@ class PosixBackend(Unix):
             raise
         return copy
 
+    @whole
+    def reopen_into(self, fds: list[int], fd: int) -> None:
+        fds.append(self.reopen(fd))
+
+    @surely
+    def close_all(self, fds: list[int]) -> None:
+        while fds:
+            with contextlib.suppress(OSError):  # somebody closed it
+                self.close(fds.pop())
+
+    @whole
     def attach(self, fd: int, what: int, companion: int) -> None:
         """Make *companion* travel with *fd*."""
         self._companions.setdefault(fd, []).append((what, companion))
@@ -203,6 +222,7 @@ class PosixBackend(Unix):
 
     # -- memory objects ---------------------------------------------------------------
 
+    @whole
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
         page = self.page_size
         start = -(-size // page) * page
@@ -271,6 +291,7 @@ class PosixBackend(Unix):
             return self._noted(fd)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+    @whole
     def create_growing(self, label: str) -> int:
         # On macOS, objects of shm_open(3) can be resized only once and cannot be written to, so a file is used. Not
         # every file system has files of any size, however.
@@ -296,6 +317,7 @@ class PosixBackend(Unix):
             raise
         return self._noted(fd)
 
+    @whole
     def open_named(self, name: str, *, create: bool, writable: bool, permissions: int = 0) -> int:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if create else 0)
         path = os.fsencode("/" + name)
@@ -321,6 +343,7 @@ class PosixBackend(Unix):
     def seal_writes(self, fd: int) -> None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
+    @whole
     def reopen(self, fd: int) -> int:
         # Without companions: a new description holds no bytes.
         return super().duplicate(fd)
@@ -331,6 +354,7 @@ class PosixBackend(Unix):
     def start_time(self, pid: int) -> int:
         raise _no_proc()
 
+    @whole
     def identify(self, fd: int) -> tuple[Identity, int]:
         status = os.fstat(fd)
         if (label := self._label(fd, status)) is not None:
@@ -373,6 +397,7 @@ class PosixBackend(Unix):
 
     # -- leases -----------------------------------------------------------------------
 
+    @whole
     def lock_shared(self, fd: int, position: int) -> None:
         if position == _CREATOR:
             self._sign(fd)
@@ -393,6 +418,7 @@ class PosixBackend(Unix):
         made.lent.setdefault(position, []).append(read_end)
         self.attach(fd, position, write_end)
 
+    @surely
     def unlock(self, fd: int, position: int) -> None:
         if (own := self._made.get(fd)) is not None:
             self._objects[own].held.discard(position)
@@ -404,6 +430,7 @@ class PosixBackend(Unix):
         if not companions:
             self._companions.pop(fd, None)
 
+    @whole
     def is_held(self, fd: int, position: int) -> bool:
         if position == _CREATOR:
             label = self._label(fd, os.fstat(fd))
@@ -440,6 +467,7 @@ class PosixBackend(Unix):
 
     # -- counters ---------------------------------------------------------------------
 
+    @whole
     def create_counter(self, memory: int) -> int:
         # The position of an open file description, as on Linux; the file has no name.
         return self._new_file("counter")
@@ -447,9 +475,21 @@ class PosixBackend(Unix):
     def count(self, counter: int, change: int = 0, noted: list[int] | None = None) -> int:
         if not change:
             return os.lseek(counter, 0, os.SEEK_CUR)
+        while (moved := self._count_now(counter, change, noted)) is None:
+            time.sleep(_COUNT_PAUSE)
+        return moved
+
+    @whole
+    def _count_now(self, counter: int, change: int, noted: list[int] | None) -> int | None:
+        """Count; return None while another process counts."""
         # POSIX does not promise that lseek(2) adds atomically. A record lock vanishes with its process.
         with self._counting:
-            fcntl.lockf(counter, fcntl.LOCK_EX)
+            try:
+                fcntl.lockf(counter, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return None
+                raise
             try:
                 if noted is None:
                     return os.lseek(counter, change, os.SEEK_CUR)
@@ -462,6 +502,7 @@ class PosixBackend(Unix):
 
     # -- messages ---------------------------------------------------------------------
 
+    @whole
     def message_sockets(self) -> tuple[End, End]:
         data = self._socketpair(socket.SOCK_DGRAM)
         try:
@@ -490,6 +531,7 @@ class PosixBackend(Unix):
         self.attach(fd, _LIFE, life.detach())
         return End(self, fd)
 
+    @whole
     def message_socket(self, fd: int) -> End:
         end = End(self, fd)
         if end.family != socket.AF_UNIX or end.type != socket.SOCK_DGRAM:
@@ -539,26 +581,35 @@ class PosixBackend(Unix):
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[int]:
-        read_end, write_end = self._pipe()
-        self._births.begin(read_end, write_end)
+        ends: list[int] = []
         try:
-            yield read_end
+            self._begin_birth(ends, forked=True)
+            yield ends[0]
         finally:
-            self._births.end(write_end)
+            if ends:
+                self._births.end(ends[1])
 
     @contextlib.contextmanager
     def spawning(self) -> Iterator[tuple[int, int]]:
-        read_end, write_end = self._pipe()
-        self._births.begin(read_end, write_end, forked=False)
+        ends: list[int] = []
         try:
-            yield read_end, write_end
+            self._begin_birth(ends, forked=False)
+            yield ends[0], ends[1]
         finally:
-            self._births.end(write_end)
+            if ends:
+                self._births.end(ends[1])
 
+    @whole
+    def _begin_birth(self, ends: list[int], *, forked: bool) -> None:
+        ends += self._pipe()
+        self._births.begin(*ends, forked=forked)
+
+    @surely
     def hold_birth(self, fd: int) -> None:
         os.set_inheritable(fd, False)
         self._births.hold(fd)
 
+    @whole
     def open_process(self, pid: int, sentinel: int = -1) -> int:
         return super().duplicate(sentinel)
 
@@ -646,33 +697,44 @@ class End(socket.socket):
         return self.sendmsg([data], (), flags)
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        while (sent := self._send_now(buffers, ancdata, flags | _DONTWAIT)) < 0:
+            if flags & _DONTWAIT or not os.get_blocking(self.fileno()):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            # BSD does not tell when there is room again.
+            self._backend.wait_writable(self, _FULL_PAUSE)
+            if not _TELLS_OF_ROOM:
+                time.sleep(_FULL_PAUSE)
+        return sent
+
+    @whole
+    def _send_now(self, buffers: Any, ancdata: Any, flags: int) -> int:
+        """Send; return how many bytes, and -1 when there is no room."""
         fds = [fd for _, _, part in ancdata for fd in part]
         companions = [
             (place, what, companion) for place, fd in enumerate(fds) for what, companion in self._backend.companions(fd)
         ]
         counts = bytes((len(fds), len(companions)))
-        whole = b"".join([*buffers, *(_COMPANION.pack(place, what) for place, what, _ in companions), counts])
+        message = b"".join([*buffers, *(_COMPANION.pack(place, what) for place, what, _ in companions), counts])
         fds += [companion for _, _, companion in companions]
         beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        while True:
-            try:
-                super().sendmsg([whole], beside, flags)
-            except OSError as error:
-                if error.errno in _PEER_GONE:
-                    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
-                # BSD does not wait for room in the queue.
-                if error.errno != errno.ENOBUFS or flags & _DONTWAIT:
-                    raise
-                time.sleep(_FULL_PAUSE)
-            else:
-                return len(whole) - len(counts) - _COMPANION.size * len(companions)
+        try:
+            super().sendmsg([message], beside, flags)
+        except BlockingIOError:
+            return -1
+        except OSError as error:
+            if error.errno in _PEER_GONE:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+            if error.errno == errno.ENOBUFS:
+                return -1
+            raise
+        return len(message) - len(counts) - _COMPANION.size * len(companions)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         space = socket.CMSG_SPACE(_MOST_FDS * 4) if ancbufsize else 0
         self.said_end = over = False
         while True:
             try:
-                data, ancillary, found, _ = super().recvmsg(bufsize + _TRAILER, space, flags | _DONTWAIT)
+                return self._receive_now(bufsize, space, flags | _DONTWAIT)
             except BlockingIOError:
                 if over:
                     self.said_end = True
@@ -686,8 +748,11 @@ class End(socket.socket):
                     _wait(None, self.fileno(), life)
             except ConnectionResetError:
                 pass  # BSD reports once that the other end is gone
-            else:
-                return self._taken(data, ancillary, found, bufsize)
+
+    @whole
+    def _receive_now(self, bufsize: int, space: int, flags: int) -> tuple[bytes, list[Any], int, Any]:
+        data, ancillary, found, _ = super().recvmsg(bufsize + _TRAILER, space, flags)
+        return self._taken(data, ancillary, found, bufsize)
 
     def _taken(self, data: bytes, ancillary: Any, found: int, bufsize: int) -> tuple[bytes, list[Any], int, Any]:
         fds = self._backend.received_fds(ancillary)
@@ -720,9 +785,11 @@ class End(socket.socket):
                     other.shutdown(how)
         super().shutdown(how)
 
+    @whole
     def dup(self) -> End:
         return End(self._backend, self._backend.duplicate(self.fileno()))
 
+    @surely
     def close(self) -> None:
         fd = self.detach()
         if fd >= 0:
@@ -795,6 +862,7 @@ class _Births:
         if forked:
             self._here.write_end = write_end
 
+    @surely
     def end(self, write_end: int) -> None:
         read_end = self._begun.pop(write_end, None)
         self._here.write_end = -1

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _system
 from forkshm.backend import _memory
+from forkshm.backend.posix._whole import surely, whole
 from forkshm.errors import SyncError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
@@ -187,6 +188,7 @@ _held = _Held()
 _system.register_at_fork(after_in_child=_held.in_child)
 
 
+@whole
 def process_token() -> int:
     """Return a number that identifies this process: its pid and a random part.
 
@@ -199,6 +201,7 @@ def process_token() -> int:
     return token
 
 
+@whole
 def is_alive(token: int) -> bool:
     """Return whether the process with that token has not ended."""
     if token == _held.token:
@@ -260,6 +263,7 @@ def _new_number() -> int:
     return secrets.randbits(62) | 1
 
 
+@whole
 def mutex_init(address: int) -> int:
     """Initialize a mutex."""
     words = _words(address)
@@ -269,6 +273,7 @@ def mutex_init(address: int) -> int:
     return 0
 
 
+@whole
 def mutex_trylock(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -302,6 +307,7 @@ def mutex_lock(address: int, seconds: float) -> int:
     return code
 
 
+@surely
 def mutex_unlock(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -317,6 +323,7 @@ def mutex_unlock(address: int) -> int:
     return 0
 
 
+@whole
 def mutex_consistent(address: int) -> int:
     """See `Locks`."""
     words = _words(address)
@@ -327,6 +334,7 @@ def mutex_consistent(address: int) -> int:
     return 0
 
 
+@whole
 def sem_init(address: int, value: int) -> int:
     """See `Locks`."""
     code = mutex_init(address)
@@ -337,12 +345,20 @@ def sem_init(address: int, value: int) -> int:
 
 def _change_permits(address: int, change: int) -> int:
     """Add to the permits: 0, or -1 if there would be too few or too many."""
-    words = _words(address)
-    me = get_native_id()
     pause = _FIRST_PAUSE
-    while (code := _lock(words, me)) == errno.EBUSY:
+    while (code := _change_now(address, change)) == errno.EBUSY:
         time.sleep(pause)
         pause = min(2 * pause, _LAST_PAUSE)
+    return code
+
+
+@whole
+def _change_now(address: int, change: int) -> int:
+    """Change the permits, unless another thread does at the moment: EBUSY."""
+    words = _words(address)
+    code = _lock(words, get_native_id())
+    if code == errno.EBUSY:
+        return code
     try:
         value = words[_PERMITS] + change
         if not 0 <= value <= _MOST_PERMITS:

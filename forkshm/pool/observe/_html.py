@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ("report_fragment", "report_page", "table", "trace_page")
 
-#: Kinds of work, in the order of the legend, with the class of their color.
+# Kinds of work, in the order of the legend, with the class of their color.
 _KINDS = ("computing", "receiving", "sending", "waiting", "pickling", "unpickling")
 
 _STYLE = """

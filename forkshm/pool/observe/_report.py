@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ("PoolReport", "SlowTask", "SlowTasks", "WorkerClock", "WorkerReport", "hints_of", "worker_reports")
 
-#: With less work than this nothing can be said.
+# With less work than this nothing can be said.
 _LEAST_SECONDS = 0.02
-#: Bytes that a task has copied from which on it is the copies that take the time.
+# Bytes that a task has copied from which on it is the copies that take the time.
 _COPIES_MATTER = 64 * 1024
-#: How many times as long as the average the busiest worker must have worked to be worth a word.
+# How many times as long as the average the busiest worker must have worked to be worth a word.
 _UNEVEN = 1.5
 # The share of its time that one task must have taken to be named as the reason.
 _ONE_TASK = 0.5
 
 _SLOWEST = 10
-#: Tasks that take less are slow for nobody.
+# Tasks that take less are slow for nobody.
 _SLOW_NS = 1_000_000
 
 # The words of a worker: tasks done; nanoseconds busy, in transfer and waiting; and until when these are counted.
@@ -62,14 +62,14 @@ class WorkerReport:
 
     name: str
     pid: int
-    #: Tasks answered; a chunk of a map is one task.
     tasks: int
-    #: In the functions.
+    """Tasks answered; a chunk of a map is one task."""
     busy: float
-    #: Without a task.
+    """In the functions."""
     waiting: float
-    #: Receiving, unpickling, pickling, copying and sending.
+    """Without a task."""
     transfer: float
+    """Receiving, unpickling, pickling, copying and sending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,26 +77,26 @@ class SlowTask:
     """One of the slowest tasks."""
 
     seconds: float
-    #: The function, and its arguments or the part of the input in a few words.
     task: str
+    """The function, and its arguments or the part of the input in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolReport:
     """Where the time of a pool went since it was made; ``print`` shows it as a table."""
 
-    #: Since the pool was made.
     seconds: float
+    """Since the pool was made."""
     workers: tuple[WorkerReport, ...]
-    #: At most ten of those that took a millisecond or more, the slowest first; what they raised does not count.
     slowest: tuple[SlowTask, ...]
-    #: Seconds that this process spent pickling and copying arguments.
+    """At most ten of those that took a millisecond or more, the slowest first; what they raised does not count."""
     packing: float
-    #: Seconds that this process spent unpickling results.
+    """Seconds that this process spent pickling and copying arguments."""
     unpacking: float
+    """Seconds that this process spent unpickling results."""
     statistics: PoolStatistics
-    #: What would make it faster, if that can be told.
     hints: tuple[str, ...]
+    """What would make it faster, if that can be told."""
 
     def __str__(self) -> str:
         moved = self.statistics
@@ -151,7 +151,7 @@ class SlowTasks:
     """The slowest tasks so far."""
 
     def __init__(self) -> None:
-        #: What takes longer is to be noted.
+        # What takes longer is to be noted.
         self.floor = _SLOW_NS
         self._heap: list[tuple[int, int, str]] = []
         self._counter = itertools.count()

@@ -11,13 +11,13 @@ __all__ = ("PoolStatistics",)
 class PoolStatistics:
     """Counters of one pool since it was made, both directions together."""
 
-    #: Tasks answered, failed ones too; a chunk of a map is one task.
     tasks: int
-    #: Messages sent and received.
+    """Tasks answered, failed ones too; a chunk of a map is one task."""
     messages: int
-    #: Bytes of buffers and pickle streams that were copied into an arena.
+    """Messages sent and received."""
     bytes_copied: int
-    #: Bytes of buffers that crossed as descriptors.
+    """Bytes of buffers and pickle streams that were copied into an arena."""
     bytes_shared: int
-    #: Workers that died and were replaced, retired ones (``maxtasksperchild``) included.
+    """Bytes of buffers that crossed as descriptors."""
     workers_replaced: int
+    """Workers that died and were replaced, retired ones (``maxtasksperchild``) included."""

@@ -45,10 +45,10 @@ _WORDS = 16
 _RECORD_BYTES = _WORDS * 8
 _NAME_BYTES = _RECORD_BYTES - _NAME * 8
 _RECORD = struct.Struct(f"<{_NAME}Q{_NAME_BYTES}s")
-#: In the word that says who: the task raised.
+# In the word that says who: the task raised.
 _FAILED = 1 << 32
 
-#: Events of the parent that are kept.
+# Events of the parent that are kept.
 _PARENT_EVENTS = 100_000
 
 

@@ -421,10 +421,12 @@ class Claim:
         Raises:
             OSError: The kernel refused the mapping.
         """
-        # Stored before the call, so that the block is mapped shared again at the end even if this is interrupted.
+        replacing = kernel.replacing(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+        # Stored before the call, so that the block is mapped shared again at the end even if this is interrupted. No
+        # call comes in between, not even to advance the iterator.
         self.share = Share.private
         try:
-            kernel.replace(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
+            [*replacing]  # noqa: B018
         except OSError:
             self.share = Share.exclusive
             raise

@@ -3,7 +3,7 @@
 ctypes is used only to describe layouts; nothing here calls C.
 
 ctypes copies fields of structures as bytes, but a distance copied as bytes leads nowhere. So when a type is first
-placed, its fields and array items that hold pointers get an assignment that computes the distances anew. Everything
+placed, its fields and array items that hold pointers get an assignment that recomputes the distances. Everything
 else about the type stays as it is.
 """
 
@@ -250,7 +250,7 @@ def _refuse(path: str, what: str, instead: str) -> NoReturn:
 
 
 class FieldWithPointers:
-    """A field that holds pointers; assignments to it compute their distances anew."""
+    """A field that holds pointers; assignments to it recompute their distances."""
 
     __slots__ = ("_field", "_is_pointer")
 

@@ -27,7 +27,7 @@ FIELDS = {
 
 
 def spin(seconds):
-    """Be busy for a time measured by the clock."""
+    """Spin for a time measured by the clock."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass

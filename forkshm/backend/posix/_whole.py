@@ -1,0 +1,166 @@
+"""Functions of several steps that no signal handler comes into, as if they were functions of C.
+
+On Linux a kernel call and the note that it was made are one C call, so that a handler runs before both or after both.
+What this backend lacks, it replaces by state of its own, and such a call by several. So the functions here that change
+this state defer signals: while one of them runs, the handlers of Python are replaced by one that only notes what came.
+When it has finished, Python is told that these signals have just come.
+
+Deferring and restoring must not check for signals themselves. Python does so in each call and at each jump back, but
+not where it looks up an attribute or extends a list. So the two consist of such steps: each property of `_Deferral`
+returns an iterator that does the work, and a list consumes it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import functools
+import importlib
+import itertools
+import operator
+import threading
+from typing import TYPE_CHECKING, Any
+
+from forkshm import _interrupts, _system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+__all__ = ("surely", "whole")
+
+# Without the enums that `signal` makes of its numbers.
+_signal: Any = importlib.import_module("_signal")
+_NUMBERS = tuple(sorted(number for number in map(int, _signal.valid_signals()) if number < 32))
+
+_ASYNC_EXC: Any = ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+_set_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(_ASYNC_EXC)
+_clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(_ASYNC_EXC)
+
+# An exception that is to be raised later, under the class in whose place it is.
+_late: dict[Any, BaseException] = {}
+
+
+class _Later(BaseException):
+    """Python can only be told to raise an exception of some class: this one makes the exception in `_late`."""
+
+    __new__: Any = staticmethod(_late.pop)
+
+
+class _Deferral(_interrupts.Here):
+    """The signals of the main thread, in which alone Python runs handlers."""
+
+    def __init__(self) -> None:
+        self.main = threading.main_thread().ident
+        self.is_on = False
+        # The signals that came, and the frame that each came in.
+        self.came: dict[int, Any] = {}
+        # The handler of each signal; whether it is a function; the numbers of those; and their handlers.
+        self.handlers: list[Any] = []
+        self.flags: list[bool] = []
+        self.numbers: list[int] = []
+        self.before: list[Any] = []
+        self.note: Any = self.came.setdefault
+        self._handlers_now = functools.partial(map, _signal.getsignal, _NUMBERS)
+        self._flags_now = functools.partial(map, callable, self.handlers)
+        self._numbers_now = functools.partial(itertools.compress, _NUMBERS, self.flags)
+        self._deferring = functools.partial(map, _signal.signal, self.numbers, itertools.repeat(self.note))
+        self._restoring = functools.partial(map, _signal.signal, self.numbers, self.before)
+        self._sending = functools.partial(map, _thread.interrupt_main, self.came)
+        self._forgetting = self.came.clear
+        self.wakeup: list[int] = []
+        self._not_waking = functools.partial(_signal.set_wakeup_fd, -1)
+        self._waking = functools.partial(map, _signal.set_wakeup_fd, self.wakeup)
+        self._not_raising = functools.partial(_clear_async_exc, ctypes.c_ulong(self.main or 0), None)
+        self._raising = functools.partial(_set_async_exc, ctypes.c_ulong(self.main or 0), _Later)
+
+    handlers_now: Any = property(operator.methodcaller("_handlers_now"))
+    flags_now: Any = property(operator.methodcaller("_flags_now"))
+    numbers_now: Any = property(operator.methodcaller("_numbers_now"))
+    deferring: Any = property(operator.methodcaller("_deferring"))
+    restoring: Any = property(operator.methodcaller("_restoring"))
+    sending: Any = property(operator.methodcaller("_sending"))
+    forgetting: Any = property(operator.methodcaller("_forgetting"))
+    not_waking: Any = property(operator.methodcaller("_not_waking"))
+    waking: Any = property(operator.methodcaller("_waking"))
+    not_raising: Any = property(operator.methodcaller("_not_raising"))
+    raising: Any = property(operator.methodcaller("_raising"))
+
+
+_deferral = _Deferral()
+# The thread that forks is the child's main thread.
+_system.register_at_fork(after_in_child=_deferral.__init__)  # type: ignore[misc]
+
+
+def _look() -> None:
+    """Do nothing. As each function, it checks for signals when it begins."""
+
+
+def whole(function: _Function) -> _Function:
+    """Return *function*, changed so that signal handlers run before or after it. It must not wait for anything."""
+    return _deferring(function, may_be_left_out=True)
+
+
+def surely(function: _Function) -> _Function:
+    """Return *function*, changed so that signal handlers run after it: once called, it takes effect."""
+    return _deferring(function, may_be_left_out=False)
+
+
+def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
+    @_interrupts.promptly
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        state = _deferral
+        if state.is_on or state.ident != state.main:
+            return function(*arguments, **options)
+        late = None
+        done: list[Any] = []
+        # No call and no jump back from here until signals are deferred, except for the one that lets handlers run.
+        state.handlers[:] = state.handlers_now
+        state.flags[:] = state.flags_now
+        state.numbers[:] = state.numbers_now
+        if may_be_left_out:
+            _look()
+        state.is_on = True
+        if _Later in _late:  # raised by a handler a moment ago
+            late = _late[_Later]
+            del _late[_Later]
+            done[:] = (state.not_raising,)
+        before = state.before
+        before[:] = ()
+        try:
+            before += state.deferring
+        except BaseException as error:  # of a handler that was due
+            late = error
+            try:
+                done[:] = state.restoring
+                before[:] = ()
+                before += state.deferring
+            except BaseException as another:
+                late = another
+        try:
+            if late is not None and may_be_left_out:
+                raised, late = late, None
+                raise raised
+            return function(*arguments, **options)
+        finally:
+            # Neither from here to the end.
+            try:
+                done[:] = state.restoring
+            except BaseException as error:  # of a handler that was restored before the others
+                late = error
+                done[:] = state.restoring
+            if state.came:
+                # Who waits for signals by a wakeup fd was told of them when they came.
+                state.wakeup[:] = (state.not_waking,)
+                done[:] = state.sending
+                done[:] = (state.forgetting,)
+                done[:] = state.waking
+            state.is_on = False
+            if late is not None:
+                _late[_Later] = late
+                done[:] = (state.raising,)
+
+    return call  # type: ignore[return-value]
