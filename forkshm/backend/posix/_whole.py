@@ -142,8 +142,8 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
                 late = another
         try:
             if late is not None and may_be_left_out:
-                error, late = late, None
-                raise error
+                due, late = late, None
+                raise due
             return function(*arguments, **options)
         finally:
             # Neither from here to the end.
