@@ -222,9 +222,9 @@ class Executor(_StandardExecutor):
 
     @property
     def _processes(self) -> dict[int, Any]:
-        # Keyed by pid: programs read this attribute of the standard library's executor.
+        # Programs read this attribute of the standard library's executor.
         pool = self._work._pool
-        return {} if pool is None else {process.pid: process for process in pool._pool}
+        return _Processes({} if pool is None else {process.pid: process for process in pool._pool}, self._max_workers)
 
     def terminate_workers(self) -> None:
         """Shut down and end the workers now with SIGTERM, as in Python 3.14.
@@ -307,3 +307,30 @@ def _results(
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()
         work.cancel([task for task in sink.tasks if not task.is_delivered])
+
+
+class _Processes(dict[int, Any]):
+    """The workers of an executor by pid.
+
+    The standard library's pool has the number of its workers in the attribute of this name, its executor has a dict.
+    nautilus computes with whichever it finds, so this dict also counts as a number.
+    """
+
+    def __init__(self, processes: dict[int, Any], count: int) -> None:
+        super().__init__(processes)
+        self._count = count
+
+    def __index__(self) -> int:
+        return self._count
+
+    def __radd__(self, other: int) -> int:
+        return other + self._count
+
+    def __rfloordiv__(self, other: int) -> int:
+        return other // self._count
+
+    def __rmod__(self, other: int) -> int:
+        return other % self._count
+
+    def __rmul__(self, other: int) -> int:
+        return other * self._count

@@ -256,10 +256,18 @@ class Pool(_StandardPool):
     @property
     def size(self) -> int:
         """Number of workers."""
-        return self._worker_group.size
+        own: int | None = self.__dict__.get("size")
+        return self._worker_group.size if own is None else own
 
-    # Programs written for the standard library's pool read this attribute.
-    _processes = size
+    @size.setter
+    def size(self, value: int) -> None:
+        # For a subclass of the standard library's pool that has an attribute of this name, such as schwimmbad's.
+        self.__dict__["size"] = value
+
+    @property
+    def _processes(self) -> int:
+        # Programs written for the standard library's pool read this attribute.
+        return self._worker_group.size
 
     def _repopulate_pool(self) -> None:
         # Programs written for the standard library's pool call this. Otherwise, ended workers are replaced only

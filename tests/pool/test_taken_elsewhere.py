@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import concurrent.futures.process
 import multiprocessing.pool
+import operator
 import os
 import signal
 import sys
@@ -29,6 +30,23 @@ def test_a_pool_is_one_of_the_standard_librarys_and_tells_its_size():
 def test_no_method_of_the_standard_librarys_pool_is_reached():
     theirs = {name for name, value in vars(multiprocessing.pool.Pool).items() if callable(value) and name[0] != "_"}
     assert theirs <= set(vars(forkshm.Pool)) | {"Process"}
+
+
+class Sized(forkshm.Pool):
+    def __init__(self, processes):
+        super().__init__(processes)
+        self.size = self._processes
+
+
+def test_a_subclass_may_have_a_size_of_its_own():
+    with Sized(2) as pool:
+        assert pool.size == pool._processes == 2
+
+
+def test_the_processes_of_an_executor_count_as_a_number():
+    with forkshm.Executor(2) as executor:
+        assert (100 // executor._processes + (100 % executor._processes != 0)) * executor._processes == 100
+        assert operator.index(executor._processes) == 2
 
 
 def test_an_executor_is_one_of_processes():

@@ -142,8 +142,8 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
                 late = another
         try:
             if late is not None and may_be_left_out:
-                raised, late = late, None
-                raise raised
+                due, late = late, None
+                raise due
             return function(*arguments, **options)
         finally:
             # No call or backward jump may come from here to the end.
