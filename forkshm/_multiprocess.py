@@ -237,7 +237,7 @@ def spare_fork_server() -> None:
         server._forkserver._preload_modules = []
 
 
-# The identities of the pipes to these two processes, by fd: what a program has closed, and used again, is its own.
+# The identities of the pipes to these two processes, by fd. An fd that the program has closed and reused differs.
 _pipes: dict[int, tuple[int, int]] = {}
 
 
@@ -245,7 +245,7 @@ def ensure_helpers() -> None:
     """Start the resource tracker unless it runs, and forget a tracker or fork server whose pipe the program closed.
 
     ``multiprocess`` writes to the tracker's fd to find out whether it runs, and closes the fd if it does not. By then
-    the fd may be the program's: of a file that it opened after it closed all fds, as daemons do.
+    the fd may belong to a file that the program opened after it had closed all fds, as daemons do.
     """
     tracker: Any = resource_tracker._resource_tracker
     if tracker._fd is not None and not _is_helpers(tracker._fd):
@@ -263,7 +263,7 @@ def ensure_helpers() -> None:
 
 
 def note_helpers() -> None:
-    """Note the pipes to both processes, right after these may have been started."""
+    """Record the pipes to both processes, right after the processes may have been started."""
     server: Any = sys.modules.get("multiprocess.forkserver")
     fds = [resource_tracker._resource_tracker._fd]  # type: ignore[attr-defined]
     if server is not None:
@@ -275,7 +275,7 @@ def note_helpers() -> None:
 
 
 def _is_helpers(fd: int) -> bool:
-    """Return whether an fd is still the pipe that it was, or was never seen and is a pipe."""
+    """Return whether an fd is the recorded pipe, or any pipe if none was recorded."""
     try:
         status = os.fstat(fd)
     except OSError:

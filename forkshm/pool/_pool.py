@@ -261,7 +261,7 @@ class Pool(_StandardPool):
 
     @size.setter
     def size(self, value: int) -> None:
-        # For a subclass of the standard library's pool that has an attribute of this name, such as schwimmbad's.
+        # A subclass of the standard library's pool may set an attribute of this name, as schwimmbad's does.
         self.__dict__["size"] = value
 
     @property

@@ -73,10 +73,10 @@ def run(*arguments: str, ours: bool, again: bool = True) -> tuple[dict[str, str]
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
         )
         if not report.exists():
-            # The standard library's pool, whose tests run as well, hangs now and then when it is terminated.
+            # The tests also use the standard library's pool, which occasionally hangs when it is terminated.
             if again:
                 return run(*arguments, ours=ours, again=False)
-            raise RuntimeError(f"two runs were ended, for a test that hung:\n{done.stdout}\n{done.stderr}")
+            raise RuntimeError(f"two runs were ended because a test hung:\n{done.stdout}\n{done.stderr}")
         found, seconds = {}, 0.0
         for case in ET.parse(report).iter("testcase"):
             name = f"{case.get('classname', '')}::{case.get('name')}"

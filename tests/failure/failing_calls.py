@@ -140,7 +140,7 @@ class Proxy(types.ModuleType):
             failing.called(name, found, sys._getframe(1))
             return found(*args, **kwargs)
 
-        if name == "mmapping":  # fails when its item is asked for
+        if name == "mmapping":  # fails when it is advanced to its item
 
             def call(*args: object) -> object:  # type: ignore[misc]
                 frame = sys._getframe(1)
