@@ -20,6 +20,7 @@ ROOT = pathlib.Path(forkshm.__file__).parent
 # Maximum delay of a signal handler.
 LONG = 30
 
+
 class _Trapped(_interrupts.Entered):
     """A lock that gets a SIGINT during its acquisition; one C call does both."""
 
