@@ -3,8 +3,8 @@
     python docs/make_compatibility.py [NAME ...]            print the table, of all programs or of these
     python docs/make_compatibility.py --write [NAME ...]    write it to docs/_include/compatibility.md
 
-Each program runs in an interpreter of its own, and fails if its answer is wrong or its work did not run in forkshm's
-workers. The file's rows of libraries that are not installed are kept. ``tests/ecosystem/test_compatibility.py`` runs
+Each program runs in an interpreter of its own. It fails if its answer is wrong, or if its work did not run in forkshm's
+workers. Rows of libraries that are not installed are kept from the file. ``tests/ecosystem/test_compatibility.py`` runs
 the same programs.
 """
 
@@ -26,13 +26,13 @@ SECONDS = 300
 class Program(NamedTuple):
     """One job of one library."""
 
-    #: Distributions that have to be installed. The first is the one whose version is shown.
+    # Distributions that must be installed. The version of the first one is shown.
     needs: tuple[str, ...]
     job: str
-    #: What of forkshm the library takes.
+    # The object or function of forkshm that the library takes.
     takes: str
     source: str
-    #: Whether it runs in a few seconds.
+    # Whether it runs in a few seconds.
     quick: bool = False
 
 
@@ -43,7 +43,7 @@ import forkshm
 PARENT = os.getpid()
 
 class Seen:
-    """Pids that have called it, in a file that all processes write to."""
+    """Records the pids of its callers, in a file that all processes write to."""
 
     def __init__(self):
         self.path = f"seen-{PARENT}"
@@ -53,7 +53,7 @@ class Seen:
             file.write(f"{os.getpid()}\\n")
 
     def check(self, also_here=False):
-        """Check that workers have called it; SciPy evaluates some points itself."""
+        """Check that only workers have called it, or also this process, because SciPy evaluates some points itself."""
         pids = {int(line) for line in open(self.path)}
         if also_here:
             pids.discard(PARENT)
@@ -829,7 +829,7 @@ if __name__ == "__main__":
 
 
 def missing(found: Program) -> list[str]:
-    """Return the distributions that the program needs and that are not installed."""
+    """Return the distributions that the program needs but that are not installed."""
     absent = []
     for name in found.needs:
         try:
@@ -840,8 +840,8 @@ def missing(found: Program) -> list[str]:
 
 
 def run(found: Program) -> str:
-    """Return "passed", or how the program failed."""
-    # Libraries that ask numba or matplotlib for a cache get one in the folder.
+    """Return "passed", or the way in which the program failed."""
+    # numba and matplotlib keep their caches in the folder.
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "program.py")
         path.write_text(found.source)
@@ -876,7 +876,7 @@ def row(name: str) -> str:
 
 
 def rows_of(text: str) -> dict[tuple[str, ...], str]:
-    """Return the rows of a table by library, job and what is taken."""
+    """Return the rows of a table, keyed by library, job and the object of forkshm."""
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("| \n").split(" | ")]

@@ -6,14 +6,14 @@ SIGINT is blocked, and handled in the parent once the process has started.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
-when the block is not protected yet (gh-148874, mended in 3.15). What a handler raises there leaves the lock held. A
+when the block is not protected yet (gh-148874, fixed in 3.15). If a handler raises there, the lock stays held. A
 *Python* function that ``CALL`` runs without a new C frame returns without such a check, and so do attribute look-ups.
 So the ``__enter__`` of `Entered` is a Python function in 3.14, whose only work is to look up a property; the property
 acquires the lock in C.
 
-**Leaving a lock.** A Python function checks for signals when it begins, so an ``__exit__`` that is one can be ended
-before its first statement. `promptly` removes that check. What follows has to take effect whatever is raised: it makes
-no call before the lock is released, looks up a property where it needs C, or repeats what was interrupted.
+**Leaving a lock.** A Python function checks for signals when it begins, so a Python ``__exit__`` can be ended before
+its first statement. `promptly` removes that check. The code after it must take effect whatever a handler raises: it
+makes no call before the lock is released, looks up a property where it needs C, or repeats an interrupted step.
 
 The gap remains in 3.14 where a debugger or a compiler replaces the evaluation of frames (PEP 523).
 """
@@ -140,7 +140,7 @@ def promptly(function: _Function) -> _Function:
 
 
 class Here:
-    """What a function of C returns about this thread, as an attribute: looking one up does not check for signals."""
+    """Identifiers of this thread as attributes: looking up an attribute of C does not check for signals."""
 
     _get_ident = _thread.get_ident
     _get_native_id = threading.get_native_id

@@ -6,9 +6,11 @@ forked from. This file lists everything that forkshm uses of it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
+import stat
 import sys
 import threading
 import time
@@ -58,10 +60,12 @@ __all__ = (
     "current_process",
     "default_context",
     "end_child",
+    "ensure_helpers",
     "exit_code",
     "get_logger",
     "let_have_children",
     "managers",
+    "note_helpers",
     "package",
     "process",
     "reduction",
@@ -231,6 +235,64 @@ def spare_fork_server() -> None:
     server = fork_server()
     if "sys_argv" not in server.main.__code__.co_varnames and server._forkserver._preload_modules == ["__main__"]:
         server._forkserver._preload_modules = []
+
+
+# The identities of the pipes to these two processes, by fd. An fd that the program has closed and reused differs.
+_pipes: dict[int, tuple[int, int]] = {}
+
+
+def ensure_helpers() -> None:
+    """Start the resource tracker unless it runs, and forget a tracker or fork server whose pipe the program closed.
+
+    ``multiprocess`` writes to the tracker's fd to find out whether it runs, and closes the fd if it does not. By then
+    the fd may belong to a file that the program opened after it had closed all fds, as daemons do.
+    """
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is not None and not _is_helpers(tracker._fd):
+        lost, tracker._fd, tracker._pid = tracker._pid, None, None
+        _reap(lost)
+    resource_tracker.ensure_running()
+    server: Any = sys.modules.get("multiprocess.forkserver")
+    if server is not None:
+        server = server._forkserver
+        if server._forkserver_alive_fd is not None and not _is_helpers(server._forkserver_alive_fd):
+            lost = server._forkserver_pid
+            server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+            _reap(lost)
+    note_helpers()
+
+
+def note_helpers() -> None:
+    """Record the pipes to both processes, right after the processes may have been started."""
+    server: Any = sys.modules.get("multiprocess.forkserver")
+    fds = [resource_tracker._resource_tracker._fd]  # type: ignore[attr-defined]
+    if server is not None:
+        fds.append(server._forkserver._forkserver_alive_fd)
+    for fd in fds:
+        if fd is not None and fd not in _pipes:
+            status = os.fstat(fd)
+            _pipes[fd] = status.st_dev, status.st_ino
+
+
+def _is_helpers(fd: int) -> bool:
+    """Return whether an fd is the recorded pipe, or any pipe if none was recorded."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        _pipes.pop(fd, None)
+        return False
+    found = status.st_dev, status.st_ino
+    if stat.S_ISFIFO(status.st_mode) and _pipes.get(fd, found) == found:
+        return True
+    _pipes.pop(fd, None)
+    return False
+
+
+def _reap(pid: int | None) -> None:
+    """Reap a process that ends because its pipe was closed, if it has ended."""
+    if pid is not None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def settle_child() -> None:

@@ -259,7 +259,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # Starting the resource tracker, which Windows lacks, unblocks SIGINT.
-        _multiprocess.resource_tracker.ensure_running()
+        _multiprocess.ensure_helpers()
     process_obj = arguments[0]
     name = process_obj._name
     try:
@@ -268,6 +268,8 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
             return popen(*arguments)
     finally:
         process_obj._name = name
+        if _system.CAN_FORK:
+            _multiprocess.note_helpers()
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT.glob("*.md"), *(ROOT.glob(f"{folder}/**/*.md") for folder in ("docs", "examples", "benchmarks", "tests"))]
-CODE = [ROOT.glob(f"{folder}/**/*.py") for folder in ("forkshm", "docs", "examples", "benchmarks", "tests")]
+PAGES = ["*.md", *(f"{folder}/**/*.md" for folder in ("docs", "examples", "benchmarks", "tests"))]
+CODE = ["conftest.py", *(f"{folder}/**/*.py" for folder in ("forkshm", "docs", "examples", "benchmarks", "tests"))]
 # Built pages, copies of the sources, and this file, which has an example of each fault.
 OMITTED = re.compile(r"/(?:_build|source|gallery_output|\.[^/]*)/|/test_language\.py$")
 
@@ -51,9 +51,11 @@ def text_of(path):
     return path.read_text(encoding="utf-8")
 
 
-def paths(*groups):
-    """Return the files of the repository in these groups."""
-    return [path for group in groups for path in group if not OMITTED.search(str(path))]
+def paths(*patterns):
+    """Return the files of the repository that match one of these patterns."""
+    found = [path for pattern in patterns for path in ROOT.glob(pattern) if not OMITTED.search(str(path))]
+    assert found
+    return found
 
 
 def prose_of(path):
@@ -86,7 +88,7 @@ def faults_of(path, root=ROOT):
 
 
 def test_prose_has_no_known_fault():
-    files = paths(*PAGES, *CODE, [ROOT / "conftest.py"])
+    files = paths(*PAGES, *CODE)
     assert len(files) > 400
     found = [fault for path in files for fault in faults_of(path)]
     assert not found, "\n".join(["rewrite these:", *found])
@@ -110,7 +112,7 @@ def test_fields_are_documented_by_strings():
 def test_names_of_tests_have_subjects():
     found = [
         f"{path.relative_to(ROOT)}: {name}"
-        for path in paths(ROOT.glob("tests/**/test_*.py"))
+        for path in paths("tests/**/test_*.py")
         for name in re.findall(r"^ *(?:async )?def (test_\w+)\(", text_of(path), re.MULTILINE)
         if NAME.search(name)
     ]

@@ -70,7 +70,7 @@ def _mapped(address: int) -> int:
 
 
 def mmapping(fd: int, size: int, prot: int, flags: int, offset: int, where: int) -> Iterator[int]:
-    """Return the call of `mmap`, made when its one item is asked for."""
+    """Return an iterator that maps, like `mmap`, when it is advanced to its single item."""
     position = _off_t(offset) if offset else _START
     arguments = (ctypes.c_void_p(where),), (_size_t(size),), (prot,), (flags,), (fd,), (position,)
     return map(_mapped, map(_mmap, *arguments))

@@ -312,8 +312,8 @@ def _results(
 class _Processes(dict[int, Any]):
     """The workers of an executor by pid.
 
-    The standard library's pool has the number of its workers in the attribute of this name, its executor has a dict.
-    nautilus computes with whichever it finds, so this dict also counts as a number.
+    In the standard library, the attribute ``_processes`` is a number in a pool, and a dict in an executor. nautilus
+    calculates with it in both cases, so this dict also acts as a number.
     """
 
     def __init__(self, processes: dict[int, Any], count: int) -> None:

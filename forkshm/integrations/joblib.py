@@ -304,7 +304,7 @@ class _Call:
 
 
 def _is_about_pickling(error: BaseException) -> bool:
-    """Return whether *error* is of an object that was to be pickled, and not of a worker, the pool or the kernel."""
+    """Return whether pickling an object raised *error*, as opposed to a worker, the pool or the kernel."""
     others = ForkshmError, OSError, MemoryError, concurrent.futures.BrokenExecutor
     is_remote = isinstance(error.__cause__, RemoteTraceback)
     return isinstance(error, Exception) and not isinstance(error, others) and not is_remote

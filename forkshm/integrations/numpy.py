@@ -375,7 +375,7 @@ def full_like(
 # -- crossing -------------------------------------------------------------------------
 
 
-# Whether only the name of a file leads to it.
+# Whether a mapped file can be found only by its name.
 _MUST_BE_NAMED = kernel.name == "posix"
 
 
@@ -482,25 +482,25 @@ def _mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
 
 
 def _named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
-    """Return the mapping of a memmap that *array* is or is a view of, and what is sent for it.
+    """Return the mapping of the memmap that *array* is, or is a view of, and the object to send for it.
 
-    For kernels that do not say which file lies at an address.
+    For kernels that do not report which file is mapped at an address.
 
     Args:
         array: The array.
-        as_copy: Whether the receiver may write to memory that is mapped read-only here; nobody sees that.
+        as_copy: Whether the receiver may write to memory that is mapped read-only here. Nobody else sees its writes.
     """
     memmap: Any = array
     while isinstance(memmap, np.ndarray) and not isinstance(memmap, np.memmap):
         memmap = memmap.base
     if not isinstance(memmap, np.memmap):
         return None
-    # They are None, or missing, for a memmap of a file without a name, and for the result of computing with one.
+    # These are None, or missing, for a memmap of a file without a name, and for the result of a computation with one.
     mapping, path, offset, mode = (getattr(memmap, name, None) for name in ("_mmap", "filename", "offset", "mode"))
     if type(mapping) is not mmap.mmap or mapping.closed or path is None or offset is None:
         return None
     if mode not in ("r", "r+", "w+"):
-        return None  # the kernel does not say which pages of a private mapping were written
+        return None  # the kernel does not report which pages of a private mapping were written
     start = kernel.address_of(mapping)
     if not start <= array.__array_interface__["data"][0] < start + len(mapping):
         return None
@@ -736,7 +736,7 @@ register(PrivateArray, lambda array: reduce_array(array.view(np.ndarray)))
 register_plain(
     *{kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_, np.datetime64, np.timedelta64))}
 )
-# Memory of a shared array is found by its address, and so are views of it.
+# The memory of a shared array, and of views of it, is found by its address.
 register_simple(SharedArray, own_bytes=lambda array: 0 if array.base is not None else -1)
 register_simple(np.ndarray, when=is_simple, own_bytes=lambda array: array.nbytes if array.base is None else -1)
 importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross

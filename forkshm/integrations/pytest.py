@@ -6,9 +6,9 @@ with the large buffers; the other workers wait for both. The controller keeps th
 maps the memory. If the creating worker dies or is interrupted, its connection closes, and the next waiting worker is
 told to create the fixture.
 
-The code after the ``yield`` of a fixture runs in the worker that created it, once all other workers have ended or wait
-to run such code themselves. A worker whose session is not over keeps the generator until then: pytest ends a session
-fixture earlier when a parameter changes.
+The code after the ``yield`` of a fixture runs in the worker that created it, once each other worker has ended or
+waits to run such code, too. If the session of the worker goes on, the worker keeps the generator until its end, because
+pytest ends a session fixture earlier when a parameter changes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _INPUT = "forkshm_address"
 # Kind of a message, and the number of bytes that follow. If there are buffers, an fd comes with the head.
 _HEAD = struct.Struct("!cQ")
 _GET, _MAKE, _VALUE, _ERROR, _END = b"g", b"m", b"v", b"e", b"x"
-# How long the other workers wait for the replacement of a worker that died.
+# Seconds that the other workers wait for the replacement of a worker that died.
 _REPLACEMENT_SECONDS = 10.0
 _ALIGNMENT = 64
 # Smaller buffers stay in the pickle.
@@ -193,7 +193,7 @@ _is_last = False
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(nextitem: Any) -> None:
-    """Note whether the worker's session ends with this test."""
+    """Record whether the worker's session ends with this test."""
     global _is_last
     _is_last = nextitem is None
 
@@ -209,7 +209,7 @@ def pytest_sessionfinish(session: Any) -> None:
 
 def _finish_later(request: Any, generator: Any) -> None:
     if _is_last:
-        # Here pytest reports what the code raises as an error of the last test.
+        # pytest reports an exception of this code as an error of the last test.
         _wait_for_workers(request.config)
         _finish(generator)
     else:
@@ -223,7 +223,7 @@ def _finish(generator: Any) -> None:
 
 
 def _wait_for_workers(config: Any) -> None:
-    """Return when the other workers have ended, or wait like this one."""
+    """Wait until each other worker has ended or waits here, too."""
     address = config.workerinput[_INPUT]
     with socket.socket(_FAMILY, socket.SOCK_STREAM) as connection, contextlib.suppress(OSError, EOFError):
         connection.connect(address)  # fails if the controller has ended
@@ -387,7 +387,7 @@ class _Keeper:
         self._changed = threading.Condition()
         self._made: dict[bytes, tuple[bytes, bytes, int]] = {}
         self._in_the_making: set[bytes] = set()
-        # Workers that run tests, and those that died, with the time until which a replacement may come.
+        # Workers that run tests, and the time until which a replacement of each dead worker may start.
         self._running: set[str] = set()
         self._dead: list[float] = []
         self._is_closed = False
@@ -419,13 +419,13 @@ class _Keeper:
                 self._await_workers(connection, key.decode())
 
     def worker_starts(self, worker: str) -> None:
-        """Note a worker, which may replace one that died."""
+        """Record a worker, which may replace one that died."""
         with self._changed:
             self._running.add(worker)
             del self._dead[:1]
 
     def worker_ended(self, worker: str, *, has_died: bool) -> None:
-        """Note that a worker has ended."""
+        """Record that a worker has ended."""
         with self._changed:
             self._running.discard(worker)
             if has_died:
@@ -433,7 +433,7 @@ class _Keeper:
             self._changed.notify_all()
 
     def _await_workers(self, connection: socket.socket, worker: str) -> None:
-        """Answer a worker when no other one runs tests."""
+        """Answer a worker when no other worker runs tests."""
         with self._changed:
             self._running.discard(worker)
             self._changed.notify_all()
@@ -502,7 +502,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    """Note that a worker of pytest-xdist has ended."""
+    """Record that a worker of pytest-xdist has ended."""
     keeper = _keepers.get(id(node.config))
     if keeper is not None:
         keeper.worker_ended(node.workerinput["workerid"], has_died=bool(error))

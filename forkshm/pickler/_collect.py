@@ -211,7 +211,7 @@ class Collector:
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
         self.shared = 0
-        # Whether no buffer can be a view of another one: there is one, or each is of an object with its own memory.
+        # Whether no buffer can be a view of another: there is only one, or each object has memory of its own.
         self.is_alone = False
         # Bytes that were copied already, in copies that other payloads use too.
         self.copied = 0
@@ -285,7 +285,7 @@ class Collector:
         return self._copy(view, address, nbytes, asked)
 
     def _copy(self, view: Any, address: int, nbytes: int, asked: Mode | None) -> bool:
-        """Take private memory out of band, to be copied; with repeats, name a copy that other payloads have, too."""
+        """Take private memory out of band to copy it. With repeats, use a copy that other payloads have, too."""
         if asked is Mode.read_write:
             raise RegionAccessError(
                 errno.EACCES,

@@ -410,7 +410,7 @@ _CONTAINERS = frozenset({list, tuple, dict})
 
 
 def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
-    """Return the simple objects in small containers and short texts left out; None if there is anything else."""
+    """Return the simple objects in small containers, without short texts; None if there are other objects."""
     flat: list[Any] = []
     for part in parts:
         kind = type(part)
@@ -431,15 +431,15 @@ def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
     return flat
 
 
-# Bytes of the stream for one array without its elements.
+# Bytes of the stream for one array, without its elements.
 _ROOM_FOR_ARRAY = 128
 
-#: Containers in containers that `_flat` looks into.
+# Nesting depth of the containers that `_flat` searches.
 _DEEPEST = 3
 
 
 def _are_apart(parts: Sequence[Any]) -> bool:
-    """Return whether no part can be a view of another one, and all small ones together fit into a message."""
+    """Return whether no part can be a view of another, and all small ones together fit into a message."""
     others = [part for part in parts if type(part) not in plain_kinds]
     if len(others) == 1:
         return True

@@ -83,7 +83,7 @@ def register_plain(*kinds: type) -> None:
     simple_kinds.update(kinds)
 
 
-# For some types, the bytes of an object that no other object is a view of; -1 if there may be one.
+# For some types, a function that returns the bytes of an object in memory of its own, or -1 if it may be a view.
 own_bytes_of: dict[type, Callable[[Any], int]] = {}
 
 

@@ -147,7 +147,7 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
 
 
 def _exporters(tables: Tables, fds: list[int], arrived: int, named: int) -> list[Any]:
-    """Return the memory of each region: of its fd, or what this process has mapped already where the fd is missing."""
+    """Return the memory of each region, by its fd or, without an fd, from the mappings of this process."""
     # Begin with regions that came without an fd: if one is unknown here, nothing needs to be mapped.
     here: dict[int, Any] = {}
     for index, (ref, place) in enumerate(zip(tables.regions, tables.places, strict=True)):
@@ -169,7 +169,7 @@ def _add_buffers(
     block: memoryview | None,
     inline: memoryview | None,
 ) -> list[tuple[int, int, int]]:
-    """Give a payload its buffers, each a span of some memory; return the ranges that were copied."""
+    """Add the buffers of a payload, each a span of some memory; return the ranges that were copied."""
     copies: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int, int]] = []
     for region, offset, nbytes in spans:

@@ -1,6 +1,6 @@
-"""Layer 5 of 6. Takes functions and arguments, hands on results: processes that do the work.
+"""Layer 5 of 6. Runs functions in worker processes, and returns their results.
 
-What else ``multiprocessing.pool`` has is here, too, and is that of ``multiprocess``.
+Other names of ``multiprocessing.pool`` are here, too; they are those of ``multiprocess``.
 """
 
 from typing import TYPE_CHECKING

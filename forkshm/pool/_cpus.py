@@ -1,4 +1,4 @@
-"""Which cores the workers of a pool may use."""
+"""The cores that the workers of a pool may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def usable_cpus(cpu_ids: Iterable[int | Iterable[int]]) -> list[frozenset[int]]:
     """Return the cores of each entry, once the kernel has let this thread use them.
 
     Raises:
-        ValueError: There are none, or one cannot be used.
+        ValueError: There are none, or a core cannot be used.
         TypeError: An entry is neither a number nor a collection of numbers.
     """
     entries = []
@@ -36,7 +36,7 @@ def usable_cpus(cpu_ids: Iterable[int | Iterable[int]]) -> list[frozenset[int]]:
             if refused:
                 raise ValueError(
                     f"cpu_ids names {', '.join(f'core {cpu}' for cpu in sorted(refused))}, which this process cannot "
-                    f"use: it may use {sorted(before)}, unless the system gives it more"
+                    f"use: it may use {sorted(before)}. Choose from these, or let the system give it more."
                 )
     finally:
         kernel.use_cpus(before)

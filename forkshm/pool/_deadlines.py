@@ -1,8 +1,8 @@
 """Ends workers that take too long: ``task_timeout``.
 
-Only the parent's own looking counts: a call has lasted for as long as the leader has seen a
-worker at it, look after look. So a program that was itself stopped, or that did not wait for
-its tasks, does not find all of them overdue at once; and workers do nothing for it.
+The parent measures by looking regularly: a call has lasted for as long as successive looks have seen a worker at it. So
+if the program was stopped, or did not wait for its tasks, not all of them seem overdue at once. Workers do nothing for
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("TaskDeadlines",)
 
-# Looks in the time that a call may take, and the longest pause between two.
+# Number of looks while a call may last, and the longest pause between two looks.
 _LOOKS, _LONGEST_PAUSE_SECONDS = 10, 0.25
 _SHORTEST_PAUSE_SECONDS = 0.002
 
@@ -30,20 +30,20 @@ class TaskDeadlines:
         self.seconds = seconds
         # Seconds between two looks.
         self.pause = max(_SHORTEST_PAUSE_SECONDS, min(seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
-        # Workers that were killed and not reaped yet.
+        # Workers that were killed but not reaped yet.
         self.ended: set[WorkerHandle] = set()
-        # For each slot: what was seen there, and for how long.
+        # For each slot: the state that was seen there, and for how long.
         self._seen: dict[int, tuple[tuple[int, int, int | None], float]] = {}
         self._looked = time.monotonic()
 
     def look(self, worker_group: WorkerGroup) -> None:
-        """End the workers whose time is over; cheap when it is too early to look."""
+        """End the workers whose time is over. Cheap if it is too early to look."""
         now = time.monotonic()
         passed = now - self._looked
         if passed < self.pause:
             return
         self._looked = now
-        # Nobody looked for a while: that is not the workers' fault.
+        # If nobody looked for a while, do not count that time against the workers.
         passed = min(passed, 2 * self.pause)
         for worker in worker_group.workers:
             slot = worker.slot
@@ -52,8 +52,8 @@ class TaskDeadlines:
             before, seconds = self._seen.get(slot, (None, 0.0))
             seconds = seconds + passed if what == before else 0.0
             self._seen[slot] = what, seconds
-            # One without a task may sleep, or initialise itself, for as long as it likes. But
-            # not be stopped: it could hold a message that it has not named yet.
+            # A worker without a task may sleep or initialize itself for any time. But it may not be stopped, because it
+            # could hold a message that its slot does not name yet.
             if seconds >= self.seconds and (state >= FIRST_TASK or kernel.is_stopped(worker.pid)):
                 self.ended.add(worker)
                 worker_group.end(worker)

@@ -1,11 +1,11 @@
-"""What happens when a worker dies: which task it held, and what becomes of it.
+"""Handles dead workers: finds the task that a worker held, and answers or repeats it.
 
-The dead worker's slot says which task it was at (see `_status`), with one gap: a worker that died while
-claiming may have taken a message and not named it. Then an *audit* finds that task: once the queue is empty
-and no worker is claiming, a task that was sent, and is in no slot, and not answered, was that one. It was
-never begun, so it is sent again.
+A dead worker's slot names its task (see `_status`), with one gap: a worker that died while claiming may have taken a
+message without naming it. An *audit* finds that task. It waits until the queue is empty and no worker is claiming. Then
+a task that was sent, is in no slot, and is not answered must be the missing one. It was never begun, so it is sent
+again.
 
-Everything here can be repeated from its start: an interrupted look at a dead worker is followed by another.
+Every step can be repeated from its start, because an interrupted call is followed by another one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Deaths",)
 
-# Workers that may die in a row before they have finished their initializer.
+# Number of workers that may die in a row before they have finished their initializer.
 _FAILED_STARTS = 3
-# Workers that may die in a row, at most so many seconds apart, while no task is done or failed.
+# Number of workers that may die in a row, and the most seconds between two deaths, while no task is answered.
 _DEATHS_FOR_NOTHING = 10
 _APART_SECONDS = 10.0
 # A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
@@ -56,18 +56,18 @@ _STOPPED_WITHIN_SECONDS = 0.05
 class _Death(NamedTuple):
     worker: WorkerHandle
     exitcode: int | None
-    # It was ended because its task took too long.
+    # Whether it was ended because its task took too long.
     was_overdue: bool
 
 
 class Deaths:
-    """Notices the deaths of workers, answers or repeats what they were at, and starts others in their place.
+    """Notices dead workers, answers or repeats their tasks, and starts replacements.
 
     Args:
-        worker group: The workers.
-        tasks: What they have to do.
+        worker_group: The workers.
+        tasks: The tasks of the pool.
         task_timeout: Seconds that a task may take.
-        fail: Called with the exception when the pool cannot go on.
+        fail: Called with the exception if the pool cannot go on.
     """
 
     def __init__(
@@ -80,31 +80,31 @@ class Deaths:
         self._worker_group = worker_group
         self._tasks = tasks
         self._fail = fail
-        # Ends those that take too long.
+        # Ends workers whose task takes too long.
         self.deadlines = TaskDeadlines(task_timeout) if task_timeout is not None else None
         self._oom_kills = OomKills()
-        # An audit is to be made.
+        # Whether an audit is needed.
         self.audit = False
-        # What came through the results channel was no message of ours.
+        # Whether the results channel has delivered a message that is not forkshm's.
         self._is_garbled = False
-        # Deaths since the last answer: before and after the initializer, and when.
+        # Deaths since the last answer, before and after the initializer finished, and the time of the last one.
         self._failed_starts = 0
         self._deaths_for_nothing = 0
         self._died_at = 0.0
-        # Slots whose worker has died and was not replaced.
+        # Slots whose worker has died and was not replaced yet.
         self._vacant: dict[int, bool] = {}
         # Workers whose death was counted.
         self._counted: dict[int, bool] = {}
 
     def note_answer(self) -> None:
-        """Note that something gets done."""
+        """Note that a task was answered."""
         self._failed_starts = self._deaths_for_nothing = 0
 
     def note_garbage(self) -> None:
-        """Note that a message came that is none of ours, perhaps in place of an answer.
+        """Note that a message came that is not forkshm's, perhaps in place of an answer.
 
-        The kernel does not say who wrote it. If it came in place of an answer, the audit
-        finds the task that is neither waiting nor being worked on.
+        The kernel does not say which process wrote it. If it came in place of an answer, the audit finds the task that
+        is neither waiting nor running.
         """
         if self._tasks.sent:
             self._is_garbled = self.audit = True
@@ -121,13 +121,13 @@ class Deaths:
         take_result_batch: Callable[[bytes], None],
         trace: Trace | None,
     ) -> None:
-        """See to what a dead worker was at, and forget it."""
+        """Handle the task of a dead worker, and forget the worker."""
         worker_group = self._worker_group
-        # All it sent before it died is in the queue by now, and counts.
+        # All messages that the worker sent before it died are in the queue by now, and count.
         take_answers()
         state = worker_group.status.state(worker.slot)
         item = worker_group.status.item(worker.slot)
-        # What it had answered and not sent.
+        # Answers that the worker had collected but not sent.
         take_result_batch(worker_group.status.result_batch(worker.slot).content())
         if trace is not None:
             trace.reaped(worker)
@@ -148,17 +148,17 @@ class Deaths:
         forget_abandoned()
 
     def replace(self, trace: Trace | None) -> None:
-        """Start workers in the place of those that died."""
+        """Start replacements for dead workers."""
         worker_group = self._worker_group
         for slot in list(self._vacant):
             there = [worker for worker in worker_group.workers if worker.slot == slot]
-            if there:  # its start was interrupted
+            if there:  # an earlier start was interrupted
                 worker_group.look_at(there[0])
             else:
                 try:
                     worker_group.start(slot)
                 except (WorkerStartError, OSError) as error:
-                    # The others go on; with none left, nobody would ever answer.
+                    # The other workers go on. Without any, no task would ever be answered.
                     if not worker_group.workers:
                         self._fail(error)
                 else:
@@ -167,13 +167,13 @@ class Deaths:
             self._vacant.pop(slot, None)
 
     def has_vacancies(self) -> bool:
-        """Return whether workers are to be replaced."""
+        """Return whether dead workers must be replaced."""
         return bool(self._vacant)
 
     def _end_task(self, number: int, item: int | None, died: _Death) -> None:
-        """Fail the task that a dead worker was at, or do it again."""
+        """Fail the task of a dead worker, or send it again."""
         tasks = self._tasks
-        # In a batch, the tasks after it were not begun.
+        # The later tasks of the same batch were not begun.
         tasks.send_again([n for n, other in list(tasks.sent.items()) if other.message <= number < n])
         task = tasks.sent.get(number)
         if task is None:
@@ -213,7 +213,7 @@ class Deaths:
         return self._oom_kills.hint() if died.exitcode == -_system.SIGKILL else None
 
     def _count_for_nothing(self, died: _Death, *, started: bool) -> None:
-        """Give the pool up when its workers die one after the other and nothing gets done."""
+        """Fail the pool if its workers die one after the other without answering a task."""
         worker_group = self._worker_group
         now = time.perf_counter()
         if not started and died.exitcode == NO_MAIN_GUARD:
@@ -239,31 +239,31 @@ class Deaths:
         self._fail(WorkerDiedError(died.worker.pid, died.exitcode, name=died.worker.name, task=doing, hint=hint))
 
     def forgive(self) -> None:
-        """Count no death so far: the last one was not the worker's fault."""
+        """Reset the count of deaths, because the last one was not the worker's fault."""
         self._deaths_for_nothing = 0
 
     def resolve_audit(self, take_answers: Callable[[], object]) -> bool:
-        """Find the tasks that dead workers took and did not name; False while that cannot be told."""
+        """Find the tasks that dead workers took but did not name. Return False while this cannot be decided."""
         worker_group, tasks = self._worker_group, self._tasks
         if worker_group.has_unread_tasks():
             return False
         states = [worker_group.status.state(worker.slot) for worker in worker_group.workers]
         if CLAIMING in states or LAST_LOOK in states:
             return False
-        worker_group.tasks.forget_sent()  # what was taken and is not there was taken by the dead
-        # A worker that was seen between tasks has sent its answer before that.
+        worker_group.tasks.forget_sent()  # missing messages were taken by dead workers
+        # A worker that was seen between tasks had sent its answer before.
         take_answers()
         missing = [
             number
             for number, task in list(tasks.sent.items())
             if not any(task.message <= state <= task.last for state in states)
         ]
-        if self._is_garbled:  # whether they were begun is not known
+        if self._is_garbled:  # unknown whether they were begun
             for number in missing:
                 task = tasks.sent.get(number)
                 if task is not None:
                     what = describe_task(task, None)
-                    reason = f"the answer to {what} is lost: a worker wrote nonsense into the pool's channel"
+                    reason = f"the answer to {what} is lost: a worker wrote foreign bytes into the pool's channel"
                     tasks.answer(number, Outcome(error=ChannelBrokenError(reason)))
         else:
             tasks.send_again(missing)
@@ -271,7 +271,7 @@ class Deaths:
         return True
 
     def end_running(self, wanted: Callable[[int], Any]) -> None:
-        """End the workers that are at a task whose number is *wanted*, and nobody else's."""
+        """End the workers that run a task whose number is *wanted*, and no others."""
         worker_group = self._worker_group
         for worker in list(worker_group.workers):
             number = worker_group.status.state(worker.slot)
@@ -290,7 +290,7 @@ class Deaths:
             kernel.close_all(own)
 
     def _stop_and_kill(self, sentinel: int, worker: WorkerHandle, number: int) -> None:
-        # Stopped first: it may have answered and begun the next task, which is still wanted.
+        # Stop it before the check, because it may have answered and begun the next task, which must not be killed.
         with contextlib.suppress(ProcessLookupError):
             kernel.signal_process(sentinel, worker.pid, _system.SIGSTOP)
             is_at_it = False
@@ -307,6 +307,6 @@ class Deaths:
 def _is_stopped(pid: int) -> bool:
     deadline = time.monotonic() + _STOPPED_WITHIN_SECONDS
     while time.monotonic() < deadline:
-        if kernel.is_stopped(pid) is not False:  # or it has ended
+        if kernel.is_stopped(pid) is not False:  # also if it has ended
             return True
     return False

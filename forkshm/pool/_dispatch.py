@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 
 __all__ = ("Dispatcher",)
 
-# Messages in flight, beyond two for each worker: enough to keep tiny tasks
-# flowing, few enough to stay below the kernel's queue of about 270 messages.
+# Messages in flight, beyond two for each worker. Enough to keep tiny tasks flowing, and few enough to stay below the
+# kernel's queue of about 270 messages.
 _WINDOW = 96
-# With more waiting tasks than this, it pays to learn from the first ones how many to send in one message.
+# If more tasks than this wait, the time of the first ones decides how many to send in one message.
 _MANY = 64
-# Tasks in these messages: few enough that each has a place of its own for its mark.
+# Tasks in flight: few enough that each has a place of its own for its mark.
 _WINDOW_TASKS = MARKS // 4
 # Bytes of copies in flight, beyond two tasks for each worker.
 _WINDOW_BYTES = 64 * 2**20
-# More messages than the queue holds. After so many the leader looks at other things, though a worker keeps sending.
+# More messages than the queue holds. After so many the leader does other work, even if workers keep sending.
 _MOST_AT_ONCE = 4096
 # The leader wakes up this often in any case.
 _LONGEST_SLEEP_SECONDS = 1.0
-# The leader wakes up this often while a worker sleeps although there is a task, and wakes the workers again. A worker
-# that was stopped (SIGSTOP) right after it had been woken causes that.
+# The leader wakes up this often while a worker sleeps although there is a task, and wakes the workers again. This
+# happens if a worker was stopped (SIGSTOP) right after it had been woken.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
 
@@ -74,25 +74,25 @@ class Dispatcher(Leader):
     def __init__(self, worker_group: WorkerGroup, *, task_timeout: float | None = None, retries: int = 0) -> None:
         super().__init__(self)
         self._worker_group = worker_group
-        # Pickles what tasks run.
+        # Pickles the functions of tasks.
         self.packer = Packer(worker_group.importable)
-        # What of ``__main__`` the workers have, and so crosses by name.
+        # The names of ``__main__`` that the workers have, which are therefore sent by name.
         self.importable = worker_group.importable
         self.retries = retries
         self._tasks = Outstanding(worker_group.sent)
         self._deaths = Deaths(worker_group, self._tasks, task_timeout, self._break)
-        # Keeps other threads out while a message is numbered and sent, or a task cancelled. Nothing relies
-        # on it to make several changes look like one.
+        # Keeps other threads out while a message is numbered and sent, or a task cancelled. It does not make several
+        # changes atomic.
         self._lock = _interrupts.RLock()
         self._spin = Spin()
-        # Why the pool takes no more tasks: it broke, or was terminated.
+        # The reason why the pool takes no more tasks: a failure, or that it was terminated.
         self._failure: BaseException | None = None
         self._accepting = True
         # Threads that still read the input of an `imap` that was called before the pool was closed.
         self._readers: dict[int, bool] = {}
         # Cancelled tasks that may lie in the kernel's queue, by the place of their marks.
         self._marked: dict[int, int] = {}
-        # Set while somebody traces.
+        # Set while a trace is recorded.
         self.trace: Trace | None = None
         self._tasks_answered = 0
         self._messages = 0
@@ -109,21 +109,21 @@ class Dispatcher(Leader):
         """Send tasks now or as soon as there is room.
 
         Args:
-            tasks: What to do, in this order as far as it is begun.
-            waited_for: The caller is going to drive until they are answered.
-            reader: What `begin_reading` returned, for input of a call made before the pool was closed.
+            tasks: The tasks, which are begun in this order.
+            waited_for: Whether the caller will drive until they are answered.
+            reader: The key passed to `begin_reading`, for input of a call made before the pool was closed.
 
         Raises:
             PoolClosedError: The pool takes no more tasks.
-            Exception: What pickling the arguments of the first raised.
+            Exception: Whatever pickling the arguments of the first task raised.
         """
         self.check_accepting(reader)
         first = tasks[0]
         if not self._tasks.has_unsent() and self._has_room() and not (first.batched and first.sink.pace.batch > 1):
-            # Before anything is changed, so that what cannot be pickled is told at once.
+            # Done before any change, so that a pickling error is raised by the call.
             self._pack(first)
             if len(tasks) == 1 and not self._tasks.has_unsent() and not self._deaths.audit:
-                # The short way of what follows, for most calls.
+                # A fast path of the code below, for most calls.
                 self.check_accepting(reader)
                 batch = Batch(0)
                 batch.append(first)
@@ -134,11 +134,12 @@ class Dispatcher(Leader):
                 tasks = ()
         self.check_accepting(reader)
         self._tasks.waiting.extend(tasks)
-        if self._failure is not None:  # by another thread, in between
+        if self._failure is not None:  # set by another thread in between
             self._fail_waiting()
         if reader and len(self._tasks.waiting) < first.sink.pace.batch and self._is_busy():
-            # One by one they come from input that may wait. They go together once an answer comes, or they are enough.
-            with contextlib.suppress(RuntimeError):  # no thread: they go when somebody waits
+            # Input that may block comes one by one. The tasks are sent together once an answer arrives or there are
+            # enough.
+            with contextlib.suppress(RuntimeError):  # no thread can be started: they are sent when a thread waits
                 self.start_helper(now=False)
             return
         self.feed()
@@ -146,18 +147,18 @@ class Dispatcher(Leader):
             self.start_helper()
 
     def named_function(self, function: Callable[..., Any]) -> PickledCallable | None:
-        """Return what tasks of a function can have in common now and later; None for one that crosses by value."""
+        """Return the function that tasks can share, now and later, or None if it is sent by value."""
         return None if self.packer.by_name(function) is None else PickledCallable(self.packer, function, for_many=False)
 
     def check_accepting(self, reader: int = 0) -> None:
-        """Raise unless tasks can be submitted."""
+        """Raise an error unless tasks can be submitted."""
         if self._worker_group.owner != os.getpid():
             raise PoolClosedError(
-                f"this pool belongs to process {self._worker_group.owner}, and this is its child {os.getpid()}: "
-                "make a pool in this process"
+                f"cannot use this pool in process {os.getpid()}: it belongs to the parent process "
+                f"{self._worker_group.owner}. Create a pool in this process."
             )
         if not self._accepting and (reader not in self._readers or self._failure is not None):
-            raise PoolClosedError("cannot submit a task: the pool was closed or terminated")
+            raise PoolClosedError("cannot submit a task: the pool was closed or terminated. Create a new pool.")
         if self._failure is not None:
             # The same exception is raised each time, without the frames of earlier callers.
             raise self._failure.with_traceback(None)
@@ -174,27 +175,27 @@ class Dispatcher(Leader):
         self.nudge()
 
     def is_idle(self) -> bool:
-        """Return whether everything that was submitted has been answered."""
+        """Return whether all submitted tasks are answered."""
         return self._tasks.is_empty() and not self._readers
 
     def has_kept_tasks(self) -> bool:
-        """Return whether a result that was not answered keeps the pool: of an asynchronous call, or an iterator."""
+        """Return whether an unanswered result keeps the pool alive: an asynchronous call, or an iterator."""
         tasks = self._tasks
         open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)]
-        # Their delivery was interrupted.
+        # Tasks whose delivery was interrupted.
         open_tasks += [task for task, _ in list(tasks.answered.values())]
         return bool(self._readers) or any(task.sink.keeps is not None for task in open_tasks)
 
     def knows(self, task: Task) -> bool:
-        """Return whether a task was submitted and not handed to its job yet."""
+        """Return whether a task was submitted but not delivered to its sink yet."""
         return self._tasks.knows(task)
 
     def has_unsent(self) -> bool:
-        """Return whether something was submitted for which there was no room yet."""
+        """Return whether submitted tasks wait because there was no room yet."""
         return self._tasks.has_unsent()
 
     def stop_accepting(self) -> None:
-        """Take no more tasks; let the workers go once all is answered."""
+        """Take no more tasks; let the workers end when all tasks are answered."""
         self._accepting = False
         self._close_queue_if_idle()
 
@@ -209,7 +210,7 @@ class Dispatcher(Leader):
             self._close_queue_if_idle()
 
     def _is_busy(self) -> bool:
-        """Return whether each worker has something to do, and more on its way."""
+        """Return whether each worker has a task, and another one is in flight for it."""
         return len(self._tasks.messages) >= 2 * self._worker_group.size
 
     def _has_room(self) -> bool:
@@ -217,10 +218,10 @@ class Dispatcher(Leader):
         if not self._is_busy():
             return True
         if len(self._tasks.waiting) > _MANY:
-            with contextlib.suppress(IndexError):  # another thread took them
+            with contextlib.suppress(IndexError):  # another thread took the tasks
                 first = self._tasks.waiting[0]
                 if first.batched and first.sink.pace.is_growing:
-                    # Each answer lets more of the tasks go in one message.
+                    # Wait: each answer lets more of the tasks share a message.
                     return False
         if on_their_way >= _WINDOW or len(self._tasks.sent) >= _WINDOW_TASKS:
             return False
@@ -247,7 +248,7 @@ class Dispatcher(Leader):
 
     def _payloads(self, task: Task) -> tuple[Payload, Payload]:
         function = task.function
-        # What may be sent again is mapped copy-on-write: nobody sees what a worker wrote before it died.
+        # A task that may be sent again is mapped copy-on-write, so that nobody sees a dead worker's writes.
         again = self.retries > 0
         try:
             task.payload = pack(
@@ -261,7 +262,7 @@ class Dispatcher(Leader):
     # -- sending ----------------------------------------------------------------------
 
     def feed(self) -> None:
-        """Send what waits while there is room. Arguments are pickled here, with no lock held."""
+        """Send waiting tasks while there is room. Arguments are pickled here, with no lock held."""
         tasks = self._tasks
         if not tasks.has_unsent() and not tasks.batches:
             return
@@ -271,7 +272,7 @@ class Dispatcher(Leader):
             tasks.drop_cancelled()
             if not self._accepting:
                 self._close_queue_if_idle()
-        # During an audit nothing is sent: the queue has to run empty.
+        # Send nothing during an audit, because the queue must become empty.
         while not self._deaths.audit and tasks.has_unsent() and self._has_room():
             if not self._send_off(Batch(0)):
                 break
@@ -279,7 +280,7 @@ class Dispatcher(Leader):
             self._deliver()
 
     def _send_off(self, batch: Batch) -> bool:
-        """Send a batch, or the next that waits if it is empty; return whether there may be room for another."""
+        """Send a batch, or the next waiting tasks if it is empty; return whether there may be room for another."""
         try:
             self._tasks.register(batch)
             if not batch:
@@ -290,7 +291,7 @@ class Dispatcher(Leader):
             return self._send(batch)
         except BaseException as error:
             if not isinstance(error, Exception) or not batch or batch.sent or self.is_interrupt(batch, error):
-                batch.is_abandoned = True  # seen to by `_recover`
+                batch.is_abandoned = True  # handled by `_recover`
                 raise
             self._fail_batch(batch, error)
             return True
@@ -301,7 +302,7 @@ class Dispatcher(Leader):
         if first.payload is None and first.batched:
             limit = first.sink.pace.batch
             if not first.sink.comes_in_batches:
-                # The last ones are divided among the workers, but tiny tasks not one by one.
+                # Divide the last tasks among the workers, but do not send tiny tasks one by one.
                 share = len(self._tasks.waiting) // (4 * self._worker_group.size)
                 limit = min(limit, max(share, limit // 16))
             self._tasks.take_more(batch, limit)
@@ -320,13 +321,13 @@ class Dispatcher(Leader):
         payload, code = first.payload, function.payload()
         if payload is None:
             raise RuntimeError("a task without its payload: please report this")
-        is_kept = first.retries > 0  # asked now: once it is sent, its worker may die of it
+        is_kept = first.retries > 0  # read before sending: after it, the worker may die of the task
         began = time.perf_counter_ns() if self.trace is not None else 0
         is_unwanted = False
         with self._lock:
             is_unwanted = first.is_cancelled if len(batch) == 1 else any(task.is_cancelled for task in batch)
             if self._failure is None and not self._deaths.audit and not is_unwanted:
-                number = tasks.enter(batch)  # before an answer can come
+                number = tasks.enter(batch)  # before an answer can arrive
                 data, fds = write_message(kind, number, code, payload, group=function.group)
                 if self._worker_group.tasks.send(data, fds, wait=False, sent=batch.sent):
                     self._messages += 1
@@ -341,14 +342,14 @@ class Dispatcher(Leader):
             if failure is not None:
                 self._fail_waiting()
             return is_unwanted
-        self._wake_workers()  # first of all: a sleeper begins meanwhile
+        self._wake_workers()  # first, so that a sleeping worker begins meanwhile
         count = len(batch)
         self._sent_off(batch)
         if not is_kept:
             first.close()
         if (trace := self.trace) is not None:
             trace.note("sending", began, {"function": name_of(function.function), "task": number, "tasks": count})
-        self.notify()  # there is something to lead for
+        self.notify()  # an answer can arrive now, so a follower may lead
         return True
 
     def _pack_batch(self, batch: Batch) -> None:
@@ -364,10 +365,10 @@ class Dispatcher(Leader):
         self._packing_ns += time.perf_counter_ns() - began
 
     def _fail_batch(self, batch: Batch, error: Exception) -> None:
-        """Answer a batch that cannot be sent with why; or find out whose fault it is."""
+        """Answer a batch that cannot be sent with the error. A batch of several tasks is sent one by one instead."""
         tasks = self._tasks
         tasks.leave(batch)
-        if len(batch) > 1:  # one of them is to blame: they go one by one
+        if len(batch) > 1:  # only one of them may be at fault
             for task in batch:
                 task.batched = False
             batch[0].close()
@@ -379,9 +380,9 @@ class Dispatcher(Leader):
         self.nudge()
 
     def is_interrupt(self, batch: Sequence[Task], error: Exception) -> bool:
-        """Return whether a signal handler raised, and not what pickles and sends tasks."""
+        """Return whether a signal handler raised *error*, instead of pickling or sending tasks."""
         if threading.current_thread() is not threading.main_thread():
-            return False  # no handler runs there
+            return False  # no handler runs in other threads
         if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
             return False
         try:
@@ -393,7 +394,7 @@ class Dispatcher(Leader):
         return True
 
     def _recover(self) -> None:
-        """Recover the batches of threads that were interrupted."""
+        """Recover the batches of interrupted threads."""
         tasks = self._tasks
         for batch in list(tasks.batches.values()):
             if batch.is_abandoned:
@@ -407,13 +408,13 @@ class Dispatcher(Leader):
                         tasks.give_back(batch)
 
     def _wake_workers(self) -> bool:
-        """Wake sleepers for messages that nobody else will get to; return whether there were any."""
+        """Wake sleeping workers for messages that no other worker will take; return whether there were any."""
         states = self._worker_group.status.states()
         asleep = states.count(IDLE) + states.count(LAST_LOOK)
         if not asleep:
             return False
         # Unanswered messages, without those that a worker runs or a spinning worker is about to take. The number may be
-        # too large, because an answer may have come and not been received.
+        # too large, because an answer may have arrived without being received.
         left = len(self._tasks.messages) - (len(states) - asleep - states.count(STARTING))
         if left > 0:
             self._worker_group.wake_workers(min(left, asleep))
@@ -422,26 +423,26 @@ class Dispatcher(Leader):
     # -- what the leader does ---------------------------------------------------------
 
     def may_come(self) -> bool:
-        """Return whether something is going to come through the channel.
+        """Return whether anything can arrive through the channel.
 
-        Else there is nothing to wait for there: another thread pickles what it will then
-        send and wait for itself, or runs a callback.
+        If not, waiting there is useless: another thread pickles tasks that it will send and wait for itself, or runs a
+        callback.
         """
         return bool(self._tasks.sent or self._tasks.waiting or self._tasks.again or self._tasks.answered)
 
     def wake(self) -> None:
-        """Make `step` return, in whichever thread it waits."""
+        """Make `step` return, in the thread that waits in it."""
         self._worker_group.wake()
 
     def step(self, deadline: float | None) -> bool:
-        """Move things on, waiting for them to move; False when the time is over. Needs the lead."""
+        """Handle what arrives, and wait for it; return False at the deadline. Needs the lead."""
         deaths = self._deaths
         got = self.take_answers()
         deaths.look()
         if got:
             return True
         began = now = time.perf_counter()
-        # Before the first answer workers are coming up, and need the cores more.
+        # Before the first answer workers are starting, and need the cores more.
         spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
@@ -472,7 +473,7 @@ class Dispatcher(Leader):
         return deadline is None or time.perf_counter() < deadline or self.take_answers()
 
     def take_answers(self) -> bool:
-        """Take every answer that is there; return whether there were any. Needs the lead."""
+        """Take all answers that have arrived; return whether there were any. Needs the lead."""
         results = self._worker_group.results
         got = False
         if self._tasks.answered:
@@ -489,7 +490,7 @@ class Dispatcher(Leader):
                 continue
             if received is None:
                 break
-            # All of this can be repeated: a message is dropped only after it was taken in.
+            # All of this can be repeated: a message is dropped only after it was handled.
             self._take_in(received)
             results.drop(received)
             got = True
@@ -520,7 +521,7 @@ class Dispatcher(Leader):
                     trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                 self._deliver()
             elif number not in self._marked.values():
-                # Nobody waits for it; but somebody may wait for what it came in place of.
+                # No task waits for this answer, but a task may wait for the message that it replaced.
                 self._deaths.note_garbage()
         elif kind is Kind.INITIALIZER_FAILED and self._worker_group.has_initializer:
             self._break(self._outcome_of(received, header, number).open()[1])
@@ -528,17 +529,17 @@ class Dispatcher(Leader):
             self._deaths.note_garbage()
 
     def _take_result_batch(self, content: bytes, position: int = 0) -> None:
-        """Take in the answers that a worker had collected."""
+        """Handle the answers that a worker had collected."""
         tasks, sent = self._tasks, self._tasks.sent
-        # Slower ones are reported, and where somebody traces, all of them are.
+        # Slower tasks are reported; all of them are if there is a trace.
         floor = self._slow.floor if self.trace is None else -1
         answered = False
-        # What the tasks of one call took, which are all of them mostly.
+        # Totals of the tasks of one call, which usually are all tasks.
         pace: Pace | None = None
         count = total = nbytes = 0
         try:
             for number, nanoseconds, start, end in answers_in(content, position):
-                # One that is not there was found in the result batch of a dead worker already.
+                # A missing task was already found in the result batch of a dead worker.
                 task = sent.get(number)
                 if task is None:
                     continue
@@ -559,7 +560,7 @@ class Dispatcher(Leader):
             self._deaths.note_garbage()
         if pace is not None:
             pace.note(total // count, nbytes // count, count)
-        if answered:  # and not for the empty batch of a worker that died without any: deaths in a row are counted
+        if answered:  # not for the empty batch of a worker that died without an answer: consecutive deaths are counted
             self._deaths.note_answer()
         self._deliver()
 
@@ -576,7 +577,7 @@ class Dispatcher(Leader):
             self._slow.note(nanoseconds, brief(task))
 
     def _take_cancelled(self, number: int) -> None:
-        """Take in that a worker passed over a task because of its mark."""
+        """Handle the message that a worker skipped a task because of its mark."""
         self._marked.pop(number % MARKS, None)
         task = self._tasks.sent.get(number)
         if task is None:
@@ -584,15 +585,15 @@ class Dispatcher(Leader):
         if task.is_cancelled:  # a chunk that was begun
             self._tasks.answer(number, CANCELLED)
             self._deliver()
-        else:  # cancelled a moment too late: it has to be done
+        else:  # the mark came too late for `cancel`, so the task must run
             self._tasks.send_again([number])
 
     def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
-        if received.message is not None:  # read, and not taken in: this is a signal handler amid that
+        if received.message is not None:  # a signal handler runs while the read message is being handled
             return Outcome(message=received.message)
         if not received.fds:
             return Outcome(received=received)
-        # Fds are dear, so its memory is taken over now; unpickling can wait.
+        # Fds are scarce, so the memory is taken over now; unpickling can wait.
         task = self._tasks.sent.get(number)
         try:
             if task is not None and ledger.watches:
@@ -602,7 +603,7 @@ class Dispatcher(Leader):
                 message = read_message(received, header, keep=True)
         except Exception as error:
             if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
-                raise  # of a signal handler: the message is read again
+                raise  # raised by a signal handler: the message is read again
             return Outcome(error=error)
         outcome = Outcome(message=message)
         copied, shared = outcome.traffic()
@@ -612,7 +613,7 @@ class Dispatcher(Leader):
         return outcome
 
     def _deliver(self) -> None:
-        """Hand out what was answered."""
+        """Deliver the answers to their sinks."""
         count = len(self._tasks.answered)
         if self._tasks.deliver():
             self._tasks_answered += count
@@ -624,7 +625,7 @@ class Dispatcher(Leader):
     # -- deaths -----------------------------------------------------------------------
 
     def replace_ended(self) -> None:
-        """Bury and replace the workers that have ended by now. Needs the lead."""
+        """Reap and replace the workers that have ended by now. Needs the lead."""
         for worker in self._worker_group.wait(0):
             self._deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
         self._replace()
@@ -635,7 +636,7 @@ class Dispatcher(Leader):
             self._deaths.replace(self.trace)
 
     def _break(self, error: BaseException) -> None:
-        """Fail everything with *error*, now and later."""
+        """Fail all tasks with *error*, now and later."""
         if self._failure is not None or (not self._accepting and self.is_idle()):
             return
         self._failure = error
@@ -672,18 +673,18 @@ class Dispatcher(Leader):
     # -- cancelling -------------------------------------------------------------------
 
     def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
-        """Cancel the tasks that no worker has begun, also those that lie in the kernel's queue.
+        """Cancel the tasks that no worker has begun, including those in the kernel's queue.
 
-        A chunk that a worker is at ends with the item at hand.
+        A chunk that a worker runs ends after the current item.
 
         Args:
-            tasks: Of this pool. Those that were answered are passed over.
-            running: End the workers that run one of them, too; such a task is answered with `WorkerDiedError`, or
-                with `concurrent.futures.CancelledError` where it is cancelled before its worker has begun it.
+            tasks: Tasks of this pool. Answered tasks are skipped.
+            running: Also end the workers that run one of the tasks. Such a task is answered with `WorkerDiedError`, or
+                with `concurrent.futures.CancelledError` if it is cancelled before its worker has begun it.
 
         Returns:
-            Those that were cancelled; their jobs get a `concurrent.futures.CancelledError`. With *running*, those
-            that ran are among them.
+            The cancelled tasks. Their sinks get a `concurrent.futures.CancelledError`. With *running*, the running
+            tasks are included.
         """
         cancelled = []
         for task in tasks:
@@ -705,7 +706,7 @@ class Dispatcher(Leader):
         if running:
             self.end_cancelled()
         if cancelled:
-            self.feed()  # those that wait are answered there
+            self.feed()  # answers the waiting ones
             self._deliver()
             self.nudge()
         return cancelled
@@ -716,23 +717,24 @@ class Dispatcher(Leader):
         self.cancel([*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)])
 
     def is_timed(self) -> bool:
-        """Return whether tasks have a time limit, so that somebody has to look at them."""
+        """Return whether tasks have a time limit, so that a thread has to check them."""
         return self._deaths.deadlines is not None
 
     def end_cancelled(self) -> None:
-        """End the workers that are at a task that was cancelled while it ran. To be repeated until there is none."""
+        """End the workers that run a cancelled task. Repeat the call until there is none."""
         sent = self._tasks.sent
         self._deaths.end_running(lambda number: (task := sent.get(number)) is not None and task.is_cancelled)
 
     def _mark(self, number: int) -> bool:
-        """Keep workers from beginning a task in the kernel's queue. Return False when a worker has begun it.
+        """Keep workers from beginning a task in the kernel's queue. Return False if a worker has begun it.
 
-        A worker names a task in its slot before it looks for the mark, and the mark is made here before the slots
-        are looked at: at least one of the two sees the other.
+        A worker names a task in its slot before it checks the mark. This method sets the mark before it checks the
+        slots.
+        So at least one of the two sees the other.
         """
         place = number % MARKS
         if self._marked.get(place, number) != number:
-            return False  # the mark of another one, which may lie there still
+            return False  # the place is taken by the mark of another task, which may still be in the queue
         marks = self._worker_group.status.marks
         self._marked[place] = number
         marks[place] = number
@@ -740,20 +742,20 @@ class Dispatcher(Leader):
         if number not in states:
             return True
         marks[place] = 0
-        # A worker that has seen the mark says so, and the task is sent again.
+        # A worker that has seen the mark reports it, and the task is sent again.
         self._marked.pop(place, None)
         return False
 
     def is_running(self, task: Task) -> bool:
-        """Return whether a worker is at a task."""
+        """Return whether a worker runs a task."""
         number = task.number
         return self._tasks.sent.get(number) is task and number in self._worker_group.status.states()
 
     def needs_a_look(self) -> bool:
-        """Return whether a dead worker's task is being looked for: `step` has to be called again soon."""
+        """Return whether an audit is pending, so that `step` has to be called again soon."""
         return self._deaths.audit
 
-    # -- what was moved ---------------------------------------------------------------
+    # -- statistics -------------------------------------------------------------------
 
     def statistics(self) -> PoolStatistics:
         """Return the counters."""
@@ -774,15 +776,15 @@ class Dispatcher(Leader):
             self.note_unpacking(time.perf_counter_ns() - began)
 
     def note_unpacking(self, nanoseconds: int) -> None:
-        """Count time that unpickling answers took, for `report`."""
+        """Count the time that unpickling answers took, for `report`."""
         self._unpacking_ns += nanoseconds
 
     def failure(self) -> BaseException | None:
-        """Return why the pool cannot go on, or None."""
+        """Return the exception because of which the pool cannot go on, or None."""
         return self._failure
 
     def report(self) -> PoolReport:
-        """Return where the time went."""
+        """Return how the pool and its workers spent their time."""
         report = PoolReport(
             seconds=time.perf_counter() - self._worker_group.made_at,
             workers=self._worker_group.reports(),

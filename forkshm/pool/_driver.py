@@ -14,7 +14,7 @@ __all__ = ("Answer", "Driver", "TracedPool")
 
 
 class Answer(Protocol):
-    """The answer to one task: what it returned or raised, not yet unpickled."""
+    """The answer to one task: its result or exception, not unpickled yet."""
 
     def open(self) -> tuple[bool, Any]:
         """Return (True, value) or (False, exception)."""
@@ -25,15 +25,15 @@ class Driver(Protocol):
     """The parent's half of a pool."""
 
     def drive(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Keep the pool going until *done* returns True, or *timeout* seconds; return whether it is True."""
+        """Drive the pool until *done* returns True or for *timeout* seconds; return whether it is true."""
         ...
 
     def open(self, answer: Answer) -> tuple[bool, Any]:
-        """Unpickle an answer, and count the time that it takes."""
+        """Unpickle an answer, and count the time that this takes."""
         ...
 
     def note_unpacking(self, nanoseconds: int) -> None:
-        """Count time that unpickling answers took."""
+        """Count the time that unpickling answers took."""
         ...
 
     def call_later(self, callback: Callable[[], None]) -> None:
@@ -41,7 +41,7 @@ class Driver(Protocol):
         ...
 
     def cancel(self, tasks: Sequence[Task], *, running: bool = False) -> list[Task]:
-        """Cancel the tasks that no worker has begun, and with *running* those that run; return the cancelled ones."""
+        """Cancel the tasks that no worker has begun and, with *running*, running ones; return the cancelled tasks."""
         ...
 
     def statistics(self) -> PoolStatistics:

@@ -30,14 +30,14 @@ __all__ = ("IMapIterator", "IMapUnorderedIterator")
 T = TypeVar("T")
 
 _keys = itertools.count(1)
-# At most this many tiny results are unpickled together.
+# Maximum number of tiny results that are unpickled together.
 _TOGETHER = 64
-# The reader looks this often whether somebody still wants the results.
+# The reading thread checks this often whether the results are still wanted.
 _LOOK_SECONDS = 1.0
 
 
 class _Failure:
-    """In the place of a chunk's results: what was raised for it."""
+    """The exception of a chunk, in place of its results."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -46,9 +46,9 @@ class _Failure:
 class IMapIterator(ResultSink, Generic[T]):
     """The results of `Pool.imap`, in the order of the input; iterate or call ``next(timeout)``.
 
-    At most ``window`` chunks of the input are on their way; so many batches, while chunks are tiny. Input that has a
-    length is taken by the thread that takes the results. Other input may wait, even for its own results, so a thread of
-    its own takes it, as in the standard library.
+    At most ``window`` chunks of the input are in flight, or as many batches while chunks are tiny. Input that has a
+    length is read by the thread that takes the results. Other input may block, even to wait for its own results, so a
+    separate thread reads it, as in the standard library.
     """
 
     comes_in_batches = True
@@ -66,37 +66,37 @@ class IMapIterator(ResultSink, Generic[T]):
     ) -> None:
         super().__init__()
         self.chunksize = chunksize
-        # Whether tasks may go several in a message.
+        # Whether a message may hold several tasks.
         self._batched = batched
         self._dispatcher = dispatcher
         self._function = function
         self._items = iter(iterable)
         self._window = window
         self._waited_for = waited_for
-        # The next chunks, and the tasks made of them, until they are submitted.
+        # The chunks that were read, and the tasks made of them, until the tasks are submitted.
         self._taking: list[Any] = []
         self._submitting: list[Task] = []
-        # Whether submitting those was begun before, and may have been interrupted.
+        # Whether submitting the tasks was begun before, and may have been interrupted.
         self._is_again = False
         self._exhausted = False
         self._submitted = 0
         self._delivered = 0
         self._taken = 0
         self._outcomes: dict[int, Answer] = {}
-        # The positions of those whose results are in `_values`, or were handed out.
+        # The positions whose results are in `_values`, or were returned.
         self._spent: tuple[int, ...] = ()
         self._values: collections.deque[T | _Failure] = collections.deque()
         self._input_error: BaseException | None = None
-        # Goes on as results are taken.
+        # Advances when results are taken.
         self.bar: Bar | None = None
-        # The key of a reading thread in the dispatcher, and the lock that is opened when the thread is to look.
+        # The key of the reading thread in the dispatcher, and the lock that wakes the thread when it is released.
         self._reader = 0
         self._gate = _thread.allocate_lock()
-        # The tasks that are not answered.
+        # The unanswered tasks, by position.
         self._open: dict[int, Task] = {}
 
     def begin(self, *, has_length: bool) -> None:
-        """Begin to take input."""
+        """Begin to read input."""
         if has_length:
             self.fill(self._window)
             return
@@ -105,12 +105,12 @@ class IMapIterator(ResultSink, Generic[T]):
         try:
             self._dispatcher.begin_reading(self._reader)
             threading.Thread(target=_read, args=arguments, name="forkshm-imap-input", daemon=True).start()
-        except RuntimeError:  # no thread is to be had
+        except RuntimeError:  # no thread can be started
             self._dispatcher.end_reading(self._reader)
             self._reader = 0
             self.fill(self._window)
         except BaseException:
-            # If the thread is there, it ends because nobody has this iterator.
+            # If the thread was started, it ends because this iterator is not referenced.
             self._dispatcher.end_reading(self._reader)
             raise
 
@@ -118,47 +118,47 @@ class IMapIterator(ResultSink, Generic[T]):
         return self
 
     def fill(self, window: int | None = None) -> None:
-        """Take input until the window is full, or without bound. Not where a thread does."""
+        """Read input until the window is full, or without a limit. Does nothing if a thread reads."""
         while not self._reader and not self._exhausted and (window is None or self.has_room()):
             self.take_input()
 
     def _room(self) -> int:
-        """Return how many chunks may be taken; those of a batch are taken together."""
+        """Return how many chunks may be read. The chunks of a batch are read together."""
         batch = self.pace.batch
         on_their_way = self._submitted - self._taken
         room = self._window * batch - on_their_way
         return room if room >= batch or not on_their_way else 0
 
     def _wanted(self) -> int:
-        """Return how many chunks to take together."""
+        """Return how many chunks to read together."""
         batch = self.pace.batch
         if batch == 1 or self._reader:
-            return 1  # a thread takes one at a time: the next may not come before this one was answered
-        # The last ones are divided among the workers.
+            return 1  # a thread reads one by one, because the next item may depend on the answer to this one
+        # Divide the last chunks among the workers.
         left = operator.length_hint(self._items, 0) // self.chunksize
         return max(1, min(batch, self._room(), left // self._window))
 
     def has_room(self) -> bool:
-        """Return whether more input is to be taken now."""
+        """Return whether more input may be read now."""
         return not self._exhausted and self._room() > 0
 
     def take_input(self) -> None:
-        """Take chunks of the input, and submit them. A call that is interrupted is gone on with by the next."""
+        """Read chunks of the input, and submit them. The next call continues an interrupted one."""
         if not self._submitting:
             taking, size = self._taking, self.chunksize
             wanted = size * self._wanted()
             if self._input_error is None and len(taking) < wanted:
                 taken: list[None] = []
-                # Taken and kept in one C call, as far as the input is not Python code itself.
+                # Items are read and kept in one C call, unless the input is Python code.
                 extending = map(taking.extend, (itertools.islice(self._items, wanted - len(taking)),))
                 try:
                     taken.extend(extending)
                 except Exception as error:
-                    if taken:  # of a signal handler
+                    if taken:  # a signal handler has raised
                         raise
-                    # As in the standard library, the consumer sees it at its place in the order.
+                    # As in the standard library, the error is raised at its place in the order.
                     self._input_error = error
-            # A chunk that the input ended amid is not whole; one that it failed amid is not done.
+            # If the input ended inside a chunk, the chunk is short. If it failed there, the chunk is dropped.
             whole = len(taking) if self._input_error is None else len(taking) // size * size
             if not whole:
                 self._exhausted = True
@@ -178,7 +178,7 @@ class IMapIterator(ResultSink, Generic[T]):
             ]
             self._open.update(zip(range(first, first + len(tasks)), tasks, strict=True))
             fresh: list[Any] = []
-            # No call between these.
+            # No call may come between these assignments.
             self._submitting = tasks
             self._taking = fresh
             self._is_again = False
@@ -200,7 +200,7 @@ class IMapIterator(ResultSink, Generic[T]):
             try:
                 if unsent:
                     dispatcher.submit(unsent, waited_for=self._waited_for, reader=self._reader)
-            except Exception as error:  # what cannot be pickled fails at its place; the others go on
+            except Exception as error:  # a task that cannot be pickled fails at its place; the others go on
                 first = unsent[0]
                 if first.is_delivered or dispatcher.knows(first) or dispatcher.is_interrupt([first], error):
                     raise
@@ -208,12 +208,12 @@ class IMapIterator(ResultSink, Generic[T]):
                 continue
             count = len(tasks)
             done: list[Task] = []
-            # No call between these.
+            # No call may come between these assignments.
             self._submitted += count
             self._submitting = done
 
     def cancel(self) -> None:
-        """Take no more input, and let no task begin that has not begun."""
+        """Read no more input, and cancel tasks that no worker has begun."""
         self._exhausted = True
         self._open_gate()
         self._dispatcher.cancel(list(self._open.values()))
@@ -230,11 +230,11 @@ class IMapIterator(ResultSink, Generic[T]):
             self.keeps = None
 
     def is_done(self) -> bool:
-        """Return whether all input was taken and answered."""
+        """Return whether all input was read and answered."""
         return self._exhausted and self._delivered == self._submitted
 
     def _next_position(self) -> int:
-        """Return the position of the result to be handed out next, or -1 when it is not there."""
+        """Return the position of the result to be returned next, or -1 if it has not arrived."""
         return self._taken if self._taken in self._outcomes else -1
 
     def _may_go_on(self) -> bool:
@@ -244,12 +244,12 @@ class IMapIterator(ResultSink, Generic[T]):
         """Return the next result.
 
         Args:
-            timeout: Seconds to wait at the most; None waits for as long as it takes.
+            timeout: Maximum seconds to wait; None waits forever.
 
         Raises:
-            StopIteration: There are no more.
-            TaskTimeoutError: It did not come in time; the task goes on, call again.
-            Exception: What the function raised for this item. Later items can still be had.
+            StopIteration: There are no more results.
+            TaskTimeoutError: The result did not arrive in time. The task goes on, so the call can be repeated.
+            Exception: Whatever the function raised for this item. Later items are still available.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -260,7 +260,7 @@ class IMapIterator(ResultSink, Generic[T]):
             taken: list[Any] = []
             try:
                 with delivering:
-                    # No call in the block.
+                    # No call may come in this block.
                     if self._values:
                         taken = [self._values[0]]
                         del self._values[0]
@@ -270,12 +270,12 @@ class IMapIterator(ResultSink, Generic[T]):
                     error = without_frames(taken[0].error)
                     break
             except BaseException:
-                self._values.extendleft(taken)  # interrupted: the next call gets it
+                self._values.extendleft(taken)  # interrupted: the next call returns it
                 raise
         raise error
 
     def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:
-        """Wait for the next chunk of results, and unpickle it; with it the next tiny ones that are there."""
+        """Wait for the next chunk of results and unpickle it, together with tiny results that follow it."""
         while not self._values:
             self.fill(self._window)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -300,7 +300,7 @@ class IMapIterator(ResultSink, Generic[T]):
             count, positions = len(answers), tuple(answers)
             del answer, answers
             with delivering:
-                # No call in the block: the results of a chunk are handed out once.
+                # No call may come in this block, so that the results of a chunk are returned once.
                 if self._taken == taken:
                     self._values = values
                     self._spent = positions
@@ -311,7 +311,7 @@ class IMapIterator(ResultSink, Generic[T]):
         self.fill(self._window)
 
     def _ready(self) -> dict[int, Answer]:
-        """Return the next answer by its position, with those behind it while all are tiny; nothing if it is missing."""
+        """Return the next answer by position, and the following ones if all are tiny; empty if it has not arrived."""
         first = self._next_position()
         answer = self._outcomes.get(first)
         if answer is None:
@@ -329,7 +329,7 @@ class IMapIterator(ResultSink, Generic[T]):
         return range(position + 1, position + _TOGETHER)
 
     def _drop_spent(self) -> None:
-        """Drop the answers whose results are being handed out. Can be repeated."""
+        """Drop the answers whose results are being returned. Can be repeated."""
         for position in self._spent:
             self._outcomes.pop(position, None)
 
@@ -337,18 +337,18 @@ class IMapIterator(ResultSink, Generic[T]):
         return self.next()
 
     def _open_gate(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is open
+        with contextlib.suppress(RuntimeError):  # the lock is open
             self._gate.release()
 
     def __del__(self) -> None:
-        # The thread that reads ends.
+        # Wake the reading thread, which then ends.
         if getattr(self, "_reader", 0) and self._gate.locked():
             self._gate.release()
 
 
 # Runs in a thread of its own, so no signal handler interrupts it.
 def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
-    """Take the input of an iterator that somebody still has."""
+    """Read the input of an iterator while the iterator exists."""
     try:
         while (wanted := sink()) is not None and not wanted._exhausted:
             if wanted.has_room():
@@ -363,7 +363,7 @@ def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int
 
 
 class IMapUnorderedIterator(IMapIterator[T]):
-    """The results of `Pool.imap_unordered`, as they come."""
+    """The results of `Pool.imap_unordered`, in the order in which they arrive."""
 
     def _next_position(self) -> int:
         for position in self._outcomes:

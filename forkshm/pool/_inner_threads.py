@@ -1,9 +1,9 @@
-"""How many threads BLAS, OpenMP and the like may use in a worker.
+"""Limits the threads that BLAS, OpenMP and similar libraries use in a worker.
 
-Each of these libraries starts a thread for each core, in every worker: with as many workers as cores that is cores
-squared. So a worker gets its share of the cores. Libraries that are loaded already are told through ``threadpoolctl``
-where that is installed; those that are loaded later read environment variables. A process that is started anew has the
-variables before it imports ``__main__``, see `forkshm._prologue`.
+Each of these libraries starts a thread for each core, in every worker. With as many workers as cores, this is the
+square of the number of cores. So a worker gets its share of the cores. Libraries that are loaded already are limited
+through ``threadpoolctl``, if it is installed. Libraries that are loaded later read environment variables. A spawned
+process has the variables before it imports ``__main__``, see `forkshm._prologue`.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ VARIABLES = {
     "NUMEXPR_NUM_THREADS": "",
 }
 """The environment variables, each with the name that ``threadpoolctl`` has for the library that reads it."""
-# Modules of which at least one is imported where such a library is.
+# If such a library is loaded, at least one of these modules is imported.
 _USERS = ("numpy", "scipy", "torch", "sklearn", "faiss", "numexpr", "pyarrow", "lightgbm", "xgboost")
 
-# What finds the libraries, made before the workers are forked, so that each of them need not look.
+# Finds the libraries. Created before the workers are forked, so that they need not search.
 _controller: Any = None
-# How many modules there were then.
+# Number of imported modules at that time.
 _modules = 0
-# OpenBLAS' own number of threads, for each such library by its path. Its function that sets it starts all threads
-# first, also those that are not to be used, and each of them takes a core for up to 0.1 s before it sleeps: a worker
-# that runs for less would take longer to start than to work.
+# Variable of each OpenBLAS library, by its path, that holds the number of threads. OpenBLAS' function that sets it
+# would start all threads first, including those that are not to be used. Each of them takes a core for up to 0.1 s
+# before it sleeps, so a worker that runs for less would take longer to start than to work.
 _numbers: dict[str, Any] = {}
 _NUMBER = "blas_cpu_number"
 
 
 def share(cores: int, workers: int) -> int | None:
-    """Return how many threads each of *workers* may use; None when one may use all *cores*."""
+    """Return how many threads each of *workers* may use, or None if each may use all *cores*."""
     each = max(1, cores // workers)
     return None if each >= cores else each
 
 
 def variables(count: int, *, is_explicit: bool) -> dict[str, str]:
-    """Return the environment variables to set; what the user set stays unless *is_explicit*."""
+    """Return the environment variables to set. Variables that the user set stay unless *is_explicit*."""
     return {name: str(count) for name in VARIABLES if is_explicit or not _is_set(name)}
 
 
 def _is_set(name: str) -> bool:
-    # All of them follow OMP_NUM_THREADS when their own variable is not set.
+    # All libraries use OMP_NUM_THREADS if their own variable is not set.
     return name in os.environ or "OMP_NUM_THREADS" in os.environ
 
 
 def prepare() -> None:
-    """Look for the libraries that are loaded, before workers are forked; some 0.5 ms, nothing without them.
+    """Find the libraries that are loaded, before workers are forked. Takes about 0.5 ms, or nothing without them.
 
-    A library is loaded with a module, so nothing is looked for again while there are no more modules.
+    A library is loaded with a module, so the search is repeated only if the number of modules has changed.
     """
     global _controller, _modules
     modules = len(sys.modules)
@@ -74,10 +74,10 @@ def prepare() -> None:
             for library in _controller.lib_controllers:
                 if library.internal_api == "openblas" and library.filepath not in _numbers:
                     number = kernel.global_int(library.filepath, _NUMBER)
-                    # What it is called in other versions, and whether it means that, nobody promises.
+                    # Other versions may name the variable differently, or give it another meaning.
                     if number is not None and number.value == library.num_threads:
                         _numbers[library.filepath] = number
-        except Exception:  # a library of another make: the limit is a kindness, and no reason to fail
+        except Exception:  # an unknown library: continue without the limit
             _controller = None
     _modules = len(sys.modules)  # threadpoolctl itself is one
 

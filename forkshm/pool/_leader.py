@@ -1,12 +1,12 @@
-"""Which thread does the work of a pool's parent: the leader/followers pattern.
+"""Chooses the thread that does the work of a pool's parent: the leader/followers pattern.
 
-There is no thread of the pool's own. A thread that waits for a result *leads*: it takes what has come, for
-everybody, and replaces dead workers. Other waiting threads *follow*: they sleep until their result is there
-or nobody leads. Only what nobody waits for needs a helper thread: callbacks, and asynchronous calls that do
-not fit the kernel's queue. It lives while there is such work.
+The pool has no thread of its own. A thread that waits for a result *leads*: it takes all answers, for every thread, and
+replaces dead workers. Other waiting threads *follow*: they sleep until their result has arrived or no thread leads. A
+helper thread is needed only for work that no thread waits for: callbacks, and asynchronous calls that the kernel's
+queue has no room for. It lives while there is such work.
 
-Nobody waits without a bound, because a signal handler may raise in the thread that was about to wake the
-others: then these look by themselves after a while.
+No thread waits without a limit, because a signal handler may raise in the thread that was about to wake the others. In
+that case they check after a while.
 
 See Also:
     Schmidt et al., "Pattern-Oriented Software Architecture", volume 2: Leader/Followers.
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Leader", "Work")
 
-# A follower looks by itself this often.
+# A follower checks this often.
 _FOLLOW_SECONDS = 0.2
-# After so long the helper looks whether the threads that drove in its place still do, and then less and less often.
+# The helper checks after this time whether the threads that replaced it still drive, and then less and less often.
 _STAND_BY_SECONDS = 0.001
 _LONGEST_STAND_BY_SECONDS = 0.016
 # Arguments of `acquire`, for a call that `map` makes.
@@ -40,34 +40,34 @@ _DO_NOT_WAIT = (False,)
 
 
 class Work(Protocol):
-    """What is to be done."""
+    """The work that the leading thread does."""
 
     def feed(self) -> None:
-        """Send what waits and fits. User code may run in it, so no lock is held."""
+        """Send waiting tasks while there is room. User code may run in it, so no lock is held."""
         ...
 
     def step(self, deadline: float | None) -> bool:
-        """Wait for something to come, and take it; False when the time is over. Called by the leader only."""
+        """Wait for an answer or a death, and handle it; return False at the deadline. Called by the leader only."""
         ...
 
     def take_answers(self) -> bool:
-        """Take what has come, without waiting; return whether there was anything. Called by the leader only."""
+        """Take all answers that have arrived; return whether there were any. Called by the leader only."""
         ...
 
     def may_come(self) -> bool:
-        """Return whether anything can come."""
+        """Return whether anything can arrive."""
         ...
 
     def has_unsent(self) -> bool:
-        """Return whether there is something for `feed`."""
+        """Return whether there is something for `feed` to send."""
         ...
 
     def is_idle(self) -> bool:
-        """Return whether nothing is left to do."""
+        """Return whether there is nothing left to do."""
         ...
 
     def wake(self) -> None:
-        """Make `step` return, in whichever thread it waits."""
+        """Make `step` return, in the thread that waits in it."""
         ...
 
 
@@ -76,34 +76,34 @@ class Leader:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        # Gives what keeps the workers from being ended; held while something here runs.
+        # Returns an object that keeps the workers from being ended; held while this class runs.
         self.keeper: Callable[[], object] = bool
         # Held by the leading thread. Reentrant: a signal handler or finalizer in the leading thread may use the pool.
         self._lead = _interrupts.RLock()
-        # The threads that sleep, each by a lock that is released to wake it.
+        # The sleeping threads, each by a lock that is released to wake it.
         self._followers: dict[int, _thread.LockType] = {}
         self._keys = itertools.count(1)
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
-        # The helper thread, set by itself.
+        # The helper thread's identifier, set by the helper thread itself.
         self._helper: int | None = None
-        # Orders its end and the requests for it. No call is made with it held.
+        # Guards `_helper`. No call is made while it is held.
         self._helping = _interrupts.Lock()
         self._helper_gate = _thread.allocate_lock()
         self._is_called_now = False
-        # How often somebody has moved things on.
+        # Number of steps that threads have made.
         self._steps = 0
 
     # -- waiting ----------------------------------------------------------------------
 
     def drive(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Keep things going until *done* returns True, or *timeout* seconds.
+        """Drive the pool until *done* returns True or for *timeout* seconds.
 
         Returns:
             Whether *done* is True.
         """
         deadline = None if timeout is None else time.perf_counter() + timeout
         work = self._work
-        # The last answer may take away what keeps the workers, while this still receives from them.
+        # The last answer may release the object that keeps the workers, while this thread still receives from them.
         keeper = self.keeper()  # noqa: F841
         while not done():
             work.feed()
@@ -117,13 +117,13 @@ class Leader:
         return True
 
     def _try_lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        """Lead until something has come; False when another thread leads, or nothing can come."""
+        """Lead until something has arrived. Return False if another thread leads, or nothing can arrive."""
         work = self._work
         if not work.may_come():
             return False
         leads: list[bool] = []
         try:
-            # Taken and noted in one C call.
+            # Acquired and recorded in one C call.
             leads.extend(map(self._lead.acquire, _DO_NOT_WAIT))
             if leads[0] and not done():
                 self._steps += 1
@@ -135,13 +135,13 @@ class Leader:
                 self.notify()
 
     def _follow(self, done: Callable[[], bool], deadline: float | None) -> None:
-        """Sleep until something has moved on, for a bounded time."""
+        """Sleep until another thread has made a step, for a limited time."""
         gate = _thread.allocate_lock()
         gate.acquire()
         key = next(self._keys)
         self._followers[key] = gate
         try:
-            # Looked at again while others know of this thread, so that it misses nothing.
+            # Check again after the thread is registered, so that it misses no wake-up.
             if done() or (self._work.may_come() and self._is_lead_free()):
                 return
             left = _FOLLOW_SECONDS
@@ -162,23 +162,23 @@ class Leader:
                 self._lead.release()
 
     def has_followers(self) -> bool:
-        """Return whether threads sleep until something has moved on."""
+        """Return whether threads sleep until a step is made."""
         return bool(self._followers)
 
     def notify(self) -> None:
         """Wake all followers."""
         if self._followers:
             for gate in list(self._followers.values()):
-                with contextlib.suppress(RuntimeError):  # another thread has opened it
+                with contextlib.suppress(RuntimeError):  # another thread has released it
                     gate.release()
 
     def nudge(self) -> None:
-        """Wake every waiting thread, because its result arrived by another way than the channel."""
+        """Wake every waiting thread, because its result did not arrive through the channel."""
         self._work.wake()
         self.notify()
 
     def look(self) -> bool:
-        """Take the answers that are there, unless another thread does; return whether there were any."""
+        """Take the answers that have arrived, unless another thread leads; return whether there were any."""
         leads: list[bool] = []
         try:
             leads.extend(map(self._lead.acquire, _DO_NOT_WAIT))
@@ -193,7 +193,7 @@ class Leader:
                 self.notify()
 
     def under_lead(self, action: Callable[[], None], *, patience: float = -1) -> None:
-        """Run *action* while no other thread leads; after *patience* seconds all the same."""
+        """Run *action* while no other thread leads, or after *patience* seconds in any case."""
         self._work.wake()
         leads: list[bool] = []
         try:
@@ -232,7 +232,7 @@ class Leader:
             self._helper_gate.release()
 
     def has_helper(self) -> bool:
-        """Return whether the helper thread is there; it stays while anything is on its way."""
+        """Return whether the helper thread is running; it runs while tasks or callbacks are left."""
         return self._helper is not None
 
     def is_helper(self) -> bool:
@@ -249,22 +249,22 @@ class Leader:
             callback()
         except Exception as error:
             sys.excepthook(type(error), error, error.__traceback__)
-        self.nudge()  # a thread may wait for what was just called
+        self.nudge()  # a thread may wait for the callback
         return True
 
-    # No signal handler runs in this thread, as in every one but the main thread.
+    # No signal handler runs in this thread, because it is not the main thread.
     def _help(self) -> None:
         keeper = self.keeper()  # noqa: F841 - see `drive`
         me = threading.get_ident()
         with self._helping:
             if self._helper is not None:
-                return  # two were asked for at once
+                return  # two threads were started at once
             self._helper = me
         try:
             while self._help_once():
                 pass
         finally:
-            # Also when it fails: the next request starts another one.
+            # Also after a failure, so that the next request starts another thread.
             with self._helping:
                 self._helper = None
             self.notify()
@@ -273,12 +273,12 @@ class Leader:
                     self._restart_helper()
 
     def _restart_helper(self) -> None:
-        # Work that came between the last look and the end.
+        # For work that was added between the last check and the end.
         if sys.exc_info()[0] is None:
             self.start_helper()
 
     def _help_once(self) -> bool:
-        """Work until there is nothing for this thread to do; False when nothing is left at all."""
+        """Work until there is nothing for this thread to do. Return False if nothing is left at all."""
         work = self._work
         pause = _STAND_BY_SECONDS
         seen = -1
@@ -296,7 +296,8 @@ class Leader:
                 continue
             if work.is_idle():
                 return False
-            # A thread that waits drives better: it need not wake another. This one only looks whether one still does.
+            # A waiting thread drives faster, because it need not wake another thread. This thread only checks that one
+            # does.
             seen = self._steps
             if self._helper_gate.acquire(True, pause):
                 pause = _STAND_BY_SECONDS

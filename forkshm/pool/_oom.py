@@ -1,4 +1,4 @@
-"""Was it the kernel's out-of-memory killer? Its counts say whether it was at work."""
+"""Finds out whether the kernel's out-of-memory killer has killed a worker, by its counters."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 
 __all__ = ("OomKills",)
 
-# Where groups of processes and their limits are; of the first version and the second.
+# The directories of control groups and their limits, for the first and the second version.
 _GROUPS_V1, _GROUPS_V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 _MEMBERSHIP = "/proc/self/cgroup"
 _MACHINE = "/proc/vmstat"
 
 
 class OomKills:
-    """The number of processes that the kernel's OOM killer had killed when this object was made."""
+    """Counters of the kernel's OOM killer, as they were when this object was made."""
 
     def __init__(self) -> None:
         counts = _counted(_counts_of_group())
-        # The group counts every kill of its processes, whoever's limit it was; the machine's count, others' as well.
+        # A group's counter covers its processes, whichever limit was hit. The machine's counter also covers others.
         self._before = counts or _counted([_MACHINE])
 
     def hint(self) -> str | None:
@@ -28,7 +28,7 @@ class OomKills:
         rose = {path: now for path, before in self._before.items() if (now := _count(path) or 0) > before}
         for path, now in rose.items():
             before = self._before[path]
-            # Each kill tells of one death.
+            # Each kill explains one death.
             self._before.update((counter, self._before[counter] + 1) for counter in rose)
             sure = "the" if path != _MACHINE else "probably the"
             return f"{sure} kernel's out-of-memory killer: oom_kill in {path} rose from {before} to {now} meanwhile"
@@ -58,11 +58,11 @@ def _count(path: str) -> int | None:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     except (OSError, ValueError):
-        pass  # not mounted here, or not ours to read
+        pass  # not mounted here, or not readable
     return None
 
 
 def _lines(path: str) -> list[str]:
-    # Each pool that is started comes here: without the layers of a text file it takes half the time.
+    # Called for each new pool. Reading without a text layer takes half the time.
     with open(path, "rb", buffering=0) as file:
         return os.fsdecode(file.readall()).splitlines()

@@ -82,7 +82,7 @@ class Pool(_StandardPool):
 
     The interface, defaults and results are the standard library's. The differences:
 
-    * Arrays and regions of shared memory cross as descriptors, including those made after the
+    * Arrays and regions of shared memory are sent as descriptors, including those made after the
       pool. Other large buffers are copied once, at memcpy speed, and arrive writable.
     * A worker that dies fails the task it was running with `WorkerDiedError` and is
       replaced. Nothing else is affected.
@@ -135,8 +135,8 @@ class Pool(_StandardPool):
             Arguments of up to 64 KiB are always taken at the call, so later changes have no effect. By default,
             larger ones are copied when the call is sent to the workers. That is at once while fewer than two calls
             for each worker are in flight, and later otherwise: do not change them before the result arrives.
-            Explicitly shared memory is never copied. Objects of classes that are sent beside it, or that hold it,
-            are taken when the call is sent. ``imap`` takes its input piece by piece.
+            Explicitly shared memory is never copied. If a call has shared memory, its objects of other classes are
+            pickled when the call is sent. ``imap`` takes its input piece by piece.
 
     Raises:
         ValueError: *processes* or *maxtasksperchild* is less than 1, *retries* is less than 0,
@@ -179,7 +179,7 @@ class Pool(_StandardPool):
             raise UnsupportedError(
                 f"a pool cannot run here: {library} has replaced the blocking functions of this process, and "
                 f"waiting for workers would stop all of its tasks. Use the pool in a process where {library} has "
-                "patched nothing, or leave select and thread out of what it patches",
+                "patched nothing, or do not patch select and thread.",
                 capability="blocking calls",
             )
         if processes is None:
@@ -227,8 +227,8 @@ class Pool(_StandardPool):
         self._imaps: list[IMapIterator[Any]] = []
         self._life = _Life()
         self._dispatcher.keeper = weakref.ref(self._life)
-        # When the pool was collected and its results are answered, or at exit: before multiprocess waits for its
-        # processes, which would be forever if one was stopped.
+        # Called when the pool is collected and its results are answered, or at exit. At exit it runs before
+        # multiprocess waits for its processes, which would take forever if one was stopped.
         self._finalizer = _multiprocess.util.Finalize(
             self._life, _end, (self._worker_group, self._dispatcher), exitpriority=15
         )
@@ -238,12 +238,12 @@ class Pool(_StandardPool):
     def _start(self) -> None:
         self._worker_group.start_all()
 
-    # With defaults: when the program ends, the names of this module may be gone before the pool is.
+    # Default arguments, because the names of this module may be gone before the pool when the program ends.
     def __del__(self, warn: Any = warnings.warn) -> None:
         if getattr(self, "_state", "TERMINATE") == "TERMINATE" or not self._is_ours():
             return
         if self._dispatcher.has_kept_tasks():
-            # Their results may be asked for, or not: as in the standard library they are done.
+            # The results may still be asked for. As in the standard library, the tasks are completed in any case.
             self._dispatcher.start_helper(now=False)
         if self._state == "RUN":
             warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, stacklevel=2, source=self)
@@ -261,7 +261,7 @@ class Pool(_StandardPool):
 
     @size.setter
     def size(self, value: int) -> None:
-        # For a subclass of the standard library's pool that has an attribute of this name, such as schwimmbad's.
+        # A subclass of the standard library's pool may set an attribute of this name, as schwimmbad's does.
         self.__dict__["size"] = value
 
     @property
@@ -297,7 +297,7 @@ class Pool(_StandardPool):
                 self._dispatcher.cancel([task])
             raise
         finally:
-            del result, task  # no cycle with the traceback of what is raised
+            del result, task  # no reference cycle with the traceback of a raised exception
 
     def apply_async(
         self,
@@ -437,7 +437,7 @@ class Pool(_StandardPool):
             raise
         finally:
             bar.close()
-            del result, tasks  # no cycle with the traceback of what is raised
+            del result, tasks  # no reference cycle with the traceback of a raised exception
 
     def _call(
         self,
@@ -569,7 +569,7 @@ class Pool(_StandardPool):
             self._dispatcher.under_lead(self._join_idle)
             self._state = "TERMINATE"
 
-    # With defaults: see __del__.
+    # Default arguments: see __del__.
     def _is_ours(
         self, getpid: Callable[[], int] = os.getpid, is_finalizing: Callable[[], bool] = sys.is_finalizing
     ) -> bool:
@@ -610,8 +610,8 @@ class Pool(_StandardPool):
             >>> with Pool(2) as pool:
             ...     _ = pool.map(time.sleep, [0.1, 0, 0, 0], chunksize=1)
             ...     report = pool.report()  # print(report) shows all of it
-            >>> report.slowest[0].task, report.hints[0].split(": ")[1]
-            ('sleep over a chunk of 1 items', 'divide that')
+            >>> report.slowest[0].task, report.hints[0].split(". ")[-1]
+            ('sleep over a chunk of 1 items', 'Split that task.')
         """
         return self._dispatcher.report()
 
@@ -697,7 +697,9 @@ def _prepare_memory() -> None:
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
-        raise MissingDependencyError("born_shared needs NumPy: pip install 'forkshm[numpy]'", extra="numpy") from error
+        raise MissingDependencyError(
+            "cannot use born_shared: NumPy is not installed. Run: pip install 'forkshm[numpy]'", extra="numpy"
+        ) from error
     numpy_memory.own_blocks()
 
 

@@ -1,7 +1,7 @@
-"""Says which argument of a task that failed was read-only, and how to send it otherwise.
+"""Explains which argument of a failed task was read-only, and how to send it writable.
 
-Read-only memory is found out where it is written to, far below the call that sent it, and
-by NumPy, Cython or C code that can only say that some destination cannot be written to.
+A write to read-only memory fails far below the call that sent it, in NumPy, Cython or C code. That code can only report
+that some destination is not writable.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ("explain_read_only",)
 
-# What NumPy, Cython, memoryview, struct, io and ctypes say.
+# Messages of NumPy, Cython, memoryview, struct, io and ctypes.
 _SAID = re.compile(r"read[- _]?only|not writ(e)?able|read-write bytes-like|WRITEABLE")
-# Elements of a container that are looked at, and arguments that are named.
+# Limits: the elements of a container that are checked, and the arguments that are named.
 _ELEMENTS = 1000
 _NAMED = 5
 
@@ -33,11 +33,11 @@ def explain_read_only(error: BaseException, function: Any, kind: Kind, arguments
     """Add a note to an *error* about read-only memory that names the read-only arguments.
 
     Args:
-        error: What the task raised.
-        function: What raised it.
-        kind: What *arguments* is: that of a call, or the items of a chunk.
-        arguments: Of the task.
-        item: Which of the items it was.
+        error: The exception of the task.
+        function: The function that raised it.
+        kind: Whether *arguments* are those of a call, or the items of a chunk.
+        arguments: The arguments of the task.
+        item: The index of the item.
     """
     if not isinstance(error, (ValueError, TypeError, BufferError)) or not _SAID.search(str(error)):
         return
@@ -90,11 +90,11 @@ def _why(thing: Any) -> str:
     mapping = mapping_at(address) if address is not None else None
     if mapping is not None and mapping.mode not in _FOR_READING:
         return (
-            "is read-only here because it was where it was sent, although its memory is not: "
-            "set its flags.writeable before sending it, or let the task write to a copy"
+            "is read-only here because it was read-only in the process that sent it, although its memory is not. "
+            "Set its flags.writeable before sending it, or let the task write to a copy."
         )
     return (
-        "is read-only here: it was sent with forkshm.view(x, 'read_only') or 'read_private', its region is sealed "
-        "or mapped read-only; send forkshm.view(x, 'copy_on_write') of a "
-        "writeable one to let the task write to a copy of its own"
+        "is read-only here: it was sent with forkshm.view(x, 'read_only') or 'read_private', or its region is sealed "
+        "or mapped read-only. Send forkshm.view(x, 'copy_on_write') of a "
+        "writable one, so that the task writes to its own copy."
     )

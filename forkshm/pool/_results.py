@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Outcome:
-    """The answer to one task: what it returned or raised, not yet unpickled."""
+    """The answer to one task: its result or exception, not unpickled yet."""
 
     __slots__ = ("_error", "_message", "_received", "_stream")
 
@@ -144,7 +144,7 @@ class PlainOutcome:
     __slots__ = ("stream",)
 
     def __init__(self, stream: bytes) -> None:
-        # The pickle of its result.
+        # The pickle of the result.
         self.stream = stream
 
     def open(self) -> tuple[bool, Any]:
@@ -377,14 +377,14 @@ class MapResult(ApplyResult["list[T]"]):
             self._answer()
 
     def _length_of(self, position: int) -> int:
-        # The last chunk has the rest.
+        # The last chunk may be shorter.
         return min(self.chunksize, self.items - position * self.chunksize)
 
     def show(self, bar: Bar) -> None:
-        """Wait until all is answered, and show how far it is."""
+        """Wait until all tasks are answered, and show the progress."""
         shown = 0
         while shown < self.items:
-            # Not which of them are answered, but how many: only with the last one it is exact.
+            # The number of answered tasks, not which ones: the count of items is exact only with the last task.
             self._driver.drive(functools.partial(self._has_more_than, shown))
             now = self._count()
             bar.update(now - shown)
@@ -403,7 +403,7 @@ class MapResult(ApplyResult["list[T]"]):
         try:
             for outcome in self._chunks:
                 if type(outcome) is PlainOutcome:
-                    # As its `open`, in half the time.
+                    # Does the work of `open` in half the time.
                     try:
                         values += loads(outcome.stream)
                     except (Exception, SystemExit) as error:
@@ -414,7 +414,7 @@ class MapResult(ApplyResult["list[T]"]):
                         return False, value
                     values += value
         finally:
-            # Once for all: chunks may be tiny, and many.
+            # Counted once, because there may be many tiny chunks.
             self._driver.note_unpacking(time.perf_counter_ns() - began)
         return True, values
 

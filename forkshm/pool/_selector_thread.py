@@ -1,7 +1,7 @@
-"""Watches channels and processes for an event loop that cannot: those of Windows know sockets only.
+"""Watches channels and processes for an event loop that cannot, such as those of Windows, which watch only sockets.
 
-One thread waits for all of them, and has the loop look. It waits for nothing else until the loop has looked, so
-that nothing is said twice.
+One thread waits for all of them, and makes the loop check. Until the loop has checked, the thread waits for nothing
+else, so that nothing is reported twice.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Watchable(Protocol):
         ...
 
     def close(self) -> None:
-        """Close it."""
+        """Close the fd."""
         ...
 
 
 class SelectorThread:
-    """A thread that calls *look*, a method, in a loop whenever something that it watches is ready.
+    """A thread that calls the method *look* in a loop whenever an object that it watches is ready.
 
-    It owns what it watches, since it may be waiting for it when it is told not to; and keeps nothing else alive.
+    It owns the watched objects, because it may be waiting for one that is removed. It keeps nothing else alive.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[], None]) -> None:
@@ -56,19 +56,19 @@ class SelectorThread:
             raise
 
     def deadlines(self, source: object, end: Watchable) -> None:
-        """Watch it; it is closed when it is not watched any more."""
+        """Watch *end* under the key *source*. The thread closes it when it is removed."""
         with self._lock:
             self._watched[source] = end
             kernel.wake(self._wake_end, 1)
 
     def unwatch(self, source: object) -> None:
-        """Watch it no more."""
+        """Stop watching the object of this key."""
         with self._lock:
             self._dropped.append(self._watched.pop(source))
             kernel.wake(self._wake_end, 1)
 
     def close(self) -> None:
-        """Watch nothing any more, and end the thread. Closing twice is allowed."""
+        """Stop watching all objects, and end the thread. Closing twice is allowed."""
         with self._lock:
             if not self._ended:
                 self._ended = True
@@ -108,7 +108,7 @@ class SelectorThread:
             del watched
             if any(fd != self._wait_at for fd, _ in poller.poll()):
                 self._is_looked_for = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed, and so is this soon
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and this thread will be soon
                     self._loop.call_soon_threadsafe(self._looked)
 
     def _looked(self) -> None:

@@ -1,17 +1,16 @@
-"""The status region: one slot for each worker, in which it says what it holds.
+"""The status region: one slot for each worker, in which the worker records its current task.
 
-The slot is written *before* the fact: "claiming" before a worker looks into the queue,
-the task's number before it touches the task. So when a worker dies, its slot tells:
+The slot is written *before* the fact: "claiming" before a worker checks the queue, and the task's number before it
+touches the task. So when a worker has died, its slot shows:
 
-* a task's number: it held that task, and nobody else has it;
-* claiming or last look: it may have taken a message and not yet named it;
-* idle: it held nothing.
+* A task's number: the worker had that task, and no other worker has it.
+* Claiming or last look: the worker may have taken a message without naming it.
+* Idle: the worker had no task.
 
-It also tells the parent whether somebody has to be woken. A worker that is claiming is
-going to look into the queue again; one that is past its last look sleeps until a byte
-comes through the wakeup pipe. Sending happens before the parent reads the slot, and the last
-look after the worker wrote it, both under the socket's own lock: so one of them sees the
-other, and no message is left to sleepers.
+The slot also shows the parent whether workers must be woken. A worker that is claiming will check the queue again. A
+worker that is past its last look sleeps until it gets a byte from the wakeup pipe. The parent sends before it reads the
+slot, and the worker writes the slot before its last look. Both use the socket's own lock, so at least one of them sees
+the other, and no message is left to sleeping workers.
 """
 
 from __future__ import annotations
@@ -47,33 +46,33 @@ __all__ = (
 )
 
 STARTING = 0
-"""Not yet through its initializer."""
+"""The initializer has not finished yet."""
 IDLE = 1
-"""Asleep, with nothing taken from the queue."""
+"""Asleep, with no task."""
 CLAIMING = 2
-"""Looking into the queue, and going to look again."""
+"""Checking the queue, and going to check again."""
 LAST_LOOK = 3
-"""Looking into the queue once more before it sleeps."""
+"""Checking the queue once more before it sleeps."""
 FIRST_TASK = 16
-"""Task numbers begin here."""
+"""The smallest task number."""
 
 MARKS = 4096
-"""Places for marks of cancelled tasks: the task with number n has its mark in place n modulo this."""
+"""Number of places for marks of cancelled tasks: task n has its mark in place n modulo this."""
 
-# A slot has the state, the number of the item in its chunk, counted from 1, and room. A worker writes there for each
-# item, so each slot has a cache line of its own: two workers that write to one take three times as long.
+# A slot has the state, the number of the item in its chunk, counted from 1, and padding. A worker writes it for each
+# item, so each slot has a cache line of its own: writing takes three times as long if two workers share a line.
 SLOT_WORDS = 8
 
-# Bytes of a worker's account of its time; a cache line, so that none waits for another's.
+# Bytes of a worker's clock: a cache line, so that workers do not share one.
 _CLOCK = 64
 
 # Bytes of answers that a worker may collect before it sends them.
 _RESULT_BATCH = 16 * 1024
 
-# Bytes of records that a worker keeps while somebody traces: of 16,384 tasks.
+# Bytes of the records of a trace, for each worker: 16,384 tasks.
 _TRACE_RING = 2 * 2**20
 _TRACE_RING_HEAD = 16
-# Where files may not be larger, a multiple of this.
+# If the file size is limited, a trace ring is a multiple of this.
 _SHORTEST_TRACE_RING = 4096
 
 # One answer: number of the task, nanoseconds it took, bytes of the pickle that follows.
@@ -81,11 +80,11 @@ _ANSWER = struct.Struct("<QQI")
 
 
 class ResultBatch:
-    """Where a worker collects the answers of a batch, to send them in one message.
+    """Collects the answers of a batch in a worker, to send them in one message.
 
-    It lies in the status region, so what a dying worker had answered and not sent is not
-    lost: the parent finds it here. An answer counts once `used` says so, which is
-    written after it; one that was sent and is still here is found twice, and known.
+    It lies in the status region, so that the parent finds answers that a dead worker had not sent. An answer counts
+    once `used` includes it, which is written last. If an answer was sent and is still here, the parent finds it
+    twice and ignores the second one.
     """
 
     def __init__(self, memory: memoryview) -> None:
@@ -119,7 +118,7 @@ class ResultBatch:
 
 
 def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, int, int]]:
-    """Yield number and nanoseconds of each answer in the content of a result batch, and start and end of its pickle.
+    """Yield the number and nanoseconds of each answer of a result batch, and the start and end of its pickle.
 
     Raises:
         struct.error: The content ends within an answer.
@@ -133,10 +132,10 @@ def answers_in(content: bytes, position: int = 0) -> Iterator[tuple[int, int, in
 
 
 class TraceRing:
-    """Where a worker records what it does; see `_trace`."""
+    """The memory in which a worker records its work; see `_trace`."""
 
     def __init__(self, memory: memoryview) -> None:
-        # Whether to record; how many records were begun.
+        # Whether to record, and the number of records that were begun.
         self.head = memory[:_TRACE_RING_HEAD].cast("Q")
         self.records = memory[_TRACE_RING_HEAD:]
 
@@ -147,7 +146,7 @@ class TraceRing:
 
 
 def _file_limit() -> int:
-    """Return how large a file may be, in bytes."""
+    """Return the maximum size of a file, in bytes."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -156,11 +155,11 @@ def _file_limit() -> int:
 
 
 def _reserved(result_batches: int, workers: int, trace_ring: int) -> MappedRegion:
-    """Return the memory of a pool: of the trace rings, which are long, the heads are there, and the rest on demand."""
+    """Return the memory of a pool. Memory of trace rings is allocated on demand, except for their heads."""
     try:
         region = sparse_memory(result_batches + workers * trace_ring)
     except RegionCreateError as error:
-        # Files may not be so large (ulimit -f): then the trace rings are shorter.
+        # The file size may be limited (ulimit -f): use shorter trace rings.
         left = (_file_limit() - result_batches) // workers // _SHORTEST_TRACE_RING * _SHORTEST_TRACE_RING
         if error.errno != errno.EFBIG or not 0 < left < trace_ring:
             raise
@@ -181,7 +180,7 @@ class Status:
 
     def __init__(self, workers: int, region: MappedRegion | None = None) -> None:
         words = workers * SLOT_WORDS * 8
-        # Where a cache line begins.
+        # Aligned to a cache line.
         clocks = -(-words // _CLOCK) * _CLOCK
         marks = clocks + workers * _CLOCK
         boxes = marks + MARKS * 8
@@ -191,7 +190,7 @@ class Status:
         self.words = self._region.buf[:words].cast("Q")
         # See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]
-        # In the place of a cancelled task its number: no worker begins it. Written by the parent.
+        # The number of a cancelled task in its place, so that no worker begins it. Written by the parent.
         self.marks = self._region.buf[marks:boxes].cast("Q")
         self._result_batches = [
             ResultBatch(self._region.buf[start : start + _RESULT_BATCH])
@@ -209,7 +208,7 @@ class Status:
         self._result_batches[worker].clear()
 
     def result_batch(self, worker: int) -> ResultBatch:
-        """Where the worker collects answers."""
+        """Return the memory in which the worker collects answers."""
         return self._result_batches[worker]
 
     def state(self, worker: int) -> int:
@@ -221,11 +220,11 @@ class Status:
         return self.words[::SLOT_WORDS].tolist()
 
     def item(self, worker: int) -> int | None:
-        """Which item of its chunk it is at, counted from 0; None when it has no chunk."""
+        """Return the index in its chunk of the item that the worker runs, counted from 0, or None without a chunk."""
         return self.words[worker * SLOT_WORDS + 1] - 1 if self.words[worker * SLOT_WORDS + 1] else None
 
     def close(self) -> None:
-        """Give the region back."""
+        """Close the region."""
         for result_batch in self._result_batches:
             result_batch.close()
         for trace_ring in self.trace_rings:
@@ -234,14 +233,14 @@ class Status:
             clock.release()
         self.marks.release()
         self.words.release()
-        # Another thread may be reading: the memory is unmapped with the last view, which a free-threaded build may
-        # free a little later than its last reference goes.
+        # Another thread may be reading. The memory is unmapped with the last view. A free-threaded build may free that
+        # view a little later than its last reference is gone.
         with contextlib.suppress(RegionBusyError):
             self._region.close()
 
 
 def reduce_status(status: Status) -> Any:
-    """Send the slots: they are the same ones at the other end."""
+    """Send the slots: the receiver gets the same memory."""
     return Status, (len(status._result_batches), status._region)
 
 

@@ -1,15 +1,15 @@
-"""When the arguments of an asynchronous call are taken: at the call if they are small, whatever room there is.
+"""Takes the arguments of asynchronous calls at the call if they are small.
 
-A call that waits for room is pickled when it is sent. Without what is done here it would see what its caller did to the
-arguments meanwhile. So what could change is taken at once:
+A call that waits for room is pickled when it is sent. Without this module it would see later changes to its arguments.
+So arguments that could change are taken at the call:
 
 * Plain containers and small arrays are copied, which takes a microsecond or two. The task may still share a message
   with others.
-* A task with other objects is pickled as it will be sent, which costs nothing, because that is done only once. It goes
-  alone.
+* A task with other objects is pickled at the call. This costs nothing extra, because it is done only once. The task is
+  sent in a message of its own.
 
-Arguments above `SMALL` bytes are copied when they are sent, so that what waits is not there twice: unless the pool was
-made with ``copy_at_call``.
+Arguments above `SMALL` bytes are copied when they are sent, so that waiting arguments are not in memory twice. With
+``copy_at_call`` they are taken at the call, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ("SMALL", "take_arguments")
 
 SMALL = 64 * 2**10
-"""Bytes up to which arguments are small."""
+"""Maximum bytes of small arguments."""
 
 _FIXED = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, type, FunctionType, BuiltinFunctionType}
@@ -38,15 +38,15 @@ _MOST_PARTS = 1000
 
 
 class _Copier:
-    """Copies plain containers and small arrays; leaves other objects in place and notes that there were some."""
+    """Copies plain containers and small arrays; leaves other objects in place and records that there were some."""
 
     def __init__(self) -> None:
         # Whether there was an object that only a pickler can take.
         self.has_others = False
-        # Whether there was something too large to be taken now.
+        # Whether there was an object that is too large to be taken now.
         self.has_large = False
         self._parts = 0
-        # By id, so that what is there twice is one object in the copy as well.
+        # By id, so that an object that occurs twice is one object in the copy as well.
         self._memo: dict[int, Any] = {}
         numpy = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
@@ -72,7 +72,7 @@ class _Copier:
             if thing.nbytes > SMALL:
                 self.has_large = True
                 return thing
-            # For other arrays, find out what they are views of: shared memory, for example.
+            # Other arrays may be views of shared memory, for example, so their memory is examined.
             if thing.base is not None or thing.dtype.hasobject or not thing.flags.owndata:
                 self.has_others = True
                 return thing
@@ -101,7 +101,7 @@ class _Copier:
                 for key, value in list(made.items()):
                     made[key] = self.copy(value)
         elif kind is set:
-            # What is in a set, or a key of a dict, has a hash and so is not expected to change.
+            # Elements of a set and keys of a dict are hashable, so they are not expected to change.
             made = self._memo[id(thing)] = thing.copy()
         elif kind is frozenset or _FIXED.issuperset(map(type, thing)):
             return thing
@@ -114,8 +114,8 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
     """Take the arguments of tasks that are going to be submitted.
 
     Args:
-        dispatcher: What pickles them.
-        tasks: The tasks, which nobody else knows yet.
+        dispatcher: The dispatcher, which pickles them.
+        tasks: The tasks, which no other thread knows yet.
         always: Whether large arguments are taken as well.
     """
     for task in tasks:
@@ -134,7 +134,7 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
         if not (copier.has_others or copier.has_large):
             task.arguments = copied
         elif copier.has_large and not always:
-            task.arguments = copied  # what is small beside it
+            task.arguments = copied  # the small ones; large ones are in place
         else:
             _pack(dispatcher, task, copied, always=always)
 
@@ -142,11 +142,11 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
 def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> None:
     try:
         dispatcher._pack(task)
-    except Exception:  # told when it is sent, in the way that is the caller's
+    except Exception:  # raised again when the task is sent, and reported in the call's own way
         task.close()
         return
     if (payload := task.payload) is not None and payload.fds and not always:
-        # It hid what is large, or what is shared. Each such task would keep fds open, and many may wait.
+        # The object contains large or shared memory. Each such task would keep fds open, and many may wait.
         task.close()
         task.arguments = copied
     else:

@@ -1,8 +1,8 @@
-"""Tasks, what several of them have in common, and where each unanswered one is.
+"""Tasks, the data that several of them share, and the place of each unanswered task.
 
-A task waits, is in a batch that is being pickled and sent, was sent, or was answered. Every move from one
-place to the next is one C call, or stores with no call between them, so an interrupt finds each task in one
-place. See docs/internals/interruptions.md.
+A task waits, is in a batch that is being pickled and sent, was sent, or was answered. Each move to the next place is
+one C call, or stores with no call between them. So an interrupt finds each task in exactly one place. See
+docs/internals/interruptions.md.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 __all__ = ("CANCELLED", "Batch", "Outstanding", "Packer", "PickledCallable", "Task")
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-# Arguments of a call without arguments that `itertools.starmap` makes once.
+# Arguments for `itertools.starmap`: one call without arguments.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
-# In place of the payload of a function that has not been looked at.
+# Stands for the payload of a function that was not pickled yet.
 _UNKNOWN: Any = object()
 
 
 class _Cancelled:
-    """The answer to a task that is not going to be done because nobody wants it."""
+    """The answer to a cancelled task, which will not run."""
 
     def open(self) -> tuple[bool, Any]:
-        """Return (False, exception)."""
+        """Return False and the exception."""
         return False, concurrent.futures.CancelledError()
 
 
@@ -50,17 +50,17 @@ CANCELLED = _Cancelled()
 
 
 class Packer:
-    """Pickles what the tasks of a pool run.
+    """Pickles the functions of a pool's tasks.
 
     Args:
-        known: What of ``__main__`` the workers have, and so crosses by name.
+        importable: The names of ``__main__`` that the workers have, which are therefore sent by name.
     """
 
     def __init__(self, importable: ImportableNames) -> None:
         self.importable = importable
         self._groups = itertools.count(1)
-        # Payloads of functions that cross by name never change, so they are made once.
-        # None stands for one that crosses by value.
+        # Payloads of functions that are sent by name never change, so they are made once. None stands for a function
+        # that is sent by value.
         self._by_name: weakref.WeakKeyDictionary[Any, Payload | None] = weakref.WeakKeyDictionary()
 
     def new_group(self) -> int:
@@ -68,13 +68,13 @@ class Packer:
         return next(self._groups)
 
     def by_name(self, function: Callable[..., Any]) -> Payload | None:
-        """Return the payload of a function that crosses by name, which is kept here; None for any other."""
+        """Return the payload of a function that is sent by name, which is cached here; None for any other function."""
         try:
             payload = self._by_name.get(function, _UNKNOWN)
             if payload is _UNKNOWN:
                 payload = self._by_name[function] = pack_by_name(function, self.importable)
             return payload if payload is None or still_by_name(function, self.importable) else None
-        except TypeError:  # not hashable, or without weak references
+        except TypeError:  # it is not hashable, or cannot have weak references
             return None
 
     def pack(self, function: Callable[..., Any], *, for_many: bool) -> Payload:
@@ -84,9 +84,9 @@ class Packer:
 
 
 class PickledCallable:
-    """What the tasks of one call run: pickled once, sent with each.
+    """The function of one call's tasks: pickled once, sent with each task.
 
-    Its memory is let go of with the last task that has it.
+    Its memory is released with the last task that uses it.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class PickledCallable:
     ) -> None:
         self._packer = packer
         self.function = function
-        # Not 0 when several tasks share the payload.
+        # Not 0 if several tasks share the payload.
         self.group = packer.new_group() if for_many else 0
         self._payload: Payload | None = None
-        # The ids of arguments that several tasks have in common, and the copies of those.
+        # The ids of arguments that several tasks share, and the copies of these arguments.
         self._repeated = repeated
         self.repeats = Repeats() if repeated and repeats is None else repeats
         self._called_at = call_site() if ledger.watches else "a call made before the block"
@@ -115,13 +115,13 @@ class PickledCallable:
         return mark(task.arguments, self._repeated, starred=task.kind is Kind.STARMAP)
 
     def acting(self, what: str) -> contextlib.AbstractContextManager[object]:
-        """Return a context in which copies are reported as *what* the function, if there are watchers."""
+        """Return a context in which copies are reported as *what* the function, if the ledger is watched."""
         if not ledger.watches:
             return _NOBODY
         return on_behalf_of(Sending(f"{what} {name_of(self.function)}()", self._called_at))
 
     def payload(self) -> Payload:
-        """Return the payload; made on first use."""
+        """Return the payload, which is made on first use."""
         payload = self._payload
         if payload is None:
             try:
@@ -135,10 +135,10 @@ class PickledCallable:
 class Task:
     """One message to be answered by one message."""
 
-    # Defaults stand in the class: of tiny tasks there are many, and most attributes of most are never set.
+    # The defaults are in the class, because there are many tiny tasks, and most never set most attributes.
     payload: Payload | None = None
     deaths: int = 0
-    """Workers that have died of it."""
+    """Number of workers that died while running it."""
     copied: int = 0
     """Bytes copied for its message."""
     number: int = 0
@@ -146,9 +146,9 @@ class Task:
     message: int = 0
     last: int = 0
     is_cancelled: bool = False
-    """Nobody wants it; it is not begun any more."""
+    """Whether it is cancelled, so that no worker begins it any more."""
     is_delivered: bool = False
-    """Its job has the answer."""
+    """Whether its sink has the answer."""
 
     def __init__(
         self,
@@ -166,15 +166,15 @@ class Task:
         # (args, kwargs) of a call, or the items of a chunk.
         self.arguments = arguments
         self.sink = sink
-        # Which part of the job it answers.
+        # Which part of the sink's result it answers.
         self.position = position
-        # Whether it may go in one message with others.
+        # Whether it may share a message with other tasks.
         self.batched = batched
-        # How often it is done again when its worker dies. Its payload is kept for that.
+        # How often it may be sent again when its worker dies. Its payload is kept for that.
         self.retries = retries
 
     def close(self) -> None:
-        """Release what is held for sending the task."""
+        """Release the memory that is held for sending the task."""
         payload, self.payload = self.payload, None
         if payload is not None:
             payload.close()
@@ -186,40 +186,40 @@ class Batch(list[Task]):
     def __init__(self, key: int) -> None:
         super().__init__()
         self.key = key
-        # The numbers that they were entered under before the message was sent.
+        # The numbers that the tasks were entered under before the message was sent.
         self.numbers = range(0)
         # Has an item once the message is in the kernel's queue.
         self.sent: list[int] = []
-        # The thread that pickles and sends it was interrupted, and does so no more.
+        # Whether the thread that pickles and sends it was interrupted, and will not continue.
         self.is_abandoned = False
 
 
 class Outstanding:
-    """The tasks of a pool that are not answered, and where each of them is.
+    """The unanswered tasks of a pool, each in one place.
 
     Args:
-        sent: Where those are that were sent, by their numbers.
+        sent: The place of tasks that were sent, by their numbers.
     """
 
     def __init__(self, sent: dict[int, Task]) -> None:
-        # Not sent yet, in their order.
+        # Tasks that were not sent yet, in order.
         self.waiting: collections.deque[Task] = collections.deque()
-        # To be sent again, before all others; by the number they had.
+        # Tasks to be sent again before all others, by their previous numbers.
         self.again: dict[int, Task] = {}
-        # Being sent.
+        # Batches that are being sent.
         self.batches: dict[int, Batch] = {}
         self.sent = sent
-        # Bytes that were copied for those.
+        # Bytes that were copied for the sent tasks.
         self.sent_bytes = 0
-        # Messages by the number of their first task, and how many of theirs are unanswered.
+        # For each message, by the number of its first task, the number of its unanswered tasks.
         self.messages: dict[int, int] = {}
-        # Answered, and not handed to their jobs yet.
+        # Answered tasks that were not delivered to their sinks yet.
         self.answered: dict[int, tuple[Task, Answer]] = {}
         self._next = FIRST_TASK
         self._keys = itertools.count(1)
 
     def is_empty(self) -> bool:
-        """Return whether every task was answered, and every answer handed out."""
+        """Return whether every task was answered, and every answer delivered."""
         return not (self.sent or self.waiting or self.again or self.batches or self.answered)
 
     def knows(self, task: Task) -> bool:
@@ -234,23 +234,23 @@ class Outstanding:
         return bool(self.waiting or self.again)
 
     def new_batch(self) -> Batch:
-        """Return an empty batch, which is known from now on."""
+        """Return an empty batch, which is registered."""
         batch = Batch(0)
         self.register(batch)
         return batch
 
     def register(self, batch: Batch) -> None:
-        """Register a batch."""
+        """Give the batch a key, and add it to `batches`."""
         key = batch.key = next(self._keys)
         self.batches[key] = batch
 
     def take(self, batch: Batch) -> bool:
-        """Move the next task to be sent into a batch; False when there is none."""
+        """Move the next task to be sent into a batch; return False if there is none."""
         while True:
             for number in self.again:
                 with contextlib.suppress(KeyError):
                     batch.extend(map(self.again.pop, (number,)))
-                break  # one at a time
+                break  # one task at a time
             else:
                 with contextlib.suppress(IndexError):
                     batch.extend(itertools.starmap(self.waiting.popleft, _ONCE))
@@ -260,7 +260,7 @@ class Outstanding:
             batch.clear()
 
     def drop_cancelled(self) -> None:
-        """Answer the cancelled tasks that wait before all others."""
+        """Answer the cancelled tasks at the front of the waiting ones."""
         while self.waiting and self.waiting[0].is_cancelled:
             batch = self.new_batch()
             try:
@@ -274,26 +274,26 @@ class Outstanding:
         wanted = limit - len(batch)
         if wanted < 1:
             return
-        with contextlib.suppress(IndexError):  # there are no more
+        with contextlib.suppress(IndexError):  # no more tasks wait
             batch.extend(itertools.starmap(waiting.popleft, itertools.repeat((), wanted)))
         for position, task in enumerate(batch):
             if task.function is not function or not task.batched or task.is_cancelled:
-                # It goes back, with those behind it, in one C call.
+                # It is returned together with the tasks behind it, in one C call.
                 if position:
                     waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch) - position)))
                 return
 
     def give_back(self, batch: Batch) -> None:
-        """Put a batch that was not sent back in its place in the queue. Can be repeated."""
+        """Return a batch that was not sent to its place in the queue. Can be repeated."""
         self.leave(batch)
-        # One C call takes them out of the one and puts them into the other.
+        # One C call removes the tasks from the batch and adds them to the queue.
         self.waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch))))
         self.batches.pop(batch.key, None)
 
     def enter(self, batch: Batch) -> int:
-        """Note that a batch is going to be sent; return the number of its first task."""
+        """Record that a batch is going to be sent; return the number of its first task."""
         count = len(batch)
-        # No call between these: a signal handler sends tasks, too, and would get the same numbers.
+        # No call may come between these: a signal handler sends tasks, too, and would get the same numbers.
         first = self._next
         self._next = first + count
         batch.numbers = range(first, first + count)
@@ -322,9 +322,9 @@ class Outstanding:
         self.batches.pop(batch.key, None)
 
     def take_sent(self, number: int) -> None:
-        """Forget a task that was sent; the caller has it."""
+        """Remove a task that was sent; the caller has it."""
         sent, messages = self.sent, self.messages
-        # No call up to the end.
+        # No call may come from here to the end.
         if number in sent:
             task = sent[number]
             message = task.message
@@ -337,13 +337,13 @@ class Outstanding:
                     messages[message] -= 1
 
     def answer(self, number: int, answer: Answer) -> Task | None:
-        """Note the answer to a task that was sent, and return it; None if it was answered before, or never sent."""
+        """Record the answer to a sent task, and return the task; None if it was answered before, or never sent."""
         sent, messages, answered = self.sent, self.messages, self.answered
         task = sent.get(number)
         if task is None:
             return None
         message, entry = task.message, (task, answer)
-        # No call up to the end: it is sent or answered at every moment.
+        # No call may come from here to the end, so that the task is in one of the two places at every moment.
         if number not in sent:
             return None
         del sent[number]
@@ -357,8 +357,8 @@ class Outstanding:
         return task
 
     def answer_unsent(self, task: Task, answer: Answer) -> None:
-        """Note the answer to a task that is in no other place."""
-        # Numbers of those that were sent are positive.
+        """Record the answer to a task that is in no other place."""
+        # Sent tasks have positive numbers.
         self.answered[-next(self._keys)] = task, answer
 
     def send_again(self, numbers: Iterable[int], *, after_death: bool = False) -> None:
@@ -369,7 +369,7 @@ class Outstanding:
             if task is None:
                 continue
             message = task.message
-            # No call up to the end of the loop.
+            # No call may come from here to the end of the loop.
             if number in sent:
                 del sent[number]
                 self.sent_bytes -= task.copied
@@ -383,7 +383,7 @@ class Outstanding:
                 again[number] = task
 
     def deliver(self) -> bool:
-        """Hand answers to their jobs; return whether there were any."""
+        """Deliver answers to their sinks; return whether there were any."""
         answered = self.answered
         any_there = bool(answered)
         while answered:
@@ -394,6 +394,6 @@ class Outstanding:
             for number, (task, answer) in entries:
                 if task.payload is not None:
                     task.close()
-                task.sink.deliver(task, answer)  # also one that was interrupted amid it
+                task.sink.deliver(task, answer)  # repeated if an earlier delivery was interrupted
                 answered.pop(number, None)
         return any_there

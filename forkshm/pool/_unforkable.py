@@ -1,12 +1,11 @@
-"""Libraries that do not survive a fork once they were used: their threads are not forked, and the child waits for them.
+"""Finds libraries whose threads do not survive a fork: the child does not have the threads, and waits for them forever.
 
-Such a library works in forked processes as long as the parent only imported it. So this module looks
-for the threads, not for the import. The kernel tells the names of threads. Where it does not, nothing is found.
+Such a library works in forked processes if the parent has only imported it. So this module looks for the threads
+instead of the import. The kernel knows the names of threads; where it does not, no library is found.
 
-Why the fork server is not used by itself where something is found: its processes import the main module anew, so they
-need the ``__main__`` guard, have none of what the program has computed, and begin 0.2 to 2 seconds later, where forked
-ones begin after 15 to 30 ms. A program that works would become slower or fail. So forking stays the default, and says
-what may happen.
+The fork server is not used automatically. Its processes import the main module again, so they need the ``__main__``
+guard, and lack the data that the program has computed. They begin after 0.2 to 2 seconds, forked ones after 15 to 30
+ms. A program that works would become slower or fail. So forking stays the default, with a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ("LIBRARIES", "WAY_OUT", "Library", "installed", "suspects", "warn")
 
 WAY_OUT = (
     'Use processes that are not forked from this one: forkshm.get_context("forkserver").Pool(...), or '
-    'forkshm.set_start_method("forkserver"); the main module then needs an if __name__ == "__main__" guard'
+    'forkshm.set_start_method("forkserver"). The main module then needs an if __name__ == "__main__" guard.'
 )
 
 
@@ -34,9 +33,9 @@ class Library(NamedTuple):
 
     name: str
     modules: tuple[str, ...]
-    """The modules that bring it."""
+    """The modules that start its threads."""
     threads: str | None
-    """What its threads are called by the kernel; None if like the program."""
+    """The names of its threads, as a regular expression; None if they are named like the program."""
 
 
 LIBRARIES = (
@@ -44,12 +43,12 @@ LIBRARIES = (
     Library("gRPC", ("grpc",), r"(grpc|event_engine|timer_manager|resolver-exec|default-execut).*"),
     Library("GNU OpenMP", ("sklearn", "xgboost", "lightgbm", "faiss", "numba"), None),
 )
-# Libraries for which this process has given a warning.
+# Libraries that this process has already warned about.
 _warned: set[str] = set()
 
 
 def suspects() -> list[str]:
-    """Return the names of the libraries in use that a forked process may wait for; 0.1 ms, nothing without them."""
+    """Return the names of used libraries that a forked process may wait for. Takes 0.1 ms, or nothing without them."""
     candidates = [library for library in LIBRARIES if any(module in sys.modules for module in library.modules)]
     if not candidates:
         return []
@@ -75,20 +74,20 @@ def _comm(thread: int) -> str:
 
 
 def _names_of_threads() -> list[str]:
-    """Return the names of the threads that Python knows nothing of."""
+    """Return the names of the threads that Python did not start."""
     known = {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
     names = []
     for entry in os.listdir("/proc/self/task"):
         if int(entry) not in known:
             try:
                 names.append(_comm(int(entry)))
-            except OSError:  # it has ended
+            except OSError:  # the thread has ended
                 continue
     return names
 
 
 def _uses_gnu_openmp(unknown: int) -> bool:
-    """Return whether it has threads: more are called like the program than OpenBLAS explains, which survives forks."""
+    """Return whether GNU OpenMP has threads: more are named like the program than OpenBLAS's, which survive forks."""
     if not unknown:
         return False
     with open("/proc/self/maps") as file:
@@ -103,7 +102,7 @@ def _uses_gnu_openmp(unknown: int) -> bool:
 
 
 def warn(found: list[str]) -> None:
-    """Warn of *found*, once in this process for each library, where forkshm was called."""
+    """Warn about *found*, once in this process for each library, at the line that called forkshm."""
     new = [name for name in found if name not in _warned]
     if not new:
         return
@@ -121,7 +120,7 @@ def warn(found: list[str]) -> None:
 
 
 def installed() -> list[tuple[str, str]]:
-    """Return the libraries that are installed, each with the module that brings it."""
+    """Return the installed libraries, each with the module that starts its threads."""
     found = []
     for library in LIBRARIES:
         for module in library.modules:

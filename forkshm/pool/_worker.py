@@ -1,4 +1,4 @@
-"""The loop that runs in the child."""
+"""The loop of a worker process."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ if TYPE_CHECKING:
 
 __all__ = ("Assignment", "run_worker")
 
-# Functions that a worker keeps, so that each is unpickled once and not for every task (by value: of one map).
+# Maximum number of functions that a worker keeps, so that each is not unpickled for every task.
 _FUNCTIONS_KEPT = 32
 
-# After this long without a task a worker gives back the free memory of its arena beyond what is kept warm, and it
-# looks this often whether memory has become short.
+# After this time without a task a worker returns the free memory of its arena, except for some that it keeps warm. It
+# then checks this often whether memory has become short.
 _IDLE_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
-# Less memory is not worth the system calls that it takes to wait for a bounded time.
+# For less memory, waiting with a time limit costs more system calls than it is worth.
 _WORTH_LOOKING = 2**20
 
 # Answers of a batch are held back for at most this time, plus the time of the current task.
@@ -99,22 +99,22 @@ class Assignment:
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     max_tasks: int | None
-    """Tasks after which it makes room for a fresh process; None for never."""
+    """Number of tasks after which a new process replaces it; None for never."""
     born_shared: bool
-    """Whether the arrays that it makes are born in its arena."""
+    """Whether its new arrays are allocated in its arena."""
     worker_init: Callable[[], object] | None
-    """Makes its state; and what gets that when it ends in order."""
+    """The functions that make its state, and that receive the state when it ends in order."""
     worker_exit: Callable[[Any], object] | None
     cpus: frozenset[int] | None
     """The cores it may use; None for all."""
     inner_threads: tuple[int, bool] | None = None
-    """The threads of BLAS and the like, and whether the caller of the pool gave that number; None for no limit."""
+    """The number of threads of BLAS and similar libraries, and whether the pool's caller gave it; None for no limit."""
     importable: ImportableNames | None = None
-    """What of ``__main__`` both have, when it was forked; None for what it finds there."""
+    """The names of ``__main__`` that parent and worker have; None for the names at the fork."""
 
 
 def reduce_assignment(assignment: Assignment) -> Any:
-    """Send an assignment to a worker that was not forked from here."""
+    """Send an assignment to a worker that was not forked from this process."""
     ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.wakeup)
     return rebuild_assignment, (
         assignment.slot,
@@ -149,13 +149,13 @@ register(Assignment, reduce_assignment)
 
 
 def run_worker(assignment: Assignment) -> None:
-    """Take tasks until there are no more; the target of a worker process."""
-    kernel.step_back()  # once more: Python was coming up since then
+    """Run tasks until there are no more; the target of a worker process."""
+    kernel.step_back()  # again, because Python was starting since the first call
     armed = kernel.die_with(assignment.lifeline)
     kernel.close(assignment.lifeline)
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    # Ctrl-C reaches the whole process group; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not is_followed():  # or a tool has installed a handler that saves what it has seen
+    if not is_followed():  # otherwise a tool has installed a handler that saves its data
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _multiprocess.let_have_children()
     if assignment.cpus is not None:
@@ -167,18 +167,18 @@ def run_worker(assignment: Assignment) -> None:
         from forkshm.integrations.torch import settle_worker
 
         settle_worker()
-    arena.decay.is_off = True  # it gives memory back whenever it has waited for a while
+    arena.decay.is_off = True  # this loop returns memory whenever it has waited for a while
     _choose_memory(born_shared=assignment.born_shared)
     try:
         _Worker(assignment).run()
     except ChannelBrokenError:
-        pass  # the pool is gone, and nobody waits for an answer
+        pass  # the pool is gone, and no process waits for an answer
     finally:
         kernel.close(armed)
 
 
 def _choose_memory(*, born_shared: bool) -> None:
-    # Also when it is not wanted: the thread that forked us may be in a block of shared_allocations.
+    # Also without *born_shared*, because the thread that forked may be in a block of shared_allocations.
     module = "forkshm.integrations.numpy_memory"
     if born_shared:
         importlib.import_module(module).use_own_blocks()
@@ -187,10 +187,10 @@ def _choose_memory(*, born_shared: bool) -> None:
 
 
 class _Unwanted(BaseException):
-    """The rest of a chunk is not wanted any more. No exception of the user's, and never seen by anybody."""
+    """Raised when the rest of a chunk is cancelled. Never leaves this module."""
 
 
-# Items that take less are tiny.
+# Items that take less time are tiny.
 _TINY_NS = 50_000
 
 
@@ -204,17 +204,17 @@ class _Worker:
         self._initargs = assignment.initargs
         self._born = (assignment.worker_init, assignment.worker_exit)
         self._max_tasks = assignment.max_tasks
-        # Functions by their payload, and the one with large buffers by its group. The
-        # latter holds memory of the parent's arena, so it goes when the worker sleeps.
+        # Functions by their payload, and the function with large buffers by its group. The latter holds memory of the
+        # parent's arena, so it is dropped when the worker sleeps.
         self._by_payload: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()
         self._by_group: dict[int, Any] = {}
-        # What the parent has as well: all that was there at the fork.
+        # The names that the parent has as well: all that existed at the fork.
         self._importable = importable_now() if assignment.importable is None else assignment.importable
         self._spin = Spin()
-        # Only this thread looks, and never twice at a time.
+        # Used by this thread only, and never twice at a time.
         self._looks = self._tasks.looker()
         self._result_batch = assignment.status.result_batch(assignment.slot)
-        # When the first of the answers in it was begun; 0 when answers go out at once.
+        # When the first collected answer was begun; 0 if answers are sent at once.
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._marks = assignment.status.marks
@@ -222,7 +222,7 @@ class _Worker:
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
         trace_ring = assignment.status.trace_rings[assignment.slot]
         self._recorder = Recorder(trace_ring)
-        # Whether somebody traces; and whether the message at hand is recorded.
+        # Whether there is a trace, and whether the current message is recorded.
         self._trace_switch = trace_ring.head
         self._traced = False
 
@@ -232,7 +232,7 @@ class _Worker:
                 self._initializer(*self._initargs)
             worker_state.begin(*self._born)
         except SystemExit:
-            raise  # this worker leaves: the parent starts another one, and gives up after some
+            raise  # the worker ends; the parent starts another one, and gives up after several
         except BaseException as error:
             self._send_error(Kind.INITIALIZER_FAILED, 0, error)
             raise SystemExit(1) from None
@@ -257,7 +257,7 @@ class _Worker:
         """Wait for a task: spin briefly, because being woken takes 60 us, then sleep."""
         words, state, tasks = self._words, self._state, self._tasks
         words[state] = CLAIMING
-        # One core is for the process that fills the queue, and a worker that is starting needs another.
+        # One core is for the process that fills the queue, and a starting worker needs another.
         states = words[::SLOT_WORDS].tolist()
         may_look = states.count(CLAIMING) <= SPINNERS and STARTING not in states
         clock = self._clock
@@ -280,7 +280,7 @@ class _Worker:
                 if received is not None:
                     waited = time.perf_counter_ns() - began
                     self._spin.end(waited / 1e9)
-                    # From here on a death is this task's.
+                    # If the worker dies from here on, this task was the cause.
                     header = self._header = read_header(received.data)
                     number = words[state] = header.number
                     clock.waiting += waited
@@ -297,8 +297,8 @@ class _Worker:
             spin_until = 0
 
     def _sleep(self) -> bool:
-        """Wait for the wakeup pipe; False when nobody is left to ring it."""
-        # An idle worker holds no memory of others, and after a while none of its own.
+        """Wait for the wakeup pipe; return False if no process has its other end."""
+        # An idle worker holds no memory of other processes, and after a while none of its own.
         self._by_group.clear()
         self._kept.clear()
         self._clock.write()
@@ -327,11 +327,11 @@ class _Worker:
         try:
             message = read_message(received, header, self._by_group)
             function = self._function(message)
-            # In a list, so that whoever takes it out is the only one who has it: memory that
-            # a task returns is handed on as it is when nobody here has it any more.
+            # In a list, so that the function that takes the object out has the only reference. Memory that a task
+            # returns is passed on without a copy if this process has no other reference to it.
             arguments = [_opened(message.payloads, 1)]
-            # Regions stay mapped until the next task is here, which often names the same:
-            # mapping 1 GB and touching it takes longer than a small task.
+            # Regions stay mapped until the next task has arrived, which often names the same ones: mapping 1 GB and
+            # touching it takes longer than a small task.
             self._kept = [window for incoming in message.payloads if incoming for window in incoming.exporters]
             if self._traced:
                 self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
@@ -342,7 +342,7 @@ class _Worker:
         if kind is not Kind.BATCH:
             self._do(kind, number, function, arguments)
             return
-        # Each is a task of its own, with a number of its own.
+        # Each chunk is a task with a number of its own.
         number_of_kind, chunks = arguments.pop()
         batch_kind = Kind(number_of_kind)
         chunks.reverse()
@@ -364,9 +364,10 @@ class _Worker:
             self._collecting_since = 0
 
     def _do_plain(self, received: Received, header: Header) -> bool:
-        """Do a task whose function is known by its name and whose arguments are a plain stream; False for any other.
+        """Run a task whose function is known by name and whose arguments are a plain stream; return False for any
+        other.
 
-        The short way of `_answer`, for most small tasks.
+        This is a fast path of `_answer`, for most small tasks.
         """
         data = received.data
         if header.kind is Kind.BATCH or received.fds or header.payloads != 2:
@@ -392,14 +393,14 @@ class _Worker:
         return True
 
     def _is_cancelled(self, number: int) -> bool:
-        """Return whether nobody wants a task, which is named in the slot already; say so if it is so."""
+        """Return whether a task is cancelled, and report it if so. The slot must name the task already."""
         if self._marks[number % MARKS] != number:
             return False
         self._send(Kind.CANCELLED, number)
         return True
 
     def _do(self, kind: Kind, number: int, function: Callable[..., Any], pending: list[Any]) -> None:
-        """Run the last task of *pending*, which takes it off, and send the answer."""
+        """Run the last task of *pending*, which is removed, and send the answer."""
         clock = self._clock
         began = time.perf_counter_ns()
         clock.transfer += began - clock.mark
@@ -417,10 +418,11 @@ class _Worker:
             del arguments
             self._send(Kind.CANCELLED, number)
             return
-        # SystemExit, KeyboardInterrupt and the like too: they are the task's, and the caller's to handle. Ctrl-C does
-        # not reach this process, and SIGTERM ends it without an exception.
+        # SystemExit, KeyboardInterrupt and the like are caught, too: they belong to the task, and its caller handles
+        # them.
+        # Ctrl-C does not reach this process, and SIGTERM ends it without an exception.
         except BaseException as error:
-            with contextlib.suppress(Exception):  # of the user's own: the answer matters more
+            with contextlib.suppress(Exception):  # an error in the user's objects: sending the answer matters more
                 explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
             del arguments
             self._send_error(Kind.ERROR, number, error)
@@ -443,7 +445,7 @@ class _Worker:
             self._send_result(number, began, payload)
 
     def _packed(self, kind: Kind, number: int, results: list[Any]) -> Payload | None:
-        """Pickle the only one of *results*, which is taken off; or send the error, and return None."""
+        """Pickle the single item of *results*, which is removed. If that fails, send the error and return None."""
         value = results.pop()
         kind_of_value = type(value).__name__
         try:
@@ -453,9 +455,8 @@ class _Worker:
                 names = {"result": value} if kind is Kind.CALL else {f"result {n}": v for n, v in enumerate(value)}
                 explain(error, names, self._importable)
                 raise
-            # Before the answer goes out, so that the parent can use the memory of the
-            # arguments, which is warm, for what it sends next; and before the memory of the
-            # result is handed on, so that it is the parent's alone.
+            # Done before the answer is sent, so that the parent can use the memory of the arguments, which is warm, for
+            # its next message. Also done before the memory of the result is passed on, so that only the parent uses it.
             del value
             return packing.finish()
         except Exception as error:
@@ -464,12 +465,12 @@ class _Worker:
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
-        except BaseException as error:  # of a __reduce__
+        except BaseException as error:  # raised by a __reduce__
             self._send_error(Kind.ERROR, number, error)
         return None
 
     def _send_result(self, number: int, began: int, payload: Payload) -> None:
-        """Send a result that was begun then; of a batch hold a small one back for a moment, to send it with others."""
+        """Send a result. Within a batch, hold a small one back briefly to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
             self._recorder.packed(len(payload.data) + payload.copied + payload.shared)
@@ -484,11 +485,11 @@ class _Worker:
             self._send(Kind.RESULT, number, payload, nanoseconds=ended - began)
         except ChannelBrokenError:
             raise
-        except OSError as error:  # too many fds in flight, for example
+        except OSError as error:  # for example, too many fds in flight
             self._send_error(Kind.ERROR, number, error)
 
     def _send_tiny(self, number: int, began: int, stream: bytes) -> None:
-        """Send the pickle of a tiny answer; within a batch, hold it back for a moment, to send it with others."""
+        """Send the pickle of a tiny answer. Within a batch, hold it back briefly to send it with others."""
         ended = time.perf_counter_ns()
         if self._traced:
             self._recorder.packed(len(stream))
@@ -498,12 +499,12 @@ class _Worker:
             return
         if not self._result_batch.add(number, ended - began, stream):
             self._flush()
-            self._result_batch.add(number, ended - began, stream)  # tiny: there is room for it now
+            self._result_batch.add(number, ended - began, stream)  # fits: the batch is empty
         if ended - self._collecting_since > _COLLECT_NS:
             self._flush()
 
     def _flush(self) -> None:
-        """Send the answers collected."""
+        """Send the collected answers."""
         content = self._result_batch.content()
         if content:
             self._clock.write()
@@ -513,18 +514,18 @@ class _Worker:
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS
-        if len(items) == 1:  # the short way
+        if len(items) == 1:  # a fast path
             words[item] = 1
             return [function(*items[0]) if starred else function(items[0])]
         values: list[Any] = []
         append = values.append
         began = time.perf_counter_ns()
-        # After how many items to look whether the rest is still wanted: for tiny ones a look takes as long as they do.
+        # Number of items between checks whether the rest is cancelled: for tiny items a check takes as long as an item.
         count, block = 0, 1
         rest = iter(items)
         while True:
             before = count
-            # Two loops, because a choice for each item takes as long as a tiny one.
+            # Two loops, because a condition for each item takes as long as a tiny item.
             if starred:
                 for argument in itertools.islice(rest, block):
                     count += 1
@@ -555,7 +556,7 @@ class _Worker:
         stream = incoming.stream_bytes()
         is_by_name = is_name(stream)
         if not is_by_name and not message.group:
-            return incoming.open()  # with what it holds, and may change: the next call gets it as it was sent
+            return incoming.open()  # not kept, because its objects may change and the next call needs the original
         importable = self._by_payload
         key = 0 if is_by_name else message.group, stream
         if key in importable:
@@ -572,7 +573,7 @@ class _Worker:
         # Before the answer, so that its receiver finds the time accounted for.
         self._clock.write()
         try:
-            # In an answer the place of the group says how long the task took.
+            # The header of an answer has its duration in the place of the group.
             self._results.send(*write_message(kind, number, *payloads, group=nanoseconds))
         finally:
             for payload in payloads:
@@ -582,7 +583,7 @@ class _Worker:
         if self._traced:
             self._recorder.failed()
         text = remote_text(error)
-        # The frames of the traceback hold the arguments; now that it is text, let them go.
+        # The frames of the traceback hold the arguments. The traceback is text now, so release them.
         without_frames(error)
         try:
             payload = pack(error, importable=self._importable)

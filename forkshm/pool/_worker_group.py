@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from forkshm.channel import Receiver, Sender
 
     InnerThreads = int | Literal["share"] | None
-    """Threads of BLAS and the like in a worker: a number, the worker's share of the cores, or no limit."""
+    """Threads of BLAS and similar libraries in a worker: a number, the worker's share of the cores, or no limit."""
 
 __all__ = ("WorkerGroup", "WorkerHandle", "descriptors_open")
 
@@ -42,10 +42,10 @@ _GRACE_SECONDS = 1.0
 # Seconds that a worker may take to end after SIGKILL. A process in a system call that cannot be interrupted (a file
 # server that does not answer, a broken disk) ends when the call does.
 _LAST_SECONDS = 5.0
-# How often one that may leave in order is looked at.
+# Interval between checks of workers that may end in order.
 _LOOK_SECONDS = 0.01
-# How long workers may take to leave once a closed pool has answered all: for the rest of
-# their finalizers and threads.
+# Seconds that workers may take to end after a closed pool has answered all tasks: for their remaining finalizers and
+# threads.
 _FAREWELL_SECONDS = 10.0
 
 
@@ -61,23 +61,23 @@ class WorkerHandle:
     """These two outlive the process object."""
     name: str
     exitcode: int | None = None
-    """Once it was collected."""
+    """Set once the process was collected."""
     is_collected: bool = False
 
 
 def _signal(worker: WorkerHandle, number: int) -> None:
-    # It may have ended, or be another user by now. What cannot be signalled ends when its lifeline is closed.
+    # The worker may have ended, or belong to another user by now. It then ends when its lifeline is closed.
     with contextlib.suppress(OSError):
         kernel.signal_process(worker.sentinel, worker.pid, number)
 
 
 def _runs_its_target(process: process.BaseProcess) -> bool:
-    """Return whether a process runs its target, and not the `run` of a subclass of the caller's."""
+    """Return whether a process runs its target, as opposed to the `run` of a user's subclass."""
     return type(process).run is _multiprocess.process.BaseProcess.run
 
 
 def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHandle]:
-    """Wait until they have ended, at the most so long; return those that have not."""
+    """Wait until the workers have ended, for at most this long; return those that still run."""
     deadline = time.monotonic() + seconds
     alive = {worker.sentinel: worker for worker in workers}
     poll = kernel.poller()
@@ -86,7 +86,7 @@ def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHand
     while alive and (left := deadline - time.monotonic()) > 0:
         try:
             ended = poll.poll(math.ceil(left * 1000))
-        except OSError:  # ENOMEM: there may be room in a moment
+        except OSError:  # ENOMEM: memory may be available in a moment
             time.sleep(min(left, _LOOK_SECONDS))
             continue
         for sentinel, _ in ended:
@@ -98,8 +98,8 @@ def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHand
 class WorkerGroup:
     """The processes of one pool, and the channels to and from them.
 
-    Guarantees: no worker outlives this process, however it ends. Once the tasks channel
-    has ended, workers finish what is queued and leave.
+    No worker outlives this process, however it ends. Once the tasks channel has ended, workers complete the queued
+    tasks and end.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class WorkerGroup:
         self.max_tasks = max_tasks
         self.has_initializer = initializer is not None or worker_init is not None
         self._birth = (initializer, initargs, max_tasks, born_shared, worker_init, worker_exit)
-        # What a tool has seen in a worker is saved when that ends in order.
+        # A worker that a tool follows must end in order, so that the tool's data is saved.
         self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
         self._inner_threads = inner_threads
-        # Asked once: it reads files.
+        # Read once, because it reads files.
         self._share = _inner_threads.share(kernel.usable_cores(), size) if inner_threads == "share" else None
-        # Tasks by their numbers, from when they are sent until they are answered; and those given up since.
+        # Tasks by their numbers, from when they are sent until they are answered, and the numbers of abandoned tasks.
         self.sent: dict[int, Any] = {}
         self.given_up: set[int] = set()
         self._reports: tuple[WorkerReport, ...] = ()
@@ -136,22 +136,22 @@ class WorkerGroup:
         self._names_of_parts = {"initializer": initializer, "initargs": initargs, **functions}
         self.workers: list[WorkerHandle] = []
         self._by_sentinel: dict[int, WorkerHandle] = {}
-        # The last one in each slot.
+        # The latest worker in each slot.
         self.by_slot: dict[int, WorkerHandle] = {}
         self.started = 0
         self._open: list[Any] = []
-        # The workers are gone, and what is open is being closed.
+        # Set when the workers are gone, and open resources are being closed.
         self._has_ended = False
         # Processes that are being started.
         self._begun: list[process.BaseProcess] = []
-        # Fds of workers that are being started; empty lists mostly.
+        # Fds for workers that are being started; mostly empty lists.
         self._of_starts: list[list[int]] = []
-        # What somebody's test gives a pool in place of processes: cannot be watched, and is ended like them.
+        # Substitutes for processes, from a test's context. They cannot be watched, and are ended like processes.
         self._imitations: list[Any] = []
-        # Workers that are started later have more, and that does no harm.
+        # Names that exist now. Workers that are started later have more, which does no harm.
         self._start_method: str | None = getattr(make_process, "_start_method", None)
         self.importable = importable_in_children(self._start_method)
-        # Libraries that this process had used when it forked the workers, and that these may wait for.
+        # Libraries that this process had used when it forked the workers, and that the workers may wait for.
         self.suspects: list[str] = []
         _worker_groups.add(self)
         try:
@@ -161,10 +161,10 @@ class WorkerGroup:
             raise
 
     def start_all(self) -> None:
-        """Start the workers; once.
+        """Start the workers. Call it once.
 
         Raises:
-            WorkerStartError: fork(2) was refused; the worker group is stopped.
+            WorkerStartError: fork(2) failed; the worker group is stopped.
         """
         try:
             self._start_all()
@@ -179,11 +179,11 @@ class WorkerGroup:
             self.suspects = _unforkable.suspects()
             _unforkable.warn(self.suspects)
         with _interrupts.held_back(), self._ends_of_workers() as ends:
-            # What can be done before the first fork is, and after the last: a page that is written to is copied after
-            # each.
+            # As much as possible is done before the first fork and after the last, because a page that is written to is
+            # copied after each fork.
             processes = [self._make(slot, ends) for slot in range(self.size)]
             if gc.isenabled():
-                # What is young is collected now: later it would be in each of the processes.
+                # Collect young garbage now; otherwise it would be in each of the processes.
                 gc.collect(0)
             begun = 0
             try:
@@ -197,25 +197,25 @@ class WorkerGroup:
             kind = type(self._imitations[0]).__name__
             raise WorkerStartError(
                 errno.ECHILD,
-                f"the context's Process makes objects that have no pid once they are started ({kind}): a pool "
-                "watches real processes; give it a context whose Process is one",
+                f"cannot use the context's Process: its objects have no pid once they are started ({kind}), and a pool "
+                "watches real processes. Pass a context whose Process starts one.",
             )
 
     def _open_channels(self) -> None:
         self.status = Status(self.size)
         self._open.append(self.status)
-        # Workers and tasks share these: the kernel gives each message to one worker.
+        # Workers and tasks share these channels: the kernel gives each message to one worker.
         self.tasks, self._tasks_end = pair()
         self._open += [self.tasks, self._tasks_end]
         self._results_end, self.results = pair()
         self._open += [self._results_end, self.results]
-        # No child keeps any of them, not even by accident: an end that somebody holds
-        # keeps messages, and what they lease, alive. Workers are given their own fds.
+        # No child keeps these ends, not even by accident: an open end keeps messages, and the memory that they lease,
+        # alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
         self._lifeline, self._lifeline_end = PrivateFd(-1), PrivateFd(-1)
         self._wakeup, self._wakeup_end = PrivateFd(-1), PrivateFd(-1)
         self._open += [self._lifeline, self._lifeline_end, self._wakeup, self._wakeup_end]
-        # Nothing is called between the fds' being there and their having an owner.
+        # No call comes between the creation of the fds and the assignment to their owner.
         self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
         self._wakeup_end.fd, self._wakeup.fd = kernel.create_wakeup()
         self.events = kernel.poller()
@@ -226,10 +226,10 @@ class WorkerGroup:
         """Start a worker in *slot*.
 
         Raises:
-            WorkerStartError: fork(2) was refused.
+            WorkerStartError: fork(2) failed.
         """
         self._end_unknown()
-        # There is no moment at which it lives and nobody knows it.
+        # Interrupts are held back, so that no process runs that is not in `workers`.
         with _interrupts.held_back(), self._ends_of_workers() as ends:
             process = self._make(slot, ends)
             self._begin(slot, process)
@@ -239,7 +239,7 @@ class WorkerGroup:
     @contextlib.contextmanager
     def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
         """Give workers started in the block the ends of the channels, and close those ends here afterwards."""
-        # No exit stack: after a fork whatever is touched is copied, and it touches much.
+        # No exit stack is used, because it touches much memory, and touched memory is copied after a fork.
         channels: list[Receiver | Sender] = []
         pipes: list[int] = []
         self._of_starts.append(pipes)
@@ -258,7 +258,7 @@ class WorkerGroup:
                 channel.close()
 
     def _close_pipes(self) -> None:
-        """Close what workers were started with; the rest of it, if that is interrupted, with the next call."""
+        """Close the fds that workers were started with. The next call continues an interrupted one."""
         while self._of_starts:
             kernel.close_all(self._of_starts[-1])
             self._of_starts.pop()
@@ -288,7 +288,7 @@ class WorkerGroup:
         return made
 
     def _threads_in(self, cpus: frozenset[int] | None) -> tuple[int, bool] | None:
-        """Return how many threads BLAS and the like may use in a worker, and whether the caller said so."""
+        """Return the number of threads of BLAS and similar libraries in a worker, and whether the caller chose it."""
         if isinstance(self._inner_threads, int):
             return self._inner_threads, True
         if self._inner_threads is None:
@@ -304,7 +304,7 @@ class WorkerGroup:
             raise self._cannot_start(error, slot) from error
 
     def _enter(self, processes: Sequence[process.BaseProcess], first_slot: int = 0) -> None:
-        """Watch processes that were started, which are in slots one after the other."""
+        """Watch started processes, which are in consecutive slots."""
         for slot, begun in enumerate(processes, first_slot):
             if getattr(begun, "pid", None) is None:
                 self._imitations.append(begun)
@@ -313,12 +313,12 @@ class WorkerGroup:
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
             except OSError as error:
-                for left in processes[slot - first_slot :]:  # nobody would ever end them
+                for left in processes[slot - first_slot :]:  # otherwise they would never be ended
                     left.kill()
                     left.join()
                     left.close()
                 raise self._cannot_start(error, slot) from error
-            # No call between these.
+            # No call may come between these assignments.
             worker.sentinel = sentinel
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
             self.workers += [worker]
@@ -330,10 +330,10 @@ class WorkerGroup:
         self.events.register(worker.sentinel, kernel.READABLE)
 
     def _end_unknown(self) -> None:
-        """End the processes that were begun, and are no workers because that was interrupted."""
+        """End processes that were started but did not become workers because of an interrupt."""
         while self._begun:
             begun = self._begun[-1]
-            with contextlib.suppress(ValueError):  # it was closed
+            with contextlib.suppress(ValueError):  # the process object was closed
                 is_importable = any(worker.process is begun for worker in self.workers)
                 if getattr(begun, "pid", None) is not None and not is_importable:
                     begun.kill()
@@ -342,9 +342,9 @@ class WorkerGroup:
             self._begun.pop()
 
     def wake_workers(self, how_many: int) -> None:
-        """Wake so many sleeping workers; one rung for that finds nothing sleeps on."""
+        """Wake so many sleeping workers. A wake-up that finds no sleeper stays for the next one."""
         if self._wakeup.fd < 0:
-            return  # stopped: nobody sleeps there any more
+            return  # stopped, so no worker sleeps any more
         kernel.wake(self._wakeup.fd, how_many)
 
     def has_unread_tasks(self) -> bool:
@@ -357,10 +357,10 @@ class WorkerGroup:
         self.wake_workers(len(self.workers))
 
     def wait(self, timeout: float) -> list[WorkerHandle]:
-        """Wait until a result is there or a worker has ended; return those that have."""
+        """Wait until a result has arrived or a worker has ended; return the ended workers."""
         events = self.events
         if self._is_waiting:
-            # A signal handler, in the midst of this very call: a poller does not wait twice at a time.
+            # A signal handler runs during this call. A poller cannot wait twice at a time.
             events = kernel.poller()
             events.register(self.results.fileno(), kernel.READABLE)
             for sentinel in list(self._by_sentinel):
@@ -376,8 +376,8 @@ class WorkerGroup:
 
     def wake(self) -> None:
         """Make `wait` return, in whichever thread it is called."""
-        # When there is no room, it has something to return for anyway; and when the worker group
-        # was stopped meanwhile, nobody waits.
+        # If there is no room for the message, `wait` returns anyway. If the worker group was stopped meanwhile, no
+        # thread waits.
         with contextlib.suppress(ChannelClosedError, ChannelBrokenError):
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
 
@@ -398,13 +398,13 @@ class WorkerGroup:
         with contextlib.suppress(KeyError):
             self.events.unregister(worker.sentinel)
         if self._by_sentinel.get(worker.sentinel) is worker:
-            # No call between these: the number may be that of another worker as soon as it is closed.
+            # No call may come between these, because the number may belong to another worker as soon as it is closed.
             sentinel = worker.sentinel
             closing = map(kernel.close, (sentinel,))
             del self._by_sentinel[sentinel]
             next(closing, None)
         if worker in self.workers:
-            # Nobody is in that slot, so nobody counts on who was.
+            # The slot is empty now, so no audit may depend on its state.
             self.status.reset(worker.slot)
             self.workers.remove(worker)
 
@@ -413,12 +413,12 @@ class WorkerGroup:
         _signal(worker, _system.SIGKILL)
 
     def join_idle(self) -> None:
-        """Wait a bounded time for the workers of a closed pool to leave. Workers that are still starting are killed."""
+        """Wait a limited time for the workers of a closed pool to end. Workers that are still starting are killed."""
         if not self._open:
             return
-        self.close_queue()  # again, where the thread that was about to do so was interrupted
+        self.close_queue()  # again, because an earlier call may have been interrupted
         if not self.has_initializer and not self._has_exit:
-            # No code of the caller has run in such a worker, and none would.
+            # No code of the user has run in such a worker, and none would.
             for worker in self.workers:
                 if self.status.state(worker.slot) == STARTING and _runs_its_target(worker.process):
                     self.end(worker)
@@ -430,34 +430,34 @@ class WorkerGroup:
         deadline = time.monotonic() + _GRACE_SECONDS
         leaving = self.workers
         while leaving and (left := deadline - time.monotonic()) > 0:
-            # One that is claiming may have taken the last task from the queue, and says so then.
+            # A claiming worker may have taken the last task from the queue, and its slot shows this then.
             leaving = [worker for worker in leaving if not self._is_busy(worker)]
             leaving = _still_there(leaving, min(left, _LOOK_SECONDS))
 
     def _end_tasks(self) -> None:
-        """End the tasks channel, and empty it: a worker that looks for a task leaves."""
-        # Whatever the kernel refuses here, the workers are ended all the same.
+        """End and empty the tasks channel, so that a worker that looks for a task ends."""
+        # If the kernel refuses any of this, the workers are still ended.
         with contextlib.suppress(OSError):
             self.close_queue()
             while (received := self._tasks_end.receive_nowait()) is not None:
                 received.close()
 
     def _is_busy(self, worker: WorkerHandle) -> bool:
-        # What it says it is at it may have answered.
+        # The worker may have answered the task in its slot.
         state = self.status.state(worker.slot)
         return state == STARTING or state in self.sent or state in self.given_up
 
     def kill(self) -> list[WorkerHandle]:
-        """End all workers: SIGTERM, a second's grace, SIGKILL; return those that live on all the same.
+        """End all workers: SIGTERM, a second's grace, SIGKILL; return those that still run.
 
-        Where there is a *worker_exit*, those that are at no task may call it before.
+        If there is a *worker_exit*, idle workers may call it first.
         """
         if self._has_exit and self.started:
             self._let_go()
         for worker in self.workers:
             _signal(worker, signal.SIGTERM)
         if self.workers:
-            # A task may have a handler for SIGTERM that raises SystemExit. The worker survives that, and leaves now.
+            # A task may have a handler for SIGTERM that raises SystemExit. The worker survives that, and ends now.
             self._end_tasks()
         left = _still_there(self.workers, _GRACE_SECONDS)
         for worker in left:
@@ -465,19 +465,19 @@ class WorkerGroup:
         return _still_there(left, _LAST_SECONDS)
 
     def descriptors(self) -> int:
-        """Return how many fds are open here beside the channels'."""
+        """Return how many fds are open here apart from the channels'."""
         pipes = [end for end in self._open if isinstance(end, PrivateFd) and end.fd >= 0]
         # Each worker has a pidfd, and two pipes with which multiprocess itself watches.
         return len(pipes) + 3 * len(self.workers)
 
     def reports(self) -> tuple[WorkerReport, ...]:
-        """Return what each worker did with its time; of a stopped worker group what was last known."""
+        """Return how each worker spent its time. For a stopped worker group, return the last known numbers."""
         if self._open and not self._has_ended:
             self._reports = worker_reports(self)
         return self._reports
 
     def stop(self) -> None:
-        """End all workers and close everything. Can be repeated, also when it was interrupted."""
+        """End all workers and close everything. Can be repeated, also after an interrupt."""
         if os.getpid() != self.owner or not self._open:
             return  # a forked child inherited this object; the workers are not its own
         if not self._has_ended:
@@ -505,7 +505,7 @@ class WorkerGroup:
             who = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in left)
             warnings.warn(
                 f"{who} did not end within {_LAST_SECONDS:g} seconds of SIGKILL: it is in a system call that cannot "
-                "be interrupted, and ends with that; nothing waits for it any more",
+                "be interrupted, and ends when the call does. The pool no longer waits for it.",
                 ForkshmWarning,
                 stacklevel=3,
             )
@@ -514,17 +514,17 @@ class WorkerGroup:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
         self._close_pipes()
-        # Each is kept until it is closed.
+        # Each object is kept until it is closed.
         for thing in reversed(list(self._open)):
             thing.close()
             if thing in self._open:
                 self._open.remove(thing)
 
 
-# Every worker group of this process.
+# All worker groups of this process.
 _worker_groups: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
 
 
 def descriptors_open() -> int:
-    """Return the number of fds that worker groups hold beside their channels: pipes, and three for each worker."""
+    """Return the number of fds that worker groups hold apart from their channels: pipes, and three for each worker."""
     return sum(worker_group.descriptors() for worker_group in list(_worker_groups))

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ("at_worker_end", "begin", "leave", "worker_state")
 
-# How long the functions that a worker calls at its end may take all together.
+# Maximum total seconds of the functions that a worker calls at its end.
 _SECONDS = 10.0
 
 _NOTHING: Any = object()
 _state: Any = _NOTHING
-# Called at the end of this worker, the last one first; None where this is no worker.
+# Functions to call at the end of this worker, the last one first; None in other processes.
 _at_end: list[tuple[Callable[[Any], object], Any]] | None = None
 
 
 def _forget() -> None:
-    # A worker's child is no worker, and ends nothing of its parent's.
+    # A worker's child is not a worker, and does not call its parent's functions.
     global _state, _at_end
     _state, _at_end = _NOTHING, None
 
@@ -34,15 +34,15 @@ _system.register_at_fork(after_in_child=_forget)
 
 
 def worker_state() -> Any:
-    """Return what the pool's ``worker_init`` returned in this worker: a connection, a model, a cache.
+    """Return the value that the pool's ``worker_init`` returned in this worker: a connection, a model, a cache.
 
-    It is this worker's own, and lives until the worker ends.
+    Each worker has a state of its own, which lives until the worker ends.
 
     Raises:
-        RuntimeError: This is no worker of a pool that was made with ``worker_init``.
+        RuntimeError: This process is not a worker of a pool that was made with ``worker_init``.
 
     Fork and threads:
-        Any thread of the worker may ask. A process that the worker starts has none.
+        Any thread of the worker may call it. A process that the worker starts has no state.
 
     Example:
         >>> import forkshm
@@ -55,16 +55,16 @@ def worker_state() -> Any:
     """
     if _state is _NOTHING:
         raise RuntimeError(
-            f"process {os.getpid()} has no worker state: it is no worker of a pool made with worker_init="
+            f"process {os.getpid()} has no worker state: it is not a worker of a pool made with worker_init=..."
         )
     return _state
 
 
 def begin(init: Callable[[], object] | None, leaving: Callable[[Any], object] | None) -> None:
-    """Make this process a worker, whose state is what *init* returns and *leaving* gets at the end.
+    """Make this process a worker. Its state is the value that *init* returns, and *leaving* receives it at the end.
 
     Raises:
-        Exception: What *init* raised.
+        Exception: Whatever *init* raised.
     """
     global _state, _at_end
     _at_end = []
@@ -75,7 +75,7 @@ def begin(init: Callable[[], object] | None, leaving: Callable[[Any], object] | 
 
 
 def at_worker_end(function: Callable[[Any], object], state: Any) -> None:
-    """Call ``function(state)`` when this worker ends in order; of another process, when that does."""
+    """Call ``function(state)`` when this worker ends in order, or when the process ends if it is not a worker."""
     if _at_end is None:
         _multiprocess.util.Finalize(None, function, (state,), exitpriority=5)
     else:
@@ -83,9 +83,9 @@ def at_worker_end(function: Callable[[Any], object], state: Any) -> None:
 
 
 def leave() -> None:
-    """Call what is to be called at the end of a worker, for a bounded time.
+    """Call the functions for the end of a worker, for a limited time.
 
-    What one of them raises is printed; the others are called all the same.
+    An exception from one of them is printed, and the others are still called.
     """
     if not _at_end:
         return

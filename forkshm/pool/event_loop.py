@@ -1,9 +1,9 @@
-"""Drives a pool from an event loop: no thread, only the pool's socket and the ends of its workers.
+"""Drives a pool from an event loop, without a thread.
 
-While there are tasks, the loop watches duplicates of these fds (the pool closes its own whenever a
-worker ends) and calls the pool's dispatcher as any thread that waits would, but never waits in it. A
-timer looks after what no fd tells: a worker that was stopped, an audit after a death, tasks that were
-cancelled while they lay in the kernel's queue. Where loops cannot watch these fds, `SelectorThread` does it for them.
+While there are tasks, the loop watches duplicates of the pool's fds: the results channel and the sentinels of the
+workers. (The pool closes its own whenever a worker ends.) The loop calls the pool's dispatcher as a waiting thread
+would, but never waits in it. A timer handles events without an fd: a worker that was stopped, an audit after a death,
+and tasks that were cancelled in the kernel's queue. If a loop cannot watch these fds, `SelectorThread` watches them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LoopResultSink(ResultSink):
     """Tasks whose answers an event loop takes.
 
     Args:
-        pump: What drives the pool.
+        driver: The driver of the pool.
         take: Called in the loop with the position and the outcome of each task.
         chunksize: Items in each task, except the last.
     """
@@ -50,12 +50,12 @@ class LoopResultSink(ResultSink):
         self._driver = driver
 
     def deliver(self, task: Task, answer: Answer) -> None:
-        """Hand the answer of *task* to the event loop."""
+        """Pass the answer of *task* to the event loop."""
         self._driver.deliver(self, task, answer)
 
 
 class LoopDriver:
-    """One pool, driven by one event loop, the one that runs when this is made."""
+    """One pool, driven by the event loop that runs when this object is made."""
 
     def __init__(self, pool: Pool) -> None:
         self.loop = asyncio.get_running_loop()
@@ -63,12 +63,12 @@ class LoopDriver:
         self._thread = threading.get_ident()
         self._dispatcher = pool._dispatcher
         self._worker_group = pool._worker_group
-        # By what they are of, the worker group or a worker.
+        # The watched fds, keyed by their worker or, for the results channel, the worker group.
         self._watched: dict[object, int] = {}
         self._selector_thread: SelectorThread | None = None
         self._open: set[Task] = set()
         self._cancelled: set[Task] = set()
-        # By the id of the task.
+        # Keyed by the id of the task.
         self._answers: dict[int, tuple[LoopResultSink, Task, Answer]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_looking = False
@@ -78,10 +78,10 @@ class LoopDriver:
         return not self._open
 
     def submit(self, sink: LoopResultSink, tasks: Sequence[Task]) -> None:
-        """Send tasks, whose answers *job* takes.
+        """Send tasks, whose answers *sink* takes.
 
         Raises:
-            Exception: As `Dispatcher.submit`.
+            Exception: As for `Dispatcher.submit`.
         """
         for task in tasks:
             task.sink = sink
@@ -96,11 +96,11 @@ class LoopDriver:
         self._deadlines()
 
     async def run(self, tasks: Sequence[Task], each: Callable[[int], object] = id) -> list[tuple[bool, Any]]:
-        """Send tasks, and return for each (True, value) or (False, exception).
+        """Send tasks, and return (True, value) or (False, exception) for each.
 
         Args:
-            tasks: Their positions are 0, 1, 2 and so on.
-            each: Called with the position of each that is answered.
+            tasks: The tasks, whose positions are 0, 1, 2 and so on.
+            each: Called with the position of each answered task.
         """
         done = self.loop.create_future()
         answers: dict[int, tuple[bool, Any]] = {}
@@ -124,14 +124,14 @@ class LoopDriver:
     # -- answers ------------------------------------------------------------------------------
 
     def deliver(self, sink: LoopResultSink, task: Task, answer: Answer) -> None:
-        """Take an answer, in whichever thread."""
+        """Take an answer. May be called in any thread."""
         key, entry = id(task), (sink, task, answer)
         with delivering:
             if not task.is_delivered:
                 self._answers[key] = entry
                 task.is_delivered = True
         if threading.get_ident() != self._thread:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no coroutine waits
                 self.loop.call_soon_threadsafe(self._hand_out)
         elif not self._is_looking and not self.loop.is_closed():
             self.loop.call_soon(self._hand_out)
@@ -152,17 +152,17 @@ class LoopDriver:
         self._is_looking = True
         try:
             self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
-            self._dispatcher.feed()  # what was answered has made room
+            self._dispatcher.feed()  # the answers have made room
         finally:
             self._is_looking = False
         if self._cancelled:
             self._dispatcher.end_cancelled()
         self._hand_out()
 
-    # -- what is watched ------------------------------------------------------------------------
+    # -- watching -------------------------------------------------------------------------------
 
     def _deadlines(self) -> None:
-        """Watch what there is to watch while there are tasks."""
+        """Watch the results channel and the workers while there are tasks."""
         wanted: dict[object, int] = {}
         if self._open:
             wanted[self._worker_group] = self._worker_group.results.fileno()
@@ -211,7 +211,7 @@ class LoopDriver:
             self._timer = None
 
     def close(self) -> None:
-        """Watch nothing any more. Closing twice is allowed."""
+        """Stop watching. Closing twice is allowed."""
         self._stop_timer()
         for source in list(self._watched):
             self._unwatch(source)
@@ -222,19 +222,19 @@ class LoopDriver:
     # -- cancelling -----------------------------------------------------------------------------
 
     def cancel(self, sink: LoopResultSink) -> None:
-        """Do no more of a job: what no worker has begun is forgotten, what runs is ended with its worker."""
+        """Cancel the tasks of *sink*: drop those that no worker has begun, and end the workers that run one."""
         tasks = list(sink.tasks.values())
         sink.tasks.clear()
         for task in tasks:
             task.retries = 0
         self._cancelled.update(tasks)
         self._dispatcher.cancel(tasks, running=True)
-        self._stop_timer()  # and look sooner
+        self._stop_timer()  # check sooner
         self._deadlines()
 
 
 class _Sentinel(PrivateFd):
-    """A duplicate of a process' sentinel."""
+    """A duplicate of a process's sentinel."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(kernel.duplicate(fd))

@@ -1,4 +1,4 @@
-"""Functions of several steps that no signal handler comes into."""
+"""Functions of several steps that no signal handler interrupts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMES = 300
 
 
 class Stop(Exception):
-    """What the handler raises; it cannot be made without its arguments."""
+    """The exception of the handler, which cannot be created without its arguments."""
 
     def __init__(self, number, what):
         super().__init__(number, what)
@@ -46,7 +46,7 @@ def armed():
 
 
 @pytest.mark.parametrize("kind", [whole, surely])
-def test_what_was_done_is_noted(kind, armed):
+def test_a_call_takes_effect_and_is_recorded_or_does_neither(kind, armed):
     begun, ended, noted = [], [], []
 
     @kind
@@ -80,7 +80,7 @@ def test_what_was_done_is_noted(kind, armed):
     assert not _deferral.is_on
 
 
-def test_handlers_that_do_not_raise_run_after_it():
+def test_handlers_that_do_not_raise_run_after_the_function():
     order = []
 
     @whole
@@ -102,7 +102,7 @@ def test_handlers_that_do_not_raise_run_after_it():
     assert order == ["inner", "outer", "handler"]
 
 
-def test_what_it_raises_is_raised():
+def test_an_exception_of_the_function_is_raised():
     @whole
     def refuse():
         raise OSError(24, "refused")
@@ -112,7 +112,7 @@ def test_what_it_raises_is_raised():
     assert not _deferral.is_on
 
 
-def test_other_threads_call_it_at_once():
+def test_other_threads_do_not_defer_signals():
     @whole
     def steps():
         return _deferral.is_on
@@ -169,12 +169,12 @@ def test_a_prompt_function_begins_although_a_signal_waits(times):
     for function in (plain, prompt):
         began = False
         with pytest.raises(KeyboardInterrupt):
-            # The signal comes, and the function is called, without a look in between.
+            # The signal arrives and the function is called, without a check for signals in between.
             list(map(operator.call, (_thread.interrupt_main, function)))
         assert not began
     assert began_of == [True]
 
 
-def test_looking_up_what_is_here():
+def test_here_has_the_identifiers_of_this_thread():
     assert _interrupts.here.ident == threading.get_ident()
     assert _interrupts.here.native_id == threading.get_native_id()

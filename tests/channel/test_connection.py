@@ -223,7 +223,7 @@ class TestContract:
 class TestOurs:
     def test_a_plain_pickle_is_refused(self, ours):
         for end in ours:
-            with pytest.raises(RuntimeError, match="through a channel of forkshm"):
+            with pytest.raises(RuntimeError, match="through a queue or pipe of forkshm"):
                 pickle.dumps(end)
 
     def test_the_threads_of_both_sides_may_share_an_end(self, ours):

@@ -99,7 +99,7 @@ class Table:
 
 def test_calling_a_decorated_function_calls_the_original():
     assert double(3, plus=1) == 7
-    assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice *x*.", __name__)
+    assert (double.__name__, double.__doc__, double.__module__) == ("double", "Return twice *x*.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
     assert not _settings.executors, "a plain call starts nothing"
 

@@ -1,10 +1,10 @@
-"""Run joblib's own tests of ``Parallel`` with loky and with forkshm in the place of loky, and compare the results.
+"""Run joblib's own tests of ``Parallel`` with loky and with forkshm in its place, and compare the results.
 
     python tests/ecosystem/joblib_suite.py [pytest argument ...]
 
-joblib's tests name their backends: here ``"loky"`` is forkshm's backend, with the default of one job that joblib's
-own backends have. Prints a table, and every test that passes with loky alone, with the reason. Exits with 1 if a test
-without a reason fails, or if a run hangs.
+joblib's tests select their backends by name. Here the name ``"loky"`` selects forkshm's backend, with one job by
+default like joblib's own backends. The program prints a table, and every test that passes only with loky, with the
+reason. It exits with 1 if a test without a reason fails, or if a run hangs.
 
 As a pytest plugin (``-p joblib_suite``) this module replaces the backend.
 """
@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ET
 
 SUITES = ("joblib.test.test_parallel", "joblib.test.test_memmapping")
 
-#: Tests that cannot pass: what they look for, by the name of the test without parameters.
+# Reasons why tests cannot pass, by the name of the test without parameters.
 BY_NAME = "compares the name or class of the active backend with loky's"
 OF_LOKY = "looks into the executor that only loky has"
 TEMPORARY = "looks for the temporary files of joblib's memmapping, which are not needed"
@@ -40,7 +40,7 @@ REASONS = {
     "test_parallel_isolated_temp_folders": TEMPORARY,
 }
 
-#: Seconds without an end of a test.
+# Seconds after which a test counts as hanging.
 HANG = 120
 LONGEST = 3600
 
@@ -56,7 +56,7 @@ if "JOBLIB_SUITE_OURS" in os.environ:
 
 
 def run(*arguments: str, ours: bool, again: bool = True) -> tuple[dict[str, str], float, str]:
-    """Return the outcome of each test, the seconds they took, and what pytest printed."""
+    """Return the outcome of each test, the total seconds, and the output of pytest."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     here = str(pathlib.Path(__file__).parent)
     plugin = []
@@ -73,10 +73,10 @@ def run(*arguments: str, ours: bool, again: bool = True) -> tuple[dict[str, str]
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
         )
         if not report.exists():
-            # The standard library's pool, whose tests run as well, hangs now and then when it is terminated.
+            # The tests also use the standard library's pool, which occasionally hangs when it is terminated.
             if again:
                 return run(*arguments, ours=ours, again=False)
-            raise RuntimeError(f"two runs were ended, for a test that hung:\n{done.stdout}\n{done.stderr}")
+            raise RuntimeError(f"two runs were ended because a test hung:\n{done.stdout}\n{done.stderr}")
         found, seconds = {}, 0.0
         for case in ET.parse(report).iter("testcase"):
             name = f"{case.get('classname', '')}::{case.get('name')}"
@@ -87,7 +87,7 @@ def run(*arguments: str, ours: bool, again: bool = True) -> tuple[dict[str, str]
 
 
 def compare(*arguments: str) -> tuple[str, list[str]]:
-    """Return the report, and the tests that fail here alone and have no reason to."""
+    """Return the report, and the tests without a reason that fail only with forkshm."""
     theirs, their_seconds, _ = run(*arguments, ours=False)
     ours, our_seconds, said = run(*arguments, ours=True)
     lines = ["| | passed | failed | skipped | seconds |", "| --- | --- | --- | --- | --- |"]

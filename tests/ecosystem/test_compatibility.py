@@ -1,4 +1,4 @@
-"""The programs of the compatibility table run, and the table says so."""
+"""The programs of the compatibility table pass, and the table has a row for each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = [pytest.param(name, marks=[] if found.quick else pytest.mark.nightly) fo
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_library_runs_on_it(name):
+def test_the_library_runs_on_forkshm(name):
     found = table.PROGRAMS[name]
     if absent := table.missing(found):
         pytest.skip(f"not installed: {', '.join(absent)}")

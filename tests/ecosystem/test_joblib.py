@@ -94,7 +94,7 @@ def the_suite():
 
 
 @pytest.mark.nightly
-def test_its_own_tests_pass_as_with_loky():
+def test_the_tests_of_joblib_pass_as_with_loky():
     joblib_suite = the_suite()
 
     report, unexplained = joblib_suite.compare()

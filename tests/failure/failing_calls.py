@@ -55,7 +55,10 @@ ERRNOS = {
     "pidfd_open": (e.EMFILE, e.ENFILE, e.ENOMEM, e.ESRCH),
     "socketpair": (e.EMFILE, e.ENFILE, e.ENOMEM),
     "mmap": (e.ENOMEM, e.ENFILE, e.EAGAIN, e.EPERM),
+    "mmap_into": (e.ENOMEM, e.ENFILE, e.EAGAIN, e.EPERM),
+    "mmapping": (e.ENOMEM, e.ENFILE, e.EAGAIN, e.EPERM),
     "munmap": (e.ENOMEM,),
+    "munmap_from": (e.ENOMEM,),
     "madvise": (e.EAGAIN, e.ENOMEM, e.EIO),
     "shm_open": (e.EMFILE, e.ENFILE, e.ENOSPC, e.EACCES),
     "shm_unlink": (e.EACCES,),
@@ -136,6 +139,17 @@ class Proxy(types.ModuleType):
         def call(*args: object, **kwargs: object) -> object:
             failing.called(name, found, sys._getframe(1))
             return found(*args, **kwargs)
+
+        if name == "mmapping":  # fails when it is advanced to its item
+
+            def call(*args: object) -> object:  # type: ignore[misc]
+                frame = sys._getframe(1)
+
+                def made() -> object:
+                    failing.called(name, found, frame)
+                    yield from found(*args)
+
+                return made()
 
         if name == "poll":
 

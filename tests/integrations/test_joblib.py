@@ -256,7 +256,7 @@ def test_nested_calls_that_ask_for_processes_get_some():
         assert mine not in inner
 
 
-def test_a_call_in_a_thread_of_another_one_has_one_job_and_says_so():
+def test_a_call_in_a_thread_of_another_call_uses_one_job_and_warns():
     def inner():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -272,7 +272,7 @@ def test_an_error_after_yield_is_reported(run):
         ('raise LookupError("no start")\n    yield', "no start"),
     ],
 )
-def test_a_generator_that_yields_otherwise_is_an_error(run, body, message):
+def test_a_generator_that_does_not_yield_once_is_an_error(run, body, message):
     counts, _, said = run(f"@shared_fixture\ndef table():\n    {body}\n", "def test_it(table): pass", "-n", "1")
     assert counts.get("error") == 1, said
     assert message in said

@@ -1,9 +1,7 @@
-"""Call a handler at one point inside forkshm, chosen by its number: a point is where CPython could run a signal
-handler.
+"""Call a handler at one point inside forkshm, chosen by its number, where CPython could run a signal handler.
 
 CPython runs handlers after ``RESUME`` (a function begins), after a call of an object that is not a Python function, and
-at
-backward jumps; nowhere else. A trace function sees each instruction, so it knows whether the previous one was such a
+at backward jumps; nowhere else. A trace function sees each instruction, so it knows whether the previous one was such a
 point. Its exception leaves the frame like an exception of a signal handler.
 
 A Python function that was called by bytecode returns without such a check, so its return is not a point.
@@ -31,8 +29,7 @@ _AFTER_YIELD_FROM = 2
 # Python functions that a type calls; the call of the type itself is a C call.
 _OF_TYPES = frozenset({"__init__", "__new__", "__call__"})
 # Maximum number of times that one instruction, called from one place, counts in a run: a waiting loop passes it
-# thousands
-# of times.
+# thousands of times.
 _MOST = 4
 
 

@@ -46,7 +46,7 @@ def failure(call, *args, **kwargs):
 
 
 READ_ONLY = "is read-only here: it was sent with"
-COPY = "send forkshm.view(x, 'copy_on_write')"
+COPY = "Send forkshm.view(x, 'copy_on_write')"
 
 
 @pytest.mark.parametrize("mode", ["read_only", "read_private"])
@@ -82,11 +82,11 @@ def test_a_region_itself(pool):
     assert READ_ONLY in told(error)
 
 
-def test_a_shared_array_that_was_read_only_is_another_matter(pool):
+def test_a_shared_array_that_is_read_only_in_the_sender_is_explained(pool):
     array = forkshm.zeros(100_000)
     array.flags.writeable = False
     error = failure(pool.apply, fill, (array, 1))
-    assert "because it was where it was sent" in told(error)
+    assert "because it was read-only in the process that sent it" in told(error)
     assert "copy_on_write" not in told(error)
     array.flags.writeable = True
     pool.apply(fill, (array, 1))

@@ -142,7 +142,7 @@ def test_a_worker_init_that_raises_fails_the_pool():
 
 
 def test_worker_state_without_a_state_raises(pool):
-    with pytest.raises(RuntimeError, match=r"process \d+ has no worker state: it is no worker of a pool made with"):
+    with pytest.raises(RuntimeError, match=r"process \d+ has no worker state: it is not a worker of a pool made with"):
         forkshm.worker_state()
     with pytest.raises(RuntimeError, match="has no worker state"):
         pool.apply(forkshm.worker_state)

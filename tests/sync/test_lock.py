@@ -186,7 +186,7 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def storm():
-    """Let signal handlers raise repeatedly in this thread."""
+    """Return a function that calls another while signal handlers raise repeatedly in this thread."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("needs signals")
 

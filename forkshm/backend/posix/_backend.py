@@ -85,12 +85,12 @@ _CREATOR = 2**62
 
 # As plain ints: combining the enum's members takes longer than the system call.
 _DONTWAIT, _TRUNCATED = int(socket.MSG_DONTWAIT), int(socket.MSG_TRUNC)
-# Whether received fds are close-on-exec from the start. Elsewhere, a program started at that moment may inherit them.
 # Whether poll(2) reports that the other end of a SOCK_DGRAM socket has room.
 _TELLS_OF_ROOM = sys.platform == "linux"
+# Whether received fds are close-on-exec from the start. Elsewhere, a program started at that moment may inherit them.
 _BORN_CLOSED = hasattr(socket, "MSG_CMSG_CLOEXEC")
 _FULL_PAUSE = 0.001
-# A counter is busy for some microseconds.
+# Seconds to wait for a busy counter, which is free again after some microseconds.
 _COUNT_PAUSE = 0.00005
 _PEER_GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EDESTADDRREQ})
 
@@ -183,7 +183,7 @@ class PosixBackend(Unix):
     @surely
     def close_all(self, fds: list[int]) -> None:
         while fds:
-            with contextlib.suppress(OSError):  # somebody closed it
+            with contextlib.suppress(OSError):  # it was closed elsewhere
                 self.close(fds.pop())
 
     @whole
@@ -481,7 +481,7 @@ class PosixBackend(Unix):
 
     @whole
     def _count_now(self, counter: int, change: int, noted: list[int] | None) -> int | None:
-        """Count; return None while another process counts."""
+        """Add to the counter; return None if another process is doing so."""
         # POSIX does not promise that lseek(2) adds atomically. A record lock vanishes with its process.
         with self._counting:
             try:
@@ -700,7 +700,7 @@ class End(socket.socket):
         while (sent := self._send_now(buffers, ancdata, flags | _DONTWAIT)) < 0:
             if flags & _DONTWAIT or not os.get_blocking(self.fileno()):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            # BSD does not tell when there is room again.
+            # BSD does not report when there is room again.
             self._backend.wait_writable(self, _FULL_PAUSE)
             if not _TELLS_OF_ROOM:
                 time.sleep(_FULL_PAUSE)
@@ -708,7 +708,7 @@ class End(socket.socket):
 
     @whole
     def _send_now(self, buffers: Any, ancdata: Any, flags: int) -> int:
-        """Send; return how many bytes, and -1 when there is no room."""
+        """Send a message; return its number of bytes, or -1 if there is no room."""
         fds = [fd for _, _, part in ancdata for fd in part]
         companions = [
             (place, what, companion) for place, fd in enumerate(fds) for what, companion in self._backend.companions(fd)

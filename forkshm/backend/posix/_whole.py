@@ -1,13 +1,13 @@
-"""Functions of several steps that no signal handler comes into, as if they were functions of C.
+"""Functions of several steps that no signal handler interrupts, as if they were functions of C.
 
-On Linux a kernel call and the note that it was made are one C call, so that a handler runs before both or after both.
-What this backend lacks, it replaces by state of its own, and such a call by several. So the functions here that change
-this state defer signals: while one of them runs, the handlers of Python are replaced by one that only notes what came.
-When it has finished, Python is told that these signals have just come.
+On Linux one C call makes a kernel call and records it, so that a handler runs before both or after both. This backend
+replaces some kernel calls by several calls and state of its own. The functions that change this state defer signals:
+while one of them runs, a handler that only records signals replaces Python's handlers. Afterwards, Python is told that
+these signals have just arrived.
 
-Deferring and restoring must not check for signals themselves. Python does so in each call and at each jump back, but
-not where it looks up an attribute or extends a list. So the two consist of such steps: each property of `_Deferral`
-returns an iterator that does the work, and a list consumes it.
+Deferring and restoring must not check for signals themselves. Python checks in each call and at each backward jump, but
+not when it looks up an attribute or extends a list. So both consist of such steps: each property of `_Deferral` returns
+an iterator that does the work, and a list consumes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ("surely", "whole")
 
-# Without the enums that `signal` makes of its numbers.
+# `signal` would make enums of the numbers.
 _signal: Any = importlib.import_module("_signal")
 _NUMBERS = tuple(sorted(number for number in map(int, _signal.valid_signals()) if number < 32))
 
@@ -39,25 +39,25 @@ _ASYNC_EXC: Any = ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
 _set_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(_ASYNC_EXC)
 _clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(_ASYNC_EXC)
 
-# An exception that is to be raised later, under the class in whose place it is.
+# An exception to be raised later, under the class that stands for it.
 _late: dict[Any, BaseException] = {}
 
 
 class _Later(BaseException):
-    """Python can only be told to raise an exception of some class: this one makes the exception in `_late`."""
+    """Stands for the exception in `_late`: Python can only be told to raise a class, and this class makes it."""
 
     __new__: Any = staticmethod(_late.pop)
 
 
 class _Deferral(_interrupts.Here):
-    """The signals of the main thread, in which alone Python runs handlers."""
+    """The signals of the main thread, the only thread in which Python runs handlers."""
 
     def __init__(self) -> None:
         self.main = threading.main_thread().ident
         self.is_on = False
-        # The signals that came, and the frame that each came in.
+        # The signals that arrived, each with the frame that it arrived in.
         self.came: dict[int, Any] = {}
-        # The handler of each signal; whether it is a function; the numbers of those; and their handlers.
+        # The handler of each signal; whether it is a function; and the numbers and handlers of those that are.
         self.handlers: list[Any] = []
         self.flags: list[bool] = []
         self.numbers: list[int] = []
@@ -90,21 +90,21 @@ class _Deferral(_interrupts.Here):
 
 
 _deferral = _Deferral()
-# The thread that forks is the child's main thread.
+# The thread that forks becomes the child's main thread.
 _system.register_at_fork(after_in_child=_deferral.__init__)  # type: ignore[misc]
 
 
 def _look() -> None:
-    """Do nothing. As each function, it checks for signals when it begins."""
+    """Check for signals, as every function does when it begins."""
 
 
 def whole(function: _Function) -> _Function:
-    """Return *function*, changed so that signal handlers run before or after it. It must not wait for anything."""
+    """Return *function*, wrapped so that signal handlers run before or after it. It must not wait for anything."""
     return _deferring(function, may_be_left_out=True)
 
 
 def surely(function: _Function) -> _Function:
-    """Return *function*, changed so that signal handlers run after it: once called, it takes effect."""
+    """Return *function*, wrapped so that signal handlers run after it: once called, it takes effect."""
     return _deferring(function, may_be_left_out=False)
 
 
@@ -117,7 +117,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
             return function(*arguments, **options)
         late = None
         done: list[Any] = []
-        # No call and no jump back from here until signals are deferred, except for the one that lets handlers run.
+        # No call or backward jump may come from here until signals are deferred, except the one that lets handlers run.
         state.handlers[:] = state.handlers_now
         state.flags[:] = state.flags_now
         state.numbers[:] = state.numbers_now
@@ -132,7 +132,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
         before[:] = ()
         try:
             before += state.deferring
-        except BaseException as error:  # of a handler that was due
+        except BaseException as error:  # raised by a handler that was due
             late = error
             try:
                 done[:] = state.restoring
@@ -142,18 +142,18 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
                 late = another
         try:
             if late is not None and may_be_left_out:
-                raised, late = late, None
-                raise raised
+                due, late = late, None
+                raise due
             return function(*arguments, **options)
         finally:
-            # Neither from here to the end.
+            # No call or backward jump may come from here to the end.
             try:
                 done[:] = state.restoring
-            except BaseException as error:  # of a handler that was restored before the others
+            except BaseException as error:  # raised by a handler that was restored before the others
                 late = error
                 done[:] = state.restoring
             if state.came:
-                # Who waits for signals by a wakeup fd was told of them when they came.
+                # A wakeup fd was written to when the signals arrived, so do not write to it again.
                 state.wakeup[:] = (state.not_waking,)
                 done[:] = state.sending
                 done[:] = (state.forgetting,)

@@ -1,4 +1,4 @@
-"""Says in a few words what a task was."""
+"""Describes tasks and values in a few words."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _short.maxstring = _short.maxother = 40
 
 
 def name_of(function: Any) -> str:
-    """Return what a function is called in messages to people."""
-    # The functions of NumPy have the first since 2.1.
+    """Return the name of a function for messages."""
+    # NumPy's functions have a __qualname__ since 2.1.
     for name in ("__qualname__", "__name__"):
         if found := getattr(function, name, None):
             return str(found)
@@ -58,14 +58,14 @@ def _brief(value: Any) -> str:
 
 
 def index_of(task: Task, item: int | None) -> int | None:
-    """Return which item of the input of its map it is; the first of its chunk if that is all that is known."""
+    """Return the index of the item in the input of its map, or of its chunk's first item if only the chunk is known."""
     if task.kind is Kind.CALL:
         return None
     return task.position * task.sink.chunksize + (item or 0)
 
 
 def names_of_arguments(task: Task) -> dict[str, Any]:
-    """Return the arguments by what the caller knows them as."""
+    """Return the arguments, keyed by the names that the caller knows."""
     if task.kind is Kind.CALL:
         args, kwargs = task.arguments
         return {"args": args, "kwds": kwargs}
@@ -80,7 +80,7 @@ def _place(task: Task, item: int | None) -> str:
 
 
 def describe(value: Any) -> str:
-    """Return, for example, ``"ndarray float64 (8, 8)"``; of small things their repr."""
+    """Return, for example, ``"ndarray float64 (8, 8)"``, or the repr of a small object."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None:
         return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")

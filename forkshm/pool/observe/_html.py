@@ -40,7 +40,7 @@ canvas { display: block; width: 100%; touch-action: pan-y; } .muted { color: var
 button { font: inherit; padding: 0 .6rem; } #told { min-height: 1.5em; overflow-wrap: anywhere; }
 """
 
-# Draws the timeline. Ctrl and the wheel, or the buttons, zoom; dragging moves; a line below names what is pointed at.
+# Draws the timeline. Ctrl and the wheel, or the buttons, zoom; dragging moves; a line below describes the bar.
 _SCRIPT = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const canvas = document.getElementById("timeline"), told = document.getElementById("told");
@@ -158,7 +158,7 @@ def report_fragment(report: PoolReport) -> str:
     if report.slowest:
         parts.append(table(("seconds", "slowest tasks"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
     parts += [f"<p><b>Hint:</b> {html.escape(hint)}</p>" for hint in report.hints]
-    # Its surroundings have no style of ours.
+    # The page around it does not have this module's styles.
     return '<div style="overflow-x: auto">' + "".join(parts) + "</div>"
 
 
@@ -240,9 +240,9 @@ def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, drop
     """Return a page with a timeline of trace events, and the report of the pool below it.
 
     Args:
-        events: Of Chrome's "Trace Event Format", as `Trace` makes them.
+        events: Events of Chrome's "Trace Event Format", as `Trace` makes them.
         report: Shown below the timeline, if there is one.
-        dropped: How many tasks and events are not among them.
+        dropped: Number of tasks and events that were dropped.
     """
     labels: dict[tuple[int, int], str] = {}
     order: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""A progress bar, by tqdm or rich, when somebody asks for one."""
+"""Progress bars, drawn by tqdm or rich."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Bar(Protocol):
     """A bar that shows the progress of a call."""
 
     def update(self, count: int) -> None:
-        """So many more items are done."""
+        """Count so many more items as done."""
 
     def close(self) -> None:
-        """It is over; what is shown stays."""
+        """End the bar, and leave it as it is."""
 
 
 class _NoBar:
@@ -37,12 +37,12 @@ no_bar = _NoBar()
 
 
 def open_bar(kind: bool | str, total: int | None, dispatcher: Driver | None = None) -> Bar:
-    """Return a bar that shows how many items are done, of how many, how fast, and how long the rest will take.
+    """Return a bar that shows the number of finished items, the total, the rate, and the remaining time.
 
     Args:
-        kind: True or ``"tqdm"``, which is at home in terminals and notebooks, or ``"rich"``; False for none.
-        total: How many items there are, if that is known.
-        dispatcher: Of the pool whose bytes, copied and shared, are shown beside it.
+        kind: True or ``"tqdm"``, which works in terminals and notebooks, or ``"rich"``; False for none.
+        total: The number of items, if it is known.
+        dispatcher: The parent's half of a pool, whose copied and shared bytes are shown, too.
 
     Raises:
         MissingDependencyError: The library is not installed.
@@ -83,7 +83,7 @@ class _TqdmBar:
         self._traffic = traffic
 
     def update(self, count: int) -> None:
-        # True when it was drawn: only then the numbers beside it are worth their price.
+        # True if the bar was drawn. Only then are the numbers beside it computed.
         if self._bar.update(count) and (traffic := self._traffic()):
             self._bar.set_postfix_str(traffic, refresh=False)
 
@@ -105,13 +105,13 @@ class _RichBar:
                 return Text(f"{task.completed / seconds:,.1f}/s" if seconds else "")
 
         class Traffic(progress.ProgressColumn):
-            # Several times a second at the most.
+            # At most several times a second.
             max_refresh = 0.2
 
             def render(self, task: Any) -> Text:
                 return Text(traffic())
 
-        # So narrow that all of it has room in 80 columns.
+        # Narrow enough that all columns fit into a width of 80.
         bar = progress.BarColumn(bar_width=16)
         columns = [bar, progress.MofNCompleteColumn(), Rate(), progress.TimeRemainingColumn(), Traffic()]
         self._progress = progress.Progress(*columns)
@@ -126,7 +126,7 @@ class _RichBar:
 
 
 def length_of(items: object) -> int | None:
-    """Return how many items there are, if that is known."""
+    """Return the number of items, or None if it is unknown."""
     try:
         return len(items)  # type: ignore[arg-type]  # that is the question
     except TypeError:

@@ -1,4 +1,4 @@
-"""Where the time of a pool went: what `Pool.report` returns."""
+"""How a pool spent its time: the object that `Pool.report` returns."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 __all__ = ("PoolReport", "SlowTask", "SlowTasks", "WorkerClock", "WorkerReport", "hints_of", "worker_reports")
 
-# With less work than this nothing can be said.
+# With less work than this there are no hints.
 _LEAST_SECONDS = 0.02
-# Bytes that a task has copied from which on it is the copies that take the time.
+# If tasks copy more bytes than this on average, copying dominates.
 _COPIES_MATTER = 64 * 1024
-# How many times as long as the average the busiest worker must have worked to be worth a word.
+# The busiest worker must have worked so many times as long as the average for a hint.
 _UNEVEN = 1.5
-# The share of its time that one task must have taken to be named as the reason.
+# Share of the busiest worker's time that one task must have taken for a hint to name it.
 _ONE_TASK = 0.5
 
 _SLOWEST = 10
-# Tasks that take less are slow for nobody.
+# Faster tasks are not listed as slow.
 _SLOW_NS = 1_000_000
 
-# The words of a worker: tasks done; nanoseconds busy, in transfer and waiting; and until when these are counted.
+# The words of a worker: tasks done; nanoseconds busy, in transfer and waiting; and the time of the last update.
 _CLOCK = struct.Struct("<5Q")
 
 
 class WorkerClock:
-    """A worker's own account of its time, kept where its parent sees it.
+    """A worker's own account of its time, kept in memory that the parent sees.
 
-    Nearly all readings of the clock are those that the worker takes anyway.
+    Nearly all times are taken by the worker for other reasons, too.
     """
 
     __slots__ = ("_memory", "busy", "mark", "tasks", "transfer", "waiting")
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
-        # A worker goes on with the account of the one whose place it takes.
+        # A worker continues the account of the one that it replaces.
         self.tasks, self.busy, self.transfer, self.waiting, _ = _CLOCK.unpack_from(memory)
         self.mark = time.perf_counter_ns()
         self.write()
@@ -65,11 +65,11 @@ class WorkerReport:
     tasks: int
     """Tasks answered; a chunk of a map is one task."""
     busy: float
-    """In the functions."""
+    """Time in the functions."""
     waiting: float
-    """Without a task."""
+    """Time without a task."""
     transfer: float
-    """Receiving, unpickling, pickling, copying and sending."""
+    """Time for receiving, unpickling, pickling, copying and sending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +83,20 @@ class SlowTask:
 
 @dataclasses.dataclass(frozen=True)
 class PoolReport:
-    """Where the time of a pool went since it was made; ``print`` shows it as a table."""
+    """How a pool spent its time since it was made; ``print`` shows it as a table."""
 
     seconds: float
-    """Since the pool was made."""
+    """Seconds since the pool was made."""
     workers: tuple[WorkerReport, ...]
     slowest: tuple[SlowTask, ...]
-    """At most ten of those that took a millisecond or more, the slowest first; what they raised does not count."""
+    """At most ten tasks that took a millisecond or more, the slowest first. Tasks that raised are not included."""
     packing: float
     """Seconds that this process spent pickling and copying arguments."""
     unpacking: float
     """Seconds that this process spent unpickling results."""
     statistics: PoolStatistics
     hints: tuple[str, ...]
-    """What would make it faster, if that can be told."""
+    """Advice for making the work faster, if there is any."""
 
     def __str__(self) -> str:
         moved = self.statistics
@@ -151,32 +151,32 @@ class SlowTasks:
     """The slowest tasks so far."""
 
     def __init__(self) -> None:
-        # What takes longer is to be noted.
+        # Slower tasks are recorded.
         self.floor = _SLOW_NS
         self._heap: list[tuple[int, int, str]] = []
         self._counter = itertools.count()
 
     def note(self, nanoseconds: int, task: str) -> None:
-        """Take a task that took longer than `floor`."""
+        """Record a task that took longer than `floor`."""
         heapq.heappush(self._heap, (nanoseconds, next(self._counter), task))
         if len(self._heap) > _SLOWEST:
             heapq.heappop(self._heap)
             self.floor = self._heap[0][0]
 
     def slowest(self) -> tuple[SlowTask, ...]:
-        """Return them, the slowest first."""
+        """Return the recorded tasks, the slowest first."""
         return tuple(SlowTask(taken / 1e9, task) for taken, _, task in sorted(self._heap, reverse=True))
 
 
 def worker_reports(worker_group: WorkerGroup) -> tuple[WorkerReport, ...]:
-    """Read the workers' accounts, and add what they are at."""
+    """Return the workers' accounts, including the time of their current activity."""
     reports = []
     for _, worker in sorted(worker_group.by_slot.items()):
         state = worker_group.status.state(worker.slot)
         tasks, busy, transfer, waiting, mark = _CLOCK.unpack_from(worker_group.status.clocks[worker.slot])
         going_on = max(0, time.perf_counter_ns() - mark)
         if worker not in worker_group.workers:
-            pass  # it has ended
+            pass  # the worker has ended
         elif state in worker_group.sent:
             busy += going_on
         elif state != STARTING and state < FIRST_TASK:
@@ -196,19 +196,19 @@ def hints_of(report: PoolReport) -> tuple[str, ...]:
         if copied / tasks > _COPIES_MATTER:
             hints.append(
                 f"moving data took {moving:.3g} s, computing {computing:.3g} s, and {copied / 1e6:,.0f} MB were "
-                "copied: let large arrays be made in shared memory (forkshm.empty, forkshm.shared_allocations, "
-                "Pool(born_shared=True))"
+                "copied. Create large arrays in shared memory (forkshm.empty, forkshm.shared_allocations, "
+                "Pool(born_shared=True))."
             )
         else:
             hints.append(
                 f"moving data took {moving:.3g} s, computing {computing:.3g} s: each task computes for only "
-                f"{computing / tasks * 1e6:,.0f} us; let one do more (chunksize=...)"
+                f"{computing / tasks * 1e6:,.0f} us. Give each task more work (chunksize=...)."
             )
     if len(busy) > 1 and most > _LEAST_SECONDS and most > _UNEVEN * computing / len(busy):
-        uneven = f"one worker computed for {most:.3g} s, all {len(busy)} on average for {computing / len(busy):.3g} s"
+        uneven = f"one worker computed for {most:.3g} s, and the average is {computing / len(busy):.3g} s"
         first = next(iter(report.slowest), None)
         if first is not None and first.seconds > _ONE_TASK * most:
-            hints.append(f"{uneven}, and {first.seconds:.3g} s of it took {first.task}: divide that")
+            hints.append(f"{uneven}. One task took {first.seconds:.3g} s: {first.task}. Split that task.")
         else:
-            hints.append(f"{uneven}: give more and smaller tasks (chunksize=1)")
+            hints.append(f"{uneven}. Divide the work into more and smaller tasks (chunksize=1).")
     return tuple(hints)

@@ -9,15 +9,15 @@ __all__ = ("PoolStatistics",)
 
 @dataclasses.dataclass(frozen=True)
 class PoolStatistics:
-    """Counters of one pool since it was made, both directions together."""
+    """Counters of one pool since it was made, for both directions together."""
 
     tasks: int
-    """Tasks answered, failed ones too; a chunk of a map is one task."""
+    """Answered tasks, including failed ones; a chunk of a map is one task."""
     messages: int
     """Messages sent and received."""
     bytes_copied: int
     """Bytes of buffers and pickle streams that were copied into an arena."""
     bytes_shared: int
-    """Bytes of buffers that crossed as descriptors."""
+    """Bytes of buffers that were sent as descriptors."""
     workers_replaced: int
-    """Workers that died and were replaced, retired ones (``maxtasksperchild``) included."""
+    """Workers that were replaced because they died or retired (``maxtasksperchild``)."""

@@ -1,13 +1,12 @@
 """A timeline of the workers, for chrome://tracing and ui.perfetto.dev.
 
-Each worker has a *trace ring* in the status region: a ring of records of one size, one for each
-task. A record is begun when the task was taken and completed as it goes on, each time by
-one store. So what a worker recorded before it was killed is there, and the one record that
-is not complete says how far it had come. Tapes are memory that takes no pages while nobody
-traces, and then a worker reads one word for each message.
+Each worker has a *trace ring* in the status region: a ring of records of one size, one for each task. A record is begun
+when the task is taken, and completed step by step, each time by one store. So the records of a killed worker are
+available, and the incomplete record shows how far the worker had come. Trace rings take no pages while there is no
+trace. Then a worker reads only one word for each message.
 
-The clocks of all processes are one: CLOCK_MONOTONIC, or the performance counter of Windows, whose other clock ticks
-in hundredths of seconds.
+All processes use the same clock: CLOCK_MONOTONIC, or the performance counter of Windows, whose other clock ticks in
+hundredths of seconds.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = ("Recorder", "Trace", "Traced")
 
-# The words of a record: when the worker began to wait, had the message, had unpickled it,
-# had computed, had sent; 0 for not yet. Then the task, bytes of arguments and result, and
-# the worker; the rest is the end of the function's name.
+# The words of a record. The first five are times: when the worker began to wait, had the message, had unpickled it, had
+# computed, and had sent; 0 for not yet. They are followed by the task, the bytes of arguments and result, and the
+# worker. The rest is the end of the function's name.
 _ASKED, _TAKEN, _OPENED, _COMPUTED, _SENT, _NUMBER, _ARGUMENTS, _RESULT, _WHO, _NAME = range(10)
 _WORDS = 16
 _RECORD_BYTES = _WORDS * 8
 _NAME_BYTES = _RECORD_BYTES - _NAME * 8
 _RECORD = struct.Struct(f"<{_NAME}Q{_NAME_BYTES}s")
-# In the word that says who: the task raised.
+# A bit in the worker's word: the task raised.
 _FAILED = 1 << 32
 
-# Events of the parent that are kept.
+# Maximum number of events of the parent.
 _PARENT_EVENTS = 100_000
 
 
@@ -66,8 +65,8 @@ class Recorder:
         """Begin the record of a task that was just taken.
 
         Args:
-            number: The task's.
-            asked: Since when the worker has waited for it; 0 for a later task of a message.
+            number: The number of the task.
+            asked: When the worker began to wait for it; 0 for a later task of a message.
         """
         words, head = self._words, self._trace_ring.head
         at = self._at = head[1] % self._capacity * _WORDS
@@ -79,7 +78,7 @@ class Recorder:
             words[at + later] = 0
         words[at + _NUMBER] = number
         words[at + _WHO] = self._pid
-        head[1] += 1  # now it counts
+        head[1] += 1  # from now on it is read
 
     def opened(self, function: Callable[..., Any]) -> None:
         """Record that the arguments are unpickled, and which function is called."""
@@ -116,7 +115,7 @@ class Recorder:
 
 @dataclasses.dataclass
 class _Life:
-    """One worker, as far as the trace has seen it."""
+    """One worker, as recorded by the trace."""
 
     slot: int
     name: str
@@ -126,12 +125,12 @@ class _Life:
 
 
 class Trace:
-    """What `Pool.trace` returns: a context manager that records, and writes a file at its end.
+    """A context manager that records a trace, and writes a file at its end; returned by `Pool.trace`.
 
     Attributes:
         path: The file.
-        dropped: Once it is written: how many tasks were recorded and had to make room for
-            later ones, and events of this process.
+        dropped: After the file was written: the number of recorded tasks that were overwritten by later ones, and of
+            dropped events of this process.
     """
 
     def __init__(
@@ -141,11 +140,11 @@ class Trace:
         self.dropped = 0
         self._worker_group = worker_group
         self._dispatcher = dispatcher
-        self._pool = pool  # not collected before this has ended
+        self._pool = pool  # so that it is not collected before the trace has ended
         self._owner = os.getpid()
         self._is_on = False
         self._started = 0
-        # The pool may be ended by one thread while another leaves the block.
+        # One thread may end the pool while another leaves the block.
         self._stopping = _interrupts.Lock()
         self._lives: dict[int, _Life] = {}
         self._threads: dict[int, str] = {}
@@ -159,9 +158,9 @@ class Trace:
         if self._dispatcher.trace is not None:
             raise RuntimeError(f"cannot trace to {self.path}: the pool is traced to {self._dispatcher.trace.path} now")
         if self._started:
-            raise RuntimeError(f"cannot trace to {self.path} once more with this: call Pool.trace again")
+            raise RuntimeError(f"cannot trace to {self.path}: this trace was used before. Call Pool.trace again.")
         self._dispatcher.check_accepting()
-        # Told now, not when the work is done: a path that cannot be written.
+        # Fail now, instead of after the work, if the file cannot be written.
         with open(self.path, "w"):
             pass
         self._started = time.perf_counter_ns()
@@ -176,24 +175,24 @@ class Trace:
 
     def __exit__(self, *_: object) -> None:
         if os.getpid() != self._owner:
-            return  # a forked child: the trace is its parent's
+            return  # in a forked child: the trace belongs to its parent
         self.collect()
         self._write()
 
-    # -- what the dispatcher says -----------------------------------------------------
+    # -- called by the dispatcher -----------------------------------------------------
 
     def born(self, worker: WorkerHandle) -> None:
-        """Note a worker."""
+        """Record that a worker was started."""
         self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.perf_counter_ns())
 
     def reaped(self, worker: WorkerHandle) -> None:
-        """Note that a worker has ended: what it was at ended with it."""
+        """Record that a worker has ended, and its current activity with it."""
         life = self._lives.get(worker.pid)
         if life is not None:
             life.ended = time.perf_counter_ns()
 
     def note(self, name: str, began: int, what: dict[str, Any]) -> None:
-        """Note what this thread has done since *began*."""
+        """Record an activity of this thread that began at *began*."""
         if self._is_on and began >= self._started:
             thread = threading.get_native_id()
             if thread not in self._threads:
@@ -204,7 +203,7 @@ class Trace:
     # -- the end ----------------------------------------------------------------------
 
     def collect(self) -> None:
-        """Stop recording, and take what is on the trace rings; when the pool ends, before that."""
+        """Stop recording, and read the trace rings. Called when the trace ends, or when the pool ends before."""
         with self._stopping:
             if self._is_on:
                 self._is_on = False
@@ -230,7 +229,7 @@ class Trace:
     def _records(self, trace_ring: TraceRing, first: int) -> Iterator[tuple[Any, ...]]:
         count, capacity = trace_ring.head[1], len(trace_ring.records) // _RECORD_BYTES
         content = bytes(trace_ring.records[: count * _RECORD_BYTES])
-        # A worker may write while we read: what it is at has the place of the oldest.
+        # A worker may write during the read: its current record takes the place of the oldest one.
         oldest = max(first, trace_ring.head[1] - capacity + 1)
         self.dropped += oldest - first
         for number in range(oldest, count):
@@ -247,7 +246,7 @@ class Trace:
         if name:
             task["function"] = name
         received = {**task, "argument_bytes": record[_ARGUMENTS]}
-        # A worker may have gone on while its trace ring was read: what is later is not shown.
+        # A worker may continue while its trace ring is read. Later events are not shown.
         end = min(max(record[_ASKED], ends.get(pid, self._started)), over)
         stages: list[tuple[int, str, dict[str, Any]]] = [
             (_TAKEN, "waiting", {}),
@@ -260,7 +259,7 @@ class Trace:
             end = min(max(began, record[stage]), over) if reached else over
             if not reached:
                 args["unfinished"] = True
-            # The later tasks of a message neither wait nor are received.
+            # The later tasks of a message have no waiting and receiving times.
             if end > began or stage in (_COMPUTED, _SENT):
                 what = name if name and category == "computing" else category
                 yield _event(what, pid, pid, began, end, args, category)
@@ -305,7 +304,7 @@ def _event(
     args: dict[str, Any] | None = None,
     category: str | None = None,
 ) -> dict[str, Any]:
-    # Whole microseconds: neighbours meet exactly, which sums of fractions would not.
+    # Whole microseconds, so that adjacent events meet exactly, which sums of fractions would not.
     start = began // 1000
     return {
         "name": name,
@@ -324,7 +323,7 @@ def _label(kind: str, pid: int, tid: int, **args: Any) -> dict[str, Any]:
 
 
 class Traced(Outcome):
-    """An outcome whose unpickling, in whichever thread, is noted."""
+    """An outcome whose unpickling is recorded, in any thread."""
 
     __slots__ = ("_outcome", "_task", "_trace")
 
@@ -335,7 +334,7 @@ class Traced(Outcome):
         self._task = {"function": name_of(task.function.function)}
 
     def open(self) -> tuple[bool, Any]:
-        """Return the outcome unchanged."""
+        """Unpickle the outcome."""
         began = time.perf_counter_ns()
         try:
             return self._outcome.open()

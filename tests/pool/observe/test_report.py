@@ -114,7 +114,7 @@ def test_too_little_work_for_a_worker_is_told(pool):
     pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
     # There may also be a hint on the cost of moving data: spawned workers import modules to unpickle.
     (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
-    assert hint.endswith(" of it took slept over a chunk of 1 items: divide that")
+    assert hint.endswith(" s: slept over a chunk of 1 items. Split that task.")
 
 
 def test_copies_that_take_the_time_are_told(pool):
@@ -122,7 +122,7 @@ def test_copies_that_take_the_time_are_told(pool):
     for _ in range(5):
         pool.apply(len, (array[:],))
     (hint,) = [hint for hint in pool.report().hints if "moving" in hint]
-    assert "160 MB were copied: let large arrays be made in shared memory" in hint
+    assert "160 MB were copied. Create large arrays in shared memory" in hint
 
 
 def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
@@ -142,13 +142,16 @@ def report_of(busy, transfer=(0.0, 0.0), tasks=10, copied=0, slowest=()):
         (report_of([0.001, 0.001], [0.005, 0.005]), []),  # too little for a hint
         (
             report_of([0.1, 0.1], [1.0, 1.0], tasks=100_000),
-            ["each task computes for only 2 us; let one do more (chunksize=...)"],
+            ["each task computes for only 2 us. Give each task more work (chunksize=...)."],
         ),
-        (report_of([0.1, 0.1], [1.0, 1.0], copied=10**9), ["1,000 MB were copied: let large arrays be made in shared"]),
-        (report_of([4.0, 0.5]), ["one worker computed for 4 s, all 2 on average for 2.25 s: give more and smaller"]),
+        (report_of([0.1, 0.1], [1.0, 1.0], copied=10**9), ["1,000 MB were copied. Create large arrays in shared"]),
+        (
+            report_of([4.0, 0.5]),
+            ["one worker computed for 4 s, and the average is 2.25 s. Divide the work into more and smaller"],
+        ),
         (
             report_of([4.0, 0.5], slowest=[SlowTask(3.0, "resize(1)")]),
-            ["one worker computed for 4 s, all 2 on average for 2.25 s, and 3 s of it took resize(1): divide that"],
+            ["one worker computed for 4 s, and the average is 2.25 s. One task took 3 s: resize(1). Split that task."],
         ),
         (report_of([4.0], [0.0], slowest=[SlowTask(4.0, "all")]), []),
     ],

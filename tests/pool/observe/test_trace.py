@@ -299,7 +299,7 @@ def test_impossible_traces_raise_at_the_start(pool, tmp_path, path):
             pass
         pool.apply(f.nothing)
         used = pool._dispatcher.trace
-    with pytest.raises(RuntimeError, match="once more"), used:
+    with pytest.raises(RuntimeError, match="was used before"), used:
         pass
     assert not (tmp_path / "other.json").exists()
     assert len(Read(path).tasks()) == 1

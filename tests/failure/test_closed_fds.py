@@ -1,0 +1,45 @@
+"""A program that closes all its fds, and opens files of its own, keeps these files."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs fds"),
+    pytest.mark.slow,
+]
+
+PROGRAM = """
+import os, sys, tempfile
+import numpy as np
+import forkshm
+
+def add_one(array):
+    return array + 1
+
+if __name__ == "__main__":
+    context = forkshm.get_context(sys.argv[1])
+    with context.Pool(1) as pool:
+        pool.map(add_one, [np.ones(200_000)])
+    os.closerange(3, 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [open(f"{folder}/{number}", "w+b", buffering=0) for number in range(30)]
+        for file in files:
+            file.write(b"mine")
+        for _ in range(3):
+            with context.Pool(1) as pool:
+                assert (pool.apply(add_one, (np.ones(200_000),)) == 2).all()
+        for file in files:
+            assert os.fstat(file.fileno()).st_ino == os.stat(file.name).st_ino, "a file was closed"
+            file.seek(0)
+            assert file.read() == b"mine", "a file was written to"
+            file.close()
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_files_with_the_numbers_of_closed_fds_are_left_alone(run_script, method):
+    assert run_script(PROGRAM, method) == "done\n"
