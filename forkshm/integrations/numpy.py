@@ -651,7 +651,7 @@ def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
 
     It arrives as a view of that type with its attributes, after a call of ``__array_finalize__``.
     """
-    if array.dtype.hasobject or not is_shared(array):
+    if array.dtype.hasobject or not (is_shared(array) or _is_over_file(array)):
         return NotImplemented
     kind = type(array)
     if isinstance(array, np.ma.MaskedArray):
@@ -668,6 +668,15 @@ def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
         if not {"__reduce__", "__reduce_ex__", "__setstate__"}.isdisjoint(vars(base)):
             return NotImplemented  # only the type knows what it needs
     return rebuild_subclass, (kind, array.view(np.ndarray), dict(getattr(array, "__dict__", {})))
+
+
+def _is_over_file(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether the plain view of an array crosses as a mapping of a file."""
+    if array.base is None or not array.nbytes:
+        return False
+    if _mmap_of(array) is not None:
+        return True
+    return _MUST_BE_NAMED and _named_of(array, as_copy=not array.flags.writeable) is not None
 
 
 # Attributes that the receiver's view sets by itself.

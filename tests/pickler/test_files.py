@@ -131,6 +131,39 @@ def test_the_written_pages_of_a_private_mapping_are_copied(cross, path):
     assert value[90_000] == sent[90_000] == 3
 
 
+class Measured(np.ndarray):
+    def __array_finalize__(self, parent):
+        self.unit = getattr(parent, "unit", None)
+
+
+class OwnMemmap(np.memmap):
+    pass
+
+
+OVER_FILES = {
+    "own class": lambda m: m.view(Measured),
+    "slice of one": lambda m: m.view(Measured)[5:],
+    "own memmap": lambda m: m.view(OwnMemmap),
+    "records": lambda m: m.view([("a", "f8"), ("b", "f8")]).view(np.recarray),
+    "matrix": lambda m: m.reshape(100, -1).view(np.matrix),
+    "masked": lambda m: np.ma.MaskedArray(m.view(np.ndarray), mask=False, copy=False),
+}
+
+
+@pytest.mark.parametrize("name", OVER_FILES)
+def test_an_array_of_another_class_over_a_file_is_shared(cross, path, name):
+    sent = OVER_FILES[name](np.memmap(path, float, "r+"))
+    if isinstance(sent, Measured):
+        sent.unit = "m"
+    crossed = cross(sent)
+    got = crossed.value
+    assert type(got) is type(sent)
+    assert getattr(got, "unit", None) == getattr(sent, "unit", None)
+    got.view(np.ndarray).view(float).reshape(-1)[0] = 77
+    assert sent.view(np.ndarray).view(float).reshape(-1)[0] == 77
+    assert crossed.copied <= 100_000  # the mask
+
+
 def test_views_of_one_memmap_are_views_of_one(cross, path):
     sent = np.memmap(path, float, "c")
     whole, part, plain = cross([sent, sent[10:20], np.asarray(sent)[10:20]]).value

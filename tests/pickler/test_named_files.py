@@ -27,6 +27,10 @@ def look(array):
         array[(0,) * array.ndim] = 7
     return kind, first
 
+def rename(records):
+    records.a[0] = 9
+    return type(records).__name__
+
 def sent(pool, array):
     before = pool.statistics().bytes_copied
     kind, first = pool.apply(look, (array,))
@@ -53,6 +57,11 @@ if __name__ == "__main__":
         with_offset = np.memmap(path, "f8", "r+", offset=8 * 3000, shape=(50, 100))
         assert sent(pool, with_offset)[-2:] == (3005.0, 0) and with_offset[0, 0] == 7
         assert sent(pool, np.memmap(path, float, "r") + 0.0)[-1] > 0
+        records = np.memmap(path, [("a", "f8")], "r+").view(np.recarray)
+        before = pool.statistics().bytes_copied
+        assert pool.apply(rename, (records,)) == "recarray" and records.a[0] == 9
+        assert pool.statistics().bytes_copied == before
+        records.a[0] = 5
         read_only = np.asarray(np.memmap(path, float, "r+"))
         read_only.flags.writeable = False
         assert sent(pool, read_only)[3:] == (True, 5.0, 0) and read_only[0] == 5
@@ -68,7 +77,7 @@ if __name__ == "__main__":
         try:
             pool.apply(look, (cut,))
         except forkshm.RegionGoneError as error:
-            assert "was cut to 4,096 bytes" in str(error), error
+            assert "to 4,096 bytes" in str(error), error
         else:
             raise SystemExit("no error")
         gone = np.memmap(path + ".old", float, "r+")
