@@ -1,7 +1,8 @@
 """Show files of the repository as pages, so that links to the code work offline.
 
-A link such as ``[the policy](forkshm/pickler/_policy.py)``, in a page of these docs or in a file of the repository that
-a page includes, leads to a page that shows this file, or lists this folder. Each build creates these pages again.
+A page of these docs, or a file of the repository that a page includes, may have a link such as
+``[the policy](forkshm/pickler/_policy.py)``. It leads to a page that shows this file, or lists this folder. Each build
+creates these pages again.
 """
 
 from __future__ import annotations

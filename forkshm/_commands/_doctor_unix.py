@@ -162,7 +162,7 @@ def _processes() -> Iterator[Finding]:
     yield (
         "looking into other processes",
         f"yama ptrace_scope {scope}" if scope else "as proc(5) says",
-        "regions cross the standard library's channels between processes of one user",
+        "regions can be sent through the standard library's channels between processes of one user",
         False,
     )
 

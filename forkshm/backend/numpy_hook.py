@@ -1,9 +1,9 @@
 """NumPy's hook for the memory of arrays (NEP 49), set from Python.
 
-The hook is a structure of C functions. If these were ctypes callbacks, the smallest array would pay 3 us for Python,
-and a callback that cannot be entered (at the recursion limit) would return whatever lay on the stack. So the functions
-are a few instructions of machine code. They leave small arrays to NumPy's own functions and call Python for large ones.
-If Python does not answer, the array gets NumPy's own memory.
+The hook is a structure of C functions. If these were ctypes callbacks, the smallest array would pay 3 us for Python. At
+the recursion limit a callback cannot be entered, and would return whatever lay on the stack. So the functions are a few
+instructions of machine code. They leave small arrays to NumPy's own functions and call Python for large ones. If Python
+does not answer, the array gets NumPy's own memory.
 
 This is separate from `_syscalls` because only programs with NumPy use it.
 """

@@ -156,8 +156,8 @@ class Sender:
         Raises:
             ChannelBrokenError: No process can receive any more.
             ChannelClosedError: This end was closed.
-            OSError: The kernel refused, and nothing was sent: ``EMFILE`` if this process has too many open files,
-                ``ETOOMANYREFS`` if too many fds of this user are in flight and waiting did not help, or ``EMSGSIZE`` if
+            OSError: The kernel refused, and nothing was sent. ``EMFILE``: this process has too many open files.
+                ``ETOOMANYREFS``: too many fds of this user are in flight, and waiting did not help. ``EMSGSIZE``:
                 *data* is larger than ``net.core.wmem_max`` allows.
         """
         try:

@@ -1,18 +1,21 @@
 """The tables at the head of a payload: the location of the bytes of its buffers, in wire form.
 
-A payload is one pickled object in transit. Its buffers are *spans*. A span lies in the one
-block that carries the copies, among small copies at the end of the message itself, in a
-region that both sides share, or in a block that came from elsewhere and is handed on; or it
-has no bytes at all but an fd. The fds come with the message, the block's lease first. Then
-come the *files*: one for the regions of each memory object, and one for each block handed
-on, in order.
+A payload is one pickled object in transit. Its buffers are *spans*. A span lies in one of these places:
 
-Tables are named tuples, and plain tuples of the same form in the path of every array.
-Creating a frozen dataclass takes four times as long as a named tuple, which takes ten times
-as long as a plain one.
+* the one block that carries the copies;
+* the small copies at the end of the message;
+* a region that both sides share;
+* a block that was received and is passed on;
+* none, if the span is an fd without bytes.
 
-Everything is checked while it is read: a payload that was truncated or changed is refused,
-and never leads to a view of other memory than it names.
+The fds come with the message, the block's lease first. The *files* follow: one for the regions of each memory object,
+and one for each block that is passed on, in order.
+
+Tables are named tuples, and plain tuples of the same form in the path of every array. Creating a frozen dataclass takes
+four times as long as a named tuple, which takes ten times as long as a plain one.
+
+Everything is checked while it is read: a payload that was truncated or changed is refused, and never leads to a view of
+other memory than it names.
 """
 
 from __future__ import annotations
@@ -98,7 +101,7 @@ class Bare(enum.Enum):
 # Used in place of a mode: the fd itself is sent.
 HANDLE = Bare.handle
 
-# What an fd stands for: a region with a mode, a block that is handed on, or the fd itself.
+# An fd stands for a region with a mode, a block that is passed on, or itself.
 _MODES: tuple[Mode | Share | Bare, ...] = (*Mode, *Share, *Bare)
 _NUMBERS = {mode: number for number, mode in enumerate(_MODES)}
 

@@ -27,7 +27,7 @@ from forkshm.region.blocks import claim_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Larger arrays cross one by one: copying them takes as long as everything else.
+# Larger arrays are sent one by one: copying them takes as long as everything else.
 _LARGEST = 8 * 1024
 
 _dtype, _nbytes, _shape, _base = (operator.attrgetter(name) for name in ("dtype", "nbytes", "shape", "base"))
@@ -66,7 +66,7 @@ def bundle(container: Any, *, is_all: bool) -> Bundle | bool:
         is_all: Whether *container* has all arrays of the message.
 
     Returns:
-        True if the arrays cannot be bundled, but each of them may cross in the stream.
+        True if the arrays cannot be bundled, but each of them may be sent in the stream.
     """
     arrays = list(container.values()) if type(container) is dict else container
     if set(map(type, arrays)) != {np.ndarray}:
@@ -114,7 +114,7 @@ def _overlap(arrays: Sequence[Any]) -> bool:
 
 
 def _may_be_shared(arrays: Sequence[Any]) -> bool:
-    """Return whether any array lies in memory that crosses as a descriptor; arrays of one base share its memory."""
+    """Return whether any array lies in memory that is sent as a descriptor; arrays of one base share its memory."""
     origins: set[type] = set()
     for array in arrays:
         origin = array

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ForkshmBackend", "shutdown")
 
-# Options of other backends that this one ignores: memory crosses as descriptors, or is copied once.
+# Options of other backends that this one ignores: memory is sent as descriptors, or copied once.
 _NOT_NEEDED = frozenset(
     {
         "context",
@@ -75,7 +75,7 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
     ``n_jobs``, ``return_as="generator"`` and ``"generator_unordered"``, ``timeout``, ``inner_max_num_threads``, nested
     calls (threads inside workers by default), callbacks and abort. Differences:
 
-    * Large arrays cross through shared memory: explicitly shared arrays without a copy, others copied once for all
+    * Large arrays are sent through shared memory: explicitly shared arrays without a copy, others copied once for all
       calls that get the same bytes, whatever object holds them. They arrive writable, and writes stay in the worker.
       ``max_nbytes``, ``mmap_mode`` and ``temp_folder`` are accepted and ignored.
     * A worker that is killed fails the calls it was running with `WorkerDiedError`, and is replaced.

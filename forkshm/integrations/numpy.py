@@ -372,7 +372,7 @@ def full_like(
     return full(where, fill_value, kind, order)
 
 
-# -- crossing -------------------------------------------------------------------------
+# -- sending --------------------------------------------------------------------------
 
 
 # Whether a mapped file can be found only by its name.
@@ -566,7 +566,7 @@ def _seen_once(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
 
 
-# A view with gaps crosses with its gaps, so that it stays a view. If it spans more than this many
+# A view with gaps is sent with its gaps, so that it stays a view. If it spans more than this many
 # times its bytes, only its elements are copied.
 _GAPS = 2
 # The receiver gives each element of an overlapping array its own memory, up to this many bytes.
@@ -739,4 +739,4 @@ register_plain(
 # The memory of a shared array, and of views of it, is found by its address.
 register_simple(SharedArray, own_bytes=lambda array: 0 if array.base is not None else -1)
 register_simple(np.ndarray, when=is_simple, own_bytes=lambda array: array.nbytes if array.base is None else -1)
-importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays cross
+importlib.import_module("forkshm.integrations._numpy_bundles")  # registers how containers of arrays are sent

@@ -1,7 +1,7 @@
 """Corrections to what cloudpickle makes of classes and code that are sent by value.
 
-* Code keeps its file name. Code that is in no file (the cell of a notebook, a line of an interactive session) is sent
-  with its source, so that a traceback of the receiver shows the line.
+* Code keeps its file name. Code without a file (a notebook's cell, a line of an interactive session) is sent with its
+  source, so that a traceback of the receiver shows the line.
 * The type of a ctypes array arrives as that type.
 * A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not be
   sent back to the process that has the class itself.

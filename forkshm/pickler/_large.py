@@ -6,8 +6,8 @@ for huge pages. If a file has ``readinto``, the unpickler reads large objects fr
 this module can ask for huge pages before it copies. All other objects are unpickled faster from memory, so the head of
 a payload says whether there are such objects.
 
-Pickle copies a ``str`` once more at both ends. So a ``str`` that is an argument, a result, or an item of the list or
-tuple that is sent is sent as a buffer, if all of it is ASCII.
+Pickle copies a ``str`` once more at both ends. To avoid this, a large ASCII ``str`` is sent as a buffer if it is an
+argument, a result, or an item of the list or tuple that is sent.
 """
 
 from __future__ import annotations

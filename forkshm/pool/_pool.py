@@ -619,21 +619,20 @@ class Pool(_StandardPool):
         """Return a context manager that records the tasks in its block and writes them to a file.
 
         A path that ends in ``.html`` gets a page with a timeline and the pool's report, which opens without a network.
-        Open any other file in https://ui.perfetto.dev or chrome://tracing. It has a row for each worker
-        with the time spent waiting, receiving (reading and unpickling), computing
-        (by the name of the function) and sending (pickling, copying, sending), and rows for
-        the threads of this process. Events of a worker before it was killed are included.
+        Open any other file in https://ui.perfetto.dev or chrome://tracing. It has rows for the workers and for the
+        threads of this process. A worker's row shows its time for waiting, receiving (reading and unpickling),
+        computing (by the name of the function) and sending (pickling, copying, sending). Events of a worker before it
+        was killed are included.
 
-        The last 16,383 tasks of each worker and the last 100,000 events of this process are kept.
-        The file says how many were dropped (``otherData.dropped``). Tasks that began before the block
-        are left out. A task that continues after it, or that died with its worker, is marked ``unfinished``.
+        The last 16,383 tasks of each worker and the last 100,000 events of this process are kept. The file has the
+        number of dropped ones (``otherData.dropped``). Tasks that began before the block are left out. A task that
+        continues after it, or that died with its worker, is marked ``unfinished``.
 
         Args:
             path: The file; it is overwritten.
 
         Raises:
-            OSError: At the start of the block: the file cannot be written. At its end: the
-                disk is full, for example.
+            OSError: At the start of the block: the file cannot be written. At its end: for example, the disk is full.
             RuntimeError: At the start of the block: the pool is being traced already.
             PoolClosedError: At the start of the block: the pool was closed.
 

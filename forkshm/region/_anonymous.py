@@ -32,7 +32,7 @@ def anonymous_shared_memory(
     the size of that mount is no limit. A page takes memory when it is first written.
 
     Each region needs an fd. Near the hard limit on open files, small regions (up to 1 MiB) share a memory object, which
-    is freed with the last of them; these regions cannot be sealed.
+    is freed with the last of them. These regions cannot be sealed.
 
     Args:
         size: Number of usable bytes, at least 1. The kernel rounds the mapping up to whole pages; ``region.size`` and

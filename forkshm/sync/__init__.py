@@ -1,8 +1,8 @@
 """Between layers 1 and 2. The locks and values of ``multiprocessing``, in forkshm's shared memory.
 
-They have the interface and the types of ``multiprocessing``'s, with two additions. They cross wherever a region does,
-also to processes that started earlier. A process that is killed while it holds one, or waits for one, blocks no other
-process.
+They have the interface and the types of ``multiprocessing``'s, with two additions. They can be passed wherever a region
+can, also to processes that started earlier. A process that is killed while it holds one, or waits for one, blocks no
+other process.
 
     _word          one word of shared memory that names the process that holds the lock
     _slab          memory for small objects: thousands in one memory object, so that they need few fds

@@ -66,7 +66,7 @@ class _Parties(RegionBarrier):
 
 
 class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ignore[misc]
-    """A `multiprocessing.Barrier` in shared memory, which crosses everywhere.
+    """A `multiprocessing.Barrier` in shared memory, which can be passed wherever a region can.
 
     When a process is killed while it waits, the barrier breaks within 0.1 s, and the others get
     `threading.BrokenBarrierError`. A process that is killed before it arrives cannot be told from a late one, so give
@@ -74,7 +74,7 @@ class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ig
 
     Args:
         parties: Number of threads or processes that have to arrive, at least 1.
-        action: Called by the last party to arrive, before the others are released. It crosses with the barrier.
+        action: Called by the last party to arrive, before the others are released. It is sent with the barrier.
         timeout: Seconds that `wait` waits by default; None waits forever.
         ctx: Ignored; for compatibility.
 

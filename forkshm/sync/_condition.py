@@ -65,7 +65,7 @@ class _Number:
 
 
 class Condition(_interrupts.Entered, multiprocessing.synchronize.Condition, _theirs.Condition):  # type: ignore[misc]
-    """A `multiprocessing.Condition` in shared memory, which crosses everywhere.
+    """A `multiprocessing.Condition` in shared memory, which can be passed wherever a region can.
 
     `notify` never waits for a waiter, so a killed waiter blocks no other process. Another waiter takes a notification
     that had gone to the killed one. When a process is killed while it holds the lock, the next one gets it, as with

@@ -60,7 +60,7 @@ class _Flag(Placed):
 
 
 class Event(multiprocessing.synchronize.Event, _theirs.Event):  # type: ignore[misc]
-    """A `multiprocessing.Event` in shared memory, which crosses everywhere.
+    """A `multiprocessing.Event` in shared memory, which can be passed wherever a region can.
 
     A process that is killed while it waits for, sets or clears the event blocks no other process.
 

@@ -216,7 +216,7 @@ def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any]
 
 
 class Lock(_OwnedLock, multiprocessing.synchronize.Lock, _theirs.Lock):  # type: ignore[misc]
-    """A `multiprocessing.Lock` in shared memory, which crosses everywhere, and survives its holder.
+    """A `multiprocessing.Lock` in shared memory. It can be passed wherever a region can, and survives its holder.
 
     When a process is killed while it holds the lock, the next process that acquires it gets it, with a
     `forkshm.ForkshmWarning` that names the dead process: the data that the lock guards may be half changed.

@@ -372,7 +372,7 @@ def _rebuild(kind: Any, region: MappedRegion, offset: int, extra: dict[str, Any]
 
 
 class Semaphore(_Counting, multiprocessing.synchronize.Semaphore, _theirs.Semaphore):  # type: ignore[misc]
-    """A `multiprocessing.Semaphore` in shared memory, which crosses everywhere, and survives its holders.
+    """A `multiprocessing.Semaphore` in shared memory. It can be passed wherever a region can, and survives its holders.
 
     When a process is killed while it holds permits, waiters get them, with a `forkshm.ForkshmWarning` that names the
     dead process. This applies while each permit is released by the process that acquired it. In a semaphore that is

@@ -220,7 +220,7 @@ if __name__ == "__main__":
         print(error)
 """
     )
-    assert "set TMPDIR" in out
+    assert "Set TMPDIR" in out
     assert "ulimit" not in out
 
 

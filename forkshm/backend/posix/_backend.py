@@ -905,8 +905,8 @@ def _owner(address: str) -> int:
 
 def _no_proc() -> UnsupportedError:
     return UnsupportedError(
-        "memory crosses channels of other libraries by /proc, which this backend lacks: use forkshm's own Queue, "
-        "Pipe, Pool or Executor, or send bytes(region.buf)",
+        "cannot send memory through a channel of another library: this backend lacks /proc. Use forkshm's own Queue, "
+        "Pipe, Pool or Executor, or send bytes(region.buf).",
         capability="proc",
     )
 
