@@ -237,11 +237,9 @@ def _refuse_while_main_is_imported() -> None:
     is_known_by_code = "PoolWorker" in process.name or process.name.startswith("worker ")
     if not is_known_by_code:
         print(f"{process.name}: {about_main_guard('the main module')}", file=sys.stderr)
-    if _multiprocess.context._default_context.get_start_method() == "forkserver":
-        # multiprocess would turn SystemExit into exit code 1 here.
-        _multiprocess.util._flush_std_streams()  # type: ignore[attr-defined]
-        os._exit(NO_MAIN_GUARD)
-    raise SystemExit(NO_MAIN_GUARD)
+    # In a process of the fork server, multiprocess would turn SystemExit into exit code 1.
+    _multiprocess.util._flush_std_streams()  # type: ignore[attr-defined]
+    os._exit(NO_MAIN_GUARD)
 
 
 def _forget_main_without_file() -> None:

@@ -37,13 +37,32 @@ STARTS = [
     ("start", "raised"), STARTS, ids=[start.split("(")[0] + str(n) for n, (start, _) in enumerate(STARTS)]
 )
 def test_one_error_shows_the_two_lines(tmp_path, method, start, raised):
+    check_one_error(tmp_path, PROGRAM + start + "\n", method, raised)
+
+
+def check_one_error(tmp_path, program, method, raised):
     path = tmp_path / "program.py"
-    path.write_text(PROGRAM + start + "\n")
+    path.write_text(program)
     done = subprocess.run([sys.executable, str(path), method], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert done.stderr.count(GUARD) == 1, done.stderr
     assert done.stderr.count("Traceback") <= 2 * raised, done.stderr  # including that of its cause
     assert len(done.stderr.splitlines()) < 45
+
+
+OF_CONTEXTS = [
+    ("context.Pool(2).map(f, range(3))", 1),
+    ("forkshm.Executor(2, mp_context=context).submit(f, 1).result()", 1),
+    ("p = context.Process(target=f, args=(1,)); p.start(); p.join(); sys.exit(p.exitcode)", 0),
+    ("context.Manager()", 1),
+]
+
+
+@pytest.mark.parametrize("method", methods("spawn", "forkserver"))
+@pytest.mark.parametrize(("start", "raised"), OF_CONTEXTS)
+def test_one_error_shows_the_two_lines_if_another_start_method_is_the_default(tmp_path, method, start, raised):
+    program = PROGRAM.replace("forkshm.set_start_method", "context = forkshm.get_context")
+    check_one_error(tmp_path, program + start + "\n", method, raised)
 
 
 @pytest.mark.parametrize("method", methods("spawn", "forkserver"))
