@@ -15,6 +15,8 @@ PROGRAM = """
 import sys
 import forkshm as mp
 
+pytestmark = pytest.mark.slow
+
 def in_pool(x):
     y = x + 1
     return y

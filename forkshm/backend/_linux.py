@@ -102,7 +102,7 @@ class LinuxBackend(Unix):
         while fds:
             try:
                 next(map(os.close, map(fds.pop, _LAST)), None)
-            except (OSError, IndexError) as error:  # somebody closed it; a signal handler was faster
+            except (OSError, IndexError) as error:  # it was closed elsewhere, or a signal handler was faster
                 if isinstance(error, OSError) and error.errno is None:
                     raise  # of a signal handler
                 continue

@@ -43,7 +43,7 @@ class TaskDeadlines:
         if passed < self.pause:
             return
         self._looked = now
-        # If nobody looked for a while, do not count that time against the workers.
+        # If no thread looked for a while, do not count that time against the workers.
         passed = min(passed, 2 * self.pause)
         for worker in worker_group.workers:
             slot = worker.slot

@@ -248,7 +248,7 @@ class Dispatcher(Leader):
 
     def _payloads(self, task: Task) -> tuple[Payload, Payload]:
         function = task.function
-        # A task that may be sent again is mapped copy-on-write, so that nobody sees a dead worker's writes.
+        # A task that may be sent again is mapped copy-on-write, so that a dead worker's writes are not seen.
         again = self.retries > 0
         try:
             task.payload = pack(

@@ -79,7 +79,7 @@ def test_an_existing_mapping_is_not_replaced(memory):
 
 
 def test_unsupported_features_name_an_alternative(memory):
-    with pytest.raises(UnsupportedError, match="use forkshm's own Queue, Pipe, Pool or Executor"):
+    with pytest.raises(UnsupportedError, match="Use forkshm's own Queue, Pipe, Pool or Executor"):
         kernel.start_time(os.getpid())
     for refused in (lambda: kernel.seal_writes(memory), lambda: kernel.own_pages(0, PAGE), kernel.open_own_memory):
         with pytest.raises(OSError) as caught:

@@ -13,6 +13,8 @@ from pages import PAGES, matches, snippets
 from forkshm import _system
 from forkshm.backend import kernel
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("numpy")
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]

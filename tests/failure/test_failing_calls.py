@@ -7,7 +7,7 @@ import sys
 import pytest
 import started
 
-pytestmark = pytest.mark.skipif(not started.CAN_FORK, reason="about the calls of POSIX systems")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not started.CAN_FORK, reason="about the calls of POSIX systems")]
 
 PROGRAM = os.path.join(os.path.dirname(__file__), "failing_calls.py")
 SCENARIOS = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -36,6 +37,19 @@ _MOST = 4
 @functools.cache
 def _handlers(code):
     return [(entry.start, entry.end, entry.target) for entry in dis._parse_exception_table(code)]
+
+
+@functools.cache
+def _entering(code):
+    """Return where ``with`` calls ``__enter__``: since Python 3.15 that does not check for signals (gh-148874)."""
+    if sys.version_info < (3, 15):
+        return frozenset()
+    instructions = list(dis.get_instructions(code))
+    return frozenset(
+        call.offset
+        for before, call in itertools.pairwise(instructions)
+        if call.opname.startswith("CALL") and before.opname == "LOAD_SPECIAL"
+    )
 
 
 def _handler_at(code, position):
@@ -97,6 +111,8 @@ class Points:
         self._frames.clear()
 
     def _profile(self, frame, event, _):
+        if event == "c_return" and frame.f_lasti in _entering(frame.f_code):
+            return
         # An exception of this call leaves the traced call, as intended: no instruction is in between.
         if event == "c_return" and not self._is_done and (state := self._frames.get(frame)) is not None:
             state.c_returned = True
@@ -139,6 +155,8 @@ class Points:
         if before < 0 or c_returned:
             return self._look
         operation, now = code.co_code[before], frame.f_lasti
+        if before in _entering(code):
+            return self._look
         if operation in _CALLS:
             if called is not None and called not in _OF_TYPES:
                 return self._look

@@ -132,7 +132,7 @@ def test_a_lock_keeps_threads_out_and_can_be_released_by_another():
 
 # Locks that no block enters, or that the standard library enters; the latter are created by `threading`.
 _OTHERS = {
-    ("channel/_queue.py", "_ready"),
+    ("channel/_simple_queue.py", "_ready"),
     ("backend/posix/_record_locks.py", ""),
     ("integrations/pytest.py", "__init__"),
 }

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CHAOS = pathlib.Path(__file__).with_name("chaos.py")
 
 

@@ -14,6 +14,8 @@ import _runs
 import pytest
 from _differences import KNOWN, REASONS
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     "TestInitializers",
     "TestSimpleQueue",
