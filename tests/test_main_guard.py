@@ -11,11 +11,11 @@ from started import methods
 
 import forkshm
 
+pytestmark = pytest.mark.slow
+
 GUARD = 'if __name__ == "__main__":\n        main()'
 PROGRAM = """
 import sys, forkshm
-
-pytestmark = pytest.mark.slow
 def f(x): return x + 1
 forkshm.set_start_method(sys.argv[1])
 """

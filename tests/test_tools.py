@@ -11,11 +11,11 @@ import textwrap
 import pytest
 from started import methods
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 import forkshm as mp
-
-pytestmark = pytest.mark.slow
 
 def in_pool(x):
     y = x + 1

@@ -55,7 +55,7 @@ class SelectorThread:
             self._close_all()
             raise
 
-    def deadlines(self, source: object, end: Watchable) -> None:
+    def watch(self, source: object, end: Watchable) -> None:
         """Watch *end* under the key *source*. The thread closes it when it is removed."""
         with self._lock:
             self._watched[source] = end

@@ -557,14 +557,14 @@ class _Worker:
         is_by_name = is_name(stream)
         if not is_by_name and not message.group:
             return incoming.open()  # not kept, because its objects may change and the next call needs the original
-        importable = self._by_payload
+        functions = self._by_payload
         key = 0 if is_by_name else message.group, stream
-        if key in importable:
-            importable.move_to_end(key)
-            return importable[key]
-        function = importable[key] = incoming.open()
-        if len(importable) > _FUNCTIONS_KEPT:
-            importable.popitem(last=False)
+        if key in functions:
+            functions.move_to_end(key)
+            return functions[key]
+        function = functions[key] = incoming.open()
+        if len(functions) > _FUNCTIONS_KEPT:
+            functions.popitem(last=False)
         return function
 
     # -- answering --------------------------------------------------------------------

@@ -334,8 +334,8 @@ class WorkerGroup:
         while self._begun:
             begun = self._begun[-1]
             with contextlib.suppress(ValueError):  # the process object was closed
-                is_importable = any(worker.process is begun for worker in self.workers)
-                if getattr(begun, "pid", None) is not None and not is_importable:
+                is_known = any(worker.process is begun for worker in self.workers)
+                if getattr(begun, "pid", None) is not None and not is_known:
                     begun.kill()
                     begun.join()
                     begun.close()

@@ -93,7 +93,7 @@ class LoopDriver:
         except BaseException:
             self._open.difference_update(tasks)
             raise
-        self._deadlines()
+        self._watch()
 
     async def run(self, tasks: Sequence[Task], each: Callable[[int], object] = id) -> list[tuple[bool, Any]]:
         """Send tasks, and return (True, value) or (False, exception) for each.
@@ -146,7 +146,7 @@ class LoopDriver:
                 sink.keeps = None
             if is_wanted and not task.is_cancelled:
                 sink.take(task.position, answer)
-        self._deadlines()
+        self._watch()
 
     def _look(self) -> None:
         self._is_looking = True
@@ -161,7 +161,7 @@ class LoopDriver:
 
     # -- watching -------------------------------------------------------------------------------
 
-    def _deadlines(self) -> None:
+    def _watch(self) -> None:
         """Watch the results channel and the workers while there are tasks."""
         wanted: dict[object, int] = {}
         if self._open:
@@ -180,7 +180,7 @@ class LoopDriver:
                     self._selector_thread = SelectorThread(self.loop, self._look)
                     weakref.finalize(self, self._selector_thread.close)
                 of_worker_group = source is self._worker_group
-                self._selector_thread.deadlines(
+                self._selector_thread.watch(
                     source, self._worker_group.results.duplicate() if of_worker_group else _Sentinel(fd)
                 )
                 self._watched[source] = fd
@@ -230,7 +230,7 @@ class LoopDriver:
         self._cancelled.update(tasks)
         self._dispatcher.cancel(tasks, running=True)
         self._stop_timer()  # check sooner
-        self._deadlines()
+        self._watch()
 
 
 class _Sentinel(PrivateFd):
