@@ -12,6 +12,7 @@ from __future__ import annotations
 import linecache
 import operator
 import types
+import typing
 from typing import Any
 
 import cloudpickle
@@ -67,6 +68,8 @@ def with_slots(kind: type, parts: Any) -> Any:
     if make is not _cloudpickle._make_skeleton_class:
         return parts
     constructor, name, bases, keywords, tracker, extra = args
+    if typing.NamedTuple in bases:
+        return parts  # sets the slots itself, and refuses others
     slots = vars(kind)["__slots__"]
     slots = (slots,) if isinstance(slots, str) else slots if isinstance(slots, dict) else tuple(slots)
     # Made with the class, because only the name can be set afterwards.

@@ -8,6 +8,7 @@ import io
 import linecache
 import sys
 import traceback
+import typing
 
 import pytest
 
@@ -49,14 +50,17 @@ def made_on_the_spot():
     class Plain(Several):
         pass
 
-    return [Data(), Frozen(), One(), Several(), Derived(), Plain()]
+    class Named(typing.NamedTuple):
+        x: int = 1
+
+    return [Data(), Frozen(), One(), Several(), Derived(), Plain(), Named()]
 
 
 def made_at(index):
     return made_on_the_spot()[index]
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(7))
 def test_an_object_with_slots_of_a_local_class_goes_there_and_comes_back(index):
     with forkshm.Pool(1) as pool:
         made = pool.apply(made_at, (index,))
