@@ -17,10 +17,8 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the ex
 
 # Number of points that are tested by default.
 FEW = 6
-# These take longer and are left to the nightly run. There, `BoundedQueue` fails at one point: a `put` that is
-# interrupted right after it has counted its item occupies a place until the queue is empty.
+# These take longer and are left to the nightly run.
 SLOW = {
-    "BoundedQueue",
     "Team",
     "StartTerminate",
     "StartClose",
