@@ -237,8 +237,9 @@ def spare_fork_server() -> None:
         server._forkserver._preload_modules = []
 
 
-# The identities of the pipes to these two processes, by fd. An fd that the program has closed and reused differs.
-_pipes: dict[int, tuple[int, int]] = {}
+# The pids of these two processes and the identities of the pipes to them, by fd. An fd that the program has closed and
+# reused has another identity. A process that was started anew may have a pipe with the fd of the one before.
+_pipes: dict[int, tuple[int | None, tuple[int, int]]] = {}
 
 
 def ensure_helpers() -> None:
@@ -248,15 +249,15 @@ def ensure_helpers() -> None:
     the fd may belong to a file that the program opened after it had closed all fds, as daemons do.
     """
     tracker: Any = resource_tracker._resource_tracker
-    if tracker._fd is not None and not _is_helpers(tracker._fd):
+    if tracker._fd is not None and not _is_helpers(tracker._fd, tracker._pid):
         lost, tracker._fd, tracker._pid = tracker._pid, None, None
         _reap(lost)
     resource_tracker.ensure_running()
     server: Any = sys.modules.get("multiprocess.forkserver")
     if server is not None:
         server = server._forkserver
-        if server._forkserver_alive_fd is not None and not _is_helpers(server._forkserver_alive_fd):
-            lost = server._forkserver_pid
+        alive_fd, lost = server._forkserver_alive_fd, server._forkserver_pid
+        if alive_fd is not None and not _is_helpers(alive_fd, lost):
             server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
             _reap(lost)
     note_helpers()
@@ -264,25 +265,27 @@ def ensure_helpers() -> None:
 
 def note_helpers() -> None:
     """Record the pipes to both processes, right after the processes may have been started."""
+    tracker: Any = resource_tracker._resource_tracker
+    helpers = [(tracker._fd, tracker._pid)]
     server: Any = sys.modules.get("multiprocess.forkserver")
-    fds = [resource_tracker._resource_tracker._fd]  # type: ignore[attr-defined]
     if server is not None:
-        fds.append(server._forkserver._forkserver_alive_fd)
-    for fd in fds:
-        if fd is not None and fd not in _pipes:
+        helpers.append((server._forkserver._forkserver_alive_fd, server._forkserver._forkserver_pid))
+    for fd, pid in helpers:
+        if fd is not None and (fd not in _pipes or _pipes[fd][0] != pid):
             status = os.fstat(fd)
-            _pipes[fd] = status.st_dev, status.st_ino
+            _pipes[fd] = pid, (status.st_dev, status.st_ino)
 
 
-def _is_helpers(fd: int) -> bool:
-    """Return whether an fd is the recorded pipe, or any pipe if none was recorded."""
+def _is_helpers(fd: int, pid: int | None) -> bool:
+    """Return whether an fd is the recorded pipe to the process, or any pipe if none was recorded."""
     try:
         status = os.fstat(fd)
     except OSError:
         _pipes.pop(fd, None)
         return False
     found = status.st_dev, status.st_ino
-    if stat.S_ISFIFO(status.st_mode) and _pipes.get(fd, found) == found:
+    recorded, identity = _pipes.get(fd, (None, found))
+    if stat.S_ISFIFO(status.st_mode) and (recorded != pid or identity == found):
         return True
     _pipes.pop(fd, None)
     return False

@@ -43,3 +43,26 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_files_with_the_numbers_of_closed_fds_are_left_alone(run_script, method):
     assert run_script(PROGRAM, method) == "done\n"
+
+
+RESTARTED = """
+import forkshm
+from multiprocess import forkserver
+
+def start():
+    with forkshm.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+    return forkserver._forkserver._forkserver_pid
+
+if __name__ == "__main__":
+    first = start()
+    forkserver._forkserver._stop()
+    second, third = start(), start()
+    assert first != second == third, (first, second, third)
+    print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
+def test_a_fork_server_that_was_started_anew_stays(run_script):
+    assert run_script(RESTARTED) == "done\n"
