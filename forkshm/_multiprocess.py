@@ -238,7 +238,7 @@ def spare_fork_server() -> None:
 
 
 # The pids of these two processes and the identities of the pipes to them, by fd. An fd that the program has closed and
-# reused has another identity. A process that was started anew may have a pipe with the fd of the one before.
+# reused has another identity. A restarted process may have a pipe with the same fd.
 _pipes: dict[int, tuple[int | None, tuple[int, int]]] = {}
 
 
@@ -293,7 +293,7 @@ def _is_helpers(fd: int, pid: int | None) -> bool:
 
 def _reap(pid: int | None) -> None:
     """Reap a process that ends because its pipe was closed, if it has ended."""
-    if pid is not None:
+    if sys.platform != "win32" and pid is not None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 
