@@ -166,6 +166,7 @@ def test_an_interrupted_join_loses_no_exit_code(run_script):
             process = forkshm.Process(target=os._exit, args=(5,))
             process.start()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            sys._getframe().f_trace_opcodes = True  # in 3.12, frames are instrumented only if one asked for it before
             sys.settrace(trace)
             try:
                 process.join()

@@ -81,6 +81,8 @@ LEFT_OUT |= {"savetxt", "savez", "savez_compressed", "set_printoptions", "setbuf
 LEFT_OUT |= {"show_config", "show_runtime", "source", "test", "errstate", "printoptions", "who"}
 # These change the array itself, or need arguments other than arrays.
 LEFT_OUT |= {"__array_ufunc__", "__dlpack__", "__init__", "__init_subclass__", "__setstate__", "__subclasshook__"}
+# Aliases of `array` and `asarray` in np.char.
+LEFT_OUT |= {"narray", "asnarray"}
 LEFT_OUT |= {"dump", "resize", "setflags", "tofile", "__class__", "__array__"}
 
 # Functions that return a plain array, or one of another class of NumPy, as requested. It is sent as shared memory.

@@ -69,6 +69,7 @@ def write(array):
     return type(array), array.shape, array.dtype
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # since NumPy 2.5
 @pytest.mark.parametrize("name", SUBCLASSES)
 def test_a_subclass_over_shared_memory_is_shared_with_its_type(name):
     sent = SUBCLASSES[name]()
