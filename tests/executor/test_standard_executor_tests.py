@@ -42,6 +42,7 @@ DIFFERENT = {
     "ExecutorDeadlockTest.test_exit_during_func_exec_on_worker": ONE_FUTURE,
     "ExecutorDeadlockTest.test_exit_during_result_pickle_on_worker": ONE_FUTURE,
     "ExecutorDeadlockTest.test_shutdown_deadlock": ONE_FUTURE,
+    "ExecutorDeadlockTest.test_error_at_task_pickle": "submit itself raises what pickling the arguments raises",
     "ExecutorDeadlockTest.test_error_at_task_unpickle": UNPICKLING,
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": UNPICKLING,
     "ExecutorDeadlockTest.test_exit_during_result_unpickle_in_result_handler": UNPICKLING,

@@ -1,9 +1,11 @@
 """Child processes that are hard to watch: dead at once, reaped by other code, with grandchildren, or never started."""
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 
@@ -12,7 +14,7 @@ import pytest
 import started
 
 import forkshm
-from forkshm import WorkerDiedError, _start
+from forkshm import WorkerDiedError, _multiprocess, _start
 from forkshm.backend import kernel
 from forkshm.errors import WorkerStartError
 
@@ -207,6 +209,11 @@ def test_refused_forks_leave_no_fds(monkeypatch):
     assert started.count_fds() == before
 
 
+@pytest.mark.skipif(
+    hasattr(_multiprocess.util, "_get_base_temp_dir")
+    and not inspect.signature(tempfile._get_default_tempdir).parameters,
+    reason="multiprocess calls a function of CPython 3.14 here, and raises TypeError",
+)
 def test_a_directory_for_temporary_files_that_is_too_long_is_named(run_script, tmp_path, monkeypatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()

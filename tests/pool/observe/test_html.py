@@ -66,7 +66,9 @@ def test_a_pool_that_has_ended_shows_itself():
 
 def test_a_trace_is_a_page_with_a_row_for_each_worker(pool, tmp_path):
     path = tmp_path / "trace.HTML"
+    barrier = forkshm.Barrier(2)
     with pool.trace(path):
+        pool.map(lambda other: other.wait(), [barrier] * 2, chunksize=1)  # one for each worker
         pool.map(abs, range(1000), chunksize=10)
     text = path.read_text()
     assert not faults(re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
