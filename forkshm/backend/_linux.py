@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 from forkshm.backend import _groups, _memory, _syscalls
@@ -308,6 +308,9 @@ class LinuxBackend(Unix):
         if noted is None:
             return _lseek(counter, change, 1)  # SEEK_CUR
         return seek_noted(noted, counter, change)
+
+    def counting(self, counter: int, change: int) -> tuple[Any, ...]:
+        return _lseek, counter, change, 1
 
     def clear_counter(self, counter: int) -> None:
         os.lseek(counter, 0, os.SEEK_SET)

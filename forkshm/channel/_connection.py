@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from forkshm.backend import kernel
 from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
-from forkshm.channel._item import open_item, small_stream, stream_of, wait_message, wait_ready
+from forkshm.channel._item import STREAM, open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
 from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
 from forkshm.pickler import Handle, ReceivedFd, explain, importable_in_children, pack, register
@@ -38,9 +38,6 @@ _BLOCK = struct.Struct("<B7xQQQ")
 _IN_BLOCK = 0x11
 # Longer bytes go through a block.
 _INLINE = 16 * 1024
-
-# The first byte of every pickle of protocol 2 and later.
-_STREAM = 0x80
 
 # The kernel limits senders by the bytes in the pipe, but a block puts only a small message there. Messages with large
 # blocks therefore get *ballast*. Without it, hundreds of them would be in flight before a sender waits.
@@ -132,9 +129,10 @@ class Connection:
             OSError: This end is closed or can only receive; or the kernel has no memory or fds.
             Exception: Whatever pickling *obj* raises; nothing was sent.
         """
-        self._check_writable()
+        if not self._writable or self._end.fileno() < 0:
+            self._check_writable()
         if (stream := small_stream(obj)) is not None:
-            self._send(stream)
+            self._sender.send(stream)
             return
         try:
             payload = pack(obj, importable=self._importable)
@@ -303,14 +301,12 @@ class Connection:
             ballast = min(nbytes // _BYTES_PER_BALLAST, _MOST_BALLAST, MAX_MESSAGE - _BALLAST.size - len(data))
             if ballast > 0:
                 data = b"".join((_BALLAST.pack(_WITH_BALLAST, len(data)), data, bytes(ballast)))
-        try:
-            self._sender.send(data, fds)
-        except ChannelBrokenError as error:
-            raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
+        self._sender.send(data, fds)
 
     def _read(self, read: Callable[[Received], T]) -> T:
         """Return the result of *read* on the next message. An interrupted call leaves the message to the next call."""
-        self._check_readable()
+        if not self._readable or self._end.fileno() < 0:
+            self._check_readable()
         try:
             received = self._receiver.take()
         except BlockingIOError:
@@ -398,7 +394,7 @@ def _unballasted(data: bytes) -> bytes:
 
 def _object_of(received: Received) -> Any:
     kind = received.data[0]
-    if kind == _STREAM and not received.fds:
+    if kind == STREAM and not received.fds:
         return pickle.loads(received.data)
     if kind == _BYTES[0] or kind == _IN_BLOCK:
         return pickle.loads(_bytes_of(received))

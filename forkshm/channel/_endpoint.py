@@ -160,18 +160,42 @@ class Sender:
                 ``ETOOMANYREFS``: too many fds of this user are in flight, and waiting did not help. ``EMSGSIZE``:
                 *data* is larger than ``net.core.wmem_max`` allows.
         """
+        if fds:
+            return self._send_with_fds(data, fds, sent, wait=wait)
+        flags = 0 if wait else _DONTWAIT
         try:
-            return self._send(data, fds, sent, wait=wait)
+            if sent is None:
+                self._socket.send(data, flags)
+            else:
+                sent.extend(map(self._socket.send, (data,), (flags,)))
+        except OSError as error:
+            if not self._may_send_again(error, data, wait=wait):
+                return False
+            try:
+                sent = [] if sent is None else sent
+                sent.extend(map(self._socket.send, (data,), (flags,)))
+            except OSError as again:
+                if self._may_send_again(again, data, wait=wait):
+                    raise
+                return False
+        ledger.messages += 1
+        if ledger.watches:
+            _note(data, "sent")
+        return True
+
+    def _send_with_fds(self, data: bytes, fds: Sequence[int], sent: list[int] | None, *, wait: bool) -> bool:
+        try:
+            return self._send_once(data, fds, sent, wait=wait)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or not wait or len(fds) > kernel.fd_limit():
                 raise
         # Other processes of this user have fds in flight. The kernel does not report when these arrive.
         deadline = time.monotonic() + _PATIENCE
-        while not self._send(data, fds, sent, wait=time.monotonic() > deadline):
+        while not self._send_once(data, fds, sent, wait=time.monotonic() > deadline):
             time.sleep(_PAUSE)
         return True
 
-    def _send(
+    def _send_once(
         self, data: bytes, fds: Sequence[int], sent: list[int] | None, *, wait: bool, may_grow: bool = True
     ) -> bool:
         carrier = None
@@ -183,32 +207,17 @@ class Sender:
                 return False
             direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
-            if not direct:
-                if sent is None:
-                    self._socket.send(data, flags)
-                else:
-                    sent.extend(map(self._socket.send, (data,), (flags,)))
-                ledger.messages += 1
-                if ledger.watches:
-                    _note(data, "sent")
-                return True
             ancillary = [(_LEVEL, _KIND, array.array("i", direct))]
             if sent is None:
                 self._socket.sendmsg([data], ancillary, flags)
             else:
                 sent.extend(map(self._socket.sendmsg, ([data],), (ancillary,), (flags,)))
         except OSError as error:
-            if error.errno in _FULL and not wait:
+            if not self._may_send_again(error, data, wait=wait):
                 return False
-            if error.errno == errno.EMSGSIZE and may_grow and len(data) <= MAX_MESSAGE:
-                # The message is larger than the kernel's queue. The kernel doubles the size that is asked for.
-                self.grow(len(data))
-                return self._send(data, fds, sent, wait=wait, may_grow=False)
-            if error.errno in _GONE:
-                raise ChannelBrokenError("cannot send: every process at the other end is gone") from error
-            if error.errno == errno.EBADF and self._socket.fileno() < 0:  # otherwise one of the fds is bad
-                raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
-            raise
+            if not may_grow:
+                raise
+            return self._send_once(data, fds, sent, wait=wait, may_grow=False)
         finally:
             if carrier is not None:
                 carrier.close()
@@ -216,6 +225,27 @@ class Sender:
         if ledger.watches:
             _note(data, "sent")
         return True
+
+    def _may_send_again(self, error: OSError, data: bytes, *, wait: bool) -> bool:
+        """Return False if there was no room, and True if the kernel's queue has grown; otherwise raise."""
+        if error.errno in _FULL and not wait:
+            return False
+        if error.errno == errno.EMSGSIZE and len(data) <= MAX_MESSAGE:
+            # The message is larger than the kernel's queue. The kernel doubles the size that is asked for.
+            self.grow(len(data))
+            return True
+        if error.errno in _GONE:
+            raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
+        if error.errno == errno.EBADF and self._socket.fileno() < 0:  # otherwise one of the fds is bad
+            raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
+        raise error
+
+    def sending(self, data: bytes) -> tuple[Any, ...]:
+        """Return a C function and its arguments that send *data* if there is room at once; otherwise it raises.
+
+        A caller can combine it with another C call, so that no signal handler runs between the two.
+        """
+        return self._socket.send, data, _DONTWAIT
 
     def duplicate(self) -> Sender:
         """Return the same end under another fd."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from forkshm.channel._endpoint import Received, Receiver
     from forkshm.channel._spin import Spin
 
-__all__ = ("open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
+__all__ = ("STREAM", "open_item", "small_stream", "stream_of", "wait_message", "wait_ready")
 
-# The first byte of every pickle of protocol 2 and later. A payload begins with its flags, which are smaller.
-_STREAM = 0x80
+STREAM = 0x80
+"""The first byte of every pickle of protocol 2 and later. A payload begins with its flags, which are smaller."""
 
 _wait_readable = kernel.wait_readable
 _dumps, _loads = pickle.dumps, pickle.loads
@@ -91,7 +91,7 @@ def small_stream(thing: Any) -> bytes | None:
 
 def stream_of(data: bytes) -> memoryview | None:
     """Return the pickle in a message that contains nothing else, or None."""
-    if data[0] == _STREAM:
+    if data[0] == STREAM:
         return memoryview(data)
     start = is_plain(data, 0)
     return memoryview(data)[start:] if start else None
@@ -108,7 +108,7 @@ def open_item(received: Received) -> Any:
     """
     data = received.data
     if not received.fds:
-        if data[0] == _STREAM:
+        if data[0] == STREAM:
             return _loads(data)
         if start := is_plain(data, 0):
             return _loads(memoryview(data)[start:])

@@ -17,6 +17,7 @@ stays unchanged, and corrects the count.
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import operator
 import pickle
@@ -29,10 +30,11 @@ import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
 from forkshm import _interrupts, _system
+from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel._backlog import SLICE, Backlog
 from forkshm.channel._endpoint import Receiver, Sender, pair
-from forkshm.channel._item import open_item, small_stream, wait_message, wait_ready
+from forkshm.channel._item import STREAM, open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._simple_queue import only_shared
 from forkshm.channel._spin import Spin
 from forkshm.errors import ChannelBrokenError, ChannelClosedError
@@ -51,6 +53,9 @@ _ON_ERROR = ("print", "raise")
 
 _count = kernel.count
 _locks = kernel.locks
+_loads = pickle.loads
+# `itertools.starmap(_call, steps)` makes several C calls, and no signal handler runs in between.
+_call = operator.call
 
 # Requested buffer size. The kernel grants at most net.core.wmem_max, usually 208 KiB.
 _SOCKET_BUFFER = 2**20
@@ -123,8 +128,15 @@ class Queue(Backlog):
             raise
         self._ready(_method_of(ctx))
 
+    _counts_unfinished = False
+
     def _ready(self, start_method: str | None = None) -> None:
         self._words = self._region.buf.cast("I")
+        # Steps that count a put and a get, unless the queue does more than count.
+        items = self._counters.items
+        is_simple = not self._maxsize
+        self._counting_got = kernel.counting(items, -1) if is_simple else None
+        self._counting_put = kernel.counting(items, 1) if is_simple and not self._counts_unfinished else None
         self._spin = Spin()
         self._importable = importable_in_children(start_method)
         self._closed = False
@@ -191,6 +203,8 @@ class Queue(Backlog):
         if self._closed:
             raise self._is_closed()
         self._has_put = True
+        if self._counting_put is not None and self._put_at_once(obj, self._counting_put):
+            return
         # Each list has an item from the C call that counts or sends until the C call that undoes it.
         place: list[int] = []
         unfinished: list[int] = []
@@ -220,6 +234,27 @@ class Queue(Backlog):
         except BaseException:
             if not sent:
                 self._undo_put(place, unfinished)
+            raise
+
+    def _put_at_once(self, obj: Any, counting: tuple[Any, ...]) -> bool:
+        """Count and send a small object in one C call; return False, with nothing done, if that is not possible."""
+        if self._backlog or ledger.watches or (stream := small_stream(obj)) is None:
+            return False
+        done: list[Any] = []
+        try:
+            try:
+                done.extend(itertools.starmap(_call, (counting, self._writer.sending(stream))))
+                ledger.messages += 1
+                return True
+            except OSError as error:
+                if len(done) == 2 or error.errno is None:  # a signal handler has raised
+                    raise
+            if done:
+                _count(self._counters.items, -1, done)
+            return False
+        except BaseException:
+            if len(done) == 1:  # counted, and not sent
+                _count(self._counters.items, -1, done)
             raise
 
     def _can_be_packed(self, obj: Any, error: Exception) -> bool:
@@ -331,16 +366,24 @@ class Queue(Backlog):
         if received is None:
             raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
         place = [1]
+        done: list[Any] = []  # the object and the new count, if one C call does both
         try:
+            if self._counting_got is not None and received.data[0] == STREAM and not received.fds:
+                done.extend(itertools.starmap(_call, ((_loads, received.data), self._counting_got)))
+                return done[0]
             value = open_item(received)
             self._give_room(place)
-        except Exception:
+        except Exception as error:
+            if len(done) == 1 and isinstance(error, OSError) and error.errno == errno.EINVAL:
+                return done[0]  # another process took this one for dead, and has corrected the count
             received.close()
-            if place:
+            if place and not done:
                 self._give_room(place)
             raise
         except BaseException:
-            if received.is_read and place:  # interrupted afterwards: the item is used up
+            if done:  # the item is put back
+                _count(self._counters.items, 1, [])
+            elif received.is_read and place:  # interrupted afterwards: the item is used up
                 self._give_room(place)
             self._reader.put_back(received)
             raise
@@ -421,6 +464,8 @@ class JoinableQueue(Queue):
     See Also:
         `multiprocessing.JoinableQueue`.
     """
+
+    _counts_unfinished = True
 
     def __init__(
         self, maxsize: int = 0, *, ctx: context.BaseContext | None = None, on_error: OnError = "print"

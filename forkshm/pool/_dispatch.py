@@ -437,7 +437,9 @@ class Dispatcher(Leader):
     def step(self, deadline: float | None) -> bool:
         """Handle what arrives, and wait for it; return False at the deadline. Needs the lead."""
         deaths = self._deaths
-        got = self.take_answers()
+        results = self._worker_group.results
+        looks = results.looker()
+        got = (looks(0) or results.inbox or self._tasks.answered) and self.take_answers()
         deaths.look()
         if got:
             return True
@@ -446,9 +448,7 @@ class Dispatcher(Leader):
         spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
         if deadline is not None:
             spin_until = min(spin_until, deadline)
-        results = self._worker_group.results
-        looks = results.looker() if now < spin_until else None
-        while now < spin_until and looks is not None:
+        while now < spin_until:
             if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
                 self._spin.end(now - began)
                 return True
@@ -494,6 +494,8 @@ class Dispatcher(Leader):
             self._take_in(received)
             results.drop(received)
             got = True
+            if not self._tasks.sent:
+                break  # no more answers can have arrived
         return got
 
     def _take_in(self, received: Received) -> None:

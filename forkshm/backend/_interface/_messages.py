@@ -147,6 +147,13 @@ class Messages(abc.ABC):
         interrupt, *noted* tells the caller whether it has counted.
         """
 
+    def counting(self, counter: int, change: int) -> tuple[Any, ...] | None:
+        """Return a C function and its arguments that do what `count` does, or None if it takes more than one call.
+
+        A caller can combine it with another C call, so that no signal handler runs between the two.
+        """
+        return None
+
     @abc.abstractmethod
     def clear_counter(self, counter: int) -> None:
         """Reset the count to 0."""
