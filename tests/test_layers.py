@@ -19,10 +19,8 @@ LAYERS = [
     "descriptor",
     "pickler",
     "channel",
+    "processes",
     "pool",
-    "_popen",
-    "_popen_anew",
-    "_start",
     "context",
     "spmd",
     "executor",
@@ -37,8 +35,7 @@ LAYERS = [
 # Other modules that multiprocessing has, above all layers: only users import them.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
-BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
-BESIDE |= {"_breakpoint", "_preload", "_public", "_result_not_picklable", "_signatures", "_system", "_tools"}
+BESIDE = {"errors", "_help", "_interrupts", "_leaks", "_ledger", "_multiprocess", "_system"}
 OPEN = {"cluster", "integrations", "joblib", "pandas", "pytest", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -4,7 +4,7 @@ Regions are memory that users ask for and hold. The arena is memory that forkshm
 kernel frees both when no process uses them.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.backend import Advice
 from forkshm.region._anonymous import anonymous_shared_memory, sparse_memory
 from forkshm.region._file import FileMapping

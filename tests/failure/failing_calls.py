@@ -31,9 +31,10 @@ import numpy as np
 
 import forkshm
 import forkshm.region
-from forkshm import _popen, managers
+from forkshm import managers
 from forkshm.backend import _syscalls, _unix, kernel
 from forkshm.backend.posix import _record_locks
+from forkshm.processes import _popen_fork
 from forkshm.testing import check_leaks
 
 if kernel.name == "linux":
@@ -172,7 +173,7 @@ class _Poll:
 
 def install() -> None:
     proxies = {module: Proxy(module) for module in (os, fcntl, socket, select, signal, tempfile, _syscalls)}
-    for module in (_own, _unix, _record_locks, _popen):
+    for module in (_own, _unix, _record_locks, _popen_fork):
         for name, value in list(vars(module).items()):
             if isinstance(value, types.ModuleType) and value in proxies:
                 setattr(module, name, proxies[value])

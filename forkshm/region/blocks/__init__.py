@@ -4,7 +4,7 @@ A process carves blocks out of its segments (`arena`). The kernel counts the pro
 `Claim`), and the block is reused only when there is none.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.region.blocks._arena import KEEP_WARM, Block, arena
 from forkshm.region.blocks._decay import EMPTY_SECONDS, is_short
 from forkshm.region.blocks._segment import (
