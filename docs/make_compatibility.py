@@ -568,7 +568,7 @@ def square(x):
 
 if __name__ == "__main__":
     with schwimmbad.MultiPool(2) as pool:
-        assert set(pool.map(square, range(8))) == {(x * x, "forkshm._start") for x in range(8)}
+        assert set(pool.map(square, range(8))) == {(x * x, "forkshm.processes") for x in range(8)}
     seen.check()
 """,
 )
@@ -588,7 +588,7 @@ def square(x):
 
 if __name__ == "__main__":
     pool = pathos.pools.ProcessPool(2)
-    assert set(pool.map(square, range(8))) == {(x * x, "forkshm._start") for x in range(8)}
+    assert set(pool.map(square, range(8))) == {(x * x, "forkshm.processes") for x in range(8)}
     pool.close()
     pool.join()
     pool.clear()
@@ -608,7 +608,7 @@ from SALib import ProblemSpec
 def model(points):
     seen()
     import multiprocess
-    assert type(multiprocess.current_process()).__module__ == "forkshm._start"
+    assert type(multiprocess.current_process()).__module__ == "forkshm.processes"
     return points.sum(axis=1)
 
 if __name__ == "__main__":
@@ -636,7 +636,7 @@ def double(row):
 
 if __name__ == "__main__":
     got = datasets.Dataset.from_dict({"x": list(range(20))}).map(double, num_proc=2)
-    assert got["twice"][:] == [2 * x for x in range(20)] and set(got["kind"]) == {"forkshm._start"}
+    assert got["twice"][:] == [2 * x for x in range(20)] and set(got["kind"]) == {"forkshm.processes"}
     seen.check()
 """,
 )

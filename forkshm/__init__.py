@@ -10,6 +10,7 @@ Layers are numbered from the kernel up; each imports only from lower-numbered la
     descriptor/    2  small values that name mapped bytes
     pickler/       3  objects to and from payloads and descriptors
     channel/       4  messages between processes: queues, pipes, managers
+    processes/     4  child processes, by each start method
     pool/          5  workers, tasks, results
     spmd/          5  processes with ranks: team, launch, run, supervise
     context.py     6  the interface of multiprocessing
@@ -34,12 +35,12 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _signatures
+from forkshm import _help
 from forkshm import backend as _backend
 from forkshm import errors as _errors
+from forkshm._help import publish
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
 from forkshm._patch import patch, patched, unpatch
-from forkshm._public import publish
 from forkshm.accounting import assert_zero_copy, statistics
 from forkshm.channel import JoinableQueue, Pipe, Queue, SimpleQueue
 from forkshm.context import (
@@ -218,9 +219,10 @@ __all__ = (
     "zeros_like",
 )
 
-# Imported when first used, because asyncio and concurrent.futures take long to import.
+# Imported when first used, because asyncio, concurrent.futures and multiprocessing.pool take long to import.
 _LAZY = {
     "Executor": "executor",
+    "ResultNotPicklableError": "pool._result_not_picklable",
     "SharedDict": "containers",
     "SharedList": "containers",
     "parallel": "decorator",
@@ -270,8 +272,8 @@ _MODULES = frozenset(
 
 def _found(value: Any) -> Any:
     """Return *value*, a name used for the first time, after simplifying how its signatures are shown."""
-    if _signatures.is_interactive():
-        _signatures.unquote(value)
+    if _help.is_interactive():
+        _help.unquote(value)
     return value
 
 
@@ -282,8 +284,6 @@ def __getattr__(name: str) -> Any:
         return module
     if name in _MODULES:
         return importlib.import_module(f"forkshm.{name}")
-    if name == "ResultNotPicklableError":
-        return importlib.import_module("forkshm._result_not_picklable").ResultNotPicklableError
     if name in _LAZY:
         value = globals()[name] = getattr(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
         return _found(value)
@@ -316,6 +316,6 @@ def _warn_of_experiments(found: list[str]) -> None:
 publish(globals())
 _warn_of_experiments(_backend.experiments())
 
-if _signatures.is_interactive():
+if _help.is_interactive():
     for _name in __all__:
         _found(globals().get(_name))

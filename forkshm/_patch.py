@@ -9,7 +9,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forkshm import _interrupts, _multiprocess, _start, _system
+from forkshm import _interrupts, _multiprocess, _system, processes
 from forkshm.context import default_context
 from forkshm.pool import Pool
 
@@ -107,7 +107,7 @@ def patch() -> tuple[str, ...]:
                 _changes.extend(_find_changes(package))
             for change in _changes:
                 change.make()
-            _start.first_calls.append(patch)
+            processes.first_calls.append(patch)
         _depth += 1
         return tuple(_names_taken_before(_changes))
 
@@ -135,7 +135,7 @@ def unpatch() -> None:
             for change in _changes:
                 change.take_back()
             _changes.clear()
-            _start.first_calls.remove(patch)
+            processes.first_calls.remove(patch)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import multiprocessing.context
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _identity, _multiprocess, _preload, _system
+from forkshm import _multiprocess, _system, processes
 from forkshm import channel as _channel
 from forkshm._multiprocess import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
-from forkshm._start import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.pool import Pool
+from forkshm.processes import ForkProcess, ForkServerProcess, Process, SpawnProcess
 from forkshm.region import family
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _Doors(_Base):
             ValueError: *on_error* is not one of these.
             TypeError: A name is not a string.
         """
-        _preload.set_forkserver_preload(module_names, on_error=on_error)
+        processes.set_forkserver_preload(module_names, on_error=on_error)
 
     def get_context(self, method: str | None = None) -> Any:
         """Return the context of a start method; see `forkshm.get_context`."""
@@ -303,7 +303,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
 
 default_context = DefaultContext()
 _multiprocess.default_context = default_context
-_identity.register()
+processes.register()
 family.begin()
 # The functions of multiprocessing.
 Array = default_context.Array

@@ -281,10 +281,10 @@ SKIPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "fork context": (
             "about several start methods: Windows has spawn alone",
             (
-                "test_start_methods.py::test_a_context_is_one_for_both_libraries",
-                "test_start_methods.py::test_fork_is_the_default_and_comes_first",
-                "test_start_methods.py::test_the_start_method_is_set_once",
-                "test_start_methods.py::test_a_process_receives_its_arguments",
+                "processes/test_start_methods.py::test_a_context_is_one_for_both_libraries",
+                "processes/test_start_methods.py::test_fork_is_the_default_and_comes_first",
+                "processes/test_start_methods.py::test_the_start_method_is_set_once",
+                "processes/test_start_methods.py::test_a_process_receives_its_arguments",
             ),
         ),
         "library_files": (

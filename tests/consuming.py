@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkshm import pickler
 from forkshm.backend import kernel
 from forkshm.region import _table
-from forkshm.region.blocks import _segment
+from forkshm.region.blocks import _claim
 
 __all__ = ("claim", "receive", "skip")
 
@@ -28,6 +28,6 @@ def skip(data, position, fds):
 
 def claim(lease_fd, *args):
     try:
-        return _segment.claim(lease_fd, *args)
+        return _claim.claim(lease_fd, *args)
     finally:
         kernel.close(lease_fd)

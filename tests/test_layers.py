@@ -19,10 +19,8 @@ LAYERS = [
     "descriptor",
     "pickler",
     "channel",
+    "processes",
     "pool",
-    "_popen",
-    "_popen_anew",
-    "_start",
     "context",
     "spmd",
     "executor",
@@ -37,8 +35,7 @@ LAYERS = [
 # Other modules that multiprocessing has, above all layers: only users import them.
 LAYERS += ["shared_memory", *sorted(forkshm._MODULES - {*LAYERS, "shared_memory"})]
 LAYERS += ["popen_fork", "popen_forkserver", "popen_spawn_posix", "popen_spawn_win32"]
-BESIDE = {"errors", "_interrupts", "_multiprocess", "_identity", "_ledger", "_leaks", "_prologue"}
-BESIDE |= {"_breakpoint", "_preload", "_public", "_result_not_picklable", "_signatures", "_system", "_tools"}
+BESIDE = {"errors", "_help", "_interrupts", "_leaks", "_ledger", "_multiprocess", "_system"}
 OPEN = {"cluster", "integrations", "joblib", "pandas", "pytest", "testing"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -170,8 +167,14 @@ def test_a_private_import_is_found(tmp_path):
             "numpy",
             {
                 "cluster/_executor.py",
-                "integrations/numpy.py",
-                "integrations/_numpy_bundles.py",
+                "integrations/numpy/__init__.py",
+                "integrations/numpy/_array.py",
+                "integrations/numpy/_bundles.py",
+                "integrations/numpy/_create.py",
+                "integrations/numpy/_files.py",
+                "integrations/numpy/_foreign.py",
+                "integrations/numpy/_send.py",
+                "integrations/numpy/_subclasses.py",
                 "integrations/pandas.py",
                 "integrations/pandas_engine.py",
                 "integrations/numpy_memory.py",

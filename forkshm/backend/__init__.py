@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.backend._capabilities import Capabilities, probe
 from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
 from forkshm.backend._support import IS_FREE_THREADED, experiments

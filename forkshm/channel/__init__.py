@@ -5,7 +5,7 @@ is
 delivered whole, with its fds, to exactly one receiver, or not at all. There is no lock that a dying process could keep.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.channel._connection import Connection, Pipe
 from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (

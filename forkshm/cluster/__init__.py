@@ -4,7 +4,7 @@
 with a pool of its own, and one copy of each large array in shared memory, which all workers of the node read.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.cluster._executor import ClusterExecutor, ClusterFuture, RemoteResult
 
 __all__ = ("ClusterExecutor", "ClusterFuture", "RemoteResult")

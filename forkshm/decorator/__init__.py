@@ -1,6 +1,6 @@
 """Layer 6 of 6. `parallel`, which makes a function run in worker processes."""
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.decorator._function import ParallelFunction
 from forkshm.decorator._parallel import parallel
 

@@ -5,7 +5,7 @@ into them (`_tables`). A `RegionDescriptor` stands alone: it can go through any 
 and raises an error when its memory is gone.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.descriptor._file import FileExtent, file_at
 from forkshm.descriptor._region import RegionDescriptor, describe
 from forkshm.descriptor._tables import (

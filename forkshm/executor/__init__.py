@@ -1,6 +1,6 @@
 """Layer 6 of 6: `Executor`, a pool with the interface of `concurrent.futures`."""
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.executor._executor import Executor
 from forkshm.executor._futures import Future
 

@@ -4,7 +4,7 @@
 sent as descriptors.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies

@@ -6,7 +6,7 @@ Other names of ``multiprocessing.pool`` are here, too; they are those of ``multi
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._driver import Answer
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator

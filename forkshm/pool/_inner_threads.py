@@ -3,7 +3,7 @@
 Each of these libraries starts a thread for each core, in every worker. With as many workers as cores, this is the
 square of the number of cores. So a worker gets its share of the cores. Libraries that are loaded already are limited
 through ``threadpoolctl``, if it is installed. Libraries that are loaded later read environment variables. A spawned
-process has the variables before it imports ``__main__``, see `forkshm._prologue`.
+process has the variables before it imports ``__main__``, see `forkshm.processes`.
 """
 
 from __future__ import annotations

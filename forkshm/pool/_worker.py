@@ -13,9 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
 from forkshm._ledger import ledger
-from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import (
     HEADER_SIZE,
@@ -62,6 +60,7 @@ from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
+from forkshm.processes import is_followed, let_have_children
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def run_worker(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not is_followed():  # otherwise a tool has installed a handler that saves its data
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _multiprocess.let_have_children()
+    let_have_children()
     if assignment.cpus is not None:
         kernel.use_cpus(assignment.cpus)
     if assignment.inner_threads is not None:
@@ -460,7 +459,7 @@ class _Worker:
             del value
             return packing.finish()
         except Exception as error:
-            from forkshm._result_not_picklable import ResultNotPicklableError
+            from forkshm.pool._result_not_picklable import ResultNotPicklableError
 
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error

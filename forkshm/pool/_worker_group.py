@@ -15,7 +15,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
-from forkshm._tools import is_followed
 from forkshm.backend import kernel
 from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
@@ -24,6 +23,7 @@ from forkshm.pool import _inner_threads, _unforkable
 from forkshm.pool._status import STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 from forkshm.pool.observe import WorkerReport, worker_reports
+from forkshm.processes import exit_code, is_followed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -388,7 +388,7 @@ class WorkerGroup:
     def exit_code(self, worker: WorkerHandle) -> int | None:
         """Return the exit code of a worker that has ended."""
         if not worker.is_collected:
-            worker.exitcode = _multiprocess.exit_code(worker.process, kernel.COLLECT_SECONDS)
+            worker.exitcode = exit_code(worker.process, kernel.COLLECT_SECONDS)
             worker.is_collected = True
         return worker.exitcode
 

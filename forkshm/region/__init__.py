@@ -4,12 +4,14 @@ Regions are memory that users ask for and hold. The arena is memory that forkshm
 kernel frees both when no process uses them.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.backend import Advice
 from forkshm.region._anonymous import anonymous_shared_memory, sparse_memory
+from forkshm.region._attach import attach, own_parts, region_at, region_of
+from forkshm.region._checks import map_refused
 from forkshm.region._file import FileMapping
 from forkshm.region._lifetime import at_fork, is_changing
-from forkshm.region._mapped import MappedRegion, attach, map_refused, own_parts, region_at, region_of, view_of
+from forkshm.region._mapped import MappedRegion, view_of
 from forkshm.region._object import (
     Creation,
     SharedMemoryObject,

@@ -6,17 +6,11 @@ import errno
 
 from forkshm.backend import kernel
 from forkshm.errors import RegionCreateError
-from forkshm.region._mapped import (
-    MappedRegion,
-    Mode,
-    checked_address,
-    checked_size,
-    map_refused,
-    prepare,
-    region_of,
-)
+from forkshm.region._attach import region_of
+from forkshm.region._checks import checked_address, checked_size, map_refused
+from forkshm.region._mapped import MappedRegion, prepare
 from forkshm.region._small_regions import LARGEST, map_part
-from forkshm.region._table import new_mapping
+from forkshm.region._table import Mode, new_mapping
 
 __all__ = ("anonymous_shared_memory", "sparse_memory")
 

@@ -13,24 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from forkshm.backend import Advice, kernel
 from forkshm.errors import (
     NotPicklableError,
-    RegionAddressError,
     RegionBusyError,
     RegionClosedError,
-    RegionCreateError,
-    RegionError,
     UnsupportedError,
 )
-from forkshm.region._lifetime import guard
+from forkshm.region._checks import checked_address, checked_fd, checked_size, map_refused, outside
 from forkshm.region._table import (
     Mapping,
     Mode,
-    borrow,
-    give_back,
-    lend,
-    mapping_at,
-    mapping_of,
     new_mapping,
-    regions_mapped,
     seal,
     shrink,
 )
@@ -38,8 +29,7 @@ from forkshm.region._table import (
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ("Mappable", "MappedRegion", "Mode", "attach", "region_at", "region_of", "view_of")
-
+__all__ = ("Mappable", "MappedRegion", "prepare", "view_of")
 
 T = TypeVar("T")
 
@@ -59,9 +49,6 @@ _OWN_REFERENCES = 2
 _FDS_ARE_FILES = kernel.name != "windows"
 
 _WRITABLE = (Mode.read_write, Mode.copy_on_write)
-
-MAX_SIZE = 2**63 - 1
-"""Largest file offset, and so the largest size of a memory object."""
 
 
 class MappedRegion:
@@ -459,51 +446,6 @@ class MappedRegion:
         )
 
 
-def checked_fd(fd: int) -> int:
-    """Return *fd*, or raise if it is invalid."""
-    if isinstance(fd, bool):
-        raise TypeError(f"cannot map {fd!r}: pass an fd as an int, or an object with fileno()")
-    if fd < 0:
-        raise ValueError(f"cannot map fd {fd}: it is negative. anonymous_shared_memory(size) needs no fd.")
-    return fd
-
-
-def checked_size(size: int) -> int:
-    """Return *size* as an int, or raise if it is invalid."""
-    number = operator.index(size)
-    if number < 1:
-        raise ValueError(f"size must be at least 1 byte, got {number}")
-    if number > MAX_SIZE:
-        raise ValueError(f"size must be at most 2**63 - 1 bytes, the maximum of a memory object, got {number}")
-    return number
-
-
-def outside(offset: int, size: int, whole: int) -> ValueError:
-    """Return the error for a range that exceeds an object of *whole* bytes."""
-    if not 0 <= offset < max(whole, 1):
-        return ValueError(f"offset must be within the object's {whole:,} bytes, got {offset:,}")
-    if size < 1:
-        return ValueError("cannot map an object of 0 bytes: set its size first, for example with truncate(size)")
-    return ValueError(
-        f"size {size:,} at offset {offset:,} reaches past the end of the object, which has {whole:,} bytes"
-    )
-
-
-def checked_address(address: int | None, offset: int) -> int | None:
-    """Return *address*, or raise unless *address* and *offset* are multiples of the page size."""
-    if address is None:
-        return None
-    address = operator.index(address)
-    page = kernel.page_size
-    if address <= 0 or address % page:
-        raise ValueError(f"address must be a positive multiple of the page size, {page:,} bytes, got {address:#x}")
-    if address > 2 * sys.maxsize:
-        raise ValueError(f"address must fit in a pointer, got {address:#x}")
-    if offset % page:
-        raise ValueError(f"with an address, offset must be a multiple of the page size, {page:,} bytes, got {offset:,}")
-    return address
-
-
 def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
     """Request the wanted kind of pages; without them, only the speed differs."""
     if huge_pages:
@@ -512,127 +454,7 @@ def prepare(region: MappedRegion, *, populate: bool, huge_pages: bool) -> None:
         region.advise(Advice.populate)
 
 
-def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
-    """Return the forkshm error for the kernel's refusal, with advice."""
-    number = error.errno or 0
-    if address is not None and number in (errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ENOMEM):
-        reason = "the address range is in use" if number == errno.EEXIST else os.strerror(number)
-        return RegionAddressError(
-            number,
-            f"cannot map {size:,} bytes at {address:#x}: {reason}. Choose another address, or pass none.",
-            address=address,
-        )
-    advice = {
-        errno.ENOMEM: "a limit on memory or address space is reached. Map less, or raise the limit (ulimit -v).",
-        errno.EMFILE: (
-            f"this process has reached its limit on open files, {regions_mapped():,} of them for regions. Close some, "
-            "let several arrays share a region (as views of one array), or raise the limit (ulimit -n)."
-        ),
-        errno.ENFILE: "the system has too many open files",
-        errno.EACCES: f"the fd does not allow a {mode} mapping",
-        errno.EPERM: f"the object is sealed against a {mode} mapping",
-        errno.ENODEV: "this kind of file cannot be mapped",
-        errno.EBADF: "its fd is not open",
-        errno.ENOSPC: (
-            "the file system of shared memory (/dev/shm) is full. Free some of it, or enlarge it (for a container: "
-            "--shm-size)."
-        ),
-        errno.EFBIG: (
-            "the kernel treats shared memory as a file, and the size exceeds this process's limit on file sizes. Raise "
-            "the limit (ulimit -f, RLIMIT_FSIZE), or divide the memory."
-        ),
-    }.get(number, "see errno(3)")
-    return RegionCreateError(
-        number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size
-    )
-
-
 def view_of(mapping: Mapping, exporter: Any) -> memoryview:
     """Return the bytes of a live mapping, read-only unless the mapping is writable."""
     view = memoryview(exporter).cast("B")
     return view if mapping.mode in _WRITABLE else view.toreadonly()
-
-
-def own_parts(region: MappedRegion) -> list[tuple[int, int]]:
-    """Return the ranges of a ``copy_on_write`` region on pages that this process has written.
-
-    If the kernel cannot tell, the whole region is returned.
-
-    Returns:
-        Start and end offset of each range.
-    """
-    mapping = region._mapping
-    try:
-        runs = kernel.own_pages(*mapping.pages)
-    except OSError:
-        runs = [mapping.pages]
-    start, end = mapping.address, mapping.address + mapping.size
-    return [(max(first, start) - start, min(first + length, end) - start) for first, length in runs]
-
-
-def region_of(mapping: Mapping, exporter: Any) -> MappedRegion:
-    """Return the existing region of a live mapping, or a new one."""
-    region: MappedRegion | None = mapping.region() if mapping.region is not None else None
-    if region is None or region.closed:
-        region = MappedRegion.__new__(MappedRegion)
-        region._adopt(mapping, exporter)
-    return region
-
-
-def region_at(address: int) -> MappedRegion | None:
-    """Return the region that contains *address* in this process, or None."""
-    mapping = mapping_at(address)
-    exporter = mapping.exporter() if mapping is not None and mapping.exporter is not None else None
-    return None if mapping is None or exporter is None else region_of(mapping, exporter)
-
-
-NOT_SEALED = (
-    "cannot map received memory that is not sealed: its sender could shrink it later, which would kill this process "
-    "(SIGBUS). Seal the memfd with F_SEAL_SHRINK before sending it."
-)
-"""Message for received memory that could shrink while it is mapped."""
-
-
-def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = False) -> tuple[Mapping, Any]:
-    """Return a mapping of the memory that a descriptor names, existing or new.
-
-    This function takes ownership of *fd*, even if it raises, unless *fd* is *borrowed*.
-
-    Returns:
-        The mapping and its exporter. Keep the exporter, which keeps the memory mapped.
-
-    Raises:
-        ValueError: The object is smaller than the descriptor says, or could shrink.
-        RegionCreateError: The kernel refused.
-    """
-    try:
-        identity, whole = kernel.identify(fd)
-        if offset < 0 or size < 1 or offset + size > whole:
-            raise ValueError(
-                f"cannot map bytes {offset:,} to {offset + size:,} of a descriptor: the object has only {whole:,} "
-                "bytes. It was truncated after it was sent."
-            )
-        # An existing copy-on-write mapping may have private writes that the new holder must not see.
-        found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None
-        if found is None:
-            if kernel.may_shrink(fd, identity):
-                raise ValueError(NOT_SEALED)
-            with guard:
-                known = borrow(identity, fd)
-                if known is None and borrowed:
-                    # The message and the mapping share the fd until the message is closed.
-                    known = lend(fd)
-            if known is not None:  # another part of the object is mapped already; both use one fd
-                if not borrowed:
-                    kernel.close(fd)
-                fd, borrowed = known, False
-            made = new_mapping(fd, identity, offset, size, mode)
-            borrowed = True  # the mapping owns the fd now
-            return made
-    except OSError as error:
-        raise map_refused(error, size, mode) from error
-    finally:
-        if not borrowed:
-            with guard:
-                give_back(fd)
-    return found

@@ -19,7 +19,7 @@ from forkshm.errors import (
     RegionExistsError,
     RegionNotFoundError,
 )
-from forkshm.region._mapped import MAX_SIZE
+from forkshm.region._checks import MAX_SIZE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:

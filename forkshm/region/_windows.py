@@ -14,7 +14,7 @@ from forkshm.errors import (
     RegionNotFoundError,
     UnsupportedError,
 )
-from forkshm.region._mapped import checked_size
+from forkshm.region._checks import checked_size
 from forkshm.region._object import Creation, Opened
 from forkshm.region._table import Mode
 

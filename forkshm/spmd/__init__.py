@@ -5,7 +5,7 @@ script. They synchronize through shared memory, the team state. The process that
 dies and releases the members waiting for it. Supervised workers do not synchronize and are replaced when they end.
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.spmd._current import RankedWorker, worker
 from forkshm.spmd._launch import Launch, launch
 from forkshm.spmd._member import Member

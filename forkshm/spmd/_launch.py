@@ -18,6 +18,7 @@ from forkshm.backend import kernel
 from forkshm.channel import PrivateFd, Sender
 from forkshm.errors import UnsupportedError, WorkerStartError
 from forkshm.pickler import Handle, ReceivedFd, importable_now, register
+from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._current import RankedWorker, become
 from forkshm.spmd._monitor import TeamMonitor, report
 from forkshm.spmd._team_state import LEFT, TeamState
@@ -140,7 +141,7 @@ def run_launched(birth: Birth) -> None:
     _kept.append(PrivateFd(kernel.die_with(birth.lifeline)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _multiprocess.let_have_children()
+    let_have_children()
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
@@ -278,7 +279,7 @@ class Launch:
 
 
 def _exit_code(process: Any) -> int | None:
-    return _multiprocess.exit_code(process, kernel.COLLECT_SECONDS)
+    return exit_code(process, kernel.COLLECT_SECONDS)
 
 
 def _close(owner: int, open_things: contextlib.ExitStack) -> None:

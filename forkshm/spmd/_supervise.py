@@ -19,6 +19,7 @@ from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
+from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._monitor import wait_gone
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ class _Supervisor:
     def _work(self, rank: int, generation: int) -> None:
         assert sys.platform != "win32"  # there is no fork
         armed = kernel.die_with(self._lifeline)
-        _multiprocess.let_have_children()
+        let_have_children()
         signal.set_wakeup_fd(-1)
         me = Supervised(rank, len(self._places), generation)
         signal.signal(signal.SIGTERM, me._stop)
@@ -362,7 +363,7 @@ class _Supervisor:
     def _collect(self, place: _Place) -> int | None:
         if place.sentinel >= 0:
             wait_gone(place.sentinel)
-        exitcode = _multiprocess.exit_code(place.process, kernel.COLLECT_SECONDS)
+        exitcode = exit_code(place.process, kernel.COLLECT_SECONDS)
         if place.sentinel >= 0:
             self._poll.unregister(place.sentinel)
             kernel.close(place.sentinel)

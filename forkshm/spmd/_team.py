@@ -12,12 +12,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from forkshm import _multiprocess, _system
+from forkshm import _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
 from forkshm.pickler import importable_now
+from forkshm.processes import end_child, settle_child
 from forkshm.spmd._member import Member
 from forkshm.spmd._monitor import TeamMonitor, report, wait_for
 from forkshm.spmd._team_state import FAILED, LEFT, TeamState
@@ -254,7 +255,7 @@ class Team(Member):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
-            _multiprocess.settle_child()
+            settle_child()
             if "torch" in sys.modules:
                 from forkshm.integrations.torch import settle_worker
 
@@ -273,7 +274,7 @@ class Team(Member):
                 os._exit(code)  # user code forked this process from a member, and it reached the end of the block
             if error is None:
                 try:
-                    _multiprocess.end_child()
+                    end_child()
                 except BaseException as raised:
                     error = raised
             team_state = self._joined_state()

@@ -16,7 +16,7 @@ other process.
     _shared_memory SharedMemory, ShareableList
 """
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.sync._barrier import Barrier
 from forkshm.sync._condition import Condition
 from forkshm.sync._event import Event

@@ -18,7 +18,7 @@ from forkshm.pickler import pack
 from forkshm.pickler._handles import ReceivedFd
 from forkshm.region._table import mapping_at
 from forkshm.region.blocks._arena import arena
-from forkshm.region.blocks._segment import claim_at
+from forkshm.region.blocks._claim import claim_at
 
 
 @pytest.fixture

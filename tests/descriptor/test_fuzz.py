@@ -27,7 +27,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
-from forkshm.region.blocks._segment import Share
+from forkshm.region.blocks._claim import Share
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)

@@ -23,7 +23,7 @@ from forkshm.descriptor._tables import (
 )
 from forkshm.errors import ChannelBrokenError
 from forkshm.region import Mode
-from forkshm.region.blocks._segment import Share
+from forkshm.region.blocks._claim import Share
 
 STREAM = b"the pickle stream"
 # The size of the segment that has the blocks of these tests.

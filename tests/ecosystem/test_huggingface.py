@@ -34,7 +34,7 @@ if __name__ == "__main__":
     rows = datasets.Dataset.from_dict({"x": list(range(100))})
     got = rows.map(double, num_proc=2)
     assert got["twice"][:] == [x * 2 for x in range(100)]
-    assert set(got["kind"]) == {"forkshm._start"} and os.getpid() not in got["pid"]
+    assert set(got["kind"]) == {"forkshm.processes"} and os.getpid() not in got["pid"]
     try:
         rows.map(die, num_proc=2)
     except (forkshm.WorkerDiedError, RuntimeError) as error:  # theirs when they notice first

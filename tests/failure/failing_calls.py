@@ -31,15 +31,20 @@ import numpy as np
 
 import forkshm
 import forkshm.region
-from forkshm import _popen, managers
+from forkshm import managers
 from forkshm.backend import _syscalls, _unix, kernel
 from forkshm.backend.posix import _record_locks
+from forkshm.processes import _popen_fork
 from forkshm.testing import check_leaks
 
 if kernel.name == "linux":
-    from forkshm.backend import _linux as _own
+    from forkshm.backend import _linux
+
+    OWN = (_linux,)
 else:
-    from forkshm.backend.posix import _backend as _own
+    from forkshm.backend.posix import _backend, _companions, _leases, _messages, _objects, _waiting
+
+    OWN = (_backend, _companions, _leases, _messages, _objects, _waiting)
 
 # The errnos of the man pages, without those that only a mistake of the caller causes.
 ERRNOS = {
@@ -172,16 +177,17 @@ class _Poll:
 
 def install() -> None:
     proxies = {module: Proxy(module) for module in (os, fcntl, socket, select, signal, tempfile, _syscalls)}
-    for module in (_own, _unix, _record_locks, _popen):
+    for module in (*OWN, _unix, _record_locks, _popen_fork):
         for name, value in list(vars(module).items()):
             if isinstance(value, types.ModuleType) and value in proxies:
                 setattr(module, name, proxies[value])
-    for name in ("_lseek",):
-        if hasattr(_own, name):
-            setattr(_own, name, lambda *args: _own.os.lseek(*args))
+    for module in OWN:
+        if hasattr(module, "_lseek"):
+            module._lseek = lambda *args: proxies[os].lseek(*args)
     _unix.fallocate = proxies[os].posix_fallocate
-    if hasattr(_own, "fallocate"):
-        _own.fallocate = _unix.fallocate
+    for module in OWN:
+        if hasattr(module, "fallocate"):
+            module.fallocate = _unix.fallocate
 
 
 # -- scenarios: (make) -> objects; (use) -> answer; (end) --------------------------------------------------------------

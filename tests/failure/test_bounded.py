@@ -26,6 +26,7 @@ from forkshm.channel import Kind, Receiver, Sender, write_message
 from forkshm.errors import ChannelBrokenError
 from forkshm.pickler import pack
 from forkshm.pool import _oom, _worker, _worker_group
+from forkshm.processes import exit_code
 from forkshm.spmd._monitor import wait_gone
 
 pytestmark = pytest.mark.slow
@@ -266,7 +267,7 @@ def test_an_exit_code_is_known_although_other_threads_ask_the_kernel_for_every_c
             gone = kernel.open_process(process.pid, process.sentinel)
             wait_gone(gone)
             kernel.close(gone)
-            assert _multiprocess.exit_code(process, kernel.COLLECT_SECONDS) == 7
+            assert exit_code(process, kernel.COLLECT_SECONDS) == 7
     finally:
         over.set()
         for thread in threads:

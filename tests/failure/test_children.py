@@ -14,7 +14,7 @@ import pytest
 import started
 
 import forkshm
-from forkshm import WorkerDiedError, _multiprocess, _start
+from forkshm import WorkerDiedError, _multiprocess, processes
 from forkshm.backend import kernel
 from forkshm.errors import WorkerStartError
 
@@ -34,7 +34,7 @@ def handler_of(number, handler):
 
 def test_the_death_of_a_first_worker_that_is_not_yet_watched_is_handled(monkeypatch):
     """multiprocess reaps ended children when it starts another process."""
-    start = _start.ForkProcess.start
+    start = processes.ForkProcess.start
     started_last = []
 
     def wait_for_the_last(process):
@@ -43,7 +43,7 @@ def test_the_death_of_a_first_worker_that_is_not_yet_watched_is_handled(monkeypa
         start(process)
         started_last.append(process.pid)
 
-    monkeypatch.setattr(_start.ForkProcess, "start", wait_for_the_last)
+    monkeypatch.setattr(processes.ForkProcess, "start", wait_for_the_last)
     with forkshm.Executor(2) as executor:
         doomed = executor.submit(os._exit, 1)
         monkeypatch.undo()
@@ -148,7 +148,7 @@ def test_an_interrupted_join_loses_no_exit_code(run_script):
     """A signal handler raises at any instruction."""
     code = """
         import os, sys, forkshm
-        from forkshm import _popen
+        from forkshm.processes import _popen_fork
 
         class Stop(Exception):
             pass
@@ -157,7 +157,7 @@ def test_an_interrupted_join_loses_no_exit_code(run_script):
             left = after
             def trace(frame, event, argument):
                 nonlocal left
-                if frame.f_code.co_filename != _popen.__file__:
+                if frame.f_code.co_filename != _popen_fork.__file__:
                     return None
                 frame.f_trace_opcodes = True
                 if event == "opcode":

@@ -20,7 +20,7 @@ import forkshm
 from forkshm.region._lifetime import guard
 from forkshm.region.blocks import _segment
 from forkshm.region.blocks._arena import FIRST_SEGMENT, arena
-from forkshm.region.blocks._segment import Share, claim_at
+from forkshm.region.blocks._claim import Share, claim_at
 
 np = pytest.importorskip("numpy")
 

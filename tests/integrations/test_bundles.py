@@ -12,7 +12,7 @@ from forkshm.pickler import pack
 np = pytest.importorskip("numpy")
 
 import forkshm.integrations.numpy  # noqa: E402
-from forkshm.integrations import _numpy_bundles as bundles  # noqa: E402
+from forkshm.integrations.numpy import _bundles as bundles  # noqa: E402
 
 
 def crossed(thing):

@@ -86,7 +86,7 @@ def test_small_arrays_beside_a_large_one_do_not_keep_its_memory(cross):
     owner = small
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    assert forkshm.region.blocks._segment.claim_at(small.ctypes.data) is None
+    assert forkshm.region.blocks._claim.claim_at(small.ctypes.data) is None
 
 
 def test_as_strided_beyond_the_memory_is_left_to_numpy(cross):

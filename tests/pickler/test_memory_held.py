@@ -135,7 +135,7 @@ def test_an_error_amid_the_blocks_leaves_none(monkeypatch):
         pack(arrays(100, 100_000))
     monkeypatch.undo()
     assert held() == 0
-    assert forkshm.region.blocks._segment.leases_open() == 0
+    assert forkshm.region.blocks._lease.leases_open() == 0
 
 
 # -- sending on -----------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_kept_results_hold_little(born_shared):
         kept += [pool.apply(one_of_many, (arrays(100, 100_000),))[0] for _ in range(5)]
         kept += [pool.apply(dict, ({"a": big, "b": big[:3000]},))["b"] for _ in range(1)]
         gc.collect()
-        assert sum(claim.size for claim in forkshm.region.blocks._segment._claims.values()) < 40 * MIB
+        assert sum(claim.size for claim in forkshm.region.blocks._claim.claims.values()) < 40 * MIB
     queue = forkshm.Queue()
     queue.put({"a": arrays(100, 100_000)})
     first = queue.get()["a"][0]

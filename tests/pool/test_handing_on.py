@@ -9,7 +9,7 @@ import pytest
 from functions import echo
 
 import forkshm
-from forkshm.region.blocks import _segment
+from forkshm.region.blocks import _claim, _segment
 from forkshm.region.blocks._arena import arena
 
 np = pytest.importorskip("numpy")
@@ -23,7 +23,7 @@ def numbers():
 
 def block_of(array):
     """Return the identity of the segment and the offset of the block that an array is in."""
-    claim = _segment.claim_at(array.ctypes.data)
+    claim = _claim.claim_at(array.ctypes.data)
     return claim and (claim.segment.identity, claim.offset)
 
 
@@ -60,7 +60,7 @@ def test_an_array_that_is_returned_is_copied_once_only(pool):
 
 def test_an_array_dropped_by_the_worker_belongs_to_the_parent(pool):
     answer = pool.apply(returned, (numbers(),))
-    assert _segment.claim_at(answer.ctypes.data).share is _segment.Share.exclusive
+    assert _claim.claim_at(answer.ctypes.data).share is _claim.Share.exclusive
 
 
 def test_sender_and_receiver_of_a_kept_array_see_only_their_own_writes():

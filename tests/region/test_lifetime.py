@@ -11,8 +11,8 @@ import pytest
 import forkshm
 from forkshm import anonymous_shared_memory
 from forkshm.region import _lifetime, _table
+from forkshm.region._attach import region_at
 from forkshm.region._lifetime import guard, settle, watch
-from forkshm.region._mapped import region_at
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

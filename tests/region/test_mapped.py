@@ -213,7 +213,7 @@ def test_the_limit_on_files_is_said_with_errno_and_remedy(file, in_child):
 
 
 def test_a_region_let_go_with_its_view_alive_comes_back_by_its_address(file):
-    from forkshm.region._mapped import region_at
+    from forkshm.region._attach import region_at
 
     region = MappedRegion(file)
     address = region.address

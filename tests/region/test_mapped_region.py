@@ -24,7 +24,7 @@ from forkshm import FileMapping, MappedRegion, Mode, RegionError, SharedMemoryOb
 from forkshm.backend import kernel
 from forkshm.errors import RegionAddressError, RegionBusyError, RegionClosedError, RegionCreateError
 from forkshm.region import Advice
-from forkshm.region._mapped import region_at
+from forkshm.region._attach import region_at
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GIB = 2**30

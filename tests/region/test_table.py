@@ -11,7 +11,7 @@ from system import in_pages
 from forkshm import MappedRegion, anonymous_shared_memory
 from forkshm.backend import kernel
 from forkshm.region import _table
-from forkshm.region._mapped import region_at
+from forkshm.region._attach import region_at
 from forkshm.region._table import Mode, mapping_at, mapping_of, round_up
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

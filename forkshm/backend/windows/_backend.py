@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _system
 from forkshm.backend import _memory
 from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
-from forkshm.backend.windows import _locks, _pipes, _winapi
+from forkshm.backend.windows import _in_flight, _locks, _pipes, _waiting, _winapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -402,7 +402,7 @@ class WindowsBackend(Backend):
     def is_held(self, fd: int, position: int) -> bool:
         if _winapi.query_object(fd).handles == 1:
             return False
-        _pipes.outgoing.sweep()
+        _in_flight.outgoing.sweep()
         return _winapi.query_object(fd).handles > 1
 
     def is_abandoned(self, address: int, size: int) -> bool:
@@ -469,14 +469,14 @@ class WindowsBackend(Backend):
         return 8 * count
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        return _pipes.wait_readable(end.fileno(), seconds)
+        return _waiting.wait_readable(end.fileno(), seconds)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
         time.sleep(min(seconds, 0.005))  # a pipe does not report room: the waiter tries again
         return True
 
     def poller(self) -> Poller:
-        return _pipes.Poll()
+        return _waiting.Poll()
 
     def has_message(self, end: MessageSocket) -> bool:
         return isinstance(end, _pipes.MessageEnd) and end.has_message()
@@ -489,8 +489,8 @@ class WindowsBackend(Backend):
 
     def forget_sent(self, sender: MessageSocket) -> None:
         if isinstance(sender, _pipes.MessageEnd):
-            _pipes.outgoing.sweep()
-            _pipes.outgoing.forget(sender.other)
+            _in_flight.outgoing.sweep()
+            _in_flight.outgoing.forget(sender.other)
 
     def listen(self, address: str | None, backlog: int) -> Callee:
         return _pipes.Callee(address, backlog)
@@ -526,7 +526,7 @@ class WindowsBackend(Backend):
     # -- processes ------------------------------------------------------------------
 
     def _own_start(self) -> int:
-        return _pipes.own_start()
+        return _in_flight.own_start()
 
     def forking(self) -> AbstractContextManager[int]:
         return contextlib.nullcontext(-1)
@@ -606,8 +606,8 @@ class WindowsBackend(Backend):
 
     def handles(self) -> frozenset[tuple[int, str]]:
         """Return the handles of kernel objects of this process, except those that are kept on purpose."""
-        _pipes.outgoing.sweep()
-        kept = set(self._makers.values()) | _pipes.kept() | _locks.kept()
+        _in_flight.outgoing.sweep()
+        kept = set(self._makers.values()) | _in_flight.kept() | _locks.kept()
         for fileno in range(_FILES):  # files of Python and of the test runner
             with contextlib.suppress(OSError):
                 kept.add(self.of_file(fileno))

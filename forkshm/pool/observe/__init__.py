@@ -1,6 +1,6 @@
 """Observation of a pool: reports, traces, statistics, progress bars, names of tasks."""
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, name_of, names_of_arguments
 from forkshm.pool.observe._progress import Bar, length_of, no_bar, open_bar
 from forkshm.pool.observe._report import (

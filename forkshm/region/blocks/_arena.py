@@ -24,24 +24,11 @@ from typing import TYPE_CHECKING
 from forkshm.backend import Advice, kernel
 from forkshm.region._lifetime import at_fork, guard, new_key, settle
 from forkshm.region._table import round_up
+from forkshm.region.blocks._claim import Hold, Share, hold
 from forkshm.region.blocks._decay import Decay
-from forkshm.region.blocks._segment import (
-    CREATOR,
-    Hold,
-    Lease,
-    Ranges,
-    Segment,
-    Share,
-    add_segment,
-    block_size,
-    drop_own,
-    drop_segment,
-    hold,
-    mend,
-    with_range,
-    within,
-    without_range,
-)
+from forkshm.region.blocks._lease import Lease
+from forkshm.region.blocks._ranges import Ranges, block_size, with_range, within, without_range
+from forkshm.region.blocks._segment import CREATOR, Segment, add_segment, drop_own, drop_segment, mend
 
 if TYPE_CHECKING:
     from typing import TypeAlias

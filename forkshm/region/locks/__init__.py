@@ -6,7 +6,7 @@ A killed holder never blocks other processes forever. Each lock starts with a he
 
 from __future__ import annotations
 
-from forkshm._public import publish
+from forkshm._help import publish
 from forkshm.region.locks._barrier import Barrier
 from forkshm.region.locks._condition import Condition, waiting
 from forkshm.region.locks._mutex import Mutex, RecursiveMutex

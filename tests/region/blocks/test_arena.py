@@ -13,7 +13,9 @@ from forkshm.backend import kernel
 from forkshm.region._lifetime import guard
 from forkshm.region.blocks import _arena
 from forkshm.region.blocks._arena import BLOCKS_PER_SEGMENT, FIRST_SEGMENT, MIB
-from forkshm.region.blocks._segment import Share, block_size, claim_at, segments_mapped
+from forkshm.region.blocks._claim import Share, claim_at
+from forkshm.region.blocks._ranges import block_size
+from forkshm.region.blocks._segment import segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

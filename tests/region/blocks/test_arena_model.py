@@ -27,7 +27,8 @@ from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.region._lifetime import guard
 from forkshm.region.blocks._arena import Arena
-from forkshm.region.blocks._segment import Share, claim, drop_segment
+from forkshm.region.blocks._claim import Share, claim
+from forkshm.region.blocks._segment import drop_segment
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -14,7 +14,8 @@ from forkshm.backend import kernel
 from forkshm.channel import pair
 from forkshm.region.blocks import _segment
 from forkshm.region.blocks._arena import Arena
-from forkshm.region.blocks._segment import Share, forget_abandoned, segments_mapped
+from forkshm.region.blocks._claim import Share
+from forkshm.region.blocks._segment import forget_abandoned, segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -1,4 +1,4 @@
-"""Makes ``help()`` and ``inspect.signature`` show types without quotes, in interactive sessions.
+"""How ``help()``, reprs and tracebacks show what is public: by the public path, and with types without quotes.
 
 forkshm's modules have ``from __future__ import annotations``, so annotations are strings, and Python before 3.14 shows
 them with quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. Programs
@@ -11,7 +11,20 @@ import sys
 from types import FunctionType
 from typing import Any
 
-__all__ = ("is_interactive", "unquote")
+__all__ = ("is_interactive", "publish", "unquote")
+
+
+def publish(namespace: dict[str, Any]) -> None:
+    """Set the ``__module__`` of the classes in ``__all__`` of a package to the package.
+
+    Args:
+        namespace: The ``globals()`` of the package. Classes of its private modules get its name as ``__module__``.
+    """
+    package = namespace["__name__"]
+    for name in namespace["__all__"]:
+        thing = namespace.get(name)
+        if isinstance(thing, type) and thing.__module__.startswith(f"{package}._"):
+            thing.__module__ = package
 
 
 class _Unquoted(str):

@@ -17,17 +17,19 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _breakpoint, _interrupts, _multiprocess, _system
-from forkshm._identity import introduce
-from forkshm._prologue import Name
-from forkshm._tools import run_with_tools
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
 from forkshm.pickler import explain, importable_after_import, pack
+from forkshm.processes import _breakpoint
+from forkshm.processes._before_main import Name
+from forkshm.processes._helpers import ensure_helpers, note_helpers, spare_fork_server
+from forkshm.processes._identity import introduce
+from forkshm.processes._patched_bootstrap import run_with_tools
 
 if sys.platform != "win32":
-    from forkshm._popen import ForkPopen
+    from forkshm.processes._popen_fork import ForkPopen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -208,9 +210,9 @@ class ForkServerProcess(_StartedAnew, _ServerForked):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the base class's name
         assert sys.platform != "win32"  # there is no fork
-        _multiprocess.spare_fork_server()
+        spare_fork_server()
         try:
-            from forkshm._popen_anew import ForkServerPopen
+            from forkshm.processes._popen_spawn import ForkServerPopen
 
             return _start_quietly(ForkServerPopen, process_obj)
         finally:
@@ -221,7 +223,7 @@ def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
     if sys.platform == "win32":
         return _multiprocess.context.SpawnProcess._Popen(process_obj)
     else:  # noqa: RET505 - type checkers leave out one of the two
-        from forkshm._popen_anew import SpawnPopen
+        from forkshm.processes._popen_spawn import SpawnPopen
 
         return SpawnPopen(process_obj, sentinel)
 
@@ -257,7 +259,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     _refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # Starting the resource tracker, which Windows lacks, unblocks SIGINT.
-        _multiprocess.ensure_helpers()
+        ensure_helpers()
     process_obj = arguments[0]
     name = process_obj._name
     try:
@@ -267,7 +269,7 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     finally:
         process_obj._name = name
         if _system.CAN_FORK:
-            _multiprocess.note_helpers()
+            note_helpers()
 
 
 @contextlib.contextmanager

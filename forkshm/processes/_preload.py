@@ -29,7 +29,8 @@ class Named(list[str]):
         self._on_error = on_error
 
     def __repr__(self) -> str:
-        return f"__import__('forkshm._preload', fromlist=['Checked']).Checked({list(self)!r}, {self._on_error!r})"
+        checked = f"__import__({__name__!r}, fromlist=['Checked']).Checked"
+        return f"{checked}({list(self)!r}, {self._on_error!r})"
 
 
 class Checked(list[str]):

@@ -12,7 +12,7 @@ from forkshm.backend import kernel
 
 assert sys.platform != "win32"  # there, process handles come from the system
 
-from forkshm._popen import UNKNOWN, Child, in_milliseconds  # noqa: E402 - after the platform check
+from forkshm.processes._popen_fork import UNKNOWN, Child, in_milliseconds  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     import multiprocessing.popen_forkserver as popen_forkserver

@@ -1,0 +1,47 @@
+"""The pipes by which parents see that their children have ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from forkshm.backend.posix._whole import surely
+
+assert sys.platform != "win32"  # type checkers leave out the rest on Windows
+
+
+class Births:
+    """The pipes by which parents see that their children have ended."""
+
+    def __init__(self) -> None:
+        # Writing ends of the pipes of children that are being forked, by thread.
+        self._begun: dict[int, int] = {}
+        self._here = threading.local()
+        # In a child, the writing end that it holds for its parent.
+        self._own = -1
+
+    def begin(self, read_end: int, write_end: int, *, forked: bool = True) -> None:
+        self._begun[write_end] = read_end
+        if forked:
+            self._here.write_end = write_end
+
+    @surely
+    def end(self, write_end: int) -> None:
+        read_end = self._begun.pop(write_end, None)
+        self._here.write_end = -1
+        if read_end is not None:  # otherwise this is the child, which holds it
+            os.close(read_end)
+            os.close(write_end)
+
+    def hold(self, write_end: int) -> None:
+        self._own = write_end
+
+    def in_child(self) -> None:
+        # A child must not hold the writing ends of its siblings or of its parent.
+        mine = getattr(self._here, "write_end", -1)
+        for fd in (*self._begun, *self._begun.values(), self._own):
+            if fd >= 0 and fd != mine:
+                os.close(fd)
+        self._begun.clear()
+        self._own, self._here.write_end = mine, -1

@@ -1,0 +1,131 @@
+"""How memmaps and other views of files are sent."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+
+from forkshm.backend import kernel
+from forkshm.pickler import (
+    NamedMapping,
+    Snapshot,
+    can_be_sent,
+    find_named,
+)
+
+__all__ = (
+    "MUST_BE_NAMED",
+    "is_over_file",
+    "mmap_of",
+    "named_of",
+    "over_mmap",
+    "rebuild_memmap",
+    "rebuild_over_mmap",
+    "reduce_memmap",
+)
+
+# -- sending --------------------------------------------------------------------------
+
+
+# Whether a mapped file can be found only by its name.
+MUST_BE_NAMED = kernel.name == "posix"
+
+
+def mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
+    """Return the file mapping that an array is a view of, or None if it cannot be sent."""
+    origin: Any = array.base
+    while isinstance(origin, np.ndarray):
+        origin = origin.base
+    if type(origin) is memoryview:
+        origin = origin.obj
+    return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
+
+
+def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
+    """Return the mapping of the memmap that *array* is, or is a view of, and the object to send for it.
+
+    For kernels that do not report which file is mapped at an address.
+
+    Args:
+        array: The array.
+        as_copy: Whether the receiver may write to memory that is mapped read-only here. Nobody else sees its writes.
+    """
+    memmap: Any = array
+    while isinstance(memmap, np.ndarray) and not isinstance(memmap, np.memmap):
+        memmap = memmap.base
+    if not isinstance(memmap, np.memmap):
+        return None
+    # These are None, or missing, for a memmap of a file without a name, and for the result of a computation with one.
+    mapping, path, offset, mode = (getattr(memmap, name, None) for name in ("_mmap", "filename", "offset", "mode"))
+    if type(mapping) is not mmap.mmap or mapping.closed or path is None or offset is None:
+        return None
+    if mode not in ("r", "r+", "w+"):
+        return None  # the kernel does not report which pages of a private mapping were written
+    start = kernel.address_of(mapping)
+    if not start <= array.__array_interface__["data"][0] < start + len(mapping):
+        return None
+    access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_WRITE
+    named = find_named(mapping, os.fspath(path), offset - offset % mmap.ALLOCATIONGRANULARITY, access)
+    return None if named is None else (mapping, named)
+
+
+def over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping | None = None) -> Any:
+    """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of = named or (mapping if array.flags.writeable else Snapshot(mapping))
+    return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
+
+
+def rebuild_over_mmap(
+    mapping: mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...], where: int
+) -> np.ndarray[Any, Any]:
+    """Return the view of the file that arrived."""
+    return np.ndarray(shape, dtype, mapping, where, strides)
+
+
+def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
+    """Reduce a memmap, or a part of one, to a memmap of the same file."""
+    if not array.nbytes:
+        return NotImplemented
+    mapping = mmap_of(array)
+    of: Any = mapping
+    if mapping is None:
+        found = named_of(array, as_copy=False) if MUST_BE_NAMED else None
+        if found is None:
+            return NotImplemented
+        mapping, of = found
+    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+    of_file: Any = array
+    state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
+    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
+    return rebuild_memmap, (of, *layout, state)
+
+
+def rebuild_memmap(
+    mapping: mmap.mmap,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    where: int,
+    writable: bool,
+    state: dict[str, Any],
+) -> Any:
+    """Return the memmap that arrived."""
+    made: Any = np.ndarray.__new__(np.memmap, shape, dtype, mapping, where, strides)
+    made._mmap = mapping
+    made.__dict__.update(state)
+    if made.flags.writeable and not writable:
+        made.flags.writeable = False
+    return made
+
+
+def is_over_file(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether the plain view of an array crosses as a mapping of a file."""
+    if array.base is None or not array.nbytes:
+        return False
+    if mmap_of(array) is not None:
+        return True
+    return MUST_BE_NAMED and named_of(array, as_copy=not array.flags.writeable) is not None

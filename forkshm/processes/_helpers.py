@@ -1,0 +1,84 @@
+"""The processes that ``multiprocess`` starts for itself: the resource tracker and the fork server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from typing import Any
+
+from forkshm import _multiprocess
+
+__all__ = ("ensure_helpers", "note_helpers", "spare_fork_server")
+
+
+def spare_fork_server() -> None:
+    """Keep the fork server from importing ``__main__`` unless it knows the program's arguments.
+
+    In some versions the server imports it without them, and ends if that fails. Its processes import it themselves.
+    """
+    server = _multiprocess.fork_server()
+    if "sys_argv" not in server.main.__code__.co_varnames and server._forkserver._preload_modules == ["__main__"]:
+        server._forkserver._preload_modules = []
+
+
+# The pids of these two processes and the identities of the pipes to them, by fd. An fd that the program has closed and
+# reused has another identity. A restarted process may have a pipe with the same fd.
+_pipes: dict[int, tuple[int | None, tuple[int, int]]] = {}
+
+
+def ensure_helpers() -> None:
+    """Start the resource tracker unless it runs, and forget a tracker or fork server whose pipe the program closed.
+
+    ``multiprocess`` writes to the tracker's fd to find out whether it runs, and closes the fd if it does not. By then
+    the fd may belong to a file that the program opened after it had closed all fds, as daemons do.
+    """
+    tracker: Any = _multiprocess.resource_tracker._resource_tracker
+    if tracker._fd is not None and not _is_helpers(tracker._fd, tracker._pid):
+        lost, tracker._fd, tracker._pid = tracker._pid, None, None
+        _reap(lost)
+    _multiprocess.resource_tracker.ensure_running()
+    server: Any = sys.modules.get("multiprocess.forkserver")
+    if server is not None:
+        server = server._forkserver
+        alive_fd, lost = server._forkserver_alive_fd, server._forkserver_pid
+        if alive_fd is not None and not _is_helpers(alive_fd, lost):
+            server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+            _reap(lost)
+    note_helpers()
+
+
+def note_helpers() -> None:
+    """Record the pipes to both processes, right after the processes may have been started."""
+    tracker: Any = _multiprocess.resource_tracker._resource_tracker
+    helpers = [(tracker._fd, tracker._pid)]
+    server: Any = sys.modules.get("multiprocess.forkserver")
+    if server is not None:
+        helpers.append((server._forkserver._forkserver_alive_fd, server._forkserver._forkserver_pid))
+    for fd, pid in helpers:
+        if fd is not None and (fd not in _pipes or _pipes[fd][0] != pid):
+            status = os.fstat(fd)
+            _pipes[fd] = pid, (status.st_dev, status.st_ino)
+
+
+def _is_helpers(fd: int, pid: int | None) -> bool:
+    """Return whether an fd is the recorded pipe to the process, or any pipe if none was recorded."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        _pipes.pop(fd, None)
+        return False
+    found = status.st_dev, status.st_ino
+    recorded, identity = _pipes.get(fd, (None, found))
+    if stat.S_ISFIFO(status.st_mode) and (recorded != pid or identity == found):
+        return True
+    _pipes.pop(fd, None)
+    return False
+
+
+def _reap(pid: int | None) -> None:
+    """Reap a process that ends because its pipe was closed, if it has ended."""
+    if sys.platform != "win32" and pid is not None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

@@ -1,0 +1,102 @@
+"""Leases: fds that hold blocks, to be sent beside messages."""
+
+from __future__ import annotations
+
+import functools
+
+from forkshm.backend import kernel
+from forkshm.region._lifetime import guard, new_key, unwatch, watch
+from forkshm.region.blocks._segment import BY_HANDLES, Segment, enter_held, leave_held
+
+__all__ = (
+    "Lease",
+    "leases_open",
+    "outgoing",
+    "parked",
+)
+
+
+class Lease:
+    """An fd that holds a block, to be sent beside messages; close it once sent.
+
+    Created under `guard`. A lease that is garbage-collected closes itself.
+    """
+
+    __slots__ = ("__weakref__", "_fds", "_is_parked", "_key", "_position", "_segment", "_watch", "fd")
+
+    def __init__(self, segment: Segment, position: int) -> None:
+        self._segment = segment
+        self._position = position
+        self._is_parked = False
+        self._key = new_key()
+        self._fds: list[int] = []
+        self.fd = -1
+        outgoing[self._key] = self._fds
+        action = functools.partial(_end_lease, segment, position, self._key, self._fds)
+        self._watch = watch(self, action, now=False)
+        self._open()
+
+    def _open(self) -> None:
+        # Other code may have closed the fd, and its number may refer to another object: the receiver refuses that.
+        fds = self._fds
+        try:
+            kernel.reopen_into(fds, self._segment.fd)
+            kernel.lock_shared(fds[0], self._position)
+        except BaseException:
+            kernel.close_all(fds)
+            raise
+        self.fd = fds[0]
+
+    def park(self) -> None:
+        """Hold the block without an fd until it is sent: many leases may wait, and fds are few."""
+        with guard:
+            if self.fd >= 0:
+                parked[self._key] = self._segment, self._position
+                enter_held(self._segment, self._position, self._key)
+                self._is_parked = True
+                if not BY_HANDLES:
+                    kernel.lock_shared(self._segment.fd, self._position)
+                self.fd = -1
+                kernel.close_all(self._fds)
+
+    def unpark(self) -> None:
+        """Get an fd again.
+
+        Raises:
+            OSError: No fd is available; the lease stays parked.
+        """
+        with guard:
+            if self._is_parked:
+                if self.fd < 0:
+                    self._open()
+                leave_held(self._segment, self._position, self._key)
+                parked.pop(self._key, None)
+                self._is_parked = False
+
+    def close(self) -> None:
+        """Release the block in this process. Closing twice is allowed."""
+        with guard:
+            self.fd = -1
+            _end_lease(self._segment, self._position, self._key, self._fds)
+            unwatch(self._watch)
+
+
+def _end_lease(segment: Segment, position: int, key: int, fds: list[int]) -> None:
+    if fds:
+        kernel.close_all(fds)
+    if key in parked:
+        leave_held(segment, position, key)
+        parked.pop(key, None)
+    outgoing.pop(key, None)
+
+
+# The fds of the leases made here. A forked child closes its copies, which would hold the blocks while the child lives.
+outgoing: dict[int, list[int]] = {}
+# The blocks held by parked leases.
+parked: dict[int, tuple[Segment, int]] = {}
+
+
+def leases_open() -> int:
+    """Return the number of this process's leases that wait to be sent."""
+    with guard:
+        return sum(map(bool, outgoing.values()))
