@@ -114,6 +114,7 @@ def test_the_doctor_measures_the_gain_of_huge_pages(monkeypatch):
     assert found()[2] == ""
 
 
+@pytest.mark.needs("fd_limit")
 def test_the_doctor_marks_missing_features(in_child, capfd):
     def ask():
         import resource
@@ -125,6 +126,7 @@ def test_the_doctor_marks_missing_features(in_child, capfd):
     assert in_child(ask) == 0
 
 
+@pytest.mark.needs("commands")
 @pytest.mark.needs("labels")
 def test_ls_names_creator_holders_size_and_resident_bytes(shell, in_child):
     size = 4096 * 1234 + os.getpid() % 4096
@@ -157,6 +159,7 @@ def test_ls_names_creator_holders_size_and_resident_bytes(shell, in_child):
     assert size not in [one["size"] for one in json.loads(out)]
 
 
+@pytest.mark.needs("commands")
 def test_ls_sees_memory_that_is_only_mapped(in_child):
     def look():
         size = 4096 * 4321
@@ -170,6 +173,7 @@ def test_ls_sees_memory_that_is_only_mapped(in_child):
     assert in_child(look) == 0
 
 
+@pytest.mark.needs("commands")
 @pytest.mark.needs("labels")
 def test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended(pool, shell):
     import numpy as np
@@ -184,6 +188,7 @@ def test_ls_shows_the_warm_memory_of_pools_and_a_creator_that_ended(pool, shell)
     assert kept.sum() == 100_000
 
 
+@pytest.mark.needs("commands")
 def test_top_lists_as_often_as_requested(shell):
     code, out = shell("top", "--count", "2", "--interval", "0.01")
     assert code == 0
@@ -191,6 +196,7 @@ def test_top_lists_as_often_as_requested(shell):
     assert shell("top", "--interval", "0")[0] == 2
 
 
+@pytest.mark.needs("commands")
 def test_clean_shows_asks_and_removes(shell, named):
     make(named)
     code, out = shell("clean", named, "--older", "0", "--dry-run")
@@ -205,6 +211,7 @@ def test_clean_shows_asks_and_removes(shell, named):
     assert not os.path.exists(f"{SHM}/{named}")
 
 
+@pytest.mark.needs("commands")
 def test_clean_keeps_used_young_and_other_objects(shell, named):
     make(named)
     assert "no unused named memory" in shell("clean", named, "--yes")[1]  # younger than a minute
@@ -218,6 +225,7 @@ def test_clean_keeps_used_young_and_other_objects(shell, named):
     assert f"removed {named}" in shell("clean", named, "--older", "0", "--yes")[1]
 
 
+@pytest.mark.needs("commands")
 def test_clean_looks_again_after_the_answer(named, monkeypatch, capsys):
     make(named)
     opened = []
@@ -233,6 +241,7 @@ def test_clean_looks_again_after_the_answer(named, monkeypatch, capsys):
     opened[0].close()
 
 
+@pytest.mark.needs("commands")
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_clean_keeps_objects_of_other_users(named):
     make(named)

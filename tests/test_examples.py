@@ -167,6 +167,14 @@ def run(name, *options):
     )
 
 
+@pytest.mark.needs("fork", only="anonymous_memory.py")
+@pytest.mark.needs("fork", only="robust_mutex.py")
+@pytest.mark.needs("fork", only="shared_containers.py")
+@pytest.mark.needs("fork", only="supervise.py")
+@pytest.mark.needs("fork", only="team.py")
+@pytest.mark.needs("fork", only="worker_script.py")
+@pytest.mark.needs("library_files", only="decorator.py")
+@pytest.mark.needs("library_files", only="executor_asyncio.py")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example_runs(name):
@@ -180,6 +188,7 @@ def test_example_runs(name):
     assert not missing, done.stdout
 
 
+@pytest.mark.needs("commands")
 @pytest.mark.slow
 def test_the_worker_script_counts_the_same_in_several_workers():
     need(["numpy"])

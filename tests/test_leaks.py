@@ -80,6 +80,7 @@ def test_leak_reports_are_off_by_default(leaks_of, value):
     assert leaks_of("", on=value).stderr == ""
 
 
+@pytest.mark.needs("fork")
 def test_inherited_objects_are_not_reported_by_a_child(leaks_of):
     done = leaks_of("""
 import atexit

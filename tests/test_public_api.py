@@ -74,6 +74,7 @@ def test_importing_forkshm_imports_no_optional_library(run_script, library):
     assert run_script(f"import sys, forkshm; print({library!r} in sys.modules)") == "False\n"
 
 
+@pytest.mark.needs("proc")
 def test_importing_forkshm_starts_nothing(run_script):
     script = """
 import os, threading

@@ -76,6 +76,7 @@ def test_returned_bytes_are_counted(pool):
     assert since(before)["bytes_shared"] == shared.nbytes
 
 
+@pytest.mark.needs("written_pages")
 def test_arrays_sent_on_are_not_copied_again(pool):
     before = forkshm.statistics()
     pool.apply(f.echo, (PLAIN,))
@@ -150,6 +151,7 @@ def test_the_number_of_fds_matches_the_kernel():
     check()
 
 
+@pytest.mark.needs("written_pages")
 def test_blocks_are_live_while_held(pool, wait_until):
     before = forkshm.statistics()
     back = pool.apply(f.echo, (PLAIN,))

@@ -23,7 +23,7 @@ import xml.etree.ElementTree as ET
 TESTS = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 
-from capability_skips import SKIPS  # noqa: E402 - tests are no package
+from capability_skips import FILES, MISSING  # noqa: E402 - tests are no package
 
 # Skip reasons for missing parts of the machine, and the names of these parts.
 OF_THE_MACHINE = {
@@ -70,7 +70,7 @@ def named_capabilities():
     tree = ast.parse((TESTS / "windows" / "_capabilities.py").read_text())
     assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     names = set(ast.literal_eval(assigned["CAPABILITIES"]))
-    return names.union(*SKIPS.values())
+    return names.union(*FILES.values(), *MISSING.values())
 
 
 NAMED = named_capabilities()
@@ -111,9 +111,9 @@ def is_of_another_method(backend, name, mine):
 def file_left_out(backend, name):
     """Return the missing capability for which the file of a test is not even imported."""
     path = name.partition("::")[0].removeprefix("tests.").replace(".", "/")
-    for capability, (_, tests) in SKIPS.get(backend, {}).items():
-        for test in tests:
-            if test.endswith(".py") and f"{path}/".startswith(test.removesuffix(".py") + "/"):
+    for capability, (_, files) in FILES.get(backend, {}).items():
+        for file in files:
+            if file.endswith(".py") and f"{path}/".startswith(file.removesuffix(".py") + "/"):
                 return capability
     return None
 

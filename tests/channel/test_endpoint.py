@@ -167,6 +167,7 @@ def test_fds_of_several_messages_are_not_mixed(channel):
                 os.close(fd)
 
 
+@pytest.mark.needs("many_handles")
 @pytest.mark.parametrize("count", [1, DIRECT_FDS + 70], ids=as_on_linux)
 def test_fds_in_an_unread_message_are_closed_with_the_channel(count, wait_until):
     sender, receiver = pair()
@@ -428,6 +429,7 @@ def test_no_end_is_inherited_by_other_programs(channel):
         assert fcntl.fcntl(end.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
+@pytest.mark.needs("inheritance")
 def test_ends_of_one_process_only_are_closed_in_its_children(in_child):
     sender, receiver = pair()
     close_in_children(sender)

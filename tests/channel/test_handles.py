@@ -157,6 +157,7 @@ def test_unclaimed_handles_are_closed():
     there.close()
 
 
+@pytest.mark.needs("inheritance")
 def test_a_child_keeps_no_handle_of_its_parents_messages(in_child):
     read_end, write_end = os.pipe()
     handle = Handle(write_end)

@@ -193,6 +193,7 @@ def test_random_bytes_behind_a_good_header_are_refused():
     forget_abandoned()
 
 
+@pytest.mark.needs("fds_of_files")
 def test_fds_that_are_no_memory_are_refused_and_closed():
     with anonymous_shared_memory(5000) as region:
         for thing in (region, b"x" * 100_000):

@@ -337,6 +337,7 @@ class TestOurs:
         assert in_child(consume) == 0
         thread.join()
 
+    @pytest.mark.needs("inheritance")
     def test_a_child_does_not_send_its_parents_backlog_again(self, ours, in_child):
         for number in range(5000):
             ours.put((number, "x" * 500))
@@ -360,6 +361,7 @@ class TestOurs:
             with pytest.raises(OSError, match="closed"):
                 call()
 
+    @pytest.mark.needs("handles_in_messages")
     def test_items_survive_the_end_of_the_sender_whatever_they_are(self, ours, in_child):
         shared = forkshm.zeros(1000)
 
@@ -412,6 +414,7 @@ class TestOurs:
         got[0] += 1
         assert got[0] != sent[0]
 
+    @pytest.mark.needs("fd_limit")
     @pytest.mark.needs("locks_as_leases")
     def test_thousands_of_arrays_wait_whatever_the_limit_on_files(self, in_child):
         def wait_and_get():
@@ -425,6 +428,7 @@ class TestOurs:
 
         assert in_child(wait_and_get) == 0
 
+    @pytest.mark.needs("inheritance")
     def test_a_forked_child_drops_its_parents_unsent_items(self, ours, in_child):
         for _ in range(1000):
             ours.put((np.ones(2500), "x" * 4000))

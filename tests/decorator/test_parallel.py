@@ -388,6 +388,7 @@ def test_progress_without_its_library(monkeypatch):
 # -- origin of functions ------------------------------------------------------------------------
 
 
+@pytest.mark.needs("inheritance")
 def test_functions_of_the_script_see_the_globals_that_an_initializer_set(run_script):
     said = run_script("""
 import forkshm

@@ -204,6 +204,7 @@ def test_a_region_of_a_process_that_ended_and_is_not_yet_waited_for_is_gone(chil
         descriptor.attach()
 
 
+@pytest.mark.needs("fd_numbers")
 def test_an_fd_that_is_another_object_now_is_noticed():
     region, stranger = anonymous_shared_memory(PAGE), anonymous_shared_memory(PAGE)
     descriptor = describe(region)
@@ -241,6 +242,7 @@ def test_a_pid_that_was_used_again_is_noticed():
             forged.attach()
 
 
+@pytest.mark.needs("cut_files")
 def test_a_file_that_was_cut_since_is_noticed():
     with tempfile.TemporaryFile() as file:
         file.truncate(3 * PAGE)

@@ -907,6 +907,9 @@ def with_our_import(program):
     return re.sub(r"^(\s*(?:from|import)) multiprocessing\b", r"\1 forkshm", program, flags=re.MULTILINE)
 
 
+@pytest.mark.needs("inheritance", only="a remote manager")
+@pytest.mark.needs("inheritance", only="logging")
+@pytest.mark.needs("start_methods", only="a context is asked for")
 @pytest.mark.needs("ends_in_select", only="waiting for many readers")
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_a_snippet_runs_with_forkshm(run_script, name, monkeypatch):

@@ -312,6 +312,7 @@ def test_a_collected_executor_finishes_submitted_calls(gate):
     del futures
 
 
+@pytest.mark.needs("inheritance")
 def test_a_forked_child_is_told(executor, in_child):
     executor.submit(abs, 1).result()
 
@@ -452,6 +453,7 @@ def test_a_result_with_a_timeout(executor, gate):
     assert future.result(20) == 1
 
 
+@pytest.mark.needs("inheritance")
 def test_results_in_a_forked_child_are_refused(executor, in_child, gate):
     future = executor.submit(wait_for, gate, 1)
 

@@ -53,6 +53,7 @@ DIFFERENT = {
 PARTS = {"ExecutorTest": 11, "ShutdownTest": 4, "WaitTest": 8, "AsCompletedTest": 4, "Initializer": 1, "Deadlock": 3}
 
 
+@pytest.mark.needs("library_tests")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_the_standard_librarys_tests_pass(part):

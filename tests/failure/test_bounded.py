@@ -39,6 +39,7 @@ def workers_of(pool):
     return [worker.pid for worker in pool._worker_group.workers]
 
 
+@pytest.mark.needs("inheritance")
 def test_workers_that_die_whenever_they_take_a_task_end_the_pool(monkeypatch):
     """Such a task was never begun, so it would be sent again forever."""
     original, parent = Receiver.receive_nowait, os.getpid()
@@ -100,6 +101,7 @@ def test_nonsense_in_the_channel_is_passed_over(pool, garbage):
     assert pool.map(f.square, range(100), chunksize=1) == [x * x for x in range(100)]
 
 
+@pytest.mark.needs("inheritance")
 @pytest.mark.parametrize(
     "instead",
     [b"nonsense", b"", write_message(Kind.RESULT, 7, pack(1))[0], write_message(Kind.CALL, 20, pack(1), pack(2))[0]],
@@ -355,6 +357,7 @@ def test_join_waits_for_processes_that_run_something_of_the_callers(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.needs("children")
 def test_a_worker_that_cannot_be_killed_is_left_behind(monkeypatch):
     """A stand-in for a worker in a system call that cannot be interrupted: signals do not reach it here."""
     monkeypatch.setattr(_worker_group, "_GRACE_SECONDS", 0.05)
@@ -398,6 +401,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_ctrl_c_ends_a_map_at_once_with_one_traceback(method, tmp_path, wait_until):
     path = tmp_path / "script.py"

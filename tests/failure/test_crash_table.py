@@ -74,6 +74,7 @@ def test_only_the_task_whose_worker_died_fails(method, where, how):
         assert pool.statistics().workers_replaced == 1
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
@@ -87,6 +88,7 @@ def test_a_worker_stopped_forever_fails_its_task_in_time(method, where):
         assert [other.get() for other in others] == [x * x for x in range(50)]
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("where", LIVES)
 @pytest.mark.parametrize("method", METHODS)
@@ -110,6 +112,7 @@ def test_the_death_of_an_idle_worker_affects_no_task(method, how):
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize(("method", "how"), [*EITHER_WAY, (METHODS[0], "MemoryError"), (METHODS[1], "MemoryError")])
 def test_the_exit_of_an_idle_worker_affects_no_task(method, how, wait_until):
@@ -163,6 +166,7 @@ def test_a_worker_that_dies_in_the_initializer_is_replaced(method, how, tmp_path
         assert pool.map(f.square, range(50), chunksize=1) == [x * x for x in range(50)]
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.usefixtures("_fork_server")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_stopped_in_the_initializer_is_replaced(method, tmp_path):

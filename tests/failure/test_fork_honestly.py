@@ -28,6 +28,7 @@ def no_threads():
 """
 
 
+@pytest.mark.needs("inheritance")
 def test_a_pool_forks_without_threads(run_script):
     """At its start, when it replaces a worker that died or reached maxtasksperchild, and for a pool in between."""
     run_script(
@@ -51,6 +52,7 @@ no_threads()
     )
 
 
+@pytest.mark.needs("inheritance")
 def test_processes_queues_and_managers_are_made_without_threads(run_script):
     run_script(
         HEAD
@@ -93,6 +95,7 @@ if __name__ == "__main__":
     )
 
 
+@pytest.mark.needs("inheritance")
 def test_a_thread_that_holds_a_lock_is_why_forkserver_is_one_argument_away(run_script):
     """Shows the problem and the remedy: a forked child inherits a lock that will never be released."""
     said = run_script(

@@ -48,6 +48,7 @@ def test_an_error_in_the_block_is_the_interrupts_context():
     assert isinstance(caught.value.__context__, OSError)
 
 
+@pytest.mark.needs("interrupts")
 def test_an_event_loop_gets_the_interrupt_once(in_child):
     def child():
         heard = []
@@ -67,6 +68,7 @@ def test_an_event_loop_gets_the_interrupt_once(in_child):
     assert in_child(child) == 0
 
 
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
 def test_where_python_has_no_handler_there_is_none_afterwards(handler, in_child):
     def child():
@@ -78,6 +80,7 @@ def test_where_python_has_no_handler_there_is_none_afterwards(handler, in_child)
     assert in_child(child) == (0 if handler == signal.SIG_IGN else -signal.SIGINT)
 
 
+@pytest.mark.needs("interrupts")
 def test_a_process_that_another_thread_starts_meanwhile_has_the_handler_of_the_program(in_child):
     def child():
         heard = []
@@ -122,6 +125,7 @@ with forkshm.Pool(1) as pool:
 """
 
 
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
 def test_an_interrupt_in_fork_hooks_is_not_lost(run_script, when, start):
@@ -186,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_while_workers_are_starting(method, tmp_path, wait_until):
     (tmp_path / "script.py").write_text(STARTING.format(method=method, tests=TESTS, path=str(tmp_path)))
@@ -211,6 +216,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("task", ["hang", "ignore_sigterm_and_hang"])
 @pytest.mark.parametrize("method", started.methods("fork", "forkserver"))
 def test_while_a_closed_pool_is_joined(method, task, tmp_path, wait_until):
@@ -234,6 +240,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("interrupts")
 def test_while_workers_of_a_closed_pool_are_leaving(tmp_path, wait_until):
     (tmp_path / "script.py").write_text(LEAVING.format(tests=TESTS, path=str(tmp_path)))
     assert "pool.join()" in interrupt(tmp_path, 1, wait_until)

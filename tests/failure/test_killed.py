@@ -77,6 +77,7 @@ def test_random_kills_under_load_lose_and_double_nothing(tmp_path):
     assert len(lines) >= answered
 
 
+@pytest.mark.needs("children")
 def test_exit_codes_that_others_collect_do_not_confuse_the_pool(run_script):
     out = run_script("""
 import os, signal, sys, forkshm
@@ -93,6 +94,7 @@ pool.join()
     assert out == "None True\n1\n"
 
 
+@pytest.mark.needs("inheritance")
 def test_a_worker_dies_before_naming_its_task(pool, monkeypatch):
     """The task was not begun, so it is sent again; the caller notices nothing."""
     assert pool.apply(f.square, (2,)) == 4
@@ -119,6 +121,7 @@ def test_a_worker_dies_before_naming_its_task(pool, monkeypatch):
         assert doomed.statistics().workers_replaced in (1, 2)
 
 
+@pytest.mark.needs("inheritance")
 def test_a_worker_dies_after_its_answer_but_before_recording_it(monkeypatch):
     """The answer counts."""
     from forkshm.pool import _worker
@@ -174,6 +177,7 @@ def test_workers_end_with_a_parent_that_is_killed(run_script, tmp_path, wait_unt
     assert not [name for name in left if any(str(pid) in name for pid in pids)]
 
 
+@pytest.mark.needs("inheritance")
 def test_a_sibling_that_the_parent_forked_does_not_keep_the_workers_alive(run_script, tmp_path, wait_until):
     source = """
 import os, time, forkshm, sys
@@ -198,6 +202,7 @@ os.kill(os.getpid(), 9)
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.needs("interrupts")
 def test_ctrl_c_ends_a_map_and_leaves_no_process(tmp_path, wait_until):
     import subprocess
     import sys
@@ -258,6 +263,7 @@ def test_a_stopped_worker_does_not_hold_the_others_back(pool):
         os.kill(stopped, signal.SIGCONT)
 
 
+@pytest.mark.needs("inheritance")
 def test_a_pool_in_a_forked_child_says_that_it_is_the_parents(pool, in_child):
     parent = os.getpid()
 
@@ -270,6 +276,7 @@ def test_a_pool_in_a_forked_child_says_that_it_is_the_parents(pool, in_child):
     assert pool.apply(f.square, (2,)) == 4
 
 
+@pytest.mark.needs("inheritance")
 def test_a_child_that_ends_normally_does_not_end_its_parents_pool(run_script):
     out = run_script("""
 import os, sys, forkshm

@@ -157,6 +157,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("then", ["goes on", "is killed"])
 def test_a_parent_that_is_stopped_goes_on_or_takes_its_workers_along(method, then, tmp_path, wait_until):

@@ -98,6 +98,7 @@ def test_receivers_are_killed_and_lose_one_item_each_at_most(spawn, maxsize):
     assert got <= set(range(sent))
 
 
+@pytest.mark.needs("inheritance")
 @pytest.mark.parametrize("nowait", [False, True])
 def test_room_that_a_killed_receiver_had_not_given_back_is_found(spawn, monkeypatch, nowait, wait_until):
     it = forkshm.Queue(1)

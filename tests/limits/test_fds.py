@@ -30,6 +30,7 @@ ANY = "resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
 EXPECTED = float(sum(range(1000)))
 
 
+@pytest.mark.needs("file_limits")
 def test_1000_shared_arrays_cross_when_the_soft_limit_is_256(run_script):
     needs_fds(2100)
     run_script(
@@ -47,6 +48,7 @@ with forkshm.Pool(2) as pool:
     )
 
 
+@pytest.mark.needs("file_limits")
 def test_1000_arrays_of_one_region_cross_when_the_hard_limit_is_256(run_script):
     run_script(
         PROLOGUE.format(hard=256)
@@ -62,6 +64,7 @@ with forkshm.Pool(2) as pool:
     )
 
 
+@pytest.mark.needs("file_limits")
 def test_regions_beyond_a_hard_limit_raise_with_their_number_and_advice(run_script):
     out = run_script(
         PROLOGUE.format(hard=256)
@@ -83,6 +86,7 @@ assert forkshm.zeros(10).sum() == 0
     assert "ulimit -n" in message
 
 
+@pytest.mark.needs("file_limits")
 def test_a_worker_that_cannot_hold_all_says_so_and_the_pool_goes_on(run_script):
     out = run_script(
         PROLOGUE.format(hard=256)
@@ -106,6 +110,7 @@ with forkshm.Pool(1) as pool:
     assert "EMFILE" in out
 
 
+@pytest.mark.needs("file_limits")
 @pytest.mark.parametrize("hard", [256, ANY], ids=["256", "any"])
 def test_a_thousand_tasks_that_each_copy_are_no_matter(run_script, hard):
     run_script(
@@ -119,6 +124,7 @@ with forkshm.Pool(2) as pool:
     )
 
 
+@pytest.mark.needs("file_limits")
 def test_1000_shared_arrays_cross_when_the_hard_limit_is_256(run_script):
     run_script(
         PROLOGUE.format(hard=256)
@@ -149,6 +155,7 @@ assert made(3)[2][0] == 2.0
     )
 
 
+@pytest.mark.needs("file_limits")
 def test_regions_of_the_commons_are_apart_in_parent_and_child_and_cannot_be_sealed(run_script):
     run_script(
         PROLOGUE.format(hard=256)

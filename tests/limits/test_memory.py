@@ -90,18 +90,21 @@ def with_mount(tmp_path):
     return run
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.needs("memfd")
 @pytest.mark.parametrize("mount", [SMALL_SHM, CLOSED_SHM], ids=["1 MB", "read-only"])
 def test_everything_works_whatever_dev_shm_is(with_mount, mount):
     assert with_mount(mount, EVERYTHING).strip() == "all of it"
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.needs("memfd", only="read-only")
 @pytest.mark.parametrize(("mount", "said"), [(SMALL_SHM, "ENOSPC"), (CLOSED_SHM, "EROFS")], ids=["1 MB", "read-only"])
 def test_memory_with_a_name_says_that_dev_shm_has_no_room(with_mount, mount, said):
     assert with_mount(mount, NAMED).startswith(said)
 
 
+@pytest.mark.needs("memory_limits")
 def test_a_limit_on_address_space_raises_and_smaller_requests_work(run_script):
     out = run_script("""
 import resource
@@ -124,6 +127,7 @@ with forkshm.Pool(1) as pool:
     assert out.split() == [str(errno.ENOMEM)] * 2
 
 
+@pytest.mark.needs("memory_limits")
 def test_a_worker_without_address_space_says_so_and_the_pool_goes_on(run_script):
     run_script("""
 import errno, resource
@@ -149,6 +153,7 @@ with forkshm.Pool(1) as pool:
 """)
 
 
+@pytest.mark.needs("memory_limits")
 def test_ten_thousand_regions_live_at_once(run_script):
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 11_000:
         pytest.skip("the hard limit on open files is below 11,000")

@@ -28,6 +28,7 @@ def _tiny_queues(monkeypatch):
     monkeypatch.setattr(kernel, "message_sockets", message_sockets)
 
 
+@pytest.mark.needs("queue_sizes")
 @pytest.mark.usefixtures("_tiny_queues")
 @pytest.mark.parametrize("count", [0, 1, DIRECT_FDS, DIRECT_FDS + 1], ids=["0", "1", "16", "17"])
 @pytest.mark.parametrize("size", [10_000, MAX_MESSAGE])
@@ -45,6 +46,7 @@ def test_a_message_larger_than_the_queue_enlarges_the_queue(size, count):
     receiver.close()
 
 
+@pytest.mark.needs("queue_sizes")
 @pytest.mark.usefixtures("_tiny_queues")
 def test_a_queue_that_may_not_be_larger_says_so(monkeypatch):
     sender, receiver = pair()

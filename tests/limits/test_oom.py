@@ -69,6 +69,7 @@ def small_group():
             break
 
 
+@pytest.mark.needs("memory_limits")
 def test_a_worker_that_the_kernel_kills_for_memory_fails_its_task_with_the_evidence(run_script, small_group):
     out = run_script(
         MOVE
@@ -105,6 +106,7 @@ with forkshm.Pool(2) as pool:
     assert third == f"SIGKILL not by the out-of-memory killer: oom_kill in {first.split()[7]} did not change"
 
 
+@pytest.mark.needs("memory_limits")
 def test_a_parent_that_the_kernel_kills_for_memory_takes_its_workers_along(run_script, small_group):
     done = run_script(
         MOVE
@@ -123,6 +125,7 @@ with forkshm.Pool(2) as pool:
         time.sleep(0.01)
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.needs("populate")
 def test_to_populate_more_than_a_group_has_left_is_an_exception(run_script, small_group):
     out = run_script(
@@ -146,6 +149,7 @@ whole.buf[:] = bytes(whole.size)
     assert "raise the limit" in out
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.needs("populate")
 def test_the_doctor_shows_the_memory_left_in_a_group(run_script, small_group):
     out = run_script(MOVE + "import sys\nfrom forkshm.__main__ import main\nsys.exit(main(['doctor']))\n", small_group)
@@ -202,6 +206,7 @@ def test_the_first_version_of_groups_is_read_too(groups):
     assert _groups.memory_left() == 50_000 - 60_000 + 1000 + 1024
 
 
+@pytest.mark.needs("memory_limits")
 @pytest.mark.needs("populate")
 def test_populate_beyond_the_memory_of_a_group_is_refused(groups):
     groups(

@@ -183,6 +183,7 @@ def test_a_part_of_an_object_crosses_with_its_offset_and_mode(cross):
         del crossing
 
 
+@pytest.mark.needs("written_pages")
 @pytest.mark.needs("pagemap")
 def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descriptor(cross):
     with anonymous_shared_memory(2**20) as whole, MappedRegion(whole, "copy_on_write", 5000, 2**19) as private:
@@ -200,6 +201,7 @@ def test_a_copy_on_write_region_in_which_nothing_was_written_crosses_as_a_descri
         del crossing, arrived, again
 
 
+@pytest.mark.needs("written_pages")
 @pytest.mark.needs("pagemap")
 @pytest.mark.parametrize("offset", [0, 1, PAGE - 1, PAGE], ids=in_pages)
 def test_the_written_pages_of_a_copy_on_write_region_are_copied(cross, offset):
@@ -354,6 +356,7 @@ def test_a_payload_that_is_never_opened_gives_its_block_back():
     assert arena.statistics().blocks == 0
 
 
+@pytest.mark.needs("fd_limit")
 def test_fds_that_did_not_arrive_are_said_with_the_remedy():
     payload = pack(b"x" * 2**20)
     with pytest.raises(RegionGoneError, match=r"named 1 memory objects and only 0 arrived.*ulimit -n"):

@@ -47,6 +47,7 @@ def read_kept():
     return float(kept[0][5]), kept.clear()
 
 
+@pytest.mark.needs("written_pages")
 def test_an_array_that_is_returned_is_copied_once_only(pool):
     sent = numbers()
     before = pool.statistics()
@@ -96,6 +97,7 @@ def test_changes_before_sending_on_arrive(pool):
     assert second[200] == 200
 
 
+@pytest.mark.needs("written_pages")
 @pytest.mark.needs("pagemap")
 def test_a_slice_of_a_received_array_is_sent_on_without_a_copy(pool):
     first = pool.apply(returned, (numbers(),))
@@ -113,6 +115,7 @@ def test_few_bytes_of_a_large_block_are_copied(pool):
     assert block_of(part) is None
 
 
+@pytest.mark.needs("written_pages")
 @pytest.mark.needs("pagemap")
 def test_the_memory_comes_back_when_the_last_has_let_go(pool, wait_until):
     sent = numbers()
@@ -137,6 +140,7 @@ def test_a_block_made_private_is_reused(pool):
         del first, second
 
 
+@pytest.mark.needs("written_pages")
 def test_closures_and_arrays_with_many_receivers_are_sent_on(pool):
     answers = pool.map(returned, [numbers()] * 3, chunksize=1)
     big = answers[0]
@@ -145,6 +149,7 @@ def test_closures_and_arrays_with_many_receivers_are_sent_on(pool):
     assert pool.statistics().bytes_copied == before
 
 
+@pytest.mark.needs("inheritance")
 def test_a_forked_child_does_not_see_writes_to_a_copy(pool, in_child):
     answer = pool.apply(returned, (numbers(),))
 
@@ -179,6 +184,7 @@ def test_handed_on_through_three_processes(pool):
     answer[:] = 0
 
 
+@pytest.mark.needs("written_pages")
 def test_pages_that_could_not_be_mapped_back_are_mapped_before_the_next_use(pool, monkeypatch):
     first = pool.apply(returned, (numbers(),))
     second = pool.apply(returned, (first,))  # first is copy-on-write now
@@ -201,6 +207,7 @@ def test_pages_that_could_not_be_mapped_back_are_mapped_before_the_next_use(pool
     assert np.array_equal(pool.apply(returned, (numbers(),)), numbers())
 
 
+@pytest.mark.needs("written_pages")
 def test_echo_of_many_containers(pool):
     sent = {"a": numbers(), "b": [numbers() + 1, numbers() + 2]}
     before = pool.statistics().bytes_copied

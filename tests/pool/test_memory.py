@@ -249,6 +249,7 @@ def held_by(pids):
     ]
 
 
+@pytest.mark.needs("memory_maps")
 @pytest.mark.parametrize("messages", [4_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_memory_stays_the_same_over_many_messages(pool, messages):
     """Send arrays of all sizes in both directions: memory, fds and mappings do not grow after the first tenth."""

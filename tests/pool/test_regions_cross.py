@@ -161,6 +161,7 @@ def test_a_shrunk_file_region_keeps_its_offset_in_the_file(pool, mappable):
         assert pool.apply(look, (region,))[2:5] == (PAGE + 2, SIZE - PAGE - 2, pattern(SIZE)[PAGE + 2 :])
 
 
+@pytest.mark.needs("inheritance")
 def test_a_region_made_before_the_pool_is_the_one_the_workers_inherited(mappable):
     with MappedRegion(mappable, offset=1, size=PAGE) as region, Pool(1) as pool:
         address = region.address

@@ -101,6 +101,7 @@ def test_workers_that_were_stopped_while_idle_are_replaced(strict, wait_until):
     wait_until(all_are_replaced)
 
 
+@pytest.mark.needs("signals")
 def test_a_task_that_stops_its_worker_fails(strict):
     with pytest.raises(TaskTimeoutError, match="die"):
         strict.apply(f.die, ("SIGSTOP",))

@@ -51,6 +51,7 @@ def run(request, run_script):
     return run_it
 
 
+@pytest.mark.needs("fork_context")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_context_is_one_for_both_libraries(method):
     ctx = forkshm.get_context(method)
@@ -63,11 +64,13 @@ def test_a_context_is_one_for_both_libraries(method):
     assert ctx.Process._start_method == method
 
 
+@pytest.mark.needs("fork_context")
 def test_fork_is_the_default_and_comes_first():
     assert forkshm.get_start_method() == "fork"
     assert forkshm.get_all_start_methods() == METHODS
 
 
+@pytest.mark.needs("fork_context")
 def test_the_start_method_is_set_once(run_script):
     said = run_script("""
 import forkshm
@@ -167,6 +170,7 @@ def test_memory_crosses_to_a_pool_as_descriptors(run):
     )
 
 
+@pytest.mark.needs("fork_context")
 def test_a_process_receives_its_arguments(run):
     run(
         """

@@ -127,6 +127,7 @@ def test_a_file_that_grows_can_be_mapped_further(path):
             assert bytes(early.buf[:5]) == b"Jello"
 
 
+@pytest.mark.needs("symbolic_links")
 def test_a_symbolic_link_is_followed(path, tmp_path):
     (tmp_path / "link").symlink_to(path)
     with FileMapping(tmp_path / "link") as file:
@@ -155,6 +156,7 @@ def test_a_file_that_is_let_go_is_closed_and_stays(path):
     assert path.exists()
 
 
+@pytest.mark.needs("cut_files")
 def test_remove_returns_whether_it_removed_and_regions_stay(path, tmp_path):
     with FileMapping(path) as file, MappedRegion(file) as region:
         assert FileMapping.remove(path) is True

@@ -375,6 +375,7 @@ class TestLifetime:
             assert again.buf[0] == 9
         region.close()
 
+    @pytest.mark.needs("cut_files", only="file mapping")
     @pytest.mark.parametrize("make", ["named object", "file mapping"], indirect=True)
     def test_a_region_outlives_the_name(self, make):
         mappable = make(content=pattern(SIZE))
@@ -589,6 +590,7 @@ class TestFlush:
                 with pytest.raises(TypeError):
                     region.flush(start, size)
 
+    @pytest.mark.needs("fds_of_files")
     def test_flushed_bytes_are_on_disk_for_direct_reads(self, tmp_path):
         path = tmp_path / "data"
         path.write_bytes(bytes(4 * PAGE))
@@ -680,6 +682,7 @@ class TestShrink:
             for outside in (address, address + PAGE, region.address - 1, region.address + region.size):
                 assert region_at(outside) is None
 
+    @pytest.mark.needs("parts_of_views")
     def test_pages_that_were_given_up_can_be_mapped_again(self, make, free_address):
         address = free_address()
         mappable = make(content=pattern(SIZE))
@@ -740,6 +743,7 @@ class TestAdvise:
                     region.buf[number] = 254
                     assert region.buf[number] == 254
 
+    @pytest.mark.needs("advice")
     def test_linux_takes_the_advice_of_boost(self, make):
         with MappedRegion(make()) as region:
             for advice in ("normal", "sequential", "random", "willneed", "dontneed"):

@@ -183,6 +183,7 @@ def test_other_names_are_allowed_up_to_255_bytes(name, tail):
 CREATIONS = ("open_only", "open_or_create")
 
 
+@pytest.mark.needs("symbolic_links")
 @pytest.mark.parametrize("target", ["there", "nowhere"])
 def test_a_symbolic_link_is_refused_and_its_target_is_unchanged(name, tmp_path, target):
     path = tmp_path / target
@@ -226,6 +227,7 @@ def test_a_directory_is_refused_and_not_removed(name, mode):
     assert os.path.isdir(path_of_named(name))
 
 
+@pytest.mark.needs("unix_sockets")
 def test_a_socket_is_refused(name):
     import socket
 
@@ -412,6 +414,7 @@ print("done")
 """
 
 
+@pytest.mark.needs("shm_open")
 @pytest.mark.needs("memfd")
 def test_a_full_dev_shm_is_an_error_when_the_size_is_set_and_never_a_sigbus(run_script):
     said = run_script(FULL)
@@ -535,6 +538,7 @@ SharedMemoryObject.remove(name)
 """
 
 
+@pytest.mark.needs("fork")
 @pytest.mark.parametrize("how", ["leave", "abort", "remove"])
 def test_no_resource_tracker_is_started_and_no_leak_is_reported(name, how, run_script):
     done = run_script(TRACKED, name, how, check=False)
@@ -602,6 +606,7 @@ print(whole)
 """
 
 
+@pytest.mark.needs("fork")
 @pytest.mark.slow
 def test_a_thousand_killed_processes_leave_only_named_objects(run_script):
     assert run_script(CYCLES, unused_name(), 1000) == "500\n"
@@ -718,6 +723,7 @@ def test_a_forked_child_does_not_remove(name, in_child):
     assert not os.path.exists(path_of_named(name))
 
 
+@pytest.mark.needs("fork")
 def test_a_child_of_a_pool_does_not_remove(name, run_script):
     script = """
 import os, sys, forkshm
@@ -750,6 +756,7 @@ def attach(name, **more):
 """
 
 
+@pytest.mark.needs("shm_open")
 def test_the_standard_library_opens_ours(name, run_script):
     with create(name, size=PAGE + 1) as shm, MappedRegion(shm) as region:
         region.buf[:5] = b"hello"
@@ -764,6 +771,7 @@ memory.close()
         assert SharedMemoryObject.remove(name)
 
 
+@pytest.mark.needs("shm_open")
 def test_we_open_that_of_the_standard_library(name, run_script):
     script = f"""{STDLIB}
 memory = attach(sys.argv[1], create=True, size=100)
@@ -781,6 +789,7 @@ memory.close()
     assert SharedMemoryObject.remove(name)
 
 
+@pytest.mark.needs("shm_open")
 def test_both_in_one_program_see_each_other_and_either_can_remove(name, run_script):
     script = """
 import sys

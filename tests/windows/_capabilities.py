@@ -1,7 +1,7 @@
 """Features that Windows lacks, and the tests that are skipped for them, each with a reason.
 
-A test that uses one of these is skipped at that point, with the reason, and counted: see `stand_in`. Tests that run
-into an intended difference are listed by name in ``tests/capability_skips.py``.
+A test that uses one of these is skipped at that point, with the reason, and counted: see `stand_in`. Tests of an
+intended difference have the mark ``needs``; the reasons are in ``tests/capability_skips.py``.
 """
 
 from __future__ import annotations

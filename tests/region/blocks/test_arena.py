@@ -42,6 +42,7 @@ def test_there_are_few_sizes_between_powers_of_two(exponent):
     assert len(sizes) <= 9
 
 
+@pytest.mark.needs("carving")
 def test_the_lowest_free_address_is_used_again_first(fresh_arena):
     blocks = [fresh_arena.allocate(PAGE) for _ in range(5)]
     offsets = [block.offset for block in blocks]
@@ -98,6 +99,7 @@ def test_an_untouched_arena_takes_no_memory(fresh_arena):
     assert resident(fresh_arena) == 0
 
 
+@pytest.mark.needs("carving")
 def test_a_segment_holds_no_more_blocks_than_locks_are_cheap_for(fresh_arena):
     blocks = [fresh_arena.allocate(1) for _ in range(2 * BLOCKS_PER_SEGMENT + 1)]
     assert fresh_arena.statistics().segments == 3
@@ -233,6 +235,7 @@ def test_segments_are_counted_while_they_are_mapped(fresh_arena):
     assert segments_mapped() == before + 1
 
 
+@pytest.mark.needs("carving")
 def test_a_block_knows_its_previously_used_bytes(fresh_arena):
     first = fresh_arena.allocate(4 * PAGE)
     assert first.used == 0
@@ -247,6 +250,7 @@ def test_a_block_knows_its_previously_used_bytes(fresh_arena):
     fresh_arena.free(across)
 
 
+@pytest.mark.needs("carving")
 @pytest.mark.parametrize("share", [Share.exclusive, Share.shared])
 def test_a_block_that_is_held_comes_back_when_its_claim_has_ended(fresh_arena, share):
     block = fresh_arena.allocate(PAGE)
@@ -263,6 +267,7 @@ def test_a_block_that_is_held_comes_back_when_its_claim_has_ended(fresh_arena, s
     assert fresh_arena.statistics().blocks == 0
 
 
+@pytest.mark.needs("carving")
 def test_only_an_exclusive_held_block_becomes_private_when_shared_out(fresh_arena):
     for share, to_others in ((Share.exclusive, Share.private), (Share.shared, Share.shared)):
         held = fresh_arena.hold(fresh_arena.allocate(PAGE), share)
@@ -283,6 +288,7 @@ def test_blocks_dropped_under_the_lock_are_freed_afterwards(fresh_arena):
     assert not claim.holds
 
 
+@pytest.mark.needs("fork")
 def test_a_forked_child_does_not_hold_its_parents_parked_leases():
     arena = _arena.arena
     block = arena.allocate(4096)

@@ -54,6 +54,7 @@ def channel():
 # -- one process ----------------------------------------------------------------------
 
 
+@pytest.mark.needs("carving")
 def test_a_block_is_not_used_again_while_its_lease_is_open(fresh_arena):
     block, lease = lent(fresh_arena)
     other = fresh_arena.allocate(PAGE)
@@ -143,6 +144,7 @@ def test_private_claims_see_the_block_and_not_each_others_writes(fresh_arena):
     assert blocks(fresh_arena) == 0
 
 
+@pytest.mark.needs("carving")
 @pytest.mark.parametrize(
     ("offset", "size"),
     [
@@ -171,6 +173,7 @@ def test_a_claim_of_an_invalid_block_is_refused_and_closes_the_lease(fresh_arena
     assert blocks(fresh_arena) == 0
 
 
+@pytest.mark.needs("carving")
 def test_a_claim_without_a_lease_is_refused_and_closes_the_fd():
     before = segments_mapped()
     read_end, write_end = os.pipe()
@@ -274,6 +277,7 @@ def test_a_grandchild_holds_too(fresh_arena, child_that_holds):
     os.close(read_end)
 
 
+@pytest.mark.needs("fork")
 def test_a_child_does_not_hold_leases_that_are_about_to_be_sent(fresh_arena, child_that_holds):
     _, lease = lent(fresh_arena)
     child_that_holds(lambda: None)

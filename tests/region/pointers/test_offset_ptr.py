@@ -778,6 +778,7 @@ def test_a_target_in_another_region_is_refused(region):
     assert pointer == numbers
 
 
+@pytest.mark.needs("touching_regions")
 def test_the_start_of_the_next_region_is_not_the_end_of_this_one(region):
     with (
         MappedRegion(region, size=PAGE) as low,
