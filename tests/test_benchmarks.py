@@ -367,3 +367,12 @@ def test_pairs_are_judged_by_the_median_of_their_ratios(capsys, monkeypatch):
     # 2 of 1, 3 of 2, 4 of 5, and 1 of 4.
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.split() == ["name", "2.500", "MB", "3.000", "MB", "1.15x", "SLOWER"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_small_kept_results_hold_little_memory_and_views_copy_what_they_show():
+    done = run(BENCHMARKS / "kept.py", "--only", "value,broadcast,windows")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [
+        line.split("  ")[0] for line in done.stdout.splitlines() if line.startswith(("one value", "8 kB", "windows"))
+    ]
