@@ -30,10 +30,11 @@ import weakref
 from typing import Any
 
 from forkshm.backend.windows import _winapi
-from forkshm.backend.windows._in_flight import FAREWELL_SECONDS, HANDLES, HEAD, PLAIN, WORD, incoming, outgoing
-from forkshm.backend.windows._waiting import MORE_DATA, PAUSE, PENDING, aborted, open_ends, wait_any, wait_for
 
 assert sys.platform == "win32"  # type checkers leave out the rest on other systems
+
+from forkshm.backend.windows._in_flight import FAREWELL_SECONDS, HANDLES, HEAD, PLAIN, WORD, incoming, outgoing  # noqa: E402 - after the platform check
+from forkshm.backend.windows._waiting import MORE_DATA, PAUSE, PENDING, aborted, open_ends, wait_any, wait_for  # noqa: E402
 
 __all__ = (
     "DONTWAIT",

@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend.windows import _winapi
-from forkshm.backend.windows._in_flight import outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 assert sys.platform == "win32"  # type checkers leave out the rest on other systems
+
+from forkshm.backend.windows._in_flight import outgoing  # noqa: E402 - after the platform check
 
 __all__ = ("MORE_DATA", "PAUSE", "PENDING", "Poll", "aborted", "open_ends", "wait_any", "wait_for", "wait_readable")
 
