@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def no_leaks(request):
     """Check that every test releases the fds, processes, threads, mappings and blocks that it took."""
-    with check_leaks(patience=5.0 if sys.platform != "win32" else 1.5):
+    with check_leaks(timeout=5.0 if sys.platform != "win32" else 1.5):
         yield
         request.node.funcargs.clear()  # releases the values of the test's fixtures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pathlib
@@ -25,6 +26,7 @@ PACKAGES = [
     "forkshm.integrations.numpy",
     "forkshm.pickler",
     "forkshm.pool",
+    "forkshm.processes",
     "forkshm.region",
     "forkshm.testing",
     "forkshm.spmd",
@@ -128,3 +130,45 @@ def test_classes_have_the_path_by_which_they_are_imported(package):
     things = [getattr(module, name) for name in module.__all__]
     private = [thing for thing in things if isinstance(thing, type) and "._" in thing.__module__]
     assert [thing for thing in private if thing.__module__.startswith("forkshm.")] == []
+
+
+# forkshm's word for a parameter, and other words for the same.
+WORDS = {
+    "workers": {"max_workers", "n_jobs", "n_workers", "nprocs", "num_workers", "processes"},
+    "timeout": {"patience", "wait_seconds"},
+    "chunksize": {"batch_size", "chunk", "chunk_size"},
+    "worker_init": {"worker_state"},
+    "task_timeout": {"call_timeout", "item_timeout"},
+}
+# Callables that have another word because an interface of another library has it.
+THEIRS = {"processes": {"Pool", "ThreadPool"}, "max_workers": {"ClusterExecutor", "Executor"}}
+
+
+def signatures():
+    """Yield the name and the signature of each public class, function and method, and the options of `parallel`."""
+    yield "parallel", inspect.signature(importlib.import_module("forkshm.decorator._settings").Settings)
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            methods = vars(thing) if inspect.isclass(thing) else {}
+            found = {name: thing, **{f"{name}.{key}": value for key, value in methods.items() if key[0] != "_"}}
+            for path, each in found.items():
+                with contextlib.suppress(ValueError, TypeError):  # not callable, or without a signature
+                    yield path, inspect.signature(each)
+
+
+def test_one_meaning_has_one_word():
+    found = list(signatures())
+    assert len(found) > 500
+    others = {other: word for word, words in WORDS.items() for other in words}
+    wrong = [
+        f"{path}({parameter}=): say {others[parameter]}"
+        for path, signature in found
+        for parameter in signature.parameters
+        if parameter in others and path.partition(".")[0] not in THEIRS.get(parameter, ())
+    ]
+    assert wrong == []
+    # A limit on the time of one task is not a limit on the time of a call.
+    assert "timeout" not in dict(found)["parallel"].parameters
+    assert "size" not in dict(found)["team"].parameters

@@ -59,7 +59,7 @@ Out = TypeVar("Out")
 
 # Number of chunks that an iterator over cluster results submits ahead of the consumer.
 _AHEAD = 64
-# What ``worker_state`` returned in this process, keyed by the function's token.
+# What ``worker_init`` returned in this process, keyed by the function's token.
 _states: dict[str, Any] = {}
 
 # A forked child cannot use the connections in its parent's states.
@@ -71,7 +71,7 @@ class ParallelFunction(Generic[P, R]):
 
     The map-like methods accept ``chunksize``, ``progress``, ``ordered`` and ``on_error``, which override the
     decorator's options. The workers start with the first call that needs them and are reused by later calls. Functions
-    with equal ``workers``, ``start_method``, ``initializer``, ``timeout``, ``retries`` and ``cpu_ids`` share their
+    with equal ``workers``, ``start_method``, ``initializer``, ``task_timeout``, ``retries`` and ``cpu_ids`` share their
     workers. The workers end with `close` or with the program.
 
     Fork and threads:
@@ -116,15 +116,15 @@ class ParallelFunction(Generic[P, R]):
 
     @property
     def state(self) -> Any:
-        """The value that ``worker_state`` returned in this process; the first access calls it.
+        """The value that ``worker_init`` returned in this process; the first access calls it.
 
         Raises:
-            AttributeError: The function was decorated without ``worker_state``.
+            AttributeError: The function was decorated without ``worker_init``.
         """
-        if self._settings.worker_state is None:
-            raise AttributeError(f"{self!r} has no state: it was decorated without worker_state. Pass worker_state=.")
+        if self._settings.worker_init is None:
+            raise AttributeError(f"{self!r} has no state: it was decorated without worker_init. Pass worker_init=.")
         if self._token not in _states:
-            state = _states[self._token] = self._settings.worker_state()
+            state = _states[self._token] = self._settings.worker_init()
             if self._settings.worker_exit is not None:
                 at_worker_end(self._settings.worker_exit, state)
         return _states[self._token]

@@ -37,10 +37,10 @@ def parallel(
     start_method: str | None = None,
     chunksize: int | None = None,
     progress: bool | str = False,
-    timeout: float | None = None,
+    task_timeout: float | None = None,
     retries: int | None = None,
     initializer: Callable[[], object] | None = None,
-    worker_state: Callable[[], S] | None = None,
+    worker_init: Callable[[], S] | None = None,
     worker_exit: Callable[[S], object] | None = None,
     cpu_ids: Sequence[int | Sequence[int]] | None = None,
     ordered: bool = True,
@@ -66,12 +66,12 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
         chunksize: Number of items in one task. By default each worker gets about four tasks; in ``imap``, and if
             *on_error* is not ``"raise"``, a task has one item.
         progress: Show a progress bar: True or ``"tqdm"``, or ``"rich"``.
-        timeout: Time limit for an item, in seconds; see *task_timeout* of `Pool`.
+        task_timeout: Time limit for an item, in seconds; see `Pool`.
         retries: How often a task is repeated after its worker died; see `Pool`.
         initializer: Called in each worker before its first task.
-        worker_state: Called once in each process that reads ``function.state``, which is its return value: for example
+        worker_init: Called once in each process that reads ``function.state``, which is its return value: for example
             a connection, a model or a cache.
-        worker_exit: Called with the value that *worker_state* returned when its process ends normally; see `Pool`.
+        worker_exit: Called with the value that *worker_init* returned when its process ends normally; see `Pool`.
         cpu_ids: Cores that workers may use; see `Pool`.
         ordered: If false, return results in the order in which they arrive.
         out: An array in shared memory that ``map`` and ``starmap`` fill; see `ParallelFunction.map`.

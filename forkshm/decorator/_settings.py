@@ -26,11 +26,11 @@ class Settings:
     workers: int | None = None
     start_method: str | None = None
     initializer: Callable[[], object] | None = None
-    timeout: float | None = None
+    task_timeout: float | None = None
     retries: int | None = None
     chunksize: int | None = None
     progress: bool | str = False
-    worker_state: Callable[[], object] | None = None
+    worker_init: Callable[[], object] | None = None
     worker_exit: Callable[[Any], object] | None = None
     cpu_ids: Any = None
     ordered: bool = True
@@ -47,10 +47,10 @@ class Settings:
             raise ValueError(f"chunksize must be at least 1, got {self.chunksize}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.worker_exit is not None and self.worker_state is None:
+        if self.worker_exit is not None and self.worker_init is None:
             raise ValueError(
-                "cannot use worker_exit without worker_state: worker_exit is called with the value that worker_state "
-                "returned. Pass worker_state as well."
+                "cannot use worker_exit without worker_init: worker_exit is called with the value that worker_init "
+                "returned. Pass worker_init as well."
             )
         if self.out is not None and self.cluster is not None:
             raise UnsupportedError(
@@ -65,7 +65,7 @@ class Settings:
         """Return the key of the pool; functions with equal keys share their workers."""
         cpus = None if self.cpu_ids is None else tuple(map(str, self.cpu_ids))
         cluster = self.cluster if isinstance(self.cluster, str) else id(self.cluster)
-        return self.workers, self.start_method, self.initializer, self.timeout, self.retries, cpus, cluster
+        return self.workers, self.start_method, self.initializer, self.task_timeout, self.retries, cpus, cluster
 
 
 executors: dict[Any, Executor] = {}
@@ -89,7 +89,7 @@ def executor_of(settings: Settings) -> Executor:
         else:
             return executor
     # Options that were not given keep the executor's defaults.
-    given = {"task_timeout": settings.timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
+    given = {"task_timeout": settings.task_timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.cluster is not None:
         if settings.initializer is not None:

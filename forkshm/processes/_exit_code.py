@@ -24,7 +24,7 @@ _PAUSE = 0.0005
 _OTHER_THREAD_SECONDS = 0.1
 
 
-def exit_code(ended: _multiprocess.process.BaseProcess, patience: float = 0.0) -> int | None:
+def exit_code(ended: _multiprocess.process.BaseProcess, timeout: float = 0.0) -> int | None:
     """Reap an ended process, and return its exit code; None if other code reaped it first.
 
     Any code in this process that calls ``os.wait()``, or ignores SIGCHLD, takes exit codes away. Without this function,
@@ -32,7 +32,7 @@ def exit_code(ended: _multiprocess.process.BaseProcess, patience: float = 0.0) -
 
     Args:
         ended: The process.
-        patience: Seconds until the kernel has the exit code, on systems that report the end of a process before.
+        timeout: Seconds until the kernel has the exit code, on systems that report the end of a process before.
     """
     popen: Any = getattr(ended, "_popen", None)
     if popen is None:  # an interrupted call has already closed the process
@@ -44,8 +44,8 @@ def exit_code(ended: _multiprocess.process.BaseProcess, patience: float = 0.0) -
         status.register(popen.sentinel, select.POLLIN)
         status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
-    until = time.monotonic() + patience
-    while code is None and patience and time.monotonic() < until and _is_there(ended.pid):
+    until = time.monotonic() + timeout
+    while code is None and timeout and time.monotonic() < until and _is_there(ended.pid):
         time.sleep(_PAUSE)
         code = ended.exitcode
     deadline = time.monotonic() + _OTHER_THREAD_SECONDS

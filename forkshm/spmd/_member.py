@@ -237,7 +237,7 @@ class Member:
         step: int = 1,
         *,
         schedule: Schedule = "static",
-        chunk: int | None = None,
+        chunksize: int | None = None,
     ) -> Iterable[int]:
         """Return this member's share of a range; each number goes to exactly one member.
 
@@ -248,43 +248,43 @@ class Member:
             stop: As for the builtin `range`.
             step: As for the builtin `range`.
             schedule: ``"static"`` assigns each member its share at once, without communication. ``"dynamic"`` assigns
-                the next *chunk* numbers to each member that has finished its last, for steps of unequal duration.
-                ``"guided"`` does the same with parts that begin large and shrink to *chunk*.
-            chunk: Numbers in one part; 1 by default. The static schedule has one part for each member by default; with
-                *chunk*, it assigns parts in turn.
+                the next *chunksize* numbers to each member that has finished its last, for steps of unequal duration.
+                ``"guided"`` does the same with parts that begin large and shrink to *chunksize*.
+            chunksize: Numbers in one part; 1 by default. The static schedule has one part for each member by default;
+                with *chunksize*, it assigns parts in turn.
 
         Raises:
-            ValueError: *schedule* is unknown, *chunk* is less than 1, or the members' loops differ in length.
+            ValueError: *schedule* is unknown, *chunksize* is less than 1, or the members' loops differ in length.
             TeamBrokenError: A member failed, died or left, and this member is too far ahead of it.
 
         Example:
             >>> import forkshm
             >>> squares = forkshm.zeros(10)
             >>> with forkshm.team(2) as t:
-            ...     for i in t.range(10, schedule="dynamic", chunk=2):
+            ...     for i in t.range(10, schedule="dynamic", chunksize=2):
             ...         squares[i] = i * i
             >>> int(squares.sum())
             285
         """
         numbers = _numbers(start) if stop is None else _numbers(start, stop, step)
-        if chunk is not None and operator.index(chunk) < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if chunksize is not None and operator.index(chunksize) < 1:
+            raise ValueError(f"chunksize must be at least 1, got {chunksize}")
         if schedule == "static":
-            if chunk is None:
+            if chunksize is None:
                 each, more = divmod(len(numbers), self.size)
                 begin = self.rank * each + min(self.rank, more)
                 return numbers[begin : begin + each + (self.rank < more)]
-            starts = _numbers(self.rank * chunk, len(numbers), self.size * chunk)
-            return itertools.chain.from_iterable(numbers[begin : begin + chunk] for begin in starts)
+            starts = _numbers(self.rank * chunksize, len(numbers), self.size * chunksize)
+            return itertools.chain.from_iterable(numbers[begin : begin + chunksize] for begin in starts)
         if schedule not in ("dynamic", "guided"):
             raise ValueError(f"schedule must be 'static', 'dynamic' or 'guided', got {schedule!r}")
         if self.size == 1:
             return numbers
-        parts = self._parts(len(numbers), chunk or 1, guided=schedule == "guided")
+        parts = self._parts(len(numbers), chunksize or 1, guided=schedule == "guided")
         return itertools.chain.from_iterable(numbers[begin:end] for begin, end in parts)
 
-    def iterate(self, iterable: Iterable[T], *, chunk: int = 1) -> Iterator[T]:
-        """Return an iterator over this member's share of an iterable, assigned dynamically in parts of *chunk*.
+    def iterate(self, iterable: Iterable[T], *, chunksize: int = 1) -> Iterator[T]:
+        """Return an iterator over this member's share of an iterable, assigned dynamically in parts of *chunksize*.
 
         Nothing is sent: each member takes elements from its own copy of the iterable. Every member steps through an
         iterator, which must yield the same elements in each. A generator does; a file opened before the team began
@@ -292,10 +292,10 @@ class Member:
 
         Args:
             iterable: A sequence, which is indexed, or any other iterable.
-            chunk: Number of elements in one part.
+            chunksize: Number of elements in one part.
 
         Raises:
-            ValueError: *chunk* is less than 1, or the members' loops differ in length.
+            ValueError: *chunksize* is less than 1, or the members' loops differ in length.
             TeamBrokenError: A member failed, died or left, and this member is too far ahead of it.
 
         Example:
@@ -305,15 +305,15 @@ class Member:
             >>> length
             12
         """
-        if operator.index(chunk) < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if operator.index(chunksize) < 1:
+            raise ValueError(f"chunksize must be at least 1, got {chunksize}")
         if self.size == 1:
             return iter(iterable)
         if hasattr(iterable, "__len__") and hasattr(iterable, "__getitem__") and not hasattr(iterable, "keys"):
             elements: Any = iterable
-            parts = self._parts(len(elements), chunk)
+            parts = self._parts(len(elements), chunksize)
             return (elements[index] for begin, end in parts for index in _numbers(begin, end))
-        return self._step_through(iter(iterable), self._parts(_ENDLESS, chunk))
+        return self._step_through(iter(iterable), self._parts(_ENDLESS, chunksize))
 
     def _step_through(self, iterator: Iterator[T], parts: Iterator[tuple[int, int]]) -> Iterator[T]:
         position = 0
@@ -325,7 +325,7 @@ class Member:
             yield from taken
             position = end
 
-    def _parts(self, length: int, chunk: int, *, guided: bool = False) -> Iterator[tuple[int, int]]:
+    def _parts(self, length: int, chunksize: int, *, guided: bool = False) -> Iterator[tuple[int, int]]:
         """Enter the next loop, and return an iterator over this member's parts of it."""
         team_state = self._joined_state()
         self._loops += 1
@@ -345,12 +345,12 @@ class Member:
                 f"members disagree about loop {number}: it has {there:,} steps in other members and {length:,} in "
                 f"member {self.rank}. All members must run the same loops, in the same order."
             )
-        return self._claims(team_state, number, chunk, 2 * self.size if guided else 0)
+        return self._claims(team_state, number, chunksize, 2 * self.size if guided else 0)
 
-    def _claims(self, team_state: TeamState, number: int, chunk: int, share: int) -> Iterator[tuple[int, int]]:
+    def _claims(self, team_state: TeamState, number: int, chunksize: int, share: int) -> Iterator[tuple[int, int]]:
         while True:
             try:
-                begin, end = team_state.claim(number, chunk, share)
+                begin, end = team_state.claim(number, chunksize, share)
             except LookupError:
                 raise self._too_late(number) from None
             if begin == end:

@@ -88,7 +88,7 @@ def supervise(
     fn: Callable[[Supervised], object],
     workers: int | None = None,
     *,
-    drain_seconds: float = 30.0,
+    drain_timeout: float = 30.0,
     max_crashes: int = 8,
     on_reload: Callable[[], object] | None = None,
 ) -> None:
@@ -105,7 +105,7 @@ def supervise(
         fn: Runs in each worker with a `Supervised` as its argument. An exception is printed like an uncaught exception
             of a program.
         workers: Number of workers; by default the number of cores that this process may use.
-        drain_seconds: Time that a worker gets to stop before it is killed.
+        drain_timeout: Time that a worker gets to stop before it is killed.
         max_crashes: Number of consecutive failures of one rank, each within 5 seconds, that count as a crash loop.
         on_reload: Called in this process at SIGHUP, before the first worker is replaced. New workers see its changes.
 
@@ -148,7 +148,7 @@ def supervise(
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("supervise must be called in the main thread: no other thread gets signals")
     with contextlib.ExitStack() as open_things:
-        _Supervisor(fn, workers, drain_seconds, max_crashes, on_reload, open_things).run()
+        _Supervisor(fn, workers, drain_timeout, max_crashes, on_reload, open_things).run()
 
 
 @dataclasses.dataclass
@@ -178,13 +178,13 @@ class _Supervisor:
         self,
         fn: Callable[[Supervised], object],
         size: int,
-        drain_seconds: float,
+        drain_timeout: float,
         max_crashes: int,
         on_reload: Callable[[], object] | None,
         open_things: contextlib.ExitStack,
     ) -> None:
         self._fn = fn
-        self._drain_seconds = drain_seconds
+        self._drain_timeout = drain_timeout
         self._max_crashes = max_crashes
         self._on_reload = on_reload
         self._places = [_Place(rank) for rank in range(size)]
@@ -279,7 +279,7 @@ class _Supervisor:
             if place.deadline <= now:
                 _log.warning("worker %d (pid %d) did not stop in time; killing it", place.rank, place.process.pid)
                 self._send(place, _system.SIGKILL)
-                place.deadline = now + self._drain_seconds
+                place.deadline = now + self._drain_timeout
         moments = [place.deadline for place in self._places]
         if not stopping:
             moments += [place.due for place in self._places if place.process is None]
@@ -354,7 +354,7 @@ class _Supervisor:
 
     def _tell_to_stop(self, place: _Place) -> None:
         self._send(place, signal.SIGTERM)
-        place.deadline = time.monotonic() + self._drain_seconds
+        place.deadline = time.monotonic() + self._drain_timeout
 
     def _send(self, place: _Place, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -41,22 +41,23 @@ _HANDLED = tuple(
 _ONCE: tuple[tuple[()], ...] = ((),)
 
 
-def team(size: int | None = None) -> Team:
+def team(workers: int | None = None) -> Team:
     """Run a block in several processes: ``with forkshm.team(4) as t:``.
 
-    This process forks ``size - 1`` others at the start of the block. Each runs the block with its own `Team.rank`; this
-    process has rank 0. Arrays of `forkshm.zeros` and other shared memory are common to all; everything else is copied
-    by the fork. At the end of the block the other processes have ended, and only this process runs the code after it.
+    This process forks ``workers - 1`` others at the start of the block. Each runs the block with its own `Team.rank`;
+    this process has rank 0. Arrays of `forkshm.zeros` and other shared memory are common to all; everything else is
+    copied by the fork. At the end of the block the other processes have ended, and only this process runs the code
+    after it.
 
     Args:
-        size: Number of processes, including this one; by default the number of cores that this process may use. With 1,
-            no process is forked.
+        workers: Number of processes, including this one; by default the number of cores that this process may use.
+            With 1, no process is forked.
 
     Returns:
         The team, which can be entered once.
 
     Raises:
-        ValueError: *size* is less than 1.
+        ValueError: *workers* is less than 1.
         WorkerStartError: At the start of the block: the kernel refused a process. No member has begun the block.
         WorkerDiedError: At the end of the block: a member was killed, or ended without leaving the block.
         TeamBrokenError: A member waits, for example at a barrier, for a member that failed, died or left.
@@ -83,17 +84,17 @@ def team(size: int | None = None) -> Team:
     See Also:
         The parallel region of OpenMP, and pymp.
     """
-    if size is None:
-        size = kernel.default_workers()
-    if operator.index(size) < 1:
-        raise ValueError(f"size of a team must be at least 1, got {size}")
+    if workers is None:
+        workers = kernel.default_workers()
+    if operator.index(workers) < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     if not _system.CAN_FORK:
         raise UnsupportedError(
             "cannot start a team: its members are forked, and this system cannot fork. Use forkshm.Pool or "
             "@forkshm.parallel.",
             capability="fork",
         )
-    return Team(size)
+    return Team(workers)
 
 
 class Team(Member):

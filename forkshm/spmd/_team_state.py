@@ -199,8 +199,8 @@ class TeamState:
                 raise LookupError
             return loops[slot + 1]
 
-    def claim(self, number: int, chunk: int, share: int) -> tuple[int, int]:
-        """Claim the next indices of a loop: *chunk*, or the *share*-th part of the rest if that is more.
+    def claim(self, number: int, chunksize: int, share: int) -> tuple[int, int]:
+        """Claim the next indices of a loop: *chunksize*, or the *share*-th part of the rest if that is more.
 
         Raises:
             LookupError: The loop ended long ago.
@@ -212,8 +212,8 @@ class TeamState:
                 raise LookupError
             length, start = loops[slot + 1], loops[slot + 2]
             if share:
-                chunk = max(chunk, (length - start) // share)
-            stop = loops[slot + 2] = min(start + chunk, length)
+                chunksize = max(chunksize, (length - start) // share)
+            stop = loops[slot + 2] = min(start + chunksize, length)
             return start, stop
 
     # -- values -------------------------------------------------------------------------

@@ -95,18 +95,18 @@ def holdings() -> Holdings:
 
 
 @contextlib.contextmanager
-def check_leaks(patience: float = 5.0) -> Iterator[None]:
+def check_leaks(timeout: float = 5.0) -> Iterator[None]:
     """Raise AssertionError if this process holds more after the block than before.
 
     Args:
-        patience: Seconds to wait for processes and threads that are ending.
+        timeout: Seconds to wait for processes and threads that are ending.
 
     Raises:
         AssertionError: Resources are left; the message lists them.
     """
     before = holdings()
     yield
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while left := _left(before, holdings()):
         if time.monotonic() > deadline:
             raise AssertionError("left behind: " + "; ".join(left))

@@ -72,7 +72,7 @@ def nested_in_workers(x):
 made = []
 
 
-@forkshm.parallel(workers=2, worker_state=lambda: made.append(1) or (os.getpid(), len(made)))
+@forkshm.parallel(workers=2, worker_init=lambda: made.append(1) or (os.getpid(), len(made)))
 def state_of(_):
     return os.getpid(), state_of.state
 
@@ -273,7 +273,7 @@ def test_state_is_made_once_in_each_process():
     for worker, (maker, _) in set(state_of.map(range(20), chunksize=1)):
         assert worker == maker != os.getpid()
     assert made == [1]
-    with pytest.raises(AttributeError, match="it was decorated without worker_state"):
+    with pytest.raises(AttributeError, match="it was decorated without worker_init"):
         double.state  # noqa: B018
 
 
@@ -298,7 +298,7 @@ def test_timeout_and_retries_are_the_pools():
     if "retries" not in inspect.signature(forkshm.Pool).parameters:
         pytest.skip("this Pool has no task_timeout and retries")
 
-    @forkshm.parallel(workers=1, timeout=0.2 if CAN_FORK else 10.0, retries=1, on_error="return")
+    @forkshm.parallel(workers=1, task_timeout=0.2 if CAN_FORK else 10.0, retries=1, on_error="return")
     def slow(path):
         if not os.path.exists(path):
             open(path, "w").close()
@@ -318,7 +318,7 @@ def test_timeout_and_retries_are_the_pools():
 def test_spawned_workers(run_script):
     said = run_script("""
 import forkshm
-@forkshm.parallel(workers=1, start_method="spawn", worker_state=list)
+@forkshm.parallel(workers=1, start_method="spawn", worker_init=list)
 def where(x):
     where.state.append(x)
     return where.state, forkshm.current_process().name[:15]
@@ -443,7 +443,7 @@ def test_recursive_and_dynamic_functions_cross(pool):
 
 
 def test_worker_exit_gets_the_worker_state(tmp_path):
-    @forkshm.parallel(workers=2, worker_state=lambda: [os.getpid()], worker_exit=lambda state: ended(state))
+    @forkshm.parallel(workers=2, worker_init=lambda: [os.getpid()], worker_exit=lambda state: ended(state))
     def note(x):
         note.state.append(x)
         return os.getpid()
@@ -463,7 +463,7 @@ def test_worker_exit_of_the_program_itself_is_called_at_its_end(run_script):
     said = run_script("""
 import forkshm, os
 
-@forkshm.parallel(worker_state=lambda: "state", worker_exit=print)
+@forkshm.parallel(worker_init=lambda: "state", worker_exit=print)
 def f(x):
     return f.state, x
 
@@ -489,5 +489,5 @@ def test_cores_are_given_to_the_workers():
 
 
 def test_worker_exit_without_a_state_is_refused():
-    with pytest.raises(ValueError, match="cannot use worker_exit without worker_state"):
+    with pytest.raises(ValueError, match="cannot use worker_exit without worker_init"):
         forkshm.parallel(worker_exit=print)

@@ -199,7 +199,7 @@ def serve(me):
     while True:
         signal.pause()
 """
-    with Program(body, "serve, 1, drain_seconds=0.2") as program:
+    with Program(body, "serve, 1, drain_timeout=0.2") as program:
         assert program.lines(1) == ["begin"]
         program.send(signal.SIGTERM)
         assert program.rest() == ["over"]
@@ -215,7 +215,7 @@ def serve(me):
     while True:
         signal.pause()
 """
-    with Program(body, "serve, 1, drain_seconds=600") as program:
+    with Program(body, "serve, 1, drain_timeout=600") as program:
         assert program.lines(1) == ["begin"]
         program.send(signal.SIGTERM)
         assert program.lines(1) == ["told"]

@@ -93,7 +93,7 @@ def test_a_team_has_a_member(size):
 def test_each_number_of_a_range_goes_to_one_member(size, schedule, chunk, length):
     seen = forkshm.zeros(200, int)
     with forkshm.team(size) as t:
-        for i in t.range(10, 10 + 3 * length, 3, schedule=schedule, chunk=chunk):
+        for i in t.range(10, 10 + 3 * length, 3, schedule=schedule, chunksize=chunk):
             with t.lock:
                 seen[(i - 10) // 3] += 1
     assert seen[:length].tolist() == [1] * length
@@ -102,7 +102,7 @@ def test_each_number_of_a_range_goes_to_one_member(size, schedule, chunk, length
 
 def test_static_parts_are_the_same_every_time():
     with forkshm.team(3) as t:
-        parts = t.reduce({t.rank: [list(t.range(7)), list(t.range(7, chunk=2))]}, lambda a, b: {**a, **b})
+        parts = t.reduce({t.rank: [list(t.range(7)), list(t.range(7, chunksize=2))]}, lambda a, b: {**a, **b})
     assert parts == {
         0: [[0, 1, 2], [0, 1, 6]],
         1: [[3, 4], [2, 3]],
@@ -130,14 +130,16 @@ def test_members_that_come_to_different_loops_are_told():
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_each_element_of_an_iterable_goes_to_one_member(kind, chunk):
     with forkshm.team(3) as t:
-        mine = [int(x) for x in t.iterate(kind(list(range(50))), chunk=chunk)]
+        mine = [int(x) for x in t.iterate(kind(list(range(50))), chunksize=chunk)]
         everybody = t.reduce(mine)
     assert sorted(everybody) == list(range(50))
 
 
-@pytest.mark.parametrize("options", [{"schedule": "chaotic"}, {"chunk": 0}, {"schedule": "dynamic", "chunk": -1}])
+@pytest.mark.parametrize(
+    "options", [{"schedule": "chaotic"}, {"chunksize": 0}, {"schedule": "dynamic", "chunksize": -1}]
+)
 def test_nonsense_is_refused(options):
-    with pytest.raises(ValueError, match=r"schedule must be|chunk must be"), forkshm.team(1) as t:
+    with pytest.raises(ValueError, match=r"schedule must be|chunksize must be"), forkshm.team(1) as t:
         t.range(3, **options)
 
 

@@ -15,7 +15,7 @@ def never_called() -> None:
     def bare(x: int, scale: float = 1.0) -> str:
         return f"{x * scale}"
 
-    @forkshm.parallel(workers=2, on_error="skip", timeout=3.0)
+    @forkshm.parallel(workers=2, on_error="skip", task_timeout=3.0)
     def with_options(name: str) -> dict[str, int]:
         return {name: len(name)}
 

@@ -118,13 +118,13 @@ class Barrier(Placed):
         """
         return self.wait_and_act(checked_timeout(timeout), None)
 
-    def wait_and_act(self, seconds: float, action: Callable[[], object] | None) -> int:
+    def wait_and_act(self, timeout: float, action: Callable[[], object] | None) -> int:
         """Wait as `wait` does; the last one to arrive calls *action* before it lets the others go.
 
         If *action* raises, the barrier is broken.
         """
         words = self._live()
-        deadline = time.perf_counter() + seconds
+        deadline = time.perf_counter() + timeout
         # The generation, and this party's position in it; -1 if it was the last to arrive, and acts.
         ticket: list[int] = []
 
