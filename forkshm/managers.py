@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel.manager import SERIALIZER, BaseManager, SyncManager
+from forkshm.channel.manager import BaseManager, SyncManager
 from forkshm.region import SharedMemoryObject, family
 
 if TYPE_CHECKING:
@@ -60,19 +60,8 @@ class SharedMemoryManager(BaseManager, _theirs.SharedMemoryManager):  # type: ig
 
     _Server = _Server
 
-    def __init__(
-        self,
-        address: Any = None,
-        authkey: bytes | None = None,
-        serializer: str = SERIALIZER,
-        ctx: Any = None,
-        **options: Any,
-    ) -> None:
-        # Not through the standard library's constructor, which starts the resource tracker.
-        if isinstance(address, tuple) and serializer == SERIALIZER:
-            serializer = "pickle"
-        context = ctx or _multiprocess.default_context.get_context()
-        _theirs.BaseManager.__init__(self, address, authkey, serializer, context, **options)
+    def __del__(self) -> None:
+        """Do nothing: the base class logs, by names that are gone when the program ends."""
 
     @staticmethod
     def _finalize_manager(process: Any, *rest: Any) -> None:

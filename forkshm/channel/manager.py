@@ -164,7 +164,10 @@ class BaseManager(_multiprocess.managers.BaseManager):
     ) -> None:
         if isinstance(address, tuple) and serializer == SERIALIZER:
             serializer = "pickle"
-        super().__init__(address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options)
+        # Named, because the constructor of the standard library's SharedMemoryManager would start the resource tracker.
+        _multiprocess.managers.BaseManager.__init__(
+            self, address, authkey, serializer, ctx or _multiprocess.default_context.get_context(), **options
+        )
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
         """Start the process.

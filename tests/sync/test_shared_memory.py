@@ -401,6 +401,15 @@ def test_a_manager_removes_its_names():
     assert not any(exists(name) for name in names)
 
 
+def test_a_manager_that_lives_until_the_end_prints_nothing():
+    source = """
+from forkshm.managers import SharedMemoryManager
+with SharedMemoryManager() as manager:
+    print(list(manager.ShareableList([1])))
+"""
+    assert run(source) == (0, ["[1]"], "")
+
+
 def test_a_manager_that_is_not_running_creates_nothing():
     with pytest.raises(ValueError, match="is not running"):
         SharedMemoryManager().SharedMemory(10)
