@@ -17,7 +17,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import _memory, _syscalls
-from forkshm.backend._interface import Access, Backend
+from forkshm.backend._addresses import Addresses
+from forkshm.backend._interface import Access
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
@@ -78,7 +79,7 @@ _EXITED: int = getattr(os, "CLD_EXITED", 0)
 _LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
 
 
-class Unix(Backend):
+class Unix(Addresses):
     """A POSIX system."""
 
     # As plain ints: combining the enum's members takes longer than the system call.
@@ -223,25 +224,6 @@ class Unix(Backend):
 
     def unmap_from(self, mapped: list[int], size: int) -> None:
         _syscalls.munmap_from(mapped, size)
-
-    buffer_at = staticmethod(_memory.buffer_at)
-    address_of = staticmethod(_memory.address_of)
-    copy = staticmethod(_memory.copy)
-
-    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
-        _memory.copy_memory(address, source, nbytes)
-
-    def is_same_memory(self, address: int, other: int, nbytes: int) -> bool:
-        return _memory.is_same_memory(address, other, nbytes)
-
-    def clear_memory(self, address: int, nbytes: int) -> None:
-        _memory.clear_memory(address, nbytes)
-
-    def bytes_at(self, address: int, nbytes: int) -> bytes:
-        return _memory.bytes_at(address, nbytes)
-
-    text_address = staticmethod(_memory.text_address)
-    new_text = staticmethod(_memory.new_text)
 
     def global_int(self, path: str, name: str) -> Any:
         return _memory.global_int(path, name)

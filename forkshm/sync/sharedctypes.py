@@ -23,6 +23,8 @@ __all__ = (
     "SynchronizedString",
     "Value",
     "copy",
+    "rebuild_ctype",
+    "reduce_ctype",
     "synchronized",
 )
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _system
 from forkshm.backend import _memory
-from forkshm.backend._interface import Access, Advice, Backend, HasFileno, Identity, MessageSocket
+from forkshm.backend._addresses import Addresses
+from forkshm.backend._interface import Access, Advice, HasFileno, Identity, MessageSocket
 from forkshm.backend.windows import _in_flight, _locks, _pipes, _waiting, _winapi
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ _FILES = 64
 _COUNTED = frozenset({"Section", "File", "Process"})
 
 
-class WindowsBackend(Backend):
+class WindowsBackend(Addresses):
     """Windows 10 and newer."""
 
     name = "windows"
@@ -371,25 +372,6 @@ class WindowsBackend(Backend):
 
     def discard(self, address: int, size: int) -> None:
         raise OSError(errno.ENOTSUP, "single pages of a section cannot be released")
-
-    buffer_at = staticmethod(_memory.buffer_at)
-    address_of = staticmethod(_memory.address_of)
-    copy = staticmethod(_memory.copy)
-
-    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
-        _memory.copy_memory(address, source, nbytes)
-
-    def is_same_memory(self, address: int, other: int, nbytes: int) -> bool:
-        return _memory.is_same_memory(address, other, nbytes)
-
-    def clear_memory(self, address: int, nbytes: int) -> None:
-        _memory.clear_memory(address, nbytes)
-
-    def bytes_at(self, address: int, nbytes: int) -> bytes:
-        return _memory.bytes_at(address, nbytes)
-
-    text_address = staticmethod(_memory.text_address)
-    new_text = staticmethod(_memory.new_text)
 
     # -- leases ---------------------------------------------------------------------
 
