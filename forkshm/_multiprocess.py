@@ -104,18 +104,6 @@ def package() -> Any:
     return importlib.import_module("multiprocess")
 
 
-class NoFork:
-    """A placeholder for classes of ``multiprocess`` that fork, on systems that cannot."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        from forkshm.errors import UnsupportedError
-
-        raise UnsupportedError(
-            "cannot fork processes on this system: use the start method 'spawn', which is the default here",
-            capability="fork",
-        )
-
-
 def push_to_child(fd: int) -> int:
     """Duplicate a handle into the process that is being spawned (Windows only); return its value there."""
     popen: Any = context.get_spawning_popen()

@@ -209,7 +209,7 @@ if sys.platform != "win32":
     _Forking = _multiprocess.context.ForkContext
     _ServerForking = _multiprocess.context.ForkServerContext
 else:
-    _Forking = _ServerForking = _multiprocess.NoFork
+    _Forking = _ServerForking = processes.NoFork
 
 
 class ForkContext(_Doors, _Forking, multiprocessing.context.BaseContext):
@@ -270,7 +270,7 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
             return _contexts[method]
         except KeyError:
             if method in ("fork", "forkserver"):
-                _multiprocess.NoFork()
+                processes.NoFork()
             raise ValueError(f"cannot find context for {method!r}: use one of {', '.join(_contexts)}") from None
 
     def set_start_method(self, method: str | None, force: bool = False) -> None:

@@ -111,6 +111,39 @@ def test_an_import_from_a_higher_layer_is_found(tmp_path):
     ]
 
 
+# Packages in which modules name each other: in annotations, or inside functions that need the higher one.
+CIRCLES = [{"cluster", "executor"}, {"pool"}, {"region"}]
+
+
+def circles(arrows):
+    """Return the sets of modules that reach each other, given the modules that each module imports."""
+    reached = {}
+    for start in arrows:
+        found, left = set(), [start]
+        while left:
+            new = arrows.get(left.pop(), set()) - found
+            found |= new
+            left += new
+        reached[start] = found
+    return {frozenset(b for b in found if a in reached[b]) for a, found in reached.items() if a in found}
+
+
+def test_no_new_circles_of_imports():
+    """Imports inside functions and for type checkers count, too."""
+    names = {name_of(path): path for path in MODULES}
+    arrows = {
+        name: {found for found, _, _ in imports(path) if found in names and found != name}
+        for name, path in names.items()
+        if name != "forkshm"
+    }
+    found = [{part_of(module) for module in circle} for circle in circles(arrows)]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, CIRCLES))
+
+
+def test_a_circle_of_imports_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
+
+
 def private_imports(path, root=ROOT):
     """Return imports of *path* that name a private module, or a private name, of another package."""
     package = name_of(path, root)

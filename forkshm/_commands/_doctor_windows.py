@@ -13,7 +13,7 @@ from forkshm.backend import kernel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from forkshm._commands.doctor import Finding
+    from forkshm._commands._table import Finding
 
 assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("nbytes", "render", "seconds", "show")
+__all__ = ("Finding", "nbytes", "render", "seconds", "show")
+
+# A row of `doctor`: subject, finding, consequence, and whether something is missing.
+Finding = tuple[str, str, str, bool]
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

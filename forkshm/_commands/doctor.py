@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from forkshm import _system
-from forkshm._commands._table import show
+from forkshm._commands._table import Finding, show
 from forkshm.backend import IS_FREE_THREADED, capabilities, experiments, kernel
 from forkshm.pool import installed
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ("add_arguments", "findings", "run")
-
-# Subject, finding, consequence, and whether something is missing.
-Finding = tuple[str, str, str, bool]
 
 # Consequences of each backend.
 _FOLLOWS = {

@@ -6,11 +6,12 @@ from forkshm.processes._forked import end_child, let_have_children, settle_child
 from forkshm.processes._identity import register
 from forkshm.processes._patched_bootstrap import is_followed
 from forkshm.processes._preload import OnError, set_forkserver_preload
-from forkshm.processes._process import ForkProcess, ForkServerProcess, Process, SpawnProcess, first_calls
+from forkshm.processes._process import ForkProcess, ForkServerProcess, NoFork, Process, SpawnProcess, first_calls
 
 __all__ = (
     "ForkProcess",
     "ForkServerProcess",
+    "NoFork",
     "OnError",
     "Process",
     "SpawnProcess",

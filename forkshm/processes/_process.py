@@ -34,13 +34,23 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ("ForkProcess", "ForkServerProcess", "Process", "SpawnProcess", "first_calls")
+__all__ = ("ForkProcess", "ForkServerProcess", "NoFork", "Process", "SpawnProcess", "first_calls")
 
 first_calls: list[Callable[[], object]] = []
 """Functions without arguments, which a new process calls before it receives its process object."""
 
 # Attributes of a process object that are meaningless in the child.
 _HERE_ONLY = ("_popen", "_carrier", "_birth", "_names_of_parts", "_environment")
+
+
+class NoFork:
+    """A placeholder for classes of ``multiprocess`` that fork, on systems that cannot."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise UnsupportedError(
+            "cannot fork processes on this system: use the start method 'spawn', which is the default here",
+            capability="fork",
+        )
 
 
 class _OfContext:
@@ -156,7 +166,7 @@ if sys.platform != "win32":
     _Forked = _multiprocess.context.ForkProcess
     _ServerForked = _multiprocess.context.ForkServerProcess
 else:
-    _Forked = _ServerForked = _multiprocess.NoFork
+    _Forked = _ServerForked = NoFork
 
 
 class ForkProcess(_OfContext, _Forked):

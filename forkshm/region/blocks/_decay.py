@@ -16,13 +16,10 @@ import _thread
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from forkshm import _system
 from forkshm.backend import kernel
-
-if TYPE_CHECKING:
-    from forkshm.region.blocks._arena import Arena
 
 __all__ = ("EMPTY_SECONDS", "Decay", "is_short")
 
@@ -39,6 +36,25 @@ _SHORT = 0.05
 _END_SECONDS = 1.0
 
 
+class _Contents(Protocol):
+    @property
+    def used_bytes(self) -> int: ...
+
+    @property
+    def warm_bytes(self) -> int: ...
+
+
+class _Arena(Protocol):
+    """What the thread needs of the arena."""
+
+    @property
+    def allocations(self) -> int: ...
+
+    def statistics(self) -> _Contents: ...
+
+    def trim(self, keep: int) -> None: ...
+
+
 class Decay:
     """The thread that gives memory back, while there is one.
 
@@ -47,7 +63,7 @@ class Decay:
         floor: Bytes that are always kept warm.
     """
 
-    def __init__(self, arena: Arena, floor: int) -> None:
+    def __init__(self, arena: _Arena, floor: int) -> None:
         self._arena = arena
         self.floor = floor
         # Whether this process gives memory back by other means.
