@@ -370,7 +370,7 @@ def test_pairs_are_judged_by_the_median_of_their_ratios(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_small_kept_results_hold_little_memory_and_views_copy_what_they_show():
+def test_small_kept_results_hold_little_memory_and_views_copy_their_elements():
     done = run(BENCHMARKS / "kept.py", "--only", "value,broadcast,windows")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [
