@@ -42,6 +42,8 @@ if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
         "show_memory": False,
         "write_computation_times": False,
         "show_signature": False,
+        # An expression at the end of a block is shown if it has a display of its own, such as a report.
+        "capture_repr": ("_repr_html_",),
         "min_reported_time": 0,
         "within_subsection_order": "FileNameSortKey",
     }
@@ -58,6 +60,8 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = False
 keep_warnings = False
 
+# Blocks without a language are commands and output.
+highlight_language = "text"
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
 
@@ -100,8 +104,9 @@ html_theme_options = {
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    # Inherited from the standard library, whose documentation describes these methods.
-    return True if re.match(r"(add_note|with_traceback)$", name) else None
+    # Inherited from the standard library or NumPy, whose documentation describes these methods.
+    inherited = re.match(r"(add_note|with_traceback)$", name)
+    return True if inherited or (getattr(member, "__doc__", None) or "").startswith("Call `numpy.ndarray.") else None
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
