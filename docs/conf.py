@@ -71,11 +71,12 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Fork and threads", "returns_style")]
+napoleon_custom_sections = ["Fork and threads"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "py:obj"
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
@@ -104,9 +105,13 @@ html_theme_options = {
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    # Inherited from the standard library or NumPy, whose documentation describes these methods.
-    inherited = re.match(r"(add_note|with_traceback)$", name)
-    return True if inherited or (getattr(member, "__doc__", None) or "").startswith("Call `numpy.ndarray.") else None
+    # What the standard library and NumPy define is described there.
+    function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+    origin = getattr(function, "__module__", None) or getattr(
+        getattr(function, "__objclass__", None), "__module__", None
+    )
+    is_wrapper = (getattr(member, "__doc__", None) or "").startswith("Call `numpy.ndarray.")
+    return True if is_wrapper or (isinstance(origin, str) and not origin.startswith("forkshm")) else None
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
@@ -124,7 +129,19 @@ def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py" or not name:
         return None
     objects = env.domains["py"].objects
-    for prefix in ("forkshm.", "forkshm.errors.", "forkshm.region.", "forkshm.aio."):
+    for module in (
+        "",
+        "errors.",
+        "region.",
+        "aio.",
+        "spmd.",
+        "pool.",
+        "channel.",
+        "decorator.",
+        "cluster.",
+        "accounting.",
+    ):
+        prefix = f"forkshm.{module}"
         full = prefix + name.removeprefix("forkshm.")
         if full in objects:
             return env.domains["py"].resolve_xref(
