@@ -42,6 +42,8 @@ if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
         "show_memory": False,
         "write_computation_times": False,
         "show_signature": False,
+        # An expression at the end of a block is shown if it has a display of its own, such as a report.
+        "capture_repr": ("_repr_html_",),
         "min_reported_time": 0,
         "within_subsection_order": "FileNameSortKey",
     }
@@ -58,6 +60,8 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = False
 keep_warnings = False
 
+# Blocks without a language are commands and output.
+highlight_language = "text"
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
 
@@ -67,11 +71,12 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Fork and threads", "returns_style")]
+napoleon_custom_sections = ["Fork and threads"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "py:obj"
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
@@ -100,8 +105,13 @@ html_theme_options = {
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    # Inherited from the standard library, whose documentation describes these methods.
-    return True if re.match(r"(add_note|with_traceback)$", name) else None
+    # What the standard library and NumPy define is described there.
+    function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+    origin = getattr(function, "__module__", None) or getattr(
+        getattr(function, "__objclass__", None), "__module__", None
+    )
+    is_wrapper = (getattr(member, "__doc__", None) or "").startswith("Call `numpy.ndarray.")
+    return True if is_wrapper or (isinstance(origin, str) and not origin.startswith("forkshm")) else None
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
@@ -119,7 +129,19 @@ def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py" or not name:
         return None
     objects = env.domains["py"].objects
-    for prefix in ("forkshm.", "forkshm.errors.", "forkshm.region.", "forkshm.aio."):
+    for module in (
+        "",
+        "errors.",
+        "region.",
+        "aio.",
+        "spmd.",
+        "pool.",
+        "channel.",
+        "decorator.",
+        "cluster.",
+        "accounting.",
+    ):
+        prefix = f"forkshm.{module}"
         full = prefix + name.removeprefix("forkshm.")
         if full in objects:
             return env.domains["py"].resolve_xref(

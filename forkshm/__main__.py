@@ -25,7 +25,7 @@ COMMANDS = {
 """The subcommands with their summaries.
 
 Each is a module of `forkshm._commands` with ``add_arguments(parser)`` and ``run(arguments) -> int``, which returns the
-exit code.
+exit code. Its docstring is its help, and ends with examples.
 """
 
 _EXAMPLES = """\
@@ -54,8 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"forkshm._commands.{name}")
+        # Without docstrings (python -OO) there is no text.
+        description, _, examples = (module.__doc__ or "").partition("\nExamples:\n")
         subparser = subparsers.add_parser(
-            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run, command=name)

@@ -121,37 +121,83 @@ class _Doors(_Base):
     # Locks and values in shared memory are the same for all start methods. Their modules are imported on first use.
 
     def Lock(self) -> _sync.Lock:  # noqa: N802
-        """Return a lock; see `forkshm.synchronize.Lock`."""
+        """Return a lock; see `forkshm.synchronize.Lock`.
+
+        Example:
+            >>> import forkshm
+            >>> with forkshm.Lock() as is_acquired:
+            ...     is_acquired
+            True
+        """
         from forkshm.sync import Lock
 
         return Lock()
 
     def RLock(self) -> _sync.RLock:  # noqa: N802
-        """Return a recursive lock; see `forkshm.synchronize.RLock`."""
+        """Return a lock that its holder can acquire again; see `forkshm.synchronize.RLock`.
+
+        Example:
+            >>> import forkshm
+            >>> lock = forkshm.RLock()
+            >>> with lock, lock:
+            ...     "acquired twice"
+            'acquired twice'
+        """
         from forkshm.sync import RLock
 
         return RLock()
 
     def Semaphore(self, value: int = 1) -> _sync.Semaphore:  # noqa: N802
-        """Return a semaphore; see `forkshm.synchronize.Semaphore`."""
+        """Return a semaphore with *value* permits; see `forkshm.synchronize.Semaphore`.
+
+        Example:
+            >>> import forkshm
+            >>> semaphore = forkshm.Semaphore(2)
+            >>> [semaphore.acquire(block=False) for _ in range(3)]
+            [True, True, False]
+        """
         from forkshm.sync import Semaphore
 
         return Semaphore(value)
 
     def BoundedSemaphore(self, value: int = 1) -> _sync.BoundedSemaphore:  # noqa: N802
-        """Return a bounded semaphore; see `forkshm.synchronize.BoundedSemaphore`."""
+        """Return a semaphore that raises ValueError if it is released too often.
+
+        See `forkshm.synchronize.BoundedSemaphore`.
+        """
         from forkshm.sync import BoundedSemaphore
 
         return BoundedSemaphore(value)
 
     def Condition(self, lock: Any = None) -> _sync.Condition:  # noqa: N802
-        """Return a condition; see `forkshm.synchronize.Condition`."""
+        """Return a condition; see `forkshm.synchronize.Condition`.
+
+        Args:
+            lock: A `Lock` or `RLock`; by default a new `RLock`.
+
+        Example:
+            >>> import forkshm
+            >>> condition = forkshm.Condition()
+            >>> with condition:
+            ...     condition.wait(timeout=0.01)  # nobody notifies
+            False
+        """
         from forkshm.sync import Condition
 
         return Condition(lock)
 
     def Event(self) -> _sync.Event:  # noqa: N802
-        """Return an event; see `forkshm.synchronize.Event`."""
+        """Return an event; see `forkshm.synchronize.Event`.
+
+        Example:
+            >>> import forkshm
+            >>> event = forkshm.Event()
+            >>> process = forkshm.Process(target=event.set)
+            >>> process.start()
+            >>> event.wait()
+            True
+            >>> process.join()
+        """
         from forkshm.sync import Event
 
         return Event()
@@ -159,31 +205,74 @@ class _Doors(_Base):
     def Barrier(  # noqa: N802
         self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
     ) -> _sync.Barrier:
-        """Return a barrier; see `forkshm.synchronize.Barrier`."""
+        """Return a barrier; see `forkshm.synchronize.Barrier`.
+
+        Args:
+            parties: Number of processes or threads that wait for each other.
+            action: Called by one of them each time all have arrived.
+            timeout: Default of `wait`, in seconds.
+
+        Example:
+            >>> import forkshm
+            >>> barrier = forkshm.Barrier(2)
+            >>> process = forkshm.Process(target=barrier.wait)
+            >>> process.start()
+            >>> barrier.wait() in (0, 1)
+            True
+            >>> process.join()
+        """
         from forkshm.sync import Barrier
 
         return Barrier(parties, action, timeout)
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802
-        """Return a ctypes object in shared memory; see `forkshm.sharedctypes.RawValue`."""
+        """Return a ctypes object in shared memory, without a lock; see `forkshm.sharedctypes.RawValue`."""
         from forkshm.sync.sharedctypes import RawValue
 
         return RawValue(typecode_or_type, *args)
 
     def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N802
-        """Return a ctypes array in shared memory; see `forkshm.sharedctypes.RawArray`."""
+        """Return a ctypes array in shared memory, without a lock; see `forkshm.sharedctypes.RawArray`."""
         from forkshm.sync.sharedctypes import RawArray
 
         return RawArray(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:  # noqa: N802
-        """Return a ctypes object in shared memory, with a lock; see `forkshm.sharedctypes.Value`."""
+        """Return a ctypes object in shared memory, with a lock; see `forkshm.sharedctypes.Value`.
+
+        Args:
+            typecode_or_type: A ctypes type, or a type code of the module ``array``: ``"q"`` is a signed 64-bit integer.
+            args: Initial value.
+            lock: False for an object without a lock, or the lock to use.
+
+        Example:
+            >>> import forkshm
+            >>> counter = forkshm.Value("q", 41)
+            >>> with counter.get_lock():
+            ...     counter.value += 1
+            >>> counter.value
+            42
+        """
         from forkshm.sync.sharedctypes import Value
 
         return Value(typecode_or_type, *args, lock=lock)
 
     def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:  # noqa: N802
-        """Return a ctypes array in shared memory, with a lock; see `forkshm.sharedctypes.Array`."""
+        """Return a ctypes array in shared memory, with a lock; see `forkshm.sharedctypes.Array`.
+
+        `forkshm.zeros` returns a NumPy array in shared memory instead.
+
+        Args:
+            typecode_or_type: A ctypes type, or a type code of the module ``array``: ``"d"`` is a float.
+            size_or_initializer: The number of elements, or the elements.
+            lock: False for an array without a lock, or the lock to use.
+
+        Example:
+            >>> import forkshm
+            >>> array = forkshm.Array("d", [1.5, 2.5])
+            >>> array[:]
+            [1.5, 2.5]
+        """
         from forkshm.sync.sharedctypes import Array
 
         return Array(typecode_or_type, size_or_initializer, lock=lock)
@@ -261,6 +350,13 @@ class DefaultContext(_Doors, _multiprocess.context.DefaultContext, multiprocessi
         Raises:
             ValueError: *method* is unknown.
             UnsupportedError: This system cannot fork; use ``"spawn"``.
+
+        Example:
+            >>> import forkshm
+            >>> context = forkshm.get_context("fork")
+            >>> with context.Pool(1) as pool:
+            ...     pool.apply(abs, (-1,))
+            1
         """
         if method is None:
             if self._actual_context is None:

@@ -301,3 +301,9 @@ def test_quickstart_refuses_nonsense(quickstart):
     done = run("quickstart.py", "--flights", "0")
     assert done.returncode == 2
     assert "must be at least 1, got 0" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"pool_before.py", "pool_after.py"}))
+def test_an_interrupted_example_ends_without_a_traceback(name):
+    text = (EXAMPLES / name).read_text()
+    assert text.endswith("    except KeyboardInterrupt:\n        sys.exit(130)\n")

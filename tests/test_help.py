@@ -35,6 +35,7 @@ def test_signatures_have_no_quotes():
     assert "Traceback" not in done.stderr, done.stderr
     assert not re.findall(r"^.*[(, ]\*{0,2}\w+: ['\"].*\) ->.*$|^.*\) -> ['\"].*$", done.stdout, re.MULTILINE)
     assert "processes: int | None = None" in done.stdout
+    assert re.search(r"^Executor \(max_workers: int \| None = None, ", done.stdout, re.MULTILINE)
     assert "'return': typing.Any" in done.stdout
 
 
@@ -54,3 +55,12 @@ def test_help_lists_the_commands_with_examples():
     for name in COMMANDS:
         assert re.search(rf"^    {name} +\w", listed, re.MULTILINE)
         assert f"python -m forkshm {name}" in examples
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_ends_with_examples(command):
+    asked = [sys.executable, "-m", "forkshm", command, "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=100)
+    examples = done.stdout.partition("\nexamples:\n")[2].splitlines()
+    assert len(examples) >= 2
+    assert all(re.match(rf"  python -m forkshm {command}\b.*  +\w", line) for line in examples)

@@ -105,7 +105,8 @@ def _make_pages(app: Sphinx) -> None:
         if target in folders:
             # A package's docstring comes first; most folders have one.
             body = "".join(
-                f"- [{each.name}](/{PAGES}/{target}/{each.name}.md)\n" for each in sorted((ROOT / target).glob("*.py"))
+                f"- [`{each.name}`](/{PAGES}/{target}/{each.name}.md)\n"
+                for each in sorted((ROOT / target).glob("*.py"))
             )
         else:
             language = _LANGUAGES.get(pathlib.Path(target).suffix, "text" if "." in target else "bash")

@@ -11,6 +11,8 @@ import os
 import pathlib
 import re
 
+import matplotlib.pyplot as plt
+
 import forkshm as mp
 
 sources = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))[:120]
@@ -36,12 +38,21 @@ print(f"{len(index):,} words of {len(sources)} files, {index.nbytes / 1e6:.1f} M
 
 def best_files(word):
     places = index.get(word, {})
-    return word, sorted(places, key=places.get, reverse=True)[:3]
+    best = sorted(places, key=places.get, reverse=True)[:3]
+    return word, {name: places[name] for name in best}
 
 
 with mp.Pool(2) as pool:
     answers = pool.map(best_files, ["socket", "thread", "unicode", "pickle", "calendar"])
 
-print(f"{'word':10} best files")
+fig, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+labels = []
 for word, files in answers:
-    print(f"{word:10} {', '.join(files)}")
+    bars = axis.barh(range(len(labels), len(labels) + len(files)), files.values(), label=word)
+    axis.bar_label(bars, padding=3)
+    labels += files
+axis.set_yticks(range(len(labels)), labels)
+axis.invert_yaxis()
+axis.legend(title="word")
+axis.set_xlabel("occurrences in the file")
+plt.show()

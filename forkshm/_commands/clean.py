@@ -6,6 +6,11 @@ open or mapped now. The command therefore offers objects that this user owns and
 Processes that cannot be inspected may still use them. Root can inspect all processes of this PID namespace; nobody can
 see those of other containers that mount the same /dev/shm. Removing a name does not affect processes that already have
 the memory open or mapped.
+
+Examples:
+  python -m forkshm clean --dry-run          list what nobody uses
+  python -m forkshm clean                    list it, ask, and remove it
+  python -m forkshm clean --yes "psm_*"      remove what multiprocessing.shared_memory left, without asking
 """
 
 from __future__ import annotations

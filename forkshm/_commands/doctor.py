@@ -1,4 +1,9 @@
-"""List what this system supports, its limits, and the consequences for forkshm."""
+"""List what this system supports, its limits, and the consequences for forkshm.
+
+Examples:
+  python -m forkshm doctor             a table; include it when you report a bug
+  python -m forkshm doctor --strict    fail if something is missing, for example in CI
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,11 @@
 """List the live shared memory on this machine: forkshm's memory, and all named memory.
 
 Only root can see the memory held by processes of other users.
+
+Examples:
+  python -m forkshm ls               all shared memory, and the processes that hold it
+  python -m forkshm ls --pid 1234    what one process created or holds
+  python -m forkshm ls --json        the same for programs
 """
 
 from __future__ import annotations

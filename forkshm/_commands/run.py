@@ -1,9 +1,14 @@
-"""Run a script in several processes, each with a rank: python -m forkshm run -n 4 script.py ARGS...
+"""Run a script in several processes, each with a rank.
 
 In the script, forkshm.worker() returns the rank and size, the barrier, and shared arrays by name. The processes are
 forked from this one and end with it. When one fails, the others get a grace period and are then ended. The exit code is
 that of the first failed process, or 128 plus the number of the signal that killed it. SIGINT, SIGTERM, SIGHUP, SIGUSR1
 and SIGUSR2 are forwarded to all processes.
+
+Examples:
+  python -m forkshm run -n 4 script.py --size 10    four processes; --size 10 is for the script
+  python -m forkshm run --prefix script.py          one process for each core; each line begins with its rank
+  python -m forkshm run -n 2 -m package.module      a module, as with python -m
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""List the live shared memory on this machine repeatedly, the largest first, until Ctrl-C."""
+"""List the live shared memory on this machine repeatedly, the largest first, until Ctrl-C.
+
+Examples:
+  python -m forkshm top                   a list each second
+  python -m forkshm top --pid 1234        what one process created or holds
+  python -m forkshm top --count 1 | cat   one list, for example into a file
+"""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Executor(_StandardExecutor):
         initargs: Iterable[Any] = (),
         *,
         max_tasks_per_child: int | None = None,
-        cluster: None = None,
+        cluster: Any = None,
         **pool_options: Any,
     ) -> None:
         if max_workers is not None and max_workers < 1:
@@ -129,6 +129,9 @@ class Executor(_StandardExecutor):
         self._work = Work(make_pool)
         # After garbage collection, the submitted calls are still completed.
         weakref.finalize(self, self._work.close).atexit = False
+
+    # ``help()`` and editors show the signature of `__init__`.
+    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
 
     @property
     def pool(self) -> Pool:

@@ -611,7 +611,7 @@ class Pool(_StandardPool):
             ...     _ = pool.map(time.sleep, [0.1, 0, 0, 0], chunksize=1)
             ...     report = pool.report()  # print(report) shows all of it
             >>> report.slowest[0].task, report.hints[0].split(". ")[-1]
-            ('sleep over a chunk of 1 items', 'Split that task.')
+            ('sleep, item 0 of the input', 'Split that task.')
         """
         return self._dispatcher.report()
 

@@ -436,7 +436,9 @@ class MappedRegion:
         # HTML for notebooks.
         where = "closed" if self._exporter is None else f"{self._mapping.address:#x}"
         cells = {"size": f"{self._mapping.size:,} bytes", "mode": str(self._mapping.mode), "address": where}
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells.items())
+        # Notebooks align the text of all cells to the right, unless a cell has its own alignment.
+        left = 'style="text-align: left"'
+        rows = "".join(f"<tr><th {left}>{name}</th><td {left}>{value}</td></tr>" for name, value in cells.items())
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
     def __reduce__(self) -> Any:

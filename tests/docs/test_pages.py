@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import sys
 
@@ -36,9 +37,17 @@ def test_each_warning_has_an_entry():
         places += len(re.findall(r"^\s+ForkshmWarning,$", path.read_text(), re.MULTILINE))
         # The line of an import looks alike.
         places -= len(re.findall(r"^from \S+ import \((?:[^)]*\n)?\s+ForkshmWarning,$", path.read_text(), re.MULTILINE))
-    entry = page("troubleshooting").partition("### ForkshmWarning")[2]
+    entry = page("troubleshooting").partition("### ForkshmWarning")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| [`.]", entry, re.MULTILINE)
     assert places == len(rows)
+
+
+def test_each_warning_of_a_category_of_python_has_an_entry():
+    source = "".join(path.read_text() for path in (ROOT / "forkshm").rglob("*.py"))
+    raised = re.findall(r"(?<![\w.])(?:warnings\.)?warn\((?:(?!warn\().)*?\b([A-Z]\w+Warning),", source, re.DOTALL)
+    entry = page("troubleshooting").partition("### Other warnings")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+Warning): ", entry, re.MULTILINE)
+    assert sorted(rows) == sorted(name for name in raised if name not in forkshm.errors.__all__)
 
 
 def test_each_command_has_a_row_and_an_example():
@@ -55,6 +64,24 @@ def test_each_public_name_is_in_the_reference():
     others |= {"active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support"}
     others |= {"get_logger", "log_to_stderr", "parent_process", "set_executable", "set_forkserver_preload"}
     missing = [name for name in forkshm.__all__ if name not in others and f"forkshm.{name}\n" not in text + "\n"]
+    assert not missing
+
+
+def test_methods_of_a_base_class_are_in_the_reference():
+    """A class shows what it inherits from classes of forkshm that have no entry of their own."""
+    text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    entries = dict(re.findall(r"autoclass:: (\S+)\n((?:   :.*\n)*)", text))
+    # What these inherit serves forkshm itself.
+    internal = {"forkshm.pool.AsyncResult", "forkshm.Process"}
+    classes = {name: pkgutil.resolve_name(name) for name in entries}
+    missing = [
+        f"{name}.{member}"
+        for name, kind in classes.items()
+        if isinstance(kind, type) and name not in internal and ":inherited-members:" not in entries[name]
+        for member in dir(kind)
+        for base in [next((base for base in kind.__mro__ if member in vars(base)), kind)]
+        if not member.startswith("_") and base.__module__.startswith("forkshm") and base not in classes.values()
+    ]
     assert not missing
 
 

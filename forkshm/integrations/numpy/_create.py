@@ -83,17 +83,28 @@ def made_in(
 
 
 def zeros(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
-    """Return a new shared array of zeros; pages take memory when first written. See `empty`."""
+    """Return a new shared array of zeros; pages take memory when first written.
+
+    Arguments and errors are those of `empty`.
+
+    Example:
+        >>> import forkshm
+        >>> forkshm.zeros((2, 3), int).tolist()
+        [[0, 0, 0], [0, 0, 0]]
+    """
     return empty(shape, dtype, order)  # the kernel clears new pages
 
 
 def ones(shape: Shape, dtype: DTypeLike | None = float, order: Order = "C") -> SharedArray:
-    """Return a new shared array of ones; see `empty`."""
+    """Return a new shared array of ones. Arguments and errors are those of `empty`."""
     return full(shape, 1, float if dtype is None else dtype, order)
 
 
 def full(shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C") -> SharedArray:
-    """Return a new shared array of *fill_value*, by default with the type of the value. See `empty`."""
+    """Return a new shared array of *fill_value*, by default with the type of the value.
+
+    The other arguments and the errors are those of `empty`.
+    """
     made = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
     np.copyto(np.asarray(made), fill_value, casting="unsafe")  # as numpy.full does
     return made
@@ -110,6 +121,11 @@ def array(values: ArrayLike, dtype: DTypeLike | None = None, order: Literal["K",
     Raises:
         TypeError: The elements are Python objects.
         RegionCreateError: The kernel refused the memory.
+
+    Example:
+        >>> import forkshm
+        >>> int(forkshm.array([1, 2, 3]).sum())
+        6
     """
     source = np.asarray(values, dtype)
     columns = order == "F" or (order in ("A", "K") and source.flags.fnc)
@@ -119,7 +135,22 @@ def array(values: ArrayLike, dtype: DTypeLike | None = None, order: Literal["K",
 
 
 def asarray(values: ArrayLike, dtype: DTypeLike | None = None) -> SharedArray:
-    """Return *values* as a shared array, without a copy if they are in shared memory."""
+    """Return *values* as a shared array, without a copy if they are in shared memory that this process can write.
+
+    Args:
+        values: Anything `numpy.asarray` accepts.
+        dtype: By default that of *values*. Another type requires a copy.
+
+    Raises:
+        TypeError: The elements are Python objects.
+        RegionCreateError: The kernel refused the memory.
+
+    Example:
+        >>> import forkshm, numpy
+        >>> shared = forkshm.asarray(numpy.ones(3))  # a copy
+        >>> forkshm.asarray(shared[1:]).base is None  # a view of the same memory
+        False
+    """
     source = np.asarray(values, dtype)
     mapping = mapping_at(source.__array_interface__["data"][0]) if source.size else None
     if mapping is not None and mapping.mode is Mode.read_write:

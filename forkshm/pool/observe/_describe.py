@@ -28,17 +28,21 @@ def name_of(function: Any) -> str:
 
 
 def describe_task(task: Task, item: int | None) -> str:
-    """Return, for example, ``"resize(ndarray float64 (8, 8), scale=2)"``."""
+    """Return a description, such as ``"resize(ndarray float64 (8, 8), scale=2)"``, or the items of a chunk."""
     name = name_of(task.function.function)
     if task.kind is Kind.CALL:
         args, kwargs = task.arguments
         parts = [describe(value) for value in args]
         parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
         return f"{name}({', '.join(parts)})"
-    items = task.arguments
+    items, index = task.arguments, index_of(task, item)
     if item is not None and item < len(items):
-        return f"{name}({describe(items[item])}), item {item} of a chunk of {len(items)}{_place(task, item)}"
-    return f"{name} over a chunk of {len(items)} items{_place(task, None)}"
+        given = items[item]
+        values = given if task.kind is Kind.STARMAP and isinstance(given, (tuple, list)) else (given,)
+        return f"{name}({', '.join(map(describe, values))}), item {index} of the input"
+    if len(items) == 1:
+        return f"{name}, item {index} of the input"
+    return f"{name}, items {index} to {index_of(task, len(items) - 1)} of the input"
 
 
 def brief(task: Task) -> str:
@@ -71,12 +75,6 @@ def names_of_arguments(task: Task) -> dict[str, Any]:
         return {"args": args, "kwds": kwargs}
     first = task.position * task.sink.chunksize
     return {f"iterable[{number}]": item for number, item in enumerate(task.arguments, first)}
-
-
-def _place(task: Task, item: int | None) -> str:
-    if not task.position:
-        return ""
-    return f", {'from ' if item is None else ''}number {index_of(task, item)} of the input"
 
 
 def describe(value: Any) -> str:

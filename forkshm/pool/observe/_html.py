@@ -29,6 +29,7 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 1.5rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.name { white-space: nowrap; }
 .bar { display: flex; min-width: 10rem; height: .9rem; } .bar span { display: block; height: 100%; }
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1rem; color: var(--muted); padding: 0; list-style: none; }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
@@ -38,6 +39,12 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .hint { background: var(--hint); padding: .5rem .75rem; border-radius: 4px; overflow-wrap: anywhere; }
 canvas { display: block; width: 100%; touch-action: pan-y; } .muted { color: var(--muted); }
 button { font: inherit; padding: 0 .6rem; } #told { min-height: 1.5em; overflow-wrap: anywhere; }
+@media (max-width: 38rem) { body { padding: 0 .6rem; } th, td { padding-right: .5rem; font-size: .85rem; }
+  .workers thead { display: none; } .workers, .workers tbody { display: block; }
+  .workers tr { display: grid; grid-template-columns: repeat(4, auto); justify-content: space-between;
+    padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  .workers td { border: 0; padding: 0; } .workers td.name, .workers td.shares { grid-column: 1 / -1; }
+  .workers td.n::before { content: attr(data-of) " "; color: var(--muted); } }
 """
 
 # Draws the timeline. Ctrl and the wheel, or the buttons, zoom; dragging moves; a line below describes the bar.
@@ -118,14 +125,17 @@ draw();
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """Return an HTML table; columns with the given numbers are aligned to the right."""
+    """Return an HTML table; columns with the given numbers are aligned to the right.
+
+    Each cell has its own alignment, because notebooks align the text of all cells to the right.
+    """
     right = frozenset(numbers)
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(f"<{tag}{kind_of(at)}>{html.escape(text)}</{tag}>" for at, text in enumerate(texts))
 
     def kind_of(column: int) -> str:
-        return ' class="n"' if column in right else ""
+        return ' class="n" style="text-align: right"' if column in right else ' style="text-align: left"'
 
     head = f"<thead><tr>{cells('th', headings)}</tr></thead>" if headings else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -171,14 +181,21 @@ def _bars(report: PoolReport) -> str:
             f'<span class="{kind}" style="width:{100 * value / whole:.2f}%"></span>'
             for kind, value in (("computing", each.busy), ("receiving", each.transfer), ("waiting", each.waiting))
         )
-        cells = "".join(f'<td class="n">{value:.3f} s</td>' for value in (each.busy, each.transfer, each.waiting))
+        # On a phone, where there is no room for a heading, each number has its word beside it.
+        numbers = {
+            "tasks": f"{each.tasks:,}",
+            "busy": f"{each.busy:.3f} s",
+            "transfer": f"{each.transfer:.3f} s",
+            "waiting": f"{each.waiting:.3f} s",
+        }
+        cells = "".join(f'<td class="n" data-of="{word}">{text}</td>' for word, text in numbers.items())
         rows.append(
-            f'<tr><td>{html.escape(each.name)}</td><td class="n">{each.tasks:,}</td>{cells}'
-            f'<td><div class="bar">{bar}</div></td></tr>'
+            f'<tr><td class="name">{html.escape(each.name)}</td>{cells}'
+            f'<td class="shares"><div class="bar">{bar}</div></td></tr>'
         )
     return (
-        '<div class="wide"><table><thead><tr><th>worker</th><th class="n">tasks</th><th class="n">busy</th>'
-        '<th class="n">transfer</th><th class="n">waiting</th><th>shares</th></tr></thead>'
+        '<div class="wide"><table class="workers"><thead><tr><th>worker</th><th class="n">tasks</th>'
+        '<th class="n">busy</th><th class="n">transfer</th><th class="n">waiting</th><th>shares</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         + _legend((("computing", "busy"), ("receiving", "transfer"), ("waiting", "waiting")))
     )

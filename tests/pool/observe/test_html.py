@@ -54,6 +54,8 @@ def test_html_for_notebooks_is_balanced(pool):
             text = thing._repr_html_()
             assert "<table" in text
             assert not faults(text)
+            # Notebooks align cells to the right, unless they say otherwise.
+            assert not re.search(r"<t[dh]\b(?![^>]*text-align)", text)
         assert "1,000 bytes" in region._repr_html_()
     assert "closed" in region._repr_html_()
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import time
+import types
 
 import functions as f
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 import forkshm
 from forkshm import WorkerDiedError, aio
+from forkshm.channel import Kind
+from forkshm.pool.observe import describe_task
 from forkshm.pool.observe._report import PoolReport, SlowTask, SlowTasks, WorkerReport, hints_of
 
 pytestmark = pytest.mark.usefixtures("_warm_up")
@@ -56,11 +59,25 @@ def test_the_slowest_are_named_and_tiny_ones_are_not(pool):
     pool.map(f.square, range(2000), chunksize=1)
     slowest = pool.report().slowest
     assert [task.task for task in slowest[:2]] == [
-        "slept over a chunk of 2 items, from number 2 of the input",
+        "slept, items 2 to 3 of the input",
         "slept(0.03)",
     ]
     assert slowest[0].seconds >= 0.06
     assert [task.seconds for task in slowest] == sorted((task.seconds for task in slowest), reverse=True)
+
+
+def test_an_item_of_a_starmap_is_described_like_a_call():
+    task = types.SimpleNamespace(
+        kind=Kind.STARMAP,
+        function=types.SimpleNamespace(function=pow),
+        arguments=[(1, 2), (3, 4)],
+        position=5,
+        sink=types.SimpleNamespace(chunksize=2),
+    )
+    assert describe_task(task, 1) == "pow(3, 4), item 11 of the input"
+    assert describe_task(task, None) == "pow, items 10 to 11 of the input"
+    task.arguments.pop()
+    assert describe_task(task, None) == "pow, item 10 of the input"
 
 
 def test_the_ten_slowest_tasks_are_kept():
@@ -114,7 +131,7 @@ def test_too_little_work_for_a_worker_is_told(pool):
     pool.map(slept, [0.15, 0, 0, 0], chunksize=1)
     # There may also be a hint on the cost of moving data: spawned workers import modules to unpickle.
     (hint,) = [hint for hint in pool.report().hints if hint.startswith("one worker computed for 0.")]
-    assert hint.endswith(" s: slept over a chunk of 1 items. Split that task.")
+    assert hint.endswith(" s: slept, item 0 of the input. Split that task.")
 
 
 def test_copies_that_take_the_time_are_told(pool):
