@@ -6,8 +6,10 @@ those of an array and its views do, are copied as one, so that they are views of
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import errno
+import operator
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +24,7 @@ from forkshm.region.blocks import Share, arena, claim_at
 
 if TYPE_CHECKING:
     import pickle
+    from collections.abc import Sequence
 
     from forkshm.region.blocks import Block, Claim, Lease
 
@@ -405,8 +408,13 @@ class Collector:
             return asked is not Mode.copy_on_write  # otherwise the receiver would see others' writes
         if kernel.leases_are_handles and claim.in_place:
             return False  # it cannot become copy-on-write while it has views
-        # A copy that was received or made here. For few bytes of it, a lease costs more than a copy.
-        return asked is not Mode.read_write and nbytes >= OUT_OF_BAND and claim.is_as_it_came(address, nbytes)
+        # A copy that was received or made here.
+        if asked is Mode.read_write:
+            return False
+        if nbytes < OUT_OF_BAND:
+            # For few bytes, a lease costs more than a copy. They may overlap with a larger view that is passed on.
+            return not (self.is_alone or self._lent)
+        return claim.is_as_it_came(address, nbytes)
 
     def decide(self) -> None:
         """Pass on blocks of which enough is seen, and copy from the others. Call it when all buffers are known.
@@ -418,12 +426,13 @@ class Collector:
             return
         seen: dict[int, list[tuple[int, int, int, bool]]] = {}
         for claim, address, nbytes, *_ in self._of_blocks:
-            seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
-        enough = {
-            key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in _merged(parts)) for key, parts in seen.items()
-        }
+            if nbytes >= OUT_OF_BAND:
+                seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
+        larger = {key: _merged(parts) for key, parts in seen.items()}
+        enough = {key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in parts) for key, parts in larger.items()}
         for claim, address, nbytes, asked, number, view in self._of_blocks:
-            if claim.share is not Share.shared and claim.size > max(MAY_HOLD, enough[id(claim)]):
+            is_few = nbytes < OUT_OF_BAND and not _is_within(address, nbytes, larger.get(id(claim), ()))
+            if claim.share is not Share.shared and (is_few or claim.size > max(MAY_HOLD, enough[id(claim)])):
                 self.copies.append((address, nbytes, number, asked in _FOR_READING))
                 self.views.append(view)
                 continue
@@ -564,6 +573,12 @@ def _grouped(ranges: list[_Range]) -> list[Group]:
         if made:
             groups.append(Group(made, size, is_for_reading, spans))
     return groups
+
+
+def _is_within(address: int, nbytes: int, ranges: Sequence[_Range]) -> bool:
+    """Return whether one of these ranges, which are in order, contains all of these bytes."""
+    place = bisect.bisect_right(ranges, address, key=operator.itemgetter(0)) - 1
+    return place >= 0 and address + nbytes <= ranges[place][1]
 
 
 def _merged(copies: list[tuple[int, int, int, bool]]) -> list[_Range]:
