@@ -58,7 +58,8 @@ def fill(block: Block, position: int, address: int, nbytes: int) -> None:
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
-# Copying a smaller buffer takes less time than asking the kernel whether it is mapped from a file.
+# Copying a smaller buffer takes less time than asking the kernel whether it is mapped from a file. Writes to a copy
+# would be lost, so the kernel is asked about every buffer that can be written.
 _WORTH_ASKING = 64 * 1024
 _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
 
@@ -236,6 +237,8 @@ class Collector:
         # Region, start and end here of each repeated object, for its views.
         self._lent: list[tuple[int, int, int]] = []
         self._held: list[Any] = []
+        # Start and end of ranges without a file, so that many small objects on the heap cost one question.
+        self._without_file: list[tuple[int, int]] = []
 
     # -- marks in the stream ----------------------------------------------------------
 
@@ -279,7 +282,7 @@ class Collector:
             self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
             self.spans.append((BLOCK, 0, nbytes))
             return False
-        elif nbytes >= _WORTH_ASKING and _is_foreign(view.obj):
+        elif (nbytes >= _WORTH_ASKING or not view.readonly) and _is_foreign(view.obj):
             index, start = self._file(address, nbytes, asked, is_for_reading=view.readonly)
             if index >= 0:
                 self.spans.append((index, address - start, nbytes))
@@ -374,7 +377,9 @@ class Collector:
 
     def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
         """Return the region of the file that these bytes are mapped from, and its address here; -1 if there is none."""
-        extent = file_at(address, nbytes)
+        if any(start <= address < end for start, end in self._without_file):
+            return -1, 0
+        extent = file_at(address, nbytes, self._without_file)
         if extent is None:
             return -1, 0
         try:

@@ -59,7 +59,7 @@ def filled(tensor):
     return tensor
 
 
-@pytest.mark.parametrize("size", [30_000, 300_000])
+@pytest.mark.parametrize("size", [100, 30_000, 300_000])
 def test_a_tensor_that_pytorch_mapped_from_a_file_shares_the_file(pool, tmp_path, size):
     mapped = torch.from_file(str(tmp_path / "numbers"), shared=True, size=size)
     back = pool.apply(filled, (mapped[5:],))
