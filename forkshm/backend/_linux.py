@@ -237,11 +237,13 @@ class LinuxBackend(Unix):
             os.close(fd)
         return runs
 
-    def mapped_file(self, address: int) -> MappedFile | None:
+    def mapped_file(self, address: int, without: list[tuple[int, int]] | None = None) -> MappedFile | None:
         found = _query_map(address) if _can_query else None
         if found is None:
             found = _read_map(address)
         if found is None or not found.identity[2] or found.path.startswith(_ANONYMOUS):
+            if found is not None and without is not None:
+                without.append((found.start, found.end))
             return None
         return found
 

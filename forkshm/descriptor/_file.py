@@ -27,13 +27,18 @@ class FileExtent(NamedTuple):
     path: str
 
 
-def file_at(address: int, nbytes: int) -> FileExtent | None:
+def file_at(address: int, nbytes: int, without: list[tuple[int, int]] | None = None) -> FileExtent | None:
     """Return the file that these bytes are mapped from, or None if there is none or it cannot be reopened.
+
+    Args:
+        address: Address of the first byte.
+        nbytes: Number of bytes.
+        without: Gets the start and end of the range around the address if no file is mapped there.
 
     Raises:
         RegionGoneError: The file was truncated after it was mapped, and some of the bytes are gone.
     """
-    found = kernel.mapped_file(address)
+    found = kernel.mapped_file(address, without)
     if found is None or address + nbytes > found.end:
         return None
     fd = kernel.open_mapped(found)

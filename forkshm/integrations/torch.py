@@ -36,7 +36,7 @@ def reduce_tensor(tensor: torch.Tensor) -> Any:
     if vars(tensor):
         return NotImplemented  # it has attributes of its own
     untyped: Any = tensor
-    if untyped.is_shared() and not mapping_at(tensor.data_ptr()):
+    if untyped.is_shared() and not mapping_at(tensor.data_ptr()) and not _is_of_file(tensor):
         return _reduce_shared(tensor)
     bits = tensor.detach()
     dtype = None
@@ -49,6 +49,17 @@ def reduce_tensor(tensor: torch.Tensor) -> Any:
         dtype = bits.dtype
         elements = bits.view(carrier).numpy()
     return rebuild_tensor, (elements, dtype, tensor.requires_grad)
+
+
+def _is_of_file(tensor: torch.Tensor) -> bool:
+    """Return whether the memory of a tensor is a file that PyTorch has mapped, as ``torch.from_file`` does.
+
+    PyTorch calls such memory shared, but has no fd for it. It is sent as other mappings of files are.
+    """
+    storage: Any = tensor.untyped_storage()
+    if _untyped.multiprocessing.get_sharing_strategy() == "file_system":
+        return storage.filename is not None
+    return bool(storage._share_fd_cpu_()[0] < 0)
 
 
 def _reduce_shared(tensor: torch.Tensor) -> Any:
@@ -100,7 +111,20 @@ def rebuild_tensor(elements: np.ndarray[Any, Any], dtype: torch.dtype | None, re
     return tensor.requires_grad_(requires_grad) if requires_grad else tensor
 
 
+def reduce_storage(storage: torch.UntypedStorage) -> Any:
+    """Reduce the memory of a tensor as the tensor of its bytes."""
+    if storage.device.type != "cpu":
+        return NotImplemented
+    return rebuild_storage, (torch.empty(0, dtype=torch.uint8).set_(storage),)
+
+
+def rebuild_storage(content: torch.Tensor) -> torch.UntypedStorage:
+    """Return the memory whose bytes arrived."""
+    return content.untyped_storage()
+
+
 register(torch.Tensor, reduce_tensor)
+register(torch.UntypedStorage, reduce_storage)
 
 
 def settle_worker() -> None:

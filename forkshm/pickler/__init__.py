@@ -6,6 +6,7 @@ sent as descriptors.
 
 from forkshm._help import publish
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
+from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
@@ -84,6 +85,7 @@ __all__ += [
     "Passage",
     "ReceivedFd",
     "Snapshot",
+    "attribute_of",
     "can_be_sent",
     "find_named",
     "reduce_array_type",

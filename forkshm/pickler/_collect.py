@@ -6,8 +6,10 @@ those of an array and its views do, are copied as one, so that they are views of
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import errno
+import operator
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +24,7 @@ from forkshm.region.blocks import Share, arena, claim_at
 
 if TYPE_CHECKING:
     import pickle
+    from collections.abc import Sequence
 
     from forkshm.region.blocks import Block, Claim, Lease
 
@@ -55,7 +58,8 @@ def fill(block: Block, position: int, address: int, nbytes: int) -> None:
 _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 
 
-# Copying a smaller buffer takes less time than asking the kernel whether it is mapped from a file.
+# Copying a smaller buffer takes less time than asking the kernel whether it is mapped from a file. Writes to a copy
+# would be lost, so the kernel is asked about every buffer that can be written.
 _WORTH_ASKING = 64 * 1024
 _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
 
@@ -233,6 +237,8 @@ class Collector:
         # Region, start and end here of each repeated object, for its views.
         self._lent: list[tuple[int, int, int]] = []
         self._held: list[Any] = []
+        # Start and end of ranges without a file, so that many small objects on the heap cost one question.
+        self._without_file: list[tuple[int, int]] = []
 
     # -- marks in the stream ----------------------------------------------------------
 
@@ -276,7 +282,7 @@ class Collector:
             self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
             self.spans.append((BLOCK, 0, nbytes))
             return False
-        elif nbytes >= _WORTH_ASKING and _is_foreign(view.obj):
+        elif (nbytes >= _WORTH_ASKING or not view.readonly) and _is_foreign(view.obj):
             index, start = self._file(address, nbytes, asked, is_for_reading=view.readonly)
             if index >= 0:
                 self.spans.append((index, address - start, nbytes))
@@ -371,7 +377,9 @@ class Collector:
 
     def _file(self, address: int, nbytes: int, asked: Mode | None, *, is_for_reading: bool) -> tuple[int, int]:
         """Return the region of the file that these bytes are mapped from, and its address here; -1 if there is none."""
-        extent = file_at(address, nbytes)
+        if any(start <= address < end for start, end in self._without_file):
+            return -1, 0
+        extent = file_at(address, nbytes, self._without_file)
         if extent is None:
             return -1, 0
         try:
@@ -405,8 +413,13 @@ class Collector:
             return asked is not Mode.copy_on_write  # otherwise the receiver would see others' writes
         if kernel.leases_are_handles and claim.in_place:
             return False  # it cannot become copy-on-write while it has views
-        # A copy that was received or made here. For few bytes of it, a lease costs more than a copy.
-        return asked is not Mode.read_write and nbytes >= OUT_OF_BAND and claim.is_as_it_came(address, nbytes)
+        # A copy that was received or made here.
+        if asked is Mode.read_write:
+            return False
+        if nbytes < OUT_OF_BAND:
+            # For few bytes, a lease costs more than a copy. They may overlap with a larger view that is passed on.
+            return not (self.is_alone or self._lent)
+        return claim.is_as_it_came(address, nbytes)
 
     def decide(self) -> None:
         """Pass on blocks of which enough is seen, and copy from the others. Call it when all buffers are known.
@@ -418,12 +431,13 @@ class Collector:
             return
         seen: dict[int, list[tuple[int, int, int, bool]]] = {}
         for claim, address, nbytes, *_ in self._of_blocks:
-            seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
-        enough = {
-            key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in _merged(parts)) for key, parts in seen.items()
-        }
+            if nbytes >= OUT_OF_BAND:
+                seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
+        larger = {key: _merged(parts) for key, parts in seen.items()}
+        enough = {key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in parts) for key, parts in larger.items()}
         for claim, address, nbytes, asked, number, view in self._of_blocks:
-            if claim.share is not Share.shared and claim.size > max(MAY_HOLD, enough[id(claim)]):
+            is_few = nbytes < OUT_OF_BAND and not _is_within(address, nbytes, larger.get(id(claim), ()))
+            if claim.share is not Share.shared and (is_few or claim.size > max(MAY_HOLD, enough[id(claim)])):
                 self.copies.append((address, nbytes, number, asked in _FOR_READING))
                 self.views.append(view)
                 continue
@@ -564,6 +578,12 @@ def _grouped(ranges: list[_Range]) -> list[Group]:
         if made:
             groups.append(Group(made, size, is_for_reading, spans))
     return groups
+
+
+def _is_within(address: int, nbytes: int, ranges: Sequence[_Range]) -> bool:
+    """Return whether one of these ranges, which are in order, contains all of these bytes."""
+    place = bisect.bisect_right(ranges, address, key=operator.itemgetter(0)) - 1
+    return place >= 0 and address + nbytes <= ranges[place][1]
 
 
 def _merged(copies: list[tuple[int, int, int, bool]]) -> list[_Range]:

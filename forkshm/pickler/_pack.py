@@ -26,6 +26,7 @@ from forkshm.descriptor import (
     write_tables,
 )
 from forkshm.pickler import _names, _reducers
+from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
 from forkshm.pickler._exceptions import reduce_exception
@@ -695,9 +696,8 @@ def still_by_name(function: Callable[..., Any], importable: ImportableNames) -> 
 
 def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> Payload | None:
     """Return the payload of a function that is sent by name only and so never changes, or None."""
-    module = getattr(function, "__module__", None)
-    name = getattr(function, "__qualname__", None)
-    if not module or not name or "<" in name:
+    module, name = attribute_of(function, "__module__"), attribute_of(function, "__qualname__")
+    if not (isinstance(module, str) and isinstance(name, str) and module and name) or "<" in name:
         return None
     kind = type(function)
     if module == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._policy import OUT_OF_BAND
 from forkshm.pickler._view import View
 
@@ -62,10 +63,12 @@ def mark(items: Iterable[Any], which: frozenset[int], *, starred: bool) -> list[
 def _is_large(thing: Any, depth: int) -> bool:
     if isinstance(thing, View):
         thing = thing.value
-    nbytes = getattr(thing, "nbytes", None)
+    nbytes = attribute_of(thing, "nbytes")
     if isinstance(nbytes, int):
         return nbytes >= OUT_OF_BAND
-    if hasattr(thing, "memory_usage"):  # a data frame; assume that it is large, because asking would be slow
+    if (
+        attribute_of(thing, "memory_usage") is not None
+    ):  # a data frame; assume that it is large, because asking would be slow
         return True
     if not depth:
         return False
@@ -77,5 +80,6 @@ def _is_large(thing: Any, depth: int) -> bool:
     elif isinstance(thing, (bytearray, memoryview)):
         return len(thing) >= OUT_OF_BAND
     else:
-        parts = getattr(thing, "__dict__", {}).values()
+        attributes = attribute_of(thing, "__dict__")
+        parts = attributes.values() if isinstance(attributes, dict) else ()
     return any(_is_large(part, depth - 1) for part in itertools.islice(parts, _FAR))

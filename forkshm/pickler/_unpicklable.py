@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm._system import path_of
 from forkshm.errors import PoolClosedError, add_note
+from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._collect import Collector
 from forkshm.pickler._names import NO_NAMES, ImportableNames
 from forkshm.pickler._pack import _Nowhere, _Pickler
@@ -115,7 +116,7 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
             yield f"[{_short(key)}]", value
             yield f" key {_short(key)}", key
     elif isinstance(thing, (list, tuple)):
-        fields = getattr(thing, "_fields", ())
+        fields = attribute_of(thing, "_fields", ())
         for index, value in enumerate(thing):
             yield (f".{fields[index]}" if index < len(fields) else f"[{index}]"), value
     elif isinstance(thing, (set, frozenset)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
 from forkshm.errors import add_note
+from forkshm.pickler import attribute_of
 from forkshm.pool.observe import describe, name_of
 from forkshm.region import MappedRegion, Mode, mapping_at
 
@@ -75,12 +76,12 @@ def _is_read_only(thing: Any) -> bool:
         return not thing.closed and thing.mode in _FOR_READING
     if isinstance(thing, memoryview):
         return thing.readonly
-    return _address(thing) is not None and getattr(getattr(thing, "flags", None), "writeable", None) is False
+    return _address(thing) is not None and attribute_of(attribute_of(thing, "flags"), "writeable") is False
 
 
 def _address(thing: Any) -> int | None:
     # A NumPy array, or an object with the same protocol.
-    interface = getattr(thing, "__array_interface__", None)
+    interface = attribute_of(thing, "__array_interface__")
     data = interface.get("data") if isinstance(interface, dict) else None
     return data[0] if isinstance(data, tuple) else None
 

@@ -19,6 +19,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
+from forkshm.pickler import attribute_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,7 @@ class _Copier:
         elif isinstance(thing, self._scalar):
             return thing
         else:
-            nbytes = getattr(thing, "nbytes", 0)
+            nbytes = attribute_of(thing, "nbytes")
             if isinstance(nbytes, int) and nbytes > SMALL:
                 self.has_large = True
             else:

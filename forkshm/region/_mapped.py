@@ -443,8 +443,9 @@ class MappedRegion:
 
     def __reduce__(self) -> Any:
         raise NotPicklableError(
-            f"cannot pickle {self!r}: plain pickle cannot carry shared memory. "
-            "Pass the region to a forkshm.Pool, or send bytes(region.buf)."
+            f"cannot pickle {self!r}: plain pickle cannot carry shared memory, nor a lock, Value or Array that lies in "
+            "it. Pass the object to a Process or Pool of forkshm, send it through a Queue or Pipe of forkshm, or "
+            "pickle bytes(region.buf)."
         )
 
 

@@ -54,6 +54,51 @@ def test_a_tensor_is_copied_once_each_way_at_most(pool):
     back += 1
 
 
+def filled(tensor):
+    tensor.fill_(9)
+    return tensor
+
+
+@pytest.mark.parametrize("size", [100, 30_000, 300_000])
+def test_a_tensor_that_pytorch_mapped_from_a_file_shares_the_file(pool, tmp_path, size):
+    mapped = torch.from_file(str(tmp_path / "numbers"), shared=True, size=size)
+    back = pool.apply(filled, (mapped[5:],))
+    assert mapped.tolist() == [0] * 5 + [9] * (size - 5)
+    back.fill_(8)
+    assert mapped[5] == 8
+
+
+def test_a_tensor_of_a_private_mapping_arrives_by_value(pool, tmp_path):
+    torch.save({"weights": torch.zeros(100_000)}, tmp_path / "saved.pt")
+    private = [
+        torch.load(tmp_path / "saved.pt", mmap=True)["weights"],
+        torch.from_file(str(tmp_path / "saved.pt"), shared=False, size=50_000).zero_(),
+    ]
+    for tensor in private:
+        assert pool.apply(filled, (tensor,)).sum() == 9 * len(tensor)
+        assert tensor.sum() == 0
+
+
+def test_the_memory_of_a_tensor_is_sent_as_the_tensor_is(pool):
+    def fill(storage):
+        storage.fill_(1)
+        return storage
+
+    private, shared = torch.zeros(50_000, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.uint8).share_memory_()
+    assert bytes(pool.apply(fill, (private.untyped_storage(),))) == bytes([1]) * 50_000
+    assert not private.any()
+    back = pool.apply(fill, (shared.untyped_storage(),))
+    assert shared.all()
+    back[0] = 7
+    assert shared[0] == 7
+
+
+def test_an_executor_takes_a_sparse_tensor():
+    eye = torch.eye(100).to_sparse()
+    with forkshm.Executor(1) as executor:
+        assert torch.equal(executor.submit(torch.Tensor.to_dense, eye).result(), torch.eye(100))
+
+
 def test_a_tensor_in_shared_memory_is_the_same_memory_there(pool):
     array = forkshm.zeros(100_000)
     tensor = torch.from_numpy(np.asarray(array))

@@ -49,6 +49,33 @@ def test_views_of_one_array_arrive_as_views_of_one_array(cross, make, size, orde
     assert (array[2] == 7) == (make is forkshm.zeros)
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["array first", "views first"])
+@pytest.mark.parametrize("size", SIZES)
+def test_they_are_still_views_of_one_array_when_they_are_sent_on(cross, pool, size, order):
+    array = np.arange(size)
+    names = list(VIEWS)[::order]
+    back = dict(zip(names, pool.apply(lambda views: views, ([VIEWS[name](array) for name in names],)), strict=True))
+    back["itself"][:] = 7
+    expected = np.full(size, 7)
+    for name in names:
+        np.testing.assert_array_equal(back[name], VIEWS[name](expected))
+    # A view whose array is not sent on is the receiver's own.
+    alone = cross([back["one element"], 5, "text"]).value[0]
+    alone[0] = 8
+    assert back["itself"][3] == 7
+
+
+def test_a_small_view_that_was_written_is_sent_as_it_is(pool):
+    def write(array):
+        array[50_000] = 5
+        return array[:10_000], array[50_000:50_010], array[2:4]
+
+    start, written, small = pool.apply(write, (np.zeros(100_000),))
+    start[2] = 3
+    assert written.tolist() == [5, *[0] * 9]
+    assert small.tolist() == [3, 0]
+
+
 def test_the_list_of_the_readme(cross):
     a = np.arange(60_000.0).reshape(200, 300)
     crossing = cross((a, a[10:], a.T, a[::-1]))

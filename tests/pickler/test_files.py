@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes  # noqa: TID251 - makes arrays over mappings
 import mmap
 import os
 import time
@@ -178,6 +179,42 @@ def test_a_writable_plain_array_over_a_file_is_shared(cross, path):
     assert (type(crossing.value), crossing.copied) == (np.ndarray, 0)
     crossing.value[0] = -1
     assert sent[0] == -1
+
+
+def over_ctypes(mapping, count):
+    return np.ctypeslib.as_array((ctypes.c_double * count).from_buffer(mapping))
+
+
+def over_an_object_of_another_library(mapping, count):
+    class Frame:
+        def __init__(self):
+            self.mapping = mapping
+            pointer = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+            self.__array_interface__ = {"shape": (count,), "typestr": "<f8", "data": (pointer, False), "version": 3}
+
+    return np.asarray(Frame())
+
+
+@pytest.mark.parametrize("make", [over_ctypes, over_an_object_of_another_library])
+@pytest.mark.parametrize("count", [1, 100, 5000, 50_000])
+def test_an_array_of_any_size_over_a_mapping_of_another_library_is_shared(pool, path, make, count):
+    with path.open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+    array = make(mapping, count)
+    with assert_zero_copy():
+        pool.apply(lambda given: given.fill(7), (array,))
+    assert array.tolist() == [7] * count
+    alone = pool.apply(lambda a, b: (b.fill(3), float(b.sum()))[1], (array, make(bytearray(8 * count), count)))
+    assert alone == 3 * count
+
+
+def test_many_small_objects_on_the_heap_are_asked_about_once(monkeypatch):
+    asked = []
+    ask = type(kernel).mapped_file
+    monkeypatch.setattr(type(kernel), "mapped_file", lambda self, *arguments: asked.append(0) or ask(self, *arguments))
+    pack([(ctypes.c_double * 5)(number) for number in range(20)])
+    pack([np.ctypeslib.as_array((ctypes.c_double * 5)(number)) for number in range(20)])
+    assert len(asked) <= 8
 
 
 def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, path):

@@ -296,8 +296,13 @@ class Memory(abc.ABC):
             OSError: The kernel does not tell.
         """
 
-    def mapped_file(self, address: int) -> MappedFile | None:
-        """Return the file mapped at an address, or None if there is none or the kernel does not tell."""
+    def mapped_file(self, address: int, without: list[tuple[int, int]] | None = None) -> MappedFile | None:
+        """Return the file mapped at an address, or None if there is none or the kernel does not tell.
+
+        Args:
+            address: The address.
+            without: Gets the start and end of the range around the address if no file is mapped there.
+        """
         return None
 
     def open_mapped(self, file: MappedFile) -> int | None:

@@ -6,6 +6,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
+from forkshm.pickler import attribute_of
 
 if TYPE_CHECKING:
     from forkshm.pool._tasks import Task
@@ -22,8 +23,8 @@ def name_of(function: Any) -> str:
     """Return the name of a function for messages."""
     # NumPy's functions have a __qualname__ since 2.1.
     for name in ("__qualname__", "__name__"):
-        if found := getattr(function, name, None):
-            return str(found)
+        if isinstance(found := attribute_of(function, name), str) and found:
+            return found
     return type(function).__name__
 
 
@@ -79,8 +80,8 @@ def names_of_arguments(task: Task) -> dict[str, Any]:
 
 def describe(value: Any) -> str:
     """Return, for example, ``"ndarray float64 (8, 8)"``, or the repr of a small object."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None:
+    shape, dtype = attribute_of(value, "shape"), attribute_of(value, "dtype")
+    if isinstance(shape, tuple):
         return f"{type(value).__name__} {dtype if dtype is not None else ''} {shape}".replace("  ", " ")
     if isinstance(value, (bytes, bytearray, str, list, tuple, dict, set)) and len(value) > (
         40 if isinstance(value, str) else 6

@@ -1,0 +1,19 @@
+"""Reads attributes of objects of any kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("attribute_of",)
+
+
+def attribute_of(thing: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute, or *default* if the object lacks it or raises.
+
+    What an object says of itself decides only how it is sent or described. A property, such as ``nbytes`` of a sparse
+    tensor, or a ``__getattr__`` may raise any exception; that must not fail a call that pickle can send.
+    """
+    try:
+        return getattr(thing, name)
+    except Exception:
+        return default
