@@ -6,7 +6,11 @@ forked from. This file lists everything that forkshm uses of it.
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import sys
+import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -122,3 +126,19 @@ get_logger = util.get_logger
 def fork_server() -> Any:
     """Return the module of the fork server, where processes can be forked."""
     return importlib.import_module("multiprocess.forkserver")
+
+
+def _let_go_of_main() -> None:
+    """Make dill, which ``multiprocess`` imports, refer to ``__main__`` weakly.
+
+    When the interpreter ends, it frees the objects of ``__main__`` while all modules are complete, unless another
+    module keeps ``__main__``. A ``__del__`` of the program can then use everything.
+    """
+    for name in ("dill._dill", "dill.session"):
+        module = sys.modules.get(name)
+        main = getattr(module, "_main_module", None)
+        if isinstance(main, types.ModuleType):
+            module._main_module = weakref.proxy(main)  # type: ignore[union-attr]
+
+
+atexit.register(_let_go_of_main)

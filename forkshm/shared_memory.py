@@ -16,7 +16,7 @@ from forkshm.backend import kernel
 from forkshm.errors import RegionExistsError
 from forkshm.pickler import register
 from forkshm.region import MappedRegion, SharedMemoryObject, checked_name
-from forkshm.region.family import forget, note
+from forkshm.region.family import forget, note, was_removed_at_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -170,7 +170,11 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         Raises:
             FileNotFoundError: The name was removed already.
         """
-        kernel.unlink_named(checked_name(self.name))
+        try:
+            kernel.unlink_named(checked_name(self.name))
+        except FileNotFoundError:
+            if not was_removed_at_exit(self.name):
+                raise
         forget(self.name)
 
 

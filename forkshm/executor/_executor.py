@@ -10,6 +10,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.context import get_context
@@ -127,8 +128,15 @@ class Executor(_StandardExecutor):
             **pool_options,
         )
         self._work = Work(make_pool)
-        # After garbage collection, the submitted calls are still completed.
-        weakref.finalize(self, self._work.close).atexit = False
+
+    @_interrupts.promptly
+    def __del__(self) -> None:
+        # The submitted calls are still completed.
+        try:
+            work = self._work
+        except AttributeError:  # it was never complete
+            return
+        work.close()
 
     # ``help()`` and editors show the signature of `__init__`.
     __new__.__wrapped__ = __init__  # type: ignore[attr-defined]

@@ -565,6 +565,11 @@ class Work:
             return  # called from a future's callback, in the thread that will end the pool
         self._end(pool)
 
+    def end_helper(self) -> None:
+        """Wait until the helper thread of the ended pool has ended."""
+        if self._pool is not None and self._has_ended:
+            self._pool._dispatcher.end_helper()
+
 
 def broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:
     """Return the exception for calls to an executor whose pool has failed with *error*."""
@@ -581,6 +586,7 @@ def finish_all() -> None:
     for work in list(_works):
         work.close()
         work.wait()
+        work.end_helper()
 
 
 cast("Any", threading)._register_atexit(finish_all)

@@ -86,6 +86,7 @@ class Leader:
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
         # The helper thread's identifier, set by the helper thread itself.
         self._helper: int | None = None
+        self._helper_thread: threading.Thread | None = None
         # Guards `_helper`. No call is made while it is held.
         self._helping = _interrupts.Lock()
         self._helper_gate = _thread.allocate_lock()
@@ -224,8 +225,21 @@ class Leader:
         with self._helping:
             is_there = self._helper is not None
         if not is_there:
-            threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True).start()
+            thread = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
+            thread.start()
+            self._helper_thread = thread
         self.notify()
+
+    def end_helper(self) -> None:
+        """Wait until the helper thread has ended, which it does when no tasks and callbacks are left.
+
+        A thread that lives until the program ends would keep the objects of ``__main__``, and their ``__del__`` would
+        not run.
+        """
+        thread = self._helper_thread
+        if thread is not None and thread is not threading.current_thread():
+            self._open_helper_gate()
+            thread.join()
 
     def _open_helper_gate(self) -> None:
         with contextlib.suppress(RuntimeError):

@@ -17,7 +17,7 @@ from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.region._object import SharedMemoryObject, checked_name
 
-__all__ = ("begin", "forget", "forget_removed", "note")
+__all__ = ("begin", "forget", "forget_removed", "note", "was_removed_at_exit")
 
 # The key in the data that multiprocess passes to every child, with any start method.
 _KEY = "forkshm_family"
@@ -140,9 +140,19 @@ def _remove_listed(path: str) -> None:
         os.unlink(path)
 
 
+# Names that this process removed because it ends.
+_removed_at_exit: set[str] = set()
+
+
+def was_removed_at_exit(name: str) -> bool:
+    """Return whether the name was removed because this process ends."""
+    return name in _removed_at_exit
+
+
 def _remove(number: str, name: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if _is_there(number, name):
+            _removed_at_exit.add(name)
             SharedMemoryObject.remove(name)
 
 
