@@ -3,10 +3,35 @@
 from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
-from forkshm.sync import sharedctypes as _ours
-from forkshm.sync.sharedctypes import *  # noqa: F403
+from forkshm.sync.sharedctypes import (
+    Array,
+    RawArray,
+    RawValue,
+    Synchronized,
+    SynchronizedArray,
+    SynchronizedBase,
+    SynchronizedString,
+    Value,
+    copy,
+    rebuild_ctype,
+    reduce_ctype,
+    synchronized,
+)
 
-__all__ = _ours.__all__
+__all__ = (
+    "Array",
+    "RawArray",
+    "RawValue",
+    "Synchronized",
+    "SynchronizedArray",
+    "SynchronizedBase",
+    "SynchronizedString",
+    "Value",
+    "copy",
+    "rebuild_ctype",
+    "reduce_ctype",
+    "synchronized",
+)
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = _multiprocess.stand_in("sharedctypes", globals())
