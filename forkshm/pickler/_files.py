@@ -9,6 +9,7 @@ Only Linux reports which file is mapped at an address. Elsewhere a library has t
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 import pickle
@@ -19,7 +20,7 @@ from forkshm.backend import kernel
 from forkshm.descriptor import FileExtent, file_at
 from forkshm.errors import RegionGoneError
 from forkshm.pickler._handles import Handle, ReceivedFd
-from forkshm.pickler._reducers import register, register_simple
+from forkshm.pickler._reducers import register, register_family, register_simple
 
 __all__ = ("NamedMapping", "Snapshot", "can_be_sent", "find_named", "reduce_mmap")
 
@@ -81,6 +82,20 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
         ]
     where = extent.offset + address - extent.address
     return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
+
+
+def reduce_subclass(mapping: mmap.mmap) -> Any:
+    """Send a mapping whose class derives from `mmap.mmap`, with its attributes.
+
+    Raises:
+        TypeError: As `reduce_mmap`.
+        RegionGoneError: As `reduce_mmap`.
+    """
+    kind: Any = type(mapping)
+    if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        return NotImplemented
+    rebuild, arguments = reduce_mmap(mapping)
+    return rebuild, (*arguments, kind), getattr(mapping, "__dict__", None) or None
 
 
 class NamedMapping(NamedTuple):
@@ -153,12 +168,18 @@ def reduce_named(named: NamedMapping) -> Any:
 
 
 def rebuild_mmap(
-    received: ReceivedFd, length: int, access: int, offset: int, position: int, own: list[tuple[int, bytes]]
+    received: ReceivedFd,
+    length: int,
+    access: int,
+    offset: int,
+    position: int,
+    own: list[tuple[int, bytes]],
+    kind: type[mmap.mmap] = mmap.mmap,
 ) -> mmap.mmap:
-    """Return the mapping of the file that arrived."""
+    """Return the mapping of the file that arrived, an object of class *kind*."""
     fd = received.take()
     try:
-        made = _mapped(fd, length, access, offset)
+        made = _mapped(kind, fd, length, access, offset)
     finally:
         kernel.close(fd)
     for start, content in own:
@@ -167,18 +188,20 @@ def rebuild_mmap(
     return made
 
 
-def _mapped(fd: int, length: int, access: int, offset: int) -> mmap.mmap:
+def _mapped(kind: type[mmap.mmap], fd: int, length: int, access: int, offset: int) -> mmap.mmap:
+    # A class may have a __new__ of its own, with other parameters.
+    make: Any = functools.partial(mmap.mmap.__new__, kind)
+    made: mmap.mmap
     try:
-        return mmap.mmap(fd, length, access=access, offset=offset)
+        made = make(fd, length, access=access, offset=offset)
     except OSError as error:
         if error.errno != errno.ENOMEM or access != mmap.ACCESS_COPY:
             raise
+    else:
+        return made
     # A private mapping larger than memory: without this flag the kernel would reserve memory for all of it, though few
     # of its pages are written.
-    make: Any = mmap.mmap
-    made: mmap.mmap = make(
-        fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset
-    )
+    made = make(fd, length, flags=_MAP_PRIVATE | _MAP_NORESERVE, prot=_PROT_READ | _PROT_WRITE, offset=offset)
     return made
 
 
@@ -188,6 +211,7 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 if kernel.name == "linux":
     register(mmap.mmap, reduce_mmap)
+    register_family(mmap.mmap, reduce_subclass)
     register(Snapshot, lambda snapshot: reduce_mmap(snapshot.mapping, as_copy=True))
     register_simple(mmap.mmap, Snapshot)
 else:

@@ -274,6 +274,32 @@ def test_an_mmap_arrives_as_one(cross, path, access, offset):
     assert (sent[3] == 77) == (access == "ACCESS_WRITE")
 
 
+class Table(mmap.mmap):
+    def __new__(cls, path):
+        with path.open("r+b") as file:
+            return super().__new__(cls, file.fileno(), 0)
+
+    def __init__(self, path):
+        self.rows = 5
+
+
+class Refusing(Table):
+    def __reduce__(self):
+        raise LookupError("its own way")
+
+
+def test_an_object_of_a_class_derived_from_mmap_arrives_as_one(cross, path):
+    table = Table(path)
+    table.seek(3)
+    arrived = cross(table).value
+    assert type(arrived) is Table
+    assert (arrived.rows, arrived.tell()) == (5, 3)
+    arrived[0] = 77
+    assert table[0] == 77
+    with pytest.raises(LookupError, match="its own way"):
+        cross(Refusing(path))
+
+
 def test_an_mmap_without_a_file_is_refused_and_its_arrays_are_copied(cross):
     mapping = mmap.mmap(-1, 10_000)
     with pytest.raises(TypeError, match=r"cannot pickle an mmap.mmap of 10,000 bytes.*anonymous_shared_memory"):
