@@ -94,12 +94,18 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
     @staticmethod
     def _create(name: str | None, size: int, *, track: bool) -> SharedMemoryObject:
         while True:
+            chosen = _bare(name or _theirs._make_filename())
             try:
-                opened = SharedMemoryObject("create_only", _bare(name or _theirs._make_filename()))
+                opened = SharedMemoryObject("create_only", chosen)
             except RegionExistsError:
                 if name is not None:
                     raise
                 continue
+            except BaseException:
+                # A signal handler may have raised after the object was created. A generated name is nobody else's.
+                if name is None:
+                    SharedMemoryObject.remove(chosen)
+                raise
             try:
                 # The record is written first: if this process is killed in between, a record without a name does no
                 # harm.

@@ -188,6 +188,8 @@ class SharedMemoryObject(Opened):
             self._check(fd, any_owner=any_owner)
         except BaseException:
             kernel.close(fd)
+            if creation is Creation.create_only:
+                self.remove(self._name)
             raise
         self._own(fd)
 
