@@ -134,6 +134,9 @@ def _let_go_of_main() -> None:
     When the interpreter ends, it frees the objects of ``__main__`` while all modules are complete, unless another
     module keeps ``__main__``. A ``__del__`` of the program can then use everything.
     """
+    if len(sys._current_frames()) > 1:
+        # A daemon thread keeps the objects anyway. They are freed if the interpreter clears ``__main__``.
+        return
     for name in ("dill._dill", "dill.session"):
         module = sys.modules.get(name)
         main = getattr(module, "_main_module", None)

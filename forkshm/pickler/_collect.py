@@ -278,10 +278,11 @@ class Collector:
                     self.spans.append((index, address - mapping.address, nbytes))
                     self.shared += nbytes
                     return False
-        elif (claim := claim_at(address)) is not None and self._can_hand_on(claim, address, nbytes, asked):
-            self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
-            self.spans.append((BLOCK, 0, nbytes))
-            return False
+        elif (claim := claim_at(address)) is not None:  # received memory, whose file is the arena of another process
+            if self._can_hand_on(claim, address, nbytes, asked):
+                self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
+                self.spans.append((BLOCK, 0, nbytes))
+                return False
         elif (nbytes >= _WORTH_ASKING or not view.readonly) and _is_foreign(view.obj):
             index, start = self._file(address, nbytes, asked, is_for_reading=view.readonly)
             if index >= 0:
