@@ -1,4 +1,4 @@
-"""How ``help()``, reprs and tracebacks show what is public: by the public path, and with types without quotes.
+"""Makes ``help()``, reprs and tracebacks show public names by their public path, and types without quotes.
 
 forkshm's modules have ``from __future__ import annotations``, so annotations are strings, and Python before 3.14 shows
 them with quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. Programs

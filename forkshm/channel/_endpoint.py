@@ -169,15 +169,9 @@ class Sender:
             else:
                 sent.extend(map(self._socket.send, (data,), (flags,)))
         except OSError as error:
-            if not self._may_send_again(error, data, wait=wait):
-                return False
-            try:
-                sent = [] if sent is None else sent
-                sent.extend(map(self._socket.send, (data,), (flags,)))
-            except OSError as again:
-                if self._may_send_again(again, data, wait=wait):
-                    raise
-                return False
+            return self._may_send_again(error, data, wait=wait) and self._send_once(
+                data, (), sent, wait=wait, may_grow=False
+            )
         ledger.messages += 1
         if ledger.watches:
             _note(data, "sent")
@@ -207,7 +201,7 @@ class Sender:
                 return False
             direct = [*fds[:DIRECT_FDS], carrier.fileno()]
         try:
-            ancillary = [(_LEVEL, _KIND, array.array("i", direct))]
+            ancillary = [(_LEVEL, _KIND, array.array("i", direct))] if direct else []
             if sent is None:
                 self._socket.sendmsg([data], ancillary, flags)
             else:

@@ -128,11 +128,13 @@ class Queue(Backlog):
             raise
         self._ready(_method_of(ctx))
 
+    # Whether a put counts more than the item.
     _counts_unfinished = False
 
     def _ready(self, start_method: str | None = None) -> None:
         self._words = self._region.buf.cast("I")
-        # Steps that count a put and a get, unless the queue does more than count.
+        # The C calls that count an item put and an item taken. None if more than counting is necessary, for example to
+        # check the size.
         items = self._counters.items
         is_simple = not self._maxsize
         self._counting_got = kernel.counting(items, -1) if is_simple else None

@@ -66,9 +66,8 @@ def _is_large(thing: Any, depth: int) -> bool:
     nbytes = attribute_of(thing, "nbytes")
     if isinstance(nbytes, int):
         return nbytes >= OUT_OF_BAND
-    if (
-        attribute_of(thing, "memory_usage") is not None
-    ):  # a data frame; assume that it is large, because asking would be slow
+    # A data frame: assume that it is large, because asking would be slow.
+    if attribute_of(thing, "memory_usage") is not None:
         return True
     if not depth:
         return False

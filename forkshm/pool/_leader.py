@@ -225,9 +225,7 @@ class Leader:
         with self._helping:
             is_there = self._helper is not None
         if not is_there:
-            thread = threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True)
-            thread.start()
-            self._helper_thread = thread
+            threading.Thread(target=self._help, name="forkshm-pool-helper", daemon=True).start()
         self.notify()
 
     def end_helper(self) -> None:
@@ -236,10 +234,11 @@ class Leader:
         A thread that lives until the program ends would keep the objects of ``__main__``, and their ``__del__`` would
         not run.
         """
-        thread = self._helper_thread
-        if thread is not None and thread is not threading.current_thread():
+        while (thread := self._helper_thread) is not None and thread is not threading.current_thread():
             self._open_helper_gate()
             thread.join()
+            if thread is self._helper_thread:  # otherwise it has started another one
+                return
 
     def _open_helper_gate(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -269,11 +268,11 @@ class Leader:
     # No signal handler runs in this thread, because it is not the main thread.
     def _help(self) -> None:
         keeper = self.keeper()  # noqa: F841 - see `drive`
-        me = threading.get_ident()
+        me, thread = threading.get_ident(), threading.current_thread()
         with self._helping:
             if self._helper is not None:
                 return  # two threads were started at once
-            self._helper = me
+            self._helper, self._helper_thread = me, thread
         try:
             while self._help_once():
                 pass

@@ -180,7 +180,7 @@ SOME = [("fork", kind, "__del__") for kind in KINDS] + [
 ALL = [(method, kind, place) for method in ("fork", "forkserver", "spawn") for kind in KINDS for place in PLACES]
 
 
-# What these kinds do at the end needs more than C functions and what was looked up before.
+# The actions of these kinds run Python functions, which look up names of their modules.
 PYTHON = {"locks_in_a_region", "values", "messages", "shared_memory", "ended_process"}
 
 

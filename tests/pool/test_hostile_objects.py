@@ -10,7 +10,7 @@ import forkshm
 
 
 class Raising:
-    """Raises for every attribute that it lacks, as a class does that keeps its attributes in a dict."""
+    """Keeps its attributes in a dict, so that a missing attribute raises KeyError."""
 
     def __init__(self, values):
         object.__setattr__(self, "values", values)

@@ -178,9 +178,9 @@ class Claim:
             raise
 
     def is_as_it_came(self, address: int, nbytes: int) -> bool:
-        """Return whether these bytes are unchanged in the block, for every process that has it.
+        """Return whether the block still has the bytes that were sent, so that the block can be passed on.
 
-        False also if this process wrote to its copy-on-write mapping, or cannot tell.
+        It does not if this process wrote to its copy-on-write mapping. If that is unknown, return False.
         """
         if self.in_place and self.share is not Share.private:
             return True
