@@ -6,7 +6,7 @@ sent as descriptors.
 
 from forkshm._help import publish
 from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
-from forkshm.pickler._attributes import attribute_of
+from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
@@ -88,6 +88,7 @@ __all__ += [
     "attribute_of",
     "can_be_sent",
     "find_named",
+    "name_of",
     "reduce_array_type",
     "reduce_code",
     "reduce_exception",

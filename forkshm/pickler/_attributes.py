@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ("attribute_of",)
+__all__ = ("attribute_of", "name_of")
 
 
 def attribute_of(thing: Any, name: str, default: Any = None) -> Any:
@@ -17,3 +17,12 @@ def attribute_of(thing: Any, name: str, default: Any = None) -> Any:
         return getattr(thing, name)
     except Exception:
         return default
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a function for messages."""
+    # NumPy's functions have a __qualname__ since 2.1.
+    for name in ("__qualname__", "__name__"):
+        if isinstance(found := attribute_of(function, name), str) and found:
+            return found
+    return type(function).__name__

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from forkshm import _multiprocess
 from forkshm._help import publish
 from forkshm.errors import RemoteTraceback
-from forkshm.pool._driver import Answer
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
 from forkshm.pool._pool import Pool
-from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, Pace, ResultSink, chunked, delivering
+from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, chunked, delivering
+from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._taking import take_arguments
-from forkshm.pool._tasks import CANCELLED, PickledCallable, Task
+from forkshm.pool._tasks import CANCELLED, Answer, Pace, PickledCallable, ResultSink, Task
 from forkshm.pool._unforkable import installed
 from forkshm.pool._worker_group import descriptors_open
 from forkshm.pool._worker_state import at_worker_end, worker_state
-from forkshm.pool.observe import PoolReport, PoolStatistics, SlowTask, WorkerReport
+from forkshm.pool.observe import PoolReport, SlowTask, WorkerReport
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool

@@ -17,7 +17,7 @@ from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
-from forkshm.pickler import Payload, explain, pack
+from forkshm.pickler import Payload, explain, name_of, pack
 from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
 from forkshm.pool._results import Outcome, PlainOutcome
@@ -30,7 +30,6 @@ from forkshm.pool.observe import (
     Traced,
     brief,
     hints_of,
-    name_of,
     names_of_arguments,
 )
 
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.channel import Header, Received
-    from forkshm.pool._driver import Answer
-    from forkshm.pool._results import Pace
+    from forkshm.pool._tasks import Answer, Pace
     from forkshm.pool._worker_group import WorkerGroup
     from forkshm.pool.observe import Trace
 

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
 from forkshm.errors import ForkshmError, TaskTimeoutError, without_frames
-from forkshm.pool._results import Outcome, PlainOutcome, ResultSink, delivering
-from forkshm.pool._tasks import Task
+from forkshm.pool._results import Outcome, PlainOutcome, delivering
+from forkshm.pool._tasks import ResultSink, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from forkshm.pool._dispatch import Dispatcher
-    from forkshm.pool._driver import Answer
-    from forkshm.pool._tasks import PickledCallable
+    from forkshm.pool._tasks import Answer, PickledCallable
     from forkshm.pool.observe import Bar
 
 __all__ = ("IMapIterator", "IMapUnorderedIterator")

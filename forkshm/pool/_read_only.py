@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
 from forkshm.errors import add_note
-from forkshm.pickler import attribute_of
-from forkshm.pool.observe import describe, name_of
+from forkshm.pickler import attribute_of, name_of
+from forkshm.pool.observe import describe
 from forkshm.region import MappedRegion, Mode, mapping_at
 
 if TYPE_CHECKING:

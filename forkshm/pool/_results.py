@@ -21,23 +21,21 @@ from forkshm.errors import (
     set_cause,
     without_frames,
 )
+from forkshm.pool._tasks import ResultSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from forkshm.channel import Message, Received
-    from forkshm.pool._driver import Answer, Driver
-    from forkshm.pool._tasks import Task
-    from forkshm.pool.observe import Bar
+    from forkshm.pool._interfaces import Bar, Driver
+    from forkshm.pool._tasks import Answer, Task
 
 __all__ = (
     "ApplyResult",
     "AsyncResult",
     "MapResult",
     "Outcome",
-    "Pace",
     "PlainOutcome",
-    "ResultSink",
     "chunked",
     "delivering",
 )
@@ -157,58 +155,6 @@ class PlainOutcome:
 
 # Held while an answer is stored. The code under it calls nothing. Builds without a GIL need it.
 delivering = _interrupts.Lock()
-
-
-class Pace:
-    """Measures how fast the tasks of a call are, and so how many may share one message."""
-
-    __slots__ = ("_tasks", "batch", "is_growing")
-
-    # Expected maximum duration of a batch, so that no task waits long behind another.
-    _BATCH_NS = 500_000
-    _BATCH_BYTES = 8 * 1024
-    _MOST = 128
-
-    def __init__(self) -> None:
-        # Number of tasks in one message.
-        self.batch = 1
-        # Whether *batch* may still grow, because few tasks were answered yet.
-        self.is_growing = True
-        self._tasks = 0
-
-    def note(self, nanoseconds: int, nbytes: int, count: int = 1) -> None:
-        """Count tasks by their mean duration and the mean size of their answers."""
-        if nanoseconds > self._BATCH_NS or nbytes > self._BATCH_BYTES:
-            # A slow task: send one task a message until many have been fast again.
-            self._tasks = 0
-            self.batch = 1
-            self.is_growing = False
-            return
-        self._tasks += count
-        most = min(self._MOST, self._BATCH_NS // max(nanoseconds, 1))
-        self.batch = max(1, min(most, self._tasks // 2))
-        self.is_growing = self.batch < most
-
-
-class ResultSink:
-    """An object that receives the answers of one or more tasks."""
-
-    # Number of input items in each task of a map, except the last.
-    chunksize = 1
-    # Its tasks are submitted in batches, so waiting tasks need not be divided among the workers.
-    comes_in_batches = False
-
-    def __init__(self) -> None:
-        self.pace = Pace()
-        # The pool, which must not be collected before the answer arrives.
-        self.keeps: object = None
-
-    def deliver(self, task: Task, answer: Answer) -> None:
-        """Store the answer of a task and set ``task.is_delivered``, unless it is set. Called by the driving thread.
-
-        An interrupted call is repeated. Therefore nothing is called between storing the answer and marking the task.
-        """
-        raise NotImplementedError
 
 
 class ApplyResult(ResultSink, Generic[T]):

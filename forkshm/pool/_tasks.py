@@ -12,22 +12,19 @@ import concurrent.futures
 import contextlib
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import Kind
-from forkshm.pickler import Payload, Repeats, explain, mark, pack, pack_by_name, still_by_name
+from forkshm.pickler import Payload, Repeats, explain, mark, name_of, pack, pack_by_name, still_by_name
 from forkshm.pool._status import FIRST_TASK
-from forkshm.pool.observe import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from forkshm.pickler import ImportableNames
-    from forkshm.pool._driver import Answer
-    from forkshm.pool._results import ResultSink
 
-__all__ = ("CANCELLED", "Batch", "Outstanding", "Packer", "PickledCallable", "Task")
+__all__ = ("CANCELLED", "Answer", "Batch", "Outstanding", "Pace", "Packer", "PickledCallable", "ResultSink", "Task")
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 # Arguments for `itertools.starmap`: one call without arguments.
@@ -36,6 +33,14 @@ _ONCE: tuple[tuple[()], ...] = ((),)
 
 # Stands for the payload of a function that was not pickled yet.
 _UNKNOWN: Any = object()
+
+
+class Answer(Protocol):
+    """The answer to one task: its result or exception, not unpickled yet."""
+
+    def open(self) -> tuple[bool, Any]:
+        """Return (True, value) or (False, exception)."""
+        ...
 
 
 class _Cancelled:
@@ -130,6 +135,58 @@ class PickledCallable:
                 explain(error, {"func": self.function}, self._packer.importable)
                 raise
         return payload
+
+
+class Pace:
+    """Measures how fast the tasks of a call are, and so how many may share one message."""
+
+    __slots__ = ("_tasks", "batch", "is_growing")
+
+    # Expected maximum duration of a batch, so that no task waits long behind another.
+    _BATCH_NS = 500_000
+    _BATCH_BYTES = 8 * 1024
+    _MOST = 128
+
+    def __init__(self) -> None:
+        # Number of tasks in one message.
+        self.batch = 1
+        # Whether *batch* may still grow, because few tasks were answered yet.
+        self.is_growing = True
+        self._tasks = 0
+
+    def note(self, nanoseconds: int, nbytes: int, count: int = 1) -> None:
+        """Count tasks by their mean duration and the mean size of their answers."""
+        if nanoseconds > self._BATCH_NS or nbytes > self._BATCH_BYTES:
+            # A slow task: send one task a message until many have been fast again.
+            self._tasks = 0
+            self.batch = 1
+            self.is_growing = False
+            return
+        self._tasks += count
+        most = min(self._MOST, self._BATCH_NS // max(nanoseconds, 1))
+        self.batch = max(1, min(most, self._tasks // 2))
+        self.is_growing = self.batch < most
+
+
+class ResultSink:
+    """An object that receives the answers of one or more tasks."""
+
+    # Number of input items in each task of a map, except the last.
+    chunksize = 1
+    # Its tasks are submitted in batches, so waiting tasks need not be divided among the workers.
+    comes_in_batches = False
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        # The pool, which must not be collected before the answer arrives.
+        self.keeps: object = None
+
+    def deliver(self, task: Task, answer: Answer) -> None:
+        """Store the answer of a task and set ``task.is_delivered``, unless it is set. Called by the driving thread.
+
+        An interrupted call is repeated. Therefore nothing is called between storing the answer and marking the task.
+        """
+        raise NotImplementedError
 
 
 class Task:

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
-from forkshm.pool._results import ResultSink, delivering
+from forkshm.pool._results import delivering
 from forkshm.pool._selector_thread import SelectorThread
+from forkshm.pool._tasks import ResultSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forkshm.pool import Pool
-    from forkshm.pool._driver import Answer
-    from forkshm.pool._tasks import Task
+    from forkshm.pool._tasks import Answer, Task
 
 __all__ = ("LoopDriver", "LoopResultSink")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.pool._results import Pace
+from forkshm.pool._tasks import Pace
 from forkshm.pool._worker_group import WorkerGroup
 
 pytestmark = pytest.mark.usefixtures("_warm_up")

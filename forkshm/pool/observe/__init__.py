@@ -1,8 +1,10 @@
 """Observation of a pool: reports, traces, statistics, progress bars, names of tasks."""
 
 from forkshm._help import publish
-from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, name_of, names_of_arguments
-from forkshm.pool.observe._progress import Bar, length_of, no_bar, open_bar
+from forkshm.pool._interfaces import Bar
+from forkshm.pool._statistics import PoolStatistics
+from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, names_of_arguments
+from forkshm.pool.observe._progress import length_of, no_bar, open_bar
 from forkshm.pool.observe._report import (
     PoolReport,
     SlowTask,
@@ -12,7 +14,6 @@ from forkshm.pool.observe._report import (
     hints_of,
     worker_reports,
 )
-from forkshm.pool.observe._statistics import PoolStatistics
 from forkshm.pool.observe._trace import Recorder, Trace, Traced
 
 __all__ = (
@@ -32,7 +33,6 @@ __all__ = (
     "hints_of",
     "index_of",
     "length_of",
-    "name_of",
     "names_of_arguments",
     "no_bar",
     "open_bar",

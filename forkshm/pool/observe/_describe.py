@@ -6,26 +6,17 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pickler import attribute_of
+from forkshm.pickler import attribute_of, name_of
 
 if TYPE_CHECKING:
     from forkshm.pool._tasks import Task
 
-__all__ = ("brief", "describe", "describe_task", "index_of", "name_of", "names_of_arguments")
+__all__ = ("brief", "describe", "describe_task", "index_of", "names_of_arguments")
 
 _PLAIN = (bool, bytes, complex, float, int, str, type(None))
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
-
-
-def name_of(function: Any) -> str:
-    """Return the name of a function for messages."""
-    # NumPy's functions have a __qualname__ since 2.1.
-    for name in ("__qualname__", "__name__"):
-        if isinstance(found := attribute_of(function, name), str) and found:
-            return found
-    return type(function).__name__
 
 
 def describe_task(task: Task, item: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Reports and traces as HTML: pages that open offline, light and dark, and tables for notebooks."""
+"""HTML for reports and traces: pages that open offline, light and dark, and tables for notebooks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from forkshm.pool.observe._report import PoolReport
-
-__all__ = ("report_fragment", "report_page", "table", "trace_page")
+__all__ = ("legend", "page", "table", "timeline_page")
 
 # Kinds of work, in the order of the legend, with the class of their color.
 _KINDS = ("computing", "receiving", "sending", "waiting", "pickling", "unpickling")
@@ -142,66 +140,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Itera
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def _moved(report: PoolReport) -> str:
-    moved = report.statistics
-    return (
-        f"In {report.seconds:.3f} s this process packed for {report.packing:.3f} s and unpacked for "
-        f"{report.unpacking:.3f} s. {moved.bytes_copied / 1e6:,.1f} MB were copied, "
-        f"{moved.bytes_shared / 1e6:,.1f} MB shared."
-    )
-
-
-def _workers(report: PoolReport) -> str:
-    return table(
-        ("worker", "tasks", "busy", "transfer", "waiting"),
-        (
-            (each.name, f"{each.tasks:,}", *(f"{value:.3f} s" for value in (each.busy, each.transfer, each.waiting)))
-            for each in report.workers
-        ),
-        range(1, 5),
-    )
-
-
-def report_fragment(report: PoolReport) -> str:
-    """Return the report as a piece of HTML in the style of its surroundings, for notebooks."""
-    parts = [_workers(report), f"<p>{html.escape(_moved(report))}</p>"]
-    if report.slowest:
-        parts.append(table(("seconds", "slowest tasks"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
-    parts += [f"<p><b>Hint:</b> {html.escape(hint)}</p>" for hint in report.hints]
-    # The page around it does not have this module's styles.
-    return '<div style="overflow-x: auto">' + "".join(parts) + "</div>"
-
-
-def _bars(report: PoolReport) -> str:
-    """Return a table of the workers' times with a bar for each."""
-    rows = []
-    for each in report.workers:
-        whole = (each.busy + each.transfer + each.waiting) or 1.0
-        bar = "".join(
-            f'<span class="{kind}" style="width:{100 * value / whole:.2f}%"></span>'
-            for kind, value in (("computing", each.busy), ("receiving", each.transfer), ("waiting", each.waiting))
-        )
-        # On a phone, where there is no room for a heading, each number has its word beside it.
-        numbers = {
-            "tasks": f"{each.tasks:,}",
-            "busy": f"{each.busy:.3f} s",
-            "transfer": f"{each.transfer:.3f} s",
-            "waiting": f"{each.waiting:.3f} s",
-        }
-        cells = "".join(f'<td class="n" data-of="{word}">{text}</td>' for word, text in numbers.items())
-        rows.append(
-            f'<tr><td class="name">{html.escape(each.name)}</td>{cells}'
-            f'<td class="shares"><div class="bar">{bar}</div></td></tr>'
-        )
-    return (
-        '<div class="wide"><table class="workers"><thead><tr><th>worker</th><th class="n">tasks</th>'
-        '<th class="n">busy</th><th class="n">transfer</th><th class="n">waiting</th><th>shares</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        + _legend((("computing", "busy"), ("receiving", "transfer"), ("waiting", "waiting")))
-    )
-
-
-def _legend(kinds: Iterable[tuple[str, str]]) -> str:
+def legend(kinds: Iterable[tuple[str, str]]) -> str:
+    """Return a legend: the classes of the colors, each with its text."""
     return (
         '<ul class="key">'
         + "".join(f'<li><i class="{kind}"></i>{html.escape(text)}</li>' for kind, text in kinds)
@@ -209,36 +149,8 @@ def _legend(kinds: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def _report_body(report: PoolReport) -> str:
-    moved = report.statistics
-    parts = [
-        "<h2>Workers</h2>",
-        _bars(report),
-        "<h2>Data</h2>",
-        table(
-            (),
-            (
-                ("copied", f"{moved.bytes_copied / 1e6:,.1f} MB"),
-                ("shared", f"{moved.bytes_shared / 1e6:,.1f} MB"),
-                ("tasks", f"{moved.tasks:,}"),
-                ("messages", f"{moved.messages:,}"),
-                ("workers replaced", f"{moved.workers_replaced:,}"),
-                ("packing in this process", f"{report.packing:.3f} s"),
-                ("unpacking in this process", f"{report.unpacking:.3f} s"),
-            ),
-            [1],
-        ),
-    ]
-    if report.slowest:
-        parts.append("<h2>Slowest tasks</h2>")
-        parts.append(table(("seconds", "task"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
-    if report.hints:
-        parts.append("<h2>Hints</h2>")
-        parts += [f'<p class="hint">{html.escape(hint)}</p>' for hint in report.hints]
-    return "".join(parts)
-
-
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """Return a page that opens without a network."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -247,18 +159,12 @@ def _page(title: str, body: str) -> str:
     )
 
 
-def report_page(report: PoolReport) -> str:
-    """Return the report as a page that opens without a network."""
-    title = f"Report of a pool, {report.seconds:.3f} s, {len(report.workers)} workers"
-    return _page(title, f"<h1>{html.escape(title)}</h1>{_report_body(report)}")
-
-
-def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, dropped: int) -> str:
-    """Return a page with a timeline of trace events, and the report of the pool below it.
+def timeline_page(events: Iterable[dict[str, Any]], below: str, dropped: int) -> str:
+    """Return a page with a timeline of trace events.
 
     Args:
         events: Events of Chrome's "Trace Event Format", as `Trace` makes them.
-        report: Shown below the timeline, if there is one.
+        below: HTML that is shown below the timeline.
         dropped: Number of tasks and events that were dropped.
     """
     labels: dict[tuple[int, int], str] = {}
@@ -298,12 +204,12 @@ def trace_page(events: Iterable[dict[str, Any]], report: PoolReport | None, drop
     title = f"Trace of a pool, {end / 1e6:.3f} s"
     lost = f"<p>{dropped:,} tasks or events were dropped: the rings were full.</p>" if dropped else ""
     body = (
-        f"<h1>{title}</h1>{_legend((kind, kind) for kind in kinds)}"
+        f"<h1>{title}</h1>{legend((kind, kind) for kind in kinds)}"
         "<p><button id='in'>+</button> <button id='out'>-</button> <button id='all'>all</button> "
         "<span class='muted'>Drag to move; Ctrl and the wheel to zoom; point at a bar to read it.</span></p>"
         "<div><canvas id='timeline' role='img' aria-label='Timeline of the workers and threads'></canvas></div>"
         f"<p id='told' class='muted' aria-live='polite'></p>{lost}"
-        f"{'' if report is None else _report_body(report)}"
+        f"{below}"
         f"<script type='application/json' id='data'>{embedded}</script><script>{_SCRIPT}</script>"
     )
-    return _page(title, body)
+    return page(title, body)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from forkshm.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forkshm.pool._driver import Driver
-    from forkshm.pool.observe._statistics import PoolStatistics
+    from forkshm.pool._interfaces import Bar, Driver
+    from forkshm.pool._statistics import PoolStatistics
 
-__all__ = ("Bar", "length_of", "no_bar", "open_bar")
-
-
-class Bar(Protocol):
-    """A bar that shows the progress of a call."""
-
-    def update(self, count: int) -> None:
-        """Count so many more items as done."""
-
-    def close(self) -> None:
-        """End the bar, and leave it as it is."""
+__all__ = ("length_of", "no_bar", "open_bar")
 
 
 class _NoBar:

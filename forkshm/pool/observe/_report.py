@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import html
 import itertools
 import struct
 import time
 from typing import TYPE_CHECKING
 
 from forkshm.pool._status import FIRST_TASK, STARTING
+from forkshm.pool.observe._html import legend, page, table
 
 if TYPE_CHECKING:
     import os
 
-    from forkshm.pool._worker_group import WorkerGroup
-    from forkshm.pool.observe._statistics import PoolStatistics
+    from forkshm.pool._interfaces import Workers
+    from forkshm.pool._statistics import PoolStatistics
 
-__all__ = ("PoolReport", "SlowTask", "SlowTasks", "WorkerClock", "WorkerReport", "hints_of", "worker_reports")
+__all__ = (
+    "PoolReport",
+    "SlowTask",
+    "SlowTasks",
+    "WorkerClock",
+    "WorkerReport",
+    "hints_of",
+    "report_body",
+    "worker_reports",
+)
 
 # With less work than this there are no hints.
 _LEAST_SECONDS = 0.02
@@ -116,9 +127,8 @@ class PoolReport:
 
     def to_html(self) -> str:
         """Return the report as an HTML page that opens without a network, in light and dark."""
-        from forkshm.pool.observe._html import report_page
-
-        return report_page(self)
+        title = f"Report of a pool, {self.seconds:.3f} s, {len(self.workers)} workers"
+        return page(title, f"<h1>{html.escape(title)}</h1>{report_body(self)}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_html` to a file.
@@ -142,9 +152,12 @@ class PoolReport:
             file.write(text)
 
     def _repr_html_(self) -> str:
-        from forkshm.pool.observe._html import report_fragment
-
-        return report_fragment(self)
+        parts = [_workers(self), f"<p>{html.escape(_moved(self))}</p>"]
+        if self.slowest:
+            parts.append(table(("seconds", "slowest tasks"), ((f"{t.seconds:.3f}", t.task) for t in self.slowest), [0]))
+        parts += [f"<p><b>Hint:</b> {html.escape(hint)}</p>" for hint in self.hints]
+        # The page around it does not have the styles of `page`.
+        return '<div style="overflow-x: auto">' + "".join(parts) + "</div>"
 
 
 class SlowTasks:
@@ -168,7 +181,7 @@ class SlowTasks:
         return tuple(SlowTask(taken / 1e9, task) for taken, _, task in sorted(self._heap, reverse=True))
 
 
-def worker_reports(worker_group: WorkerGroup) -> tuple[WorkerReport, ...]:
+def worker_reports(worker_group: Workers) -> tuple[WorkerReport, ...]:
     """Return the workers' accounts, including the time of their current activity."""
     reports = []
     for _, worker in sorted(worker_group.by_slot.items()):
@@ -212,3 +225,85 @@ def hints_of(report: PoolReport) -> tuple[str, ...]:
         else:
             hints.append(f"{uneven}. Divide the work into more and smaller tasks (chunksize=1).")
     return tuple(hints)
+
+
+# -- as HTML -----------------------------------------------------------------------------
+
+
+def _moved(report: PoolReport) -> str:
+    moved = report.statistics
+    return (
+        f"In {report.seconds:.3f} s this process packed for {report.packing:.3f} s and unpacked for "
+        f"{report.unpacking:.3f} s. {moved.bytes_copied / 1e6:,.1f} MB were copied, "
+        f"{moved.bytes_shared / 1e6:,.1f} MB shared."
+    )
+
+
+def _workers(report: PoolReport) -> str:
+    return table(
+        ("worker", "tasks", "busy", "transfer", "waiting"),
+        (
+            (each.name, f"{each.tasks:,}", *(f"{value:.3f} s" for value in (each.busy, each.transfer, each.waiting)))
+            for each in report.workers
+        ),
+        range(1, 5),
+    )
+
+
+def _bars(report: PoolReport) -> str:
+    """Return a table of the workers' times with a bar for each."""
+    rows = []
+    for each in report.workers:
+        whole = (each.busy + each.transfer + each.waiting) or 1.0
+        bar = "".join(
+            f'<span class="{kind}" style="width:{100 * value / whole:.2f}%"></span>'
+            for kind, value in (("computing", each.busy), ("receiving", each.transfer), ("waiting", each.waiting))
+        )
+        # On a phone, where there is no room for a heading, each number has its word beside it.
+        numbers = {
+            "tasks": f"{each.tasks:,}",
+            "busy": f"{each.busy:.3f} s",
+            "transfer": f"{each.transfer:.3f} s",
+            "waiting": f"{each.waiting:.3f} s",
+        }
+        cells = "".join(f'<td class="n" data-of="{word}">{text}</td>' for word, text in numbers.items())
+        rows.append(
+            f'<tr><td class="name">{html.escape(each.name)}</td>{cells}'
+            f'<td class="shares"><div class="bar">{bar}</div></td></tr>'
+        )
+    return (
+        '<div class="wide"><table class="workers"><thead><tr><th>worker</th><th class="n">tasks</th>'
+        '<th class="n">busy</th><th class="n">transfer</th><th class="n">waiting</th><th>shares</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        + legend((("computing", "busy"), ("receiving", "transfer"), ("waiting", "waiting")))
+    )
+
+
+def report_body(report: PoolReport) -> str:
+    """Return the sections of a report as HTML."""
+    moved = report.statistics
+    parts = [
+        "<h2>Workers</h2>",
+        _bars(report),
+        "<h2>Data</h2>",
+        table(
+            (),
+            (
+                ("copied", f"{moved.bytes_copied / 1e6:,.1f} MB"),
+                ("shared", f"{moved.bytes_shared / 1e6:,.1f} MB"),
+                ("tasks", f"{moved.tasks:,}"),
+                ("messages", f"{moved.messages:,}"),
+                ("workers replaced", f"{moved.workers_replaced:,}"),
+                ("packing in this process", f"{report.packing:.3f} s"),
+                ("unpacking in this process", f"{report.unpacking:.3f} s"),
+            ),
+            [1],
+        ),
+    ]
+    if report.slowest:
+        parts.append("<h2>Slowest tasks</h2>")
+        parts.append(table(("seconds", "task"), ((f"{t.seconds:.3f}", t.task) for t in report.slowest), [0]))
+    if report.hints:
+        parts.append("<h2>Hints</h2>")
+        parts += [f'<p class="hint">{html.escape(hint)}</p>' for hint in report.hints]
+    return "".join(parts)

@@ -21,18 +21,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
+from forkshm.pickler import name_of
 from forkshm.pool._results import Outcome
 from forkshm.pool._status import CLAIMING, FIRST_TASK, IDLE, LAST_LOOK
-from forkshm.pool.observe._describe import name_of
+from forkshm.pool.observe._html import timeline_page
+from forkshm.pool.observe._report import report_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-    from forkshm.pool._driver import Answer, TracedPool
+    from forkshm.pool._interfaces import TracedPool, Worker, Workers
     from forkshm.pool._status import TraceRing
-    from forkshm.pool._tasks import Task
-    from forkshm.pool._worker_group import WorkerGroup, WorkerHandle
+    from forkshm.pool._tasks import Answer, Task
 
 __all__ = ("Recorder", "Trace", "Traced")
 
@@ -134,7 +135,7 @@ class Trace:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], worker_group: WorkerGroup, dispatcher: TracedPool, pool: object
+        self, path: str | os.PathLike[str], worker_group: Workers, dispatcher: TracedPool, pool: object
     ) -> None:
         self.path = os.path.abspath(path)
         self.dropped = 0
@@ -181,11 +182,11 @@ class Trace:
 
     # -- called by the dispatcher -----------------------------------------------------
 
-    def born(self, worker: WorkerHandle) -> None:
+    def born(self, worker: Worker) -> None:
         """Record that a worker was started."""
         self._lives[worker.pid] = _Life(worker.slot, worker.process.name, time.perf_counter_ns())
 
-    def reaped(self, worker: WorkerHandle) -> None:
+    def reaped(self, worker: Worker) -> None:
         """Record that a worker has ended, and its current activity with it."""
         life = self._lives.get(worker.pid)
         if life is not None:
@@ -283,10 +284,8 @@ class Trace:
             if event["ph"] == "X":
                 event["ts"] -= self._started // 1000
         if self.path.lower().endswith((".html", ".htm")):
-            from forkshm.pool.observe._html import trace_page
-
             report = getattr(self._pool, "report", None)
-            page = trace_page(events, None if report is None else report(), self.dropped)
+            page = timeline_page(events, "" if report is None else report_body(report()), self.dropped)
             with open(self.path, "w", encoding="utf-8") as file:
                 file.write(page)
             return

@@ -6,21 +6,42 @@ ctypes is used only to describe layouts; nothing here calls C.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from forkshm.region._table import round_up
+from forkshm.region._table import Mode, round_up
 from forkshm.region.pointers._layout import assign, check, checked_offset, name_of, set_null
 from forkshm.region.pointers._offset_ptr import check_writable
-
-if TYPE_CHECKING:
-    from forkshm.region._mapped import MappedRegion
 
 __all__ = ("aligned", "assign", "construct", "place")
 
 T = TypeVar("T")
 
 
-def place(region: MappedRegion, kind: type[T], offset: int = 0) -> T:
+class Memory(Protocol):
+    """Mapped memory, such as a `MappedRegion`."""
+
+    @property
+    def address(self) -> int:
+        """The address of the first byte."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The size in bytes."""
+        ...
+
+    @property
+    def mode(self) -> Mode:
+        """Whether it can be written, and who sees the writes."""
+        ...
+
+    @property
+    def buf(self) -> memoryview:
+        """A view of all bytes."""
+        ...
+
+
+def place(region: Memory, kind: type[T], offset: int = 0) -> T:
     r"""Return an existing object in a region as a ctypes object; reads and writes are shared.
 
     The bytes are unchanged; `construct` makes a new object. The object keeps the memory mapped while it, or anything
@@ -62,7 +83,7 @@ def place(region: MappedRegion, kind: type[T], offset: int = 0) -> T:
     return found
 
 
-def construct(region: MappedRegion, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
+def construct(region: Memory, kind: type[T], offset: int = 0, *args: Any, **kwargs: Any) -> T:
     """Return a new ctypes object in a region: zeros and null pointers, then initialized by its ``__init__``.
 
     In a union, the pointers of the first member are null. If ``__init__`` raises, the object stays partly initialized.
@@ -116,7 +137,7 @@ def aligned(offset: int, kind: Any) -> int:
     return round_up(checked_offset(offset), ctypes.alignment(kind))
 
 
-def _view(region: MappedRegion, kind: Any, offset: int) -> Any:
+def _view(region: Memory, kind: Any, offset: int) -> Any:
     offset = checked_offset(offset)
     size, multiple = ctypes.sizeof(kind), ctypes.alignment(kind)
     address = region.address + offset

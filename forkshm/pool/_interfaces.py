@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from forkshm.pool._tasks import Task
-    from forkshm.pool.observe import PoolStatistics
+    from forkshm.pool._statistics import PoolStatistics
+    from forkshm.pool._status import Status
+    from forkshm.pool._tasks import Answer, Task
 
-__all__ = ("Answer", "Driver", "TracedPool")
+__all__ = ("Bar", "Driver", "TracedPool", "Worker", "Workers")
 
 
-class Answer(Protocol):
-    """The answer to one task: its result or exception, not unpickled yet."""
+class Bar(Protocol):
+    """A bar that shows the progress of a call."""
 
-    def open(self) -> tuple[bool, Any]:
-        """Return (True, value) or (False, exception)."""
-        ...
+    def update(self, count: int) -> None:
+        """Count so many more items as done."""
+
+    def close(self) -> None:
+        """End the bar, and leave it as it is."""
 
 
 class Driver(Protocol):
@@ -57,4 +60,40 @@ class TracedPool(Protocol):
 
     def check_accepting(self) -> None:
         """Raise unless tasks can be submitted."""
+        ...
+
+
+class Worker(Protocol):
+    """A worker process, as reports and traces see it."""
+
+    slot: int
+    process: Any
+    """The process object, which has a name."""
+
+    @property
+    def name(self) -> str:
+        """The name of the process."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        ...
+
+
+class Workers(Protocol):
+    """The workers of a pool, as reports and traces see them."""
+
+    status: Status
+    sent: dict[int, Task]
+    """Tasks that were sent, by their numbers."""
+
+    @property
+    def workers(self) -> Collection[Worker]:
+        """The living workers."""
+        ...
+
+    @property
+    def by_slot(self) -> Mapping[int, Worker]:
+        """The last worker of each slot."""
         ...
