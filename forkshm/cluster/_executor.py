@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.cluster import _agent
-from forkshm.cluster._agent import Group, Raised
+from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Raised, Sent
 from forkshm.cluster._values import NodeArray, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError
 from forkshm.pool import chunked
+from forkshm.pool.observe import name_of, open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import ParamSpec
+
+    from forkshm.pool.observe import Bar
 
     P = ParamSpec("P")
 
@@ -109,7 +112,7 @@ class _Call:
     def __init__(
         self,
         executor: ClusterExecutor,
-        function: bytes,
+        function: GroupCall,
         groups: Sequence[Group],
         arrays: dict[str, _Array],
         remote: dict[str, Any],
@@ -128,6 +131,8 @@ class _Call:
     def send(self) -> None:
         """Submit the call to Dask."""
         self.sends += 1
+        from forkshm.cluster import _agent
+
         client = self.executor.client
         self.future = client.submit(
             _agent.run,
@@ -168,8 +173,15 @@ class _Call:
         self.executor.cancel_calls([self])
 
 
-class ClusterExecutor(concurrent.futures.Executor):
-    """A `concurrent.futures.Executor` whose workers are processes on the nodes of a Dask cluster.
+if TYPE_CHECKING:
+    _StandardExecutor = concurrent.futures.Executor
+else:
+    # As for `forkshm.Executor`: some programs test for this class.
+    from concurrent.futures import ProcessPoolExecutor as _StandardExecutor
+
+
+class ClusterExecutor(_StandardExecutor):
+    """A `concurrent.futures.ProcessPoolExecutor` whose workers are processes on the nodes of a Dask cluster.
 
     ``forkshm.Executor(cluster=...)`` creates it. Each Dask worker is a node, and should be the only one of its machine.
     A node starts a pool of forkserver workers at its first call.
@@ -183,12 +195,18 @@ class ClusterExecutor(concurrent.futures.Executor):
     Args:
         cluster: A ``distributed.Client``, a cluster object such as ``LocalCluster``, or the address of a scheduler.
         max_workers: Worker processes on each node; by default as many as the Dask worker has threads.
-        executor_options: ``initializer``, ``initargs``, ``max_tasks_per_child``, ``task_timeout`` and other options of
-            `forkshm.Executor`, for the pool of each node.
+        mp_context: The context of the pools of the nodes, forkserver or spawn.
+        initializer: Called once in each worker process before its first task. Globals that it sets are seen by
+            functions of the same module.
+        initargs: Arguments of *initializer*.
+        local: `forkshm.Executor`, which creates the executor of each node.
+        options: ``max_tasks_per_child``, ``task_timeout`` and other options of `forkshm.Executor`, for each node.
 
     Raises:
         MissingDependencyError: Dask is not installed.
-        ValueError: *max_workers* is less than 1.
+        TypeError: There is no such option, or *initializer* is not callable.
+        ValueError: An option has an invalid value, such as *max_workers* of 0.
+        UnsupportedError: *mp_context* starts processes by fork; a node has threads.
         OSError: The scheduler does not answer.
 
     Fork and threads:
@@ -205,24 +223,63 @@ class ClusterExecutor(concurrent.futures.Executor):
         https://distributed.dask.org
     """
 
-    def __init__(self, cluster: Any, max_workers: int | None = None, **executor_options: Any) -> None:
+    def __init__(
+        self,
+        cluster: Any,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        *,
+        local: Callable[..., LocalExecutor],
+        **options: Any,
+    ) -> None:
         if max_workers is not None and max_workers < 1:
             raise ValueError(f"max_workers must be at least 1, got {max_workers}")
+        method = "forkserver" if mp_context is None else mp_context.get_start_method()
+        if method == "fork":
+            raise UnsupportedError(
+                "cannot start the workers of a cluster by fork: a node has threads. Pass a context of forkserver or "
+                "spawn, or none.",
+                capability="cluster",
+            )
+        initargs = tuple(initargs)
+        # It starts no process, and raises for wrong options here instead of on the nodes.
+        local(max_workers, None, initializer, initargs, **options)
+        from forkshm.cluster import _agent
+
+        options.update(
+            (name, Sent(Writer(share_globals=True).write(function)))
+            for name, function in (
+                ("initializer", None if initializer is None else functools.partial(initializer, *initargs)),
+                ("worker_init", options.get("worker_init")),
+                ("worker_exit", options.get("worker_exit")),
+            )
+            if function is not None
+        )
         self.name = f"forkshm-{uuid.uuid4().hex[:12]}"
+        self._workers_each = max_workers
         self.client, self._is_own_client = _agent.client_of(cluster)
         self.is_closed = False
         self._pid = os.getpid()
         self._lock = _interrupts.Lock()
         self._arrays: collections.OrderedDict[Any, _Array] = collections.OrderedDict()
-        self._pending: set[concurrent.futures.Future[Any]] = set()
+        self._pending: set[ClusterFuture[Any]] = set()
+        agent = _agent.Agent(self.name, max_workers, functools.partial(_agent.make_local, local, method, options))
         try:
-            self.client.register_plugin(_agent.Agent(self.name, max_workers, executor_options), name=self.name)
+            self.client.register_plugin(agent, name=self.name)
         except BaseException:
             self._close_client()
             raise
 
     def __repr__(self) -> str:
         return f"<ClusterExecutor {self.name} of {self.client!r}>"
+
+    @property
+    def _max_workers(self) -> int:
+        # Programs read this attribute of the standard library's executor.
+        threads = self.client.nthreads().values()
+        return max(1, sum(threads) if self._workers_each is None else self._workers_each * len(threads))
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -273,6 +330,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
+        progress: bool | str = False,
     ) -> Iterator[T]:
         """Return an iterator over ``fn(*items)`` for the zipped items of *iterables*, in order.
 
@@ -282,34 +340,43 @@ class ClusterExecutor(concurrent.futures.Executor):
             timeout: Seconds from this call after which waiting for a result raises TimeoutError.
             chunksize: Items that one worker process takes at a time; by default each process gets four chunks.
             buffersize: Maximum number of input parts that are in flight or whose results were not taken yet.
+            progress: Show a progress bar: True or ``"tqdm"``, or ``"rich"``.
 
         Raises:
             ValueError: *chunksize* or *buffersize* is less than 1.
+            TypeError: *buffersize* is not an int.
             PoolClosedError: The executor was shut down.
+            MissingDependencyError: The library that *progress* needs is not installed.
         """
-        outcomes = self.outcomes(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
-        return _raising(outcomes)
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        items: Any = zip(*iterables, strict=False)
+        if buffersize is None:
+            items = list(items)
+        outcomes = self.outcomes(fn, items, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+        bar = open_bar(progress, None if buffersize is not None else len(items))
+        return _raising(outcomes, bar)
 
     def outcomes(
         self,
         fn: Callable[..., T],
-        *iterables: Iterable[Any],
+        items: Iterable[tuple[Any, ...]],
+        *,
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[tuple[BaseException | None, Any]]:
-        """Yield the exception, or None, and the result of each item; see `map`."""
+        """Yield the exception, or None, and the result of each call ``fn(*item)``; see `map`."""
         for name, number in (("chunksize", chunksize), ("buffersize", buffersize)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self._check_open()
         deadline = None if timeout is None else time.monotonic() + timeout
-        items: Any = zip(*iterables, strict=False)
-        slots = max(1, sum(self.client.nthreads().values()))
+        slots = self._max_workers
         each = chunksize or 1
         together = 1
         if buffersize is None:
-            items = list(items)
+            items = items if isinstance(items, list) else list(items)
             each = chunksize or max(1, len(items) // (slots * _TASKS_EACH))
             together = max(1, -(-len(items) // each) // (slots * _TASKS_EACH))
         parts = self._parts(fn, items, each, together)
@@ -323,7 +390,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         arrays: dict[str, _Array] = {}
         remote: dict[str, Any] = {}
         seen: _Seen = {}
-        function = self._write(fn, arrays, remote, seen)
+        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen))
         groups = chunked(iter(items), each)
         while part := list(itertools.islice(groups, together)):
             own_arrays, own_remote = dict(arrays), dict(remote)
@@ -345,12 +412,12 @@ class ClusterExecutor(concurrent.futures.Executor):
         arrays: dict[str, _Array] = {}
         remote: dict[str, Any] = {}
         seen: _Seen = {}
-        function = self._write(fn, arrays, remote, seen)
+        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen))
         groups = [Group(1, self._write([(args, kwargs)], arrays, remote, seen))]
         return _Call(self, function, groups, arrays, remote)
 
     def _start(
-        self, call: _Call, future: concurrent.futures.Future[Any], sink: Callable[[Any, BaseException | None], None]
+        self, call: _Call, future: ClusterFuture[Any], sink: Callable[[Any, BaseException | None], None]
     ) -> None:
         def take(done: Any, error: BaseException | None) -> None:
             try:
@@ -370,7 +437,7 @@ class ClusterExecutor(concurrent.futures.Executor):
     # -- arrays on the nodes ----------------------------------------------------------------------
 
     def _write(self, thing: Any, arrays: dict[str, _Array], remote: dict[str, Any], seen: _Seen) -> bytes:
-        def name_of(array: Any) -> str:
+        def name_of_array(array: Any) -> str:
             found = seen.get(id(array))
             if found is None:
                 found = seen[id(array)] = array, self._on_nodes(array)
@@ -388,7 +455,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             remote[call.name] = call
             return call.name
 
-        return Writer(name_of, (RemoteResult, name_of_remote)).write(thing)
+        return Writer(name_of_array, (RemoteResult, name_of_remote), share_globals=True).write(thing)
 
     def _on_nodes(self, array: Any) -> _Array:
         """Return the nodes' array with the same elements, moving it to them if they have none."""
@@ -428,9 +495,43 @@ class ClusterExecutor(concurrent.futures.Executor):
         """End calls: cancel those that wait, and kill workers that run one."""
         futures = [call.future for call in calls if call.future is not None]
         # Cancel on the nodes first: Dask forgets where a call runs once it is cancelled.
+        from forkshm.cluster import _agent
+
         with contextlib.suppress(Exception):  # a node that has just died runs none of the calls
             self.client.run(_agent.cancel, self.name, [call.name for call in calls], on_error="ignore")
         self.client.cancel(futures)
+
+    def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
+
+        Args:
+            futures: Futures returned by `submit` of this executor. Finished futures do not change.
+        """
+        self._cancel(future for future in futures if isinstance(future, ClusterFuture) and not future.done())
+
+    def _cancel(self, futures: Iterable[ClusterFuture[Any]]) -> None:
+        calls = [future._call for future in futures if concurrent.futures.Future.cancel(future)]
+        for call in calls:
+            call.is_cancelled = True
+        if calls:
+            self.cancel_calls(calls)
+
+    def terminate_workers(self) -> None:
+        """Shut down and end the worker processes on all nodes now; unfinished calls raise `PoolClosedError`."""
+        self.is_closed = True
+        if self._pid != os.getpid():
+            return
+        pending = list(self._pending)
+        for future in pending:
+            future._call.is_cancelled = True
+            _settle(future, None, PoolClosedError("the workers were ended before this call finished"))
+        if pending:
+            self.cancel_calls([future._call for future in pending])
+        self._end()
+
+    def kill_workers(self) -> None:
+        """Shut down and end the worker processes on all nodes now; see `terminate_workers`."""
+        self.terminate_workers()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls, and end the pools of the nodes when all calls are done.
@@ -443,8 +544,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         if self._pid != os.getpid():
             return
         if cancel_futures:
-            for future in list(self._pending):
-                future.cancel()
+            self._cancel(list(self._pending))
         if wait:
             concurrent.futures.wait(list(self._pending))
             self._end()
@@ -514,13 +614,15 @@ def _settle(future: concurrent.futures.Future[Any], value: Any, error: BaseExcep
             future.set_exception(error)
 
 
-def _raising(outcomes: Iterator[tuple[BaseException | None, Any]]) -> Iterator[Any]:
+def _raising(outcomes: Iterator[tuple[BaseException | None, Any]], bar: Bar) -> Iterator[Any]:
     try:
         for error, value in outcomes:
             if error is not None:
                 raise error
+            bar.update(1)
             yield value
     finally:
+        bar.close()
         outcomes.close()  # type: ignore[attr-defined]  # a generator
 
 
@@ -540,9 +642,4 @@ def _taken(
         # The consumer has all results, an exception, or enough: the remaining results are not needed.
         left_over = [future for future in futures if not future.done()]
         if left_over:
-            calls = [future._call for future in left_over]
-            for future in left_over:
-                concurrent.futures.Future.cancel(future)
-            for call in calls:
-                call.is_cancelled = True
-            calls[0].executor.cancel_calls(calls)
+            left_over[0]._call.executor._cancel(left_over)

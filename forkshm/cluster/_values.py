@@ -109,8 +109,11 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     Args:
         name_of: Called with each large array; returns its name in the stream. By default the stream contains arrays.
         remote: The type of results that stayed on a node, and a function that returns the name of one.
+        share_globals: Functions of one module that are sent by value have one namespace in the reader's process.
     """
 
+    # Whether this writes an exception of a chain. The chain is written by the exception that begins it.
+    _in_chain = False
     # Code keeps its file and lines, so that tracebacks show them.
     dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: reduce_code}, *_OF_CLOUDPICKLE.maps)
 
@@ -118,11 +121,15 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         self,
         name_of: Callable[[Any], str] | None = None,
         remote: tuple[type, Callable[[Any], str]] | None = None,
+        *,
+        share_globals: bool = False,
     ) -> None:
         self._file = io.BytesIO()
         super().__init__(self._file, protocol=5)
         self._name_of = name_of
         self._remote = remote
+        self._share_globals = share_globals
+        self._namespaces: dict[int, _Namespace] = {}
         numpy = sys.modules.get("numpy")
         self._array_type: Any = None if numpy is None else numpy.ndarray
 
@@ -131,6 +138,7 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         self._file.seek(0)
         self._file.truncate()
         self.clear_memo()
+        self._namespaces.clear()
         self.dump(thing)
         return self._file.getvalue()
 
@@ -153,15 +161,74 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
                 capability="cluster",
             )
         if isinstance(obj, BaseException):
-            return reduce_exception(obj, None)
+            return reduce_exception(obj, None if self._in_chain else self._dump_of_chain)
         if isinstance(obj, type):
             return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
+        if type(obj) is types.FunctionType and self._share_globals:
+            return self._with_namespace(obj, super().reducer_override(obj))
         return super().reducer_override(obj)
+
+    def _dump_of_chain(self, error: BaseException) -> bytes:
+        writer = Writer()
+        writer._in_chain = True
+        return writer.write(error)
+
+    def _with_namespace(self, function: types.FunctionType, parts: Any) -> Any:
+        """Return the reduction of a function that is sent by value, with the namespace of its module."""
+        name = function.__globals__.get("__name__")
+        if type(parts) is not tuple or name is None:
+            return parts
+        make, (code, start, *others), (state, slots), *rest = parts
+        namespace = self._namespaces.get(id(start))
+        if namespace is None:
+            namespace = self._namespaces[id(start)] = _Namespace(name, start)
+        slots = {**slots, "__globals__": _Sent(name, slots["__globals__"])}
+        return make, (code, namespace, *others), (state, slots), *rest
 
 
 def _is_plain(kind: type, array_type: type) -> bool:
     """Return whether an array of this type is fully described by its elements."""
     return kind is array_type or (kind.__module__.startswith("forkshm.") and kind.__name__ == "SharedArray")
+
+
+class _Namespace:
+    """The globals of a module that the reader's process cannot import."""
+
+    def __init__(self, name: str, start: dict[str, Any]) -> None:
+        self.name = name
+        self.start = start
+
+    def __reduce__(self) -> Any:
+        return _namespace, (self.name, self.start)
+
+
+class _Sent:
+    """Globals that a function refers to."""
+
+    def __init__(self, name: str, values: dict[str, Any]) -> None:
+        self.name = name
+        self.values = values
+
+    def __reduce__(self) -> Any:
+        return _news, (self.name, self.values)
+
+
+# The namespaces of modules of the client in this process, and the globals in them that arrived last, by module.
+_namespaces: dict[str, dict[str, Any]] = {}
+_arrived: dict[str, dict[str, Any]] = {}
+
+
+def _namespace(name: str, start: dict[str, Any]) -> dict[str, Any]:
+    return _namespaces.setdefault(name, start)
+
+
+def _news(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the globals that arrived, without those that this process has set itself."""
+    namespace, arrived = _namespaces[name], _arrived.setdefault(name, {})
+    missing = object()
+    news = {key: value for key, value in values.items() if namespace.get(key, missing) is arrived.get(key, missing)}
+    arrived.update(news)
+    return news
 
 
 class _Reader(pickle.Unpickler):

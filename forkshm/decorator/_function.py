@@ -269,8 +269,15 @@ class ParallelFunction(Generic[P, R]):
             starred = True
         is_plain = settings.on_error == "raise" and settings.ordered and not settings.progress
         if settings.cluster is not None and not self._is_in_place(settings):
-            results = on_cluster(function, items, settings, starred=starred)
-            values = sorted_out(((index, [result]) for index, result in enumerate(results)), settings)
+            bar = open_bar(settings.progress, len(items))
+            results = []
+            try:
+                for result in on_cluster(function, items, settings, starred=starred):
+                    results.append(result)
+                    bar.update(1)
+            finally:
+                bar.close()
+            values = sorted_out([(0, results)], settings)
         elif not self._is_in_place(settings):
             pool = executor_of(settings).pool
             if is_plain:

@@ -171,8 +171,8 @@ def on_cluster(
 ) -> Iterator[Any]:
     """Yield the results of a map over the nodes of a cluster, in order, with a `Raised` for each exception."""
     executor: Any = executor_of(settings)
-    iterables = zip(*items, strict=True) if starred else (items,)
-    outcomes = executor.outcomes(function, *iterables, chunksize=settings.chunksize, buffersize=buffersize)
+    calls = map(tuple, items) if starred else zip(items, strict=False)
+    outcomes = executor.outcomes(function, calls, chunksize=settings.chunksize, buffersize=buffersize)
     try:
         for error, value in outcomes:
             yield value if error is None else Raised(error)

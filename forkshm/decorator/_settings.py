@@ -92,10 +92,7 @@ def executor_of(settings: Settings) -> Executor:
     given = {"task_timeout": settings.task_timeout, "retries": settings.retries, "cpu_ids": settings.cpu_ids}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.cluster is not None:
-        if settings.initializer is not None:
-            options["initializer"] = settings.initializer
-        executor = executors[key] = Executor(settings.workers, cluster=settings.cluster, **options)
-        return executor
+        options["cluster"] = settings.cluster
     context = None
     if settings.start_method is not None:
         context = multiprocessing.get_context(settings.start_method)

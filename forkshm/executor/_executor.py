@@ -15,7 +15,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.context import get_context
 from forkshm.executor._futures import Chunks, Future, Work, WorkPool
-from forkshm.pool import PickledCallable, Task, chunked
+from forkshm.pool import PickledCallable, Task, check_options, chunked
 from forkshm.pool.observe import Bar, open_bar
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Executor(_StandardExecutor):
             ``cpu_ids``, ``inner_threads`` and ``copy_at_call``, as for `Pool`.
 
     Raises:
-        ValueError: *max_workers* or *max_tasks_per_child* is less than 1.
-        TypeError: *initializer* is not callable, or *max_tasks_per_child* is not an int.
+        ValueError: *max_workers* or *max_tasks_per_child* is less than 1, or a pool option has an invalid value.
+        TypeError: *initializer* is not callable, *max_tasks_per_child* is not an int, or there is no such option.
 
     Fork and threads:
         Any thread may submit calls. The pool runs a helper thread only while more calls are submitted than the
@@ -93,7 +93,7 @@ class Executor(_StandardExecutor):
             return super().__new__(cls)
         from forkshm.cluster import ClusterExecutor
 
-        made: Any = ClusterExecutor(cluster, *args, **options)
+        made: Any = ClusterExecutor(cluster, *args, local=Executor, **options)
         return made  # type: ignore[no-any-return]  # another class, so that `__init__` is not called
 
     def __init__(
@@ -116,6 +116,7 @@ class Executor(_StandardExecutor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child < 1:
                 raise ValueError("max_tasks_per_child must be >= 1")
+        check_options(**pool_options)
         self._max_workers = max_workers or kernel.default_workers()
         method = None if mp_context is None else mp_context.get_start_method()
         make_pool = functools.partial(

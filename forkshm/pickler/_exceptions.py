@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import pickle
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from forkshm.errors import set_cause, set_context
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ("reduce_exception",)
+
+_Links: TypeAlias = tuple[int | None, int | None, bool]
 
 # Number of exceptions of a chain that are sent; a longer chain is cut.
 _LONGEST_CHAIN = 32
@@ -54,7 +56,7 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
             return NotImplemented
         own_state = parts[2] if len(parts) == 3 else None
         pickled = _pickled(chain, dump) if dump is not None else []
-        return rebuild_chained, (parts[0], parts[1], own_state, pickled, _linked(error, chain), notes)
+        return *parts[:2], (own_state, pickled, _linked(error, chain), notes), None, None, fill_rebuilt
     if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not _dict_of(error):
         return _plainly(error)
     # The built-in class knows the values of its own fields, such as the errno of an OSError.
@@ -68,50 +70,49 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
         state = error.__getstate__()
     args = _args_of(error)
     made_of: Any = args
-    if isinstance(reduced, tuple):
+    if isinstance(error, BaseExceptionGroup):
+        # The arguments are those of the class's own constructor.
+        made_of = error.message, list(error.exceptions)
+    elif isinstance(reduced, tuple):
         made_of = next((part for part in reduced[1:2] if isinstance(part, tuple)), made_of)
     links = _linked(error, chain)
     pickled = _pickled(chain, dump) if dump is not None else []
-    return rebuild_exception, (kind, made_of, args, state, pickled, links)
+    # The state comes separately, because it may refer to the exception.
+    return new_exception, (kind, made_of), (args, state, pickled, links), None, None, fill_exception
 
 
-def rebuild_exception(
-    kind: type[BaseException],
-    made_of: tuple[Any, ...],
-    args: tuple[Any, ...],
-    state: dict[str, Any],
-    chain: list[bytes | None],
-    links: list[tuple[int | None, int | None, bool]],
-) -> BaseException:
-    """Return the exception that arrived, as it was."""
+def new_exception(kind: type[BaseException], made_of: tuple[Any, ...]) -> BaseException:
+    """Return an exception of a class without calling the class's ``__init__``."""
     builtin = _builtin_base(kind)
     error: BaseException = builtin.__new__(kind, *made_of)
     with contextlib.suppress(Exception):  # some classes have fields in C; an exception without them is better than none
         builtin.__init__(error, *made_of)
+    return error
+
+
+def fill_exception(
+    error: BaseException, filling: tuple[tuple[Any, ...], Any, list[bytes | None], list[_Links]]
+) -> None:
+    """Give a new exception its arguments, state and chain."""
+    args, state, chain, links = filling
+    kind = type(error)
     _set_args(error, args)
     if kind.__setstate__ is not BaseException.__setstate__:
         if state is not None:
             error.__setstate__(state)
     else:
         _set_state(error, state)
-    return _link(error, chain, links)
+    _link(error, chain, links)
 
 
-def rebuild_chained(
-    rebuild: Callable[..., BaseException],
-    args: tuple[Any, ...],
-    state: Any,
-    chain: list[bytes | None],
-    links: list[tuple[int | None, int | None, bool]],
-    notes: Any,
-) -> BaseException:
-    """Return an exception that its own class rebuilt, with its chain and its notes."""
-    error = rebuild(*args)
+def fill_rebuilt(error: BaseException, filling: tuple[Any, list[bytes | None], list[_Links], Any]) -> None:
+    """Give an exception that its own class rebuilt its state, chain and notes."""
+    state, chain, links, notes = filling
     if state is not None:
         error.__setstate__(state)
     if notes:
         _dict_of(error).setdefault("__notes__", notes)
-    return _link(error, chain, links)
+    _link(error, chain, links)
 
 
 def _builtin_base(kind: type[BaseException]) -> type[BaseException]:
@@ -181,7 +182,7 @@ def _pickled(chain: list[BaseException], dump: Callable[[BaseException], bytes])
     return pickled
 
 
-def _linked(error: BaseException, chain: list[BaseException]) -> list[tuple[int | None, int | None, bool]]:
+def _linked(error: BaseException, chain: list[BaseException]) -> list[_Links]:
     """Return the indexes of cause and context for the exception and each of its chain; -1 is the exception itself."""
     if not chain:
         return []
@@ -193,11 +194,9 @@ def _linked(error: BaseException, chain: list[BaseException]) -> list[tuple[int 
     ]
 
 
-def _link(
-    error: BaseException, chain: list[bytes | None], links: list[tuple[int | None, int | None, bool]]
-) -> BaseException:
+def _link(error: BaseException, chain: list[bytes | None], links: list[_Links]) -> None:
     if not links:
-        return error
+        return
     opened: list[BaseException | None] = []
     for pickled in chain:
         other: Any = None
@@ -211,4 +210,3 @@ def _link(
             set_cause(one, opened[cause] if cause is not None else None)
             set_context(one, opened[context] if context is not None else None)
             _set_suppressed(one, suppressed)
-    return error

@@ -9,7 +9,7 @@ from forkshm import _multiprocess
 from forkshm._help import publish
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
-from forkshm.pool._pool import Pool
+from forkshm.pool._pool import Pool, check_options
 from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, chunked, delivering
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._taking import take_arguments
@@ -46,6 +46,7 @@ __all__ += [
     "ResultSink",
     "Task",
     "at_worker_end",
+    "check_options",
     "chunked",
     "delivering",
     "descriptors_open",

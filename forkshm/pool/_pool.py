@@ -77,6 +77,35 @@ else:
     from multiprocessing.pool import Pool as _StandardPool
 
 
+def check_options(
+    *,
+    task_timeout: float | None = None,
+    retries: int = 0,
+    worker_init: Callable[[], object] | None = None,
+    worker_exit: Callable[[Any], object] | None = None,
+    inner_threads: int | Literal["share"] | None = "share",
+    **others: Any,
+) -> None:
+    """Check the keyword-only options of a pool that mean the same on every machine.
+
+    Raises:
+        TypeError: There is no such option, or a function is not callable.
+        ValueError: An option has an invalid value.
+    """
+    known = Pool.__init__.__kwdefaults__ or {}
+    if (unknown := next((name for name in others if name not in known), None)) is not None:
+        raise TypeError(f"there is no option {unknown!r}. The options are {', '.join(known)}.")
+    for name, function in (("worker_init", worker_init), ("worker_exit", worker_exit)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a callable, got {function!r}")
+    if task_timeout is not None and not float(task_timeout) > 0:
+        raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
+    if operator.index(retries) < 0:
+        raise ValueError(f"retries must be at least 0, got {retries!r}")
+    if inner_threads is not None and inner_threads != "share" and operator.index(inner_threads) < 1:
+        raise ValueError(f"inner_threads must be at least 1, 'share', or None for no limit; got {inner_threads!r}")
+
+
 class Pool(_StandardPool):
     """Create a pool of worker processes: a subclass of ``multiprocessing.Pool`` with shared-memory transfer.
 
@@ -188,19 +217,15 @@ class Pool(_StandardPool):
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
             raise ValueError(f"maxtasksperchild must be a positive int or None, got {maxtasksperchild!r}")
-        for name, function in (
-            ("initializer", initializer),
-            ("worker_init", worker_init),
-            ("worker_exit", worker_exit),
-        ):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a callable, got {function!r}")
-        if task_timeout is not None and not float(task_timeout) > 0:
-            raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
-        if operator.index(retries) < 0:
-            raise ValueError(f"retries must be at least 0, got {retries!r}")
-        if inner_threads is not None and inner_threads != "share" and operator.index(inner_threads) < 1:
-            raise ValueError(f"inner_threads must be at least 1, 'share', or None for no limit; got {inner_threads!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        check_options(
+            task_timeout=task_timeout,
+            retries=retries,
+            worker_init=worker_init,
+            worker_exit=worker_exit,
+            inner_threads=inner_threads,
+        )
         cpus = usable_cpus(cpu_ids) if cpu_ids is not None else []
         if context is None:
             context = _multiprocess.default_context.get_context()

@@ -49,6 +49,14 @@ def where(_):
     return os.getpid(), os.getppid()
 
 
+def all_workers(executor):
+    """Return the pids of the workers and of their servers; a worker may start late."""
+    found = set()
+    while len(found) < 4:
+        found |= set(executor.map(where, range(8), chunksize=1))
+    return found
+
+
 class Unusual(Exception):
     def __init__(self, code, text):
         super().__init__(text)
@@ -81,7 +89,7 @@ def test_an_executor_on_a_cluster_is_a_standard_executor(executor):
 
 @pytest.mark.nightly
 def test_both_nodes_and_their_workers_take_part(executor):
-    found = set(executor.map(where, range(40), chunksize=1))
+    found = all_workers(executor)
     assert len({server for _, server in found}) == 2
     assert len(found) == 4
     assert os.getpid() not in {pid for pid, _ in found}
@@ -138,6 +146,57 @@ def test_a_worker_that_dies_fails_its_call_alone(executor):
     futures = [executor.submit(die, item) for item in range(5)]
     assert [future.exception(60) is None for future in futures] == [True, True, False, True, True]
     assert isinstance(futures[2].exception(), forkshm.WorkerDiedError)
+    assert "while running die(...)" in str(futures[2].exception())
+
+
+@pytest.mark.nightly
+def test_an_exception_brings_its_cause_and_context(executor):
+    def chained():
+        try:
+            raise KeyError("first")
+        except KeyError as first:
+            raise ValueError("second") from first
+
+    error = executor.submit(chained).exception(60)
+    assert isinstance(error.__cause__, forkshm.pool.RemoteTraceback)
+    assert repr(error.__cause__.__cause__) == repr(error.__context__) == "KeyError('first')"
+
+
+def test_sys_exit_ends_the_call_and_not_its_node(executor):
+    nodes = set(executor.client.run(os.getpid).values())
+    with pytest.raises(SystemExit) as caught:
+        executor.submit(sys.exit, 3).result(60)
+    assert caught.value.code == 3
+    failed = executor.submit_remote(sys.exit, 4)
+    with pytest.raises(SystemExit):
+        executor.submit(abs, failed).result(60)
+    with pytest.raises(SystemExit):
+        list(executor.map(sys.exit, [5]))
+    assert set(executor.client.run(os.getpid).values()) == nodes
+
+
+def test_workers_do_not_import_dask(executor):
+    assert executor.submit(lambda: "distributed" in __import__("sys").modules).result(60) is False
+
+
+def remember(value):
+    global remembered
+    remembered = value
+
+
+def recall(number):
+    return remembered + number + added
+
+
+added = 0
+
+
+@pytest.mark.nightly
+def test_globals_that_an_initializer_sets_are_seen_by_calls(cluster, monkeypatch):
+    with forkshm.Executor(1, None, remember, (10,), cluster=cluster) as executor:
+        assert list(executor.map(recall, range(4))) == [10, 11, 12, 13]
+        monkeypatch.setitem(globals(), "added", 100)  # what the client rebinds is sent
+        assert list(executor.map(recall, range(4))) == [110, 111, 112, 113]
 
 
 @pytest.mark.nightly
@@ -221,9 +280,61 @@ def test_a_decorated_function_maps_over_the_nodes(cluster):
 
 
 @pytest.mark.nightly
+def test_starmap_takes_calls_of_different_lengths_and_shows_progress(cluster, capfd):
+    @forkshm.parallel(cluster=cluster, workers=1, progress=True)
+    def add(first, second=10):
+        return first + second
+
+    try:
+        assert add.starmap([(1, 2), (3,)]) == [3, 13]
+        assert "2/2" in capfd.readouterr().err
+        assert add.starmap([]) == []
+    finally:
+        add.close()
+
+
+@pytest.mark.nightly
+def test_map_shows_progress(executor, capfd):
+    assert list(executor.map(abs, [-1, 2], progress=True)) == [1, 2]
+    assert "2/2" in capfd.readouterr().err
+    with pytest.raises(TypeError, match="buffersize"):
+        executor.map(abs, [1], buffersize="2")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mp_context": forkshm.get_context("fork")}, forkshm.UnsupportedError, "a node has threads"),
+        ({"initializer": 3}, TypeError, "initializer must be a callable"),
+        ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child must be >= 1"),
+        ({"born_shred": True}, TypeError, "there is no option 'born_shred'"),
+        ({"retries": -1}, ValueError, "retries must be at least 0"),
+    ],
+)
+def test_wrong_options_are_refused_on_the_client(cluster, options, error, message):
+    with pytest.raises(error, match=message):
+        forkshm.Executor(1, cluster=cluster, **options)
+
+
+@pytest.mark.nightly
+def test_calls_and_workers_can_be_ended(cluster):
+    executor = forkshm.Executor(1, cluster=cluster)
+    assert executor._max_workers == 2
+    assert isinstance(executor, concurrent.futures.ProcessPoolExecutor)
+    futures = [executor.submit(time.sleep, 600) for _ in range(4)]
+    executor.cancel_running(futures[:3])
+    assert [future.cancelled() for future in futures] == [True, True, True, False]
+    executor.kill_workers()
+    with pytest.raises(forkshm.PoolClosedError):
+        futures[3].result(60)
+    with pytest.raises(forkshm.PoolClosedError):
+        executor.submit(abs, 1)
+
+
+@pytest.mark.nightly
 def test_the_pools_of_the_nodes_end_with_the_executor(cluster, wait_until):
     with forkshm.Executor(cluster=cluster) as executor:
-        pids = {pid for found in executor.map(where, range(40), chunksize=1) for pid in found}
+        pids = {pid for found in all_workers(executor) for pid in found}
 
     def is_gone(pid):
         try:

@@ -95,6 +95,18 @@ class Many(ExceptionGroup):
         self.count = len(excs)
 
 
+class Counted(ExceptionGroup):
+    def __new__(cls, message, excs, code):
+        made = super().__new__(cls, message, excs)
+        made.code = code
+        return made
+
+
+class OwnReduction(Exception):
+    def __reduce__(self):
+        return OwnReduction, self.args, self.__dict__
+
+
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
     code: int
@@ -216,6 +228,32 @@ def test_a_group_comes_back_with_its_members(cross):
     assert (type(value), value.count, value.message) == (Many, 2, "many")
     assert [type(member) for member in value.exceptions] == [TwoArguments, KeywordOnly]
     assert value.exceptions[0].code == 1
+
+
+def test_a_group_with_a_constructor_of_its_own_comes_back(cross):
+    value = cross(Counted("many", [ValueError(1), KeyError(2)], 7)).value
+    assert (type(value), value.code, value.message) == (Counted, 7, "many")
+    assert [type(member) for member in value.exceptions] == [ValueError, KeyError]
+
+
+@pytest.mark.parametrize("kind", [ValueError, Slotted, OwnState])
+def test_an_exception_may_refer_to_itself(cross, kind):
+    sent = kind(3)
+    sent.parts = [sent]
+    sent.__cause__ = KeyError("k")
+    value = cross(sent).value
+    if kind is not OwnState:
+        assert value.parts[0] is value
+    assert isinstance(value.__cause__, KeyError)
+
+
+def test_an_exception_with_its_own_reduction_may_refer_to_itself(cross):
+    sent = OwnReduction(1)
+    sent.me = sent
+    sent.__cause__ = KeyError("k")
+    value = cross(sent).value
+    assert value.me is value
+    assert isinstance(value.__cause__, KeyError)
 
 
 def test_init_is_not_called(cross):

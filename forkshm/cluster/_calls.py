@@ -1,0 +1,115 @@
+"""What runs in the worker processes of a node, which therefore do not import Dask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from forkshm.cluster._values import Writer, loaded, read
+from forkshm.errors import (
+    NotPicklableError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    remote_text,
+    safe_repr,
+    set_cause,
+    without_frames,
+)
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ("Group", "GroupCall", "Items", "LocalExecutor", "Raised", "Sent")
+
+
+class LocalExecutor(Protocol):
+    """What the agent of a node needs of `forkshm.Executor`, which imports this package."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> concurrent.futures.Future[Any]:
+        """Return the future of a call."""
+        ...
+
+    def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        """Cancel calls, including running ones."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept no more calls, and end the workers."""
+
+
+class Group(NamedTuple):
+    """Items that one worker process takes in one task."""
+
+    length: int
+    items: bytes
+    """A list of (args, kwargs), as a `forkshm.cluster._values.Writer` wrote it."""
+
+
+class Raised:
+    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception."""
+
+    def __init__(self, error: BaseException, text: str | None) -> None:
+        self.text = text
+        try:
+            self._error = Writer().write(error)
+        except Exception:
+            self._error = Writer().write(
+                NotPicklableError(f"a call raised an exception that cannot be pickled: {safe_repr(error)}")
+            )
+
+    def open(self) -> BaseException:
+        """Return the exception, with the traceback as its cause."""
+        try:
+            error: BaseException = read(self._error, {})
+        except Exception as reason:
+            error = NotUnpicklableError(
+                f"a call raised an exception that cannot be unpickled on the client: {safe_repr(reason)}"
+            )
+        if self.text is not None:
+            traceback = RemoteTraceback(self.text)
+            traceback.__cause__ = error.__cause__
+            set_cause(error, traceback)
+        return error
+
+
+class Sent:
+    """A function for the worker processes, as a `Writer` wrote it on the client."""
+
+    def __init__(self, stream: bytes) -> None:
+        self._stream = stream
+
+    def __call__(self, *args: Any) -> Any:
+        return read(self._stream, {})(*args)
+
+
+class Items:
+    """The items of a group, and the node's arrays and results that they name."""
+
+    def __init__(self, group: Group, values: Mapping[str, Any]) -> None:
+        self.length = group.length
+        self.stream = group.items
+        self.values = values
+
+    def __repr__(self) -> str:
+        # It stands for the arguments in messages about a worker that died.
+        return "..." if self.length == 1 else f"...: {self.length} items"
+
+
+class GroupCall:
+    """Runs the items of a group, in a worker process of a node."""
+
+    def __init__(self, name: str, function: bytes) -> None:
+        self.__qualname__ = name  # for messages about a worker that died
+        self._function = function
+
+    def __call__(self, items: Items) -> list[Any]:
+        call = loaded(self._function, items.values)
+        results: list[Any] = []
+        for args, kwargs in read(items.stream, items.values):
+            try:
+                results.append((call(*args, **kwargs),))
+            # Also SystemExit: it belongs to the call, as on one machine.
+            except BaseException as error:
+                text = remote_text(error)
+                without_frames(error)  # its frames keep the arguments alive
+                results.append(Raised(error, text))
+        return results
