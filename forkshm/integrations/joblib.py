@@ -32,7 +32,7 @@ from forkshm.errors import (
 from forkshm.executor import Executor, Future
 from forkshm.pickler import RecentCopies
 from forkshm.pool import PickledCallable
-from forkshm.pool.observe import Bar, no_bar, open_bar
+from forkshm.pool.observe import Bar, describe, name_of, no_bar, open_bar
 
 try:
     import joblib.parallel as _joblib
@@ -266,12 +266,12 @@ class _Call:
         function = self._function
         if function is None:
             packer = work.pool()._dispatcher.packer
-            function = self._function = PickledCallable(packer, _run, for_many=True, repeats=self._copies)
+            function = self._function = PickledCallable(packer, run_batch, for_many=True, repeats=self._copies)
         self._copies.next_payload()
         future: Future[Any] = Future(work)
         self._futures.add(future)
         try:
-            work.submit(future, function, (batch,), {})
+            work.submit(future, function, (_Batch(batch),), {})
         except BaseException as error:
             self._futures.discard(future)
             if _is_about_pickling(error) and not work._closed:
@@ -315,8 +315,30 @@ def _not_picklable(error: BaseException) -> NotPicklableError:
     return NotPicklableError(f"cannot pickle the task to send to the workers: {safe_repr(error)}")
 
 
-def _run(batch: Callable[[], Any]) -> Any:
-    return batch()
+class _Batch:
+    """The calls of one task. Messages about a worker that died show the first."""
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+
+    def __repr__(self) -> str:
+        items = self.calls.items
+        function, args, kwargs = items[0]
+        given = [*map(describe, args), *(f"{name}={describe(value)}" for name, value in kwargs.items())]
+        rest = f" and {len(items) - 1} more" if len(items) > 1 else ""
+        return f"{name_of(function)}({', '.join(given)}){rest}"
+
+    def __reduce__(self) -> Any:
+        return _calls_of, (self.calls,)
+
+
+def _calls_of(calls: Any) -> Any:
+    return calls
+
+
+def run_batch(calls: Callable[[], Any]) -> Any:
+    """Run the calls of one task, in a worker."""
+    return calls()
 
 
 # -- persistent workers ---------------------------------------------------------------------------

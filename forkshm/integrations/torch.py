@@ -28,7 +28,7 @@ _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def reduce_tensor(tensor: torch.Tensor) -> Any:
     """Reduce a tensor: as a descriptor if it lies in shared memory, else with one copy of its elements.
 
-    Tensors on other devices, sparse tensors and quantized tensors are left to PyTorch.
+    Tensors on other devices, and sparse, quantized and nested tensors are left to PyTorch.
     """
     plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
     if not plain or tensor.is_conj() or tensor.is_neg() or tensor._backward_hooks or not tensor.numel():
@@ -36,6 +36,8 @@ def reduce_tensor(tensor: torch.Tensor) -> Any:
     if vars(tensor):
         return NotImplemented  # it has attributes of its own
     untyped: Any = tensor
+    if tensor.is_nested:
+        return NotImplemented  # its elements have no common shape
     if untyped.is_shared() and not mapping_at(tensor.data_ptr()) and not _is_of_file(tensor):
         return _reduce_shared(tensor)
     bits = tensor.detach()

@@ -93,6 +93,14 @@ def test_the_memory_of_a_tensor_is_sent_as_the_tensor_is(pool):
     assert shared[0] == 7
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", ["strided", "jagged"])
+def test_a_nested_tensor_comes_back(pool, layout):
+    sent = torch.nested.nested_tensor([torch.ones(2), torch.arange(50_000.0)], layout=getattr(torch, layout))
+    back = pool.apply(lambda tensor: tensor, (sent,))
+    assert [part.tolist() for part in back.unbind()] == [part.tolist() for part in sent.unbind()]
+
+
 def test_an_executor_takes_a_sparse_tensor():
     eye = torch.eye(100).to_sparse()
     with forkshm.Executor(1) as executor:
