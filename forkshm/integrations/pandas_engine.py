@@ -141,8 +141,7 @@ class Engine:
             kwargs: Its keyword arguments.
 
         Returns:
-            If the results are frames or series, their concatenation with the keys in front of the index. Otherwise a
-            series of the results, indexed by the keys.
+            What ``groups.apply`` returns.
 
         Example:
             >>> import pandas as pd
@@ -152,17 +151,12 @@ class Engine:
             ...     engine.groupby_apply(frame.groupby("k"), lambda group: int(group["v"].sum())).to_dict()
             {'x': 4, 'y': 2}
         """
-        parts = [(key, _without_keys(groups, group)) for key, group in groups]
-        if not parts:
-            return groups.apply(func, *args, **kwargs)
-        keys = [key[0] if isinstance(key, tuple) and len(key) == 1 else key for key, _ in parts]
-        names = list(groups.grouper.names if hasattr(groups, "grouper") else groups._grouper.names)
+        # pandas passes the groups to the first function, and puts the results of the second one together.
+        parts: list[tuple[Any, Any]] = []
+        groups.apply(lambda group: parts.append((group, group.name)))
         call = functools.partial(_call, func=func, args=args, kwargs=kwargs)
-        results = self.pool.map(call, [group for _, group in parts], progress=self._progress)
-        if isinstance(results[0], (pd.Series, pd.DataFrame)):
-            return pd.concat(results, keys=keys, names=names)
-        index = pd.MultiIndex.from_tuples(keys, names=names) if len(names) > 1 else pd.Index(keys, name=names[0])
-        return pd.Series(results, index=index)
+        results = iter(self.pool.map(call, parts, progress=self._progress) if parts else ())
+        return groups.apply(lambda _: next(results)) if parts else groups.apply(func, *args, **kwargs)
 
     def close(self) -> None:
         """End the workers, unless the pool was passed in. Closing twice is allowed."""
@@ -204,11 +198,8 @@ def _map(part: Any, *, func: Any, args: Any, kwargs: Any, na_action: Any) -> Any
     return part.map(call, na_action=na_action)
 
 
-def _call(group: Any, *, func: Any, args: Any, kwargs: Any) -> Any:
+def _call(part: tuple[Any, Any], *, func: Any, args: Any, kwargs: Any) -> Any:
+    group, key = part
+    # As pandas does, which is how a function learns the key of its group.
+    object.__setattr__(group, "name", key)
     return func(group, *args, **kwargs)
-
-
-def _without_keys(groups: Any, group: Any) -> Any:
-    if not isinstance(group, pd.DataFrame):
-        return group
-    return group.drop(columns=[name for name in groups.exclusions if name in group.columns])

@@ -72,15 +72,43 @@ def test_the_function_runs_in_the_workers(engine):
     assert os.getpid() not in set(NUMBERS.apply(lambda row: os.getpid(), axis=1, engine=engine))
 
 
-def test_groups(engine):
-    def total(group, factor=1):
-        assert list(group.columns) == ["a", "b"]
-        return float(group["a"].sum()) * factor
+GROUPED = pd.DataFrame({"k": ["u", "v", "u", None], "other": [1, 1, 2, 2], "a": [3, 1, 2, 5]})
 
-    got = engine.groupby_apply(FRAME.groupby("k"), total, factor=2)
-    pd.testing.assert_series_equal(got, FRAME.groupby("k").apply(total, factor=2))
-    heads = engine.groupby_apply(FRAME.groupby("k"), lambda group: group.head(2))
-    pd.testing.assert_frame_equal(heads, FRAME.groupby("k").apply(lambda group: group.head(2)))
+GROUPS = {
+    "by one key": lambda: GROUPED.groupby("k"),
+    "by two keys": lambda: GROUPED.groupby(["k", "other"]),
+    "without keys in the index": lambda: GROUPED.groupby("k", as_index=False),
+    "without group keys": lambda: GROUPED.groupby("k", group_keys=False),
+    "unsorted, with missing keys": lambda: GROUPED.groupby("k", sort=False, dropna=False),
+    "by a level": lambda: GROUPED.set_index("k").groupby(level=0),
+    "by categories": lambda: GROUPED.astype({"k": pd.CategoricalDtype(["v", "u", "w"])}).groupby("k", observed=False),
+    "of nothing": lambda: GROUPED.iloc[:0].groupby("k"),
+}
+
+ON_GROUPS = {
+    "a number": lambda group, factor=1: float(group["a"].sum()) * factor,
+    "a frame": lambda group, factor=1: group.assign(rank=group["a"].rank() * factor),
+    "rows": lambda group, factor=1: group.head(factor),
+    "a row": lambda group, factor=1: group[["a"]].sum(),
+    "the key": lambda group, factor=1: str(group.name),
+    "none for some": lambda group, factor=1: group if len(group) > 1 else None,
+}
+
+
+@pytest.mark.parametrize("made", GROUPS)
+@pytest.mark.parametrize("func", ON_GROUPS)
+def test_groups(engine, made, func):
+    groups, call = GROUPS[made](), ON_GROUPS[func]
+    got = engine.groupby_apply(groups, call, factor=2)
+    expected = groups.apply(call, factor=2)
+    assert type(got) is type(expected)
+    compare = pd.testing.assert_frame_equal if got.ndim == 2 else pd.testing.assert_series_equal
+    compare(got, expected)
+
+
+def test_groups_of_a_series(engine):
+    got = engine.groupby_apply(GROUPED.groupby("k")["a"], lambda values: values.name * int(values.sum()))
+    pd.testing.assert_series_equal(got, GROUPED.groupby("k")["a"].apply(lambda values: values.name * int(values.sum())))
 
 
 def test_errors_and_deaths(engine):
