@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_design",
     "source_pages",
+    "code_breaks",
 ]
 # The gallery runs its programs, which takes a minute; FORKSHM_DOCS_GALLERY=0 omits it.
 if os.environ.get("FORKSHM_DOCS_GALLERY", "1") != "0":
@@ -115,12 +116,12 @@ def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
-    # Readers know these types by their last names.
-    short = [
-        None if text is None else re.sub(r"\b(_multiprocess|_sync)\.(context\.)?", "", text)
-        for text in (signature, returns)
-    ]
-    return tuple(short)
+    # Readers know these types by other names.
+    def shorten(text: str) -> str:
+        text = re.sub(r"\b(_multiprocess|_sync)\.(context\.)?|~", "", text)
+        return re.sub(r"\b(_GeneratorContextManager\[[^\]]*\]|_Section\b)", "AbstractContextManager", text)
+
+    return tuple(None if text is None else shorten(text) for text in (signature, returns))
 
 
 def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:

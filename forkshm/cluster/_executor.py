@@ -79,7 +79,10 @@ class RemoteResult(Generic[T]):
         return self._future.done()
 
     def cancel(self) -> bool:
-        """Cancel the call; see `ClusterFuture.cancel`."""
+        """Cancel the call, wherever it is; return False if it has finished.
+
+        A worker process that runs it is killed and replaced.
+        """
         return self._future.cancel()
 
     def result(self, timeout: float | None = None) -> T:

@@ -10,11 +10,13 @@ ms. A program that works would become slower or fail. So forking stays the defau
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import sys
 import threading
+import time
 import warnings
 from typing import NamedTuple
 
@@ -43,6 +45,8 @@ LIBRARIES = (
     Library("gRPC", ("grpc",), r"(grpc|event_engine|timer_manager|resolver-exec|default-execut).*"),
     Library("GNU OpenMP", ("sklearn", "xgboost", "lightgbm", "faiss", "numba"), None),
 )
+# A thread of GNU OpenMP spins for about a millisecond before it sleeps: wait at most this many for threads that run.
+_SPINS = 5
 # Libraries that this process has already warned about.
 _warned: set[str] = set()
 
@@ -53,14 +57,14 @@ def suspects() -> list[str]:
     if not candidates:
         return []
     try:
-        names = _names_of_threads()
+        threads = _unknown_threads()
         own = _comm(os.getpid())
         found = []
         for library in candidates:
             if library.threads is not None:
-                is_used = any(re.fullmatch(library.threads, name) for name in names)
+                is_used = any(re.fullmatch(library.threads, name) for name in threads.values())
             else:
-                is_used = _uses_gnu_openmp(names.count(own))
+                is_used = _uses_gnu_openmp([thread for thread, name in threads.items() if name == own])
             if is_used:
                 found.append(library.name)
     except OSError:  # no /proc
@@ -73,32 +77,53 @@ def _comm(thread: int) -> str:
         return file.read().strip()
 
 
-def _names_of_threads() -> list[str]:
-    """Return the names of the threads that Python did not start."""
+def _unknown_threads() -> dict[int, str]:
+    """Return the names of the threads that Python did not start, by their numbers."""
     known = {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
-    names = []
+    names = {}
     for entry in os.listdir("/proc/self/task"):
         if int(entry) not in known:
-            try:
-                names.append(_comm(int(entry)))
-            except OSError:  # the thread has ended
-                continue
+            with contextlib.suppress(OSError):  # the thread has ended
+                names[int(entry)] = _comm(int(entry))
     return names
 
 
-def _uses_gnu_openmp(unknown: int) -> bool:
-    """Return whether GNU OpenMP has threads: more are named like the program than OpenBLAS's, which survive forks."""
+def _sleeps_at(thread: int) -> int | None:
+    """Return the address of the code in which a thread sleeps, 0 if it has ended, None if it runs."""
+    try:
+        with open(f"/proc/self/task/{thread}/syscall") as file:
+            words = file.read().split()
+    except OSError:
+        return 0
+    return int(words[-1], 16) if len(words) > 1 else None
+
+
+def _uses_gnu_openmp(unknown: list[int]) -> bool:
+    """Return whether GNU OpenMP has any of these threads: one that sleeps in its code, on x86-64.
+
+    Elsewhere, threads are counted: are they more than OpenBLAS's, which survive forks?
+    """
     if not unknown:
         return False
     with open("/proc/self/maps") as file:
-        libraries = {line.rpartition("/")[2].strip() for line in file if "/" in line}
-    if not any(name.startswith("libgomp") for name in libraries):
+        mappings = [line.split() for line in file if "/" in line]
+    libraries = {words[-1].rpartition("/")[2] for words in mappings}
+    code = [words[0].split("-") for words in mappings if words[-1].rpartition("/")[2].startswith("libgomp")]
+    if not code:
         return False
-    of_blas = sum("openblas" in name for name in libraries) * (os.cpu_count() or 1)
+    ranges = [range(int(start, 16), int(end, 16)) for start, end in code]
+    for _ in range(_SPINS):
+        places = [_sleeps_at(thread) for thread in unknown]
+        if any(place in each for place in places if place is not None for each in ranges):
+            return True
+        if None not in places:
+            break
+        time.sleep(0.001)
+    of_blas = sum("openblas" in name for name in libraries) * ((os.cpu_count() or 1) - 1)
     if (threadpoolctl := sys.modules.get("threadpoolctl")) is not None:
         blas = threadpoolctl.threadpool_info()
         of_blas = sum(info["num_threads"] - 1 for info in blas if info["internal_api"] == "openblas")
-    return unknown > of_blas
+    return len(unknown) > of_blas
 
 
 def warn(found: list[str]) -> None:

@@ -32,6 +32,11 @@ _BRIGHTNESS = """
 const color = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number);
 return (color[0] + color[1] + color[2]) / 3;
 """
+# The smallest distance between two numbers of a worker that are on one line.
+_CLOSEST = """
+const cells = [...document.querySelectorAll('.workers td.n')].map(cell => cell.getBoundingClientRect());
+return Math.min(100, ...cells.slice(1).map((box, i) => box.top == cells[i].top ? box.left - cells[i].right : 100));
+"""
 _OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -105,13 +110,15 @@ def test_reports_and_traces_are_right_in_a_browser(tmp_path):
     with browser() as window:
         faults = [fault for path in paths.values() for fault in look_at(window, path.as_uri())]
         assert not faults, "\n".join(faults)
-        # On a phone, no column of a table is cut off.
-        window.window(390)
-        for path in paths.values():
-            window.open(path.as_uri())
-            assert window.run(
-                "return [...document.querySelectorAll('.wide')].every(t => t.scrollWidth <= t.clientWidth)"
-            )
+        # On a phone, and in a frame on a page there, no column of a table is cut off, and no number touches the next.
+        for width in (390, 340):
+            window.window(width)
+            for path in paths.values():
+                window.open(path.as_uri())
+                assert window.run(
+                    "return [...document.querySelectorAll('.wide')].every(t => t.scrollWidth <= t.clientWidth)"
+                )
+                assert window.run(_CLOSEST) >= 6
         window.window(1400)
         # The timeline has been painted, zooms, and describes what is under the pointer.
         window.open(paths["trace"].as_uri())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
 import pytest
@@ -128,6 +129,61 @@ sklearn.ensemble.HistGradientBoostingRegressor(max_iter=3).fit(x, x[:, 0])
 print(_unforkable.suspects() if (os.cpu_count() or 1) > 1 else ["GNU OpenMP"])
 """)
     assert said.splitlines() == ["[]", "['GNU OpenMP']"]
+
+
+def test_gnu_openmp_is_found_beside_two_openblas_libraries(run_script):
+    """Without threadpoolctl, whose absence numba shows: it loads the OpenBLAS of NumPy and that of SciPy."""
+    pytest.importorskip("scipy")
+    said = run_script("""
+import ctypes
+import os
+import sys
+import types
+import numpy
+import scipy.linalg
+from forkshm.pool import _unforkable
+
+sys.modules.pop("threadpoolctl", None)
+sys.modules["numba"] = types.ModuleType("numba")
+try:
+    gomp = ctypes.CDLL("libgomp.so.1")
+except OSError:
+    print([], ["GNU OpenMP"])
+else:
+    before = _unforkable.suspects()
+    gomp.GOMP_parallel(ctypes.CDLL(None).getpid, None, 2, 0)
+    print(before, _unforkable.suspects())
+""")
+    assert said == "[] ['GNU OpenMP']\n"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere GNU OpenMP sleeps in the C library")
+def test_gnu_openmp_is_found_after_openblas_ended_its_threads(run_script):
+    """OpenBLAS ends its threads at each fork, and starts them when they are needed."""
+    said = run_script("""
+import ctypes
+import os
+import sys
+import time
+import types
+import numpy
+import forkshm
+from forkshm.pool import _unforkable
+
+sys.modules["numba"] = types.ModuleType("numba")
+try:
+    gomp = ctypes.CDLL("libgomp.so.1")
+except OSError:
+    print(["GNU OpenMP"])
+else:
+    forkshm.Pool(1).terminate()
+    gomp.GOMP_parallel(ctypes.CDLL(None).getpid, None, 2, 0)
+    (thread,) = _unforkable._unknown_threads()
+    while _unforkable._sleeps_at(thread) is None:  # a busy machine may take long
+        time.sleep(0.001)
+    print(_unforkable.suspects())
+""")
+    assert said == "['GNU OpenMP']\n"
 
 
 @pytest.mark.slow

@@ -39,9 +39,8 @@ canvas { display: block; width: 100%; touch-action: pan-y; } .muted { color: var
 button { font: inherit; padding: 0 .6rem; } #told { min-height: 1.5em; overflow-wrap: anywhere; }
 @media (max-width: 38rem) { body { padding: 0 .6rem; } th, td { padding-right: .5rem; font-size: .85rem; }
   .workers thead { display: none; } .workers, .workers tbody { display: block; }
-  .workers tr { display: grid; grid-template-columns: repeat(4, auto); justify-content: space-between;
-    padding: .4rem 0; border-bottom: 1px solid var(--line); }
-  .workers td { border: 0; padding: 0; } .workers td.name, .workers td.shares { grid-column: 1 / -1; }
+  .workers tr { display: flex; flex-wrap: wrap; gap: 0 .9rem; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  .workers td { border: 0; padding: 0; } .workers td.name, .workers td.shares { flex-basis: 100%; }
   .workers td.n::before { content: attr(data-of) " "; color: var(--muted); } }
 """
 
