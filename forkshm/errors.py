@@ -193,8 +193,11 @@ class SerializationError(ForkshmError):
     """Base class of errors about sending an object to another process."""
 
 
-class NotPicklableError(SerializationError, pickle.PicklingError):
-    """An argument, function or result cannot be pickled; ``__cause__`` has the reason."""
+class NotPicklableError(SerializationError, pickle.PicklingError, RuntimeError, TypeError):
+    """An argument, function or result cannot be pickled; ``__cause__`` has the reason.
+
+    ``multiprocessing`` raises RuntimeError for its locks and queues, and TypeError for a ``RawValue``.
+    """
 
 
 class NotUnpicklableError(SerializationError, pickle.UnpicklingError):

@@ -85,38 +85,35 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         opened = self._create(name, size, track=track) if create else SharedMemoryObject("open_only", _bare(name or ""))
         try:
             with opened:
-                self._adopt("/" + opened.name, MappedRegion(opened))
+                region = MappedRegion(opened)
+            self._adopt("/" + opened.name, region)
         except BaseException:
             if create:
-                SharedMemoryObject.remove(opened.name)
+                _discard(opened.name)
             raise
 
     @staticmethod
     def _create(name: str | None, size: int, *, track: bool) -> SharedMemoryObject:
         while True:
             chosen = _bare(name or _theirs._make_filename())
+            # Made in two steps, so that a signal handler that raises in between leaves an object to close.
+            opened = SharedMemoryObject.__new__(SharedMemoryObject)
             try:
-                opened = SharedMemoryObject("create_only", chosen)
-            except RegionExistsError:
-                if name is not None:
-                    raise
-                continue
-            except BaseException:
-                # A signal handler may have raised after the object was created. A generated name is nobody else's.
-                if name is None:
-                    SharedMemoryObject.remove(chosen)
-                raise
-            try:
+                opened.__init__("create_only", chosen)  # type: ignore[misc]
                 # The record is written first: if this process is killed in between, a record without a name does no
                 # harm.
                 if track:
                     note(opened)
                 opened.truncate(size)
+                return opened
+            except RegionExistsError:
+                if name is not None:
+                    raise
             except BaseException:
-                SharedMemoryObject.remove(opened.name)
-                opened.close()
+                if not opened.closed:
+                    _discard(chosen)
+                    opened.close()
                 raise
-            return opened
 
     def _adopt(self, name: str, region: MappedRegion) -> None:
         self._name = name
@@ -182,6 +179,11 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
             if not was_removed_at_exit(self.name):
                 raise
         forget(self.name)
+
+
+def _discard(name: str) -> None:
+    SharedMemoryObject.remove(name)
+    forget(name)
 
 
 def _bare(name: str) -> str:
@@ -256,8 +258,10 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
         for form in formats:
             self._allocated_offsets.append(self._allocated_offsets[-1] + struct.calcsize(form))
         size = self._lengths_at() + self._list_len * 8 + len(_MAGIC)
-        self.shm = SharedMemory(name, create=True, size=size)
+        # In two steps: see `SharedMemory._create`.
+        self.shm = SharedMemory.__new__(SharedMemory)
         try:
+            self.shm.__init__(name, create=True, size=size)  # type: ignore[misc]
             buf = self.shm.buf
             struct.pack_into(f"q{self._list_len + 1}q", buf, 0, self._list_len, *self._allocated_offsets)
             self._exact = True
@@ -265,8 +269,9 @@ class ShareableList(_standard.ShareableList, _theirs.ShareableList):  # type: ig
                 self._put(position, form, item, value)
             struct.pack_into(f"{len(_MAGIC)}s", buf, size - len(_MAGIC), _MAGIC)
         except BaseException:
-            self.shm.close()
-            self.shm.unlink()
+            if self.shm.buf is not None:
+                self.shm.close()
+                self.shm.unlink()
             raise
 
     def _read_layout(self) -> None:

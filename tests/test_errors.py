@@ -99,6 +99,8 @@ def test_every_declared_attribute_is_there(name):
         (errors.RegionBusyError, BufferError),
         (errors.RegionGoneError, LookupError),
         (errors.NotPicklableError, pickle.PicklingError),
+        (errors.NotPicklableError, RuntimeError),
+        (errors.NotPicklableError, TypeError),
         (errors.NotUnpicklableError, pickle.UnpicklingError),
         (errors.ChannelClosedError, OSError),
         (errors.ChannelClosedError, ValueError),

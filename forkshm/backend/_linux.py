@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import errno
@@ -154,7 +155,7 @@ class LinuxBackend(Unix):
             return False
 
     def open_own_memory(self) -> int:
-        return os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        return self._opened(os.open, "/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
 
     def memory_left(self) -> int | None:
         return _groups.memory_left()
@@ -162,7 +163,7 @@ class LinuxBackend(Unix):
     def may_shrink(self, fd: int, identity: Identity) -> bool:
         # Named objects are on another device than memfds, and cannot be sealed.
         if self._device_of_memfds < 0:
-            probe = os.memfd_create("forkshm-probe", os.MFD_CLOEXEC)
+            probe = self._opened(os.memfd_create, "forkshm-probe", os.MFD_CLOEXEC)
             try:
                 self._device_of_memfds = os.fstat(probe).st_dev
             finally:
@@ -184,14 +185,19 @@ class LinuxBackend(Unix):
         status = os.stat(path)
         if (status.st_dev, status.st_ino) == identity:
             try:
-                opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                opened = self._opened(os.open, path, os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS, errno.ETXTBSY):
                     raise
-                opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # the file is read-only
-            if self.identify(opened)[0] == identity:
-                return opened
-            os.close(opened)  # the fd was replaced between the check and the open
+                opened = self._opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC)  # the file is read-only
+            is_same = False
+            try:
+                # The fd may have been replaced between the check and the open.
+                if is_same := self.identify(opened)[0] == identity:
+                    return opened
+            finally:
+                if not is_same:
+                    os.close(opened)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def identify(self, fd: int) -> tuple[Identity, int]:
@@ -216,7 +222,7 @@ class LinuxBackend(Unix):
         # was written is anonymous. A page that was only read, or is absent, still belongs to the object.
         page = self.page_size
         runs: list[tuple[int, int]] = []
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._opened(os.open, "/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start in range(address, address + size, _PAGEMAP_CHUNK // 8 * page):
                 wanted = min(_PAGEMAP_CHUNK, (address + size - start) // page * 8)
@@ -250,12 +256,16 @@ class LinuxBackend(Unix):
     def open_mapped(self, file: MappedFile) -> int | None:
         flags = (os.O_RDWR if file.shared and file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         with contextlib.suppress(OSError):  # only root may open it
-            return os.open(f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
+            return self._opened(os.open, f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
         with contextlib.suppress(OSError):
-            fd = os.open(file.path, flags)
-            if self._is_mapped_file(fd, file):
-                return fd
-            os.close(fd)
+            fd = self._opened(os.open, file.path, flags)
+            is_same = False
+            try:
+                if is_same := self._is_mapped_file(fd, file):
+                    return fd
+            finally:
+                if not is_same:
+                    os.close(fd)
         # The file was renamed or removed. The code that mapped it may still have it open.
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
@@ -263,7 +273,7 @@ class LinuxBackend(Unix):
                 status = os.fstat(there)
                 if not stat.S_ISREG(status.st_mode) or not self._is_mapped_file(there, file):
                     continue
-                return os.open(f"/proc/self/fd/{there}", flags)
+                return self._opened(os.open, f"/proc/self/fd/{there}", flags)
         return None
 
     def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
@@ -318,23 +328,33 @@ class LinuxBackend(Unix):
         os.lseek(counter, 0, os.SEEK_SET)
 
     def message_sockets(self) -> tuple[socket.socket, socket.socket]:
+        # `socket.socketpair` makes the fds and the sockets one after the other, and is interrupted in between.
         try:
-            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             self._once_more(error)
-            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._noted(ends[1].fileno())
-        for end in ends:
-            end.settimeout(None)  # overrides socket.setdefaulttimeout()
-        return ends
+        first, second = map(self._message_socket_from, ends)
+        return first, second
+
+    def _message_socket_from(self, source: _socket.socket) -> socket.socket:
+        end = self.message_socket(source.fileno())
+        source.detach()
+        return end
 
     def message_socket(self, fd: int) -> socket.socket:
-        end = socket.socket(fileno=fd)
-        if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
-            found = f"{end.family.name}, {end.type.name}"
+        # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
+        end = socket.socket.__new__(socket.socket)
+        try:
+            end.__init__(fileno=fd)  # type: ignore[misc]
+            if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
+                found = f"{end.family.name}, {end.type.name}"
+                raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_SEQPACKET")
+            end.settimeout(None)  # overrides socket.setdefaulttimeout()
+        except BaseException:
             end.detach()
-            raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_SEQPACKET")
-        end.settimeout(None)
+            raise
         return end
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:

@@ -115,14 +115,23 @@ def msync(address: int, size: int, flags: int) -> None:
         raise _refused("msync")
 
 
+def shm_open_into(fds: list[int], name: bytes, flags: int, permissions: int) -> None:
+    """Open as shm_open(3) does, and append the fd; no signal handler runs in between."""
+    while True:
+        fds.extend(map(_librt.shm_open, (name,), (flags,), (ctypes.c_uint(permissions),)))
+        if fds[-1] >= 0:
+            return
+        refused = _refused("shm_open")
+        del fds[-1]
+        if refused.errno != errno.EINTR:
+            raise refused
+
+
 def shm_open(name: bytes, flags: int, permissions: int) -> int:
     """Open as shm_open(3) does; return the fd."""
-    while True:
-        fd = int(_librt.shm_open(name, flags, ctypes.c_uint(permissions)))
-        if fd >= 0:
-            return fd
-        if ctypes.get_errno() != errno.EINTR:
-            raise _refused("shm_open")
+    fds: list[int] = []
+    shm_open_into(fds, name, flags, permissions)
+    return fds[0]
 
 
 def shm_unlink(name: bytes) -> None:

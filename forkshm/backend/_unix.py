@@ -158,14 +158,18 @@ class Unix(Addresses):
         # NONBLOCK, so that opening a FIFO does not block; its type is refused later. The C library adds the other
         # two flags; passing them costs nothing.
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = _syscalls.shm_open(os.fsencode("/" + name), flags, permissions)
-        if create:
-            try:
-                os.fchmod(fd, permissions)  # regardless of the umask
-            except BaseException:
-                os.close(fd)
-                raise
-        return fd
+        fds: list[int] = []
+        try:
+            _syscalls.shm_open_into(fds, os.fsencode("/" + name), flags, permissions)
+            if create:
+                os.fchmod(fds[0], permissions)  # regardless of the umask
+            return fds[0]
+        except BaseException:
+            if fds and fds[0] >= 0:
+                self.close_all(fds)
+                if create:
+                    self.unlink_named(name)
+            raise
 
     def unlink_named(self, name: str) -> None:
         _syscalls.shm_unlink(os.fsencode("/" + name))
@@ -247,7 +251,8 @@ class Unix(Addresses):
 
     def open_file(self, path: str, *, writable: bool) -> int:
         # NONBLOCK, so that opening a FIFO does not block; its type is refused later.
-        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        return self._opened(os.open, path, flags)
 
     def is_regular(self, fd: int) -> bool:
         return stat.S_ISREG(os.fstat(fd).st_mode)

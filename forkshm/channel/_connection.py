@@ -13,7 +13,7 @@ from forkshm.backend import kernel
 from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
 from forkshm.channel._item import STREAM, open_item, small_stream, stream_of, wait_message, wait_ready
 from forkshm.channel._spin import Spin
-from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError
+from forkshm.errors import BufferTooShort, ChannelBrokenError, ChannelClosedError, NotPicklableError
 from forkshm.pickler import Handle, ReceivedFd, explain, importable_in_children, pack, register
 from forkshm.region.blocks import arena, claim
 
@@ -290,7 +290,7 @@ class Connection:
         self.close()
 
     def __reduce__(self) -> Any:
-        raise RuntimeError(
+        raise NotPicklableError(
             f"cannot pickle {self!r}: plain pickle cannot carry its fd. "
             "Pass it to a forked process, or send it through a queue or pipe of forkshm."
         )
@@ -432,7 +432,7 @@ def reduce_connection(connection: Connection) -> Any:
 
 def rebuild_connection(received: ReceivedFd, readable: bool, writable: bool) -> Connection:
     """Return the connection that arrived."""
-    return Connection(kernel.message_socket(received.take()), readable=readable, writable=writable)
+    return Connection(received.take_socket(), readable=readable, writable=writable)
 
 
 register(Connection, reduce_connection)

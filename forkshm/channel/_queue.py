@@ -514,7 +514,7 @@ class _Counters:
     items = unfinished = -1
 
     @_interrupts.promptly
-    def __init__(self, items: int, unfinished: int = -1) -> None:
+    def __init__(self, items: int = -1, unfinished: int = -1) -> None:
         self.items = items
         self.unfinished = unfinished
 
@@ -589,7 +589,10 @@ def rebuild_queue(
     found._on_error = on_error
     found._region = region
     _take_ends(found, writer, reader)
-    found._counters = _Counters(*[counter.take() for counter in counters])
+    found._counters = _Counters()
+    found._counters.items = counters[0].take()
+    if len(counters) > 1:
+        found._counters.unfinished = counters[1].take()
     found._ready()
     return found
 
@@ -603,8 +606,8 @@ def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
 
 
 def _take_ends(what: Queue, writer: ReceivedFd, reader: ReceivedFd) -> None:
-    what._writer = Sender(kernel.message_socket(writer.take()))
-    what._reader = Receiver(kernel.message_socket(reader.take()))
+    what._writer = Sender(writer.take_socket())
+    what._reader = Receiver(reader.take_socket())
 
 
 register(Queue, reduce_queue)

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel._connection import Connection, Pipe
+from forkshm.errors import NotPicklableError
 from forkshm.pickler import register
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class SimpleQueue:
         raise only_shared(self)
 
 
-def only_shared(what: object) -> RuntimeError:
-    return RuntimeError(
+def only_shared(what: object) -> NotPicklableError:
+    return NotPicklableError(
         f"cannot pickle {what!r}: plain pickle cannot carry its fds. "
         "Pass it to a forked process, or send it through a queue or pipe of forkshm."
     )

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import pickle
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
-from forkshm.pickler._reducers import register
+from forkshm.pickler._reducers import register, register_family
+from forkshm.region import Opened
+
+if TYPE_CHECKING:
+    from forkshm.backend import MessageSocket
 
 __all__ = ("Handle", "ReceivedFd")
 
@@ -56,11 +60,26 @@ _system.register_at_fork(after_in_child=_in_child)
 
 
 class ReceivedFd:
-    """An fd that has arrived; closed unless it is taken."""
+    """An fd that has arrived; closed unless it is taken.
+
+    Attributes:
+        fd: Its number; -1 when it was taken.
+    """
 
     @promptly
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
+
+    def take_socket(self) -> MessageSocket:
+        """Return the end of a channel that has the fd from now on.
+
+        Raises:
+            OSError: The fd is not such an end; it stays here.
+        """
+        end = kernel.message_socket(self.fd)
+        # No call may come before this.
+        self.fd = -1
+        return end
 
     def take(self) -> int:
         """Return the fd, which the caller owns from now on.
@@ -68,14 +87,14 @@ class ReceivedFd:
         Raises:
             ValueError: It was taken before.
         """
-        fd, self._fd = self._fd, -1
+        fd, self.fd = self.fd, -1
         if fd < 0:
             raise ValueError("an fd that arrived was taken twice: rebuild the object once")
         return fd
 
     @promptly
     def __del__(self, close: Any = kernel.close) -> None:
-        fd, self._fd = self._fd, -1
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             close(fd)
 
@@ -87,8 +106,31 @@ def reduce_socket(end: socket.socket) -> Any:
 
 def rebuild_socket(received: ReceivedFd, family: int, kind: int, proto: int) -> socket.socket:
     """Return the socket that arrived."""
-    return socket.socket(family, kind, proto, received.take())
+    # In two steps, so that the fd has one owner if a signal handler raises in between.
+    made = socket.socket.__new__(socket.socket)
+    try:
+        made.__init__(family, kind, proto, received.fd)  # type: ignore[misc]
+    except BaseException:
+        made.detach()
+        raise
+    received.fd = -1
+    return made
+
+
+def reduce_opened(opened: Opened) -> Any:
+    """Send an opened object or file. The receiver gets an fd of its own for it, whatever became of the name."""
+    state = {key: value for key, value in vars(opened).items() if key != "_fd"}
+    return rebuild_opened, (pickle.PickleBuffer(Handle(opened.fileno())), type(opened), state)
+
+
+def rebuild_opened(received: ReceivedFd, kind: type[Opened], state: dict[str, Any]) -> Opened:
+    """Return the object that arrived, open."""
+    made = kind.__new__(kind)
+    vars(made).update(state)
+    made.own(received.take())
+    return made
 
 
 if kernel.name != "windows":  # there, the standard library's way is used
     register(socket.socket, reduce_socket)
+register_family(Opened, reduce_opened)

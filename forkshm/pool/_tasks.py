@@ -188,6 +188,11 @@ class ResultSink:
         """
         raise NotImplementedError
 
+    def __reduce__(self) -> Any:
+        raise NotImplementedError(
+            f"cannot pickle {self!r}: it belongs to a pool of this process. Send its value instead."
+        )
+
 
 class Task:
     """One message to be answered by one message."""

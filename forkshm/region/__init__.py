@@ -14,6 +14,7 @@ from forkshm.region._lifetime import at_fork, is_changing
 from forkshm.region._mapped import MappedRegion, view_of
 from forkshm.region._object import (
     Creation,
+    Opened,
     SharedMemoryObject,
     checked_name,
     create_only,
@@ -72,6 +73,7 @@ __all__ = [
 # Used by other packages of forkshm.
 __all__ += [
     "Mapping",
+    "Opened",
     "at_fork",
     "attach",
     "checked_name",

@@ -79,6 +79,8 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
         ValueError: The object is smaller than the descriptor says, or could shrink.
         RegionCreateError: The kernel refused.
     """
+    known: int | None = None
+    is_taken = False
     try:
         identity, whole = kernel.identify(fd)
         if offset < 0 or size < 1 or offset + size > whole:
@@ -92,21 +94,21 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
             if kernel.may_shrink(fd, identity):
                 raise ValueError(NOT_SEALED)
             with guard:
+                # If another part of the object is mapped already, both mappings use one fd.
                 known = borrow(identity, fd)
                 if known is None and borrowed:
                     # The message and the mapping share the fd until the message is closed.
                     known = lend(fd)
-            if known is not None:  # another part of the object is mapped already; both use one fd
-                if not borrowed:
-                    kernel.close(fd)
-                fd, borrowed = known, False
-            made = new_mapping(fd, identity, offset, size, mode)
-            borrowed = True  # the mapping owns the fd now
+            made = new_mapping(fd if known is None else known, identity, offset, size, mode)
+            is_taken = True
             return made
     except OSError as error:
         raise map_refused(error, size, mode) from error
     finally:
-        if not borrowed:
+        if known is not None and not is_taken:
+            with guard:
+                give_back(known)
+        if not borrowed and not (known is None and is_taken):
             with guard:
                 give_back(fd)
     return found

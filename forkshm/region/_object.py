@@ -8,11 +8,12 @@ import errno
 import operator
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from forkshm import _leaks
+from forkshm import _interrupts, _leaks
 from forkshm.backend import kernel
 from forkshm.errors import (
+    NotPicklableError,
     RegionAccessError,
     RegionClosedError,
     RegionCreateError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "Creation",
+    "Opened",
     "SharedMemoryObject",
     "create_only",
     "open_only",
@@ -64,11 +66,19 @@ class Opened:
         self._name = name
         self._mode = checked_mode(mode)
 
-    def _own(self, fd: int) -> None:
+    @_interrupts.promptly
+    def own(self, fd: int) -> None:
+        """Take ownership of an fd."""
         self._fd = fd
-        self._finalizer = weakref.finalize(self, kernel.close, fd)
         if _leaks.is_on:
             _leaks.made(self, f"open {type(self).__name__}")
+
+    # A default argument, because the names of this module may be gone when the program ends.
+    @_interrupts.promptly
+    def __del__(self, close: Any = kernel.close) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
 
     @property
     def name(self) -> str:
@@ -106,9 +116,9 @@ class Opened:
 
     def close(self) -> None:
         """Close the fd in this process. Regions mapped from the object, and its name, remain. Can be repeated."""
-        if self._fd >= 0:
-            self._fd = -1
-            self._finalizer()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            kernel.close(fd)
             if _leaks.is_on:
                 _leaks.unmade(self)
 
@@ -118,6 +128,12 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise NotPicklableError(
+            f"cannot pickle {self!r}: plain pickle cannot carry its fd. Send it through a queue, pipe or pool of "
+            "forkshm, or open it by its name in the other process."
+        )
 
     def __repr__(self) -> str:
         state = " closed" if self._fd < 0 else ""
@@ -183,15 +199,14 @@ class SharedMemoryObject(Opened):
         super().__init__(checked_name(name), mode)
         if not 0 <= operator.index(permissions) <= 0o777:
             raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
-        fd = self._open(creation, permissions)
+        self.own(self._open(creation, permissions))
         try:
-            self._check(fd, any_owner=any_owner)
+            self._check(self._fd, any_owner=any_owner)
         except BaseException:
-            kernel.close(fd)
+            self.close()
             if creation is Creation.create_only:
                 self.remove(self._name)
             raise
-        self._own(fd)
 
     def _open(self, creation: Creation, permissions: int) -> int:
         writable = self._mode is Mode.read_write

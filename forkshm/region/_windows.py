@@ -88,13 +88,8 @@ class WindowsSharedMemory(Opened):
             raise ValueError(f"size must be given with {creation}, because the size is fixed at creation")
         else:
             size = checked_size(size)
-        fd = self._open_or_create(creation, size or 0, permissions)
-        try:
-            self._size = kernel.identify(fd)[1]
-        except BaseException:
-            kernel.close(fd)
-            raise
-        self._own(fd)
+        self.own(self._open_or_create(creation, size or 0, permissions))
+        self._size = kernel.identify(self._fd)[1]
 
     def _open_or_create(self, creation: Creation, size: int, permissions: int) -> int:
         writable = self._mode is Mode.read_write

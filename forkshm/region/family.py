@@ -96,11 +96,13 @@ def _line(number: str, name: str) -> bytes:
 
 def _write(lines: bytes, path: str | None = None) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    fd = os.open(path or _file(), flags, 0o600)
+    fds: list[int] = []
     try:
-        os.write(fd, lines)
+        fds.extend(map(os.open, (path or _file(),), (flags,), (0o600,)))
+        os.write(fds[0], lines)
     finally:
-        os.close(fd)
+        if fds:
+            os.close(fds[0])
 
 
 def _write_anew() -> None:

@@ -215,7 +215,12 @@ class SynchronizedBase(_interrupts.Entered, _standard.SynchronizedBase, _theirs.
         self.release = self._lock.release
 
     def __reduce__(self) -> Any:
-        return synchronized, (self._obj, self._lock)
+        # The lock comes first, because plain pickle refuses it with the more helpful error.
+        return _rebuild_synchronized, (self._lock, self._obj)
+
+
+def _rebuild_synchronized(lock: Any, obj: Any) -> Any:
+    return synchronized(obj, lock)
 
 
 class Synchronized(SynchronizedBase, _standard.Synchronized, _theirs.Synchronized):  # type: ignore[misc]

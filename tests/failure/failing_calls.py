@@ -9,6 +9,7 @@ broken. Answers must be correct; nothing may be left behind, and nothing may han
 
 from __future__ import annotations
 
+import _socket
 import argparse
 import contextlib
 import errno as e
@@ -65,6 +66,7 @@ ERRNOS = {
     "munmap": (e.ENOMEM,),
     "munmap_from": (e.ENOMEM,),
     "madvise": (e.EAGAIN, e.ENOMEM, e.EIO),
+    "shm_open_into": (e.EMFILE, e.ENFILE, e.ENOSPC, e.EACCES),
     "shm_open": (e.EMFILE, e.ENFILE, e.ENOSPC, e.EACCES),
     "shm_unlink": (e.EACCES,),
     "fstat": (e.ENOMEM,),
@@ -176,7 +178,7 @@ class _Poll:
 
 
 def install() -> None:
-    proxies = {module: Proxy(module) for module in (os, fcntl, socket, select, signal, tempfile, _syscalls)}
+    proxies = {module: Proxy(module) for module in (os, fcntl, _socket, socket, select, signal, tempfile, _syscalls)}
     for module in (*OWN, _unix, _record_locks, _popen_fork):
         for name, value in list(vars(module).items()):
             if isinstance(value, types.ModuleType) and value in proxies:

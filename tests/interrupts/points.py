@@ -83,14 +83,16 @@ class Points:
         at: The number of the point, from 1; 0 only counts.
         handler: Called at the point. By default it raises `Interrupt`.
         say: Called with *where* before that.
+        also: Modules of others whose functions count as well.
     """
 
-    def __init__(self, at=0, handler=None, say=None):
+    def __init__(self, at=0, handler=None, say=None, also=()):
         self.at = at
         self.seen = 0
         self.where = None
         self._handler = handler or self._raise
         self._say = say
+        self._within = (_PACKAGE, *(module.__file__ for module in also))
         self._owner = os.getpid()
         self._frames = {}
         self._times = {}
@@ -123,7 +125,7 @@ class Points:
             return None
         if event == "call" and (caller := self._frames.get(frame.f_back)) is not None:
             caller.called = frame.f_code.co_name
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        if not frame.f_code.co_filename.startswith(self._within):
             return None
         frame.f_trace_lines = False
         frame.f_trace_opcodes = True
@@ -182,10 +184,13 @@ class Points:
             # Keeping a frame would keep its local variables, such as views that the rest of the block counts.
             self._frames.clear()
             name = dis.opname[frame.f_code.co_code[before]]
-            file = frame.f_code.co_filename[len(_PACKAGE) :]
+            file = frame.f_code.co_filename.removeprefix(_PACKAGE)
             self.where = f"{file}:{frame.f_lineno} {frame.f_code.co_name} after {name}"
             if back is not None:
                 self.where += f" < {os.path.basename(back.f_code.co_filename)}:{back.f_lineno} {back.f_code.co_name}"
             if self._say is not None:
                 self._say(where=self.where)
+            # A signal that is deferred must not be handled in these functions.
+            sys.settrace(None)
+            sys.setprofile(None)
             self._handler()

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import multiprocessing.pool
 import os
+import pickle
 import threading
 import types
 
@@ -518,6 +519,12 @@ def test_a_bad_chunksize_is_refused(pool):
 def test_a_pool_cannot_be_pickled(pool):
     with pytest.raises(NotImplementedError, match="cannot be passed"):
         pool.apply(f.nothing, (pool,))
+
+
+def test_the_results_of_a_pool_cannot_be_pickled(pool):
+    for result in (pool.apply_async(f.nothing), pool.map_async(abs, [1]), pool.imap(abs, [1])):
+        with pytest.raises(NotImplementedError, match="Send its value instead"):
+            pickle.dumps(result)
 
 
 def test_repr_says_state_and_size(pool):

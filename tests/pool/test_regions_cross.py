@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import secrets
 
 import functions as f
 import pytest
+import started
 from system import in_pages
 
+import forkshm
 from forkshm import (
     FileMapping,
     MappedRegion,
@@ -263,6 +267,64 @@ def test_a_closed_region_does_not_cross(pool, mappable):
     region.close()
     with pytest.raises((NotPicklableError, RegionClosedError), match="closed"):
         pool.apply(look, (region,))
+
+
+def itself(thing):
+    return thing
+
+
+class Labelled(SharedMemoryObject):
+    label = None
+
+
+def map_and_write(opened):
+    with MappedRegion(opened) as region:
+        region.buf[0] = 7
+    return opened.closed
+
+
+@pytest.fixture(scope="module")
+def _resource_tracker():
+    # It lives as long as this process.
+    with forkshm.get_context("spawn").Pool(1) as pool:
+        pool.apply(int)
+
+
+@pytest.mark.usefixtures("_resource_tracker")
+@pytest.mark.parametrize("method", started.methods("fork", "spawn"))
+def test_an_opened_object_crosses_without_its_name(mappable, method):
+    """An fd number means another file in another process: in a pool of spawn, the number named a pipe."""
+    if not isinstance(mappable, (SharedMemoryObject, FileMapping)):
+        pytest.skip("it is a region")
+    with forkshm.get_context(method).Pool(1) as pool:
+        pool.apply(os.getpid)
+        type(mappable).remove(mappable.name)
+        assert pool.apply(map_and_write, (mappable,)) is False
+        assert content_of(mappable)[0] == 7
+        again = pool.apply(itself, (mappable,))
+        assert content_of(again) == content_of(mappable)
+        assert (type(again), again.name, again.mode) == (type(mappable), mappable.name, mappable.mode)
+        again.close()
+        mappable.close()
+        with pytest.raises(RegionClosedError, match="closed"):
+            pool.apply(map_and_write, (mappable,))
+
+
+def test_an_opened_object_keeps_its_class_and_attributes(pool):
+    name = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
+    with remove_on_exit(name), Labelled("create_only", name, "read_write") as opened:
+        opened.truncate(10)
+        opened.label = "a"
+        with pool.apply(itself, (opened,)) as again:
+            assert type(again) is Labelled
+            assert (again.label, again.size) == ("a", 10)
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_opened_object_is_not_pickled_as_a_number(mappable, duplicate):
+    """Two objects with one fd number would close it twice."""
+    with pytest.raises(NotPicklableError, match="plain pickle cannot carry"):
+        duplicate(mappable)
 
 
 def test_all_workers_write_their_part_of_one_region(pool, mappable):

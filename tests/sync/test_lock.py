@@ -50,9 +50,12 @@ def test_values_are_instances_of_both_libraries_classes():
 
 
 def test_a_plain_pickle_refuses_them():
-    for thing in (forkshm.Lock(), forkshm.Value("i"), forkshm.Event()):
-        with pytest.raises(pickle.PicklingError, match="plain pickle cannot carry shared memory"):
+    with pytest.raises(RuntimeError):
+        pickle.dumps(multiprocessing.Lock())
+    for thing in (forkshm.Lock(), forkshm.Value("i"), forkshm.Array("i", 3), forkshm.Event(), forkshm.Barrier(2)):
+        with pytest.raises(RuntimeError, match="plain pickle cannot carry shared memory") as caught:
             pickle.dumps(thing)
+        assert isinstance(caught.value, pickle.PicklingError)
 
 
 @pytest.mark.parametrize("kind", LOCKS)

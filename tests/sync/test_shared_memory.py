@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm import SharedMemoryObject, _multiprocess
+from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.managers import SharedMemoryManager
 from forkshm.shared_memory import ShareableList, SharedMemory
@@ -433,28 +433,3 @@ if __name__ == "__main__":
     )
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=60, check=False)
     assert not exists(done.stdout.strip()), done.stderr
-
-
-@pytest.mark.parametrize("named", [False, True], ids=["generated", "given"])
-def test_an_interrupted_creation_leaves_no_name(monkeypatch, named):
-    name = f"forkshm-test-{os.getpid()}"
-    monkeypatch.setattr(_multiprocess.shared_memory, "_make_filename", lambda: "/" + name)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(type(kernel), "is_regular", interrupted)
-        SharedMemory(name if named else None, create=True, size=100)
-    assert not SharedMemoryObject.remove(name)
-    if not named:
-        opened = type(kernel).open_named
-
-        def opened_and_interrupted(self, *args, **kwargs):
-            self.close(opened(self, *args, **kwargs))
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(type(kernel), "open_named", opened_and_interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            SharedMemory(create=True, size=100)
-        assert not SharedMemoryObject.remove(name)

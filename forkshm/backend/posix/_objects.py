@@ -192,6 +192,8 @@ class Objects(Companions):
                 os.fchmod(fd, permissions)
         except BaseException:
             os.close(fd)
+            if create:
+                _syscalls.shm_unlink(path)
             raise
         return fd
 
