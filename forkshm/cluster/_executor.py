@@ -18,8 +18,9 @@ from forkshm.backend import kernel
 from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Raised, Sent
 from forkshm.cluster._values import NodeArray, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError
+from forkshm.pickler import name_of
 from forkshm.pool import chunked
-from forkshm.pool.observe import name_of, open_bar
+from forkshm.pool.observe import open_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

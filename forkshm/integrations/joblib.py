@@ -30,9 +30,9 @@ from forkshm.errors import (
     safe_repr,
 )
 from forkshm.executor import Executor, Future
-from forkshm.pickler import RecentCopies
+from forkshm.pickler import RecentCopies, name_of
 from forkshm.pool import PickledCallable
-from forkshm.pool.observe import Bar, describe, name_of, no_bar, open_bar
+from forkshm.pool.observe import Bar, describe, no_bar, open_bar
 
 try:
     import joblib.parallel as _joblib

@@ -99,9 +99,10 @@ def _sleeps_at(thread: int) -> int | None:
 
 
 def _uses_gnu_openmp(unknown: list[int]) -> bool:
-    """Return whether GNU OpenMP has any of these threads: one that sleeps in its code, on x86-64.
+    """Return whether GNU OpenMP has any of these threads: on x86-64, one that sleeps in its code.
 
-    Elsewhere, threads are counted: are they more than OpenBLAS's, which survive forks?
+    Elsewhere, and if threads do not sleep, they are counted: are they more than those of OpenBLAS, which survive forks,
+    and those of the `_thread` module, which Python does not list?
     """
     if not unknown:
         return False
@@ -117,13 +118,16 @@ def _uses_gnu_openmp(unknown: list[int]) -> bool:
         if any(place in each for place in places if place is not None for each in ranges):
             return True
         if None not in places:
+            if all(places) and os.uname().machine == "x86_64":
+                return False
             break
         time.sleep(0.001)
     of_blas = sum("openblas" in name for name in libraries) * ((os.cpu_count() or 1) - 1)
     if (threadpoolctl := sys.modules.get("threadpoolctl")) is not None:
         blas = threadpoolctl.threadpool_info()
         of_blas = sum(info["num_threads"] - 1 for info in blas if info["internal_api"] == "openblas")
-    return len(unknown) > of_blas
+    unlisted = max(0, len(sys._current_frames()) - threading.active_count())
+    return len(unknown) > of_blas + unlisted
 
 
 def warn(found: list[str]) -> None:

@@ -186,6 +186,39 @@ else:
     assert said == "['GNU OpenMP']\n"
 
 
+@pytest.mark.parametrize("places_are_known", [True, False])
+def test_a_thread_that_python_does_not_list_is_not_one_of_gnu_openmp(run_script, places_are_known):
+    """The `_thread` module starts such threads; forkshm's own one returns memory after a large array was sent."""
+    said = run_script(f"""
+import _thread
+import ctypes
+import os
+import sys
+import types
+from forkshm.pool import _unforkable
+
+sys.modules["numba"] = types.ModuleType("numba")
+try:
+    ctypes.CDLL("libgomp.so.1")
+except OSError:
+    pass
+if not {places_are_known}:
+    _unforkable._sleeps_at = lambda thread: 0
+up, gate = _thread.allocate_lock(), _thread.allocate_lock()
+up.acquire()
+gate.acquire()
+
+def wait():
+    up.release()
+    gate.acquire()
+
+_thread.start_new_thread(wait, ())
+up.acquire()
+print(len(_unforkable._unknown_threads()), _unforkable.suspects())
+""")
+    assert said == "1 []\n"
+
+
 @pytest.mark.slow
 def test_polars_in_use_is_found(run_script):
     pytest.importorskip("polars")
