@@ -25,6 +25,7 @@ from forkshm.decorator._settings import executor_of, executors, is_worker
 from forkshm.pickler import register_named
 from forkshm.pool import at_worker_end
 from forkshm.pool.observe import length_of, open_bar
+from forkshm.processes import refuse_while_main_is_imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -257,7 +258,10 @@ class ParallelFunction(Generic[P, R]):
         return settings
 
     def _is_in_place(self, settings: Settings) -> bool:
-        return not settings.nested and is_worker()
+        if settings.nested or not is_worker():
+            return False
+        refuse_while_main_is_imported()
+        return True
 
     def _whole(self, iterable: Iterable[Any], settings: Settings, *, starred: bool) -> Any:
         items: Any = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)

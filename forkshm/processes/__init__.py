@@ -6,7 +6,15 @@ from forkshm.processes._forked import end_child, let_have_children, settle_child
 from forkshm.processes._identity import register
 from forkshm.processes._patched_bootstrap import is_followed
 from forkshm.processes._preload import OnError, set_forkserver_preload
-from forkshm.processes._process import ForkProcess, ForkServerProcess, NoFork, Process, SpawnProcess, first_calls
+from forkshm.processes._process import (
+    ForkProcess,
+    ForkServerProcess,
+    NoFork,
+    Process,
+    SpawnProcess,
+    first_calls,
+    refuse_while_main_is_imported,
+)
 
 __all__ = (
     "ForkProcess",
@@ -20,6 +28,7 @@ __all__ = (
     "first_calls",
     "is_followed",
     "let_have_children",
+    "refuse_while_main_is_imported",
     "register",
     "set_forkserver_preload",
     "settle_child",

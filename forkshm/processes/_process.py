@@ -34,7 +34,15 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ("ForkProcess", "ForkServerProcess", "NoFork", "Process", "SpawnProcess", "first_calls")
+__all__ = (
+    "ForkProcess",
+    "ForkServerProcess",
+    "NoFork",
+    "Process",
+    "SpawnProcess",
+    "first_calls",
+    "refuse_while_main_is_imported",
+)
 
 first_calls: list[Callable[[], object]] = []
 """Functions without arguments, which a new process calls before it receives its process object."""
@@ -238,7 +246,7 @@ def _spawn_popen(process_obj: Any, sentinel: int) -> Any:
         return SpawnPopen(process_obj, sentinel)
 
 
-def _refuse_while_main_is_imported() -> None:
+def refuse_while_main_is_imported() -> None:
     """End this new process if its main module starts processes while it is imported.
 
     Print nothing if a pool or launch of the parent explains the mistake, which it recognizes by the exit code.
@@ -266,7 +274,7 @@ def _forget_main_without_file() -> None:
 
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
     _forget_main_without_file()
-    _refuse_while_main_is_imported()
+    refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # Starting the resource tracker, which Windows lacks, unblocks SIGINT.
         ensure_helpers()

@@ -31,6 +31,8 @@ STARTS = [
     ("forkshm.launch(f, (1,), workers=2)", 1),
     ("p = forkshm.Process(target=f, args=(1,)); p.start(); p.join(); sys.exit(p.exitcode)", 0),
     ("forkshm.Manager()", 1),
+    ("forkshm.parallel(f, workers=2).map(range(3))", 1),
+    ("forkshm.parallel(f, workers=2).submit(1).result()", 1),
 ]
 
 
