@@ -156,6 +156,7 @@ class Dispatcher(Leader):
                 f"{self._worker_group.owner}. Create a pool in this process."
             )
         if not self._accepting and (reader not in self._readers or self._failure is not None):
+            self.wait_out_program()
             raise PoolClosedError("cannot submit a task: the pool was closed or terminated. Create a new pool.")
         if self._failure is not None:
             # The same exception is raised each time, without the frames of earlier callers.
@@ -641,6 +642,11 @@ class Dispatcher(Leader):
             return
         self._failure = error
         self._fail_rest()
+
+    def end_with_program(self) -> None:
+        """Take no more tasks, and let daemon threads that wait for results wait until the program has ended."""
+        self._program_ends = True
+        self._accepting = False
 
     def fail_all(self, error: BaseException) -> None:
         """Answer all open tasks with *error*, and take no more. Can be repeated."""

@@ -35,6 +35,8 @@ _FOLLOW_SECONDS = 0.2
 # The helper checks after this time whether the threads that replaced it still drive, and then less and less often.
 _STAND_BY_SECONDS = 0.001
 _LONGEST_STAND_BY_SECONDS = 0.016
+# Any time will do: the interpreter ends the thread when it wakes up.
+_WAIT_OUT_SECONDS = 60.0
 # Arguments of `acquire`, for a call that `map` makes.
 _DO_NOT_WAIT = (False,)
 
@@ -93,6 +95,8 @@ class Leader:
         self._is_called_now = False
         # Number of steps that threads have made.
         self._steps = 0
+        # Set when the program ends with this pool still open.
+        self._program_ends = False
 
     # -- waiting ----------------------------------------------------------------------
 
@@ -115,7 +119,17 @@ class Leader:
             if deadline is not None and time.perf_counter() >= deadline:
                 self.look()
                 return done()
+        if self._program_ends:
+            self.wait_out_program()
         return True
+
+    def wait_out_program(self) -> None:
+        """In a daemon thread of a program that ends, never return: no code is left that needs its result.
+
+        As with ``multiprocessing``, whose pool gives such a thread no answer. An exception would only be printed.
+        """
+        while self._program_ends and threading.current_thread().daemon and not self.is_helper():
+            time.sleep(_WAIT_OUT_SECONDS)
 
     def _try_lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Lead until something has arrived. Return False if another thread leads, or nothing can arrive."""

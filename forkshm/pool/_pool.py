@@ -702,6 +702,8 @@ def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:
     """End the workers of a pool at its collection, its termination, or the end of the program."""
     if worker_group.owner != os.getpid():
         return
+    if _multiprocess.util.is_exiting():
+        dispatcher.end_with_program()
     if not dispatcher.is_idle():
         # A thread may be driving the pool and must not find its channels closed.
         dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))

@@ -204,3 +204,36 @@ def test_a_program_ends_silently_with_every_start_method(run_script, method, kin
     if sys.platform == "win32" and method != "spawn":
         pytest.skip("there is no fork")
     check(run_script, method, kind, place)
+
+
+DAEMON = """
+import sys, threading, time
+import forkshm as mp
+
+def work(call):
+    began.set()
+    while True:
+        call(pool)
+
+CALLS = {
+    "map": lambda pool: pool.map(abs, range(100)),
+    "apply": lambda pool: pool.apply(time.sleep, (0.01,)),
+    "imap": lambda pool: list(pool.imap(abs, range(10))),
+    "long": lambda pool: pool.map(time.sleep, [60, 60]),
+    "map_async": lambda pool: pool.map_async(time.sleep, [60, 60]).get(),
+    "imap, long": lambda pool: list(pool.imap(time.sleep, [60, 60])),
+}
+
+if __name__ == "__main__":
+    began = threading.Event()
+    pool = mp.Pool(2)
+    threading.Thread(target=work, args=(CALLS[sys.argv[1]],), daemon=True).start()
+    began.wait()
+"""
+
+
+@pytest.mark.parametrize("call", ["map", "apply", "imap", "long", "map_async", "imap, long"])
+def test_a_daemon_thread_in_a_call_prints_nothing_at_the_end(run_script, call):
+    """As with multiprocessing, where such a thread never gets an answer."""
+    done = run_script(DAEMON, call, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -88,7 +88,8 @@ EXCLUSIVE = {
     "Semaphore": lambda: forkshm.Semaphore(1),
     "BoundedSemaphore": lambda: forkshm.BoundedSemaphore(1),
     "Condition": forkshm.Condition,
-    "Value": lambda: forkshm.Value("i", 0).get_lock(),
+    "Value": lambda: forkshm.Value("i", 0),
+    "Array": lambda: forkshm.Array("i", 3),
 }
 
 
@@ -204,20 +205,23 @@ def test_a_barrier_with_a_dead_party_breaks(kills):
         barrier.reset()
 
 
-def test_a_party_killed_in_the_action_breaks_the_barrier():
+@pytest.mark.parametrize("kills", [1, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_a_party_killed_in_the_action_breaks_the_barrier(kills):
     barrier = forkshm.Barrier(2, action=lambda: time.sleep(LONG))
 
     def wait():
         with pytest.raises(threading.BrokenBarrierError):
             barrier.wait()
 
-    started = threading.Thread(target=wait)
-    started.start()
-    with forked(barrier.wait, ready=lambda: barrier.n_waiting == 2):
-        pass
-    started.join(LONG)
-    assert not started.is_alive()
-    assert barrier.broken
+    for _ in range(kills):
+        started = threading.Thread(target=wait)
+        started.start()
+        with forked(barrier.wait, ready=lambda: barrier.n_waiting == 2):
+            pass
+        started.join(LONG)
+        assert not started.is_alive()
+        assert barrier.broken
+        barrier.reset()
 
 
 def test_permits_of_a_signal_have_no_owner():
