@@ -121,6 +121,48 @@ def test_a_private_mask_is_copied_and_the_elements_are_not(cross):
     assert crossing.value[1] == 5
 
 
+MASKED = {
+    "large": lambda: np.ma.masked_less(np.arange(300_000), 5),
+    "small": lambda: np.ma.array([1, 2], mask=[0, 1], fill_value=9),
+    "without a mask": lambda: np.ma.array(np.ones(50_000)),
+    "hard": lambda: np.ma.array(np.ones(50_000), mask=True, hard_mask=True),
+    "of structures": lambda: np.ma.array(np.zeros(50_000, "f4,i4"), mask=[(0, 1)] * 50_000),
+    "every other column": lambda: np.ma.masked_equal(np.arange(90_000).reshape(300, -1)[:, ::2], 4),
+    "of text": lambda: np.ma.array(["a", "b"], mask=[1, 0]),
+    "of a matrix": lambda: np.ma.array(np.asmatrix([[1, 2]]), mask=[[0, 1]]),
+    "read-only": lambda: np.ma.array(np.frombuffer(bytes(400_000))),
+    "of objects": lambda: np.ma.array([1, None], mask=[0, 1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("name", MASKED)
+def test_a_private_masked_array_is_a_copy(cross, name):
+    sent = MASKED[name]()
+    value = cross(sent).value
+    assert (type(value), value.dtype, value.shape, value.baseclass) == (
+        type(sent),
+        sent.dtype,
+        sent.shape,
+        sent.baseclass,
+    )
+    assert value.data.tolist() == sent.data.tolist()
+    assert value.mask.tolist() == sent.mask.tolist()
+    assert (str(value.fill_value), value.hardmask) == (str(sent.fill_value), sent.hardmask)
+    assert value.flags.writeable
+    value[...] = np.ma.masked
+    assert value.mask.tolist() != sent.mask.tolist() or name == "hard"
+
+
+def test_a_private_masked_array_is_copied_once_and_a_broadcast_one_stays_small(cross):
+    sent = np.ma.masked_less(np.arange(300_000), 5)
+    assert cross(sent).copied < 1.1 * (sent.data.nbytes + sent.mask.nbytes)
+    sent = np.ma.array(np.broadcast_to(np.arange(1000), (5000, 1000)))
+    crossing = cross(sent)
+    assert crossing.copied < 100_000
+    assert crossing.value.shape == (5000, 1000)
+
+
 @pytest.mark.parametrize("make", [lambda: np.zeros(50_000).view(Quantity), lambda: forkshm.zeros(9).view(OwnWay)])
 def test_private_arrays_and_custom_reductions_are_copied(cross, make):
     sent = make()

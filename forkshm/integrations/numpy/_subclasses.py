@@ -16,11 +16,15 @@ __all__ = ("rebuild_masked", "rebuild_subclass", "reduce_subclass")
 def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
     """Reduce an ndarray subclass: as a descriptor if it lies in shared memory, else by the subclass's own method.
 
+    A masked array is reduced to its elements and mask, wherever they lie.
+
     It arrives as a view of that type with its attributes, after a call of ``__array_finalize__``.
     """
-    if array.dtype.hasobject or not (is_shared(array) or is_over_file(array)):
-        return NotImplemented
     kind = type(array)
+    # NumPy's own way with a masked array takes several copies, and expands a broadcast one.
+    is_ours = isinstance(array, np.ma.MaskedArray) or is_shared(array) or is_over_file(array)
+    if array.dtype.hasobject or not is_ours:
+        return NotImplemented
     if isinstance(array, np.ma.MaskedArray):
         if kind.__reduce__ is not np.ma.MaskedArray.__reduce__:
             return NotImplemented
@@ -28,6 +32,8 @@ def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
         mask = np.ma.getmask(array)
         masked: Any = array
         parts = array.view(np.ndarray), None if mask is np.ma.nomask else mask, masked._fill_value, masked._hardmask
+        if masked._baseclass not in (np.ndarray, SharedArray):
+            state["_baseclass"] = masked._baseclass
         return rebuild_masked, (kind, *parts, state)
     for base in kind.__mro__:
         if base in (np.ndarray, SharedArray):
