@@ -271,6 +271,7 @@ class IMapIterator(ResultSink, Generic[T]):
             except BaseException:
                 self._values.extendleft(taken)  # interrupted: the next call returns it
                 raise
+        self._dispatcher.wait_out_program()
         raise error
 
     def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:

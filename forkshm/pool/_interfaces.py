@@ -31,6 +31,10 @@ class Driver(Protocol):
         """Drive the pool until *done* returns True or for *timeout* seconds; return whether it is true."""
         ...
 
+    def wait_out_program(self) -> None:
+        """Never return in a daemon thread of a program that ends."""
+        ...
+
     def open(self, answer: Answer) -> tuple[bool, Any]:
         """Unpickle an answer, and count the time that this takes."""
         ...

@@ -119,14 +119,12 @@ class Leader:
             if deadline is not None and time.perf_counter() >= deadline:
                 self.look()
                 return done()
-        if self._program_ends:
-            self.wait_out_program()
         return True
 
     def wait_out_program(self) -> None:
-        """In a daemon thread of a program that ends, never return: no code is left that needs its result.
+        """Never return in a daemon thread of a program that ends: an exception there would only be printed.
 
-        As with ``multiprocessing``, whose pool gives such a thread no answer. An exception would only be printed.
+        As with ``multiprocessing``, whose pool gives such a thread no answer.
         """
         while self._program_ends and threading.current_thread().daemon and not self.is_helper():
             time.sleep(_WAIT_OUT_SECONDS)

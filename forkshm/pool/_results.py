@@ -278,6 +278,7 @@ class ApplyResult(ResultSink, Generic[T]):
         success, value = self._open()
         if success:
             return value  # type: ignore[no-any-return]  # it came through pickle
+        self._driver.wait_out_program()
         try:
             raise without_frames(value)
         finally:

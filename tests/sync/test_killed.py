@@ -206,7 +206,7 @@ def test_a_barrier_with_a_dead_party_breaks(kills):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(1000, marks=pytest.mark.nightly)])
-def test_a_party_killed_in_the_action_breaks_the_barrier(kills):
+def test_a_party_killed_in_the_action_breaks_the_barrier(kills, wait_until):
     barrier = forkshm.Barrier(2, action=lambda: time.sleep(LONG))
 
     def wait():
@@ -216,6 +216,7 @@ def test_a_party_killed_in_the_action_breaks_the_barrier(kills):
     for _ in range(kills):
         started = threading.Thread(target=wait)
         started.start()
+        wait_until(lambda: barrier.n_waiting == 1)  # the last to arrive runs the action
         with forked(barrier.wait, ready=lambda: barrier.n_waiting == 2):
             pass
         started.join(LONG)
