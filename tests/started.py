@@ -21,6 +21,9 @@ from forkshm._system import CAN_FORK
 from forkshm.backend import kernel
 from forkshm.region import Semaphore
 
+# For programs that tests start, because on experimental systems the import warns once: an option -W, after -W error.
+IGNORE_EXPERIMENTS = "ignore:forkshm on :UserWarning"
+
 # The exit code of a process that was ended by SIGKILL, as `subprocess` reports it.
 KILLED = -9 if CAN_FORK else 0x10009
 

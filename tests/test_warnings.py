@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from started import IGNORE_EXPERIMENTS
 
 PROGRAMS = {
     "pool": "with forkshm.Pool(2) as pool: assert pool.map(abs, [-1]) == [1]",
@@ -51,7 +52,11 @@ def test_nothing_warns(tmp_path, name):
     path = tmp_path / "program.py"
     path.write_text("import forkshm\n" + PROGRAMS[name])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-X", "dev", str(path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-W", IGNORE_EXPERIMENTS, "-X", "dev", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     # There asyncio also reports slow steps.
     said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]

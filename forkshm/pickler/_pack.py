@@ -313,9 +313,9 @@ def begin(
     parts = _parts(thing)
     kinds = set(map(type, parts)) if len(parts) <= _MANY else None
     if kinds is not None and (
-        plain_kinds.issuperset(kinds)
+        plain_kinds >= kinds
         or (
-            plain_or_text_kinds.issuperset(kinds)
+            plain_or_text_kinds >= kinds
             and sum(len(part) for part in parts if type(part) not in plain_kinds) < INLINE_LIMIT // 4
         )
     ):
@@ -327,7 +327,7 @@ def begin(
         and str in kinds
         and any(map(is_large_text, parts))
         # No part can refer to the list or tuple itself, so another one can be sent in its place.
-        and (parts is not thing or simple_kinds.issuperset(kinds - plain_or_text_kinds))
+        and (parts is not thing or simple_kinds >= kinds - plain_or_text_kinds)
     ):
         thing = with_large_text(thing, parts)
         parts = _parts(thing)
@@ -335,7 +335,7 @@ def begin(
     sink = _Sink()
     collector = Collector(repeats)
     try:
-        if kinds is None or len(parts) >= MIN_BUNDLE or (not _CONTAINERS.isdisjoint(kinds) and _has_many(parts)):
+        if kinds is None or len(parts) >= MIN_BUNDLE or (not kinds.isdisjoint(_CONTAINERS) and _has_many(parts)):
             bundled = _bundled(thing, parts)
             if bundled is True:
                 in_stream = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL)
@@ -346,7 +346,7 @@ def begin(
                 thing = bundled
                 parts = _parts(thing)
                 kinds = set(map(type, parts)) if len(parts) <= _MANY else None
-        found = None if kinds is None else parts if simple_kinds.issuperset(kinds) else _flat(parts)
+        found = None if kinds is None else parts if simple_kinds >= kinds else _flat(parts)
         if found is not None and _are_simple(found):
             # Most calls, chunks and results are of this kind. cloudpickle would find nothing to do in them, and that
             # would take half of the total time.
@@ -407,7 +407,7 @@ def _are_simple(parts: Sequence[Any]) -> bool:
 # Above this many parts, skip the per-type check.
 _MANY = 1000
 
-_CONTAINERS = frozenset({list, tuple, dict})
+_CONTAINERS = (list, tuple, dict)
 
 
 def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
@@ -421,7 +421,7 @@ def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
             if len(part) >= _TINY:
                 return None
         elif kind in _CONTAINERS and len(part) < MIN_BUNDLE and depth < _DEEPEST:
-            if kind is dict and not plain_or_text_kinds.issuperset(map(type, part)):
+            if kind is dict and not plain_or_text_kinds >= set(map(type, part)):
                 return None
             inner = _flat(list(part.values()) if kind is dict else part, depth + 1)
             if inner is None:

@@ -64,11 +64,16 @@ def _find_in_families(kind: type) -> Callable[[Any], Any] | None:
         return found
 
 
-plain_kinds: set[type] = {int, float, bool, type(None), complex}
+# Keys of dicts and not sets, because all threads look here. Without the GIL, each lookup in a set takes its lock. In a
+# process that is forked meanwhile the lock may be held forever (CPython 3.13). Lookups in dicts take no lock.
+_plain: dict[type, None] = dict.fromkeys((int, float, bool, type(None), complex))
+_plain_or_text: dict[type, None] = dict.fromkeys((*_plain, str, bytes))
+_simple: dict[type, None] = dict.fromkeys(_plain)
+plain_kinds = _plain.keys()
 """Types whose objects pickle to a few bytes, and contain nothing that needs forkshm's pickler."""
-plain_or_text_kinds: set[type] = plain_kinds | {str, bytes}
+plain_or_text_kinds = _plain_or_text.keys()
 """`plain_kinds`, and types whose objects are as small while they are short."""
-simple_kinds: set[type] = set(plain_kinds)
+simple_kinds = _simple.keys()
 """Types that a plain pickler with these reducers sends correctly, without cloudpickle."""
 
 
@@ -78,9 +83,8 @@ simple_when: dict[type, Callable[[Any], bool]] = {}
 
 def register_plain(*kinds: type) -> None:
     """Register types whose objects pickle to a few bytes, and contain nothing that needs forkshm's pickler."""
-    plain_kinds.update(kinds)
-    plain_or_text_kinds.update(kinds)
-    simple_kinds.update(kinds)
+    for known in (_plain, _plain_or_text, _simple):
+        known.update(dict.fromkeys(kinds))
 
 
 # For some types, a function that returns the bytes of an object in memory of its own, or -1 if it may be a view.
@@ -99,7 +103,7 @@ def register_simple(
         when: Returns whether this is true of an object; by default it is true of all.
         own_bytes: Returns the number of bytes of an object in memory of its own, or -1 if the object is a view.
     """
-    simple_kinds.update(kinds)
+    _simple.update(dict.fromkeys(kinds))
     if own_bytes is not None:
         own_bytes_of.update(dict.fromkeys(kinds, own_bytes))
     if when is not None:

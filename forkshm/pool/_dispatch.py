@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 from forkshm._ledger import ledger
+from forkshm.backend import IS_FREE_THREADED
 from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
 from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
 from forkshm.pickler import Payload, explain, name_of, pack
@@ -22,7 +23,7 @@ from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
 from forkshm.pool._results import Outcome, PlainOutcome
 from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING, answers_in
-from forkshm.pool._tasks import CANCELLED, Batch, Outstanding, Packer, PickledCallable, Task
+from forkshm.pool._tasks import CANCELLED, Batch, Outstanding, Packer, PickledCallable, Task, ThreadedOutstanding
 from forkshm.pool.observe import (
     PoolReport,
     PoolStatistics,
@@ -77,7 +78,7 @@ class Dispatcher(Leader):
         # The names of ``__main__`` that the workers have, which are therefore sent by name.
         self.importable = worker_group.importable
         self.retries = retries
-        self._tasks = Outstanding(worker_group.sent)
+        self._tasks = (ThreadedOutstanding if IS_FREE_THREADED else Outstanding)(worker_group.sent)
         self._deaths = Deaths(worker_group, self._tasks, task_timeout, self._break)
         # Keeps other threads out while a message is numbered and sent, or a task cancelled. It does not make several
         # changes atomic.
@@ -521,7 +522,7 @@ class Dispatcher(Leader):
                 if (trace := self.trace) is not None:
                     trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
                 self._deliver()
-            elif number not in self._marked.values():
+            elif number not in list(self._marked.values()):
                 # No task waits for this answer, but a task may wait for the message that it replaced.
                 self._deaths.note_garbage()
         elif kind is Kind.INITIALIZER_FAILED and self._worker_group.has_initializer:

@@ -14,6 +14,7 @@ import itertools
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
+from forkshm import _interrupts
 from forkshm._ledger import Sending, call_site, ledger, on_behalf_of
 from forkshm.channel import Kind
 from forkshm.pickler import Payload, Repeats, explain, mark, name_of, pack, pack_by_name, still_by_name
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 
     from forkshm.pickler import ImportableNames
 
-__all__ = ("CANCELLED", "Answer", "Batch", "Outstanding", "Pace", "Packer", "PickledCallable", "ResultSink", "Task")
+__all__ = (
+    "CANCELLED",
+    "Answer",
+    "Batch",
+    "Outstanding",
+    "Pace",
+    "Packer",
+    "PickledCallable",
+    "ResultSink",
+    "Task",
+    "ThreadedOutstanding",
+)
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 # Arguments for `itertools.starmap`: one call without arguments.
@@ -309,7 +321,7 @@ class Outstanding:
     def take(self, batch: Batch) -> bool:
         """Move the next task to be sent into a batch; return False if there is none."""
         while True:
-            for number in self.again:
+            for number in tuple(self.again):
                 with contextlib.suppress(KeyError):
                     batch.extend(map(self.again.pop, (number,)))
                 break  # one task at a time
@@ -459,3 +471,40 @@ class Outstanding:
                 task.sink.deliver(task, answer)  # repeated if an earlier delivery was interrupted
                 answered.pop(number, None)
         return any_there
+
+
+class ThreadedOutstanding(Outstanding):
+    """The unanswered tasks on a free-threaded build, where threads switch also where no call comes."""
+
+    def __init__(self, sent: dict[int, Task]) -> None:
+        super().__init__(sent)
+        # Reentrant: a signal handler may use the pool.
+        self._moving = _interrupts.RLock()
+
+    def take(self, batch: Batch) -> bool:
+        with self._moving:
+            return super().take(batch)
+
+    def take_more(self, batch: Batch, limit: int) -> None:
+        with self._moving:
+            super().take_more(batch, limit)
+
+    def give_back(self, batch: Batch) -> None:
+        with self._moving:
+            super().give_back(batch)
+
+    def enter(self, batch: Batch) -> int:
+        with self._moving:
+            return super().enter(batch)
+
+    def take_sent(self, number: int) -> None:
+        with self._moving:
+            super().take_sent(number)
+
+    def answer(self, number: int, answer: Answer) -> Task | None:
+        with self._moving:
+            return super().answer(number, answer)
+
+    def send_again(self, numbers: Iterable[int], *, after_death: bool = False) -> None:
+        with self._moving:
+            super().send_again(numbers, after_death=after_death)

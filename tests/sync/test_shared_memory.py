@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from started import IGNORE_EXPERIMENTS
 
 import forkshm
 from forkshm import _multiprocess
@@ -154,7 +155,11 @@ def test_a_name_that_is_taken(memory):
 
 def run(source):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-W", IGNORE_EXPERIMENTS, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return done.returncode, done.stdout.split(), done.stderr
 
