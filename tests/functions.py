@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import multiprocessing.process
 import os
 import signal
@@ -13,12 +14,29 @@ import time
 
 from forkshm._multiprocess import process as _process
 from forkshm._multiprocess import util
+from forkshm.backend import kernel
 from forkshm.channel import Receiver, Sender
 from forkshm.pool import _worker
 
 
 def nothing(*args, **kwargs):
     return None
+
+
+@functools.cache
+def keeps_exit_codes():
+    """Return whether the kernel keeps the exit code of a process that was reaped for its pidfd."""
+    if kernel.name != "linux":
+        return False
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    process = kernel.open_process(pid)
+    os.waitpid(pid, 0)
+    try:
+        return kernel.exit_of_reaped(process) == 0
+    finally:
+        os.close(process)
 
 
 def square(x):

@@ -402,6 +402,16 @@ class LinuxBackend(Unix):
         os.close(write_end)
         return read_end
 
+    def exit_of_reaped(self, process: int) -> int | None:
+        info = bytearray(_PIDFD_INFO.size)
+        _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0)
+        try:
+            fcntl.ioctl(process, _PIDFD_GET_INFO, info)
+        except OSError:  # Linux before 6.15, or the substitute for a pidfd that `open_process` returns
+            return None
+        known, status = _PIDFD_INFO.unpack(info)
+        return os.waitstatus_to_exitcode(status) if known & _PIDFD_INFO_EXIT else None
+
     def signal_process(self, process: int, pid: int, number: int) -> None:
         # Signal through the pidfd: the pid may belong to another process by now.
         try:
@@ -507,6 +517,12 @@ def _read_map(address: int) -> MappedFile | None:
                 identity = major, minor, int(inode)
                 return MappedFile(start, end, int(offset, 16), identity, modes[1:2] == b"w", modes[3:4] == b"s", path)
     return None
+
+
+# struct pidfd_info of linux/pidfd.h: a mask of the known fields first, the status of wait(2) last.
+_PIDFD_INFO = struct.Struct("=Q52xi")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 
 
 def _is_pidfd(fd: int) -> bool:

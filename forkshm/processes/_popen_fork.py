@@ -32,7 +32,8 @@ else:
 __all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
 
 UNKNOWN = 255
-"""The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored.
+"""The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored, if the system
+does not keep the code.
 
 ``multiprocess`` reports the same number when it cannot know the code."""
 # Arguments for `map` and `starmap` to make a call without arguments once.
@@ -71,6 +72,8 @@ class Child(popen_fork.Popen):
     """Whether other code took the exit code."""
     # Whether the child was reaped.
     _is_reaped = False
+    # The sentinel by device and inode, because its number may have been closed and used again.
+    _watched: object = None
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the child runs."""
@@ -131,9 +134,17 @@ class Child(popen_fork.Popen):
     def _is_gone(self) -> None:
         # Another thread may have reaped it, after storing the exit code.
         if self.returncode is None:
-            self.status_is_lost = True
-            self.returncode = UNKNOWN
+            code = self._kept_code()
+            self.status_is_lost = code is None
+            self.returncode = UNKNOWN if code is None else code
         self._is_reaped = True
+
+    def _kept_code(self) -> int | None:
+        """Return the exit code that the kernel keeps for the sentinel, or None."""
+        with contextlib.suppress(OSError):  # the sentinel was closed
+            if kernel.identify(self.sentinel) == self._watched:
+                return kernel.exit_of_reaped(self.sentinel)
+        return None
 
     # With defaults, because the names of the base class's module may be gone when the program ends.
     def terminate(self, number: int = signal.SIGTERM) -> None:
@@ -195,6 +206,7 @@ class ForkPopen(Child):
             next(map(os.close, map(fds.pop, _FIRST)))
             self.sentinel = kernel.open_process(self.pid, self._birth)
             fds.insert(0, self.sentinel)
+            self._watched = kernel.identify(self.sentinel)
             self.finalizer = _multiprocess.util.Finalize(self, _multiprocess.close_fds, fds)
         except BaseException:
             if pids and pids[0] == 0:

@@ -52,6 +52,7 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
             super()._launch(process_obj)  # type: ignore[misc]  # private, and so not in the stubs
             watched = kernel.open_process(self.pid, self._start_birth)
             os.dup2(watched, self.sentinel, inheritable=False)
+            self._watched = kernel.identify(self.sentinel)
         except BaseException:
             if self.pid:
                 self._end()

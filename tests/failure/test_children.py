@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -76,6 +77,44 @@ def test_other_code_may_reap_every_child():
     finally:
         stop.set()
         other.join()
+
+
+@pytest.mark.skipif(not f.keeps_exit_codes(), reason="needs Linux 6.15, which keeps them for pidfds")
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("exit_", "expected"), [((os._exit, 3), 3), ((os.abort,), -signal.SIGABRT)])
+def test_an_exit_code_that_a_signal_handler_took_is_known(method, exit_, expected):
+    def reap(*_):
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    with handler_of(signal.SIGCHLD, reap):
+        process = forkshm.get_context(method).Process(target=exit_[0], args=exit_[1:])
+        process.start()
+        process.join(60)
+        assert process.exitcode == expected
+        process.close()
+
+
+@pytest.mark.skipif(not f.keeps_exit_codes(), reason="needs Linux 6.15, which keeps them for pidfds")
+def test_the_exit_code_of_another_process_is_not_taken():
+    """A program that closes all fds, and starts another process, which gets the number of the first one's sentinel."""
+    with handler_of(signal.SIGCHLD, signal.SIG_IGN):
+        first = forkshm.get_context("fork").Process(target=os._exit, args=(3,))
+        first.start()
+        second = forkshm.get_context("fork").Process(target=os._exit, args=(4,))
+        second.start()
+        second.join(60)
+        popen = first._popen
+        ended = select.poll()
+        ended.register(first.sentinel, select.POLLIN)
+        assert ended.poll(60_000)
+        os.dup2(second.sentinel, first.sentinel)
+        assert popen.wait() == 255
+        assert second.exitcode == 4
+        first.close()
+        second.close()
 
 
 @pytest.mark.usefixtures("_fork_server")

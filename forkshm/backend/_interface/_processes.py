@@ -55,6 +55,14 @@ class Processes(abc.ABC):
         """
         raise NotImplementedError
 
+    def exit_of_reaped(self, process: int) -> int | None:
+        """Return the exit code of a process that other code has reaped; None if the system does not keep it.
+
+        Args:
+            process: An fd of `open_process` that was opened before.
+        """
+        return None
+
     @abc.abstractmethod
     def signal_process(self, process: int, pid: int, number: int) -> None:
         """Send a signal to a process opened by `open_process`; ``ProcessLookupError`` if it has ended."""
