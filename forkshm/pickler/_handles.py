@@ -15,7 +15,7 @@ from forkshm import _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.pickler._reducers import register, register_family
-from forkshm.region import Opened
+from forkshm.region import Opened, reopened
 
 if TYPE_CHECKING:
     from forkshm.backend import MessageSocket
@@ -125,10 +125,7 @@ def reduce_opened(opened: Opened) -> Any:
 
 def rebuild_opened(received: ReceivedFd, kind: type[Opened], state: dict[str, Any]) -> Opened:
     """Return the object that arrived, open."""
-    made = kind.__new__(kind)
-    vars(made).update(state)
-    made.own(received.take())
-    return made
+    return reopened(kind, state, received.take())
 
 
 if kernel.name != "windows":  # there, the standard library's way is used

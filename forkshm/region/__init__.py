@@ -21,6 +21,7 @@ from forkshm.region._object import (
     open_only,
     open_or_create,
     remove_on_exit,
+    reopened,
 )
 from forkshm.region._table import (
     Mapping,
@@ -87,6 +88,7 @@ __all__ += [
     "region_fds",
     "region_of",
     "regions_mapped",
+    "reopened",
     "round_up",
     "sparse_memory",
     "view_of",

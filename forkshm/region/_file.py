@@ -61,7 +61,7 @@ class FileMapping(Opened):
             raise RegionCreateError(
                 number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
             ) from error
-        self.own(fd)
+        self._own(fd)
         if not kernel.is_regular(fd):
             self.close()
             raise RegionCreateError(errno.ENODEV, f"cannot map {self._name!r}: it is not a regular file", size=0)

@@ -34,6 +34,7 @@ __all__ = (
     "open_only",
     "open_or_create",
     "remove_on_exit",
+    "reopened",
 )
 
 
@@ -67,7 +68,7 @@ class Opened:
         self._mode = checked_mode(mode)
 
     @_interrupts.promptly
-    def own(self, fd: int) -> None:
+    def _own(self, fd: int) -> None:
         """Take ownership of an fd."""
         self._fd = fd
         if _leaks.is_on:
@@ -199,7 +200,7 @@ class SharedMemoryObject(Opened):
         super().__init__(checked_name(name), mode)
         if not 0 <= operator.index(permissions) <= 0o777:
             raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
-        self.own(self._open(creation, permissions))
+        self._own(self._open(creation, permissions))
         try:
             self._check(self._fd, any_owner=any_owner)
         except BaseException:
@@ -358,6 +359,14 @@ class _Program:
 
 
 _program = _Program()
+
+
+def reopened(kind: type[Opened], state: dict[str, Any], fd: int) -> Opened:
+    """Return an opened object with the attributes *state*, which owns *fd*."""
+    made = kind.__new__(kind)
+    vars(made).update(state)
+    made._own(fd)
+    return made
 
 
 def _remove(name: str, owner: int) -> None:

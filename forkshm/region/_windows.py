@@ -88,7 +88,7 @@ class WindowsSharedMemory(Opened):
             raise ValueError(f"size must be given with {creation}, because the size is fixed at creation")
         else:
             size = checked_size(size)
-        self.own(self._open_or_create(creation, size or 0, permissions))
+        self._own(self._open_or_create(creation, size or 0, permissions))
         self._size = kernel.identify(self._fd)[1]
 
     def _open_or_create(self, creation: Creation, size: int, permissions: int) -> int:

@@ -70,7 +70,7 @@ def test_each_public_name_is_in_the_reference():
 def test_methods_of_a_base_class_are_in_the_reference():
     """A class shows what it inherits from classes of forkshm that have no entry of their own."""
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
-    entries = dict(re.findall(r"autoclass:: (\S+)\n((?:   :.*\n)*)", text))
+    entries = dict(re.findall(r"autoclass:: ([\w.]+)(?:\(\))?\n((?:   :.*\n)*)", text))
     # What these inherit serves forkshm itself.
     internal = {"forkshm.pool.AsyncResult", "forkshm.Process"}
     classes = {name: pkgutil.resolve_name(name) for name in entries}
