@@ -17,6 +17,7 @@ from forkshm._multiprocess import util
 from forkshm.backend import kernel
 from forkshm.channel import Receiver, Sender
 from forkshm.pool import _worker
+from forkshm.region import MappedRegion
 
 
 def nothing(*args, **kwargs):
@@ -37,6 +38,16 @@ def keeps_exit_codes():
         return kernel.exit_of_reaped(process) == 0
     finally:
         os.close(process)
+
+
+def itself(x):
+    return x
+
+
+def map_and_write(opened):
+    with MappedRegion(opened) as region:
+        region.buf[0] = 7
+    return opened.closed
 
 
 def square(x):

@@ -125,7 +125,7 @@ def reduce_opened(opened: Opened) -> Any:
 
 def rebuild_opened(received: ReceivedFd, kind: type[Opened], state: dict[str, Any]) -> Opened:
     """Return the object that arrived, open."""
-    return reopened(kind, state, received.take())
+    return reopened(kind, state, received.take)
 
 
 if kernel.name != "windows":  # there, the standard library's way is used

@@ -24,6 +24,7 @@ from forkshm.region._checks import MAX_SIZE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 __all__ = (
@@ -361,11 +362,11 @@ class _Program:
 _program = _Program()
 
 
-def reopened(kind: type[Opened], state: dict[str, Any], fd: int) -> Opened:
-    """Return an opened object with the attributes *state*, which owns *fd*."""
+def reopened(kind: type[Opened], state: dict[str, Any], take: Callable[[], int]) -> Opened:
+    """Return an opened object with the attributes *state*, which owns the fd that *take* returns."""
     made = kind.__new__(kind)
     vars(made).update(state)
-    made._own(fd)
+    made._own(take())  # in one expression, so that no handler runs in between
     return made
 
 

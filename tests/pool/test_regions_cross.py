@@ -277,12 +277,6 @@ class Labelled(SharedMemoryObject):
     label = None
 
 
-def map_and_write(opened):
-    with MappedRegion(opened) as region:
-        region.buf[0] = 7
-    return opened.closed
-
-
 @pytest.fixture(scope="module")
 def _resource_tracker():
     # It lives as long as this process.
@@ -299,15 +293,15 @@ def test_an_opened_object_crosses_without_its_name(mappable, method):
     with forkshm.get_context(method).Pool(1) as pool:
         pool.apply(os.getpid)
         type(mappable).remove(mappable.name)
-        assert pool.apply(map_and_write, (mappable,)) is False
+        assert pool.apply(f.map_and_write, (mappable,)) is False
         assert content_of(mappable)[0] == 7
-        again = pool.apply(itself, (mappable,))
+        again = pool.apply(f.itself, (mappable,))
         assert content_of(again) == content_of(mappable)
         assert (type(again), again.name, again.mode) == (type(mappable), mappable.name, mappable.mode)
         again.close()
         mappable.close()
         with pytest.raises(RegionClosedError, match="closed"):
-            pool.apply(map_and_write, (mappable,))
+            pool.apply(f.map_and_write, (mappable,))
 
 
 def test_an_opened_object_keeps_its_class_and_attributes(pool):
