@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import mmap
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 
 FILE = open(__file__, "rb")
+atexit.register(FILE.close)
 NAME = f"forkshm-test-owners-{os.getpid()}"
 
 
