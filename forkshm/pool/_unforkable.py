@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import sys
 import threading
@@ -118,7 +119,7 @@ def _uses_gnu_openmp(unknown: list[int]) -> bool:
         if any(place in each for place in places if place is not None for each in ranges):
             return True
         if None not in places:
-            if all(places) and os.uname().machine == "x86_64":
+            if all(places) and platform.machine() == "x86_64":
                 return False
             break
         time.sleep(0.001)
