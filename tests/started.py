@@ -15,10 +15,10 @@ import sys
 import threading
 
 import pytest
+from system import open_fds
 
 import forkshm
 from forkshm._system import CAN_FORK
-from forkshm.backend import kernel
 from forkshm.region import Semaphore
 
 # For programs that tests start, because on experimental systems the import warns once: an option -W, after -W error.
@@ -37,7 +37,7 @@ def methods(*names):
 
 def count_fds():
     """Return the number of fds, or handles, of this process."""
-    return len(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
+    return len(open_fds())
 
 
 @contextlib.contextmanager

@@ -16,10 +16,21 @@ SHM = "/dev/shm"
 
 
 def open_fds():
-    """Return the fds of this process; on Windows only those that can be memory, because other handles are transient."""
+    """Return the fds of this process, except those that another thread opens for a moment.
+
+    The thread that gives memory back reads files of the kernel. On Windows, only handles that can be memory stay.
+    """
     if sys.platform == "win32":
         return sorted(number for number, _ in kernel.handles())
-    return sorted(os.listdir("/proc/self/fd"))
+    found = []
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue  # it was closed, as the one that listed the directory
+        if not target.startswith(("/proc/", "/sys/")):
+            found.append(number)
+    return sorted(found)
 
 
 def is_mapped(address):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import threading
 
 import functions as f
 import numpy as np
 import pytest
+from system import open_fds
 
 import forkshm
 from forkshm.channel import pair
@@ -117,7 +117,7 @@ def test_a_forked_child_begins_at_zero(pool, in_child):
 @pytest.mark.usefixtures("_warm_up")
 def test_the_number_of_fds_matches_the_kernel():
     def fds():
-        return len(os.listdir("/proc/self/fd"))
+        return len(open_fds())
 
     before, fds_before = forkshm.statistics(), fds()
 

@@ -17,6 +17,7 @@ import threading
 import pytest
 import started
 from room import needs_fds
+from system import open_fds
 
 from forkshm import anonymous_shared_memory
 from forkshm.backend import kernel
@@ -61,10 +62,6 @@ def files(count):
 
 def numbers_in(fds):
     return [int(os.pread(fd, 10, 0)) for fd in fds]
-
-
-def open_fds():
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 # -- messages -------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 
 import pytest
+import system
 from fuzzing import EXAMPLES, changed, try_all
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def messages():
 
 def open_fds():
     arena.statistics()  # returned blocks may keep fds until this look
-    return sorted(kernel.handles() if kernel.name == "windows" else os.listdir("/proc/self/fd"))
+    return system.open_fds()
 
 
 def memory_of(buffer):

@@ -7,6 +7,7 @@ import os
 import random
 
 import pytest
+import system
 
 from forkshm import ForkshmError, anonymous_shared_memory
 from forkshm.backend import kernel
@@ -20,7 +21,7 @@ from forkshm.region.blocks._segment import forget_abandoned
 
 def open_fds():
     arena.statistics()  # returned blocks may keep fds until this look
-    return sorted(os.listdir("/proc/self/fd"))
+    return system.open_fds()
 
 
 def message(*things, kind=Kind.RESULT, number=7, group=0):

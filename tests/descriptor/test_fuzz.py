@@ -9,6 +9,7 @@ import os
 import pytest
 from fuzzing import EXAMPLES, NUMBERS, changed, try_all
 from hypothesis import strategies as st
+from system import open_fds
 
 import forkshm
 from forkshm.descriptor import describe
@@ -36,7 +37,7 @@ def test_a_changed_descriptor_is_refused_or_names_the_same_object(examples):
         region.buf[:] = bytes(range(250)) * 40
         honest = describe(region)
         strangers = [os.memfd_create("stranger"), *os.pipe()]
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_fds()
         values = st.one_of(
             NUMBERS,
             st.integers(-(2**70), 2**70),
@@ -59,7 +60,7 @@ def test_a_changed_descriptor_is_refused_or_names_the_same_object(examples):
 
         try_all(examples, st.tuples(changes, st.sampled_from(list(Mode))), check)
         gc.collect()
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert open_fds() == before
         for fd in strangers:
             os.close(fd)
 

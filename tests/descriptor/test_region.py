@@ -10,6 +10,7 @@ import signal
 import tempfile
 
 import pytest
+from system import open_fds
 
 from forkshm import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.descriptor import RegionDescriptor, describe
@@ -37,10 +38,6 @@ except RegionGoneError as error:
     assert "forkshm-region" not in open("/proc/self/maps").read()
     print(error)
 """
-
-
-def open_fds():
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 def maps():
