@@ -339,16 +339,20 @@ class LinuxBackend(Unix):
         return first, second
 
     def _message_socket_from(self, source: _socket.socket) -> socket.socket:
-        end = self.message_socket(source.fileno())
+        # With its family and type, Python does not ask the kernel for them.
+        end = self._socket_of(source.fileno(), socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
         source.detach()
         return end
 
     def message_socket(self, fd: int) -> socket.socket:
+        return self._socket_of(fd, -1, -1, -1)
+
+    def _socket_of(self, fd: int, family: int, kind: int, protocol: int) -> socket.socket:
         # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
         end = socket.socket.__new__(socket.socket)
         try:
-            end.__init__(fileno=fd)  # type: ignore[misc]
-            if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
+            end.__init__(family, kind, protocol, fd)  # type: ignore[misc]
+            if family == -1 and (end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET):
                 found = f"{end.family.name}, {end.type.name}"
                 raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_SEQPACKET")
             end.settimeout(None)  # overrides socket.setdefaulttimeout()
