@@ -200,7 +200,7 @@ def main() -> int:
             table.add_row(job, quantity, *cells, ratios(results, quantity), f"{bound:g}")
         cells = [f"{results[backend]['memory'] / 1e6:,.0f} MB" for backend in BACKENDS]
         table.add_row(job, "memory", *cells, ratios(results, "memory"), "0.5", end_section=True)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
     print("The scores of all sides are equal.")
     return 0
 
