@@ -39,7 +39,7 @@ from forkshm.pool._results import ApplyResult, MapResult
 from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import PickledCallable, Task
 from forkshm.pool._worker_group import WorkerGroup
-from forkshm.pool.observe import PoolReport, PoolStatistics, Trace, length_of, no_bar, open_bar
+from forkshm.pool.observe import PoolReport, PoolStatistics, Trace, length_of, open_bar
 from forkshm.region.blocks import arena, forget_abandoned
 
 if TYPE_CHECKING:
@@ -449,11 +449,11 @@ class Pool(_StandardPool):
         progress: bool | str,
     ) -> list[T]:
         result, tasks = self._map(kind, func, iterable, chunksize)
-        bar = open_bar(progress, result.items, self._dispatcher) if progress else no_bar
+        bar = open_bar(progress, result.items, self._dispatcher) if progress else None
         try:
             if tasks:
                 self._dispatcher.submit(tasks, waited_for=True)
-            if progress:
+            if bar is not None:
                 result.show(bar)
             return result.get()
         except BaseException:
@@ -461,7 +461,8 @@ class Pool(_StandardPool):
                 self._dispatcher.cancel(tasks)
             raise
         finally:
-            bar.close()
+            if bar is not None:
+                bar.close()
             del result, tasks  # no reference cycle with the traceback of a raised exception
 
     def _call(

@@ -27,8 +27,18 @@ from forkshm.region._table import round_up
 from forkshm.region.blocks._claim import Hold, Share, hold
 from forkshm.region.blocks._decay import Decay
 from forkshm.region.blocks._lease import Lease
-from forkshm.region.blocks._ranges import Ranges, block_size, with_range, within, without_range
-from forkshm.region.blocks._segment import CREATOR, Segment, add_segment, drop_own, drop_segment, mend
+from forkshm.region.blocks._segment import (
+    CREATOR,
+    Ranges,
+    Segment,
+    add_segment,
+    drop_own,
+    drop_segment,
+    mend,
+    with_range,
+    within,
+    without_range,
+)
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -565,6 +575,11 @@ class Arena:
         # A forked child starts its own arena, even if no fork hook was run or the hook was interrupted.
         if self._owner != _getpid():
             self._begin()
+
+
+def block_size(nbytes: int) -> int:
+    """Return a block size for a request: whole pages, in at most eight sizes between powers of two."""
+    return round_up(nbytes, max(kernel.page_size, 1 << max(nbytes.bit_length() - 4, 0)))
 
 
 arena = Arena()

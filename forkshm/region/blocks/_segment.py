@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forkshm.backend import Access, Advice, Identity, kernel
 from forkshm.region._lifetime import guard, settle
 from forkshm.region._table import round_up
-from forkshm.region.blocks._ranges import Ranges, with_range, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = (
     "BY_HANDLES",
     "CREATOR",
+    "Ranges",
     "Segment",
     "add_segment",
     "close_idle_fd",
@@ -48,6 +48,9 @@ __all__ = (
     "mend",
     "segments_held",
     "segments_mapped",
+    "with_range",
+    "within",
+    "without_range",
 )
 
 CREATOR = 2**62
@@ -56,6 +59,9 @@ anywhere in the range of an offset."""
 
 
 BY_HANDLES = kernel.leases_are_handles
+
+Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Ranges of start and end, sorted by address, none adjacent to another. Replaced, never changed."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -240,3 +246,27 @@ def segments_mapped() -> int:
     settle()
     with guard:
         return len(segments_held)
+
+
+def within(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return the parts of *ranges* between *start* and *end*."""
+    return tuple((max(low, start), min(high, end)) for low, high in ranges if low < end and high > start)
+
+
+def without_range(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return *ranges* without the part between *start* and *end*."""
+    left: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if low < start:
+            left.append((low, min(high, start)))
+        if high > end:
+            left.append((max(low, end), high))
+    return tuple(left)
+
+
+def with_range(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return *ranges* with the range from *start* to *end* added, merged with adjacent ones."""
+    for low, high in ranges:
+        if low <= end and high >= start:
+            start, end = min(low, start), max(high, end)
+    return tuple(sorted([*(part for part in ranges if part[1] < start or part[0] > end), (start, end)]))

@@ -12,9 +12,8 @@ from system import in_pages, open_fds
 from forkshm.backend import kernel
 from forkshm.region._lifetime import guard
 from forkshm.region.blocks import _arena
-from forkshm.region.blocks._arena import BLOCKS_PER_SEGMENT, FIRST_SEGMENT, MIB
+from forkshm.region.blocks._arena import BLOCKS_PER_SEGMENT, FIRST_SEGMENT, MIB, block_size
 from forkshm.region.blocks._claim import Share, claim_at
-from forkshm.region.blocks._ranges import block_size
 from forkshm.region.blocks._segment import segments_mapped
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -22,7 +22,7 @@ from forkshm.errors import RegionCreateError
 from forkshm.pickler import pack
 from forkshm.region.blocks import _arena
 from forkshm.region.blocks._arena import COLD_LEAST, MIB, arena
-from forkshm.region.blocks._ranges import with_range, within, without_range
+from forkshm.region.blocks._segment import with_range, within, without_range
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs pwrite(2) into shared memory")
