@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+import forkshm
+from forkshm.testing import check_leaks
+
 PROGRAM = """
 import os, sys
 import numpy as np
@@ -92,3 +95,14 @@ del kept
 """)
     assert done.stderr.count("held at its end") == 1
     assert "1 region, 5 bytes" in done.stderr
+
+
+def test_only_names_with_the_id_of_this_process_count_as_leaks():
+    names = [f"forkshm-test-{os.getpid()}-leaks", f"forkshm-test-1{os.getpid()}1-leaks"]
+    try:
+        with pytest.raises(AssertionError, match=rf"named \['{names[0]}'\]"), check_leaks(timeout=0):
+            for name in names:
+                forkshm.SharedMemoryObject("create_only", name).close()
+    finally:
+        for name in names:
+            forkshm.SharedMemoryObject.remove(name)

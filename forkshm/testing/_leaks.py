@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class Holdings:
     threads: frozenset[tuple[int, str]]
     """Names of threads."""
     named: frozenset[str]
-    """Names below /dev/shm that contain the id of this process; names of other processes come and go."""
+    """Names below /dev/shm with the id of this process as a part; names of other processes come and go."""
     mappings: int
     """Number of mapped memory objects of forkshm, except those of the arena."""
     blocks: int
@@ -68,8 +69,9 @@ def _children() -> frozenset[int]:
 
 
 def _named() -> frozenset[str]:
-    folder = kernel.folder_of_named()
-    return frozenset(name for name in os.listdir(folder) if str(os.getpid()) in name)
+    # The pid is a part of its own: random names of other programs may contain its digits.
+    ours = re.compile(rf"(?<![0-9A-Za-z]){os.getpid()}(?![0-9A-Za-z])")
+    return frozenset(name for name in os.listdir(kernel.folder_of_named()) if ours.search(name))
 
 
 def _mappings() -> int:
