@@ -339,20 +339,24 @@ class Memory(abc.ABC):
     def copy(address: int, source: Buffer, nbytes: int) -> None:
         """Copy *nbytes* of a contiguous buffer to *address*; lets other threads run."""
 
+    @staticmethod
     @abc.abstractmethod
-    def copy_memory(self, address: int, source: int, nbytes: int) -> None:
+    def copy_memory(address: int, source: int, nbytes: int) -> None:
         """Copy *nbytes* from the address *source* to *address*; lets other threads run."""
 
+    @staticmethod
     @abc.abstractmethod
-    def is_same_memory(self, address: int, other: int, nbytes: int) -> bool:
+    def is_same_memory(address: int, other: int, nbytes: int) -> bool:
         """Return whether *nbytes* at two addresses are equal; lets other threads run."""
 
+    @staticmethod
     @abc.abstractmethod
-    def clear_memory(self, address: int, nbytes: int) -> None:
+    def clear_memory(address: int, nbytes: int) -> None:
         """Fill *nbytes* at *address* with zeros; lets other threads run."""
 
+    @staticmethod
     @abc.abstractmethod
-    def bytes_at(self, address: int, nbytes: int) -> bytes:
+    def bytes_at(address: int, nbytes: int) -> bytes:
         """Return a copy of the bytes at *address*."""
 
     @staticmethod
