@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from forkshm.errors import MissingDependencyError
@@ -83,27 +84,43 @@ class _TqdmBar:
         self._bar.close()
 
 
+@functools.cache
+def _rich_columns() -> tuple[Callable[[], Any], Callable[[Callable[[], str]], Any]]:
+    """Return classes of columns: the rate, and the traffic of a pool.
+
+    They hold nothing of a bar: free-threaded CPython 3.13 keeps every class forever, and what its methods refer to.
+    """
+    from rich import progress
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: Any) -> Text:
+            # rich's own speed needs two updates; a quick map has one.
+            seconds = task.finished_time or task.elapsed
+            return Text(f"{task.completed / seconds:,.1f}/s" if seconds else "")
+
+    class Traffic(progress.ProgressColumn):
+        # At most several times a second.
+        max_refresh = 0.2
+
+        def __init__(self, traffic: Callable[[], str]) -> None:
+            super().__init__()
+            self._traffic = traffic
+
+        def render(self, task: Any) -> Text:
+            return Text(self._traffic())
+
+    return Rate, Traffic
+
+
 class _RichBar:
     def __init__(self, total: int | None, traffic: Callable[[], str]) -> None:
         from rich import progress
-        from rich.text import Text
 
-        class Rate(progress.ProgressColumn):
-            def render(self, task: Any) -> Text:
-                # rich's own speed needs two updates; a quick map has one.
-                seconds = task.finished_time or task.elapsed
-                return Text(f"{task.completed / seconds:,.1f}/s" if seconds else "")
-
-        class Traffic(progress.ProgressColumn):
-            # At most several times a second.
-            max_refresh = 0.2
-
-            def render(self, task: Any) -> Text:
-                return Text(traffic())
-
+        rate, pool_traffic = _rich_columns()
         # Narrow enough that all columns fit into a width of 80.
         bar = progress.BarColumn(bar_width=16)
-        columns = [bar, progress.MofNCompleteColumn(), Rate(), progress.TimeRemainingColumn(), Traffic()]
+        columns = [bar, progress.MofNCompleteColumn(), rate(), progress.TimeRemainingColumn(), pool_traffic(traffic)]
         self._progress = progress.Progress(*columns)
         self._task = self._progress.add_task("forkshm", total=total)
         self._progress.start()
