@@ -106,13 +106,15 @@ class User(threading.Thread):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--method", choices=["fork", "forkserver"], default="fork")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     faulthandler.dump_traceback_later(options.seconds + 1.5 * PATIENCE, exit=True)
-    with forkshm.Executor(3) as executor:
+    with forkshm.Executor(3, mp_context=forkshm.get_context(options.method)) as executor:
         until = time.monotonic() + options.seconds
-        users = [User(executor, options.seed * 10 + number, until) for number in range(4)]
+        users = [User(executor, options.seed * 10 + number, until) for number in range(options.threads)]
         for user in users:
             user.start()
         for user in users:

@@ -1,8 +1,8 @@
-"""Run the suites of multiprocess and of CPython unchanged and with forkshm, and print a table of passed tests.
+"""Run the suites of multiprocess and of CPython unchanged and with forkshm, and print a table of the results.
 
 CPython's suite is run with multiprocess as well, because forkshm is built on it, and it fails some tests itself.
 
-    python tests/upstream/report.py                           this Python, the suite of multiprocess: some minutes
+    python tests/upstream/report.py                           this Python, both suites: half an hour
     python tests/upstream/report.py --suite cpython --python /path/to/venv/bin/python --method fork --jobs 4
 
 Exits with 1 if a test that passes unchanged fails with forkshm, and is not a known difference.
@@ -19,8 +19,9 @@ from _suite import SUITES
 
 
 def count(became):
-    """Return the number of tests that passed."""
-    return sum(what == "passed" for what, _ in became.values())
+    """Return how many tests passed, were skipped, and failed."""
+    outcomes = [what for what, _ in became.values()]
+    return ", ".join(str(outcomes.count(what)) for what in ("passed", "skipped", "failed"))
 
 
 def compare(theirs, ours):
@@ -37,39 +38,52 @@ def version_of(python):
     """Return the version of an interpreter."""
     import subprocess
 
-    said = subprocess.run([python, "-V"], capture_output=True, text=True, check=True, timeout=60).stdout
-    return said.split()[-1]
+    program = (
+        "import sys, sysconfig; print(sys.version.split()[0] + 't' * bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
+    )
+    said = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    return said.strip()
+
+
+def report(python, suite, method, jobs):
+    """Print the row of a suite; return the known differences, and {test: reason} of the other failures."""
+    runs = {whose: _runs.run_suite(python, suite, method, whose, jobs=jobs) for whose in implementations(suite)}
+    version = version_of(python)
+    if None in runs.values():
+        print(f"| {version} | {method} | has no tests installed{' |' * (len(runs) + 1)}", flush=True)
+        return [], {}
+    known, unknown = compare(runs["theirs"], runs["ours"])
+    print(f"| {' | '.join([version, method, *map(count, runs.values()), str(len(known))])} |", flush=True)
+    return known, {f"{version} {suite} {method} {test}": why for test, why in unknown.items()}
+
+
+def implementations(suite):
+    """Return what is tested, and its column's name."""
+    columns = {"theirs": f"{suite}, unchanged", "multiprocess": "multiprocess", "ours": "forkshm"}
+    if suite == "multiprocess":
+        del columns["multiprocess"]
+    return columns
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", help="an interpreter that has forkshm; may be given several times")
-    parser.add_argument("--suite", choices=SUITES, default="multiprocess")
+    parser.add_argument("--suite", choices=SUITES, action="append")
     parser.add_argument("--method", choices=_runs.METHODS, action="append")
     parser.add_argument("--jobs", type=int, default=2, help="classes that run at the same time")
     options = parser.parse_args()
     bad = {}
     all_known = set()
-    # The implementations that are tested besides forkshm.
-    others = ["theirs"] if options.suite == "multiprocess" else ["theirs", "multiprocess"]
-    names = [options.suite, "multiprocess"][: len(others)]
-    columns = " | ".join(f"{name}: passed" for name in [*names, "forkshm"])
-    print(f"| Python | method | {columns} | known differences |")
-    print("| --- " * (len(others) + 4) + "|")
-    for python in options.python or [sys.executable]:
-        version = version_of(python)
-        for method in options.method or _runs.METHODS:
-            runs = {}
-            for whose in [*others, "ours"]:
-                runs[whose] = _runs.run_suite(python, options.suite, method, whose, jobs=options.jobs)
-            if None in runs.values():
-                print(f"| {version} | {method} | has no tests installed{' |' * (len(others) + 2)}", flush=True)
-                continue
-            known, unknown = compare(runs["theirs"], runs["ours"])
-            all_known.update(known)
-            bad.update({f"{version} {method} {test}": why for test, why in unknown.items()})
-            row = [version, method, *(count(became) for became in runs.values()), len(known)]
-            print(f"| {' | '.join(map(str, row))} |", flush=True)
+    for suite in options.suite or SUITES:
+        columns = implementations(suite).values()
+        print(f"\nSuite of {suite}: passed, skipped, failed\n")
+        print(f"| Python | method | {' | '.join(columns)} | known differences |")
+        print("| --- " * (len(columns) + 3) + "|", flush=True)
+        for python in options.python or [sys.executable]:
+            for method in options.method or _runs.METHODS:
+                known, unknown = report(python, suite, method, options.jobs)
+                all_known.update(known)
+                bad.update(unknown)
     for test in sorted(all_known):
         print(f"\n{test}: {REASONS[test]}", end="")
     print()
