@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from forkshm import sync as _sync
     from forkshm.channel import Connection, OnError
-    from forkshm.channel.manager import SyncManager
+    from forkshm.pool.manager import SyncManager
 
 __all__ = (
     "Array",
@@ -287,7 +287,7 @@ class _Doors(_Base):
 
     def Manager(self) -> SyncManager:  # noqa: N802
         """Start a manager and return it; see `forkshm.Manager`."""
-        from forkshm.channel.manager import SyncManager
+        from forkshm.pool.manager import SyncManager
 
         manager = SyncManager(ctx=self.get_context())
         manager.start()

@@ -6,7 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel.manager import BaseManager, SyncManager
+from forkshm.channel.manager import BaseManager
+from forkshm.pool.manager import SyncManager
 from forkshm.region import SharedMemoryObject, family
 
 if TYPE_CHECKING:

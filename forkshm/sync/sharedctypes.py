@@ -33,6 +33,17 @@ _standard: Any = multiprocessing.sharedctypes
 _types: dict[str, Any] = _theirs.typecode_to_type
 
 
+def _kind_of(typecode_or_type: Any) -> Any:
+    if not isinstance(typecode_or_type, str):
+        return typecode_or_type
+    try:
+        return _types[typecode_or_type]
+    except KeyError:
+        raise TypeError(
+            f"bad typecode {typecode_or_type!r}: use a ctypes type, or one of the type codes {', '.join(_types)}"
+        ) from None
+
+
 def _new(kind: Any) -> Any:
     return rebuild_ctype(kind, BufferWrapper(ctypes.sizeof(kind)), None)
 
@@ -43,8 +54,11 @@ def RawValue(typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802 - the stan
     Args:
         typecode_or_type: A ctypes type, or a type code of the `array` module.
         args: Arguments of the type; by default all bytes are zero.
+
+    Raises:
+        TypeError: There is no such type code.
     """
-    made = _new(_types.get(typecode_or_type, typecode_or_type))
+    made = _new(_kind_of(typecode_or_type))
     made.__init__(*args)
     return made
 
@@ -55,8 +69,11 @@ def RawArray(typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N
     Args:
         typecode_or_type: As for `RawValue`.
         size_or_initializer: The number of items, which are zero, or a sequence of items.
+
+    Raises:
+        TypeError: There is no such type code.
     """
-    kind = _types.get(typecode_or_type, typecode_or_type)
+    kind = _kind_of(typecode_or_type)
     if isinstance(size_or_initializer, int):
         return _new(kind * size_or_initializer)
     made = _new(kind * len(size_or_initializer))
@@ -76,6 +93,7 @@ def Value(typecode_or_type: Any, *args: Any, lock: Any = True, ctx: Any = None) 
     Raises:
         AttributeError: *lock* is not a lock.
         RegionCreateError: The kernel refused memory.
+        TypeError: There is no such type code.
     """
     return _with_lock(RawValue(typecode_or_type, *args), lock)
 
@@ -94,6 +112,7 @@ def Array(  # noqa: N802
     Raises:
         AttributeError: *lock* is not a lock.
         RegionCreateError: The kernel refused memory.
+        TypeError: There is no such type code.
     """
     return _with_lock(RawArray(typecode_or_type, size_or_initializer), lock)
 

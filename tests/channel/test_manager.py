@@ -146,6 +146,14 @@ def test_a_collected_manager_ends():
     forkshm.Manager().dict(a=1)  # the leak check finds what stays
 
 
+def test_the_pool_of_a_manager_is_one_of_forkshm():
+    with forkshm.get_context(*started.methods("fork")).Manager() as manager, manager.Pool(1) as pool:
+        assert pool.map(lambda x: x + 1, range(3)) == [1, 2, 3]
+        with pytest.raises(forkshm.WorkerDiedError):
+            pool.apply(os._exit, (1,))
+        assert list(pool.imap(abs, [-1])) == [1]
+
+
 def test_an_initializer_that_cannot_be_called_is_refused_here():
     from forkshm.channel.manager import SyncManager
 

@@ -34,6 +34,13 @@ def test_a_structure_has_its_fields_under_the_lock(pool):
     assert (point.x, point.z) == (11.0, 7.0)
 
 
+@pytest.mark.parametrize("make", [forkshm.Value, forkshm.Array, forkshm.RawValue, forkshm.RawArray])
+@pytest.mark.parametrize("typecode", ["x", "ii", ""])
+def test_a_typecode_that_there_is_not_is_refused(make, typecode):
+    with pytest.raises(TypeError, match=f"bad typecode '{typecode}': use a ctypes type, or one of the type codes c, "):
+        make(typecode, 1)
+
+
 def test_arrays_of_arrays_cross(pool):
     table = forkshm.RawArray(ctypes.c_int * 3, 2)
 

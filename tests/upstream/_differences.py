@@ -13,6 +13,8 @@ class Difference:
     reason: str
     # The suite in which it fails, if the other suite has a different test of that name.
     only: str | None = None
+    # The first version of CPython on which it fails.
+    since: tuple[int, int] = (3, 11)
     # Whether it passes on a machine that is slow, or fast, enough.
     sometimes: bool = False
 
@@ -25,6 +27,16 @@ KNOWN = [
     Difference(
         "TestStartMethod.test_mixed_startmethod",
         "expects that a queue made for fork is refused by spawn and forkserver: here it crosses",
+    ),
+    Difference(
+        "TestResourceTracker.test_resource_tracker_sigkill",
+        "expects that a semaphore finds the resource tracker dead, and warns: forkshm's locks need no tracker",
+    ),
+    Difference(
+        "TestStartMethod.test_get_all_start_methods",
+        "expects that fork is not the default: in forkshm it is, on every version",
+        only="cpython",
+        since=(3, 14),
     ),
     Difference(
         "TestIgnoreEINTR.test_ignore",

@@ -24,7 +24,7 @@ from forkshm._multiprocess import context
 _ELSEWHERE = {
     "connection": [forkshm.channel],
     "context": [forkshm.context],
-    "managers": ["forkshm.channel.manager"],
+    "managers": ["forkshm.pool.manager"],
     "pool": [forkshm],
     "queues": [forkshm.channel],
 }

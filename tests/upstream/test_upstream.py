@@ -55,7 +55,11 @@ def check(suite, method, only=()):
 
 
 _DIFFER = {
-    suite: {known.test for known in KNOWN if known.only in (None, suite) and not known.sometimes}
+    suite: {
+        known.test
+        for known in KNOWN
+        if known.only in (None, suite) and not known.sometimes and sys.version_info >= known.since
+    }
     for suite in ("multiprocess", "cpython")
 }
 
