@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import sys
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -131,7 +132,10 @@ class Executor(_StandardExecutor):
         self._work = Work(make_pool)
 
     @_interrupts.promptly
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At interpreter teardown the pool has ended, and the names that closing needs may be gone.
+        if is_finalizing():
+            return
         # The submitted calls are still completed.
         try:
             work = self._work

@@ -11,6 +11,7 @@ import _thread
 import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -153,10 +154,12 @@ class Future(concurrent.futures.Future[T]):
         else:
             self._work.kept.discard(self)
 
-    def __del__(self, finished: tuple[str, ...] = _FINISHED) -> None:
+    def __del__(
+        self, finished: tuple[str, ...] = _FINISHED, is_finalizing: Callable[[], bool] = sys.is_finalizing
+    ) -> None:
         # The result is no longer wanted, but the call must still run and its arguments be freed. The garbage
         # collector may run at any point, for example inside the code that starts a thread.
-        if self._state not in finished and self._work.is_ours():
+        if self._state not in finished and not is_finalizing() and self._work.is_ours():
             with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is exiting
                 _thread.start_new_thread(self._work.help, ())
 

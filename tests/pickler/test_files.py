@@ -186,14 +186,17 @@ def over_ctypes(mapping, count):
     return np.ctypeslib.as_array((ctypes.c_double * count).from_buffer(mapping))
 
 
-def over_an_object_of_another_library(mapping, count):
-    class Frame:
-        def __init__(self):
-            self.mapping = mapping
-            pointer = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-            self.__array_interface__ = {"shape": (count,), "typestr": "<f8", "data": (pointer, False), "version": 3}
+class Frame:
+    """An object of another library."""
 
-    return np.asarray(Frame())
+    def __init__(self, mapping, count):
+        self.mapping = mapping
+        pointer = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self.__array_interface__ = {"shape": (count,), "typestr": "<f8", "data": (pointer, False), "version": 3}
+
+
+def over_an_object_of_another_library(mapping, count):
+    return np.asarray(Frame(mapping, count))
 
 
 @pytest.mark.parametrize("make", [over_ctypes, over_an_object_of_another_library])

@@ -8,7 +8,7 @@ import pytest
 from consuming import receive
 
 import forkshm
-from forkshm.backend import kernel
+from forkshm.backend import IS_FREE_THREADED, kernel
 from forkshm.pickler import pack
 from forkshm.pickler._policy import MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS
 from forkshm.region.blocks._arena import arena
@@ -176,6 +176,7 @@ def test_a_small_part_of_a_received_copy_is_copied_and_most_of_it_is_not(cross, 
     assert kept
 
 
+@pytest.mark.skipif(IS_FREE_THREADED, reason="needs the hook into the allocations of NumPy, which needs the GIL")
 def test_a_little_of_an_array_of_shared_allocations_is_still_shared(cross):
     with forkshm.shared_allocations():
         born = np.zeros(2_500_000)
