@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         resource_tracker,
         shared_memory,
         sharedctypes,
+        spawn,
         synchronize,
         util,
     )
@@ -63,6 +64,7 @@ __all__ = (
     "resource_tracker",
     "shared_memory",
     "sharedctypes",
+    "spawn",
     "stand_in",
     "synchronize",
     "util",
@@ -80,6 +82,7 @@ def __getattr__(name: str) -> Any:
         "popen_spawn_posix",
         "shared_memory",
         "sharedctypes",
+        "spawn",
         "synchronize",
     ):
         return importlib.import_module(f"multiprocess.{name}")

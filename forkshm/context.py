@@ -293,6 +293,12 @@ class _Doors(_Base):
         manager.start()
         return manager
 
+    def freeze_support(self) -> None:
+        """Run the code of a spawned process and exit, if this is a spawned process of a frozen program."""
+        # The other library asks for the start method first, which chooses the default for good.
+        if getattr(sys, "frozen", False) and self.get_start_method(allow_none=True) in ("spawn", None):
+            _multiprocess.spawn.freeze_support()
+
 
 if sys.platform != "win32":
     _Forking = _multiprocess.context.ForkContext

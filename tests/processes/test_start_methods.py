@@ -70,6 +70,34 @@ def test_fork_is_the_default_and_comes_first():
     assert forkshm.get_all_start_methods() == METHODS
 
 
+def test_freeze_support_does_not_choose_the_start_method(run_script):
+    run_script("""
+import sys
+import forkshm
+
+for sys.frozen in (False, True):
+    forkshm.freeze_support()
+    assert forkshm.get_start_method(allow_none=True) is None
+forkshm.set_start_method("spawn")
+forkshm.freeze_support()
+""")
+
+
+def test_freeze_support_runs_a_spawned_process(run_script):
+    said = run_script("""
+import sys
+import forkshm
+import multiprocess.spawn
+
+multiprocess.spawn.spawn_main = lambda **named: print(named)
+sys.frozen = True
+sys.argv[1:] = ["--multiprocessing-fork", "tracker_fd=3", "pipe_handle=5"]
+forkshm.freeze_support()
+print("not reached")
+""")
+    assert said == "{'tracker_fd': 3, 'pipe_handle': 5}\n"
+
+
 @pytest.mark.needs("fork_context")
 def test_the_start_method_is_set_once(run_script):
     said = run_script("""
