@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
+import pkgutil
 import re
 import sys
 from typing import TYPE_CHECKING, Any
+
+from sphinx.util.inspect import stringify_signature
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -106,7 +110,9 @@ html_theme_options = {
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    # What the standard library and NumPy define is described there.
+    # What the standard library and NumPy define is described there. Sphinx has an object of its own for fields.
+    if type(member).__module__.startswith("sphinx."):
+        return None
     function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
     origin = getattr(function, "__module__", None) or getattr(
         getattr(function, "__objclass__", None), "__module__", None
@@ -118,10 +124,31 @@ def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str) -> Any:
     # Readers know these types by other names.
     def shorten(text: str) -> str:
-        text = re.sub(r"\b(_multiprocess|_sync)\.(context\.)?|~", "", text)
+        text = re.sub(r"\b_sync\.", "forkshm.synchronize.", text)
+        text = re.sub(r"\b_multiprocess\.(context\.)?|~|\bcollections\.abc\.", "", text)
+        text = text.replace("concurrent.futures._base.", "concurrent.futures.")
+        # Type variables are known by their last name.
+        text = re.sub(r"\bforkshm\.(\w+\.)*_\w+\.(?=\w)", "", text)
         return re.sub(r"\b(_GeneratorContextManager\[[^\]]*\]|_Section\b)", "AbstractContextManager", text)
 
+    bound = pkgutil.resolve_name(name) if name.count(".") == 1 else None
+    if inspect.ismethod(bound):
+        # Many functions are methods of the default context. Sphinx, which preserves defaults by a signature of its
+        # own, leaves out their first parameter.
+        vars(bound.__func__).pop("__signature__", None)
+        whole = stringify_signature(inspect.signature(bound), unqualified_typehints=True)
+        signature, _, returns = whole.partition(" -> ")
+        returns = returns or None
     return tuple(None if text is None else shorten(text) for text in (signature, returns))
+
+
+def _bases(app: Sphinx, name: str, obj: object, options: object, bases: list[Any]) -> None:
+    # Some errors derive from classes of several modules that have the same name.
+    names = [base.__name__ for base in bases if isinstance(base, type)]
+    for place, base in enumerate(bases):
+        if isinstance(base, type) and names.count(base.__name__) > 1:
+            package = base.__module__.partition(".")[0]
+            bases[place] = f"``{base.__name__ if package == 'builtins' else f'{package}.{base.__name__}'}``"
 
 
 def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
@@ -132,6 +159,7 @@ def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     objects = env.domains["py"].objects
     for module in (
         "",
+        "synchronize.",
         "errors.",
         "region.",
         "aio.",
@@ -154,4 +182,5 @@ def _resolve(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-process-bases", _bases)
     app.connect("missing-reference", _resolve)

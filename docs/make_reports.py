@@ -25,7 +25,7 @@ def main() -> None:
     plain = np.ones((500, 500))
     with forkshm.Pool(3) as pool:
         with pool.trace(FOLDER / "trace.html"):
-            pool.starmap(resize, [(image, 0.3 if n == 2 else 0.01 + 0.002 * (n % 7)) for n in range(24)], chunksize=1)
+            pool.starmap(resize, [(image, 0.8 if n == 2 else 0.01 + 0.002 * (n % 7)) for n in range(24)], chunksize=1)
             pool.starmap(resize, [(plain, 0.005) for _ in range(12)], chunksize=1)
         pool.report().save(FOLDER / "report.html")
 

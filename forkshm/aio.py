@@ -64,7 +64,8 @@ class Pool:
         >>> import asyncio, forkshm
         >>> async def main():
         ...     async with forkshm.aio.Pool(2) as pool:
-        ...         print(await pool.call(pow, 2, 10), [x async for x in pool.imap(abs, [-1, 2])])
+        ...         print(await pool.call(pow, 2, 10))
+        ...         print([x async for x in pool.imap(abs, [-1, 2])])
         >>> asyncio.run(main())
         1024 [1, 2]
     """

@@ -55,7 +55,7 @@ class Engine:
         >>> from forkshm.pandas import Engine
         >>> frame = pd.DataFrame({"a": [1, 2, 3], "b": [4, 5, 6]})
         >>> with Engine(2) as engine:
-        ...     frame.apply(lambda row: int(row["a"] * row["b"]), axis=1, engine=engine).tolist()
+        ...     frame.apply(lambda row: int(row.prod()), axis=1, engine=engine).tolist()
         [4, 10, 18]
 
     See Also:
@@ -148,7 +148,8 @@ class Engine:
             >>> from forkshm.pandas import Engine
             >>> frame = pd.DataFrame({"k": ["x", "y", "x"], "v": [1, 2, 3]})
             >>> with Engine(2) as engine:
-            ...     engine.groupby_apply(frame.groupby("k"), lambda group: int(group["v"].sum())).to_dict()
+            ...     sums = engine.groupby_apply(frame.groupby("k"), lambda group: int(group["v"].sum()))
+            >>> sums.to_dict()
             {'x': 4, 'y': 2}
         """
         # pandas passes the groups to the first function, and puts the results of the second one together.

@@ -93,7 +93,11 @@ def shared_fixture(
         The controller has one thread that listens, and one for each waiting worker.
 
     Example:
-        In ``conftest.py``::
+        In ``conftest.py``:
+
+        .. code-block:: python
+
+            import subprocess
 
             import numpy as np
             from forkshm.pytest import shared_fixture

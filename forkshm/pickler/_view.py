@@ -60,8 +60,8 @@ def view(value: Any, mode: Mode | str) -> View:
         >>> def is_writeable(array):
         ...     return array.flags.writeable
         >>> with forkshm.Pool(1) as pool:
-        ...     pool.apply(is_writeable, (a,)), pool.apply(is_writeable, (view(a, "read_only"),))
-        (True, False)
+        ...     pool.map(is_writeable, [a, view(a, "read_only")])
+        [True, False]
     """
     return View(value, Mode(mode))
 

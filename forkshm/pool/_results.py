@@ -158,7 +158,7 @@ delivering = _interrupts.Lock()
 
 
 class ApplyResult(ResultSink, Generic[T]):
-    """A pending result of `Pool.apply_async`, with the interface of ``multiprocessing``'s.
+    """A pending result of `Pool.apply_async`, with the interface of ``multiprocessing``'s; also named ``AsyncResult``.
 
     Fork and threads:
         Any thread of the process that made the call may wait for the result.

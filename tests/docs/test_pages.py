@@ -72,7 +72,7 @@ def test_methods_of_a_base_class_are_in_the_reference():
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
     entries = dict(re.findall(r"autoclass:: ([\w.]+)(?:\(\))?\n((?:   :.*\n)*)", text))
     # What these inherit serves forkshm itself.
-    internal = {"forkshm.pool.AsyncResult", "forkshm.Process"}
+    internal = {"forkshm.pool.ApplyResult", "forkshm.pool.AsyncResult", "forkshm.pool.IMapIterator", "forkshm.Process"}
     classes = {name: pkgutil.resolve_name(name) for name in entries}
     missing = [
         f"{name}.{member}"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import importlib.util
+import inspect
 import os
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
+import time
+import typing
 
 import pytest
 from browser import CHROMIUM, DRIVER, browser
@@ -99,13 +105,55 @@ def test_the_site_needs_no_network(site):
         assert not [address for address in loaded if re.match(r"(https?:)?//", address)], path
 
 
+def _text(markup):
+    """Return the text of a piece of HTML, with single spaces."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", markup)).split())
+
+
+@pytest.mark.nightly
+@needs_sphinx
+def test_the_reference_shows_parameters_and_fields(site):
+    """Each signature has all parameters, each field of a dataclass its description, and no type a private module."""
+    shown = {}
+    for page in (site / "api").glob("*.html"):
+        for name, entry in re.findall(r'<dt class="sig[^>]*\bid="([^"]+)">(.*?)</dt>', page.read_text(), re.DOTALL):
+            shown[name] = _text(entry)
+    missing = []
+    for name in forkshm.__all__:
+        function = getattr(forkshm, name)
+        if f"forkshm.{name}" not in shown or isinstance(function, type):
+            continue
+        signature = inspect.signature(function)
+        # The first of several signatures of one name is that of a decorator without options.
+        if typing.get_overloads(inspect.unwrap(function)):
+            continue
+        missing += [(name, each) for each in signature.parameters if each not in shown[f"forkshm.{name}"]]
+    for kind in (
+        "pool.PoolReport",
+        "pool.PoolStatistics",
+        "pool.WorkerReport",
+        "pool.SlowTask",
+        "accounting.Statistics",
+    ):
+        fields = dataclasses.fields(pkgutil.resolve_name(f"forkshm.{kind}"))
+        missing += [(kind, each.name) for each in fields if f"forkshm.{kind}.{each.name}" not in shown]
+    assert not missing
+    assert not [text for text in shown.values() if re.search(r"\._\w+\.", text)]
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_reports_and_traces_are_right_in_a_browser(tmp_path):
     paths = {name: tmp_path / f"{name}.html" for name in ("report", "trace")}
+
+    def work(seconds):
+        time.sleep(seconds)
+
+    work.__name__ = work.__qualname__ = "a_long_name_" * 20
     with forkshm.Pool(2) as pool:
         with pool.trace(paths["trace"]):
             pool.map(abs, range(1000), chunksize=10)
+            pool.map(work, [0.002] * 2, chunksize=1)
         pool.report().save(paths["report"])
     with browser() as window:
         faults = [fault for path in paths.values() for fault in look_at(window, path.as_uri())]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pathlib
 import pickle
+import re
 
 import pytest
 from system import open_fds
@@ -528,6 +530,13 @@ def test_without_numpy_only_arrays_are_missing_and_say_what_to_install(run_scrip
         f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'"
         for name in ("zeros", "SharedArray", "asarray")
     ]
+
+
+def test_the_program_on_the_page_about_it_runs_without_numpy(run_script):
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "systems.md").read_text()
+    text = text.partition("## Without NumPy")[2].partition("\n## ")[0]
+    program, said = re.search(r"```python\n(.*?)```\n\n```output\n(.*?)```", text, re.DOTALL).groups()
+    assert run_script(f"import sys\nsys.modules['numpy'] = None\n{program}") == said
 
 
 @pytest.mark.parametrize(

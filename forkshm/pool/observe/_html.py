@@ -132,7 +132,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Itera
         return "".join(f"<{tag}{kind_of(at)}>{html.escape(text)}</{tag}>" for at, text in enumerate(texts))
 
     def kind_of(column: int) -> str:
-        return ' class="n" style="text-align: right"' if column in right else ' style="text-align: left"'
+        if column in right:
+            return ' class="n" style="text-align: right; white-space: nowrap"'
+        # The text beside the numbers may hold a long name; the first column is the name of a row.
+        return f' style="text-align: left{"; overflow-wrap: anywhere" if column else "; white-space: nowrap"}"'
 
     head = f"<thead><tr>{cells('th', headings)}</tr></thead>" if headings else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)

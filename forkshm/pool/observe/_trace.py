@@ -84,7 +84,9 @@ class Recorder:
     def opened(self, function: Callable[..., Any]) -> None:
         """Record that the arguments are unpickled, and which function is called."""
         start = self._at * 8 + _NAME * 8
-        name = name_of(function).encode(errors="replace")[-_NAME_BYTES:]
+        name = name_of(function).encode(errors="replace")
+        if len(name) > _NAME_BYTES:
+            name = b"..." + name[3 - _NAME_BYTES :]
         self._trace_ring.records[start : start + len(name)] = name
         opened = self._at + _OPENED
         self._words[opened] = self._words[opened] or time.perf_counter_ns()

@@ -30,10 +30,10 @@ class Condition(Placed):
     It does not use ``pthread_cond_t``, because in glibc a killed waiter can block notifying threads. It consists of a
     futex and four words, which only the holder of the mutex writes:
 
-        sequence    number of notifications; waiters sleep on this word
-        waiting     number of waiters; killed ones count until the next notify_all()
-        signals     number of waiters that were notified and have not returned yet
-        all         sequence at the last notify_all(), which releases all earlier waiters
+    - *sequence*: number of notifications; waiters sleep on this word
+    - *waiting*: number of waiters; killed ones count until the next `notify_all`
+    - *signals*: number of waiters that were notified and have not returned yet
+    - *all*: sequence at the last `notify_all`, which releases all earlier waiters
 
     A killed waiter does no harm: another waiter receives its notification.
 

@@ -80,6 +80,17 @@ def test_a_trace_is_a_page_with_a_row_for_each_worker(pool, tmp_path):
     assert "abs" in data["names"]
 
 
+def test_long_names_are_broken_and_numbers_are_not(pool):
+    import dataclasses
+
+    from forkshm.pool import SlowTask
+
+    report = dataclasses.replace(pool.report(), slowest=(SlowTask(1.5, "f" * 300),))
+    for text in (report.to_html(), report._repr_html_()):
+        assert re.search(r'<td style="[^"]*overflow-wrap: anywhere">f{300}</td>', text)
+        assert re.search(r'<td class="n" style="[^"]*white-space: nowrap">1.500</td>', text)
+
+
 def test_a_hint_that_looks_like_html_is_text(pool):
     import dataclasses
 
