@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import pathlib
@@ -10,6 +11,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
 if TYPE_CHECKING:
@@ -108,6 +110,22 @@ html_theme_options = {
 
 # -- the reference -------------------------------------------------------------------------
 
+# Classes whose fields Sphinx does not find, because another module publishes them.
+_FIELDS = {
+    "forkshm.pool.PoolStatistics": "forkshm.pool._statistics",
+    "forkshm.pool.PoolReport": "forkshm.pool.observe._report",
+    "forkshm.pool.SlowTask": "forkshm.pool.observe._report",
+    "forkshm.pool.WorkerReport": "forkshm.pool.observe._report",
+}
+
+
+def _fields(app: Sphinx, what: str, name: str, obj: Any, options: object, lines: list[str]) -> None:
+    if name in _FIELDS:
+        docs = ModuleAnalyzer.for_module(_FIELDS[name]).find_attr_docs()
+        for field in dataclasses.fields(obj):
+            text = " ".join(docs.get((name.rpartition(".")[2], field.name), ()))
+            lines += [f":ivar {field.name}: {text}".rstrip(), f":vartype {field.name}: {field.type}"]
+
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
     # What the standard library and NumPy define is described there. Sphinx has an object of its own for fields.
@@ -183,4 +201,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-bases", _bases)
+    app.connect("autodoc-process-docstring", _fields)
     app.connect("missing-reference", _resolve)
