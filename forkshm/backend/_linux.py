@@ -26,7 +26,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # type checkers leave out the rest on other systems
 
-from forkshm.backend._unix import FLAGS, Unix, seek_noted  # noqa: E402 - after the platform check
+from forkshm.backend._unix import FLAGS, Unix, accepted, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -204,11 +204,11 @@ class LinuxBackend(Unix):
         status = os.fstat(fd)
         return (status.st_dev, status.st_ino), status.st_size
 
-    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+    def map_at(self, mapped: list[int], address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         prot, flags = FLAGS[access]
-        got = _syscalls.mmap(fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
-        if got != address:  # kernels before 4.17 treat the address as a hint
-            self.unmap(got, size)
+        _syscalls.mmap_into(mapped, fd, size, prot, flags | _MAP_FIXED_NOREPLACE, offset, address)
+        if mapped[-1] != address:  # kernels before 4.17 treat the address as a hint
+            self.unmap_from(mapped, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:
@@ -254,18 +254,24 @@ class LinuxBackend(Unix):
         return found
 
     def open_mapped(self, file: MappedFile) -> int | None:
+        fds: list[int] = []
+        try:
+            self._open_mapped_into(fds, file)
+            return fds[0] if fds else None
+        except BaseException:
+            self.close_all(fds)
+            raise
+
+    def _open_mapped_into(self, fds: list[int], file: MappedFile) -> None:
         flags = (os.O_RDWR if file.shared and file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         with contextlib.suppress(OSError):  # only root may open it
-            return self._opened(os.open, f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
+            self._open_into(fds, os.open, f"/proc/self/map_files/{file.start:x}-{file.end:x}", flags)
+            return
         with contextlib.suppress(OSError):
-            fd = self._opened(os.open, file.path, flags)
-            is_same = False
-            try:
-                if is_same := self._is_mapped_file(fd, file):
-                    return fd
-            finally:
-                if not is_same:
-                    os.close(fd)
+            self._open_into(fds, os.open, file.path, flags)
+            if self._is_mapped_file(fds[0], file):
+                return
+        self.close_all(fds)
         # The file was renamed or removed. The code that mapped it may still have it open.
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
@@ -273,19 +279,21 @@ class LinuxBackend(Unix):
                 status = os.fstat(there)
                 if not stat.S_ISREG(status.st_mode) or not self._is_mapped_file(there, file):
                     continue
-                return self._opened(os.open, f"/proc/self/fd/{there}", flags)
-        return None
+                self._open_into(fds, os.open, f"/proc/self/fd/{there}", flags)
+                return
 
     def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
         """Return whether an fd refers to that file. Maps a page: the kernel names the files of all mappings alike."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return False
-        address = self.map(fd, self.page_size, Access.READ)
+        mapped: list[int] = []
         try:
-            found = self.mapped_file(address)
+            self.map_into(mapped, fd, self.page_size, Access.READ)
+            found = self.mapped_file(mapped[0])
         finally:
-            self.unmap(address, self.page_size)
+            if mapped:
+                self.unmap_from(mapped, self.page_size)
         return found is not None and found.identity == file.identity
 
     def discard(self, address: int, size: int) -> None:
@@ -402,9 +410,13 @@ class LinuxBackend(Unix):
 
     def _ended(self) -> int:
         """Return an fd that is readable from the start."""
-        read_end, write_end = self._pipe()
-        os.close(write_end)
-        return read_end
+        ends = [*self._pipe()]
+        try:
+            next(map(os.close, map(ends.pop, _LAST)))
+            return ends[0]
+        except BaseException:
+            self.close_all(ends)
+            raise
 
     def exit_of_reaped(self, process: int) -> int | None:
         info = bytearray(_PIDFD_INFO.size)
@@ -465,16 +477,18 @@ class LinuxBackend(Unix):
         # PR_SET_PDEATHSIG fires when the *thread* that forked this process ends, and a pool forks from the thread that
         # notices a death. With a pipe, fcntl(2) F_SETSIG and O_ASYNC send the signal when the last writer is gone.
         # Both are attributes of the open file description, so this process needs its own.
-        own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(own, F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+        own = self._opened(os.open, f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            gone = os.read(own, 1) == b""
-        except BlockingIOError:
-            gone = False
-        if gone:  # the parent died before the signal was set up
-            os.kill(os.getpid(), signal.SIGKILL)
+            fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(own, F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+            # Without a writer, the parent died before the signal was set up.
+            with contextlib.suppress(BlockingIOError):
+                if os.read(own, 1) == b"":
+                    os.kill(os.getpid(), signal.SIGKILL)
+        except BaseException:
+            os.close(own)
+            raise
         return own
 
 
@@ -494,15 +508,13 @@ def _query_map(address: int) -> MappedFile | None:
     query = bytearray(
         _MAP_QUERY.pack(_MAP_QUERY.size, 0, address, *[0] * 6, 0, 0, _LONGEST_PATH, 0, _memory.address_of(name), 0)
     )
-    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(maps, _PROCMAP_QUERY, query)
+        with open("/proc/self/maps", "rb", buffering=0) as maps:
+            fcntl.ioctl(maps, _PROCMAP_QUERY, query)
     except OSError as error:
         if error.errno == errno.ENOTTY:
             _can_query.clear()
         return None
-    finally:
-        os.close(maps)
     fields = _MAP_QUERY.unpack(query)
     start, end, flags, _, offset, inode, major, minor, length = fields[3:12]
     identity = major, minor, inode
@@ -568,9 +580,8 @@ class _Callee:
 
     def accept(self) -> socket.socket:
         while True:
-            end, _ = self._socket.accept()
+            end = accepted(self._socket)
             if _uid_of_peer(end) == os.geteuid():
-                end.settimeout(None)
                 return end
             end.close()
 

@@ -42,6 +42,7 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
+@_interrupts.promptly
 def _refused(call: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
@@ -49,17 +50,9 @@ def _refused(call: str) -> OSError:
 
 def mmap(fd: int, size: int, prot: int, flags: int, offset: int, where: int | None = None) -> int:
     """Map as mmap(2) says; return the address."""
-    address: int = _mmap(
-        where if where is None else ctypes.c_void_p(where),
-        _size_t(size),
-        prot,
-        flags,
-        fd,
-        _off_t(offset) if offset else _START,
-    )
-    if address == _MAP_FAILED:
-        raise _refused("mmap")
-    return address
+    mapped: list[int] = []
+    mmap_into(mapped, fd, size, prot, flags, offset, where)
+    return mapped[0]
 
 
 @_interrupts.promptly
@@ -82,14 +75,13 @@ def munmap(address: int, size: int) -> None:
         raise _refused("munmap")
 
 
-def mmap_into(mapped: list[int], fd: int, size: int, prot: int, flags: int, offset: int) -> None:
+def mmap_into(
+    mapped: list[int], fd: int, size: int, prot: int, flags: int, offset: int, where: int | None = None
+) -> None:
     """Map as mmap(2) does, and append the address; no signal handler runs in between."""
+    address = where if where is None else ctypes.c_void_p(where)
     position = _off_t(offset) if offset else _START
-    mapped.extend(map(_mmap, (None,), (_size_t(size),), (prot,), (flags,), (fd,), (position,)))
-    if mapped[-1] == _MAP_FAILED:
-        refused = _refused("mmap")
-        del mapped[-1]
-        raise refused
+    mapped.extend(map(_mapped, map(_mmap, (address,), (_size_t(size),), (prot,), (flags,), (fd,), (position,))))
 
 
 _LAST = (-1,)
@@ -99,9 +91,8 @@ def munmap_from(mapped: list[int], size: int) -> None:
     """Remove the last address from a list and unmap it; no signal handler runs in between."""
     address = mapped[-1]
     if next(map(_munmap if size > _LARGE else _munmap_quick, map(mapped.pop, _LAST), (size,)), 0):
-        refused = _refused("munmap")
         mapped.append(address)
-        raise refused
+        raise _refused("munmap")
 
 
 def madvising(address: int, size: int, advice: int) -> Iterator[object]:
@@ -121,8 +112,8 @@ def shm_open_into(fds: list[int], name: bytes, flags: int, permissions: int) -> 
         fds.extend(map(_librt.shm_open, (name,), (flags,), (ctypes.c_uint(permissions),)))
         if fds[-1] >= 0:
             return
-        refused = _refused("shm_open")
         del fds[-1]
+        refused = _refused("shm_open")
         if refused.errno != errno.EINTR:
             raise refused
 

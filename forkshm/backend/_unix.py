@@ -44,6 +44,32 @@ def seek_noted(noted: list[int], counter: int, change: int) -> int:
     return next(zip(moved, map(noted.pop, (-1,)), strict=False))[0]
 
 
+def adopted(fd: int) -> socket.socket:
+    """Return the socket of an fd, which waits without a time limit; take over the fd unless this raises."""
+    # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
+    end = socket.socket.__new__(socket.socket)
+    try:
+        end.__init__(fileno=fd)  # type: ignore[misc]
+        end.settimeout(None)  # overrides socket.setdefaulttimeout()
+    except BaseException:
+        end.detach()
+        raise
+    return end
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """Wait for a caller, and return the socket for it."""
+    # `socket.accept` receives an fd and makes its owner one after the other, and is interrupted in between.
+    made: list[tuple[int, Any]] = []
+    try:
+        made.extend(itertools.starmap(listener._accept, _ONCE))  # type: ignore[attr-defined]
+        return adopted(made[0][0])
+    except BaseException:
+        if made:
+            os.close(made[0][0])
+        raise
+
+
 FLAGS = {
     Access.READ: (_mmap.PROT_READ, MAP_SHARED),
     Access.SHARED: (_mmap.PROT_READ | _mmap.PROT_WRITE, MAP_SHARED),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from forkshm.backend import MessageSocket
 
-__all__ = ("PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
+__all__ = ("OwnedFd", "PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
 
 MAX_MESSAGE = 64 * 1024
 """Maximum bytes of a message. Payloads with more than their share of it go into a block instead."""
@@ -90,16 +90,16 @@ class Received:
             give_back_all(self.fds)
 
 
-class PrivateFd:
-    """An fd that is closed in forked children."""
+class OwnedFd:
+    """An fd that is closed with its owner."""
 
     fd = -1
 
     @_interrupts.promptly
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int = -1) -> None:
         self.fd = fd
-        close_in_children(self)
 
+    @_interrupts.promptly
     def close(self) -> None:
         """Close the fd. Closing twice is allowed."""
         fd, self.fd = self.fd, -1
@@ -112,6 +112,15 @@ class PrivateFd:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             close(fd)
+
+
+class PrivateFd(OwnedFd):
+    """An fd that is closed in forked children."""
+
+    @_interrupts.promptly
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = fd
+        close_in_children(self)
 
 
 class Closable(Protocol):
@@ -427,11 +436,12 @@ class Receiver:
 
     def _opened(self, arrived: tuple[bytes, list[Any], int, Any]) -> Received | None:
         data, ancillary, flags, _ = arrived
-        fds = kernel.received_fds(ancillary) if ancillary else []
+        fds = _fds_in(ancillary) if ancillary else []
         if flags & _FDS_LOST:
             kernel.raise_fd_limit()  # too late for this message; its reader reports the missing fds
-        if len(fds) > DIRECT_FDS:
-            _unload(fds)
+        if len(fds) > DIRECT_FDS or len(ancillary) > 1:
+            _unload(ancillary)
+            fds = _fds_in(ancillary)
         if not data:
             kernel.close_all(fds)
             if kernel.has_ended(self._socket):
@@ -458,7 +468,7 @@ class Receiver:
         while inbox:
             arrived = inbox[0]
             if not isinstance(arrived, Received) and arrived[1]:
-                arrived = Received(arrived[0], kernel.received_fds(arrived[1]))
+                arrived = Received(arrived[0], _fds_in(arrived[1]))
                 if inbox:
                     inbox[0] = arrived
             if isinstance(arrived, Received):
@@ -530,28 +540,41 @@ def _too_many(error: OSError, wanted: int, fitted: int) -> OSError:
     )
 
 
-def _unload(fds: list[int]) -> None:
-    """Replace the last fd of a message, which is a carrier, with the fds in its queue.
+def _fds_in(ancillary: list[Any]) -> list[int]:
+    """Return the fds of a message, with those of its carrier that `_unload` has added."""
+    if len(ancillary) == 1:
+        return kernel.received_fds(ancillary)
+    carried = itertools.chain.from_iterable(added[1] for added in ancillary[2:])
+    return kernel.received_fds([*ancillary[:1], *carried])
 
-    If the limit on open files leaves no room, the remaining fds are lost. The fds before them are in their places.
+
+def _unload(ancillary: list[Any]) -> None:
+    """Add to a message's ancillary data the messages in the queue of its carrier, the last of its fds.
+
+    The ancillary data owns the carrier and all fds at every moment, so an interrupted call can be repeated. If the
+    limit on open files leaves no room, the remaining fds are lost. The fds before them are in their places.
     """
-    try:
-        carrier = kernel.message_socket(fds[-1])
-    except OSError:
-        return  # not sent by forkshm: the reader of the message finds one fd too many
-    del fds[-1]
-    with contextlib.closing(carrier):
+    if len(ancillary) == 1:
+        fds = kernel.received_fds(ancillary)
+        direct = _LEVEL, _KIND, array.array("i", fds[:-1]).tobytes()
+        try:
+            carrier = kernel.message_socket(fds[-1])
+        except OSError:
+            return  # not sent by forkshm: the reader of the message finds one fd too many
+        # No call between the creation of the carrier and this store.
+        ancillary[:] = direct, carrier
+    carrier = ancillary[1]
+    arguments = (len(_CARRIER_ITEM),), (_CARRIED_ANCILLARY,), (_RECEIVE,)
+    with contextlib.suppress(OSError):  # not a carrier of forkshm, or an interrupted call has closed it
         while True:
-            try:
-                data, ancillary, flags, _ = carrier.recvmsg(len(_CARRIER_ITEM), _CARRIED_ANCILLARY, _RECEIVE)
-            except OSError:
-                return  # not a carrier of forkshm
-            if not data:
-                return
-            fds += kernel.received_fds(ancillary)
+            ancillary.extend(map(carrier.recvmsg, *arguments))
+            data, _, flags, _ = ancillary[-1]
             if flags & _FDS_LOST:
                 kernel.raise_fd_limit()
-                return
+                break
+            if not data:
+                break
+    carrier.close()
 
 
 # Ends that only this process may hold. If a child kept a copy, the other side would not notice that this process is

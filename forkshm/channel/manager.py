@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection
-from forkshm.channel._endpoint import PrivateFd
+from forkshm.channel._endpoint import OwnedFd, PrivateFd
 from forkshm.errors import ChannelClosedError
 from forkshm.pickler import Handle, ReceivedFd, register
 
@@ -121,11 +121,8 @@ def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> C
 _multiprocess.managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
 
 
-class _Lifeline:
+class _Lifeline(OwnedFd):
     """The reading end of a pipe whose writing end only the manager's parent has."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
 
 
 def _reduce_lifeline(lifeline: _Lifeline) -> Any:
@@ -133,7 +130,9 @@ def _reduce_lifeline(lifeline: _Lifeline) -> Any:
 
 
 def _rebuild_lifeline(received: ReceivedFd) -> _Lifeline:
-    return _Lifeline(received.take())
+    lifeline = _Lifeline()
+    lifeline.fd = received.take()
+    return lifeline
 
 
 register(_Lifeline, _reduce_lifeline)
@@ -142,7 +141,7 @@ register(_Lifeline, _reduce_lifeline)
 def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """Run first in the manager's process, which from here on dies with its parent."""
     kernel.die_with(lifeline.fd)
-    kernel.close(lifeline.fd)
+    lifeline.close()
     if initializer is not None:
         initializer(*initargs)
 
@@ -183,10 +182,11 @@ class BaseManager(_multiprocess.managers.BaseManager):
         """
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
-        read_end, write_end = kernel.create_lifeline()
-        lifeline = PrivateFd(write_end)
+        lifeline, read_end = PrivateFd(), _Lifeline()
+        # No call between the creation of the fds and these stores.
+        read_end.fd, lifeline.fd = kernel.create_lifeline()
         try:
-            super().start(_begin, (_Lifeline(read_end), initializer, tuple(initargs)))
+            super().start(_begin, (read_end, initializer, tuple(initargs)))
         except EOFError as error:
             lifeline.close()
             raise EOFError(self._why_ended()) from error
@@ -194,7 +194,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
             lifeline.close()
             raise
         finally:
-            kernel.close(read_end)
+            read_end.close()
         # Closed when the manager ends, in any of the standard library's ways.
         _lifelines[self._process] = lifeline  # type: ignore[attr-defined]
 

@@ -155,15 +155,17 @@ def reduce_named(named: NamedMapping) -> Any:
         RegionGoneError: The file was replaced after it was found.
         OSError: The file cannot be opened.
     """
-    fd = os.open(named.path, os.O_RDWR if named.access == mmap.ACCESS_WRITE else os.O_RDONLY)
+    flags = os.O_RDWR if named.access == mmap.ACCESS_WRITE else os.O_RDONLY
+    fds: list[int] = []
     try:
-        if _identity_of(fd) != named.identity:
+        fds.extend(map(os.open, (named.path,), (flags,)))
+        if _identity_of(fds[0]) != named.identity:
             raise RegionGoneError(
                 f"cannot send a mapping of {named.path!r}: another file has replaced it. Map it again."
             )
-        handle = Handle(fd)
+        handle = Handle(fds[0])
     finally:
-        kernel.close(fd)
+        kernel.close_all(fds)
     return rebuild_mmap, (pickle.PickleBuffer(handle), named.length, named.access, named.offset, named.position, [])
 
 

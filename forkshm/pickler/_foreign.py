@@ -76,15 +76,24 @@ class _Outstanding:
                 self._receipts = anonymous_shared_memory(_RECEIPTS * _WORD)
             held = self._held.get(identity)
             if held is None:
-                held = self._held[identity] = _Held(kernel.duplicate(descriptor.fd), 0)
-            held.passages += 1
+                held = _Held(-1, 0)
+                # No call between the creation of the fd and the last of these stores.
+                held.fd = kernel.duplicate(descriptor.fd)
+                self._held[identity] = held
             descriptor = dataclasses.replace(descriptor, fd=held.fd)
-            number = self._free.pop() if self._free else len(self._waiting)
+            number = self._free[-1] if self._free else len(self._waiting)
             if number >= _RECEIPTS:
+                held.passages += 1
                 return Passage(descriptor, None, 0, 0)
-            signature, self._next_signature = self._next_signature, self._next_signature + 1
+            signature = self._next_signature
+            passage = Passage(descriptor, describe(self._receipts), number, signature)
+            # No call from here on.
+            if self._free:
+                del self._free[-1]
+            self._next_signature = signature + 1
+            held.passages += 1
             self._waiting[number] = signature, identity
-            return Passage(descriptor, describe(self._receipts), number, signature)
+            return passage
 
     def sweep(self) -> None:
         with self._lock:

@@ -48,8 +48,8 @@ class SelectorThread:
         self._is_looked_for = False
         self._ended = False
         self._wait_at, self._wake_end = kernel.create_wakeup()
-        self._thread = threading.Thread(target=self._run, name="forkshm-aio-watcher", daemon=True)
         try:
+            self._thread = threading.Thread(target=self._run, name="forkshm-aio-watcher", daemon=True)
             self._thread.start()
         except BaseException:
             self._close_all()

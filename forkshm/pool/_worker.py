@@ -21,6 +21,7 @@ from forkshm.channel import (
     Header,
     Kind,
     Message,
+    OwnedFd,
     Received,
     Receiver,
     Sender,
@@ -91,9 +92,9 @@ class Assignment:
     tasks: Receiver
     results: Sender
     status: Status
-    lifeline: int
+    lifeline: OwnedFd
     """Reading end of a pipe whose writing end only the parent has."""
-    wakeup: int
+    wakeup: OwnedFd
     """Reading end of a pipe, shared by all workers: each byte wakes one of them."""
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
@@ -114,7 +115,7 @@ class Assignment:
 
 def reduce_assignment(assignment: Assignment) -> Any:
     """Send an assignment to a worker that was not forked from this process."""
-    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline, assignment.wakeup)
+    ends = (assignment.tasks.fileno(), assignment.results.fileno(), assignment.lifeline.fd, assignment.wakeup.fd)
     return rebuild_assignment, (
         assignment.slot,
         [pickle.PickleBuffer(Handle(fd)) for fd in ends],
@@ -132,16 +133,11 @@ def reduce_assignment(assignment: Assignment) -> Any:
 
 def rebuild_assignment(slot: int, fds: list[ReceivedFd], status: Status, *birth: Any) -> Assignment:
     """Return the assignment that arrived."""
-    tasks, results, lifeline, wakeup = (fd.take() for fd in fds)
-    return Assignment(
-        slot,
-        Receiver(kernel.message_socket(tasks)),
-        Sender(kernel.message_socket(results)),
-        status,
-        lifeline,
-        wakeup,
-        *birth,
-    )
+    tasks, results = Receiver(fds[0].take_socket()), Sender(fds[1].take_socket())
+    lifeline, wakeup = OwnedFd(), OwnedFd()
+    lifeline.fd = fds[2].take()
+    wakeup.fd = fds[3].take()
+    return Assignment(slot, tasks, results, status, lifeline, wakeup, *birth)
 
 
 register(Assignment, reduce_assignment)
@@ -150,8 +146,8 @@ register(Assignment, reduce_assignment)
 def run_worker(assignment: Assignment) -> None:
     """Run tasks until there are no more; the target of a worker process."""
     kernel.step_back()  # again, because Python was starting since the first call
-    armed = kernel.die_with(assignment.lifeline)
-    kernel.close(assignment.lifeline)
+    armed = kernel.die_with(assignment.lifeline.fd)
+    assignment.lifeline.close()
     # Ctrl-C reaches the whole process group; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not is_followed():  # otherwise a tool has installed a handler that saves its data
@@ -217,7 +213,7 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._marks = assignment.status.marks
-        self._wakeup = assignment.wakeup
+        self._wakeup = assignment.wakeup.fd
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
         trace_ring = assignment.status.trace_rings[assignment.slot]
         self._recorder = Recorder(trace_ring)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
+from forkshm.channel import Kind, OwnedFd, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
 from forkshm.pool import _inner_threads, _unforkable
@@ -145,7 +145,7 @@ class WorkerGroup:
         # Processes that are being started.
         self._begun: list[process.BaseProcess] = []
         # Fds for workers that are being started; mostly empty lists.
-        self._of_starts: list[list[int]] = []
+        self._of_starts: list[list[Receiver | Sender | OwnedFd]] = []
         # Substitutes for processes, from a test's context. They cannot be watched, and are ended like processes.
         self._imitations: list[Any] = []
         # Names that exist now. Workers that are started later have more, which does no harm.
@@ -212,8 +212,8 @@ class WorkerGroup:
         # No child keeps these ends, not even by accident: an open end keeps messages, and the memory that they lease,
         # alive. Workers are given their own fds.
         close_in_children(self.tasks, self._tasks_end, self._results_end, self.results)
-        self._lifeline, self._lifeline_end = PrivateFd(-1), PrivateFd(-1)
-        self._wakeup, self._wakeup_end = PrivateFd(-1), PrivateFd(-1)
+        self._lifeline, self._lifeline_end = PrivateFd(), PrivateFd()
+        self._wakeup, self._wakeup_end = PrivateFd(), PrivateFd()
         self._open += [self._lifeline, self._lifeline_end, self._wakeup, self._wakeup_end]
         # No call comes between the creation of the fds and the assignment to their owner.
         self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
@@ -237,30 +237,29 @@ class WorkerGroup:
         self._begun.clear()
 
     @contextlib.contextmanager
-    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, int, int]]:
+    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, OwnedFd, OwnedFd]]:
         """Give workers started in the block the ends of the channels, and close those ends here afterwards."""
         # No exit stack is used, because it touches much memory, and touched memory is copied after a fork.
-        channels: list[Receiver | Sender] = []
-        pipes: list[int] = []
-        self._of_starts.append(pipes)
+        lifeline, wakeup = OwnedFd(), OwnedFd()
+        ends: list[Receiver | Sender | OwnedFd] = [lifeline, wakeup]
+        self._of_starts.append(ends)
         try:
             try:
-                channels += [tasks := self._tasks_end.duplicate()]
-                channels += [results := self._results_end.duplicate()]
-                pipes += [lifeline := kernel.duplicate(self._lifeline_end.fd)]
-                pipes += [wakeup := kernel.duplicate(self._wakeup_end.fd)]
+                ends += [tasks := self._tasks_end.duplicate()]
+                ends += [results := self._results_end.duplicate()]
+                lifeline.fd = kernel.duplicate(self._lifeline_end.fd)
+                wakeup.fd = kernel.duplicate(self._wakeup_end.fd)
             except OSError as error:
                 raise self._cannot_start(error) from error
             yield tasks, results, lifeline, wakeup
         finally:
-            self._close_pipes()
-            for channel in channels:
-                channel.close()
+            self._close_ends_of_workers()
 
-    def _close_pipes(self) -> None:
+    def _close_ends_of_workers(self) -> None:
         """Close the fds that workers were started with. The next call continues an interrupted one."""
         while self._of_starts:
-            kernel.close_all(self._of_starts[-1])
+            for end in self._of_starts[-1]:
+                end.close()
             self._of_starts.pop()
 
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
@@ -269,7 +268,7 @@ class WorkerGroup:
             f"cannot start worker {slot + 1} of {self.size} {_system.why_refused(error)}",
         )
 
-    def _make(self, slot: int, ends: tuple[Receiver, Sender, int, int]) -> process.BaseProcess:
+    def _make(self, slot: int, ends: tuple[Receiver, Sender, OwnedFd, OwnedFd]) -> process.BaseProcess:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
         tasks, results, lifeline, wakeup = ends
@@ -513,7 +512,7 @@ class WorkerGroup:
     def _close(self) -> None:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
-        self._close_pipes()
+        self._close_ends_of_workers()
         # Each object is kept until it is closed.
         for thing in reversed(list(self._open)):
             thing.close()

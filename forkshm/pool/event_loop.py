@@ -173,8 +173,13 @@ class LoopDriver:
             if source in self._watched:
                 continue
             if kernel.loops_watch_fds:
+                # No call between the creation of the fd and its store.
                 self._watched[source] = kernel.duplicate(fd)
-                self.loop.add_reader(self._watched[source], self._look)
+                try:
+                    self.loop.add_reader(self._watched[source], self._look)
+                except BaseException:
+                    self._unwatch(source)
+                    raise
             else:
                 if self._selector_thread is None:
                     self._selector_thread = SelectorThread(self.loop, self._look)
@@ -193,12 +198,15 @@ class LoopDriver:
             )
 
     def _unwatch(self, source: object) -> None:
-        fd = self._watched.pop(source)
+        fd = self._watched[source]
         if self._selector_thread is not None:
             self._selector_thread.unwatch(source)
+            del self._watched[source]
             return
         if not self.loop.is_closed():
             self.loop.remove_reader(fd)
+        # No call between these.
+        del self._watched[source]
         kernel.close(fd)
 
     def _on_time(self) -> None:

@@ -112,9 +112,8 @@ def _make_room(count: int) -> None:
     """Raise unless *count* fds can be opened; multiprocess leaks some when it cannot get all of them."""
     fds: list[int] = []
     try:
-        fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        fds.append(kernel.open_file(os.devnull, writable=False))
         while len(fds) < count:
             fds.append(kernel.duplicate(fds[0]))
     finally:
-        for fd in fds:
-            os.close(fd)
+        kernel.close_all(fds)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
+from forkshm.channel import Kind, OwnedFd, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
 from forkshm.pickler import explain, importable_after_import, pack
 from forkshm.processes import _breakpoint
@@ -312,7 +312,11 @@ def _rebuild(
     if birth is not None:
         kernel.hold_birth(birth.detach())
     _settle(start_method, calls, standard_authkey)
-    receiver = Receiver(kernel.message_socket(carrier.detach()))
+    end = OwnedFd()
+    end.fd = carrier.detach()
+    sending = kernel.message_socket(end.fd)
+    end.fd = -1
+    receiver = Receiver(sending)
     try:
         received = receiver.receive_nowait()
     except BlockingIOError:

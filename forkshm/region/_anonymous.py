@@ -101,9 +101,10 @@ def sparse_memory(size: int) -> MappedRegion:
     try:
         fd = kernel.create_memory(size, "region", sparse=True)
         try:
-            return region_of(*new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write))
+            made = new_mapping(fd, kernel.identify(fd)[0], 0, size, Mode.read_write)
         except BaseException:
             kernel.close(fd)
             raise
     except OSError as error:
         raise map_refused(error, size, Mode.read_write) from error
+    return region_of(*made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.region._checks import map_refused
 from forkshm.region._lifetime import guard
@@ -67,6 +68,7 @@ NOT_SEALED = (
 """Message for received memory that could shrink while it is mapped."""
 
 
+@_interrupts.promptly
 def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = False) -> tuple[Mapping, Any]:
     """Return a mapping of the memory that a descriptor names, existing or new.
 

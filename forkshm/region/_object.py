@@ -116,6 +116,7 @@ class Opened:
             raise RegionClosedError(f"cannot use {self!r}: it was closed in this process")
         return self._fd
 
+    @_interrupts.promptly
     def close(self) -> None:
         """Close the fd in this process. Regions mapped from the object, and its name, remain. Can be repeated."""
         fd, self._fd = self._fd, -1

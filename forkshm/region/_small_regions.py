@@ -39,15 +39,16 @@ class _SmallRegions:
         """Return an fd, which the caller gives back, and an offset in the object with *size* free bytes."""
         size = round_up(size, kernel.page_size)
         if self.fd < 0 or self.end + size > _OBJECT:
-            fd = kernel.create_memory(_OBJECT, "small-regions", sealable=False, sparse=True)
             self.leave()
-            self.fd = fd
-            keep(fd, self.leave)
+            # No call between the creation of the fd and this store.
+            self.fd = kernel.create_memory(_OBJECT, "small-regions", sealable=False, sparse=True)
+            keep(self.fd, self.leave)
         offset = self.end
         kernel.reserve(self.fd, offset, size)
         self.end += size
         return lend(self.fd), offset
 
+    @_interrupts.promptly
     def leave(self) -> None:
         """Start another object next time, because this one is full or no longer used."""
         fd, self.fd, self.end = self.fd, -1, 0
@@ -68,11 +69,13 @@ def map_part(own: int, size: int) -> tuple[Mapping, Any]:
         OSError: The kernel refused; *own* is closed nevertheless.
     """
     kernel.close(own)  # may free the last fd of this process
-    with guard:
-        fd, offset = _small_regions.take(size)
+    fd = -1
     try:
+        with guard:
+            fd, offset = _small_regions.take(size)
         return new_mapping(fd, kernel.identify(fd)[0], offset, size, Mode.read_write)
     except BaseException:
-        with guard:
-            give_back(fd)
+        if fd >= 0:
+            with guard:
+                give_back(fd)
         raise

@@ -15,7 +15,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _leaks
+from forkshm import _interrupts, _leaks
 from forkshm.backend import Access, Identity, kernel
 from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
 
@@ -179,9 +179,11 @@ def borrow(identity: Identity, fd: int) -> int | None:
     if _new:
         _enter_new()
     for same in list(_by_identity.get(identity, {}).values()):
-        with contextlib.suppress(OSError):  # other code closed the fd, so it is useless
+        try:
             if kernel.identify(same.fd)[0] == identity and kernel.may_write(same.fd) is kernel.may_write(fd):
                 return lend(same.fd)
+        except OSError:  # other code closed the fd, so it is useless
+            continue
     return None
 
 
@@ -194,17 +196,20 @@ def lend(fd: int) -> int:
     return fd
 
 
+@_interrupts.promptly
 def keep(fd: int, when_alone: Callable[[], None]) -> None:
     """Use *fd* while others do; the last of them calls *when_alone*, which must call `let_go`. Needs `guard`."""
     _when_alone[fd] = when_alone
 
 
+@_interrupts.promptly
 def let_go(fd: int) -> None:
     """Undo `keep`. Needs `guard`."""
     _when_alone.pop(fd, None)
     give_back(fd)
 
 
+@_interrupts.promptly
 def give_back(fd: int) -> None:
     """Close the fd of a mapping, unless it has other users. Needs `guard`."""
     if fd not in _more_users:
@@ -260,8 +265,7 @@ def new_mapping(
             start = mapped[0]
         else:
             start = address
-            kernel.map_at(address, fd, length, _ACCESS[mode], offset)
-            mapped.append(start)
+            kernel.map_at(mapped, address, fd, length, _ACCESS[mode], offset)
         mapping.address, mapping.pages = start + slack, (start, length)
         exporter = _exporter(start + slack, size)
         mapping.exporter = watch(exporter, mapping.end)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import PrivateFd, Sender
+from forkshm.channel import OwnedFd, PrivateFd, Sender
 from forkshm.errors import UnsupportedError, WorkerStartError
 from forkshm.pickler import Handle, ReceivedFd, importable_now, register
 from forkshm.processes import exit_code, let_have_children
@@ -105,7 +105,7 @@ class Birth:
     rank: int
     size: int
     answers_in: Sender
-    lifeline: int
+    lifeline: OwnedFd
     """Read end of a pipe whose write end only the parent has."""
     fn: Callable[..., object]
     args: tuple[Any, ...]
@@ -113,7 +113,7 @@ class Birth:
 
 def reduce_birth(birth: Birth) -> Any:
     """Reduce the start data for a process that is not forked from this one."""
-    fds = (*birth.team_state.fds(), birth.answers_in.fileno(), birth.lifeline)
+    fds = (*birth.team_state.fds(), birth.answers_in.fileno(), birth.lifeline.fd)
     return rebuild_birth, (
         birth.rank,
         birth.size,
@@ -127,9 +127,11 @@ def rebuild_birth(
     rank: int, size: int, handles: list[ReceivedFd], fn: Callable[..., object], args: tuple[Any, ...]
 ) -> Birth:
     """Return the received start data."""
-    region, overflow, answers_in, lifeline = (handle.take() for handle in handles)
+    region, overflow, answers_in, lifeline = handles
     team_state = TeamState(size, (region, overflow))
-    return Birth(team_state, rank, size, Sender(kernel.message_socket(answers_in)), lifeline, fn, args)
+    owned = OwnedFd()
+    owned.fd = lifeline.take()
+    return Birth(team_state, rank, size, Sender(answers_in.take_socket()), owned, fn, args)
 
 
 register(Birth, reduce_birth)
@@ -138,7 +140,7 @@ register(Birth, reduce_birth)
 def run_launched(birth: Birth) -> None:
     """Run the worker; the target of its process."""
     # Kept until the process ends, because closing this fd would disarm the lifeline.
-    _kept.append(PrivateFd(kernel.die_with(birth.lifeline)))
+    _kept.append(PrivateFd(kernel.die_with(birth.lifeline.fd)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     let_have_children()
@@ -203,12 +205,14 @@ class Launch:
             open_things.callback(team_state.close)
             self._monitor = TeamMonitor(team_state, f"worker {{}} of {size}", task, grace)
             open_things.callback(self._monitor.close)
-            read_end, write_end = kernel.create_lifeline()
             # The kernel kills the workers when the write end is closed, so no child may hold it.
-            open_things.callback(PrivateFd(write_end).close)
-            open_things.callback(kernel.close, read_end)
+            lifeline, write_end = OwnedFd(), PrivateFd()
+            open_things.callback(write_end.close)
+            open_things.callback(lifeline.close)
+            # No call between the creation of the fds and these stores.
+            lifeline.fd, write_end.fd = kernel.create_lifeline()
             for rank in range(size):
-                birth = Birth(team_state, rank, size, self._monitor.answers_in, read_end, fn, args)
+                birth = Birth(team_state, rank, size, self._monitor.answers_in, lifeline, fn, args)
                 process = context.Process(target=run_launched, args=(birth,), name=f"worker {rank}", daemon=True)  # type: ignore[attr-defined]
                 process.ignores_interrupts = True
                 with _interrupts.held_back():

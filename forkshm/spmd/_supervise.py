@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import PrivateFd
+from forkshm.channel import OwnedFd, PrivateFd
 from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._monitor import wait_gone
@@ -50,9 +50,8 @@ class Supervised:
     def __init__(self, rank: int, size: int, generation: int) -> None:
         self.rank, self.size, self.generation = rank, size, generation
         self._stopping = False
-        self._read_end, self._write_end = os.pipe()
-        assert sys.platform != "win32"  # there is no fork
-        os.set_blocking(self._write_end, False)
+        self._read_end, self._write_end = OwnedFd(), OwnedFd()
+        self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
 
     @property
     def stopping(self) -> bool:
@@ -70,18 +69,18 @@ class Supervised:
         """
         assert sys.platform != "win32"  # there is no fork
         poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
+        poll.register(self._read_end.fd, select.POLLIN)
         poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
         return self._stopping
 
     def fileno(self) -> int:
         """Return an fd that becomes readable when the worker should stop, for use with select or poll."""
-        return self._read_end
+        return self._read_end.fd
 
     def _stop(self, number: int, frame: Any) -> None:
         self._stopping = True
         with contextlib.suppress(BlockingIOError):
-            os.write(self._write_end, b".")
+            os.write(self._write_end.fd, b".")
 
 
 def supervise(
@@ -172,7 +171,6 @@ class _Place:
 
 class _Supervisor:
     _poll: Any
-    _lifeline: int
 
     def __init__(
         self,
@@ -191,18 +189,18 @@ class _Supervisor:
         self._asked_to_stop = 0
         self._asked_to_reload = False
         self._make_process: Any = _multiprocess.default_context.get_context("fork").Process
-        self._read_end, self._write_end = os.pipe()
+        # The kernel kills the workers when the write end of the lifeline is closed, so no child may hold it.
+        self._lifeline, self._lifeline_end = OwnedFd(), PrivateFd()
+        self._read_end, self._write_end = OwnedFd(), OwnedFd()
+        # The stack closes in reverse order, so the workers end first.
+        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+            open_things.callback(end.close)
+        # No call between the creation of fds and their assignment to their owners.
+        self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
+        self._lifeline.fd, self._lifeline_end.fd = kernel.create_lifeline()
         assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
-        # The stack closes in reverse order, so the workers end first.
-        open_things.callback(os.close, self._read_end)
-        open_things.callback(os.close, self._write_end)
-        os.set_blocking(self._write_end, False)
-        self._poll.register(self._read_end, select.POLLIN)
-        self._lifeline, write_end = kernel.create_lifeline()
-        open_things.callback(kernel.close, self._lifeline)
-        # The kernel kills the workers when the write end is closed, so no child may hold it.
-        open_things.callback(PrivateFd(write_end).close)
+        self._poll.register(self._read_end.fd, select.POLLIN)
         open_things.enter_context(self._signals())
         open_things.callback(self._kill)
 
@@ -210,7 +208,7 @@ class _Supervisor:
     def _signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
         # The wakeup fd is written when the signal arrives. Python runs the handler later, perhaps only after a wait.
-        wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(self._write_end.fd, warn_on_full_buffer=False)
         try:
             yield
         finally:
@@ -285,7 +283,7 @@ class _Supervisor:
             moments += [place.due for place in self._places if place.process is None]
         left = min(moments) - now
         for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
-            if fd == self._read_end:
+            if fd == self._read_end.fd:
                 os.read(fd, 4096)
                 continue
             for place in self._places:
@@ -334,7 +332,7 @@ class _Supervisor:
 
     def _work(self, rank: int, generation: int) -> None:
         assert sys.platform != "win32"  # there is no fork
-        armed = kernel.die_with(self._lifeline)
+        armed = kernel.die_with(self._lifeline.fd)
         let_have_children()
         signal.set_wakeup_fd(-1)
         me = Supervised(rank, len(self._places), generation)
@@ -345,8 +343,8 @@ class _Supervisor:
         for place in self._places:
             if place.sentinel >= 0:
                 kernel.close(place.sentinel)
-        os.close(self._read_end)
-        os.close(self._write_end)
+        self._read_end.close()
+        self._write_end.close()
         try:
             self._fn(me)
         finally:

@@ -138,7 +138,7 @@ class Team(Member):
         try:
             team_state = self._team_state = TeamState(self.size)
             monitor = self._monitor = TeamMonitor(team_state, f"member {{}} of a team of {self.size}", "the block")
-            writing = self._writing = PrivateFd(-1)
+            writing = self._writing = PrivateFd()
             # No call between these lines, where a signal handler could raise: each fd always has an owner.
             self._lifeline, writing.fd = kernel.create_lifeline()
             self._reading += [self._lifeline]

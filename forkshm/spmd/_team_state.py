@@ -37,6 +37,8 @@ from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forkshm.pickler import ReceivedFd
+
 __all__ = ("DIED", "FAILED", "LEFT", "LOOPS", "RUNNING", "STARTING", "TeamState")
 
 # States of a member.
@@ -76,14 +78,14 @@ class TeamState:
 
     Args:
         size: Number of members.
-        fds: The fds of a team state that another process made, which this object takes over; None creates a new one.
+        fds: The received fds of a team state that another process made; None creates a new one.
 
     Raises:
         RegionCreateError: The kernel refused the memory.
         OSError: The kernel refused the overflow memory.
     """
 
-    def __init__(self, size: int, fds: tuple[int, int] | None = None) -> None:
+    def __init__(self, size: int, fds: tuple[ReceivedFd, ReceivedFd] | None = None) -> None:
         self.size = size
         locks = _LINE
         states = locks + Mutex.SIZE + RecursiveMutex.SIZE
@@ -97,9 +99,8 @@ class TeamState:
             self.guard = Mutex(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         else:
-            self.region = MappedRegion(Fd(fds[0]), size=nbytes)
-            kernel.close(fds[0])
-            self.overflow = fds[1]
+            self.region = MappedRegion(Fd(fds[0].fd), size=nbytes)
+            self.overflow = fds[1].take()
             self.guard = Mutex.attach(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         whole = self.region.buf

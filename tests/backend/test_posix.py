@@ -72,9 +72,9 @@ def test_the_size_of_a_file_is_that_of_fstat(tmp_path):
 def test_an_existing_mapping_is_not_replaced(memory):
     address = kernel.map(memory, PAGE, Access.SHARED)
     with pytest.raises(FileExistsError):
-        kernel.map_at(address, memory, PAGE, Access.SHARED)
+        kernel.map_at([], address, memory, PAGE, Access.SHARED)
     kernel.unmap(address, PAGE)
-    kernel.map_at(address, memory, PAGE, Access.SHARED)
+    kernel.map_at([], address, memory, PAGE, Access.SHARED)
     kernel.unmap(address, PAGE)
 
 

@@ -341,6 +341,9 @@ class BoundedQueue(Queue):
 class FullQueue(_OfChannel):
     """Puts more than fits into the kernel's buffer."""
 
+    # One run takes seconds on a busy machine.
+    seconds = 120
+
     def make(self):
         self.queue = forkshm.Queue()
 

@@ -1,16 +1,24 @@
-"""What owns an fd or a name, interrupted at every point of being made or received: nothing is left behind."""
+"""What owns an fd, a mapping or a name, interrupted at every point of being made, sent, received or closed.
+
+Nothing is left behind once the objects are gone. Points inside the standard library's modules that make or close the
+fds count as well.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import mmap
 import os
 import re
+import selectors
 import signal
 import socket
 import sys
+import tempfile
+import threading
 import weakref
 
 import numpy as np
@@ -22,6 +30,12 @@ from points import Interrupt, Points
 
 import forkshm
 from forkshm import FileMapping, SharedMemoryObject, _multiprocess
+from forkshm.backend import kernel
+from forkshm.channel import OwnedFd, PrivateFd, manager
+from forkshm.descriptor import describe
+from forkshm.pool._worker import Assignment
+from forkshm.region import regions_mapped
+from forkshm.region.blocks import forget_abandoned
 from forkshm.shared_memory import ShareableList, SharedMemory
 
 pytestmark = [
@@ -31,6 +45,10 @@ pytestmark = [
 
 FILE = open(__file__, "rb")
 atexit.register(FILE.close)
+MAPPED = np.memmap(__file__, mode="r")
+REGION = forkshm.anonymous_shared_memory(100)
+# Modules whose functions count as well.
+ALSO = (contextlib, selectors, socket, tempfile, threading, weakref)
 NAME = f"forkshm-test-owners-{os.getpid()}"
 
 
@@ -53,6 +71,17 @@ def close_both(ends):
         end.close()
 
 
+def drop(made):
+    """Only forget it."""
+
+
+def at_an_address():
+    """Return a region at an address that was free a moment ago."""
+    with forkshm.anonymous_shared_memory(100) as region:
+        address = region.address
+    return forkshm.MappedRegion(REGION, address=address)
+
+
 # How a thing is made, and how it is disposed of.
 MADE = {
     "SharedMemoryObject": (lambda: SharedMemoryObject("create_only", NAME), remove),
@@ -66,7 +95,13 @@ MADE = {
     "SimpleQueue": (forkshm.SimpleQueue, close),
     "Queue": (forkshm.Queue, close),
     "JoinableQueue": (forkshm.JoinableQueue, close),
-    "Barrier": (lambda: forkshm.Barrier(2), lambda barrier: None),
+    "Barrier": (lambda: forkshm.Barrier(2), drop),
+    "OwnedFd": (lambda: OwnedFd(kernel.duplicate(0)), close),
+    "PrivateFd": (lambda: PrivateFd(kernel.duplicate(0)), close),
+    "Listener": (manager.Listener, close),
+    "MappedRegion of another": (lambda: forkshm.MappedRegion(REGION), close),
+    "MappedRegion at an address": (at_an_address, close),
+    "region of a descriptor": (describe(REGION).attach, drop),
 }
 
 # Files of the system that the thread that returns memory opens for a moment.
@@ -81,7 +116,10 @@ class Left:
 
     def _fds(self):
         gc.collect()
-        found = []
+        regions_mapped()  # an interrupted finalizer continues with the next call into that layer
+        forget_abandoned()
+        with open("/proc/self/maps") as maps:
+            found = [line.split(None, 5)[5] for line in maps if "forkshm-region" in line or NAME in line]
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # the fd of the listing itself
                 found.append(os.readlink(f"/proc/self/fd/{number}"))
@@ -91,17 +129,16 @@ class Left:
         left = self._fds()
         for file in self.fds:
             left.remove(file)
-        assert left == [], f"an fd is left after an interrupt at {where}"
+        assert left == [], f"an fd or a mapping is left after an interrupt at {where}"
         assert not SharedMemoryObject.remove(NAME), f"the name is left after an interrupt at {where}"
 
 
 def at_every_point(action, dispose, prepare=contextlib.nullcontext):
     """Interrupt *action* at each of its points, one run each, with a new argument from *prepare*."""
-    also = (socket, weakref)
     left, at, raised = None, 0, 0
     while True:
         # A real signal, which the POSIX backend defers inside functions of several steps.
-        points = Points(max(at, 0), lambda: signal.raise_signal(signal.SIGUSR1), also=also)
+        points = Points(max(at, 0), lambda: signal.raise_signal(signal.SIGUSR1), also=ALSO)
         with prepare() as argument:
             arguments = () if argument is None else (argument,)
             try:
@@ -143,6 +180,22 @@ def test_an_interrupt_while_it_is_made_leaves_nothing(name):
     at_every_point(*MADE[name])
 
 
+def _open(make):
+    @contextlib.contextmanager
+    def prepare():
+        yield make()
+        SharedMemoryObject.remove(NAME)
+
+    return prepare
+
+
+@pytest.mark.usefixtures("_interrupts")
+@pytest.mark.parametrize("name", [name for name, (_, dispose) in MADE.items() if dispose is not drop])
+def test_an_interrupt_while_it_is_closed_leaves_nothing(name):
+    make, dispose = MADE[name]
+    at_every_point(dispose, drop, _open(make))
+
+
 def _sent(make, dispose):
     @contextlib.contextmanager
     def prepare():
@@ -156,14 +209,41 @@ def _sent(make, dispose):
     return prepare
 
 
+def lifeline():
+    """Return what the process of a manager is given."""
+    made = manager._Lifeline()
+    made.fd = kernel.duplicate(0)
+    return made
+
+
+def assignment():
+    """Return what a worker is given."""
+    tasks, results = forkshm.channel.pair()[::-1]
+    values = dict.fromkeys(field.name for field in dataclasses.fields(Assignment))
+    ends = {"tasks": tasks, "results": results, "lifeline": lifeline(), "wakeup": lifeline()}
+    return Assignment(**{**values, **ends})
+
+
+# Owners of system resources that are never sent, and further mappings of `REGION`, which arrive as `REGION`.
+_NOT_SENT = {
+    "Pipe",
+    "OwnedFd",
+    "PrivateFd",
+    "Listener",
+    *(name for name in MADE if name.startswith(("MappedRegion ", "region "))),
+}
+
 RECEIVED = {
-    **{name: thing for name, thing in MADE.items() if name != "Pipe" and "generated" not in name},
+    **{name: thing for name, thing in MADE.items() if name not in _NOT_SENT and "generated" not in name},
     "Connection": (lambda: forkshm.Pipe()[0], close),
     "socket": (lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), close),
-    "Lock": (forkshm.Lock, lambda lock: None),
+    "Lock": (forkshm.Lock, drop),
     "mmap.mmap": (lambda: mmap.mmap(FILE.fileno(), 0, access=mmap.ACCESS_READ), close),
-    "np.memmap": (lambda: np.memmap(__file__, mode="r"), lambda array: None),
-    "SharedArray": (lambda: forkshm.zeros(3), lambda array: None),
+    "np.memmap": (lambda: np.memmap(__file__, mode="r"), drop),
+    "SharedArray": (lambda: forkshm.zeros(3), drop),
+    "more fds than fit beside a message": (lambda: [forkshm.zeros(3) for _ in range(kernel.DIRECT_FDS + 3)], drop),
+    "Assignment": (assignment, drop),
+    "lifeline": (lifeline, drop),
 }
 
 
@@ -174,3 +254,52 @@ def test_an_interrupt_while_it_is_received_leaves_nothing(name):
     # The name is removed before the object arrives.
     forget = {unlink: close, remove: close}.get(dispose, dispose)
     at_every_point(forkshm.connection.Connection.recv, forget, _sent(make, dispose))
+
+
+SENT = {
+    "memmap": MAPPED,
+    "part of a memmap": MAPPED[100:200],
+    "MappedRegion": REGION,
+    "SharedArray": forkshm.zeros(3),
+    "array": np.ones(50_000),
+}
+
+
+@contextlib.contextmanager
+def _pipe():
+    here, there = forkshm.Pipe()
+    with here, there:
+        yield here
+
+
+@pytest.mark.usefixtures("_interrupts")
+@pytest.mark.parametrize("thing", SENT.values(), ids=SENT)
+def test_an_interrupt_while_it_is_sent_leaves_nothing(thing):
+    at_every_point(lambda here: here.send(thing), drop, _pipe)
+
+
+# -- two processes, here two threads --------------------------------------------------
+
+
+@contextlib.contextmanager
+def _caller():
+    """Yield a listener that another thread calls."""
+    callers = []
+
+    def call():
+        with contextlib.suppress(OSError):  # it was refused, or accepted and closed again
+            callers.append(manager.Client(listener.address))
+
+    listener = manager.Listener()
+    thread = threading.Thread(target=call)
+    thread.start()
+    yield listener
+    listener.close()
+    thread.join()
+    for caller in callers:
+        caller.close()
+
+
+@pytest.mark.usefixtures("_interrupts")
+def test_an_interrupt_while_a_caller_is_accepted_leaves_nothing():
+    at_every_point(manager.Listener.accept, close, _caller)

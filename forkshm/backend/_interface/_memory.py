@@ -263,8 +263,8 @@ class Memory(abc.ABC):
         return map(self.discard, (address,), (size,))
 
     @abc.abstractmethod
-    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        """Map at *address*, or raise ``EEXIST`` if any byte of it is taken."""
+    def map_at(self, mapped: list[int], address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        """Map at *address*, or raise ``EEXIST`` if any byte of it is taken; append the address like `map_into`."""
 
     @abc.abstractmethod
     def replace(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:

@@ -19,7 +19,8 @@ from forkshm.backend.posix._whole import surely, whole
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
-from forkshm.backend.posix._leases import Leases  # noqa: E402 - after the platform check
+from forkshm.backend._unix import accepted  # noqa: E402 - after the platform check
+from forkshm.backend.posix._leases import Leases  # noqa: E402
 from forkshm.backend.posix._waiting import has_hung_up, wait  # noqa: E402
 
 if TYPE_CHECKING:
@@ -101,23 +102,31 @@ class Messages(Leases):
         return _Callee(self, address, backlog)
 
     def call(self, address: str) -> End:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-            caller.settimeout(None)
-            if (uid := _owner(address)) != os.geteuid():
-                raise PermissionError(
-                    errno.EACCES, f"the peer belongs to user {uid}, and this process to user {os.geteuid()}"
-                )
-            caller.connect(address)
-            _, ancillary, _, _ = caller.recvmsg(1, self.fds_space(2), self.TAKE)
-        fds = self.received_fds(ancillary)
-        if len(fds) != 2:
+        answer: list[Any] = []
+        fds: list[int] = []
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+                caller.settimeout(None)
+                if (uid := _owner(address)) != os.geteuid():
+                    raise PermissionError(
+                        errno.EACCES, f"the peer belongs to user {uid}, and this process to user {os.geteuid()}"
+                    )
+                caller.connect(address)
+                # Received and stored in one C call.
+                answer.extend(map(caller.recvmsg, (1,), (self.fds_space(2),), (self.TAKE,)))
+            fds += self.received_fds(answer[0][1])
+            if len(fds) != 2:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "the listener closed the connection")
             for fd in fds:
-                os.close(fd)
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "the listener closed the connection")
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        self.attach(fds[0], _LIFE, fds[1])
-        return self.message_socket(fds[0])
+                os.set_inheritable(fd, False)
+            self.attach(fds[0], _LIFE, fds[1])
+            del fds[1]  # the companion is closed with the other; no call between these
+            return self.message_socket(fds[0])
+        except BaseException:
+            if answer and not fds:
+                fds += self.received_fds(answer[0][1])
+            self.close_all(fds)
+            raise
 
     def forget_address(self, address: str) -> None:
         with contextlib.suppress(OSError):
@@ -270,13 +279,11 @@ class _Callee:
 
     def accept(self) -> End:
         while True:
-            caller, _ = self._socket.accept()
-            with caller:
+            with accepted(self._socket) as caller:
                 ours, theirs = self._backend.message_sockets()
                 with contextlib.closing(theirs):
                     fds = [theirs.fileno(), cast("int", theirs._life())]
                     try:
-                        caller.settimeout(None)
                         caller.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
                     except OSError:
                         ours.close()

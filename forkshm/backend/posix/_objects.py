@@ -227,18 +227,22 @@ class Objects(Companions):
         if status.st_nlink or status.st_size < 2 * page or status.st_size % page or not _is_file(status):
             return None
         try:
-            address = _syscalls.mmap(fd, page, *FLAGS[Access.READ], status.st_size - page)
+            mapped: list[int] = []
+            try:
+                _syscalls.mmap_into(mapped, fd, page, *FLAGS[Access.READ], status.st_size - page)
+                label = _LABEL.unpack(self.bytes_at(mapped[0], _LABEL.size))
+            finally:
+                if mapped:
+                    self.unmap_from(mapped, page)
         except OSError:
             return None
-        label = _LABEL.unpack(self.bytes_at(address, _LABEL.size))
-        self.unmap(address, page)
         return label if label[0] == _MAGIC and label[3] <= status.st_size - page else None
 
-    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+    def map_at(self, mapped: list[int], address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         # Without MAP_FIXED the address is a hint, which the kernel follows if the range is free.
-        got = _syscalls.mmap(fd, size, *FLAGS[access], offset, address)
-        if got != address:
-            self.unmap(got, size)
+        _syscalls.mmap_into(mapped, fd, size, *FLAGS[access], offset, address)
+        if mapped[-1] != address:
+            self.unmap_from(mapped, size)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def advise(self, address: int, size: int, advice: Advice, *, writable: bool = True) -> None:

@@ -104,6 +104,7 @@ class WindowsBackend(Addresses):
         # Processes that were suspended by this one.
         self._stopped: set[int] = set()
 
+    @_interrupts.promptly
     def close(self, fd: int) -> None:
         _winapi.close(fd)
 
@@ -307,8 +308,8 @@ class WindowsBackend(Addresses):
     def map(self, fd: int, size: int, access: Access, offset: int = 0) -> int:
         return self._map(fd, size, access, offset, None)
 
-    def map_at(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
-        self._map(fd, size, access, offset, address)
+    def map_at(self, mapped: list[int], address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
+        mapped.append(self._map(fd, size, access, offset, address))
 
     def _map(self, fd: int, size: int, access: Access, offset: int, address: int | None) -> int:
         if address is not None and not 0 < address < _HIGHEST:  # 0 lets the system choose

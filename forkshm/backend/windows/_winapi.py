@@ -7,6 +7,8 @@ import errno
 import sys
 from typing import Any, NamedTuple
 
+from forkshm import _interrupts
+
 assert sys.platform == "win32"  # type checkers leave out the rest on other systems
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -244,6 +246,7 @@ _of_permissions = {
 
 
 # With a default, because the name may be gone when the program ends.
+@_interrupts.promptly
 def close(handle: int, close_handle: Any = _CloseHandle) -> None:
     """CloseHandle."""
     if not close_handle(handle):

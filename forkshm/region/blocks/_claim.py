@@ -237,7 +237,12 @@ def _find_or_open(lease_fd: int) -> Segment:
             kernel.close(fd)
             raise
     elif segment.fd < 0:
-        segment.take_over(kernel.reopen(lease_fd))
+        fd = kernel.reopen(lease_fd)
+        try:
+            segment.take_over(fd)
+        except BaseException:
+            kernel.close(fd)
+            raise
     return segment
 
 
