@@ -411,6 +411,7 @@ class Receiver:
             inbox.extendleft(arrived)
             raise
 
+    @_interrupts.promptly
     def put_back(self, received: Received) -> None:
         """Put back a message that was not read completely because of an interrupt."""
         if received.is_read:

@@ -101,8 +101,9 @@ MADE = {
     "Listener": (manager.Listener, close),
     "MappedRegion of another": (lambda: forkshm.MappedRegion(REGION), close),
     "MappedRegion at an address": (at_an_address, close),
-    "region of a descriptor": (describe(REGION).attach, drop),
 }
+if kernel.name == "linux":  # opening the fd of another process needs /proc
+    MADE["region of a descriptor"] = describe(REGION).attach, drop
 
 # Files of the system that the thread that returns memory opens for a moment.
 _READ_FOR_A_MOMENT = re.compile(r"/sys/|/proc/(meminfo|pressure|\d+/(cgroup|mountinfo))")
