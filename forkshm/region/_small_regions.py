@@ -44,7 +44,11 @@ class _SmallRegions:
             self.fd = kernel.create_memory(_OBJECT, "small-regions", sealable=False, sparse=True)
             keep(self.fd, self.leave)
         offset = self.end
-        kernel.reserve(self.fd, offset, size)
+        try:
+            kernel.reserve(self.fd, offset, size)
+        except BaseException:
+            self.leave()
+            raise
         self.end += size
         return lend(self.fd), offset
 

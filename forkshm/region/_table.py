@@ -125,6 +125,7 @@ class Mapping:
                 _left_mapped.append((self.mapped, length))
                 self.mapped = []
         fd, closing = self.fd, self.closing
+        last = _when_alone.get(fd)
         if fd >= 0:
             if fd in _more_users:
                 # No call between these stores.
@@ -134,8 +135,8 @@ class Mapping:
                         del _more_users[fd]
                     else:
                         _more_users[fd] -= 1
-                if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
-                    last()
+                    if fd not in _more_users and last is not None:
+                        last()
             else:
                 with contextlib.suppress(OSError):  # other code closed the fd
                     next(closing, None)
@@ -187,6 +188,7 @@ def borrow(identity: Identity, fd: int) -> int | None:
     return None
 
 
+@_interrupts.promptly
 def lend(fd: int) -> int:
     """Count one more user of *fd*, and return it. Each user calls `give_back`. Needs `guard`."""
     if fd not in _more_users:
@@ -205,7 +207,8 @@ def keep(fd: int, when_alone: Callable[[], None]) -> None:
 @_interrupts.promptly
 def let_go(fd: int) -> None:
     """Undo `keep`. Needs `guard`."""
-    _when_alone.pop(fd, None)
+    if fd in _when_alone:
+        del _when_alone[fd]  # noqa: RUF051 - a signal handler may run after a call of `pop`
     give_back(fd)
 
 
@@ -215,11 +218,12 @@ def give_back(fd: int) -> None:
     if fd not in _more_users:
         kernel.close(fd)
         return
+    last = _when_alone[fd] if fd in _when_alone else None  # noqa: SIM401 - no call before the last user is counted
     if _more_users[fd] == 1:
         del _more_users[fd]
     else:
         _more_users[fd] -= 1
-    if fd not in _more_users and (last := _when_alone.get(fd)) is not None:
+    if fd not in _more_users and last is not None:
         last()
 
 

@@ -82,6 +82,15 @@ def at_an_address():
     return forkshm.MappedRegion(REGION, address=address)
 
 
+def near_the_fd_limit():
+    """Return a region that shares a memory object with others."""
+    kernel.is_scarce = lambda fd: True
+    try:
+        return forkshm.anonymous_shared_memory(100)
+    finally:
+        del kernel.is_scarce
+
+
 # How a thing is made, and how it is disposed of.
 MADE = {
     "SharedMemoryObject": (lambda: SharedMemoryObject("create_only", NAME), remove),
@@ -100,6 +109,7 @@ MADE = {
     "PrivateFd": (lambda: PrivateFd(kernel.duplicate(0)), close),
     "Listener": (manager.Listener, close),
     "MappedRegion of another": (lambda: forkshm.MappedRegion(REGION), close),
+    "MappedRegion near the fd limit": (near_the_fd_limit, close),
     "MappedRegion at an address": (at_an_address, close),
 }
 if kernel.name == "linux":  # opening the fd of another process needs /proc
