@@ -67,7 +67,8 @@ class Pool:
         ...         print(await pool.call(pow, 2, 10))
         ...         print([x async for x in pool.imap(abs, [-1, 2])])
         >>> asyncio.run(main())
-        1024 [1, 2]
+        1024
+        [1, 2]
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
