@@ -569,7 +569,8 @@ def _unload(ancillary: list[Any]) -> None:
     with contextlib.suppress(OSError):  # not a carrier of forkshm, or an interrupted call has closed it
         while True:
             ancillary.extend(map(carrier.recvmsg, *arguments))
-            data, _, flags, _ = ancillary[-1]
+            data, added, flags, _ = ancillary[-1]
+            kernel.received_fds(added)  # raises the soft limit on open files before the next message needs it
             if flags & _FDS_LOST:
                 kernel.raise_fd_limit()
                 break
