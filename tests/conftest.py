@@ -85,10 +85,10 @@ def no_leaks(request):
         request.node.funcargs.clear()  # releases the values of the test's fixtures
 
 
-@pytest.fixture(autouse=True)
-def _patience_with_nightly_tests(request):
-    # The watchdog in pyproject.toml is for tests that take seconds.
-    if request.node.get_closest_marker("nightly"):
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Give nightly tests and their fixtures more time: the watchdog in pyproject.toml is for tests that take seconds."""
+    if item.get_closest_marker("nightly"):
         faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
 
 
