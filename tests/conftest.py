@@ -87,7 +87,7 @@ def no_leaks(request):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Give nightly tests and their fixtures more time: the watchdog in pyproject.toml is for tests that take seconds."""
+    """Give nightly tests and their fixtures more time: the watchdog in pyproject.toml is for tests of seconds."""
     if item.get_closest_marker("nightly"):
         faulthandler.dump_traceback_later(3000, exit=True, file=sys.__stderr__)
 
