@@ -58,7 +58,7 @@ def report(python, suite, method, jobs):
 
 
 def implementations(suite):
-    """Return what is tested, and its column's name."""
+    """Return the column of each implementation that is tested."""
     columns = {"theirs": f"{suite}, unchanged", "multiprocess": "multiprocess", "ours": "forkshm"}
     if suite == "multiprocess":
         del columns["multiprocess"]
