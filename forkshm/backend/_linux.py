@@ -86,6 +86,7 @@ class LinuxBackend(Unix):
     """Linux 5.3 and newer (pidfd_open(2) is the newest call needed)."""
 
     name = "linux"
+    one_fd_leases_many = True
     locks = _syscalls
     _device_of_memfds = -1
 

@@ -67,17 +67,12 @@ _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
 def _is_foreign(exporter: Any) -> bool:
     """Return whether memory belongs to a library, so that its origin is unknown."""
     for _ in range(20):
-        if type(exporter) is memoryview:
-            exporter = exporter.obj
-            continue
-        inner = getattr(exporter, "base", None)
-        if inner is None:
-            inner = getattr(exporter, "_array", None)  # for NumPy's substitute for the bytes of a view
+        inner = exporter.obj if type(exporter) is memoryview else getattr(exporter, "base", None)
         if inner is None or inner is exporter:
             break
         exporter = inner
     kind = type(exporter)
-    return kind.__name__ == "PyCapsule" or kind.__module__.partition(".")[0] not in _OF_PYTHON
+    return kind.__name__ == "PyCapsule" or str(kind.__module__).partition(".")[0] not in _OF_PYTHON
 
 
 def _was_written(address: int, nbytes: int) -> bool:
@@ -449,13 +444,17 @@ class Collector:
     def _block(self, claim: Claim, asked: Mode | None) -> int:
         known = self._indices.get((id(claim), asked), -1)
         if known < 0:
-            lease = claim.lend()
-            self.leases.append(lease)
+            lease = claim.lend(self.leases)
+            self._note(lease)
             known = self._indices[id(claim), asked] = len(self.refs)
             self._add((claim.offset, claim.size, Share.read_only), lease.fd)
             if asked not in _FOR_READING:
                 self.handed_on.append((known, claim))
         return known
+
+    def _note(self, lease: Lease) -> None:
+        if all(lease is not other for other in self.leases):
+            self.leases.append(lease)
 
     def give_up(self) -> None:
         """Release everything. Without a payload, the error's traceback would keep this object's memory alive."""
@@ -540,7 +539,7 @@ class Collector:
 
     def place_group(self, group: Group, offset: int, size: int, lease: Lease, *, for_many: bool) -> None:
         """Point the spans of a group to the block that its bytes were copied into, and keep the lease."""
-        self.leases.append(lease)
+        self._note(lease)
         region = COPIED_IN - len(self.refs)
         share = Share.read_only if group.is_for_reading else Share.private if for_many else Share.exclusive
         self._add((offset, size, share), lease.fd)

@@ -656,7 +656,8 @@ def _copy_group(group: Group, collector: Collector, *, for_many: bool) -> None:
     except BaseException:
         arena.free(block)
         raise
-    collector.place_group(group, block.offset, block.size, arena.lend(block), for_many=for_many)
+    lease = arena.lend(block, collector.leases)
+    collector.place_group(group, block.offset, block.size, lease, for_many=for_many)
 
 
 def _what_was_copied(

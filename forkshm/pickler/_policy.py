@@ -20,5 +20,6 @@ MAY_HOLD = 2**20
 the bytes of the smallest buffer in it."""
 MAY_HOLD_TIMES = 4
 
-# Blocks of one payload; each takes an fd and 40 us. A payload with more MiB in small buffers has larger blocks.
+# Blocks of one payload; each takes some 40 us and, except on Linux, an fd. A payload with more MiB in small buffers has
+# larger blocks.
 MOST_BLOCKS = 64

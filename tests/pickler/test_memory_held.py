@@ -102,12 +102,12 @@ def test_where_no_more_fds_are_to_be_had_all_goes_into_one_block(cross, monkeypa
     lend = type(arena).lend
     lent = []
 
-    def scarce(self, block):
+    def scarce(self, block, beside=()):
         lent.append(block)
         if len(lent) == 3:
             self.free(block)
             raise OSError(24, "too many open files")
-        return lend(self, block)
+        return lend(self, block, beside)
 
     sent = arrays(100, 100_000)
     monkeypatch.setattr(type(arena), "lend", scarce)
@@ -117,6 +117,35 @@ def test_where_no_more_fds_are_to_be_had_all_goes_into_one_block(cross, monkeypa
     for mine, theirs in zip(sent, crossing.value, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     del crossing, theirs
+    assert held() == 0
+
+
+@pytest.mark.needs("carving")
+@pytest.mark.needs("locks_as_leases")
+def test_the_blocks_of_a_message_share_an_fd(cross):
+    crossing = cross(arrays(100, 100_000))
+    assert crossing.fds == 1
+    handed_on = cross(crossing.value)
+    assert (handed_on.copied, handed_on.fds) == (0, 1)
+    del crossing, handed_on
+    assert held() == 0
+
+
+@pytest.mark.needs("carving")
+@pytest.mark.needs("locks_as_leases")
+def test_a_parked_message_gets_back_the_fd_of_its_blocks(cross):
+    payload = pack(arrays(40, 100_000))
+    before = held()
+    payload.park()
+    assert forkshm.region.blocks._lease.leases_open() == 0
+    assert held() == before
+    payload.unpark()
+    assert forkshm.region.blocks._lease.leases_open() == 1
+    value = receive(payload.data, 0, [kernel.duplicate(fd) for fd in payload.fds])[0].open()
+    payload.close()
+    assert held() == before
+    assert [array[0] for array in value] == list(range(40))
+    del value
     assert held() == 0
 
 

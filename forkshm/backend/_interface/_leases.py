@@ -18,6 +18,9 @@ class Leases(abc.ABC):
     """If true, an fd leases the whole object; `replace`, `own_pages` and `discard` are unavailable.
     Otherwise leases are locks on bytes; see `lock_shared`."""
 
+    one_fd_leases_many: bool = False
+    """Whether an fd that holds several bytes is as cheap to send as one that holds a single byte."""
+
     def unlocking(self, fd: int, position: int) -> Iterator[object]:
         """Return an iterator that unlocks, like `unlock`, when it is advanced to its single item.
 

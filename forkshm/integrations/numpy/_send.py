@@ -39,12 +39,15 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     covers is sent, once, even if the view shows an element several times.
     """
     is_shared_type = type(array) is SharedArray
-    if array.base is not None and not is_shared_type and (mapping := mmap_of(array)) is not None and array.nbytes:
-        return over_mmap(array, mapping)
-    if array.base is not None and MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND and not is_shared_type:
-        found = named_of(array, as_copy=not array.flags.writeable)
-        if found is not None:
-            return over_mmap(array, *found)
+    base: Any = None if is_shared_type else array.base
+    if base is not None and (type(base) is not np.ndarray or base.base is not None):
+        # Not the usual view of an array that owns its memory.
+        if (mapping := mmap_of(array)) is not None and array.nbytes:
+            return over_mmap(array, mapping)
+        if MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND:
+            found = named_of(array, as_copy=not array.flags.writeable)
+            if found is not None:
+                return over_mmap(array, *found)
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -142,7 +145,7 @@ class _Exporter:
     """The bytes around a view, in a form from which NumPy makes an array."""
 
     def __init__(self, array: np.ndarray[Any, Any], address: int, nbytes: int, *, writable: bool) -> None:
-        self._array = array
+        self.base = array  # as an array calls the owner of its memory
         self.__array_interface__ = {
             "version": 3,
             "shape": (nbytes,),

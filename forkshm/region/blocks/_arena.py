@@ -26,7 +26,7 @@ from forkshm.region._lifetime import at_fork, guard, new_key, settle
 from forkshm.region._table import round_up
 from forkshm.region.blocks._claim import Hold, Share, hold
 from forkshm.region.blocks._decay import Decay
-from forkshm.region.blocks._lease import Lease
+from forkshm.region.blocks._lease import Lease, lease_on
 from forkshm.region.blocks._segment import (
     CREATOR,
     Ranges,
@@ -41,6 +41,7 @@ from forkshm.region.blocks._segment import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TypeAlias
 
     from typing_extensions import Buffer
@@ -351,15 +352,17 @@ class Arena:
             self.decay.start()
         return block
 
-    def lend(self, block: Block) -> Lease:
+    def lend(self, block: Block, beside: Iterable[Lease] = ()) -> Lease:
         """Return a lease on *block* to send; the block becomes free by itself.
+
+        If possible, it is one of the leases *beside*, which are sent in the same message and closed together.
 
         Raises:
             OSError: The kernel refused; the block is free again.
         """
         with guard:
             try:
-                lease = Lease(block.carved.segment, block.offset)
+                lease = lease_on(block.carved.segment, block.offset, beside)
             except OSError:
                 self._free(block.key)
                 raise

@@ -6,13 +6,13 @@ import bisect
 import contextlib
 import enum
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkshm import _leaks
 from forkshm.backend import Access, kernel
 from forkshm.region._lifetime import guard, new_key, settle, watch
 from forkshm.region._table import round_up
-from forkshm.region.blocks._lease import Lease
+from forkshm.region.blocks._lease import lease_on
 from forkshm.region.blocks._segment import (
     BY_HANDLES,
     Segment,
@@ -26,6 +26,11 @@ from forkshm.region.blocks._segment import (
     mend,
     segments_held,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from forkshm.region.blocks._lease import Lease
 
 __all__ = (
     "Claim",
@@ -133,14 +138,14 @@ class Claim:
         if self.in_place and self.share is not Share.private:
             self.segment.map_pages(self.offset + start, nbytes)
 
-    def lend(self) -> Lease:
-        """Return a lease to send to another process; a view must be alive.
+    def lend(self, beside: Iterable[Lease] = ()) -> Lease:
+        """Return a lease to send to another process, if possible one of *beside*; a view must be alive.
 
         Raises:
             OSError: The kernel refused an fd or a lock.
         """
         with guard:
-            return Lease(self.segment, self.offset)
+            return lease_on(self.segment, self.offset, beside)
 
     def share_out(self, *, to_many: bool) -> Share:
         """Return how the block is shared with receivers of the lease. Call it as late as possible.

@@ -84,8 +84,9 @@ def _in_child() -> None:
             segment.is_description_shared = True
         segment.lacks_spare = False
         _of_child[1].add(id(segment))
-    for key, (segment, position) in list(parked.items()):
-        leave_held(segment, position, key)
+    for key, (segment, positions) in list(parked.items()):
+        for position in positions:
+            leave_held(segment, position, key)
         parked.pop(key, None)
     for segment in list(segments_held.values()):
         if not segment.held and segment.is_description_shared:

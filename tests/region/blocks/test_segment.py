@@ -55,6 +55,36 @@ def channel():
 
 
 @pytest.mark.needs("carving")
+@pytest.mark.needs("locks_as_leases")
+def test_a_lease_holds_all_blocks_that_were_added_to_it(fresh_arena):
+    first, lease = lent(fresh_arena)
+    second = fresh_arena.allocate(PAGE)
+    assert fresh_arena.lend(second, [lease]) is lease
+    lease.park()
+    assert blocks(fresh_arena) == 2
+    lease.unpark()
+    views = [claimed(kernel.duplicate(lease.fd), block) for block in (first, second)]
+    lease.close()
+    assert blocks(fresh_arena) == 2
+    del views[0]
+    assert blocks(fresh_arena) == 1
+    views.clear()
+    assert blocks(fresh_arena) == 0
+
+
+@pytest.mark.needs("carving")
+@pytest.mark.needs("locks_as_leases")
+def test_a_closed_lease_takes_no_more_blocks(fresh_arena):
+    _, lease = lent(fresh_arena)
+    lease.close()
+    other = fresh_arena.lend(fresh_arena.allocate(PAGE), [lease])
+    assert other is not lease
+    assert blocks(fresh_arena) == 1
+    other.close()
+    assert blocks(fresh_arena) == 0
+
+
+@pytest.mark.needs("carving")
 def test_a_block_is_not_used_again_while_its_lease_is_open(fresh_arena):
     block, lease = lent(fresh_arena)
     other = fresh_arena.allocate(PAGE)
