@@ -67,14 +67,10 @@ class Backlog:
                 payload.close()
                 return
             payload.park()
-            entry: tuple[Payload, list[Any]] = (payload, [])
-            sent.extend(map(self._backlog.append, (entry,)))
+            # The feeder waits for the lock, and ends if an interrupt comes before the item.
             if self._feeder is None:
-                try:
-                    self._start_feeder()
-                except BaseException:
-                    next(zip(map(self._backlog.remove, (entry,)), map(sent.pop, (-1,)), strict=False))
-                    raise
+                self._start_feeder()
+            sent.extend(map(self._backlog.append, ((payload, []),)))
 
     def _start_feeder(self) -> None:
         feeder = _Feeder(target=self._feed, name="QueueFeederThread", daemon=self._cancelled)

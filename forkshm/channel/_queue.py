@@ -283,7 +283,8 @@ class Queue(Backlog):
             else:
                 payload.close()
         except BaseException:
-            payload.close()
+            if sent[-1:] != [None]:  # the result of appending it to the backlog
+                payload.close()
             raise
 
     def put_nowait(self, obj: Any) -> None:

@@ -325,6 +325,23 @@ class TestOurs:
         ours.put("again")
         assert ours.get() == "again"
 
+    def test_an_item_is_in_the_backlog_only_when_a_thread_sends_it(self, ours, monkeypatch):
+        def interrupt():
+            assert not ours._backlog
+            raise KeyboardInterrupt
+
+        numbers = []
+        monkeypatch.setattr(ours, "_start_feeder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            for number in range(5000):
+                ours.put((number, "x" * 500))
+                numbers.append(number)
+        monkeypatch.undo()
+        ours.put("next")
+        assert [ours.get()[0] for _ in numbers] == numbers
+        assert ours.get() == "next"
+        assert ours.empty()
+
     def test_order_holds_when_a_backlog_begins_and_ends(self, ours, in_child):
         def consume():
             for number in range(20_000):

@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import queue
+import socket
 import threading
+import time
 
 import numpy as np
 
@@ -339,29 +343,28 @@ class BoundedQueue(Queue):
 
 
 class FullQueue(_OfChannel):
-    """Puts more than fits into the kernel's buffer."""
-
-    # One run takes seconds on a busy machine.
-    seconds = 120
+    """Puts more than fits into the kernel's buffer, which is made small so that few items fill it."""
 
     def make(self):
         self.queue = forkshm.Queue()
+        self.queue._writer._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
 
     def run(self):
         self.put = 0
         array = np.full(20_000, 1.0)
-        for _ in range(self.queue_length()):
+        for _ in range(8):
             self.queue.put(array)
             self.put += 1
+        assert self.queue._backlog, "the buffer was not full"
         for _ in range(self.put):
             self.right(self.queue.get(timeout=15), array)
 
-    def queue_length(self):
-        return 300
-
     def check(self):
-        while not self.queue.empty() or self.queue._backlog:
-            self.queue.get(timeout=5)
+        deadline = time.monotonic() + 15
+        while self.queue._backlog or not self.queue.empty():
+            assert time.monotonic() < deadline, "the backlog was not sent"
+            with contextlib.suppress(queue.Empty):  # the feeder has sent the item, and still has to remove it
+                self.queue.get(timeout=0.1)
         self.queue.put("end")
         same(self.queue.get(timeout=15), "end")
 

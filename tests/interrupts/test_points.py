@@ -13,8 +13,6 @@ import all as program
 from scenarios import SCENARIOS
 from signals import storm
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the exception tables of Python 3.11")
-
 # Number of points that are tested by default.
 FEW = 6
 # These take longer and are left to the nightly run.
@@ -23,7 +21,6 @@ SLOW = {
     "StartTerminate",
     "StartClose",
     "ExecutorFirstCall",
-    "FullQueue",
     "Processes",
     "Close",
     "Terminate",
