@@ -394,7 +394,7 @@ class SyncError(ForkshmError):
 
 
 class DeadlockError(SyncError, RuntimeError):
-    """This thread already holds the lock and would wait for itself forever."""
+    """This thread would wait for itself forever: it holds the lock, or it is starting the pool's only worker."""
 
 
 class LockTimeoutError(SyncError, TimeoutError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing.shared_memory
 import struct
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
     def _adopt(self, name: str, region: MappedRegion) -> None:
         self._name = name
         self._region = region
+        _used.add(region)
         self._size = region.size
         self._buf = region.buf
 
@@ -181,6 +183,10 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         forget(self.name)
 
 
+# The regions of the objects of this process.
+_used: weakref.WeakSet[MappedRegion] = weakref.WeakSet()
+
+
 def _discard(name: str) -> None:
     SharedMemoryObject.remove(name)
     forget(name)
@@ -198,6 +204,9 @@ def _reduce(memory: SharedMemory) -> Any:
 
 
 def _rebuild(kind: Any, name: str, region: MappedRegion) -> SharedMemory:
+    if region in _used:
+        # Another object of this process has it: each must be able to close its own.
+        region = MappedRegion(region, region.mode)
     made: SharedMemory = kind.__new__(kind)
     made._track = False
     made._adopt(name, region)

@@ -20,6 +20,7 @@ from forkshm.backend import kernel
 from forkshm.errors import (
     NO_MAIN_GUARD,
     ChannelBrokenError,
+    DeadlockError,
     MainGuardError,
     TaskTimeoutError,
     WorkerDiedError,
@@ -93,6 +94,8 @@ class Deaths:
         self._died_at = 0.0
         # Slots whose worker has died and was not replaced yet.
         self._vacant: dict[int, bool] = {}
+        # Slots whose worker is being started.
+        self._starting: dict[int, bool] = {}
         # Workers whose death was counted.
         self._counted: dict[int, bool] = {}
 
@@ -110,7 +113,9 @@ class Deaths:
             self._is_garbled = self.audit = True
 
     def look(self) -> None:
-        """End the workers whose tasks take too long."""
+        """End the workers whose tasks take too long, and complete an interrupted start."""
+        if self._worker_group.starts:
+            self._worker_group.clean_up()
         if self.deadlines is not None:
             self.deadlines.look(self._worker_group)
 
@@ -125,8 +130,10 @@ class Deaths:
         worker_group = self._worker_group
         # All messages that the worker sent before it died are in the queue by now, and count.
         take_answers()
-        state = worker_group.status.state(worker.slot)
-        item = worker_group.status.item(worker.slot)
+        last_words = worker_group.last_words(worker)
+        if last_words is None:
+            return  # a signal handler has reaped it
+        state, item = last_words
         # Answers that the worker had collected but not sent.
         take_result_batch(worker_group.status.result_batch(worker.slot).content())
         if trace is not None:
@@ -148,14 +155,28 @@ class Deaths:
         forget_abandoned()
 
     def replace(self, trace: Trace | None) -> None:
-        """Start replacements for dead workers."""
+        """Start replacements for dead workers.
+
+        Raises:
+            DeadlockError: A signal handler or finalizer waits for the only worker, whose start it interrupted.
+        """
         worker_group = self._worker_group
         for slot in list(self._vacant):
+            if slot in self._starting:
+                if not worker_group.workers:
+                    raise DeadlockError(
+                        "cannot wait for the pool here: this signal handler or finalizer has interrupted the start of "
+                        "its only worker. Call the pool outside of it, or use a pool of more workers."
+                    )
+                continue
             there = [worker for worker in worker_group.workers if worker.slot == slot]
-            if there:  # an earlier start was interrupted
+            if there and worker_group.is_watched(there[0]):  # an earlier start was interrupted
                 worker_group.look_at(there[0])
             else:
+                for dead in there:  # reaping it was interrupted
+                    worker_group.reap(dead)
                 try:
+                    self._starting[slot] = True
                     worker_group.start(slot)
                 except (WorkerStartError, OSError) as error:
                     # The other workers go on. Without any, no task would ever be answered.
@@ -164,6 +185,8 @@ class Deaths:
                 else:
                     if trace is not None:
                         trace.born(worker_group.workers[-1])
+                finally:
+                    self._starting.pop(slot, None)
             self._vacant.pop(slot, None)
 
     def has_vacancies(self) -> bool:

@@ -20,7 +20,7 @@ from forkshm.channel import Kind, OwnedFd, PrivateFd, close_in_children, pair, w
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
 from forkshm.pool import _inner_threads, _unforkable
-from forkshm.pool._status import STARTING, Status
+from forkshm.pool._status import SLOT_WORDS, STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 from forkshm.pool.observe import WorkerReport, worker_reports
 from forkshm.processes import exit_code, is_followed
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from forkshm._multiprocess import process
-    from forkshm.channel import Receiver, Sender
 
     InnerThreads = int | Literal["share"] | None
     """Threads of BLAS and similar libraries in a worker: a number, the worker's share of the cores, or no limit."""
@@ -95,6 +94,19 @@ def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHand
     return list(alive.values())
 
 
+class _Start:
+    """A start of workers: the fds that they are given, and the processes."""
+
+    __slots__ = ("begun", "ends", "is_over", "lifeline", "wakeup")
+
+    def __init__(self) -> None:
+        self.lifeline, self.wakeup = OwnedFd(), OwnedFd()
+        # The ends of the channels of tasks and of results.
+        self.ends: list[Any] = []
+        self.begun: list[process.BaseProcess] = []
+        self.is_over = False
+
+
 class WorkerGroup:
     """The processes of one pool, and the channels to and from them.
 
@@ -142,10 +154,8 @@ class WorkerGroup:
         self._open: list[Any] = []
         # Set when the workers are gone, and open resources are being closed.
         self._has_ended = False
-        # Processes that are being started.
-        self._begun: list[process.BaseProcess] = []
-        # Fds for workers that are being started; mostly empty lists.
-        self._of_starts: list[list[Receiver | Sender | OwnedFd]] = []
+        # Starts that are under way, or were interrupted; mostly empty.
+        self.starts: list[_Start] = []
         # Substitutes for processes, from a test's context. They cannot be watched, and are ended like processes.
         self._imitations: list[Any] = []
         # Names that exist now. Workers that are started later have more, which does no harm.
@@ -178,21 +188,20 @@ class WorkerGroup:
         if (self._start_method or _multiprocess.default_context.get_start_method()) == "fork":
             self.suspects = _unforkable.suspects()
             _unforkable.warn(self.suspects)
-        with _interrupts.held_back(), self._ends_of_workers() as ends:
+        with _interrupts.held_back(), self._starting() as start:
             # As much as possible is done before the first fork and after the last, because a page that is written to is
             # copied after each fork.
-            processes = [self._make(slot, ends) for slot in range(self.size)]
+            processes = [self._make(slot, start) for slot in range(self.size)]
             if gc.isenabled():
                 # Collect young garbage now; otherwise it would be in each of the processes.
                 gc.collect(0)
             begun = 0
             try:
                 for slot, process in enumerate(processes):
-                    self._begin(slot, process)
+                    self._begin(slot, process, start)
                     begun += 1
             finally:
                 self._enter(processes[:begun])
-        self._begun.clear()
         if self._imitations:
             kind = type(self._imitations[0]).__name__
             raise WorkerStartError(
@@ -228,39 +237,50 @@ class WorkerGroup:
         Raises:
             WorkerStartError: fork(2) failed.
         """
-        self._end_unknown()
         # Interrupts are held back, so that no process runs that is not in `workers`.
-        with _interrupts.held_back(), self._ends_of_workers() as ends:
-            process = self._make(slot, ends)
-            self._begin(slot, process)
+        with _interrupts.held_back(), self._starting() as start:
+            process = self._make(slot, start)
+            self._begin(slot, process, start)
             self._enter([process], slot)
-        self._begun.clear()
 
     @contextlib.contextmanager
-    def _ends_of_workers(self) -> Iterator[tuple[Receiver, Sender, OwnedFd, OwnedFd]]:
-        """Give workers started in the block the ends of the channels, and close those ends here afterwards."""
+    def _starting(self) -> Iterator[_Start]:
+        """Provide the ends of the channels for workers started in the block, and close those ends here afterwards."""
         # No exit stack is used, because it touches much memory, and touched memory is copied after a fork.
-        lifeline, wakeup = OwnedFd(), OwnedFd()
-        ends: list[Receiver | Sender | OwnedFd] = [lifeline, wakeup]
-        self._of_starts.append(ends)
+        start = _Start()
+        self.starts.append(start)
         try:
             try:
-                ends += [tasks := self._tasks_end.duplicate()]
-                ends += [results := self._results_end.duplicate()]
-                lifeline.fd = kernel.duplicate(self._lifeline_end.fd)
-                wakeup.fd = kernel.duplicate(self._wakeup_end.fd)
+                start.ends += [self._tasks_end.duplicate()]
+                start.ends += [self._results_end.duplicate()]
+                start.lifeline.fd = kernel.duplicate(self._lifeline_end.fd)
+                start.wakeup.fd = kernel.duplicate(self._wakeup_end.fd)
             except OSError as error:
                 raise self._cannot_start(error) from error
-            yield tasks, results, lifeline, wakeup
+            yield start
         finally:
-            self._close_ends_of_workers()
+            start.is_over = True
+            self.clean_up()
 
-    def _close_ends_of_workers(self) -> None:
-        """Close the fds that workers were started with. The next call continues an interrupted one."""
-        while self._of_starts:
-            for end in self._of_starts[-1]:
+    def clean_up(self) -> None:
+        """Close what workers were started with, and end processes that did not become workers because of an interrupt.
+
+        The next call continues an interrupted one.
+        """
+        for start in self.starts[:]:
+            if not start.is_over:
+                continue  # this is a signal handler that has interrupted it
+            for end in (*start.ends, start.lifeline, start.wakeup):
                 end.close()
-            self._of_starts.pop()
+            for begun in start.begun:
+                with contextlib.suppress(ValueError):  # the process object was closed
+                    is_known = any(worker.process is begun for worker in self.workers)
+                    if getattr(begun, "pid", None) is not None and not is_known:
+                        begun.kill()
+                        begun.join()
+                        begun.close()
+            with contextlib.suppress(ValueError):  # a signal handler has done the same meanwhile
+                self.starts.remove(start)
 
     def _cannot_start(self, error: OSError, slot: int = 0) -> WorkerStartError:
         return WorkerStartError(
@@ -268,13 +288,13 @@ class WorkerGroup:
             f"cannot start worker {slot + 1} of {self.size} {_system.why_refused(error)}",
         )
 
-    def _make(self, slot: int, ends: tuple[Receiver, Sender, OwnedFd, OwnedFd]) -> process.BaseProcess:
+    def _make(self, slot: int, start: _Start) -> process.BaseProcess:
         self.status.reset(slot)
         cpus = self._cpu_ids[slot % len(self._cpu_ids)] if self._cpu_ids else None
-        tasks, results, lifeline, wakeup = ends
+        tasks, results = start.ends
         inner = self._threads_in(cpus)
         assignment = Assignment(
-            slot, tasks, results, self.status, lifeline, wakeup, *self._birth, cpus, inner, self.importable
+            slot, tasks, results, self.status, start.lifeline, start.wakeup, *self._birth, cpus, inner, self.importable
         )
         made = self._make_process(target=run_worker, args=(assignment,))
         made.name = made.name.replace("Process", "PoolWorker")
@@ -295,8 +315,8 @@ class WorkerGroup:
         count = len(cpus) if cpus is not None else self._share
         return None if count is None else (count, False)
 
-    def _begin(self, slot: int, process: process.BaseProcess) -> None:
-        self._begun.append(process)
+    def _begin(self, slot: int, process: process.BaseProcess, start: _Start) -> None:
+        start.begun.append(process)
         try:
             process.start()
         except OSError as error:
@@ -328,18 +348,6 @@ class WorkerGroup:
         """Make `wait` report when a worker has ended. Can be repeated."""
         self.events.register(worker.sentinel, kernel.READABLE)
 
-    def _end_unknown(self) -> None:
-        """End processes that were started but did not become workers because of an interrupt."""
-        while self._begun:
-            begun = self._begun[-1]
-            with contextlib.suppress(ValueError):  # the process object was closed
-                is_known = any(worker.process is begun for worker in self.workers)
-                if getattr(begun, "pid", None) is not None and not is_known:
-                    begun.kill()
-                    begun.join()
-                    begun.close()
-            self._begun.pop()
-
     def wake_workers(self, how_many: int) -> None:
         """Wake so many sleeping workers. A wake-up that finds no sleeper stays for the next one."""
         if self._wakeup.fd < 0:
@@ -357,7 +365,7 @@ class WorkerGroup:
 
     def wait(self, timeout: float) -> list[WorkerHandle]:
         """Wait until a result has arrived or a worker has ended; return the ended workers."""
-        events = self.events
+        events, watched = self.events, self._by_sentinel.copy()
         if self._is_waiting:
             # A signal handler runs during this call. A poller cannot wait twice at a time.
             events = kernel.poller()
@@ -371,7 +379,8 @@ class WorkerGroup:
                 ready = events.poll(math.ceil(timeout * 1000))
             finally:
                 self._is_waiting = False
-        return [self._by_sentinel[fd] for fd, _ in ready if fd in self._by_sentinel]
+        # As they were before: a signal handler may have reaped a worker, and another one may have its number now.
+        return [watched[fd] for fd, _ in ready if fd in watched]
 
     def wake(self) -> None:
         """Make `wait` return, in whichever thread it is called."""
@@ -384,28 +393,48 @@ class WorkerGroup:
         """Return whether the worker's sentinel is open, because the worker was not reaped."""
         return self._by_sentinel.get(worker.sentinel) is worker
 
+    def last_words(self, worker: WorkerHandle) -> tuple[int, int | None] | None:
+        """Return the last state of a worker that has ended, and the item that it ran; None if it was reaped already."""
+        words, first = self.status.words, SLOT_WORDS * worker.slot
+        # No call from here on, in which a signal handler could reap the worker and give its slot to another one.
+        if worker.sentinel in self._by_sentinel and self._by_sentinel[worker.sentinel] is worker:
+            item = words[first + 1]
+            return words[first], item - 1 if item else None
+        return None
+
     def exit_code(self, worker: WorkerHandle) -> int | None:
         """Return the exit code of a worker that has ended."""
         if not worker.is_collected:
-            worker.exitcode = exit_code(worker.process, kernel.COLLECT_SECONDS)
+            try:
+                worker.exitcode = exit_code(worker.process, kernel.COLLECT_SECONDS)
+            except ValueError:  # closed: a signal handler has done the same meanwhile
+                if not worker.is_collected:
+                    raise
             worker.is_collected = True
         return worker.exitcode
 
     def reap(self, worker: WorkerHandle) -> None:
         """Forget a worker that has ended. Can be repeated."""
         self.exit_code(worker)
-        with contextlib.suppress(KeyError):
-            self.events.unregister(worker.sentinel)
-        if self._by_sentinel.get(worker.sentinel) is worker:
-            # No call may come between these, because the number may belong to another worker as soon as it is closed.
-            sentinel = worker.sentinel
-            closing = map(kernel.close, (sentinel,))
-            del self._by_sentinel[sentinel]
+        sentinel, watched = worker.sentinel, self._by_sentinel
+        forgetting = map(self.events.unregister, (sentinel,))
+        closing = map(kernel.close, (sentinel,))
+        # No call may come between a check and what follows, because the number may belong to another worker as soon as
+        # a signal handler has reaped this one.
+        try:
+            if sentinel in watched and watched[sentinel] is worker:
+                next(forgetting, None)
+        except KeyError:  # an earlier call was interrupted
+            pass
+        if sentinel in watched and watched[sentinel] is worker:
+            del watched[sentinel]
             next(closing, None)
+        removing = map(self.workers.remove, (worker,))
         if worker in self.workers:
-            # The slot is empty now, so no audit may depend on its state.
-            self.status.reset(worker.slot)
-            self.workers.remove(worker)
+            # The slot is empty now, so no audit may depend on its state. No call comes in between, because a signal
+            # handler may start another worker in the slot.
+            self.status.words[SLOT_WORDS * worker.slot] = STARTING
+            next(removing, None)
 
     def end(self, worker: WorkerHandle) -> None:
         """Kill a worker. It is reaped like any dead worker."""
@@ -482,7 +511,7 @@ class WorkerGroup:
         if not self._has_ended:
             self._reports = self.reports()
             try:
-                self._end_unknown()
+                self.clean_up()
                 left = self.kill()
                 for worker in list(self.workers):
                     self.reap(worker)
@@ -512,7 +541,7 @@ class WorkerGroup:
     def _close(self) -> None:
         if hasattr(self, "tasks") and not self.tasks.closed:
             self.tasks.forget_sent()
-        self._close_ends_of_workers()
+        self.clean_up()
         # Each object is kept until it is closed.
         for thing in reversed(list(self._open)):
             thing.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
+from forkshm.region import leave_changes
 
 assert sys.platform != "win32"  # there, process handles come from the system
 
@@ -228,6 +229,7 @@ class ForkPopen(Child):
     def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
         code = 1
         try:
+            leave_changes()
             os.close(write_end)
             code = process_obj._bootstrap(parent_sentinel=read_end)
         finally:

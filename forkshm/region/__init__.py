@@ -10,7 +10,7 @@ from forkshm.region._anonymous import anonymous_shared_memory, sparse_memory
 from forkshm.region._attach import attach, own_parts, region_at, region_of
 from forkshm.region._checks import map_refused
 from forkshm.region._file import FileMapping
-from forkshm.region._lifetime import at_fork, is_changing
+from forkshm.region._lifetime import at_fork, is_changing, leave_changes
 from forkshm.region._mapped import MappedRegion, view_of
 from forkshm.region._object import (
     Creation,
@@ -80,6 +80,7 @@ __all__ += [
     "checked_name",
     "give_back_all",
     "is_changing",
+    "leave_changes",
     "map_refused",
     "mapping_at",
     "mapping_of",

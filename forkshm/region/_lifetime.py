@@ -29,7 +29,7 @@ from forkshm import _interrupts, _system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_fork", "guard", "is_changing", "new_key", "settle", "unwatch", "watch")
+__all__ = ("at_fork", "guard", "is_changing", "leave_changes", "new_key", "settle", "unwatch", "watch")
 
 guard = _interrupts.RLock()
 """The lock that keeps other threads out of this layer.
@@ -117,6 +117,17 @@ def settle() -> None:
             _due.popleft()
 
 
+def leave_changes() -> None:
+    """Leave all changes, in a child that does not return to the code of its parent that made them.
+
+    A signal handler or a finalizer may fork in the middle of a change. Without this, nothing would be released in the
+    child.
+    """
+    while is_changing():
+        guard.release()
+    settle()
+
+
 # At exit, modules are torn down before the last views are gone. The kernel unmaps their memory.
 atexit.register(_watched.clear)
 atexit.register(_program_is_alive.clear)
@@ -166,3 +177,5 @@ for _ in range(2):
 # "Before" functions run in reverse order of registration, the others in order. So the lock is taken before all hooks
 # above and released after them.
 _system.register_at_fork(before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release)
+# Views that a signal handler dropped meanwhile: otherwise a child would hold their memory until its next call.
+_system.register_at_fork(after_in_parent=settle, after_in_child=settle)

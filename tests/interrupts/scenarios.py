@@ -10,6 +10,7 @@ import contextlib
 import os
 import queue
 import socket
+import tempfile
 import threading
 import time
 
@@ -22,6 +23,7 @@ __all__ = ("SCENARIOS", "Scenario")
 
 # Number of runs of each task: tasks count themselves, in memory that all processes share.
 _counts = forkshm.zeros(2**18, dtype=np.int64)
+_deaths = forkshm.zeros(len(_counts), dtype=np.int64)
 _ids = iter(())
 
 
@@ -33,6 +35,7 @@ def fresh(how_many):
         number = next(_ids, None)
         if number is None:
             _counts[:] = 0
+            _deaths[:] = 0
             _ids = iter(range(len(_counts)))
         else:
             numbers.append(number)
@@ -49,6 +52,14 @@ def work_of(array):
     """Run as a task with an array, whose first item is its number, and return an array."""
     _counts[int(array[0])] += 1
     return array * 2
+
+
+def die_once(number):
+    """End the process in the first run of a task."""
+    _deaths[number] += 1
+    if _deaths[number] == 1:
+        os._exit(3)
+    return work(number)
 
 
 def same(given, wanted):
@@ -227,6 +238,69 @@ class PoolMapArrays(_OfPool):
         super().check()
 
 
+class PoolDeath(_OfPool):
+    """A worker dies: only its task fails, and another worker takes its place."""
+
+    seconds = 40
+
+    def run(self):
+        numbers = self.new(4)
+        dying = self.pool.apply_async(os._exit, (3,))
+        answers = self.pool.map_async(work, numbers, chunksize=1)
+        same(answers.get(15), [3 * number for number in numbers])
+        try:
+            dying.get(15)
+        except forkshm.WorkerDiedError:
+            pass
+        else:
+            raise AssertionError("the worker did not die")
+
+
+class PoolRetries(_OfPool):
+    """The task of a dead worker is run again."""
+
+    seconds = 40
+
+    def make(self):
+        self.pool = forkshm.Pool(2, retries=1)
+        self.pool.map(work, self.new(4))
+
+    def run(self):
+        (number,) = self.new(1)
+        same(self.pool.apply(die_once, (number,)), 3 * number)
+
+
+class PoolReplaces(_OfPool):
+    """Workers end after some tasks, and others take their places."""
+
+    seconds = 40
+
+    def make(self):
+        self.pool = forkshm.Pool(2, maxtasksperchild=2)
+
+    def run(self):
+        numbers = self.new(3)
+        same(self.pool.map(work, numbers, chunksize=1), [3 * number for number in numbers])
+
+
+class ParallelMap(Scenario):
+    def make(self):
+        self.work = forkshm.parallel(work, workers=2)
+        same(list(self.work.map(self.new(1))) != [], True)
+
+    def run(self):
+        numbers = self.new(6)
+        same(list(self.work.map(numbers)), [3 * number for number in numbers])
+        numbers = self.new(4)
+        same(list(self.work.imap(iter(numbers))), [3 * number for number in numbers])
+        (number,) = self.new(1)
+        same(self.work.submit(number).result(15), 3 * number)
+
+    def drop(self):
+        self.work.close()
+        del self.work
+
+
 class _OfExecutor(Scenario):
     def make(self):
         self.executor = forkshm.Executor(2)
@@ -342,6 +416,32 @@ class BoundedQueue(Queue):
             self.queue.get(timeout=5)
 
 
+class JoinableQueue(Queue):
+    """Counts items until they are done."""
+
+    def make(self):
+        self.queue = forkshm.JoinableQueue()
+
+    def run(self):
+        for thing in self.things():
+            self.queue.put(thing)
+            self.right(self.queue.get(), thing)
+            self.queue.task_done()
+        self.queue.join()
+
+    def check(self):
+        while not self.queue.empty():
+            self.queue.get()
+        # An interrupted item may never have been counted as done.
+        while True:
+            try:
+                self.queue.task_done()
+            except ValueError:
+                break
+        self.run()
+        same(self.queue.qsize(), 0)
+
+
 class FullQueue(_OfChannel):
     """Puts more than fits into the kernel's buffer, which is made small so that few items fill it."""
 
@@ -349,15 +449,18 @@ class FullQueue(_OfChannel):
         self.queue = forkshm.Queue()
         self.queue._writer._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
 
+    def item(self):
+        return np.full(20_000, 1.0)
+
     def run(self):
         self.put = 0
-        array = np.full(20_000, 1.0)
+        item = self.item()
         for _ in range(8):
-            self.queue.put(array)
+            self.queue.put(item)
             self.put += 1
         assert self.queue._backlog, "the buffer was not full"
         for _ in range(self.put):
-            self.right(self.queue.get(timeout=15), array)
+            self.right(self.queue.get(timeout=15), item)
 
     def check(self):
         deadline = time.monotonic() + 15
@@ -372,6 +475,13 @@ class FullQueue(_OfChannel):
         self.queue.close()
         self.queue.join_thread()
         del self.queue
+
+
+class FullQueueOfBlocks(FullQueue):
+    """The same with items of several blocks, which share an fd."""
+
+    def item(self):
+        return [np.full(200_000, 1.0), {"a": np.full(200_000, 2.0)}]
 
 
 class SimpleQueue(_OfChannel):
@@ -518,6 +628,68 @@ class SharedArrays(Scenario):
             assert (got == 2.0).all()
             few[0] = 5.0
             assert small[0] == 5.0
+
+
+class Containers(Scenario):
+    def run(self):
+        items = forkshm.SharedList([np.full(20_000, 5.0), "text", {"a": 1}])
+        by_name = forkshm.SharedDict({"array": np.full(20_000, 6.0), "number": 7})
+        here, there = forkshm.Pipe()
+        with here, there:
+            here.send((items, by_name))
+            got, named = there.recv()
+            assert (got[0] == 5.0).all()
+            same(got[2], {"a": 1})
+            assert (named["array"] == 6.0).all()
+            same(named["number"], 7)
+
+
+class Names(Scenario):
+    """Memory with a name, as in the standard library."""
+
+    def run(self):
+        memory = forkshm.shared_memory.SharedMemory(create=True, size=10_000)
+        try:
+            memory.buf[:3] = b"abc"
+            other = forkshm.shared_memory.SharedMemory(memory.name)
+            try:
+                same(bytes(other.buf[:3]), b"abc")
+            finally:
+                other.close()
+            here, there = forkshm.Pipe()
+            with here, there:
+                here.send(memory)
+                got = there.recv()
+                same(bytes(got.buf[:3]), b"abc")
+                got.close()
+        finally:
+            memory.close()
+            memory.unlink()
+
+
+class Files(Scenario):
+    """Memory that is mapped from a file."""
+
+    def make(self):
+        self.file = tempfile.NamedTemporaryFile()
+        self.file.write(bytes(range(200)) * 1000)
+        self.file.flush()
+
+    def run(self):
+        mapped = np.memmap(self.file.name, np.uint8, "r+")
+        here, there = forkshm.Pipe()
+        with here, there:
+            here.send([mapped, mapped[100:50_000]])
+            whole, part = there.recv()
+            same(int(whole[5]), 5)
+            same(int(part[5]), 105)
+            region = forkshm.MappedRegion(forkshm.FileMapping(self.file.name, "read_only"), "read_only")
+            here.send(region)
+            got = there.recv()
+            same(bytes(got.buf[1:3]), b"\x01\x02")
+
+    def drop(self):
+        self.file.close()
 
 
 class RegionLocks(Scenario):

@@ -83,6 +83,24 @@ def test_shared_memory_is_sent_as_a_descriptor_even_without_its_name(pool, memor
     del back
 
 
+def test_objects_of_one_memory_are_closed_one_by_one(pool, memory):
+    back = pool.apply(_same, (memory,))
+    again = pool.apply(_same, (back,))
+    memory.buf[:3] = b"abc"
+    back.close()
+    assert bytes(again.buf[:3]) == b"abc"
+    memory.close()
+    again.buf[:1] = b"x"
+    other = pool.apply(_same, (again,))
+    assert bytes(other.buf[:3]) == b"xbc"
+    other.close()
+    again.close()
+
+
+def _same(thing):
+    return thing
+
+
 def test_a_plain_pickle_carries_the_name(memory):
     again = pickle.loads(pickle.dumps(memory))
     memory.buf[0] = 5
