@@ -290,10 +290,15 @@ class Dispatcher(Leader):
                 self._extend(batch)
             return self._send(batch)
         except BaseException as error:
+            # Handled by `_recover`. Set before any call, because a signal handler may raise once more.
+            batch.is_abandoned = True
             if not isinstance(error, Exception) or not batch or batch.sent or self.is_interrupt(batch, error):
-                batch.is_abandoned = True  # handled by `_recover`
                 raise
-            self._fail_batch(batch, error)
+            with self._lock:
+                if batch:  # otherwise another thread has recovered it
+                    self._fail_batch(batch, error)
+            self._deliver()
+            self.nudge()
             return True
 
     def _extend(self, batch: Batch) -> None:
@@ -374,10 +379,8 @@ class Dispatcher(Leader):
             batch[0].close()
             tasks.give_back(batch)
             return
-        tasks.answer_unsent(batch[0], Outcome(error=error))
+        tasks.answer_unsent(batch, Outcome(error=error))
         self._sent_off(batch)
-        self._deliver()
-        self.nudge()
 
     def is_interrupt(self, batch: Sequence[Task], error: Exception) -> bool:
         """Return whether a signal handler raised *error*, instead of pickling or sending tasks."""
@@ -385,13 +388,16 @@ class Dispatcher(Leader):
             return False  # no handler runs in other threads
         if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
             return False
-        try:
-            for task in batch:
-                pack(task.function.arguments_of(task), importable=self.importable).close()
-            batch[0].function.payload()
-        except Exception:
-            return False
-        return True
+        for _ in range(2):  # the handler may raise again meanwhile
+            try:
+                for task in batch:
+                    pack(task.function.arguments_of(task), importable=self.importable).close()
+                batch[0].function.payload()
+                return True
+            except Exception as again:
+                if type(again) is not type(error):
+                    return False
+        return False
 
     def _recover(self) -> None:
         """Recover the batches of interrupted threads."""
@@ -669,7 +675,7 @@ class Dispatcher(Leader):
             batch = tasks.new_batch()
             try:
                 if tasks.take(batch):
-                    tasks.answer_unsent(batch[0], Outcome(error=error))
+                    tasks.answer_unsent(batch, Outcome(error=error))
                 self._sent_off(batch)
             except BaseException:
                 batch.is_abandoned = True
@@ -700,7 +706,7 @@ class Dispatcher(Leader):
                 if not is_sent:
                     task.is_cancelled = True
                     cancelled.append(task)
-                elif self._mark(task.number):
+                elif self._mark(task):
                     task.is_cancelled = True
                     self._tasks.answer(task.number, CANCELLED)
                     cancelled.append(task)
@@ -732,18 +738,23 @@ class Dispatcher(Leader):
         sent = self._tasks.sent
         self._deaths.end_running(lambda number: (task := sent.get(number)) is not None and task.is_cancelled)
 
-    def _mark(self, number: int) -> bool:
+    def _mark(self, task: Task) -> bool:
         """Keep workers from beginning a task in the kernel's queue. Return False if a worker has begun it.
 
         A worker names a task in its slot before it checks the mark. This method sets the mark before it checks the
         slots.
         So at least one of the two sees the other.
         """
+        number = task.number
         place = number % MARKS
         if self._marked.get(place, number) != number:
             return False  # the place is taken by the mark of another task, which may still be in the queue
         marks = self._worker_group.status.marks
+        # No call may come between these. A worker that runs a chunk ends it when it sees the mark, and what it has done
+        # must not be done again.
         self._marked[place] = number
+        if task.kind is not Kind.CALL:
+            task.is_cancelled = True
         marks[place] = number
         states = self._worker_group.status.states()
         if number not in states:

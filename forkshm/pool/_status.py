@@ -224,15 +224,16 @@ class Status:
         return self.words[worker * SLOT_WORDS + 1] - 1 if self.words[worker * SLOT_WORDS + 1] else None
 
     def close(self) -> None:
-        """Close the region."""
+        """Close the region. Slots and marks can still be read and written; no worker sees it."""
+        # A call that was interrupted, or another thread, may still cancel tasks.
+        self.words = memoryview(bytearray(self.words)).cast("Q")
+        self.marks = memoryview(bytearray(self.marks)).cast("Q")
         for result_batch in self._result_batches:
             result_batch.close()
         for trace_ring in self.trace_rings:
             trace_ring.close()
         for clock in self.clocks:
             clock.release()
-        self.marks.release()
-        self.words.release()
         # Another thread may be reading. The memory is unmapped with the last view. A free-threaded build may free that
         # view a little later than its last reference is gone.
         with contextlib.suppress(RegionBusyError):

@@ -340,6 +340,7 @@ class Outstanding:
             try:
                 self.take(batch)
             finally:
+                batch.is_abandoned = True  # so that it is recovered if the next line is interrupted
                 self.give_back(batch)
 
     def take_more(self, batch: Batch, limit: int) -> None:
@@ -360,8 +361,10 @@ class Outstanding:
     def give_back(self, batch: Batch) -> None:
         """Return a batch that was not sent to its place in the queue. Can be repeated."""
         self.leave(batch)
-        # One C call removes the tasks from the batch and adds them to the queue.
-        self.waiting.extendleft(map(batch.pop, itertools.repeat(-1, len(batch))))
+        # One C call removes the tasks from the batch and adds them to the queue, until the batch is empty. A handler or
+        # thread may do the same at once.
+        with contextlib.suppress(IndexError):
+            self.waiting.extendleft(map(batch.pop, itertools.repeat(-1)))
         self.batches.pop(batch.key, None)
 
     def enter(self, batch: Batch) -> int:
@@ -430,10 +433,12 @@ class Outstanding:
         answered[number] = entry
         return task
 
-    def answer_unsent(self, task: Task, answer: Answer) -> None:
-        """Record the answer to a task that is in no other place."""
-        # Sent tasks have positive numbers.
-        self.answered[-next(self._keys)] = task, answer
+    def answer_unsent(self, batch: Batch, answer: Answer) -> None:
+        """Record the answer to the task of a batch that was not sent."""
+        key = -next(self._keys)  # sent tasks have positive numbers
+        # No call may come between these.
+        self.answered[key] = batch[0], answer
+        batch.clear()
 
     def send_again(self, numbers: Iterable[int], *, after_death: bool = False) -> None:
         """Queue tasks that were sent for another send, in the order of their numbers."""

@@ -208,13 +208,16 @@ class Team(Member):
         if os.getpid() != self._pid:
             return  # a process that user code forked inside the block
         with contextlib.ExitStack() as rest:
-            for thing in (self._team_state, self._monitor):
-                if thing is not None:
-                    rest.callback(thing.close)
+            rest.callback(kernel.close_all, self._reading)
             if self._writing is not None:
                 rest.callback(self._writing.close)
-            rest.callback(kernel.close_all, self._reading)
-        self._team_state = self._monitor = None
+            # The monitor reads the state, so an interrupted end of the monitor leaves the state open.
+            if self._monitor is not None:
+                self._monitor.close()
+                self._monitor = None
+            if self._team_state is not None:
+                self._team_state.close()
+                self._team_state = None
 
     @promptly
     def __exit__(

@@ -1,6 +1,6 @@
 """Interrupt every scenario at every point, and print a table.
 
-``python all.py [--variant V] [--step N] [SCENARIO ...]``
+``python all.py [--variant V] [--step N] [--again N] [SCENARIO ...]``
 
 Exits with 1 if there is a fault at any point.
 """
@@ -18,11 +18,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 VARIANTS = ("interrupt", "uses", "exception")
 
 
-def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None):
+def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None, again=0):
     """Run one scenario; return the number of points, the number tested, and the faults."""
     tried, total, bad = 0, 0, []
     while True:
-        command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, str(first), str(step), str(last)]
+        numbers = map(str, (first, step, last, again))
+        command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, *numbers]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -67,6 +68,7 @@ def main():
     parser.add_argument("--step", type=int, default=1, help="try every n-th point only")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=0)
+    parser.add_argument("--again", type=int, default=0, help="interrupt a second time, this many points later")
     options = parser.parse_args()
     sys.path.insert(0, HERE)
     from scenarios import SCENARIOS
@@ -77,7 +79,7 @@ def main():
     for name in options.scenarios or SCENARIOS:
         for variant in VARIANTS if options.variant == "all" else (options.variant,):
             began = time.monotonic()
-            total, tried, bad = run(name, variant, options.step, options.first, options.last)
+            total, tried, bad = run(name, variant, options.step, options.first, options.last, again=options.again)
             took = time.monotonic() - began
             print(f"| {name} | {variant} | {total} | {tried} | {len(bad)} | {took:.0f} |", flush=True)
             for at, where, problem in bad:

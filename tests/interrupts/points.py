@@ -82,12 +82,15 @@ class Points:
     Args:
         at: The number of the point, from 1; 0 only counts.
         handler: Called at the point. By default it raises `Interrupt`.
+        again: If not 0, the handler is called once more, at this number of points after the first one. A jump back is
+            not counted there.
         say: Called with *where* before that.
         also: Modules of others whose functions count as well.
     """
 
-    def __init__(self, at=0, handler=None, say=None, also=()):
+    def __init__(self, at=0, handler=None, say=None, also=(), again=0):
         self.at = at
+        self.again = again
         self.seen = 0
         self.where = None
         self._handler = handler or self._raise
@@ -113,10 +116,14 @@ class Points:
         self._frames.clear()
 
     def _profile(self, frame, event, _):
+        if self._is_done:
+            if self.again:
+                self._pass_again(frame, event)
+            return
         if event == "c_return" and frame.f_lasti in _entering(frame.f_code):
             return
         # An exception of this call leaves the traced call, as intended: no instruction is in between.
-        if event == "c_return" and not self._is_done and (state := self._frames.get(frame)) is not None:
+        if event == "c_return" and (state := self._frames.get(frame)) is not None:
             state.c_returned = True
             self._pass(frame, frame.f_lasti)
 
@@ -192,5 +199,26 @@ class Points:
                 self._say(where=self.where)
             # A signal that is deferred must not be handled in these functions.
             sys.settrace(None)
+            if not self.again:
+                sys.setprofile(None)
+            self._handler()
+
+    def _pass_again(self, frame, event):
+        """Count the points after the first call of the handler. An exception of a trace function ends only tracing."""
+        if os.getpid() != self._owner or not frame.f_code.co_filename.startswith(self._within):
+            return
+        start = frame.f_lasti
+        if event == "call":
+            begins = start >= 0 and frame.f_code.co_code[start] == _RESUME
+            if not begins or frame.f_code.co_code[start + 1] & 3 >= _AFTER_YIELD_FROM:
+                return
+        elif event != "c_return" or start in _entering(frame.f_code):
+            return
+        self.again -= 1
+        if not self.again:
             sys.setprofile(None)
+            self.where += f", and {frame.f_code.co_filename.removeprefix(_PACKAGE)}:{frame.f_lineno} "
+            self.where += f"{frame.f_code.co_name} after {event}"
+            if self._say is not None:
+                self._say(where=self.where)
             self._handler()

@@ -41,6 +41,31 @@ def test_spread(name):
     assert not bad, _tell(bad)
 
 
+# Where a second exception comes while the first one is handled.
+TWICE = {
+    "PoolMap": (101, 146, 1),
+    "PoolApplyAsync": (61, 81, 6),
+    "ExecutorSubmit": (41, 71, 2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TWICE))
+def test_twice(name):
+    first, last, again = TWICE[name]
+    _, tried, bad = program.run(name, "exception", first=first, last=last, again=again)
+    assert tried > last - first, "nothing was interrupted"
+    assert not bad, _tell(bad)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("again", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_twice_whole(name, again):
+    total, _, bad = program.run(name, "exception", step=3, again=again)
+    assert total, "nothing was interrupted"
+    assert not bad, _tell(bad)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("variant", program.VARIANTS)
 @pytest.mark.parametrize("name", sorted(SCENARIOS))

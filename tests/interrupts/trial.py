@@ -1,4 +1,4 @@
-"""Run one scenario at some points, one after the other: ``python trial.py SCENARIO VARIANT FIRST STEP [LAST]``.
+"""Run one scenario at some points, one after the other: ``python trial.py SCENARIO VARIANT FIRST STEP [LAST [AGAIN]]``.
 
 Prints a line of JSON for each point. A run that takes too long ends the program with the stacks of all threads; `all`
 then starts another one, which continues after that point.
@@ -79,7 +79,7 @@ def _is_ours(error, seen=()):
     return False
 
 
-def main(name, variant, first, step, last=0):
+def main(name, variant, first, step, last=0, again=0):
     # Exceptions that Python ignores count as not raised. They are not kept, because their frames have views.
     sys.unraisablehook = lambda _: None
     excepthook, sys.excepthook = sys.excepthook, lambda *_: None
@@ -108,7 +108,7 @@ def main(name, variant, first, step, last=0):
     for at in range(first, last + 1, step):
         faulthandler.dump_traceback_later(scenario.seconds, exit=True)
         problem = None
-        points = Points(at, handler, say)
+        points = Points(at, handler, say, again=again)
         say(at=at)
         try:
             try:

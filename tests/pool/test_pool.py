@@ -1,11 +1,13 @@
 """Pool: the interface and the results of the standard library."""
 
+import concurrent.futures
 import gc
 import multiprocessing
 import multiprocessing.pool
 import os
 import pickle
 import threading
+import time
 import types
 
 import functions as f
@@ -608,3 +610,16 @@ def test_workers_leave_when_another_thread_sent_the_last_task(monkeypatch):
         assert process.exitcode == 0
         assert results[0].get() == 0
         pool.join()
+
+
+def test_calls_can_be_cancelled_after_the_workers_have_ended():
+    # A handler that raises again and again leaves such a pool behind.
+    with forkshm.Pool(1) as pool:
+        result = pool.apply_async(time.sleep, (100,))
+        dispatcher, worker_group = pool._dispatcher, pool._worker_group
+        (task,) = dispatcher._tasks.sent.values()
+        worker_group.stop()
+        dispatcher.cancel([task])
+        with pytest.raises((PoolClosedError, concurrent.futures.CancelledError)):
+            pool.terminate()
+            result.get(10)

@@ -479,3 +479,28 @@ def test_ctrl_c_is_one_traceback(wait, wait_until):
     assert complained.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode in (130, -signal.SIGINT)
     wait_until(lambda: all(is_gone(pid) for pid in pids))
+
+
+def test_a_start_whose_end_is_interrupted_kills_the_members(monkeypatch):
+    from forkshm.spmd._monitor import TeamMonitor
+    from forkshm.spmd._team_state import TeamState
+
+    class Interrupt(BaseException):
+        pass
+
+    interrupts = [Interrupt("in the end")]
+    close = TeamMonitor.close
+
+    def interrupt(_):
+        raise Interrupt("in the start")
+
+    def interrupted(monitor):
+        if interrupts:
+            raise interrupts.pop()
+        close(monitor)
+
+    monkeypatch.setattr(TeamState, "open_gate", interrupt)
+    monkeypatch.setattr(TeamMonitor, "close", interrupted)
+    with pytest.raises(Interrupt), forkshm.team(2):
+        pass
+    assert not interrupts
