@@ -171,8 +171,6 @@ class Unix(Addresses):
         return _soft_limit()
 
     def is_scarce(self, fd: int) -> bool:
-        if fd < _FEW_FDS // 2:
-            return False
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return hard != resource.RLIM_INFINITY and fd >= hard - min(hard // 2, _FEW_FDS)
 

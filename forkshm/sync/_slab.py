@@ -7,10 +7,12 @@ have it. The object is freed with the last of its parts, in all processes.
 
 from __future__ import annotations
 
+import errno
 import weakref
 from typing import TYPE_CHECKING
 
 from forkshm import _interrupts, _system
+from forkshm.errors import RegionCreateError
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
@@ -58,10 +60,22 @@ def allocate(size: int) -> tuple[MappedRegion, int]:
     with _state.lock:
         slab = _state.slab
         region = slab.region() if slab is not None else None
-        if slab is None or region is None or slab.end + size > _SLAB:
-            region = anonymous_shared_memory(_SLAB)
+        if slab is None or region is None or slab.end + size > region.size:
+            region = _new_slab(size)
             slab = _state.slab = _Slab(region)
         # No call in between: a signal handler may allocate, too.
         offset = slab.end
         slab.end = offset + size
         return region, offset
+
+
+def _new_slab(size: int) -> MappedRegion:
+    """Return a region for objects, with at least *size* bytes; smaller ones where file sizes are limited (ulimit -f)."""
+    nbytes = _SLAB
+    while True:
+        try:
+            return anonymous_shared_memory(nbytes)
+        except RegionCreateError as error:
+            if error.errno != errno.EFBIG or nbytes // 2 < size:
+                raise
+        nbytes //= 2

@@ -249,3 +249,22 @@ with forkshm.Pool(1) as pool:
     assert pool.apply(len, (arrays,)) == 400
 """
     )
+
+
+@pytest.mark.needs("file_limits")
+def test_200_shared_arrays_cross_when_the_hard_limit_is_64(run_script):
+    said = run_script("""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import numpy as np
+import forkshm
+
+def total(arrays):
+    return float(sum(array[-1] for array in arrays))
+
+if __name__ == "__main__":
+    with forkshm.Pool(2) as pool:
+        arrays = [forkshm.full(20_000, number) for number in range(200)]
+        print(pool.apply(total, (arrays,)), sum(pool.map(np.max, arrays)))
+""")
+    assert said.strip() == "19900.0 19900"

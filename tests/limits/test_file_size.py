@@ -46,3 +46,20 @@ else:
 print("ok")
 """)
     assert said.strip() == "ok"
+
+
+def test_locks_and_values_need_less_where_the_limit_is_low(run_script):
+    said = run_script("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+import forkshm
+locks = [forkshm.Lock() for _ in range(500)]
+value, array, event = forkshm.Value("i", 5), forkshm.Array("d", 100), forkshm.Event()
+process = forkshm.Process(target=event.set)
+process.start()
+assert event.wait(20)
+process.join()
+with locks[0], locks[-1], value.get_lock():
+    print(value.value, len(array))
+""")
+    assert said.strip() == "5 100"
