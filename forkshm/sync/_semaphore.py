@@ -153,27 +153,32 @@ class _Permits(Placed):
         words[_VALUE] = words[_INITIAL] - words[_TAKEN]
         words[_UNTRACKED] = 1
 
-    def give(self, words: memoryview, me: int, n: int = 1) -> int:
-        """Release *n* permits, or raise; return how many waiters may have to be woken. Needs the guard."""
-        if self.available(words) + n > words[_MOST]:
+    def give(self, words: memoryview, me: int, done: list[bool]) -> int:
+        """Release a permit, or raise; return how many waiters may have to be woken. Needs the guard.
+
+        *done* gets an item together with the change, so that an interrupted caller knows of it.
+        """
+        if self.available(words) >= words[_MOST]:
             raise ValueError("semaphore or lock released too many times")
-        for _ in range(n):
-            place = -1 if words[_UNTRACKED] else self._entry(me)
-            if place >= 0:
-                self._by_process[place] -= 1
-                words[_TAKEN] -= 1
-                continue
-            if not words[_UNTRACKED]:
-                self._untrack(words)
+        waiters = min(int(words[_WAITING]), 1)
+        place = -1 if words[_UNTRACKED] else self._entry(me)
+        if place < 0 and not words[_UNTRACKED]:
+            self._untrack(words)
+        # No call may come between these.
+        words[_SEQUENCE] = (words[_SEQUENCE] + 1) & _MASK
+        if place >= 0:
+            self._by_process[place] -= 1
+            words[_TAKEN] -= 1
+        else:
             words[_VALUE] += 1
+        done[:] = (True,)
         if words[_UNTRACKED] and words[_VALUE] == words[_INITIAL] > 0:
             # All permits are back, so they can be tracked per process again.
             for position in range(1, len(self._by_process), 2):
                 self._by_process[position] = 0
             words[_TAKEN] = 0
             words[_UNTRACKED] = 0
-        words[_SEQUENCE] = (words[_SEQUENCE] + 1) & _MASK
-        return min(int(words[_WAITING]), n)
+        return waiters
 
     def wake(self, n: int) -> None:
         """Wake up to *n* waiters."""
@@ -298,9 +303,7 @@ class _Counting:
         done: list[bool] = []
 
         def attempt(words: memoryview) -> int:
-            waiters = permits.give(words, token())
-            done[:] = (True,)
-            return waiters
+            return permits.give(words, token(), done)
 
         try:
             permits.wake(permits.guarded(attempt))

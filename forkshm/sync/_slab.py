@@ -70,7 +70,7 @@ def allocate(size: int) -> tuple[MappedRegion, int]:
 
 
 def _new_slab(size: int) -> MappedRegion:
-    """Return a region for objects, with at least *size* bytes; smaller ones where file sizes are limited (ulimit -f)."""
+    """Return a region for objects, of at least *size* bytes; a smaller one where file sizes are limited."""
     nbytes = _SLAB
     while True:
         try:

@@ -322,3 +322,22 @@ def _caller():
 @pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_while_a_caller_is_accepted_leaves_nothing(step):
     at_every_point(step, manager.Listener.accept, close, _caller)
+
+
+@pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
+def test_an_interrupted_semaphore_has_all_its_permits(kind):
+    semaphore = getattr(forkshm, kind)(2)
+    with semaphore:
+        pass
+    at, is_reached = 0, True
+    while is_reached:
+        at += 1
+        points = Points(at)
+        try:
+            with points, semaphore:
+                pass
+        except Interrupt:
+            pass
+        assert semaphore.get_value() == 2, points.where
+        is_reached = points.where is not None
+    assert at > 20
