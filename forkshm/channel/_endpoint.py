@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import socket
+import stat
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
@@ -241,6 +242,7 @@ class Sender:
             raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
         if error.errno == errno.EBADF and self._socket.fileno() < 0:  # otherwise one of the fds is bad
             raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
+        _raise_if_lost(self._socket, error, "send")
         raise error
 
     def sending(self, data: bytes) -> tuple[Any, ...]:
@@ -265,7 +267,11 @@ class Sender:
     def end(self) -> None:
         """End the stream: receivers get None once every message is received."""
         if self._socket.fileno() >= 0:
-            self._socket.shutdown(socket.SHUT_WR)
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                _raise_if_lost(self._socket, error, "end this stream")
+                raise
 
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
@@ -431,8 +437,9 @@ class Receiver:
             # messages that the other end had sent.
             self._fill(arrived, how)
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno == errno.EBADF and self._socket.fileno() < 0:
                 raise ChannelClosedError(errno.EBADF, "cannot receive: this end of the channel was closed") from error
+            _raise_if_lost(self._socket, error, "receive")
             raise
 
     def _opened(self, arrived: tuple[bytes, list[Any], int, Any]) -> Received | None:
@@ -478,6 +485,25 @@ class Receiver:
                 del inbox[0]
         if _leaks.is_on:
             _leaks.unmade(self)
+
+
+# What the kernel says of an fd that other code has closed.
+_LOST = frozenset((errno.EBADF, errno.ENOTSOCK))
+
+
+def _raise_if_lost(end: MessageSocket, error: OSError, what: str) -> None:
+    """Raise an error that says so if other code has closed the fd of a channel. Its number may be in use again."""
+    if error.errno not in _LOST:
+        return
+    fd = end.fileno()
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return  # an fd in the message is bad
+    raise ChannelClosedError(
+        errno.EBADF,
+        f"cannot {what}: this channel used fd {fd}, which other code in this process has closed. Close only fds that "
+        "your code has opened, and create the pool, queue or pipe anew.",
+    ) from error
 
 
 def _note(data: bytes, direction: str) -> None:

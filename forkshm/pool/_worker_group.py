@@ -386,8 +386,13 @@ class WorkerGroup:
         """Make `wait` return, in whichever thread it is called."""
         # If there is no room for the message, `wait` returns anyway. If the worker group was stopped meanwhile, no
         # thread waits.
-        with contextlib.suppress(ChannelClosedError, ChannelBrokenError):
+        try:
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
+        except ChannelBrokenError:
+            pass
+        except ChannelClosedError:
+            if not self._results_end.closed:  # other code has closed its fd
+                raise
 
     def is_watched(self, worker: WorkerHandle) -> bool:
         """Return whether the worker's sentinel is open, because the worker was not reaped."""

@@ -66,3 +66,27 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
 def test_a_fork_server_that_was_started_anew_stays(run_script):
     assert run_script(RESTARTED) == "done\n"
+
+
+CHANNEL = """
+import os, tempfile
+import forkshm
+
+here, there = forkshm.Pipe()
+fds = here.fileno(), there.fileno()
+for fd in fds:
+    os.close(fd)
+files = [tempfile.TemporaryFile() for _ in fds] if REUSED else []
+for call in (lambda: here.send(1), there.recv):
+    try:
+        call()
+    except forkshm.ChannelClosedError as error:
+        print("other code in this process has closed" in str(error), flush=True)
+os._exit(0)  # closes no file by its number
+"""
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["closed", "reused"])
+def test_a_channel_says_that_other_code_has_closed_its_fd(run_script, reused):
+    said = run_script(CHANNEL.replace("REUSED", str(reused)))
+    assert said == "True\nTrue\n"
