@@ -50,6 +50,8 @@ _theirs: Any = _multiprocess.synchronize
 _VALUE, _TAKEN, _INITIAL, _MOST, _SEQUENCE, _UNTRACKED, _WAITING, _ENTRIES = range(2, 10)
 _WORD = 4
 _MASK = 0xFFFFFFFF
+# An interrupted release is tried again this often.
+_ATTEMPTS = range(100)
 _ENTRY = 16
 # ``SEM_VALUE_MAX`` of Linux.
 _MOST_PERMITS = 2**31 - 1
@@ -311,8 +313,13 @@ class _Counting:
             raise
         except BaseException:
             # The release takes effect whatever a signal handler raises.
-            if not done:
-                permits.guarded(attempt)
+            for _ in _ATTEMPTS:
+                if done:
+                    break
+                try:
+                    permits.guarded(attempt)
+                except BaseException:  # noqa: S112 - the handler has raised again
+                    continue
             permits.wake(1)
             raise
 

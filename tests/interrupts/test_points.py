@@ -46,6 +46,8 @@ TWICE = {
     "PoolMap": (101, 146, 1),
     "PoolApplyAsync": (61, 81, 6),
     "ExecutorSubmit": (41, 71, 2),
+    "RegionLocks": (97, 120, 3),
+    "ClassicLocks": (41, 51, 2),
 }
 
 

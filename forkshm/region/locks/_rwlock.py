@@ -42,6 +42,9 @@ _SOUND, _WRITING, _DIED, _GIVEN_UP = 0, 1, 2, 3
 _WORD = 4
 _MASK = 0xFFFFFFFF
 
+# An interrupted release or restoration is tried again this often.
+_ATTEMPTS = range(100)
+
 
 class _Hold(NamedTuple):
     """A thread's hold of one `RWLock`."""
@@ -254,7 +257,12 @@ class RWLock(Placed):
             self._leave_all(words) if slot is None else self._leave(slot)
         except BaseException:
             # Interrupted. What was done already is not done twice.
-            self._leave_all(words) if slot is None else self._leave(slot)
+            for _ in _ATTEMPTS:
+                try:
+                    self._leave_all(words) if slot is None else self._leave(slot)
+                except BaseException:  # noqa: S112 - a handler has raised again
+                    continue
+                break
             raise
         finally:
             if address in mine:
@@ -405,8 +413,18 @@ class RWLock(Placed):
             words[_WRITER] = 0
             _locks.futex_wake(self._address + _WRITER * _WORD, _MASK)
 
+    @promptly
     def _undo(self, before: _Hold | None) -> None:
         """Restore the state before a call that raised or was interrupted."""
+        for _ in _ATTEMPTS:
+            try:
+                self._restore(before)
+            except BaseException:  # noqa: S112 - a handler has raised again
+                continue
+            return
+
+    def _restore(self, before: _Hold | None) -> None:
+        # Can be repeated.
         if before is not None:
             _holds.by_address[self._address] = before
             return
