@@ -258,7 +258,7 @@ class Executor(_StandardExecutor):
 
     def _end_workers(self, *, kill: bool) -> None:
         work = self._work
-        if work.is_ours():
+        if not work._has_ended and work.is_ours():
             work.close()
             if (pool := work._pool) is not None:
                 if kill:

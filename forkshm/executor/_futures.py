@@ -527,7 +527,9 @@ class Work:
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept no more calls, and end the pool when all calls are done."""
-        if not self.is_ours():
+        # A ``__del__`` may get here at interpreter teardown: the pool has ended by then, and the names of modules are
+        # gone.
+        if self._has_ended or not self.is_ours():
             return
         self._closed = True
         pool = self._pool
@@ -562,7 +564,7 @@ class Work:
     def wait(self) -> None:
         """Wait until all calls are done and the workers have ended."""
         pool = self._pool
-        if not self.is_ours() or self._has_ended or pool is None:
+        if self._has_ended or pool is None or not self.is_ours():
             return
         if pool._dispatcher.is_helper():
             return  # called from a future's callback, in the thread that will end the pool

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import forkshm
+from forkshm.executor import _futures
 from forkshm.pool._tasks import Pace
 from forkshm.pool._worker_group import WorkerGroup
 
@@ -283,6 +284,17 @@ def test_map_with_a_timeout(executor, gate):
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
     gate.release(2)
+
+
+def test_an_executor_that_has_ended_is_shut_down_without_the_names_of_its_module(monkeypatch):
+    """On the free-threaded CPython 3.13, a program's objects may be freed after the names of modules are gone."""
+    with forkshm.Executor(1) as executor:
+        assert executor.submit(f.square, 3).result(timeout=60) == 9
+    for name in [name for name in vars(_futures) if not name.startswith("__")]:
+        monkeypatch.setattr(_futures, name, None)
+    executor.shutdown()
+    executor.shutdown(wait=False, cancel_futures=True)
+    executor.kill_workers()
 
 
 def test_a_callback_may_submit_and_shut_down(executor):
