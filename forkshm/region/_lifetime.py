@@ -25,6 +25,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _system
+from forkshm.backend import IS_FREE_THREADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +51,11 @@ _TRIES = 3
 class _Watch(weakref.ref[Any]):
     """A weak reference with the action to run once its object is gone."""
 
-    __slots__ = ("action", "prompt", "tries")
+    __slots__ = ("action", "last", "prompt", "tries")
 
     action: Callable[[], object]
     prompt: weakref.ref[Any] | None
+    last: weakref.ref[Any] | None
     tries: int
 
 
@@ -74,11 +76,13 @@ def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakre
     is not run at interpreter exit, because views may outlive everything there, and the kernel cleans up.
     """
     # Callbacks run in the opposite order of their creation. So the C function that queues the action runs first, and
-    # cannot be interrupted; then follows the attempt to run the action now.
+    # cannot be interrupted; then follows the attempt to run the action now. The garbage collector of free-threaded
+    # builds calls in the order of creation.
     prompt = weakref.ref(thing, _run_now) if now else None
     reference = _Watch(thing, _due.append)
     reference.action = action
     reference.prompt = prompt
+    reference.last = weakref.ref(thing, _run_now) if now and IS_FREE_THREADED else None
     reference.tries = _TRIES
     _watched[id(reference)] = reference
     return reference
