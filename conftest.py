@@ -3,6 +3,7 @@
 import gc
 import pathlib
 import sys
+import sysconfig
 from importlib.util import find_spec
 
 import pytest
@@ -29,6 +30,8 @@ if find_spec("pandas") is None:
     collect_ignore += ["forkshm/pandas.py", "forkshm/integrations/pandas_engine.py"]
 if find_spec("distributed") is None:
     collect_ignore += [f"forkshm/cluster/{name}.py" for name in ("__init__", "_agent", "_executor")]
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    collect_ignore.append("forkshm/integrations/numpy_memory.py")  # NumPy's allocations are hooked with the GIL only
 for library in ("pandas", "pyarrow"):
     if find_spec(library) is None:
         collect_ignore.append(f"forkshm/integrations/{library}.py")

@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 import forkshm
+from forkshm.backend import IS_FREE_THREADED
 from forkshm.testing import check_leaks
 
 __all__ = ("SCENARIOS", "Scenario")
@@ -1003,5 +1004,7 @@ SCENARIOS = {
     and kind is not Scenario
     and not kind.__name__.startswith("_")
 }
+if IS_FREE_THREADED:
+    del SCENARIOS["BornShared"]  # the hook into the allocations of NumPy needs the GIL
 
 assert check_leaks  # used by those who run these
