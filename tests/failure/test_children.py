@@ -16,7 +16,7 @@ import started
 
 import forkshm
 from forkshm import WorkerDiedError, _multiprocess, processes
-from forkshm.backend import IS_FREE_THREADED, kernel
+from forkshm.backend import kernel
 from forkshm.errors import WorkerStartError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="about processes that have parents")
@@ -59,7 +59,6 @@ def test_a_thousand_executors_whose_first_worker_dies_at_once():
             assert isinstance(executor.submit(os._exit, 1).exception(timeout=60), WorkerDiedError)
 
 
-@pytest.mark.skipif(IS_FREE_THREADED, reason="children forked beside a thread may hang there: see docs/forking.md")
 def test_other_code_may_reap_every_child():
     stop = threading.Event()
 
