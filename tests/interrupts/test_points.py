@@ -60,15 +60,6 @@ def test_twice(name):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("again", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("name", sorted(SCENARIOS))
-def test_twice_whole(name, again):
-    total, _, bad = program.run(name, "exception", step=3, again=again)
-    assert total, "nothing was interrupted"
-    assert not bad, _tell(bad)
-
-
-@pytest.mark.nightly
 @pytest.mark.parametrize("variant", program.VARIANTS)
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
 def test_whole(name, variant):
