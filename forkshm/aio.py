@@ -177,9 +177,11 @@ class Pool:
 
     def terminate(self) -> None:
         """End the workers now; awaited calls raise `PoolClosedError`."""
-        self._pool.terminate()
-        if self._driver is not None:
-            self._driver.close()
+        try:
+            self._pool.terminate()
+        finally:
+            if self._driver is not None:
+                self._driver.close()
 
     def statistics(self) -> PoolStatistics:
         """Return counts of the tasks, messages and bytes moved so far; see `forkshm.Pool.statistics`."""
@@ -194,7 +196,11 @@ class Pool:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.terminate()
+        try:
+            self.terminate()
+        except BaseException:  # interrupted: nobody else would end the workers
+            self.terminate()
+            raise
 
     def __repr__(self) -> str:
         return f"<{_system.path_of(type(self))} of {self._pool!r}>"

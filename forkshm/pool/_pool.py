@@ -685,7 +685,11 @@ class Pool(_StandardPool):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.terminate()
+        try:
+            self.terminate()
+        except BaseException:  # interrupted: nobody else would end the workers
+            self.terminate()
+            raise
 
     def __reduce__(self) -> Any:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")

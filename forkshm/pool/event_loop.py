@@ -149,6 +149,15 @@ class LoopDriver:
         self._watch()
 
     def _look(self) -> None:
+        try:
+            self._look_once()
+        except BaseException:
+            # A signal handler has raised. The loop only logs that, and nobody else would look.
+            if self._is_needed() and not self.loop.is_closed():
+                self.loop.call_later(_LOOK_SECONDS, self._look)
+            raise
+
+    def _look_once(self) -> None:
         self._is_looking = True
         try:
             self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
@@ -161,10 +170,14 @@ class LoopDriver:
 
     # -- watching -------------------------------------------------------------------------------
 
+    def _is_needed(self) -> bool:
+        return bool(self._open) and not self._worker_group.results.closed
+
     def _watch(self) -> None:
-        """Watch the results channel and the workers while there are tasks."""
+        """Watch the results channel and the workers while there are tasks, until the pool is terminated."""
         wanted: dict[object, int] = {}
-        if self._open:
+        is_needed = self._is_needed()
+        if is_needed:
             wanted[self._worker_group] = self._worker_group.results.fileno()
             wanted.update((worker, worker.sentinel) for worker in self._worker_group.workers)
         for source in [source for source in self._watched if source not in wanted]:
@@ -189,7 +202,7 @@ class LoopDriver:
                     source, self._worker_group.results.duplicate() if of_worker_group else _Sentinel(fd)
                 )
                 self._watched[source] = fd
-        if not self._open:
+        if not is_needed:
             self._stop_timer()
         elif self._timer is None:
             pause = _LOOK_AFTER_CANCELLED_SECONDS if self._cancelled else _LOOK_SECONDS

@@ -302,3 +302,37 @@ def test_apply_has_the_signature_of_the_pools():
     assert [(one.name, one.default) for one in ours.parameters.values()] == [
         (one.name, one.default) for one in theirs.parameters.values()
     ]
+
+
+def test_a_call_is_cancelled_after_its_pool_was_terminated(run, gate):
+    async def main():
+        pool = aio.Pool(1)
+        call = asyncio.ensure_future(pool.call(wait_for, gate))
+        await asyncio.sleep(0.05)
+        pool.terminate()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    run(main())
+
+
+def test_an_interrupt_at_the_end_of_a_block_leaves_no_worker(monkeypatch):
+    group = None
+    real = forkshm.pool._worker_group.WorkerGroup.kill
+
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    async def main():
+        nonlocal group
+        async with aio.Pool(1) as pool:
+            group = pool._pool._worker_group
+            assert await pool.call(abs, -1) == 1
+            monkeypatch.setattr(type(group), "kill", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert type(group).kill is real
+    assert not group.workers

@@ -183,10 +183,10 @@ def test_an_initializer_that_raises_breaks_the_executor():
 def test_the_first_call_runs_while_the_other_workers_are_started(monkeypatch, tmp_path, wait_until):
     original = WorkerGroup._begin
 
-    def begin(self, slot, process):
+    def begin(self, slot, process, start):
         if slot:
             wait_until(lambda: list(tmp_path.iterdir()))
-        original(self, slot, process)
+        original(self, slot, process, start)
 
     monkeypatch.setattr(WorkerGroup, "_begin", begin)
     with forkshm.Executor(3) as executor:
@@ -214,7 +214,7 @@ def test_pickling_the_first_call_may_wait_for_another():
 def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatch):
     begun = []
 
-    def begin(self, slot, process):
+    def begin(self, slot, process, start):
         if slot == 2:
             raise self._cannot_start(OSError(errno.EAGAIN, "Resource temporarily unavailable"), slot)
         begun.append(process)

@@ -98,3 +98,16 @@ def test_a_handler_cannot_wait_for_the_only_worker_while_it_starts(monkeypatch, 
         monkeypatch.setattr(worker_group, "_make", interrupted)
         assert pool.apply(f.die_once, (tmp_path / "died", 5)) == 5
         assert pool.apply(abs, (-4,)) == 4
+
+
+def test_an_interrupt_at_the_end_of_a_block_leaves_no_worker(monkeypatch):
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        with forkshm.Pool(1) as pool:
+            worker_group = pool._worker_group
+            monkeypatch.setattr(type(worker_group), "kill", interrupted)
+    assert not worker_group.workers
+    pool.join()
