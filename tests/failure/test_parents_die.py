@@ -70,8 +70,8 @@ def joining(pool):
 def starting(_):
     begin = _worker_group.WorkerGroup._begin
     processes = []
-    def begin_and_end(worker_group, slot, process):
-        begin(worker_group, slot, process)
+    def begin_and_end(worker_group, slot, process, start):
+        begin(worker_group, slot, process, start)
         processes.append(process)
         if slot == 1:
             say_who(processes)
