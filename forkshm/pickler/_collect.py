@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import errno
+import itertools
 import operator
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -198,6 +199,13 @@ class Copies(NamedTuple):
 class Collector:
     """Receives each out-of-band buffer of the pickler."""
 
+    shared = 0
+    # Whether no buffer can be a view of another: there is only one, or each object has memory of its own.
+    is_alone = False
+    # Bytes that were copied already, in copies that other payloads use too.
+    copied = 0
+    _repeated: list[int] | None = None
+
     def __init__(self, repeats: Repeats | None = None) -> None:
         # Region, offset and bytes of each buffer; those of copies are set by `place`.
         self.spans: list[tuple[int, int, int]] = []
@@ -209,11 +217,6 @@ class Collector:
         # For each fd, the identity of its memory object; (0, 0) for objects that can be reached only through the fd.
         self.objects: list[tuple[int, int]] = []
         self._place_of: dict[int, int] = {}
-        self.shared = 0
-        # Whether no buffer can be a view of another: there is only one, or each object has memory of its own.
-        self.is_alone = False
-        # Bytes that were copied already, in copies that other payloads use too.
-        self.copied = 0
         # Exporters, which keep their regions mapped.
         self.keep: list[Any] = []
         # Views of the buffers to be copied, in the order of `copies`.
@@ -228,7 +231,6 @@ class Collector:
         self._indices: dict[tuple[int, Mode | None], int] = {}
         self._modes: list[Mode] = []
         self._repeats = repeats
-        self._repeated: list[int] | None = None
         # Region, start and end here of each repeated object, for its views.
         self._lent: list[tuple[int, int, int]] = []
         self._held: list[Any] = []
@@ -501,12 +503,12 @@ class Collector:
                 continue
             for address, length, span, for_reading in members:
                 self.spans[span] = region - READ_ONLY if for_reading else region, where + address - begin, length
-        groups = _grouped(large) if alone and large else []
+        groups, mixed = _grouped(large) if alone and large else ([], large)
         if len(groups) == 1 and not start and not groups[0].is_for_reading:
             groups = []  # the payload's own block serves as well
         if groups:
-            large = [part for part in large if len({member[3] for member in part[2]}) > 1]
-            copied += sum(nbytes for group in groups for _, nbytes, _ in group.ranges)
+            large = mixed
+            copied += sum(map(operator.itemgetter(1), itertools.chain.from_iterable(group.ranges for group in groups)))
         for begin, end, members in large:
             where, nbytes = start, end - begin
             copied += nbytes
@@ -550,34 +552,43 @@ class Collector:
 _Range = tuple[int, int, list[tuple[int, int, int, bool]]]
 
 
-def _grouped(ranges: list[_Range]) -> list[Group]:
+def _grouped(ranges: list[_Range]) -> tuple[list[Group], list[_Range]]:
     """Divide copies into blocks that are not large compared with any of their copies.
 
-    Read-only copies have blocks of their own, which the kernel protects. A range that is only partly read-only is in no
-    group.
+    Read-only copies have blocks of their own, which the kernel protects. The ranges that are only partly read-only are
+    in no group, and are returned, too.
     """
-    room = max(MAY_HOLD, sum(end - begin for begin, end, _ in ranges) // MOST_BLOCKS)
+    mixed: list[_Range] = []
+    by_size: dict[bool, list[tuple[int, int, list[tuple[int, int, int, bool]]]]] = {False: [], True: []}
+    total = 0
+    for begin, end, members in ranges:
+        nbytes = end - begin
+        total += nbytes
+        is_for_reading = members[0][3]
+        if len(members) == 1 or all(member[3] is is_for_reading for member in members):
+            by_size[is_for_reading].append((nbytes, begin, members))
+        else:
+            mixed.append((begin, end, members))
+    room = max(MAY_HOLD, total // MOST_BLOCKS)
     groups: list[Group] = []
-    for is_for_reading in (False, True):
+    for is_for_reading, parts in by_size.items():
         made: list[tuple[int, int, int]] = []
         spans: list[tuple[int, int, int]] = []
-        size = smallest = 0
-        # By size, so that the copies in a block have similar sizes.
-        for begin, end, members in sorted(ranges, key=lambda part: part[1] - part[0]):
-            if any(member[3] is not is_for_reading for member in members):
-                continue
-            nbytes = end - begin
-            if made and size + nbytes > max(room, MAY_HOLD_TIMES * smallest):
-                groups.append(Group(made, size, is_for_reading, spans))
-                made, spans, size = [], [], 0
-            if not made:
-                smallest = nbytes
+        size = limit = 0
+        parts.sort()  # by size, so that the copies in a block have similar sizes
+        for nbytes, begin, members in parts:
+            if size + nbytes > limit:
+                if made:
+                    groups.append(Group(made, size, is_for_reading, spans))
+                    made, spans, size = [], [], 0
+                limit = max(room, MAY_HOLD_TIMES * nbytes)
             made.append((begin, nbytes, size))
-            spans += [(span, size + address - begin, length) for address, length, span, _ in members]
-            size = round_up(size + nbytes, ALIGNMENT)
+            for address, length, span, _ in members:
+                spans.append((span, size + address - begin, length))
+            size += nbytes + -nbytes % ALIGNMENT
         if made:
             groups.append(Group(made, size, is_for_reading, spans))
-    return groups
+    return groups, mixed
 
 
 def _is_within(address: int, nbytes: int, ranges: Sequence[_Range]) -> bool:

@@ -51,12 +51,13 @@ _TRIES = 3
 class _Watch(weakref.ref[Any]):
     """A weak reference with the action to run once its object is gone."""
 
-    __slots__ = ("action", "last", "prompt", "tries")
+    __slots__ = ("action", "failures", "last", "prompt")
 
     action: Callable[[], object]
     prompt: weakref.ref[Any] | None
-    last: weakref.ref[Any] | None
-    tries: int
+    last: weakref.ref[Any]
+    # Set when the action is interrupted for the first time.
+    failures: int
 
 
 # Actions to run, in order. The first one is dropped only after it has completed.
@@ -82,8 +83,8 @@ def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakre
     reference = _Watch(thing, _due.append)
     reference.action = action
     reference.prompt = prompt
-    reference.last = weakref.ref(thing, _run_now) if now and IS_FREE_THREADED else None
-    reference.tries = _TRIES
+    if IS_FREE_THREADED and now:
+        reference.last = weakref.ref(thing, _run_now)
     _watched[id(reference)] = reference
     return reference
 
@@ -114,9 +115,13 @@ def settle() -> None:
     with guard:
         while _due:
             due = _due[0]
-            due.tries -= 1
-            if due.tries >= 0:
+            try:
                 due.action()
+            except BaseException:
+                due.failures = getattr(due, "failures", 0) + 1
+                if due.failures >= _TRIES:
+                    due.action = bool
+                raise
             _watched.pop(id(due), None)
             _due.popleft()
 

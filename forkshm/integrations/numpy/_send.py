@@ -51,21 +51,24 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
-    if is_shared_type and contiguous and dtype.isbuiltin == 1 and array.base is not None and dtype.kind not in "mMVO":
-        # Fast path for most arrays: the pickler finds out from the address whether the
-        # buffer is shared. The buffer of an array that owns its elements is not.
-        return rebuild_shared, (
-            pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
-            dtype.str,
-            array.shape,
-            # NumPy's defaults need not be sent.
-            None if array.ndim == 1 and array.strides[0] == dtype.itemsize else array.strides,
-        )
-    if not is_shared_type and is_simple(array):
-        # Same as NumPy's own reduction in a third of the time: NumPy spends most of it on the dtype.
-        strides = None if flags.c_contiguous else array.strides
-        buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
-        return rebuild_plain, (buffer, dtype.str, array.shape, strides)
+    if contiguous and dtype.isbuiltin == 1 and dtype.kind not in "mMVO":
+        # Fast paths for most arrays.
+        if is_shared_type:
+            # The pickler finds out from the address whether the buffer is shared. The buffer of an array that owns its
+            # elements is not.
+            if array.base is not None:
+                return rebuild_shared, (
+                    pickle.PickleBuffer(array),  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
+                    dtype.str,
+                    array.shape,
+                    # NumPy's defaults need not be sent.
+                    None if array.ndim == 1 and array.strides[0] == dtype.itemsize else array.strides,
+                )
+        elif array.nbytes:
+            # Same as NumPy's own reduction in a third of the time: NumPy spends most of it on the dtype.
+            strides = None if flags.c_contiguous else array.strides
+            buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
+            return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
         # Use the protocol without buffers: an array rebuilt from a buffer would be as read-only as this one.
         return as_plain(array).__reduce_ex__(4)

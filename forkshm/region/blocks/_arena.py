@@ -280,10 +280,11 @@ class Block:
         """
         if position + nbytes > self.size:
             raise ValueError(f"{nbytes:,} bytes at {position:,} do not fit a block of {self.size:,}")
-        if nbytes < COLD_LEAST:
-            kernel.copy_memory(self.address + position, address, nbytes)
+        carved = self.carved
+        if nbytes >= COLD_LEAST and (self.cold or carved.unmapped):
+            carved.fill(self.offset + position, address, nbytes, self.cold)
         else:
-            self.carved.fill(self.offset + position, address, nbytes, self.cold)
+            kernel.copy_memory(carved.segment.address + self.offset + position, address, nbytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,8 +322,8 @@ class Arena:
         # All blocks that are not free, those checked longest ago first. A block is free once its `Block` is gone and no
         # open file description holds its first byte.
         self._pieces: collections.OrderedDict[int, _Piece] = collections.OrderedDict()
-        # The segment whose fd was checked last in this allocation.
-        self._looked_at: Segment | None = None
+        # The segments whose fds were checked in this allocation.
+        self._looked_at: list[Segment] = []
         self._used = 0
         self._peak = 0
         self._previous_peak = 0
@@ -341,7 +342,7 @@ class Arena:
         if self._owner != _getpid():
             self._abandon()
         with guard:
-            self._looked_at = None
+            self._looked_at = []
             self._take_back(4)
             block = self._take(size)
             if block is None:
@@ -393,7 +394,7 @@ class Arena:
         """Give unused memory back to the kernel, except for *keep* warm bytes."""
         settle()
         with guard:
-            self._looked_at = None
+            self._looked_at = []
             self._take_back(len(self._pieces))
             self._cool(keep)
 
@@ -411,7 +412,7 @@ class Arena:
         """Return the current contents; blocks that became free since the last check count as free."""
         settle()
         with guard:
-            self._looked_at = None
+            self._looked_at = []
             self._take_back(len(self._pieces))
             return ArenaStatistics(
                 segments=len(self._carved),
@@ -438,7 +439,7 @@ class Arena:
             found = carved.without(free, size)
             if found is None:
                 return None
-            if carved.segment is not self._looked_at and not _WHOLE and not carved.segment.is_intact():
+            if carved.segment not in self._looked_at and not _WHOLE and not carved.segment.is_intact():
                 self._lose(carved)
                 return None
             start, taken, left = found
@@ -476,7 +477,7 @@ class Arena:
     def _take_back(self, how_many: int) -> None:
         # A new lease on a block is only made from an existing one. So once no process holds the block, none ever will:
         # asking is enough, and no lock needs to be taken.
-        pieces = self._pieces
+        pieces, looked_at = self._pieces, self._looked_at
         block: Block | None
         for _ in range(min(how_many, len(pieces))):
             # A single call, because a signal handler between two calls may change the dict during iteration.
@@ -486,11 +487,11 @@ class Arena:
                 continue
             carved, offset, _, reference = piece
             segment = carved.segment
-            if segment is not self._looked_at:
+            if segment not in looked_at:
                 if not _WHOLE and not kernel.is_object(segment.fd, segment.identity):
                     self._lose(carved)
                     continue
-                self._looked_at = segment
+                looked_at.append(segment)
             if (
                 ((block := reference()) is not None and not block.is_lent)
                 or offset in segment.held

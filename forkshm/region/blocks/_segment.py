@@ -129,9 +129,11 @@ def enter_held(segment: Segment, position: int, key: int) -> None:
     held = segment.held
     none: dict[int, bool] = {}
     # No call from here on.
-    if position not in held:
+    if position in held:
+        held[position][key] = True
+    else:
+        none[key] = True
         held[position] = none
-    held[position][key] = True
 
 
 def leave_held(segment: Segment, position: int, key: int) -> None:
@@ -143,11 +145,12 @@ def leave_held(segment: Segment, position: int, key: int) -> None:
         unlocking = iter(())
     # No call before the unlocking call: a signal handler must not claim the block in between.
     if position in held:
-        if key in held[position]:
-            del held[position][key]
-        if not held[position]:
+        keys = held[position]
+        if key in keys:
+            del keys[key]
+        if not keys:
             if segment.is_description_shared:
-                held[position][0] = True  # while this process lives
+                keys[0] = True  # while this process lives
             else:
                 del held[position]
     if position not in held:
@@ -155,9 +158,10 @@ def leave_held(segment: Segment, position: int, key: int) -> None:
             next(unlocking, None)
         except OSError:  # other code closed the fd, or reused its number
             pass
-    close_idle_fd(segment)
-    if not segment.held and is_abandoned(segment):
-        drop_segment(segment)
+    if not held and not segment.ours:
+        close_idle_fd(segment)
+        if is_abandoned(segment):
+            drop_segment(segment)
 
 
 def add_segment(fd: int, size: int, *, ours: bool) -> Segment:
