@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from forkshm.pool import Answer, PoolReport, PoolStatistics
+    from forkshm.pool import PoolReport, PoolStatistics
 
     P = ParamSpec("P")
 
@@ -231,12 +231,11 @@ class Results(Generic[T]):
         self._function = PickledCallable(driver.pool._dispatcher.packer, func, for_many=True)
         self._chunks: Iterator[list[Any]] = chunked(iter(iterable), chunksize)
         self._window = _WINDOW * driver.pool._worker_group.size
-        self._sink = LoopResultSink(driver, self._take, chunksize)
+        self._sink = LoopResultSink(driver, self._wake, chunksize)
         self._submitted = 0
         self._taken = 0
         self._exhausted = False
         self._input_error: Exception | None = None
-        self._outcomes: dict[int, Answer] = {}
         self._values: collections.deque[T] = collections.deque()
         self._came = asyncio.Event()
         self._bar = open_bar(progress, length_of(iterable), driver.pool._dispatcher)
@@ -260,8 +259,9 @@ class Results(Generic[T]):
                 self._input_error = error
                 self._exhausted = True
 
-    def _take(self, position: int, outcome: Answer) -> None:
-        self._outcomes[position] = outcome
+    def _wake(self) -> None:
+        # Cleared first: an event that is set wakes nobody, even if a signal handler raised before it woke everybody.
+        self._came.clear()
         self._came.set()
 
     def __aiter__(self) -> Self:
@@ -276,19 +276,22 @@ class Results(Generic[T]):
                     raise error
                 self._bar.close()
                 raise StopAsyncIteration
-            position = self._taken if self._ordered else next(iter(self._outcomes), -1)
-            outcome = self._outcomes.pop(position, None)
-            if outcome is None:
+            answers = self._sink.answers
+            position = self._taken if self._ordered else next(iter(answers), -1)
+            if position not in answers:
                 self._came.clear()
                 await self._came.wait()
                 continue
+            success, value = self._driver.pool._dispatcher.open(answers[position])
+            values = collections.deque(value if success else ())
+            # No call between these stores: a signal handler that raises costs no result.
+            del answers[position]
             self._taken += 1
-            success, value = self._driver.pool._dispatcher.open(outcome)
+            self._values = values
             self._fill()
             if not success:
                 self._bar.update(self._sink.chunksize)
                 raise value
-            self._values.extend(value)
         self._bar.update(1)
         return self._values.popleft()
 
@@ -298,7 +301,7 @@ class Results(Generic[T]):
         self._exhausted = True
         self._input_error = None
         self._submitted = self._taken
-        self._outcomes.clear()
+        self._sink.answers.clear()
         self._values.clear()
         self._driver.cancel(self._sink)
         self._came.set()

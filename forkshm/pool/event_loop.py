@@ -14,6 +14,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
 from forkshm.pool._results import delivering
@@ -38,14 +39,16 @@ class LoopResultSink(ResultSink):
 
     Args:
         driver: The driver of the pool.
-        take: Called in the loop with the position and the outcome of each task.
+        came: Called in the loop when there may be new `answers`. It is called again if a signal handler raises in it.
         chunksize: Items in each task, except the last.
     """
 
-    def __init__(self, driver: LoopDriver, take: Callable[[int, Answer], None], chunksize: int = 1) -> None:
+    def __init__(self, driver: LoopDriver, came: Callable[[], None], chunksize: int = 1) -> None:
         super().__init__()
-        self.take = take
+        self.came = came
+        # Both keyed by the position of the task: those without an answer, and the answers that are not consumed.
         self.tasks: dict[int, Task] = {}
+        self.answers: dict[int, Answer] = {}
         self.chunksize = chunksize
         self._driver = driver
 
@@ -87,8 +90,8 @@ class LoopDriver:
             task.sink = sink
             sink.tasks[task.position] = task
         sink.keeps = self.pool
-        self._open.update(tasks)
         try:
+            self._open.update(tasks)
             self._dispatcher.submit(tasks, waited_for=True)
         except BaseException:
             self._open.difference_update(tasks)
@@ -103,23 +106,25 @@ class LoopDriver:
             each: Called with the position of each answered task.
         """
         done = self.loop.create_future()
-        answers: dict[int, tuple[bool, Any]] = {}
+        opened: dict[int, tuple[bool, Any]] = {}
 
-        def take(position: int, outcome: Answer) -> None:
-            answers[position] = self._dispatcher.open(outcome)
-            each(position)
-            if len(answers) == len(tasks) and not done.done():
+        def came() -> None:
+            for position, answer in list(sink.answers.items()):
+                opened[position] = self._dispatcher.open(answer)
+                del sink.answers[position]
+                each(position)
+            if len(opened) == len(tasks) and not done.done():
                 done.set_result(None)
 
         if tasks:
-            sink = LoopResultSink(self, take, len(tasks[0].arguments))
+            sink = LoopResultSink(self, came, len(tasks[0].arguments))
             self.submit(sink, tasks)
             try:
                 await done
-            except asyncio.CancelledError:
+            except BaseException:  # canceled, or a signal handler has raised
                 self.cancel(sink)
                 raise
-        return [answers[position] for position in range(len(tasks))]
+        return [opened[position] for position in range(len(tasks))]
 
     # -- answers ------------------------------------------------------------------------------
 
@@ -137,17 +142,25 @@ class LoopDriver:
             self.loop.call_soon(self._hand_out)
 
     def _hand_out(self) -> None:
+        # If a signal handler raises here, the event loop only logs that. So an answer stays until all of this was done;
+        # the next call repeats it.
         for key in list(self._answers):
-            sink, task, answer = self._answers.pop(key)
-            self._open.discard(task)
-            is_wanted = sink.tasks.pop(task.position, None) is not None
+            sink, task, answer = self._answers[key]
+            position = task.position
+            # No call between these stores, so that no answer is consumed twice.
+            if position in sink.tasks:
+                if not task.is_cancelled:
+                    sink.answers[position] = answer
+                del sink.tasks[position]
+                if not sink.tasks:
+                    sink.keeps = None
+            sink.came()
             self._cancelled.discard(task)
-            if not sink.tasks:
-                sink.keeps = None
-            if is_wanted and not task.is_cancelled:
-                sink.take(task.position, answer)
+            self._open.discard(task)
+            self._answers.pop(key, None)
         self._watch()
 
+    @_interrupts.promptly
     def _look(self) -> None:
         try:
             self._look_once()
@@ -160,8 +173,9 @@ class LoopDriver:
     def _look_once(self) -> None:
         self._is_looking = True
         try:
-            self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
-            self._dispatcher.feed()  # the answers have made room
+            if not self._worker_group.results.closed:
+                self._dispatcher.drive(lambda: bool(self._answers), timeout=0)
+                self._dispatcher.feed()  # the answers have made room
         finally:
             self._is_looking = False
         if self._cancelled:
@@ -222,14 +236,15 @@ class LoopDriver:
         del self._watched[source]
         kernel.close(fd)
 
+    @_interrupts.promptly
     def _on_time(self) -> None:
         self._timer = None
         self._look()
 
     def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def close(self) -> None:
         """Stop watching. Closing twice is allowed."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import os
@@ -17,6 +18,7 @@ import time
 import numpy as np
 
 import forkshm
+from forkshm import aio
 from forkshm.backend import IS_FREE_THREADED
 from forkshm.testing import check_leaks
 
@@ -282,6 +284,39 @@ class PoolReplaces(_OfPool):
     def run(self):
         numbers = self.new(3)
         same(self.pool.map(work, numbers, chunksize=1), [3 * number for number in numbers])
+
+
+class AioPool(Scenario):
+    """Calls in an event loop, which only logs what a signal handler raises in a callback, and goes on."""
+
+    def make(self):
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(lambda loop, context: None)
+        self.awaited = aio.Pool(2)
+        self.run()
+
+    def run(self):
+        self.loop.run_until_complete(self.calls())
+
+    async def calls(self):
+        numbers = self.new(6)
+        answers = await asyncio.gather(*(self.awaited.call(work, number) for number in numbers[:2]))
+        answers += await self.awaited.map(work, numbers[2:4], chunksize=1)
+        answers += [answer async for answer in self.awaited.imap(work, numbers[4:])]
+        same(answers, [3 * number for number in numbers])
+
+    def check(self):
+        # An interrupt that ends the loop leaves its coroutines, which continue with the loop.
+        left = asyncio.all_tasks(self.loop)
+        if left:
+            _, waiting = self.loop.run_until_complete(asyncio.wait(left, timeout=10))
+            assert not waiting, f"these wait forever: {waiting}"
+        self.run()
+
+    def drop(self):
+        self.awaited.terminate()
+        self.loop.close()
+        del self.awaited
 
 
 class ParallelMap(Scenario):
