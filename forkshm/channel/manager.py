@@ -6,6 +6,7 @@ when the first manager is started, because this takes as long as importing all t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,42 @@ def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> C
 
 
 _multiprocess.managers.listener_client[SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
+
+
+def _call_method(proxy: Any, methodname: str, args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
+    """Call a method of a proxy's object, in place of ``BaseProxy._callmethod``.
+
+    There, a call that a signal handler interrupts leaves its answer in the thread's connection, and the next call takes
+    that answer for its own. Here, the connection belongs to one call until the answer has come, and is closed if the
+    call is interrupted. A signal handler or a finalizer that uses a proxy during a call gets a connection of its own.
+    """
+    here = proxy._tls.__dict__
+    connection = here.pop("connection", None)
+    if connection is None:
+        proxy._connect()
+        connection = here.pop("connection")
+    try:
+        connection.send((proxy._id, methodname, args, kwds))
+        kind, result = connection.recv()
+    except BaseException:
+        connection.close()
+        raise
+    here["connection"] = connection
+    if kind == "#RETURN":
+        return result
+    if kind != "#PROXY":
+        raise _managers.convert_to_error(kind, result)
+    exposed, token = result
+    token.address = proxy._token.address
+    proxy_type = proxy._manager._registry[token.typeid][-1]
+    made = proxy_type(token, proxy._serializer, manager=proxy._manager, authkey=proxy._authkey, exposed=exposed)
+    with contextlib.closing(proxy._Client(token.address, authkey=proxy._authkey)) as client:
+        _managers.dispatch(client, None, "decref", (token.id,))
+    return made
+
+
+_managers: Any = _multiprocess.managers
+_managers.BaseProxy._callmethod = _call_method
 
 
 class _Lifeline(OwnedFd):

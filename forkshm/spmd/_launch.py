@@ -20,7 +20,7 @@ from forkshm.errors import UnsupportedError, WorkerStartError
 from forkshm.pickler import Handle, ReceivedFd, importable_now, register
 from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._current import RankedWorker, become
-from forkshm.spmd._monitor import TeamMonitor, report
+from forkshm.spmd._monitor import TeamMonitor, report, wait_gone
 from forkshm.spmd._team_state import LEFT, TeamState
 
 if TYPE_CHECKING:
@@ -211,15 +211,20 @@ class Launch:
             open_things.callback(lifeline.close)
             # No call between the creation of the fds and these stores.
             lifeline.fd, write_end.fd = kernel.create_lifeline()
+            # Processes that the monitor may not know yet.
+            starting: list[Any] = []
+            open_things.callback(_end, starting)
             for rank in range(size):
                 birth = Birth(team_state, rank, size, self._monitor.answers_in, lifeline, fn, args)
                 process = context.Process(target=run_launched, args=(birth,), name=f"worker {rank}", daemon=True)  # type: ignore[attr-defined]
                 process.ignores_interrupts = True
+                starting.append(process)
                 with _interrupts.held_back():
                     process.start()
                     # Under spawn the process object would keep its arguments alive.
                     process._args = ()
                     self._monitor.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
+                starting.clear()
         except BaseException as error:
             self._finalizer()
             if isinstance(error, OSError):
@@ -280,6 +285,15 @@ class Launch:
             self.join()
         else:
             self.terminate()
+
+
+def _end(starting: list[Any]) -> None:
+    """Kill and reap the processes whose start was interrupted."""
+    for process in starting:
+        if process._popen is not None:
+            process.kill()
+            wait_gone(process.sentinel)
+            _exit_code(process)
 
 
 def _exit_code(process: Any) -> int | None:

@@ -72,8 +72,8 @@ class TeamMonitor:
         self._name = name
         self._task = task
         self._grace = GRACE_SECONDS if grace is None else grace
-        # For each running process: its pidfd, its sentinel, and the function that reaps it.
-        self._there: dict[int, tuple[int, int, Callable[[], int | None]]] = {}
+        # For each running process: its pid, a pidfd or -1, the function that reaps it, and the sentinel that `add` got.
+        self._there: dict[int, tuple[int, int, Callable[[], int | None], int]] = {}
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
@@ -90,19 +90,19 @@ class TeamMonitor:
         Raises:
             OSError: The limit on open files is reached. The process is watched nevertheless.
         """
-        self._there[rank] = pid, -1, collect
-        sentinel = kernel.open_process(pid, sentinel)
-        self._there[rank] = pid, sentinel, collect
-        self._poll.register(sentinel, kernel.READABLE)
+        self._there[rank] = pid, -1, collect, sentinel
+        pidfd = kernel.open_process(pid, sentinel)
+        self._there[rank] = pid, pidfd, collect, sentinel
+        self._poll.register(pidfd, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
         """Return the pid of each running process by rank."""
-        return {rank: pid for rank, (pid, _, _) in self._there.items()}
+        return {rank: pid for rank, (pid, _, _, _) in self._there.items()}
 
     def forget(self) -> None:
         """Drop the processes in a forked child, because they are its parent's."""
-        for _, sentinel, _ in self._there.values():
-            kernel.close(sentinel)
+        for _, pidfd, _, _ in self._there.values():
+            kernel.close(pidfd)
         self._there.clear()
         self._answers.close()
 
@@ -157,8 +157,8 @@ class TeamMonitor:
         if fd == self._answers.fileno():
             self._receive()
             return
-        for rank, (_, sentinel, _) in self._there.items():
-            if sentinel == fd:
+        for rank, (_, pidfd, _, _) in self._there.items():
+            if pidfd == fd:
                 self._reap(rank)
                 return
 
@@ -175,18 +175,20 @@ class TeamMonitor:
 
     def _reap(self, rank: int) -> None:
         # All steps can be repeated after an interruption.
-        pid, sentinel, collect = self._there[rank]
-        if sentinel >= 0:
+        pid, pidfd, collect, sentinel = self._there[rank]
+        if pidfd >= 0:
             with contextlib.suppress(KeyError):
-                self._poll.unregister(sentinel)
+                self._poll.unregister(pidfd)
+            wait_gone(pidfd)
+        elif sentinel >= 0:  # `add` did not complete
             wait_gone(sentinel)
         if rank not in self.exit_codes:
             self.exit_codes[rank] = collect()
         exitcode = self.exit_codes[rank]
-        closing = map(kernel.close, (sentinel,))
+        closing = map(kernel.close, (pidfd,))
         # No call between these statements.
         del self._there[rank]
-        if sentinel >= 0:
+        if pidfd >= 0:
             next(closing, None)
         if self._team_state.states[rank] in (LEFT, FAILED):
             return
@@ -198,10 +200,10 @@ class TeamMonitor:
             self.fail()
 
     def _signal(self, number: int) -> None:
-        for pid, sentinel, _ in self._there.values():
+        for pid, pidfd, _, _ in self._there.values():
             with contextlib.suppress(ProcessLookupError):
-                if sentinel >= 0:  # without a pidfd, the pid may belong to another process by now
-                    kernel.signal_process(sentinel, pid, number)
+                if pidfd >= 0:  # without a pidfd, the pid may belong to another process by now
+                    kernel.signal_process(pidfd, pid, number)
                 else:
                     os.kill(pid, number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import os
 import queue
 import socket
@@ -20,6 +21,7 @@ import numpy as np
 import forkshm
 from forkshm import aio
 from forkshm.backend import IS_FREE_THREADED
+from forkshm.managers import SyncManager
 from forkshm.testing import check_leaks
 
 __all__ = ("SCENARIOS", "Scenario")
@@ -860,6 +862,57 @@ class Team(Scenario):
 
     def drop(self):
         del self.array
+
+
+def fill(rank, array):
+    """Run as a ranked worker."""
+    array[rank] += 1
+
+
+class Launch(Scenario):
+    def make(self):
+        self.array = forkshm.zeros(2)
+
+    def run(self):
+        self.array[:] = 0
+        forkshm.launch(fill, (self.array,), workers=2)
+        same(list(self.array), [1, 1])
+
+    def drop(self):
+        del self.array
+
+
+class _Manager(SyncManager):
+    pass
+
+
+# An interrupted call may leave garbage in the manager's process.
+_Manager.register("collect", gc.collect)
+
+
+class Proxies(Scenario):
+    """Calls of a manager's objects, over one connection."""
+
+    def make(self):
+        self.manager = _Manager()
+        self.manager.start()
+        self.given = self.manager.dict()
+
+    def run(self):
+        self.given["a"] = np.full(5000, 3.0)
+        same(float(self.given["a"].sum()), 15_000.0)
+        there = self.manager.list([1, 2])
+        there.append(3)
+        same(list(there), [1, 2, 3])
+
+    def check(self):
+        super().check()
+        self.manager.collect()
+
+    def drop(self):
+        del self.given
+        self.manager.shutdown()
+        del self.manager
 
 
 class StartTerminate(Scenario):
