@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 import typing
 
 import pytest
@@ -44,6 +45,17 @@ const cells = [...document.querySelectorAll('.workers td.n')].map(cell => cell.g
 return Math.min(100, ...cells.slice(1).map((box, i) => box.top == cells[i].top ? box.left - cells[i].right : 100));
 """
 _OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def test_the_extra_has_each_library_whose_module_is_documented():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: {re.match(r"[\w-]+", each)[0] for each in each_extra} for extra, each_extra in extras.items()}
+    documented = {
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"forkshm\.(\w+)$", page.read_text(), re.MULTILINE)
+    }
+    assert documented & set().union(*names.values()) <= names["docs"]
 
 
 @pytest.fixture(scope="module")
