@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from forkshm import _system
 from forkshm import pool as _pool
+from forkshm._help import publish
 from forkshm.channel import Kind
 from forkshm.pool import PickledCallable, Task, chunked
 from forkshm.pool.event_loop import LoopDriver, LoopResultSink
@@ -302,3 +303,6 @@ class Results(Generic[T]):
         self._values.clear()
         self._driver.cancel(self._sink)
         self._came.set()
+
+
+publish(globals())
