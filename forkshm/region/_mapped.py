@@ -120,7 +120,7 @@ class MappedRegion:
         offset = operator.index(offset)
         if address is not None:
             address = checked_address(address, offset)
-        theirs = checked_fd(mappable) if isinstance(mappable, int) else mappable.fileno()
+        theirs = checked_fd(mappable)
         try:
             if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
                 theirs = kernel.of_file(theirs)
