@@ -95,7 +95,7 @@ class Pool:
             Exception: The call, or pickling its arguments, raised it.
         """
         # The driver sets the result sink.
-        task = self._pool._call(func, tuple(args), dict(kwds), cast("Any", None))
+        task = self._pool._call(func, args, kwds, cast("Any", None))
         ((success, value),) = await self._running_driver().run([task])
         if success:
             return cast("T", value)
