@@ -385,7 +385,8 @@ class MappedRegion:
         if exports > 0:
             raise RegionBusyError(
                 f"cannot {what} {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
-                f"{'is' if exports == 1 else 'are'} alive. Release all views and delete arrays made from them first.",
+                f"{'is' if exports == 1 else 'are'} alive. Release all views, delete arrays made from them, and detach "
+                "locks first.",
                 exports=exports,
             )
 
