@@ -159,7 +159,14 @@ def test_the_reference_shows_parameters_and_fields(site):
             for each in fields
             if f"forkshm.{kind}.{each.name}" not in shown and f"<strong>{each.name}</strong>" not in text
         ]
+    regions = (site / "api" / "regions.html").read_text()
+    for kind in ("Mode", "Creation", "region.Advice"):
+        text = regions.partition(f'id="forkshm.{kind}"')[2].partition('<dt class="sig')[0]
+        members = pkgutil.resolve_name(f"forkshm.{kind}")
+        missing += [(kind, each.name) for each in members if f"<strong>{each.name}</strong>" not in text]
     assert not missing
+    # A first line with a colon would be taken for the type of a property.
+    assert not [page.name for page in (site / "api").glob("*.html") if re.search(r"<dt[^>]*>Type<", page.read_text())]
     assert not [text for text in shown.values() if re.search(r"\._\w+\.", text)]
 
 
