@@ -54,8 +54,8 @@ class Statistics:
     """Mapped regions."""
     descriptors: int
     """Open fds, namely one for each memory object of regions, each segment (also of other processes), each message
-    being sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject` and
-    `FileMapping`, which the program closes, are not counted.
+    being sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject`
+    and `FileMapping`, which the program closes, are not counted.
     """
 
 
