@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 import os
 import pathlib
@@ -110,8 +111,11 @@ html_theme_options = {
 
 # -- the reference -------------------------------------------------------------------------
 
-# Classes whose fields Sphinx does not find, because another module publishes them.
+# Classes whose fields or members Sphinx does not find, because another module publishes them.
 _FIELDS = {
+    "forkshm.Creation": "forkshm.region._object",
+    "forkshm.Mode": "forkshm.region._table",
+    "forkshm.region.Advice": "forkshm.backend._interface._memory",
     "forkshm.pool.PoolStatistics": "forkshm.pool._statistics",
     "forkshm.pool.PoolReport": "forkshm.pool.observe._report",
     "forkshm.pool.SlowTask": "forkshm.pool.observe._report",
@@ -122,9 +126,12 @@ _FIELDS = {
 def _fields(app: Sphinx, what: str, name: str, obj: Any, options: object, lines: list[str]) -> None:
     if name in _FIELDS:
         docs = ModuleAnalyzer.for_module(_FIELDS[name]).find_attr_docs()
-        for field in dataclasses.fields(obj):
+        is_enum = issubclass(obj, enum.Enum)
+        for field in obj if is_enum else dataclasses.fields(obj):
             text = " ".join(docs.get((name.rpartition(".")[2], field.name), ()))
-            lines += [f":ivar {field.name}: {text}".rstrip(), f":vartype {field.name}: {field.type}"]
+            lines.append(f":ivar {field.name}: {text}".rstrip())
+            if not is_enum:
+                lines.append(f":vartype {field.name}: {field.type}")
 
 
 def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:

@@ -24,8 +24,8 @@ def open_object(name: str) -> SharedMemoryObject:
     """Open the object; start the server if it does not exist."""
     try:
         return SharedMemoryObject(open_only, name, read_only)
-    except RegionNotFoundError as error:
-        print(f"client: {error.strerror}: starting the server", flush=True)
+    except RegionNotFoundError:
+        print(f"client: there is no shared memory object {name!r}: starting the server", flush=True)
         subprocess.run([sys.executable, SERVER, "--leave", "--name", name], check=True)
         return SharedMemoryObject(open_only, name, read_only)
 

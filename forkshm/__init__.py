@@ -35,7 +35,6 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _help
 from forkshm import backend as _backend
 from forkshm import errors as _errors
 from forkshm._help import publish
@@ -104,7 +103,7 @@ from forkshm.region import (
 from forkshm.spmd import launch, supervise, team, worker
 
 if TYPE_CHECKING:
-    from forkshm import aio
+    from forkshm import aio, cluster, containers, decorator, executor, joblib, pandas, pytest, testing  # noqa: F401
     from forkshm.containers import SharedDict, SharedList
     from forkshm.decorator import parallel
     from forkshm.executor import Executor
@@ -269,24 +268,18 @@ _MODULES = frozenset(
     }
 )
 
-
-def _found(value: Any) -> Any:
-    """Return *value*, a name used for the first time, after simplifying how its signatures are shown."""
-    if _help.is_interactive():
-        _help.unquote(value)
-    return value
+# Other modules that are imported when first used. `dir` leaves them out, because some need another library.
+_OWN_MODULES = frozenset(
+    {"aio", "cluster", "containers", "decorator", "executor", "joblib", "pandas", "pytest", "testing"}
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "aio":
-        module = importlib.import_module("forkshm.aio")
-        _found(module.Pool)
-        return module
-    if name in _MODULES:
+    if name in _MODULES or name in _OWN_MODULES:
         return importlib.import_module(f"forkshm.{name}")
     if name in _LAZY:
         value = globals()[name] = getattr(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
-        return _found(value)
+        return value
     if name in _errors.__all__:
         return getattr(_errors, name)
     if name not in _NUMPY:
@@ -300,7 +293,7 @@ def __getattr__(name: str) -> Any:
             f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
     value = globals()[name] = getattr(numpy, name)
-    return _found(value)
+    return value
 
 
 def __dir__() -> list[str]:
@@ -315,7 +308,3 @@ def _warn_of_experiments(found: list[str]) -> None:
 
 publish(globals())
 _warn_of_experiments(_backend.experiments())
-
-if _help.is_interactive():
-    for _name in __all__:
-        _found(globals().get(_name))

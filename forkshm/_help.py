@@ -15,7 +15,7 @@ __all__ = ("is_interactive", "publish", "unquote")
 
 
 def publish(namespace: dict[str, Any]) -> None:
-    """Set the ``__module__`` of the classes in ``__all__`` of a package to the package.
+    """Set the ``__module__`` of the classes in ``__all__`` of a package to the package, and show types without quotes.
 
     Args:
         namespace: The ``globals()`` of the package. Classes of its private modules get its name as ``__module__``.
@@ -25,6 +25,8 @@ def publish(namespace: dict[str, Any]) -> None:
         thing = namespace.get(name)
         if isinstance(thing, type) and thing.__module__.startswith(f"{package}._"):
             thing.__module__ = package
+        if is_interactive():
+            unquote(thing)
 
 
 class _Unquoted(str):

@@ -53,9 +53,9 @@ class Statistics:
     regions: int
     """Mapped regions."""
     descriptors: int
-    """Open fds: one for each memory object of regions, each segment (also of other processes), each message being
-    sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject` and
-    `FileMapping`, which the program closes, are not counted.
+    """Open fds, namely one for each memory object of regions, each segment (also of other processes), each message
+    being sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject`
+    and `FileMapping`, which the program closes, are not counted.
     """
 
 

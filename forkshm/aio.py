@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from forkshm import _system
 from forkshm import pool as _pool
+from forkshm._help import publish
 from forkshm.channel import Kind
 from forkshm.pool import PickledCallable, Task, chunked
 from forkshm.pool.event_loop import LoopDriver, LoopResultSink
@@ -94,7 +95,7 @@ class Pool:
             Exception: The call, or pickling its arguments, raised it.
         """
         # The driver sets the result sink.
-        task = self._pool._call(func, tuple(args), dict(kwds), cast("Any", None))
+        task = self._pool._call(func, args, kwds, cast("Any", None))
         ((success, value),) = await self._running_driver().run([task])
         if success:
             return cast("T", value)
@@ -305,3 +306,6 @@ class Results(Generic[T]):
         self._values.clear()
         self._driver.cancel(self._sink)
         self._came.set()
+
+
+publish(globals())

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
+from forkshm._help import publish
 from forkshm.backend import kernel
 from forkshm.errors import RegionExistsError
 from forkshm.pickler import register
@@ -366,3 +367,6 @@ def _rebuild_list(kind: Any, memory: SharedMemory) -> ShareableList:
 
 
 register(ShareableList, _reduce_list)
+
+
+publish(globals())

@@ -66,7 +66,7 @@ EXPECTED = {
         ["--name", NAME + "-client"],
         [],
         [
-            f"client: cannot open shared memory object '{NAME}-client': no object of that name exists: starting",
+            f"client: there is no shared memory object '{NAME}-client': starting",
             f"server: wrote 1,000 ones to shared memory object '{NAME}-client', and closed it",
             f"client: all 1,000 bytes that another program wrote are 1, and '{NAME}-client' is removed",
         ],

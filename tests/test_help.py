@@ -22,6 +22,9 @@ for name in forkshm.__all__:
                 print(name, inspect.signature(each))
             except ValueError:
                 pass  # a builtin base has none
+shared_memory = forkshm.shared_memory
+for thing in (forkshm.region.Mutex, forkshm.aio.Pool.call, shared_memory.SharedMemory, forkshm.testing.check_leaks):
+    print(thing.__name__, inspect.signature(thing))
 help(forkshm.Pool)
 print(typing.get_type_hints(forkshm.worker_state))
 """

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +42,16 @@ def test_everything_that_is_offered_is_there(package):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("name", ["aio", "decorator", "executor", "joblib", "pandas", "pytest", "testing"])
+def test_a_module_of_its_own_is_found_without_an_import(name):
+    """As in ``forkshm.pandas.Engine(4)``."""
+    if importlib.util.find_spec(name) is None and name in ("joblib", "pandas"):
+        pytest.skip(f"needs {name}")
+    program = f"import forkshm, sys; assert 'forkshm.{name}' not in sys.modules; print(forkshm.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == f"forkshm.{name}\n"
 
 
 def test_everything_public_is_offered():

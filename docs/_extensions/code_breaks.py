@@ -19,7 +19,7 @@ _PLACE = re.compile(
     r"""(?<=[\w)\]][.=:/])(?=\w)      # pool.report, workers=2, path/name
     | (?<=[^\W_]_)(?=[^\W_])         # shared_memory, but not __main__
     | (?<=[a-z])(?=[A-Z])            # WorkerDiedError
-    | (?<=[(\[])(?=[\w&"'])          # map(f
+    | (?<=[(\[])(?=[\w&"'][^)\]]{2}) # map(function
     | (?<=\w)(?=\(\)|\(\.\.\.\))       # cancel(), Pool(...)
     """,
     re.VERBOSE,

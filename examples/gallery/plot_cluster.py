@@ -36,6 +36,7 @@ if __name__ == "__main__":
     nodes = sorted({node for node, _ in answers})
     counts = [sum(node == each for each, _ in answers) for node in nodes]
     fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-    axis.bar_label(axis.barh([f"node {number}" for number in range(len(nodes))], counts))
+    axis.bar_label(axis.barh([f"node {number}" for number in range(len(nodes))], counts), padding=3)
+    axis.margins(x=0.1)  # room for the labels
     axis.set_xlabel("calls")
     plt.show()

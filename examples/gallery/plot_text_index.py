@@ -53,6 +53,7 @@ for word, files in answers:
     labels += files
 axis.set_yticks(range(len(labels)), labels)
 axis.invert_yaxis()
+axis.margins(x=0.1)  # room for the labels
 axis.legend(title="word")
 axis.set_xlabel("occurrences in the file")
 plt.show()

@@ -249,7 +249,8 @@ class ParallelFunction(Generic[P, R]):
         if unknown := set(options) - {"chunksize", "progress", "ordered", "on_error"}:
             raise TypeError(
                 f"unknown options of a call: {', '.join(sorted(unknown))}. A call takes chunksize, progress, ordered "
-                "and on_error; pass other options to the decorator."
+                "and on_error; pass other options to the decorator, and further arguments of the function in the "
+                "tuples of starmap."
             )
         settings = dataclasses.replace(self._settings, **options)
         if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -99,6 +100,9 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
     See Also:
         ``Parallel`` and ``delayed`` of joblib.
     """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if (unknown := next((name for name in options if name not in known), None)) is not None:
+        raise TypeError(f"@parallel has no option {unknown!r}. The options are {', '.join(known)}.")
     settings = Settings(**options)
     settings.check()
     if function is None:
@@ -109,7 +113,10 @@ def parallel(function: Any = None, /, **options: Any) -> Any:  # noqa: D417 - th
 def _decorate(function: Any, *, settings: Settings) -> Any:
     plain = getattr(function, "__func__", function)  # of a classmethod or staticmethod
     if not callable(plain) or not hasattr(function, "__get__"):
-        raise TypeError(f"@parallel can decorate only functions and methods, got {function!r}")
+        raise TypeError(
+            f"@parallel can decorate only functions and methods, got {function!r}. Options have names, as in "
+            "@parallel(workers=4)."
+        )
     if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
         raise TypeError(
             f"cannot decorate the coroutine function {function!r}: a worker cannot await it. Decorate a plain function."

@@ -33,6 +33,9 @@ __all__ = ("Executor",)
 
 T = TypeVar("T")
 
+# The options that a pool does not have, or has under another name.
+_OWN_OPTIONS = ("max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child", "cluster")
+
 
 if TYPE_CHECKING:
     _StandardExecutor = concurrent.futures.Executor
@@ -117,7 +120,7 @@ class Executor(_StandardExecutor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child < 1:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        check_options(**pool_options)
+        check_options(own=_OWN_OPTIONS, **pool_options)
         self._max_workers = max_workers or kernel.default_workers()
         method = None if mp_context is None else mp_context.get_start_method()
         make_pool = functools.partial(

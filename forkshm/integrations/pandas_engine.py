@@ -71,6 +71,9 @@ class Engine:
         self.pool = workers
         self._progress = progress
 
+    def __repr__(self) -> str:
+        return f"<forkshm.pandas.Engine of {self.pool!r}>"
+
     @property
     def __pandas_udf__(self) -> Self:
         # pandas asks the engine for the object that has `apply` and `map`.

@@ -43,7 +43,7 @@ from forkshm.pool.observe import PoolReport, PoolStatistics, Trace, length_of, o
 from forkshm.region.blocks import arena, forget_abandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Literal, Self
 
 __all__ = ("Pool",)
@@ -79,6 +79,7 @@ else:
 
 def check_options(
     *,
+    own: Sequence[str] = (),
     task_timeout: float | None = None,
     retries: int = 0,
     worker_init: Callable[[], object] | None = None,
@@ -88,13 +89,15 @@ def check_options(
 ) -> None:
     """Check the keyword-only options of a pool that mean the same on every machine.
 
+    The message about an unknown option also lists *own*, the options that only the caller has.
+
     Raises:
         TypeError: There is no such option, or a function is not callable.
         ValueError: An option has an invalid value.
     """
     known = Pool.__init__.__kwdefaults__ or {}
     if (unknown := next((name for name in others if name not in known), None)) is not None:
-        raise TypeError(f"there is no option {unknown!r}. The options are {', '.join(known)}.")
+        raise TypeError(f"there is no option {unknown!r}. The options are {', '.join([*own, *known])}.")
     for name, function in (("worker_init", worker_init), ("worker_exit", worker_exit)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a callable, got {function!r}")
@@ -213,6 +216,8 @@ class Pool(_StandardPool):
             )
         if processes is None:
             processes = kernel.default_workers()
+        if not hasattr(processes, "__index__"):
+            raise TypeError(f"number of processes must be an int or None, got {processes!r}")
         if processes < 1:
             raise ValueError(f"number of processes must be at least 1, got {processes}")
         if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild < 1):
@@ -473,6 +478,8 @@ class Pool(_StandardPool):
         result: ApplyResult[Any],
     ) -> Task:
         retries = self._dispatcher.retries
+        if not hasattr(args, "__iter__") and not hasattr(args, "__getitem__"):
+            raise TypeError(f"args must be an iterable of arguments, got {args!r}. For one argument x, write (x,).")
         arguments = tuple(args), dict(kwds)
         if isinstance(func, PickledCallable):
             batched = self._may_share_messages()

@@ -26,6 +26,8 @@ class ResultNotPicklableError(NotPicklableError, multiprocessing.pool.MaybeEncod
             reason = str(error)
         except Exception:
             reason = self.exc
+        if kind == "coroutine":
+            reason += ". A worker calls a function and does not await it: call asyncio.run(...) in the function."
         Exception.__init__(self, f"the result of a task, a {kind}, cannot be sent: {reason}")
         self.value = kind
 

@@ -6,6 +6,7 @@ import errno
 import operator
 import os
 import sys
+from typing import Any
 
 from forkshm.backend import kernel
 from forkshm.errors import (
@@ -30,11 +31,22 @@ __all__ = (
 MAX_SIZE = 2**63 - 1
 """Largest file offset, and so the largest size of a memory object."""
 
+# What to do about a file that was not opened for writing, and about one that was not opened for reading.
+_REOPEN = {True: "Open it for reading and writing, or pass mode='read_only'.", False: "Open it for reading."}
 
-def checked_fd(fd: int) -> int:
-    """Return *fd*, or raise if it is invalid."""
-    if isinstance(fd, bool):
-        raise TypeError(f"cannot map {fd!r}: pass an fd as an int, or an object with fileno()")
+
+def checked_fd(mappable: Any) -> int:
+    """Return the fd of an object that is to be mapped, or raise if there is none."""
+    fileno = getattr(mappable, "fileno", None)
+    if fileno is not None:
+        fd: int = fileno()
+        return fd
+    fd = mappable
+    if isinstance(fd, bool) or not isinstance(fd, int):
+        raise TypeError(
+            f"cannot map {fd!r}: pass a SharedMemoryObject, a FileMapping, another object with fileno(), or an fd. "
+            "SharedMemoryObject('open_only', name) opens a name."
+        )
     if fd < 0:
         raise ValueError(f"cannot map fd {fd}: it is negative. anonymous_shared_memory(size) needs no fd.")
     return fd
@@ -93,7 +105,7 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
             "let several arrays share a region (as views of one array), or raise the limit (ulimit -n)."
         ),
         errno.ENFILE: "the system has too many open files",
-        errno.EACCES: f"the fd does not allow a {mode} mapping",
+        errno.EACCES: f"the fd does not allow a {mode} mapping. {_REOPEN[mode is Mode.read_write]}",
         errno.EPERM: f"the object is sealed against a {mode} mapping",
         errno.ENODEV: "this kind of file cannot be mapped",
         errno.EBADF: "its fd is not open",

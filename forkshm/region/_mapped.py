@@ -120,7 +120,7 @@ class MappedRegion:
         offset = operator.index(offset)
         if address is not None:
             address = checked_address(address, offset)
-        theirs = checked_fd(mappable) if isinstance(mappable, int) else mappable.fileno()
+        theirs = checked_fd(mappable)
         try:
             if not _FDS_ARE_FILES and not hasattr(mappable, "_has_kernel_fd"):
                 theirs = kernel.of_file(theirs)
@@ -385,7 +385,8 @@ class MappedRegion:
         if exports > 0:
             raise RegionBusyError(
                 f"cannot {what} {self!r}: {exports} {'view' if exports == 1 else 'views'} of it "
-                f"{'is' if exports == 1 else 'are'} alive. Release all views and delete arrays made from them first.",
+                f"{'is' if exports == 1 else 'are'} alive. Release all views, delete arrays made from them, and detach "
+                "locks first.",
                 exports=exports,
             )
 

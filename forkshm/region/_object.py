@@ -8,7 +8,7 @@ import errno
 import operator
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkshm import _interrupts, _leaks
 from forkshm.backend import kernel
@@ -51,6 +51,12 @@ class Creation(enum.StrEnum):
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(
+            f"creation must be one of {', '.join(map(repr, map(str, cls)))}, got {value!r}. The name comes second."
+        )
 
 
 create_only = Creation.create_only
@@ -226,7 +232,9 @@ class SharedMemoryObject(Opened):
                 if creation is Creation.open_or_create:
                     continue  # the object was removed between the two attempts; the next one creates it
                 raise RegionNotFoundError(
-                    errno.ENOENT, f"cannot open shared memory object {self._name!r}: no object of that name exists"
+                    errno.ENOENT,
+                    f"cannot open shared memory object {self._name!r}: no object of that name exists. "
+                    "Create it with open_or_create, or look for its name with: python -m forkshm ls",
                 ) from error
             except FileExistsError as error:
                 raise RegionExistsError(
@@ -384,7 +392,9 @@ def checked_name(name: str) -> str:
     if not name or name in (".", ".."):
         raise ValueError(f"name must not be {name!r}")
     if "/" in name or "\0" in name:
-        raise ValueError(f"name must not contain a slash or NUL, got {name!r}")
+        raise ValueError(
+            f"name must not contain a slash or NUL, got {name!r}. The leading slash of shm_open(3) is added for you."
+        )
     length = len(os.fsencode(name))
     if length > 255:
         raise ValueError(f"name must have at most 255 bytes, {name[:20]!r}... has {length}")

@@ -13,7 +13,7 @@ import enum
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkshm import _interrupts, _leaks
 from forkshm.backend import Access, Identity, kernel
@@ -63,6 +63,10 @@ class Mode(enum.StrEnum):
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, map(str, cls)))}, got {value!r}")
 
 
 read_only = Mode.read_only

@@ -143,7 +143,7 @@ class Barrier(multiprocessing.synchronize.Barrier, _theirs.Barrier):  # type: ig
 
     @property
     def broken(self) -> bool:
-        """Whether the barrier is broken: no party can pass until `reset`."""
+        """Whether the barrier is broken, so that no party can pass until `reset`."""
         return self._inner.broken
 
     def __repr__(self) -> str:

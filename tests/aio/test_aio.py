@@ -142,6 +142,8 @@ def test_exceptions_and_deaths(run):
         async with aio.Pool(2) as pool:
             with pytest.raises(ZeroDivisionError):
                 await pool.call(divmod, 1, 0)
+            with pytest.raises(TypeError, match="iterable of arguments, got 0"):
+                await pool.apply(abs, 0)
             with pytest.raises(TypeError, match="cannot pickle"):
                 await pool.call(id, threading.Lock())
             answers = await asyncio.gather(

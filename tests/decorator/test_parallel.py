@@ -348,9 +348,13 @@ def test_invalid_functions_and_options_are_refused():
 
     with pytest.raises(TypeError, match=r"cannot decorate the coroutine function .*: a worker cannot await it"):
         forkshm.parallel(coroutine)
-    with pytest.raises(TypeError, match="decorate only functions and methods, got 3"):
+    with pytest.raises(TypeError, match=r"functions and methods, got 3\. .*@parallel\(workers=4\)"):
         forkshm.parallel(3)
-    with pytest.raises(TypeError, match=r"unknown options of a call: workers. .*pass other options to the decorator"):
+    with pytest.raises(TypeError, match=r"@parallel has no option 'n_jobs'\. The options are workers, "):
+        forkshm.parallel(n_jobs=2)
+    with pytest.raises(
+        TypeError, match=r"unknown options of a call: workers. .*pass other options to the decorator, .* starmap"
+    ):
         double.map([1], workers=3)
     with pytest.raises(ValueError, match="Use map or starmap with out"):
         forkshm.parallel(workers=1, out=forkshm.zeros(1))(double.__wrapped__).imap([1])

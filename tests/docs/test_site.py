@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 import typing
 
 import pytest
@@ -44,6 +45,17 @@ const cells = [...document.querySelectorAll('.workers td.n')].map(cell => cell.g
 return Math.min(100, ...cells.slice(1).map((box, i) => box.top == cells[i].top ? box.left - cells[i].right : 100));
 """
 _OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def test_the_extra_has_each_library_whose_module_is_documented():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: {re.match(r"[\w-]+", each)[0] for each in each_extra} for extra, each_extra in extras.items()}
+    documented = {
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"forkshm\.(\w+)$", page.read_text(), re.MULTILINE)
+    }
+    assert documented & set().union(*names.values()) <= names["docs"]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +159,14 @@ def test_the_reference_shows_parameters_and_fields(site):
             for each in fields
             if f"forkshm.{kind}.{each.name}" not in shown and f"<strong>{each.name}</strong>" not in text
         ]
+    regions = (site / "api" / "regions.html").read_text()
+    for kind in ("Mode", "Creation", "region.Advice"):
+        text = regions.partition(f'id="forkshm.{kind}"')[2].partition('<dt class="sig')[0]
+        members = pkgutil.resolve_name(f"forkshm.{kind}")
+        missing += [(kind, each.name) for each in members if f"<strong>{each.name}</strong>" not in text]
     assert not missing
+    # A first line with a colon would be taken for the type of a property.
+    assert not [page.name for page in (site / "api").glob("*.html") if re.search(r"<dt[^>]*>Type<", page.read_text())]
     assert not [text for text in shown.values() if re.search(r"\._\w+\.", text)]
 
 

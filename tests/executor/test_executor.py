@@ -357,6 +357,7 @@ print("main", flush=True)
         ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child must be >= 1"),
         ({"max_tasks_per_child": "1"}, TypeError, "max_tasks_per_child must be an integer"),
         ({"born_shred": True}, TypeError, "there is no option 'born_shred'"),
+        ({"workers": 2}, TypeError, "The options are max_workers, .*, born_shared"),
         ({"retries": -1}, ValueError, "retries must be at least 0"),
         ({"task_timeout": 0}, ValueError, "task_timeout must be a positive number"),
     ],

@@ -62,6 +62,10 @@ def test_series(engine):
         pd.testing.assert_series_equal(got, series.map(lambda x: x + 1 if x == x else -1, **options))
 
 
+def test_the_repr_has_the_public_path(engine):
+    assert repr(engine) == "<forkshm.pandas.Engine of <forkshm.Pool state=RUN pool_size=2>>"
+
+
 def test_nothing(engine):
     empty = pd.Series([], dtype=float, name="s")
     pd.testing.assert_series_equal(empty.map(abs, engine=engine), empty.map(abs))

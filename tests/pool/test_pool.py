@@ -499,7 +499,8 @@ def test_synchronous_calls_start_no_thread(pool):
     [
         ({"processes": 0}, ValueError, "at least 1, got 0"),
         ({"processes": -1}, ValueError, "at least 1, got -1"),
-        ({"processes": "2"}, TypeError, "str"),
+        ({"processes": "2"}, TypeError, "must be an int or None, got '2'"),
+        ({"processes": 2.0}, TypeError, "must be an int or None, got 2.0"),
         ({"maxtasksperchild": 0}, ValueError, "positive int or None, got 0"),
         ({"maxtasksperchild": 1.5}, ValueError, "positive int or None, got 1.5"),
         ({"initializer": 3}, TypeError, "callable, got 3"),
@@ -508,6 +509,19 @@ def test_synchronous_calls_start_no_thread(pool):
 def test_bad_options_are_refused(options, error, text):
     with pytest.raises(error, match=text):
         forkshm.Pool(**{"processes": 1, **options})
+
+
+def test_arguments_that_are_no_tuple_are_refused_with_the_tuple_to_write():
+    with forkshm.Pool(1) as pool, pytest.raises(TypeError, match=r"iterable of arguments, got -1\. .*write \(x,\)"):
+        pool.apply(abs, -1)
+
+
+def test_a_coroutine_function_is_refused_with_the_way_to_run_it():
+    async def coroutine():
+        pass
+
+    with forkshm.Pool(1) as pool, pytest.raises(forkshm.NotPicklableError, match=r"call asyncio\.run\(\.\.\.\)"):
+        pool.apply(coroutine)
 
 
 def test_a_bad_chunksize_is_refused(pool):

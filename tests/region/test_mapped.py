@@ -90,9 +90,14 @@ def test_a_mode_equals_its_name(file, mode):
 
 
 @pytest.mark.parametrize("mode", ["rw", "", 3, None])
-def test_an_unknown_mode_is_refused_with_its_name(file, mode):
-    with pytest.raises(ValueError, match=repr(mode)):
+def test_an_unknown_mode_is_refused_with_all_names(file, mode):
+    with pytest.raises(ValueError, match=f"mode must be one of 'read_only', .*, got {mode!r}"):
         MappedRegion(file, mode)
+
+
+def test_a_name_is_refused_with_the_call_that_opens_it():
+    with pytest.raises(TypeError, match=r"cannot map 'name': .*SharedMemoryObject\('open_only', name\)"):
+        MappedRegion("name")
 
 
 def test_an_fd_for_reading_cannot_be_mapped_for_writing(tmp_path):
@@ -100,7 +105,7 @@ def test_an_fd_for_reading_cannot_be_mapped_for_writing(tmp_path):
     path.write_bytes(b"abc")
     with path.open("rb") as file:
         before = open_fds()
-        with pytest.raises(RegionCreateError, match="does not allow a read_write mapping") as caught:
+        with pytest.raises(RegionCreateError, match=r"does not allow a read_write mapping\. Open it for r") as caught:
             MappedRegion(file, "read_write")
         assert caught.value.errno == errno.EACCES
         assert caught.value.size == 3

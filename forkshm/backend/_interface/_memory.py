@@ -6,7 +6,7 @@ import abc
 import enum
 import errno
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,10 @@ class Advice(enum.StrEnum):
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"advice must be one of {', '.join(map(repr, map(str, cls)))}, got {value!r}")
 
 
 Identity: TypeAlias = tuple[int, int]

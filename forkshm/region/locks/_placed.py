@@ -161,6 +161,9 @@ def checked_timeout(timeout: float | None) -> float:
     """Return seconds to wait, infinite for None, or raise."""
     if timeout is None:
         return math.inf
+    # As the *blocking* of threading.Lock.acquire, True would mean to wait forever, and here it means one second.
+    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
+        raise TypeError(f"timeout must be None or a number of seconds, got {timeout!r}. 0 does not wait.")
     if not timeout >= 0:
         raise ValueError(f"timeout must be None, 0 or more seconds, got {timeout}")
     return timeout

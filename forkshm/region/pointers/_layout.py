@@ -184,7 +184,10 @@ def check(kind: Any) -> Layout:
 
 def _read(kind: Any, path: str) -> Layout:
     if not is_type(kind):
-        _refuse(path, f"is {name_of(kind)}, which is not a ctypes type", "Describe the memory with ctypes")
+        instead = "Describe the memory with ctypes"
+        if hasattr(kind, "attach"):
+            instead = f"Construct it in the region: {kind.__name__}(region, offset)"
+        _refuse(path, f"is {name_of(kind)}, which is not a ctypes type", instead)
     if issubclass(kind, Relative):
         return Layout(kind)
     if issubclass(kind, _RawPointer):

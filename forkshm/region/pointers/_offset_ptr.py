@@ -418,7 +418,7 @@ class OffsetPtr(Relative, Pointing[T]):
 
     @property
     def distance(self) -> int:
-        """The stored value: bytes from the pointer to its target, or 1 for null."""
+        """The stored value, in bytes from the pointer to its target; 1 for null."""
         return self._distance
 
     def set(self, target: Any) -> None:

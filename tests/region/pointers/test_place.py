@@ -10,6 +10,7 @@ import pytest
 
 from forkshm import MappedRegion, Mode, anonymous_shared_memory
 from forkshm.errors import RegionAccessError, RegionBusyError, RegionClosedError, RegionError, UnplaceableTypeError
+from forkshm.region import Mutex
 from forkshm.region.pointers._offset_ptr import OffsetPtr
 from forkshm.region.pointers._place import aligned, assign, construct, place
 
@@ -318,6 +319,7 @@ def test_an_invalid_target_type_is_refused_on_every_path(region):
     [
         (int, "it is int, which is not a ctypes type. Describe the memory with ctypes"),
         (5, "it is 5, which is not a ctypes type"),
+        (Mutex, r"which is not a ctypes type. Construct it in the region: Mutex\(region, offset\)"),
         (Point(), "which is not a ctypes type"),
         (ctypes.Structure, "it is Structure, which has no size. Give it _fields_"),
         (ctypes.Array, "it is Array, which has no size"),
