@@ -174,6 +174,9 @@ def _refuse(thing: Any) -> Any:
     )
 
 
+REFUSED: dict[type, Any] = {io.TextIOWrapper: _refuse, memoryview: _refuse}
+"""For the dispatch table of a pickler: rejects objects that cloudpickle would change."""
+
 _OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
 
 
@@ -182,7 +185,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
         # As many maps as cloudpickle has: each map without the key costs an exception.
-        {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
+        {**_OF_CLOUDPICKLE.maps[0], **REFUSED, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
     importable: ImportableNames = NO_NAMES
