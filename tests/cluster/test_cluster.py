@@ -247,7 +247,7 @@ def test_objects_of_one_machine_are_refused(executor, make):
         executor.submit(print, make())
 
 
-def test_what_cannot_be_pickled_is_named_and_files_are_not_read(executor):
+def test_errors_name_the_part_that_cannot_be_pickled(executor):
     with open(os.devnull) as file, pytest.raises(TypeError, match=r"an open file .* \(args\[0\]\['x'\]: "):
         executor.submit(print, {"x": file})
     with pytest.raises(TypeError, match=r"a memoryview of 5 bytes.*\(kwds\['end'\]: memoryview\)"):

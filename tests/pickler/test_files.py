@@ -230,7 +230,7 @@ def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, pa
         assert crossing.value[1] == 1
 
 
-def test_a_view_for_reading_of_a_private_mapping_arrives_with_what_was_written(cross, path):
+def test_a_read_only_view_of_a_private_mapping_has_its_written_pages(cross, path):
     written = np.memmap(path, float, "c")
     written[70_000] = -7
     sent = np.asarray(written)[:]
