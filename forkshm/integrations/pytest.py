@@ -128,7 +128,7 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
     scope = options.pop("scope", "session")
     if scope != "session":
         raise ValueError(
-            f"cannot share the fixture {function.__qualname__}() with scope {scope!r}: each worker of pytest-xdist begins "
+            f"cannot share the fixture {function.__qualname__}() with scope {scope!r}: each worker of xdist begins "
             "and ends it at another time. Leave out scope=, or use pytest.fixture."
         )
     signature = inspect.signature(function)
