@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.sizeof
 import distributed
+import distributed.protocol
 
 from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
