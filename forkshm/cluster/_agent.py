@@ -9,10 +9,13 @@ from __future__ import annotations
 import concurrent.futures
 from typing import TYPE_CHECKING, Any
 
+import dask.sizeof
 import distributed
+import distributed.protocol
 
 from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
+from forkshm.cluster._values import Results
 from forkshm.context import get_context
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from forkshm.cluster._values import NodeArray
 
 __all__ = ("Agent", "cancel", "client_of", "make_local", "run")
+
 
 # The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
 _agents: dict[str, Agent] = {}
@@ -65,9 +69,7 @@ class Agent(distributed.WorkerPlugin):
                 executor = self._executor = self._make(self.workers or 1)
             return executor
 
-    def run(
-        self, call: str, function: GroupCall, groups: Sequence[Group], values: Mapping[str, Any]
-    ) -> list[list[Any]]:
+    def run(self, call: str, function: GroupCall, groups: Sequence[Group], values: Mapping[str, Any]) -> list[Results]:
         """Run a call's groups in the pool; return the results of each group, or the exceptions."""
         executor = self.executor()
         futures: list[concurrent.futures.Future[Any]] = []
@@ -105,13 +107,13 @@ def make_local(
     return local(workers, get_context(method), **options)
 
 
-def _results(future: concurrent.futures.Future[Any], length: int) -> list[Any]:
+def _results(future: concurrent.futures.Future[Any], length: int) -> Results:
     try:
         results: list[Any] = future.result()
     # Also SystemExit, which would end the node.
     except BaseException as error:
-        return [Raised(error, None)] * length
-    return results
+        return Results([Raised(error, None)] * length)
+    return Results(results)
 
 
 def run(
@@ -128,9 +130,9 @@ def run(
         raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
     values = {array.name: array.array for array in arrays}
     for key, results in remote.items():
-        ((result,),) = results
+        (result,) = results[0].items
         if isinstance(result, Raised):
-            return [[result] * group.length for group in groups]
+            return [Results([result] * group.length) for group in groups]
         (values[key],) = result
     return agent.run(call, function, groups, values)
 
@@ -148,3 +150,23 @@ def client_of(cluster: Any) -> tuple[Any, bool]:
         return cluster, False
     client: Any = distributed.Client
     return client(cluster, set_as_default=False), True
+
+
+def _size_of_results(results: Results) -> int:
+    return int(dask.sizeof.sizeof(results.items))
+
+
+def _serialize(results: Results) -> tuple[dict[str, Any], list[Any]]:
+    return {}, results.write()
+
+
+def _deserialize(header: Any, frames: Sequence[Any]) -> Results:
+    return Results.read(*(memoryview(frame) for frame in frames))
+
+
+_of_dask: Any = distributed.protocol
+_of_dask.dask_serialize.register(Results, _serialize)
+_of_dask.dask_deserialize.register(Results, _deserialize)
+# Dask decides by the size where to run a call, and when the memory of a node is full.
+_register_size: Any = dask.sizeof.sizeof.register
+_register_size(Results, _size_of_results)

@@ -18,12 +18,12 @@ from forkshm.backend import kernel
 from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Raised, Sent
 from forkshm.cluster._values import NodeArray, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError
-from forkshm.pickler import name_of
+from forkshm.pickler import explain, name_of
 from forkshm.pool import chunked
 from forkshm.pool.observe import open_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from typing_extensions import ParamSpec
 
@@ -301,7 +301,7 @@ class ClusterExecutor(_StandardExecutor):
         def take(done: Any, error: BaseException | None) -> None:
             if error is None:
                 (results,) = done.result()
-                error, value = _opened(results[0])
+                error, value = _opened(results.items[0])
                 _settle(future, value, error)
             else:
                 _settle(future, None, error)
@@ -319,7 +319,7 @@ class ClusterExecutor(_StandardExecutor):
                 self.done = done
 
             def result(self) -> Any:
-                error, value = _opened(self.done.result()[0][0])
+                error, value = _opened(self.done.result()[0].items[0])
                 if error is not None:
                     raise error
                 return value
@@ -394,19 +394,23 @@ class ClusterExecutor(_StandardExecutor):
         arrays: dict[str, _Array] = {}
         remote: dict[str, Any] = {}
         seen: _Seen = {}
-        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen))
+        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen, {"function": fn}))
         groups = chunked(iter(items), each)
+        numbers = itertools.count()
         while part := list(itertools.islice(groups, together)):
             own_arrays, own_remote = dict(arrays), dict(remote)
             sent = [
-                Group(len(group), self._write([(args, {}) for args in group], own_arrays, own_remote, seen))
+                Group(
+                    len(group),
+                    self._write([(args, {}) for args in group], own_arrays, own_remote, seen, _named(group, numbers)),
+                )
                 for group in part
             ]
             call = _Call(self, function, sent, own_arrays, own_remote)
             future: ClusterFuture[list[Any]] = ClusterFuture(call)
 
             def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
-                _settle(future, None if error else list(itertools.chain(*done.result())), error)
+                _settle(future, None if error else [item for part in done.result() for item in part.items], error)
 
             self._start(call, future, take)
             yield future
@@ -416,8 +420,9 @@ class ClusterExecutor(_StandardExecutor):
         arrays: dict[str, _Array] = {}
         remote: dict[str, Any] = {}
         seen: _Seen = {}
-        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen))
-        groups = [Group(1, self._write([(args, kwargs)], arrays, remote, seen))]
+        function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen, {"function": fn}))
+        names = {"args": args, "kwds": kwargs}
+        groups = [Group(1, self._write([(args, kwargs)], arrays, remote, seen, names))]
         return _Call(self, function, groups, arrays, remote)
 
     def _start(
@@ -440,7 +445,11 @@ class ClusterExecutor(_StandardExecutor):
 
     # -- arrays on the nodes ----------------------------------------------------------------------
 
-    def _write(self, thing: Any, arrays: dict[str, _Array], remote: dict[str, Any], seen: _Seen) -> bytes:
+    def _write(
+        self, thing: Any, arrays: dict[str, _Array], remote: dict[str, Any], seen: _Seen, names: Mapping[str, Any]
+    ) -> bytes:
+        """Return *thing* as bytes; *names* has its parts, by the names that an error uses for them."""
+
         def name_of_array(array: Any) -> str:
             found = seen.get(id(array))
             if found is None:
@@ -459,7 +468,11 @@ class ClusterExecutor(_StandardExecutor):
             remote[call.name] = call
             return call.name
 
-        return Writer(name_of_array, (RemoteResult, name_of_remote), share_globals=True).write(thing)
+        try:
+            return Writer(name_of_array, (RemoteResult, name_of_remote), share_globals=True).write(thing)
+        except Exception as error:
+            explain(error, names)
+            raise
 
     def _on_nodes(self, array: Any) -> _Array:
         """Return the nodes' array with the same elements, moving it to them if they have none."""
@@ -608,6 +621,11 @@ def _opened(result: Any) -> tuple[BaseException | None, Any]:
     if isinstance(result, Raised):
         return result.open(), None
     return None, result[0]
+
+
+def _named(items: Sequence[Any], numbers: Iterator[int]) -> dict[str, Any]:
+    """Return the items of a group, by the names that an error uses for them."""
+    return {f"iterable[{number}]": item for item, number in zip(items, numbers, strict=False)}
 
 
 def _settle(future: concurrent.futures.Future[Any], value: Any, error: BaseException | None) -> None:

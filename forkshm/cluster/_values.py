@@ -19,7 +19,7 @@ import cloudpickle
 
 from forkshm.channel import Connection, Queue, SimpleQueue
 from forkshm.errors import UnsupportedError
-from forkshm.pickler import reduce_array_type, reduce_code, reduce_exception, with_slots
+from forkshm.pickler import REFUSED, reduce_array_type, reduce_code, reduce_exception, with_slots
 from forkshm.region import MappedRegion
 from forkshm.region.locks import Barrier, Condition, Mutex, RWLock, Semaphore
 from forkshm.spmd import Member
@@ -30,9 +30,9 @@ from forkshm.sync import Semaphore as ClassicSemaphore
 from forkshm.sync.sharedctypes import SynchronizedBase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("LARGE", "NodeArray", "Writer", "loaded", "read")
+__all__ = ("LARGE", "NodeArray", "Results", "Writer", "loaded", "read")
 
 LARGE = 2**20
 """Minimum bytes of an array that is moved to each node once, instead of with each call."""
@@ -110,12 +110,15 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         name_of: Called with each large array; returns its name in the stream. By default the stream contains arrays.
         remote: The type of results that stayed on a node, and a function that returns the name of one.
         share_globals: Functions of one module that are sent by value have one namespace in the reader's process.
+        buffer_callback: Called with each large buffer, as by `pickle.Pickler`. By default the stream contains them.
     """
 
     # Whether this writes an exception of a chain. The chain is written by the exception that begins it.
     _in_chain = False
     # Code keeps its file and lines, so that tracebacks show them.
-    dispatch_table: ClassVar[Any] = collections.ChainMap({types.CodeType: reduce_code}, *_OF_CLOUDPICKLE.maps)
+    dispatch_table: ClassVar[Any] = collections.ChainMap(
+        {types.CodeType: reduce_code, **REFUSED}, *_OF_CLOUDPICKLE.maps
+    )
 
     def __init__(
         self,
@@ -123,9 +126,10 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         remote: tuple[type, Callable[[Any], str]] | None = None,
         *,
         share_globals: bool = False,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
     ) -> None:
         self._file = io.BytesIO()
-        super().__init__(self._file, protocol=5)
+        super().__init__(self._file, protocol=5, buffer_callback=buffer_callback)
         self._name_of = name_of
         self._remote = remote
         self._share_globals = share_globals
@@ -164,6 +168,9 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
             return reduce_exception(obj, None if self._in_chain else self._dump_of_chain)
         if isinstance(obj, type):
             return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
+        if self._array_type is not None and _is_plain(type(obj), self._array_type) and not obj.flags.writeable:
+            # Copies are writable. Out of a read-only buffer, pickle would make a read-only array.
+            return obj.copy("K").__reduce_ex__(5)
         if type(obj) is types.FunctionType and self._share_globals:
             return self._with_namespace(obj, super().reducer_override(obj))
         return super().reducer_override(obj)
@@ -232,17 +239,41 @@ def _news(name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, stream: bytes, values: Mapping[str, Any]) -> None:
-        super().__init__(io.BytesIO(stream))
+    def __init__(self, stream: bytes, values: Mapping[str, Any], buffers: Iterable[Any]) -> None:
+        super().__init__(io.BytesIO(stream), buffers=buffers)
         self._values = values
 
     def persistent_load(self, pid: Any) -> Any:
         return self._values[pid]
 
 
-def read(stream: bytes, values: Mapping[str, Any]) -> Any:
+def read(stream: bytes, values: Mapping[str, Any], buffers: Iterable[Any] = ()) -> Any:
     """Return the object that a `Writer` wrote; *values* has the arrays and results by name."""
-    return _Reader(stream, values).load()
+    return _Reader(stream, values, buffers).load()
+
+
+class Results:
+    """The results of a group, on their way to the client or to another node.
+
+    Attributes:
+        items: A tuple of one value for each result, or a `forkshm.cluster._calls.Raised`.
+    """
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def write(self) -> list[Any]:
+        """Return the results as bytes and buffers. Dask's serializers would drop the class of an array."""
+        buffers: list[Any] = []
+        stream = Writer(buffer_callback=buffers.append).write(self.items)
+        return [stream, *map(pickle.PickleBuffer.raw, buffers)]
+
+    @classmethod
+    def read(cls, stream: Any, *buffers: Any) -> Results:
+        """Return the results that arrived, from buffers that may be read-only."""
+        return cls(read(stream, {}, [bytearray(buffer) if buffer.readonly else buffer for buffer in buffers]))
 
 
 # Names are unique, so equal streams have equal arrays.

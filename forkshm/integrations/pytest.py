@@ -33,6 +33,7 @@ import cloudpickle
 import pytest
 
 from forkshm.errors import UnsupportedError, set_cause, without_frames
+from forkshm.pickler import explain
 from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _GET, _MAKE, _VALUE, _ERROR, _END = b"g", b"m", b"v", b"e", b"x"
 # Seconds that the other workers wait for the replacement of a worker that died.
 _REPLACEMENT_SECONDS = 10.0
 _ALIGNMENT = 64
-# Smaller buffers stay in the pickle.
+# Smaller buffers of which each worker has a copy stay in the pickle.
 _LEAST = 16 * 1024
 
 
@@ -87,7 +88,7 @@ def shared_fixture(
 
     Raises:
         TypeError: *function* is a coroutine function or an asynchronous generator function.
-        ValueError: *mode* is unknown.
+        ValueError: *mode* is unknown, or *scope* is given and not ``"session"``.
 
     Fork and threads:
         The controller has one thread that listens, and one for each waiting worker.
@@ -124,31 +125,39 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
             f"cannot share the fixture {function.__qualname__}(): it is asynchronous, and its value is needed in "
             "workers that do not run its event loop. Return or yield the value from a plain function."
         )
+    scope = options.pop("scope", "session")
+    if scope != "session":
+        raise ValueError(
+            f"cannot share the fixture {function.__qualname__}() with scope {scope!r}: each worker of xdist begins "
+            "and ends it at another time. Leave out scope=, or use pytest.fixture."
+        )
     signature = inspect.signature(function)
     takes_request = "request" in signature.parameters
 
-    def value_of(request: Any, make: Callable[[], Any]) -> Any:
+    def value_of(request: Any, owner: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Return the value of the fixture in a worker of pytest-xdist."""
-        # Fixtures of one name in different files are different, and so is each of their params.
-        key = repr((function.__module__, function.__qualname__, inspect.getfile(function), request.param_index))
-        return _get(_address(request), key, make, mode)
+        # Fixtures of one name in different files are different, and so is each of their params. A method that
+        # several classes inherit is a fixture of each.
+        kinds = [(type(instance).__module__, type(instance).__qualname__) for instance in owner]
+        names = function.__module__, function.__qualname__, inspect.getfile(function)
+        return _get(request, repr((*names, request.param_index, *kinds)), make, mode)
 
-    def wrapper(request: Any, **fixtures: Any) -> Any:
+    def wrapper(*owner: Any, request: Any, **fixtures: Any) -> Any:
         if takes_request:
             fixtures["request"] = request
-        make = functools.partial(function, **fixtures)
-        return value_of(request, make) if hasattr(request.config, "workerinput") else make()
+        make = functools.partial(function, *owner, **fixtures)
+        return value_of(request, owner, make) if hasattr(request.config, "workerinput") else make()
 
-    def yielding_wrapper(request: Any, **fixtures: Any) -> Any:
+    def yielding_wrapper(*owner: Any, request: Any, **fixtures: Any) -> Any:
         if takes_request:
             fixtures["request"] = request
         if not hasattr(request.config, "workerinput"):
-            yield from function(**fixtures)
+            yield from function(*owner, **fixtures)
             return
         made: list[Any] = []
 
         def make() -> Any:
-            generator = function(**fixtures)
+            generator = function(*owner, **fixtures)
             value = next(generator, made)
             if value is made:
                 raise ValueError(f"the shared fixture {request.fixturename!r} did not yield a value")
@@ -156,7 +165,7 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
             return value
 
         try:
-            yield value_of(request, make)
+            yield value_of(request, owner, make)
         finally:
             if made:
                 _finish_later(request, made.pop())
@@ -164,7 +173,10 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
     wrapper = functools.wraps(function)(yielding_wrapper if inspect.isgeneratorfunction(function) else wrapper)
     parameters = [parameter for name, parameter in signature.parameters.items() if name != "request"]
     first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    wrapper.__signature__ = signature.replace(parameters=[first, *parameters])  # type: ignore[attr-defined]
+    # pytest takes the first parameter off a method.
+    at = 1 if parameters and parameters[0].name == "self" else 0
+    parameters.insert(at, first)
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     # Otherwise pytest would use the arguments of the wrapped function.
     del wrapper.__wrapped__
     options.setdefault("name", function.__name__)
@@ -235,7 +247,8 @@ def _wait_for_workers(config: Any) -> None:
         _receive(connection)
 
 
-def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
+def _get(request: Any, key: str, make: Callable[[], Any], mode: Mode) -> Any:
+    address = _address(request)
     with socket.socket(_FAMILY, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(address)
@@ -250,7 +263,7 @@ def _get(address: str, key: str, make: Callable[[], Any], mode: Mode) -> Any:
         if kind == _MAKE:
             try:
                 value = make()
-                packed = _pack(value)
+                packed = _pack(value, mode, request.fixturename)
             except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
                 _send(connection, _ERROR, _pack_error(error))
                 raise
@@ -273,17 +286,22 @@ class _Packed(NamedTuple):
     region: MappedRegion | None
 
 
-def _pack(value: Any) -> _Packed:
+def _pack(value: Any, mode: Mode, name: str) -> _Packed:
     views: list[memoryview] = []
+    least = _LEAST if mode is Mode.copy_on_write else 1
 
     def take(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        if view.nbytes < _LEAST:
+        if view.nbytes < least:
             return True
         views.append(view)
         return False
 
-    stream = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+    try:
+        stream = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+    except Exception as error:
+        explain(error, {f"the value of the shared fixture {name}": value})
+        raise
     spans, end = [], 0
     for view in views:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT

@@ -21,6 +21,7 @@ from forkshm.pickler._names import (
     register_named,
 )
 from forkshm.pickler._pack import (
+    REFUSED,
     Payload,
     PendingPayload,
     Repeats,
@@ -80,6 +81,7 @@ __all__ = [
 __all__ += [
     "MIN_BUNDLE",
     "OUT_OF_BAND",
+    "REFUSED",
     "Handle",
     "NamedMapping",
     "Passage",

@@ -42,7 +42,7 @@ def can_be_sent(mapping: mmap.mmap) -> bool:
 
 
 class Snapshot:
-    """A read-only mapping to send: the receiver may write to its copy, which nobody else sees."""
+    """A mapping to send for a read-only view: the receiver may write to its copy, which nobody else sees."""
 
     __slots__ = ("mapping",)
 
@@ -69,17 +69,15 @@ def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
         kernel.close(extent.fd)
     address, length = kernel.address_of(mapping), len(mapping)
     own: list[tuple[int, bytes]] = []
-    access = mmap.ACCESS_READ
-    if as_copy:
-        access = mmap.ACCESS_COPY
-    elif extent.writable and extent.shared:
-        access = mmap.ACCESS_WRITE
-    elif extent.writable:
+    access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ
+    if extent.writable and not extent.shared:
         access = mmap.ACCESS_COPY
         own = [
             (start - address, kernel.bytes_at(start, min(size, address + length - start)))
             for start, size in kernel.own_pages(address, -(-length // kernel.page_size) * kernel.page_size)
         ]
+    elif extent.writable and not as_copy:
+        access = mmap.ACCESS_WRITE
     where = extent.offset + address - extent.address
     return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
 

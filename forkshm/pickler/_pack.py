@@ -174,6 +174,9 @@ def _refuse(thing: Any) -> Any:
     )
 
 
+REFUSED: dict[type, Any] = {io.TextIOWrapper: _refuse, memoryview: _refuse}
+"""For the dispatch table of a pickler: rejects objects that cloudpickle would change."""
+
 _OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
 
 
@@ -182,7 +185,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
         # As many maps as cloudpickle has: each map without the key costs an exception.
-        {**_OF_CLOUDPICKLE.maps[0], io.TextIOWrapper: _refuse, memoryview: _refuse, CodeType: reduce_code},
+        {**_OF_CLOUDPICKLE.maps[0], **REFUSED, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
     importable: ImportableNames = NO_NAMES
@@ -435,7 +438,7 @@ def _flat(parts: Sequence[Any], depth: int = 0) -> list[Any] | None:
 # Bytes of the stream for one array, without its elements.
 _ROOM_FOR_ARRAY = 128
 
-# Nesting depth of the containers that `_flat` searches.
+# Nesting depth of the containers that `_flat` and `_has_many` search.
 _DEEPEST = 3
 
 
@@ -455,15 +458,17 @@ def _are_apart(parts: Sequence[Any]) -> bool:
     return inline + _ROOM_FOR_ARRAY * len(others) <= INLINE_LIMIT
 
 
-def _has_many(parts: Sequence[Any]) -> bool:
-    """Return whether a part, or a keyword argument, is a container of many objects."""
+def _has_many(parts: Sequence[Any], depth: int = 0) -> bool:
+    """Return whether a part, or a value in a dict, is a container of many objects."""
     for part in parts:
         kind = type(part)
         if kind in _CONTAINERS:
             if len(part) >= MIN_BUNDLE:
                 return True
-            if part and kind is dict and _has_many([value for value in part.values() if type(value) in _CONTAINERS]):
-                return True
+            if part and kind is dict and depth < _DEEPEST:  # a dict may contain itself
+                inner = [value for value in part.values() if type(value) in _CONTAINERS]
+                if _has_many(inner, depth + 1):
+                    return True
     return False
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import cloudpickle
@@ -244,6 +245,36 @@ def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
 def test_objects_of_one_machine_are_refused(executor, make):
     with pytest.raises(forkshm.UnsupportedError, match="one machine"):
         executor.submit(print, make())
+
+
+def test_errors_name_the_part_that_cannot_be_pickled(executor):
+    with open(os.devnull) as file, pytest.raises(TypeError, match=r"an open file .* \(args\[0\]\['x'\]: "):
+        executor.submit(print, {"x": file})
+    with pytest.raises(TypeError, match=r"a memoryview of 5 bytes.*\(kwds\['end'\]: memoryview\)"):
+        executor.submit(print, end=memoryview(b"12345"))
+    with pytest.raises(TypeError, match=r"lock.*\(iterable\[0\]\[0\]: _thread.lock\)"):
+        list(executor.map(print, [threading.Lock()]))
+
+
+class Measured(np.ndarray):
+    unit = None
+
+
+def test_a_small_read_only_array_arrives_writable(executor):
+    small = np.frombuffer(bytes(8))
+    assert executor.submit(lambda a, b: ((a + b).tolist(), a.flags.writeable), small, b=small).result(60) == ([0], True)
+
+
+def test_results_are_writable_and_keep_the_class_of_arrays(executor):
+    shared = np.arange(MIB)
+    part = executor.submit(lambda a: a[:5], shared).result(60)
+    part += 1
+    assert (type(part), part.tolist()) == (np.ndarray, [1, 2, 3, 4, 5])
+    for kind in (np.recarray, np.matrix, Measured):
+        made = executor.submit(lambda kind=kind: np.zeros(MIB, [("a", "f8")]).view(kind))
+        assert type(made.result(60)) is kind
+    remote = executor.submit_remote(lambda: np.ones((500, 300)).view(Measured))
+    assert {kind.__name__ for kind in executor.map(type, [remote] * 8, chunksize=1)} == {"Measured"}
 
 
 @pytest.mark.nightly

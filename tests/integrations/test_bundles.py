@@ -42,6 +42,7 @@ KINDS = {
     "structures": lambda n: np.array([(n, 2.5)], [("a", "i4"), ("b", "f8")]),
     "booleans": lambda n: np.array([n % 2 == 0]),
     "of several types": lambda n: np.arange(3, dtype=["f4", "i8"][n % 2]),
+    "of other metadata": lambda n: np.zeros(3, np.dtype("i4", metadata={"unit": n})),
     "objects": lambda n: np.array([n, "x"], object),
     "read-only": lambda n: np.frombuffer(bytes([n] * 8), np.uint8),
     "one larger": lambda n: np.arange(50_000 if n == 3 else 5),
@@ -83,6 +84,7 @@ def test_bundled_arrays_arrive_unchanged(kind, container):
     for mine, theirs in pairs(sent, crossed(sent)):
         assert type(mine) is type(theirs)
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        assert mine.dtype.metadata == theirs.dtype.metadata
         np.testing.assert_array_equal(mine, theirs)
         assert theirs.flags.writeable
         assert mine.flags.fnc == theirs.flags.fnc

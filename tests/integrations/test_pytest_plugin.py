@@ -117,6 +117,87 @@ def test_read_only(run):
     assert counts == {"passed": 8}, said
 
 
+SMALL = """
+@shared_fixture(mode="read_write")
+def counts():
+    return np.zeros(3)
+
+@shared_fixture(mode="read_only", scope="session")
+def constants():
+    return np.zeros(3)
+"""
+
+SMALL_TESTS = """
+import time
+import pytest
+
+def test_both(counts, worker_id):
+    counts[int(worker_id[-1])] = 1
+    deadline = time.monotonic() + 30
+    while counts.sum() < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert counts.tolist() == [1, 1, 0]
+
+def test_constants(constants):
+    with pytest.raises(ValueError, match="read-only"):
+        constants[0] = 1
+"""
+
+
+def test_small_arrays_have_the_mode_of_their_fixture(run):
+    counts, _, said = run(SMALL, SMALL_TESTS, "-n", "2", "--dist", "each")
+    assert counts == {"passed": 4}, said
+
+
+METHODS = """
+from forkshm.pytest import shared_fixture
+from conftest import note
+
+class Base:
+    number = 0
+
+    @shared_fixture
+    def value(self, request):
+        note("made")
+        return self.number, request.scope
+
+    @shared_fixture
+    def other(self):
+        yield type(self).__name__
+
+    def test_it(self, value, other):
+        assert value == (self.number, "session") and other == type(self).__name__
+
+    def test_again(self, value, other):
+        self.test_it(value, other)
+
+class TestOne(Base):
+    number = 1
+
+class TestTwo(Base):
+    number = 2
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_method_is_a_fixture_of_each_class_that_inherits_it(run, workers):
+    counts, log, said = run("", METHODS, "-n", workers)
+    assert (counts, len(log)) == ({"passed": 4}, 2), said
+
+
+def test_a_value_that_cannot_be_pickled_is_named(run):
+    conftest = "@shared_fixture\ndef rows():\n    return {'rows': (row for row in range(3))}\n"
+    _, _, said = run(conftest, "def test_it(rows):\n    pass\n", "-n", "1")
+    assert "(the value of the shared fixture rows['rows']: generator)" in said
+
+
+def test_scopes_other_than_the_session_are_refused():
+    from forkshm.pytest import shared_fixture
+
+    with pytest.raises(ValueError, match="with scope 'module'"):
+        shared_fixture(scope="module")(lambda: 1)
+
+
 @pytest.mark.parametrize(
     ("what", "outcome"),
     [

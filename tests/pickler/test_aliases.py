@@ -268,3 +268,24 @@ def test_a_list_that_holds_itself_arrives(cross):
     got = cross(sent).value
     assert got[1] is got
     assert got[0].tolist() == [0, 1, 2]
+
+
+def test_a_dict_that_holds_itself_arrives(cross):
+    sent = {"array": np.arange(3)}
+    sent["parent"] = sent
+    for thing, at in (
+        (sent, lambda got: got),
+        (((sent,), {}), lambda got: got[0][0]),
+        (((), {"x": sent}), lambda got: got[1]["x"]),
+    ):
+        got = at(cross(thing).value)
+        assert got["parent"] is got
+        assert got["array"].tolist() == [0, 1, 2]
+
+
+def test_dicts_that_share_their_parts_at_many_levels_arrive(cross):
+    sent = {"array": np.arange(3)}
+    for _ in range(50):
+        sent = {"left": sent, "right": sent}
+    got = cross(sent).value
+    assert got["left"] is got["right"]

@@ -230,6 +230,39 @@ def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, pa
         assert crossing.value[1] == 1
 
 
+def test_a_read_only_view_of_a_private_mapping_has_its_written_pages(cross, path):
+    written = np.memmap(path, float, "c")
+    written[70_000] = -7
+    sent = np.asarray(written)[:]
+    sent.flags.writeable = False
+    value = cross(sent).value
+    np.testing.assert_array_equal(value, sent)
+    value[5] = -5
+    assert sent[5] == 5
+    assert cross(np.broadcast_to(np.asarray(written), (2, len(written)))).value[1, 70_000] == -7
+
+
+REPEATED = {
+    "broadcast": lambda a: np.broadcast_to(a[:500], (3, 500)),
+    "broadcast, strided": lambda a: np.broadcast_to(a[:5000:10], (3, 500)),
+    "windows": lambda a: np.lib.stride_tricks.sliding_window_view(a[:500], 3),
+    "windows, from behind": lambda a: np.lib.stride_tricks.sliding_window_view(a[499::-1], 3),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_each_element_of_a_view_that_repeats_a_file_is_written_alone(cross, path, mode, name):
+    sent = REPEATED[name](np.asarray(np.memmap(path, float, mode)))
+    crossing = cross(sent)
+    assert crossing.copied == 0
+    expected = sent + np.arange(sent.size).reshape(sent.shape)
+    value = crossing.value
+    value += np.arange(sent.size).reshape(sent.shape)
+    np.testing.assert_array_equal(value, expected)
+    assert (np.fromfile(path) == NUMBERS).all()
+
+
 def mapped_for_reading(path):
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

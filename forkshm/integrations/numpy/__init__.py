@@ -30,6 +30,7 @@ from forkshm.integrations.numpy._send import (
     rebuild_broadcast,
     rebuild_overlapping,
     rebuild_plain,
+    rebuild_repeated,
     rebuild_shared,
     reduce_array,
 )
@@ -65,6 +66,7 @@ for _function in (
     rebuild_over_mmap,
     rebuild_overlapping,
     rebuild_plain,
+    rebuild_repeated,
     rebuild_shared,
     rebuild_subclass,
 ):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LARGEST = 8 * 1024
 
 _dtype, _nbytes, _shape, _base = (operator.attrgetter(name) for name in ("dtype", "nbytes", "shape", "base"))
+_metadata = operator.attrgetter("metadata")
 _in_c_order = operator.attrgetter("flags.c_contiguous")
 
 # Tells a pickler to write each array by itself, with its elements in the stream, without running Python code.
@@ -75,7 +76,11 @@ def bundle(container: Any, *, is_all: bool) -> Bundle | bool:
         return False
     if not _are_small(arrays) or not _are_apart(arrays, is_all=is_all):
         return False
-    dtypes = set(map(_dtype, arrays))
+    found = list(map(_dtype, arrays))
+    dtypes = set(found)
+    # Types that differ only in their metadata are equal.
+    if len(dtypes) == 1 and len(set(map(id, found))) > 1 and any(map(_metadata, found)):
+        return is_all
     shapes = set(map(_shape, arrays))
     ndims = set(map(len, shapes))
     fits = len(dtypes) == len(ndims) == 1 and ndims != {0} and min(map(_nbytes, arrays)) > 0

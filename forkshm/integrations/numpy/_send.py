@@ -27,6 +27,7 @@ __all__ = (
     "rebuild_broadcast",
     "rebuild_overlapping",
     "rebuild_plain",
+    "rebuild_repeated",
     "rebuild_shared",
     "reduce_array",
 )
@@ -43,11 +44,11 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     if base is not None and (type(base) is not np.ndarray or base.base is not None):
         # Not the usual view of an array that owns its memory.
         if (mapping := mmap_of(array)) is not None and array.nbytes:
-            return over_mmap(array, mapping)
+            return _apart(array, over_mmap(array, mapping))
         if MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND:
             found = named_of(array, as_copy=not array.flags.writeable)
             if found is not None:
-                return over_mmap(array, *found)
+                return _apart(array, over_mmap(array, *found))
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
@@ -83,16 +84,30 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     return _reduce_strided(array, address, named, shared=shared)
 
 
+def _apart(array: np.ndarray[Any, Any], over_file: Any) -> Any:
+    """Return how to reduce a view of a file: if it repeats elements and arrives writable, with memory for each."""
+    if array.flags.writeable or (_span(array)[1] >= array.nbytes and _seen_once(array) is array):
+        return over_file
+    return rebuild_repeated, over_file
+
+
+def _span(array: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Return the distance from the lowest element to the first one, and the bytes between the ends of all elements."""
+    # With negative strides, elements lie before the first one.
+    reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
+    before = -sum(distance for distance in reach if distance < 0)
+    return before, before + sum(distance for distance in reach if distance > 0) + array.itemsize
+
+
 def _reduce_strided(array: np.ndarray[Any, Any], address: int, named: Any, *, shared: bool) -> Any:
     """Reduce an array with gaps or repetitions: the span of memory that it sees, and its strides."""
     is_shared_type = type(array) is SharedArray
     if not shared and 0 in array.strides and (core := _seen_once(array)) is not array:
         return rebuild_broadcast, (core, array.shape)
-    # Send all bytes between the first and the last element, so that views stay views of one
-    # memory. With negative strides these start before the first item's address.
-    reach = [stride * (extent - 1) for stride, extent in zip(array.strides, array.shape, strict=True)]
-    low = address + sum(distance for distance in reach if distance < 0)
-    high = address + sum(distance for distance in reach if distance > 0) + array.itemsize
+    # Send all bytes between the first and the last element, so that views stay views of one memory.
+    before, nbytes = _span(array)
+    low = address - before
+    high = low + nbytes
     if not shared and high - low > _GAPS * array.nbytes:
         if array.nbytes < OUT_OF_BAND:
             return NotImplemented
@@ -187,6 +202,11 @@ def rebuild_overlapping(
 def rebuild_broadcast(core: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return an array that was broadcast at the sender, with separate memory for each element."""
     return _spread_out(np.broadcast_to(core, shape))
+
+
+def rebuild_repeated(rebuild: Any, arguments: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """Return a view that repeated elements of a file at the sender, with separate memory for each."""
+    return _spread_out(rebuild(*arguments))
 
 
 def _spread_out(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
