@@ -38,6 +38,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if CAN_FORK:
+    # The fork server of the tests imports forkshm once, and not each of its processes. Programs that tests start have
+    # fork servers of their own, which import nothing.
+    forkshm.set_forkserver_preload(["forkshm"])
+
+
 # Files for type checkers, run by `test_typing`.
 collect_ignore = ["typing"]
 
