@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import gc
 import importlib
 import importlib.util
 import os
@@ -89,6 +90,9 @@ def no_leaks(request):
     with check_leaks(timeout=5.0 if sys.platform != "win32" else 1.5):
         yield
         request.node.funcargs.clear()  # releases the values of the test's fixtures
+    # What lives longer than its test need not be looked at by the garbage collections around the next: after a few
+    # hundred tests, each would take 40 ms.
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
