@@ -1,6 +1,7 @@
 """Files that pytest does not collect, and a check that a run leaves no files behind."""
 
 import gc
+import os
 import pathlib
 import sys
 import sysconfig
@@ -12,6 +13,9 @@ ROOT = pathlib.Path(__file__).parent
 # Files that pytest, the linters and the builds may create at the top.
 BEFORE = pytest.StashKey[set]()
 CACHES = {".coverage", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", "build", "dist"}
+
+# Without compiled modules, each process that is not forked would compile forkshm, which takes a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Files that only the type checker runs, and doctests of integrations with libraries that are not installed.
 collect_ignore = ["tests/typing"]

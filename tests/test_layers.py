@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -50,28 +51,36 @@ def name_of(path, root=ROOT):
     return ".".join(["forkshm", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
 
 
-def imports(path):
-    """Return every import: the module's full name, its line, and whether it runs at import."""
+@functools.cache
+def read(path):
+    """Return the docstring, and each import: ``from`` what, the name, the line, and whether it runs at import."""
     tree = ast.parse(path.read_text())
     inside = set()
     for node in ast.walk(tree):
         for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         if for_types or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             inside.update(map(id, ast.walk(node)))
+    found = []
     for node in ast.walk(tree):
-        at_import = id(node) not in inside
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno, at_import
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            for alias in node.names:
-                # ``from forkshm import region`` names a module, ``from forkshm.region import x`` need not.
-                whole = f"{node.module}.{alias.name}"
-                is_module = (ROOT.parent / whole.replace(".", "/")).is_dir() or (
-                    ROOT.parent / (whole.replace(".", "/") + ".py")
-                ).is_file()
-                yield whole if is_module else node.module, node.lineno, at_import
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            assert getattr(node, "level", 0) == 0, f"{path}:{node.lineno} imports relatively"
+            origin = getattr(node, "module", None)
+            found += [(origin, alias.name, node.lineno, id(node) not in inside) for alias in node.names]
+    return ast.get_docstring(tree), found
+
+
+@functools.cache
+def is_module(name):
+    path = ROOT.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imports(path):
+    """Return every import: the module's full name, its line, and whether it runs at import."""
+    for origin, name, line, at_import in read(path)[1]:
+        # ``from forkshm import region`` names a module, ``from forkshm.region import x`` need not.
+        whole = name if origin is None else f"{origin}.{name}"
+        yield whole if origin is None or is_module(whole) else origin, line, at_import
 
 
 def wrong_imports(path, root=ROOT):
@@ -95,9 +104,8 @@ def wrong_imports(path, root=ROOT):
             yield f"{arrow}: imports from a higher layer"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_layer_imports_from_lower_layers_only(path):
-    wrong = list(wrong_imports(path))
+def test_a_layer_imports_from_lower_layers_only():
+    wrong = [line for path in MODULES for line in wrong_imports(path)]
     assert not wrong, "\n".join(["imports that the layers forbid:", *wrong])
 
 
@@ -144,22 +152,20 @@ def private_imports(path, root=ROOT):
     package = name_of(path, root)
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.module.startswith("forkshm."):
+    for origin, name, line, _ in read(path)[1]:
+        if origin is None or not origin.startswith("forkshm."):
             continue
-        for alias in node.names:
-            parts = [*node.module.split("."), alias.name]
-            private = next((index for index, part in enumerate(parts) if index > 1 and part.startswith("_")), None)
-            if private is None:
-                continue
-            owner = ".".join(parts[:private])
-            if package != owner and not package.startswith(owner + "."):
-                yield f"forkshm/{path.relative_to(root)}:{node.lineno}: {'.'.join(parts)} is private to {owner}"
+        parts = [*origin.split("."), name]
+        private = next((index for index, part in enumerate(parts) if index > 1 and part.startswith("_")), None)
+        if private is None:
+            continue
+        owner = ".".join(parts[:private])
+        if package != owner and not package.startswith(owner + "."):
+            yield f"forkshm/{path.relative_to(root)}:{line}: {'.'.join(parts)} is private to {owner}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_packages_use_public_names_of_each_other(path):
-    assert list(private_imports(path)) == []
+def test_packages_use_public_names_of_each_other():
+    assert [line for path in MODULES for line in private_imports(path)] == []
 
 
 def test_a_private_import_is_found(tmp_path):
@@ -229,4 +235,4 @@ def test_a_library_is_imported_in_its_one_place(library, allowed):
 
 
 def test_every_module_has_a_docstring():
-    assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    assert [name_of(path) for path in MODULES if not read(path)[0]] == []

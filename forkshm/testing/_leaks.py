@@ -18,7 +18,7 @@ from forkshm.region import regions_mapped
 from forkshm.region.blocks import arena, segments_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ("Holdings", "check_leaks", "holdings")
 
@@ -74,15 +74,33 @@ def _named() -> frozenset[str]:
     return frozenset(name for name in os.listdir(kernel.folder_of_named()) if ours.search(name))
 
 
+# The mappings that were counted last, and the regions that there were then.
+_counted: tuple[int, int] = (0, 0)
+
+
 def _mappings() -> int:
-    if kernel.name == "windows":
-        return regions_mapped()
-    with open("/proc/self/maps") as maps:
-        return sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
+    global _counted
+    regions = mappings = regions_mapped()
+    if kernel.name != "windows":
+        with open("/proc/self/maps") as maps:
+            mappings = sum(":forkshm-region" in line or "/forkshm-region" in line for line in maps)
+    _counted = mappings, regions
+    return mappings
+
+
+def _mappings_before() -> int:
+    # In a process with many libraries, reading the table of mappings takes milliseconds. Between two checks it changes
+    # only with the regions.
+    mappings, regions = _counted
+    return mappings if regions == regions_mapped() else _mappings()
 
 
 def holdings() -> Holdings:
     """Return what this process holds after a garbage collection."""
+    return _holdings(_mappings)
+
+
+def _holdings(count_mappings: Callable[[], int]) -> Holdings:
     gc.collect()
     forget_received()
     blocks = arena.statistics().blocks  # this releases the returned blocks
@@ -91,7 +109,7 @@ def holdings() -> Holdings:
         children=_children(),
         threads=frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
         named=_named(),
-        mappings=_mappings(),
+        mappings=count_mappings(),
         blocks=blocks,
     )
 
@@ -106,7 +124,7 @@ def check_leaks(timeout: float = 5.0) -> Iterator[None]:
     Raises:
         AssertionError: Resources are left; the message lists them.
     """
-    before = holdings()
+    before = _holdings(_mappings_before)
     yield
     deadline = time.monotonic() + timeout
     while left := _left(before, holdings()):
