@@ -284,7 +284,7 @@ class Results(Generic[T]):
                 await self._came.wait()
                 continue
             success, value = self._driver.pool._dispatcher.open(answers[position])
-            values = collections.deque(value if success else ())
+            values: collections.deque[T] = collections.deque(value if success else ())
             # No call between these stores: a signal handler that raises costs no result.
             del answers[position]
             self._taken += 1
