@@ -492,6 +492,7 @@ class ClusterExecutor(_StandardExecutor):
             return entry
 
     def _scatter(self, node: NodeArray) -> Any:
+        # Dask's active memory manager keeps one copy only while no call needs the array: a later call moves it again.
         (future,) = self.client.scatter([node], broadcast=True, direct=True, hash=False)
         return future
 

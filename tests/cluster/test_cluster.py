@@ -16,6 +16,7 @@ import pytest
 import forkshm
 
 np = pytest.importorskip("numpy")
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 pytestmark = [
@@ -32,9 +33,13 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def cluster():
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50, memory_limit=None
-    ) as made:
+    # Dask's memory manager drops an array from all nodes but one when no call has needed it for two seconds.
+    with (
+        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50, memory_limit=None
+        ) as made,
+    ):
         yield made
 
 

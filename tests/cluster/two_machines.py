@@ -14,6 +14,7 @@ import sys
 import time
 
 import cloudpickle
+import dask
 import distributed
 import numpy as np
 
@@ -74,6 +75,8 @@ def main():
     expected = [float(data[number::64].sum()) for number in range(64)]
     nodes = []
     with (
+        # Dask's memory manager drops an array from all nodes but one when no call has needed it for two seconds.
+        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
         distributed.LocalCluster(n_workers=0, host=f"{NETWORK}.1", dashboard_address=None, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
     ):
