@@ -37,30 +37,36 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Recei
     Returns:
         As for `Receiver.take`.
     """
-    began = time.perf_counter()
-    look = spin.begin()
-    look_until = began + (look if timeout is None else min(look, timeout))
-    while time.perf_counter() < look_until:
-        try:
-            received = receiver.take()
-        except BlockingIOError:
-            continue
-        spin.end(time.perf_counter() - began)
-        return received
-    if timeout is None:
-        received = receiver.take(WAIT)
-    else:
-        while True:
-            ready = wait_ready(receiver, began + timeout - time.perf_counter())
+    received: Received | None = None
+    try:
+        began = time.perf_counter()
+        look = spin.begin()
+        look_until = began + (look if timeout is None else min(look, timeout))
+        while time.perf_counter() < look_until:
             try:
                 received = receiver.take()
-                break
             except BlockingIOError:
-                if not ready:
-                    raise
-                # Another receiver was faster.
-    spin.end(time.perf_counter() - began)
-    return received
+                continue
+            spin.end(time.perf_counter() - began)
+            return received
+        if timeout is None:
+            received = receiver.take(WAIT)
+        else:
+            while True:
+                ready = wait_ready(receiver, began + timeout - time.perf_counter())
+                try:
+                    received = receiver.take()
+                    break
+                except BlockingIOError:
+                    if not ready:
+                        raise
+                    # Another receiver was faster.
+        spin.end(time.perf_counter() - began)
+        return received
+    except BaseException:
+        if received is not None:  # a signal handler has raised: the next call gets the message
+            receiver.put_back(received)
+        raise
 
 
 def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
