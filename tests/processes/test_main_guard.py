@@ -37,7 +37,8 @@ STARTS = [
 ]
 
 
-# The report does not depend on the start method, so forkserver has every third start, and those of contexts below.
+# The report does not depend on the start method, so only every third start is repeated under forkserver. The starts of
+# contexts, below, have both methods.
 TABLE = {f"spawn-{start.split('(')[0]}{n}": ("spawn", start, raised) for n, (start, raised) in enumerate(STARTS)}
 if CAN_FORK:
     for start, raised in STARTS[::3]:
