@@ -102,6 +102,10 @@ _ENDED: int = getattr(os, "WEXITED", 0) | os.WNOHANG
 _KEEP: int = getattr(os, "WNOWAIT", 0)
 _EXITED: int = getattr(os, "CLD_EXITED", 0)
 
+# As plain ints; see `Unix.DONTWAIT`.
+_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+_INT_SIZE = array.array("i").itemsize
+
 _LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
 
 
@@ -113,7 +117,7 @@ class Unix(Addresses):
     TAKE = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
     TRUNCATED = int(socket.MSG_TRUNC)
     FDS_LOST = int(socket.MSG_CTRUNC)
-    RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+    RIGHTS = _SOCKET, _RIGHTS
     READABLE = select.POLLIN
     WRITABLE = select.POLLOUT
 
@@ -262,16 +266,16 @@ class Unix(Addresses):
         return bool(poll.poll(seconds * 1000))
 
     def received_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        fds = array.array("i")
+        fds: list[int] = []
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        if fds:
-            self._noted(max(fds))
-        return list(fds)
+            if level == _SOCKET and kind == _RIGHTS:
+                fds += memoryview(data)[: len(data) & -_INT_SIZE].cast("i")
+        if fds and max(fds) >= self._roomy_below:
+            self.raise_fd_limit()
+        return fds
 
     def fds_space(self, count: int) -> int:
-        return socket.CMSG_SPACE(count * array.array("i").itemsize)
+        return socket.CMSG_SPACE(count * _INT_SIZE)
 
     def open_file(self, path: str, *, writable: bool) -> int:
         # NONBLOCK, so that opening a FIFO does not block; its type is refused later.

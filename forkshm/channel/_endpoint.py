@@ -445,21 +445,22 @@ class Receiver:
     def _opened(self, arrived: tuple[bytes, list[Any], int, Any]) -> Received | None:
         data, ancillary, flags, _ = arrived
         fds = _fds_in(ancillary) if ancillary else []
-        if flags & _FDS_LOST:
-            kernel.raise_fd_limit()  # too late for this message; its reader reports the missing fds
         if len(fds) > DIRECT_FDS or len(ancillary) > 1:
             _unload(ancillary)
             fds = _fds_in(ancillary)
-        if not data:
-            kernel.close_all(fds)
-            if kernel.has_ended(self._socket):
-                return None
-            raise ChannelBrokenError("received an empty message, which forkshm never sends")
-        if flags & _TRUNCATED:
-            kernel.close_all(fds)
-            raise ChannelBrokenError(
-                f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
-            )
+        if flags & _UNUSUAL or not data:
+            if flags & _FDS_LOST:
+                kernel.raise_fd_limit()  # too late for this message; its reader reports the missing fds
+            if not data:
+                kernel.close_all(fds)
+                if kernel.has_ended(self._socket):
+                    return None
+                raise ChannelBrokenError("received an empty message, which forkshm never sends")
+            if flags & _TRUNCATED:
+                kernel.close_all(fds)
+                raise ChannelBrokenError(
+                    f"received a message of more than {MAX_MESSAGE:,} bytes, which forkshm never sends"
+                )
         ledger.messages += 1
         if ledger.watches:
             _note(data, "received")

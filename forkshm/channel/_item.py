@@ -24,6 +24,7 @@ STREAM = 0x80
 _wait_readable = kernel.wait_readable
 _dumps, _loads = pickle.dumps, pickle.loads
 _NUMBERS = frozenset({int, float, bool, type(None), complex})
+_MAY_BE_SMALL = _NUMBERS | {str, bytes, tuple, list, dict}
 _FEW, _SHORT, _SMALL = 16, 1024, 16 * 1024
 
 
@@ -82,6 +83,8 @@ def small_stream(thing: Any) -> bytes | None:
     Most items are of this kind. They do not need forkshm's pickler, which takes four times as long, and have no head.
     """
     kind = type(thing)
+    if kind not in _MAY_BE_SMALL:
+        return None
     if kind is tuple or kind is list or kind is dict:
         if len(thing) > _FEW:
             return None

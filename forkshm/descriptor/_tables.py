@@ -87,8 +87,12 @@ IDENTITY_SIZE = _IDENTITY.size
 # Minimum number of files for identities: a receiver may have no room for their fds, but already have the objects.
 MANY_FILES = 16
 
-# A region followed by a span, without padding.
-_ONE_REGION = struct.Struct("<QQBIiQQ")
+# A head, a region, and a span, without padding.
+_ONE_REGION = struct.Struct(_HEAD.format + "QQBIiQQ")
+# The same after its first 12 bytes, and without the block, which such a payload does not have.
+_AFTER_START = struct.Struct("<12xIQ16xQQBIiQQ")
+_HEAD_SIZE = _HEAD.size
+_TABLES_SIZE = _ONE_REGION.size - _HEAD.size
 _ONE_REGION_START = struct.pack("<BxHII", 0, 0, 1, 1)
 
 
@@ -213,18 +217,21 @@ def read_one_region(
         The region, the span, and the start and end of the stream. The span's region is 0 or,
         for a copy, `BLOCK`. None for another kind of payload, and for an invalid one.
     """
-    if data[position : position + 12] != _ONE_REGION_START or len(data) < position + _HEAD.size + _ONE_REGION.size:
+    if data[position : position + 12] != _ONE_REGION_START:
         return None
-    body = position + _HEAD.size
-    files, body_size = _HEAD.unpack_from(data, position)[4:6]
-    offset, size, mode, place, region, start, nbytes = _ONE_REGION.unpack_from(data, body)
-    fits = size >= 1 and offset + size < 2**63 and start + nbytes <= size and mode < len(_MODES)
-    fits = fits and files == 1 and place == 0
-    if region:
-        fits = fits and region == BLOCK and isinstance(_MODES[mode], Share)
-    if not fits or not _ONE_REGION.size <= body_size <= len(data) - body:
+    try:
+        files, body_size, offset, size, number, place, region, start, nbytes = _AFTER_START.unpack_from(data, position)
+        mode = _MODES[number]
+    except (struct.error, IndexError):
         return None
-    return (offset, size, _MODES[mode]), (region, start, nbytes), body + _ONE_REGION.size, body + body_size
+    if files != 1 or place or not 1 <= size < 2**63 - offset or start + nbytes > size:
+        return None
+    if region and (region != BLOCK or type(mode) is not Share):
+        return None
+    body = position + _HEAD_SIZE
+    if not _TABLES_SIZE <= body_size <= len(data) - body:
+        return None
+    return (offset, size, mode), (region, start, nbytes), body + _TABLES_SIZE, body + body_size
 
 
 def write_one_region(
@@ -232,8 +239,7 @@ def write_one_region(
 ) -> bytes:
     """Return the wire form of head and tables of a payload of one region and one span of it; see `read_one_region`."""
     offset, size, mode = region
-    head = _HEAD.pack(0, 0, 1, 1, 1, _ONE_REGION.size + stream_size, 0, 0)
-    return head + _ONE_REGION.pack(offset, size, _NUMBERS[mode], 0, *span)
+    return _ONE_REGION.pack(0, 0, 1, 1, 1, _TABLES_SIZE + stream_size, 0, 0, offset, size, _NUMBERS[mode], 0, *span)
 
 
 def write_plain(body_size: int) -> bytes:

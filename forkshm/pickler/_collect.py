@@ -63,6 +63,9 @@ _FOR_READING = frozenset({Mode.read_only, Mode.read_private})
 # would be lost, so the kernel is asked about every buffer that can be written.
 _WORTH_ASKING = 64 * 1024
 _OF_PYTHON = frozenset({"builtins", "numpy", "mmap", "_ctypes", "ctypes"})
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+# Types of these modules that were seen as owners of memory.
+_owners: set[type] = set()
 
 
 def _is_foreign(exporter: Any) -> bool:
@@ -73,7 +76,13 @@ def _is_foreign(exporter: Any) -> bool:
             break
         exporter = inner
     kind = type(exporter)
-    return kind.__name__ == "PyCapsule" or str(kind.__module__).partition(".")[0] not in _OF_PYTHON
+    if kind in _owners:
+        return False
+    if kind.__name__ == "PyCapsule" or str(kind.__module__).partition(".")[0] not in _OF_PYTHON:
+        return True
+    if not kind.__flags__ & _HEAP_TYPE:  # a type made by ``class`` may be one of many
+        _owners.add(kind)
+    return False
 
 
 def _was_written(address: int, nbytes: int) -> bool:
@@ -225,7 +234,7 @@ class Collector:
         self.leases: list[Lease] = []
         self.handed_on: list[tuple[int, Claim]] = []
         # Views of blocks that were received. Whether the blocks are passed on is decided when all views are known.
-        self._of_blocks: list[tuple[Claim, int, int, Mode | None, int, Any]] = []
+        self.of_blocks: list[tuple[Claim, int, int, Mode | None, int, Any]] = []
         # Address, bytes, number of the span, and whether the receiver only reads it.
         self.copies: list[tuple[int, int, int, bool]] = []
         self._indices: dict[tuple[int, Mode | None], int] = {}
@@ -277,7 +286,7 @@ class Collector:
                     return False
         elif (claim := claim_at(address)) is not None:  # received memory, whose file is the arena of another process
             if self._can_hand_on(claim, address, nbytes, asked):
-                self._of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
+                self.of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))
                 self.spans.append((BLOCK, 0, nbytes))
                 return False
         elif (nbytes >= _WORTH_ASKING or not view.readonly) and _is_foreign(view.obj):
@@ -425,15 +434,15 @@ class Collector:
         Raises:
             OSError: The kernel refused an fd or a lock.
         """
-        if not self._of_blocks:
+        if not self.of_blocks:
             return
         seen: dict[int, list[tuple[int, int, int, bool]]] = {}
-        for claim, address, nbytes, *_ in self._of_blocks:
+        for claim, address, nbytes, *_ in self.of_blocks:
             if nbytes >= OUT_OF_BAND:
                 seen.setdefault(id(claim), []).append((address, nbytes, 0, False))
         larger = {key: _merged(parts) for key, parts in seen.items()}
         enough = {key: MAY_HOLD_TIMES * sum(end - begin for begin, end, _ in parts) for key, parts in larger.items()}
-        for claim, address, nbytes, asked, number, view in self._of_blocks:
+        for claim, address, nbytes, asked, number, view in self.of_blocks:
             is_few = nbytes < OUT_OF_BAND and not _is_within(address, nbytes, larger.get(id(claim), ()))
             if claim.share is not Share.shared and (is_few or claim.size > max(MAY_HOLD, enough[id(claim)])):
                 self.copies.append((address, nbytes, number, asked in _FOR_READING))
@@ -441,7 +450,7 @@ class Collector:
                 continue
             self.spans[number] = self._block(claim, asked), address - claim.address, nbytes
             self.shared += nbytes
-        self._of_blocks.clear()  # with the views, so that the receiver may become the only user of the block
+        self.of_blocks.clear()  # with the views, so that the receiver may become the only user of the block
 
     def _block(self, claim: Claim, asked: Mode | None) -> int:
         known = self._indices.get((id(claim), asked), -1)
@@ -462,7 +471,7 @@ class Collector:
         """Release everything. Without a payload, the error's traceback would keep this object's memory alive."""
         for lease in self.leases:
             lease.close()
-        for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self._of_blocks):
+        for held in (self.leases, self.handed_on, self.keep, self.views, self._held, self.of_blocks):
             held.clear()
 
     # -- when all are known -----------------------------------------------------------

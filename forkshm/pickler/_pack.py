@@ -314,6 +314,9 @@ def begin(
     if unfinished:
         complete()
     parts = _parts(thing)
+    if len(parts) == 1 and (is_simple := simple_when.get(type(parts[0]))) is not None and is_simple(parts[0]):
+        # A fast path of the code below: a single array.
+        return _begin_simple(thing, Collector(repeats), is_alone=True)
     kinds = set(map(type, parts)) if len(parts) <= _MANY else None
     if kinds is not None and (
         plain_kinds >= kinds
@@ -353,20 +356,31 @@ def begin(
         if found is not None and _are_simple(found):
             # Most calls, chunks and results are of this kind. cloudpickle would find nothing to do in them, and that
             # would take half of the total time.
-            collector.is_alone = _are_apart(found)
-            simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
-            simple.dispatch_table = dispatch_table
-            simple.dump(thing)
-        else:
-            pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
-            pickler.importable = importable
-            pickler.collector = collector
-            try:
-                pickler.dump(thing)
-            except BaseException:
-                pickler.clear_memo()  # the memo holds the buffers, and the traceback holds the memo
-                raise
+            return _begin_simple(thing, collector, is_alone=_are_apart(found))
+        pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
+        pickler.importable = importable
+        pickler.collector = collector
+        try:
+            pickler.dump(thing)
+        except BaseException:
+            pickler.clear_memo()  # the memo holds the buffers, and the traceback holds the memo
+            raise
         collector.decide()
+    except BaseException:
+        collector.give_up()
+        raise
+    return PendingPayload(sink, collector)
+
+
+def _begin_simple(thing: Any, collector: Collector, *, is_alone: bool) -> PendingPayload:
+    sink = _Sink()
+    collector.is_alone = is_alone
+    try:
+        simple = pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
+        simple.dispatch_table = dispatch_table
+        simple.dump(thing)
+        if collector.of_blocks:
+            collector.decide()
     except BaseException:
         collector.give_up()
         raise
@@ -525,16 +539,17 @@ class PendingPayload:
         if not collector.spans and sink.size <= INLINE_LIMIT:
             return Payload(b"".join([write_plain(sink.size), *sink.pieces]))
         try:
-            collector.settle(for_many=for_many)
-            if len(collector.refs) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
+            if collector.handed_on:
+                collector.settle(for_many=for_many)
+            if len(collector.spans) != 1 or sink.size >= _FEW_IN_STREAM:
+                payload = _assemble(sink, collector, for_many=for_many)
+            elif collector.copies:
+                payload = _copy_one(sink, collector, for_many=for_many)
+            else:
                 head_and_tables = write_one_region(collector.refs[0], collector.spans[0], sink.size)
                 payload = Payload(
                     b"".join([head_and_tables, *sink.pieces]), collector.fds, collector.leases, collector.keep
                 )
-            elif len(collector.copies) == len(collector.spans) == 1 and sink.size < INLINE_LIMIT // 2:
-                payload = _copy_one(sink, collector, for_many=for_many)
-            else:
-                payload = _assemble(sink, collector, for_many=for_many)
         except BaseException:
             for lease in collector.leases:
                 lease.close()
@@ -544,6 +559,10 @@ class PendingPayload:
         ledger.bytes_copied += payload.copied
         ledger.bytes_shared += payload.shared
         return payload
+
+
+# The stream of a single buffer is short enough to stay in the message.
+_FEW_IN_STREAM = INLINE_LIMIT // 2
 
 
 def _copy_one(sink: _Sink, collector: Collector, *, for_many: bool) -> Payload:

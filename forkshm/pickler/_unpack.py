@@ -101,12 +101,12 @@ def receive(data: bytes, position: int, fds: list[int]) -> tuple[ReceivedPayload
         RegionGoneError: The memory that the payload names did not arrive, or differs from the description.
         OSError: The kernel refused a mapping or a lock.
     """
+    if fds and (one := read_one_region(data, position)) is not None:
+        return _receive_one_region(data, one, fds)
     if start := is_plain(data, position):
         head, _ = read_head(data, position)
         end = start + head.body_size
         return ReceivedPayload(memoryview(data)[start:end], []), end
-    if (one := read_one_region(data, position)) is not None and fds:
-        return _receive_one_region(data, one, fds)
     head, position = read_head(data, position)
     arrived = len(fds)
     if arrived < head.fds and not (head.identities and (arrived or head.block is None)):

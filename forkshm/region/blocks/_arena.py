@@ -343,8 +343,7 @@ class Arena:
             self._abandon()
         with guard:
             self._looked_at = []
-            self._take_back(4)
-            block = self._take(size)
+            block = self._take_back(4, size) or self._take(size)
             if block is None:
                 self._take_back(min(len(self._pieces), _LOOK_BACK))
                 block = self._take(size) or self._grow(size)
@@ -474,7 +473,8 @@ class Arena:
                 self._used -= size
                 del pieces[key]
 
-    def _take_back(self, how_many: int) -> None:
+    def _take_back(self, how_many: int, size: int = 0) -> Block | None:
+        """Free blocks that no process holds any more, or return one of exactly *size* bytes to use again."""
         # A new lease on a block is only made from an existing one. So once no process holds the block, none ever will:
         # asking is enough, and no lock needs to be taken.
         pieces, looked_at = self._pieces, self._looked_at
@@ -485,7 +485,7 @@ class Arena:
             piece = pieces.get(key)
             if piece is None:
                 continue
-            carved, offset, _, reference = piece
+            carved, offset, there, reference = piece
             segment = carved.segment
             if segment not in looked_at:
                 if not _WHOLE and not kernel.is_object(segment.fd, segment.identity):
@@ -501,8 +501,17 @@ class Arena:
                     pieces.move_to_end(key)
                 except KeyError:  # a signal handler has already freed it
                     continue
-            else:
+            elif there != size or segment.stuck:
                 self._free(key)
+            else:
+                block = Block(carved, offset, size, size, (), key)
+                again = carved, offset, size, weakref.ref(block)
+                # No call before the store; see `_take_from`.
+                if key in pieces and pieces[key] is piece:
+                    pieces[key] = again
+                    pieces.move_to_end(key)
+                    return block
+        return None
 
     def _lose(self, carved: _Carved) -> None:
         """Give up a segment whose fd the program has closed: the kernel can no longer tell which blocks are held."""
