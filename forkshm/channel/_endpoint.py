@@ -21,11 +21,21 @@ from forkshm.errors import ChannelBrokenError, ChannelClosedError
 from forkshm.region import give_back_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from forkshm.backend import MessageSocket
 
-__all__ = ("OwnedFd", "PrivateFd", "Received", "Receiver", "Sender", "close_in_children", "ends_open", "pair")
+__all__ = (
+    "UNUSUAL",
+    "OwnedFd",
+    "PrivateFd",
+    "Received",
+    "Receiver",
+    "Sender",
+    "close_in_children",
+    "ends_open",
+    "pair",
+)
 
 MAX_MESSAGE = 64 * 1024
 """Maximum bytes of a message. Payloads with more than their share of it go into a block instead."""
@@ -39,7 +49,8 @@ _CARRIED_FDS = 64
 
 # Looked up once instead of for each message.
 _DONTWAIT, _TRUNCATED, _FDS_LOST = kernel.DONTWAIT, kernel.TRUNCATED, kernel.FDS_LOST
-_UNUSUAL = _TRUNCATED | _FDS_LOST
+UNUSUAL = _TRUNCATED | _FDS_LOST
+"""Flags of a message that did not arrive whole."""
 _LEVEL, _KIND = kernel.RIGHTS
 WAIT = kernel.TAKE
 """An argument of `Receiver.take`: wait for a message."""
@@ -48,6 +59,7 @@ _RECEIVE = _DONTWAIT | WAIT
 # Arguments of calls that `map` makes.
 _ONCE: tuple[tuple[()], ...] = ((),)
 _MESSAGE_SIZE = (MAX_MESSAGE,)
+_HOW = (_RECEIVE,)
 _ANCILLARY_SIZE = (kernel.fds_space(DIRECT_FDS + 1),)
 _CARRIED_ANCILLARY = kernel.fds_space(_CARRIED_FDS)
 
@@ -354,7 +366,7 @@ class Receiver:
                 return arrived
             received = None
             data, ancillary, flags, _ = arrived
-            if not ancillary and not flags & _UNUSUAL and data:
+            if not ancillary and not flags & UNUSUAL and data:
                 # A fast path of the code below, for most messages.
                 received = Received(data, [])
                 if inbox and inbox[0] is arrived:
@@ -383,6 +395,10 @@ class Receiver:
         if inbox and inbox[0] is received:
             del inbox[0]
 
+    def receiving(self) -> Iterator[Any]:
+        """Return an iterator that receives a message as the kernel returns it, or raises if there is none."""
+        return map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, _HOW)
+
     def take(self, how: int = _RECEIVE) -> Received | None:
         """Receive a message: wait for one, or as `receive_nowait`."""
         arrived: list[Any] = []
@@ -403,7 +419,7 @@ class Receiver:
             if type(first) is Received:
                 return first
             data, ancillary, flags, _ = first
-            if not ancillary and not flags & _UNUSUAL and data:
+            if not ancillary and not flags & UNUSUAL and data:
                 # A fast path of the code below, for most messages.
                 ledger.messages += 1
                 if ledger.watches:
@@ -448,7 +464,7 @@ class Receiver:
         if len(fds) > DIRECT_FDS or len(ancillary) > 1:
             _unload(ancillary)
             fds = _fds_in(ancillary)
-        if flags & _UNUSUAL or not data:
+        if flags & UNUSUAL or not data:
             if flags & _FDS_LOST:
                 kernel.raise_fd_limit()  # too late for this message; its reader reports the missing fds
             if not data:

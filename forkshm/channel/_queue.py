@@ -33,7 +33,7 @@ from forkshm import _interrupts, _system
 from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel._backlog import SLICE, Backlog
-from forkshm.channel._endpoint import Receiver, Sender, pair
+from forkshm.channel._endpoint import UNUSUAL, Receiver, Sender, pair
 from forkshm.channel._item import STREAM, open_item, small_stream, wait_message, wait_ready
 from forkshm.channel._simple_queue import only_shared
 from forkshm.channel._spin import Spin
@@ -56,6 +56,8 @@ _locks = kernel.locks
 _loads = pickle.loads
 # `itertools.starmap(_call, steps)` makes several C calls, and no signal handler runs in between.
 _call = operator.call
+_NOTHING = object()
+_LAST = (-1,)
 
 # Requested buffer size. The kernel grants at most net.core.wmem_max, usually 208 KiB.
 _SOCKET_BUFFER = 2**20
@@ -358,6 +360,8 @@ class Queue(Backlog):
         if self._closed:
             raise self._is_closed()
         try:
+            if self._counting_got is not None and (item := self._get_at_once(self._counting_got)) is not _NOTHING:
+                return item
             received = self._reader.take()
         except BlockingIOError:
             if not block:
@@ -391,6 +395,39 @@ class Queue(Backlog):
             self._reader.put_back(received)
             raise
         return value
+
+    def _get_at_once(self, counting: tuple[Any, ...]) -> Any:
+        """Take a small object, in two C calls; return `_NOTHING`, with nothing done, if that is not possible.
+
+        Raises:
+            BlockingIOError: There is no message.
+        """
+        reader = self._reader
+        if reader.inbox or ledger.watches:
+            return _NOTHING
+        done: list[Any] = []  # the message, the object, and the new count
+        try:
+            done.extend(reader.receiving())
+            data, ancillary, flags, _ = done[0]
+            if ancillary or flags & UNUSUAL or not data or data[0] != STREAM:
+                reader.inbox.extendleft(map(done.pop, _LAST))
+                return _NOTHING
+            done.extend(itertools.starmap(_call, ((_loads, data), counting)))
+            ledger.messages += 1
+            return done[1]
+        except BaseException as error:
+            if isinstance(error, OSError):
+                if len(done) == 2 and error.errno == errno.EINVAL:
+                    return done[1]  # another process took this one for dead, and has corrected the count
+                if not done and error.errno is not None and not isinstance(error, BlockingIOError):
+                    return _NOTHING  # the general way tells why
+            if len(done) == 1 and isinstance(error, Exception):
+                self._give_room([1])
+            elif done:  # a signal handler has raised
+                if len(done) == 3:
+                    _count(self._counters.items, 1, [])
+                reader.inbox.appendleft(done[0])
+            raise
 
     def get_nowait(self) -> Any:
         """Return an item if there is one; same as ``get(block=False)``."""
