@@ -6,6 +6,10 @@ unable to import them, and doctests are listed here.
 
 from __future__ import annotations
 
+import os
+
+from forkshm.backend import kernel
+
 # Missing capabilities of each backend, with the reason. Tests marked ``needs(capability)`` are skipped there. With
 # ``only``, the mark applies to parameters whose id contains that text.
 MISSING: dict[str, dict[str, str]] = {
@@ -51,6 +55,7 @@ MISSING: dict[str, dict[str, str]] = {
         "signals": "needs handlers of signals from other processes, or signals to the own process",
         "start_methods": "the program uses fork and forkserver beside spawn",
         "symbolic_links": "Wine does not find the target of a link that Python made",
+        "terminals": "the test has a terminal of its own (openpty(3))",
         "touching_regions": "a section has one more page behind its last one, so no two regions touch",
         "unix_sockets": "Python has no AF_UNIX there",
         "written_pages": "the written pages of a mapping are unknown, so copies that are sent on are copied again",
@@ -106,6 +111,15 @@ FILES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 
 
+# What the Linux and the POSIX backend have only where the system has it.
+_OF_PROC = ("memory_maps", "proc")
+
+
+def has(capability: str) -> bool:
+    """Return whether the backend of this process has a capability, for tests that go another way without it."""
+    return why_missing(kernel.name, capability, "", "") is None
+
+
 def reason_to_skip(backend: str, nodeid: str) -> str | None:
     """Return the reason to skip a file or doctest on a backend, or None."""
     name = nodeid.removeprefix("tests/")
@@ -118,6 +132,8 @@ def reason_to_skip(backend: str, nodeid: str) -> str | None:
 def why_missing(backend: str, capability: str, only: str, nodeid: str) -> str | None:
     """Return the reason to skip a test with such a mark on a backend, or None."""
     why = MISSING.get(backend, {}).get(capability)
+    if why is None and capability in _OF_PROC and not os.path.exists("/proc/self/maps"):
+        why = MISSING["windows"][capability]
     if why is None or only not in nodeid.partition("[")[2]:
         return None
     return f"needs {capability}: {why}"

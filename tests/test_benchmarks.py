@@ -369,7 +369,7 @@ def test_pairs_are_judged_by_the_median_of_their_ratios(capsys, monkeypatch):
     assert said.split() == ["name", "2.500", "MB", "3.000", "MB", "1.15x", "SLOWER"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.needs("proc")
 def test_small_kept_results_hold_little_memory_and_views_copy_their_elements():
     done = run(BENCHMARKS / "kept.py", "--only", "value,broadcast,windows")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,7 +46,7 @@ if __name__ == "__main__":
 }
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.needs("fork")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_nothing_warns(tmp_path, name):
     path = tmp_path / "program.py"

@@ -6,10 +6,10 @@ import contextlib
 import gc
 import os
 import socket
-import sys
 
 import functions as f
 import pytest
+from capability_skips import has
 from consuming import receive
 
 import forkshm
@@ -128,7 +128,7 @@ def test_sockets(pool):
             assert pool.apply(talk, (there,)) == (there.family, there.type)
         assert here.recv(10) == b"hello"
         assert here.recv(10) == b""
-    if sys.platform == "win32":  # sent by the standard library's method, with a thread that stays
+    if not has("handles_in_messages"):  # sent by the standard library's method, with a thread that stays
         forkshm.resource_sharer.stop(timeout=20)
 
 

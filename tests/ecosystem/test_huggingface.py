@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("signals")]
 
 if importlib.util.find_spec("datasets") is None:
     pytest.skip("datasets is not installed: pip install 'forkshm[ecosystem]'", allow_module_level=True)
-if sys.platform == "win32":
-    pytest.skip("kills its worker by a signal", allow_module_level=True)
 
 PROGRAM = """
 import os

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import pytest
 
-pytestmark = [pytest.mark.nightly, pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for threads")]
+pytestmark = [pytest.mark.nightly, pytest.mark.needs("proc")]
 
 PROGRAM = """
 import sys, warnings

@@ -5,7 +5,6 @@ import inspect
 import os
 import select
 import signal
-import sys
 import tempfile
 import textwrap
 import threading
@@ -19,7 +18,7 @@ from forkshm import WorkerDiedError, _multiprocess, processes
 from forkshm.backend import kernel
 from forkshm.errors import WorkerStartError
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="about processes that have parents")
+pytestmark = pytest.mark.needs("children")
 
 METHODS = ["fork", "forkserver", "spawn"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="needs fds"),
+    pytest.mark.needs("fd_numbers"),
     pytest.mark.slow,
 ]
 
@@ -63,7 +61,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
+@pytest.mark.needs("fork")
 def test_a_fork_server_that_was_started_anew_stays(run_script):
     assert run_script(RESTARTED) == "done\n"
 

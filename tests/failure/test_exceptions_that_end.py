@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 
 import functions as f
@@ -81,7 +80,7 @@ def test_the_pool_fails_with_the_initializers_exception(kind):
         pool.apply(f.square, (2,))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="about signals to groups")
+@pytest.mark.needs("interrupts")
 def test_a_real_interrupt_of_the_group_still_does_not_reach_the_workers(run_script):
     out = run_script(
         """
@@ -98,7 +97,7 @@ with forkshm.Pool(2) as pool:
     assert out == "[None, None] 0\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there")
+@pytest.mark.needs("signals")
 def test_a_task_that_exits_at_SIGTERM_does_not_hold_up_terminate(tmp_path, wait_until):
     pool = forkshm.Pool(1)
     pool.apply_async(f.die_at_sigterm, (tmp_path / "mark", "sys.exit"))

@@ -1,9 +1,8 @@
 """Programs that end with open objects, or close them in a __del__ or an exit function, end silently and at once."""
 
-import sys
-
 import pytest
 import started
+from capability_skips import has
 
 from forkshm.backend import kernel
 
@@ -201,8 +200,8 @@ def test_a_program_ends_silently(run_script, method, kind, place):
 @pytest.mark.nightly
 @pytest.mark.parametrize(("method", "kind", "place"), [each for each in ALL if each not in SOME])
 def test_a_program_ends_silently_with_every_start_method(run_script, method, kind, place):
-    if sys.platform == "win32" and method != "spawn":
-        pytest.skip("there is no fork")
+    if method != "spawn" and not has("fork"):
+        pytest.skip("needs fork")
     check(run_script, method, kind, place)
 
 

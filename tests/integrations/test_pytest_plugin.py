@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("xdist")
 pytest.importorskip("numpy")
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="no sockets that pass descriptors")]
+pytestmark = [pytest.mark.slow, pytest.mark.needs("unix_sockets")]
 
 CONFTEST = """
 import os, pathlib, time

@@ -8,10 +8,10 @@ import multiprocessing.pool
 import operator
 import os
 import signal
-import sys
 import time
 
 import pytest
+from capability_skips import has
 
 import forkshm
 
@@ -72,7 +72,7 @@ def test_an_executors_workers_can_be_ended(method):
             future.result(timeout=10)
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(abs, 1)
-    if sys.platform != "win32":
+    if has("signals"):
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
@@ -96,7 +96,7 @@ def _wait_for_an_interrupt(connection):
         connection.send("interrupted")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.needs("interrupts")
 @pytest.mark.parametrize("kind", ["default", "fork"])
 def test_a_process_can_be_interrupted(kind):
     here, there = forkshm.Pipe()
@@ -140,9 +140,7 @@ def test_dask_hears_of_a_killed_worker():
     import dask
 
     with forkshm.Executor(1) as executor:
-        doomed = dask.delayed(os.kill)(
-            dask.delayed(os.getpid)(), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
-        )
+        doomed = dask.delayed(os.kill)(dask.delayed(os.getpid)(), getattr(signal, "SIGKILL", signal.SIGTERM))
         with pytest.raises(forkshm.WorkerDiedError):
             doomed.compute(scheduler=executor)
         assert dask.delayed(abs)(-2).compute(scheduler=executor) == 2

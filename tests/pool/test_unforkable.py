@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import sys
 
 import pytest
 
 from forkshm.pool import _unforkable
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+pytestmark = pytest.mark.needs("proc")
 
 # A module with the name of a known library, and a C thread with the name of the library's threads.
 STAND_IN = """

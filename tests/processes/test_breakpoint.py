@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
+pytestmark = pytest.mark.needs("terminals")
 
 PROGRAM = """
 import forkshm

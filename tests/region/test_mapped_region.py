@@ -18,6 +18,7 @@ import signal
 import sys
 
 import pytest
+from capability_skips import has
 from system import in_pages, is_mapped, open_fds
 
 from forkshm import FileMapping, MappedRegion, Mode, RegionError, SharedMemoryObject, anonymous_shared_memory
@@ -78,7 +79,7 @@ class Maker:
             name = f"forkshm-test-{os.getpid()}-{secrets.token_hex(8)}"
             made = SharedMemoryObject("create_only", name)
             self.cleanup.callback(SharedMemoryObject.remove, name)
-            if size > GIB and sys.platform != "win32":
+            if size > GIB and has("fds_of_files"):
                 os.ftruncate(made.fileno(), size)  # truncate() would allocate all the memory now
             else:
                 made.truncate(size)
@@ -86,7 +87,7 @@ class Maker:
         if self.kind == "anonymous region":
             return anonymous_shared_memory(size)
         if self.kind == "wrapped memfd":
-            if sys.platform == "win32":  # files have fds of the C library, and memory has handles
+            if not has("fds_of_files"):  # files have fds of the C library, and memory has handles
                 path = self.folder / secrets.token_hex(8)
                 path.write_bytes(b"")
                 os.truncate(path, size)
@@ -107,9 +108,9 @@ class Maker:
             opened = FileMapping(made.name, "read_only")
         elif self.kind == "open file":
             opened = open(made.name, "rb")
-        elif sys.platform == "win32" and self.kind == "wrapped memfd":
+        elif not has("fds_of_files") and self.kind == "wrapped memfd":
             opened = Wrapped(os.open(made.name, os.O_RDONLY | os.O_BINARY))
-        elif sys.platform == "win32":
+        elif not has("fds_of_files"):
             opened = Handle(kernel.read_only(made.fileno()))
         else:
             opened = open(f"/proc/self/fd/{made.fileno()}", "rb")
