@@ -406,12 +406,14 @@ class Queue(Backlog):
         if reader.inbox or ledger.watches:
             return _NOTHING
         done: list[Any] = []  # the message, the object, and the new count
+        is_opening = False
         try:
             done.extend(reader.receiving())
             data, ancillary, flags, _ = done[0]
             if ancillary or flags & UNUSUAL or not data or data[0] != STREAM:
                 reader.inbox.extendleft(map(done.pop, _LAST))
                 return _NOTHING
+            is_opening = True
             done.extend(itertools.starmap(_call, ((_loads, data), counting)))
             ledger.messages += 1
             return done[1]
@@ -421,7 +423,7 @@ class Queue(Backlog):
                     return done[1]  # another process took this one for dead, and has corrected the count
                 if not done and error.errno is not None and not isinstance(error, BlockingIOError):
                     return _NOTHING  # the general way tells why
-            if len(done) == 1 and isinstance(error, Exception):
+            if len(done) == 1 and is_opening:  # it cannot be unpickled
                 self._give_room([1])
             elif done:  # a signal handler has raised
                 if len(done) == 3:
