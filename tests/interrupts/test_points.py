@@ -55,7 +55,8 @@ TWICE = {
 def test_twice(name):
     first, last, again = TWICE[name]
     _, tried, bad = program.run(name, "exception", first=first, last=last, again=again)
-    assert tried > last - first, "nothing was interrupted"
+    # The number of points depends on the version of Python.
+    assert tried > (last - first) // 2, "nothing was interrupted"
     assert not bad, _tell(bad)
 
 
