@@ -99,7 +99,10 @@ class Pool:
         ((success, value),) = await self._running_driver().run([task])
         if success:
             return cast("T", value)
-        raise value
+        try:
+            raise value
+        finally:
+            del value  # no cycle of the exception, its traceback and this frame
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of ``func(*args, **kwargs)``, called in a worker; like `apply`, with plain arguments.
@@ -145,11 +148,15 @@ class Pool:
             answers = await driver.run(tasks, lambda position: bar.update(lengths[position]))
         finally:
             bar.close()
-        for success, value in answers:
-            if not success:
-                raise value
-            values += value
-        return values
+        value: Any = None
+        try:
+            for success, value in answers:
+                if not success:
+                    raise value
+                values += value
+            return values
+        finally:
+            del answers, value  # no cycle of an exception, its traceback and this frame
 
     def imap(
         self,
@@ -274,7 +281,10 @@ class Results(Generic[T]):
             if self._taken == self._submitted:
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # no cycle of the exception, its traceback and this frame
                 self._bar.close()
                 raise StopAsyncIteration
             answers = self._sink.answers
@@ -292,7 +302,10 @@ class Results(Generic[T]):
             self._fill()
             if not success:
                 self._bar.update(self._sink.chunksize)
-                raise value
+                try:
+                    raise value
+                finally:
+                    del value
         self._bar.update(1)
         return self._values.popleft()
 

@@ -144,7 +144,10 @@ def _call_method(proxy: Any, methodname: str, args: Any = (), kwds: Any = {}) ->
     if kind == "#RETURN":
         return result
     if kind != "#PROXY":
-        raise _managers.convert_to_error(kind, result)
+        try:
+            raise _managers.convert_to_error(kind, result)
+        finally:
+            del result  # the exception, whose traceback would keep this frame, and so the exception itself
     exposed, token = result
     token.address = proxy._token.address
     proxy_type = proxy._manager._registry[token.typeid][-1]

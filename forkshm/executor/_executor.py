@@ -317,7 +317,10 @@ def _results(
             success, values = work.open(sink.outcomes.pop(position))
             position += 1
             if not success:
-                raise values
+                try:
+                    raise values
+                finally:
+                    del values  # no cycle of the exception, its traceback and this frame
             values.reverse()
             while values:
                 bar.update(1)

@@ -271,8 +271,12 @@ class IMapIterator(ResultSink, Generic[T]):
             except BaseException:
                 self._values.extendleft(taken)  # interrupted: the next call returns it
                 raise
+        del taken
         self._dispatcher.wait_out_program()
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # no cycle of the exception, its traceback and this frame
 
     def _next_chunk(self, timeout: float | None, deadline: float | None) -> None:
         """Wait for the next chunk of results and unpickle it, together with tiny results that follow it."""
@@ -288,8 +292,11 @@ class IMapIterator(ResultSink, Generic[T]):
                 if not self._exhausted or self._taken != self._submitted:
                     continue  # another thread took it
                 if self._input_error is not None:
-                    error, self._input_error = self._input_error, None
-                    raise error
+                    failure, self._input_error = self._input_error, None
+                    try:
+                        raise failure
+                    finally:
+                        del failure
                 if self.bar is not None:
                     self.bar.close()
                 raise StopIteration

@@ -254,6 +254,9 @@ class Task:
             payload.close()
 
 
+_NO_ARGUMENTS: Any = ((), {})
+
+
 class Batch(list[Task]):
     """Tasks that are being pickled and sent in one message."""
 
@@ -474,6 +477,8 @@ class Outstanding:
                 if task.payload is not None:
                     task.close()
                 task.sink.deliver(task, answer)  # repeated if an earlier delivery was interrupted
+                # A sink may keep the task, in a cycle of references that only a garbage collection ends.
+                task.arguments = _NO_ARGUMENTS
                 answered.pop(number, None)
         return any_there
 

@@ -124,7 +124,8 @@ class LoopDriver:
             except BaseException:  # canceled, or a signal handler has raised
                 self.cancel(sink)
                 raise
-        return [opened[position] for position in range(len(tasks))]
+        # Taken out, because `came` and the sink refer to each other, and keep what is left until a garbage collection.
+        return [opened.pop(position) for position in range(len(tasks))]
 
     # -- answers ------------------------------------------------------------------------------
 

@@ -264,7 +264,10 @@ class Launch:
             raise
         self._finalizer()
         if failures:
-            raise failures[0]
+            try:
+                raise failures[0]
+            finally:
+                del failures  # no cycle of the exception, its traceback and this frame
         return True
 
     def signal(self, number: int) -> None:
