@@ -223,7 +223,11 @@ class Executor(_StandardExecutor):
             task.sink = sink
         sink.tasks = tasks
         if tasks:
-            self._work.add(pool, tasks)
+            try:
+                self._work.add(pool, tasks)
+            except BaseException:
+                sink.tasks = []  # they refer to the sink, and keep their arguments
+                raise
         # A separate generator function, so that the code above runs at the call and not at the first `next`.
         return _results(weakref.ref(self), self._work, sink, chunks, deadline, bar)
 

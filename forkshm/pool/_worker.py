@@ -460,6 +460,7 @@ class _Worker:
             refusal = ResultNotPicklableError(kind_of_value, error)
             refusal.__cause__ = error
             self._send_error(Kind.ERROR, number, refusal)
+            del refusal  # no cycle of the exception, its traceback and this frame
         except BaseException as error:  # raised by a __reduce__
             self._send_error(Kind.ERROR, number, error)
         return None

@@ -95,6 +95,7 @@ class LoopDriver:
             self._dispatcher.submit(tasks, waited_for=True)
         except BaseException:
             self._open.difference_update(tasks)
+            sink.tasks.clear()
             raise
         self._watch()
 
@@ -107,13 +108,14 @@ class LoopDriver:
         """
         done = self.loop.create_future()
         opened: dict[int, tuple[bool, Any]] = {}
+        expected = len(tasks)
 
         def came() -> None:
             for position, answer in list(sink.answers.items()):
                 opened[position] = self._dispatcher.open(answer)
                 del sink.answers[position]
                 each(position)
-            if len(opened) == len(tasks) and not done.done():
+            if len(opened) == expected and not done.done():
                 done.set_result(None)
 
         if tasks:
@@ -125,7 +127,7 @@ class LoopDriver:
                 self.cancel(sink)
                 raise
         # Taken out, because `came` and the sink refer to each other, and keep what is left until a garbage collection.
-        return [opened.pop(position) for position in range(len(tasks))]
+        return [opened.pop(position) for position in range(expected)]
 
     # -- answers ------------------------------------------------------------------------------
 
