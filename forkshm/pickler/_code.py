@@ -3,22 +3,32 @@
 * Code keeps its file name. Code without a file (a notebook's cell, a line of an interactive session) is sent with its
   source, so that a traceback of the receiver shows the line.
 * The type of a ctypes array arrives as that type.
+* A function with a cache (``functools.lru_cache``), a cached property and a weak dict arrive without their caches and
+  locks. cloudpickle sends none of them.
 * A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not be
   sent back to the process that has the class itself.
 """
 
 from __future__ import annotations
 
+import functools
 import linecache
 import operator
+import sys
 import types
 import typing
+import weakref
 from typing import Any
 
 import cloudpickle
 import cloudpickle.cloudpickle as _cloudpickle
 
-__all__ = ("global_names", "reduce_array_type", "reduce_code", "with_slots")
+__all__ = ("DECORATED", "LRU_CACHE", "OF_DECORATORS", "global_names", "reduce_array_type", "reduce_code", "with_slots")
+
+LRU_CACHE: Any = type(functools.lru_cache(int))
+"""The type of a function with a cache."""
+DECORATED = (LRU_CACHE, functools.cached_property, functools.partialmethod, functools.singledispatchmethod)
+"""Types of objects that decorators make of functions."""
 
 # Replaces every file name.
 _NO_FILE = "<dynamic-code>"
@@ -51,6 +61,40 @@ def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str]) -> types.C
     name = code.co_filename
     linecache.cache[name] = sum(map(len, source)), None, source, name
     return code
+
+
+def _reduce_cached(function: Any) -> Any:
+    """Send a function with a cache: by name if it can be imported, else by value, with an empty cache."""
+    found: Any = sys.modules.get(function.__module__) if function.__module__ != "__main__" else None
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is function:
+        return function.__qualname__
+    return rebuild_cached, (function.__wrapped__, function.cache_parameters()), vars(function)
+
+
+def rebuild_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """Return the function that arrived, with an empty cache."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(cached: Any) -> Any:
+    # Without the lock that it has up to Python 3.11.
+    return functools.cached_property, (cached.func,), {"attrname": cached.attrname, "__doc__": cached.__doc__}
+
+
+def _reduce_weak_dict(weak: Any) -> Any:
+    return type(weak), (dict(weak),)
+
+
+OF_DECORATORS: dict[type, Any] = {
+    LRU_CACHE: _reduce_cached,
+    functools.cached_property: _reduce_cached_property,
+    # A function with single dispatch has one.
+    weakref.WeakKeyDictionary: _reduce_weak_dict,
+    weakref.WeakValueDictionary: _reduce_weak_dict,
+}
+"""For the dispatch table of a pickler."""
 
 
 def reduce_array_type(kind: Any) -> Any:
