@@ -29,6 +29,7 @@ from forkshm.pickler._pack import (
     is_name,
     pack,
     pack_by_name,
+    small_stream,
     still_by_name,
     tiny_stream,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "register_named",
     "repeated",
     "skip",
+    "small_stream",
     "still_by_name",
     "tiny_stream",
     "view",

@@ -72,6 +72,7 @@ __all__ = (
     "is_name",
     "pack",
     "pack_by_name",
+    "small_stream",
     "still_by_name",
     "tiny_stream",
 )
@@ -393,6 +394,29 @@ def begin(
         collector.give_up()
         raise
     return PendingPayload(sink, collector)
+
+
+def small_stream(thing: Any, limit: int, importable: ImportableNames = NO_NAMES) -> bytes | None:
+    """Return the whole pickle of *thing*, or None if it has more than *limit* bytes, or contains shared memory.
+
+    Raises:
+        Exception: Whatever pickling the object raises.
+    """
+    sink, file = _Sink(), io.BytesIO()
+    collector = Collector()
+    try:
+        for target, buffer_callback in ((sink, collector), (file, None)):
+            pickler = _Pickler(target, pickle.HIGHEST_PROTOCOL, buffer_callback=buffer_callback)
+            pickler.importable = importable
+            pickler.collector = collector
+            pickler.dump(thing)
+            if len(collector.copies) < len(collector.spans):
+                return None
+            if sink.size + sum(nbytes for _, nbytes, *_ in collector.copies) > limit:
+                return None
+    finally:
+        collector.give_up()
+    return file.getvalue()
 
 
 def tiny_stream(thing: Any) -> bytes | None:

@@ -9,17 +9,20 @@ So arguments that could change are taken at the call:
   sent in a message of its own.
 
 Arguments above `SMALL` bytes are copied when they are sent, so that waiting arguments are not in memory twice. With
-``copy_at_call`` they are taken at the call, too.
+``copy_at_call`` they are taken at the call, too. Small arguments beside a large one are taken at the call; other
+objects among them are pickled together, because they may refer to each other.
 """
 
 from __future__ import annotations
 
+import operator
+import pickle
 import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pickler import attribute_of
+from forkshm.pickler import attribute_of, small_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,17 +41,48 @@ _FIXED = frozenset(
 _MOST_PARTS = 1000
 
 
-class _Copier:
-    """Copies plain containers and small arrays; leaves other objects in place and records that there were some."""
+class _Taken:
+    """Stands for an object that was pickled at the call. It arrives as that object."""
 
-    def __init__(self) -> None:
+    __slots__ = ("index", "together")
+
+    def __init__(self, together: _Together, index: int) -> None:
+        self.together = together
+        self.index = index
+
+    def __reduce__(self) -> Any:
+        return operator.getitem, (self.together, self.index)
+
+
+class _Together:
+    """Objects that were pickled in one stream. They arrive as a list."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: bytes) -> None:
+        self.stream = stream
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (self.stream,)
+
+
+class _Copier:
+    """Copies plain containers and small arrays; leaves other objects in place and records that there were some.
+
+    Args:
+        taken: By id, what takes the place of other objects.
+    """
+
+    def __init__(self, taken: dict[int, Any] | None = None) -> None:
         # Whether there was an object that only a pickler can take.
         self.has_others = False
         # Whether there was an object that is too large to be taken now.
         self.has_large = False
         self._parts = 0
         # By id, so that an object that occurs twice is one object in the copy as well.
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, Any] = taken or {}
+        # The objects that only a pickler can take, by their id.
+        self.others: dict[int, Any] = {}
         numpy = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
         self._scalar: Any = getattr(numpy, "number", ())
@@ -64,6 +98,7 @@ class _Copier:
             self._parts += len(thing)
             if self._parts > _MOST_PARTS:
                 self.has_others = True
+                self.others[id(thing)] = thing
                 return thing
             return self._container(thing, kind)
         if kind is bytearray:
@@ -76,6 +111,8 @@ class _Copier:
             # Other arrays may be views of shared memory, for example, so their memory is examined.
             if thing.base is not None or thing.dtype.hasobject or not thing.flags.owndata:
                 self.has_others = True
+                if self._is_apart(thing):
+                    self.others[id(thing)] = thing
                 return thing
             made = thing.copy(order="K")
         elif isinstance(thing, self._scalar):
@@ -86,9 +123,18 @@ class _Copier:
                 self.has_large = True
             else:
                 self.has_others = True
+                if str(kind.__module__).partition(".")[0] != "forkshm":
+                    self.others[id(thing)] = thing
+                # Our own types contain shared memory, and no objects of the program.
             return thing
         memo[id(thing)] = made
         return made
+
+    def _is_apart(self, array: Any) -> bool:
+        """Return whether no large argument can have the memory of an array that is a view."""
+        while isinstance(array.base, self._array):
+            array = array.base
+        return array.base is None and bool(array.flags.owndata) and array.nbytes <= SMALL
 
     def _container(self, thing: Any, kind: type) -> Any:
         made: Any
@@ -108,6 +154,8 @@ class _Copier:
             return thing
         else:
             made = tuple(map(self.copy, thing))
+            # One of its parts may refer to it.
+            made = self._memo.setdefault(id(thing), made)
         return made
 
 
@@ -135,12 +183,27 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
         if not (copier.has_others or copier.has_large):
             task.arguments = copied
         elif copier.has_large and not always:
-            task.arguments = copied  # the small ones; large ones are in place
+            task.arguments = _with_others(dispatcher, arguments, copier, copied)  # large ones are in place
         else:
-            _pack(dispatcher, task, copied, always=always)
+            _pack(dispatcher, task, copier, copied, always=always)
 
 
-def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> None:
+def _with_others(dispatcher: Dispatcher, arguments: Any, copier: _Copier, copied: Any) -> Any:
+    """Return copied arguments in which the other objects are pickled, if these are small and not shared."""
+    if not copier.others:
+        return copied
+    others = list(copier.others.values())
+    try:
+        stream = small_stream(others, SMALL, dispatcher.importable)
+    except Exception:  # raised again when the task is sent
+        return copied
+    if stream is None:
+        return copied
+    together = _Together(stream)
+    return _Copier({id(thing): _Taken(together, index) for index, thing in enumerate(others)}).copy(arguments)
+
+
+def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, always: bool) -> None:
     try:
         dispatcher._pack(task)
     except Exception:  # raised again when the task is sent, and reported in the call's own way
@@ -149,6 +212,6 @@ def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> N
     if (payload := task.payload) is not None and payload.fds and not always:
         # The object contains large or shared memory. Each such task would keep fds open, and many may wait.
         task.close()
-        task.arguments = copied
+        task.arguments = _with_others(dispatcher, task.arguments, copier, copied)
     else:
         task.batched = False

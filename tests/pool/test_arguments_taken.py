@@ -181,3 +181,75 @@ def test_a_terminated_pool_releases_pickled_arguments():
         pool.apply_async(gate.acquire)
         for _ in range(300):
             pool.apply_async(get, (Own(),))
+
+
+class Config:
+    def __init__(self):
+        self.items = [0]
+        self.small = np.zeros(3)
+
+
+def get_beside(large, config, again, view):
+    same = config is again[0] and config.items is again[1].items
+    return len(large), config.items, float(config.small.sum() + view.sum()), same
+
+
+BESIDE = {
+    "large": lambda: np.zeros(100_000),
+    "bytes": lambda: bytearray(100_000),
+    "shared": lambda: forkshm.zeros(10),
+    "view of shared": lambda: np.asarray(forkshm.zeros(10)),
+    "shared list": lambda: forkshm.Array("i", 10),
+}
+
+
+@pytest.mark.parametrize("large", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("how", ["submit", "starmap_async"])
+def test_small_objects_beside_a_large_argument_are_taken_at_the_call(held, how, large):
+    executor, release = held
+    large = large()
+    configs = [Config() for _ in range(COUNT)]
+    calls = []
+    for config in configs:
+        alike = Config()
+        alike.items = config.items
+        calls.append((large, config, [config, alike], config.small[::2]))
+    if how == "submit":
+        futures = [executor.submit(get_beside, *call) for call in calls]
+
+        def found():
+            return [future.result() for future in futures]
+    else:
+        found = executor.pool.starmap_async(get_beside, calls, chunksize=1).get
+    for config in configs:
+        config.items.append(1)
+        config.small += 1
+    release()
+    assert found() == [(len(large), [0], 0.0, True)] * COUNT
+
+
+def sum_after(large, part):
+    large[:] = 1
+    return float(part.sum())
+
+
+def test_a_view_of_a_large_argument_stays_its_view(held):
+    executor, release = held
+    large = np.zeros(100_000)
+    futures = [executor.submit(sum_after, large, large[:5]) for _ in range(10)]
+    release()
+    assert [future.result() for future in futures] == [5.0] * 10
+
+
+def is_recursive(thing, again):
+    return thing[0][0] is thing and thing is again
+
+
+def test_a_recursive_tuple_arrives_as_one(held):
+    executor, release = held
+    inner = []
+    thing = (inner,)
+    inner.append(thing)
+    future = executor.submit(is_recursive, thing, thing)
+    release()
+    assert future.result()
