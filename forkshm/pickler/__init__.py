@@ -29,7 +29,6 @@ from forkshm.pickler._pack import (
     is_name,
     pack,
     pack_by_name,
-    small_stream,
     still_by_name,
     tiny_stream,
 )
@@ -44,6 +43,7 @@ from forkshm.pickler._reducers import (
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
+from forkshm.pickler._taken import Taken, take_small
 from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
 from forkshm.pickler._unpicklable import explain
 from forkshm.pickler._view import View, view
@@ -55,6 +55,7 @@ __all__ = [
     "ReceivedPayload",
     "RecentCopies",
     "Repeats",
+    "Taken",
     "View",
     "begin",
     "explain",
@@ -74,8 +75,8 @@ __all__ = [
     "register_named",
     "repeated",
     "skip",
-    "small_stream",
     "still_by_name",
+    "take_small",
     "tiny_stream",
     "view",
 ]

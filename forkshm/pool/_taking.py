@@ -15,14 +15,12 @@ objects among them are pickled together, because they may refer to each other.
 
 from __future__ import annotations
 
-import operator
-import pickle
 import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pickler import attribute_of, small_stream
+from forkshm.pickler import attribute_of, take_small
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,31 +37,6 @@ _FIXED = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, type, FunctionType, BuiltinFunctionType}
 )
 _MOST_PARTS = 1000
-
-
-class _Taken:
-    """Stands for an object that was pickled at the call. It arrives as that object."""
-
-    __slots__ = ("index", "together")
-
-    def __init__(self, together: _Together, index: int) -> None:
-        self.together = together
-        self.index = index
-
-    def __reduce__(self) -> Any:
-        return operator.getitem, (self.together, self.index)
-
-
-class _Together:
-    """Objects that were pickled in one stream. They arrive as a list."""
-
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: bytes) -> None:
-        self.stream = stream
-
-    def __reduce__(self) -> Any:
-        return pickle.loads, (self.stream,)
 
 
 class _Copier:
@@ -87,6 +60,21 @@ class _Copier:
         self._array: Any = getattr(numpy, "ndarray", None)
         self._scalar: Any = getattr(numpy, "number", ())
 
+    def copy_arguments(self, arguments: Any, kind: Kind) -> Any:
+        """Copy the arguments of a task. What contains them keeps its type, also if there are very many."""
+        if kind is Kind.CALL:
+            args, kwargs = arguments
+            return tuple(map(self.copy, args)), {name: self.copy(value) for name, value in kwargs.items()}
+        if type(arguments) is not list and type(arguments) is not tuple:
+            self.has_others = True
+            return arguments
+        if kind is Kind.STARMAP:
+            copied = [type(item)(map(self.copy, item)) if type(item) in (list, tuple) else item for item in arguments]
+            self.has_others |= any(type(item) not in (list, tuple) for item in arguments)
+        else:
+            copied = list(map(self.copy, arguments))
+        return copied if type(arguments) is list else tuple(copied)
+
     def copy(self, thing: Any) -> Any:
         kind = type(thing)
         if kind in _FIXED:
@@ -98,7 +86,8 @@ class _Copier:
             self._parts += len(thing)
             if self._parts > _MOST_PARTS:
                 self.has_others = True
-                self.others[id(thing)] = thing
+                if len(thing) <= SMALL:
+                    self.others[id(thing)] = thing
                 return thing
             return self._container(thing, kind)
         if kind is bytearray:
@@ -177,30 +166,29 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
             continue
         copier = _Copier()
         try:
-            copied = copier.copy(arguments)
+            copied = copier.copy_arguments(arguments, task.kind)
         except RecursionError:
             copier.has_others, copied = True, arguments
         if not (copier.has_others or copier.has_large):
             task.arguments = copied
         elif copier.has_large and not always:
-            task.arguments = _with_others(dispatcher, arguments, copier, copied)  # large ones are in place
+            task.arguments = _with_others(dispatcher, task, copier, copied)  # large ones are in place
         else:
             _pack(dispatcher, task, copier, copied, always=always)
 
 
-def _with_others(dispatcher: Dispatcher, arguments: Any, copier: _Copier, copied: Any) -> Any:
+def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> Any:
     """Return copied arguments in which the other objects are pickled, if these are small and not shared."""
     if not copier.others:
         return copied
-    others = list(copier.others.values())
     try:
-        stream = small_stream(others, SMALL, dispatcher.importable)
+        taken = take_small(list(copier.others.values()), SMALL, dispatcher.importable)
     except Exception:  # raised again when the task is sent
         return copied
-    if stream is None:
+    if taken is None:
         return copied
-    together = _Together(stream)
-    return _Copier({id(thing): _Taken(together, index) for index, thing in enumerate(others)}).copy(arguments)
+    replaced = dict(zip(copier.others, taken, strict=True))
+    return _Copier(replaced).copy_arguments(task.arguments, task.kind)
 
 
 def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, always: bool) -> None:
@@ -212,6 +200,6 @@ def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, a
     if (payload := task.payload) is not None and payload.fds and not always:
         # The object contains large or shared memory. Each such task would keep fds open, and many may wait.
         task.close()
-        task.arguments = _with_others(dispatcher, task.arguments, copier, copied)
+        task.arguments = _with_others(dispatcher, task, copier, copied)
     else:
         task.batched = False

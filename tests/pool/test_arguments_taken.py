@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -253,3 +254,34 @@ def test_a_recursive_tuple_arrives_as_one(held):
     future = executor.submit(is_recursive, thing, thing)
     release()
     assert future.result()
+
+
+def count(large, items, *, named, extra=()):
+    return len(items), len(named), len(extra)
+
+
+def test_very_many_items_beside_a_large_argument_are_taken_at_the_call(held):
+    executor, release = held
+    large = np.zeros(100_000)
+    items = [0] * 3000
+    named = {"a": [1], "b": Config()}
+    futures = [executor.submit(count, large, items, named=named, extra=items) for _ in range(COUNT)]
+    chunks = executor.pool.starmap_async(get_beside, [(large, Config(), [], [large])] * 3)
+    items.append(1)
+    named["c"] = 1
+    release()
+    assert [future.result() for future in futures] == [(3000, 2, 3000)] * COUNT
+    with pytest.raises(IndexError):
+        chunks.get()
+
+
+def nap(large, config):
+    time.sleep(0.01)
+
+
+def test_reports_name_the_types_of_objects_that_were_taken(held):
+    executor, release = held
+    future = executor.submit(nap, np.zeros(100_000), Config())
+    release()
+    future.result()
+    assert any("Config" in slow.task for slow in executor.pool.report().slowest)
