@@ -5,6 +5,7 @@
 * The type of a ctypes array arrives as that type.
 * A function with a cache (``functools.lru_cache``), a cached property and a weak dict arrive without their caches and
   locks. cloudpickle sends none of them.
+* A class written in C without an importable name, such as ``tuple_iterator``, is refused. Its copy would not work.
 * A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not be
   sent back to the process that has the class itself.
 """
@@ -34,6 +35,9 @@ DECORATED = (LRU_CACHE, functools.cached_property, functools.partialmethod, func
 _NO_FILE = "<dynamic-code>"
 # Longer sources are not sent.
 _LONGEST_SOURCE = 256 * 1024
+
+# Flags of a class: made at run time, and without attributes that can be set.
+_HEAP_TYPE, _IMMUTABLE_TYPE = 1 << 9, 1 << 8
 
 _reduce_code: Any = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
@@ -106,11 +110,13 @@ def reduce_array_type(kind: Any) -> Any:
 
 def with_slots(kind: type, parts: Any) -> Any:
     """Return what cloudpickle sends for a class by value, with its slots where they must be."""
-    if "__slots__" not in vars(kind) or not isinstance(parts, tuple) or len(parts) != 6:
+    if not isinstance(parts, tuple) or len(parts) != 6 or parts[0] is not _cloudpickle._make_skeleton_class:
+        return parts
+    if not kind.__flags__ & _HEAP_TYPE or kind.__flags__ & _IMMUTABLE_TYPE:
+        return NotImplemented  # a class written in C cannot be copied; pickle says that it has no importable name
+    if "__slots__" not in vars(kind):
         return parts
     make, args, (attributes, slots_of_class), items, pairs, set_state = parts
-    if make is not _cloudpickle._make_skeleton_class:
-        return parts
     constructor, name, bases, keywords, tracker, extra = args
     if typing.NamedTuple in bases:
         return parts  # sets the slots itself, and refuses others
