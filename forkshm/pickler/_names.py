@@ -34,6 +34,7 @@ __all__ = (
     "importable_in_children",
     "importable_now",
     "is_importable",
+    "is_of",
     "is_of_unimported_module",
     "is_unchanged",
     "left_to_receiver",
@@ -46,6 +47,14 @@ ImportableNames = dict[int, Any]
 NO_NAMES: ImportableNames = {}
 
 
+def is_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value is of one of these types, without asking the value.
+
+    ``isinstance`` reads its ``__class__``. That of a proxy, such as Flask's ``request``, may raise any exception.
+    """
+    return issubclass(type(value), kinds)
+
+
 class _AtFork(dict[int, Any]):
     """The names that a forked process has, and the value of each global name of ``__main__`` at the fork."""
 
@@ -53,7 +62,7 @@ class _AtFork(dict[int, Any]):
     is_of_children = False
 
     def __init__(self, names: dict[str, Any]) -> None:
-        super().__init__({id(thing): thing for thing in names.values() if isinstance(thing, named_kinds)})
+        super().__init__({id(thing): thing for thing in names.values() if is_of(thing, named_kinds)})
         self.names = {name: _trace_of(value) for name, value in names.items()}
         self.pid = os.getpid()
         # By the id of a function or class in this dict: the names that it uses. Filled while none is rebound.
@@ -64,7 +73,7 @@ class _AfterImport(_AtFork):
     """The names that a process has which imported ``__main__`` again; it may have others, too."""
 
     def __init__(self, names: dict[str, Any]) -> None:
-        super().__init__({name: thing for name, thing in names.items() if isinstance(thing, named_kinds)})
+        super().__init__({name: thing for name, thing in names.items() if is_of(thing, named_kinds)})
 
 
 # Values that are kept as they are: they are small, and a new value often gets the same address.
@@ -84,9 +93,9 @@ class _Trace:
 
 def _trace_of(value: Any) -> Any:
     """Return an object that tells later whether a name still has this value, without keeping anything large."""
-    if isinstance(value, named_kinds):
+    if is_of(value, named_kinds):
         return value
-    if isinstance(value, _ATOMS) and (not isinstance(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
+    if is_of(value, _ATOMS) and (not is_of(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
         return value
     try:
         return weakref.ref(value)
@@ -102,7 +111,7 @@ def _is_same(trace: Any, value: Any) -> bool:
         return trace() is value
     if kind is _Trace:
         return bool(trace.address == id(value) and trace.kind is type(value))
-    return kind is type(value) and isinstance(value, _ATOMS) and bool(trace == value)
+    return kind is type(value) and is_of(value, _ATOMS) and bool(trace == value)
 
 
 named_kinds: tuple[type, ...] = (FunctionType, type, LRU_CACHE)
@@ -220,7 +229,7 @@ class _UsedNames:
         functions: set[str] = set()
         classes: set[str] = set()
         self.is_complete = True  # whether all names have a value now
-        is_class = isinstance(thing, type)
+        is_class = is_of(thing, type)
         found = [(thing, is_class)]
         seen = {(id(thing), is_class)}
         for part, is_of_class in found:  # the list grows meanwhile
@@ -231,8 +240,8 @@ class _UsedNames:
                 self.is_complete &= all(name in main or hasattr(builtins, name) for name in names)
                 parts += [main[name] for name in names if name in main]
             for inner in parts:
-                step = inner, is_of_class or isinstance(inner, type)
-                if isinstance(inner, _WITH_CODE) and (id(inner), step[1]) not in seen:
+                step = inner, is_of_class or is_of(inner, type)
+                if is_of(inner, _WITH_CODE) and (id(inner), step[1]) not in seen:
                     seen.add((id(inner), step[1]))
                     found.append(step)
         self.by_functions = functions
@@ -245,14 +254,14 @@ _WITH_CODE = (FunctionType, type, staticmethod, classmethod, property, *DECORATE
 
 def _parts_with_code(thing: Any) -> Iterator[Any]:
     """Yield the parts of a function, class or decorated function of ``__main__`` that may contain functions."""
-    if isinstance(thing, FunctionType):
+    if is_of(thing, FunctionType):
         for cell in thing.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty cell
                 yield cell.cell_contents
-    elif isinstance(thing, type):
+    elif is_of(thing, type):
         if thing.__module__ == "__main__":
             yield from (*thing.__bases__, *vars(thing).values())
-    elif isinstance(thing, property):
+    elif is_of(thing, property):
         yield from (thing.fget, thing.fset, thing.fdel)
     else:
         yield from (getattr(thing, name, None) for name in ("__wrapped__", "func", "__func__"))
@@ -281,8 +290,8 @@ def is_unchanged(thing: Any, importable: ImportableNames) -> bool:
     for name in used.by_classes:
         if (
             name in main
-            and isinstance(main[name], named_kinds)
-            and isinstance(importable.names.get(name, main[name]), named_kinds)
+            and is_of(main[name], named_kinds)
+            and is_of(importable.names.get(name, main[name]), named_kinds)
             and _was_bound_anew(name, main[name], importable)
         ):
             return False
@@ -299,7 +308,7 @@ def changed_globals(importable: ImportableNames) -> Callable[[str, Any], bool]:
     def is_changed(name: str, value: Any) -> bool:
         if _was_bound_anew(name, value, importable):
             return True
-        return isinstance(value, named_kinds) and value.__module__ == "__main__" and not is_unchanged(value, importable)
+        return is_of(value, named_kinds) and value.__module__ == "__main__" and not is_unchanged(value, importable)
 
     return is_changed
 
@@ -315,7 +324,7 @@ def left_to_receiver(names: dict[str, Any], importable: ImportableNames) -> list
     return [
         name
         for name, value in names.items()
-        if name in then and isinstance(value, _ATOMS) and _is_same(then[name], value) and not name.startswith("__")
+        if name in then and is_of(value, _ATOMS) and _is_same(then[name], value) and not name.startswith("__")
     ]
 
 

@@ -329,3 +329,33 @@ def test_functions_by_value_see_globals_of_an_initializer():
             count = 7
             print(pool.apply(late))
     """) == ["('data', 6) data [('data', 6)]", "('data', 7)"]
+
+
+def test_a_proxy_among_the_globals_is_not_asked():
+    assert run("""
+        import forkshm
+        class Proxy:  # like Flask's request
+            @property
+            def __class__(self):
+                raise RuntimeError("outside of a request")
+            def __getattr__(self, name):
+                raise RuntimeError("outside of a request")
+            def __eq__(self, other):
+                raise RuntimeError("outside of a request")
+            __hash__ = None
+        request = Proxy()
+        class View:
+            request = Proxy()
+            def call(self, x):
+                return request is not None, x
+        def call(x):
+            return request is not None, x
+        with forkshm.Pool(1) as pool:
+            print(pool.apply(call, (1,)), pool.map(View().call, [2]))
+            request = Proxy()
+            print(pool.apply(View().call, (3,)))
+            try:
+                pool.apply(id, (Proxy(),))
+            except RuntimeError as error:
+                print(error)
+    """) == ["(True, 1) [(True, 2)]", "(True, 3)", "outside of a request (in args and kwds: __main__.Proxy)"]
