@@ -47,10 +47,12 @@ def brief(task: Task) -> str:
 
 
 def _brief(value: Any) -> str:
-    kind = value.kind if isinstance(value, Taken) else type(value)
+    kind = type(value)
+    if kind is Taken:
+        return repr(value)
     if kind in _PLAIN or kind.__module__ == "numpy":
         return describe(value)
-    return f"{kind.__name__} of {len(value):,}" if type(value) in (list, tuple, dict, set) else kind.__name__
+    return f"{kind.__name__} of {len(value):,}" if kind in (list, tuple, dict, set) else kind.__name__
 
 
 def index_of(task: Task, item: int | None) -> int | None:
