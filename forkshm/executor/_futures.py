@@ -342,7 +342,7 @@ class Work:
     def shared(self, pool: Pool, function: Callable[..., Any]) -> Callable[..., Any] | PickledCallable:
         """Return the pickled function that all its tasks share, if it is pickled by name; else the function."""
         shared = self._shared
-        if shared is not None and shared.function is function:
+        if shared is not None and shared.function is function and pool._dispatcher.is_named(function):
             return shared
         if (shared := pool._dispatcher.named_function(function)) is None:
             return function

@@ -117,6 +117,8 @@ def reduce_storage(storage: torch.UntypedStorage) -> Any:
     """Reduce the memory of a tensor as the tensor of its bytes."""
     if storage.device.type != "cpu":
         return NotImplemented
+    if not storage.nbytes():
+        return torch.UntypedStorage, (0,)  # an empty tensor is sent with its storage
     return rebuild_storage, (torch.empty(0, dtype=torch.uint8).set_(storage),)
 
 
@@ -125,8 +127,19 @@ def rebuild_storage(content: torch.Tensor) -> torch.UntypedStorage:
     return content.untyped_storage()
 
 
+def reduce_typed(storage: torch.TypedStorage) -> Any:
+    """Reduce the memory of a tensor that PyTorch reduces, such as a subclass or a conjugate view."""
+    return rebuild_typed, (storage._untyped_storage, storage.dtype)
+
+
+def rebuild_typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.TypedStorage:
+    """Return the memory that arrived, with the type of its elements."""
+    return torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+
+
 register(torch.Tensor, reduce_tensor)
 register(torch.UntypedStorage, reduce_storage)
+register(torch.TypedStorage, reduce_typed)
 
 
 def settle_worker() -> None:

@@ -43,6 +43,7 @@ from forkshm.pickler._reducers import (
     register_simple,
 )
 from forkshm.pickler._repeat import mark, repeated
+from forkshm.pickler._taken import Taken, take_small
 from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
 from forkshm.pickler._unpicklable import explain
 from forkshm.pickler._view import View, view
@@ -54,6 +55,7 @@ __all__ = [
     "ReceivedPayload",
     "RecentCopies",
     "Repeats",
+    "Taken",
     "View",
     "begin",
     "explain",
@@ -74,6 +76,7 @@ __all__ = [
     "repeated",
     "skip",
     "still_by_name",
+    "take_small",
     "tiny_stream",
     "view",
 ]

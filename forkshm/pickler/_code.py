@@ -3,27 +3,41 @@
 * Code keeps its file name. Code without a file (a notebook's cell, a line of an interactive session) is sent with its
   source, so that a traceback of the receiver shows the line.
 * The type of a ctypes array arrives as that type.
+* A function with a cache (``functools.lru_cache``), a cached property and a weak dict arrive without their caches and
+  locks. cloudpickle sends none of them.
+* A class written in C without an importable name, such as ``tuple_iterator``, is refused. Its copy would not work.
 * A class with ``__slots__`` arrives with slots. Without them its objects would have a ``__dict__``, and could not be
   sent back to the process that has the class itself.
 """
 
 from __future__ import annotations
 
+import functools
 import linecache
 import operator
+import sys
 import types
 import typing
+import weakref
 from typing import Any
 
 import cloudpickle
 import cloudpickle.cloudpickle as _cloudpickle
 
-__all__ = ("global_names", "reduce_array_type", "reduce_code", "with_slots")
+__all__ = ("DECORATED", "LRU_CACHE", "OF_DECORATORS", "global_names", "reduce_array_type", "reduce_code", "with_slots")
+
+LRU_CACHE: Any = type(functools.lru_cache(int))
+"""The type of a function with a cache."""
+DECORATED = (LRU_CACHE, functools.cached_property, functools.partialmethod, functools.singledispatchmethod)
+"""Types of objects that decorators make of functions."""
 
 # Replaces every file name.
 _NO_FILE = "<dynamic-code>"
 # Longer sources are not sent.
 _LONGEST_SOURCE = 256 * 1024
+
+# Flags of a class: made at run time, and without attributes that can be set.
+_HEAP_TYPE, _IMMUTABLE_TYPE = 1 << 9, 1 << 8
 
 _reduce_code: Any = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
@@ -53,6 +67,40 @@ def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str]) -> types.C
     return code
 
 
+def _reduce_cached(function: Any) -> Any:
+    """Send a function with a cache: by name if it can be imported, else by value, with an empty cache."""
+    found: Any = sys.modules.get(function.__module__) if function.__module__ != "__main__" else None
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is function:
+        return function.__qualname__
+    return rebuild_cached, (function.__wrapped__, function.cache_parameters()), vars(function)
+
+
+def rebuild_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """Return the function that arrived, with an empty cache."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(cached: Any) -> Any:
+    # Without the lock that it has up to Python 3.11.
+    return functools.cached_property, (cached.func,), {"attrname": cached.attrname, "__doc__": cached.__doc__}
+
+
+def _reduce_weak_dict(weak: Any) -> Any:
+    return type(weak), (dict(weak),)
+
+
+OF_DECORATORS: dict[type, Any] = {
+    LRU_CACHE: _reduce_cached,
+    functools.cached_property: _reduce_cached_property,
+    # A function with single dispatch has one.
+    weakref.WeakKeyDictionary: _reduce_weak_dict,
+    weakref.WeakValueDictionary: _reduce_weak_dict,
+}
+"""For the dispatch table of a pickler."""
+
+
 def reduce_array_type(kind: Any) -> Any:
     """Send a type such as ``c_double * 3``, which cannot be imported by name. Return None for any other type."""
     if type(kind).__module__ == "_ctypes" and hasattr(kind, "_length_") and kind._type_ * kind._length_ is kind:
@@ -62,11 +110,13 @@ def reduce_array_type(kind: Any) -> Any:
 
 def with_slots(kind: type, parts: Any) -> Any:
     """Return what cloudpickle sends for a class by value, with its slots where they must be."""
-    if "__slots__" not in vars(kind) or not isinstance(parts, tuple) or len(parts) != 6:
+    if not isinstance(parts, tuple) or len(parts) != 6 or parts[0] is not _cloudpickle._make_skeleton_class:
+        return parts
+    if not kind.__flags__ & _HEAP_TYPE or kind.__flags__ & _IMMUTABLE_TYPE:
+        return NotImplemented  # a class written in C cannot be copied; pickle says that it has no importable name
+    if "__slots__" not in vars(kind):
         return parts
     make, args, (attributes, slots_of_class), items, pairs, set_state = parts
-    if make is not _cloudpickle._make_skeleton_class:
-        return parts
     constructor, name, bases, keywords, tracker, extra = args
     if typing.NamedTuple in bases:
         return parts  # sets the slots itself, and refuses others

@@ -10,9 +10,11 @@ The chain is sent as far as possible: an exception in it that cannot be pickled,
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copyreg
 import pickle
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from forkshm.errors import set_cause, set_context
@@ -36,6 +38,10 @@ _set_suppressed: Any = vars(BaseException)["__suppress_context__"].__set__
 _dict_of: Any = vars(BaseException)["__dict__"].__get__
 
 
+def _subclasses_of(base: type) -> list[type]:
+    return [kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, base)]
+
+
 def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes] | None) -> Any:
     """Return what ``__reduce__`` would return for an exception, or NotImplemented to let pickle do it.
 
@@ -57,7 +63,8 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
         own_state = parts[2] if len(parts) == 3 else None
         pickled = _pickled(chain, dump) if dump is not None else []
         return *parts[:2], (own_state, pickled, _linked(error, chain), notes), None, None, fill_rebuilt
-    if not chain and kind is builtin and kind.__init__ is builtin.__init__ and not _dict_of(error):
+    is_builtin = kind is builtin and kind.__init__ is builtin.__init__
+    if not chain and is_builtin and not _dict_of(error) and not _c_fields_of(error, builtin):
         return _plainly(error)
     # The built-in class knows the values of its own fields, such as the errno of an OSError.
     reduced = cast("Any", builtin.__reduce__(error))
@@ -68,6 +75,8 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
             state[name] = object.__getattribute__(error, name)
     if _has_own_state(kind, builtin):
         state = error.__getstate__()
+    elif fields is None or isinstance(fields, dict):
+        state = {**state, **_c_fields_of(error, builtin)}
     args = _args_of(error)
     made_of: Any = args
     if isinstance(error, BaseExceptionGroup):
@@ -143,6 +152,28 @@ def _set_state(error: BaseException, state: Any) -> None:
         for name, value in part.items() if isinstance(part, dict) else ():
             with contextlib.suppress(AttributeError, TypeError):
                 object.__setattr__(error, name, value)
+
+
+def _c_fields_of(error: BaseException, builtin: type[BaseException]) -> dict[str, Any]:
+    """Return the fields in C that do not follow from the arguments of an exception, such as the name of a NameError."""
+    names = _C_FIELDS.get(builtin, ())
+    if not names:
+        return {}
+    reduced = cast("Any", builtin.__reduce__(error))
+    made = new_exception(builtin, reduced[1] if isinstance(reduced, tuple) else _args_of(error))
+    return {
+        name: value
+        for name in names
+        if (value := object.__getattribute__(error, name)) is not object.__getattribute__(made, name)
+    }
+
+
+# The object that lacks an attribute is not sent: it may be large, and CPython does not pickle it either.
+_C_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(name for name, field in vars(base).items() if isinstance(field, MemberDescriptorType) and name != "obj")
+    for base in (AttributeError, NameError, OSError, StopIteration, SyntaxError, SystemExit)
+    for kind in (base, *_subclasses_of(base))
+}
 
 
 def _is_of_tblib(kind: type) -> bool:

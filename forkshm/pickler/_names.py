@@ -9,6 +9,7 @@ class of an instance is the receiver's class.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import functools
 import importlib
@@ -19,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.pickler._code import global_names
+from forkshm.pickler._code import DECORATED, LRU_CACHE, global_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,8 +34,10 @@ __all__ = (
     "importable_in_children",
     "importable_now",
     "is_importable",
+    "is_of",
     "is_of_unimported_module",
     "is_unchanged",
+    "left_to_receiver",
     "register_named",
 )
 
@@ -44,20 +47,33 @@ ImportableNames = dict[int, Any]
 NO_NAMES: ImportableNames = {}
 
 
+def is_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value is of one of these types, without asking the value.
+
+    ``isinstance`` reads its ``__class__``. That of a proxy, such as Flask's ``request``, may raise any exception.
+    """
+    return issubclass(type(value), kinds)
+
+
 class _AtFork(dict[int, Any]):
     """The names that a forked process has, and the value of each global name of ``__main__`` at the fork."""
 
+    # Whether they are those of children that this process forks, which begin with its values.
+    is_of_children = False
+
     def __init__(self, names: dict[str, Any]) -> None:
-        super().__init__({id(thing): thing for thing in names.values() if isinstance(thing, named_kinds)})
+        super().__init__({id(thing): thing for thing in names.values() if is_of(thing, named_kinds)})
         self.names = {name: _trace_of(value) for name, value in names.items()}
         self.pid = os.getpid()
+        # By the id of a function or class in this dict: the names that it uses. Filled while none is rebound.
+        self.used: dict[int, _UsedNames] = {}
 
 
 class _AfterImport(_AtFork):
     """The names that a process has which imported ``__main__`` again; it may have others, too."""
 
     def __init__(self, names: dict[str, Any]) -> None:
-        super().__init__({name: thing for name, thing in names.items() if isinstance(thing, named_kinds)})
+        super().__init__({name: thing for name, thing in names.items() if is_of(thing, named_kinds)})
 
 
 # Values that are kept as they are: they are small, and a new value often gets the same address.
@@ -77,9 +93,9 @@ class _Trace:
 
 def _trace_of(value: Any) -> Any:
     """Return an object that tells later whether a name still has this value, without keeping anything large."""
-    if isinstance(value, named_kinds):
+    if is_of(value, named_kinds):
         return value
-    if isinstance(value, _ATOMS) and (not isinstance(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
+    if is_of(value, _ATOMS) and (not is_of(value, (str, bytes)) or len(value) <= _LONGEST_ATOM):
         return value
     try:
         return weakref.ref(value)
@@ -95,10 +111,10 @@ def _is_same(trace: Any, value: Any) -> bool:
         return trace() is value
     if kind is _Trace:
         return bool(trace.address == id(value) and trace.kind is type(value))
-    return kind is type(value) and isinstance(value, _ATOMS) and bool(trace == value)
+    return kind is type(value) and is_of(value, _ATOMS) and bool(trace == value)
 
 
-named_kinds: tuple[type, ...] = (FunctionType, type)
+named_kinds: tuple[type, ...] = (FunctionType, type, LRU_CACHE)
 """Types of objects that are found by name. A decorator can make a function an object of another type."""
 
 
@@ -108,7 +124,7 @@ def register_named(kind: type) -> None:
     named_kinds = (*named_kinds, kind)
 
 
-def importable_now() -> ImportableNames:
+def importable_now() -> _AtFork:
     """Return the names that a process forked now will have."""
     main = sys.modules.get("__main__")
     return _AtFork(dict(vars(main)) if main is not None else {})
@@ -118,7 +134,11 @@ def importable_in_children(start_method: str | None = None) -> ImportableNames:
     """Return the names that a process started now will have; by default with the default start method."""
     if start_method is None:
         start_method = _multiprocess.default_context.get_start_method(allow_none=True)
-    return importable_now() if start_method in (None, "fork") else importable_after_import()
+    if start_method not in (None, "fork"):
+        return importable_after_import()
+    names = importable_now()
+    names.is_of_children = True
+    return names
 
 
 def importable_after_import() -> ImportableNames:
@@ -200,26 +220,83 @@ def _was_bound_anew(name: str, value: Any, importable: _AtFork) -> bool:
     return not _is_same(then, value)
 
 
-def is_unchanged(function: FunctionType, importable: ImportableNames) -> bool:
-    """Return whether a function that is sent by name uses the same globals there as it does here.
+class _UsedNames:
+    """The global names of ``__main__`` that a function or class uses, itself or through functions that it calls."""
+
+    __slots__ = ("by_classes", "by_functions", "is_complete")
+
+    def __init__(self, thing: Any, main: dict[str, Any]) -> None:
+        functions: set[str] = set()
+        classes: set[str] = set()
+        self.is_complete = True  # whether all names have a value now
+        is_class = is_of(thing, type)
+        found = [(thing, is_class)]
+        seen = {(id(thing), is_class)}
+        for part, is_of_class in found:  # the list grows meanwhile
+            parts = list(_parts_with_code(part))
+            if type(part) is FunctionType and part.__globals__ is main:
+                names = global_names(part)
+                (classes if is_of_class else functions).update(names)
+                self.is_complete &= all(name in main or hasattr(builtins, name) for name in names)
+                parts += [main[name] for name in names if name in main]
+            for inner in parts:
+                step = inner, is_of_class or is_of(inner, type)
+                if is_of(inner, _WITH_CODE) and (id(inner), step[1]) not in seen:
+                    seen.add((id(inner), step[1]))
+                    found.append(step)
+        self.by_functions = functions
+        self.by_classes = classes
+
+
+# Types of objects that contain functions.
+_WITH_CODE = (FunctionType, type, staticmethod, classmethod, property, *DECORATED)
+
+
+def _parts_with_code(thing: Any) -> Iterator[Any]:
+    """Yield the parts of a function, class or decorated function of ``__main__`` that may contain functions."""
+    if is_of(thing, FunctionType):
+        for cell in thing.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                yield cell.cell_contents
+    elif is_of(thing, type):
+        if thing.__module__ == "__main__":
+            yield from (*thing.__bases__, *vars(thing).values())
+    elif is_of(thing, property):
+        yield from (thing.fget, thing.fset, thing.fdel)
+    else:
+        yield from (getattr(thing, name, None) for name in ("__wrapped__", "func", "__func__"))
+
+
+def is_unchanged(thing: Any, importable: ImportableNames) -> bool:
+    """Return whether a function or class that is sent by name means the same there as it does here.
 
     A global that was rebound since the fork (a notebook's cell was run again, a parameter was set) has another value in
-    the child. The functions of ``__main__`` that the function calls are checked as well. A value that was changed in
+    the child. The functions of ``__main__`` that a function calls are checked as well. A value that was changed in
     place is not noticed.
+
+    A class has changed only if its methods use a function or class that was rebound. Sending a class makes another
+    class in the receiver, without what an initializer has set there, so a rebound value is not reason enough.
     """
     if not isinstance(importable, _AtFork) or importable.pid != os.getpid():
         return True  # the old values are unknown; a child's own code may have set the names
     main = vars(sys.modules["__main__"])
-    functions = [function]
-    for called in functions:  # the list grows meanwhile
-        for name in global_names(called):
-            value = main.get(name, _MISSING)
-            if value is _MISSING:
-                continue
-            if _was_bound_anew(name, value, importable):
-                return False
-            if type(value) is FunctionType and value.__module__ == "__main__" and value not in functions:
-                functions.append(value)
+    used = importable.used.get(id(thing))
+    is_new = used is None
+    if used is None:
+        used = _UsedNames(thing, main)
+    for name in used.by_functions:
+        if name in main and _was_bound_anew(name, main[name], importable):
+            return False
+    for name in used.by_classes:
+        if (
+            name in main
+            and is_of(main[name], named_kinds)
+            and is_of(importable.names.get(name, main[name]), named_kinds)
+            and _was_bound_anew(name, main[name], importable)
+        ):
+            return False
+    if is_new and used.is_complete and id(thing) in importable:
+        importable.used[id(thing)] = used
     return True
 
 
@@ -231,9 +308,24 @@ def changed_globals(importable: ImportableNames) -> Callable[[str, Any], bool]:
     def is_changed(name: str, value: Any) -> bool:
         if _was_bound_anew(name, value, importable):
             return True
-        return type(value) is FunctionType and value.__module__ == "__main__" and not is_unchanged(value, importable)
+        return is_of(value, named_kinds) and value.__module__ == "__main__" and not is_unchanged(value, importable)
 
     return is_changed
+
+
+def left_to_receiver(names: dict[str, Any], importable: ImportableNames) -> list[str]:
+    """Return which globals of ``__main__`` a function that is sent by value finds in the receiver.
+
+    These are numbers, texts and None that were not rebound since the fork: an initializer may have set the receiver's.
+    """
+    if not isinstance(importable, _AtFork) or not importable.is_of_children or importable.pid != os.getpid():
+        return []
+    then = importable.names
+    return [
+        name
+        for name, value in names.items()
+        if name in then and is_of(value, _ATOMS) and _is_same(then[name], value) and not name.startswith("__")
+    ]
 
 
 class GlobalsOfMain:

@@ -27,7 +27,7 @@ from forkshm.descriptor import (
 )
 from forkshm.pickler import _names, _reducers
 from forkshm.pickler._attributes import attribute_of
-from forkshm.pickler._code import global_names, reduce_array_type, reduce_code, with_slots
+from forkshm.pickler._code import OF_DECORATORS, global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
 from forkshm.pickler._exceptions import reduce_exception
 from forkshm.pickler._large import Text, has_large_bytes, is_large_text, with_large_text
@@ -39,6 +39,7 @@ from forkshm.pickler._names import (
     is_importable,
     is_of_unimported_module,
     is_unchanged,
+    left_to_receiver,
 )
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, OUT_OF_BAND
 from forkshm.pickler._reducers import (
@@ -71,6 +72,7 @@ __all__ = (
     "is_name",
     "pack",
     "pack_by_name",
+    "small_stream",
     "still_by_name",
     "tiny_stream",
 )
@@ -185,7 +187,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     dispatch_table: ClassVar[Any] = collections.ChainMap(
         # As many maps as cloudpickle has: each map without the key costs an exception.
-        {**_OF_CLOUDPICKLE.maps[0], **REFUSED, CodeType: reduce_code},
+        {**_OF_CLOUDPICKLE.maps[0], **REFUSED, **OF_DECORATORS, CodeType: reduce_code},
         *_OF_CLOUDPICKLE.maps[1:],
     )
     importable: ImportableNames = NO_NAMES
@@ -202,11 +204,20 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 # Pickle sends the name. This takes a tenth of the time that cloudpickle needs to find out that
                 # it can, and cloudpickle would send some of these functions by value.
                 return NotImplemented if is_unchanged(thing, self.importable) else self._with_changed_globals(thing)
+            if thing.__module__ == "__main__":
+                return self._with_globals_of_receiver(thing)
         elif isinstance(thing, type):
-            if is_importable(thing, self.importable) or is_of_unimported_module(thing):
+            if is_importable(thing, self.importable):
+                if is_unchanged(thing, self.importable):
+                    return NotImplemented
+            elif is_of_unimported_module(thing):
                 return NotImplemented
             return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
-        elif kind in _names.named_kinds and is_importable(thing, self.importable):
+        elif (
+            kind in _names.named_kinds
+            and is_importable(thing, self.importable)
+            and is_unchanged(thing, self.importable)
+        ):
             return thing.__qualname__
         reduce = find(kind)
         if reduce is not None:
@@ -239,8 +250,20 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         state["__globals__"] = GlobalsOfMain(sent, [name for name in global_names(function) if name not in sent])
         return parts
 
+    def _with_globals_of_receiver(self, function: FunctionType) -> Any:
+        parts: Any = super().reducer_override(function)
+        if not isinstance(parts, tuple):
+            return parts
+        state = parts[2][1]
+        sent = state["__globals__"]
+        if found_there := left_to_receiver(sent, self.importable):
+            state["__globals__"] = GlobalsOfMain(
+                {name: value for name, value in sent.items() if name not in found_there}, found_there
+            )
+        return parts
+
     def _can_be_sent(self, value: Any) -> bool:
-        if isinstance(value, (FunctionType, type)):
+        if isinstance(value, _names.named_kinds):
             return True
         trial = _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
         trial.importable = self.importable
@@ -385,6 +408,29 @@ def _begin_simple(thing: Any, collector: Collector, *, is_alone: bool) -> Pendin
         collector.give_up()
         raise
     return PendingPayload(sink, collector)
+
+
+def small_stream(thing: Any, limit: int, importable: ImportableNames = NO_NAMES) -> bytes | None:
+    """Return the whole pickle of *thing*, or None if it has more than *limit* bytes, or contains shared memory.
+
+    Raises:
+        Exception: Whatever pickling the object raises.
+    """
+    sink, file = _Sink(), io.BytesIO()
+    collector = Collector()
+    try:
+        for target, buffer_callback in ((sink, collector), (file, None)):
+            pickler = _Pickler(target, pickle.HIGHEST_PROTOCOL, buffer_callback=buffer_callback)
+            pickler.importable = importable
+            pickler.collector = collector
+            pickler.dump(thing)
+            if len(collector.copies) < len(collector.spans):
+                return None
+            if sink.size + sum(nbytes for _, nbytes, *_ in collector.copies) > limit:
+                return None
+    finally:
+        collector.give_up()
+    return file.getvalue()
 
 
 def tiny_stream(thing: Any) -> bytes | None:
@@ -716,7 +762,7 @@ def is_name(stream: bytes) -> bool:
 
 def still_by_name(function: Callable[..., Any], importable: ImportableNames) -> bool:
     """Return whether a result of `pack_by_name` is still valid: a global of ``__main__`` may have been rebound."""
-    return type(function) is not FunctionType or function.__module__ != "__main__" or is_unchanged(function, importable)
+    return attribute_of(function, "__module__") != "__main__" or is_unchanged(function, importable)
 
 
 def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> Payload | None:
@@ -726,12 +772,14 @@ def pack_by_name(function: Callable[..., Any], importable: ImportableNames) -> P
         return None
     kind = type(function)
     if module == "__main__":
-        if not isinstance(function, _names.named_kinds) or not is_importable(function, importable):
+        if (
+            not isinstance(function, _names.named_kinds)
+            or not is_importable(function, importable)
+            or not is_unchanged(function, importable)
+        ):
             return None
         if kind is not FunctionType and not isinstance(function, type):
             return pack(function, importable=importable)
-        if isinstance(function, FunctionType) and not is_unchanged(function, importable):
-            return None
         stream = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
     else:
         sink = _Sink()

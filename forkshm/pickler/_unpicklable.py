@@ -7,6 +7,7 @@ parts that pickling visits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import types
@@ -53,7 +54,10 @@ def explain(error: Exception, things: Mapping[str, Any], importable: ImportableN
     else:
         return
     unpicklable = pickler.last
-    where = _path(things, unpicklable, pickler.reduced) or f"in {' and '.join(things)}"
+    where = None
+    with contextlib.suppress(Exception):  # the class of a proxy may raise, for example
+        where = _path(things, unpicklable, pickler.reduced)
+    where = where or f"in {' and '.join(things)}"
     found = f"{where}: {path_of(type(unpicklable))}"
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} ({found})",)

@@ -145,9 +145,13 @@ class Dispatcher(Leader):
         if not waited_for and (self.has_unsent() or self._deaths.deadlines is not None):
             self.start_helper()
 
+    def is_named(self, function: Callable[..., Any]) -> bool:
+        """Return whether a function is sent by name. If it is, a name of ``__main__`` may still be rebound later."""
+        return self.packer.by_name(function) is not None
+
     def named_function(self, function: Callable[..., Any]) -> PickledCallable | None:
-        """Return the function that tasks can share, now and later, or None if it is sent by value."""
-        return None if self.packer.by_name(function) is None else PickledCallable(self.packer, function, for_many=False)
+        """Return the function that tasks can share while `is_named` is true, or None if it is sent by value."""
+        return PickledCallable(self.packer, function, for_many=False) if self.is_named(function) else None
 
     def check_accepting(self, reader: int = 0) -> None:
         """Raise an error unless tasks can be submitted."""

@@ -9,7 +9,8 @@ So arguments that could change are taken at the call:
   sent in a message of its own.
 
 Arguments above `SMALL` bytes are copied when they are sent, so that waiting arguments are not in memory twice. With
-``copy_at_call`` they are taken at the call, too.
+``copy_at_call`` they are taken at the call, too. Small arguments beside a large one are taken at the call; other
+objects among them are pickled together, because they may refer to each other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pickler import attribute_of
+from forkshm.pickler import attribute_of, take_small
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,19 +40,40 @@ _MOST_PARTS = 1000
 
 
 class _Copier:
-    """Copies plain containers and small arrays; leaves other objects in place and records that there were some."""
+    """Copies plain containers and small arrays; leaves other objects in place and records that there were some.
 
-    def __init__(self) -> None:
+    Args:
+        taken: By id, what takes the place of other objects.
+    """
+
+    def __init__(self, taken: dict[int, Any] | None = None) -> None:
         # Whether there was an object that only a pickler can take.
         self.has_others = False
         # Whether there was an object that is too large to be taken now.
         self.has_large = False
         self._parts = 0
         # By id, so that an object that occurs twice is one object in the copy as well.
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, Any] = taken or {}
+        # The objects that only a pickler can take, by their id.
+        self.others: dict[int, Any] = {}
         numpy = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
         self._scalar: Any = getattr(numpy, "number", ())
+
+    def copy_arguments(self, arguments: Any, kind: Kind) -> Any:
+        """Copy the arguments of a task. What contains them keeps its type, also if there are very many."""
+        if kind is Kind.CALL:
+            args, kwargs = arguments
+            return tuple(map(self.copy, args)), {name: self.copy(value) for name, value in kwargs.items()}
+        if type(arguments) is not list and type(arguments) is not tuple:
+            self.has_others = True
+            return arguments
+        if kind is Kind.STARMAP:
+            copied = [type(item)(map(self.copy, item)) if type(item) in (list, tuple) else item for item in arguments]
+            self.has_others |= any(type(item) not in (list, tuple) for item in arguments)
+        else:
+            copied = list(map(self.copy, arguments))
+        return copied if type(arguments) is list else tuple(copied)
 
     def copy(self, thing: Any) -> Any:
         kind = type(thing)
@@ -64,6 +86,8 @@ class _Copier:
             self._parts += len(thing)
             if self._parts > _MOST_PARTS:
                 self.has_others = True
+                if len(thing) <= SMALL:
+                    self.others[id(thing)] = thing
                 return thing
             return self._container(thing, kind)
         if kind is bytearray:
@@ -76,6 +100,8 @@ class _Copier:
             # Other arrays may be views of shared memory, for example, so their memory is examined.
             if thing.base is not None or thing.dtype.hasobject or not thing.flags.owndata:
                 self.has_others = True
+                if self._is_apart(thing):
+                    self.others[id(thing)] = thing
                 return thing
             made = thing.copy(order="K")
         elif isinstance(thing, self._scalar):
@@ -86,9 +112,18 @@ class _Copier:
                 self.has_large = True
             else:
                 self.has_others = True
+                if str(kind.__module__).partition(".")[0] != "forkshm":
+                    self.others[id(thing)] = thing
+                # Our own types contain shared memory, and no objects of the program.
             return thing
         memo[id(thing)] = made
         return made
+
+    def _is_apart(self, array: Any) -> bool:
+        """Return whether no large argument can have the memory of an array that is a view."""
+        while isinstance(array.base, self._array):
+            array = array.base
+        return array.base is None and bool(array.flags.owndata) and array.nbytes <= SMALL
 
     def _container(self, thing: Any, kind: type) -> Any:
         made: Any
@@ -108,6 +143,8 @@ class _Copier:
             return thing
         else:
             made = tuple(map(self.copy, thing))
+            # One of its parts may refer to it.
+            made = self._memo.setdefault(id(thing), made)
         return made
 
 
@@ -129,18 +166,32 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
             continue
         copier = _Copier()
         try:
-            copied = copier.copy(arguments)
+            copied = copier.copy_arguments(arguments, task.kind)
         except RecursionError:
             copier.has_others, copied = True, arguments
         if not (copier.has_others or copier.has_large):
             task.arguments = copied
         elif copier.has_large and not always:
-            task.arguments = copied  # the small ones; large ones are in place
+            task.arguments = _with_others(dispatcher, task, copier, copied)  # large ones are in place
         else:
-            _pack(dispatcher, task, copied, always=always)
+            _pack(dispatcher, task, copier, copied, always=always)
 
 
-def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> None:
+def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> Any:
+    """Return copied arguments in which the other objects are pickled, if these are small and not shared."""
+    if not copier.others:
+        return copied
+    try:
+        taken = take_small(list(copier.others.values()), SMALL, dispatcher.importable)
+    except Exception:  # raised again when the task is sent
+        return copied
+    if taken is None:
+        return copied
+    replaced = dict(zip(copier.others, taken, strict=True))
+    return _Copier(replaced).copy_arguments(task.arguments, task.kind)
+
+
+def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, always: bool) -> None:
     try:
         dispatcher._pack(task)
     except Exception:  # raised again when the task is sent, and reported in the call's own way
@@ -149,6 +200,6 @@ def _pack(dispatcher: Dispatcher, task: Task, copied: Any, *, always: bool) -> N
     if (payload := task.payload) is not None and payload.fds and not always:
         # The object contains large or shared memory. Each such task would keep fds open, and many may wait.
         task.close()
-        task.arguments = copied
+        task.arguments = _with_others(dispatcher, task, copier, copied)
     else:
         task.batched = False

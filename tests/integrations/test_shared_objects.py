@@ -329,3 +329,54 @@ def test_a_tensor_after_share_memory_stays_shared(strategy):
             assert (tensors[name] == 8).all()
     finally:
         torch.multiprocessing.set_sharing_strategy(before)
+
+
+def put_seven(tensor):
+    elements = tensor.untyped() if type(tensor).__name__ == "TypedStorage" else tensor
+    if type(elements).__name__ == "UntypedStorage":
+        elements[0] = 7
+    else:
+        elements.detach().reshape(-1)[:1].fill_(7)
+
+
+def kinds_of_tensors(torch):
+    """Return tensors over shared memory that PyTorch reduces, or that have attributes of their own."""
+
+    class Sub(torch.Tensor):
+        pass
+
+    tagged = torch.zeros(5000).share_memory_()
+    tagged.tag = "a"
+    return {
+        "subclass": torch.zeros(5000).as_subclass(Sub).share_memory_(),
+        "subclass over ours": torch.from_numpy(forkshm.zeros(5000)).as_subclass(Sub),
+        "attribute": tagged,
+        "parameter": torch.nn.Parameter(torch.zeros(5000)).share_memory_(),
+        "buffer": torch.nn.Buffer(torch.zeros(5000)).share_memory_(),
+        "conjugate": torch.zeros(5000, dtype=torch.complex64).share_memory_().conj(),
+        "negative": torch.zeros(5000, dtype=torch.complex64).share_memory_().conj().imag,
+        "typed storage": torch.zeros(5000).share_memory_()._typed_storage(),
+        "untyped storage": torch.zeros(5000).share_memory_().untyped_storage(),
+    }
+
+
+@pytest.mark.parametrize("way", ["argument", "queue"])
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+def test_a_tensor_of_any_kind_over_shared_memory_is_shared(way):
+    torch = pytest.importorskip("torch")
+    queue = forkshm.Queue()
+    with forkshm.Pool(1) as pool:
+        for name, tensor in kinds_of_tensors(torch).items():
+            if way == "argument":
+                pool.apply(put_seven, (tensor,))
+            else:
+                queue.put(tensor)
+                put_seven(queue.get())
+            storage = tensor if "storage" in name else tensor.untyped_storage()
+            assert any(bytes(storage.untyped() if name == "typed storage" else storage)), name
+
+
+def test_an_empty_tensor_that_pytorch_reduces_crosses(cross):
+    torch = pytest.importorskip("torch")
+    assert cross(torch.nn.Parameter(torch.zeros(0, 3))).value.shape == (0, 3)
+    assert cross(torch.zeros(0)).value.untyped_storage().nbytes() == 0

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import threading
+import urllib.error
 
 import pytest
 
@@ -454,3 +455,29 @@ if __name__ == "__main__":
                 print(error)
 """)
     assert said.split("\n")[:2] == ["3 over 3", "'ascii' codec can't decode byte 0x62 in position 1: odd"]
+
+
+def with_fields(error, **fields):
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
+
+
+IN_C = {
+    "AttributeError": lambda: AttributeError("no such attribute", name="colour"),
+    "NameError": lambda: NameError("no such name", name="colour"),
+    "OSError": lambda: with_fields(OfFiles("/a"), filename="/b", filename2="/c"),
+    "SyntaxError": lambda: with_fields(SyntaxError("bad"), filename="a.conf", lineno=3, text="x ="),
+    "StopIteration": lambda: with_fields(StopIteration(1), value=2),
+    "SystemExit": lambda: with_fields(Leaving(1, "late"), code=2),
+    "URL": lambda: urllib.error.HTTPError("http://a", 404, "not found", {}, None),
+}
+
+
+@pytest.mark.parametrize("name", IN_C)
+def test_fields_of_built_in_classes_are_kept(cross, name):
+    sent = IN_C[name]()
+    value = cross(sent).value
+    assert str(value) == str(sent)
+    for field in (*FIELDS[1:-1], "text", "msg", "code", "url"):
+        assert getattr(value, field, "none") == getattr(sent, field, "none"), field

@@ -184,3 +184,178 @@ def test_a_worker_sends_functions_back_by_name():
         with forkshm.Pool(1, initializer=prepare) as pool:
             print(pool.apply(give) is look)
     """) == ["True"]
+
+
+def test_submitted_functions_use_a_redefined_class():
+    assert run("""
+        import forkshm
+        class Shape:
+            version = 1
+        def inspect(x):
+            return isinstance(x, Shape), x.version
+        with forkshm.Executor(1) as executor:
+            print(executor.submit(inspect, Shape()).result())
+            class Shape:
+                version = 2
+            print(executor.submit(inspect, Shape()).result(), *executor.map(inspect, [Shape()]))
+            print(executor.submit(inspect, Shape()).result())
+    """) == ["(True, 1)", "(True, 2) (True, 2)", "(True, 2)"]
+
+
+def test_methods_use_a_redefined_function():
+    assert run("""
+        import forkshm
+        def helper():
+            return 1
+        class Base:
+            def value(self):
+                return helper()
+        class Model(Base):
+            cache = []
+            @property
+            def prop(self):
+                return helper()
+            @classmethod
+            def of_class(cls):
+                return helper()
+        def call(model):
+            return isinstance(model, Model), isinstance(model, Base), model.value(), model.prop, Model.of_class()
+        with forkshm.Pool(1) as pool:
+            print(pool.apply(call, (Model(),)))
+            def helper():
+                return 2
+            print(pool.apply(call, (Model(),)), pool.apply(Model().value), pool.apply(Model.of_class))
+            made = pool.apply(lambda: Model())
+            print(type(made) is Model, isinstance(made, Base))
+    """) == ["(True, True, 1, 1, 1)", "(True, True, 2, 2, 2) 2 2", "True True"]
+
+
+def test_a_class_whose_methods_use_a_changed_value_stays_the_workers_own():
+    assert run("""
+        import forkshm
+        verbose = False
+        class Model:
+            loaded = None
+            @classmethod
+            def load(cls):
+                cls.loaded = "yes"
+            def predict(self, x):
+                return x, self.loaded, verbose
+        with forkshm.Pool(1, Model.load) as pool:
+            verbose = True
+            print(pool.map(Model().predict, [1]))
+    """) == ["[(1, 'yes', False)]"]
+
+
+def test_decorated_functions_use_a_redefined_function():
+    assert run("""
+        import functools
+        import forkshm
+        def helper():
+            return 1
+        def double(function):
+            @functools.wraps(function)
+            def doubled(*args):
+                return 2 * function(*args)
+            return doubled
+        @double
+        def decorated():
+            return helper()
+        @functools.lru_cache
+        def cached():
+            return helper()
+        def through():
+            return decorated(), cached()
+        with forkshm.Pool(1) as pool:
+            print(pool.apply(decorated), pool.apply(cached), pool.apply(through))
+            def helper():
+                return 10
+            print(pool.apply(decorated), pool.apply(cached), pool.apply(through))
+    """) == ["2 1 (2, 1)", "20 10 (20, 10)"]
+
+
+def test_decorated_functions_and_properties_that_are_younger_than_the_worker_cross():
+    assert run("""
+        import functools
+        import forkshm
+        pool = forkshm.Pool(1)
+        @functools.lru_cache(maxsize=5)
+        def fibonacci(n):
+            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+        @functools.singledispatch
+        def kind(x):
+            return "other"
+        @kind.register
+        def _(x: int):
+            return "int"
+        class Lazy:
+            @functools.cached_property
+            def value(self):
+                return 7
+        def call(lazy):
+            return fibonacci(50), fibonacci.cache_parameters()["maxsize"], kind(1), kind("a"), lazy.value
+        print(pool.apply(call, (Lazy(),)), pool.map(fibonacci, [10]), pool.apply(kind, (2,)))
+        pool.terminate()
+    """) == ["(12586269025, 5, 'int', 'other', 7) [55] int"]
+
+
+def test_a_cached_function_keeps_its_cache_in_the_worker():
+    assert run("""
+        import functools
+        import forkshm
+        @functools.lru_cache
+        def cached(x):
+            return x
+        def hits(_):
+            cached(1)
+            return cached.cache_info().hits
+        with forkshm.Pool(1) as pool:
+            print(pool.map(hits, range(3)), pool.apply(cached, (1,)), pool.map(hits, range(2)))
+    """) == ["[0, 1, 2] 1 [4, 5]"]
+
+
+def test_functions_by_value_see_globals_of_an_initializer():
+    assert run("""
+        import forkshm
+        loaded = None
+        count = 5
+        def load(value):
+            global loaded, count
+            loaded, count = value, 6
+        with forkshm.Pool(1, load, ("data",)) as pool:
+            def late(x=0):
+                return loaded, count
+            print(pool.apply(late), pool.apply(lambda: loaded), pool.map(late, [1]))
+            count = 7
+            print(pool.apply(late))
+    """) == ["('data', 6) data [('data', 6)]", "('data', 7)"]
+
+
+def test_a_proxy_among_the_globals_is_not_asked():
+    assert run("""
+        import forkshm
+        class Proxy:  # like Flask's request
+            @property
+            def __class__(self):
+                raise RuntimeError("outside of a request")
+            def __getattr__(self, name):
+                raise RuntimeError("outside of a request")
+            def __eq__(self, other):
+                raise RuntimeError("outside of a request")
+            __hash__ = None
+        request = Proxy()
+        class View:
+            request = Proxy()
+            def call(self, x):
+                return request is not None, x
+        def call(x):
+            return request is not None, x
+        with forkshm.Pool(1) as pool:
+            print(pool.apply(call, (1,)), pool.map(View().call, [2]))
+            request = Proxy()
+            print(pool.apply(View().call, (3,)))
+            try:
+                pool.apply(id, (Proxy(),))
+            except RuntimeError as error:
+                print(error)
+    """) == ["(True, 1) [(True, 2)]", "(True, 3)", "outside of a request (in args and kwds: __main__.Proxy)"]

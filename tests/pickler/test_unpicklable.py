@@ -3,13 +3,16 @@
 import copyreg
 import functools
 import pickle
+import sys
 import threading
+import types
 from typing import Any, NamedTuple
 
 import functions as f
 import numpy as np
 import pytest
 
+import forkshm
 from forkshm.pickler import explain, pack
 
 LOCK = threading.Lock()
@@ -150,3 +153,22 @@ def test_an_unpicklable_part_that_cannot_be_found_is_named_by_its_type():
             return f.echo, (), None, iter([threading.Lock()])
 
     assert "(in args: _thread.lock)" in message_of(Fresh())
+
+
+IN_C = [type(iter(())), type({}.keys()), type(threading.Lock()), type(sys.flags), type(sys.float_info)]
+
+
+@pytest.mark.parametrize("kind", IN_C, ids=lambda kind: kind.__name__)
+def test_classes_in_c_without_a_name_are_refused_by_the_sender(kind):
+    with forkshm.Pool(1) as pool, pytest.raises(pickle.PicklingError, match=r"args\[0\]"):
+        pool.apply(id, (kind,))
+
+
+def test_types_that_are_found_by_another_name_cross():
+    kinds = [type(None), types.FunctionType, types.GeneratorType, types.MappingProxyType, types.CodeType]
+    with forkshm.Pool(1) as pool:
+        assert pool.apply(_same, (kinds,)) == kinds
+
+
+def _same(thing):
+    return thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -181,3 +182,106 @@ def test_a_terminated_pool_releases_pickled_arguments():
         pool.apply_async(gate.acquire)
         for _ in range(300):
             pool.apply_async(get, (Own(),))
+
+
+class Config:
+    def __init__(self):
+        self.items = [0]
+        self.small = np.zeros(3)
+
+
+def get_beside(large, config, again, view):
+    same = config is again[0] and config.items is again[1].items
+    return len(large), config.items, float(config.small.sum() + view.sum()), same
+
+
+BESIDE = {
+    "large": lambda: np.zeros(100_000),
+    "bytes": lambda: bytearray(100_000),
+    "shared": lambda: forkshm.zeros(10),
+    "view of shared": lambda: np.asarray(forkshm.zeros(10)),
+    "shared list": lambda: forkshm.Array("i", 10),
+}
+
+
+@pytest.mark.parametrize("large", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("how", ["submit", "starmap_async"])
+def test_small_objects_beside_a_large_argument_are_taken_at_the_call(held, how, large):
+    executor, release = held
+    large = large()
+    configs = [Config() for _ in range(COUNT)]
+    calls = []
+    for config in configs:
+        alike = Config()
+        alike.items = config.items
+        calls.append((large, config, [config, alike], config.small[::2]))
+    if how == "submit":
+        futures = [executor.submit(get_beside, *call) for call in calls]
+
+        def found():
+            return [future.result() for future in futures]
+    else:
+        found = executor.pool.starmap_async(get_beside, calls, chunksize=1).get
+    for config in configs:
+        config.items.append(1)
+        config.small += 1
+    release()
+    assert found() == [(len(large), [0], 0.0, True)] * COUNT
+
+
+def sum_after(large, part):
+    large[:] = 1
+    return float(part.sum())
+
+
+def test_a_view_of_a_large_argument_stays_its_view(held):
+    executor, release = held
+    large = np.zeros(100_000)
+    futures = [executor.submit(sum_after, large, large[:5]) for _ in range(10)]
+    release()
+    assert [future.result() for future in futures] == [5.0] * 10
+
+
+def is_recursive(thing, again):
+    return thing[0][0] is thing and thing is again
+
+
+def test_a_recursive_tuple_arrives_as_one(held):
+    executor, release = held
+    inner = []
+    thing = (inner,)
+    inner.append(thing)
+    future = executor.submit(is_recursive, thing, thing)
+    release()
+    assert future.result()
+
+
+def count(large, items, *, named, extra=()):
+    return len(items), len(named), len(extra)
+
+
+def test_very_many_items_beside_a_large_argument_are_taken_at_the_call(held):
+    executor, release = held
+    large = np.zeros(100_000)
+    items = [0] * 3000
+    named = {"a": [1], "b": Config()}
+    futures = [executor.submit(count, large, items, named=named, extra=items) for _ in range(COUNT)]
+    chunks = executor.pool.starmap_async(get_beside, [(large, Config(), [], [large])] * 3)
+    items.append(1)
+    named["c"] = 1
+    release()
+    assert [future.result() for future in futures] == [(3000, 2, 3000)] * COUNT
+    with pytest.raises(IndexError):
+        chunks.get()
+
+
+def nap(large, config):
+    time.sleep(0.01)
+
+
+def test_reports_name_the_types_of_objects_that_were_taken(held):
+    executor, release = held
+    future = executor.submit(nap, np.zeros(100_000), Config())
+    release()
+    future.result()
+    assert any("Config" in slow.task for slow in executor.pool.report().slowest)

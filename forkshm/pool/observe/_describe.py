@@ -6,7 +6,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
-from forkshm.pickler import attribute_of, name_of
+from forkshm.pickler import Taken, attribute_of, name_of
 
 if TYPE_CHECKING:
     from forkshm.pool._tasks import Task
@@ -48,6 +48,8 @@ def brief(task: Task) -> str:
 
 def _brief(value: Any) -> str:
     kind = type(value)
+    if kind is Taken:
+        return repr(value)
     if kind in _PLAIN or kind.__module__ == "numpy":
         return describe(value)
     return f"{kind.__name__} of {len(value):,}" if kind in (list, tuple, dict, set) else kind.__name__
