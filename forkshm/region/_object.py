@@ -24,7 +24,7 @@ from forkshm.region._checks import MAX_SIZE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 __all__ = (
@@ -68,6 +68,7 @@ class Opened:
     """Base class of objects opened for mapping with `MappedRegion`; they have an fd, a name and a mode."""
 
     _fd = -1
+    _closing: Iterator[object] | None = None
     _has_kernel_fd = True
 
     def __init__(self, name: str, mode: Mode | str) -> None:
@@ -78,15 +79,24 @@ class Opened:
     def _own(self, fd: int) -> None:
         """Take ownership of an fd."""
         self._fd = fd
+        # If the program closes the fd, its number may belong to another file.
+        self._closing = kernel.closing(fd, kernel.file_of(fd))
         if _leaks.is_on:
             _leaks.made(self, f"open {type(self).__name__}")
 
-    # A default argument, because the names of this module may be gone when the program ends.
     @_interrupts.promptly
-    def __del__(self, close: Any = kernel.close) -> None:
+    def __del__(self) -> None:
+        self._close()
+
+    # Default arguments, because the names of this module may be gone when the program ends.
+    @_interrupts.promptly
+    def _close(self, close: Any = kernel.close, close_own: Any = kernel.close_own) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            close(fd)
+            if self._closing is None:
+                close(fd)
+            else:
+                close_own(self._closing)
 
     @property
     def name(self) -> str:
@@ -125,11 +135,9 @@ class Opened:
     @_interrupts.promptly
     def close(self) -> None:
         """Close the fd in this process. Regions mapped from the object, and its name, remain. Can be repeated."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            kernel.close(fd)
-            if _leaks.is_on:
-                _leaks.unmade(self)
+        self._close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     def __enter__(self) -> Self:
         self.fileno()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import math
 import operator
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import OwnedFd, PrivateFd
-from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
+from forkshm.errors import ChannelClosedError, CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._monitor import wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from forkshm.backend import Identity
 
 __all__ = ("Supervised", "supervise")
 
@@ -32,6 +35,9 @@ STEADY_SECONDS = 5.0
 # First pause before a worker that ended earlier is replaced; doubled each time.
 BACKOFF_SECONDS = 0.1
 MOST_BACKOFF_SECONDS = 30.0
+
+# A worker that has closed its fds checks this often whether it should stop.
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger("forkshm.supervise")
 
@@ -52,6 +58,8 @@ class Supervised:
         self._stopping = False
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
+        self._read_end.own()
+        self._write_end.own()
 
     @property
     def stopping(self) -> bool:
@@ -68,9 +76,13 @@ class Supervised:
             True if the worker should stop, False if *timeout* has passed.
         """
         assert sys.platform != "win32"  # there is no fork
+        until = math.inf if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self._read_end.fd, select.POLLIN)
-        poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+        if self._read_end.is_intact():
+            poll.register(self._read_end.fd, select.POLLIN)
+            poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+        while not self._stopping and not self._read_end.is_intact() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))  # *fn* has closed the fd
         return self._stopping
 
     def fileno(self) -> int:
@@ -79,8 +91,9 @@ class Supervised:
 
     def _stop(self, number: int, frame: Any) -> None:
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._write_end.fd, b".")
+        if self._write_end.is_intact():
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._write_end.fd, b".")
 
 
 def supervise(
@@ -158,6 +171,8 @@ class _Place:
     generation: int = -1
     process: Any = None
     sentinel: int = -1
+    # What the sentinel refers to.
+    file: Identity = (-1, -1)
     began: float = 0.0
     # When to start the next worker, if none is running.
     due: float = 0.0
@@ -198,6 +213,8 @@ class _Supervisor:
         # No call between the creation of fds and their assignment to their owners.
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
         self._lifeline.fd, self._lifeline_end.fd = kernel.create_lifeline()
+        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+            end.own()
         assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
         self._poll.register(self._read_end.fd, select.POLLIN)
@@ -247,6 +264,7 @@ class _Supervisor:
             except BaseException:
                 self._drain()
                 raise
+        self._check()
         for place in self._places:
             place.old = place.process is not None
             place.crashes = 0
@@ -282,6 +300,7 @@ class _Supervisor:
         if not stopping:
             moments += [place.due for place in self._places if place.process is None]
         left = min(moments) - now
+        self._check()
         for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
             if fd == self._read_end.fd:
                 os.read(fd, 4096)
@@ -290,6 +309,15 @@ class _Supervisor:
                 if place.sentinel == fd:
                     self._reap(place, stopping=stopping)
                     break
+
+    def _check(self) -> None:
+        """Raise `ChannelClosedError` if *on_reload* or a signal handler has closed the fds that this needs."""
+        if not self._lifeline_end.is_intact() or not self._read_end.is_intact():
+            raise ChannelClosedError(
+                errno.EBADF,
+                "cannot go on supervising: other code in this process, for example on_reload, has closed fds that "
+                "supervise uses. Close only fds that your code has opened.",
+            )
 
     # -- one worker -----------------------------------------------------------------------
 
@@ -308,6 +336,7 @@ class _Supervisor:
             process.start()
             place.process = process
             place.sentinel = kernel.open_process(process.pid, process.sentinel)
+            place.file = kernel.file_of(place.sentinel)
         except OSError as error:
             raise WorkerStartError(
                 error.errno or 0,
@@ -332,7 +361,8 @@ class _Supervisor:
 
     def _work(self, rank: int, generation: int) -> None:
         assert sys.platform != "win32"  # there is no fork
-        armed = kernel.die_with(self._lifeline.fd)
+        armed = OwnedFd(kernel.die_with(self._lifeline.fd))
+        armed.own()  # *fn* may close all fds
         let_have_children()
         signal.set_wakeup_fd(-1)
         me = Supervised(rank, len(self._places), generation)
@@ -342,13 +372,13 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for place in self._places:
             if place.sentinel >= 0:
-                kernel.close(place.sentinel)
+                kernel.close_own(kernel.closing(place.sentinel, place.file))
         self._read_end.close()
         self._write_end.close()
         try:
             self._fn(me)
         finally:
-            kernel.close(armed)
+            armed.close()
 
     def _tell_to_stop(self, place: _Place) -> None:
         self._send(place, signal.SIGTERM)
@@ -356,15 +386,16 @@ class _Supervisor:
 
     def _send(self, place: _Place, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(place.sentinel, place.process.pid, number)
+            if kernel.refers_to(place.sentinel, place.file):
+                kernel.signal_process(place.sentinel, place.process.pid, number)
 
     def _collect(self, place: _Place) -> int | None:
-        if place.sentinel >= 0:
+        if place.sentinel >= 0 and kernel.refers_to(place.sentinel, place.file):
             wait_gone(place.sentinel)
         exitcode = exit_code(place.process, kernel.COLLECT_SECONDS)
         if place.sentinel >= 0:
             self._poll.unregister(place.sentinel)
-            kernel.close(place.sentinel)
+            kernel.close_own(kernel.closing(place.sentinel, place.file))
         place.process, place.sentinel = None, -1
         return exitcode
 
