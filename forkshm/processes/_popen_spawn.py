@@ -132,7 +132,7 @@ class ForkServerPopen(popen_forkserver.Popen):
 
 
 def _close_only_own(popen: Any) -> None:
-    """Let the finalizer that multiprocess has made close only what its fds refer to now."""
+    """Make the finalizer of multiprocess close only what its fds refer to now."""
     finalizer = popen.finalizer
     owned = closings(finalizer._args)
     # No call between these stores.

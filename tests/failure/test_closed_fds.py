@@ -270,12 +270,12 @@ NAMES = [line[4:].partition("(")[0] for line in OBJECTS.splitlines() if line.end
 
 @pytest.mark.parametrize("kind", ["", "files", "pipes"], ids=["closed", "files", "pipes"])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_open_goes_on_or_says_so_and_uses_no_file_of_the_program(run_script, name, kind):
+def test_an_object_whose_fds_were_closed_goes_on_or_says_so_and_uses_no_other_file(run_script, name, kind):
     assert run_script(OBJECTS + MAIN.replace("KIND", repr(kind)), name, "fork") == "done\n"
 
 
 @pytest.mark.parametrize("kind", ["", "files", "pipes"], ids=["closed", "files", "pipes"])
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.parametrize("name", ["pool", "executor", "process"])
-def test_the_same_with_processes_that_were_not_forked(run_script, name, method, kind):
+def test_a_process_that_was_not_forked_and_its_pool_end_without_their_fds(run_script, name, method, kind):
     assert run_script(OBJECTS + MAIN.replace("KIND", repr(kind)), name, method) == "done\n"
