@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts
 from forkshm.backend import _memory, _syscalls
 from forkshm.backend._addresses import Addresses
-from forkshm.backend._interface import Access
+from forkshm.backend._interface import UNKNOWN, Access
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
@@ -54,7 +54,7 @@ class MessageEnd(socket.socket):
     """
 
     # What the fd refers to. Until this is set, the end does not own the fd.
-    _file: Identity = (-1, -1)
+    _file: Identity = UNKNOWN
     _closing: Iterator[Any] = iter(())
 
     def own(self, file: Identity, closing: Iterator[Any]) -> None:
@@ -215,12 +215,16 @@ class Unix(Addresses):
         return file
 
     def refers_to(self, fd: int, file: Identity) -> bool:
+        if file == UNKNOWN:
+            return True
         try:
             return bool(_FILE(os.fstat(fd)) == file)
         except OSError:
             return False
 
     def closing(self, fd: int, file: Identity) -> Iterator[object]:
+        if file == UNKNOWN:
+            return map(self.close, (fd,))
         # The check and the close are one C call.
         is_same = map(file.__eq__, map(_FILE, map(os.fstat, (fd,))))
         return map(self.close, itertools.compress((fd,), is_same))

@@ -521,17 +521,19 @@ class _Counters:
     """The counter fds of a queue; closed when the queue is collected."""
 
     items = unfinished = -1
-    _closings: tuple[Iterator[object], ...] | None = None
 
     @_interrupts.promptly
     def __init__(self, items: int = -1, unfinished: int = -1) -> None:
         self.items = items
         self.unfinished = unfinished
+        # By fd, once it is known what the fd refers to.
+        self._closings: dict[int, Iterator[object]] = {}
 
     def own(self) -> None:
         """Note what the fds refer to, so that nothing else is closed."""
-        fds = [fd for fd in (self.items, self.unfinished) if fd >= 0]
-        self._closings = tuple(kernel.closing(fd, kernel.file_of(fd)) for fd in fds)
+        for fd in (self.items, self.unfinished):
+            if fd >= 0 and fd not in self._closings:
+                self._closings[fd] = kernel.closing(fd, kernel.file_of(fd))
 
     # Default arguments, because the names may be gone at the end of the program.
     @_interrupts.promptly
@@ -540,13 +542,13 @@ class _Counters:
         unfinished, self.unfinished = self.unfinished, -1
         closings = self._closings
         try:
-            if closings:
-                close_own(closings[0])
+            if items in closings:
+                close_own(closings[items])
             elif items >= 0:
                 close(items)
         finally:
-            if closings:
-                close_own(closings[-1])
+            if unfinished in closings:
+                close_own(closings[unfinished])
             elif unfinished >= 0:
                 close(unfinished)
 

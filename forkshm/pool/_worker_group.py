@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
-from forkshm.backend import kernel
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, OwnedFd, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
@@ -44,8 +44,6 @@ _GRACE_SECONDS = 1.0
 _LAST_SECONDS = 5.0
 # Interval between checks of workers that may end in order.
 _LOOK_SECONDS = 0.01
-# Until it is known what an fd refers to.
-_NO_FILE = (-1, -1)
 # Seconds that workers may take to end after a closed pool has answered all tasks: for their remaining finalizers and
 # threads.
 _FAREWELL_SECONDS = 10.0
@@ -337,7 +335,7 @@ class WorkerGroup:
             if getattr(begun, "pid", None) is None:
                 self._imitations.append(begun)
                 continue
-            worker = WorkerHandle(slot, begun, -1, _NO_FILE, begun.pid or -1, begun.name)
+            worker = WorkerHandle(slot, begun, -1, UNKNOWN, begun.pid or -1, begun.name)
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
             except OSError as error:

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
+from forkshm.backend import UNKNOWN as UNKNOWN_FILE
 from forkshm.backend import kernel
 from forkshm.region import leave_changes
 
@@ -88,7 +89,7 @@ class Child(popen_fork.Popen):
     # Whether the child was reaped.
     _is_reaped = False
     # What the sentinel refers to, because its number may have been closed and used again.
-    _watched: Identity = (-1, -1)
+    _watched: Identity = UNKNOWN_FILE
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the child runs."""

@@ -79,10 +79,12 @@ class Opened:
     def _own(self, fd: int) -> None:
         """Take ownership of an fd."""
         self._fd = fd
-        # If the program closes the fd, its number may belong to another file.
-        self._closing = kernel.closing(fd, kernel.file_of(fd))
         if _leaks.is_on:
             _leaks.made(self, f"open {type(self).__name__}")
+
+    def _note(self) -> None:
+        """Note what the fd refers to: if the program closes the fd, its number may belong to another file."""
+        self._closing = kernel.closing(self._fd, kernel.file_of(self._fd))
 
     @_interrupts.promptly
     def __del__(self) -> None:
@@ -218,6 +220,7 @@ class SharedMemoryObject(Opened):
             raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
         self._own(self._open(creation, permissions))
         try:
+            self._note()
             self._check(self._fd, any_owner=any_owner)
         except BaseException:
             self.close()
@@ -384,6 +387,7 @@ def reopened(kind: type[Opened], state: dict[str, Any], take: Callable[[], int])
     made = kind.__new__(kind)
     vars(made).update(state)
     made._own(take())  # in one expression, so that no handler runs in between
+    made._note()
     return made
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forkshm import _system
-from forkshm.backend import kernel
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
 from forkshm.errors import (
     NotPicklableError,
@@ -188,7 +188,7 @@ class TeamMonitor:
     def _reap(self, rank: int) -> None:
         # All steps can be repeated after an interruption.
         pid, pidfd, collect, sentinel = self._there[rank]
-        file = self._files.get(rank, (-1, -1))
+        file = self._files.get(rank, UNKNOWN)
         if pidfd >= 0:
             with contextlib.suppress(KeyError):
                 self._poll.unregister(pidfd)
@@ -217,7 +217,7 @@ class TeamMonitor:
         for rank, (pid, pidfd, _, _) in self._there.items():
             with contextlib.suppress(ProcessLookupError):
                 # Without a pidfd, the pid may belong to another process by now.
-                if pidfd >= 0 and kernel.refers_to(pidfd, self._files.get(rank, (-1, -1))):
+                if pidfd >= 0 and kernel.refers_to(pidfd, self._files.get(rank, UNKNOWN)):
                     kernel.signal_process(pidfd, pid, number)
                 else:
                     os.kill(pid, number)

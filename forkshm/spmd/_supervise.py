@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess, _system
-from forkshm.backend import kernel
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import OwnedFd, PrivateFd
 from forkshm.errors import ChannelClosedError, CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.processes import exit_code, let_have_children
@@ -172,7 +172,7 @@ class _Place:
     process: Any = None
     sentinel: int = -1
     # What the sentinel refers to.
-    file: Identity = (-1, -1)
+    file: Identity = UNKNOWN
     began: float = 0.0
     # When to start the next worker, if none is running.
     due: float = 0.0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = (
+    "UNKNOWN",
     "Access",
     "Advice",
     "Identity",
@@ -69,6 +70,9 @@ class Advice(enum.StrEnum):
 Identity: TypeAlias = tuple[int, int]
 """The kernel's own name for a memory object, device and inode: unique while the object lives."""
 
+UNKNOWN: Identity = (-1, -1)
+"""Stands for what an fd refers to until that is known."""
+
 
 class MappedFile(NamedTuple):
     """A range of addresses at which a file is mapped."""
@@ -100,11 +104,11 @@ class Memory(abc.ABC):
         return 0, fd
 
     def refers_to(self, fd: int, file: Identity) -> bool:
-        """Return whether *fd* still refers to that file. A program may close fds that it did not open."""
+        """Return whether *fd* still refers to that file, or `UNKNOWN`. A program may close fds that it did not open."""
         return True
 
     def closing(self, fd: int, file: Identity) -> Iterator[object]:
-        """Return an iterator that closes *fd* when it is first advanced, if the fd still refers to that file.
+        """Return an iterator that closes *fd* when it is first advanced, if the fd refers to that file, or `UNKNOWN`.
 
         It raises OSError if the fd is closed. Advance it by `close_own`.
         """
