@@ -72,10 +72,16 @@ def closings(fds: Iterable[int]) -> list[Iterator[object]]:
     return [kernel.closing(fd, kernel.file_of(fd)) for fd in fds]
 
 
+@_interrupts.promptly
 def close_all(*some: Iterator[object], close_own: Callable[[Iterator[object]], None] = kernel.close_own) -> None:
     """Advance the iterators that `closings` has returned."""
-    for closing in some:
-        close_own(closing)
+    try:
+        for closing in some:
+            close_own(closing)
+    except BaseException:  # a signal handler has raised
+        for closing in some:
+            close_own(closing)
+        raise
 
 
 class Child(popen_fork.Popen):

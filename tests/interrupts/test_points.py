@@ -24,6 +24,9 @@ SLOW = {
     "Processes",
     "Close",
     "Terminate",
+    "SuperviseReplaces",
+    "Cluster",
+    "ClusterShutdown",
 }
 
 

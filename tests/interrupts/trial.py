@@ -130,7 +130,7 @@ def main(name, variant, first, step, last=0, again=0):
         points = points.where
         # `holdings` collects garbage; processes that are ending get a moment.
         deadline = time.monotonic() + 0.7
-        while left := _more(before, _kinds(holdings())):
+        while scenario.is_checked_for_leaks and (left := _more(before, _kinds(holdings()))):
             if time.monotonic() > deadline:
                 problem = f"{problem or ''} left: {left}"
                 break
