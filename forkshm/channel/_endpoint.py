@@ -90,6 +90,18 @@ class Received:
             give_back_all(self.fds)
 
 
+class _ReceivedWithFds(Received):
+    """A message with fds, which are closed with it: a signal handler may raise while its reader handles an error."""
+
+    __slots__ = ()
+
+    # A default argument, because the names of this module may be gone when the program ends.
+    @_interrupts.promptly
+    def __del__(self, give_back: Any = give_back_all) -> None:
+        if self.fds:
+            give_back(self.fds)
+
+
 class OwnedFd:
     """An fd that is closed with its owner."""
 
@@ -394,6 +406,8 @@ class Receiver:
                     del inbox[0]
                     return None
                 inbox[0] = received
+            elif received is not None:
+                received.fds = []  # a signal handler has read it, and owns them
 
     def drop(self, received: Received) -> None:
         """Remove a message that `first` returned, unless another process has removed it."""
@@ -419,7 +433,7 @@ class Receiver:
                 except OSError:
                     self._fill(arrived, how)
             first = arrived[0]
-            if type(first) is Received:
+            if isinstance(first, Received):
                 return first
             data, ancillary, flags, _ = first
             if not ancillary and not flags & _UNUSUAL and data:
@@ -482,7 +496,12 @@ class Receiver:
         ledger.messages += 1
         if ledger.watches:
             _note(data, "received")
-        return Received(data, fds)
+        if not fds:
+            return Received(data, fds)
+        received = _ReceivedWithFds(data, [])
+        # No call from here to the return: until then, the message as it came owns the fds.
+        received.fds = fds
+        return received
 
     def duplicate(self) -> Receiver:
         """Return the same end under another fd."""

@@ -268,12 +268,16 @@ class Queue(Backlog):
         """Return whether an object can be pickled after all, so that *error* has another cause."""
         if isinstance(error, (OSError, MemoryError)) or threading.current_thread() is not threading.main_thread():
             return False
-        try:
-            if small_stream(obj) is None:
-                pack(obj, importable=self._importable).close()
-        except Exception:
-            return False
-        return True
+        for _ in range(2):  # the handler may raise again meanwhile
+            try:
+                if small_stream(obj) is None:
+                    pack(obj, importable=self._importable).close()
+            except Exception as again:
+                if type(again) is not type(error):
+                    return False
+            else:
+                return True
+        return False
 
     def _undo_put(self, place: list[int], unfinished: list[int]) -> None:
         if unfinished:

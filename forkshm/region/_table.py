@@ -283,7 +283,11 @@ def new_mapping(
             _leaks.made(mapping, "region", size)
         closing = kernel.closing(fd, file)
     except BaseException:
-        mapping.end()
+        try:
+            mapping.end()
+        except BaseException:  # a signal handler has raised again
+            mapping.end()
+            raise
         raise
     # No call between these stores and the return: the fd has one owner at every moment.
     mapping.closing = closing
