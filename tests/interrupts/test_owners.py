@@ -324,6 +324,7 @@ def test_an_interrupt_while_a_caller_is_accepted_leaves_nothing(step):
     at_every_point(step, manager.Listener.accept, close, _caller)
 
 
+@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
 def test_an_interrupted_semaphore_has_all_its_permits(kind):
     semaphore = getattr(forkshm, kind)(2)
@@ -332,7 +333,7 @@ def test_an_interrupted_semaphore_has_all_its_permits(kind):
     at, is_reached = 0, True
     while is_reached:
         at += 1
-        points = Points(at)
+        points = Points(at, lambda: signal.raise_signal(signal.SIGUSR1))
         try:
             with points, semaphore:
                 pass
