@@ -278,7 +278,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES or name in _OWN_MODULES:
         return importlib.import_module(f"forkshm.{name}")
     if name in _LAZY:
-        value = globals()[name] = getattr(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
+        value = globals()[name] = _taken_from(importlib.import_module(f"forkshm.{_LAZY[name]}"), name)
         return value
     if name in _errors.__all__:
         return getattr(_errors, name)
@@ -292,8 +292,20 @@ def __getattr__(name: str) -> Any:
         raise _errors.MissingDependencyError(
             f"cannot use forkshm.{name}: NumPy is not installed. Run: pip install 'forkshm[numpy]'", extra="numpy"
         ) from error
-    value = globals()[name] = getattr(numpy, name)
+    value = globals()[name] = _taken_from(numpy, name)
     return value
+
+
+def _taken_from(module: Any, name: str) -> Any:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        if not getattr(module.__spec__, "_initializing", False):
+            raise
+    raise _errors.ForkshmError(
+        f"cannot use forkshm.{name} here: this signal handler or finalizer has interrupted the import that it needs. "
+        f"Use forkshm.{name} once before, for example at the start of the program."
+    )
 
 
 def __dir__() -> list[str]:

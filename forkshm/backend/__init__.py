@@ -13,12 +13,13 @@ from typing import Any
 
 from forkshm._help import publish
 from forkshm.backend._capabilities import Capabilities, probe
-from forkshm.backend._interface import Access, Advice, Backend, Identity, Locks, MessageSocket
+from forkshm.backend._interface import UNKNOWN, Access, Advice, Backend, Identity, Locks, MessageSocket
 from forkshm.backend._support import IS_FREE_THREADED, experiments
 from forkshm.errors import UnsupportedError
 
 __all__ = (
     "IS_FREE_THREADED",
+    "UNKNOWN",
     "Access",
     "Advice",
     "Backend",

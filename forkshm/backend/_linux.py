@@ -26,7 +26,7 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # type checkers leave out the rest on other systems
 
-from forkshm.backend._unix import FLAGS, Unix, accepted, seek_noted  # noqa: E402 - after the platform check
+from forkshm.backend._unix import FLAGS, MessageEnd, Unix, accepted, seek_noted  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -336,7 +336,7 @@ class LinuxBackend(Unix):
     def clear_counter(self, counter: int) -> None:
         os.lseek(counter, 0, os.SEEK_SET)
 
-    def message_sockets(self) -> tuple[socket.socket, socket.socket]:
+    def message_sockets(self) -> tuple[_End, _End]:
         # `socket.socketpair` makes the fds and the sockets one after the other, and is interrupted in between.
         try:
             ends = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -347,27 +347,32 @@ class LinuxBackend(Unix):
         first, second = map(self._message_socket_from, ends)
         return first, second
 
-    def _message_socket_from(self, source: _socket.socket) -> socket.socket:
+    def _message_socket_from(self, source: _socket.socket) -> _End:
         # With its family and type, Python does not ask the kernel for them.
         end = self._socket_of(source.fileno(), socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
         source.detach()
         return end
 
-    def message_socket(self, fd: int) -> socket.socket:
+    def message_socket(self, fd: int) -> _End:
         return self._socket_of(fd, -1, -1, -1)
 
-    def _socket_of(self, fd: int, family: int, kind: int, protocol: int) -> socket.socket:
+    def _socket_of(self, fd: int, family: int, kind: int, protocol: int) -> _End:
         # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
-        end = socket.socket.__new__(socket.socket)
+        end = _End.__new__(_End)
         try:
             end.__init__(family, kind, protocol, fd)  # type: ignore[misc]
             if family == -1 and (end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET):
                 found = f"{end.family.name}, {end.type.name}"
                 raise OSError(errno.EPROTOTYPE, f"a socket of {found} instead of AF_UNIX, SOCK_SEQPACKET")
             end.settimeout(None)  # overrides socket.setdefaulttimeout()
+            end.backend = self
+            file = self.file_of(fd)
+            closing = self.closing(fd, file)
         except BaseException:
             end.detach()
             raise
+        # No call from here to the return.
+        end.own(file, closing)
         return end
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
@@ -381,12 +386,12 @@ class LinuxBackend(Unix):
         return bool(ends.poll(0))
 
     def listen(self, address: str | None, backlog: int) -> Callee:
-        return _Callee(address, backlog)
+        return _Callee(self, address, backlog)
 
-    def call(self, address: str) -> socket.socket:
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def call(self, address: str) -> _End:
+        source = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        end = self._message_socket_from(source)
         try:
-            end.settimeout(None)
             end.connect(address)
             if (uid := _uid_of_peer(end)) != os.geteuid():
                 raise PermissionError(
@@ -565,10 +570,26 @@ def _uid_of_peer(end: socket.socket) -> int:
     return uid
 
 
+class _End(MessageEnd):
+    """An end of a channel."""
+
+    backend: LinuxBackend
+
+    def dup(self) -> _End:
+        fds = [self.backend.duplicate(self.fileno())]
+        try:
+            end = self.backend.message_socket(fds[0])
+            del fds[0]
+            return end
+        finally:
+            self.backend.close_all(fds)
+
+
 class _Callee:
     """A listener at an abstract address (unix(7)), which is not a file and leaves none behind."""
 
-    def __init__(self, address: str | None, backlog: int) -> None:
+    def __init__(self, backend: LinuxBackend, address: str | None, backlog: int) -> None:
+        self._backend = backend
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(None)
@@ -579,9 +600,9 @@ class _Callee:
             self._socket.close()
             raise
 
-    def accept(self) -> socket.socket:
+    def accept(self) -> _End:
         while True:
-            end = accepted(self._socket)
+            end: _End = accepted(self._socket, self._backend.message_socket)
             if _uid_of_peer(end) == os.geteuid():
                 return end
             end.close()

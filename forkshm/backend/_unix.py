@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import errno
 import fcntl
 import itertools
 import mmap as _mmap
+import operator
 import os
 import resource
 import select
@@ -16,16 +18,17 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
+from forkshm import _interrupts
 from forkshm.backend import _memory, _syscalls
 from forkshm.backend._addresses import Addresses
-from forkshm.backend._interface import Access
+from forkshm.backend._interface import UNKNOWN, Access
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from forkshm.backend._interface import HasFileno, MessageSocket, Poller
+    from forkshm.backend._interface import HasFileno, Identity, MessageSocket, Poller
 
 MAP_SHARED = _mmap.MAP_SHARED
 MAP_PRIVATE = _mmap.MAP_PRIVATE
@@ -44,6 +47,44 @@ def seek_noted(noted: list[int], counter: int, change: int) -> int:
     return next(zip(moved, map(noted.pop, (-1,)), strict=False))[0]
 
 
+class MessageEnd(socket.socket):
+    """An end of a channel, which closes its fd only while the fd refers to it.
+
+    A program may close fds that it did not open, and the numbers then belong to its own files.
+    """
+
+    # What the fd refers to. Until this is set, the end does not own the fd.
+    _file: Identity = UNKNOWN
+    _closing: Iterator[Any] = iter(())
+
+    def own(self, file: Identity, closing: Iterator[Any]) -> None:
+        """Take over the fd; see `Unix.closing`."""
+        self._file, self._closing = file, closing
+
+    def is_intact(self) -> bool:
+        try:
+            return bool(_FILE(os.fstat(self.fileno())) == self._file)
+        except OSError:
+            return False
+
+    @_interrupts.promptly
+    def close(self) -> None:
+        # One C call detaches and closes the fd.
+        both = zip(map(_socket.socket.detach, (self,)), self._closing, strict=False)
+        try:
+            next(both, None)
+        except OSError as error:  # the fd is closed already
+            if error.errno is None:  # raised by a signal handler
+                raise
+
+    @_interrupts.promptly
+    def __del__(self) -> None:
+        try:  # noqa: SIM105 - a context manager is a call at which a signal handler runs
+            next(self._closing, None)
+        except OSError:
+            pass
+
+
 def adopted(fd: int) -> socket.socket:
     """Return the socket of an fd, which waits without a time limit; take over the fd unless this raises."""
     # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
@@ -57,13 +98,13 @@ def adopted(fd: int) -> socket.socket:
     return end
 
 
-def accepted(listener: socket.socket) -> socket.socket:
-    """Wait for a caller, and return the socket for it."""
+def accepted(listener: socket.socket, adopt: Callable[[int], Any] = adopted) -> Any:
+    """Wait for a caller, and return the socket for it, which *adopt* makes."""
     # `socket.accept` receives an fd and makes its owner one after the other, and is interrupted in between.
     made: list[tuple[int, Any]] = []
     try:
         made.extend(itertools.starmap(listener._accept, _ONCE))  # type: ignore[attr-defined]
-        return adopted(made[0][0])
+        return adopt(made[0][0])
     except BaseException:
         if made:
             os.close(made[0][0])
@@ -78,6 +119,8 @@ FLAGS = {
 }
 
 _LAST = (-1,)
+# The device and the inode in a result of fstat(2).
+_FILE: Any = operator.itemgetter(2, 1)
 # For `itertools.starmap`: makes one call without arguments.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
@@ -171,6 +214,25 @@ class Unix(Addresses):
                 next(map(os.close, map(fds.pop, _LAST)))
             raise
 
+    def file_of(self, fd: int) -> Identity:
+        file: Identity = _FILE(os.fstat(fd))
+        return file
+
+    def refers_to(self, fd: int, file: Identity) -> bool:
+        if file == UNKNOWN:
+            return True
+        try:
+            return bool(_FILE(os.fstat(fd)) == file)
+        except OSError:
+            return False
+
+    def closing(self, fd: int, file: Identity) -> Iterator[object]:
+        if file == UNKNOWN:
+            return map(self.close, (fd,))
+        # The check and the close are one C call.
+        is_same = map(file.__eq__, map(_FILE, map(os.fstat, (fd,))))
+        return map(self.close, itertools.compress((fd,), is_same))
+
     def fd_limit(self) -> int:
         return _soft_limit()
 
@@ -228,6 +290,13 @@ class Unix(Addresses):
     def replacing(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> Iterator[object]:
         prot, flags = FLAGS[access]
         return _syscalls.mmapping(fd, size, prot, flags | MAP_FIXED, offset, address)
+
+    def replace_by_copy(self, address: int, size: int) -> None:
+        content = bytes(_memory.buffer_at(address, size))
+        prot, flags = FLAGS[Access.PRIVATE]
+        mapping = _syscalls.mmapping(-1, size, prot, flags | MAP_FIXED | _mmap.MAP_ANONYMOUS, 0, address)
+        # One C call does both: a signal handler must not see the pages without their content.
+        list(itertools.starmap(operator.call, ((next, mapping), (_memory.copy_memory, address, content, size))))
 
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:
         _syscalls.msync(address, size, _MS_ASYNC if asynchronous else _MS_SYNC)

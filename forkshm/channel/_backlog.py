@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.errors import ChannelBrokenError
+from forkshm.errors import ChannelBrokenError, ChannelClosedError
 
 if TYPE_CHECKING:
     from forkshm.channel._endpoint import Receiver, Sender
@@ -85,11 +85,18 @@ class Backlog:
             payload, noted = backlog[0]
             try:
                 if not noted:
+                    self._writer.check("send the rest of a queue")
                     payload.unpark()
                     if not self._writer.send(payload.data, payload.fds, wait=False, sent=noted):
                         return sent
             except ChannelBrokenError:
                 # No process can receive any more, so the items are not needed.
+                while backlog:
+                    backlog.popleft()[0].close()
+                return sent
+            except ChannelClosedError as error:
+                # Other code in this process has closed the fd.
+                sys.excepthook(type(error), error, error.__traceback__)
                 while backlog:
                     backlog.popleft()[0].close()
                 return sent

@@ -426,6 +426,7 @@ def _bytes_of(received: Received) -> memoryview:
 
 def reduce_connection(connection: Connection) -> Any:
     """Return what to pickle for a connection; the receiver gets the same end."""
+    connection._sender.check("send this end of a pipe")
     handle = pickle.PickleBuffer(Handle(connection.fileno()))
     return rebuild_connection, (handle, connection.readable, connection.writable)
 

@@ -9,7 +9,6 @@ import errno
 import itertools
 import os
 import socket
-import stat
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +22,7 @@ from forkshm.region import give_back_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from forkshm.backend import MessageSocket
+    from forkshm.backend import Identity, MessageSocket
 
 __all__ = (
     "UNUSUAL",
@@ -103,28 +102,58 @@ class Received:
             give_back_all(self.fds)
 
 
+class _ReceivedWithFds(Received):
+    """A message with fds, which are closed with it: a signal handler may raise while its reader handles an error."""
+
+    __slots__ = ()
+
+    # A default argument, because the names of this module may be gone when the program ends.
+    @_interrupts.promptly
+    def __del__(self, give_back: Any = give_back_all) -> None:
+        if self.fds:
+            give_back(self.fds)
+
+
 class OwnedFd:
     """An fd that is closed with its owner."""
 
     fd = -1
+    # See `own`.
+    _file: Identity | None = None
+    _closing: Iterator[object] | None = None
 
     @_interrupts.promptly
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
 
+    def own(self) -> None:
+        """Note what the fd refers to, so that `close` closes nothing else. Long-lived owners call this.
+
+        A program may close fds that it did not open, and the numbers then belong to its own files.
+        """
+        file = kernel.file_of(self.fd)
+        closing = kernel.closing(self.fd, file)
+        # No call between these stores.
+        self._file, self._closing = file, closing
+
+    def is_intact(self) -> bool:
+        """Return whether the fd still refers to what `own` has noted."""
+        return self.fd >= 0 and self._file is not None and kernel.refers_to(self.fd, self._file)
+
+    # Default arguments, because the names of this module may be gone when the program ends.
     @_interrupts.promptly
-    def close(self) -> None:
+    def close(self, close: Any = kernel.close, close_own: Any = kernel.close_own) -> None:
         """Close the fd. Closing twice is allowed."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            kernel.close(fd)
+            if self._closing is None:
+                close(fd)
+            else:
+                close_own(self._closing)
 
-    # A default argument, because the names of this module may be gone when the program ends.
     @_interrupts.promptly
-    def __del__(self, close: Any = kernel.close) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            close(fd)
+    def __del__(self) -> None:
+        self.close()
 
 
 class PrivateFd(OwnedFd):
@@ -250,11 +279,11 @@ class Sender:
             # The message is larger than the kernel's queue. The kernel doubles the size that is asked for.
             self.grow(len(data))
             return True
-        if error.errno in _GONE:
-            raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
         if error.errno == errno.EBADF and self._socket.fileno() < 0:  # otherwise one of the fds is bad
             raise ChannelClosedError(errno.EBADF, "cannot send: this end of the channel was closed") from error
         _raise_if_lost(self._socket, error, "send")
+        if error.errno in _GONE:
+            raise ChannelBrokenError(errno.EPIPE, "cannot send: every process at the other end is gone") from error
         raise error
 
     def sending(self, data: bytes) -> tuple[Any, ...]:
@@ -266,7 +295,12 @@ class Sender:
 
     def duplicate(self) -> Sender:
         """Return the same end under another fd."""
+        self.check("share this end")
         return Sender(self._socket.dup())
+
+    def check(self, what: str) -> None:
+        """Raise `ChannelClosedError`, which begins with *what*, if other code in this process has closed the fd."""
+        _check(self._socket, what)
 
     def grow(self, nbytes: int) -> None:
         """Ask the kernel to buffer up to this many bytes; it may grant less."""
@@ -279,11 +313,8 @@ class Sender:
     def end(self) -> None:
         """End the stream: receivers get None once every message is received."""
         if self._socket.fileno() >= 0:
-            try:
-                self._socket.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                _raise_if_lost(self._socket, error, "end this stream")
-                raise
+            self.check("end this stream")
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close this end in this process. Closing twice is allowed."""
@@ -387,6 +418,8 @@ class Receiver:
                     del inbox[0]
                     return None
                 inbox[0] = received
+            elif received is not None:
+                received.fds = []  # a signal handler has read it, and owns them
 
     def drop(self, received: Received) -> None:
         """Remove a message that `first` returned, unless another process has removed it."""
@@ -416,7 +449,7 @@ class Receiver:
                 except OSError:
                     self._fill(arrived, how)
             first = arrived[0]
-            if type(first) is Received:
+            if isinstance(first, Received):
                 return first
             data, ancillary, flags, _ = first
             if not ancillary and not flags & UNUSUAL and data:
@@ -480,11 +513,21 @@ class Receiver:
         ledger.messages += 1
         if ledger.watches:
             _note(data, "received")
-        return Received(data, fds)
+        if not fds:
+            return Received(data, fds)
+        received = _ReceivedWithFds(data, [])
+        # No call from here to the return: until then, the message as it came owns the fds.
+        received.fds = fds
+        return received
 
     def duplicate(self) -> Receiver:
         """Return the same end under another fd."""
+        self.check("share this end")
         return Receiver(self._socket.dup())
+
+    def check(self, what: str) -> None:
+        """Raise `ChannelClosedError`, which begins with *what*, if other code in this process has closed the fd."""
+        _check(self._socket, what)
 
     def close(self) -> None:
         """Close this end in this process and discard unread messages. Closing twice is allowed."""
@@ -510,17 +553,18 @@ _LOST = frozenset((errno.EBADF, errno.ENOTSOCK))
 
 def _raise_if_lost(end: MessageSocket, error: OSError, what: str) -> None:
     """Raise an error that says so if other code has closed the fd of a channel. Its number may be in use again."""
-    if error.errno not in _LOST:
-        return
-    fd = end.fileno()
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return  # an fd in the message is bad
-    raise ChannelClosedError(
-        errno.EBADF,
-        f"cannot {what}: this channel used fd {fd}, which other code in this process has closed. Close only fds that "
-        "your code has opened, and create the pool, queue or pipe anew.",
-    ) from error
+    # Otherwise an fd in the message is bad.
+    if error.errno in _LOST or error.errno in _GONE:
+        _check(end, what, error)
+
+
+def _check(end: MessageSocket, what: str, error: OSError | None = None) -> None:
+    if end.fileno() >= 0 and not end.is_intact():
+        raise ChannelClosedError(
+            errno.EBADF,
+            f"cannot {what}: this channel used fd {end.fileno()}, which other code in this process has closed. Close "
+            "only fds that your code has opened, and create the pool, queue or pipe anew.",
+        ) from error
 
 
 def _note(data: bytes, direction: str) -> None:

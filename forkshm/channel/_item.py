@@ -50,6 +50,7 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Recei
                 continue
             spin.end(time.perf_counter() - began)
             return received
+        receiver.check("receive")
         if timeout is None:
             received = receiver.take(WAIT)
         else:
@@ -74,6 +75,8 @@ def wait_ready(receiver: Receiver, timeout: float | None) -> bool:
     """Wait until there is a message or all senders are gone; return False if neither happened in time."""
     if receiver.inbox:
         return True
+    if timeout != 0:
+        receiver.check("wait for a message")
     return _wait_readable(receiver, timeout)
 
 

@@ -42,6 +42,8 @@ from forkshm.pickler import Handle, Payload, ReceivedFd, explain, importable_in_
 from forkshm.region import anonymous_shared_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from forkshm._multiprocess import context
     from forkshm.region import MappedRegion
 
@@ -137,6 +139,7 @@ class Queue(Backlog):
         self._words = self._region.buf.cast("I")
         # The C calls that count an item put and an item taken. None if more than counting is necessary, for example to
         # check the size.
+        self._counters.own()
         items = self._counters.items
         is_simple = not self._maxsize
         self._counting_got = kernel.counting(items, -1) if is_simple else None
@@ -235,9 +238,11 @@ class Queue(Backlog):
                 if self._on_error == "raise" or (prints and isinstance(error, (OSError, MemoryError))):
                     raise
                 self._on_queue_feeder_error(error, obj)
-        except BaseException:
+        except BaseException as error:
             if not sent:
                 self._undo_put(place, unfinished)
+            if isinstance(error, OSError):
+                self._writer.check("put an item")
             raise
 
     def _put_at_once(self, obj: Any, counting: tuple[Any, ...]) -> bool:
@@ -265,12 +270,16 @@ class Queue(Backlog):
         """Return whether an object can be pickled after all, so that *error* has another cause."""
         if isinstance(error, (OSError, MemoryError)) or threading.current_thread() is not threading.main_thread():
             return False
-        try:
-            if small_stream(obj) is None:
-                pack(obj, importable=self._importable).close()
-        except Exception:
-            return False
-        return True
+        for _ in range(2):  # the handler may raise again meanwhile
+            try:
+                if small_stream(obj) is None:
+                    pack(obj, importable=self._importable).close()
+            except Exception as again:
+                if type(again) is not type(error):
+                    return False
+            else:
+                return True
+        return False
 
     def _undo_put(self, place: list[int], unfinished: list[int]) -> None:
         if unfinished:
@@ -443,7 +452,7 @@ class Queue(Backlog):
         Raises:
             ValueError: This process closed the queue.
         """
-        _opened(self._reader, self)
+        _opened(self._reader, self).check("count the items")
         size = _count(self._counters.items)
         if not self._backlog and not wait_ready(self._reader, 0.0):
             return 0  # the count may include items of a killed process
@@ -514,6 +523,7 @@ class JoinableQueue(Queue):
     ) -> None:
         super().__init__(maxsize, ctx=ctx, on_error=on_error)
         self._counters.unfinished = kernel.create_counter(self._region.fileno())
+        self._counters.own()
 
     def _note_put(self, unfinished: list[int]) -> None:
         _count(self._counters.unfinished, 1, unfinished)
@@ -527,6 +537,7 @@ class JoinableQueue(Queue):
         Raises:
             ValueError: It was called more often than items were put.
         """
+        self._writer.check("count an item as done")
         self._done([1])
 
     def _done(self, unfinished: list[int]) -> None:
@@ -542,6 +553,7 @@ class JoinableQueue(Queue):
     def join(self) -> None:
         """Wait until every item that was put is done."""
         while True:
+            self._writer.check("wait for all items")
             seen = self._words[_DONE]
             if not _count(self._counters.unfinished):
                 return
@@ -557,16 +569,30 @@ class _Counters:
     def __init__(self, items: int = -1, unfinished: int = -1) -> None:
         self.items = items
         self.unfinished = unfinished
+        # By fd, once it is known what the fd refers to.
+        self._closings: dict[int, Iterator[object]] = {}
 
+    def own(self) -> None:
+        """Note what the fds refer to, so that nothing else is closed."""
+        for fd in (self.items, self.unfinished):
+            if fd >= 0 and fd not in self._closings:
+                self._closings[fd] = kernel.closing(fd, kernel.file_of(fd))
+
+    # Default arguments, because the names may be gone at the end of the program.
     @_interrupts.promptly
-    def __del__(self, close: Any = kernel.close) -> None:  # at the end of the program the name may be gone
+    def __del__(self, close: Any = kernel.close, close_own: Any = kernel.close_own) -> None:
         items, self.items = self.items, -1
         unfinished, self.unfinished = self.unfinished, -1
+        closings = self._closings
         try:
-            if items >= 0:
+            if items in closings:
+                close_own(closings[items])
+            elif items >= 0:
                 close(items)
         finally:
-            if unfinished >= 0:
+            if unfinished in closings:
+                close_own(closings[unfinished])
+            elif unfinished >= 0:
                 close(unfinished)
 
 
@@ -642,6 +668,7 @@ def _method_of(ctx: context.BaseContext | None) -> str | None:
 
 
 def _handle(end: Sender | Receiver) -> pickle.PickleBuffer:
+    end.check("send this queue")
     return pickle.PickleBuffer(Handle(end.fileno()))
 
 

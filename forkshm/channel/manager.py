@@ -225,6 +225,7 @@ class BaseManager(_multiprocess.managers.BaseManager):
         lifeline, read_end = PrivateFd(), _Lifeline()
         # No call between the creation of the fds and these stores.
         read_end.fd, lifeline.fd = kernel.create_lifeline()
+        lifeline.own()
         try:
             super().start(_begin, (read_end, initializer, tuple(initargs)))
         except EOFError as error:

@@ -7,6 +7,7 @@ Only this file imports Dask's ``distributed``. It is imported on the client and 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import dask.sizeof
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Agent", "cancel", "client_of", "make_local", "run")
 
+# Number of cancelled calls that a node remembers.
+_CANCELLED_KEPT = 65_536
 
 # The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
 _agents: dict[str, Agent] = {}
@@ -50,7 +53,8 @@ class Agent(distributed.WorkerPlugin):
         self._starting = _interrupts.Lock()
         self._executor: LocalExecutor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
-        self._cancelled: set[str] = set()
+        # The calls that were cancelled lately, in order: a call may begin after it was cancelled.
+        self._cancelled: dict[str, bool] = {}
         _agents[self.name] = self
 
     def teardown(self, worker: Any) -> None:
@@ -85,15 +89,21 @@ class Agent(distributed.WorkerPlugin):
             return [_results(future, group.length) for future, group in zip(futures, groups, strict=False)]
         finally:
             self._running.pop(call, None)
-            self._cancelled.discard(call)
+            self._cancelled.pop(call, None)
 
     def cancel(self, calls: Sequence[str]) -> None:
-        """End calls: cancel tasks that are not begun, and kill workers that run one of the calls."""
+        """End calls: cancel tasks that are not begun, and kill workers that run one of the calls.
+
+        A call that Dask has sent here and that has not begun yet does nothing when it begins.
+        """
         for call in calls:
+            self._cancelled[call] = True
             futures = self._running.get(call)
             if futures is not None:
-                self._cancelled.add(call)
                 self._end(futures)
+        with contextlib.suppress(StopIteration, KeyError):  # another thread was faster
+            while len(self._cancelled) > _CANCELLED_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]
 
     def _end(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
         if self._executor is not None:

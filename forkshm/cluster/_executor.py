@@ -435,9 +435,9 @@ class ClusterExecutor(_StandardExecutor):
                 _settle(future, None, raised)
 
         call.sink = take
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
         try:
+            self._pending.add(future)
+            future.add_done_callback(self._pending.discard)
             call.send()
         except BaseException:
             self._pending.discard(future)

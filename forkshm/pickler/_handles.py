@@ -119,7 +119,7 @@ def rebuild_socket(received: ReceivedFd, family: int, kind: int, proto: int) -> 
 
 def reduce_opened(opened: Opened) -> Any:
     """Send an opened object or file. The receiver gets an fd of its own for it, whatever became of the name."""
-    state = {key: value for key, value in vars(opened).items() if key != "_fd"}
+    state = {key: value for key, value in vars(opened).items() if key not in ("_fd", "_closing")}
     return rebuild_opened, (pickle.PickleBuffer(Handle(opened.fileno())), type(opened), state)
 
 

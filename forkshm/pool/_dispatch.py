@@ -17,7 +17,7 @@ from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.backend import IS_FREE_THREADED
 from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
-from forkshm.errors import ChannelBrokenError, ForkshmError, PoolClosedError
+from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmError, PoolClosedError
 from forkshm.pickler import Payload, explain, name_of, pack
 from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
@@ -446,41 +446,53 @@ class Dispatcher(Leader):
 
     def step(self, deadline: float | None) -> bool:
         """Handle what arrives, and wait for it; return False at the deadline. Needs the lead."""
-        deaths = self._deaths
-        results = self._worker_group.results
-        looks = results.looker()
-        got = (looks(0) or results.inbox or self._tasks.answered) and self.take_answers()
-        deaths.look()
-        if got:
-            return True
-        began = now = time.perf_counter()
-        # Before the first answer workers are starting, and need the cores more.
-        spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
-        if deadline is not None:
-            spin_until = min(spin_until, deadline)
-        while now < spin_until:
-            if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
-                self._spin.end(now - began)
+        try:
+            deaths = self._deaths
+            results = self._worker_group.results
+            looks = results.looker()
+            got = (looks(0) or results.inbox or self._tasks.answered) and self.take_answers()
+            deaths.look()
+            if got:
                 return True
-            now = time.perf_counter()
-        pause = _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
-        if self._wake_workers():
-            pause = min(pause, _LOOK_AGAIN_SECONDS)
-        if deaths.deadlines is not None:
-            pause = min(pause, deaths.deadlines.pause)
-        if deaths.audit:
-            pause = min(pause, _AUDIT_SECONDS)
-        ended = self._worker_group.wait(pause)
-        if self.take_answers():
-            self._spin.end(time.perf_counter() - began)
-        for worker in ended:
-            deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
-        if deaths.has_vacancies():
-            self._replace()
-        if deaths.audit:
-            deaths.resolve_audit(self.take_answers)
-        self._deliver()
-        return deadline is None or time.perf_counter() < deadline or self.take_answers()
+            began = now = time.perf_counter()
+            # Before the first answer workers are starting, and need the cores more.
+            spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
+            if deadline is not None:
+                spin_until = min(spin_until, deadline)
+            while now < spin_until:
+                if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
+                    self._spin.end(now - began)
+                    return True
+                now = time.perf_counter()
+            pause = (
+                _LONGEST_SLEEP_SECONDS if deadline is None else min(_LONGEST_SLEEP_SECONDS, max(0.0, deadline - now))
+            )
+            if self._wake_workers():
+                pause = min(pause, _LOOK_AGAIN_SECONDS)
+            if deaths.deadlines is not None:
+                pause = min(pause, deaths.deadlines.pause)
+            if deaths.audit:
+                pause = min(pause, _AUDIT_SECONDS)
+            ended = self._worker_group.wait(pause)
+            if self.take_answers():
+                self._spin.end(time.perf_counter() - began)
+            for worker in ended:
+                deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
+            if deaths.has_vacancies():
+                self._replace()
+            if deaths.audit:
+                deaths.resolve_audit(self.take_answers)
+            self._deliver()
+            return deadline is None or time.perf_counter() < deadline or self.take_answers()
+        except ChannelClosedError as error:
+            self._break_if_lost(error)
+            return True
+
+    def _break_if_lost(self, error: ChannelClosedError) -> None:
+        """Fail all tasks if other code in this process has closed the channels; otherwise raise *error*."""
+        if not self._worker_group.is_lost():
+            raise error
+        self._break(error)
 
     def take_answers(self) -> bool:
         """Take all answers that have arrived; return whether there were any. Needs the lead."""
@@ -498,6 +510,9 @@ class Dispatcher(Leader):
                 self._deaths.note_garbage()
                 got = True
                 continue
+            except ChannelClosedError as error:
+                self._break_if_lost(error)
+                return True
             if received is None:
                 break
             # All of this can be repeated: a message is dropped only after it was handled.

@@ -146,7 +146,8 @@ register(Assignment, reduce_assignment)
 def run_worker(assignment: Assignment) -> None:
     """Run tasks until there are no more; the target of a worker process."""
     kernel.step_back()  # again, because Python was starting since the first call
-    armed = kernel.die_with(assignment.lifeline.fd)
+    armed = OwnedFd(kernel.die_with(assignment.lifeline.fd))
+    armed.own()  # a task may close all fds
     assignment.lifeline.close()
     # Ctrl-C reaches the whole process group; the parent decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -169,7 +170,7 @@ def run_worker(assignment: Assignment) -> None:
     except ChannelBrokenError:
         pass  # the pool is gone, and no process waits for an answer
     finally:
-        kernel.close(armed)
+        armed.close()
 
 
 def _choose_memory(*, born_shared: bool) -> None:
@@ -213,7 +214,8 @@ class _Worker:
         self._collecting_since = 0
         self._kept: list[memoryview] = []
         self._marks = assignment.status.marks
-        self._wakeup = assignment.wakeup.fd
+        assignment.wakeup.own()
+        self._wakeup_end, self._wakeup = assignment.wakeup, assignment.wakeup.fd
         self._clock = WorkerClock(assignment.status.clocks[assignment.slot])
         trace_ring = assignment.status.trace_rings[assignment.slot]
         self._recorder = Recorder(trace_ring)
@@ -298,6 +300,8 @@ class _Worker:
         self._kept.clear()
         self._clock.write()
         idle = 0.0
+        if not self._wakeup_end.is_intact():
+            return False  # a task has closed it: the worker is replaced
         while arena.has_excess(_WORTH_LOOKING):
             pause = _IDLE_SECONDS if not idle else _LOOK_SECONDS
             woken = kernel.wait_for_wakeup(self._wakeup, pause)

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
-from forkshm.backend import kernel
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, OwnedFd, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from forkshm._multiprocess import process
+    from forkshm.backend import Identity
 
     InnerThreads = int | Literal["share"] | None
     """Threads of BLAS and similar libraries in a worker: a number, the worker's share of the cores, or no limit."""
@@ -56,6 +57,8 @@ class WorkerHandle:
     process: process.BaseProcess
     sentinel: int
     """Readable when the process has ended."""
+    watched: Identity
+    """What the sentinel refers to, because its number may be closed and used again."""
     pid: int
     """These two outlive the process object."""
     name: str
@@ -67,7 +70,8 @@ class WorkerHandle:
 def _signal(worker: WorkerHandle, number: int) -> None:
     # The worker may have ended, or belong to another user by now. It then ends when its lifeline is closed.
     with contextlib.suppress(OSError):
-        kernel.signal_process(worker.sentinel, worker.pid, number)
+        if kernel.refers_to(worker.sentinel, worker.watched):
+            kernel.signal_process(worker.sentinel, worker.pid, number)
 
 
 def _runs_its_target(process: process.BaseProcess) -> bool:
@@ -227,6 +231,8 @@ class WorkerGroup:
         # No call comes between the creation of the fds and the assignment to their owner.
         self._lifeline_end.fd, self._lifeline.fd = kernel.create_lifeline()
         self._wakeup_end.fd, self._wakeup.fd = kernel.create_wakeup()
+        for end in (self._lifeline_end, self._lifeline, self._wakeup_end, self._wakeup):
+            end.own()
         self.events = kernel.poller()
         self._is_waiting = False
         self.events.register(self.results.fileno(), kernel.READABLE)
@@ -237,6 +243,7 @@ class WorkerGroup:
         Raises:
             WorkerStartError: fork(2) failed.
         """
+        self.check()
         # Interrupts are held back, so that no process runs that is not in `workers`.
         with _interrupts.held_back(), self._starting() as start:
             process = self._make(slot, start)
@@ -328,7 +335,7 @@ class WorkerGroup:
             if getattr(begun, "pid", None) is None:
                 self._imitations.append(begun)
                 continue
-            worker = WorkerHandle(slot, begun, -1, begun.pid or -1, begun.name)
+            worker = WorkerHandle(slot, begun, -1, UNKNOWN, begun.pid or -1, begun.name)
             try:
                 sentinel = kernel.open_process(begun.pid or -1, begun.sentinel)
             except OSError as error:
@@ -342,6 +349,7 @@ class WorkerGroup:
             self._by_sentinel[sentinel] = self.by_slot[slot] = worker
             self.workers += [worker]
             self.started += 1
+            worker.watched = kernel.file_of(sentinel)
             self.look_at(worker)
 
     def look_at(self, worker: WorkerHandle) -> None:
@@ -350,21 +358,62 @@ class WorkerGroup:
 
     def wake_workers(self, how_many: int) -> None:
         """Wake so many sleeping workers. A wake-up that finds no sleeper stays for the next one."""
-        if self._wakeup.fd < 0:
-            return  # stopped, so no worker sleeps any more
+        if not self._wakeup.is_intact():
+            return  # stopped, so no worker sleeps any more, or other code has closed it: see `check`
         kernel.wake(self._wakeup.fd, how_many)
 
     def has_unread_tasks(self) -> bool:
         """Return whether there are sent tasks that no worker has taken."""
+        self.check()
         return self._tasks_end.has_message()
 
     def close_queue(self) -> None:
         """End the tasks channel: workers leave once the queue is empty."""
+        if self.is_lost():
+            for worker in self.workers:  # the channel that would tell them is gone
+                self.end(worker)
+            return
         self.tasks.end()
         self.wake_workers(len(self.workers))
 
+    def is_lost(self) -> bool:
+        """Return whether other code in this process has closed the channels, as a program does that becomes a daemon.
+
+        The fds may belong to other files by now. The workers end, because nobody has their lifeline any more.
+        """
+        try:
+            self.check()
+        except ChannelClosedError:
+            return True
+        return False
+
+    def check(self) -> None:
+        """Raise ChannelClosedError if other code in this process has closed the channels."""
+        for end in (self.tasks, self.results, self._tasks_end, self._results_end):
+            end.check("use this pool")
+
+    def _watch_again(self) -> None:
+        """Watch the workers by new sentinels if other code in this process has closed the sentinels."""
+        for worker in list(self.workers):
+            if worker.is_collected or kernel.refers_to(worker.sentinel, worker.watched):
+                continue
+            if self._by_sentinel.get(worker.sentinel) is worker:
+                del self._by_sentinel[worker.sentinel]
+                with contextlib.suppress(KeyError):
+                    self.events.unregister(worker.sentinel)
+            with contextlib.suppress(OSError):
+                # No call between the creation of the fd and these stores.
+                worker.sentinel = kernel.open_process(worker.pid)
+                self._by_sentinel[worker.sentinel] = worker
+                worker.watched = kernel.file_of(worker.sentinel)
+                self.look_at(worker)
+
     def wait(self, timeout: float) -> list[WorkerHandle]:
-        """Wait until a result has arrived or a worker has ended; return the ended workers."""
+        """Wait until a result has arrived or a worker has ended; return the ended workers.
+
+        Raises:
+            ChannelClosedError: Other code in this process has closed the channels.
+        """
         events, watched = self.events, self._by_sentinel.copy()
         if self._is_waiting:
             # A signal handler runs during this call. A poller cannot wait twice at a time.
@@ -379,20 +428,18 @@ class WorkerGroup:
                 ready = events.poll(math.ceil(timeout * 1000))
             finally:
                 self._is_waiting = False
+        if not ready and timeout > 0:
+            self.check()
         # As they were before: a signal handler may have reaped a worker, and another one may have its number now.
         return [watched[fd] for fd, _ in ready if fd in watched]
 
     def wake(self) -> None:
         """Make `wait` return, in whichever thread it is called."""
         # If there is no room for the message, `wait` returns anyway. If the worker group was stopped meanwhile, no
-        # thread waits.
-        try:
+        # thread waits. If other code has closed the fd, a waiting thread notices that by itself.
+        with contextlib.suppress(ChannelBrokenError, ChannelClosedError):
+            self._results_end.check("wake a thread")
             self._results_end.send(*write_message(Kind.WAKE, 0), wait=False)
-        except ChannelBrokenError:
-            pass
-        except ChannelClosedError:
-            if not self._results_end.closed:  # other code has closed its fd
-                raise
 
     def is_watched(self, worker: WorkerHandle) -> bool:
         """Return whether the worker's sentinel is open, because the worker was not reaped."""
@@ -423,7 +470,7 @@ class WorkerGroup:
         self.exit_code(worker)
         sentinel, watched = worker.sentinel, self._by_sentinel
         forgetting = map(self.events.unregister, (sentinel,))
-        closing = map(kernel.close, (sentinel,))
+        closing = kernel.closing(sentinel, worker.watched)
         # No call may come between a check and what follows, because the number may belong to another worker as soon as
         # a signal handler has reaped this one.
         try:
@@ -433,7 +480,7 @@ class WorkerGroup:
             pass
         if sentinel in watched and watched[sentinel] is worker:
             del watched[sentinel]
-            next(closing, None)
+            kernel.close_own(closing)
         removing = map(self.workers.remove, (worker,))
         if worker in self.workers:
             # The slot is empty now, so no audit may depend on its state. No call comes in between, because a signal
@@ -449,6 +496,7 @@ class WorkerGroup:
         """Wait a limited time for the workers of a closed pool to end. Workers that are still starting are killed."""
         if not self._open:
             return
+        self._watch_again()
         self.close_queue()  # again, because an earlier call may have been interrupted
         if not self.has_initializer and not self._has_exit:
             # No code of the user has run in such a worker, and none would.
@@ -472,6 +520,7 @@ class WorkerGroup:
         # If the kernel refuses any of this, the workers are still ended.
         with contextlib.suppress(OSError):
             self.close_queue()
+            self.check()
             while (received := self._tasks_end.receive_nowait()) is not None:
                 received.close()
 
@@ -485,6 +534,7 @@ class WorkerGroup:
 
         If there is a *worker_exit*, idle workers may call it first.
         """
+        self._watch_again()
         if self._has_exit and self.started:
             self._let_go()
         for worker in self.workers:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.channel import PrivateFd
+from forkshm.channel import OwnedFd, PrivateFd
 from forkshm.pool._results import delivering
 from forkshm.pool._selector_thread import SelectorThread
 from forkshm.pool._tasks import ResultSink
@@ -66,8 +66,8 @@ class LoopDriver:
         self._thread = threading.get_ident()
         self._dispatcher = pool._dispatcher
         self._worker_group = pool._worker_group
-        # The watched fds, keyed by their worker or, for the results channel, the worker group.
-        self._watched: dict[object, int] = {}
+        # The watched duplicates, keyed by their worker or, for the results channel, the worker group.
+        self._watched: dict[object, OwnedFd] = {}
         self._selector_thread: SelectorThread | None = None
         self._open: set[Task] = set()
         self._cancelled: set[Task] = set()
@@ -202,11 +202,15 @@ class LoopDriver:
         for source, fd in wanted.items():
             if source in self._watched:
                 continue
+            self._worker_group.check()
             if kernel.loops_watch_fds:
-                # No call between the creation of the fd and its store.
-                self._watched[source] = kernel.duplicate(fd)
+                owned = OwnedFd()
+                # No call between the creation of the fd and its stores.
+                owned.fd = kernel.duplicate(fd)
+                self._watched[source] = owned
                 try:
-                    self.loop.add_reader(self._watched[source], self._look)
+                    owned.own()
+                    self.loop.add_reader(owned.fd, self._look)
                 except BaseException:
                     self._unwatch(source)
                     raise
@@ -218,7 +222,7 @@ class LoopDriver:
                 self._selector_thread.watch(
                     source, self._worker_group.results.duplicate() if of_worker_group else _Sentinel(fd)
                 )
-                self._watched[source] = fd
+                self._watched[source] = OwnedFd()
         if not is_needed:
             self._stop_timer()
         elif self._timer is None:
@@ -228,16 +232,16 @@ class LoopDriver:
             )
 
     def _unwatch(self, source: object) -> None:
-        fd = self._watched[source]
+        owned = self._watched[source]
         if self._selector_thread is not None:
             self._selector_thread.unwatch(source)
             del self._watched[source]
             return
         if not self.loop.is_closed():
-            self.loop.remove_reader(fd)
+            self.loop.remove_reader(owned.fd)
         # No call between these.
         del self._watched[source]
-        kernel.close(fd)
+        owned.close()
 
     @_interrupts.promptly
     def _on_time(self) -> None:

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
+from forkshm.backend import UNKNOWN as UNKNOWN_FILE
 from forkshm.backend import kernel
 from forkshm.region import leave_changes
 
@@ -27,10 +28,13 @@ assert sys.platform != "win32"  # there, process handles come from the system
 
 if TYPE_CHECKING:
     import multiprocessing.popen_fork as popen_fork
+    from collections.abc import Callable, Iterable, Iterator
+
+    from forkshm.backend import Identity
 else:
     popen_fork = _multiprocess.popen_fork
 
-__all__ = ("UNKNOWN", "Child", "ForkPopen", "in_milliseconds")
+__all__ = ("UNKNOWN", "Child", "ForkPopen", "close_all", "closings", "in_milliseconds")
 
 UNKNOWN = 255
 """The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored, if the system
@@ -63,6 +67,23 @@ class _Lock:
 _reaping = _Lock()
 
 
+def closings(fds: Iterable[int]) -> list[Iterator[object]]:
+    """Return iterators that close the fds, as long as these refer to the same files."""
+    return [kernel.closing(fd, kernel.file_of(fd)) for fd in fds]
+
+
+@_interrupts.promptly
+def close_all(*some: Iterator[object], close_own: Callable[[Iterator[object]], None] = kernel.close_own) -> None:
+    """Advance the iterators that `closings` has returned."""
+    try:
+        for closing in some:
+            close_own(closing)
+    except BaseException:  # a signal handler has raised
+        for closing in some:
+            close_own(closing)
+        raise
+
+
 class Child(popen_fork.Popen):
     """Common base of forked and spawned children, whose parent is this process."""
 
@@ -73,8 +94,8 @@ class Child(popen_fork.Popen):
     """Whether other code took the exit code."""
     # Whether the child was reaped.
     _is_reaped = False
-    # The sentinel by device and inode, because its number may have been closed and used again.
-    _watched: object = None
+    # What the sentinel refers to, because its number may have been closed and used again.
+    _watched: Identity = UNKNOWN_FILE
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the child runs."""
@@ -96,7 +117,13 @@ class Child(popen_fork.Popen):
                 pause = min(2 * pause, _LAST_PAUSE)
         return self.poll()
 
+    def _is_watched(self) -> bool:
+        """Return whether the sentinel is open, and its number was not used again."""
+        return kernel.refers_to(self.sentinel, self._watched)
+
     def _wait_for_end(self, timeout: float | None) -> None:
+        if not self._is_watched():
+            return  # `wait` polls instead
         poll = kernel.poller()
         poll.register(self.sentinel, kernel.READABLE)
         with contextlib.suppress(OSError):  # ENOMEM: `wait` polls instead
@@ -142,10 +169,7 @@ class Child(popen_fork.Popen):
 
     def _kept_code(self) -> int | None:
         """Return the exit code that the kernel keeps for the sentinel, or None."""
-        with contextlib.suppress(OSError):  # the sentinel was closed
-            if kernel.identify(self.sentinel) == self._watched:
-                return kernel.exit_of_reaped(self.sentinel)
-        return None
+        return kernel.exit_of_reaped(self.sentinel) if self._is_watched() else None
 
     # With defaults, because the names of the base class's module may be gone when the program ends.
     def terminate(self, number: int = signal.SIGTERM) -> None:
@@ -159,7 +183,10 @@ class Child(popen_fork.Popen):
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                kernel.signal_process(self.sentinel, self.pid, sig)
+                if kernel.refers_to(self.sentinel, self._watched):
+                    kernel.signal_process(self.sentinel, self.pid, sig)
+                elif self.poll() is None:
+                    os.kill(self.pid, sig)
 
     def _end(self) -> None:
         """Kill and reap a child that was started but cannot be watched."""
@@ -207,8 +234,8 @@ class ForkPopen(Child):
             next(map(os.close, map(fds.pop, _FIRST)))
             self.sentinel = kernel.open_process(self.pid, self._birth)
             fds.insert(0, self.sentinel)
-            self._watched = kernel.identify(self.sentinel)
-            self.finalizer = _multiprocess.util.Finalize(self, _multiprocess.close_fds, fds)
+            self._watched = kernel.file_of(self.sentinel)
+            self.finalizer = _multiprocess.util.Finalize(self, close_all, closings(fds))
         except BaseException:
             if pids and pids[0] == 0:
                 os._exit(1)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
+from forkshm.channel import OwnedFd
 
 assert sys.platform != "win32"  # there, process handles come from the system
 
-from forkshm.processes._popen_fork import UNKNOWN, Child, in_milliseconds  # noqa: E402 - after the platform check
+from forkshm.processes._popen_fork import UNKNOWN, Child, close_all, closings, in_milliseconds  # noqa: E402 - after the platform check
 
 if TYPE_CHECKING:
     import multiprocessing.popen_forkserver as popen_forkserver
     import multiprocessing.popen_spawn_posix as popen_spawn_posix
+
+    from forkshm.backend import Identity
 else:
     popen_forkserver = _multiprocess.popen_forkserver
     popen_spawn_posix = _multiprocess.popen_spawn_posix
@@ -52,7 +55,8 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
             super()._launch(process_obj)  # type: ignore[misc]  # private, and so not in the stubs
             watched = kernel.open_process(self.pid, self._start_birth)
             os.dup2(watched, self.sentinel, inheritable=False)
-            self._watched = kernel.identify(self.sentinel)
+            self._watched = kernel.file_of(self.sentinel)
+            _close_only_own(self)
         except BaseException:
             if self.pid:
                 self._end()
@@ -76,11 +80,15 @@ class ForkServerPopen(popen_forkserver.Popen):
         _make_room(_FORK_SERVER_FDS)
         try:
             super()._launch(process_obj)  # type: ignore[misc]  # private, and so not in the stubs
+            self._watched = kernel.file_of(self.sentinel)
+            _close_only_own(self)
         except BaseException:
             if self.finalizer is not None:
                 self.finalizer()
             raise
 
+    _watched: Identity = Child._watched
+    status_is_lost = False
     terminate, kill = Child.terminate, Child.kill
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -91,6 +99,8 @@ class ForkServerPopen(popen_forkserver.Popen):
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the process has ended, for at most *timeout* seconds; return the exit code or None."""
+        if self.returncode is None and not kernel.refers_to(self.sentinel, self._watched):
+            return self._wait_without_sentinel(timeout)
         if self.returncode is None:
             poll = kernel.poller()
             poll.register(self.sentinel, kernel.READABLE)
@@ -106,6 +116,27 @@ class ForkServerPopen(popen_forkserver.Popen):
             else:
                 self.returncode = int.from_bytes(self._status, sys.byteorder, signed=True)
         return self.returncode
+
+    def _wait_without_sentinel(self, timeout: float | None) -> int | None:
+        # Other code has closed the sentinel, and with it the exit code.
+        process = OwnedFd(kernel.open_process(self.pid))
+        try:
+            poll = kernel.poller()
+            poll.register(process.fd, kernel.READABLE)
+            if poll.poll(in_milliseconds(timeout)):
+                self.status_is_lost = True
+                self.returncode = UNKNOWN
+        finally:
+            process.close()
+        return self.returncode
+
+
+def _close_only_own(popen: Any) -> None:
+    """Make the finalizer of multiprocess close only what its fds refer to now."""
+    finalizer = popen.finalizer
+    owned = closings(finalizer._args)
+    # No call between these stores.
+    finalizer._callback, finalizer._args = close_all, owned
 
 
 def _make_room(count: int) -> None:

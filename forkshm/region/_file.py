@@ -62,6 +62,7 @@ class FileMapping(Opened):
                 number, f"cannot map file {self._name!r} as {self._mode}: {os.strerror(number)}", size=0
             ) from error
         self._own(fd)
+        self._note()
         if not kernel.is_regular(fd):
             self.close()
             raise RegionCreateError(errno.ENODEV, f"cannot map {self._name!r}: it is not a regular file", size=0)

@@ -24,7 +24,7 @@ from forkshm.region._checks import MAX_SIZE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 __all__ = (
@@ -68,6 +68,7 @@ class Opened:
     """Base class of objects opened for mapping with `MappedRegion`; they have an fd, a name and a mode."""
 
     _fd = -1
+    _closing: Iterator[object] | None = None
     _has_kernel_fd = True
 
     def __init__(self, name: str, mode: Mode | str) -> None:
@@ -81,12 +82,23 @@ class Opened:
         if _leaks.is_on:
             _leaks.made(self, f"open {type(self).__name__}")
 
-    # A default argument, because the names of this module may be gone when the program ends.
+    def _note(self) -> None:
+        """Note what the fd refers to: if the program closes the fd, its number may belong to another file."""
+        self._closing = kernel.closing(self._fd, kernel.file_of(self._fd))
+
     @_interrupts.promptly
-    def __del__(self, close: Any = kernel.close) -> None:
+    def __del__(self) -> None:
+        self._close()
+
+    # Default arguments, because the names of this module may be gone when the program ends.
+    @_interrupts.promptly
+    def _close(self, close: Any = kernel.close, close_own: Any = kernel.close_own) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            close(fd)
+            if self._closing is None:
+                close(fd)
+            else:
+                close_own(self._closing)
 
     @property
     def name(self) -> str:
@@ -125,11 +137,9 @@ class Opened:
     @_interrupts.promptly
     def close(self) -> None:
         """Close the fd in this process. Regions mapped from the object, and its name, remain. Can be repeated."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            kernel.close(fd)
-            if _leaks.is_on:
-                _leaks.unmade(self)
+        self._close()
+        if _leaks.is_on:
+            _leaks.unmade(self)
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -210,6 +220,7 @@ class SharedMemoryObject(Opened):
             raise ValueError(f"permissions must be between 0 and 0o777, got {permissions:#o}")
         self._own(self._open(creation, permissions))
         try:
+            self._note()
             self._check(self._fd, any_owner=any_owner)
         except BaseException:
             self.close()
@@ -376,6 +387,7 @@ def reopened(kind: type[Opened], state: dict[str, Any], take: Callable[[], int])
     made = kind.__new__(kind)
     vars(made).update(state)
     made._own(take())  # in one expression, so that no handler runs in between
+    made._note()
     return made
 
 

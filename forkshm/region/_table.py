@@ -159,7 +159,7 @@ class Mapping:
         return self.mode is not Mode.copy_on_write
 
 
-_page, _map_into, _exporter, _close = kernel.page_size, kernel.map_into, kernel.buffer_at, kernel.close
+_page, _map_into, _exporter = kernel.page_size, kernel.map_into, kernel.buffer_at
 
 # New mappings by start address. They are entered into the tables below by the first lookup, which takes `guard`,
 # because many mappings end without a lookup.
@@ -274,15 +274,20 @@ def new_mapping(
         else:
             start = address
             kernel.map_at(mapped, address, fd, length, _ACCESS[mode], offset)
+        file = kernel.file_of(fd)
         mapping.address, mapping.pages = start + slack, (start, length)
         exporter = _exporter(start + slack, size)
         mapping.exporter = watch(exporter, mapping.end)
         _new[start + slack] = mapping
         if _leaks.is_on:
             _leaks.made(mapping, "region", size)
-        closing = map(_close, (fd,))
+        closing = kernel.closing(fd, file)
     except BaseException:
-        mapping.end()
+        try:
+            mapping.end()
+        except BaseException:  # a signal handler has raised again
+            mapping.end()
+            raise
         raise
     # No call between these stores and the return: the fd has one owner at every moment.
     mapping.closing = closing

@@ -211,6 +211,8 @@ class Launch:
             open_things.callback(lifeline.close)
             # No call between the creation of the fds and these stores.
             lifeline.fd, write_end.fd = kernel.create_lifeline()
+            lifeline.own()
+            write_end.own()
             # Processes that the monitor may not know yet.
             starting: list[Any] = []
             open_things.callback(_end, starting)

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forkshm import _system
-from forkshm.backend import kernel
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
 from forkshm.errors import (
     NotPicklableError,
@@ -29,6 +29,7 @@ from forkshm.spmd._team_state import DIED, FAILED, LEFT, TeamState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forkshm.backend import Identity
     from forkshm.channel import Sender
     from forkshm.pickler import ImportableNames
 
@@ -74,6 +75,8 @@ class TeamMonitor:
         self._grace = GRACE_SECONDS if grace is None else grace
         # For each running process: its pid, a pidfd or -1, the function that reaps it, and the sentinel that `add` got.
         self._there: dict[int, tuple[int, int, Callable[[], int | None], int]] = {}
+        # What each pidfd refers to, because its number may be closed and used again.
+        self._files: dict[int, Identity] = {}
         self._received: list[tuple[int, Received]] = []
         self._deaths: list[WorkerDiedError] = []
         self._deadline = math.inf
@@ -93,6 +96,7 @@ class TeamMonitor:
         self._there[rank] = pid, -1, collect, sentinel
         pidfd = kernel.open_process(pid, sentinel)
         self._there[rank] = pid, pidfd, collect, sentinel
+        self._files[rank] = kernel.file_of(pidfd)
         self._poll.register(pidfd, kernel.READABLE)
 
     def pids(self) -> dict[int, int]:
@@ -101,8 +105,8 @@ class TeamMonitor:
 
     def forget(self) -> None:
         """Drop the processes in a forked child, because they are its parent's."""
-        for _, pidfd, _, _ in self._there.values():
-            kernel.close(pidfd)
+        for rank, (_, pidfd, _, _) in self._there.items():
+            kernel.close_own(kernel.closing(pidfd, self._files[rank]))
         self._there.clear()
         self._answers.close()
 
@@ -112,7 +116,12 @@ class TeamMonitor:
             self._take(fd)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all processes have ended, and end the others once one has failed; return False after *timeout*."""
+        """Wait until all processes have ended, and end the others once one has failed; return False after *timeout*.
+
+        Raises:
+            ChannelClosedError: Other code in this process has closed the fds that this needs.
+        """
+        self._answers.check("wait for the other processes")
         until = math.inf if timeout is None else time.monotonic() + timeout
         while self._there:
             now = time.monotonic()
@@ -122,7 +131,10 @@ class TeamMonitor:
             elif now >= until:
                 return False
             left = min(self._deadline - now, until - now, _LONGEST_SECONDS)
-            for fd, _ in self._poll.poll(math.ceil(max(left, 0.0) * 1000)):
+            ready = self._poll.poll(math.ceil(max(left, 0.0) * 1000))
+            if not ready:
+                self._answers.check("wait for the other processes")
+            for fd, _ in ready:
                 self._take(fd)
         while self._receive():
             pass
@@ -176,20 +188,22 @@ class TeamMonitor:
     def _reap(self, rank: int) -> None:
         # All steps can be repeated after an interruption.
         pid, pidfd, collect, sentinel = self._there[rank]
+        file = self._files.get(rank, UNKNOWN)
         if pidfd >= 0:
             with contextlib.suppress(KeyError):
                 self._poll.unregister(pidfd)
-            wait_gone(pidfd)
+            if kernel.refers_to(pidfd, file):
+                wait_gone(pidfd)
         elif sentinel >= 0:  # `add` did not complete
             wait_gone(sentinel)
         if rank not in self.exit_codes:
             self.exit_codes[rank] = collect()
         exitcode = self.exit_codes[rank]
-        closing = map(kernel.close, (pidfd,))
+        closing = kernel.closing(pidfd, file)
         # No call between these statements.
         del self._there[rank]
         if pidfd >= 0:
-            next(closing, None)
+            kernel.close_own(closing)
         if self._team_state.states[rank] in (LEFT, FAILED):
             return
         self._team_state.end(rank, DIED)
@@ -200,9 +214,10 @@ class TeamMonitor:
             self.fail()
 
     def _signal(self, number: int) -> None:
-        for pid, pidfd, _, _ in self._there.values():
+        for rank, (pid, pidfd, _, _) in self._there.items():
             with contextlib.suppress(ProcessLookupError):
-                if pidfd >= 0:  # without a pidfd, the pid may belong to another process by now
+                # Without a pidfd, the pid may belong to another process by now.
+                if pidfd >= 0 and kernel.refers_to(pidfd, self._files.get(rank, UNKNOWN)):
                     kernel.signal_process(pidfd, pid, number)
                 else:
                     os.kill(pid, number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import logging
 import math
 import operator
@@ -16,14 +18,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess, _system
-from forkshm.backend import kernel
+from forkshm._interrupts import promptly
+from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import OwnedFd, PrivateFd
-from forkshm.errors import CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
+from forkshm.errors import ChannelClosedError, CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.processes import exit_code, let_have_children
 from forkshm.spmd._monitor import wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from forkshm.backend import Identity
 
 __all__ = ("Supervised", "supervise")
 
@@ -32,6 +37,9 @@ STEADY_SECONDS = 5.0
 # First pause before a worker that ended earlier is replaced; doubled each time.
 BACKOFF_SECONDS = 0.1
 MOST_BACKOFF_SECONDS = 30.0
+
+# A worker that has closed its fds checks this often whether it should stop.
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger("forkshm.supervise")
 
@@ -52,6 +60,8 @@ class Supervised:
         self._stopping = False
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
+        self._read_end.own()
+        self._write_end.own()
 
     @property
     def stopping(self) -> bool:
@@ -68,9 +78,13 @@ class Supervised:
             True if the worker should stop, False if *timeout* has passed.
         """
         assert sys.platform != "win32"  # there is no fork
+        until = math.inf if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self._read_end.fd, select.POLLIN)
-        poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+        if self._read_end.is_intact():
+            poll.register(self._read_end.fd, select.POLLIN)
+            poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+        while not self._stopping and not self._read_end.is_intact() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))  # *fn* has closed the fd
         return self._stopping
 
     def fileno(self) -> int:
@@ -79,8 +93,9 @@ class Supervised:
 
     def _stop(self, number: int, frame: Any) -> None:
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._write_end.fd, b".")
+        if self._write_end.is_intact():
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._write_end.fd, b".")
 
 
 def supervise(
@@ -146,8 +161,11 @@ def supervise(
         )
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("supervise must be called in the main thread: no other thread gets signals")
-    with contextlib.ExitStack() as open_things:
-        _Supervisor(fn, workers, drain_timeout, max_crashes, on_reload, open_things).run()
+    supervisor = _Supervisor(fn, workers, drain_timeout, max_crashes, on_reload)
+    try:
+        supervisor.run()
+    finally:
+        supervisor.end()
 
 
 @dataclasses.dataclass
@@ -158,6 +176,8 @@ class _Place:
     generation: int = -1
     process: Any = None
     sentinel: int = -1
+    # What the sentinel refers to.
+    file: Identity = UNKNOWN
     began: float = 0.0
     # When to start the next worker, if none is running.
     due: float = 0.0
@@ -179,7 +199,6 @@ class _Supervisor:
         drain_timeout: float,
         max_crashes: int,
         on_reload: Callable[[], object] | None,
-        open_things: contextlib.ExitStack,
     ) -> None:
         self._fn = fn
         self._drain_timeout = drain_timeout
@@ -192,29 +211,45 @@ class _Supervisor:
         # The kernel kills the workers when the write end of the lifeline is closed, so no child may hold it.
         self._lifeline, self._lifeline_end = OwnedFd(), PrivateFd()
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
-        # The stack closes in reverse order, so the workers end first.
-        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
-            open_things.callback(end.close)
+        # The signal handlers before this, and the wakeup fd, once these were replaced.
+        self._handlers: dict[int, Any] = {}
+        self._wakeup: list[int] = []
+
+    def _begin(self) -> None:
         # No call between the creation of fds and their assignment to their owners.
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
         self._lifeline.fd, self._lifeline_end.fd = kernel.create_lifeline()
+        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+            end.own()
         assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
         self._poll.register(self._read_end.fd, select.POLLIN)
-        open_things.enter_context(self._signals())
-        open_things.callback(self._kill)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:
+            signal.signal(number, self._asked)
         # The wakeup fd is written when the signal arrives. Python runs the handler later, perhaps only after a wait.
-        wakeup = signal.set_wakeup_fd(self._write_end.fd, warn_on_full_buffer=False)
+        # One C call replaces it and keeps the one before.
+        set_wakeup = functools.partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
+        self._wakeup.extend(map(set_wakeup, (self._write_end.fd,)))
+
+    @promptly
+    def end(self) -> None:
+        """Kill the workers that still run, and restore the signal handlers."""
         try:
-            yield
-        finally:
+            self._end()
+        except BaseException:  # a signal handler has raised
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        # Can be repeated.
+        self._kill()
+        for wakeup in self._wakeup:
             signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+            end.close()
 
     def _asked(self, number: int, frame: Any) -> None:
         if sys.platform != "win32" and number == signal.SIGHUP:
@@ -225,6 +260,7 @@ class _Supervisor:
     # -- the loop -------------------------------------------------------------------------
 
     def run(self) -> None:
+        self._begin()
         for place in self._places:
             self._start(place)
         while not self._asked_to_stop:
@@ -247,6 +283,7 @@ class _Supervisor:
             except BaseException:
                 self._drain()
                 raise
+        self._check()
         for place in self._places:
             place.old = place.process is not None
             place.crashes = 0
@@ -282,6 +319,7 @@ class _Supervisor:
         if not stopping:
             moments += [place.due for place in self._places if place.process is None]
         left = min(moments) - now
+        self._check()
         for fd, _ in self._poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
             if fd == self._read_end.fd:
                 os.read(fd, 4096)
@@ -290,6 +328,15 @@ class _Supervisor:
                 if place.sentinel == fd:
                     self._reap(place, stopping=stopping)
                     break
+
+    def _check(self) -> None:
+        """Raise `ChannelClosedError` if *on_reload* or a signal handler has closed the fds that this needs."""
+        if not self._lifeline_end.is_intact() or not self._read_end.is_intact():
+            raise ChannelClosedError(
+                errno.EBADF,
+                "cannot go on supervising: other code in this process, for example on_reload, has closed fds that "
+                "supervise uses. Close only fds that your code has opened.",
+            )
 
     # -- one worker -----------------------------------------------------------------------
 
@@ -305,9 +352,11 @@ class _Supervisor:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = self._make_process(target=self._work, args=(place.rank, place.generation), daemon=True)
-            process.start()
             place.process = process
+            process.start()
+            # No call between the creation of the fd and this store.
             place.sentinel = kernel.open_process(process.pid, process.sentinel)
+            place.file = kernel.file_of(place.sentinel)
         except OSError as error:
             raise WorkerStartError(
                 error.errno or 0,
@@ -324,15 +373,14 @@ class _Supervisor:
         try:
             self._start(place)
         except WorkerStartError as error:
-            if place.process is not None:  # the process runs but cannot be monitored
-                place.process.kill()
-                self._collect(place)
+            self._kill_one(place)  # the process may run, and not be monitored
             self._pause(place)
             _log.warning("%s; next attempt in %.1f s", error, place.pause)
 
     def _work(self, rank: int, generation: int) -> None:
         assert sys.platform != "win32"  # there is no fork
-        armed = kernel.die_with(self._lifeline.fd)
+        armed = OwnedFd(kernel.die_with(self._lifeline.fd))
+        armed.own()  # *fn* may close all fds
         let_have_children()
         signal.set_wakeup_fd(-1)
         me = Supervised(rank, len(self._places), generation)
@@ -342,13 +390,13 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for place in self._places:
             if place.sentinel >= 0:
-                kernel.close(place.sentinel)
+                kernel.close_own(kernel.closing(place.sentinel, place.file))
         self._read_end.close()
         self._write_end.close()
         try:
             self._fn(me)
         finally:
-            kernel.close(armed)
+            armed.close()
 
     def _tell_to_stop(self, place: _Place) -> None:
         self._send(place, signal.SIGTERM)
@@ -356,16 +404,25 @@ class _Supervisor:
 
     def _send(self, place: _Place, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            kernel.signal_process(place.sentinel, place.process.pid, number)
+            if kernel.refers_to(place.sentinel, place.file):
+                kernel.signal_process(place.sentinel, place.process.pid, number)
 
     def _collect(self, place: _Place) -> int | None:
-        if place.sentinel >= 0:
-            wait_gone(place.sentinel)
+        """Reap a worker that ends. Can be repeated after an interrupt."""
+        sentinel = place.sentinel
+        if sentinel < 0:  # its start was interrupted
+            with contextlib.suppress(ValueError):  # it was closed, or did not start
+                wait_gone(place.process.sentinel)
+        elif kernel.refers_to(sentinel, place.file):
+            wait_gone(sentinel)
         exitcode = exit_code(place.process, kernel.COLLECT_SECONDS)
-        if place.sentinel >= 0:
-            self._poll.unregister(place.sentinel)
-            kernel.close(place.sentinel)
-        place.process, place.sentinel = None, -1
+        if sentinel >= 0:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(sentinel)
+        closing = kernel.closing(sentinel, place.file) if sentinel >= 0 else iter(())
+        # No call between these stores and the call that closes.
+        place.process, place.sentinel, place.file = None, -1, UNKNOWN
+        kernel.close_own(closing)
         return exitcode
 
     def _pause(self, place: _Place) -> None:
@@ -403,9 +460,13 @@ class _Supervisor:
     def _kill(self) -> None:
         """Kill all running workers."""
         for place in self._places:
-            if place.process is not None:
+            self._kill_one(place)
+
+    def _kill_one(self, place: _Place) -> None:
+        if place.process is not None:
+            with contextlib.suppress(ValueError, AttributeError):  # it was closed, or did not start
                 place.process.kill()
-                self._collect(place)
+            self._collect(place)
 
 
 def _name(fn: Callable[..., object]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from forkshm import _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
-from forkshm.channel import PrivateFd
+from forkshm.channel import OwnedFd, PrivateFd
 from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
 from forkshm.pickler import importable_now
 from forkshm.processes import end_child, settle_child
@@ -115,7 +115,6 @@ class Team(Member):
         `forkshm.team`.
     """
 
-    _lifeline: int
     _known: Any
 
     def __init__(self, size: int) -> None:
@@ -123,8 +122,7 @@ class Team(Member):
         self._used = False
         self._monitor: TeamMonitor | None = None
         # The ends of the lifeline. The kernel kills the members when the write end is closed, so no child may hold it.
-        self._writing: PrivateFd | None = None
-        self._reading: list[int] = []
+        self._reading, self._writing = OwnedFd(), PrivateFd()
 
     def __repr__(self) -> str:
         return f"<Team of {self.size}, member {self.rank}>"
@@ -138,10 +136,10 @@ class Team(Member):
         try:
             team_state = self._team_state = TeamState(self.size)
             monitor = self._monitor = TeamMonitor(team_state, f"member {{}} of a team of {self.size}", "the block")
-            writing = self._writing = PrivateFd()
-            # No call between these lines, where a signal handler could raise: each fd always has an owner.
-            self._lifeline, writing.fd = kernel.create_lifeline()
-            self._reading += [self._lifeline]
+            # No call between the creation of the fds and these stores, where a signal handler could raise.
+            self._reading.fd, self._writing.fd = kernel.create_lifeline()
+            self._reading.own()
+            self._writing.own()
             self._known = importable_now()
             team_state.enter(0)
             _flush()
@@ -208,9 +206,8 @@ class Team(Member):
         if os.getpid() != self._pid:
             return  # a process that user code forked inside the block
         with contextlib.ExitStack() as rest:
-            rest.callback(kernel.close_all, self._reading)
-            if self._writing is not None:
-                rest.callback(self._writing.close)
+            rest.callback(self._reading.close)
+            rest.callback(self._writing.close)
             # The monitor reads the state, so an interrupted end of the monitor leaves the state open.
             if self._monitor is not None:
                 self._monitor.close()
@@ -252,7 +249,7 @@ class Team(Member):
         try:
             self.rank = rank
             self._pid = os.getpid()
-            self._armed = PrivateFd(kernel.die_with(self._lifeline))
+            self._armed = PrivateFd(kernel.die_with(self._reading.fd))
             monitor.forget()
             self._answers_in = monitor.answers_in
             # Ctrl-C reaches the whole process group; only the process that started the team handles it.

@@ -29,9 +29,9 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.errors import RegionBusyError, TeamBrokenError
+from forkshm.channel import OwnedFd
+from forkshm.errors import ForkshmError, RegionBusyError, TeamBrokenError
 from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory, map_refused
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class TeamState:
 
     def __init__(self, size: int, fds: tuple[ReceivedFd, ReceivedFd] | None = None) -> None:
         self.size = size
+        self._overflow = OwnedFd()
         locks = _LINE
         states = locks + Mutex.SIZE + RecursiveMutex.SIZE
         loops = states + 4 * size * 8
@@ -95,14 +96,15 @@ class TeamState:
         if fds is None:
             self.region = anonymous_shared_memory(nbytes)
             # No call between its creation and this store.
-            self.overflow = kernel.create_growing("overflow")
+            self._overflow.fd = kernel.create_growing("overflow")
             self.guard = Mutex(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
         else:
             self.region = MappedRegion(Fd(fds[0].fd), size=nbytes)
-            self.overflow = fds[1].take()
+            self._overflow.fd = fds[1].take()
             self.guard = Mutex.attach(self.region, locks, repair=_nothing)
             self.lock = RecursiveMutex.attach(self.region, locks + Mutex.SIZE, repair=_died_with_lock)
+        self._overflow.own()
         whole = self.region.buf
         self._head = whole[:_LINE].cast("I")
         self._singles = whole[:_LINE].cast("Q")
@@ -281,13 +283,15 @@ class TeamState:
             self._singles[_DIRECTORY] = used + len(entry)  # stored last: makes the entry visible
             return region
 
-    overflow = -1
-
-    @_interrupts.promptly
-    def __del__(self, close: Any = kernel.close) -> None:
-        overflow, self.overflow = self.overflow, -1
-        if overflow >= 0:
-            close(overflow)
+    @property
+    def overflow(self) -> int:
+        """The fd of the overflow memory."""
+        if not self._overflow.is_intact():
+            raise ForkshmError(
+                f"cannot use the team: it used fd {self._overflow.fd}, which other code in this process has closed. "
+                "Close only fds that your code has opened."
+            )
+        return self._overflow.fd
 
     def close(self) -> None:
         """Release the memory in this process. Can be repeated."""
@@ -300,9 +304,7 @@ class TeamState:
         # The traceback of a failed call may hold views; then the garbage collector closes the region.
         with contextlib.suppress(RegionBusyError):
             self.region.close()
-        overflow, self.overflow = self.overflow, -1
-        if overflow >= 0:
-            kernel.close(overflow)
+        self._overflow.close()
 
 
 def _nothing() -> None:

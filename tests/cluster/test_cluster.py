@@ -228,6 +228,15 @@ def test_cancelling_ends_a_call_that_runs(executor, tmp_path):
     assert executor.submit(abs, -1).result(60) == 1
 
 
+def test_cancelling_a_call_at_once_keeps_no_worker(executor):
+    assert executor.submit(abs, -1).result(60) == 1
+    for _ in range(6):  # more than there are workers
+        future = executor.submit(time.sleep, 600)
+        assert future.cancel()
+        assert executor.submit(abs, -1).result(60) == 1
+    assert list(executor.map(abs, range(20), timeout=60)) == list(range(20))
+
+
 @pytest.mark.nightly
 def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
     def mark(item):

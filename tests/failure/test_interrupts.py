@@ -301,3 +301,29 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stderr) == (3, "")
     # Each of two workers may have taken another item before the interrupt was seen.
     assert len(list(begun.iterdir())) < 15
+
+
+IN_AN_IMPORT = """
+import sys
+import forkshm
+
+def use():
+    try:
+        forkshm.zeros(3)
+    except forkshm.ForkshmError as error:
+        print(error)
+
+def hook(event, arguments, came=[]):
+    if event == "import" and arguments[0] == "numpy" and not came:
+        came.append(True)
+        use()  # as a signal handler would
+
+sys.addaudithook(hook)
+print(forkshm.zeros(3).sum())
+"""
+
+
+def test_a_handler_that_interrupts_the_import_it_needs_is_told(run_script):
+    said, total = run_script(IN_AN_IMPORT).splitlines()
+    assert said.startswith("cannot use forkshm.zeros here: this signal handler or finalizer has interrupted the import")
+    assert total == "0.0"

@@ -9,9 +9,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import importlib.util
 import os
 import queue
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -77,6 +80,8 @@ class Scenario:
 
     # Time limit for one run and its check.
     seconds = 20
+    # Whether what is open after a run and its check is compared.
+    is_checked_for_leaks = True
     # Exceptions that these objects may raise instead of continuing.
     broken = ()
 
@@ -882,6 +887,128 @@ class Launch(Scenario):
         del self.array
 
 
+class Supervise(Scenario):
+    """Runs workers until one of them sends SIGTERM."""
+
+    seconds = 40
+
+    def make(self):
+        self.started = forkshm.zeros(2)
+        # For a signal that comes when an interrupted call has restored the handler.
+        self.before = signal.signal(signal.SIGTERM, lambda *_: None)
+        self.handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+    def run(self):
+        started = self.started
+        started[:] = 0
+
+        def serve(me):
+            started[me.rank] += 1
+            if started.all():
+                os.kill(os.getppid(), signal.SIGTERM)
+            me.wait()
+
+        forkshm.supervise(serve, workers=2)
+        same(started.tolist(), [1, 1])
+
+    def check(self):
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        wakeup = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup)
+        same((handlers, wakeup), (self.handlers, -1))
+        self.run()
+
+    def drop(self):
+        signal.signal(signal.SIGTERM, self.before)
+        del self.started
+
+
+class SuperviseReplaces(Supervise):
+    """Replaces a worker that has ended, and then all of them because of a SIGHUP."""
+
+    def run(self):
+        started = self.started
+        started[:] = 0
+
+        def serve(me):
+            started[0] += 1
+            if me.generation == 1:
+                os.kill(os.getppid(), signal.SIGHUP)
+            elif me.generation == 2:
+                os.kill(os.getppid(), signal.SIGTERM)
+            if me.generation:
+                me.wait()
+
+        forkshm.supervise(serve, workers=1)
+        same(started[0], 3)
+
+
+def triple(number):
+    """Run on a node."""
+    return number * 3
+
+
+class Cluster(Scenario):
+    """Calls on the nodes of a cluster."""
+
+    seconds = 60
+    is_checked_for_leaks = False  # the client of Dask has threads and sockets of its own
+
+    def make(self):
+        import cloudpickle
+        import distributed
+
+        # The nodes cannot import this module.
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        self.cluster = distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=None, silence_logs=50, memory_limit=None
+        )
+        self.open()
+
+    def open(self):
+        self.executor = forkshm.Executor(cluster=self.cluster)
+        same(self.executor.submit(triple, 1).result(40), 3)
+
+    def run(self):
+        executor = self.executor
+        same(executor.submit(triple, 5).result(30), 15)
+        same(list(executor.map(triple, range(6), timeout=30)), [0, 3, 6, 9, 12, 15])
+        self.array = np.full(200_000, 2.0)
+        same(executor.submit(np.sum, self.array).result(30), 400_000.0)
+        kept = executor.submit_remote(triple, 2)
+        same(executor.submit(triple, kept).result(30), 18)
+        waits = executor.submit(time.sleep, 60)
+        assert waits.cancel()
+        assert waits.cancelled()
+
+    def check(self):
+        self.run()
+        deadline = time.monotonic() + 10
+        while pending := [future for future in list(self.executor._pending) if not future.done()]:
+            assert time.monotonic() < deadline, f"{pending} are pending forever"
+            time.sleep(0.01)
+
+    def drop(self):
+        self.executor.shutdown()
+        self.cluster.close()
+
+
+class ClusterShutdown(Cluster):
+    """An interrupted call of `shutdown` is repeated."""
+
+    def run(self):
+        self.future = self.executor.submit(triple, 4)
+        self.executor.shutdown()
+        same(self.future.result(30), 12)
+
+    def check(self):
+        with contextlib.suppress(forkshm.PoolClosedError):
+            self.future = self.executor.submit(triple, 4)
+        self.executor.shutdown()
+        same(self.future.result(30), 12)
+        self.open()
+
+
 class _Manager(SyncManager):
     pass
 
@@ -1092,6 +1219,8 @@ SCENARIOS = {
     and kind is not Scenario
     and not kind.__name__.startswith("_")
 }
+if importlib.util.find_spec("distributed") is None:
+    del SCENARIOS["Cluster"], SCENARIOS["ClusterShutdown"]
 if IS_FREE_THREADED:
     del SCENARIOS["BornShared"]  # the hook into the allocations of NumPy needs the GIL
 

@@ -35,7 +35,7 @@ from forkshm.channel import OwnedFd, PrivateFd, manager
 from forkshm.descriptor import describe
 from forkshm.pool._worker import Assignment
 from forkshm.region import regions_mapped
-from forkshm.region.blocks import forget_abandoned
+from forkshm.region.blocks import arena, forget_abandoned
 from forkshm.shared_memory import ShareableList, SharedMemory
 
 pytestmark = [
@@ -129,6 +129,7 @@ class Left:
         gc.collect()
         regions_mapped()  # an interrupted finalizer continues with the next call into that layer
         forget_abandoned()
+        arena.trim(sys.maxsize)  # the POSIX backend closes the pipe of a block when it looks at the block
         with open("/proc/self/maps") as maps:
             found = [line.split(None, 5)[5] for line in maps if "forkshm-region" in line or NAME in line]
         for number in os.listdir("/proc/self/fd"):
@@ -324,6 +325,7 @@ def test_an_interrupt_while_a_caller_is_accepted_leaves_nothing(step):
     at_every_point(step, manager.Listener.accept, close, _caller)
 
 
+@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
 def test_an_interrupted_semaphore_has_all_its_permits(kind):
     semaphore = getattr(forkshm, kind)(2)
@@ -332,7 +334,7 @@ def test_an_interrupted_semaphore_has_all_its_permits(kind):
     at, is_reached = 0, True
     while is_reached:
         at += 1
-        points = Points(at)
+        points = Points(at, lambda: signal.raise_signal(signal.SIGUSR1))
         try:
             with points, semaphore:
                 pass

@@ -24,6 +24,9 @@ SLOW = {
     "Processes",
     "Close",
     "Terminate",
+    "SuperviseReplaces",
+    "Cluster",
+    "ClusterShutdown",
 }
 
 
@@ -41,19 +44,21 @@ def test_spread(name):
     assert not bad, _tell(bad)
 
 
-# Where a second exception comes while the first one is handled.
-TWICE = {
-    "PoolMap": (101, 146, 1),
-    "PoolApplyAsync": (61, 81, 6),
-    "ExecutorSubmit": (41, 71, 2),
-    "RegionLocks": (97, 120, 3),
-    "ClassicLocks": (41, 51, 2),
-}
+# Where a second exception comes while the first one is handled: the points of the first, and how many points later.
+TWICE = [
+    ("PoolMap", 101, 146, 1),
+    ("PoolApplyAsync", 61, 81, 6),
+    ("ExecutorSubmit", 41, 71, 2),
+    ("RegionLocks", 97, 120, 3),
+    ("ClassicLocks", 41, 51, 2),
+    ("ClassicLocks", 203, 217, 1),
+    ("Queue", 175, 195, 1),
+    ("Pipe", 170, 190, 1),
+]
 
 
-@pytest.mark.parametrize("name", sorted(TWICE))
-def test_twice(name):
-    first, last, again = TWICE[name]
+@pytest.mark.parametrize(("name", "first", "last", "again"), TWICE)
+def test_twice(name, first, last, again):
     _, tried, bad = program.run(name, "exception", first=first, last=last, again=again)
     # The number of points depends on the version of Python.
     assert tried > (last - first) // 2, "nothing was interrupted"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import faulthandler
+import functools
 import gc
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -25,6 +27,7 @@ from points import Interrupt, Points, Trouble
 from scenarios import SCENARIOS, work
 
 import forkshm
+from forkshm.backend import kernel
 from forkshm.testing import holdings
 
 # Exit code for a run that took too long; that of faulthandler is 1.
@@ -87,6 +90,11 @@ def main(name, variant, first, step, last=0, again=0):
     scenario.make()
     uses = Uses(scenario) if variant == "uses" else None
     handler = {"interrupt": _raise_interrupt, "exception": _raise_trouble, "uses": uses}[variant]
+    if kernel.name == "posix":
+        # A real signal, because this backend defers signals inside functions of several steps.
+        called = handler
+        signal.signal(signal.SIGUSR2, lambda *_: called())
+        handler = functools.partial(signal.raise_signal, signal.SIGUSR2)
     faulthandler.dump_traceback_later(120, exit=True)
     total = 0
     try:
@@ -130,7 +138,7 @@ def main(name, variant, first, step, last=0, again=0):
         points = points.where
         # `holdings` collects garbage; processes that are ending get a moment.
         deadline = time.monotonic() + 0.7
-        while left := _more(before, _kinds(holdings())):
+        while scenario.is_checked_for_leaks and (left := _more(before, _kinds(holdings()))):
             if time.monotonic() > deadline:
                 problem = f"{problem or ''} left: {left}"
                 break

@@ -5,11 +5,12 @@ from __future__ import annotations
 from forkshm.backend._interface._leases import Leases
 from forkshm.backend._interface._limits import Limits
 from forkshm.backend._interface._locks import HasLocks, Locks
-from forkshm.backend._interface._memory import Access, Advice, Identity, MappedFile, Memory
+from forkshm.backend._interface._memory import UNKNOWN, Access, Advice, Identity, MappedFile, Memory
 from forkshm.backend._interface._messages import Callee, HasFileno, Messages, MessageSocket, Poller
 from forkshm.backend._interface._processes import Processes
 
 __all__ = (
+    "UNKNOWN",
     "Access",
     "Advice",
     "Backend",

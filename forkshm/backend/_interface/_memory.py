@@ -8,12 +8,15 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
+from forkshm._interrupts import promptly
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Buffer
 
 __all__ = (
+    "UNKNOWN",
     "Access",
     "Advice",
     "Identity",
@@ -67,6 +70,9 @@ class Advice(enum.StrEnum):
 Identity: TypeAlias = tuple[int, int]
 """The kernel's own name for a memory object, device and inode: unique while the object lives."""
 
+UNKNOWN: Identity = (-1, -1)
+"""Stands for what an fd refers to until that is known."""
+
 
 class MappedFile(NamedTuple):
     """A range of addresses at which a file is mapped."""
@@ -92,6 +98,31 @@ class Memory(abc.ABC):
     @abc.abstractmethod
     def close(self, fd: int) -> None:
         """Close an fd of any kind."""
+
+    def file_of(self, fd: int) -> Identity:
+        """Return what identifies the file, socket or pipe that *fd* refers to; it may differ from `identify`."""
+        return 0, fd
+
+    def refers_to(self, fd: int, file: Identity) -> bool:
+        """Return whether *fd* still refers to that file, or `UNKNOWN`. A program may close fds that it did not open."""
+        return True
+
+    def closing(self, fd: int, file: Identity) -> Iterator[object]:
+        """Return an iterator that closes *fd* when it is first advanced, if the fd refers to that file, or `UNKNOWN`.
+
+        It raises OSError if the fd is closed. Advance it by `close_own`.
+        """
+        return map(self.close, (fd,))
+
+    @staticmethod
+    @promptly
+    def close_own(closing: Iterator[object]) -> None:
+        """Advance the iterator of `closing`. Once called, it takes effect; a second call does nothing."""
+        try:
+            next(closing, None)
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
 
     @abc.abstractmethod
     def duplicate(self, fd: int) -> int:
@@ -277,6 +308,14 @@ class Memory(abc.ABC):
     def replacing(self, address: int, fd: int, size: int, access: Access, offset: int = 0) -> Iterator[object]:
         """Return an iterator that replaces, like `replace`, when it is advanced to its item; see `unlocking`."""
         return map(self.replace, (address,), (fd,), (size,), (access,), (offset,))
+
+    def replace_by_copy(self, address: int, size: int) -> None:
+        """Put a private copy of whole pages in their place. No other thread may use them meanwhile.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     @abc.abstractmethod
     def flush(self, address: int, size: int, *, asynchronous: bool) -> None:

@@ -36,6 +36,10 @@ class MessageSocket(Protocol):
         """Return the fd, which is readable when a message is there; -1 when closed."""
         ...
 
+    def is_intact(self) -> bool:
+        """Return whether the fd still refers to this end: a program may close fds that it did not open."""
+        ...
+
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send a message without fds."""
         ...
@@ -65,7 +69,7 @@ class MessageSocket(Protocol):
         ...
 
     def close(self) -> None:
-        """Close this end in this process."""
+        """Close this end in this process. An fd that refers to something else by now stays open."""
         ...
 
 

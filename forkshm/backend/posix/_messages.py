@@ -144,8 +144,12 @@ class End(socket.socket):
         super().__init__(fileno=fd)
         self.settimeout(None)  # overrides socket.setdefaulttimeout()
         self._backend = backend
+        self._file = backend.file_of(fd)
         # Whether the last receive reported that the other end is gone.
         self.said_end = False
+
+    def is_intact(self) -> bool:
+        return self._backend.refers_to(self.fileno(), self._file)
 
     def _life(self) -> int | None:
         return self._backend.companion(self.fileno(), _LIFE)
@@ -250,7 +254,7 @@ class End(socket.socket):
     def close(self) -> None:
         fd = self.detach()
         if fd >= 0:
-            self._backend.close(fd)
+            self._backend.close_own(self._backend.closing(fd, self._file))
 
     # With defaults, because the names of this module may be gone when the program ends.
     def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:

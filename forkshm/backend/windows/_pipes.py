@@ -81,6 +81,9 @@ class MessageEnd:
         self.peer: weakref.ref[MessageEnd] | None = None
         open_ends.add(handle)
 
+    def is_intact(self) -> bool:
+        return True
+
     def fileno(self) -> int:
         """Return the handle; -1 when closed."""
         return self._handle

@@ -126,6 +126,7 @@ class Claim:
             kernel.unmap_from(self.mapped, self.size)
         elif self.in_place and self.share is Share.private and address not in claims:
             try:
+                self.segment.check()
                 kernel.replace(address, self.segment.fd, self.size, Access.SHARED, self.offset)
             except OSError:
                 self.segment.stuck.append((address, self.size, self.offset))
@@ -170,8 +171,9 @@ class Claim:
         """Make later writes here invisible to other processes. Needs `guard`.
 
         Raises:
-            OSError: The kernel refused the mapping.
+            OSError: The kernel refused the mapping, or other code has closed the segment's fd.
         """
+        self.segment.check()
         replacing = kernel.replacing(self.address, self.segment.fd, self.size, Access.PRIVATE, self.offset)
         # Stored before the call, so that the block is mapped shared again at the end even if this is interrupted. No
         # call comes in between, not even to advance the iterator.
@@ -182,11 +184,23 @@ class Claim:
             self.share = Share.exclusive
             raise
 
+    def part_by_copy(self) -> None:
+        """Do as `part`, without the segment's fd, in a process whose other threads do not use the block.
+
+        Raises:
+            OSError: The kernel refused the memory.
+        """
+        kernel.replace_by_copy(self.address, self.size)
+        self.share = Share.private
+
     def is_as_it_came(self, address: int, nbytes: int) -> bool:
         """Return whether the block still has the bytes that were sent, so that the block can be passed on.
 
-        It does not if this process wrote to its copy-on-write mapping. If that is unknown, return False.
+        It does not if this process wrote to its copy-on-write mapping. If that is unknown, or other code has closed the
+        segment's fd, return False.
         """
+        if not BY_HANDLES and not self.segment.is_intact():
+            return False
         if self.in_place and self.share is not Share.private:
             return True
         start = address - address % kernel.page_size

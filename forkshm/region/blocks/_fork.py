@@ -63,7 +63,7 @@ def _in_child() -> None:
     for claimed in list(claims.values()):
         if claimed.share is Share.exclusive:
             try:
-                claimed.part()
+                _part(claimed)
             except OSError as error:
                 _end_child(claimed, error)
     for segment in list(segments_held.values()):
@@ -91,6 +91,16 @@ def _in_child() -> None:
     for segment in list(segments_held.values()):
         if not segment.held and segment.is_description_shared:
             drop_segment(segment)
+
+
+def _part(claimed: Claim) -> None:
+    try:
+        claimed.part()
+    except OSError:
+        if claimed.segment.is_intact():
+            raise
+        # Other code had closed the segment's fd. A child has no other threads yet.
+        claimed.part_by_copy()
 
 
 def _end_child(claimed: Claim, error: OSError) -> None:

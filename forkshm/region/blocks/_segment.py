@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forkshm.backend import Access, Advice, Identity, kernel
@@ -113,6 +115,11 @@ class Segment:
         """Return whether the fd still refers to the segment: a program may close the fd, and the number be reused."""
         return kernel.is_object(self.fd, self.identity)
 
+    def check(self) -> None:
+        """Raise OSError unless the fd refers to the segment."""
+        if not BY_HANDLES and not self.is_intact():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
     def close(self) -> None:
         """Close the fd, unless it refers to something else by now."""
         if self.fd >= 0:
@@ -189,6 +196,8 @@ def mend(segment: Segment) -> None:
     Raises:
         OSError: The kernel still refuses. The segment must not be used.
     """
+    if segment.stuck:
+        segment.check()
     while segment.stuck:
         address, size, offset = segment.stuck[-1]
         kernel.replace(address, segment.fd, size, Access.SHARED, offset)

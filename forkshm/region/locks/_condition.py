@@ -144,7 +144,7 @@ class Condition(Placed):
                     self._mutex._release_all()
                     self._sleep(words, seen, deadline)
                 finally:
-                    self._mutex._acquire_again(count)
+                    self._acquire_again(count)
                 if self._may_go(words, first):
                     return True
                 if time.perf_counter() >= deadline:
@@ -155,8 +155,20 @@ class Condition(Placed):
             raise
         except BaseException:
             # To acquire the mutex may itself have been interrupted.
-            self._mutex._acquire_again(count)
+            self._acquire_again(count)
             self._withdraw(words, first)
+            raise
+
+    @promptly
+    def _acquire_again(self, count: int) -> None:
+        try:
+            self._mutex._acquire_again(count)
+        except NotRecoverableError:
+            raise
+        except BaseException:
+            # A signal handler has raised. If it raises again, the mutex may be held by a process that never releases
+            # it, and a user wants to end this.
+            self._mutex._acquire_again(count)
             raise
 
     def _sleep(self, words: memoryview, seen: int, deadline: float) -> None:
