@@ -7,15 +7,18 @@ Only this file imports Dask's ``distributed``. It is imported on the client and 
 from __future__ import annotations
 
 import concurrent.futures
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import dask.sizeof
 import distributed
 import distributed.protocol
+import distributed.system
 
 from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
-from forkshm.cluster._values import Results
+from forkshm.cluster._values import Kept, Results, arrived, known
 from forkshm.context import get_context
 
 if TYPE_CHECKING:
@@ -23,8 +26,14 @@ if TYPE_CHECKING:
 
     from forkshm.cluster._values import NodeArray
 
-__all__ = ("Agent", "cancel", "client_of", "make_local", "run")
+__all__ = ("Agent", "cancel", "client_of", "keep", "key_of", "make_local", "memory_limit", "run")
 
+# Seconds after which a node asks again for an array, because a question or its answer can be lost with a process.
+_ASK_EVERY = 2.0
+# Seconds after which a waiting call looks whether it was cancelled.
+_LOOK_EVERY = 0.2
+# Seconds for which a node remembers that a call was cancelled that it may never get.
+_CANCELLED_KEPT = 60.0
 
 # The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
 _agents: dict[str, Agent] = {}
@@ -46,11 +55,12 @@ class Agent(distributed.WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Set up the agent on a node; called by Dask."""
+        self._worker = worker
         self.workers = self.workers or worker.state.nthreads
         self._starting = _interrupts.Lock()
         self._executor: LocalExecutor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, float] = {}
         _agents[self.name] = self
 
     def teardown(self, worker: Any) -> None:
@@ -85,14 +95,41 @@ class Agent(distributed.WorkerPlugin):
             return [_results(future, group.length) for future, group in zip(futures, groups, strict=False)]
         finally:
             self._running.pop(call, None)
-            self._cancelled.discard(call)
+            self._cancelled.pop(call, None)
+
+    def arrays(self, call: str, names: Sequence[str]) -> dict[str, Any]:
+        """Return the arrays of a call by name, after asking the client for those that this node lacks."""
+        found: dict[str, NodeArray] = {}
+        asked_at = -math.inf
+        while True:
+            for name in names:
+                node = known.get(name)
+                if node is not None:
+                    found[name] = node
+            missing = [name for name in names if name not in found]
+            if not missing:
+                return {name: node.array for name, node in found.items()}
+            task = self._worker.state.tasks.get(key_of(call))
+            if task is None or task.state not in ("executing", "long-running"):
+                raise RuntimeError("the call was cancelled, or its client has ended")
+            if time.monotonic() - asked_at > _ASK_EVERY:
+                asked_at = time.monotonic()
+                self._worker.log_event(self.name, {"node": self._worker.address, "arrays": missing})
+            with arrived:
+                if all(known.get(name) is None for name in missing):
+                    arrived.wait(_LOOK_EVERY)
 
     def cancel(self, calls: Sequence[str]) -> None:
         """End calls: cancel tasks that are not begun, and kill workers that run one of the calls."""
+        now = time.monotonic()
+        for call, cancelled_at in list(self._cancelled.items()):
+            if call not in self._running and now - cancelled_at > _CANCELLED_KEPT:
+                self._cancelled.pop(call, None)
+        # Also calls that do not run: one may begin before Dask cancels it.
+        self._cancelled.update(dict.fromkeys(calls, now))
         for call in calls:
             futures = self._running.get(call)
             if futures is not None:
-                self._cancelled.add(call)
                 self._end(futures)
 
     def _end(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
@@ -121,14 +158,14 @@ def run(
     call: str,
     function: GroupCall,
     groups: Sequence[Group],
-    arrays: Sequence[NodeArray],
+    arrays: Sequence[str],
     remote: Mapping[str, Any],
 ) -> Any:
     """Run groups of a call on this node. Dask runs this function."""
     agent = _agents.get(name)
     if agent is None:
         raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
-    values = {array.name: array.array for array in arrays}
+    values = agent.arrays(call, arrays)
     for key, results in remote.items():
         (result,) = results[0].items
         if isinstance(result, Raised):
@@ -144,12 +181,27 @@ def cancel(name: str, calls: Sequence[str]) -> None:
         agent.cancel(calls)
 
 
+def keep(node: NodeArray) -> Kept:
+    """Return what keeps an array on this node. Dask runs this function, and moves the array here before."""
+    return Kept(node)
+
+
+def key_of(call: str) -> str:
+    """Return the key of the Dask task that runs a call."""
+    return f"forkshm-{call}"
+
+
 def client_of(cluster: Any) -> tuple[Any, bool]:
     """Return a client of *cluster*, and whether this call created it."""
     if isinstance(cluster, distributed.Client):
         return cluster, False
     client: Any = distributed.Client
     return client(cluster, set_as_default=False), True
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory that this process may use."""
+    return int(distributed.system.MEMORY_LIMIT)
 
 
 def _size_of_results(results: Results) -> int:

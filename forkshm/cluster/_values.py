@@ -1,7 +1,7 @@
 """Calls as bytes, with the large arrays in them named instead of contained.
 
 The client pickles a call with a `Writer`. An array of at least `LARGE` bytes becomes a name in the stream, and a
-`NodeArray` that Dask moves to each node once. A worker reads the stream with `read`, given the node's arrays by name.
+`NodeArray` that is moved to each node once. A worker reads the stream with `read`, given the node's arrays by name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import io
 import multiprocessing.shared_memory
 import pickle
 import sys
+import threading
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
@@ -32,7 +34,7 @@ from forkshm.sync.sharedctypes import SynchronizedBase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("LARGE", "NodeArray", "Results", "Writer", "loaded", "read")
+__all__ = ("LARGE", "Kept", "NodeArray", "Results", "Writer", "arrived", "known", "loaded", "read")
 
 LARGE = 2**20
 """Minimum bytes of an array that is moved to each node once, instead of with each call."""
@@ -62,42 +64,86 @@ _OF_ONE_MACHINE: tuple[type, ...] = (
 
 
 class NodeArray:
-    """An array in the shared memory of a node, or in transit to it.
+    """A copy of an array in sealed shared memory, on the client or on a node.
 
     Attributes:
-        name: Its name in streams.
-        array: Its elements. On a node they are sealed: no process there can write to them.
+        name: Its name in streams. An array has the same name on all nodes.
+        array: Its elements. No process can write to them.
     """
 
-    __slots__ = ("array", "name")
+    __slots__ = ("__weakref__", "array", "name")
 
     def __init__(self, name: str, array: Any) -> None:
         self.name = name
         self.array = array
+        known[name] = self
+
+    @classmethod
+    def copied(cls, name: str, array: Any) -> NodeArray:
+        """Return a copy of any array."""
+        from forkshm.integrations import numpy
+
+        is_fortran = _is_fortran(array)
+        copy = numpy.empty(array.shape, array.dtype, "F" if is_fortran else "C")
+        copy[...] = array
+        return cls(name, _sealed(copy))
 
     def __sizeof__(self) -> int:
-        return int(self.array.nbytes)  # the scheduler estimates the cost of moves from it
+        return int(self.array.nbytes)  # Dask estimates the cost of moves from it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         array = self.array
-        is_fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
+        is_fortran = _is_fortran(array)
         flat = (array.T if is_fortran else array).reshape(-1).view("u1")
         return _arrive, (self.name, array.dtype, array.shape, is_fortran, pickle.PickleBuffer(flat))
 
 
+known: weakref.WeakValueDictionary[str, NodeArray] = weakref.WeakValueDictionary()
+"""The arrays in this process, by name."""
+
+arrived = threading.Condition()
+"""Notified when an array arrives in this process."""
+
+
 def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, elements: Any) -> NodeArray:
-    """Return an array with the elements in shared memory of this node."""
+    """Return the array of this node that has the elements; create it if the node has none."""
     from forkshm.integrations import numpy
 
-    array = numpy.empty(shape[::-1] if is_fortran else shape, dtype)
-    if array.nbytes:
-        array.reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
-    region = array.region
-    if region is not None:
-        with contextlib.suppress(UnsupportedError):  # without seals, the array is still read-only
-            region.seal()
+    node = known.get(name)
+    if node is None:
+        array = numpy.empty(shape, dtype, "F" if is_fortran else "C")
+        (array.T if is_fortran else array).reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
+        node = NodeArray(name, _sealed(array))
+    with arrived:
+        arrived.notify_all()
+    return node
+
+
+def _is_fortran(array: Any) -> bool:
+    return bool(array.flags.f_contiguous and not array.flags.c_contiguous)
+
+
+def _sealed(array: Any) -> Any:
+    with contextlib.suppress(UnsupportedError):  # without seals, the array is still read-only
+        array.region.seal()
     array.flags.writeable = False
-    return NodeArray(name, array.T if is_fortran else array)
+    return array
+
+
+class Kept:
+    """Keeps an array on one node. Only the name of the array is moved to other nodes, or written to disk."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: NodeArray | None) -> None:
+        self.node = node
+
+    def __reduce__(self) -> Any:
+        return _kept, (None if self.node is None else self.node.name,)
+
+
+def _kept(name: str | None) -> Kept:
+    return Kept(None if name is None else known.get(name))
 
 
 _OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
