@@ -21,7 +21,14 @@ import cloudpickle
 
 from forkshm.channel import Connection, Queue, SimpleQueue
 from forkshm.errors import UnsupportedError
-from forkshm.pickler import REFUSED, reduce_array_type, reduce_code, reduce_exception, with_slots
+from forkshm.pickler import (
+    REFUSED,
+    is_of_unimported_module,
+    reduce_array_type,
+    reduce_code,
+    reduce_exception,
+    with_slots,
+)
 from forkshm.region import MappedRegion
 from forkshm.region.locks import Barrier, Condition, Mutex, RWLock, Semaphore
 from forkshm.spmd import Member
@@ -29,7 +36,7 @@ from forkshm.sync import Barrier as ClassicBarrier
 from forkshm.sync import BufferWrapper, Event, Lock, RLock
 from forkshm.sync import Condition as ClassicCondition
 from forkshm.sync import Semaphore as ClassicSemaphore
-from forkshm.sync.sharedctypes import SynchronizedBase
+from forkshm.sync.sharedctypes import SynchronizedBase, is_shared_ctype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -204,7 +211,7 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Refuse objects that cannot be shared between machines."""
-        if isinstance(obj, _OF_ONE_MACHINE):
+        if isinstance(obj, _OF_ONE_MACHINE) or is_shared_ctype(obj):
             raise UnsupportedError(
                 f"cannot send a {type(obj).__qualname__} to a cluster: its memory is shared by the processes of one "
                 "machine only. Pass an array, of which each node gets a copy, and return changed values.",
@@ -213,6 +220,8 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         if isinstance(obj, BaseException):
             return reduce_exception(obj, None if self._in_chain else self._dump_of_chain)
         if isinstance(obj, type):
+            if is_of_unimported_module(obj):
+                return NotImplemented
             return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
         if self._array_type is not None and _is_plain(type(obj), self._array_type) and not obj.flags.writeable:
             # Copies are writable. Out of a read-only buffer, pickle would make a read-only array.

@@ -346,10 +346,26 @@ def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
     assert len(list(tmp_path.iterdir())) <= begun + 4
 
 
-@pytest.mark.parametrize("make", [forkshm.Lock, forkshm.Queue, lambda: forkshm.anonymous_shared_memory(10)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        forkshm.Lock,
+        forkshm.Queue,
+        lambda: forkshm.anonymous_shared_memory(10),
+        lambda: forkshm.RawValue("i"),
+        lambda: forkshm.RawArray("d", 3),
+    ],
+)
 def test_objects_of_one_machine_are_refused(executor, make):
     with pytest.raises(forkshm.UnsupportedError, match="one machine"):
         executor.submit(print, make())
+
+
+def test_a_class_of_a_module_that_is_not_imported_yet_arrives_by_name(monkeypatch):
+    from forkshm.cluster._values import Writer, read
+
+    monkeypatch.delitem(sys.modules, "numpy.rec", raising=False)
+    assert read(Writer().write(np.recarray), {}) is np.recarray
 
 
 def test_errors_name_the_part_that_cannot_be_pickled(executor):
