@@ -7,6 +7,7 @@ Only this file imports Dask's ``distributed``. It is imported on the client and 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
 
     from forkshm.cluster._values import NodeArray
 
-__all__ = ("Agent", "cancel", "client_of", "keep", "key_of", "make_local", "memory_limit", "run")
+__all__ = (
+    "Agent",
+    "cancel",
+    "client_of",
+    "keep",
+    "key_of",
+    "make_local",
+    "memory_limit",
+    "register",
+    "run",
+    "unregister",
+)
 
 # Seconds after which a node asks again for an array, because a question or its answer can be lost with a process.
 _ASK_EVERY = 2.0
@@ -35,8 +47,12 @@ _LOOK_EVERY = 0.2
 # Seconds for which a node remembers that a call was cancelled that it may never get.
 _CANCELLED_KEPT = 60.0
 
-# The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
-_agents: dict[str, Agent] = {}
+# Seconds after which a client that has lost its connection is taken for dead.
+_RECONNECT = 30.0
+
+# The agents in this process, keyed by the id of the Dask worker and the name of the executor. Dask workers that are
+# threads share a process.
+_agents: dict[tuple[str, str], Agent] = {}
 
 
 class Agent(distributed.WorkerPlugin):
@@ -61,11 +77,11 @@ class Agent(distributed.WorkerPlugin):
         self._executor: LocalExecutor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
         self._cancelled: dict[str, float] = {}
-        _agents[self.name] = self
+        _agents[worker.id, self.name] = self
 
     def teardown(self, worker: Any) -> None:
         """End the node's pool; called by Dask."""
-        _agents.pop(self.name, None)
+        _agents.pop((worker.id, self.name), None)
         with self._starting:
             executor, self._executor = self._executor, None
         if executor is not None:
@@ -137,6 +153,45 @@ class Agent(distributed.WorkerPlugin):
             self._executor.cancel_running(futures)
 
 
+class Cleanup(distributed.SchedulerPlugin):
+    """Ends the pools of an executor whose client has ended without shutting it down, as a killed one does.
+
+    Args:
+        name: Name of the executor, and of its agents.
+        client: Id of its client.
+    """
+
+    def __init__(self, name: str, client: str) -> None:
+        self.name = name
+        self._client = client
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Wait for the client to connect again; called by Dask."""
+        if client == self._client:
+            scheduler.loop.call_later(_RECONNECT, self._end, scheduler)
+
+    async def _end(self, scheduler: Any) -> None:
+        if self._client not in scheduler.clients:
+            with contextlib.suppress(ValueError):  # the executor was shut down
+                scheduler.remove_plugin(self.name)
+                await scheduler.unregister_worker_plugin(comm=None, name=self.name)
+
+
+def register(client: Any, agent: Agent) -> None:
+    """Set up an agent on each node of a client, now and later."""
+    client.register_plugin(agent, name=agent.name)
+    # Only a scheduler that cannot import forkshm refuses it.
+    with contextlib.suppress(Exception):
+        client.register_plugin(Cleanup(agent.name, client.id), name=agent.name)
+
+
+def unregister(client: Any, name: str) -> None:
+    """End the agents of an executor, and their pools."""
+    with contextlib.suppress(Exception):  # it was not registered
+        client.unregister_scheduler_plugin(name)
+    client.unregister_worker_plugin(name)
+
+
 def make_local(
     local: Callable[..., LocalExecutor], method: str, options: Mapping[str, Any], workers: int
 ) -> LocalExecutor:
@@ -162,7 +217,7 @@ def run(
     remote: Mapping[str, Any],
 ) -> Any:
     """Run groups of a call on this node. Dask runs this function."""
-    agent = _agents.get(name)
+    agent = _agents.get((distributed.get_worker().id, name))
     if agent is None:
         raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
     values = agent.arrays(call, arrays)
@@ -174,9 +229,9 @@ def run(
     return agent.run(call, function, groups, values)
 
 
-def cancel(name: str, calls: Sequence[str]) -> None:
-    """Cancel calls on this node, if they run here."""
-    agent = _agents.get(name)
+def cancel(name: str, calls: Sequence[str], dask_worker: Any = None) -> None:
+    """Cancel calls on this node, if they run here. Dask passes *dask_worker*."""
+    agent = _agents.get((dask_worker.id, name))
     if agent is not None:
         agent.cancel(calls)
 

@@ -287,7 +287,7 @@ class ClusterExecutor(_StandardExecutor):
         agent = _agent.Agent(self.name, max_workers, functools.partial(_agent.make_local, local, method, options))
         try:
             self.client.subscribe_topic(self.name, functools.partial(_asked, weakref.ref(self)))
-            self.client.register_plugin(agent, name=self.name)
+            _agent.register(self.client, agent)
         except BaseException:
             self._close_client()
             raise
@@ -617,11 +617,13 @@ class ClusterExecutor(_StandardExecutor):
         self._end()
 
     def _end(self) -> None:
+        from forkshm.cluster import _agent
+
         with self._lock:
             self._arrays.clear()
         with contextlib.suppress(Exception):  # the cluster is gone, and its pools with it
             self.client.unsubscribe_topic(self.name)
-            self.client.unregister_worker_plugin(self.name)
+            _agent.unregister(self.client, self.name)
         self._close_client()
 
     def _close_client(self) -> None:

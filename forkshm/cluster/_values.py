@@ -90,9 +90,11 @@ class NodeArray:
         """Return a copy of any array."""
         from forkshm.integrations import numpy
 
-        is_fortran = _is_fortran(array)
-        copy = numpy.empty(array.shape, array.dtype, "F" if is_fortran else "C")
-        copy[...] = array
+        copy = numpy.empty(array.shape, array.dtype, "F" if _is_fortran(array) else "C")
+        if array.flags.forc:
+            _bytes_of(copy)[:] = _bytes_of(array)  # also those between the fields of a record
+        else:
+            copy[...] = array
         return cls(name, _sealed(copy))
 
     def __sizeof__(self) -> int:
@@ -100,9 +102,13 @@ class NodeArray:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         array = self.array
-        is_fortran = _is_fortran(array)
-        flat = (array.T if is_fortran else array).reshape(-1).view("u1")
-        return _arrive, (self.name, array.dtype, array.shape, is_fortran, pickle.PickleBuffer(flat))
+        return _arrive, (
+            self.name,
+            array.dtype,
+            array.shape,
+            _is_fortran(array),
+            pickle.PickleBuffer(_bytes_of(array)),
+        )
 
 
 known: weakref.WeakValueDictionary[str, NodeArray] = weakref.WeakValueDictionary()
@@ -119,11 +125,16 @@ def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, ele
     node = known.get(name)
     if node is None:
         array = numpy.empty(shape, dtype, "F" if is_fortran else "C")
-        (array.T if is_fortran else array).reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
+        _bytes_of(array)[:] = memoryview(elements).cast("B")
         node = NodeArray(name, _sealed(array))
     with arrived:
         arrived.notify_all()
     return node
+
+
+def _bytes_of(array: Any) -> Any:
+    """Return the memory of a contiguous array as bytes."""
+    return (array.T if _is_fortran(array) else array).reshape(-1).view("u1")
 
 
 def _is_fortran(array: Any) -> bool:

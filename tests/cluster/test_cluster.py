@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -226,6 +227,13 @@ def test_a_strided_array_is_compared_by_its_bytes(executor):
     assert executor.submit(lambda a: np.isnan(a[0, 1]), part).result(60)
     whole[0, 0] = -0.0
     assert executor.submit(lambda a: np.signbit(a[0, 0]), part).result(60)
+
+
+def test_an_array_of_records_is_recognized_by_all_its_bytes(executor):
+    records = np.zeros(MIB // 8, np.dtype([("a", "i1"), ("b", "f8")], align=True))
+    records.view("u1")[1] = 7  # between the fields
+    assert executor._on_nodes(records) is executor._on_nodes(records)
+    assert executor.submit(lambda a: a[0].item(), records).result(60) == (0, 0.0)
 
 
 @pytest.mark.nightly
@@ -530,3 +538,66 @@ def test_calls_of_a_node_that_is_killed_are_done_by_the_other():
         pids = executor.client.run(os.getpid)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
         assert list(results) == [item + 1 for item in range(1, 120)]
+
+
+@pytest.mark.nightly
+def test_nodes_that_are_threads_have_a_pool_each():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        forkshm.Executor(cluster=cluster) as executor,
+    ):
+        data = np.arange(MIB)
+
+        def look(array, index):
+            time.sleep(0.1)
+            return int(array[index]), type(array).__name__, os.getpid()
+
+        found = list(executor.map(look, [data] * 20, range(20), chunksize=1))
+        assert [value for value, *_ in found] == list(range(20))
+        assert {name for _, name, _ in found} == {"SharedArray"}
+        assert len({pid for *_, pid in found}) == 2
+        assert count_arrays() == 1
+        executor.client.retire_workers([next(iter(executor.client.nthreads()))])
+        assert len(list(executor.map(look, [data] * 4, range(4), chunksize=1))) == 4
+
+
+KILLED_CLIENT = """
+import sys, time
+import forkshm
+if __name__ == "__main__":
+    executor = forkshm.Executor(cluster=sys.argv[1])
+    executor.submit(abs, 1).result()
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.nightly
+def test_the_pools_of_a_killed_client_end(tmp_path, wait_until):
+    def shorten():
+        from forkshm.cluster import _agent
+
+        _agent._RECONNECT = 0.5
+
+    def agents(dask_worker):
+        return [name for name in dask_worker.plugins if name.startswith("forkshm")]
+
+    program = tmp_path / "killed_client.py"
+    program.write_text(KILLED_CLIENT)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.run_on_scheduler(shorten)
+        command = [sys.executable, str(program), cluster.scheduler_address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+            assert killed.stdout.readline() == "ready\n"
+            assert len(next(iter(client.run(agents).values()))) == 1
+            killed.kill()
+        wait_until(lambda: list(client.run(agents).values()) == [[]])
+        with forkshm.Executor(cluster=client) as executor:
+            assert executor.submit(abs, -1).result(60) == 1
