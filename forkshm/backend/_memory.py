@@ -37,13 +37,13 @@ def buffer_at(address: int, size: int) -> Any:
 
 
 _untrack = ctypes.pythonapi.PyObject_GC_UnTrack
-_untrack.argtypes = (ctypes.py_object,)
 _untrack.restype = None
 
 
 def hide_from_gc(thing: Any) -> None:
     """Make the garbage collector ignore an object, which is then collected by its reference count alone."""
-    _untrack(thing)
+    # Not by argtypes, which would make an ArgumentError of a RecursionError.
+    _untrack(ctypes.py_object(thing))
 
 
 class _PyBuffer(ctypes.Structure):
