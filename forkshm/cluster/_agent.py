@@ -19,7 +19,7 @@ import distributed.system
 
 from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
-from forkshm.cluster._values import Kept, Results, arrived, known
+from forkshm.cluster._values import Kept, Results, known
 from forkshm.context import get_context
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ __all__ = (
 
 # Seconds after which a node asks again for an array, because a question or its answer can be lost with a process.
 _ASK_EVERY = 2.0
-# Seconds after which a waiting call looks whether it was cancelled.
-_LOOK_EVERY = 0.2
+# Seconds after which a waiting call looks whether its arrays have arrived, or it was cancelled.
+_LOOK_EVERY = 0.01
 # Seconds for which a node remembers that a call was cancelled that it may never get.
 _CANCELLED_KEPT = 60.0
 
@@ -131,9 +131,7 @@ class Agent(distributed.WorkerPlugin):
             if time.monotonic() - asked_at > _ASK_EVERY:
                 asked_at = time.monotonic()
                 self._worker.log_event(self.name, {"node": self._worker.address, "arrays": missing})
-            with arrived:
-                if all(known.get(name) is None for name in missing):
-                    arrived.wait(_LOOK_EVERY)
+            time.sleep(_LOOK_EVERY)
 
     def cancel(self, calls: Sequence[str]) -> None:
         """End calls: cancel tasks that are not begun, and kill workers that run one of the calls."""

@@ -12,7 +12,6 @@ import io
 import multiprocessing.shared_memory
 import pickle
 import sys
-import threading
 import types
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +40,7 @@ from forkshm.sync.sharedctypes import SynchronizedBase, is_shared_ctype
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("LARGE", "Kept", "NodeArray", "Results", "Writer", "arrived", "known", "loaded", "read")
+__all__ = ("LARGE", "Kept", "NodeArray", "Results", "Writer", "known", "loaded", "read")
 
 LARGE = 2**20
 """Minimum bytes of an array that is moved to each node once, instead of with each call."""
@@ -114,9 +113,6 @@ class NodeArray:
 known: weakref.WeakValueDictionary[str, NodeArray] = weakref.WeakValueDictionary()
 """The arrays in this process, by name."""
 
-arrived = threading.Condition()
-"""Notified when an array arrives in this process."""
-
 
 def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, elements: Any) -> NodeArray:
     """Return the array of this node that has the elements; create it if the node has none."""
@@ -127,8 +123,6 @@ def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, ele
         array = numpy.empty(shape, dtype, "F" if is_fortran else "C")
         _bytes_of(array)[:] = memoryview(elements).cast("B")
         node = NodeArray(name, _sealed(array))
-    with arrived:
-        arrived.notify_all()
     return node
 
 
