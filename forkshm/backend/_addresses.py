@@ -12,6 +12,7 @@ class Addresses(Backend):
     """Reads, writes and compares mapped memory, which is the same on all systems."""
 
     buffer_at = staticmethod(_memory.buffer_at)
+    hide_from_gc = staticmethod(_memory.hide_from_gc)
     address_of = staticmethod(_memory.address_of)
     copy = staticmethod(_memory.copy)
     copy_memory = staticmethod(_memory.copy_memory)

@@ -18,6 +18,7 @@ __all__ = (
     "copy",
     "copy_memory",
     "global_int",
+    "hide_from_gc",
     "is_same_memory",
     "new_text",
     "text_address",
@@ -33,6 +34,16 @@ def _array_type(size: int) -> Any:
 def buffer_at(address: int, size: int) -> Any:
     """Return a ctypes array over existing memory; it supports weak references."""
     return _array_type(size).from_address(address)
+
+
+_untrack = ctypes.pythonapi.PyObject_GC_UnTrack
+_untrack.restype = None
+
+
+def hide_from_gc(thing: Any) -> None:
+    """Make the garbage collector ignore an object, which is then collected by its reference count alone."""
+    # Not by argtypes, which would make an ArgumentError of a RecursionError.
+    _untrack(ctypes.py_object(thing))
 
 
 class _PyBuffer(ctypes.Structure):

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import dask.sizeof
 import distributed
 import distributed.protocol
+import distributed.system
 
 from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
-from forkshm.cluster._values import Results
+from forkshm.cluster._values import Kept, Results, known
 from forkshm.context import get_context
 
 if TYPE_CHECKING:
@@ -24,13 +27,32 @@ if TYPE_CHECKING:
 
     from forkshm.cluster._values import NodeArray
 
-__all__ = ("Agent", "cancel", "client_of", "make_local", "run")
+__all__ = (
+    "Agent",
+    "cancel",
+    "client_of",
+    "keep",
+    "key_of",
+    "make_local",
+    "memory_limit",
+    "register",
+    "run",
+    "unregister",
+)
 
-# Number of cancelled calls that a node remembers.
-_CANCELLED_KEPT = 65_536
+# Seconds after which a node asks again for an array, because a question or its answer can be lost with a process.
+_ASK_EVERY = 2.0
+# Seconds after which a waiting call looks whether its arrays have arrived, or it was cancelled.
+_LOOK_EVERY = 0.01
+# Seconds for which a node remembers that a call was cancelled that it may never get.
+_CANCELLED_KEPT = 60.0
 
-# The agents in this process, keyed by the name of their executor. A node has one agent for each executor.
-_agents: dict[str, Agent] = {}
+# Seconds after which a client that has lost its connection is taken for dead.
+_RECONNECT = 30.0
+
+# The agents in this process, keyed by the id of the Dask worker and the name of the executor. Dask workers that are
+# threads share a process.
+_agents: dict[tuple[str, str], Agent] = {}
 
 
 class Agent(distributed.WorkerPlugin):
@@ -49,17 +71,17 @@ class Agent(distributed.WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Set up the agent on a node; called by Dask."""
+        self._worker = worker
         self.workers = self.workers or worker.state.nthreads
         self._starting = _interrupts.Lock()
         self._executor: LocalExecutor | None = None
         self._running: dict[str, list[concurrent.futures.Future[Any]]] = {}
-        # The calls that were cancelled lately, in order: a call may begin after it was cancelled.
-        self._cancelled: dict[str, bool] = {}
-        _agents[self.name] = self
+        self._cancelled: dict[str, float] = {}
+        _agents[worker.id, self.name] = self
 
     def teardown(self, worker: Any) -> None:
         """End the node's pool; called by Dask."""
-        _agents.pop(self.name, None)
+        _agents.pop((worker.id, self.name), None)
         with self._starting:
             executor, self._executor = self._executor, None
         if executor is not None:
@@ -91,23 +113,82 @@ class Agent(distributed.WorkerPlugin):
             self._running.pop(call, None)
             self._cancelled.pop(call, None)
 
-    def cancel(self, calls: Sequence[str]) -> None:
-        """End calls: cancel tasks that are not begun, and kill workers that run one of the calls.
+    def arrays(self, call: str, names: Sequence[str]) -> dict[str, Any]:
+        """Return the arrays of a call by name, after asking the client for those that this node lacks."""
+        found: dict[str, NodeArray] = {}
+        asked_at = -math.inf
+        while True:
+            for name in names:
+                node = known.get(name)
+                if node is not None:
+                    found[name] = node
+            missing = [name for name in names if name not in found]
+            if not missing:
+                return {name: node.array for name, node in found.items()}
+            task = self._worker.state.tasks.get(key_of(call))
+            if task is None or task.state not in ("executing", "long-running"):
+                raise RuntimeError("the call was cancelled, or its client has ended")
+            if time.monotonic() - asked_at > _ASK_EVERY:
+                asked_at = time.monotonic()
+                self._worker.log_event(self.name, {"node": self._worker.address, "arrays": missing})
+            time.sleep(_LOOK_EVERY)
 
-        A call that Dask has sent here and that has not begun yet does nothing when it begins.
-        """
+    def cancel(self, calls: Sequence[str]) -> None:
+        """End calls: cancel tasks that are not begun, and kill workers that run one of the calls."""
+        now = time.monotonic()
+        for call, cancelled_at in list(self._cancelled.items()):
+            if call not in self._running and now - cancelled_at > _CANCELLED_KEPT:
+                self._cancelled.pop(call, None)
+        # Also calls that do not run: one may begin before Dask cancels it.
+        self._cancelled.update(dict.fromkeys(calls, now))
         for call in calls:
-            self._cancelled[call] = True
             futures = self._running.get(call)
             if futures is not None:
                 self._end(futures)
         with contextlib.suppress(StopIteration, KeyError):  # another thread was faster
-            while len(self._cancelled) > _CANCELLED_KEPT:
-                del self._cancelled[next(iter(self._cancelled))]
 
     def _end(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
         if self._executor is not None:
             self._executor.cancel_running(futures)
+
+
+class Cleanup(distributed.SchedulerPlugin):
+    """Ends the pools of an executor whose client has ended without shutting it down, as a killed one does.
+
+    Args:
+        name: Name of the executor, and of its agents.
+        client: Id of its client.
+    """
+
+    def __init__(self, name: str, client: str) -> None:
+        self.name = name
+        self._client = client
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Wait for the client to connect again; called by Dask."""
+        if client == self._client:
+            scheduler.loop.call_later(_RECONNECT, self._end, scheduler)
+
+    async def _end(self, scheduler: Any) -> None:
+        if self._client not in scheduler.clients:
+            with contextlib.suppress(ValueError):  # the executor was shut down
+                scheduler.remove_plugin(self.name)
+                await scheduler.unregister_worker_plugin(comm=None, name=self.name)
+
+
+def register(client: Any, agent: Agent) -> None:
+    """Set up an agent on each node of a client, now and later."""
+    client.register_plugin(agent, name=agent.name)
+    # Only a scheduler that cannot import forkshm refuses it.
+    with contextlib.suppress(Exception):
+        client.register_plugin(Cleanup(agent.name, client.id), name=agent.name)
+
+
+def unregister(client: Any, name: str) -> None:
+    """End the agents of an executor, and their pools."""
+    with contextlib.suppress(Exception):  # it was not registered
+        client.unregister_scheduler_plugin(name)
+    client.unregister_worker_plugin(name)
 
 
 def make_local(
@@ -131,14 +212,14 @@ def run(
     call: str,
     function: GroupCall,
     groups: Sequence[Group],
-    arrays: Sequence[NodeArray],
+    arrays: Sequence[str],
     remote: Mapping[str, Any],
 ) -> Any:
     """Run groups of a call on this node. Dask runs this function."""
-    agent = _agents.get(name)
+    agent = _agents.get((distributed.get_worker().id, name))
     if agent is None:
         raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
-    values = {array.name: array.array for array in arrays}
+    values = agent.arrays(call, arrays)
     for key, results in remote.items():
         (result,) = results[0].items
         if isinstance(result, Raised):
@@ -147,11 +228,21 @@ def run(
     return agent.run(call, function, groups, values)
 
 
-def cancel(name: str, calls: Sequence[str]) -> None:
-    """Cancel calls on this node, if they run here."""
-    agent = _agents.get(name)
+def cancel(name: str, calls: Sequence[str], dask_worker: Any = None) -> None:
+    """Cancel calls on this node, if they run here. Dask passes *dask_worker*."""
+    agent = _agents.get((dask_worker.id, name))
     if agent is not None:
         agent.cancel(calls)
+
+
+def keep(node: NodeArray) -> Kept:
+    """Return what keeps an array on this node. Dask runs this function, and moves the array here before."""
+    return Kept(node)
+
+
+def key_of(call: str) -> str:
+    """Return the key of the Dask task that runs a call."""
+    return f"forkshm-{call}"
 
 
 def client_of(cluster: Any) -> tuple[Any, bool]:
@@ -160,6 +251,11 @@ def client_of(cluster: Any) -> tuple[Any, bool]:
         return cluster, False
     client: Any = distributed.Client
     return client(cluster, set_as_default=False), True
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory that this process may use."""
+    return int(distributed.system.MEMORY_LIMIT)
 
 
 def _size_of_results(results: Results) -> int:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
 import functools
 import itertools
+import math
 import os
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Raised, Sent
 from forkshm.cluster._values import NodeArray, Writer
-from forkshm.errors import PoolClosedError, UnsupportedError
+from forkshm.errors import PoolClosedError, UnsupportedError, safe_repr
 from forkshm.pickler import explain, name_of
 from forkshm.pool import chunked
 from forkshm.pool.observe import open_bar
@@ -35,12 +38,14 @@ __all__ = ("ClusterExecutor", "ClusterFuture", "RemoteResult")
 
 T = TypeVar("T")
 
-# Number of arrays kept on the nodes for later calls.
-_ARRAYS_KEPT = 8
 # Number of Dask tasks per worker process in one map.
 _TASKS_EACH = 4
-# How often a call is sent again after its arrays were lost with their nodes.
-_SENDS = 3
+# Share of the client's memory that copies of arrays take for later calls.
+_MEMORY_SHARE = 0.25
+# How often the client tries to send an array to a node before the calls that need it fail.
+_SENDS = 5
+# Seconds in which a node must be found that is neither dead nor short of memory.
+_FIND_NODE = 2
 
 
 class ClusterFuture(concurrent.futures.Future[T]):
@@ -98,12 +103,27 @@ class RemoteResult(Generic[T]):
         return fetched
 
 
-class _Array(NamedTuple):
-    """An array that the nodes have, as it was when it was sent."""
+class _Array:
+    """An array that the nodes have, or can ask for, as it was at a call.
 
-    original: Any
-    node: NodeArray
-    future: Any
+    Attributes:
+        node: The client's copy, which is sent to a node.
+        original: The array that was passed.
+        owner: The array that owns the memory of the original.
+        source: The Dask future of the array. Dask moves it from node to node.
+        kept: For each node, the Dask future that keeps the array there, and when it was submitted; or None, and when
+            sending the array failed.
+        failures: How often sending the array to a node has failed since it last succeeded.
+    """
+
+    def __init__(self, array: Any, forget: Callable[[Any], None]) -> None:
+        self.node = NodeArray.copied(uuid.uuid4().hex, array)
+        self.original = weakref.ref(array)
+        self.owner = weakref.ref(_owner(array), forget)
+        self.source: Any = None
+        self.kept: dict[str, tuple[Any, float]] = {}
+        self.sending = asyncio.Lock()
+        self.failures: collections.Counter[str] = collections.Counter()
 
 
 # The arrays of one call, keyed by their ids; the first item keeps the id from being reused.
@@ -127,49 +147,40 @@ class _Call:
         self.groups = groups
         self.arrays = arrays
         self.remote = remote
-        self.sends = 0
         self.is_cancelled = False
+        self.stays = False
         self.future: Any = None
-        self.sink: Callable[[Any, BaseException | None], None] = lambda *_: None
+        self.sink: Callable[[Any, BaseException | None], None] = _ignore
 
     def send(self) -> None:
         """Submit the call to Dask."""
-        self.sends += 1
         from forkshm.cluster import _agent
 
-        client = self.executor.client
-        self.future = client.submit(
+        self.future = self.executor.client.submit(
             _agent.run,
             self.executor.name,
             self.name,
             self.function,
             list(self.groups),
-            [array.future for array in self.arrays.values()],
+            list(self.arrays),
             {name: remote.future for name, remote in self.remote.items()},
-            key=f"forkshm-{self.name}-{self.sends}",
+            key=_agent.key_of(self.name),
             pure=False,
         )
         self.future.add_done_callback(self._finished)
 
     def _finished(self, future: Any) -> None:
-        if future is not self.future or self.is_cancelled:
+        if self.is_cancelled:
             return
         try:
             error = future.exception()
         except (concurrent.futures.CancelledError, Exception) as raised:
             error = raised
-        if future.status in ("cancelled", "lost") and self.sends < _SENDS and not self.executor.is_closed:
-            # The nodes that had the call's arrays are gone.
-            try:
-                self.executor.send_again(self)
-            except Exception as raised:
-                error = raised
-            else:
-                return
-        if error is not None:
-            self.sink(None, error)
-            return
-        self.sink(future, None)
+        self.sink(None if error is not None else future, error)
+
+    def forget(self) -> None:
+        """Release what the cluster and the client keep for this call, although its future may be kept."""
+        self.groups, self.arrays, self.remote, self.sink, self.future = (), {}, {}, _ignore, None
 
     def cancel(self) -> None:
         """End the call, wherever it is."""
@@ -190,9 +201,9 @@ class ClusterExecutor(_StandardExecutor):
     ``forkshm.Executor(cluster=...)`` creates it. Each Dask worker is a node, and should be the only one of its machine.
     A node starts a pool of forkserver workers at its first call.
 
-    * A large array in a function or its arguments is moved to each node once. All workers there read it from
-      sealed shared memory and cannot write to it. It is kept for later calls, and compared before it is reused,
-      so a call sees the array as it was at the call.
+    * A large array in a function or its arguments is moved once to each node that runs such a call. All workers there
+      read it from sealed shared memory and cannot write to it. The nodes keep it as long as the client's array exists.
+      It is compared before it is reused, so a call sees the array as it was at the call.
     * A worker that dies fails the calls it ran with `WorkerDiedError`. Calls of a node that dies go to another node.
     * Locks, queues, regions and teams belong to one machine: passing one raises `UnsupportedError`.
 
@@ -265,13 +276,18 @@ class ClusterExecutor(_StandardExecutor):
         self._workers_each = max_workers
         self.client, self._is_own_client = _agent.client_of(cluster)
         self.is_closed = False
+        self._most_bytes = int(_agent.memory_limit() * _MEMORY_SHARE)
         self._pid = os.getpid()
         self._lock = _interrupts.Lock()
-        self._arrays: collections.OrderedDict[Any, _Array] = collections.OrderedDict()
+        # The arrays for later calls, and those of unfinished calls by name.
+        self._arrays: dict[Any, _Array] = {}
+        self._named: weakref.WeakValueDictionary[str, _Array] = weakref.WeakValueDictionary()
+        self._sending: set[asyncio.Future[None]] = set()
         self._pending: set[ClusterFuture[Any]] = set()
         agent = _agent.Agent(self.name, max_workers, functools.partial(_agent.make_local, local, method, options))
         try:
-            self.client.register_plugin(agent, name=self.name)
+            self.client.subscribe_topic(self.name, functools.partial(_asked, weakref.ref(self)))
+            _agent.register(self.client, agent)
         except BaseException:
             self._close_client()
             raise
@@ -312,6 +328,7 @@ class ClusterExecutor(_StandardExecutor):
     def submit_remote(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RemoteResult[T]:
         """Submit a call whose result stays on its node, and can be an argument of other calls; see `submit`."""
         call = self._call_of(fn, args, kwargs)
+        call.stays = True
         future: ClusterFuture[Any] = ClusterFuture(call)
 
         class Fetched:
@@ -438,6 +455,7 @@ class ClusterExecutor(_StandardExecutor):
         try:
             self._pending.add(future)
             future.add_done_callback(self._pending.discard)
+            future.add_done_callback(_finished)
             call.send()
         except BaseException:
             self._pending.discard(future)
@@ -478,46 +496,69 @@ class ClusterExecutor(_StandardExecutor):
         """Return the nodes' array with the same elements, moving it to them if they have none."""
         key = array.__array_interface__["data"][0], array.nbytes, array.shape, array.strides, array.dtype.str
         with self._lock:
-            entry = self._arrays.get(key)
-            if entry is not None and not _is_same(entry, array):
-                del self._arrays[key]
-                entry = None
-            if entry is None:
-                entry = _Array(array, NodeArray(uuid.uuid4().hex, _snapshot(array)), None)
-                entry = self._arrays[key] = entry._replace(future=self._scatter(entry.node))
-                while len(self._arrays) > _ARRAYS_KEPT:
-                    self._arrays.popitem(last=False)
-            else:
-                self._arrays.move_to_end(key)
+            entry = self._arrays.pop(key, None)
+            if entry is None or not _is_same(entry, array):
+                entry = _Array(array, functools.partial(_forget, self._arrays, key))
+                self._named[entry.node.name] = entry
+            self._arrays[key] = entry  # as the last one
+            while len(self._arrays) > 1 and _total_bytes(self._arrays) > self._most_bytes:
+                self._arrays.pop(next(iter(self._arrays)), None)
             return entry
 
-    def _scatter(self, node: NodeArray) -> Any:
-        # Dask's active memory manager keeps one copy only while no call needs the array: a later call moves it again.
-        (future,) = self.client.scatter([node], broadcast=True, direct=True, hash=False)
-        return future
+    def asked(self, node: str, names: Sequence[str]) -> None:
+        """Send arrays to a node that asks for them; called in the thread of Dask's event loop."""
+        for name in names:
+            entry = self._named.get(name)
+            if entry is not None:
+                task = asyncio.ensure_future(self._send(entry, node, time.monotonic()))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
 
-    def send_again(self, call: _Call) -> None:
-        """Send a call whose arrays were lost with their nodes."""
-        with self._lock:
-            for name, entry in list(call.arrays.items()):
-                fresh = entry._replace(future=self._scatter(entry.node))
-                call.arrays[name] = fresh
-                for key, kept in list(self._arrays.items()):
-                    if kept.node is entry.node:
-                        self._arrays[key] = fresh
-        call.send()
+    async def _send(self, entry: _Array, node: str, asked_at: float) -> None:
+        async with entry.sending:
+            kept, sent_at = entry.kept.get(node, (None, -math.inf))
+            if sent_at > asked_at or (kept is not None and kept.status == "pending"):
+                return  # the array is on its way; or it could not be sent, and the node asks again unless it is dead
+            from forkshm.cluster import _agent
+
+            try:
+                if entry.source is None or entry.source.status not in ("pending", "finished"):
+                    (entry.source,) = await self.client.scatter(
+                        [entry.node], workers=[node], direct=True, hash=False, timeout=_FIND_NODE, asynchronous=True
+                    )
+                kept = self.client.submit(_agent.keep, entry.source, workers=[node], pure=False)
+            except Exception as error:
+                entry.kept[node] = None, time.monotonic()
+                entry.failures[node] += 1
+                if entry.failures[node] >= _SENDS:
+                    self._fail(entry, node, error)
+            else:
+                entry.kept[node] = kept, time.monotonic()
+                del entry.failures[node]
+
+    def _fail(self, entry: _Array, node: str, reason: Exception) -> None:
+        """Fail the calls that need an array which cannot be sent."""
+        message = (
+            f"cannot send an array of {entry.node.array.nbytes:,} bytes to node {node}: {safe_repr(reason)}. The "
+            "client must be able to connect to each node."
+        )
+        for future in list(self._pending):
+            if entry.node.name in future._call.arrays:
+                _settle(future, None, ConnectionError(message))
 
     # -- the end ----------------------------------------------------------------------------------
 
     def cancel_calls(self, calls: Sequence[_Call]) -> None:
         """End calls: cancel those that wait, and kill workers that run one."""
-        futures = [call.future for call in calls if call.future is not None]
+        futures = [future for call in calls if (future := call.future) is not None]
         # Cancel on the nodes first: Dask forgets where a call runs once it is cancelled.
         from forkshm.cluster import _agent
 
         with contextlib.suppress(Exception):  # a node that has just died runs none of the calls
             self.client.run(_agent.cancel, self.name, [call.name for call in calls], on_error="ignore")
         self.client.cancel(futures)
+        for call in calls:
+            call.forget()
 
     def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
@@ -576,10 +617,13 @@ class ClusterExecutor(_StandardExecutor):
         self._end()
 
     def _end(self) -> None:
+        from forkshm.cluster import _agent
+
         with self._lock:
             self._arrays.clear()
         with contextlib.suppress(Exception):  # the cluster is gone, and its pools with it
-            self.client.unregister_worker_plugin(self.name)
+            self.client.unsubscribe_topic(self.name)
+            _agent.unregister(self.client, self.name)
         self._close_client()
 
     def _close_client(self) -> None:
@@ -594,24 +638,43 @@ class ClusterExecutor(_StandardExecutor):
             raise PoolClosedError("cannot schedule new futures after shutdown")
 
 
-def _snapshot(array: Any) -> Any:
+def _asked(executor: weakref.ref[ClusterExecutor], event: tuple[Any, Mapping[str, Any]]) -> None:
+    alive = executor()
+    if alive is not None:
+        alive.asked(event[1]["node"], event[1]["arrays"])
+
+
+def _owner(array: Any) -> Any:
+    """Return the array that owns the memory of *array*, which may be a view."""
     import numpy as np
 
-    copy = np.empty_like(array, subok=False)
-    copy[...] = array
-    copy.flags.writeable = False
-    return copy
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _forget(arrays: dict[Any, _Array], key: Any, owner: Any) -> None:
+    """Drop an array whose owner was collected."""
+    entry = arrays.get(key)
+    if entry is not None and entry.owner is owner:
+        arrays.pop(key, None)
+
+
+def _total_bytes(arrays: dict[Any, _Array]) -> int:
+    return sum([entry.node.array.nbytes for entry in list(arrays.values())])
 
 
 def _is_same(entry: _Array, array: Any) -> bool:
     """Return whether the nodes have the elements that *array* has now."""
     region = getattr(array, "region", None)
-    if region is not None and region.sealed and entry.original is array:
+    if region is not None and region.sealed and entry.original() is array:
         return True
-    mine, theirs = array, entry.node.array
-    if mine.strides != theirs.strides or not (mine.flags.c_contiguous or mine.flags.f_contiguous):
-        return bool((mine == theirs).all())
-    return kernel.is_same_memory(_address(mine), _address(theirs), mine.nbytes)
+    copy = entry.node.array
+    is_contiguous, order = (
+        (array.flags.c_contiguous, "C") if copy.flags.c_contiguous else (array.flags.f_contiguous, "F")
+    )
+    mine = array if is_contiguous else array.copy(order)
+    return kernel.is_same_memory(_address(mine), _address(copy), mine.nbytes)
 
 
 def _address(array: Any) -> int:
@@ -627,6 +690,19 @@ def _opened(result: Any) -> tuple[BaseException | None, Any]:
 def _named(items: Sequence[Any], numbers: Iterator[int]) -> dict[str, Any]:
     """Return the items of a group, by the names that an error uses for them."""
     return {f"iterable[{number}]": item for item, number in zip(items, numbers, strict=False)}
+
+
+def _ignore(done: Any, error: BaseException | None) -> None:
+    """Take the outcome of a call that nobody waits for."""
+
+
+def _finished(future: concurrent.futures.Future[Any]) -> None:
+    """Release what a finished call needed. Dask repeats calls whose results stay on a node that dies."""
+    call = cast("ClusterFuture[Any]", future)._call
+    if future.cancelled() or call.is_cancelled:
+        return  # the thread that cancels still needs it
+    if not call.stays or future.exception() is not None:
+        call.forget()
 
 
 def _settle(future: concurrent.futures.Future[Any], value: Any, error: BaseException | None) -> None:

@@ -1,7 +1,7 @@
 """Calls as bytes, with the large arrays in them named instead of contained.
 
 The client pickles a call with a `Writer`. An array of at least `LARGE` bytes becomes a name in the stream, and a
-`NodeArray` that Dask moves to each node once. A worker reads the stream with `read`, given the node's arrays by name.
+`NodeArray` that is moved to each node once. A worker reads the stream with `read`, given the node's arrays by name.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ import multiprocessing.shared_memory
 import pickle
 import sys
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
 from forkshm.channel import Connection, Queue, SimpleQueue
 from forkshm.errors import UnsupportedError
-from forkshm.pickler import REFUSED, reduce_array_type, reduce_code, reduce_exception, with_slots
+from forkshm.pickler import (
+    REFUSED,
+    is_of_unimported_module,
+    reduce_array_type,
+    reduce_code,
+    reduce_exception,
+    with_slots,
+)
 from forkshm.region import MappedRegion
 from forkshm.region.locks import Barrier, Condition, Mutex, RWLock, Semaphore
 from forkshm.spmd import Member
@@ -27,12 +35,12 @@ from forkshm.sync import Barrier as ClassicBarrier
 from forkshm.sync import BufferWrapper, Event, Lock, RLock
 from forkshm.sync import Condition as ClassicCondition
 from forkshm.sync import Semaphore as ClassicSemaphore
-from forkshm.sync.sharedctypes import SynchronizedBase
+from forkshm.sync.sharedctypes import SynchronizedBase, is_shared_ctype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("LARGE", "NodeArray", "Results", "Writer", "loaded", "read")
+__all__ = ("LARGE", "Kept", "NodeArray", "Results", "Writer", "known", "loaded", "read")
 
 LARGE = 2**20
 """Minimum bytes of an array that is moved to each node once, instead of with each call."""
@@ -62,42 +70,92 @@ _OF_ONE_MACHINE: tuple[type, ...] = (
 
 
 class NodeArray:
-    """An array in the shared memory of a node, or in transit to it.
+    """A copy of an array in sealed shared memory, on the client or on a node.
 
     Attributes:
-        name: Its name in streams.
-        array: Its elements. On a node they are sealed: no process there can write to them.
+        name: Its name in streams. An array has the same name on all nodes.
+        array: Its elements. No process can write to them.
     """
 
-    __slots__ = ("array", "name")
+    __slots__ = ("__weakref__", "array", "name")
 
     def __init__(self, name: str, array: Any) -> None:
         self.name = name
         self.array = array
+        known[name] = self
+
+    @classmethod
+    def copied(cls, name: str, array: Any) -> NodeArray:
+        """Return a copy of any array."""
+        from forkshm.integrations import numpy
+
+        copy = numpy.empty(array.shape, array.dtype, "F" if _is_fortran(array) else "C")
+        if array.flags.forc:
+            _bytes_of(copy)[:] = _bytes_of(array)  # also those between the fields of a record
+        else:
+            copy[...] = array
+        return cls(name, _sealed(copy))
 
     def __sizeof__(self) -> int:
-        return int(self.array.nbytes)  # the scheduler estimates the cost of moves from it
+        return int(self.array.nbytes)  # Dask estimates the cost of moves from it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         array = self.array
-        is_fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
-        flat = (array.T if is_fortran else array).reshape(-1).view("u1")
-        return _arrive, (self.name, array.dtype, array.shape, is_fortran, pickle.PickleBuffer(flat))
+        return _arrive, (
+            self.name,
+            array.dtype,
+            array.shape,
+            _is_fortran(array),
+            pickle.PickleBuffer(_bytes_of(array)),
+        )
+
+
+known: weakref.WeakValueDictionary[str, NodeArray] = weakref.WeakValueDictionary()
+"""The arrays in this process, by name."""
 
 
 def _arrive(name: str, dtype: Any, shape: tuple[int, ...], is_fortran: bool, elements: Any) -> NodeArray:
-    """Return an array with the elements in shared memory of this node."""
+    """Return the array of this node that has the elements; create it if the node has none."""
     from forkshm.integrations import numpy
 
-    array = numpy.empty(shape[::-1] if is_fortran else shape, dtype)
-    if array.nbytes:
-        array.reshape(-1).view("u1")[:] = memoryview(elements).cast("B")
-    region = array.region
-    if region is not None:
-        with contextlib.suppress(UnsupportedError):  # without seals, the array is still read-only
-            region.seal()
+    node = known.get(name)
+    if node is None:
+        array = numpy.empty(shape, dtype, "F" if is_fortran else "C")
+        _bytes_of(array)[:] = memoryview(elements).cast("B")
+        node = NodeArray(name, _sealed(array))
+    return node
+
+
+def _bytes_of(array: Any) -> Any:
+    """Return the memory of a contiguous array as bytes."""
+    return (array.T if _is_fortran(array) else array).reshape(-1).view("u1")
+
+
+def _is_fortran(array: Any) -> bool:
+    return bool(array.flags.f_contiguous and not array.flags.c_contiguous)
+
+
+def _sealed(array: Any) -> Any:
+    with contextlib.suppress(UnsupportedError):  # without seals, the array is still read-only
+        array.region.seal()
     array.flags.writeable = False
-    return NodeArray(name, array.T if is_fortran else array)
+    return array
+
+
+class Kept:
+    """Keeps an array on one node. Only the name of the array is moved to other nodes, or written to disk."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: NodeArray | None) -> None:
+        self.node = node
+
+    def __reduce__(self) -> Any:
+        return _kept, (None if self.node is None else self.node.name,)
+
+
+def _kept(name: str | None) -> Kept:
+    return Kept(None if name is None else known.get(name))
 
 
 _OF_CLOUDPICKLE: Any = cloudpickle.Pickler.dispatch_table
@@ -158,7 +216,7 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Refuse objects that cannot be shared between machines."""
-        if isinstance(obj, _OF_ONE_MACHINE):
+        if isinstance(obj, _OF_ONE_MACHINE) or is_shared_ctype(obj):
             raise UnsupportedError(
                 f"cannot send a {type(obj).__qualname__} to a cluster: its memory is shared by the processes of one "
                 "machine only. Pass an array, of which each node gets a copy, and return changed values.",
@@ -167,6 +225,8 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         if isinstance(obj, BaseException):
             return reduce_exception(obj, None if self._in_chain else self._dump_of_chain)
         if isinstance(obj, type):
+            if is_of_unimported_module(obj):
+                return NotImplemented
             return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
         if self._array_type is not None and _is_plain(type(obj), self._array_type) and not obj.flags.writeable:
             # Copies are writable. Out of a read-only buffer, pickle would make a read-only array.

@@ -1,10 +1,10 @@
 """Session fixtures that are created once for all workers of pytest-xdist.
 
 The process that distributes the tests (the controller) listens on a socket. A worker that needs a fixture connects and
-asks for it. The first worker is told to create the fixture. It sends back the pickle, and the fd of a memory object
-with the large buffers; the other workers wait for both. The controller keeps them unopened: it neither unpickles nor
-maps the memory. If the creating worker dies or is interrupted, its connection closes, and the next waiting worker is
-told to create the fixture.
+asks for it. The first worker is told to create the fixture. It sends back the pickle, the fd of a memory object with
+the large buffers, and those of regions and locks; the other workers wait for them. The controller keeps them unopened:
+it neither unpickles nor maps the memory. If the creating worker dies or is interrupted, its connection closes, and the
+next waiting worker is told to create the fixture.
 
 The code after the ``yield`` of a fixture runs in the worker that created it, once each other worker has ended or
 waits to run such code, too. If the session of the worker goes on, the worker keeps the generator until its end, because
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import os
 import pickle
 import secrets
@@ -32,12 +33,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import cloudpickle
 import pytest
 
-from forkshm.errors import UnsupportedError, set_cause, without_frames
-from forkshm.pickler import explain
-from forkshm.region import MappedRegion, Mode, anonymous_shared_memory
+from forkshm.descriptor import describe
+from forkshm.errors import NotPicklableError, UnsupportedError, set_cause, without_frames
+from forkshm.pickler import explain, is_of_unimported_module
+from forkshm.region import MappedRegion, Mode, anonymous_shared_memory, attach, region_of
+from forkshm.sync.sharedctypes import is_shared_ctype, reduce_ctype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = (
     "pytest_configure_node",
@@ -49,7 +52,7 @@ __all__ = (
 )
 
 _INPUT = "forkshm_address"
-# Kind of a message, and the number of bytes that follow. If there are buffers, an fd comes with the head.
+# Kind of a message, and the number of bytes that follow. The fds of the memory of a value come with the head.
 _HEAD = struct.Struct("!cQ")
 _GET, _MAKE, _VALUE, _ERROR, _END = b"g", b"m", b"v", b"e", b"x"
 # Seconds that the other workers wait for the replacement of a worker that died.
@@ -57,6 +60,8 @@ _REPLACEMENT_SECONDS = 10.0
 _ALIGNMENT = 64
 # Smaller buffers of which each worker has a copy stay in the pickle.
 _LEAST = 16 * 1024
+# The most fds that Linux sends with one message.
+_MOST_FDS = 253
 
 
 @overload
@@ -82,8 +87,9 @@ def shared_fixture(
 
     Args:
         function: Returns or yields the value. It may use other fixtures, which each worker creates for itself.
-        mode: ``copy_on_write``: each worker may write, and sees only its own writes. ``read_only``: no worker may
-            write. ``read_write``: every worker sees all writes.
+        mode: ``copy_on_write``: each worker may write to an array, and sees only its own writes. ``read_only``: no
+            worker may write. ``read_write``: every worker sees all writes. Locks, values, barriers and regions of
+            forkshm are shared in each mode.
         options: *params*, *ids*, *name* and *autouse*, as for ``pytest.fixture``.
 
     Raises:
@@ -259,7 +265,7 @@ def _get(request: Any, key: str, make: Callable[[], Any], mode: Mode) -> Any:
                 capability="sockets",
             ) from error
         _send(connection, _GET, key.encode())
-        kind, data, fd = _receive(connection)
+        kind, data, fds = _receive(connection)
         if kind == _MAKE:
             try:
                 value = make()
@@ -268,22 +274,80 @@ def _get(request: Any, key: str, make: Callable[[], Any], mode: Mode) -> Any:
                 _send(connection, _ERROR, _pack_error(error))
                 raise
             # The creator uses the shared value too: writes to its original would not reach the memory.
-            with contextlib.closing(packed.region) if packed.region is not None else contextlib.nullcontext():
-                fd = packed.region.fileno() if packed.region is not None else -1
-                _send(connection, _VALUE, packed.data, fd)
-                return _unpack(packed.data, fd, mode)
+            with contextlib.closing(packed.buffers) if packed.buffers is not None else contextlib.nullcontext():
+                fds = [region.fileno() for region in packed.regions]
+                _send(connection, _VALUE, packed.data, fds)
+                return _unpack(packed.data, fds, mode)
         if kind == _ERROR:
             raise _unpack_error(data)
         try:
-            return _unpack(data, fd, mode)
+            return _unpack(data, fds, mode)
         finally:
-            if fd >= 0:
-                os.close(fd)
+            _close_all(fds)
 
 
 class _Packed(NamedTuple):
     data: bytes
-    region: MappedRegion | None
+    buffers: MappedRegion | None
+    # The memory of the buffers, if there are any, and that of locks and regions.
+    regions: list[MappedRegion]
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Pickles a value. Regions are named by their numbers."""
+
+    def __init__(
+        self, file: io.BytesIO, take: Callable[[pickle.PickleBuffer], bool], *, writes_are_shared: bool
+    ) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+        self.regions: dict[int, MappedRegion] = {}
+        self._writes_are_shared = writes_are_shared
+        numpy = sys.modules.get("numpy")
+        self._array_type: Any = None if numpy is None else numpy.ndarray
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """Return the number of a region; None for other objects."""
+        if not isinstance(obj, MappedRegion):
+            return None
+        if obj.mode is Mode.copy_on_write:
+            raise NotPicklableError(
+                f"cannot share {obj!r}: only this process sees what is written to it. Return bytes(region.buf) instead."
+            )
+        self.regions.setdefault(id(obj), obj)
+        return list(self.regions).index(id(obj))
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce ctypes objects to their memory, and for writing each array to a buffer."""
+        if is_shared_ctype(obj):
+            return reduce_ctype(obj)
+        if isinstance(obj, type):
+            return NotImplemented if is_of_unimported_module(obj) else super().reducer_override(obj)
+        if not self._writes_are_shared or self._array_type is None or not isinstance(obj, self._array_type):
+            return super().reducer_override(obj)
+        kind = type(obj)
+        if obj.dtype.hasobject or kind.__reduce__ is not self._array_type.__reduce__:
+            raise UnsupportedError(
+                f"cannot share a {kind.__qualname__} for writing: it is not stored as one block of numbers, so each "
+                "worker would have a copy. Return plain arrays, or use mode='copy_on_write'.",
+                capability="shared_fixture",
+            )
+        plain = obj.view(self._array_type)
+        if not (plain.flags.c_contiguous or plain.flags.f_contiguous):
+            plain = plain.copy("C")
+        if kind is self._array_type:
+            return plain.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return self._array_type.view, (plain, kind)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles a value, given its regions."""
+
+    def __init__(self, stream: bytes, buffers: list[Any], regions: list[MappedRegion]) -> None:
+        super().__init__(io.BytesIO(stream), buffers=buffers)
+        self._regions = regions
+
+    def persistent_load(self, pid: int) -> MappedRegion:
+        return self._regions[pid]
 
 
 def _pack(value: Any, mode: Mode, name: str) -> _Packed:
@@ -297,8 +361,10 @@ def _pack(value: Any, mode: Mode, name: str) -> _Packed:
         views.append(view)
         return False
 
+    file = io.BytesIO()
     try:
-        stream = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=take)
+        pickler = _Pickler(file, take, writes_are_shared=mode is Mode.read_write)
+        pickler.dump(value)
     except Exception as error:
         explain(error, {f"the value of the shared fixture {name}": value})
         raise
@@ -307,21 +373,35 @@ def _pack(value: Any, mode: Mode, name: str) -> _Packed:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
         end = start + view.nbytes
         spans.append((start, end))
-    region = None
+    regions = list(pickler.regions.values())
+    extents = [(sent.offset, sent.size, sent.mode) for sent in map(describe, regions)]
+    buffers = None
     if views:
-        region = anonymous_shared_memory(end)
+        buffers = anonymous_shared_memory(end)
         for (start, stop), view in zip(spans, views, strict=True):
-            region.buf[start:stop] = view
-    return _Packed(pickle.dumps((stream, spans)), region)
+            buffers.buf[start:stop] = view
+        regions.insert(0, buffers)
+    if len(regions) > _MOST_FDS:
+        raise ValueError(f"the value of the shared fixture {name} has more than {_MOST_FDS} regions")
+    return _Packed(pickle.dumps((file.getvalue(), spans, extents)), buffers, regions)
 
 
-def _unpack(data: bytes, fd: int, mode: Mode) -> Any:
-    stream, spans = pickle.loads(data)
-    if not spans:
-        return pickle.loads(stream)
-    # The arrays keep the region alive.
-    view = MappedRegion(fd, mode).buf
-    return pickle.loads(stream, buffers=[view[start:end] for start, end in spans])
+def _unpack(data: bytes, fds: list[int], mode: Mode) -> Any:
+    stream, spans, extents = pickle.loads(data)
+    buffers: list[memoryview] = []
+    if spans:
+        fd, *fds = fds
+        # The arrays keep the region alive.
+        view = MappedRegion(fd, mode).buf
+        buffers = [view[start:end] for start, end in spans]
+    # A worker that has a region already, as its creator has, gets the same one.
+    regions = [region_of(*attach(os.dup(fd), *extent)) for fd, extent in zip(fds, extents, strict=True)]
+    return _Unpickler(stream, buffers, regions).load()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _pack_error(error: BaseException) -> bytes:
@@ -356,26 +436,24 @@ def _unpack_error(data: bytes) -> BaseException:
 # -- messages -------------------------------------------------------------------------------------
 
 
-def _send(connection: socket.socket, kind: bytes, data: bytes = b"", fd: int = -1) -> None:
+def _send(connection: socket.socket, kind: bytes, data: bytes = b"", fds: Sequence[int] = ()) -> None:
     head = _HEAD.pack(kind, len(data))
-    if fd >= 0:
-        sent = _socket.send_fds(connection, [head], [fd])
+    if fds:
+        sent = _socket.send_fds(connection, [head], fds)
         head = head[sent:]
     connection.sendall(head + data)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, bytes, int]:
-    head, fds, _, _ = _socket.recv_fds(connection, _HEAD.size, 1)
-    fd = fds[0] if fds else -1
+def _receive(connection: socket.socket) -> tuple[bytes, bytes, list[int]]:
+    head, fds, _, _ = _socket.recv_fds(connection, _HEAD.size, _MOST_FDS)
     try:
         head += _receive_all(connection, _HEAD.size - len(head)) if head else b""
         if not head:
             raise EOFError
         kind, size = _HEAD.unpack(head)
-        return kind, _receive_all(connection, size), fd
+        return kind, _receive_all(connection, size), fds
     except BaseException:
-        if fd >= 0:
-            os.close(fd)
+        _close_all(fds)
         raise
 
 
@@ -407,7 +485,7 @@ class _Keeper:
         self._listener.bind(self.address)
         self._listener.listen(128)
         self._changed = threading.Condition()
-        self._made: dict[bytes, tuple[bytes, bytes, int]] = {}
+        self._made: dict[bytes, tuple[bytes, bytes, list[int]]] = {}
         self._in_the_making: set[bytes] = set()
         # Workers that run tests, and the time until which a replacement of each dead worker may start.
         self._running: set[str] = set()
@@ -432,9 +510,8 @@ class _Keeper:
         with connection, contextlib.suppress(OSError, EOFError, struct.error):
             if not _is_ours(connection):
                 return
-            kind, key, fd = _receive(connection)
-            if fd >= 0:
-                os.close(fd)
+            kind, key, fds = _receive(connection)
+            _close_all(fds)
             if kind == _GET:
                 self._answer(connection, key)
             elif kind == _END:
@@ -491,9 +568,8 @@ class _Keeper:
             waker.connect(self.address)
         self._thread.join(1)
         self._listener.close()
-        for _, _, fd in self._made.values():
-            if fd >= 0:
-                os.close(fd)
+        for _, _, fds in self._made.values():
+            _close_all(fds)
         self._made.clear()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -18,6 +18,7 @@ from forkshm.pickler._names import (
     importable_after_import,
     importable_in_children,
     importable_now,
+    is_of_unimported_module,
     register_named,
 )
 from forkshm.pickler._pack import (
@@ -93,6 +94,7 @@ __all__ += [
     "attribute_of",
     "can_be_sent",
     "find_named",
+    "is_of_unimported_module",
     "name_of",
     "reduce_array_type",
     "reduce_code",

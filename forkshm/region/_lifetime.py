@@ -25,7 +25,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _system
-from forkshm.backend import IS_FREE_THREADED
+from forkshm.backend import IS_FREE_THREADED, kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,11 +71,16 @@ _watched: dict[int, _Watch] = {}
 def watch(thing: Any, action: Callable[[], None], *, now: bool = True) -> weakref.ref[Any]:
     """Return a weak reference to *thing*, and run *action* under `guard` once *thing* has been collected.
 
-    Without *now*, the action runs with the next call into this layer.
+    Without *now*, the action runs with the next call into this layer. Else *thing* must be in no reference cycle,
+    because the garbage collector ignores it from now on.
 
     The action may be interrupted anywhere and is then run again; a second run after a complete one must do nothing. It
     is not run at interpreter exit, because views may outlive everything there, and the kernel cleans up.
     """
+    if now:
+        # For garbage in a cycle, Python calls the callbacks of weak references before any ``__del__``, which may still
+        # use the memory. An object that the collector ignores is gone only after them.
+        kernel.hide_from_gc(thing)
     # Callbacks run in the opposite order of their creation. So the C function that queues the action runs first, and
     # cannot be interrupted; then follows the attempt to run the action now. The garbage collector of free-threaded
     # builds calls in the order of creation.

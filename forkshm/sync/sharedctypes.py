@@ -23,6 +23,7 @@ __all__ = (
     "SynchronizedString",
     "Value",
     "copy",
+    "is_shared_ctype",
     "rebuild_ctype",
     "reduce_ctype",
     "synchronized",
@@ -168,6 +169,15 @@ def reduce_ctype(obj: Any) -> Any:
             return library.reduce_ctype(obj)
     reduced = obj.__reduce__()  # raises if the object contains pointers
     return (_rebuild_copy, (_describe(type(obj)), bytes(obj))) if isinstance(obj, ctypes.Array) else reduced
+
+
+def is_shared_ctype(obj: Any) -> bool:
+    """Return whether *obj* is a ctypes object whose memory was allocated here."""
+    return isinstance(obj, _CDATA) and isinstance(getattr(obj, "_wrapper", None), BufferWrapper)
+
+
+# The base class of all ctypes objects, which has no public name.
+_CDATA = ctypes._SimpleCData.__mro__[-2]
 
 
 def _describe(kind: Any) -> Any:

@@ -14,7 +14,6 @@ import sys
 import time
 
 import cloudpickle
-import dask
 import distributed
 import numpy as np
 
@@ -75,8 +74,6 @@ def main():
     expected = [float(data[number::64].sum()) for number in range(64)]
     nodes = []
     with (
-        # Dask's memory manager drops an array from all nodes but one when no call has needed it for two seconds.
-        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
         distributed.LocalCluster(n_workers=0, host=f"{NETWORK}.1", dashboard_address=None, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -149,6 +149,104 @@ def test_small_arrays_have_the_mode_of_their_fixture(run):
     assert counts == {"passed": 4}, said
 
 
+KINDS = """
+class Sub(np.ndarray):
+    pass
+
+@shared_fixture(mode="read_write")
+def kinds():
+    whole = np.zeros((6, 8))
+    return {
+        "columns": whole[:, ::2],
+        "reversed": np.zeros(4)[::-1],
+        "record": np.zeros(4, [("a", "i4"), ("b", "f8")]).view(np.recarray),
+        "field": np.zeros(4, [("a", "i4"), ("b", "f8")])["b"],
+        "matrix": np.zeros((2, 2)).view(np.matrix),
+        "subclass": np.zeros(4).view(Sub),
+        "transposed": np.zeros((2, 3, 4)).transpose(1, 0, 2),
+        "fortran": np.zeros((2, 3), order="F"),
+    }
+"""
+
+KINDS_TESTS = """
+import time
+import numpy as np
+import pytest
+
+def count(array):
+    return sum(bool(each) for each in np.asarray(array)["a" if array.dtype.names else ...].ravel().tolist())
+
+def test_both(kinds, worker_id):
+    number = int(worker_id[-1])
+    for name, array in kinds.items():
+        (array["a"] if array.dtype.names else array)[..., number] = 1
+    assert type(kinds["record"]) is np.recarray and type(kinds["subclass"]).__name__ == "Sub"
+    deadline = time.monotonic() + 30
+    least = {"columns": 12, "matrix": 4, "transposed": 12, "fortran": 4}
+    while time.monotonic() < deadline:
+        private = [name for name, array in kinds.items() if count(array) < least.get(name, 2)]
+        if not private:
+            return
+        time.sleep(0.01)
+    raise AssertionError(private)
+"""
+
+
+def test_every_kind_of_array_is_shared_for_writing(run):
+    counts, _, said = run(KINDS, KINDS_TESTS, "-n", "2", "--dist", "each")
+    assert counts == {"passed": 2}, said
+
+
+MASKED = """
+@shared_fixture(mode="read_write")
+def masked():
+    return [np.ma.masked_less(np.arange(4.0), 2)]
+"""
+
+
+def test_an_array_that_cannot_be_shared_for_writing_is_refused(run):
+    counts, _, said = run(MASKED, "def test_it(masked): pass", "-n", "2")
+    assert counts == {"error": 1}, said
+    assert "cannot share a MaskedArray for writing" in said
+    counts, _, said = run(MASKED.replace("read_write", "copy_on_write"), "def test_it(masked): pass", "-n", "2")
+    assert counts == {"passed": 1}, said
+
+
+LOCKS = """
+import forkshm
+
+@shared_fixture
+def shared():
+    return {
+        "lock": forkshm.Lock(), "again": forkshm.RLock(), "value": forkshm.Value("i"), "number": forkshm.RawValue("i"),
+        "barrier": forkshm.Barrier(2), "event": forkshm.Event(), "memory": forkshm.anonymous_shared_memory(100),
+        "limit": forkshm.BoundedSemaphore(1), "condition": forkshm.Condition(), "table": np.zeros(10_000),
+    }
+"""
+
+LOCKS_TESTS = """
+def test_locks(shared, worker_id):
+    shared["barrier"].wait(30)
+    for _ in range(2000):
+        with shared["lock"], shared["again"], shared["limit"]:
+            shared["number"].value += 1
+    with shared["value"].get_lock():
+        shared["value"].value += 1
+    shared["memory"].buf[int(worker_id[-1])] = 1
+    shared["table"][0] += 1
+    if shared["barrier"].wait(30) == 0:
+        shared["event"].set()
+    assert shared["event"].wait(30)
+    assert shared["number"].value == 4000 and shared["value"].value == 2
+    assert bytes(shared["memory"].buf[:2]) == b"\\1\\1" and shared["table"][0] == 1
+"""
+
+
+def test_locks_and_memory_are_shared_in_each_mode(run):
+    counts, _, said = run(LOCKS, LOCKS_TESTS, "-n", "2", "--dist", "each")
+    assert counts == {"passed": 2}, said
+
+
 METHODS = """
 from forkshm.pytest import shared_fixture
 from conftest import note

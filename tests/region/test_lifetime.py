@@ -208,3 +208,46 @@ def test_a_reference_that_a_debugger_keeps_does_not_unmap_a_region_that_was_shru
     assert kept() is None
     assert bytes(region.buf[:3]) == b"abc"
     region.close()
+
+
+FINALIZERS = """
+import gc
+import forkshm
+
+class Cyclic:
+    def __init__(self, thing, use):
+        self.me, self.thing, self.use = self, thing, use
+
+    def __del__(self):
+        print(self.use(self.thing))
+        kept.append(self.thing)
+
+def received():
+    queue.put(bytearray(b"a" * 1_000_000))
+    return queue.get()
+
+def use_received(data):
+    queue.put(bytearray(b"b" * 1_000_000))
+    queue.get()
+    return bytes(data[:3])
+
+kept = []
+queue = forkshm.SimpleQueue()
+for make, use in (
+    (lambda: forkshm.anonymous_shared_memory(5_000), lambda region: bytes(region.buf[:3])),
+    (lambda: forkshm.anonymous_shared_memory(5_000).buf, lambda view: bytes(view[:3])),
+    (received, use_received),
+    (forkshm.Event, lambda event: event.set()),
+    (forkshm.Lock, lambda lock: lock.acquire(False)),
+    (lambda: forkshm.Value("i"), lambda value: value.value),
+):
+    Cyclic(make(), use)
+    gc.collect()
+    print(use(kept[-1]))
+"""
+
+
+def test_a_finalizer_in_a_reference_cycle_can_use_its_memory(run_script):
+    zeros, received = "b'\\x00\\x00\\x00'", "b'aaa'"
+    expected = [zeros, zeros, zeros, zeros, received, received, "None", "None", "True", "False", "0", "0"]
+    assert run_script(FINALIZERS).split("\n")[:-1] == expected

@@ -374,6 +374,11 @@ class Memory(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
+    def hide_from_gc(thing: Any) -> None:
+        """Make the garbage collector ignore an object. It is collected when nothing refers to it."""
+
+    @staticmethod
+    @abc.abstractmethod
     def address_of(buffer: Buffer) -> int:
         """Return the address of the first byte of a contiguous buffer."""
 
