@@ -145,7 +145,6 @@ class Agent(distributed.WorkerPlugin):
             futures = self._running.get(call)
             if futures is not None:
                 self._end(futures)
-        with contextlib.suppress(StopIteration, KeyError):  # another thread was faster
 
     def _end(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
         if self._executor is not None:
