@@ -463,7 +463,7 @@ def test_each_message_goes_to_exactly_one_of_several_processes(channel):
                     if received is None:
                         os._exit(0)
                     (number,) = numbers_in(received.fds)
-                    os.close(received.fds[0])
+                    received.close()
                     assert str(number) == received.data.decode()
                     back.send(received.data)
             os._exit(1)

@@ -41,7 +41,7 @@ def test_a_message_larger_than_the_queue_enlarges_the_queue(size, count):
         assert (received.data, len(received.fds)) == (data, count)
         for fd in received.fds:
             kernel.identify(fd)
-            socket.close(fd)
+        received.close()
     sender.close()
     receiver.close()
 

@@ -115,7 +115,7 @@ def test_a_received_lease_that_is_closed_unclaimed_frees_the_block(fresh_arena, 
     _, lease = lent(fresh_arena)
     sender.send(b"here", [lease.fd])
     lease.close()
-    kernel.close(receiver.receive_nowait().fds[0])
+    receiver.receive_nowait().close()
     assert blocks(fresh_arena) == 0
 
 
