@@ -109,10 +109,11 @@ def test_the_exit_code_of_another_process_is_not_taken():
         ended = select.poll()
         ended.register(first.sentinel, select.POLLIN)
         assert ended.poll(60_000)
-        os.dup2(second.sentinel, first.sentinel)
+        programs = os.dup2(second.sentinel, first.sentinel)
         assert popen.wait() == 255
         assert second.exitcode == 4
         first.close()
+        os.close(programs)  # not closed with the process: it is another file
         second.close()
 
 

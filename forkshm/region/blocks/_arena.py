@@ -506,10 +506,10 @@ class Arena:
             else:
                 block = Block(carved, offset, size, size, (), key)
                 again = carved, offset, size, weakref.ref(block)
-                # No call before the store; see `_take_from`.
+                # No call from here to the return; see `_take_from`.
                 if key in pieces and pieces[key] is piece:
-                    pieces[key] = again
-                    pieces.move_to_end(key)
+                    del pieces[key]
+                    pieces[key] = again  # as the last one
                     return block
         return None
 
