@@ -110,7 +110,8 @@ class Memory(abc.ABC):
     def closing(self, fd: int, file: Identity) -> Iterator[object]:
         """Return an iterator that closes *fd* when it is first advanced, if the fd refers to that file, or `UNKNOWN`.
 
-        It raises OSError if the fd is closed. Advance it by `close_own`.
+        It raises OSError if the fd is closed, or if the kernel cannot tell what it refers to; then the fd stays open,
+        because it may belong to another file. Advance it by `close_own`.
         """
         return map(self.close, (fd,))
 

@@ -71,6 +71,7 @@ class Lease:
         with guard:
             if self.fd >= 0:
                 parked[self._key] = self._segment, self._positions
+                _waited[self._key] = True
                 self._is_parked = True
                 for position in self._positions:
                     enter_held(self._segment, position, self._key)
@@ -104,7 +105,11 @@ class Lease:
 
 def _end_lease(segment: Segment, positions: list[int], key: int, fds: list[int]) -> None:
     if fds:
+        if key in _waited and not BY_HANDLES and not kernel.is_object(fds[0], segment.identity):
+            fds.clear()  # other code has closed the fd meanwhile, and its number may belong to another file
         kernel.close_all(fds)
+    if key in _waited:
+        _waited.pop(key, None)
     if key in parked:
         for position in positions:
             leave_held(segment, position, key)
@@ -114,6 +119,8 @@ def _end_lease(segment: Segment, positions: list[int], key: int, fds: list[int])
 
 # The fds of the leases made here. A forked child closes its copies, which would hold the blocks while the child lives.
 outgoing: dict[int, list[int]] = {}
+# The leases that were parked, and so may keep an fd for long.
+_waited: dict[int, bool] = {}
 # The blocks held by parked leases.
 parked: dict[int, tuple[Segment, list[int]]] = {}
 
