@@ -218,7 +218,7 @@ def test_many_small_objects_on_the_heap_are_asked_about_once(monkeypatch):
     monkeypatch.setattr(type(kernel), "mapped_file", lambda self, *arguments: asked.append(0) or ask(self, *arguments))
     pack([(ctypes.c_double * 5)(number) for number in range(20)])
     pack([np.ctypeslib.as_array((ctypes.c_double * 5)(number)) for number in range(20)])
-    assert len(asked) <= 8
+    assert len(asked) <= 12  # of 40 objects, in a few ranges of the heap
 
 
 def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, path):

@@ -155,7 +155,7 @@ def test_an_unpicklable_part_that_cannot_be_found_is_named_by_its_type():
     assert "(in args: _thread.lock)" in message_of(Fresh())
 
 
-IN_C = [type(iter(())), type({}.keys()), type(threading.Lock()), type(sys.flags), type(sys.float_info)]
+IN_C = [type(iter(())), type({}.keys()), type(iter([])), type(sys.flags), type(sys.float_info)]
 
 
 @pytest.mark.parametrize("kind", IN_C, ids=lambda kind: kind.__name__)
