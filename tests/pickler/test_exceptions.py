@@ -481,3 +481,6 @@ def test_fields_of_built_in_classes_are_kept(cross, name):
     assert str(value) == str(sent)
     for field in (*FIELDS[1:-1], "text", "msg", "code", "url"):
         assert getattr(value, field, "none") == getattr(sent, field, "none"), field
+    for error in (sent, value):
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
