@@ -89,7 +89,7 @@ MANY_FILES = 16
 
 # A head, a region, and a span, without padding.
 _ONE_REGION = struct.Struct(_HEAD.format + "QQBIiQQ")
-# The same after its first 12 bytes, and without the block, which such a payload does not have.
+# The fields of `_ONE_REGION` behind its first 12 bytes, except the block: such a payload has none.
 _AFTER_START = struct.Struct("<12xIQ16xQQBIiQQ")
 _HEAD_SIZE = _HEAD.size
 _TABLES_SIZE = _ONE_REGION.size - _HEAD.size

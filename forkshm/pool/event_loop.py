@@ -126,7 +126,7 @@ class LoopDriver:
             except BaseException:  # canceled, or a signal handler has raised
                 self.cancel(sink)
                 raise
-        # Taken out, because `came` and the sink refer to each other, and keep what is left until a garbage collection.
+        # `came` and the sink refer to each other, so results left in `opened` would stay until a garbage collection.
         return [opened.pop(position) for position in range(expected)]
 
     # -- answers ------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Scenario:
 
     # Time limit for one run and its check.
     seconds = 20
-    # Whether what is open after a run and its check is compared.
+    # Whether to check for resources that are left open after a run.
     is_checked_for_leaks = True
     # Exceptions that these objects may raise instead of continuing.
     broken = ()
