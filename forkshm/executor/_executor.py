@@ -333,6 +333,8 @@ def _results(
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()
         work.cancel([task for task in sink.tasks if not task.is_delivered])
+        if not all(task.is_delivered for task in sink.tasks):
+            work.help_from_finalizer()  # workers run the others, whose arguments and results must be freed
 
 
 class _Processes(dict[int, Any]):

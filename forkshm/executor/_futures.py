@@ -159,9 +159,8 @@ class Future(concurrent.futures.Future[T]):
     ) -> None:
         # The result is no longer wanted, but the call must still run and its arguments be freed. The garbage
         # collector may run at any point, for example inside the code that starts a thread.
-        if self._state not in finished and not is_finalizing() and self._work.is_ours():
-            with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is exiting
-                _thread.start_new_thread(self._work.help, ())
+        if self._state not in finished and not is_finalizing():
+            self._work.help_from_finalizer()
 
     def _tell(self) -> None:
         if next(self._telling, False):
@@ -497,6 +496,12 @@ class Work:
             if self.arrived:
                 self.settle_later()
             pool._dispatcher.start_helper()
+
+    def help_from_finalizer(self) -> None:
+        """Start the helper thread from code that the garbage collector may run at any point."""
+        if self.is_ours():
+            with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is exiting
+                _thread.start_new_thread(self.help, ())
 
     def call_later(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the helper thread or, without a pool, in this thread."""
