@@ -50,12 +50,12 @@ def share(cores: int, workers: int) -> int | None:
 
 def variables(count: int, *, is_explicit: bool) -> dict[str, str]:
     """Return the environment variables to set. Variables that the user set stay unless *is_explicit*."""
-    return {name: str(count) for name in VARIABLES if is_explicit or not _is_set(name)}
-
-
-def _is_set(name: str) -> bool:
+    if is_explicit:
+        return dict.fromkeys(VARIABLES, str(count))
     # All libraries use OMP_NUM_THREADS if their own variable is not set.
-    return name in os.environ or "OMP_NUM_THREADS" in os.environ
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {name: str(count) for name in VARIABLES if name not in os.environ}
 
 
 def prepare() -> None:
