@@ -455,7 +455,12 @@ class _Supervisor:
                 "traceback is on stderr.",
                 rank=place.rank,
             ) from how
-        _log.warning("%s after %.1f s; replacement in %.1f s", how, lived, max(place.due - time.monotonic(), 0))
+        _log.warning(
+            "%s. It had run for %.1f s; a replacement starts in %.1f s",
+            how,
+            lived,
+            max(place.due - time.monotonic(), 0),
+        )
 
     def _kill(self) -> None:
         """Kill all running workers."""
