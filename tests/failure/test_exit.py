@@ -197,6 +197,14 @@ def test_a_program_ends_silently(run_script, method, kind, place):
     check(run_script, method, kind, place)
 
 
+@pytest.mark.skipif(not started.CAN_FORK, reason="there is no fork")
+@pytest.mark.parametrize("kind", ["locks", "values"])
+def test_a_program_that_has_no_native_locks_ends_silently(run_script, kind, monkeypatch):
+    """As other processors than x86-64 do."""
+    monkeypatch.setenv("FORKSHM_NATIVE_LOCKS", "0")
+    check(run_script, "fork", kind, "__del__ in a cycle")
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(("method", "kind", "place"), [each for each in ALL if each not in SOME])
 def test_a_program_ends_silently_with_every_start_method(run_script, method, kind, place):
