@@ -44,6 +44,11 @@ def test_spread(name):
     assert not bad, _tell(bad)
 
 
+def test_a_child_that_hangs_ends_with_its_trial():
+    code = "import os, time; print('made', flush=True); os.fork() or time.sleep(1000); os._exit(3)"
+    assert program.run_alone([sys.executable, "-c", code], os.environ) == ("made\n", "", 3)
+
+
 # Where a second exception comes while the first one is handled: the points of the first, and how many points later.
 TWICE = [
     ("PoolMap", 101, 146, 1),
