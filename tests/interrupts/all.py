@@ -43,7 +43,7 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None,
         numbers = map(str, (first, step, last, again))
         command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, *numbers]
         out, errors, status = run_alone(command, {**os.environ, **(environment or {})})
-        at, where, again, is_done = None, None, None, False
+        at, where, resume, is_done = None, None, None, False
         for line in out.splitlines():
             try:
                 said = json.loads(line)
@@ -57,17 +57,17 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None,
             where = said.get("where", where)
             if "bad" in said:
                 bad.append((said["bad"], said["where"], said["problem"]))
-            if "again" in said:
-                again = said["again"]
+            if "resume" in said:
+                resume = said["resume"]
             is_done = is_done or "done" in said
         if is_done or len(bad) >= most_bad:
             return total, tried, bad
-        if again is None:
+        if resume is None:
             bad.append((at, where, f"hangs, or ended with {status}: {errors[-3000:]}"))
             if at is None:
                 return total, tried, bad
-            again = at + step
-        first = again
+            resume = at + step
+        first = resume
         if first > (last or total):
             return total, tried, bad
 
