@@ -30,7 +30,7 @@ from points import Interrupt, Points
 
 import forkshm
 from forkshm import FileMapping, SharedMemoryObject, _multiprocess
-from forkshm.backend import kernel
+from forkshm.backend import IS_FREE_THREADED, kernel
 from forkshm.channel import OwnedFd, PrivateFd, manager
 from forkshm.descriptor import describe
 from forkshm.pool._worker import Assignment
@@ -38,7 +38,13 @@ from forkshm.region import regions_mapped
 from forkshm.region.blocks import arena, forget_abandoned
 from forkshm.shared_memory import ShareableList, SharedMemory
 
+# Set in a process that runs these tests alone.
+ALONE = "FORKSHM_TEST_OWNERS"
+
 pytestmark = [
+    pytest.mark.skipif(
+        IS_FREE_THREADED and ALONE not in os.environ, reason="test_points.py runs it in a process of its own"
+    ),
     pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
