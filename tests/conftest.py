@@ -45,8 +45,10 @@ if CAN_FORK:
     forkshm.set_forkserver_preload(["forkshm"])
 
 
-# Files for type checkers, run by `test_typing`.
+# Files for type checkers, run by `test_typing`, and a program of tests that are skipped.
 collect_ignore = ["typing"]
+if importlib.util.find_spec("distributed") is None:
+    collect_ignore.append("cluster/two_machines.py")
 
 
 def pytest_ignore_collect(collection_path):

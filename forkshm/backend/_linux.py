@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import io
 import math
 import os
 import resource
@@ -557,7 +558,8 @@ def _is_pidfd(fd: int) -> bool:
 
 def _status(pid: int) -> list[bytes]:
     """Return the fields of proc(5) from the third on. The name in parentheses, before them, may hold any character."""
-    with open(f"/proc/{pid}/stat", "rb") as status:
+    # Not by `open`, which is gone when a `__del__` that runs at the end of the program uses a lock.
+    with io.FileIO(f"/proc/{pid}/stat") as status:
         return status.read().rpartition(b")")[2].split()
 
 

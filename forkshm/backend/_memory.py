@@ -79,18 +79,19 @@ def address_of(buffer: Buffer) -> int:
         pass  # the buffer is read-only or empty: the general call below takes three times as long
     view = _PyBuffer()
     where = ctypes.addressof(view)
-    _get_buffer(buffer, where, 0)
-    address = view.buf or 0
-    _release_buffer(where)
-    return int(address)
+    try:
+        _get_buffer(buffer, where, 0)
+        return int(view.buf or 0)
+    finally:
+        _release_buffer(where)  # does nothing if there is none
 
 
 def copy(address: int, source: Buffer, nbytes: int) -> None:
     """Copy *nbytes* of a buffer into raw memory by memcpy(3), without the GIL."""
     view = _PyBuffer()
     where = ctypes.addressof(view)
-    _get_buffer(source, where, 0)
     try:
+        _get_buffer(source, where, 0)
         if view.len < nbytes:
             raise ValueError(f"cannot copy {nbytes} bytes: the source holds only {view.len}")
         ctypes.memmove(address, view.buf, nbytes)

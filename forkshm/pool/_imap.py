@@ -29,6 +29,7 @@ __all__ = ("IMapIterator", "IMapUnorderedIterator")
 T = TypeVar("T")
 
 _keys = itertools.count(1)
+_NOTHING: Iterator[Any] = iter(())
 # Maximum number of tiny results that are unpickled together.
 _TOGETHER = 64
 # The reading thread checks this often whether the results are still wanted.
@@ -161,6 +162,7 @@ class IMapIterator(ResultSink, Generic[T]):
             whole = len(taking) if self._input_error is None else len(taking) // size * size
             if not whole:
                 self._exhausted = True
+                self._items = _NOTHING  # the iterator of a list keeps the list on free-threaded builds
                 return
             first, retries = self._submitted, self._dispatcher.retries
             tasks = [

@@ -4,7 +4,7 @@ import pytest
 import started
 from capability_skips import has
 
-from forkshm.backend import kernel
+from forkshm.backend import IS_FREE_THREADED, kernel
 
 PROGRAM = '''
 import atexit, sys, time
@@ -181,6 +181,8 @@ ALL = [(method, kind, place) for method in ("fork", "forkserver", "spawn") for k
 
 # The actions of these kinds run Python functions, which look up names of their modules.
 PYTHON = {"locks_in_a_region", "values", "messages", "shared_memory", "ended_process"}
+if IS_FREE_THREADED:  # modules are cleared one by one there, because CPython 3.13 keeps every function
+    PYTHON |= {"queue", "pipe", "region", "mutex", "locks"}
 
 
 def check(run_script, method, kind, place):
@@ -195,6 +197,14 @@ def check(run_script, method, kind, place):
 @pytest.mark.parametrize(("method", "kind", "place"), SOME)
 def test_a_program_ends_silently(run_script, method, kind, place):
     check(run_script, method, kind, place)
+
+
+@pytest.mark.skipif(not started.CAN_FORK, reason="there is no fork")
+@pytest.mark.parametrize("kind", ["locks", "values"])
+def test_a_program_that_has_no_native_locks_ends_silently(run_script, kind, monkeypatch):
+    """As other processors than x86-64 do."""
+    monkeypatch.setenv("FORKSHM_NATIVE_LOCKS", "0")
+    check(run_script, "fork", kind, "__del__ in a cycle")
 
 
 @pytest.mark.nightly

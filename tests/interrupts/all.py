@@ -10,12 +10,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VARIANTS = ("interrupt", "uses", "exception")
+
+
+def run_alone(command, environment):
+    """Run a program; return what it printed to stdout and stderr, and its exit code. No process of it is left."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment, start_new_session=True)
+        try:
+            # Not until the end of a pipe, which a child that hangs keeps open.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        finally:
+            # Not reaped before: until then no other process group has this number.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        errors.seek(0)
+        return out.read(), errors.read(), process.returncode
 
 
 def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None, again=0):
@@ -24,15 +42,8 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None,
     while True:
         numbers = map(str, (first, step, last, again))
         command = [sys.executable, os.path.join(HERE, "trial.py"), name, variant, *numbers]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-        out, errors = process.communicate()
-        at, where, again, is_done = None, None, None, False
+        out, errors, status = run_alone(command, {**os.environ, **(environment or {})})
+        at, where, resume, is_done = None, None, None, False
         for line in out.splitlines():
             try:
                 said = json.loads(line)
@@ -46,17 +57,17 @@ def run(name, variant, step=1, first=1, last=0, most_bad=1000, environment=None,
             where = said.get("where", where)
             if "bad" in said:
                 bad.append((said["bad"], said["where"], said["problem"]))
-            if "again" in said:
-                again = said["again"]
+            if "resume" in said:
+                resume = said["resume"]
             is_done = is_done or "done" in said
         if is_done or len(bad) >= most_bad:
             return total, tried, bad
-        if again is None:
-            bad.append((at, where, f"hangs, or ended with {process.returncode}: {errors[-3000:]}"))
+        if resume is None:
+            bad.append((at, where, f"hangs, or ended with {status}: {errors[-3000:]}"))
             if at is None:
                 return total, tried, bad
-            again = at + step
-        first = again
+            resume = at + step
+        first = resume
         if first > (last or total):
             return total, tried, bad
 

@@ -30,7 +30,7 @@ from points import Interrupt, Points
 
 import forkshm
 from forkshm import FileMapping, SharedMemoryObject, _multiprocess
-from forkshm.backend import kernel
+from forkshm.backend import IS_FREE_THREADED, kernel
 from forkshm.channel import OwnedFd, PrivateFd, manager
 from forkshm.descriptor import describe
 from forkshm.pool._worker import Assignment
@@ -38,7 +38,13 @@ from forkshm.region import regions_mapped
 from forkshm.region.blocks import arena, forget_abandoned
 from forkshm.shared_memory import ShareableList, SharedMemory
 
+# Set in a process that runs these tests alone.
+ALONE = "FORKSHM_TEST_OWNERS"
+
 pytestmark = [
+    pytest.mark.skipif(
+        IS_FREE_THREADED and ALONE not in os.environ, reason="test_points.py runs it in a process of its own"
+    ),
     pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -343,3 +349,21 @@ def test_an_interrupted_semaphore_has_all_its_permits(kind):
         assert semaphore.get_value() == 2, points.where
         is_reached = points.where is not None
     assert at > 20
+
+
+@pytest.mark.usefixtures("_interrupts")
+@pytest.mark.parametrize("name", ["address_of", "copy"])
+def test_an_interrupt_while_a_buffer_is_used_releases_it(name):
+    target = bytearray(10)
+    there = kernel.address_of(target)
+    use = {"address_of": kernel.address_of, "copy": lambda source: kernel.copy(there, source, 5)}[name]
+    at, where = 0, ""
+    while where is not None:
+        at += 1
+        memory = bytearray(10)
+        points = Points(at, lambda: signal.raise_signal(signal.SIGUSR1))
+        with contextlib.suppress(Interrupt), points:
+            use(memoryview(memory).toreadonly())
+        memory.append(0)  # BufferError if a buffer of it is in use
+        where = points.where
+    assert at > 2

@@ -10,8 +10,11 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import all as program
+import test_owners
 from scenarios import SCENARIOS
 from signals import storm
+
+from forkshm.backend import IS_FREE_THREADED
 
 # Number of points that are tested by default.
 FEW = 6
@@ -42,6 +45,24 @@ def test_spread(name):
     total, _, bad = program.run(name, variant, step=97, first=first, last=first + 97 * FEW)
     assert total, "nothing was interrupted"
     assert not bad, _tell(bad)
+
+
+def test_a_child_that_hangs_ends_with_its_trial():
+    code = "import os, time; print('made', flush=True); os.fork() or time.sleep(1000); os._exit(3)"
+    assert program.run_alone([sys.executable, "-c", code], os.environ) == ("made\n", "", 3)
+
+
+@pytest.mark.skipif(not IS_FREE_THREADED, reason="test_owners.py is run as it is")
+@pytest.mark.parametrize("test", [name for name in dir(test_owners) if name.startswith("test_")])
+def test_owners_in_a_process_of_its_own(test):
+    """Code that was traced stays marked, and then makes each thread that runs it stop all others, once.
+
+    A process that another thread forks at that moment hangs: it inherits a lock of CPython that nobody releases.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{test_owners.__file__}::{test}"]
+    out, errors, status = program.run_alone(command, {**environment, test_owners.ALONE: "1"})
+    assert status == 0, out + errors
 
 
 # Where a second exception comes while the first one is handled: the points of the first, and how many points later.
