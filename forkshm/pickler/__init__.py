@@ -5,7 +5,7 @@ sent as descriptors.
 """
 
 from forkshm._help import publish
-from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
+from forkshm.pickler import _ctypes, _files  # noqa: F401 - register how ctypes objects and mappings cross
 from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
