@@ -46,7 +46,7 @@ from forkshm.pickler._reducers import (
 from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._taken import Taken, take_small
 from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
-from forkshm.pickler._unpicklable import explain
+from forkshm.pickler._unpicklable import explain, pack_exception
 from forkshm.pickler._view import View, view
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "open_plain",
     "pack",
     "pack_by_name",
+    "pack_exception",
     "plain_pair",
     "receive",
     "register",
