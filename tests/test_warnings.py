@@ -42,6 +42,21 @@ if __name__ == "__main__":
     for method in ("spawn", "forkserver"):
         with forkshm.get_context(method).Pool(1) as pool:
             assert pool.map(abs, [-1]) == [1]""",
+    "arguments of processes": """
+def use(a, simple, queue):
+    queue.put(1)
+    a.send(simple.get())
+    a.close()
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn", "forkserver"):
+        context = forkshm.get_context(method)
+        (a, b), simple, queue = context.Pipe(), context.SimpleQueue(), context.Queue()
+        process = context.Process(target=use, args=(a, simple, queue))
+        process.start()
+        simple.put(5)
+        assert (b.recv(), queue.get()) == (5, 1)
+        process.join()""",
     "doctor": "from forkshm.__main__ import main; main(['doctor'])",
 }
 

@@ -6,6 +6,7 @@ import errno
 import operator
 import pickle
 import struct
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,9 +111,10 @@ class Connection:
         # it.
         self._importable = importable_in_children(start_method)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         receiver = getattr(self, "_receiver", None)
-        if receiver is not None:
+        # At the interpreter's end the names of modules are gone, and the socket closes its fd itself.
+        if receiver is not None and not is_finalizing():
             receiver.close()
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _interrupts
-from forkshm.errors import PoolClosedError
+from forkshm.errors import PoolClosedError, RemoteTraceback, remote_text, set_cause, without_frames
 from forkshm.pool import CANCELLED, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
 
 if TYPE_CHECKING:
@@ -398,7 +398,11 @@ class Work:
                 pool._dispatcher.cancel([task])
                 raise
             if pool._worker_group.started and not self._closed and pool._dispatcher.failure() is None:
-                call.fail(error)  # its arguments cannot be pickled
+                # Its arguments cannot be pickled. The frames of the traceback hold the future, so they become text.
+                trace = RemoteTraceback(remote_text(error))
+                trace.__cause__ = error.__cause__
+                set_cause(error, trace)
+                call.fail(without_frames(error))
             else:
                 self._check()
                 raise

@@ -66,10 +66,10 @@ def _is_elsewhere(thing: Any) -> bool:
     """Return whether any buffer is shared memory, or mapped from a file."""
     for buffer in _buffers(thing):
         if buffer is not None and buffer.size >= _WORTH_IT:
-            mapping, claim = mapping_at(buffer.address), claim_at(buffer.address)
-            if mapping is not None or (claim is not None and claim.share is Share.shared):
+            if mapping_at(buffer.address) is not None:
                 return True
-            if kernel.mapped_file(buffer.address) is not None:
+            claim = claim_at(buffer.address)  # received memory, whose file is the arena of another process
+            if claim.share is Share.shared if claim is not None else kernel.mapped_file(buffer.address) is not None:
                 return True
     return False
 

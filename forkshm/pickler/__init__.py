@@ -5,7 +5,7 @@ sent as descriptors.
 """
 
 from forkshm._help import publish
-from forkshm.pickler import _files  # noqa: F401 - registers how mappings cross
+from forkshm.pickler import _ctypes, _files  # noqa: F401 - register how ctypes objects and mappings cross
 from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
@@ -46,7 +46,7 @@ from forkshm.pickler._reducers import (
 from forkshm.pickler._repeat import mark, repeated
 from forkshm.pickler._taken import Taken, take_small
 from forkshm.pickler._unpack import ReceivedPayload, open_plain, plain_pair, receive, skip
-from forkshm.pickler._unpicklable import explain
+from forkshm.pickler._unpicklable import explain, pack_exception
 from forkshm.pickler._view import View, view
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "open_plain",
     "pack",
     "pack_by_name",
+    "pack_exception",
     "plain_pair",
     "receive",
     "register",

@@ -17,12 +17,12 @@ import pickle
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from forkshm.errors import set_cause, set_context
+from forkshm.errors import add_note, safe_repr, set_cause, set_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("reduce_exception",)
+__all__ = ("reduce_exception", "without_unpicklable")
 
 _Links: TypeAlias = tuple[int | None, int | None, bool]
 
@@ -88,6 +88,57 @@ def reduce_exception(error: BaseException, dump: Callable[[BaseException], bytes
     pickled = _pickled(chain, dump) if dump is not None else []
     # The state comes separately, because it may refer to the exception.
     return new_exception, (kind, made_of), (args, state, pickled, links), None, None, fill_exception
+
+
+def without_unpicklable(error: BaseException, dump: Callable[[Any], object]) -> BaseException | None:
+    """Return an exception of the same class without the parts that cannot be pickled.
+
+    Attributes are left out, and arguments replaced by their ``repr``. A note says which.
+
+    Args:
+        error: The exception.
+        dump: Raises if an object cannot be pickled.
+
+    Returns:
+        The new exception, or None if its class has its own way of pickling.
+    """
+    kind = type(error)
+    if _has_own_way(kind, _builtin_base(kind)):
+        return None
+    parts = reduce_exception(error, None)
+    filling = parts[2] if isinstance(parts, tuple) else (_args_of(error), None, [], [])
+    made_of = parts[1][1] if isinstance(parts, tuple) else _args_of(error)
+    omitted: list[str] = []
+
+    def can_pickle(thing: Any, what: str) -> bool:
+        try:
+            dump(thing)
+        except Exception as refusal:
+            omitted.append(f"{what} ({safe_repr(refusal)})")
+            return False
+        return True
+
+    def picklable(thing: Any, what: str) -> Any:
+        if isinstance(thing, BaseException) and thing is not error:
+            return without_unpicklable(thing, dump) or thing
+        if type(thing) in (list, tuple) and any(isinstance(part, BaseException) for part in thing):
+            return type(thing)(picklable(part, what) for part in thing)
+        return thing if can_pickle(thing, what) else safe_repr(thing)
+
+    args, made_of = (
+        tuple(picklable(part, f"args[{index}]") for index, part in enumerate(parts)) for parts in (filling[0], made_of)
+    )
+    state = filling[1]
+    made = new_exception(kind, made_of)
+    if type(state) is dict:
+        state = {name: value for name, value in state.items() if can_pickle(value, f"the attribute {name!r}")}
+    fill_exception(made, (args, state, [], []))
+    set_cause(made, error.__cause__)
+    set_context(made, error.__context__)
+    _set_suppressed(made, error.__suppress_context__)
+    if omitted:
+        add_note(made, f"Not sent, because it cannot be pickled: {', '.join(dict.fromkeys(omitted))}")
+    return made
 
 
 def new_exception(kind: type[BaseException], made_of: tuple[Any, ...]) -> BaseException:

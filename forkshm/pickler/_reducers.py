@@ -139,8 +139,8 @@ def find(kind: type) -> Callable[[Any], Any] | None:
         reduce = _OF_MULTIPROCESS.get(kind) or _OF_MULTIPROCESSING.get(kind)
         if reduce is not None and _package_of(kind) in _OURS:
             return None
-        if reduce is None and _families:
-            return _find_in_families(kind)
+        if _families and (reduce is None or _package_of(reduce) == "forkshm"):
+            return _find_in_families(kind) or reduce
     return reduce
 
 
@@ -169,7 +169,7 @@ def _integrate(package: str) -> None:
     unfinished.pop(package, None)
 
 
-def _package_of(kind: type) -> str:
+def _package_of(kind: Any) -> str:
     module: Any = kind.__module__
     return module.partition(".")[0] if isinstance(module, str) else ""  # some factories and extensions omit it
 

@@ -14,16 +14,17 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from forkshm._system import path_of
-from forkshm.errors import PoolClosedError, add_note
+from forkshm.errors import NotPicklableError, PoolClosedError, add_note, safe_repr
 from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._collect import Collector
+from forkshm.pickler._exceptions import without_unpicklable
 from forkshm.pickler._names import NO_NAMES, ImportableNames
-from forkshm.pickler._pack import _Nowhere, _Pickler
+from forkshm.pickler._pack import Payload, _Nowhere, _Pickler, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ("explain",)
+__all__ = ("explain", "pack_exception")
 
 # Errors that the current object causes; others come from the kernel, or from elsewhere.
 _BLAMED = (TypeError, ValueError, AttributeError, RuntimeError, pickle.PicklingError)
@@ -63,6 +64,28 @@ def explain(error: Exception, things: Mapping[str, Any], importable: ImportableN
         error.args = (f"{error.args[0]} ({found})",)
     else:
         add_note(error, f"What cannot be pickled is {found}")
+
+
+def pack_exception(error: BaseException, who: str, importable: ImportableNames = NO_NAMES) -> Payload:
+    """Pickle an exception, if need be without its parts that cannot be pickled.
+
+    If nothing of it can be sent, the payload is a `NotPicklableError` that says what *who* raised.
+    """
+
+    def dump(thing: Any) -> None:
+        pickler = _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=_NoCollector())
+        pickler.collector, pickler.importable = _NoCollector(), importable
+        pickler.dump(thing)
+
+    try:
+        return pack(error, importable=importable)
+    except BaseException as refusal:  # a __reduce__ may raise anything
+        reason = safe_repr(refusal)
+    with contextlib.suppress(BaseException):
+        rest = without_unpicklable(error, dump)
+        if rest is not None:
+            return pack(rest, importable=importable)
+    return pack(NotPicklableError(f"{who} raised {safe_repr(error)}, which cannot be sent: {reason}"))
 
 
 class _NoCollector(Collector):

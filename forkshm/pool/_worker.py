@@ -36,9 +36,7 @@ from forkshm.descriptor import is_plain
 from forkshm.errors import (
     ChannelBrokenError,
     ForkshmError,
-    NotPicklableError,
     remote_text,
-    safe_repr,
     without_frames,
 )
 from forkshm.pickler import (
@@ -52,6 +50,7 @@ from forkshm.pickler import (
     importable_now,
     is_name,
     pack,
+    pack_exception,
     plain_pair,
     register,
     tiny_stream,
@@ -585,12 +584,7 @@ class _Worker:
         text = remote_text(error)
         # The frames of the traceback hold the arguments. The traceback is text now, so release them.
         without_frames(error)
-        try:
-            payload = pack(error, importable=self._importable)
-        except BaseException as refusal:
-            payload = pack(
-                NotPicklableError(f"a task raised {safe_repr(error)}, which cannot be sent: {safe_repr(refusal)}")
-            )
+        payload = pack_exception(error, "a task", self._importable)
         del error
         self._send(kind, number, payload, pack(text))
 

@@ -13,7 +13,6 @@ from forkshm import _system
 from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
 from forkshm.errors import (
-    NotPicklableError,
     NotUnpicklableError,
     RemoteTraceback,
     TeamBrokenError,
@@ -23,7 +22,7 @@ from forkshm.errors import (
     set_cause,
     without_frames,
 )
-from forkshm.pickler import pack
+from forkshm.pickler import pack, pack_exception
 from forkshm.spmd._team_state import DIED, FAILED, LEFT, TeamState
 
 if TYPE_CHECKING:
@@ -245,11 +244,7 @@ def report(error: BaseException, rank: int, team_state: TeamState, answers_in: S
     """Report this process's failure to the process that started the team."""
     text = remote_text(error)
     without_frames(error)
-    try:
-        payload = pack(error, importable=known)
-    except Exception as refusal:
-        payload = pack(NotPicklableError(f"a worker raised {safe_repr(error)}, which cannot be sent: {refusal}"))
-    payloads = payload, pack(text)
+    payloads = pack_exception(error, "a worker", known), pack(text)
     # The state is recorded first: it releases waiting members, and makes the process that started the team receive.
     team_state.end(rank, FAILED)
     answers_in.send(*write_message(Kind.ERROR, rank, *payloads))

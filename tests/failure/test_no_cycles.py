@@ -132,9 +132,7 @@ def test_the_argument_of_a_call_is_freed(door, wait_until):
         wait_until(lambda: seen() is None)  # a thread that reads input ends by itself
 
 
-def test_arguments_that_cannot_be_pickled_are_freed(request, door, wait_until):
-    if "[submit]" in request.node.name:
-        pytest.skip("the future has the error with its traceback, and the traceback has the future")
+def test_arguments_that_cannot_be_pickled_are_freed(door, wait_until):
     with no_collection(), open(os.devnull) as file:
         array = np.ones(SIZE)
         seen = weakref.ref(array)

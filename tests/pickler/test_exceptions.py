@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import re
 import sys
 import threading
 import urllib.error
@@ -329,6 +330,65 @@ def test_an_exception_that_cannot_be_pickled_says_so():
     sent.lock = threading.Lock()
     with pytest.raises(TypeError, match="pickle"):
         forkshm.pickler.pack(sent)
+
+
+class WithLock(Exception):
+    def __init__(self, code):
+        super().__init__("message", threading.Lock())
+        self.code = code
+        self.lock = threading.Lock()
+
+
+def not_found():
+    return urllib.error.HTTPError("http://a", 404, "not found", {}, open(os.devnull, "rb"))
+
+
+def with_lock_in_a_group():
+    return ExceptionGroup("group", [WithLock(3), KeyError("k")])
+
+
+def os_error_with_a_file():
+    error = with_fields(OSError(2, "no such file", "/a"), file=open(os.devnull))
+    error.__cause__ = WithLock(4)
+    return error
+
+
+def raise_made(make):
+    raise make()
+
+
+def caught(raise_it, make):
+    with pytest.raises(Exception) as raised:
+        raise_it(make)
+    return raised.value
+
+
+def in_member(make):
+    with forkshm.team(2) as me:
+        if me.rank:
+            raise make()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("where", ["task", "team"])
+def test_parts_of_a_raised_exception_that_cannot_be_pickled_are_left_out(pool, where):
+    raise_it = in_member if where == "team" else lambda make: pool.apply(raise_made, (make,))
+    error = caught(raise_it, lambda: WithLock(3))
+    assert (type(error), error.code, error.args[0]) == (WithLock, 3, "message")
+    assert "_thread.lock" in error.args[1]
+    assert not hasattr(error, "lock")
+    assert re.search(r"cannot be pickled: args\[1\] \(.*, the attribute 'lock' \(.*_thread.lock", error.__notes__[0])
+
+    error = caught(raise_it, not_found)
+    assert (type(error), error.code, error.url) == (urllib.error.HTTPError, 404, "http://a")
+    assert str(error) == "HTTP Error 404: not found"
+
+    error = caught(raise_it, with_lock_in_a_group)
+    assert [type(inner) for inner in error.exceptions] == [WithLock, KeyError]
+    assert error.exceptions[0].code == 3
+
+    error = caught(raise_it, os_error_with_a_file)
+    assert (type(error), error.errno, error.filename) == (FileNotFoundError, 2, "/a")
 
 
 def raise_it(name):

@@ -221,6 +221,17 @@ def test_many_small_objects_on_the_heap_are_asked_about_once(monkeypatch):
     assert len(asked) <= 12  # of 40 objects, in a few ranges of the heap
 
 
+class Pair(ctypes.Structure):
+    _fields_ = (("first", ctypes.c_double), ("second", ctypes.c_double))
+
+
+def test_a_structure_over_a_file_is_shared(pool, path):
+    with path.open("r+b") as file:
+        pair = Pair.from_buffer(mmap.mmap(file.fileno(), 0), 64)
+    pool.apply(lambda pair: setattr(pair, "second", -1.0), (pair,))
+    assert (pair.first, pair.second) == (8, -1)
+
+
 def test_a_plain_array_for_reading_over_a_file_may_be_written_to_there(cross, path):
     for sent in (np.asarray(np.memmap(path, float, "r")), np.frombuffer(mapped_for_reading(path))):
         crossing = cross(sent)

@@ -205,6 +205,20 @@ def test_a_small_part_of_a_received_copy_is_copied_and_most_of_it_is_not(cross, 
     assert kept
 
 
+@pytest.mark.parametrize("what", ["array", "table"])
+def test_a_slice_of_an_arrow_object_over_a_received_copy_is_copied(cross, what):
+    pa = pytest.importorskip("pyarrow")
+    sent = received(np.arange(2_500_000.0))
+    column = pa.array(sent)[5:105]
+    crossing = cross(column if what == "array" else pa.table({"column": column}))
+    value = crossing.value if what == "array" else crossing.value["column"]
+    assert value.to_pylist() == list(range(5, 105))
+    del sent, column
+    assert crossing.shared == 0
+    assert held() == 0
+    assert value.to_pylist()[0] == 5
+
+
 @pytest.mark.skipif(IS_FREE_THREADED, reason="needs the hook into the allocations of NumPy, which needs the GIL")
 def test_a_little_of_an_array_of_shared_allocations_is_still_shared(cross):
     with forkshm.shared_allocations():

@@ -63,6 +63,58 @@ def test_plain_ctypes_objects_are_sent_by_value(pool):
     del kept
 
 
+class Line(ctypes.Structure):
+    _fields_ = (("start", Point), ("ends", Point * 2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: forkshm.RawArray(Point, 3)[1],
+        lambda: forkshm.RawValue(Line).start,
+        lambda: forkshm.RawArray(Line, 2)[1].ends[1],
+        lambda: forkshm.Value(Line).get_obj().start,
+        lambda: forkshm.anonymous_shared_memory(4096).construct(Point),
+        lambda: Point.from_buffer(forkshm.anonymous_shared_memory(4096).buf, 64),
+        lambda: Point.from_buffer(forkshm.zeros(10)),
+    ],
+)
+def test_ctypes_objects_over_shared_memory_are_shared(pool, make):
+    point = make()
+
+    def move(point):
+        point.x += 1
+        return point
+
+    back = pool.apply(move, (point,))
+    assert point.x == 1
+    back.y = 5
+    assert (type(back), point.y) == (type(point), 5)
+
+
+def test_a_shared_array_as_a_ctypes_array_is_shared(pool):
+    array = forkshm.zeros(4)
+    pool.apply(lambda numbers: numbers.__setitem__(1, 4), (np.ctypeslib.as_ctypes(array),))
+    assert array[1] == 4
+
+
+def test_parts_of_private_ctypes_objects_are_sent_by_value(pool):
+    points = (Point * 3)()
+    points[1].x = 4
+    back = pool.apply(lambda point: point, (points[1],))
+    back.x += 1
+    assert (back.x, points[1].x) == (5, 4)
+    assert pool.apply(lambda number: number.value, (ctypes.c_int.from_buffer(bytearray(b"\1\0\0\0")),)) == 1
+    read_only = pool.apply(lambda point: point, (forkshm.view(forkshm.RawArray(Point, 3)[1], "read_only"),))
+    assert read_only.x == 0
+
+
+def test_pointers_are_refused_wherever_they_are(pool):
+    region = forkshm.anonymous_shared_memory(64)
+    with pytest.raises(ValueError, match=r"pointers.*args\[0\]"):
+        pool.apply(id, (ctypes.POINTER(ctypes.c_int).from_buffer(region.buf),))
+
+
 def test_a_copy_has_memory_of_its_own():
     first = forkshm.RawValue(Point, 1.0, 2.0)
     second = copy(first)
