@@ -85,6 +85,7 @@ class Received:
 
     __slots__ = ("data", "fds", "is_read", "message")
 
+    @_interrupts.promptly
     def __init__(self, data: bytes, fds: list[int]) -> None:
         self.data = data
         self.fds = fds

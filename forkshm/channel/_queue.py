@@ -281,11 +281,18 @@ class Queue(Backlog):
                 return True
         return False
 
+    @_interrupts.promptly
     def _undo_put(self, place: list[int], unfinished: list[int]) -> None:
-        if unfinished:
-            self._note_not_put(unfinished)
-        if place:
-            self._give_room(place)
+        try:
+            if unfinished:
+                self._note_not_put(unfinished)
+            if place:
+                self._give_room(place)
+        except BaseException as error:
+            # A signal handler has raised. An uncounted item would keep `join` waiting forever.
+            if (place or unfinished) and _is_of_handler(error):
+                self._undo_put(place, unfinished)
+            raise
 
     def _put_payload(self, payload: Payload, block: bool, sent: list[Any]) -> None:
         try:
@@ -341,13 +348,16 @@ class Queue(Backlog):
         self._empty_since = None
         return True
 
+    @_interrupts.promptly
     def _give_room(self, place: list[int]) -> None:
         try:
             _count(self._counters.items, -1, place)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # another process took this one for dead, and has corrected the count
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno != errno.EINVAL:
+                if place and _is_of_handler(error):
+                    self._give_room(place)
                 raise
-            place.clear()
+            place.clear()  # another process took this one for dead, and has corrected the count
         if self._maxsize and self._words[_ROOM_WANTED]:
             self._words[_ROOM_WANTED] = 0
             _wake(self._words, self._region.address, _ROOM)
@@ -606,6 +616,11 @@ def _opened(reader: Receiver, what: Queue) -> Receiver:
     if reader.fileno() < 0:
         raise ChannelClosedError(errno.EBADF, f"{what!r} is closed: this process closed the queue")
     return reader
+
+
+def _is_of_handler(error: BaseException) -> bool:
+    """Return whether a signal handler has raised *error*, and not the kernel."""
+    return not isinstance(error, OSError) or error.errno is None
 
 
 def _wake(words: memoryview, address: int, word: int) -> None:

@@ -53,7 +53,8 @@ class Future(concurrent.futures.Future[T]):
     """The future of one call; waiting for the future drives the pool."""
 
     _waiters: list[Any]
-    _state: str
+    # For `__del__`, if a signal handler has raised before the future was complete.
+    _state: str = _FINISHED[0]
     _condition: threading.Condition
     _result: T
     _exception: BaseException | None
@@ -260,10 +261,10 @@ class WorkPool(Pool):
         self._starting = _interrupts.RLock()
 
     def start_workers(self) -> None:
-        """Start the workers unless they are running.
+        """Start the workers unless they are running. After an exception, the caller terminates the pool.
 
         Raises:
-            WorkerStartError: The kernel refused a worker; the pool is stopped.
+            WorkerStartError: The kernel refused a worker.
         """
         if not self._worker_group.started:
             with self._starting:

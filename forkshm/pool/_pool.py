@@ -23,11 +23,12 @@ import contextlib
 import operator
 import os
 import sys
+import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from forkshm import _multiprocess, _system
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.errors import MissingDependencyError, PoolClosedError, UnsupportedError
@@ -266,7 +267,11 @@ class Pool(_StandardPool):
         self._state = "RUN"
 
     def _start(self) -> None:
-        self._worker_group.start_all()
+        try:
+            self._worker_group.start_all()
+        except BaseException:
+            self._worker_group.stop()
+            raise
 
     # Default arguments, because the names of this module may be gone before the pool when the program ends.
     def __del__(self, warn: Any = warnings.warn) -> None:
@@ -710,21 +715,23 @@ class Pool(_StandardPool):
         )
 
 
+@_interrupts.promptly
 def _end(worker_group: WorkerGroup, dispatcher: Dispatcher) -> None:
     """End the workers of a pool at its collection, its termination, or the end of the program."""
-    if worker_group.owner != os.getpid():
-        return
-    if _multiprocess.util.is_exiting():
-        dispatcher.end_with_program()
-    if not dispatcher.is_idle():
-        # A thread may be driving the pool and must not find its channels closed.
-        dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
     try:
+        if worker_group.owner != os.getpid():
+            return
+        if _multiprocess.util.is_exiting():
+            dispatcher.end_with_program()
+        if not dispatcher.is_idle():
+            # A thread may be driving the pool and must not find its channels closed.
+            dispatcher.fail_all(PoolClosedError("the program ended before this task was answered"))
         dispatcher.under_lead(worker_group.stop, patience=_PATIENCE_SECONDS)
     except BaseException:
-        # This is the last call. Signal handlers do not run in the new thread, so it cannot be interrupted.
-        with contextlib.suppress(RuntimeError):
-            _thread.start_new_thread(worker_group.stop, ())
+        # This is the last call. Signal handlers run in the main thread only, so the new one cannot be interrupted.
+        if threading.current_thread() is threading.main_thread():
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(_end, (worker_group, dispatcher))
         raise
 
 

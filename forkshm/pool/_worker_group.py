@@ -175,18 +175,11 @@ class WorkerGroup:
             raise
 
     def start_all(self) -> None:
-        """Start the workers. Call it once.
+        """Start the workers. Call it once. After an exception, the caller stops the worker group.
 
         Raises:
-            WorkerStartError: fork(2) failed; the worker group is stopped.
+            WorkerStartError: fork(2) failed.
         """
-        try:
-            self._start_all()
-        except BaseException:
-            self.stop()
-            raise
-
-    def _start_all(self) -> None:
         if self._inner_threads is not None:
             _inner_threads.prepare()
         if (self._start_method or _multiprocess.default_context.get_start_method()) == "fork":

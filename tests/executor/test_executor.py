@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -230,6 +231,33 @@ def test_when_one_of_the_other_workers_cannot_be_started_none_is_left(monkeypatc
                 process.is_alive()
         patch.undo()
         assert executor.submit(f.square, 3).result() == 9
+
+
+def test_a_start_that_fails_ends_the_pool_when_no_other_thread_drives_it(monkeypatch, wait_until):
+    failed = []
+
+    def begin(self, slot, process, start):
+        # As after a signal handler dropped the future of a call, or when other threads wait for futures.
+        executor._work.help()
+        wait_until(lambda: not executor._work._pool._dispatcher._is_lead_free())
+        raise self._cannot_start(OSError(errno.EAGAIN, "Resource temporarily unavailable"), slot)
+
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    with forkshm.Executor(2) as executor:
+        for _ in range(5):
+            with monkeypatch.context() as patch, pytest.raises(forkshm.errors.WorkerStartError):
+                patch.setattr(WorkerGroup, "_begin", begin)
+                executor.submit(f.square, 2)
+        assert executor.submit(f.square, 3).result() == 9
+    assert not failed
+
+
+def test_an_incomplete_future_is_collected_silently(monkeypatch):
+    """A signal handler raised while the future was made."""
+    failed = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    _futures.Future.__new__(_futures.Future)
+    assert not failed
 
 
 class Interrupting:

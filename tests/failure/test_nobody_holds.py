@@ -142,6 +142,25 @@ def test_an_interrupted_call_of_a_dropped_pool_is_abandoned(wait_until):
     wait_until(functools.partial(gone, pids), 10)
 
 
+def test_an_interrupted_finalizer_still_ends_the_workers(monkeypatch, wait_until):
+    pool = forkshm.Pool(1)
+    pids = workers_of(pool)
+    result = pool.apply_async(time.sleep, (60,))
+    dispatcher = type(pool._dispatcher)
+    fail_all = dispatcher.fail_all
+
+    def interrupted(self, error):
+        monkeypatch.setattr(dispatcher, "fail_all", fail_all)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dispatcher, "fail_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool._finalizer()
+    with pytest.raises(forkshm.PoolClosedError):
+        result.get(60)
+    wait_until(functools.partial(gone, pids))
+
+
 def test_results_of_a_terminated_pool_raise():
     pool = forkshm.Pool(1)
     result = pool.apply_async(time.sleep, (60,))

@@ -485,6 +485,22 @@ class JoinableQueue(Queue):
         same(self.queue.qsize(), 0)
 
 
+class JoinablePut(JoinableQueue):
+    """Puts items: an item is counted as unfinished if and only if it can be received."""
+
+    def run(self):
+        for thing in self.things():
+            self.queue.put(thing)
+
+    def check(self):
+        while not self.queue.empty():
+            self.queue.get()
+            self.queue.task_done()
+        self.queue.join()
+        same(self.queue.qsize(), 0)
+        super().run()
+
+
 class FullQueue(_OfChannel):
     """Puts more than fits into the kernel's buffer, which is made small so that few items fill it."""
 

@@ -65,22 +65,24 @@ def test_owners_in_a_process_of_its_own(test):
     assert status == 0, out + errors
 
 
-# Where a second exception comes while the first one is handled: the points of the first, and how many points later.
+# Where a second exception comes while the first one is handled: its class, the points of the first, and how many points
+# later.
 TWICE = [
-    ("PoolMap", 101, 146, 1),
-    ("PoolApplyAsync", 61, 81, 6),
-    ("ExecutorSubmit", 41, 71, 2),
-    ("RegionLocks", 97, 120, 3),
-    ("ClassicLocks", 41, 51, 2),
-    ("ClassicLocks", 203, 217, 1),
-    ("Queue", 175, 195, 1),
-    ("Pipe", 170, 190, 1),
+    ("PoolMap", "exception", 101, 146, 1),
+    ("PoolApplyAsync", "exception", 61, 81, 6),
+    ("ExecutorSubmit", "exception", 41, 71, 2),
+    ("RegionLocks", "exception", 97, 120, 3),
+    ("ClassicLocks", "exception", 41, 51, 2),
+    ("ClassicLocks", "exception", 203, 217, 1),
+    ("Queue", "exception", 175, 195, 1),
+    ("Pipe", "exception", 170, 190, 1),
+    ("JoinablePut", "interrupt", 6, 31, 2),
 ]
 
 
-@pytest.mark.parametrize(("name", "first", "last", "again"), TWICE)
-def test_twice(name, first, last, again):
-    _, tried, bad = program.run(name, "exception", first=first, last=last, again=again)
+@pytest.mark.parametrize(("name", "variant", "first", "last", "again"), TWICE)
+def test_twice(name, variant, first, last, again):
+    _, tried, bad = program.run(name, variant, first=first, last=last, again=again)
     # The number of points depends on the version of Python.
     assert tried > (last - first) // 2, "nothing was interrupted"
     assert not bad, _tell(bad)
