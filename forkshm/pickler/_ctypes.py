@@ -18,7 +18,7 @@ def reduce_ctypes(thing: Any) -> Any:
     Raises:
         ValueError: The object contains pointers.
     """
-    kind = type(thing)
+    kind: Any = type(thing)
     owner = thing
     while owner._b_base_ is not None:
         owner = owner._b_base_

@@ -105,9 +105,11 @@ def without_unpicklable(error: BaseException, dump: Callable[[Any], object]) -> 
     kind = type(error)
     if _has_own_way(kind, _builtin_base(kind)):
         return None
-    parts = reduce_exception(error, None)
-    filling = parts[2] if isinstance(parts, tuple) else (_args_of(error), None, [], [])
-    made_of = parts[1][1] if isinstance(parts, tuple) else _args_of(error)
+    reduced = reduce_exception(error, None)
+    if isinstance(reduced, tuple) and reduced[0] is new_exception:
+        (_, made_of), filling = reduced[1:3]
+    else:  # pickle would do it
+        made_of, filling = _args_of(error), (_args_of(error), None, [], [])
     omitted: list[str] = []
 
     def can_pickle(thing: Any, what: str) -> bool:
@@ -121,8 +123,9 @@ def without_unpicklable(error: BaseException, dump: Callable[[Any], object]) -> 
     def picklable(thing: Any, what: str) -> Any:
         if isinstance(thing, BaseException) and thing is not error:
             return without_unpicklable(thing, dump) or thing
-        if type(thing) in (list, tuple) and any(isinstance(part, BaseException) for part in thing):
-            return type(thing)(picklable(part, what) for part in thing)
+        parts: Any = thing
+        if type(thing) in (list, tuple) and any(isinstance(part, BaseException) for part in parts):
+            return type(thing)(picklable(part, what) for part in parts)
         return thing if can_pickle(thing, what) else safe_repr(thing)
 
     args, made_of = (

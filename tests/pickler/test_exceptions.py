@@ -484,6 +484,32 @@ def test_plain_pickles_are_unchanged():
         pickle.loads(pickle.dumps(TwoArguments(1, 2)))
 
 
+def test_parts_that_cannot_be_pickled_are_left_out_after_tblib_was_installed(run_script):
+    pytest.importorskip("tblib")
+    said = run_script("""
+import threading
+import tblib.pickling_support
+import forkshm
+
+tblib.pickling_support.install()  # registers its way for every exception
+
+class WithLock(Exception):
+    pass
+
+def fail():
+    error = WithLock(3)
+    error.lock = threading.Lock()
+    raise ExceptionGroup("group", [error, KeyError("k")])
+
+with forkshm.Pool(1) as pool:
+    try:
+        pool.apply(fail)
+    except ExceptionGroup as group:
+        print([type(inner).__name__ for inner in group.exceptions], group.exceptions[0].args)
+""")
+    assert said == "['WithLock', 'KeyError'] (3,)\n"
+
+
 @pytest.mark.slow
 def test_exceptions_arrive_unchanged_after_dask_was_imported(run_script):
     pytest.importorskip("distributed")
