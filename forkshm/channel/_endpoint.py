@@ -447,7 +447,9 @@ class Receiver:
                     arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
                 except BlockingIOError:
                     raise
-                except OSError:
+                except OSError as error:
+                    if error.errno is None:  # raised by a signal handler, such as the TimeoutError of an alarm
+                        raise
                     self._fill(arrived, how)
             first = arrived[0]
             if isinstance(first, Received):
@@ -482,7 +484,9 @@ class Receiver:
             arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
         except BlockingIOError:
             raise
-        except ConnectionResetError:
+        except ConnectionResetError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
             # The other end was closed before it had read all our messages. The kernel reports this once, before the
             # messages that the other end had sent.
             self._fill(arrived, how)

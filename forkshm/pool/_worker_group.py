@@ -89,7 +89,10 @@ def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHand
     while alive and (left := deadline - time.monotonic()) > 0:
         try:
             ended = poll.poll(math.ceil(left * 1000))
-        except OSError:  # ENOMEM: memory may be available in a moment
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
+            # ENOMEM: memory may be available in a moment.
             time.sleep(min(left, _LOOK_SECONDS))
             continue
         for sentinel, _ in ended:

@@ -491,7 +491,7 @@ import threading
 import tblib.pickling_support
 import forkshm
 
-tblib.pickling_support.install()  # registers its way for every exception
+tblib.pickling_support.install()  # registers a reducer for every exception
 
 class WithLock(Exception):
     pass
