@@ -20,10 +20,12 @@ class Pair:
     name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any] | None
-    # Unit of the values that the calls return, if not the time is measured.
+    # Unit of the time, "ms" or "us", or of the values that the calls return.
     unit: str = "ms"
     # Number of operations in a call.
     per: int = 1
+    # Largest ratio that is accepted.
+    bound: float = 1
 
 
 def check(happened: object) -> None:
@@ -35,11 +37,13 @@ def measure(pair: Pair, call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     answer = call()
     taken = (time.perf_counter() - began) * 1e3
+    if pair.unit == "us":
+        return taken * 1e3
     return taken if pair.unit == "ms" else float(answer)
 
 
 def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:
-    """Measure and print each pair; return 1 as an exit code if forkshm was slower in a row.
+    """Measure and print each pair; return 1 as an exit code if forkshm missed the bound of a row.
 
     The two sides take turns, and alternate in beginning a round. The result is the median of the rounds' ratios,
     because other load on the machine affects both sides of a round.
@@ -61,8 +65,8 @@ def compare(pairs: Iterable[Pair], peer: str, rounds: int) -> int:
             print(f"{pair.name:46} {mine:8.3f} {pair.unit} {'missing':>11}", flush=True)
             continue
         ratio = statistics.median(one / other for one, other in zip(ours[1:], theirs[1:], strict=True))
-        slower += ratio > 1
-        verdict = "ok" if ratio <= 1 else "SLOWER"
+        slower += ratio > pair.bound
+        verdict = "ok" if ratio <= pair.bound else "SLOWER" if pair.bound == 1 else f"MISSED, bound {pair.bound:g}"
         print(
             f"{pair.name:46} {mine:8.3f} {pair.unit} {statistics.median(theirs[1:]):8.3f} {pair.unit} {ratio:6.2f}x  "
             f"{verdict}",

@@ -350,6 +350,14 @@ def test_a_team_is_measured_beside_pymp_or_alone():
     assert all(line.endswith(("ok", "SLOWER", "missing")) for line in rows)
 
 
+@pytest.mark.usefixtures("room_for_peers")
+def test_the_classic_names_are_measured_beside_those_of_multiprocessing():
+    done = run(BENCHMARKS / "classic.py", "--quick", "--rounds", 1)
+    assert done.returncode in (0, 1), done.stderr  # times are not checked
+    rows = [line for line in done.stdout.splitlines() if " us " in line]
+    assert len(rows) == 12, done.stdout + done.stderr
+
+
 def test_the_interfaces_are_measured_beside_their_peers():
     done = run(BENCHMARKS / "interfaces.py", "--rounds", 1, "--scale", 0.01)
     assert done.returncode in (0, 1), done.stderr  # times are not checked

@@ -516,7 +516,7 @@ def _query_map(address: int) -> MappedFile | None:
         _MAP_QUERY.pack(_MAP_QUERY.size, 0, address, *[0] * 6, 0, 0, _LONGEST_PATH, 0, _memory.address_of(name), 0)
     )
     try:
-        with open("/proc/self/maps", "rb", buffering=0) as maps:
+        with io.FileIO("/proc/self/maps") as maps:
             fcntl.ioctl(maps, _PROCMAP_QUERY, query)
     except OSError as error:
         if error.errno == errno.ENOTTY:

@@ -10,7 +10,7 @@ from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
-from forkshm.pickler._files import NamedMapping, Snapshot, can_be_sent, find_named
+from forkshm.pickler._files import NamedMapping, SendableMapping, Snapshot, find_named, sendable
 from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._names import (
@@ -91,9 +91,9 @@ __all__ += [
     "NamedMapping",
     "Passage",
     "ReceivedFd",
+    "SendableMapping",
     "Snapshot",
     "attribute_of",
-    "can_be_sent",
     "find_named",
     "is_of_unimported_module",
     "name_of",
@@ -106,6 +106,7 @@ __all__ += [
     "register_plain",
     "register_simple",
     "send_region",
+    "sendable",
     "take_region",
     "with_slots",
 ]

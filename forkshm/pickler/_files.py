@@ -2,6 +2,9 @@
 
 A shared mapping shares the file. A private one is sent as the file and a copy of the pages that were written.
 
+To find the file takes a dozen system calls. So a mapping is looked up once for each pickle: the pickle refers to the
+`SendableMapping` that the lookup returns, however many arrays are views of the mapping.
+
 Only Linux reports which file is mapped at an address. Elsewhere a library has to provide the file's name; see
 `find_named`.
 """
@@ -14,6 +17,7 @@ import mmap
 import os
 import pickle
 import stat
+import weakref
 from typing import Any, NamedTuple
 
 from forkshm.backend import kernel
@@ -22,52 +26,91 @@ from forkshm.errors import RegionGoneError
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_family, register_simple
 
-__all__ = ("NamedMapping", "Snapshot", "can_be_sent", "find_named", "reduce_mmap")
+__all__ = ("NamedMapping", "SendableMapping", "Snapshot", "find_named", "reduce_mmap", "sendable")
 
 
-def _extent_of(mapping: mmap.mmap) -> FileExtent | None:
-    return file_at(kernel.address_of(mapping), len(mapping))
+class SendableMapping:
+    """A mapping whose file was found, and is open to be sent."""
+
+    __slots__ = ("__weakref__", "address", "extent", "handle", "mapping")
+
+    def __init__(self, mapping: mmap.mmap, address: int, extent: FileExtent) -> None:
+        self.mapping = mapping
+        self.address = address
+        self.extent = extent._replace(fd=-1)
+        self.handle = Handle(extent.fd)
 
 
-def can_be_sent(mapping: mmap.mmap) -> bool:
-    """Return whether a mapping can be sent as such; without a file, its content is copied.
+# Those that a pickle in the making refers to, by the id of the mapping.
+_sendable: weakref.WeakValueDictionary[int, SendableMapping] = weakref.WeakValueDictionary()
+
+
+def sendable(mapping: mmap.mmap) -> SendableMapping | None:
+    """Return what to put into a pickle for a mapping, or None if it can be sent only by its content.
 
     Raises:
         RegionGoneError: The file was truncated below the mapping.
     """
-    extent = _extent_of(mapping)
-    if extent is not None:
+    known = _sendable.get(id(mapping))
+    if known is not None:
+        return known
+    address = kernel.address_of(mapping)
+    extent = file_at(address, len(mapping))
+    if extent is None:
+        return None
+    try:
+        found = SendableMapping(mapping, address, extent)
+    finally:
         kernel.close(extent.fd)
-    return extent is not None
+    _sendable[id(mapping)] = found
+    return found
 
 
 class Snapshot:
     """A mapping to send for a read-only view: the receiver may write to its copy, which nobody else sees."""
 
-    __slots__ = ("mapping",)
+    __slots__ = ("found",)
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self.mapping = mapping
+    def __init__(self, found: SendableMapping) -> None:
+        self.found = found
 
 
-def reduce_mmap(mapping: mmap.mmap, *, as_copy: bool = False) -> Any:
+def _same(mapping: mmap.mmap) -> mmap.mmap:
+    return mapping
+
+
+def reduce_mmap(mapping: mmap.mmap) -> Any:
     """Send a mapping of a file.
 
     Raises:
         TypeError: It is not a mapping of a file, or the file cannot be opened.
         RegionGoneError: The file was truncated below the mapping.
     """
-    extent = _extent_of(mapping)
-    if extent is None:
+    return _same, (_needed(mapping),)
+
+
+def _needed(mapping: mmap.mmap) -> SendableMapping:
+    found = sendable(mapping)
+    if found is None:
         raise TypeError(
             f"cannot pickle an mmap.mmap of {len(mapping):,} bytes: it is not a mapping of a file that can be opened; "
             "use forkshm.anonymous_shared_memory, which can be sent, or send bytes(mapping)"
         )
-    try:
-        handle = Handle(extent.fd)
-    finally:
-        kernel.close(extent.fd)
-    address, length = kernel.address_of(mapping), len(mapping)
+    return found
+
+
+def _reduce_sendable(found: SendableMapping) -> Any:
+    return _reduced(found, found.handle)
+
+
+def _reduce_snapshot(snapshot: Snapshot) -> Any:
+    found = snapshot.found
+    return _reduced(found, Handle(found.handle.fd), as_copy=True)
+
+
+def _reduced(found: SendableMapping, handle: Handle, *, as_copy: bool = False) -> tuple[Any, tuple[Any, ...]]:
+    mapping, address, extent = found.mapping, found.address, found.extent
+    length = len(mapping)
     own: list[tuple[int, bytes]] = []
     access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ
     if extent.writable and not extent.shared:
@@ -92,7 +135,7 @@ def reduce_subclass(mapping: mmap.mmap) -> Any:
     kind: Any = type(mapping)
     if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
         return NotImplemented
-    rebuild, arguments = reduce_mmap(mapping)
+    rebuild, arguments = _reduce_sendable(_needed(mapping))
     return rebuild, (*arguments, kind), getattr(mapping, "__dict__", None) or None
 
 
@@ -212,8 +255,9 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 if kernel.name == "linux":
     register(mmap.mmap, reduce_mmap)
     register_family(mmap.mmap, reduce_subclass)
-    register(Snapshot, lambda snapshot: reduce_mmap(snapshot.mapping, as_copy=True))
-    register_simple(mmap.mmap, Snapshot)
+    register(SendableMapping, _reduce_sendable)
+    register(Snapshot, _reduce_snapshot)
+    register_simple(mmap.mmap, SendableMapping, Snapshot)
 else:
     register(NamedMapping, reduce_named)
     register_simple(NamedMapping)

@@ -415,3 +415,42 @@ def test_nothing_stays_open(cross, path):
 class Raising:
     def __reduce__(self):
         return 1 / 0
+
+
+@pytest.fixture
+def lookups(monkeypatch):
+    """The addresses that the kernel was asked about."""
+    asked = []
+    look_up = kernel.mapped_file
+
+    def noted(address, *args):
+        asked.append(address)
+        return look_up(address, *args)
+
+    monkeypatch.setattr(kernel, "mapped_file", noted)
+    return asked
+
+
+def test_views_of_a_mapping_need_one_lookup_and_arrive_over_one_mapping(path, lookups):
+    memmap = np.memmap(path, dtype=float, mode="r+")
+    sent = [memmap._mmap, memmap, memmap[1000:], np.asarray(memmap)[::2], {"again": memmap.reshape(100, -1)}]
+    before = open_fds()
+    receiving, sending = forkshm.Pipe(duplex=False)
+    with receiving, sending:
+        sending.send(sent)
+        mapping, *arrays, by_name = receiving.recv()
+    assert len(lookups) == 1
+    by_name["again"][50, 0] = -1.0
+    assert arrays[0][50_000] == arrays[1][49_000] == arrays[2][25_000] == -1.0
+    assert np.frombuffer(mapping)[50_000] == -1.0
+    del mapping, arrays, by_name
+    assert open_fds() == before
+
+
+def test_a_mapping_is_looked_up_again_for_the_next_pickle(path, lookups):
+    memmap = np.memmap(path, dtype=float, mode="r")
+    pack(memmap).close()
+    os.truncate(path, 4096)
+    with pytest.raises(forkshm.RegionGoneError, match="cut to 4,096 bytes"):
+        pack(memmap)
+    assert len(lookups) == 2

@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 
 from forkshm.backend import kernel
-from forkshm.pickler import (
-    NamedMapping,
-    Snapshot,
-    can_be_sent,
-    find_named,
-)
+from forkshm.pickler import NamedMapping, SendableMapping, Snapshot, find_named, sendable
 
 __all__ = (
     "MUST_BE_NAMED",
     "is_over_file",
-    "mmap_of",
+    "mapping_of",
     "named_of",
     "over_mmap",
+    "over_named",
     "rebuild_memmap",
     "rebuild_over_mmap",
     "reduce_memmap",
@@ -34,14 +30,14 @@ __all__ = (
 MUST_BE_NAMED = kernel.name == "posix"
 
 
-def mmap_of(array: np.ndarray[Any, Any]) -> mmap.mmap | None:
+def mapping_of(array: np.ndarray[Any, Any]) -> SendableMapping | None:
     """Return the file mapping that an array is a view of, or None if it cannot be sent."""
     origin: Any = array.base
     while isinstance(origin, np.ndarray):
         origin = origin.base
     if type(origin) is memoryview:
         origin = origin.obj
-    return origin if type(origin) is mmap.mmap and can_be_sent(origin) else None
+    return sendable(origin) if type(origin) is mmap.mmap else None
 
 
 def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
@@ -72,11 +68,24 @@ def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, 
     return None if named is None else (mapping, named)
 
 
-def over_mmap(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping | None = None) -> Any:
+def over_mmap(array: np.ndarray[Any, Any], found: SendableMapping) -> Any:
     """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
-    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
-    of = named or (mapping if array.flags.writeable else Snapshot(mapping))
-    return rebuild_over_mmap, (of, array.dtype, array.shape, array.strides, where)
+    return _over(array, found.address, found if array.flags.writeable else Snapshot(found))
+
+
+def over_named(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping) -> Any:
+    """Reduce a view of a file that is known by its name."""
+    return _over(array, kernel.address_of(mapping), named)
+
+
+def _over(array: np.ndarray[Any, Any], start: int, sent: Any) -> Any:
+    where = array.__array_interface__["data"][0] - start
+    return rebuild_over_mmap, (sent, _short(array.dtype), array.shape, array.strides, where)
+
+
+def _short(dtype: np.dtype[Any]) -> Any:
+    # Pickling a dtype takes ten times as long as pickling its name.
+    return dtype.str if dtype.isbuiltin == 1 else dtype
 
 
 def rebuild_over_mmap(
@@ -90,18 +99,19 @@ def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
     """Reduce a memmap, or a part of one, to a memmap of the same file."""
     if not array.nbytes:
         return NotImplemented
-    mapping = mmap_of(array)
-    of: Any = mapping
-    if mapping is None:
-        found = named_of(array, as_copy=False) if MUST_BE_NAMED else None
-        if found is None:
+    sent: Any = mapping_of(array)
+    if sent is not None:
+        start = sent.address
+    else:
+        named = named_of(array, as_copy=False) if MUST_BE_NAMED else None
+        if named is None:
             return NotImplemented
-        mapping, of = found
-    where = array.__array_interface__["data"][0] - kernel.address_of(mapping)
+        start, sent = kernel.address_of(named[0]), named[1]
+    where = array.__array_interface__["data"][0] - start
     of_file: Any = array
     state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
-    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
-    return rebuild_memmap, (of, *layout, state)
+    layout = _short(array.dtype), array.shape, array.strides, where, array.flags.writeable
+    return rebuild_memmap, (sent, *layout, state)
 
 
 def rebuild_memmap(
@@ -126,6 +136,6 @@ def is_over_file(array: np.ndarray[Any, Any]) -> bool:
     """Return whether the plain view of an array crosses as a mapping of a file."""
     if array.base is None or not array.nbytes:
         return False
-    if mmap_of(array) is not None:
+    if mapping_of(array) is not None:
         return True
     return MUST_BE_NAMED and named_of(array, as_copy=not array.flags.writeable) is not None

@@ -18,7 +18,7 @@ try:
 except ImportError:  # before NumPy 2
     from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
 from forkshm.integrations.numpy._array import SharedArray, as_plain
-from forkshm.integrations.numpy._files import MUST_BE_NAMED, mmap_of, named_of, over_mmap
+from forkshm.integrations.numpy._files import MUST_BE_NAMED, mapping_of, named_of, over_mmap, over_named
 
 __all__ = (
     "is_shared",
@@ -43,12 +43,12 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
     base: Any = None if is_shared_type else array.base
     if base is not None and (type(base) is not np.ndarray or base.base is not None):
         # Not the usual view of an array that owns its memory.
-        if (mapping := mmap_of(array)) is not None and array.nbytes:
-            return _apart(array, over_mmap(array, mapping))
+        if (mapped := mapping_of(array)) is not None and array.nbytes:
+            return _apart(array, over_mmap(array, mapped))
         if MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND:
             found = named_of(array, as_copy=not array.flags.writeable)
             if found is not None:
-                return _apart(array, over_mmap(array, *found))
+                return _apart(array, over_named(array, *found))
     flags = array.flags
     contiguous = flags.forc
     dtype = array.dtype
