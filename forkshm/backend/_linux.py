@@ -572,10 +572,30 @@ def _uid_of_peer(end: socket.socket) -> int:
     return uid
 
 
+_SO_COOKIE = 57
+
+
 class _End(MessageEnd):
     """An end of a channel."""
 
     backend: LinuxBackend
+    # The kernel's number of this socket, once it was asked for; see SO_COOKIE in socket(7).
+    _cookie = b""
+
+    def is_intact(self) -> bool:
+        # Takes half the time of fstat(2).
+        try:
+            cookie = self.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
+            return False
+        if self._cookie:
+            return cookie == self._cookie
+        is_intact = super().is_intact()
+        if is_intact:
+            self._cookie = cookie
+        return is_intact
 
     def dup(self) -> _End:
         fds = [self.backend.duplicate(self.fileno())]

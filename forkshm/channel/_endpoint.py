@@ -69,6 +69,10 @@ _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 _PATIENCE = 10.0
 _PAUSE = 0.001
 
+# Seconds for which the fd of an end counts as checked. A check takes a microsecond.
+_CHECKED_FOR = 50e-6
+_now = time.perf_counter
+
 # A message must not be empty.
 _CARRIER_ITEM = b"fds"
 
@@ -179,6 +183,7 @@ class Sender:
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
+        self._checked_until = 0.0
         _ends.add(self)
         if _leaks.is_on:
             _leaks.made(self, "channel end")
@@ -212,6 +217,8 @@ class Sender:
                 ``ETOOMANYREFS``: too many fds of this user are in flight, and waiting did not help. ``EMSGSIZE``:
                 *data* is larger than ``net.core.wmem_max`` allows.
         """
+        if _now() > self._checked_until:
+            self._check_again()
         if fds:
             return self._send_with_fds(data, fds, sent, wait=wait)
         flags = 0 if wait else _DONTWAIT
@@ -292,7 +299,14 @@ class Sender:
 
         A caller can combine it with another C call, so that no signal handler runs between the two.
         """
+        if _now() > self._checked_until:
+            self._check_again()
         return self._socket.send, data, _DONTWAIT
+
+    def _check_again(self) -> None:
+        # The number may belong to a socket of the program by now, which would get the message.
+        _check(self._socket, "send")
+        self._checked_until = _now() + _CHECKED_FOR
 
     def duplicate(self) -> Sender:
         """Return the same end under another fd."""
@@ -329,6 +343,7 @@ class Receiver:
 
     def __init__(self, end: MessageSocket) -> None:
         self._socket = end
+        self._checked_until = 0.0
         # Messages that were received but not read completely: as the kernel returned them, or `Received`.
         self.inbox: collections.deque[Any] = collections.deque()
         _ends.add(self)
@@ -431,6 +446,8 @@ class Receiver:
 
     def receiving(self) -> Iterator[Any]:
         """Return an iterator that receives a message as the kernel returns it, or raises if there is none."""
+        if _now() > self._checked_until:
+            self._check_again()
         return map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, _HOW)
 
     def take(self, how: int = _RECEIVE) -> Received | None:
@@ -442,6 +459,8 @@ class Receiver:
                 with contextlib.suppress(IndexError):  # another thread was faster
                     arrived.extend(itertools.starmap(inbox.popleft, _ONCE))
             if not arrived:
+                if _now() > self._checked_until:
+                    self._check_again()
                 try:
                     # As in `_fill`.
                     arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
@@ -477,7 +496,14 @@ class Receiver:
         else:
             self.inbox.appendleft(received)
 
+    def _check_again(self) -> None:
+        # The number may belong to a socket of the program by now, which would lose a message.
+        _check(self._socket, "receive")
+        self._checked_until = _now() + _CHECKED_FOR
+
     def _fill(self, arrived: list[Any] | collections.deque[Any], how: int) -> None:
+        if _now() > self._checked_until:
+            self._check_again()
         try:
             # CLOEXEC is set by the same call. Otherwise another thread might start a program in between, which would
             # inherit the fd. One C call receives and stores the message, so that no signal handler runs in between.

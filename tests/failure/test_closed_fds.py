@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 pytestmark = [
@@ -216,6 +218,7 @@ def supervised(context):
 
 MAIN = """
 files = []
+sockets = []
 
 def close_all():
     os.closerange(3, 1024)
@@ -223,8 +226,15 @@ def close_all():
         if KIND == "files":
             fds = [tempfile.mkstemp(dir=folder.name)[0]]
             os.write(fds[0], b"mine")
-        else:
+        elif KIND == "pipes":
             fds = os.pipe()
+        else:
+            pair = socket.socketpair(socket.AF_UNIX, KIND)
+            for end, other in (pair, pair[::-1]):
+                other.sendall(b"mine")
+                end.setblocking(False)
+            sockets.extend(pair)
+            fds = [end.fileno() for end in pair]
         files.extend((fd, os.fstat(fd).st_ino) for fd in fds)
 
 def check():
@@ -232,6 +242,8 @@ def check():
         assert os.fstat(fd).st_ino == inode, "a file was closed"
         if KIND == "files":
             assert os.pread(fd, 10, 0) == b"mine" and os.lseek(fd, 0, 1) == 4, "a file was used"
+    for end in sockets:
+        assert end.recv(1000, socket.MSG_PEEK) == b"mine", "a socket was used"
 
 def tell(error):
     text = str(error)
@@ -263,16 +275,24 @@ if __name__ == "__main__":
     print("done")
 """
 
+# What the program opens after it has closed everything; for sockets, their type.
+KINDS = {
+    "closed": "",
+    "files": "files",
+    "pipes": "pipes",
+    "packets": int(socket.SOCK_SEQPACKET),
+    "streams": int(socket.SOCK_STREAM),
+}
 NAMES = [line[4:].partition("(")[0] for line in OBJECTS.splitlines() if line.endswith("(context):")]
 
 
-@pytest.mark.parametrize("kind", ["", "files", "pipes"], ids=["closed", "files", "pipes"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_object_whose_fds_were_closed_goes_on_or_says_so_and_uses_no_other_file(run_script, name, kind):
     assert run_script(OBJECTS + MAIN.replace("KIND", repr(kind)), name, "fork") == "done\n"
 
 
-@pytest.mark.parametrize("kind", ["", "files", "pipes"], ids=["closed", "files", "pipes"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.parametrize("name", ["pool", "executor", "process"])
 def test_a_process_that_was_not_forked_and_its_pool_end_without_their_fds(run_script, name, method, kind):
