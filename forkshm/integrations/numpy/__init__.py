@@ -21,7 +21,7 @@ from forkshm.integrations.numpy._create import (
     zeros,
     zeros_like,
 )
-from forkshm.integrations.numpy._files import rebuild_memmap, rebuild_over_mmap, reduce_memmap
+from forkshm.integrations.numpy._files import is_simple_memmap, rebuild_memmap, rebuild_over_mmap, reduce_memmap
 from forkshm.integrations.numpy._foreign import rebuild_foreign_array, reduce_foreign_array
 from forkshm.integrations.numpy._send import (
     is_shared,
@@ -85,5 +85,6 @@ register_plain(
 # The memory of a shared array, and of views of it, is found by its address.
 register_simple(SharedArray, own_bytes=lambda array: 0 if array.base is not None else -1)
 register_simple(np.ndarray, when=is_simple, own_bytes=lambda array: array.nbytes if array.base is None else -1)
+register_simple(np.memmap, when=is_simple_memmap)
 # Registers how containers of arrays are sent, after the arrays themselves.
 importlib.import_module("forkshm.integrations.numpy._bundles")

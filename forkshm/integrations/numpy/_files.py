@@ -14,6 +14,7 @@ from forkshm.pickler import NamedMapping, SendableMapping, Snapshot, find_named,
 __all__ = (
     "MUST_BE_NAMED",
     "is_over_file",
+    "is_simple_memmap",
     "mapping_of",
     "named_of",
     "over_mmap",
@@ -98,20 +99,25 @@ def rebuild_over_mmap(
 def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
     """Reduce a memmap, or a part of one, to a memmap of the same file."""
     if not array.nbytes:
-        return NotImplemented
+        return array.__reduce_ex__(4)
     sent: Any = mapping_of(array)
     if sent is not None:
         start = sent.address
     else:
         named = named_of(array, as_copy=False) if MUST_BE_NAMED else None
         if named is None:
-            return NotImplemented
+            return array.__reduce_ex__(4)
         start, sent = kernel.address_of(named[0]), named[1]
     where = array.__array_interface__["data"][0] - start
     of_file: Any = array
     state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
     layout = _short(array.dtype), array.shape, array.strides, where, array.flags.writeable
     return rebuild_memmap, (sent, *layout, state)
+
+
+def is_simple_memmap(array: np.memmap[Any, Any]) -> bool:
+    """Return whether a memmap holds numbers, and has a file with a name."""
+    return array.dtype.isbuiltin == 1 and not array.dtype.hasobject and type(getattr(array, "filename", None)) is str
 
 
 def rebuild_memmap(
