@@ -87,10 +87,8 @@ def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str], by_name: b
     code: types.CodeType = make(*args)
     name = code.co_filename
     entry = sum(map(len, source)), None, source, name
-    if by_name:
-        linecache.cache[name] = entry
-    else:
-        vars(linecache).setdefault("_interactive_cache", {})[_key_of(code)] = entry
+    cache: Any = linecache.cache if by_name else getattr(linecache, "_interactive_cache", {})
+    cache[name if by_name else _key_of(code)] = entry
     return code
 
 

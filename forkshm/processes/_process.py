@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, OwnedFd, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
+from forkshm.errors import (
+    NO_MAIN_GUARD,
+    ChannelBrokenError,
+    NotPicklableError,
+    UnsupportedError,
+    about_main_guard,
+    refuse_if_green,
+)
 from forkshm.pickler import explain, importable_after_import, pack
 from forkshm.processes import _breakpoint
 from forkshm.processes._before_main import Name
@@ -277,6 +284,8 @@ def _correct_main() -> None:
 
 
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
+    if not _multiprocess.reduction.HAVE_SEND_HANDLE:  # eventlet was there first
+        refuse_if_green("a process that is not forked")
     _correct_main()
     refuse_while_main_is_imported()
     if _system.CAN_FORK:
