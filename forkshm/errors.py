@@ -15,6 +15,7 @@ import signal as _signal
 import traceback
 from typing import Any
 
+from forkshm import _system
 from forkshm._multiprocess import BufferTooShort as _MultiprocessBufferTooShort
 from forkshm._multiprocess import TimeoutError as _MultiprocessTimeoutError
 
@@ -512,6 +513,17 @@ _set_context: Any = vars(BaseException)["__context__"].__set__
 def set_cause(error: BaseException, cause: BaseException | None) -> None:
     """Set ``__cause__`` of any exception."""
     _set_cause(error, cause)
+
+
+def refuse_if_green(what: str) -> None:
+    """Raise UnsupportedError if gevent or eventlet has replaced the blocking functions of this process."""
+    if (library := _system.greened_by()) is not None:
+        raise UnsupportedError(
+            f"{what} cannot run here: {library} has replaced the blocking functions of this process, and waiting for "
+            f"another process would stop all of its tasks. Use it in a process where {library} has patched nothing, "
+            "or do not patch select and thread.",
+            capability="blocking calls",
+        )
 
 
 def set_context(error: BaseException, context: BaseException | None) -> None:

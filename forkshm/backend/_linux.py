@@ -27,7 +27,8 @@ from forkshm.backend._interface import Access, Advice, HasFileno, Identity, Mapp
 
 assert sys.platform == "linux"  # type checkers leave out the rest on other systems
 
-from forkshm.backend._unix import FLAGS, MessageEnd, Unix, accepted, seek_noted  # noqa: E402 - after the platform check
+from forkshm.backend._green import Socket, close, new_poll  # noqa: E402 - after the platform check
+from forkshm.backend._unix import FLAGS, MessageEnd, Unix, accepted, seek_noted  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -91,7 +92,7 @@ class LinuxBackend(Unix):
     locks = _syscalls
     _device_of_memfds = -1
 
-    close = staticmethod(os.close)  # pyright: ignore[reportAssignmentType] - no frame in which a handler could run
+    close = staticmethod(close)  # pyright: ignore[reportAssignmentType] - no frame in which a handler could run
 
     @_interrupts.promptly
     def close_all(self, fds: list[int]) -> None:
@@ -377,12 +378,12 @@ class LinuxBackend(Unix):
         return end
 
     def wait_readable(self, end: HasFileno, seconds: float | None) -> bool:
-        poll = select.poll()
+        poll = new_poll()
         poll.register(end.fileno(), select.POLLIN)
         return bool(poll.poll(None if seconds is None else math.ceil(max(seconds, 0.0) * 1000)))
 
     def has_ended(self, receiver: MessageSocket) -> bool:
-        ends = select.poll()
+        ends = new_poll()
         ends.register(receiver, select.POLLRDHUP)
         return bool(ends.poll(0))
 
@@ -612,7 +613,7 @@ class _Callee:
 
     def __init__(self, backend: LinuxBackend, address: str | None, backlog: int) -> None:
         self._backend = backend
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(None)
             self.address = address or f"\0forkshm-{secrets.token_hex(16)}"

@@ -25,6 +25,8 @@ from forkshm.backend._interface import UNKNOWN, Access
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
+from forkshm.backend._green import Socket, new_poll  # noqa: E402 - after the platform check
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -47,7 +49,7 @@ def seek_noted(noted: list[int], counter: int, change: int) -> int:
     return next(zip(moved, map(noted.pop, (-1,)), strict=False))[0]
 
 
-class MessageEnd(socket.socket):
+class MessageEnd(Socket):
     """An end of a channel, which closes its fd only while the fd refers to it.
 
     A program may close fds that it did not open, and the numbers then belong to its own files.
@@ -88,7 +90,7 @@ class MessageEnd(socket.socket):
 def adopted(fd: int) -> socket.socket:
     """Return the socket of an fd, which waits without a time limit; take over the fd unless this raises."""
     # Made in two steps, so that the caller keeps the fd if a signal handler raises in between.
-    end = socket.socket.__new__(socket.socket)
+    end = Socket.__new__(Socket)
     try:
         end.__init__(fileno=fd)  # type: ignore[misc]
         end.settimeout(None)  # overrides socket.setdefaulttimeout()
@@ -330,7 +332,7 @@ class Unix(Addresses):
         return _memory.global_int(path, name)
 
     def wait_writable(self, end: HasFileno, seconds: float) -> bool:
-        poll = select.poll()
+        poll = new_poll()
         poll.register(end.fileno(), select.POLLOUT)
         return bool(poll.poll(seconds * 1000))
 
@@ -365,7 +367,7 @@ class Unix(Addresses):
             return False
 
     def poller(self) -> Poller:
-        return select.poll()
+        return new_poll()
 
     def _pipe(self) -> tuple[int, int]:
         made: list[tuple[int, int]] = []
@@ -397,7 +399,7 @@ class Unix(Addresses):
 
     def wait_for_wakeup(self, wakeup: int, seconds: float | None = None) -> bool | None:
         if seconds is not None:
-            waiting = select.poll()
+            waiting = new_poll()
             waiting.register(wakeup, select.POLLIN)
             if not waiting.poll(seconds * 1000):
                 return None

@@ -15,7 +15,7 @@ from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection
 from forkshm.channel._endpoint import OwnedFd, PrivateFd
-from forkshm.errors import ChannelClosedError
+from forkshm.errors import ChannelClosedError, refuse_if_green
 from forkshm.pickler import Handle, ReceivedFd, register
 
 if TYPE_CHECKING:
@@ -218,10 +218,12 @@ class BaseManager(_multiprocess.managers.BaseManager):
         Raises:
             TypeError: *initializer* cannot be called.
             OSError: The kernel refused the process.
+            UnsupportedError: gevent or eventlet has replaced the blocking functions of this process.
             EOFError: The process ended before it could be called, for example because *initializer* raised.
         """
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        refuse_if_green("a manager")
         lifeline, read_end = PrivateFd(), _Lifeline()
         # No call between the creation of the fds and these stores.
         read_end.fd, lifeline.fd = kernel.create_lifeline()

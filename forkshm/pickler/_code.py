@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import operator
+import os.path
 import sys
 import types
 import typing
@@ -47,23 +49,46 @@ def global_names(function: types.FunctionType) -> list[str]:
     return list(_cloudpickle._extract_code_globals(function.__code__))
 
 
+def _lines_of_name(name: str) -> list[str]:
+    """Return the source of a file that does not exist, such as a notebook's cell or a module in an archive."""
+    if os.path.exists(name):
+        return []  # the receiver reads it
+    main = getattr(sys.modules.get("__main__"), "__dict__", {})
+    # A loader may refuse the source with any exception.
+    with contextlib.suppress(Exception):
+        return linecache.getlines(name, main if main.get("__file__") == name else None)
+    return []
+
+
+def _lines_of_code(code: types.CodeType) -> list[str]:
+    """Return the source of code that shares its file's name with other code: of ``python -c``, from Python 3.14 on."""
+    entry: Any = getattr(linecache, "_interactive_cache", {}).get(_key_of(code))
+    return [] if entry is None else entry[2]
+
+
+def _key_of(code: types.CodeType) -> Any:
+    # That of the module linecache.
+    return code.co_filename, code.co_qualname, code.co_firstlineno
+
+
 def reduce_code(code: types.CodeType) -> Any:
     """Send code with the name of its file, and with its source if there is no such file."""
     make, args = _reduce_code(code)
     named = tuple(code.co_filename if part == _NO_FILE else part for part in args)
-    source = linecache.cache.get(code.co_filename)
-    # An entry for a file has a modification time, and the receiver reads the file. An entry of a loader is a function
-    # that is called when the source is needed.
-    if source is None or len(source) != 4 or source[1] is not None or source[0] > _LONGEST_SOURCE:
+    by_name = _lines_of_name(code.co_filename)
+    source = by_name or _lines_of_code(code)
+    if not source or sum(map(len, source)) > _LONGEST_SOURCE:
         return make, named
-    return rebuild_code, (make, named, source[2])
+    return rebuild_code, (make, named, source, bool(by_name))
 
 
-def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str]) -> types.CodeType:
+def rebuild_code(make: Any, args: tuple[Any, ...], source: list[str], by_name: bool) -> types.CodeType:
     """Return the code that arrived, and make its source available to tracebacks."""
     code: types.CodeType = make(*args)
     name = code.co_filename
-    linecache.cache[name] = sum(map(len, source)), None, source, name
+    entry = sum(map(len, source)), None, source, name
+    cache: Any = linecache.cache if by_name else getattr(linecache, "_interactive_cache", {})
+    cache[name if by_name else _key_of(code)] = entry
     return code
 
 

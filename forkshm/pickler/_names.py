@@ -152,7 +152,8 @@ def importable_after_import() -> ImportableNames:
     if main is None or path is None or hasattr(sys, "ps1"):
         return NO_NAMES
     # multiprocess does not import the __main__.py of a package, a directory or a zip archive either.
-    name = getattr(main.__spec__, "name", None) or ""
+    # A program that pdb runs has no __spec__.
+    name = getattr(getattr(main, "__spec__", None), "name", None) or ""
     if name == "__main__" or name.endswith(".__main__"):
         return NO_NAMES
     names = _defined_in(path)

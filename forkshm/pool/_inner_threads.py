@@ -16,7 +16,7 @@ from typing import Any
 
 from forkshm.backend import kernel
 
-__all__ = ("VARIABLES", "limit", "prepare", "share", "variables")
+__all__ = ("VARIABLES", "limit", "prepare", "set_by_user", "share", "variables")
 
 VARIABLES = {
     "OMP_NUM_THREADS": "openmp",
@@ -46,6 +46,11 @@ def share(cores: int, workers: int) -> int | None:
     """Return how many threads each of *workers* may use, or None if each may use all *cores*."""
     each = max(1, cores // workers)
     return None if each >= cores else each
+
+
+def set_by_user() -> dict[str, str]:
+    """Return the environment variables that are set here. A process of the fork server has those of its server."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def variables(count: int, *, is_explicit: bool) -> dict[str, str]:
@@ -82,8 +87,9 @@ def prepare() -> None:
     _modules = len(sys.modules)  # threadpoolctl itself is one
 
 
-def limit(count: int, *, is_explicit: bool) -> None:
+def limit(count: int, *, is_explicit: bool, by_user: dict[str, str]) -> None:
     """Limit the libraries of this worker to this many threads each, but never raise their current default."""
+    os.environ.update(by_user)
     chosen = variables(count, is_explicit=is_explicit)
     if _controller is None:
         prepare()

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import MissingDependencyError, PoolClosedError, UnsupportedError
+from forkshm.errors import MissingDependencyError, PoolClosedError, refuse_if_green
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._dispatch import Dispatcher
@@ -208,13 +208,7 @@ class Pool(_StandardPool):
         inner_threads: int | Literal["share"] | None = "share",
         copy_at_call: bool = False,
     ) -> None:
-        if (library := _system.greened_by()) is not None:
-            raise UnsupportedError(
-                f"a pool cannot run here: {library} has replaced the blocking functions of this process, and "
-                f"waiting for workers would stop all of its tasks. Use the pool in a process where {library} has "
-                "patched nothing, or do not patch select and thread.",
-                capability="blocking calls",
-            )
+        refuse_if_green("a pool")
         if processes is None:
             processes = kernel.default_workers()
         if not hasattr(processes, "__index__"):

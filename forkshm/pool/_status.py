@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,9 @@ _RESULT_BATCH = 16 * 1024
 # Bytes of the records of a trace, for each worker: 16,384 tasks.
 _TRACE_RING = 2 * 2**20
 _TRACE_RING_HEAD = 16
-# If the file size is limited, a trace ring is a multiple of this.
-_SHORTEST_TRACE_RING = 4096
+# If the file size is limited: the shortest trace ring, and the least that a worker has for answers and trace.
+_SHORTEST_TRACE_RING = 1024
+_LEAST_OF_WORKER = 2048
 
 # One answer: number of the task, nanoseconds it took, bytes of the pickle that follows.
 _ANSWER = struct.Struct("<QQI")
@@ -154,24 +156,36 @@ def _file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
 
-def _reserved(result_batches: int, workers: int, trace_ring: int) -> MappedRegion:
-    """Return the memory of a pool. Memory of trace rings is allocated on demand, except for their heads."""
+def _of_worker(size: int) -> tuple[int, int]:
+    """Return the bytes of the result batch and of the trace ring of a worker that has *size* bytes for both."""
+    result_batch = min(_RESULT_BATCH, (size - _SHORTEST_TRACE_RING) // _CLOCK * _CLOCK)
+    return result_batch, size - result_batch
+
+
+def _reserved(fixed: int, workers: int) -> MappedRegion:
+    """Return the memory of a pool: *fixed* bytes, and those of `_of_worker` for each worker.
+
+    Memory of trace rings is allocated on demand, except for their heads.
+    """
+    each = _RESULT_BATCH + _TRACE_RING_HEAD + _TRACE_RING
     try:
-        region = sparse_memory(result_batches + workers * trace_ring)
+        region = sparse_memory(fixed + workers * each)
     except RegionCreateError as error:
-        # The file size may be limited (ulimit -f): use shorter trace rings.
-        left = (_file_limit() - result_batches) // workers // _SHORTEST_TRACE_RING * _SHORTEST_TRACE_RING
-        if error.errno != errno.EFBIG or not 0 < left < trace_ring:
+        if error.errno != errno.EFBIG:
             raise
-        trace_ring = left
-        region = sparse_memory(result_batches + workers * trace_ring)
+        # The file size is limited (ulimit -f). The POSIX backend needs a page for itself.
+        left = (_file_limit() - mmap.PAGESIZE - fixed) // workers // _CLOCK * _CLOCK
+        each = min(each, max(left, _LEAST_OF_WORKER))
+        region = sparse_memory(fixed + workers * each)
+    result_batch, trace_ring = _of_worker(each)
+    rings = fixed + workers * result_batch
     try:
-        kernel.reserve(region.fileno(), 0, result_batches)
+        kernel.reserve(region.fileno(), 0, rings)
         for worker in range(workers):
-            kernel.reserve(region.fileno(), result_batches + worker * trace_ring, _TRACE_RING_HEAD)
+            kernel.reserve(region.fileno(), rings + worker * trace_ring, _TRACE_RING_HEAD)
     except OSError as error:
         region.close()
-        raise map_refused(error, result_batches, Mode.read_write) from error
+        raise map_refused(error, rings, Mode.read_write) from error
     return region
 
 
@@ -184,17 +198,17 @@ class Status:
         clocks = -(-words // _CLOCK) * _CLOCK
         marks = clocks + workers * _CLOCK
         boxes = marks + MARKS * 8
-        result_batches = boxes + workers * _RESULT_BATCH
-        self._region = _reserved(result_batches, workers, _TRACE_RING_HEAD + _TRACE_RING) if region is None else region
-        trace_ring = (self._region.size - result_batches) // workers
+        self._region = _reserved(boxes, workers) if region is None else region
+        result_batch, trace_ring = _of_worker((self._region.size - boxes) // workers)
+        result_batches = boxes + workers * result_batch
         self.words = self._region.buf[:words].cast("Q")
         # See `_report`.
         self.clocks = [self._region.buf[start : start + _CLOCK] for start in range(clocks, marks, _CLOCK)]
         # The number of a cancelled task in its place, so that no worker begins it. Written by the parent.
         self.marks = self._region.buf[marks:boxes].cast("Q")
         self._result_batches = [
-            ResultBatch(self._region.buf[start : start + _RESULT_BATCH])
-            for start in range(boxes, result_batches, _RESULT_BATCH)
+            ResultBatch(self._region.buf[start : start + result_batch])
+            for start in range(boxes, result_batches, result_batch)
         ]
         self.trace_rings = [
             TraceRing(self._region.buf[start : start + trace_ring])

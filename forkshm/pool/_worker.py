@@ -60,7 +60,7 @@ from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
-from forkshm.processes import is_followed, let_have_children
+from forkshm.processes import explain_quit, is_followed, let_have_children
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Assignment:
     worker_exit: Callable[[Any], object] | None
     cpus: frozenset[int] | None
     """The cores it may use; None for all."""
-    inner_threads: tuple[int, bool] | None = None
+    inner_threads: tuple[int, bool, dict[str, str]] | None = None
     """The number of threads of BLAS and similar libraries, and whether the pool's caller gave it; None for no limit."""
     importable: ImportableNames | None = None
     """The names of ``__main__`` that parent and worker have; None for the names at the fork."""
@@ -156,8 +156,8 @@ def run_worker(assignment: Assignment) -> None:
     if assignment.cpus is not None:
         kernel.use_cpus(assignment.cpus)
     if assignment.inner_threads is not None:
-        count, is_explicit = assignment.inner_threads
-        _inner_threads.limit(count, is_explicit=is_explicit)
+        count, is_explicit, by_user = assignment.inner_threads
+        _inner_threads.limit(count, is_explicit=is_explicit, by_user=by_user)
     if "torch" in sys.modules:
         from forkshm.integrations.torch import settle_worker
 
@@ -422,6 +422,7 @@ class _Worker:
         except BaseException as error:
             with contextlib.suppress(Exception):  # an error in the user's objects: sending the answer matters more
                 explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
+                explain_quit(error)
             del arguments
             self._send_error(Kind.ERROR, number, error)
             return

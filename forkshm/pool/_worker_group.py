@@ -305,18 +305,20 @@ class WorkerGroup:
         made._names_of_parts = self._names_of_parts  # type: ignore[attr-defined]  # for those of ours
         made.ignores_interrupts = True  # type: ignore[attr-defined]  # ours
         if inner is not None:
-            count, is_explicit = inner
-            made._environment = _inner_threads.variables(count, is_explicit=is_explicit)  # type: ignore[attr-defined]
+            count, is_explicit, by_user = inner
+            chosen = _inner_threads.variables(count, is_explicit=is_explicit)
+            made._environment = {**by_user, **chosen}  # type: ignore[attr-defined]
         return made
 
-    def _threads_in(self, cpus: frozenset[int] | None) -> tuple[int, bool] | None:
-        """Return the number of threads of BLAS and similar libraries in a worker, and whether the caller chose it."""
+    def _threads_in(self, cpus: frozenset[int] | None) -> tuple[int, bool, dict[str, str]] | None:
+        """Return the arguments of `_inner_threads.limit` for a worker."""
+        by_user = _inner_threads.set_by_user()
         if isinstance(self._inner_threads, int):
-            return self._inner_threads, True
+            return self._inner_threads, True, by_user
         if self._inner_threads is None:
             return None
         count = len(cpus) if cpus is not None else self._share
-        return None if count is None else (count, False)
+        return None if count is None else (count, False, by_user)
 
     def _begin(self, slot: int, process: process.BaseProcess, start: _Start) -> None:
         start.begun.append(process)

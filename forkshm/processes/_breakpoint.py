@@ -7,15 +7,32 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
-__all__ = ("install",)
+from forkshm.errors import add_note
+
+__all__ = ("explain_quit", "install")
 
 
 def install() -> None:
     """Set ``sys.breakpointhook``, unless the program or ``PYTHONBREAKPOINT`` has chosen a debugger."""
     if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
         sys.breakpointhook = _stop_here
+
+
+def explain_quit(error: BaseException) -> None:
+    """Add a note to the error of a debugger that has read the empty standard input, such as ``pdb.set_trace()``."""
+    if not isinstance(error, getattr(sys.modules.get("bdb"), "BdbQuit", ())):
+        return
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if getattr(frame.f_locals.get("self"), "stdin", None) is sys.stdin:
+            add_note(
+                error,
+                f"The debugger quit because the standard input of process {os.getpid()} is {os.devnull}. Call "
+                "breakpoint(), which uses the terminal.",
+            )
+            return
 
 
 def _stop_here(*args: Any, **keywords: Any) -> None:

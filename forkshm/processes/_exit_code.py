@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import time
 from typing import Any
 
 from forkshm import _multiprocess
+from forkshm.backend import kernel
 
 __all__ = ("exit_code",)
 
@@ -40,8 +40,8 @@ def exit_code(ended: _multiprocess.process.BaseProcess, timeout: float = 0.0) ->
         return None
     if sys.platform != "win32" and popen.method == "forkserver":
         # The fork server, as its parent, reports the code, unless the server was stopped.
-        status = select.poll()
-        status.register(popen.sentinel, select.POLLIN)
+        status = kernel.poller()
+        status.register(popen.sentinel, kernel.READABLE)
         status.poll(_SERVER_MILLISECONDS)
     code = ended.exitcode
     until = time.monotonic() + timeout

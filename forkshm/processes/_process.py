@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind, OwnedFd, Received, Receiver, pair, read_message, write_message
-from forkshm.errors import NO_MAIN_GUARD, ChannelBrokenError, NotPicklableError, UnsupportedError, about_main_guard
+from forkshm.errors import (
+    NO_MAIN_GUARD,
+    ChannelBrokenError,
+    NotPicklableError,
+    UnsupportedError,
+    about_main_guard,
+    refuse_if_green,
+)
 from forkshm.pickler import explain, importable_after_import, pack
 from forkshm.processes import _breakpoint
 from forkshm.processes._before_main import Name
@@ -262,18 +269,24 @@ def refuse_while_main_is_imported() -> None:
     os._exit(NO_MAIN_GUARD)
 
 
-def _forget_main_without_file() -> None:
-    """Remove ``__main__.__file__`` of a program on standard input (``python -``), as for ``python -c``.
+def _correct_main() -> None:
+    """Correct attributes of ``__main__`` that multiprocess cannot handle.
 
-    A new process would look for the file ``<stdin>``. Functions and classes of the program are sent by value.
+    A program on standard input (``python -``) has the file ``<stdin>``, for which a new process would look. Without it,
+    functions and classes of the program are sent by value, as those of ``python -c`` are. A program that pdb runs has
+    no ``__spec__``.
     """
     main = sys.modules.get("__main__")
     if getattr(main, "__file__", None) == "<stdin>":
         del main.__file__  # type: ignore[union-attr]
+    if main is not None and not hasattr(main, "__spec__"):
+        main.__spec__ = None
 
 
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
-    _forget_main_without_file()
+    if not _multiprocess.reduction.HAVE_SEND_HANDLE:  # eventlet was there first
+        refuse_if_green("a process that is not forked")
+    _correct_main()
     refuse_while_main_is_imported()
     if _system.CAN_FORK:
         # Starting the resource tracker, which Windows lacks, unblocks SIGINT.

@@ -12,7 +12,8 @@ pytest.importorskip("numpy")
 
 def test_small_things_work_and_large_ones_name_the_limit(run_script):
     said = run_script("""
-import json, os, resource, tempfile
+import json, os, resource, sys, tempfile
+sys.dont_write_bytecode = True
 path = os.path.join(tempfile.mkdtemp(), "trace.json")
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 import numpy as np
@@ -50,7 +51,8 @@ print("ok")
 
 def test_locks_and_values_need_less_where_the_limit_is_low(run_script):
     said = run_script("""
-import resource
+import resource, sys
+sys.dont_write_bytecode = True  # Python would leave it incomplete
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 import forkshm
 locks = [forkshm.Lock() for _ in range(500)]
@@ -63,3 +65,38 @@ with locks[0], locks[-1], value.get_lock():
     print(value.value, len(array))
 """)
     assert said.strip() == "5 100"
+
+
+@pytest.mark.parametrize("limit", [128 * 1024, 64 * 1024, 40 * 1024])
+def test_pools_need_less_where_the_limit_is_low(run_script, limit):
+    said = run_script(f"""
+import resource, sys
+import forkshm
+sys.dont_write_bytecode = True
+def raises(x):
+    raise ValueError(x)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+with forkshm.Pool(3) as pool:
+    assert pool.map(abs, range(-2000, 0), chunksize=1) == list(range(2000, 0, -1))
+    assert pool.map("x".__mul__, [1, 3000, 20_000]) == ["x", "x" * 3000, "x" * 20_000]
+    try:
+        pool.apply(raises, (1,))
+    except ValueError as error:
+        print(error)
+""")
+    assert said.strip() == "1"
+
+
+def test_the_error_of_a_pool_beyond_the_limit_names_its_size(run_script):
+    said = run_script("""
+import resource, sys
+import forkshm
+sys.dont_write_bytecode = True
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+try:
+    forkshm.Pool(2)
+except forkshm.errors.RegionCreateError as error:
+    print(error)
+""")
+    assert "cannot map 37,120 bytes" in said
+    assert "ulimit -f" in said

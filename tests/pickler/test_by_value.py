@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes  # noqa: TID251 - what is sent
 import dataclasses
+import doctest
 import io
 import linecache
+import subprocess
 import sys
 import traceback
 import typing
+import zipapp
 
 import pytest
 
@@ -192,6 +195,62 @@ def test_a_cell_of_a_notebook_that_is_younger_than_the_worker_shows_its_source()
     text = str(caught.value.__cause__)
     assert f'File "{name}", line 3, in fail' in text
     assert "return 1 / y  # of the cell" in text
+
+
+def test_a_function_of_a_doctest_that_is_younger_than_the_worker_shows_its_source():
+    text = """
+        >>> def fail(x):
+        ...     return 1 / x  # of the doctest
+        >>> try:
+        ...     pool.apply(fail, (0,))
+        ... except ZeroDivisionError as error:
+        ...     text = str(error.__cause__)
+        >>> "return 1 / x  # of the doctest" in text
+        True
+    """
+    with forkshm.Pool(1) as pool:
+        pool.apply(len, ([],))
+        example = doctest.DocTestParser().get_doctest(text, {"pool": pool, "__name__": "__main__"}, "page", None, 0)
+        assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
+
+
+OF_A_PROGRAM = """
+import forkshm
+
+def fail(x):
+    return 1 / x  # of the program
+
+if __name__ == "__main__":
+    with forkshm.get_context("spawn").Pool(1) as pool:
+        for function in (fail, lambda x: 2 / x):
+            try:
+                pool.apply(function, (0,))
+            except ZeroDivisionError as error:
+                print(error.__cause__)
+"""
+
+
+def shown_by(*arguments):
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_spawned_worker_shows_the_source_of_an_archive(tmp_path):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "__main__.py").write_text(OF_A_PROGRAM)
+    zipapp.create_archive(folder, tmp_path / "app.pyz")
+    shown = shown_by(str(tmp_path / "app.pyz"))
+    assert "return 1 / x  # of the program" in shown
+    assert "lambda x: 2 / x" in shown
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python has no source of -c")
+def test_a_spawned_worker_shows_the_source_of_the_command_line():
+    shown = shown_by("-c", OF_A_PROGRAM)
+    assert "return 1 / x  # of the program" in shown
+    assert "lambda x: 2 / x" in shown
 
 
 def test_code_without_a_source_still_crosses(cross):

@@ -78,6 +78,13 @@ def test_limits_set_by_the_user_are_kept(monkeypatch, name):
         assert pool.apply(f.inner_threads) == ({2}, "2")
 
 
+@pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
+def test_a_limit_that_the_program_sets_is_kept_by_each_start_method(monkeypatch, method):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # after the fork server has started
+    with forkshm.get_context(method).Pool(2) as pool:
+        assert pool.apply(f.inner_threads)[1] == "3"
+
+
 def test_workers_with_cores_of_their_own_use_as_many_threads():
     cores = list(kernel.use_cpus(None))
     with forkshm.Pool(2, cpu_ids=[cores[0]]) as pool:

@@ -69,6 +69,27 @@ if __name__ == "__main__":
     assert "PYTHONBREAKPOINT" in said
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="pdb raises SystemExit")
+def test_pdb_on_an_empty_standard_input_gets_a_note(run_script):
+    said = run_script("""
+import pdb
+import forkshm
+
+def look():
+    pdb.set_trace()
+    return 1
+
+if __name__ == "__main__":
+    with forkshm.get_context("fork").Pool(1) as pool:
+        try:
+            pool.apply(look)
+        except Exception as error:
+            print(type(error).__name__, error.__notes__)
+""")
+    assert "BdbQuit" in said
+    assert "Call breakpoint(), which uses the terminal." in said
+
+
 def test_another_debugger_is_left_alone(run_script):
     said = run_script("""
 import sys

@@ -60,6 +60,23 @@ def test_a_program_on_standard_input_works(tmp_path, method):
     assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
 
 
+@pytest.mark.parametrize("tool", ["pdb", "cProfile"])
+@pytest.mark.parametrize("method", methods("fork", "spawn"))
+def test_a_program_works_inside_a_tool(tmp_path, tool, method):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    words = ["-c", "continue"] if tool == "pdb" else ["-o", str(tmp_path / "profile")]
+    done = subprocess.run(
+        [sys.executable, "-m", tool, *words, str(program), method],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "[2, 3]\n" in done.stdout, done.stdout + done.stderr
+
+
 PRELOAD = """
 import sys, warnings
 import forkshm

@@ -19,7 +19,8 @@ from forkshm.backend.posix._whole import surely, whole
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
-from forkshm.backend._unix import accepted  # noqa: E402 - after the platform check
+from forkshm.backend._green import Socket  # noqa: E402 - after the platform check
+from forkshm.backend._unix import accepted  # noqa: E402
 from forkshm.backend.posix._leases import Leases  # noqa: E402
 from forkshm.backend.posix._waiting import has_hung_up, wait  # noqa: E402
 
@@ -105,7 +106,7 @@ class Messages(Leases):
         answer: list[Any] = []
         fds: list[int] = []
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            with Socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
                 caller.settimeout(None)
                 if (uid := _owner(address)) != os.geteuid():
                     raise PermissionError(
@@ -137,7 +138,7 @@ class Messages(Leases):
                 os.rmdir(folder)
 
 
-class End(socket.socket):
+class End(Socket):
     """An end of a channel: a socket that keeps messages whole, and a companion that reports the end of the peers."""
 
     def __init__(self, backend: Messages, fd: int) -> None:
@@ -241,7 +242,7 @@ class End(socket.socket):
         life = self._life()
         if life is not None:
             with contextlib.suppress(OSError):
-                other = socket.socket(fileno=os.dup(life))
+                other = Socket(fileno=os.dup(life))
                 with other:
                     other.shutdown(how)
         super().shutdown(how)
@@ -271,7 +272,7 @@ class _Callee:
         self._backend = backend
         self._owner = os.getpid()
         self.address = address or os.path.join(tempfile.mkdtemp(prefix=_FOLDER), "manager")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(None)
             self._socket.bind(self.address)

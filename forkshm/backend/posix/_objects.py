@@ -20,7 +20,8 @@ from forkshm.errors import UnsupportedError
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
-from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402 - after the platform check
+from forkshm.backend._green import close  # noqa: E402 - after the platform check
+from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402
 from forkshm.backend.posix._companions import Companions  # noqa: E402
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Objects(Companions):
         self._objects: dict[Identity, _Object] = {}
 
     @surely
-    def close(self, fd: int, close: Callable[[int], None] = os.close) -> None:  # at exit the name may be gone
+    def close(self, fd: int, close: Callable[[int], None] = close) -> None:  # at exit the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
             self._forget(self._made.pop(fd))

@@ -7,9 +7,11 @@ import sys
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
+from forkshm.backend._green import new_poll  # noqa: E402 - after the platform check
+
 
 def wait(seconds: float | None, fd: int, life: int | None) -> bool:
-    poll = select.poll()
+    poll = new_poll()
     poll.register(fd, select.POLLIN)
     if life is not None:
         poll.register(life, select.POLLIN)
@@ -17,6 +19,6 @@ def wait(seconds: float | None, fd: int, life: int | None) -> bool:
 
 
 def has_hung_up(fd: int) -> bool:
-    poll = select.poll()
+    poll = new_poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
