@@ -317,7 +317,7 @@ class ClusterExecutor(_StandardExecutor):
         def take(done: Any, error: BaseException | None) -> None:
             if error is None:
                 (results,) = done.result()
-                error, value = _opened(results.items[0])
+                error, value = _opened(results.open()[0])
                 _settle(future, value, error)
             else:
                 _settle(future, None, error)
@@ -336,7 +336,7 @@ class ClusterExecutor(_StandardExecutor):
                 self.done = done
 
             def result(self) -> Any:
-                error, value = _opened(self.done.result()[0].items[0])
+                error, value = _opened(self.done.result()[0].open()[0])
                 if error is not None:
                     raise error
                 return value
@@ -427,7 +427,7 @@ class ClusterExecutor(_StandardExecutor):
             future: ClusterFuture[list[Any]] = ClusterFuture(call)
 
             def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
-                _settle(future, None if error else [item for part in done.result() for item in part.items], error)
+                _settle(future, None if error else [item for part in done.result() for item in part.open()], error)
 
             self._start(call, future, take)
             yield future
