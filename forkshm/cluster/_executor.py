@@ -307,7 +307,8 @@ class ClusterExecutor(_StandardExecutor):
         """Submit ``fn(*args, **kwargs)`` to a worker of some node; return the future of its result.
 
         Raises:
-            PoolClosedError: The executor was shut down, or this is a forked child.
+            RuntimeError: The executor was shut down.
+            PoolClosedError: This is a forked child of the process that created the executor.
             UnsupportedError: An argument can exist on one machine only.
             Exception: Pickling failed.
         """
@@ -366,7 +367,7 @@ class ClusterExecutor(_StandardExecutor):
         Raises:
             ValueError: *chunksize* or *buffersize* is less than 1.
             TypeError: *buffersize* is not an int.
-            PoolClosedError: The executor was shut down.
+            RuntimeError: The executor was shut down.
             MissingDependencyError: The library that *progress* needs is not installed.
         """
         if buffersize is not None and not isinstance(buffersize, int):
@@ -635,7 +636,7 @@ class ClusterExecutor(_StandardExecutor):
         if self._pid != os.getpid():
             raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here.")
         if self.is_closed:
-            raise PoolClosedError("cannot schedule new futures after shutdown")
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
 
 def _asked(executor: weakref.ref[ClusterExecutor], event: tuple[Any, Mapping[str, Any]]) -> None:
