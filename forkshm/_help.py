@@ -45,7 +45,9 @@ def is_interactive() -> bool:
 
 def unquote(thing: Any) -> None:
     """Show the types in the signatures of a function, or of a class and its methods, without quotes."""
-    for each in vars(thing).values() if isinstance(thing, type) else [thing]:
+    # ``help()`` shows inherited methods, too.
+    kinds = thing.__mro__ if isinstance(thing, type) else ()
+    for each in [each for kind in kinds for each in vars(kind).values()] or [thing]:
         # Also unwrap class methods, static methods and properties.
         function = getattr(each, "__func__", None) or getattr(each, "fget", None) or each
         function = getattr(function, "__wrapped__", function)

@@ -410,6 +410,13 @@ def who_am_i():
     return answers
 
 
+def exit_code_of_a_standard_child():
+    process = multiprocessing.Process(target=nothing)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def send_who_am_i(connection):
     connection.send(who_am_i())
 

@@ -25,7 +25,8 @@ for name in forkshm.__all__:
 shared_memory = forkshm.shared_memory
 for thing in (forkshm.region.Mutex, forkshm.aio.Pool.call, shared_memory.SharedMemory, forkshm.testing.check_leaks):
     print(thing.__name__, inspect.signature(thing))
-help(forkshm.Pool)
+for thing in (forkshm.Pool, forkshm.SharedList, forkshm.Process):
+    help(thing)
 print(typing.get_type_hints(forkshm.worker_state))
 """
 

@@ -1,8 +1,8 @@
 """Show files of the repository as pages, so that links to the code work offline.
 
 A page of these docs, or a file of the repository that a page includes, may have a link such as
-``[the policy](forkshm/pickler/_policy.py)``. It leads to a page that shows this file, or lists this folder. Each build
-creates these pages again.
+``[the policy](../forkshm/pickler/_policy.py)``. It leads to a page that shows this file, or lists this folder. Each
+build creates these pages again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,11 @@ _wanted: set[str] = set()
 
 
 def target_of(link: str, folder: pathlib.Path) -> str | None:
-    """Return the file or folder of the repository that *link* names, relative to its root, or None."""
+    """Return the file or folder of the repository that *link* names from *folder*, relative to the root, or None."""
     if "://" in link or link.startswith(("/", "mailto:")):
         return None
-    for start in (folder, ROOT):
-        path = pathlib.Path(os.path.normpath(start / link))
-        if path.exists() and path.is_relative_to(ROOT):
-            return path.relative_to(ROOT).as_posix()
-    return None
+    path = pathlib.Path(os.path.normpath(folder / link))
+    return path.relative_to(ROOT).as_posix() if path.exists() and path.is_relative_to(ROOT) else None
 
 
 def rewrite(text: str, folder: pathlib.Path) -> str:

@@ -199,11 +199,11 @@ def make_local(
 
 def _results(future: concurrent.futures.Future[Any], length: int) -> Results:
     try:
-        results: list[Any] = future.result()
+        results: Results = future.result()
     # Also SystemExit, which would end the node.
     except BaseException as error:
         return Results([Raised(error, None)] * length)
-    return Results(results)
+    return results
 
 
 def run(
@@ -220,7 +220,7 @@ def run(
         raise RuntimeError(f"cannot run a call here: executor {name} was shut down, or was not set up on this node")
     values = agent.arrays(call, arrays)
     for key, results in remote.items():
-        (result,) = results[0].items
+        (result,) = results[0].open()
         if isinstance(result, Raised):
             return [Results([result] * group.length) for group in groups]
         (values[key],) = result
@@ -257,16 +257,12 @@ def memory_limit() -> int:
     return int(distributed.system.MEMORY_LIMIT)
 
 
-def _size_of_results(results: Results) -> int:
-    return int(dask.sizeof.sizeof(results.items))
-
-
 def _serialize(results: Results) -> tuple[dict[str, Any], list[Any]]:
-    return {}, results.write()
+    return {}, results.frames
 
 
 def _deserialize(header: Any, frames: Sequence[Any]) -> Results:
-    return Results.read(*(memoryview(frame) for frame in frames))
+    return Results.arrived(*frames)
 
 
 _of_dask: Any = distributed.protocol
@@ -274,4 +270,4 @@ _of_dask.dask_serialize.register(Results, _serialize)
 _of_dask.dask_deserialize.register(Results, _deserialize)
 # Dask decides by the size where to run a call, and when the memory of a node is full.
 _register_size: Any = dask.sizeof.sizeof.register
-_register_size(Results, _size_of_results)
+_register_size(Results, Results.__sizeof__)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from forkshm.cluster._values import Writer, loaded, read
+from forkshm.cluster._values import Results, Writer, loaded, read
 from forkshm.errors import (
     NotPicklableError,
     NotUnpicklableError,
     RemoteTraceback,
+    UnsupportedError,
     remote_text,
     safe_repr,
     set_cause,
     without_frames,
 )
+from forkshm.pickler import explain
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -101,7 +103,7 @@ class GroupCall:
         self.__qualname__ = name  # for messages about a worker that died
         self._function = function
 
-    def __call__(self, items: Items) -> list[Any]:
+    def __call__(self, items: Items) -> Results:
         call = loaded(self._function, items.values)
         results: list[Any] = []
         for args, kwargs in read(items.stream, items.values):
@@ -112,4 +114,26 @@ class GroupCall:
                 text = remote_text(error)
                 without_frames(error)  # its frames keep the arguments alive
                 results.append(Raised(error, text))
-        return results
+        try:
+            return Results(results)
+        except BaseException:  # raised by a __reduce__
+            return Results([_sendable(result) for result in results])
+
+
+def _sendable(result: Any) -> Any:
+    """Return *result* if it can be pickled; else the exception of its call."""
+    if isinstance(result, Raised):
+        return result
+    try:
+        Results([result])
+    except UnsupportedError as error:
+        return Raised(error, None)
+    except Exception as error:
+        from forkshm import ResultNotPicklableError
+
+        (value,) = result
+        explain(error, {"result": value})
+        return Raised(ResultNotPicklableError(type(value).__name__, error), None)
+    except BaseException as error:
+        return Raised(error, None)
+    return result

@@ -307,7 +307,8 @@ class ClusterExecutor(_StandardExecutor):
         """Submit ``fn(*args, **kwargs)`` to a worker of some node; return the future of its result.
 
         Raises:
-            PoolClosedError: The executor was shut down, or this is a forked child.
+            RuntimeError: The executor was shut down.
+            PoolClosedError: This is a forked child of the process that created the executor.
             UnsupportedError: An argument can exist on one machine only.
             Exception: Pickling failed.
         """
@@ -317,7 +318,7 @@ class ClusterExecutor(_StandardExecutor):
         def take(done: Any, error: BaseException | None) -> None:
             if error is None:
                 (results,) = done.result()
-                error, value = _opened(results.items[0])
+                error, value = _opened(results.open()[0])
                 _settle(future, value, error)
             else:
                 _settle(future, None, error)
@@ -336,7 +337,7 @@ class ClusterExecutor(_StandardExecutor):
                 self.done = done
 
             def result(self) -> Any:
-                error, value = _opened(self.done.result()[0].items[0])
+                error, value = _opened(self.done.result()[0].open()[0])
                 if error is not None:
                     raise error
                 return value
@@ -366,7 +367,7 @@ class ClusterExecutor(_StandardExecutor):
         Raises:
             ValueError: *chunksize* or *buffersize* is less than 1.
             TypeError: *buffersize* is not an int.
-            PoolClosedError: The executor was shut down.
+            RuntimeError: The executor was shut down.
             MissingDependencyError: The library that *progress* needs is not installed.
         """
         if buffersize is not None and not isinstance(buffersize, int):
@@ -427,7 +428,7 @@ class ClusterExecutor(_StandardExecutor):
             future: ClusterFuture[list[Any]] = ClusterFuture(call)
 
             def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
-                _settle(future, None if error else [item for part in done.result() for item in part.items], error)
+                _settle(future, None if error else [item for part in done.result() for item in part.open()], error)
 
             self._start(call, future, take)
             yield future
@@ -635,7 +636,7 @@ class ClusterExecutor(_StandardExecutor):
         if self._pid != os.getpid():
             raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here.")
         if self.is_closed:
-            raise PoolClosedError("cannot schedule new futures after shutdown")
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
 
 def _asked(executor: weakref.ref[ClusterExecutor], event: tuple[Any, Mapping[str, Any]]) -> None:

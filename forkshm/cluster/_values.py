@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cloudpickle
 
 from forkshm.channel import Connection, Queue, SimpleQueue
-from forkshm.errors import UnsupportedError
+from forkshm.errors import NotUnpicklableError, UnsupportedError, safe_repr
 from forkshm.pickler import (
     REFUSED,
     is_of_unimported_module,
@@ -299,7 +299,7 @@ def _news(name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, stream: bytes, values: Mapping[str, Any], buffers: Iterable[Any]) -> None:
+    def __init__(self, stream: bytes | memoryview, values: Mapping[str, Any], buffers: Iterable[Any]) -> None:
         super().__init__(io.BytesIO(stream), buffers=buffers)
         self._values = values
 
@@ -307,33 +307,60 @@ class _Reader(pickle.Unpickler):
         return self._values[pid]
 
 
-def read(stream: bytes, values: Mapping[str, Any], buffers: Iterable[Any] = ()) -> Any:
+def read(stream: bytes | memoryview, values: Mapping[str, Any], buffers: Iterable[Any] = ()) -> Any:
     """Return the object that a `Writer` wrote; *values* has the arrays and results by name."""
     return _Reader(stream, values, buffers).load()
 
 
 class Results:
-    """The results of a group, on their way to the client or to another node.
+    """The results of a group, on their way from a worker to the client or to another node.
+
+    The node passes them on without unpickling them. Dask's serializers would drop the class of an array.
+
+    Args:
+        items: A tuple of one value for each result, or a `forkshm.cluster._calls.Raised`.
 
     Attributes:
-        items: A tuple of one value for each result, or a `forkshm.cluster._calls.Raised`.
+        frames: The pickled items, and their large buffers.
     """
 
-    __slots__ = ("items",)
+    __slots__ = ("frames",)
 
     def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def write(self) -> list[Any]:
-        """Return the results as bytes and buffers. Dask's serializers would drop the class of an array."""
-        buffers: list[Any] = []
-        stream = Writer(buffer_callback=buffers.append).write(self.items)
-        return [stream, *map(pickle.PickleBuffer.raw, buffers)]
+        buffers: list[pickle.PickleBuffer] = []
+        stream = Writer(buffer_callback=buffers.append).write(items)
+        self.frames: list[Any] = [stream, *map(pickle.PickleBuffer.raw, buffers)]
 
     @classmethod
-    def read(cls, stream: Any, *buffers: Any) -> Results:
-        """Return the results that arrived, from buffers that may be read-only."""
-        return cls(read(stream, {}, [bytearray(buffer) if buffer.readonly else buffer for buffer in buffers]))
+    def arrived(cls, *frames: Any) -> Results:
+        """Return the results that arrived."""
+        results = cls.__new__(cls)
+        results.frames = list(frames)
+        return results
+
+    def __reduce__(self) -> Any:
+        stream, *buffers = self.frames
+        return Results.arrived, (bytes(stream), *map(pickle.PickleBuffer, buffers))
+
+    def __sizeof__(self) -> int:
+        return sum(memoryview(frame).nbytes for frame in self.frames)
+
+    def open(self) -> list[Any]:
+        """Return the items, with memory of their own if it arrived read-only.
+
+        Raises:
+            NotUnpicklableError: An item cannot be unpickled in this process.
+        """
+        stream, *buffers = [memoryview(frame) for frame in self.frames]
+        try:
+            items: list[Any] = read(
+                stream, {}, [bytearray(buffer) if buffer.readonly else buffer for buffer in buffers]
+            )
+        except Exception as reason:
+            raise NotUnpicklableError(
+                f"the result of a call arrived, and unpickling it raised {safe_repr(reason)}"
+            ) from reason
+        return items
 
 
 # Names are unique, so equal streams have equal arrays.

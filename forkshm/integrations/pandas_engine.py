@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ class Engine:
     """Run the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
 
     Pass it as ``engine=`` to ``DataFrame.apply`` or ``Series.map`` of pandas 3. The rows or columns are divided among
-    the workers. Each worker calls pandas' own ``apply`` or ``map`` for its part, so functions get the same arguments as
-    without an engine. The parts are joined as pandas joins its own.
+    the workers, and pandas' own ``apply`` or ``map`` makes the arguments of the function and joins its results. So
+    arguments, types and indexes are the same as without an engine.
 
     Use it as a context manager, or end the pool with `close`. A pool passed as *workers* stays open.
 
@@ -106,15 +107,17 @@ class Engine:
         if not callable(func):
             raise TypeError(f"an engine can only call functions, got {func!r}: omit engine= for names, lists and dicts")
         by_row = axis in (1, "columns")
-        raw = isinstance(data, np.ndarray)
-        call = functools.partial(_apply_raw if raw else _apply, func=func, args=args, kwargs=kwargs, by_row=by_row)
-        results = self._run(call, data, 0 if by_row else 1)
-        if raw:
+        options: dict[str, Any] = {"func": func, "args": args, "kwargs": kwargs, "by_row": by_row}
+        if isinstance(data, np.ndarray):
+            results = self._run(functools.partial(_apply_raw, **options), data, 0 if by_row else 1)
             # pandas turns an array into a frame or series.
             return np.concatenate(results, axis=0 if by_row or results[0].ndim == 1 else 1)
-        if isinstance(results[0], pd.Series):
-            return pd.concat(results)
-        return pd.concat(results, axis=0 if by_row else 1)
+        results = self._run(functools.partial(_apply, **options), data, 0 if by_row else 1)
+        if all(isinstance(part, pd.DataFrame) for part in results):
+            return _join_rows(results) if by_row else pd.concat(results, axis=1)
+        values = itertools.chain.from_iterable(_values(part, by_row=by_row) for part in results)
+        # One column is enough for pandas to join the results of rows, and faster.
+        return (data.iloc[:, :1] if by_row else data).apply(lambda _: next(values), axis=1 if by_row else 0)
 
     def map(
         self,
@@ -126,11 +129,20 @@ class Engine:
         skip_na: bool,
     ) -> Any:
         """Return what ``data.map`` returns; called by pandas. See `apply`."""
-        call = functools.partial(_map, func=func, args=args, kwargs=kwargs, na_action="ignore" if skip_na else None)
-        if not len(data):
-            return call(data)
-        results = self._run(call, data, 0)
-        return np.concatenate(results) if isinstance(data, np.ndarray) else pd.concat(results)
+        series = pd.Series(data) if isinstance(data, np.ndarray) else data
+        na_action = "ignore" if skip_na else None
+        # pandas passes the values to the first function, for example each category once.
+        values: list[Any] = []
+
+        def take(value: Any) -> Any:
+            values.append(value)
+            return value
+
+        series.map(take, na_action=na_action)
+        parts = self._run(functools.partial(_map, func=func, args=args, kwargs=kwargs), values, 0)
+        results = itertools.chain.from_iterable(parts)
+        mapped = series.map(lambda _: next(results), na_action=na_action)
+        return mapped.to_numpy() if isinstance(data, np.ndarray) else mapped
 
     def groupby_apply(self, groups: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ``groups.apply(func, *args, **kwargs)`` with the groups divided among the workers.
@@ -177,29 +189,51 @@ class Engine:
         self.close()
 
     def _run(self, call: Callable[[Any], Any], data: Any, axis: int) -> list[Any]:
-        count = data.shape[axis]
+        count = data.shape[axis] if hasattr(data, "shape") else len(data)
         size = max(1, math.ceil(count / (_PARTS * self.pool.size)))
+        data = getattr(data, "iloc", data)
         parts = []
         for start in range(0, count, size):
             part = slice(start, start + size)
-            where = part if axis == 0 else (slice(None), part)
-            parts.append(data[where] if isinstance(data, np.ndarray) else data.iloc[where])
+            parts.append(data[part if axis == 0 else (slice(None), part)])
         return self.pool.map(call, parts, chunksize=1, progress=self._progress)
 
 
 def _apply(part: Any, *, func: Any, args: Any, kwargs: Any, by_row: bool) -> Any:
-    return part.apply(func, axis=1 if by_row else 0, args=args, **kwargs)
+    """Return the results for a part: as a frame if they are series, else as a list."""
+    values: list[Any] = []
+
+    def call(row: Any) -> Any:
+        value = func(row, *args, **kwargs)
+        # pandas passes one object for all rows, which may be the result.
+        values.append(value.copy(deep=False) if isinstance(value, pd.Series) else value)
+        return value
+
+    joined = part.apply(call, axis=1 if by_row else 0)
+    return joined if isinstance(values[0], pd.Series) else values
 
 
 def _apply_raw(part: Any, *, func: Any, args: Any, kwargs: Any, by_row: bool) -> Any:
-    return np.apply_along_axis(func, 1 if by_row else 0, part, *args, **kwargs)
+    return pd.DataFrame(part).apply(func, axis=1 if by_row else 0, raw=True, args=args, **kwargs).to_numpy()
 
 
-def _map(part: Any, *, func: Any, args: Any, kwargs: Any, na_action: Any) -> Any:
-    call = functools.partial(func, *args, **kwargs) if args or kwargs else func
-    if isinstance(part, np.ndarray):
-        return pd.Series(part).map(call, na_action=na_action).to_numpy()
-    return part.map(call, na_action=na_action)
+def _map(part: list[Any], *, func: Any, args: Any, kwargs: Any) -> list[Any]:
+    return [func(value, *args, **kwargs) for value in part]
+
+
+def _values(part: Any, *, by_row: bool) -> Any:
+    """Return the results for a part as a list."""
+    if isinstance(part, pd.DataFrame):
+        return [series for _, series in (part.T if by_row else part).items()]
+    return part
+
+
+def _join_rows(parts: list[Any]) -> Any:
+    """Return parts of a frame as one, with the types that pandas infers from all rows."""
+    if len({(*part.columns, *part.dtypes) for part in parts}) == 1:
+        return pd.concat(parts)
+    # pandas makes a frame of which the rows are the columns.
+    return pd.concat([part.T for part in parts], axis=1).T.infer_objects()
 
 
 def _call(part: tuple[Any, Any], *, func: Any, args: Any, kwargs: Any) -> Any:

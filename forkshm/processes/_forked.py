@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import threading
+from typing import Any
 
 from forkshm import _multiprocess, _system
 
@@ -18,13 +20,25 @@ def _forget_siblings() -> None:
 _system.register_at_fork(after_in_child=_forget_siblings)
 
 
+class _Daemon(multiprocessing.process.BaseProcess):
+    """A daemon that may start processes: ``multiprocessing`` looks into the configuration."""
+
+    daemon = True
+
+
 def let_have_children() -> None:
     """Allow this daemonic process to start processes of its own.
 
     The daemon flag makes the *parent* kill its daemons at exit; it also forbids the daemon to have children. A pool
     worker needs the first effect only: its own workers die with it, because of their lifeline.
+
+    For ``multiprocessing`` the process is still a daemon, because libraries such as joblib ask, and then use threads.
     """
     _multiprocess.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # the seam has no public name
+    theirs: Any = multiprocessing.process.current_process()
+    if theirs.daemon:
+        theirs.__class__ = _Daemon
+        theirs._config["daemon"] = False
 
 
 def settle_child() -> None:

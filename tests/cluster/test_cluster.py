@@ -398,6 +398,80 @@ class Measured(np.ndarray):
     unit = None
 
 
+def _set_first(array):
+    array[0] = 5
+    return array.tolist()
+
+
+@pytest.mark.parametrize("size", [3, 200_000])
+def test_a_call_that_writes_to_a_remote_result_changes_its_own_copy(executor, size):
+    remote = executor.submit_remote(np.zeros, size)
+    for _ in range(2):
+        assert executor.submit(_set_first, remote).result()[:2] == [5, 0]
+    assert not remote.result().any()
+
+
+def lock_in_the_third(item):
+    return {"a": [item, threading.Lock()]} if item == 2 else item
+
+
+def of_one_machine(item):
+    return forkshm.Lock() if item == 2 else item
+
+
+class Refuser:
+    """Is pickled, but cannot be unpickled on the client."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __reduce__(self):
+        return refuse, (os.getpid(),)
+
+
+def refuse(pid):
+    if os.getpid() == pid:
+        return Refuser(pid)
+    raise LookupError("not here")
+
+
+def refuser_in_the_third(item):
+    return Refuser(0) if item == 2 else item
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "text"),
+    [
+        (lock_in_the_third, forkshm.ResultNotPicklableError, r"a dict, .*\(result\['a'\]\[1\]: _thread.lock\)"),
+        (of_one_machine, forkshm.UnsupportedError, "cannot send a Lock to a cluster"),
+        (refuser_in_the_third, forkshm.errors.NotUnpicklableError, r"unpickling it raised LookupError\('not here'\)"),
+    ],
+)
+def test_a_result_that_cannot_be_sent_fails_its_call_alone(executor, function, kind, text):
+    got, outcomes = [], executor.map(function, range(4), chunksize=4)
+    with pytest.raises(kind, match=text):
+        got.extend(outcomes)
+    # The client unpickles the results of a chunk together.
+    assert got == [] if kind is forkshm.errors.NotUnpicklableError else [0, 1]
+    with pytest.raises(kind, match=text):
+        executor.submit(function, 2).result()
+    remote = executor.submit_remote(function, 2)
+    with pytest.raises(kind, match=text):
+        remote.result()
+    dependent = executor.submit(type, remote)
+    if kind is forkshm.errors.NotUnpicklableError:
+        text = "not here"
+    with pytest.raises(Exception, match=text):
+        dependent.result()
+
+
+def test_a_result_is_of_the_clients_class(executor):
+    found = executor.submit(Unusual, 7, "seven").result()
+    assert (type(found), found.code) == (Unusual, 7)
+    remote = executor.submit_remote(Unusual, 8, "eight")
+    assert executor.submit(lambda it: it.code, remote).result() == 8
+
+
 def test_a_small_read_only_array_arrives_writable(executor):
     small = np.frombuffer(bytes(8))
     assert executor.submit(lambda a, b: ((a + b).tolist(), a.flags.writeable), small, b=small).result(60) == ([0], True)
@@ -496,7 +570,7 @@ def test_calls_and_workers_can_be_ended(cluster):
     executor.kill_workers()
     with pytest.raises(forkshm.PoolClosedError):
         futures[3].result(60)
-    with pytest.raises(forkshm.PoolClosedError):
+    with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(abs, 1)
 
 
@@ -522,8 +596,9 @@ def test_an_executor_that_was_shut_down_refuses_calls(cluster):
     executor = forkshm.Executor(1, cluster=cluster)
     assert executor.submit(abs, -1).result(60) == 1
     executor.shutdown()
-    with pytest.raises(forkshm.PoolClosedError):
-        executor.submit(abs, -1)
+    for call in (executor.submit, executor.map):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            call(abs, [-1])
     with pytest.raises(ValueError, match="max_workers"):
         forkshm.Executor(0, cluster=cluster)
 

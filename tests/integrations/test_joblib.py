@@ -248,6 +248,15 @@ def test_nested_calls_run_in_threads_of_the_worker():
         assert set(inner) == {mine}
 
 
+def test_nested_calls_of_other_process_backends_use_one_worker():
+    def nested(backend):
+        with pytest.warns(UserWarning, match="setting n_jobs=1"):
+            return set(Parallel(n_jobs=2, backend=backend)(delayed(os.getpid)() for _ in range(4))) == {os.getpid()}
+
+    calls = [delayed(nested)(backend) for backend in ("loky", "multiprocessing")]
+    assert all(Parallel(n_jobs=2, backend="forkshm")(calls))
+
+
 def test_nested_calls_that_ask_for_processes_get_some():
     def outer(x):
         return os.getpid(), Parallel(n_jobs=2, backend="forkshm")(delayed(os.getpid)() for _ in range(4))

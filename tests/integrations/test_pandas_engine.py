@@ -47,6 +47,62 @@ def test_columns(engine, func):
     (pd.testing.assert_series_equal if isinstance(got, pd.Series) else pd.testing.assert_frame_equal)(got, expected)
 
 
+# What each function returns for the first rows has another type than what it returns for the rest.
+MIXED = {
+    "none, then integers": lambda n: None if n < 30 else n,
+    "none, then text": lambda n: None if n < 30 else str(n),
+    "missing, then text": lambda n: np.nan if n < 30 else str(n),
+    "none, then times": lambda n: None if n < 30 else pd.Timestamp(2020, 1, 1),
+    "integers, then larger ones": lambda n: int(n) if n < 30 else 2**63 + int(n),
+    "integers, then floats": lambda n: n if n < 30 else n / 2,
+    "truths, then integers": lambda n: True if n < 30 else n,
+    "lists, then a series": lambda n: [n] if n < 30 else pd.Series({"x": n}),
+}
+
+
+@pytest.mark.parametrize("func", MIXED.values(), ids=MIXED)
+def test_types_depend_on_all_results(engine, func):
+    def row_of_two(row):
+        return pd.Series({"x": func(row["a"]), "key": row["k"]})
+
+    numbers, column = FRAME["a"], FRAME[["a"]]
+    _check(numbers.map(func, engine=engine), numbers.map(func))
+    for frame, axis in ((column, 1), (column.T, 0)):
+        _check(*(frame.apply(lambda values: func(values.iloc[0]), axis=axis, engine=each) for each in (engine, None)))
+    if not isinstance(func(0), list):
+        _check(FRAME.apply(row_of_two, axis=1, engine=engine), FRAME.apply(row_of_two, axis=1))
+
+
+def _check(got, expected):
+    compare = pd.testing.assert_frame_equal if isinstance(expected, pd.DataFrame) else pd.testing.assert_series_equal
+    compare(got, expected)
+
+
+def test_a_function_may_return_its_row_and_columns_may_have_one_name(engine):
+    frame = NUMBERS.set_axis(["a", "a"], axis=1)
+    for func in (lambda row: row, lambda row: row.iloc[0] if row.iloc[0] < 30 else row):
+        got, expected = frame.apply(func, axis=1, engine=engine), frame.apply(func, axis=1)
+        assert type(got) is type(expected)
+        assert got.equals(expected)
+
+
+@pytest.mark.parametrize("values", [["u", "v", None] * 20, [[1], [2], [1]] * 20], ids=["text", "lists"])
+def test_map_to_any_object(engine, values):
+    series = pd.Series(values)
+    for each in (series, series.astype("category")) if isinstance(values[0], str) else (series,):
+        for na_action in (None, "ignore"):
+            got = each.map(lambda value: [value], na_action=na_action, engine=engine)
+            pd.testing.assert_series_equal(got, each.map(lambda value: [value], na_action=na_action))
+
+
+def test_raw_text_is_not_cut(engine):
+    def text(values):
+        return "x" * int(values[0])
+
+    got, expected = NUMBERS.apply(text, raw=True, axis=1, engine=engine), NUMBERS.apply(text, raw=True, axis=1)
+    assert got.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("func", [np.sum, lambda values: values * 2])
 def test_raw(engine, func, axis):

@@ -40,6 +40,15 @@ def test_a_worker_is_called_as_the_standard_librarys_is(method):
         assert who["children"] == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_may_start_processes_with_multiprocessing(method):
+    context = forkshm.get_context(method)
+    with context.Pool(1) as pool, forkshm.Executor(1, context) as executor:
+        assert pool.apply(f.exit_code_of_a_standard_child) == 0
+        assert executor.submit(f.exit_code_of_a_standard_child).result() == 0
+        assert executor.submit(f.who_am_i).result()[1]["daemon"] is True
+
+
 @pytest.mark.parametrize("daemon", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_current_process_is_right_in_a_worker(method, daemon):
