@@ -13,6 +13,7 @@ import os
 import pickle
 import signal as _signal
 import traceback
+from concurrent.futures.process import BrokenProcessPool as _BrokenProcessPool
 from typing import Any
 
 from forkshm import _system
@@ -232,10 +233,11 @@ class WorkerStartError(WorkerError, OSError):
         super().__init__(errno, message)
 
 
-class WorkerDiedError(WorkerError):
+class WorkerDiedError(WorkerError, _BrokenProcessPool):
     """A worker process died before it returned the result of its task.
 
-    Only the task that the worker was running fails. The pool replaces the worker and continues.
+    Only the task that the worker was running fails. The pool replaces the worker and continues, although code that was
+    written for `concurrent.futures` catches this error as ``BrokenProcessPool``.
 
     Attributes:
         pid: Process id of the dead worker.

@@ -51,9 +51,9 @@ class Executor(_StandardExecutor):
 
     * Arrays and regions in shared memory are sent as descriptors. Other large buffers are copied once.
     * Functions may be lambdas, closures, or defined after the executor was created.
-    * A worker that dies fails only the future it was running, with `WorkerDiedError`. A replacement is started and the
-      executor stays usable.
-    * `concurrent.futures.BrokenExecutor` means that workers cannot be started or that *initializer* raised; its
+    * A worker that dies fails only the future it was running, with `WorkerDiedError`, a ``BrokenProcessPool``. A
+      replacement is started and the executor stays usable.
+    * Any other ``BrokenProcessPool`` means that workers cannot be started or that *initializer* raised; its
       ``__cause__`` has the reason.
     * *max_tasks_per_child* works with fork.
 
@@ -163,7 +163,7 @@ class Executor(_StandardExecutor):
 
         Raises:
             RuntimeError: The executor was shut down.
-            concurrent.futures.BrokenExecutor: Workers cannot be started, or *initializer* raised.
+            BrokenProcessPool: Workers cannot be started, or *initializer* raised.
             WorkerStartError: The kernel refused a worker. The first call starts all workers, and a worker may have
                 begun the call before the failure. All workers are ended, and the next call tries again.
             PoolClosedError: This is a forked child of the process that created the executor.

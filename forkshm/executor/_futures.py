@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _interrupts
@@ -586,9 +587,9 @@ class Work:
             self._pool._dispatcher.end_helper()
 
 
-def broken_by(error: BaseException) -> concurrent.futures.BrokenExecutor:
+def broken_by(error: BaseException) -> BrokenProcessPool:
     """Return the exception for calls to an executor whose pool has failed with *error*."""
-    broken = concurrent.futures.BrokenExecutor(f"this executor is broken: {error!r}. Create a new executor.")
+    broken = BrokenProcessPool(f"this executor is broken: {error!r}. Create a new executor.")
     broken.__cause__ = error
     return broken
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures.process import BrokenProcessPool
 
 import functions as f
 import numpy as np
@@ -48,6 +49,7 @@ def test_executor_is_a_process_pool_executor(executor):
 def test_one_dead_worker_fails_one_future(executor):
     futures = [executor.submit(die if x == 7 else abs, -x) for x in range(20)]
     assert isinstance(futures[7].exception(), forkshm.WorkerDiedError)
+    assert isinstance(futures[7].exception(), BrokenProcessPool)
     assert [future.result() for x, future in enumerate(futures) if x != 7] == [x for x in range(20) if x != 7]
     assert executor.submit(abs, -1).result() == 1
 
@@ -174,10 +176,10 @@ def test_an_initializer_that_raises_breaks_the_executor():
         raise LookupError("no model")
 
     with forkshm.Executor(2, initializer=initialise) as executor:
-        with pytest.raises(concurrent.futures.BrokenExecutor, match="no model") as raised:
+        with pytest.raises(BrokenProcessPool, match="no model") as raised:
             executor.submit(abs, 1).result()
         assert isinstance(raised.value.__cause__, LookupError)
-        with pytest.raises(concurrent.futures.BrokenExecutor, match="Create a new executor"):
+        with pytest.raises(BrokenProcessPool, match="Create a new executor"):
             executor.submit(abs, 1)
 
 
