@@ -301,6 +301,13 @@ def test_buffersize_reads_input_as_needed(executor):
             executor.map(abs, [1], buffersize=wrong)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+def test_a_buffered_map_of_a_dropped_executor_is_complete():
+    results = forkshm.Executor(2).map(f.square, range(20), buffersize=2)
+    gc.collect()
+    assert list(results) == [x * x for x in range(20)]
+
+
 def test_chunks(executor):
     assert list(executor.map(pow, range(10), range(10), chunksize=3)) == [x**x for x in range(10)]
     with pytest.raises(ValueError, match="chunksize must be >= 1"):
