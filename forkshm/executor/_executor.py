@@ -312,9 +312,6 @@ def _results(
     position = 0
     try:
         while position < len(sink.tasks):
-            if more is not None and (task := next(more, None)) is not None:
-                sink.tasks.append(task)
-                work.add(work.pool(), [task])
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not work.drive(functools.partial(sink.outcomes.__contains__, position), left):
                 raise concurrent.futures.TimeoutError
@@ -329,6 +326,10 @@ def _results(
             while values:
                 bar.update(1)
                 yield values.pop()
+            # Read only now: the input may depend on these results.
+            if more is not None and (task := next(more, None)) is not None:
+                sink.tasks.append(task)
+                work.add(work.pool(), [task])
     finally:
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()
