@@ -233,8 +233,7 @@ class Executor(_StandardExecutor):
     def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
 
-        The future of a call that no worker has begun raises `concurrent.futures.CancelledError`. The future of a
-        running call raises `WorkerDiedError`.
+        The futures raise `concurrent.futures.CancelledError`.
 
         Args:
             futures: Futures returned by `submit` of this executor. Finished futures do not change.

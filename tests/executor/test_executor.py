@@ -301,6 +301,18 @@ def test_buffersize_reads_input_as_needed(executor):
             executor.map(abs, [1], buffersize=wrong)
 
 
+def test_running_calls_are_cancelled_where_asked(wait_until):
+    with forkshm.Executor(1) as executor:
+        futures = [executor.submit(time.sleep, 600) for _ in range(3)]
+        wait_until(futures[0].running)
+        executor.cancel_running(futures)
+        for future in futures:
+            with pytest.raises(concurrent.futures.CancelledError):
+                future.result(60)
+            assert future.cancelled()
+        assert executor.submit(f.square, 3).result(60) == 9
+
+
 def test_the_input_of_a_buffered_map_may_depend_on_its_results(executor):
     results, found = [1], []
     for result in executor.map(f.square, (x for x in results if x < 300), buffersize=1):
