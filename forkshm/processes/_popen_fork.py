@@ -126,8 +126,12 @@ class Child(popen_fork.Popen):
             return  # `wait` polls instead
         poll = kernel.poller()
         poll.register(self.sentinel, kernel.READABLE)
-        with contextlib.suppress(OSError):  # ENOMEM: `wait` polls instead
+        try:
             poll.poll(in_milliseconds(timeout))
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
+            # ENOMEM: `wait` polls instead.
 
     def _reap(self) -> None:
         if not kernel.can_look_at_exits:
