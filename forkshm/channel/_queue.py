@@ -387,7 +387,9 @@ class Queue(Backlog):
                 raise queue.Empty from None
             try:
                 received = wait_message(self._reader, self._spin, timeout)
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if error.errno is None:  # raised by a signal handler
+                    raise
                 raise queue.Empty from None
         if received is None:
             raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")

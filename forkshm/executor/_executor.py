@@ -8,7 +8,6 @@ import functools
 import itertools
 import sys
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from forkshm import _interrupts
@@ -229,13 +228,12 @@ class Executor(_StandardExecutor):
                 sink.tasks = []  # they refer to the sink, and keep their arguments
                 raise
         # A separate generator function, so that the code above runs at the call and not at the first `next`.
-        return _results(weakref.ref(self), self._work, sink, chunks, deadline, bar)
+        return _results(self if chunks is not None else None, self._work, sink, chunks, deadline, bar)
 
     def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
 
-        The future of a call that no worker has begun raises `concurrent.futures.CancelledError`. The future of a
-        running call raises `WorkerDiedError`.
+        The futures raise `concurrent.futures.CancelledError`.
 
         Args:
             futures: Futures returned by `submit` of this executor. Finished futures do not change.
@@ -302,19 +300,17 @@ def _chunked(
 
 
 def _results(
-    executor: weakref.ref[Executor],
+    executor: Executor | None,
     work: Work,
     sink: Chunks,
     more: Iterator[Task] | None,
     deadline: float | None,
     bar: Bar,
 ) -> Iterator[Any]:
+    """Yield the results of a map. The iterator keeps the executor while there may be more tasks to submit."""
     position = 0
     try:
         while position < len(sink.tasks):
-            if more is not None and executor() is not None and (task := next(more, None)) is not None:
-                sink.tasks.append(task)
-                work.add(work.pool(), [task])
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not work.drive(functools.partial(sink.outcomes.__contains__, position), left):
                 raise concurrent.futures.TimeoutError
@@ -329,6 +325,10 @@ def _results(
             while values:
                 bar.update(1)
                 yield values.pop()
+            # Read only now: the input may depend on these results.
+            if more is not None and (task := next(more, None)) is not None:
+                sink.tasks.append(task)
+                work.add(work.pool(), [task])
     finally:
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()

@@ -711,8 +711,7 @@ class Dispatcher(Leader):
 
         Args:
             tasks: Tasks of this pool. Answered tasks are skipped.
-            running: Also end the workers that run one of the tasks. Such a task is answered with `WorkerDiedError`, or
-                with `concurrent.futures.CancelledError` if it is cancelled before its worker has begun it.
+            running: Also end the workers that run one of the tasks.
 
         Returns:
             The cancelled tasks. Their sinks get a `concurrent.futures.CancelledError`. With *running*, the running

@@ -153,8 +153,9 @@ class IMapIterator(ResultSink, Generic[T]):
                 extending = map(taking.extend, (itertools.islice(self._items, wanted - len(taking)),))
                 try:
                     taken.extend(extending)
-                except Exception as error:
-                    if taken:  # a signal handler has raised
+                except BaseException as error:
+                    # In the main thread, a signal handler may have raised.
+                    if taken or not (self._reader or isinstance(error, Exception)):
                         raise
                     # As in the standard library, the error is raised at its place in the order.
                     self._input_error = error
@@ -239,7 +240,11 @@ class IMapIterator(ResultSink, Generic[T]):
         return self._taken if self._taken in self._outcomes else -1
 
     def _may_go_on(self) -> bool:
-        return self._next_position() >= 0 or (self._exhausted and self._taken == self._submitted)
+        return self._next_position() >= 0 or (self._taken == self._submitted and (self._exhausted or self._is_cut()))
+
+    def _is_cut(self) -> bool:
+        """Return whether a thread still reads input, but no more tasks can be submitted."""
+        return self._reader > 0 and self._dispatcher.failure() is not None
 
     def next(self, timeout: float | None = None) -> T:
         """Return the next result.
@@ -291,6 +296,10 @@ class IMapIterator(ResultSink, Generic[T]):
             self._drop_spent()
             answers = self._ready()
             if not answers:
+                if not self._exhausted and self._taken == self._submitted and self._is_cut():
+                    # The input may block for long, so the reading thread is not waited for.
+                    self._exhausted = True
+                    self._dispatcher.check_accepting()
                 if not self._exhausted or self._taken != self._submitted:
                     continue  # another thread took it
                 if self._input_error is not None:

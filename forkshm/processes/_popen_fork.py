@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     popen_fork = _multiprocess.popen_fork
 
-__all__ = ("UNKNOWN", "Child", "ForkPopen", "close_all", "closings", "in_milliseconds")
+__all__ = ("FIRST_PAUSE", "LAST_PAUSE", "UNKNOWN", "Child", "ForkPopen", "close_all", "closings", "in_milliseconds")
 
 UNKNOWN = 255
 """The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored, if the system
@@ -44,8 +44,8 @@ does not keep the code.
 # Arguments for `map` and `starmap` to make a call without arguments once.
 _ONCE: tuple[tuple[()], ...] = ((),)
 _FIRST = (0,)
-# Pauses between checks, where a sentinel reports the end before the kernel has the exit code.
-_FIRST_PAUSE, _LAST_PAUSE = 0.0005, 0.01
+FIRST_PAUSE, LAST_PAUSE = 0.0005, 0.01
+"""Pauses between checks, where no sentinel reports the end, or reports it before the kernel has the exit code."""
 
 
 def in_milliseconds(seconds: float | None) -> int | None:
@@ -109,12 +109,12 @@ class Child(popen_fork.Popen):
         """Wait until the child has ended, for at most *timeout* seconds; return the exit code or None."""
         if self.returncode is None:
             deadline = None if timeout is None else time.monotonic() + timeout
-            pause = _FIRST_PAUSE
+            pause = FIRST_PAUSE
             self._wait_for_end(timeout)
             # A pidfd is readable once there is an exit code. A pipe may be readable earlier; see the module docstring.
             while self.poll() is None and (left := 1.0 if deadline is None else deadline - time.monotonic()) > 0:
                 time.sleep(min(pause, left))
-                pause = min(2 * pause, _LAST_PAUSE)
+                pause = min(2 * pause, LAST_PAUSE)
         return self.poll()
 
     def _is_watched(self) -> bool:
@@ -126,8 +126,12 @@ class Child(popen_fork.Popen):
             return  # `wait` polls instead
         poll = kernel.poller()
         poll.register(self.sentinel, kernel.READABLE)
-        with contextlib.suppress(OSError):  # ENOMEM: `wait` polls instead
+        try:
             poll.poll(in_milliseconds(timeout))
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
+            # ENOMEM: `wait` polls instead.
 
     def _reap(self) -> None:
         if not kernel.can_look_at_exits:

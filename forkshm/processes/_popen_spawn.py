@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd
 
 assert sys.platform != "win32"  # there, process handles come from the system
 
-from forkshm.processes._popen_fork import UNKNOWN, Child, close_all, closings, in_milliseconds  # noqa: E402 - after the platform check
+from forkshm.processes._popen_fork import (  # noqa: E402 - after the platform check
+    FIRST_PAUSE,
+    LAST_PAUSE,
+    UNKNOWN,
+    Child,
+    close_all,
+    closings,
+    in_milliseconds,
+)
 
 if TYPE_CHECKING:
     import multiprocessing.popen_forkserver as popen_forkserver
@@ -118,16 +127,19 @@ class ForkServerPopen(popen_forkserver.Popen):
         return self.returncode
 
     def _wait_without_sentinel(self, timeout: float | None) -> int | None:
-        # Other code has closed the sentinel, and with it the exit code.
-        process = OwnedFd(kernel.open_process(self.pid))
-        try:
-            poll = kernel.poller()
-            poll.register(process.fd, kernel.READABLE)
-            if poll.poll(in_milliseconds(timeout)):
+        # Either another thread has closed the process, after it had stored the exit code, or other code has closed the
+        # sentinel, and with it the exit code.
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        while self.returncode is None:
+            if not kernel.is_running(self.pid):
                 self.status_is_lost = True
                 self.returncode = UNKNOWN
-        finally:
-            process.close()
+            elif (left := deadline - time.monotonic()) > 0:
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LAST_PAUSE)
+            else:
+                break
         return self.returncode
 
 

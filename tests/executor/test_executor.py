@@ -296,11 +296,38 @@ def test_buffersize_reads_input_as_needed(executor):
     results = executor.map(abs, items, buffersize=4)
     assert len(taken) == 4
     assert [next(results), next(results)] == [0, 1]
-    assert len(taken) == 6
+    assert len(taken) == 5  # of which two were consumed, and the third is read when the next result is asked for
     assert list(results) == list(range(2, 100))
     for wrong, error in ((0, ValueError), (1.5, TypeError)):
         with pytest.raises(error, match="buffersize must be"):
             executor.map(abs, [1], buffersize=wrong)
+
+
+def test_running_calls_are_cancelled_where_asked(wait_until):
+    with forkshm.Executor(1) as executor:
+        futures = [executor.submit(time.sleep, 600) for _ in range(3)]
+        wait_until(futures[0].running)
+        executor.cancel_running(futures)
+        for future in futures:
+            with pytest.raises(concurrent.futures.CancelledError):
+                future.result(60)
+            assert future.cancelled()
+        assert executor.submit(f.square, 3).result(60) == 9
+
+
+def test_the_input_of_a_buffered_map_may_depend_on_its_results(executor):
+    results, found = [1], []
+    for result in executor.map(f.square, (x for x in results if x < 300), buffersize=1):
+        found.append(result)
+        results.append(result + 1)
+    assert found == [1, 4, 25, 676]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+def test_a_buffered_map_of_a_dropped_executor_is_complete():
+    results = forkshm.Executor(2).map(f.square, range(20), buffersize=2)
+    gc.collect()
+    assert list(results) == [x * x for x in range(20)]
 
 
 def test_chunks(executor):

@@ -16,11 +16,11 @@ GUARD = 30
 
 
 @contextlib.contextmanager
-def alarm_after(seconds):
-    """Raise TimeoutError after this time; and again after a long time, so that a failed test ends."""
+def alarm_after(seconds, kind=TimeoutError):
+    """Raise an exception after this time; and again after a long time, so that a failed test ends."""
 
     def expire(*_):
-        raise TimeoutError("the alarm")
+        raise kind("the alarm")
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds, GUARD)
@@ -31,9 +31,9 @@ def alarm_after(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def ends_in_time(wait):
+def ends_in_time(wait, kind=TimeoutError):
     began = time.monotonic()
-    with alarm_after(0.05), pytest.raises(TimeoutError, match="the alarm"):
+    with alarm_after(0.05, kind), pytest.raises(kind, match="the alarm"):
         wait()
     return time.monotonic() - began < GUARD
 
@@ -68,6 +68,27 @@ def test_an_alarm_ends_a_wait_for_a_result():
     with forkshm.Pool(1) as pool:
         result = pool.apply_async(time.sleep, (60,))
         assert ends_in_time(result.get)
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_any_error_of_an_alarm_ends_a_get(timeout):
+    queue = forkshm.Queue()
+    assert ends_in_time(lambda: queue.get(timeout=timeout), BlockingIOError)
+    queue.close()
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("timeout", [None, 60])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_an_alarm_ends_the_join_of_a_process(method, timeout):
+    process = forkshm.get_context(method).Process(target=time.sleep, args=(60,))
+    process.start()
+    assert ends_in_time(lambda: process.join(timeout))
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
 
 
 def test_an_alarm_ends_a_join():

@@ -183,6 +183,47 @@ def test_several_threads_may_join_one_process(method):
         process.close()
 
 
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_that_another_thread_closes_while_it_is_asked_has_its_exit_code(method, monkeypatch):
+    """As when a pool ends in one thread, while another thread starts a process, which asks all children."""
+    process = forkshm.get_context(method).Process(target=os._exit, args=(3,))
+    process.start()
+    select.select([process.sentinel], [], [])
+    popen = process._popen
+    refers_to = type(kernel).refers_to
+
+    def close_meanwhile(self, fd, file):
+        monkeypatch.undo()
+        process.join()
+        process.close()
+        return refers_to(self, fd, file)
+
+    monkeypatch.setattr(type(kernel), "refers_to", close_meanwhile)
+    assert popen.wait(0) == 3
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("ends", ["before", "after"])
+def test_a_process_of_the_fork_server_whose_sentinel_was_closed_is_joined(ends):
+    receiver, sender = forkshm.Pipe(duplex=False)
+    process = forkshm.get_context("forkserver").Process(target=receiver.recv)
+    process.start()
+    if ends == "before":
+        sender.send(None)
+        select.select([process.sentinel], [], [])
+    os.close(process.sentinel)
+    if ends == "after":
+        process.join(0.05)
+        assert process.is_alive()
+        sender.send(None)
+    process.join(60)
+    assert process.exitcode == 255  # unknown
+    process.close()
+    receiver.close()
+    sender.close()
+
+
 def test_an_interrupted_join_loses_no_exit_code(run_script):
     """A signal handler raises at any instruction."""
     code = """

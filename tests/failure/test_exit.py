@@ -246,3 +246,35 @@ def test_a_daemon_thread_in_a_call_prints_nothing_at_the_end(run_script, call):
     """As with multiprocessing, where such a thread never gets an answer."""
     done = run_script(DAEMON, call, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WAITS = """
+import sys, threading
+import forkshm as mp
+
+WAITS = {
+    "recv": lambda: mp.Pipe()[0].recv(),
+    "recv_bytes": lambda: ends[0].recv_bytes(),
+    "poll": lambda: ends[0].poll(None),
+    "get": lambda: mp.Queue().get(),
+    "SimpleQueue.get": lambda: mp.SimpleQueue().get(),
+    "acquire": lambda: taken.acquire(),
+    "wait": lambda: mp.Event().wait(),
+}
+
+def work():
+    began.set()
+    WAITS[sys.argv[1]]()
+
+if __name__ == "__main__":
+    began, ends, taken = threading.Event(), mp.Pipe(), mp.Lock()
+    taken.acquire()
+    threading.Thread(target=work, daemon=True).start()
+    began.wait()
+"""
+
+
+@pytest.mark.parametrize("wait", ["recv", "recv_bytes", "poll", "get", "SimpleQueue.get", "acquire", "wait"])
+def test_a_daemon_thread_that_waits_prints_nothing_at_the_end(run_script, wait):
+    done = run_script(WAITS, wait, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -173,6 +173,55 @@ assert forkshm.statistics().regions == 0
 """)
 
 
+AT_THE_LIMIT = """
+import ctypes, mmap, os, resource, sys
+import numpy as np
+import forkshm
+
+def no_mappings():
+    with open("/proc/sys/vm/max_map_count") as file:
+        count = int(file.read())
+    space = mmap.mmap(-1, 2 * (count + 1) * mmap.PAGESIZE, prot=mmap.PROT_READ)
+    address = np.frombuffer(space, "uint8").ctypes.data
+    mprotect = ctypes.CDLL(None).mprotect
+    while mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0:
+        address += 2 * mmap.PAGESIZE
+    return space
+
+def no_address_space():
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+
+def fork(arrays, ready, written):
+    pid = os.fork()
+    if pid == 0:
+        os.read(ready, 1)
+        seen = [array[0] for array in arrays]
+        arrays[1][:] = -1.0
+        os._exit(0 if seen == [0.0, 1.0] else 1)
+    arrays[0][:] = -1.0
+    os.write(written, b".")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+if __name__ == "__main__":
+    ready, written = os.pipe()
+    with forkshm.Pool(1) as pool:
+        arrays = [pool.apply(np.full, (100_000, float(number))) for number in range(2)]
+        held = globals()[sys.argv[1]]()
+        code = fork(arrays, ready, written)
+        assert code in (0, os.EX_OSERR), code
+        assert [array[0] for array in arrays] == [-1.0, 1.0], "the child's write is seen here"
+    os._exit(0)  # without the memory that ending in the usual way takes
+"""
+
+
+@pytest.mark.needs("memory_limits")
+@pytest.mark.parametrize("limit", ["no_mappings", "no_address_space"])
+def test_a_child_has_received_arrays_by_value_or_ends(run_script, limit):
+    run_script(AT_THE_LIMIT, limit)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("gigabytes", [2, 5])
 def test_payloads_beyond_32_bits_cross_by_value_and_shared(run_script, gigabytes):

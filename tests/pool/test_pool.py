@@ -184,6 +184,39 @@ def test_imap_raises_the_exception_of_its_input_at_that_position(pool):
         next(results)
 
 
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, KeyboardInterrupt, f.OwnEnd])
+def test_imap_raises_an_exception_that_ends_of_its_input(pool, name, kind):
+    def source():
+        yield 2
+        raise kind(17)
+
+    results = getattr(pool, name)(f.square, source())
+    assert next(results) == 4
+    with pytest.raises(kind) as caught:
+        next(results)
+    assert caught.value.args == (17,)
+    assert list(results) == []
+    assert pool.apply(f.square, (3,)) == 9
+
+
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+def test_imap_of_input_that_blocks_ends_with_the_pool(name):
+    go = threading.Event()
+
+    def source():
+        yield 2
+        go.wait(60)
+
+    with forkshm.Pool(1) as pool:
+        results = getattr(pool, name)(f.square, source())
+        assert next(results) == 4
+    with pytest.raises(forkshm.PoolClosedError):
+        next(results)
+    assert list(results) == []
+    go.set()
+
+
 def test_imap_goes_on_after_an_item_that_cannot_be_pickled(pool):
     for name in ("imap", "imap_unordered"):
         results = getattr(pool, name)(f.square, [1, threading.Lock(), 3])

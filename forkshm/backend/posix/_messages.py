@@ -259,9 +259,10 @@ class End(Socket):
 
     # With defaults, because the names of this module may be gone when the program ends.
     def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:
-        if self.fileno() >= 0:
-            if not ends():
-                warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        if ends():
+            self.detach()  # the kernel closes the fds in a moment
+        elif self.fileno() >= 0:
+            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
             self.close()
 
 

@@ -225,19 +225,28 @@ class Objects(Companions):
 
     def _label(self, fd: int, status: os.stat_result) -> tuple[bytes, int, int, int, int] | None:
         page = self.page_size
-        if status.st_nlink or status.st_size < 2 * page or status.st_size % page or not _is_file(status):
+        where = status.st_size - page
+        if status.st_nlink or where < page or where % page or not _is_file(status):
             return None
         try:
-            mapped: list[int] = []
-            try:
-                _syscalls.mmap_into(mapped, fd, page, *FLAGS[Access.READ], status.st_size - page)
-                label = _LABEL.unpack(self.bytes_at(mapped[0], _LABEL.size))
-            finally:
-                if mapped:
-                    self.unmap_from(mapped, page)
+            # Reading needs no mapping, so it works at the limit on mappings.
+            label = _LABEL.unpack(os.pread(fd, _LABEL.size, where))
         except OSError:
-            return None
-        return label if label[0] == _MAGIC and label[3] <= status.st_size - page else None
+            try:
+                label = self._mapped_label(fd, where)
+            except OSError:
+                return None
+        return label if label[0] == _MAGIC and label[3] <= where else None
+
+    def _mapped_label(self, fd: int, where: int) -> tuple[bytes, int, int, int, int]:
+        """Read the label where objects of shm_open(3) cannot be read, as on macOS."""
+        mapped: list[int] = []
+        try:
+            _syscalls.mmap_into(mapped, fd, self.page_size, *FLAGS[Access.READ], where)
+            return _LABEL.unpack(self.bytes_at(mapped[0], _LABEL.size))
+        finally:
+            if mapped:
+                self.unmap_from(mapped, self.page_size)
 
     def map_at(self, mapped: list[int], address: int, fd: int, size: int, access: Access, offset: int = 0) -> None:
         # Without MAP_FIXED the address is a hint, which the kernel follows if the range is free.

@@ -20,7 +20,7 @@ def _before_fork() -> None:
     for claimed in list(claims.values()):
         if claimed.share is Share.exclusive:
             # The block is a copy, and must be the child's own copy: neither process sees the other's writes.
-            with contextlib.suppress(OSError):  # the limit on mappings: see `_in_child`
+            with contextlib.suppress(OSError, MemoryError):  # the limit on mappings: see `_in_child`
                 claimed.part()
     for segment in list(segments_held.values()):
         if segment.held and (segment.lacks_spare or not segment.spares):
@@ -65,7 +65,9 @@ def _in_child() -> None:
             try:
                 _part(claimed)
             except OSError as error:
-                _end_child(claimed, error)
+                _end_child(claimed, os.strerror(error.errno or 0))
+            except MemoryError:
+                _end_child(claimed, os.strerror(errno.ENOMEM))
     for segment in list(segments_held.values()):
         if id(segment) in _of_child[1]:
             continue
@@ -103,18 +105,19 @@ def _part(claimed: Claim) -> None:
         claimed.part_by_copy()
 
 
-def _end_child(claimed: Claim, error: OSError) -> None:
+def _end_child(claimed: Claim, reason: str) -> None:
     assert sys.platform != "win32"  # there is no fork
     # The child would see its parent's writes to an array that belongs to the child by value. An exception cannot leave
     # a fork hook, and there is no remedy without a mapping. So the child ends.
-    message = (
-        f"forkshm: process {os.getpid()} ends: its parent has a received array of {claimed.size:,} bytes, and the "
-        f"kernel refused the mapping that makes it the child's own ({os.strerror(error.errno or 0)}). "
-        "Raise the limit on mappings (sysctl vm.max_map_count) or on address space (ulimit -v), or fork earlier.\n"
-    )
-    with contextlib.suppress(OSError):
+    try:
+        message = (
+            f"forkshm: process {os.getpid()} ends: its parent has a received array of {claimed.size:,} bytes, and the "
+            f"kernel refused the mapping that makes it the child's own ({reason}). "
+            "Raise the limit on mappings (sysctl vm.max_map_count) or on address space (ulimit -v), or fork earlier.\n"
+        )
         os.write(2, message.encode())
-    os._exit(os.EX_OSERR)
+    finally:
+        os._exit(os.EX_OSERR)
 
 
 at_fork(before=_before_fork, in_parent=_in_parent, in_child=_in_child)
