@@ -168,7 +168,8 @@ class Pool:
     ) -> Results[T]:
         """Return an asynchronous iterator over the results, in order, that reads input as needed.
 
-        For each worker, at most four chunks are in flight or have results that are not consumed yet.
+        For each worker, at most four chunks are in flight or have results that are not consumed yet. Chunks that take
+        microseconds are counted in groups of up to 128.
         """
         return Results(self._running_driver(), func, iterable, chunksize, ordered=True, progress=progress)
 

@@ -426,8 +426,8 @@ class Pool(_StandardPool):
     ) -> IMapIterator[T]:
         """Return an iterator over the results, in order, that reads its input as needed.
 
-        At most four chunks for each worker are in flight, or answered and not yet
-        taken from the iterator. The bar of *progress* (see `map`) advances as results are taken.
+        At most four chunks for each worker are in flight, or answered and not yet taken from the iterator. Chunks that
+        take microseconds are counted in groups of up to 128. The bar of *progress* (see `map`) advances as results are taken.
         """
         sink: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
         return sink
