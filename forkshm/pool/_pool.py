@@ -106,7 +106,7 @@ def check_options(
         raise ValueError(f"task_timeout must be a positive number of seconds or None, got {task_timeout!r}")
     if operator.index(retries) < 0:
         raise ValueError(f"retries must be at least 0, got {retries!r}")
-    if inner_threads is not None and inner_threads != "share" and operator.index(inner_threads) < 1:
+    if inner_threads not in (None, "share") and (isinstance(inner_threads, str) or operator.index(inner_threads) < 1):
         raise ValueError(f"inner_threads must be at least 1, 'share', or None for no limit; got {inner_threads!r}")
 
 
@@ -427,7 +427,8 @@ class Pool(_StandardPool):
         """Return an iterator over the results, in order, that reads its input as needed.
 
         At most four chunks for each worker are in flight, or answered and not yet taken from the iterator. Chunks that
-        take microseconds are counted in groups of up to 128. The bar of *progress* (see `map`) advances as results are taken.
+        take microseconds are counted in groups of up to 128. The bar of *progress* (see `map`) advances as results are
+        taken.
         """
         sink: IMapIterator[T] = self._imap(IMapIterator, func, iterable, chunksize, progress)
         return sink

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import gc
 import math
+import operator
 import os
 import signal
 import time
@@ -144,7 +145,7 @@ class WorkerGroup:
         # A worker that a tool follows must end in order, so that the tool's data is saved.
         self._has_exit = worker_exit is not None or is_followed()
         self._cpu_ids = cpu_ids
-        self._inner_threads = inner_threads
+        self._inner_threads = inner_threads if isinstance(inner_threads, str | None) else operator.index(inner_threads)
         # Read once, because it reads files.
         self._share = _inner_threads.share(kernel.usable_cores(), size) if inner_threads == "share" else None
         # Tasks by their numbers, from when they are sent until they are answered, and the numbers of abandoned tasks.

@@ -111,8 +111,13 @@ def test_an_executor_passes_the_number_on():
         assert executor.submit(f.inner_threads).result() == ({3}, "3")
 
 
-@pytest.mark.parametrize("inner", [0, -1])
-def test_numbers_below_one_are_refused(inner):
+def test_a_number_may_be_numpys():
+    with forkshm.Pool(2, inner_threads=np.int64(3)) as pool:
+        assert pool.apply(f.inner_threads) == ({3}, "3")
+
+
+@pytest.mark.parametrize("inner", [0, -1, "2"])
+def test_numbers_below_one_and_words_are_refused(inner):
     with pytest.raises(ValueError, match="inner_threads must be at least 1, 'share', or None for no limit; got"):
         forkshm.Pool(1, inner_threads=inner)
 
