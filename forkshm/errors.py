@@ -538,6 +538,14 @@ def without_frames(error: BaseException) -> BaseException:
     return BaseException.with_traceback(error, None)
 
 
+def as_text(error: BaseException) -> BaseException:
+    """Return an exception without its traceback, which its cause shows as text."""
+    trace = RemoteTraceback(remote_text(error))
+    trace.__cause__ = error.__cause__
+    set_cause(error, trace)
+    return without_frames(error)
+
+
 def add_note(error: BaseException, text: str) -> None:
     """Add a note to any exception."""
     BaseException.__getattribute__(error, "__dict__").setdefault("__notes__", []).append(text)

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _interrupts
-from forkshm.errors import PoolClosedError, RemoteTraceback, remote_text, set_cause, without_frames
+from forkshm.errors import PoolClosedError, as_text
 from forkshm.pool import CANCELLED, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
 
 if TYPE_CHECKING:
@@ -401,10 +401,7 @@ class Work:
                 raise
             if pool._worker_group.started and not self._closed and pool._dispatcher.failure() is None:
                 # Its arguments cannot be pickled. The frames of the traceback hold the future, so they become text.
-                trace = RemoteTraceback(remote_text(error))
-                trace.__cause__ = error.__cause__
-                set_cause(error, trace)
-                call.fail(without_frames(error))
+                call.fail(as_text(error))
             else:
                 self._check()
                 raise

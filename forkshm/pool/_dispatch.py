@@ -17,7 +17,7 @@ from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.backend import IS_FREE_THREADED
 from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
-from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmError, PoolClosedError
+from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmError, PoolClosedError, as_text
 from forkshm.pickler import Payload, explain, name_of, pack
 from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
@@ -383,7 +383,7 @@ class Dispatcher(Leader):
             batch[0].close()
             tasks.give_back(batch)
             return
-        tasks.answer_unsent(batch, Outcome(error=error))
+        tasks.answer_unsent(batch, Outcome(error=as_text(error)))
         self._sent_off(batch)
 
     def is_interrupt(self, batch: Sequence[Task], error: Exception) -> bool:

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
-from forkshm.errors import ForkshmError, TaskTimeoutError, without_frames
+from forkshm.errors import ForkshmError, TaskTimeoutError, as_text, without_frames
 from forkshm.pool._results import Outcome, PlainOutcome, delivering
 from forkshm.pool._tasks import ResultSink, Task
 
@@ -206,7 +206,7 @@ class IMapIterator(ResultSink, Generic[T]):
                 first = unsent[0]
                 if first.is_delivered or dispatcher.knows(first) or dispatcher.is_interrupt([first], error):
                     raise
-                self.deliver(first, Outcome(error=error))
+                self.deliver(first, Outcome(error=as_text(error)))
                 continue
             count = len(tasks)
             done: list[Task] = []

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.channel import Kind
-from forkshm.errors import MissingDependencyError, PoolClosedError, refuse_if_green
+from forkshm.errors import ChannelError, MissingDependencyError, PoolClosedError, as_text, refuse_if_green
 from forkshm.pickler import repeated
 from forkshm.pool._cpus import usable_cpus
 from forkshm.pool._dispatch import Dispatcher
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
-from forkshm.pool._results import ApplyResult, MapResult
+from forkshm.pool._results import ApplyResult, MapResult, Outcome
 from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import PickledCallable, Task
 from forkshm.pool._worker_group import WorkerGroup
@@ -343,7 +343,7 @@ class Pool(_StandardPool):
             args: Its arguments.
             kwds: Its keyword arguments.
             callback: Called with the result, in a thread of the pool.
-            error_callback: Called with the exception instead, if the call raises one.
+            error_callback: Called with the exception instead, if the call raises one, or cannot be pickled.
         """
         result: ApplyResult[T] = ApplyResult(self._dispatcher, callback, error_callback)
         self._submit_async([self._call(func, args, kwds, result)], result)
@@ -551,16 +551,33 @@ class Pool(_StandardPool):
         return sink
 
     def _submit_async(self, tasks: list[Task], result: ApplyResult[Any]) -> None:
-        if tasks:
-            result.keeps = self._life
-            take_arguments(self._dispatcher, tasks, always=self._copies_at_call)
-            try:
-                self._dispatcher.submit(tasks, waited_for=False)
-            except BaseException:
-                result.close_bar()
-                raise
-            if result.wants_callback:
-                self._dispatcher.start_helper()
+        if not tasks:
+            return
+        result.keeps = self._life
+        dispatcher = self._dispatcher
+        take_arguments(dispatcher, tasks, always=self._copies_at_call)
+        try:
+            while tasks:
+                try:
+                    dispatcher.submit(tasks, waited_for=False)
+                    break
+                except Exception as error:
+                    first, *tasks = tasks
+                    if (
+                        isinstance(error, PoolClosedError | ChannelError)
+                        or dispatcher.failure() is not None
+                        or first.is_delivered
+                        or dispatcher.knows(first)
+                        or dispatcher.is_interrupt([first], error)
+                    ):
+                        raise
+                    # It cannot be pickled. As in the standard library, the result reports that.
+                    result.deliver(first, Outcome(error=as_text(error)))
+        except BaseException:
+            result.close_bar()
+            raise
+        if result.wants_callback:
+            dispatcher.start_helper()
 
     # -- the end ----------------------------------------------------------------------
 

@@ -260,11 +260,30 @@ def test_an_exception_that_cannot_be_rebuilt_is_told(pool):
     assert "in raise_unbuildable" in str(caught.value.__cause__)
 
 
+@pytest.mark.parametrize("others", [0, 200])
+@pytest.mark.parametrize("name", ["apply_async", "map_async", "starmap_async"])
+def test_an_unpicklable_argument_is_reported_by_the_result(pool, name, others):
+    """As in the standard library, and whether or not other tasks wait before it."""
+    wrong, errors = f.RaiseAtPickle(), []
+    arguments = {
+        "apply_async": (wrong,),
+        "map_async": [1, wrong, 3],
+        "starmap_async": [(1,), (wrong,), (3,)],
+    }[name]
+    before = [pool.apply_async(f.square, (number,)) for number in range(others)]
+    result = getattr(pool, name)(f.nothing, arguments, error_callback=errors.append)
+    with pytest.raises(RuntimeError, match="will not be pickled") as caught:
+        result.get()
+    assert "in __reduce__" in str(caught.value.__cause__)
+    assert len(errors) == 1
+    assert not result.successful()
+    assert [one.get() for one in before] == [number * number for number in range(others)]
+    assert pool.apply(f.square, (3,)) == 9
+
+
 def test_an_unpicklable_argument_raises_at_once(pool):
     with pytest.raises(TypeError, match="pickle"):
         pool.apply(f.nothing, (threading.Lock(),))
-    with pytest.raises(RuntimeError, match="will not be pickled"):
-        pool.apply_async(f.nothing, (f.RaiseAtPickle(),))
     with pytest.raises(RuntimeError, match="will not be pickled"):
         pool.map(f.nothing, [1, 2, f.RaiseAtPickle(), 4] * 100, chunksize=1)
     with pytest.raises(RuntimeError, match="will not be unpickled"):
