@@ -465,6 +465,10 @@ class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name
         return f'\n"""\n{self.tb}"""'
 
 
+class LocalTraceback(RemoteTraceback):
+    """The traceback, as text, of an exception that this process raised before, such as one of the pickler."""
+
+
 def signal_name(exitcode: int | None) -> str | None:
     """Return the name of the signal that ended a process with *exitcode*, or None."""
     if exitcode is None or exitcode >= 0:
@@ -540,7 +544,7 @@ def without_frames(error: BaseException) -> BaseException:
 
 def as_text(error: BaseException) -> BaseException:
     """Return an exception without its traceback, which its cause shows as text."""
-    trace = RemoteTraceback(remote_text(error))
+    trace = LocalTraceback(remote_text(error))
     trace.__cause__ = error.__cause__
     set_cause(error, trace)
     return without_frames(error)

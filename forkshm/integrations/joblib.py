@@ -23,6 +23,7 @@ from forkshm.context import get_start_method
 from forkshm.errors import (
     ForkshmError,
     ForkshmWarning,
+    LocalTraceback,
     MissingDependencyError,
     NotPicklableError,
     PoolClosedError,
@@ -306,7 +307,8 @@ class _Call:
 def _is_about_pickling(error: BaseException) -> bool:
     """Return whether pickling an object raised *error*, as opposed to a worker, the pool or the kernel."""
     others = ForkshmError, OSError, MemoryError, concurrent.futures.BrokenExecutor
-    is_remote = isinstance(error.__cause__, RemoteTraceback)
+    cause = error.__cause__
+    is_remote = isinstance(cause, RemoteTraceback) and not isinstance(cause, LocalTraceback)
     return isinstance(error, Exception) and not isinstance(error, others) and not is_remote
 
 
