@@ -253,7 +253,7 @@ import sys, threading
 import forkshm as mp
 
 WAITS = {
-    "recv": lambda: mp.Pipe()[0].recv(),
+    "recv": lambda: ends[0].recv(),
     "recv_bytes": lambda: ends[0].recv_bytes(),
     "poll": lambda: ends[0].poll(None),
     "get": lambda: mp.Queue().get(),
