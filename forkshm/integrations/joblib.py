@@ -273,7 +273,7 @@ class _Call:
         self._futures.add(future)
         try:
             work.submit(future, function, (_Batch(batch),), {})
-        except BaseException as error:
+        except Exception as error:  # of an interrupted submit, the batch may be on its way: `cancel` ends it
             self._futures.discard(future)
             if _is_about_pickling(error) and not work._closed:
                 raise _not_picklable(error) from error

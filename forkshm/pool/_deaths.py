@@ -50,8 +50,9 @@ _FAILED_STARTS = 3
 # Number of workers that may die in a row, and the most seconds between two deaths, while no task is answered.
 _DEATHS_FOR_NOTHING = 10
 _APART_SECONDS = 10.0
-# A process is stopped within microseconds, unless it is in a system call that cannot be interrupted.
-_STOPPED_WITHIN_SECONDS = 0.05
+# A process stops within microseconds, unless no core is free, or it is in a system call that cannot be interrupted.
+_STOPPED_AT_ONCE_SECONDS = 0.001
+_STOPPED_WITHIN_SECONDS = 1.0
 
 
 class _Death(NamedTuple):
@@ -328,8 +329,10 @@ class Deaths:
 
 
 def _is_stopped(pid: int) -> bool:
-    deadline = time.monotonic() + _STOPPED_WITHIN_SECONDS
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < _STOPPED_WITHIN_SECONDS:
         if kernel.is_stopped(pid) is not False:  # also if it has ended
             return True
+        if waited > _STOPPED_AT_ONCE_SECONDS:
+            time.sleep(_STOPPED_AT_ONCE_SECONDS)  # it may need this core
     return False

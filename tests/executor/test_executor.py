@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import forkshm
+from forkshm.backend import kernel
 from forkshm.executor import _futures
 from forkshm.pool._tasks import Pace
 from forkshm.pool._worker_group import WorkerGroup
@@ -312,6 +313,24 @@ def test_running_calls_are_cancelled_where_asked(wait_until):
             with pytest.raises(concurrent.futures.CancelledError):
                 future.result(60)
             assert future.cancelled()
+        assert executor.submit(f.square, 3).result(60) == 9
+
+
+def test_a_running_call_is_cancelled_although_its_worker_stops_late(monkeypatch, wait_until):
+    """As on a machine without a free core, where a signal takes long to arrive."""
+    is_stopped, first = type(kernel).is_stopped, []
+
+    def late(self, pid):
+        first.append(time.monotonic())
+        return is_stopped(self, pid) if time.monotonic() - first[0] > 0.2 else False
+
+    with forkshm.Executor(1) as executor:
+        future = executor.submit(time.sleep, 600)
+        wait_until(future.running)
+        monkeypatch.setattr(type(kernel), "is_stopped", late)
+        executor.cancel_running([future])
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(60)
         assert executor.submit(f.square, 3).result(60) == 9
 
 
