@@ -20,6 +20,7 @@ import stat
 import weakref
 from typing import Any, NamedTuple
 
+from forkshm import _system
 from forkshm.backend import kernel
 from forkshm.descriptor import FileExtent, file_at
 from forkshm.errors import RegionGoneError
@@ -43,6 +44,8 @@ class SendableMapping:
 
 # Those that a pickle in the making refers to, by the id of the mapping.
 _sendable: weakref.WeakValueDictionary[int, SendableMapping] = weakref.WeakValueDictionary()
+# Another thread may be pickling at a fork. The child closes the handles of its pickle, and their numbers are reused.
+_system.register_at_fork(after_in_child=_sendable.clear)
 
 
 def sendable(mapping: mmap.mmap) -> SendableMapping | None:

@@ -13,7 +13,7 @@ from system import open_fds
 import forkshm
 from forkshm import assert_zero_copy
 from forkshm.backend import kernel
-from forkshm.pickler import pack
+from forkshm.pickler import pack, sendable
 
 np = pytest.importorskip("numpy")
 
@@ -454,3 +454,22 @@ def test_a_mapping_is_looked_up_again_for_the_next_pickle(path, lookups):
     with pytest.raises(forkshm.RegionGoneError, match="cut to 4,096 bytes"):
         pack(memmap)
     assert len(lookups) == 2
+
+
+def test_a_child_looks_up_a_mapping_that_was_being_sent_at_the_fork(path):
+    memmap = np.memmap(path, dtype=float, mode="r")
+    receiving, sending = forkshm.Pipe(duplex=False)
+    # As a pickle that another thread is making holds it.
+    held = sendable(memmap._mmap)
+
+    def send():
+        assert sendable(memmap._mmap) is not held
+        sending.send(memmap)
+
+    process = forkshm.get_context("fork").Process(target=send)
+    with receiving, sending:
+        process.start()
+        assert receiving.poll(60)
+        assert (receiving.recv() == NUMBERS).all()
+    process.join()
+    assert process.exitcode == 0
