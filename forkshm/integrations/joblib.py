@@ -13,7 +13,10 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import queue
 import sys
+import threading
+import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -63,6 +66,8 @@ _NOT_NEEDED = frozenset(
         "verbose",
     }
 )
+# How long an aborted call waits for a callback that reads more of the caller's iterator.
+_CALLBACK_SECONDS = 1.0
 _POOL_OPTIONS = frozenset(
     {"born_shared", "cpu_ids", "retries", "task_timeout", "worker_exit", "worker_init", "max_tasks_per_child"}
 )
@@ -198,7 +203,9 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         """
         future: concurrent.futures.Future[Any]
         try:
-            future = self._call(getattr(callback, "parallel", self.parallel)).submit(func)
+            call = self._call(getattr(callback, "parallel", self.parallel))
+            callback = callback and functools.partial(call.run_callback, callback)
+            future = call.submit(func)
         except Exception as error:
             future = concurrent.futures.Future()
             future.set_exception(error)
@@ -218,6 +225,7 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         for parallel, call in list(self._calls.items()):
             if getattr(parallel, "_aborting", True):
                 call.cancel()
+                _forget_batches(parallel)
 
     def _call(self, parallel: Any) -> _Call:
         call = self._calls.get(parallel)
@@ -236,6 +244,17 @@ def _rebuild(
     kind: type[ForkshmBackend], nesting_level: int | None, threads: int | None, options: dict[str, Any]
 ) -> ForkshmBackend:
     return kind(nesting_level=nesting_level, inner_max_num_threads=threads, **options)
+
+
+def _forget_batches(parallel: Any) -> None:
+    """Remove the batches that *parallel* has prepared and not submitted, which its next call would run.
+
+    joblib keeps them when a call fails, and the next call's result would begin with theirs.
+    """
+    prepared = getattr(parallel, "_ready_batches", None)
+    with contextlib.suppress(queue.Empty):
+        while prepared is not None:
+            prepared.get(block=False)
 
 
 def _check_options(options: Iterable[str]) -> None:
@@ -257,6 +276,9 @@ class _Call:
         self._copies = RecentCopies(spare=4 * n_jobs)
         self._function: PickledCallable | None = None
         self._futures: set[Future[Any]] = set()
+        self._aborted = False
+        # The threads that run a callback of this call, keyed by an object for each callback.
+        self._in_callback: dict[object, int] = {}
 
     def open_bar(self, progress: bool | str) -> None:
         self.bar.close()
@@ -291,9 +313,28 @@ class _Call:
         if not future.cancelled() and future.exception() is None:
             self.bar.update(count)
 
+    def run_callback(self, callback: Callable[[Any], object], future: Any) -> None:
+        """Pass a batch's future to joblib, unless the call was aborted."""
+        key = object()
+        try:
+            self._in_callback[key] = threading.get_ident()
+            if not self._aborted:  # read after the entry is there: see `cancel`
+                callback(future)
+        finally:
+            self._in_callback.pop(key, None)
+
     def cancel(self) -> None:
-        futures = list(self._futures)
-        self._executor.cancel_running(futures)
+        """Cancel the batches. A callback that has begun is waited for, because it would change the next call.
+
+        A callback that takes longer reads the caller's own iterator, and holds the lock that the next call needs.
+        """
+        self._aborted = True
+        self._executor.cancel_running(list(self._futures))
+        this_thread, deadline = threading.get_ident(), time.monotonic() + _CALLBACK_SECONDS
+        while any(thread != this_thread for thread in list(self._in_callback.values())):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
 
     def has_ended(self, parallel: Any) -> bool:
         return getattr(parallel, "_aborting", True) or not getattr(parallel, "_running", False)

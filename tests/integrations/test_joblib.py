@@ -128,6 +128,22 @@ def _killed_if(condition):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_a_failed_call_leaves_no_batches_to_the_next(tmp_path):
+    with parallel(batch_size=1, pre_dispatch=2) as workers:
+        # When call 0 is done, joblib prepares calls 2 and 3 together and submits call 2, for which call 1 waits.
+        with pytest.raises(ValueError, match="call 1"):
+            workers(delayed(_one_after_the_other)(x, tmp_path) for x in range(4))
+        assert workers(delayed(abs)(-x) for x in range(5)) == [0, 1, 2, 3, 4]
+
+
+def _one_after_the_other(x, folder):
+    (folder / f"{x}").touch()
+    while x < 3 and not (folder / f"{x + 1}").exists():
+        time.sleep(0.001)
+    if x == 1:
+        raise ValueError("call 1")
+
+
 def test_timeout_spares_other_calls():
     answers = []
     other = threading.Thread(target=lambda: answers.extend(parallel()(delayed(_slow)(x) for x in range(6))))
