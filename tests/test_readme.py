@@ -15,7 +15,7 @@ TEXT = README.read_text()
 
 
 def test_the_readme_is_short():
-    assert len(TEXT.splitlines()) <= 150
+    assert len(TEXT.splitlines()) <= 140
 
 
 def test_the_readme_shows_programs_and_their_output():
