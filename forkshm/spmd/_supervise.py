@@ -43,6 +43,8 @@ _LOOK_SECONDS = 0.1
 
 _log = logging.getLogger("forkshm.supervise")
 
+_set_wakeup = functools.partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
+
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
@@ -56,12 +58,14 @@ class Supervised:
     """
 
     def __init__(self, rank: int, size: int, generation: int) -> None:
+        assert sys.platform != "win32"  # there is no fork
         self.rank, self.size, self.generation = rank, size, generation
         self._stopping = False
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
         self._read_end.own()
         self._write_end.own()
+        os.set_blocking(self._read_end.fd, False)  # several threads may wait
 
     @property
     def stopping(self) -> bool:
@@ -82,17 +86,44 @@ class Supervised:
         poll = select.poll()
         if self._read_end.is_intact():
             poll.register(self._read_end.fd, select.POLLIN)
-            poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))
+            self._poll_until(poll, until)
         while not self._stopping and not self._read_end.is_intact() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_SECONDS))  # *fn* has closed the fd
         return self._stopping
 
+    def _poll_until(self, poll: Any, until: float) -> None:
+        # A signal may arrive just before the kernel begins to wait. Python would run its handler after the wait, so for
+        # the wait the signal itself writes to the fd; see `signal.set_wakeup_fd`. Not longer: *fn* may close the fd.
+        is_main = threading.current_thread() is threading.main_thread()
+        before: list[int] = []
+        try:
+            if is_main:
+                before.extend(map(_set_wakeup, (self._write_end.fd,)))
+            while not self._stopping:
+                left = until - time.monotonic()
+                if not poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
+                    return
+                if not self._stopping:  # another signal
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._read_end.fd, 4096)
+        finally:
+            for wakeup in before:
+                _set_wakeup(wakeup)
+        self._make_readable()
+
     def fileno(self) -> int:
-        """Return an fd that becomes readable when the worker should stop, for use with select or poll."""
+        """Return an fd that becomes readable when the worker should stop, for use with select or poll.
+
+        Give them a timeout: Python runs no signal handler inside a system call that it was just about to make, so a
+        signal that arrives at that moment is noticed when the call returns. `wait` has no such gap.
+        """
         return self._read_end.fd
 
     def _stop(self, number: int, frame: Any) -> None:
         self._stopping = True
+        self._make_readable()
+
+    def _make_readable(self) -> None:
         if self._write_end.is_intact():
             with contextlib.suppress(BlockingIOError):
                 os.write(self._write_end.fd, b".")
@@ -229,8 +260,7 @@ class _Supervisor:
             signal.signal(number, self._asked)
         # The wakeup fd is written when the signal arrives. Python runs the handler later, perhaps only after a wait.
         # One C call replaces it and keeps the one before.
-        set_wakeup = functools.partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
-        self._wakeup.extend(map(set_wakeup, (self._write_end.fd,)))
+        self._wakeup.extend(map(_set_wakeup, (self._write_end.fd,)))
 
     @promptly
     def end(self) -> None:

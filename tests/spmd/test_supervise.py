@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes  # noqa: TID251 - sends a signal without running its handler
+import functools
+import operator
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import forkshm
+from forkshm.spmd import Supervised
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +92,46 @@ def test_sigterm_drains_the_workers(started, number):
     assert sorted(started.rest()) == ["end 0 0 True", "end 1 0 True", "over"]
     assert started.process.returncode == 0
     assert started.complained == ""
+
+
+def test_a_signal_that_arrives_just_before_a_wait_ends_it(monkeypatch):
+    """Python runs a handler between bytecodes, so a signal that arrives in a C function waits for its end."""
+
+    class Poll:
+        def __init__(self):
+            self.real = poll()
+            self.register = self.real.register
+
+        def poll(self, timeout):
+            # Both calls are made in C. os.kill would run the handler, and kill(2) does not.
+            kill = functools.partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGTERM)
+            return list(map(operator.call, (kill, functools.partial(self.real.poll, timeout))))[1]
+
+    poll = select.poll
+    monkeypatch.setattr(select, "poll", Poll)
+    me = Supervised(0, 1, 0)
+    before = signal.signal(signal.SIGTERM, me._stop)
+    try:
+        began = time.monotonic()
+        assert me.wait(60)
+        assert time.monotonic() - began < 30
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert select.select([me.fileno()], [], [], 0)[0]
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_another_signal_does_not_end_a_wait():
+    me = Supervised(0, 1, 0)
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert not me.wait(0.2)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert seen == [signal.SIGALRM]
+    assert not select.select([me.fileno()], [], [], 0)[0]
 
 
 def test_a_killed_worker_is_replaced(started):
