@@ -179,9 +179,9 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         self._executor = _warm_executor(*self._settings)
         return n_jobs
 
-    def _copy_for(self, parallel: Any) -> ForkshmBackend:
-        copy = type(self).__new__(type(self))
-        copy.__dict__.update(self.__dict__, parallel=parallel)
+    def _copy_for(self, parallel: Any) -> Any:
+        copy: Any = object.__new__(type(self))
+        vars(copy).update(vars(self), parallel=parallel)
         return copy
 
     def start_call(self) -> None:
