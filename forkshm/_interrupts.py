@@ -43,6 +43,20 @@ __all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "ho
 _signal: Any = importlib.import_module("_signal")
 _SIGINT = frozenset((int(signal.SIGINT),))
 
+
+def _is_main_interpreter() -> bool:
+    try:
+        interpreters: Any = importlib.import_module("_interpreters")
+    except ImportError:  # before CPython 3.13
+        return True
+    current, *_ = interpreters.get_current()
+    main, *_ = interpreters.get_main()
+    return bool(current == main)
+
+
+# A subinterpreter has a main thread of its own, but may not set signal handlers.
+_HAS_HANDLERS = _is_main_interpreter()
+
 # The handler and the signal mask outside of all blocks, which a forked child gets.
 _outside: tuple[Any, Any] | None = None
 # The thread that entered the outermost block.
@@ -62,7 +76,7 @@ def held_back() -> Iterator[None]:
     handler: Any = _signal.getsignal(_signal.SIGINT)
     came: list[tuple[Any, ...]] = []
     # Handlers run in the main thread, whichever thread the kernel chose.
-    is_handled_here = threading.current_thread() is threading.main_thread() and callable(handler)
+    is_handled_here = _HAS_HANDLERS and threading.current_thread() is threading.main_thread() and callable(handler)
     is_outermost = False
     mask = None
     try:

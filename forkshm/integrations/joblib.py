@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _system
@@ -48,7 +47,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ("ForkshmBackend", "shutdown")
 
@@ -106,8 +105,8 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         MissingDependencyError: joblib, or the library of *progress*, is not installed.
 
     Fork and threads:
-        joblib keeps one backend for each ``parallel_config``; several threads may use it. A forked child starts
-        workers of its own.
+        joblib keeps one backend for each ``parallel_config``; several threads may use it, because each ``Parallel``
+        gets a copy. A forked child starts workers of its own.
 
     Example:
         >>> import joblib, forkshm.joblib
@@ -128,12 +127,13 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
     ) -> None:
         _check_options(options)
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
+        # The Parallel that this backend belongs to; None if any Parallel may find it, which then gets a copy.
         self.parallel: Any = None
-        self._executor: Executor | None = None
         self._progress: bool | str = False
-        self._n_jobs = 1
-        # Keyed by the Parallel that made the call; several may be open at once, as generators.
-        self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
+        # Arguments of `_warm_executor`, and what it returned.
+        self._settings: _Settings | None = None
+        self._executor: Executor | None = None
+        self._call: _Call | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return the number of workers for a call with *n_jobs*.
@@ -165,29 +165,52 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         if n_jobs == 1:
             raise _joblib.FallbackToBackend(_joblib.SequentialBackend(nesting_level=self.nesting_level))
         _check_options(options)
+        if self.parallel is not parallel:
+            # The objects of one parallel_config, each with workers and a running call of its own, share this backend.
+            raise _joblib.FallbackToBackend(self._copy_for(parallel))
         options = {**self.backend_kwargs, **options}
         self._progress = options.pop("progress", False)
-        self._executor = _warm_executor(
+        self._settings = (
             n_jobs,
             options.pop("start_method", None),
             self._prepare_worker_env(n_jobs=n_jobs),
             {name: value for name, value in options.items() if name not in _NOT_NEEDED and value is not None},
         )
-        self.parallel = parallel
-        self._n_jobs = n_jobs
+        self._executor = _warm_executor(*self._settings)
         return n_jobs
 
+    def _copy_for(self, parallel: Any) -> Any:
+        copy: Any = object.__new__(type(self))
+        vars(copy).update(vars(self), parallel=parallel)
+        return copy
+
     def start_call(self) -> None:
-        """Show the progress bar; called by joblib when a call begins."""
+        """Prepare for the batches of a call, and show the progress bar; called by joblib when the call begins."""
+        # The last call of this Parallel may have been aborted while a callback prepared batches.
+        _forget_batches(self.parallel)
+        if self._settings is not None and (self._executor is None or not _is_usable(self._executor)):
+            self._executor = _warm_executor(*self._settings)
+        assert self._executor is not None
+        self._call = _Call(self._executor, self._settings[0] if self._settings else 1, self.parallel.n_tasks)
         if self._progress:
-            self._call(self.parallel).open_bar(self._progress)
+            self._call.open_bar(self._progress)
 
     def stop_call(self) -> None:
-        """Release the data shared by finished calls; called by joblib when a call ends."""
-        for parallel, call in list(self._calls.items()):
-            if call.has_ended(parallel):
-                self._calls.pop(parallel, None)
-                call.close()
+        """Release the data shared by the batches of a call; called by joblib when the call ends."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Raise the error of a call that ended without its results; entered by joblib while it waits for them.
+
+        joblib returns if all batches that were submitted are done, also if the caller's iterator raised an exception
+        in place of the next one.
+        """
+        yield
+        if self.parallel._aborting:
+            self.parallel._raise_error_fast()
 
     def terminate(self) -> None:
         """Release the workers, which stay for the next call."""
@@ -203,8 +226,10 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         """
         future: concurrent.futures.Future[Any]
         try:
-            call = self._call(getattr(callback, "parallel", self.parallel))
-            callback = callback and functools.partial(call.run_callback, callback)
+            call = self._call
+            if call is None:
+                raise PoolClosedError("cannot submit a batch of calls: its Parallel has ended. Create a new one.")
+            callback = callback and functools.partial(call.run_callback, self.parallel, callback)
             future = call.submit(func)
         except Exception as error:
             future = concurrent.futures.Future()
@@ -221,19 +246,10 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End the workers that run calls of the aborted ``Parallel``, and start no more of its batches."""
-        for parallel, call in list(self._calls.items()):
-            if getattr(parallel, "_aborting", True):
-                call.cancel()
-                _forget_batches(parallel)
-
-    def _call(self, parallel: Any) -> _Call:
-        call = self._calls.get(parallel)
-        if call is None:
-            if self._executor is None:
-                raise PoolClosedError("cannot submit a batch of calls: its Parallel has ended. Create a new one.")
-            call = self._calls[parallel] = _Call(self._executor, self._n_jobs, parallel.n_tasks)
-        return call
+        """End the workers that run calls of this ``Parallel``, and start no more of its batches."""
+        if self._call is not None:
+            self._call.cancel()
+        _forget_batches(self.parallel)
 
     def __reduce__(self) -> Any:
         # The nested backend that a worker gets has no workers yet, and starts its own.
@@ -255,6 +271,15 @@ def _forget_batches(parallel: Any) -> None:
     with contextlib.suppress(queue.Empty):
         while prepared is not None:
             prepared.get(block=False)
+
+
+def _fail(parallel: Any, error: BaseException) -> None:
+    """End the running call of *parallel* with *error*, as joblib does for an Exception of the caller's iterator."""
+    with parallel._lock:
+        if not parallel._aborting:
+            tracker = _joblib.BatchCompletionCallBack(0, 1, parallel)
+            parallel._register_new_job(tracker)
+            tracker._register_outcome({"result": error, "status": _joblib.TASK_ERROR})
 
 
 def _check_options(options: Iterable[str]) -> None:
@@ -313,13 +338,22 @@ class _Call:
         if not future.cancelled() and future.exception() is None:
             self.bar.update(count)
 
-    def run_callback(self, callback: Callable[[Any], object], future: Any) -> None:
+    def run_callback(self, parallel: Any, callback: Callable[[Any], object], future: Any) -> None:
         """Pass a batch's future to joblib, unless the call was aborted."""
+        if self._aborted:
+            return  # without the lock, which a callback that reads the caller's iterator may hold
         key = object()
         try:
             self._in_callback[key] = threading.get_ident()
-            if not self._aborted:  # read after the entry is there: see `cancel`
-                callback(future)
+            # The next call begins with this lock. joblib's callback releases it on its way, and would then count
+            # this batch for the next call.
+            with parallel._lock:
+                if not self._aborted:  # read after the entry is there: see `cancel`
+                    callback(future)
+        except BaseException as error:
+            # The caller's iterator raised it, or a method of a subclass of Parallel. joblib would wait for the batches
+            # that its callback did not submit.
+            _fail(parallel, error)
         finally:
             self._in_callback.pop(key, None)
 
@@ -335,9 +369,6 @@ class _Call:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.001)
-
-    def has_ended(self, parallel: Any) -> bool:
-        return getattr(parallel, "_aborting", True) or not getattr(parallel, "_running", False)
 
     def close(self) -> None:
         self.bar.close()
@@ -386,6 +417,9 @@ def run_batch(calls: Callable[[], Any]) -> Any:
 
 # -- persistent workers ---------------------------------------------------------------------------
 
+# The number of jobs, the start method, variables of the environment, and options of the executor.
+_Settings = tuple[int, "str | None", dict[str, str], dict[str, Any]]
+
 # The settings and the executor of the last call. A call with other settings replaces it: the workers of an
 # unreferenced executor end once their work is done.
 _warm: list[tuple[Any, Executor]] = []
@@ -395,6 +429,7 @@ def _warm_executor(
     n_jobs: int, start_method: str | None, environment: dict[str, str], options: dict[str, Any]
 ) -> Executor:
     method = start_method or _start_method(environment)
+    options = dict(options)
     key = n_jobs, method, environment, dict(options)
     for known, executor in _warm:
         if known == key and _is_usable(executor):

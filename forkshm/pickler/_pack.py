@@ -26,6 +26,7 @@ from forkshm.descriptor import (
     write_tables,
 )
 from forkshm.pickler import _names, _reducers
+from forkshm.pickler._annotations import reduce_function, with_annotations
 from forkshm.pickler._attributes import attribute_of
 from forkshm.pickler._code import OF_DECORATORS, global_names, reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import Collector, Copies, Group, Repeats, fill, room_for
@@ -212,7 +213,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                     return NotImplemented
             elif is_of_unimported_module(thing):
                 return NotImplemented
-            return reduce_array_type(thing) or with_slots(thing, super().reducer_override(thing))
+            return reduce_array_type(thing) or with_slots(
+                thing, with_annotations(thing, super().reducer_override(thing))
+            )
         elif (
             kind in _names.named_kinds
             and is_importable(thing, self.importable)
@@ -226,6 +229,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return self._mark(thing)
         if isinstance(thing, BaseException):
             return reduce_exception(thing, None if self.in_chain else self._dump_of_chain)
+        if kind is FunctionType:
+            return reduce_function(super().reducer_override, thing)
         return super().reducer_override(thing)
 
     def _dump_of_chain(self, error: BaseException) -> bytes:
@@ -239,7 +244,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _with_changed_globals(self, function: FunctionType) -> Any:
         # By value, with the globals that were rebound; the others are looked up in the receiver's module.
-        parts: Any = super().reducer_override(function)
+        parts: Any = reduce_function(super().reducer_override, function)
         is_changed = changed_globals(self.importable)
         state = parts[2][1]
         sent = {
@@ -251,7 +256,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return parts
 
     def _with_globals_of_receiver(self, function: FunctionType) -> Any:
-        parts: Any = super().reducer_override(function)
+        parts: Any = reduce_function(super().reducer_override, function)
         if not isinstance(parts, tuple):
             return parts
         state = parts[2][1]

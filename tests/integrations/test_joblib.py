@@ -144,6 +144,94 @@ def _one_after_the_other(x, folder):
         raise ValueError("call 1")
 
 
+def test_a_call_that_is_dropped_while_it_reads_leaves_no_batches_to_the_next(tmp_path):
+    reads, go_on = threading.Event(), threading.Event()
+
+    def calls():
+        for x in range(12):
+            if x == 4:  # read by the callback of call 2 or 3, which prepares calls 4 and 5 together
+                reads.set()
+                go_on.wait(60)
+            yield delayed(_after)(x, tmp_path / "go")
+
+    with warnings.catch_warnings(), parallel(return_as="generator", batch_size=1, pre_dispatch=2) as workers:
+        warnings.simplefilter("ignore", UserWarning)
+        generator = workers(calls())
+        assert next(generator) == 0
+        (tmp_path / "go").touch()
+        assert reads.wait(60)
+        generator.close()
+        threading.Timer(0.1, go_on.set).start()
+        assert list(workers(delayed(abs)(-x) for x in range(5))) == [0, 1, 2, 3, 4]
+
+
+def _after(x, path):
+    while x > 1 and not path.exists():
+        time.sleep(0.001)
+    return x
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+def test_an_exception_of_the_callers_iterator_is_raised(return_as, at):
+    def calls():
+        for x in range(20):
+            if x == at:
+                raise ValueError(f"item {x}")
+            yield delayed(abs)(x)
+
+    for options in ({}, {"pre_dispatch": "all", "batch_size": 4}):
+        with parallel(return_as=return_as, **options) as workers:
+            with pytest.raises(ValueError, match=f"item {at}"):
+                list(workers(calls()))
+            assert sorted(workers(delayed(abs)(x) for x in range(5))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator_unordered"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_exit_of_the_callers_iterator_ends_the_call(kind, return_as):
+    def calls():
+        for x in range(20):
+            if x == 8:
+                raise kind(f"item {x}")
+            yield delayed(abs)(x)
+
+    with parallel(return_as=return_as, batch_size=1, pre_dispatch=2) as workers:
+        with pytest.raises(kind, match="item 8"):
+            list(workers(calls()))
+        assert sorted(workers(delayed(abs)(x) for x in range(5))) == [0, 1, 2, 3, 4]
+
+
+def test_a_progress_method_that_raises_ends_the_call():
+    class Shown(Parallel):
+        def print_progress(self):
+            raise RuntimeError("cannot print")
+
+    with pytest.raises(RuntimeError, match="cannot print"):
+        Shown(n_jobs=2, backend="forkshm", batch_size=1)(delayed(abs)(x) for x in range(20))
+
+
+def test_objects_of_one_config_have_their_own_workers(capsys, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # otherwise tqdm keeps a thread
+    with joblib.parallel_config("forkshm", n_jobs=2, progress=True), Parallel() as first:
+        with Parallel(n_jobs=3) as second:
+            assert first(delayed(abs)(x) for x in [4, 5]) == [4, 5]
+            assert second([delayed(abs)(x) for x in range(6)]) == list(range(6))
+        assert Parallel()([delayed(abs)(x) for x in range(7)]) == list(range(7))
+        assert first([delayed(abs)(x) for x in range(8)]) == list(range(8))
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "7/7" in shown
+    assert "8/8" in shown
+
+
+def test_a_call_after_shutdown_starts_workers():
+    with parallel() as workers:
+        assert workers(delayed(abs)(x) for x in range(3)) == [0, 1, 2]
+        forkshm.joblib.shutdown()
+        assert workers(delayed(abs)(x) for x in range(3)) == [0, 1, 2]
+
+
 def test_timeout_spares_other_calls():
     answers = []
     other = threading.Thread(target=lambda: answers.extend(parallel()(delayed(_slow)(x) for x in range(6))))

@@ -278,3 +278,38 @@ def test_the_frames_of_an_error_of_the_library_stay():
     caught.value.__traceback__ = caught.value.__traceback__.tb_next
     assert "anonymous_shared_memory" in remote_text(caught.value) or "_anonymous.py" in remote_text(caught.value)
     assert remote_text(ValueError("x")) == "".join(traceback.format_exception(ValueError("x")))
+
+
+LAZY = """
+import dataclasses
+
+@dataclasses.dataclass
+class Data:
+    x: int = 1
+
+class Plain:
+    x: int
+
+class Unknown:
+    x: int
+    y: OnlyForTypeCheckers
+
+def function(x: int, *, y: OnlyForTypeCheckers = 2) -> Data:
+    "Its documentation."
+    return x, y, function.__kwdefaults__, function.mark
+
+function.mark = "mark"
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated when they are made")
+def test_annotations_that_are_not_evaluated_yet():
+    names: dict[str, typing.Any] = {"__name__": "nowhere"}
+    exec(compile(LAZY, "<lazy>", "exec", dont_inherit=True), names)
+    with forkshm.Pool(1) as pool:
+        annotations = [pool.apply(lambda thing: thing.__annotations__, (names[name],)) for name in ("Plain", "Unknown")]
+        function = pool.apply(lambda function: (function(1), function.__doc__, function), (names["function"],))
+        assert pool.apply(names["Data"]).x == 1
+    assert annotations == [{"x": int}, {"x": "int", "y": "OnlyForTypeCheckers"}]
+    assert function[:2] == ((1, 2, {"y": 2}, "mark"), "Its documentation.")
+    assert function[2].__annotations__ == {"x": "int", "y": "OnlyForTypeCheckers", "return": "Data"}
