@@ -149,7 +149,18 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
     elif isinstance(thing, (set, frozenset)):
         for value in list(thing):
             yield f" member {_short(value)}", value
-    elif isinstance(thing, types.FunctionType):
+    elif isinstance(thing, BaseException):
+        for index, value in enumerate(thing.args):
+            yield f".args[{index}]", value
+        yield from ((f".{name}", value) for name, value in vars(thing).items())
+    else:
+        yield from _parts_of_callable(thing)
+    if id(thing) in reduced:
+        yield from _parts_of_reduced(thing, reduced[id(thing)][1])
+
+
+def _parts_of_callable(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, types.FunctionType):
         yield from _parts_of_function(thing)
     elif isinstance(thing, types.MethodType):
         yield ".__self__", thing.__self__
@@ -165,8 +176,6 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
             yield ".cell_contents", thing.cell_contents
         except ValueError:  # an empty cell
             return
-    if id(thing) in reduced:
-        yield from _parts_of_reduced(thing, reduced[id(thing)][1])
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -71,6 +71,11 @@ def cyclic():
     return first
 
 
+def with_attribute(error, lock):
+    error.lock = lock
+    return error
+
+
 WAYS = {
     "": LOCK,
     "[1]": (1, LOCK),
@@ -83,6 +88,9 @@ WAYS = {
     ".__self__.lock": Holder(lock=LOCK).method,
     ".args[0].lock": functools.partial(f.nothing, Holder(lock=LOCK)),
     ".keywords['x']": functools.partial(f.nothing, x=LOCK),
+    "[0].args[1]": [ValueError("message", LOCK)],
+    ".lock": with_attribute(ValueError("message"), LOCK),
+    ".args[1][0].args[0]": ExceptionGroup("message", [ValueError(LOCK)]),
     ".__reduce__()[1][1]": Reduced(LOCK),
     "[0]": Listed([LOCK]),
     ".second.lock": cyclic(),
