@@ -7,6 +7,7 @@ parts that pickling visits.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import pickle
@@ -142,7 +143,7 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
         for key, value in list(thing.items()):
             yield f"[{_short(key)}]", value
             yield f" key {_short(key)}", key
-    elif isinstance(thing, (list, tuple)):
+    elif isinstance(thing, (list, tuple, collections.deque)):
         fields = attribute_of(thing, "_fields", ())
         for index, value in enumerate(thing):
             yield (f".{fields[index]}" if index < len(fields) else f"[{index}]"), value
