@@ -5,7 +5,8 @@ than it passes to ``super().__init__``. Here the receiver makes the object with 
 class. It then sets the arguments, attributes, slots and notes that the sender's object had, and the exceptions that it
 names as cause and context.
 
-The chain is sent as far as possible: an exception in it that cannot be pickled, or unpickled, is left out.
+The chain is sent as far as possible: an exception in it that cannot be pickled is sent without the parts at fault. If
+that is not possible either, or if it cannot be unpickled, it is left out.
 """
 
 from __future__ import annotations
@@ -262,8 +263,11 @@ def _pickled(chain: list[BaseException], dump: Callable[[BaseException], bytes])
     for error in chain:
         try:
             pickled.append(dump(error))
-        except Exception:  # any error of its parts: send the chain without it
+        except Exception:  # any error of its parts: send the rest of it, or the chain without it
             pickled.append(None)
+            with contextlib.suppress(Exception):
+                rest = without_unpicklable(error, dump)
+                pickled[-1] = None if rest is None else dump(rest)
     return pickled
 
 

@@ -27,7 +27,7 @@ from forkshm.errors import RegionGoneError
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_family, register_simple
 
-__all__ = ("NamedMapping", "SendableMapping", "Snapshot", "find_named", "reduce_mmap", "sendable")
+__all__ = ("NamedMapping", "SendableMapping", "Snapshot", "find_named", "reduce_mmap", "refuse_mmap", "sendable")
 
 
 class SendableMapping:
@@ -140,6 +140,14 @@ def reduce_subclass(mapping: mmap.mmap) -> Any:
         return NotImplemented
     rebuild, arguments = _reduce_sendable(_needed(mapping))
     return rebuild, (*arguments, kind), getattr(mapping, "__dict__", None) or None
+
+
+def refuse_mmap(mapping: mmap.mmap) -> Any:
+    """Raise TypeError: this system does not report which file is mapped."""
+    raise TypeError(
+        f"cannot pickle an mmap.mmap of {len(mapping):,} bytes: this system does not report which file is mapped; send "
+        "the path and map it there, or use np.memmap or a MappedRegion of a forkshm.FileMapping, which can be sent"
+    )
 
 
 class NamedMapping(NamedTuple):
@@ -262,5 +270,6 @@ if kernel.name == "linux":
     register(Snapshot, _reduce_snapshot)
     register_simple(mmap.mmap, SendableMapping, Snapshot)
 else:
+    register_family(mmap.mmap, refuse_mmap)
     register(NamedMapping, reduce_named)
     register_simple(NamedMapping)

@@ -167,16 +167,19 @@ def _defined_in(path: str) -> frozenset[str]:
     return frozenset()
 
 
-def _definitions(body: list[ast.stmt]) -> Iterator[str]:
+def _definitions(body: list[Any]) -> Iterator[str]:
     for statement in body:
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield statement.name
-        elif isinstance(statement, ast.If):
-            if "__name__" not in ast.dump(statement.test):
-                yield from _definitions(statement.body)
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):  # of a class that a call makes, such as a namedtuple
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    yield node.id
+        elif isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
             yield from _definitions(statement.orelse)
-        elif isinstance(statement, (ast.Try, ast.With)):
-            yield from _definitions(statement.body)
+        else:
+            for part in ("body", "handlers", "cases", "orelse", "finalbody"):
+                yield from _definitions(getattr(statement, part, []))
 
 
 def is_importable(thing: Any, importable: ImportableNames) -> bool:

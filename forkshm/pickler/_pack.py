@@ -8,7 +8,7 @@ import io
 import pickle
 import sys
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import cloudpickle
 
@@ -17,6 +17,8 @@ from forkshm.backend import kernel
 from forkshm.descriptor import (
     BLOCK,
     IDENTITY_SIZE,
+    LOOSE,
+    READ_ONLY,
     BlockRef,
     Head,
     body_tables,
@@ -69,6 +71,7 @@ __all__ = (
     "Payload",
     "PendingPayload",
     "Repeats",
+    "SmallStream",
     "begin",
     "is_name",
     "pack",
@@ -415,27 +418,43 @@ def _begin_simple(thing: Any, collector: Collector, *, is_alone: bool) -> Pendin
     return PendingPayload(sink, collector)
 
 
-def small_stream(thing: Any, limit: int, importable: ImportableNames = NO_NAMES) -> bytes | None:
+class SmallStream(NamedTuple):
+    """The whole pickle of an object, with its buffers beside the stream."""
+
+    stream: bytes
+    memory: bytearray
+    places: list[tuple[int, int, bool]]
+    """For each buffer: start and end in the memory, and whether it is read-only. Buffers may overlap."""
+
+
+def small_stream(thing: Any, limit: int, importable: ImportableNames = NO_NAMES) -> SmallStream | None:
     """Return the whole pickle of *thing*, or None if it has more than *limit* bytes, or contains shared memory.
 
     Raises:
         Exception: Whatever pickling the object raises.
     """
-    sink, file = _Sink(), io.BytesIO()
+    sink = _Sink()
     collector = Collector()
     try:
-        for target, buffer_callback in ((sink, collector), (file, None)):
-            pickler = _Pickler(target, pickle.HIGHEST_PROTOCOL, buffer_callback=buffer_callback)
-            pickler.importable = importable
-            pickler.collector = collector
-            pickler.dump(thing)
-            if len(collector.copies) < len(collector.spans):
-                return None
-            if sink.size + sum(nbytes for _, nbytes, *_ in collector.copies) > limit:
-                return None
+        pickler = _Pickler(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=collector)
+        pickler.importable = importable
+        pickler.collector = collector
+        pickler.dump(thing)
+        if len(collector.copies) < len(collector.spans):
+            return None
+        copies = collector.place(0, inline=False, alone=False)
+        if sink.size + copies.block_size > limit:
+            return None
+        memory = bytearray(copies.block_size)
+        for address, nbytes, where in copies.block:
+            memory[where : where + nbytes] = kernel.bytes_at(address, nbytes)
+        places = [(start, start + nbytes, region in _FOR_READING) for region, start, nbytes in collector.spans]
+        return SmallStream(b"".join(sink.pieces), memory, places)
     finally:
         collector.give_up()
-    return file.getvalue()
+
+
+_FOR_READING = frozenset({BLOCK - READ_ONLY, LOOSE - READ_ONLY})
 
 
 def tiny_stream(thing: Any) -> bytes | None:

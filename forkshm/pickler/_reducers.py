@@ -6,15 +6,18 @@ needs no entry, because its address is recognized.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import multiprocessing.reduction
 import pickle
 import weakref
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
+from forkshm.pickler._attributes import attribute_of
 from forkshm.region import MappedRegion, Mode, own_parts, region_at
 
 if TYPE_CHECKING:
@@ -212,5 +215,26 @@ def rebuild_private(buffer: memoryview, own: list[tuple[int, memoryview]]) -> Ma
     return region
 
 
+def reduce_method(method: MethodType) -> Any:
+    """Send a bound method by its name, or as a function and an object if the name leads to another function.
+
+    multiprocessing always sends the name. Then ``super().run`` arrives as the method of the subclass, and private
+    methods, decorated methods and functions bound by hand are not found.
+    """
+    owner, function = method.__self__, method.__func__
+    name = attribute_of(function, "__name__")
+    found = attribute_of(owner, name) if isinstance(name, str) else None
+    if type(found) is MethodType and found.__func__ is function and found.__self__ is owner:
+        return getattr, (owner, name)
+    return MethodType, (function, owner)
+
+
+def reduce_partial(partial: functools.partial[Any]) -> Any:
+    """Send a partial function with its attributes, which multiprocessing leaves out."""
+    return partial.__reduce__()
+
+
 register(MappedRegion, reduce_region)
 register_simple(MappedRegion)
+register(MethodType, reduce_method)
+register(functools.partial, reduce_partial)

@@ -7,7 +7,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from forkshm.pickler._names import NO_NAMES, ImportableNames
-from forkshm.pickler._pack import small_stream
+from forkshm.pickler._pack import SmallStream, small_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +35,20 @@ class Taken:
 class _Together:
     """Objects that were pickled in one stream. They arrive as a list."""
 
-    __slots__ = ("stream",)
+    __slots__ = ("pickled",)
 
-    def __init__(self, stream: bytes) -> None:
-        self.stream = stream
+    def __init__(self, pickled: SmallStream) -> None:
+        self.pickled = pickled
 
     def __reduce__(self) -> Any:
-        return pickle.loads, (self.stream,)
+        return load_together, tuple(self.pickled)
+
+
+def load_together(stream: bytes, memory: bytearray, places: list[tuple[int, int, bool]]) -> Any:
+    """Return the objects that arrived; their arrays are views of one memory."""
+    view = memoryview(memory)
+    buffers = [(view.toreadonly() if is_read_only else view)[start:end] for start, end, is_read_only in places]
+    return pickle.loads(stream, buffers=buffers)
 
 
 def take_small(things: Sequence[Any], limit: int, importable: ImportableNames = NO_NAMES) -> list[Taken] | None:
@@ -52,8 +59,8 @@ def take_small(things: Sequence[Any], limit: int, importable: ImportableNames = 
     Raises:
         Exception: Whatever pickling the objects raises.
     """
-    stream = small_stream(list(things), limit, importable)
-    if stream is None:
+    pickled = small_stream(list(things), limit, importable)
+    if pickled is None:
         return None
-    together = _Together(stream)
+    together = _Together(pickled)
     return [Taken(together, index, type(thing)) for index, thing in enumerate(things)]

@@ -7,6 +7,7 @@ parts that pickling visits.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import pickle
@@ -142,14 +143,25 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
         for key, value in list(thing.items()):
             yield f"[{_short(key)}]", value
             yield f" key {_short(key)}", key
-    elif isinstance(thing, (list, tuple)):
+    elif isinstance(thing, (list, tuple, collections.deque)):
         fields = attribute_of(thing, "_fields", ())
         for index, value in enumerate(thing):
             yield (f".{fields[index]}" if index < len(fields) else f"[{index}]"), value
     elif isinstance(thing, (set, frozenset)):
         for value in list(thing):
             yield f" member {_short(value)}", value
-    elif isinstance(thing, types.FunctionType):
+    elif isinstance(thing, BaseException):
+        for index, value in enumerate(thing.args):
+            yield f".args[{index}]", value
+        yield from ((f".{name}", value) for name, value in vars(thing).items())
+    else:
+        yield from _parts_of_callable(thing)
+    if id(thing) in reduced:
+        yield from _parts_of_reduced(thing, reduced[id(thing)][1])
+
+
+def _parts_of_callable(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, types.FunctionType):
         yield from _parts_of_function(thing)
     elif isinstance(thing, types.MethodType):
         yield ".__self__", thing.__self__
@@ -165,8 +177,6 @@ def _parts(thing: Any, reduced: dict[int, tuple[Any, Any]]) -> Iterator[tuple[st
             yield ".cell_contents", thing.cell_contents
         except ValueError:  # an empty cell
             return
-    if id(thing) in reduced:
-        yield from _parts_of_reduced(thing, reduced[id(thing)][1])
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

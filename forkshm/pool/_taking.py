@@ -56,6 +56,8 @@ class _Copier:
         self._memo: dict[int, Any] = taken or {}
         # The objects that only a pickler can take, by their id.
         self.others: dict[int, Any] = {}
+        # The arrays that were copied, by their id. Other objects may have views of them.
+        self.arrays: dict[int, Any] = {}
         numpy = sys.modules.get("numpy")
         self._array: Any = getattr(numpy, "ndarray", None)
         self._scalar: Any = getattr(numpy, "number", ())
@@ -104,6 +106,7 @@ class _Copier:
                     self.others[id(thing)] = thing
                 return thing
             made = thing.copy(order="K")
+            self.arrays[id(thing)] = thing
         elif isinstance(thing, self._scalar):
             return thing
         else:
@@ -181,13 +184,15 @@ def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: An
     """Return copied arguments in which the other objects are pickled, if these are small and not shared."""
     if not copier.others:
         return copied
+    things = {**copier.others, **copier.arrays}
+    limit = SMALL + sum(array.nbytes for array in copier.arrays.values())
     try:
-        taken = take_small(list(copier.others.values()), SMALL, dispatcher.importable)
+        taken = take_small(list(things.values()), limit, dispatcher.importable)
     except Exception:  # raised again when the task is sent
         return copied
     if taken is None:
         return copied
-    replaced = dict(zip(copier.others, taken, strict=True))
+    replaced = dict(zip(things, taken, strict=True))
     return _Copier(replaced).copy_arguments(task.arguments, task.kind)
 
 

@@ -322,6 +322,21 @@ def test_unpicklable_parts_of_an_exception_chain_are_omitted(cross):
     sent = chained()
     sent.__cause__.lock = threading.Lock()
     value = cross(sent).value
+    assert (type(value), value.limit) == (KeywordOnly, 2)
+    assert value.__cause__.args == sent.__cause__.args
+    assert not hasattr(value.__cause__, "lock")
+    assert "the attribute 'lock'" in value.__cause__.__notes__[-1]
+    assert value.__cause__.__cause__ is None
+
+
+def test_an_exception_in_a_chain_that_cannot_be_pickled_at_all_is_omitted(cross):
+    class Refusing(Exception):
+        def __reduce__(self):
+            raise ZeroDivisionError
+
+    sent = chained()
+    sent.__cause__ = Refusing()
+    value = cross(sent).value
     assert (type(value), value.limit, value.__cause__) == (KeywordOnly, 2, None)
 
 

@@ -106,6 +106,55 @@ def test_a_class_that_was_bound_anew_is_known_to_workers_that_import_the_program
     assert done.stdout.split("\n")[:-1] == ["(True, 1, 5)", "(True, 2, 5)"], done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_import_the_program_know_classes_made_in_every_statement(tmp_path, method):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import collections
+        import enum
+        import forkshm
+
+        Pair = collections.namedtuple("Pair", "first second")
+        Color, Dynamic = enum.Enum("Color", "RED"), type("Dynamic", (), {{}})
+        Noted: type = type("Noted", (), {{}})
+        for _ in range(1):
+            class InFor:
+                pass
+        while True:
+            class InWhile:
+                pass
+            break
+        match 1:
+            case 1:
+                class InMatch:
+                    pass
+        try:
+            raise ImportError
+        except ImportError:
+            class InExcept:
+                pass
+        else:
+            pass
+        finally:
+            class InFinally:
+                pass
+
+        def is_known(name, thing):
+            return isinstance(thing, globals()[name])
+
+        if __name__ == "__main__":
+            things = [Pair(1, 2), Color.RED, Dynamic(), Noted(), InFor(), InWhile(), InMatch(), InExcept(), InFinally()]
+            context = forkshm.get_context({method!r})
+            with context.Pool(1) as pool:
+                print([type(x).__name__ for x in things if not pool.apply(is_known, (type(x).__name__, x))])
+    """)
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_globals_set_by_an_initializer_are_seen():
     assert run("""
         import forkshm

@@ -49,11 +49,23 @@ if __name__ == "__main__":
                 before = float(np.asarray(part).ravel()[0])
                 kind, as_mode, shape, writable, first, copied = sent(pool, part)
                 assert (kind, shape, first) == (type(part).__name__, part.shape, before), (mode, name)
+                assert as_mode == getattr(part, "mode", None), (mode, name)
                 assert writable == (mode != "r" or name == "plain"), (mode, name)
                 assert (part.ravel()[0] == 7) == (mode == "r+"), (mode, name)
                 assert (copied == 0) == (mode != "c"), (mode, name, copied)
                 if mode == "r+":
                     part[(0,) * part.ndim] = before
+        private = np.memmap(path, float, "c")
+        private[0] = 8  # sent, though the file has another value
+        arrived = pool.apply(lambda x: x, (private[:10],))
+        assert (arrived[0], arrived.filename, arrived.offset) == (8, private.filename, private.offset)
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            try:
+                pool.apply(len, (mapping,))
+            except TypeError as error:
+                assert "send the path" in str(error) and "(args[0]: mmap.mmap)" in str(error), error
+            else:
+                raise SystemExit("no error")
         with_offset = np.memmap(path, "f8", "r+", offset=8 * 3000, shape=(50, 100))
         assert sent(pool, with_offset)[-2:] == (3005.0, 0) and with_offset[0, 0] == 7
         assert sent(pool, np.memmap(path, float, "r") + 0.0)[-1] > 0

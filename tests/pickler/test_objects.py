@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import functools
 import gc
 import os
 import pickle
 import threading
+import types
 import typing
 
 import pytest
@@ -422,3 +424,103 @@ def test_a_reducer_may_leave_an_object_to_pickle(cross, monkeypatch):
     monkeypatch.setattr(_reducers, "_reducers", dict(_reducers._reducers))
     register(Celsius, lambda thing: NotImplemented)
     assert cross(Celsius(20)).value.degrees == 20
+
+
+# -- methods --------------------------------------------------------------------------
+
+
+def decorated(function):
+    def decorator(*args):
+        return "decorated", function(*args)
+
+    return decorator
+
+
+class Base:
+    def run(self):
+        return "run of Base", self.degrees
+
+    def private(self):
+        return self.__private
+
+    def __private(self):
+        return "private", self.degrees
+
+    @classmethod
+    def made(cls):
+        return cls.__name__
+
+
+class Derived(Base):
+    def __init__(self, degrees):
+        self.degrees = degrees
+
+    def run(self):
+        return "run of Derived", self.degrees
+
+    def inherited(self):
+        return super().run
+
+    @decorated
+    def warm(self):
+        return self.degrees
+
+    @classmethod
+    def made(cls):
+        return "wrong"
+
+    @classmethod
+    def inherited_made(cls):
+        return super().made
+
+
+def free(self):
+    return "free", self.degrees
+
+
+class Answering:
+    """Has every attribute."""
+
+    degrees = 5
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ZeroDivisionError
+
+
+METHODS = {
+    "ordinary": lambda: Derived(5).run,
+    "of super": lambda: Derived(5).inherited(),
+    "private": lambda: Derived(5).private(),
+    "decorated": lambda: Derived(5).warm,
+    "bound by hand": lambda: types.MethodType(free, Derived(5)),
+    "bound to an object that raises": lambda: types.MethodType(free, Answering()),
+    "class method": lambda: Derived.made,
+    "class method of super": Derived.inherited_made,
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_bound_method_arrives_as_that_method(cross, kind):
+    method = METHODS[kind]()
+    assert cross([method]).value[0]() == method()
+
+
+def test_an_ordinary_method_is_sent_by_name(cross):
+    assert cross(Derived(5).run).message < cross(Derived(5).inherited()).message
+
+
+def test_a_method_that_its_object_refers_to_arrives_once(cross):
+    derived = Derived(5)
+    derived.first, derived.second = derived.run, derived.inherited()
+    arrived = cross(derived).value
+    assert arrived.first.__self__ is arrived.second.__self__ is arrived
+    assert arrived.second() == ("run of Base", 5)
+
+
+def test_a_partial_function_arrives_with_its_attributes(cross):
+    partial = functools.partial(free, Celsius(5))
+    partial.name = "five"
+    arrived = cross(partial).value
+    assert (arrived(), arrived.name) == (("free", 5), "five")

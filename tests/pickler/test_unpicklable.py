@@ -1,5 +1,6 @@
 """An unpicklable part is named by its path."""
 
+import collections
 import copyreg
 import functools
 import pickle
@@ -71,6 +72,11 @@ def cyclic():
     return first
 
 
+def with_attribute(error, lock):
+    error.lock = lock
+    return error
+
+
 WAYS = {
     "": LOCK,
     "[1]": (1, LOCK),
@@ -83,6 +89,10 @@ WAYS = {
     ".__self__.lock": Holder(lock=LOCK).method,
     ".args[0].lock": functools.partial(f.nothing, Holder(lock=LOCK)),
     ".keywords['x']": functools.partial(f.nothing, x=LOCK),
+    "[2]": collections.deque([0, 1, LOCK]),
+    "[0].args[1]": [ValueError("message", LOCK)],
+    ".lock": with_attribute(ValueError("message"), LOCK),
+    ".args[1][0].args[0]": ExceptionGroup("message", [ValueError(LOCK)]),
     ".__reduce__()[1][1]": Reduced(LOCK),
     "[0]": Listed([LOCK]),
     ".second.lock": cyclic(),

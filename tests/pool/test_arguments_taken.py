@@ -242,6 +242,33 @@ def test_a_view_of_a_large_argument_stays_its_view(held):
     assert [future.result() for future in futures] == [5.0] * 10
 
 
+class Holder:
+    def __init__(self, array):
+        self.array = array
+        self.tail = array[1:]
+
+
+def shares(whole, tail, holder, *_):
+    for array in (whole, holder.array):
+        array[1] = 5
+    return tail[0] == 5, holder.tail[0] == 5, holder.array is whole
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["alone", "beside a large one"])
+@pytest.mark.parametrize("length", [3, 3000, 4500])
+def test_views_of_small_arrays_stay_their_views(held, length, large):
+    executor, release = held
+    array = np.zeros(length)
+    others = (np.zeros(100_000),) if large else ()
+    holder = Holder(array)
+    futures = [executor.submit(shares, array, array[1:], holder, *others) for _ in range(COUNT)]
+    apart = executor.submit(shares, np.zeros(3), np.ones(3), Holder(np.zeros(length)), *others)
+    array[:] = holder.tail[:] = 7
+    release()
+    assert [future.result() for future in futures] == [(True, True, True)] * COUNT
+    assert apart.result() == (False, True, False)
+
+
 def is_recursive(thing, again):
     return thing[0][0] is thing and thing is again
 

@@ -86,11 +86,16 @@ def bundle(container: Any, *, is_all: bool) -> Bundle | bool:
     fits = len(dtypes) == len(ndims) == 1 and ndims != {0} and min(map(_nbytes, arrays)) > 0
     if fits and ndims != {1} and not all(map(_in_c_order, arrays)):
         fits = False  # the order of the elements in memory would change
-    return Bundle(container, list(arrays)) if fits else is_all
+    return Bundle(container, list(arrays)) if fits else is_all and _keep_byte_order(arrays)
 
 
 def _are_small(arrays: Sequence[Any]) -> bool:
     return max(map(_nbytes, arrays)) <= _LARGEST and not any(dtype.hasobject for dtype in set(map(_dtype, arrays)))
+
+
+def _keep_byte_order(arrays: Sequence[Any]) -> bool:
+    """Return whether arrays in the stream arrive in their byte order; NumPy makes the machine's of any other."""
+    return all(dtype.isnative for dtype in set(map(_dtype, arrays)))
 
 
 def _are_apart(arrays: Sequence[Any], *, is_all: bool) -> bool:
@@ -153,7 +158,12 @@ def _may_go_in_stream(container: Any) -> bool:
                     pending.append(value)
             elif kind not in _ATOMS:
                 return False
-    return len(arrays) >= MIN_BUNDLE and _are_small(arrays) and _are_apart(arrays, is_all=True)
+    return (
+        len(arrays) >= MIN_BUNDLE
+        and _are_small(arrays)
+        and _keep_byte_order(arrays)
+        and _are_apart(arrays, is_all=True)
+    )
 
 
 def reduce_bundle(bundle: Bundle) -> Any:

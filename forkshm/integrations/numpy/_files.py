@@ -19,6 +19,7 @@ __all__ = (
     "named_of",
     "over_mmap",
     "over_named",
+    "rebuild_copied_memmap",
     "rebuild_memmap",
     "rebuild_over_mmap",
     "reduce_memmap",
@@ -106,13 +107,29 @@ def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
     else:
         named = named_of(array, as_copy=False) if MUST_BE_NAMED else None
         if named is None:
-            return array.__reduce_ex__(4)
+            return _copied(array)
         start, sent = kernel.address_of(named[0]), named[1]
     where = array.__array_interface__["data"][0] - start
-    of_file: Any = array
-    state = {name: getattr(of_file, name) for name in ("filename", "offset", "mode")}
     layout = _short(array.dtype), array.shape, array.strides, where, array.flags.writeable
-    return rebuild_memmap, (sent, *layout, state)
+    return rebuild_memmap, (sent, *layout, _state_of(array))
+
+
+def _state_of(array: Any) -> dict[str, Any]:
+    return {name: getattr(array, name) for name in ("filename", "offset", "mode")}
+
+
+def _copied(array: np.memmap[Any, Any]) -> Any:
+    """Reduce a memmap whose file cannot be sent. In mode ``c`` a copy behaves as the mapping does, so it says so."""
+    if getattr(array, "mode", None) != "c" or array.dtype.hasobject:
+        return array.__reduce_ex__(4)
+    return rebuild_copied_memmap, (array.view(np.ndarray), _state_of(array))
+
+
+def rebuild_copied_memmap(array: np.ndarray[Any, Any], state: dict[str, Any]) -> Any:
+    """Return the memmap that arrived by value."""
+    made = array.view(np.memmap)
+    made.__dict__.update(state)
+    return made
 
 
 def is_simple_memmap(array: np.memmap[Any, Any]) -> bool:

@@ -71,6 +71,8 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
             buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
             return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
+        if not dtype.isnative and not dtype.hasobject:
+            return as_plain(array).copy(order="K").__reduce_ex__(5)  # protocol 4 arrives in the machine's byte order
         # Use the protocol without buffers: an array rebuilt from a buffer would be as read-only as this one.
         return as_plain(array).__reduce_ex__(4)
     address = array.__array_interface__["data"][0]
