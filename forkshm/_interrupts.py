@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly")
+__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly", "repeat")
 
 # The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
 # and after a fork each page is copied in both processes.
@@ -137,6 +137,17 @@ def promptly(function: _Function) -> _Function:
             function.__code__ = code.replace(co_code=bytes(instructions))
             break
     return function
+
+
+@promptly
+def repeat(action: Callable[[], object], tries: int = 3) -> None:
+    """Call *action*, which can be repeated; call it again if a signal handler raises in it, and raise at the end."""
+    try:
+        action()
+    except BaseException:
+        if tries > 1:
+            repeat(action, tries - 1)
+        raise
 
 
 class Here:

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from forkshm._interrupts import promptly
+from forkshm._interrupts import promptly, repeat
 from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, mutex_made, take
@@ -152,19 +152,14 @@ class Barrier(Placed):
             elif ticket:
                 self._sleep(words, ticket[0], deadline)
         except BaseException:
-            self._leave(words, ticket)
+            repeat(lambda: self._leave(words, ticket))
             raise
         return place
 
     @promptly
-    def _leave(self, words: memoryview, ticket: list[int], tries: int = 3) -> None:
-        """Withdraw, also if a signal handler raises again meanwhile."""
-        try:
-            if ticket and tries:
-                self._guarded(words, lambda: self._withdraw(words, ticket))
-        except BaseException:
-            self._leave(words, ticket, tries - 1)
-            raise
+    def _leave(self, words: memoryview, ticket: list[int]) -> None:
+        if ticket:
+            self._guarded(words, lambda: self._withdraw(words, ticket))
 
     def _act(self, words: memoryview, generation: int, action: Callable[[], object] | None) -> None:
         """Run the action as the last party to arrive, and release the others."""

@@ -1,0 +1,74 @@
+"""A signal handler raises again while an interrupted start or close is undone: no process and no fd is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+import forkshm
+from forkshm import _multiprocess
+from forkshm.backend import kernel
+
+pytestmark = pytest.mark.needs("fork")
+
+
+class Interrupt(BaseException):
+    """An exception of a signal handler."""
+
+
+def raises_once(call, arguments):
+    """Return *call*, changed so that its first call raises; *arguments* gets those of each call."""
+
+    def raising(*given):
+        arguments.append(given)
+        if len(arguments) == 1:
+            raise Interrupt
+        return call(*given)
+
+    return raising
+
+
+def test_a_process_whose_start_is_interrupted_twice_is_reaped(monkeypatch):
+    killed, opened = [], []
+    monkeypatch.setattr(kernel, "open_process", raises_once(kernel.open_process, opened))
+    monkeypatch.setattr(os, "kill", raises_once(os.kill, killed))
+    with pytest.raises(Interrupt):
+        forkshm.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+    monkeypatch.undo()
+    (pid, _), *_ = killed
+    try:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_an_interrupted_close_is_completed_by_the_next(method, monkeypatch):
+    process = forkshm.get_context(method).Process(target=int)
+    process.start()
+    process.join()
+    fd = process.sentinel
+    file = kernel.file_of(fd)
+    finalizer = _multiprocess.util.Finalize
+    call, calls = finalizer.__call__, []
+
+    def interrupted(self, *given):
+        if not calls:
+            calls.append(self)
+            # The handler runs after this step, and before the finalizer calls its function.
+            _multiprocess.util._finalizer_registry.pop(self._key)
+            raise Interrupt
+        return call(self, *given)
+
+    monkeypatch.setattr(finalizer, "__call__", interrupted)
+    with pytest.raises(Interrupt):
+        process.close()
+    process.close()
+    assert not kernel.refers_to(fd, file)
