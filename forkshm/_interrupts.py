@@ -39,7 +39,19 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly", "repeat")
+__all__ = (
+    "Entered",
+    "Here",
+    "Lock",
+    "RLock",
+    "begin",
+    "held_back",
+    "here",
+    "hold_back",
+    "promptly",
+    "refused",
+    "repeat",
+)
 
 # The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
 # and after a fork each page is copied in both processes.
@@ -176,6 +188,23 @@ def repeat(action: Callable[[], object], tries: int = 3) -> None:
         if tries > 1:
             repeat(action, tries - 1)
         raise
+
+
+class _Refused:
+    """A block that ends without an exception when the kernel refuses a call.
+
+    An OSError of a signal handler, for example a TimeoutError, has no errno, and is raised.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    @promptly
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        return isinstance(error, OSError) and error.errno is not None
+
+
+refused = _Refused()
 
 
 class Here:

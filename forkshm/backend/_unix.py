@@ -66,7 +66,9 @@ class MessageEnd(Socket):
     def is_intact(self) -> bool:
         try:
             return bool(_FILE(os.fstat(self.fileno())) == self._file)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
             return False
 
     @_interrupts.promptly
@@ -227,7 +229,9 @@ class Unix(Addresses):
             return True
         try:
             return bool(_FILE(os.fstat(fd)) == file)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler, which os.fstat may run
+                raise
             return False
 
     def closing(self, fd: int, file: Identity) -> Iterator[object]:

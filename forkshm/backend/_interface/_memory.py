@@ -194,7 +194,9 @@ class Memory(abc.ABC):
         """Return whether *fd* is open and still refers to that object: a program may close fds it did not open."""
         try:
             return self.identify(fd)[0] == identity
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
             return False
 
     def may_shrink(self, fd: int, identity: Identity) -> bool:
