@@ -19,6 +19,11 @@ class Interrupt(BaseException):
     """An exception of a signal handler."""
 
 
+def sleep(rank):
+    """Run as a ranked worker."""
+    time.sleep(60)
+
+
 def raises_once(call, arguments):
     """Return *call*, changed so that its first call raises; *arguments* gets those of each call."""
 
@@ -72,3 +77,17 @@ def test_an_interrupted_close_is_completed_by_the_next(method, monkeypatch):
         process.close()
     process.close()
     assert not kernel.refers_to(fd, file)
+
+
+def test_processes_of_a_launch_are_reaped_although_a_handler_raises_twice(monkeypatch):
+    launched = forkshm.launch(sleep, workers=2, join=False)
+    pids = list(launched.pids.values())
+    signalled = []
+    # Kills both workers. The first call is interrupted, and what it leaves is done by the second.
+    monkeypatch.setattr(kernel, "signal_process", raises_once(kernel.signal_process, signalled))
+    with pytest.raises(Interrupt):
+        launched.terminate()
+    monkeypatch.undo()
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
