@@ -24,6 +24,16 @@ def sleep(rank):
     time.sleep(60)
 
 
+def raises_after(call):
+    """Return *call*, changed so that it raises when it is done."""
+
+    def raising(*given, **options):
+        call(*given, **options)
+        raise Interrupt
+
+    return raising
+
+
 def raises_once(call, arguments):
     """Return *call*, changed so that its first call raises; *arguments* gets those of each call."""
 
@@ -91,3 +101,15 @@ def test_processes_of_a_launch_are_reaped_although_a_handler_raises_twice(monkey
     for pid in pids:
         with pytest.raises(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
+
+
+def test_an_executor_whose_first_call_is_interrupted_twice_does_not_wait_for_it(monkeypatch):
+    executor = forkshm.Executor(1)
+    dispatcher = executor._work.pool()._dispatcher  # whose workers are not started yet
+    monkeypatch.setattr(dispatcher, "submit", raises_after(dispatcher.submit))
+    monkeypatch.setattr(dispatcher, "cancel", raises_once(dispatcher.cancel, []))
+    with pytest.raises(Interrupt):
+        executor.submit(abs, -1)
+    monkeypatch.undo()
+    assert dispatcher.is_idle(), "shutdown would wait forever"
+    executor.shutdown()
