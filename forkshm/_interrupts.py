@@ -1,8 +1,9 @@
-"""Ctrl-C while a process is being started, and while a thread enters or leaves a lock.
+"""Signals while a process is being started, and while a thread enters or leaves a lock.
 
-**Starting a process.** Python ignores exceptions of hooks that run around a fork. So a KeyboardInterrupt would be lost
-there, and would leave the hooks unfinished. A child that is still starting would print a traceback of its own. So
-SIGINT is blocked, and handled in the parent once the process has started.
+**Starting a process.** Python ignores exceptions of hooks that run around a fork. So an exception of a signal handler
+would be lost there, and would leave the hooks unfinished: that of `logging` would leave its lock held. So the handlers
+are called in the parent once the process has started. A child that is still starting would print a traceback of its
+own at Ctrl-C, so SIGINT is blocked there.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
@@ -22,13 +23,15 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import importlib
 import opcode
 import operator
+import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +39,19 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-__all__ = ("Entered", "Here", "Lock", "RLock", "begin", "held_back", "here", "hold_back", "promptly")
+__all__ = (
+    "Entered",
+    "Here",
+    "Lock",
+    "RLock",
+    "begin",
+    "held_back",
+    "here",
+    "hold_back",
+    "promptly",
+    "refused",
+    "repeat",
+)
 
 # The C module behind `signal`, which does not convert numbers to enums and back. That conversion touches some 30 pages,
 # and after a fork each page is copied in both processes.
@@ -57,38 +72,65 @@ def _is_main_interpreter() -> bool:
 # A subinterpreter has a main thread of its own, but may not set signal handlers.
 _HAS_HANDLERS = _is_main_interpreter()
 
-# The handler and the signal mask outside of all blocks, which a forked child gets.
-_outside: tuple[Any, Any] | None = None
+# Signals whose handlers are deferred. The others cannot be caught, or are raised by the code that runs.
+_NUMBERS = tuple(
+    number
+    for number in sorted(map(int, _signal.valid_signals()))
+    if number not in {getattr(signal, f"SIG{name}", 0) for name in ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL")}
+)
+
+# The signals that came in a block: the number, the frame, and the process.
+_Came: TypeAlias = list[tuple[int, Any, int]]
+
+# The handlers and the signal mask outside of all blocks, which a forked child gets, and the signals that came.
+_outside: tuple[dict[int, Any], Any, _Came] | None = None
 # The thread that entered the outermost block.
 _holder: int | None = None
 
 
+def _install(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        _signal.signal(number, handler)
+
+
+def _handle(came: _Came, handlers: dict[int, Any]) -> None:
+    """Call the handlers of the signals that came to this process, each once, whatever the others raise."""
+    # Not raised again, because a wakeup fd, for example of asyncio, was already written.
+    while came:
+        number, frame, pid = came.pop(0)
+        if pid == os.getpid() and all(number != other for other, _, _ in came):
+            try:
+                handlers[number](number, frame)
+            finally:
+                _handle(came, handlers)
+
+
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Defer SIGINT until after the block. Processes started in the block have it blocked until they call `begin`."""
+    """Defer signals until after the block. Processes started in it have SIGINT blocked until they call `begin`."""
     global _outside, _holder
     me = threading.get_ident()
-    if _holder == me:  # a nested block: the outer one handles SIGINT
+    if _holder == me:  # a nested block: the outer one handles the signals
         if sys.platform != "win32":
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # other code may have unblocked it meanwhile
         yield
         return
-    handler: Any = _signal.getsignal(_signal.SIGINT)
-    came: list[tuple[Any, ...]] = []
+    now = {number: _signal.getsignal(number) for number in _NUMBERS}
+    handlers: dict[int, Any] = {number: handler for number, handler in now.items() if callable(handler)}
+    came: _Came = []
     # Handlers run in the main thread, whichever thread the kernel chose.
-    is_handled_here = _HAS_HANDLERS and threading.current_thread() is threading.main_thread() and callable(handler)
+    are_handled_here = _HAS_HANDLERS and threading.current_thread() is threading.main_thread()
     is_outermost = False
     mask = None
     try:
-        if is_handled_here:
-            _signal.signal(_signal.SIGINT, lambda *arguments: came.append(arguments))
+        if are_handled_here:
+            _install(dict.fromkeys(handlers, lambda number, frame: came.append((number, frame, os.getpid()))))
         if sys.platform != "win32":
-            # In two steps, because a handler of another signal may raise after each call.
             mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
-            _outside, _holder = (handler, mask), me
+            _outside, _holder = (handlers, mask, came), me
         yield
     finally:
         if is_outermost:
@@ -97,10 +139,10 @@ def held_back() -> Iterator[None]:
             if sys.platform != "win32" and mask is not None:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         finally:
-            if is_handled_here:
-                _signal.signal(_signal.SIGINT, handler)
-        if came:  # not raised again, because a wakeup fd, for example of asyncio, was already written
-            handler(*came[-1])
+            if are_handled_here:
+                # A handler that was restored before the others may raise.
+                repeat(functools.partial(_install, handlers))
+                _handle(came, handlers)
 
 
 # Interrupts that came while this process was starting, on systems whose signal masks are not inherited.
@@ -116,18 +158,16 @@ def hold_back() -> None:
 def begin(*, ignores: bool) -> None:
     """Undo `held_back` in a process that was started in such a block, or ignore SIGINT."""
     global _outside, _holder
-    (handler, mask), _outside, _holder = _outside or (None, None), None, None
+    (handlers, mask, came), _outside, _holder = _outside or ({}, None, []), None, None
     if sys.platform == "win32":
-        handler = signal.default_int_handler
-    if ignores:
-        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-    elif callable(handler):
-        _signal.signal(_signal.SIGINT, handler)
+        handlers = {signal.SIGINT: signal.default_int_handler}
+    _install({**handlers, signal.SIGINT: _signal.SIG_IGN} if ignores else handlers)
     if sys.platform != "win32":
         if mask is None:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _SIGINT)
         else:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        _handle(came, handlers)
     elif _early and not ignores:
         raise KeyboardInterrupt
 
@@ -151,6 +191,34 @@ def promptly(function: _Function) -> _Function:
             function.__code__ = code.replace(co_code=bytes(instructions))
             break
     return function
+
+
+@promptly
+def repeat(action: Callable[[], object], tries: int = 3) -> None:
+    """Call *action*, which can be repeated; call it again if a signal handler raises in it, and raise at the end."""
+    try:
+        action()
+    except BaseException:
+        if tries > 1:
+            repeat(action, tries - 1)
+        raise
+
+
+class _Refused:
+    """A block that ends without an exception when the kernel refuses a call.
+
+    An OSError of a signal handler, for example a TimeoutError, has no errno, and is raised.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    @promptly
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        return isinstance(error, OSError) and error.errno is not None
+
+
+refused = _Refused()
 
 
 class Here:

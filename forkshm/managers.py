@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
-from forkshm.channel.manager import BaseManager
+from forkshm.channel.manager import Accepting, BaseManager
 from forkshm.pool.manager import SyncManager
 from forkshm.region import SharedMemoryObject, family
 
@@ -33,7 +33,7 @@ class _Names(_theirs._SharedMemoryTracker):  # type: ignore[misc]
         SharedMemoryObject.remove(segment_name)
 
 
-class _Server(_theirs.SharedMemoryServer):  # type: ignore[misc]
+class _Server(Accepting, _theirs.SharedMemoryServer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # A list of its own, because the standard library's list is shared by all servers.

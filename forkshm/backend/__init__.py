@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forkshm._help import publish
-from forkshm.backend._capabilities import Capabilities, probe
+from forkshm.backend._capabilities import Capabilities, probe, refusals
 from forkshm.backend._interface import UNKNOWN, Access, Advice, Backend, Identity, Locks, MessageSocket
 from forkshm.backend._support import IS_FREE_THREADED, experiments
 from forkshm.errors import UnsupportedError
@@ -64,8 +64,12 @@ def _choose(find: Callable[[str], Capabilities]) -> tuple[Backend, Capabilities]
             from forkshm.backend.windows import WindowsBackend
 
             return WindowsBackend(), found
+    lacking = ", ".join(f"{name} ({refusals[name]})" if name in refusals else name for name in missing)
+    needed = "Linux 5.3 or newer"
+    if "shm_open" in refusals:
+        needed = f"a shared memory folder (/dev/shm) that this user may write to, or {needed}"
     raise UnsupportedError(
-        f"no usable backend: this system lacks {', '.join(missing)}. forkshm needs Linux 5.3 or newer",
+        f"no usable backend: this system lacks {lacking}. forkshm needs {needed}",
         capability=missing[0],
     )
 

@@ -133,10 +133,18 @@ else:
     _POSIX_PROBES: dict[str, Callable[[], None]] = {}
 
 
-def _works(attempt: Callable[[], None]) -> bool:
+refusals: dict[str, str] = {}
+"""Why the kernel refused a mechanism, by its name, where it said why."""
+
+
+def _works(name: str, attempt: Callable[[], None]) -> bool:
+    refusals.pop(name, None)
     try:
         attempt()
-    except (AttributeError, NameError, OSError):
+    except OSError as error:
+        refusals[name] = os.strerror(error.errno or 0)
+        return False
+    except (AttributeError, NameError):
         return False
     return True
 
@@ -144,4 +152,4 @@ def _works(attempt: Callable[[], None]) -> bool:
 def probe(backend: str = "linux") -> Capabilities:
     """Return the capabilities found by trying every mechanism that a backend needs."""
     probes = {"linux": _LINUX_PROBES, "posix": _POSIX_PROBES}.get(backend, {})
-    return Capabilities(**{name: _works(attempt) for name, attempt in probes.items()})
+    return Capabilities(**{name: _works(name, attempt) for name, attempt in probes.items()})

@@ -114,7 +114,9 @@ class LinuxBackend(Unix):
     def is_object(self, fd: int, identity: Identity) -> bool:
         try:
             status = os.fstat(fd)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EBADF:  # raised by a signal handler, which os.fstat may run
+                raise
             return False
         return status.st_ino == identity[1] and status.st_dev == identity[0]
 

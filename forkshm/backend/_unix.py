@@ -66,7 +66,9 @@ class MessageEnd(Socket):
     def is_intact(self) -> bool:
         try:
             return bool(_FILE(os.fstat(self.fileno())) == self._file)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
             return False
 
     @_interrupts.promptly
@@ -123,6 +125,8 @@ FLAGS = {
 _LAST = (-1,)
 # The device and the inode in a result of fstat(2).
 _FILE: Any = operator.itemgetter(2, 1)
+# Number of steps in which the iterator of `closing` tries to close an fd.
+_TRIES = 8
 # For `itertools.starmap`: makes one call without arguments.
 _ONCE: tuple[tuple[()], ...] = ((),)
 
@@ -225,15 +229,20 @@ class Unix(Addresses):
             return True
         try:
             return bool(_FILE(os.fstat(fd)) == file)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler, which os.fstat may run
+                raise
             return False
 
     def closing(self, fd: int, file: Identity) -> Iterator[object]:
         if file == UNKNOWN:
             return map(self.close, (fd,))
-        # The check and the close are one C call.
-        is_same = map(file.__eq__, map(_FILE, map(os.fstat, (fd,))))
-        return map(self.close, itertools.compress((fd,), is_same))
+        # The check and the close are one C call. But os.fstat multiplies times, which checks for signals. If a handler
+        # raises there, the fd is still in the list, and the next step tries again.
+        fds = [fd]
+        looks = map(os.fstat, itertools.chain.from_iterable(itertools.repeat(fds, _TRIES)))
+        is_same = map(file.__eq__, map(_FILE, looks))
+        return map(self.close, map(fds.pop, itertools.compress(itertools.repeat(*_LAST), is_same)))
 
     def fd_limit(self) -> int:
         return _soft_limit()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _multiprocess
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from forkshm.backend import MessageSocket
 
-__all__ = ("BaseManager", "Client", "Listener", "SyncManager")
+__all__ = ("Accepting", "BaseManager", "Client", "Listener", "SyncManager")
 
 
 class _Serializer(str):
@@ -102,7 +103,13 @@ def Client(  # noqa: N802 - the standard library's name
         end = kernel.call(address)
     except PermissionError as error:
         raise _AuthenticationError(f"cannot call the manager at {address!r}: {error.strerror}") from error
-    return _greeted(end, authkey, listening=False)
+    try:
+        return _greeted(end, authkey, listening=False)
+    except EOFError as error:
+        raise EOFError(
+            f"the manager at {address!r} has closed the connection: its process has ended, or cannot start another "
+            "thread (see ulimit -u and ulimit -v)"
+        ) from error
 
 
 def _greeted(end: MessageSocket, authkey: bytes | None, *, listening: bool) -> Connection:
@@ -186,12 +193,37 @@ def _begin(lifeline: _Lifeline, initializer: Callable[..., object] | None, inita
         initializer(*initargs)
 
 
+class Accepting:
+    """A base class of servers, which refuse a client that they have no thread for, so that it does not wait forever."""
+
+    listener: Listener
+    handle_request: Callable[[Connection], None]
+
+    def accepter(self) -> None:
+        """Accept clients, each in a thread of its own."""
+        while True:
+            try:
+                connection = self.listener.accept()
+            except (OSError, MemoryError):
+                continue
+            try:
+                threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
+            except (RuntimeError, MemoryError):
+                connection.close()
+
+
+class _Server(Accepting, _managers.Server):  # type: ignore[misc]
+    """A server of the standard library, which survives the limits on threads and memory."""
+
+
 class BaseManager(_multiprocess.managers.BaseManager):
     """A manager whose objects you `register`; the interface of ``multiprocessing.managers.BaseManager``.
 
     At a TCP address it sends the standard library's pickles, so that its other end may be there. At other addresses it
     uses forkshm's connections, which send memory as descriptors.
     """
+
+    _Server = _Server
 
     def __init__(
         self,

@@ -334,10 +334,14 @@ class Work:
         try:
             pool.start_workers()
         except BaseException:
-            if self._pool is pool:
-                self._pool = self._shared = None
-            pool.terminate()
-            self.settle()  # finish the futures of the terminated pool
+
+            def undo() -> None:
+                if self._pool is pool:
+                    self._pool = self._shared = None
+                pool.terminate()
+                self.settle()  # finish the futures of the terminated pool
+
+            _interrupts.repeat(undo)
             raise
 
     def shared(self, pool: Pool, function: Callable[..., Any]) -> Callable[..., Any] | PickledCallable:
@@ -367,9 +371,13 @@ class Work:
                 dispatcher.submit(tasks[:1], waited_for=True)
                 self._start(pool)
             except BaseException:
-                # No worker will run the task, and `shutdown` would wait for it.
-                if not pool._worker_group.started:
-                    dispatcher.cancel(tasks)
+
+                def undo() -> None:
+                    # No worker will run the task, and `shutdown` would wait for it.
+                    if not pool._worker_group.started:
+                        dispatcher.cancel(tasks)
+
+                _interrupts.repeat(undo)
                 raise
             if len(tasks) > 1:
                 dispatcher.submit(tasks[1:], waited_for=True)

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 else:
     popen_fork = _multiprocess.popen_fork
 
-__all__ = ("FIRST_PAUSE", "LAST_PAUSE", "UNKNOWN", "Child", "ForkPopen", "close_all", "closings", "in_milliseconds")
+__all__ = (
+    "FIRST_PAUSE",
+    "LAST_PAUSE",
+    "UNKNOWN",
+    "Child",
+    "ForkPopen",
+    "close_all",
+    "closings",
+    "finish",
+    "in_milliseconds",
+)
 
 UNKNOWN = 255
 """The exit code of a child that other code reaped, or that the kernel reaped because SIGCHLD is ignored, if the system
@@ -84,6 +94,18 @@ def close_all(*some: Iterator[object], close_own: Callable[[Iterator[object]], N
         raise
 
 
+@_interrupts.promptly
+def finish(finalizer: Any) -> None:
+    """Call the finalizer of a child, which may be None. Can be repeated.
+
+    A finalizer of multiprocess that is interrupted before it has called its function never calls it.
+    """
+    if finalizer is not None:
+        if finalizer._callback is close_all:
+            close_all(*finalizer._args)
+        finalizer()
+
+
 class Child(popen_fork.Popen):
     """Common base of forked and spawned children, whose parent is this process."""
 
@@ -94,6 +116,8 @@ class Child(popen_fork.Popen):
     """Whether other code took the exit code."""
     # Whether the child was reaped.
     _is_reaped = False
+    # The result of waitpid(2), after `_end`.
+    _ended: list[tuple[int, int]]
     # What the sentinel refers to, because its number may have been closed and used again.
     _watched: Identity = UNKNOWN_FILE
 
@@ -116,6 +140,10 @@ class Child(popen_fork.Popen):
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LAST_PAUSE)
         return self.poll()
+
+    def close(self) -> None:
+        """Close the fds. Can be repeated."""
+        finish(self.finalizer)
 
     def _is_watched(self) -> bool:
         """Return whether the sentinel is open, and its number was not used again."""
@@ -193,11 +221,14 @@ class Child(popen_fork.Popen):
                     os.kill(self.pid, sig)
 
     def _end(self) -> None:
-        """Kill and reap a child that was started but cannot be watched."""
+        """Kill and reap a child that was started but cannot be watched. Can be repeated."""
+        if self._ended:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, _system.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+            # One C call, because the kernel may give the pid to another process.
+            self._ended += map(os.waitpid, (self.pid,), (0,))
 
 
 class ForkPopen(Child):
@@ -213,6 +244,7 @@ class ForkPopen(Child):
 
     def __init__(self, process: Any, birth: int) -> None:
         self._birth = birth
+        self._ended = []
         try:
             super().__init__(process)
         except BaseException:
@@ -243,19 +275,29 @@ class ForkPopen(Child):
         except BaseException:
             if pids and pids[0] == 0:
                 os._exit(1)
-            if pipes:
-                kernel.close_all([*pipes[0]])
-            kernel.close_all(fds)
-            if pids:
-                self.pid = pids[0]
-                self._end()
+
+            def undo() -> None:
+                nonlocal fds
+                if pipes:
+                    # No call between these changes.
+                    fds += pipes[0]
+                    del pipes[0]
+                kernel.close_all(fds)
+                if pids:
+                    self.pid = pids[0]
+                    self._end()
+
+            _interrupts.repeat(undo)
             raise
 
+    @_interrupts.promptly
     def end_unwatched(self) -> None:
         """End a child without an owner, and close its fds."""
+        _interrupts.repeat(self._end_and_close)
+
+    def _end_and_close(self) -> None:
         self._end()
-        if self.finalizer is not None:
-            self.finalizer()
+        finish(self.finalizer)
 
     def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
         code = 1

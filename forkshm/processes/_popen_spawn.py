@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import kernel
 
 assert sys.platform != "win32"  # there, process handles come from the system
@@ -21,6 +21,7 @@ from forkshm.processes._popen_fork import (  # noqa: E402 - after the platform c
     Child,
     close_all,
     closings,
+    finish,
     in_milliseconds,
 )
 
@@ -55,6 +56,7 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
 
     def __init__(self, process: Any, birth: int) -> None:
         self._start_birth = birth
+        self._ended = []
         super().__init__(process)
 
     def _launch(self, process_obj: Any) -> None:
@@ -67,14 +69,16 @@ class SpawnPopen(Child, popen_spawn_posix.Popen):
             self._watched = kernel.file_of(self.sentinel)
             _close_only_own(self)
         except BaseException:
-            if self.pid:
-                self._end()
-            if self.finalizer is not None:
-                self.finalizer()
+            _interrupts.repeat(self._undo)
             raise
         finally:
             if watched >= 0:
                 os.close(watched)
+
+    def _undo(self) -> None:
+        if self.pid:
+            self._end()
+        finish(self.finalizer)
 
 
 class ForkServerPopen(popen_forkserver.Popen):
@@ -92,13 +96,13 @@ class ForkServerPopen(popen_forkserver.Popen):
             self._watched = kernel.file_of(self.sentinel)
             _close_only_own(self)
         except BaseException:
-            if self.finalizer is not None:
-                self.finalizer()
+            _interrupts.repeat(self.close)
             raise
 
     _watched: Identity = Child._watched
     status_is_lost = False
     terminate, kill = Child.terminate, Child.kill
+    close: Any = Child.close
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, or None while the process runs."""

@@ -89,8 +89,10 @@ def checked_address(address: int | None, offset: int) -> int | None:
 
 
 def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
-    """Return the forkshm error for the kernel's refusal, with advice."""
-    number = error.errno or 0
+    """Return the forkshm error for the kernel's refusal, with advice; raise an error of a signal handler as it is."""
+    if error.errno is None:
+        raise error
+    number = error.errno
     if address is not None and number in (errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ENOMEM):
         reason = "the address range is in use" if number == errno.EEXIST else os.strerror(number)
         return RegionAddressError(

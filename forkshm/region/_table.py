@@ -142,8 +142,7 @@ class Mapping:
                     if fd not in _more_users and last is not None:
                         last()
             else:
-                with contextlib.suppress(OSError):  # other code closed the fd
-                    next(closing, None)
+                kernel.close_own(closing)
                 self.fd = -1
         if _leaks.is_on:
             _leaks.unmade(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import operator
@@ -197,25 +196,27 @@ class Launch:
     ) -> None:
         self.size = size
         task = task or f"{getattr(fn, '__qualname__', type(fn).__name__)}()"
-        open_things = contextlib.ExitStack()
+        # What to call at the end, in reverse order. Each call can be repeated.
+        open_things: list[Callable[[], object]] = []
+        self._close = functools.partial(_interrupts.repeat, functools.partial(_close, os.getpid(), open_things))
         # Runs at garbage collection or at exit, and does nothing in a forked child.
-        self._finalizer = weakref.finalize(self, _close, os.getpid(), open_things)
+        weakref.finalize(self, self._close)
         try:
             team_state = TeamState(size)
-            open_things.callback(team_state.close)
+            open_things.append(team_state.close)
             self._monitor = TeamMonitor(team_state, f"worker {{}} of {size}", task, grace)
-            open_things.callback(self._monitor.close)
+            open_things.append(self._monitor.close)
             # The kernel kills the workers when the write end is closed, so no child may hold it.
             lifeline, write_end = OwnedFd(), PrivateFd()
-            open_things.callback(write_end.close)
-            open_things.callback(lifeline.close)
+            open_things.append(write_end.close)
+            open_things.append(lifeline.close)
             # No call between the creation of the fds and these stores.
             lifeline.fd, write_end.fd = kernel.create_lifeline()
             lifeline.own()
             write_end.own()
             # Processes that the monitor may not know yet.
             starting: list[Any] = []
-            open_things.callback(_end, starting)
+            open_things.append(functools.partial(_end, starting))
             for rank in range(size):
                 birth = Birth(team_state, rank, size, self._monitor.answers_in, lifeline, fn, args)
                 process = context.Process(target=run_launched, args=(birth,), name=f"worker {rank}", daemon=True)  # type: ignore[attr-defined]
@@ -228,7 +229,7 @@ class Launch:
                     self._monitor.add(rank, process.pid, functools.partial(_exit_code, process), process.sentinel)
                 starting.clear()
         except BaseException as error:
-            self._finalizer()
+            self._close()
             if isinstance(error, OSError):
                 raise WorkerStartError(
                     error.errno or 0,
@@ -262,9 +263,9 @@ class Launch:
                 return False
             failures = self._monitor.failures()
         except BaseException:
-            self._finalizer()
+            self._close()
             raise
-        self._finalizer()
+        self._close()
         if failures:
             try:
                 raise failures[0]
@@ -278,7 +279,7 @@ class Launch:
 
     def terminate(self) -> None:
         """Kill the running workers with SIGKILL. Can be repeated."""
-        self._finalizer()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -305,6 +306,8 @@ def _exit_code(process: Any) -> int | None:
     return exit_code(process, kernel.COLLECT_SECONDS)
 
 
-def _close(owner: int, open_things: contextlib.ExitStack) -> None:
-    if os.getpid() == owner:
-        open_things.close()
+def _close(owner: int, open_things: list[Callable[[], object]]) -> None:
+    """Close what is open, unless this is a forked child. Can be repeated."""
+    while open_things and os.getpid() == owner:
+        open_things[-1]()
+        del open_things[-1]

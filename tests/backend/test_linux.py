@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from forkshm.backend import Access, Capabilities, _choose, capabilities, kernel
+from forkshm.backend import Access, Capabilities, _capabilities, _choose, _syscalls, capabilities, kernel
 from forkshm.backend._capabilities import probe
 from forkshm.errors import UnsupportedError
 
@@ -61,6 +61,19 @@ def test_a_system_without_a_backend_names_the_missing_capabilities(monkeypatch):
     monkeypatch.delenv("FORKSHM_BACKEND", raising=False)
     with pytest.raises(UnsupportedError, match="this system lacks pidfd"):
         _choose(all_but("pidfd", "shm_open"))
+
+
+def test_a_missing_capability_is_named_with_the_reason_of_the_kernel(monkeypatch):
+    """Programs in containers may find /dev/shm read-only, or not at all."""
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "refused")
+
+    monkeypatch.setenv("FORKSHM_BACKEND", "posix")
+    monkeypatch.setattr(_syscalls, "shm_open", refuse)
+    with pytest.raises(UnsupportedError, match=r"lacks shm_open \(Read-only file system\).*needs a .*/dev/shm"):
+        _choose(probe)
+    _capabilities.refusals.clear()
 
 
 def test_a_system_without_linux_features_gets_the_posix_backend(run_script):

@@ -159,3 +159,47 @@ def test_an_initializer_that_cannot_be_called_is_refused_here():
 
     with pytest.raises(TypeError, match="initializer must be a callable, got 1"):
         SyncManager().start(1)
+
+
+# The limit of the manager leaves room for the stacks of a few threads.
+OUT_OF_MEMORY = """
+import resource, threading
+import forkshm
+from forkshm.managers import SyncManager
+
+def limit():
+    with open("/proc/self/statm") as sizes:
+        used = int(sizes.read().split()[0]) * resource.getpagesize()
+    threading.stack_size(16 * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 80 * 2**20, resource.RLIM_INFINITY))
+
+def use():
+    try:
+        shared["key"] = 1
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
+    everyone.wait()  # keeps the connection of this thread
+
+if __name__ == "__main__":
+    manager = SyncManager(ctx=forkshm.get_context("fork"))
+    manager.start(limit)
+    shared = manager.dict()
+    said, everyone = [], threading.Barrier(12)
+    threads = [threading.Thread(target=use) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said, "the limit was not reached"
+    assert all("has closed the connection" in line for line in said), said
+    assert shared["key"] == 1
+    del shared
+    manager.shutdown()
+    print("done")
+"""
+
+
+@pytest.mark.needs("fork")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_a_client_that_a_manager_has_no_memory_for_is_refused(run_script):
+    assert run_script(OUT_OF_MEMORY) == "done\n"

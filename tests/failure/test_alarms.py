@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 import forkshm
+from forkshm.backend import kernel
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timers")
 
@@ -96,3 +99,63 @@ def test_an_alarm_ends_a_join():
         pool.apply_async(time.sleep, (60,))
         pool.close()
         assert ends_in_time(pool.join)
+
+
+@pytest.mark.skipif(kernel.name == "windows", reason="does not call os.fstat")
+@pytest.mark.parametrize("at", range(12))
+def test_an_alarm_while_the_kernel_tells_about_an_fd_is_raised_and_takes_no_memory(at, monkeypatch):
+    """CPython runs signal handlers in os.fstat. Memory seemed to have been closed by other code, and was unmapped."""
+    fstat, calls = os.fstat, []
+
+    def interrupted(fd):
+        calls.append(fd)
+        if len(calls) == at + 1:
+            raise TimeoutError("the alarm")
+        return fstat(fd)
+
+    def send_and_receive(value):
+        sender.send(np.full(20_000, value))
+        return receiver.recv()
+
+    receiver, sender = forkshm.Pipe(duplex=False)
+    with receiver, sender:
+        for value in range(3):
+            send_and_receive(float(value))
+        # A sleep makes the next use of each channel look at its fd.
+        time.sleep(0.001)
+        monkeypatch.setattr(os, "fstat", interrupted)
+        try:
+            for value in range(3):
+                send_and_receive(float(value))
+        except TimeoutError:
+            pass
+        else:
+            assert len(calls) <= at, "the alarm was ignored"
+        monkeypatch.undo()
+        while receiver.poll():
+            receiver.recv()
+        assert (send_and_receive(7.0) == 7.0).all()
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_alarm_while_pages_are_mapped_is_raised(calls, monkeypatch):
+    advise, advised = kernel.advise, []
+
+    def interrupted(*arguments, **options):
+        advised.append(arguments)
+        if len(advised) == calls:
+            raise TimeoutError("the alarm")
+        return advise(*arguments, **options)
+
+    receiver, sender = forkshm.Pipe(duplex=False)
+    with receiver, sender:
+        monkeypatch.setattr(kernel, "advise", interrupted)
+        kept = []
+        try:
+            for _ in range(4):
+                sender.send(np.ones(3_000_000))
+                kept.append(receiver.recv())
+        except TimeoutError:
+            pass
+        else:
+            assert len(advised) < calls, "the alarm was ignored"

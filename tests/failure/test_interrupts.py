@@ -327,3 +327,61 @@ def test_a_handler_that_interrupts_the_import_it_needs_is_told(run_script):
     said, total = run_script(IN_AN_IMPORT).splitlines()
     assert said.startswith("cannot use forkshm.zeros here: this signal handler or finalizer has interrupted the import")
     assert total == "0.0"
+
+
+IN_A_FORK_HOOK = """
+import logging, os, signal, sys, threading
+import forkshm
+
+def handle(*_):
+    raise TimeoutError("the alarm")
+
+def hook():
+    if armed:
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+armed = []
+signal.signal(signal.SIGUSR1, handle)
+os.register_at_fork({when}=hook)
+armed.append(True)
+try:
+    {start}
+except TimeoutError as error:
+    print(error)
+print(signal.getsignal(signal.SIGUSR1) is handle)
+# The lock of `logging`, which its hook takes, is free.
+thread = threading.Thread(target=logging.warning, args=("",))
+logging.disable()
+thread.start()
+thread.join(10)
+print(thread.is_alive())
+"""
+
+
+@pytest.mark.needs("interrupts")
+@pytest.mark.parametrize("start", ["forkshm.Pool(2)", "forkshm.Process(target=int).start()"])
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
+def test_an_exception_of_any_handler_in_fork_hooks_is_not_lost(run_script, when, start):
+    assert run_script(IN_A_FORK_HOOK.format(when=when, start=start)) == "the alarm\nTrue\nFalse\n"
+
+
+WHILE_STARTING = """
+import os, signal, forkshm
+
+def handle(*_):
+    print("handled in", "the child" if os.getpid() != parent else "the parent", flush=True)
+
+parent = os.getpid()
+signal.signal(signal.SIGUSR1, handle)
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGUSR1))
+process = forkshm.get_context("fork").Process(target=int)
+process.start()
+process.join()
+print(process.exitcode)
+"""
+
+
+@pytest.mark.needs("interrupts")
+def test_a_signal_to_a_starting_process_is_handled_there(run_script):
+    assert run_script(WHILE_STARTING) == "handled in the child\n0\n"

@@ -856,6 +856,33 @@ class ClassicLocks(Scenario):
         del self.locks, self.condition, self.event, self.value
 
 
+class Barriers(Scenario):
+    """An interrupted wait no longer counts, and does not break the barrier."""
+
+    def make(self):
+        self.barriers = [forkshm.Barrier(2), forkshm.Barrier(2, action=bool)]
+
+    def run(self):
+        for barrier in self.barriers:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(0.001)
+            barrier.reset()
+
+    def check(self):
+        for barrier in self.barriers:
+            same(barrier.n_waiting, 0)
+            barrier.reset()
+            places = []
+            thread = threading.Thread(target=lambda barrier=barrier, places=places: places.append(barrier.wait(5)))
+            thread.start()
+            places.append(barrier.wait(5))
+            thread.join()
+            same(sorted(places), [0, 1])
+
+    def drop(self):
+        del self.barriers
+
+
 class MakeLocks(Scenario):
     def run(self):
         lock = forkshm.Lock()

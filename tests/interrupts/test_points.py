@@ -74,6 +74,8 @@ TWICE = [
     ("RegionLocks", "exception", 97, 120, 3),
     ("ClassicLocks", "exception", 41, 51, 2),
     ("ClassicLocks", "exception", 203, 217, 1),
+    ("Barriers", "interrupt", 11, 27, 1),
+    ("Barriers", "exception", 11, 27, 5),
     ("Queue", "exception", 175, 195, 1),
     ("Pipe", "exception", 170, 190, 1),
     ("JoinablePut", "interrupt", 6, 31, 2),

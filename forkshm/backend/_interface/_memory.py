@@ -111,7 +111,8 @@ class Memory(abc.ABC):
         """Return an iterator that closes *fd* when it is first advanced, if the fd refers to that file, or `UNKNOWN`.
 
         It raises OSError if the fd is closed, or if the kernel cannot tell what it refers to; then the fd stays open,
-        because it may belong to another file. Advance it by `close_own`.
+        because it may belong to another file. If a signal handler raises in it, it can be advanced again. Advance it by
+        `close_own`.
         """
         return map(self.close, (fd,))
 
@@ -123,7 +124,11 @@ class Memory(abc.ABC):
             next(closing, None)
         except OSError as error:
             if error.errno is None:  # raised by a signal handler
+                Memory.close_own(closing)
                 raise
+        except BaseException:
+            Memory.close_own(closing)
+            raise
 
     @abc.abstractmethod
     def duplicate(self, fd: int) -> int:
@@ -189,7 +194,9 @@ class Memory(abc.ABC):
         """Return whether *fd* is open and still refers to that object: a program may close fds it did not open."""
         try:
             return self.identify(fd)[0] == identity
-        except OSError:
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
             return False
 
     def may_shrink(self, fd: int, identity: Identity) -> bool:

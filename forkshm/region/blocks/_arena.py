@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import bisect
 import collections
-import contextlib
 import dataclasses
 import itertools
 import os
 import weakref
 from typing import TYPE_CHECKING
 
+from forkshm import _interrupts
 from forkshm.backend import Advice, kernel
 from forkshm.region._lifetime import at_fork, guard, new_key, settle
 from forkshm.region._table import round_up
@@ -195,7 +195,7 @@ class _Carved:
         page = kernel.page_size
         for low, high in within(self.unmapped, start - start % page, round_up(end, page)):
             low, high = low - low % page, round_up(high, page)  # noqa: PLW2901
-            with contextlib.suppress(OSError):  # the kernel lacks the call: each page takes a fault
+            with _interrupts.refused:  # the kernel lacks the call: each page takes a fault
                 # Populating by reading also maps the pages writable, in two thirds of the time.
                 kernel.advise(self.segment.address + low, high - low, Advice.populate, writable=False)
             self.unmapped = without_range(self.unmapped, low, high)
@@ -530,7 +530,9 @@ class Arena:
         while True:
             try:
                 carved = self._new_segment(generous)
-            except OSError:
+            except OSError as error:
+                if error.errno is None:  # raised by a signal handler
+                    raise
                 # A limit on address space is reached: free all that can be freed, and request only what is needed.
                 self._cool(0)
                 carved = self._new_segment(size)
@@ -546,7 +548,7 @@ class Arena:
             segment = add_segment(fd, size, ours=True)
             carved = _Carved(segment)
             if kernel.fills_huge_pages():
-                with contextlib.suppress(OSError):  # the kernel was built without huge pages
+                with _interrupts.refused:  # the kernel was built without huge pages
                     kernel.advise(segment.address, size, Advice.huge_pages)
                     carved.is_huge = True
             self._carved.append(carved)
@@ -580,7 +582,7 @@ class Arena:
         for carved in list(self._carved):
             free = carved.warm_free()
             if free > keep - warm:
-                with contextlib.suppress(OSError):  # the kernel lacks the call: the memory stays warm
+                with _interrupts.refused:  # the kernel lacks the call: the memory stays warm
                     carved.cool(keep - warm)
             warm = min(keep, warm + free)
 

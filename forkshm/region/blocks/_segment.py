@@ -20,12 +20,12 @@ This relies on OFD locks: such a lock lives as long as any fd of its description
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from forkshm import _interrupts
 from forkshm.backend import Access, Advice, Identity, kernel
 from forkshm.region._lifetime import guard, settle
 from forkshm.region._table import round_up
@@ -106,7 +106,7 @@ class Segment:
         high = round_up(start + nbytes, kernel.page_size)
         if self.ours or within(self.seen, low, high) == ((low, high),):
             return
-        with contextlib.suppress(OSError):  # the kernel lacks the call: pages are mapped when they are touched
+        with _interrupts.refused:  # the kernel lacks the call: pages are mapped when they are touched
             # Populating by reading also maps the pages writable, in two thirds of the time.
             kernel.advise(self.address + low, high - low, Advice.populate, writable=False)
         self.seen = with_range(self.seen, low, high)
@@ -236,8 +236,10 @@ def is_abandoned(segment: Segment) -> bool:
         return kernel.is_abandoned(segment.address, segment.size)
     try:
         return not kernel.is_held(segment.fd, CREATOR)
-    except OSError:  # other code closed the fd
-        return True
+    except OSError as error:
+        if error.errno is None:  # raised by a signal handler
+            raise
+        return True  # other code closed the fd
 
 
 def drop_abandoned() -> None:

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from forkshm._interrupts import promptly, repeat
 from forkshm.backend import locks as _locks
 from forkshm.errors import SyncError
 from forkshm.region.locks._placed import HEADER, LINE, SLICE, Placed, checked_timeout, give_back, mutex_made, take
@@ -150,13 +151,15 @@ class Barrier(Placed):
                 self._act(words, ticket[0], action)
             elif ticket:
                 self._sleep(words, ticket[0], deadline)
-        except threading.BrokenBarrierError:
-            raise
         except BaseException:
-            if ticket:
-                self._guarded(words, lambda: self._withdraw(words, *ticket))
+            repeat(lambda: self._leave(words, ticket))
             raise
         return place
+
+    @promptly
+    def _leave(self, words: memoryview, ticket: list[int]) -> None:
+        if ticket:
+            self._guarded(words, lambda: self._withdraw(words, ticket))
 
     def _act(self, words: memoryview, generation: int, action: Callable[[], object] | None) -> None:
         """Run the action as the last party to arrive, and release the others."""
@@ -226,12 +229,14 @@ class Barrier(Placed):
             words[_BROKEN] = 1
             self._end(words, broken=True)
 
-    def _withdraw(self, words: memoryview, generation: int, place: int) -> None:
-        if words[_GENERATION] == generation and words[_ARRIVED]:
+    def _withdraw(self, words: memoryview, ticket: list[int]) -> None:
+        if ticket and words[_GENERATION] == ticket[0] and words[_ARRIVED]:
             last = words[_ARRIVED] - 1
-            if last > place:
-                self._move(last, place)
+            if last > ticket[1]:
+                self._move(last, ticket[1])
+            # No call between these stores.
             words[_ARRIVED] = last
+        ticket[:] = ()
 
     def _end(self, words: memoryview, *, broken: bool) -> None:
         """End a generation, and keep its outcome for 32 more, for waiters that wake up late."""
