@@ -185,7 +185,7 @@ class Dispatcher(Leader):
     def has_kept_tasks(self) -> bool:
         """Return whether an unanswered result keeps the pool alive: an asynchronous call, or an iterator."""
         tasks = self._tasks
-        open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)]
+        open_tasks = [*list(tasks.sent.values()), *list(tasks.again.values()), *tasks.waiting.copy()]
         # Tasks whose delivery was interrupted.
         open_tasks += [task for task, _ in list(tasks.answered.values())]
         return bool(self._readers) or any(task.sink.keeps is not None for task in open_tasks)
@@ -272,7 +272,7 @@ class Dispatcher(Leader):
             return
         if tasks.batches:
             self._recover()
-        if tasks.waiting and tasks.waiting[0].is_cancelled:
+        if tasks.waiting and tasks.is_first_cancelled():
             tasks.drop_cancelled()
             if not self._accepting:
                 self._close_queue_if_idle()
@@ -745,7 +745,7 @@ class Dispatcher(Leader):
     def cancel_all(self) -> None:
         """Cancel every task that no worker has begun."""
         tasks = self._tasks
-        self.cancel([*list(tasks.sent.values()), *list(tasks.again.values()), *list(tasks.waiting)])
+        self.cancel([*list(tasks.sent.values()), *list(tasks.again.values()), *tasks.waiting.copy()])
 
     def is_timed(self) -> bool:
         """Return whether tasks have a time limit, so that a thread has to check them."""

@@ -336,9 +336,15 @@ class Outstanding:
             self.answered[-next(self._keys)] = batch[0], CANCELLED
             batch.clear()
 
+    def is_first_cancelled(self) -> bool:
+        """Return whether the first of the waiting tasks was cancelled."""
+        with contextlib.suppress(IndexError):  # another thread took the tasks
+            return self.waiting[0].is_cancelled
+        return False
+
     def drop_cancelled(self) -> None:
         """Answer the cancelled tasks at the front of the waiting ones."""
-        while self.waiting and self.waiting[0].is_cancelled:
+        while self.is_first_cancelled():
             batch = self.new_batch()
             try:
                 self.take(batch)

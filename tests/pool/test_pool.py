@@ -1,5 +1,6 @@
 """Pool: the interface and the results of the standard library."""
 
+import collections
 import concurrent.futures
 import gc
 import multiprocessing
@@ -689,3 +690,19 @@ def test_calls_can_be_cancelled_after_the_workers_have_ended():
         with pytest.raises((PoolClosedError, concurrent.futures.CancelledError)):
             pool.terminate()
             result.get(10)
+
+
+def test_another_thread_takes_the_first_waiting_task(monkeypatch):
+    class Emptied(collections.deque):
+        """A deque whose last task another thread takes just after this one has looked, a few times."""
+
+        looks = 3
+
+        def __bool__(self):
+            self.looks -= 1
+            return self.looks >= 0 or len(self) > 0
+
+    with forkshm.Pool(1) as pool:
+        monkeypatch.setattr(pool._dispatcher._tasks, "waiting", Emptied())
+        pool._dispatcher.feed()
+        assert pool.map(abs, [-1, -2]) == [1, 2]
