@@ -160,8 +160,8 @@ def begin(*, ignores: bool) -> None:
     global _outside, _holder
     (handlers, mask, came), _outside, _holder = _outside or ({}, None, []), None, None
     if sys.platform == "win32":
-        handlers = {signal.SIGINT: signal.default_int_handler}
-    _install({**handlers, signal.SIGINT: _signal.SIG_IGN} if ignores else handlers)
+        handlers = {int(signal.SIGINT): signal.default_int_handler}
+    _install({**handlers, int(signal.SIGINT): _signal.SIG_IGN} if ignores else handlers)
     if sys.platform != "win32":
         if mask is None:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _SIGINT)

@@ -58,14 +58,14 @@ class Supervised:
     """
 
     def __init__(self, rank: int, size: int, generation: int) -> None:
-        assert sys.platform != "win32"  # there is no fork
         self.rank, self.size, self.generation = rank, size, generation
         self._stopping = False
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
         self._read_end.fd, self._write_end.fd = kernel.create_wakeup()
         self._read_end.own()
         self._write_end.own()
-        os.set_blocking(self._read_end.fd, False)  # several threads may wait
+        if sys.platform != "win32":  # there is no fork
+            os.set_blocking(self._read_end.fd, False)  # several threads may wait
 
     @property
     def stopping(self) -> bool:
