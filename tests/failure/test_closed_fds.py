@@ -248,7 +248,7 @@ def check():
 def tell(error):
     text = str(error)
     known = ("other code in this process", "was closed", "process object is closed", "is broken", "to the other end")
-    known += ("other end is gone", "Connection refused", "cannot join", "[Errno 2] shm_unlink")
+    known += ("other end is gone", "Connection refused", "cannot join", "[Errno 2] shm_unlink", "its process has ended")
     if not any(words in text for words in known) and text:
         print(f"{error!r} says nothing of it", flush=True)
 
