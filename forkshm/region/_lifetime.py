@@ -20,7 +20,9 @@ from __future__ import annotations
 import _thread
 import atexit
 import collections
+import gc
 import itertools
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +181,49 @@ def _run(actions: list[Callable[[], None]]) -> None:
     if failures:
         raise failures[0]
 
+
+# Whether the collector was enabled before a fork.
+_collected: list[bool] = []
+# The thread that collects garbage, if there is one.
+_collecting: list[int] = []
+# How long a fork waits for it.
+_COLLECTION_SECONDS = 1.0
+
+
+def _note_collection(phase: str, _: object) -> None:
+    _collecting[:] = (_thread.get_ident(),) if phase == "start" else ()
+
+
+def _pause_collector() -> None:
+    if not _collected:
+        _collected.append(gc.isenabled())
+    gc.disable()
+
+
+def _await_collection() -> None:
+    deadline = time.monotonic() + _COLLECTION_SECONDS
+    while _collecting[:] not in ([], [_thread.get_ident()]) and time.monotonic() < deadline:
+        time.sleep(0.0001)
+
+
+def _resume_collector() -> None:
+    if _collected:
+        if _collected[0]:
+            gc.enable()
+        _collected.clear()
+
+
+def _in_child_of_collector() -> None:
+    _collecting.clear()
+    _resume_collector()
+
+
+if IS_FREE_THREADED:
+    # CPython 3.13t may fork while another thread, which collects garbage, waits to stop all threads. The child inherits
+    # that thread's lock without the thread, and waits forever in its own first collection.
+    gc.callbacks.append(_note_collection)
+    at_fork(before=_pause_collector, in_parent=_resume_collector, in_child=_in_child_of_collector)
+    _system.register_at_fork(before=_await_collection)  # runs after the actions below
 
 # Python ignores exceptions of fork hooks and runs the next one. So a hook that was interrupted is completed by its
 # second call.

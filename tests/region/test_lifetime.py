@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 
 import pytest
 
 import forkshm
 from forkshm import anonymous_shared_memory
+from forkshm.backend import IS_FREE_THREADED
 from forkshm.region import _lifetime, _table
 from forkshm.region._attach import region_at
 from forkshm.region._lifetime import guard, settle, watch
@@ -253,3 +255,49 @@ def test_a_finalizer_in_a_reference_cycle_can_use_its_memory(run_script):
     expected = [zeros, zeros, zeros, zeros, received, received, "None", "None", "True", "False", "0", "0"]
     expected += ["None", "None"]  # `close` can be repeated
     assert run_script(FINALIZERS).split("\n")[:-1] == expected
+
+
+@pytest.mark.skipif(not IS_FREE_THREADED, reason="only there do threads run while another one collects")
+def test_a_fork_waits_for_a_collection_of_another_thread():
+    begun, order = threading.Event(), []
+
+    class Slow:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            begun.set()
+            time.sleep(0.3)
+            order.append("collected")
+
+    Slow()
+    collector = threading.Thread(target=gc.collect)
+    collector.start()
+    begun.wait()
+    pid = os.fork()
+    if not pid:
+        gc.collect()
+        os._exit(0 if gc.isenabled() else 1)
+    order.append("forked")
+    collector.join()
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert order == ["collected", "forked"]
+    assert gc.isenabled()
+
+
+def test_a_finalizer_may_fork_while_it_is_collected():
+    codes = []
+
+    class Forks:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            codes.append(os.waitpid(pid, 0)[1])
+
+    Forks()
+    gc.collect()
+    assert codes == [0]
