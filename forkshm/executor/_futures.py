@@ -404,7 +404,7 @@ class Work:
         except Exception as error:
             if task is None:
                 raise
-            if pool._dispatcher.is_interrupt([task], error):
+            if pool._dispatcher.packing.is_interrupt([task], error):
                 pool._dispatcher.cancel([task])
                 raise
             if pool._worker_group.started and not self._closed and pool._dispatcher.failure() is None:

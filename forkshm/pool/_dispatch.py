@@ -1,46 +1,36 @@
-"""Submits, batches and sends tasks, and takes their answers.
+"""Submits, batches, sends and cancels tasks.
 
-`_leader` decides which thread does this, `_tasks` knows where each task is, and `_deaths` handles dead workers.
+`_leader` decides which thread does this, `_tasks` knows where each task is, `_packing` pickles arguments, `_receiving`
+handles what workers send, and `_deaths` handles dead workers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import struct
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
-from forkshm._ledger import ledger
 from forkshm.backend import IS_FREE_THREADED
-from forkshm.channel import HEADER_SIZE, Kind, Spin, read_header, read_message, write_message
-from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmError, PoolClosedError, as_text
-from forkshm.pickler import Payload, explain, name_of, pack
+from forkshm.channel import Kind, Spin, write_message
+from forkshm.errors import ChannelBrokenError, ChannelClosedError, PoolClosedError, as_text
+from forkshm.pickler import name_of
 from forkshm.pool._deaths import Deaths
 from forkshm.pool._leader import Leader
-from forkshm.pool._results import Outcome, PlainOutcome
-from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING, answers_in
+from forkshm.pool._marks import Marks
+from forkshm.pool._packing import Packing
+from forkshm.pool._receiving import Receiver
+from forkshm.pool._results import Outcome
+from forkshm.pool._status import IDLE, LAST_LOOK, MARKS, STARTING
 from forkshm.pool._tasks import CANCELLED, Batch, Outstanding, Packer, PickledCallable, Task, ThreadedOutstanding
-from forkshm.pool.observe import (
-    PoolReport,
-    PoolStatistics,
-    SlowTasks,
-    Traced,
-    brief,
-    hints_of,
-    names_of_arguments,
-)
+from forkshm.pool.observe import PoolRecord, PoolReport, PoolStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from forkshm.channel import Header, Received
-    from forkshm.pool._tasks import Answer, Pace
+    from forkshm.pool._tasks import Answer
     from forkshm.pool._worker_group import WorkerGroup
-    from forkshm.pool.observe import Trace
 
 __all__ = ("Dispatcher",)
 
@@ -78,8 +68,12 @@ class Dispatcher(Leader):
         # The names of ``__main__`` that the workers have, which are therefore sent by name.
         self.importable = worker_group.importable
         self.retries = retries
+        self.record = PoolRecord()
+        self.packing = Packing(worker_group.importable, self.record, may_repeat=retries > 0)
         self._tasks = (ThreadedOutstanding if IS_FREE_THREADED else Outstanding)(worker_group.sent)
+        self._marks = Marks(worker_group.status)
         self._deaths = Deaths(worker_group, self._tasks, task_timeout, self._break)
+        self._receiver = Receiver(worker_group, self._tasks, self._deaths, self._marks, self.record, self._break)
         # Keeps other threads out while a message is numbered and sent, or a task cancelled. It does not make several
         # changes atomic.
         self._lock = _interrupts.RLock()
@@ -89,18 +83,6 @@ class Dispatcher(Leader):
         self._accepting = True
         # Threads that still read the input of an `imap` that was called before the pool was closed.
         self._readers: dict[int, bool] = {}
-        # Cancelled tasks that may lie in the kernel's queue, by the place of their marks.
-        self._marked: dict[int, int] = {}
-        # Set while a trace is recorded.
-        self.trace: Trace | None = None
-        self._tasks_answered = 0
-        self._messages = 0
-        self._bytes_copied = 0
-        self._bytes_shared = 0
-        # See `report`.
-        self._packing_ns = 0
-        self._unpacking_ns = 0
-        self._slow = SlowTasks()
 
     # -- submitting -------------------------------------------------------------------
 
@@ -120,7 +102,7 @@ class Dispatcher(Leader):
         first = tasks[0]
         if not self._tasks.has_unsent() and self._has_room() and not (first.batched and first.sink.pace.batch > 1):
             # Done before any change, so that a pickling error is raised by the call.
-            self._pack(first)
+            self.packing.pack(first)
             if len(tasks) == 1 and not self._tasks.has_unsent() and not self._deaths.audit:
                 # A fast path of the code below, for most calls.
                 self.check_accepting(reader)
@@ -231,38 +213,6 @@ class Dispatcher(Leader):
             return False
         return self._tasks.sent_bytes < _WINDOW_BYTES
 
-    def _pack(self, task: Task) -> None:
-        if task.payload is None:
-            began = time.perf_counter_ns()
-            if ledger.watches:
-                with task.function.acting("sent to"):
-                    payload, function = self._payloads(task)
-            else:
-                payload, function = self._payloads(task)
-            task.copied = payload.copied
-            took = time.perf_counter_ns() - began
-            if (trace := self.trace) is not None:
-                trace.note("pickling", began, {"function": name_of(task.function.function)})
-            is_first = task.position == 0
-            copied, shared = (function.copied, function.shared) if is_first else (0, 0)
-            with self._lock:
-                self._packing_ns += took
-                self._bytes_copied += payload.copied + copied
-                self._bytes_shared += payload.shared + shared
-
-    def _payloads(self, task: Task) -> tuple[Payload, Payload]:
-        function = task.function
-        # A task that may be sent again is mapped copy-on-write, so that a dead worker's writes are not seen.
-        again = self.retries > 0
-        try:
-            task.payload = pack(
-                function.arguments_of(task), for_many=again, importable=self.importable, repeats=function.repeats
-            )
-        except Exception as error:
-            explain(error, names_of_arguments(task), self.importable)
-            raise
-        return task.payload, function.payload()
-
     # -- sending ----------------------------------------------------------------------
 
     def feed(self) -> None:
@@ -296,7 +246,7 @@ class Dispatcher(Leader):
         except BaseException as error:
             # Handled by `_recover`. Set before any call, because a signal handler may raise once more.
             batch.is_abandoned = True
-            if not isinstance(error, Exception) or not batch or batch.sent or self.is_interrupt(batch, error):
+            if not isinstance(error, Exception) or not batch or batch.sent or self.packing.is_interrupt(batch, error):
                 raise
             with self._lock:
                 if batch:  # otherwise another thread has recovered it
@@ -321,17 +271,17 @@ class Dispatcher(Leader):
         tasks, first = self._tasks, batch[0]
         function = first.function
         if len(batch) == 1:
-            if first.payload is None:
-                self._pack(first)
+            self.packing.pack(first)
             kind = first.kind
         else:
             kind = Kind.BATCH
-            self._pack_batch(batch)
+            self.packing.pack_batch(batch)
         payload, code = first.payload, function.payload()
         if payload is None:
             raise RuntimeError("a task without its payload: please report this")
         is_kept = first.retries > 0  # read before sending: after it, the worker may die of the task
-        began = time.perf_counter_ns() if self.trace is not None else 0
+        record = self.record
+        began = time.perf_counter_ns() if record.trace is not None else 0
         is_unwanted = False
         with self._lock:
             is_unwanted = first.is_cancelled if len(batch) == 1 else any(task.is_cancelled for task in batch)
@@ -339,10 +289,9 @@ class Dispatcher(Leader):
                 number = tasks.enter(batch)  # before an answer can arrive
                 data, fds = write_message(kind, number, code, payload, group=function.group)
                 if self._worker_group.tasks.send(data, fds, wait=False, sent=batch.sent):
-                    self._messages += 1
+                    record.messages += 1
                     if kind is Kind.BATCH:
-                        self._bytes_copied += payload.copied
-                        self._bytes_shared += payload.shared
+                        record.moved(payload.copied, payload.shared)
         if not batch.sent:
             if kind is Kind.BATCH:
                 first.close()
@@ -356,22 +305,10 @@ class Dispatcher(Leader):
         self._sent_off(batch)
         if not is_kept:
             first.close()
-        if (trace := self.trace) is not None:
+        if (trace := record.trace) is not None:
             trace.note("sending", began, {"function": name_of(function.function), "task": number, "tasks": count})
         self.notify()  # an answer can arrive now, so a follower may lead
         return True
-
-    def _pack_batch(self, batch: Batch) -> None:
-        first = batch[0]
-        began = time.perf_counter_ns()
-        with first.function.acting("sent to"):
-            first.payload = pack(
-                (int(first.kind), [task.function.arguments_of(task) for task in batch]),
-                importable=self.importable,
-                repeats=first.function.repeats,
-            )
-        first.copied = first.payload.copied
-        self._packing_ns += time.perf_counter_ns() - began
 
     def _fail_batch(self, batch: Batch, error: Exception) -> None:
         """Answer a batch that cannot be sent with the error. A batch of several tasks is sent one by one instead."""
@@ -385,23 +322,6 @@ class Dispatcher(Leader):
             return
         tasks.answer_unsent(batch, Outcome(error=as_text(error)))
         self._sent_off(batch)
-
-    def is_interrupt(self, batch: Sequence[Task], error: Exception) -> bool:
-        """Return whether a signal handler raised *error*, instead of pickling or sending tasks."""
-        if threading.current_thread() is not threading.main_thread():
-            return False  # no handler runs in other threads
-        if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
-            return False
-        for _ in range(2):  # the handler may raise again meanwhile
-            try:
-                for task in batch:
-                    pack(task.function.arguments_of(task), importable=self.importable).close()
-                batch[0].function.payload()
-                return True
-            except Exception as again:
-                if type(again) is not type(error):
-                    return False
-        return False
 
     def _recover(self) -> None:
         """Recover the batches of interrupted threads."""
@@ -456,7 +376,7 @@ class Dispatcher(Leader):
                 return True
             began = now = time.perf_counter()
             # Before the first answer workers are starting, and need the cores more.
-            spin_until = now + self._spin.begin(may_look=self._tasks_answered > 0)
+            spin_until = now + self._spin.begin(may_look=self.record.tasks > 0)
             if deadline is not None:
                 spin_until = min(spin_until, deadline)
             while now < spin_until:
@@ -477,7 +397,7 @@ class Dispatcher(Leader):
             if self.take_answers():
                 self._spin.end(time.perf_counter() - began)
             for worker in ended:
-                deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
+                deaths.reap(worker, self.take_answers, self._receiver.take_result_batch, self.record.trace)
             if deaths.has_vacancies():
                 self._replace()
             if deaths.audit:
@@ -516,135 +436,19 @@ class Dispatcher(Leader):
             if received is None:
                 break
             # All of this can be repeated: a message is dropped only after it was handled.
-            self._take_in(received)
+            self._receiver.take_in(received)
             results.drop(received)
+            self._deliver()
             got = True
             if not self._tasks.sent:
                 break  # no more answers can have arrived
         return got
 
-    def _take_in(self, received: Received) -> None:
-        try:
-            header = read_header(received.data)
-        except ChannelBrokenError:
-            self._deaths.note_garbage()
-            return
-        kind, number, nanoseconds = header.kind, header.number, header.group
-        began = time.perf_counter_ns() if self.trace is not None else 0
-        self._messages += 1
-        if kind is Kind.WAKE and not received.fds:
-            return
-        if kind is Kind.ANSWERS and not received.fds:
-            self._take_result_batch(received.data, HEADER_SIZE)
-            if (trace := self.trace) is not None:
-                trace.note("receiving", began, {"bytes": len(received.data)})
-        elif kind is Kind.CANCELLED and not received.fds:
-            self._take_cancelled(number)
-        elif kind in (Kind.RESULT, Kind.ERROR):
-            if number in self._tasks.sent:
-                outcome = self._outcome_of(received, header, number)
-                self._take_answer(number, nanoseconds, len(received.data), outcome)
-                if (trace := self.trace) is not None:
-                    trace.note("receiving", began, {"task": number, "bytes": len(received.data)})
-                self._deliver()
-            elif number not in list(self._marked.values()):
-                # No task waits for this answer, but a task may wait for the message that it replaced.
-                self._deaths.note_garbage()
-        elif kind is Kind.INITIALIZER_FAILED and self._worker_group.has_initializer:
-            self._break(self._outcome_of(received, header, number).open()[1])
-        else:
-            self._deaths.note_garbage()
-
-    def _take_result_batch(self, content: bytes, position: int = 0) -> None:
-        """Handle the answers that a worker had collected."""
-        tasks, sent = self._tasks, self._tasks.sent
-        # Slower tasks are reported; all of them are if there is a trace.
-        floor = self._slow.floor if self.trace is None else -1
-        answered = False
-        # Totals of the tasks of one call, which usually are all tasks.
-        pace: Pace | None = None
-        count = total = nbytes = 0
-        try:
-            for number, nanoseconds, start, end in answers_in(content, position):
-                # A missing task was already found in the result batch of a dead worker.
-                task = sent.get(number)
-                if task is None:
-                    continue
-                answered = True
-                if nanoseconds > floor:
-                    self._take_answer(number, nanoseconds, end - start, Outcome(stream=content[start:end]))
-                    continue
-                tasks.answer(number, PlainOutcome(content[start:end]))
-                if pace is not task.sink.pace:
-                    if pace is not None:
-                        pace.note(total // count, nbytes // count, count)
-                    pace = task.sink.pace
-                    count = total = nbytes = 0
-                count += 1
-                total += nanoseconds
-                nbytes += end - start + task.copied
-        except struct.error:
-            self._deaths.note_garbage()
-        if pace is not None:
-            pace.note(total // count, nbytes // count, count)
-        if answered:  # not for the empty batch of a worker that died without an answer: consecutive deaths are counted
-            self._deaths.note_answer()
-        self._deliver()
-
-    def _take_answer(self, number: int, nanoseconds: int, nbytes: int, outcome: Outcome) -> None:
-        answer: Answer = outcome
-        task = self._tasks.sent.get(number)
-        if task is not None and (trace := self.trace) is not None:
-            answer = Traced(outcome, trace, task)
-        if task is None or self._tasks.answer(number, answer) is None:
-            return
-        self._deaths.note_answer()
-        task.sink.pace.note(nanoseconds, nbytes + task.copied)
-        if nanoseconds > self._slow.floor:
-            self._slow.note(nanoseconds, brief(task))
-
-    def _take_cancelled(self, number: int) -> None:
-        """Handle the message that a worker skipped a task because of its mark."""
-        self._marked.pop(number % MARKS, None)
-        task = self._tasks.sent.get(number)
-        if task is None:
-            return
-        if task.is_cancelled:  # a chunk that was begun
-            self._tasks.answer(number, CANCELLED)
-            self._deliver()
-        else:  # the mark came too late for `cancel`, so the task must run
-            self._tasks.send_again([number])
-
-    def _outcome_of(self, received: Received, header: Header, number: int) -> Outcome:
-        if received.message is not None:  # a signal handler runs while the read message is being handled
-            return Outcome(message=received.message)
-        if not received.fds:
-            return Outcome(received=received)
-        # Fds are scarce, so the memory is taken over now; unpickling can wait.
-        task = self._tasks.sent.get(number)
-        try:
-            if task is not None and ledger.watches:
-                with task.function.acting("result of"):
-                    message = read_message(received, header, keep=True)
-            else:
-                message = read_message(received, header, keep=True)
-        except Exception as error:
-            if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
-                raise  # raised by a signal handler: the message is read again
-            return Outcome(error=error)
-        outcome = Outcome(message=message)
-        copied, shared = outcome.traffic()
-        with self._lock:
-            self._bytes_copied += copied
-            self._bytes_shared += shared
-        return outcome
-
     def _deliver(self) -> None:
         """Deliver the answers to their sinks."""
         count = len(self._tasks.answered)
         if self._tasks.deliver():
-            self._tasks_answered += count
-            ledger.tasks += count
+            self.record.answered(count)
             if not self._accepting:
                 self._close_queue_if_idle()
             self.notify()
@@ -654,13 +458,13 @@ class Dispatcher(Leader):
     def replace_ended(self) -> None:
         """Reap and replace the workers that have ended by now. Needs the lead."""
         for worker in self._worker_group.wait(0):
-            self._deaths.reap(worker, self.take_answers, self._take_result_batch, self.trace)
+            self._deaths.reap(worker, self.take_answers, self._receiver.take_result_batch, self.record.trace)
         self._replace()
         self._deliver()
 
     def _replace(self) -> None:
         if self._failure is None and (self._accepting or not self.is_idle()):
-            self._deaths.replace(self.trace)
+            self._deaths.replace(self.record.trace)
 
     def _break(self, error: BaseException) -> None:
         """Fail all tasks with *error*, now and later."""
@@ -724,16 +528,15 @@ class Dispatcher(Leader):
                 if not is_sent:
                     task.is_cancelled = True
                     cancelled.append(task)
-                elif self._mark(task):
+                elif self._marks.skip(task):
                     task.is_cancelled = True
                     self._tasks.answer(task.number, CANCELLED)
                     cancelled.append(task)
                 elif running:
                     task.is_cancelled = True
                     cancelled.append(task)
-                elif task.kind is not Kind.CALL and task.number % MARKS not in self._marked:
-                    task.is_cancelled = True
-                    self._worker_group.status.marks[task.number % MARKS] = task.number
+                else:
+                    self._marks.end_after_item(task)
         if running:
             self.end_cancelled()
         if cancelled:
@@ -756,32 +559,6 @@ class Dispatcher(Leader):
         sent = self._tasks.sent
         self._deaths.end_running(lambda number: (task := sent.get(number)) is not None and task.is_cancelled)
 
-    def _mark(self, task: Task) -> bool:
-        """Keep workers from beginning a task in the kernel's queue. Return False if a worker has begun it.
-
-        A worker names a task in its slot before it checks the mark. This method sets the mark before it checks the
-        slots.
-        So at least one of the two sees the other.
-        """
-        number = task.number
-        place = number % MARKS
-        if self._marked.get(place, number) != number:
-            return False  # the place is taken by the mark of another task, which may still be in the queue
-        marks = self._worker_group.status.marks
-        # No call may come between these. A worker that runs a chunk ends it when it sees the mark, and what it has done
-        # must not be done again.
-        self._marked[place] = number
-        if task.kind is not Kind.CALL:
-            task.is_cancelled = True
-        marks[place] = number
-        states = self._worker_group.status.states()
-        if number not in states:
-            return True
-        marks[place] = 0
-        # A worker that has seen the mark reports it, and the task is sent again.
-        self._marked.pop(place, None)
-        return False
-
     def is_running(self, task: Task) -> bool:
         """Return whether a worker runs a task."""
         number = task.number
@@ -795,13 +572,7 @@ class Dispatcher(Leader):
 
     def statistics(self) -> PoolStatistics:
         """Return the counters."""
-        return PoolStatistics(
-            tasks=self._tasks_answered,
-            messages=self._messages,
-            bytes_copied=self._bytes_copied,
-            bytes_shared=self._bytes_shared,
-            workers_replaced=self._worker_group.started - self._worker_group.size,
-        )
+        return self.record.statistics(self._worker_group.started - self._worker_group.size)
 
     def open(self, answer: Answer) -> tuple[bool, Any]:
         """Unpickle an answer."""
@@ -809,11 +580,11 @@ class Dispatcher(Leader):
         try:
             return answer.open()
         finally:
-            self.note_unpacking(time.perf_counter_ns() - began)
+            self.record.unpacked(time.perf_counter_ns() - began)
 
     def note_unpacking(self, nanoseconds: int) -> None:
         """Count the time that unpickling answers took, for `report`."""
-        self._unpacking_ns += nanoseconds
+        self.record.unpacked(nanoseconds)
 
     def failure(self) -> BaseException | None:
         """Return the exception because of which the pool cannot go on, or None."""
@@ -821,13 +592,7 @@ class Dispatcher(Leader):
 
     def report(self) -> PoolReport:
         """Return how the pool and its workers spent their time."""
-        report = PoolReport(
-            seconds=time.perf_counter() - self._worker_group.made_at,
-            workers=self._worker_group.reports(),
-            slowest=self._slow.slowest(),
-            packing=self._packing_ns / 1e9,
-            unpacking=self._unpacking_ns / 1e9,
-            statistics=self.statistics(),
-            hints=(),
-        )
-        return dataclasses.replace(report, hints=hints_of(report))
+        worker_group = self._worker_group
+        seconds = time.perf_counter() - worker_group.made_at
+        replaced = worker_group.started - worker_group.size
+        return self.record.report(seconds, worker_group.reports(), replaced)

@@ -204,7 +204,7 @@ class IMapIterator(ResultSink, Generic[T]):
                     dispatcher.submit(unsent, waited_for=self._waited_for, reader=self._reader)
             except Exception as error:  # a task that cannot be pickled fails at its place; the others go on
                 first = unsent[0]
-                if first.is_delivered or dispatcher.knows(first) or dispatcher.is_interrupt([first], error):
+                if first.is_delivered or dispatcher.knows(first) or dispatcher.packing.is_interrupt([first], error):
                     raise
                 self.deliver(first, Outcome(error=as_text(error)))
                 continue

@@ -59,8 +59,8 @@ class Driver(Protocol):
 class TracedPool(Protocol):
     """The interface of a pool that a trace depends on."""
 
-    trace: Any
-    """The trace that is being written, if any."""
+    record: Any
+    """Its `trace` is the trace that is being written, if any."""
 
     def check_accepting(self) -> None:
         """Raise unless tasks can be submitted."""

@@ -568,7 +568,7 @@ class Pool(_StandardPool):
                         or dispatcher.failure() is not None
                         or first.is_delivered
                         or dispatcher.knows(first)
-                        or dispatcher.is_interrupt([first], error)
+                        or dispatcher.packing.is_interrupt([first], error)
                     ):
                         raise
                     # It cannot be pickled. As in the standard library, the result reports that.
@@ -632,7 +632,7 @@ class Pool(_StandardPool):
         self._release()
 
     def _release(self) -> None:
-        if (trace := self._dispatcher.trace) is not None:
+        if (trace := self._dispatcher.record.trace) is not None:
             trace.collect()
         self._worker_group.stop()
         self._finalizer.cancel()  # last, so that an interrupted end can be finished by the next call or the finalizer

@@ -198,7 +198,7 @@ def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: An
 
 def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, always: bool) -> None:
     try:
-        dispatcher._pack(task)
+        dispatcher.packing.pack(task)
     except Exception:  # raised again when the task is sent, and reported in the call's own way
         task.close()
         return

@@ -5,24 +5,23 @@ from forkshm.pool._interfaces import Bar
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, names_of_arguments
 from forkshm.pool.observe._progress import length_of, no_bar, open_bar
+from forkshm.pool.observe._record import PoolRecord
 from forkshm.pool.observe._report import (
     PoolReport,
     SlowTask,
-    SlowTasks,
     WorkerClock,
     WorkerReport,
-    hints_of,
     worker_reports,
 )
 from forkshm.pool.observe._trace import Recorder, Trace, Traced
 
 __all__ = (
     "Bar",
+    "PoolRecord",
     "PoolReport",
     "PoolStatistics",
     "Recorder",
     "SlowTask",
-    "SlowTasks",
     "Trace",
     "Traced",
     "WorkerClock",
@@ -30,7 +29,6 @@ __all__ = (
     "brief",
     "describe",
     "describe_task",
-    "hints_of",
     "index_of",
     "length_of",
     "names_of_arguments",

@@ -142,7 +142,8 @@ class Trace:
         self.path = os.path.abspath(path)
         self.dropped = 0
         self._worker_group = worker_group
-        self._dispatcher = dispatcher
+        self._record = dispatcher.record
+        self._check_accepting = dispatcher.check_accepting
         self._pool = pool  # so that it is not collected before the trace has ended
         self._owner = os.getpid()
         self._is_on = False
@@ -158,17 +159,17 @@ class Trace:
         self._workers_events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        if self._dispatcher.trace is not None:
-            raise RuntimeError(f"cannot trace to {self.path}: the pool is traced to {self._dispatcher.trace.path} now")
+        if self._record.trace is not None:
+            raise RuntimeError(f"cannot trace to {self.path}: the pool is traced to {self._record.trace.path} now")
         if self._started:
             raise RuntimeError(f"cannot trace to {self.path}: this trace was used before. Call Pool.trace again.")
-        self._dispatcher.check_accepting()
+        self._check_accepting()
         # Fail now, instead of after the work, if the file cannot be written.
         with open(self.path, "w"):
             pass
         self._started = time.perf_counter_ns()
         self._first = [trace_ring.head[1] for trace_ring in self._worker_group.status.trace_rings]
-        self._dispatcher.trace = self
+        self._record.trace = self
         self._is_on = True
         for worker in list(self._worker_group.workers):
             self.born(worker)
@@ -210,7 +211,7 @@ class Trace:
         with self._stopping:
             if self._is_on:
                 self._is_on = False
-                self._dispatcher.trace = None
+                self._record.trace = None
                 self._collect()
 
     def _collect(self) -> None:

@@ -298,7 +298,7 @@ def test_impossible_traces_raise_at_the_start(pool, tmp_path, path):
         with pytest.raises(RuntimeError, match=re.escape(str(path))), pool.trace(tmp_path / "other.json"):
             pass
         pool.apply(f.nothing)
-        used = pool._dispatcher.trace
+        used = pool._dispatcher.record.trace
     with pytest.raises(RuntimeError, match="was used before"), used:
         pass
     assert not (tmp_path / "other.json").exists()
@@ -320,7 +320,7 @@ def test_a_forked_child_writes_nothing(pool, path):
         pool.apply(f.nothing)
         if (pid := os.fork()) == 0:
             try:
-                pool._dispatcher.trace.__exit__()
+                pool._dispatcher.record.trace.__exit__()
             finally:
                 os._exit(path.stat().st_size)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
