@@ -328,7 +328,7 @@ def _results(
             # Read only now: the input may depend on these results.
             if more is not None and (task := next(more, None)) is not None:
                 sink.tasks.append(task)
-                work.add(work.pool(), [task])
+                work.add_or_fail(task)
     finally:
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()

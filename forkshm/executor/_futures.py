@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from forkshm import _interrupts
 from forkshm.errors import PoolClosedError, as_text
-from forkshm.pool import CANCELLED, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
+from forkshm.pool import CANCELLED, Outcome, Pace, PickledCallable, Pool, ResultSink, delivering, take_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -388,6 +388,23 @@ class Work:
             if dispatcher.look():
                 self.settle()
 
+    def add_or_fail(self, task: Task) -> None:
+        """Give a task to the pool. If its arguments cannot be pickled, the error is its answer."""
+        pool = self.pool()
+        try:
+            self.add(pool, [task])
+        except Exception as error:
+            if pool._dispatcher.knows(task) or not self._is_of_arguments(pool, task, error):
+                raise
+            task.sink.deliver(task, Outcome(error=as_text(error)))
+
+    def _is_of_arguments(self, pool: WorkPool, task: Task, error: Exception) -> bool:
+        """Return whether adding a task failed because its arguments cannot be pickled."""
+        if pool._dispatcher.packing.is_interrupt([task], error):
+            pool._dispatcher.cancel([task])
+            return False
+        return bool(pool._worker_group.started) and not self._closed and pool._dispatcher.failure() is None
+
     def submit(
         self, future: Future[Any], function: Callable[..., Any] | PickledCallable, args: Any, kwargs: Any
     ) -> None:
@@ -404,11 +421,8 @@ class Work:
         except Exception as error:
             if task is None:
                 raise
-            if pool._dispatcher.packing.is_interrupt([task], error):
-                pool._dispatcher.cancel([task])
-                raise
-            if pool._worker_group.started and not self._closed and pool._dispatcher.failure() is None:
-                # Its arguments cannot be pickled. The frames of the traceback hold the future, so they become text.
+            if self._is_of_arguments(pool, task, error):
+                # The frames of the traceback hold the future, so they become text.
                 call.fail(as_text(error))
             else:
                 self._check()

@@ -95,7 +95,8 @@ class LoopDriver:
             self._dispatcher.submit(tasks, waited_for=True)
         except BaseException:
             self._open.difference_update(tasks)
-            sink.tasks.clear()
+            for task in tasks:  # not those of earlier calls, which may be answered later
+                sink.tasks.pop(task.position, None)
             raise
         self._watch()
 

@@ -59,7 +59,11 @@ def exit_code(ended: _multiprocess.process.BaseProcess, timeout: float = 0.0) ->
         popen.returncode = 255  # otherwise close() would fail
     elif 0 < code - _ENDED_BY < _SIGNALS:  # see the Windows backend; the code of a crash is larger
         code = _ENDED_BY - code
-    ended.close()
+    try:
+        ended.close()
+    except AttributeError:  # a signal handler has closed it meanwhile
+        if not getattr(ended, "_closed", False):
+            raise
     _multiprocess.process._children.discard(ended)  # type: ignore[attr-defined]
     return code
 

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 
+import functions
 import numpy as np
 import pytest
 
@@ -210,6 +211,19 @@ def test_timeouts_of_asyncio_work(run, gate):
             for _ in range(3):
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(pool.call(wait_for, gate), 0.05)
+            assert await pool.call(abs, -1) == 1
+
+    run(main())
+
+
+def test_imap_gives_the_results_before_an_item_that_cannot_be_pickled(run):
+    async def main():
+        async with aio.Pool(2) as pool:
+            results, got = pool.imap(functions.itself, [1, 2, threading.Lock(), 4]), []
+            with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock'"):
+                async for value in results:
+                    got.append(value)
+            assert got == [1, 2]
             assert await pool.call(abs, -1) == 1
 
     run(main())

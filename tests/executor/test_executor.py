@@ -304,6 +304,14 @@ def test_buffersize_reads_input_as_needed(executor):
             executor.map(abs, [1], buffersize=wrong)
 
 
+def test_buffersize_raises_in_the_place_of_the_item_that_cannot_be_pickled(executor):
+    results = executor.map(f.itself, [1, 2, threading.Lock(), 4], buffersize=2)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock'"):
+        next(results)
+    assert executor.submit(abs, -1).result() == 1
+
+
 def test_running_calls_are_cancelled_where_asked(wait_until):
     with forkshm.Executor(1) as executor:
         futures = [executor.submit(time.sleep, 600) for _ in range(3)]

@@ -11,6 +11,7 @@ import pytest
 import forkshm
 from forkshm import _multiprocess
 from forkshm._system import CAN_FORK
+from forkshm.processes import exit_code
 
 METHODS = {"fork": "Fork", "forkserver": "ForkServer", "spawn": "Spawn"}
 
@@ -144,3 +145,20 @@ def test_exit_codes(method):
     process.join()
     assert process.exitcode == (-9 if CAN_FORK else -15)  # the only way to end a process on Windows
     process.close()
+
+
+def test_an_exit_code_is_known_when_a_signal_handler_asks_for_it_meanwhile():
+    process = forkshm.Process(target=f.end, args=("sys.exit",))
+    process.start()
+    process.join()
+    popen, codes = process._popen, []
+    close = popen.close
+
+    def close_with_handler():
+        popen.close = close
+        codes.append(exit_code(process))
+        close()
+
+    popen.close = close_with_handler
+    codes.append(exit_code(process))
+    assert codes == [17, 17]
