@@ -10,6 +10,7 @@ from forkshm._ledger import ledger
 from forkshm.backend import kernel
 from forkshm.channel import ends_open
 from forkshm.errors import CopiedError
+from forkshm.pickler import files_kept
 from forkshm.pool import descriptors_open
 from forkshm.region import region_fds, regions_mapped
 from forkshm.region.blocks import arena, leases_open, segments_mapped
@@ -54,7 +55,8 @@ class Statistics:
     """Mapped regions."""
     descriptors: int
     """Open fds, namely one for each memory object of regions, each segment (also of other processes), each message
-    being sent and each end of a channel; four for each pool and three for each worker. The fds of `SharedMemoryObject`
+    being sent and each end of a channel; four for each pool, three for each worker, and those of the latest few
+    ``np.memmap`` and ``mmap.mmap`` objects that were sent. The fds of `SharedMemoryObject`
     and `FileMapping`, which the program closes, are not counted.
     """
 
@@ -95,6 +97,7 @@ def statistics() -> Statistics:
         + leases_open()
         + ends_open()
         + descriptors_open()
+        + files_kept()
         + kernel.more_fds(),
     )
 

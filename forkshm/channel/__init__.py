@@ -7,7 +7,7 @@ delivered whole, with its fds, to exactly one receiver, or not at all. There is 
 
 from forkshm._help import publish
 from forkshm.channel._connection import Connection, Pipe
-from forkshm.channel._endpoint import OwnedFd, PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
+from forkshm.channel._endpoint import PrivateFd, Received, Receiver, Sender, close_in_children, ends_open, pair
 from forkshm.channel._message import (
     HEADER_SIZE,
     Header,
@@ -31,7 +31,6 @@ __all__ = [
     "JoinableQueue",
     "Kind",
     "Message",
-    "OwnedFd",
     "Pipe",
     "PrivateFd",
     "Queue",

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection
-from forkshm.channel._endpoint import OwnedFd, PrivateFd
+from forkshm.channel._endpoint import PrivateFd
 from forkshm.errors import ChannelClosedError, refuse_if_green
 from forkshm.pickler import Handle, ReceivedFd, register
+from forkshm.region import OwnedFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -10,7 +10,15 @@ from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
 from forkshm.pickler._exceptions import reduce_exception
-from forkshm.pickler._files import NamedMapping, SendableMapping, Snapshot, find_named, sendable
+from forkshm.pickler._files import (
+    NamedMapping,
+    SendableMapping,
+    Snapshot,
+    files_kept,
+    find_named,
+    forget_files,
+    sendable,
+)
 from forkshm.pickler._foreign import Passage, forget_received, register_foreign, send_region, take_region
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._names import (
@@ -60,6 +68,8 @@ __all__ = [
     "View",
     "begin",
     "explain",
+    "files_kept",
+    "forget_files",
     "forget_received",
     "importable_after_import",
     "importable_in_children",

@@ -2,8 +2,9 @@
 
 A shared mapping shares the file. A private one is sent as the file and a copy of the pages that were written.
 
-To find the file takes a dozen system calls. So a mapping is looked up once for each pickle: the pickle refers to the
-`SendableMapping` that the lookup returns, however many arrays are views of the mapping.
+To find and open the file takes a dozen system calls, and most of the time of a small call. So a pickle refers to one
+`SendableMapping` for each mapping, however many arrays are views of it. The files of the latest few mappings stay open
+for the next pickles, as long as the mapping exists and the file keeps its size.
 
 Only Linux reports which file is mapped at an address. Elsewhere a library has to provide the file's name; see
 `find_named`.
@@ -26,8 +27,22 @@ from forkshm.descriptor import FileExtent, file_at
 from forkshm.errors import RegionGoneError
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_family, register_simple
+from forkshm.region import OwnedFd
 
-__all__ = ("NamedMapping", "SendableMapping", "Snapshot", "find_named", "reduce_mmap", "refuse_mmap", "sendable")
+__all__ = (
+    "NamedMapping",
+    "SendableMapping",
+    "Snapshot",
+    "files_kept",
+    "find_named",
+    "forget_files",
+    "reduce_mmap",
+    "refuse_mmap",
+    "sendable",
+)
+
+# Files that stay open for the next pickle.
+_MOST_KEPT = 4
 
 
 class SendableMapping:
@@ -35,17 +50,57 @@ class SendableMapping:
 
     __slots__ = ("__weakref__", "address", "extent", "handle", "mapping")
 
-    def __init__(self, mapping: mmap.mmap, address: int, extent: FileExtent) -> None:
+    def __init__(self, mapping: mmap.mmap, address: int, file: _OpenFile) -> None:
         self.mapping = mapping
         self.address = address
-        self.extent = extent._replace(fd=-1)
-        self.handle = Handle(extent.fd)
+        self.extent = file.extent
+        self.handle = Handle(file.fd)
+
+
+class _OpenFile(OwnedFd):
+    """The file of a mapping, which stays open, and what must be the same when it is used again."""
+
+    mapping: weakref.ref[mmap.mmap]
+    address: int
+    length: int
+    extent: FileExtent
+    state: tuple[int, int, int]
+
+    def is_of(self, mapping: mmap.mmap, address: int, length: int) -> bool:
+        """Return whether it is the file of that mapping, and neither was changed."""
+        if self.mapping() is not mapping or (self.address, self.length) != (address, length):
+            return False
+        try:
+            return _state_of(self.fd) == self.state
+        except OSError as error:
+            if error.errno is None:  # raised by a signal handler
+                raise
+            return False  # other code has closed the fd
 
 
 # Those that a pickle in the making refers to, by the id of the mapping.
 _sendable: weakref.WeakValueDictionary[int, SendableMapping] = weakref.WeakValueDictionary()
-# Another thread may be pickling at a fork. The child closes the handles of its pickle, and their numbers are reused.
-_system.register_at_fork(after_in_child=_sendable.clear)
+# By the id of the mapping, the latest last.
+_kept: dict[int, _OpenFile] = {}
+
+
+def forget_files() -> None:
+    """Close the files that are open for the next pickles."""
+    _kept.clear()
+
+
+def files_kept() -> int:
+    """Return the number of files that are open for the next pickles."""
+    return len(_kept)
+
+
+def _in_child() -> None:
+    # Another thread may be pickling at a fork. The child closes the handles, and their numbers are reused.
+    _sendable.clear()
+    _kept.clear()
+
+
+_system.register_at_fork(after_in_child=_in_child)
 
 
 def sendable(mapping: mmap.mmap) -> SendableMapping | None:
@@ -54,19 +109,48 @@ def sendable(mapping: mmap.mmap) -> SendableMapping | None:
     Raises:
         RegionGoneError: The file was truncated below the mapping.
     """
-    known = _sendable.get(id(mapping))
+    key = id(mapping)
+    known = _sendable.get(key)
     if known is not None:
         return known
-    address = kernel.address_of(mapping)
-    extent = file_at(address, len(mapping))
+    address, length = kernel.address_of(mapping), len(mapping)
+    file = _kept.get(key)
+    if file is None or not file.is_of(mapping, address, length):
+        file = _open_file_of(mapping, address, length)
+        if file is None:
+            return None
+        _kept.pop(key, None)
+        _kept[key] = file
+        for older in list(_kept)[:-_MOST_KEPT]:
+            _kept.pop(older, None)
+    found = _sendable[key] = SendableMapping(mapping, address, file)
+    return found
+
+
+def _open_file_of(mapping: mmap.mmap, address: int, length: int) -> _OpenFile | None:
+    file = _OpenFile()
+    extent = file_at(address, length)
     if extent is None:
         return None
-    try:
-        found = SendableMapping(mapping, address, extent)
-    finally:
-        kernel.close(extent.fd)
-    _sendable[id(mapping)] = found
-    return found
+    # No call between the creation of the fd and this store.
+    file.fd = extent.fd
+    file.own()
+    file.mapping = weakref.ref(mapping, functools.partial(_forget, id(mapping)))
+    file.address, file.length, file.extent = address, length, extent._replace(fd=-1)
+    file.state = _state_of(file.fd)
+    return file
+
+
+def _state_of(fd: int) -> tuple[int, int, int]:
+    """Return which file an fd refers to, and the size of the file."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def _forget(key: int, mapping: weakref.ref[mmap.mmap]) -> None:
+    # No call between these: the id may belong to another mapping.
+    if key in _kept and _kept[key].mapping is mapping:
+        del _kept[key]
 
 
 class Snapshot:

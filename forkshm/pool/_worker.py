@@ -21,7 +21,6 @@ from forkshm.channel import (
     Header,
     Kind,
     Message,
-    OwnedFd,
     Received,
     Receiver,
     Sender,
@@ -61,6 +60,7 @@ from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
 from forkshm.processes import explain_quit, is_followed, let_have_children
+from forkshm.region import OwnedFd
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
 if TYPE_CHECKING:

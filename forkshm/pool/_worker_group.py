@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import UNKNOWN, kernel
-from forkshm.channel import Kind, OwnedFd, PrivateFd, close_in_children, pair, write_message
+from forkshm.channel import Kind, PrivateFd, close_in_children, pair, write_message
 from forkshm.errors import ChannelBrokenError, ChannelClosedError, ForkshmWarning, WorkerStartError
 from forkshm.pickler import importable_in_children
 from forkshm.pool import _inner_threads, _unforkable
@@ -25,6 +25,7 @@ from forkshm.pool._status import SLOT_WORDS, STARTING, Status
 from forkshm.pool._worker import Assignment, run_worker
 from forkshm.pool.observe import WorkerReport, worker_reports
 from forkshm.processes import exit_code, is_followed
+from forkshm.region import OwnedFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

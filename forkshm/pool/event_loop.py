@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd, PrivateFd
+from forkshm.channel import PrivateFd
 from forkshm.pool._results import delivering
 from forkshm.pool._selector_thread import SelectorThread
 from forkshm.pool._tasks import ResultSink
+from forkshm.region import OwnedFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

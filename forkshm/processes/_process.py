@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import Kind, OwnedFd, Received, Receiver, pair, read_message, write_message
+from forkshm.channel import Kind, Received, Receiver, pair, read_message, write_message
 from forkshm.errors import (
     NO_MAIN_GUARD,
     ChannelBrokenError,
@@ -34,6 +34,7 @@ from forkshm.processes._before_main import Name
 from forkshm.processes._helpers import ensure_helpers, note_helpers, spare_fork_server
 from forkshm.processes._identity import introduce
 from forkshm.processes._patched_bootstrap import run_with_tools
+from forkshm.region import OwnedFd
 
 if sys.platform != "win32":
     from forkshm.processes._popen_fork import ForkPopen

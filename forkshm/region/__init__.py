@@ -23,6 +23,7 @@ from forkshm.region._object import (
     remove_on_exit,
     reopened,
 )
+from forkshm.region._owned_fd import OwnedFd
 from forkshm.region._table import (
     Mapping,
     Mode,
@@ -75,6 +76,7 @@ __all__ = [
 __all__ += [
     "Mapping",
     "Opened",
+    "OwnedFd",
     "at_fork",
     "attach",
     "checked_name",

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd, PrivateFd, Sender
+from forkshm.channel import PrivateFd, Sender
 from forkshm.errors import UnsupportedError, WorkerStartError
 from forkshm.pickler import Handle, ReceivedFd, importable_now, register
 from forkshm.processes import exit_code, let_have_children
+from forkshm.region import OwnedFd
 from forkshm.spmd._current import RankedWorker, become
 from forkshm.spmd._monitor import TeamMonitor, report, wait_gone
 from forkshm.spmd._team_state import LEFT, TeamState

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from forkshm import _multiprocess, _system
 from forkshm._interrupts import promptly
 from forkshm.backend import UNKNOWN, kernel
-from forkshm.channel import OwnedFd, PrivateFd
+from forkshm.channel import PrivateFd
 from forkshm.errors import ChannelClosedError, CrashLoopError, UnsupportedError, WorkerDiedError, WorkerStartError
 from forkshm.processes import exit_code, let_have_children
+from forkshm.region import OwnedFd
 from forkshm.spmd._monitor import wait_gone
 
 if TYPE_CHECKING:

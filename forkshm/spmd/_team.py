@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from forkshm import _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd, PrivateFd
+from forkshm.channel import PrivateFd
 from forkshm.errors import ForkshmError, TeamBrokenError, UnsupportedError, WorkerStartError, set_context
 from forkshm.pickler import importable_now
 from forkshm.processes import end_child, settle_child
+from forkshm.region import OwnedFd
 from forkshm.spmd._member import Member
 from forkshm.spmd._monitor import TeamMonitor, report, wait_for
 from forkshm.spmd._team_state import FAILED, LEFT, TeamState

@@ -30,9 +30,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd
 from forkshm.errors import ForkshmError, RegionBusyError, TeamBrokenError
-from forkshm.region import MappedRegion, Mode, Mutex, RecursiveMutex, anonymous_shared_memory, map_refused
+from forkshm.region import MappedRegion, Mode, Mutex, OwnedFd, RecursiveMutex, anonymous_shared_memory, map_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from forkshm import _multiprocess
 from forkshm.backend import kernel
-from forkshm.pickler import forget_received
+from forkshm.pickler import forget_files, forget_received
 from forkshm.region import regions_mapped
 from forkshm.region.blocks import arena, segments_held
 
@@ -103,6 +103,7 @@ def holdings() -> Holdings:
 def _holdings(count_mappings: Callable[[], int]) -> Holdings:
     gc.collect()
     forget_received()
+    forget_files()
     blocks = arena.statistics().blocks  # this releases the returned blocks
     return Holdings(
         fds=_fds(),

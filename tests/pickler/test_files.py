@@ -12,7 +12,7 @@ from system import open_fds
 import forkshm
 from forkshm import assert_zero_copy
 from forkshm.backend import kernel
-from forkshm.pickler import pack, sendable
+from forkshm.pickler import files_kept, forget_files, pack, sendable
 
 np = pytest.importorskip("numpy")
 
@@ -440,16 +440,53 @@ def test_views_of_a_mapping_need_one_lookup_and_arrive_over_one_mapping(path, lo
     assert arrays[0][50_000] == arrays[1][49_000] == arrays[2][25_000] == -1.0
     assert np.frombuffer(mapping)[50_000] == -1.0
     del mapping, arrays, by_name
+    forget_files()
     assert open_fds() == before
 
 
-def test_a_mapping_is_looked_up_again_for_the_next_pickle(path, lookups):
+def test_a_mapping_is_looked_up_once_while_its_file_keeps_its_size(path, lookups):
     memmap = np.memmap(path, dtype=float, mode="r")
+    before = open_fds()
+    for _ in range(3):
+        pack(memmap).close()
+    assert len(lookups) == 1
+    assert len(open_fds()) == len(before) + 1
+    os.truncate(path, 2 * NUMBERS.nbytes)
     pack(memmap).close()
+    assert len(lookups) == 2
     os.truncate(path, 4096)
     with pytest.raises(forkshm.RegionGoneError, match="cut to 4,096 bytes"):
         pack(memmap)
-    assert len(lookups) == 2
+    assert len(lookups) == 3
+    forget_files()
+    assert open_fds() == before
+
+
+def test_files_of_the_latest_mappings_stay_open(path):
+    before = open_fds()
+    memmaps = [np.memmap(path, dtype=float, mode="r") for _ in range(6)]
+    mapped = open_fds()
+    for memmap in memmaps:
+        pack(memmap).close()
+    assert len(open_fds()) - len(mapped) == files_kept() == 4
+    assert forkshm.statistics().descriptors >= 4
+    del memmap, memmaps
+    assert open_fds() == before
+    assert files_kept() == 0
+
+
+def test_a_kept_file_whose_fd_other_code_has_closed_is_opened_again(cross, path, tmp_path):
+    memmap = np.memmap(path, dtype=float, mode="r")
+    before = open_fds()
+    pack(memmap).close()
+    (kept,) = set(open_fds()) - set(before)
+    other = tmp_path / "other"
+    other.write_bytes(np.zeros_like(NUMBERS).tobytes())
+    with open(other, "rb") as opened:
+        os.dup2(opened.fileno(), kept)
+    assert (cross(memmap).value == NUMBERS).all()
+    assert os.path.samestat(os.fstat(kept), os.stat(other))  # not closed: it belongs to the program now
+    os.close(kept)
 
 
 def test_a_child_looks_up_a_mapping_that_was_being_sent_at_the_fork(path):
