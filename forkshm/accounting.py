@@ -56,8 +56,8 @@ class Statistics:
     descriptors: int
     """Open fds, namely one for each memory object of regions, each segment (also of other processes), each message
     being sent and each end of a channel; four for each pool, three for each worker, and those of the latest few
-    ``np.memmap`` and ``mmap.mmap`` objects that were sent. The fds of `SharedMemoryObject`
-    and `FileMapping`, which the program closes, are not counted.
+    ``np.memmap`` and ``mmap.mmap`` objects that were sent. The fds of `SharedMemoryObject` and `FileMapping`, which the
+    program closes, are not counted.
     """
 
 

@@ -1,8 +1,8 @@
 """Layer 4 of 6. Sends payloads as messages between processes.
 
 The kernel keeps the queue: a socket with message boundaries, shared by any number of senders and receivers. A message
-is
-delivered whole, with its fds, to exactly one receiver, or not at all. There is no lock that a dying process could keep.
+is delivered whole, with its fds, to exactly one receiver, or not at all. There is no lock that a dying process could
+keep.
 """
 
 from forkshm._help import publish

@@ -65,8 +65,7 @@ class Connection:
         OSError: *handle* is not an open fd, or not an end of a pipe.
 
     Shared memory is sent as a descriptor; other large buffers are copied once. A message arrives completely or not at
-    all.
-    Processes and threads may share an end, and each message goes to one receiver.
+    all. Processes and threads may share an end, and each message goes to one receiver.
 
     The end is closed by `close`, at the end of a ``with`` block, or when it is collected. When every process has
     closed the other end, or died, `recv` raises ``EOFError`` after the last message and `send`

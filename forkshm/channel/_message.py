@@ -52,8 +52,7 @@ class Kind(enum.IntEnum):
     """Payloads: the exception of the initializer; its traceback as text."""
     BATCH = 8
     """Payloads: function; (MAP or STARMAP, chunks). Each chunk is a task. The first has the message's number, the
-    others
-    the numbers that follow."""
+    others the numbers that follow."""
     ANSWERS = 9
     """No payloads, but many small answers in a row; see `ResultBatch` of the pool."""
     WAKE = 7

@@ -74,8 +74,7 @@ class Queue(Backlog):
     """Create a queue for any number of processes, as ``multiprocessing.Queue``.
 
     Every process that has the queue may put and get: processes forked after it was made, and processes that received
-    it.
-    Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory is sent as a
+    it. Each item goes to one receiver, and the items of each sending thread arrive in order. Shared memory is sent as a
     descriptor; other large buffers are copied once.
 
     Differences from ``multiprocessing``:

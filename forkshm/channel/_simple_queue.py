@@ -22,10 +22,8 @@ class SimpleQueue:
     """Create a queue without a size limit or a thread: `put` waits while the kernel's buffer is full.
 
     Every process that has the queue may put and get: processes forked after it was made, and processes that received
-    it.
-    Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the queue and its
-    items
-    when the last process has closed it or ended.
+    it. Each item goes to one receiver. Items stay when the process that put them ends. The kernel frees the queue and
+    its items when the last process has closed it or ended.
 
     Args:
         ctx: Accepted for compatibility with ``multiprocessing`` and not used.

@@ -10,8 +10,7 @@ Anything longer waits in a queue and can be repeated.
   The action runs at once unless this thread is changing something in this layer; then it runs with the next call into
   the layer. An interrupted action is run again from its start.
 * **fork.** `guard` is held around every ``fork``, so a child never inherits the unfinished change of another thread.
-Each
-  hook runs even if another one raised. It is called twice, so that an interrupted first call is completed.
+  Each hook runs even if another one raised. It is called twice, so that an interrupted first call is completed.
 * **exit and SIGKILL.** This layer does nothing: the kernel releases fds, mappings and locks.
 """
 

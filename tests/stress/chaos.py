@@ -3,13 +3,10 @@
     python tests/stress/chaos.py --kills 2000 --seed 1
 
 Each round submits tasks of all kinds, and kills workers (idle, busy, any) at random moments. Then it takes every
-answer:
-each is correct, by checksum, or a `WorkerDiedError`. None is missing, and none is late because of another one. After
-each ten rounds, a whole pool is killed with its parent, and so are senders and receivers of a queue. Then nothing may
-be
-left: no fd, process, thread, mapping or block. A table shows what was survived; the exit code is 1 if there was a
-fault.
-The same seed makes the same plan, though not the same timing.
+answer: each is correct, by checksum, or a `WorkerDiedError`. None is missing, and none is late because of another one.
+After each ten rounds, a whole pool is killed with its parent, and so are senders and receivers of a queue. Then nothing
+may be left: no fd, process, thread, mapping or block. A table shows what was survived; the exit code is 1 if there was
+a fault. The same seed makes the same plan, though not the same timing.
 """
 
 from __future__ import annotations

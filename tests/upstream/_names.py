@@ -1,8 +1,7 @@
 """The module that the upstream tests find under the name ``multiprocessing``: forkshm.
 
 Names that forkshm lacks are those of its default context, or of ``multiprocess``, whose private parts the tests
-inspect.
-Only the tests see this: their module has an ``__import__`` of its own.
+inspect. Only the tests see this: their module has an ``__import__`` of its own.
 """
 
 from __future__ import annotations
