@@ -13,8 +13,12 @@ PAGES += [page for folder in (".", "howto", "internals") for page in sorted((ROO
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```output\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 
 
+# A line that prints, and a comment that shows what.
+_PRINTED = re.compile(r"^ *print\(.*\)  # (.*\n)", re.MULTILINE)
+
+
 class Snippet(NamedTuple):
-    """A program on a page, and the output shown for it."""
+    """A program on a page, and the output shown for it: below, or in comments if each line that prints has one."""
 
     page: pathlib.Path
     line: int
@@ -28,7 +32,15 @@ class Snippet(NamedTuple):
 def snippets(page):
     """Return the programs of a page."""
     text = page.read_text()
-    return [Snippet(page, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in _BLOCK.finditer(text)]
+    return [
+        Snippet(page, text.count("\n", 0, m.start()) + 1, m[1], m[2] or _output_in_comments(m[1]))
+        for m in _BLOCK.finditer(text)
+    ]
+
+
+def _output_in_comments(source):
+    printed = _PRINTED.findall(source)
+    return "".join(printed) if printed and len(printed) == source.count("print(") else None
 
 
 def matches(said, expected):
