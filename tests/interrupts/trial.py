@@ -56,7 +56,7 @@ class Uses:
             with contextlib.suppress(forkshm.DeadlockError):  # it has interrupted the start of the only worker
                 assert pool.apply(work, (number,)) == 3 * number
         executor = getattr(self._scenario, "executor", None)
-        if executor is not None and not executor._work._closed:
+        if isinstance(executor, forkshm.Executor) and not executor._work._closed:
             (number,) = self._scenario.new(1)
             assert executor.submit(work, number).result(10) == 3 * number
 
