@@ -87,7 +87,8 @@ def shared_fixture(
     the other workers have ended. It does not run if that worker is killed.
 
     Args:
-        function: Returns or yields the value. It may use other fixtures, which each worker creates for itself.
+        function: Returns or yields the value. It may use other fixtures, which each worker creates for itself. If they
+            have params, there is a value for each param.
         mode: ``copy_on_write``: each worker may write to an array, and sees only its own writes. ``read_only``: no
             worker may write. ``read_write``: every worker sees all writes. Locks, values, barriers and regions of
             forkshm are shared in each mode.
