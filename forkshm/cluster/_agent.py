@@ -18,8 +18,8 @@ import distributed.protocol
 import distributed.system
 
 from forkshm import _interrupts
-from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor, Raised
-from forkshm.cluster._values import Kept, Results, known
+from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor
+from forkshm.cluster._values import Kept, Raised, Results, known
 from forkshm.context import get_context
 
 if TYPE_CHECKING:

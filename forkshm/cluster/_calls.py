@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from forkshm.cluster._values import Results, Writer, loaded, read
+from forkshm.cluster._values import Raised, Results, loaded, read
 from forkshm.errors import (
-    NotPicklableError,
-    NotUnpicklableError,
-    RemoteTraceback,
     UnsupportedError,
     remote_text,
-    safe_repr,
-    set_cause,
     without_frames,
 )
 from forkshm.pickler import explain
@@ -21,7 +16,7 @@ if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("Group", "GroupCall", "Items", "LocalExecutor", "Raised", "Sent")
+__all__ = ("Group", "GroupCall", "Items", "LocalExecutor", "Sent")
 
 
 class LocalExecutor(Protocol):
@@ -44,33 +39,6 @@ class Group(NamedTuple):
     length: int
     items: bytes
     """A list of (args, kwargs), as a `forkshm.cluster._values.Writer` wrote it."""
-
-
-class Raised:
-    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception."""
-
-    def __init__(self, error: BaseException, text: str | None) -> None:
-        self.text = text
-        try:
-            self._error = Writer().write(error)
-        except Exception:
-            self._error = Writer().write(
-                NotPicklableError(f"a call raised an exception that cannot be pickled: {safe_repr(error)}")
-            )
-
-    def open(self) -> BaseException:
-        """Return the exception, with the traceback as its cause."""
-        try:
-            error: BaseException = read(self._error, {})
-        except Exception as reason:
-            error = NotUnpicklableError(
-                f"a call raised an exception that cannot be unpickled on the client: {safe_repr(reason)}"
-            )
-        if self.text is not None:
-            traceback = RemoteTraceback(self.text)
-            traceback.__cause__ = error.__cause__
-            set_cause(error, traceback)
-        return error
 
 
 class Sent:

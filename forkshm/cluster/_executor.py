@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
-from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Raised, Sent
-from forkshm.cluster._values import NodeArray, Writer
+from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Sent
+from forkshm.cluster._values import NodeArray, Raised, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError, safe_repr
 from forkshm.pickler import explain, name_of
 from forkshm.pool import chunked
@@ -484,6 +484,8 @@ class ClusterExecutor(_StandardExecutor):
                     f"cannot pass {result!r}: it belongs to another executor. Pass its result() instead.",
                     capability="cluster",
                 )
+            if call.future is None:  # the call was cancelled, or failed on the cluster
+                raise result._future.exception() or concurrent.futures.CancelledError(f"{result!r} was cancelled")
             remote[call.name] = call
             return call.name
 

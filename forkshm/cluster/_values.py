@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
+from forkshm.backend import kernel
 from forkshm.channel import Connection, Queue, SimpleQueue
-from forkshm.errors import NotUnpicklableError, UnsupportedError, safe_repr
+from forkshm.errors import (
+    NotPicklableError,
+    NotUnpicklableError,
+    RemoteTraceback,
+    UnsupportedError,
+    safe_repr,
+    set_cause,
+)
 from forkshm.pickler import (
     REFUSED,
     is_of_unimported_module,
@@ -40,7 +48,7 @@ from forkshm.sync.sharedctypes import SynchronizedBase, is_shared_ctype
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("LARGE", "Kept", "NodeArray", "Results", "Writer", "known", "loaded", "read")
+__all__ = ("LARGE", "Kept", "NodeArray", "Raised", "Results", "Writer", "known", "loaded", "read")
 
 LARGE = 2**20
 """Minimum bytes of an array that is moved to each node once, instead of with each call."""
@@ -312,24 +320,67 @@ def read(stream: bytes | memoryview, values: Mapping[str, Any], buffers: Iterabl
     return _Reader(stream, values, buffers).load()
 
 
+class Raised:
+    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception."""
+
+    def __init__(self, error: BaseException, text: str | None) -> None:
+        self.text = text
+        try:
+            self._error = Writer().write(error)
+        except Exception:
+            self._error = Writer().write(
+                NotPicklableError(f"a call raised an exception that cannot be pickled: {safe_repr(error)}")
+            )
+
+    def open(self) -> BaseException:
+        """Return the exception, with the traceback as its cause."""
+        try:
+            error: BaseException = read(self._error, {})
+        except Exception as reason:
+            error = NotUnpicklableError(
+                f"a call raised an exception that cannot be unpickled on the client: {safe_repr(reason)}"
+            )
+        if self.text is not None:
+            traceback = RemoteTraceback(self.text)
+            traceback.__cause__ = error.__cause__
+            set_cause(error, traceback)
+        return error
+
+
 class Results:
     """The results of a group, on their way from a worker to the client or to another node.
 
     The node passes them on without unpickling them. Dask's serializers would drop the class of an array.
 
     Args:
-        items: A tuple of one value for each result, or a `forkshm.cluster._calls.Raised`.
+        items: A tuple of one value for each result, or a `Raised`.
 
     Attributes:
-        frames: The pickled items, and their large buffers.
+        frames: Where each item is, the pickled items, and their large buffers.
     """
 
     __slots__ = ("frames",)
 
     def __init__(self, items: list[Any]) -> None:
-        buffers: list[pickle.PickleBuffer] = []
-        stream = Writer(buffer_callback=buffers.append).write(items)
-        self.frames: list[Any] = [stream, *map(pickle.PickleBuffer.raw, buffers)]
+        numbers: dict[tuple[int, int], int] = {}
+        buffers: list[memoryview] = []
+        used: list[int] = []
+
+        def take(buffer: pickle.PickleBuffer) -> None:
+            raw = buffer.raw()
+            number = numbers.setdefault((kernel.address_of(raw), raw.nbytes), len(buffers))
+            if number == len(buffers):
+                buffers.append(raw)
+            used.append(number)
+
+        writer = Writer(buffer_callback=take)
+        streams, places = [], []
+        for item in items:
+            # Each by itself, so that an item which cannot be unpickled leaves the others alone.
+            streams.append(writer.write(item))
+            places.append((len(streams[-1]), tuple(used)))
+            used.clear()
+        self.frames: list[Any] = [pickle.dumps(places), b"".join(streams), *buffers]
 
     @classmethod
     def arrived(cls, *frames: Any) -> Results:
@@ -339,8 +390,8 @@ class Results:
         return results
 
     def __reduce__(self) -> Any:
-        stream, *buffers = self.frames
-        return Results.arrived, (bytes(stream), *map(pickle.PickleBuffer, buffers))
+        places, streams, *buffers = self.frames
+        return Results.arrived, (bytes(places), bytes(streams), *map(pickle.PickleBuffer, buffers))
 
     def __sizeof__(self) -> int:
         return sum(memoryview(frame).nbytes for frame in self.frames)
@@ -348,18 +399,22 @@ class Results:
     def open(self) -> list[Any]:
         """Return the items, with memory of their own if it arrived read-only.
 
-        Raises:
-            NotUnpicklableError: An item cannot be unpickled in this process.
+        An item that cannot be unpickled in this process is a `Raised`.
         """
-        stream, *buffers = [memoryview(frame) for frame in self.frames]
-        try:
-            items: list[Any] = read(
-                stream, {}, [bytearray(buffer) if buffer.readonly else buffer for buffer in buffers]
-            )
-        except Exception as reason:
-            raise NotUnpicklableError(
-                f"the result of a call arrived, and unpickling it raised {safe_repr(reason)}"
-            ) from reason
+        places, streams, *views = [memoryview(frame) for frame in self.frames]
+        buffers = [bytearray(view) if view.readonly else view for view in views]
+        items: list[Any] = []
+        end = 0
+        for length, used in pickle.loads(places):
+            start, end = end, end + length
+            try:
+                items.append(read(streams[start:end], {}, [buffers[number] for number in used]))
+            except Exception as reason:
+                error = NotUnpicklableError(
+                    f"the result of a call arrived, and unpickling it raised {safe_repr(reason)}"
+                )
+                error.__cause__ = reason
+                items.append(Raised(error, None))
         return items
 
 

@@ -233,13 +233,19 @@ class Executor(_StandardExecutor):
     def cancel_running(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Cancel calls of this executor, including running ones, whose workers are killed and replaced.
 
-        The futures raise `concurrent.futures.CancelledError`.
+        The futures are cancelled when this returns, and raise `concurrent.futures.CancelledError`.
 
         Args:
             futures: Futures returned by `submit` of this executor. Finished futures do not change.
         """
-        tasks = [future._task for future in futures if isinstance(future, Future) and future._task is not None]
-        self._work.cancel(tasks, running=True)
+        pending = {
+            id(future._task): future
+            for future in futures
+            if isinstance(future, Future) and not future.done() and future._task is not None
+        }
+        tasks = [future._task for future in pending.values()]
+        for task in self._work.cancel([task for task in tasks if task is not None], running=True):
+            pending[id(task)].finish(cancelled=True)
 
     @property
     def _processes(self) -> dict[int, Any]:

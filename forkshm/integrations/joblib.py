@@ -34,8 +34,8 @@ from forkshm.errors import (
 )
 from forkshm.executor import Executor, Future
 from forkshm.pickler import RecentCopies, name_of
-from forkshm.pool import PickledCallable
-from forkshm.pool.observe import Bar, describe, no_bar, open_bar
+from forkshm.pool import PickledCallable, Wrapper
+from forkshm.pool.observe import Bar, no_bar, open_bar
 
 try:
     import joblib.parallel as _joblib
@@ -47,7 +47,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ("ForkshmBackend", "shutdown")
 
@@ -145,12 +145,20 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
             raise ValueError("n_jobs == 0 in Parallel has no meaning: pass a positive number, or -1 for all cores")
         if n_jobs is None:
             return 1
+        why = ""
         if not self.in_main_thread() and self.nesting_level:
             # A thread of an outer call, which already uses the cores.
+            why = "runs in a thread of another one. Pass n_jobs=1 here, or use a process backend for the outer call."
+        elif threading.get_ident() in list(_callback_threads.values()):
+            # Its callbacks would wait for the end of this one.
+            why = (
+                "is made by the input of another one, in the thread that receives its results. Pass n_jobs=1 here, or "
+                "make the input before the outer call."
+            )
+        if why:
             if n_jobs != 1:
                 warnings.warn(
-                    f"n_jobs={n_jobs} is ignored and 1 is used: this call of Parallel runs in a thread of another "
-                    "one. Pass n_jobs=1 here, or use a process backend for the outer call.",
+                    f"n_jobs={n_jobs} is ignored and 1 is used: this call of Parallel {why}",
                     ForkshmWarning,
                     stacklevel=3,
                 )
@@ -291,6 +299,10 @@ def _check_options(options: Iterable[str]) -> None:
         )
 
 
+# The threads that run a callback of any call, keyed by an object for each callback.
+_callback_threads: dict[object, int] = {}
+
+
 class _Call:
     """One call of a ``Parallel``: its pending batches, and the data they share."""
 
@@ -304,6 +316,8 @@ class _Call:
         self._aborted = False
         # The threads that run a callback of this call, keyed by an object for each callback.
         self._in_callback: dict[object, int] = {}
+        # Runs callbacks while another thread reads the caller's iterator.
+        self._later = concurrent.futures.ThreadPoolExecutor(1, "forkshm-joblib")
 
     def open_bar(self, progress: bool | str) -> None:
         self.bar.close()
@@ -314,12 +328,13 @@ class _Call:
         function = self._function
         if function is None:
             packer = work.pool()._dispatcher.packer
-            function = self._function = PickledCallable(packer, run_batch, for_many=True, repeats=self._copies)
+            run = _RunBatch(name_of(batch.items[0][0]))
+            function = self._function = PickledCallable(packer, run, for_many=True, repeats=self._copies)
         self._copies.next_payload()
         future: Future[Any] = Future(work)
         self._futures.add(future)
         try:
-            work.submit(future, function, (_Batch(batch),), {})
+            work.submit(future, function, (batch,), {})
         except Exception as error:  # of an interrupted submit, the batch may be on its way: `cancel` ends it
             self._futures.discard(future)
             if _is_about_pickling(error) and not work._closed:
@@ -342,9 +357,20 @@ class _Call:
         """Pass a batch's future to joblib, unless the call was aborted."""
         if self._aborted:
             return  # without the lock, which a callback that reads the caller's iterator may hold
+        if parallel._lock.acquire(blocking=False):
+            try:
+                self._run_callback(parallel, callback, future)
+            finally:
+                parallel._lock.release()
+        else:
+            # Another thread reads the caller's iterator, which may wait for the callbacks of a call of its own. These
+            # run in this thread.
+            self._later.submit(self._run_callback, parallel, callback, future)
+
+    def _run_callback(self, parallel: Any, callback: Callable[[Any], object], future: Any) -> None:
         key = object()
         try:
-            self._in_callback[key] = threading.get_ident()
+            self._in_callback[key] = _callback_threads[key] = threading.get_ident()
             # The next call begins with this lock. joblib's callback releases it on its way, and would then count
             # this batch for the next call.
             with parallel._lock:
@@ -356,6 +382,7 @@ class _Call:
             _fail(parallel, error)
         finally:
             self._in_callback.pop(key, None)
+            _callback_threads.pop(key, None)
 
     def cancel(self) -> None:
         """Cancel the batches. A callback that has begun is waited for, because it would change the next call.
@@ -371,6 +398,7 @@ class _Call:
             time.sleep(0.001)
 
     def close(self) -> None:
+        self._later.shutdown(wait=False)
         self.bar.close()
         self.bar = no_bar
         self._copies.close()
@@ -389,30 +417,33 @@ def _not_picklable(error: BaseException) -> NotPicklableError:
     return NotPicklableError(f"cannot pickle the task to send to the workers: {safe_repr(error)}")
 
 
-class _Batch:
-    """The calls of one task. Messages about a worker that died show the first."""
+class _RunBatch(Wrapper):
+    """Runs the calls of one task, in a worker. Messages about a worker that died show the first of them.
 
-    def __init__(self, calls: Any) -> None:
-        self.calls = calls
+    Args:
+        name: The name of the function of the first batch, for traces.
+    """
 
-    def __repr__(self) -> str:
-        items = self.calls.items
-        function, args, kwargs = items[0]
-        given = [*map(describe, args), *(f"{name}={describe(value)}" for name, value in kwargs.items())]
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+
+    def __call__(self, batch: Callable[[], Any]) -> Any:
+        return batch()
+
+    def describe(self, args: Sequence[Any], describe: Callable[[Any], str]) -> str:
+        items = args[0].items
+        function, given, named = items[0]
+        parts = [*map(describe, given), *(f"{name}={describe(value)}" for name, value in named.items())]
         rest = f" and {len(items) - 1} more" if len(items) > 1 else ""
-        return f"{name_of(function)}({', '.join(given)}){rest}"
+        return f"{name_of(function)}({', '.join(parts)}){rest}"
 
-    def __reduce__(self) -> Any:
-        return _calls_of, (self.calls,)
-
-
-def _calls_of(calls: Any) -> Any:
-    return calls
-
-
-def run_batch(calls: Callable[[], Any]) -> Any:
-    """Run the calls of one task, in a worker."""
-    return calls()
+    def names(self, args: Sequence[Any]) -> dict[str, Any]:
+        items = args[0].items
+        found = {}
+        for number, (function, given, named) in enumerate(items):
+            where = f"call {number + 1} of {len(items)}: " if len(items) > 1 else ""
+            found.update({f"{where}func": function, f"{where}args": given, f"{where}kwargs": named})
+        return found
 
 
 # -- persistent workers ---------------------------------------------------------------------------

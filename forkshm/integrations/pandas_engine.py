@@ -30,6 +30,18 @@ __all__ = ("Engine",)
 _PARTS = 4
 
 
+class _Interface:
+    """Returns the engine; of the class, an object that says what to do."""
+
+    def __get__(self, engine: Any, kind: type) -> Any:
+        return self if engine is None else engine
+
+    def apply(self, **options: Any) -> Any:
+        raise TypeError("the engine is a class: pass an object, with engine=forkshm.pandas.Engine(2), for example")
+
+    map = apply
+
+
 class Engine:
     """Run the functions of pandas' ``apply`` and ``map`` in the workers of a pool.
 
@@ -75,10 +87,8 @@ class Engine:
     def __repr__(self) -> str:
         return f"<forkshm.pandas.Engine of {self.pool!r}>"
 
-    @property
-    def __pandas_udf__(self) -> Self:
-        # pandas asks the engine for the object that has `apply` and `map`.
-        return self
+    # pandas asks the engine for the object that has `apply` and `map`.
+    __pandas_udf__ = _Interface()
 
     def apply(
         self,
@@ -140,7 +150,8 @@ class Engine:
 
         series.map(take, na_action=na_action)
         parts = self._run(functools.partial(_map, func=func, args=args, kwargs=kwargs), values, 0)
-        results = itertools.chain.from_iterable(parts)
+        # pandas compares a missing value by identity.
+        results = (np.nan if _is_nan(value) else value for value in itertools.chain.from_iterable(parts))
         mapped = series.map(lambda _: next(results), na_action=na_action)
         return mapped.to_numpy() if isinstance(data, np.ndarray) else mapped
 
@@ -219,6 +230,10 @@ def _apply_raw(part: Any, *, func: Any, args: Any, kwargs: Any, by_row: bool) ->
 
 def _map(part: list[Any], *, func: Any, args: Any, kwargs: Any) -> list[Any]:
     return [func(value, *args, **kwargs) for value in part]
+
+
+def _is_nan(value: Any) -> bool:
+    return type(value) is float and value != value
 
 
 def _values(part: Any, *, by_row: bool) -> Any:

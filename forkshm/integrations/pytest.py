@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import io
 import os
@@ -86,7 +87,8 @@ def shared_fixture(
     the other workers have ended. It does not run if that worker is killed.
 
     Args:
-        function: Returns or yields the value. It may use other fixtures, which each worker creates for itself.
+        function: Returns or yields the value. It may use other fixtures, which each worker creates for itself. If they
+            have params, there is a value for each param.
         mode: ``copy_on_write``: each worker may write to an array, and sees only its own writes. ``read_only``: no
             worker may write. ``read_write``: every worker sees all writes. Locks, values, barriers and regions of
             forkshm are shared in each mode.
@@ -146,7 +148,7 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
         # several classes inherit is a fixture of each.
         kinds = [(type(instance).__module__, type(instance).__qualname__) for instance in owner]
         names = function.__module__, function.__qualname__, inspect.getfile(function)
-        return _get(request, repr((*names, request.param_index, *kinds)), make, mode)
+        return _get(request, repr((*names, *_params_of(request), *kinds)), make, mode)
 
     def wrapper(*owner: Any, request: Any, **fixtures: Any) -> Any:
         if takes_request:
@@ -187,6 +189,32 @@ def _fixture(function: Callable[..., Any], *, mode: Mode, options: dict[str, Any
     del wrapper.__wrapped__
     options.setdefault("name", function.__name__)
     return pytest.fixture(scope="session", **options)(wrapper)
+
+
+def _params_of(request: Any) -> list[tuple[str, int | str]]:
+    """Return what identifies the params of a fixture and of all fixtures that it uses."""
+    item = request._pyfuncitem
+    call = getattr(item, "callspec", None)
+    if call is None:
+        return []
+    found: list[tuple[str, int | str]] = []
+    names = [request.fixturename]
+    for name in names:  # the list grows meanwhile
+        definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
+        if name in call.params:
+            index, value = call.indices[name], call.params[name]
+            is_own = any(value is param for made in definitions for param in (made.params or ())[index : index + 1])
+            # A test may give a fixture other params, whose indices begin at 0 in each test.
+            found.append((name, index if is_own else _digest(value) or index))
+        names.extend(used for made in definitions for used in made.argnames if used not in names)
+    return found
+
+
+def _digest(value: Any) -> str:
+    try:
+        return hashlib.sha256(cloudpickle.dumps(value)).hexdigest()
+    except Exception:  # the index has to do
+        return ""
 
 
 # Socket features that only some systems have; see `shared_fixture`.
@@ -270,7 +298,7 @@ def _get(request: Any, key: str, make: Callable[[], Any], mode: Mode) -> Any:
             try:
                 value = make()
                 packed = _pack(value, mode, request.fixturename)
-            except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
+            except (Exception, SystemExit, pytest.skip.Exception, pytest.fail.Exception) as error:
                 _send(connection, _ERROR, _pack_error(error))
                 raise
             # The creator uses the shared value too: writes to its original would not reach the memory.
@@ -404,12 +432,19 @@ def _close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
+# pytest gives these classes the module name of builtins, so they cannot be pickled. An xfail is also a fail.
+_OUTCOMES: dict[Any, Any] = {
+    "skip": pytest.skip.Exception,
+    "xfail": pytest.xfail.Exception,
+    "fail": pytest.fail.Exception,
+}
+
+
 def _pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
-    if isinstance(error, (pytest.skip.Exception, pytest.fail.Exception)):
-        # pytest gives these classes the module name of builtins, so they cannot be pickled.
-        outcome = "skip" if isinstance(error, pytest.skip.Exception) else "fail"
-        return pickle.dumps((outcome, error.msg))
+    for outcome, kind in _OUTCOMES.items():
+        if isinstance(error, kind):
+            return pickle.dumps((outcome, error.msg))
     try:
         stream = cloudpickle.dumps(without_frames(error))
         pickle.loads(stream)
@@ -420,8 +455,9 @@ def _pack_error(error: BaseException) -> bytes:
 
 def _unpack_error(data: bytes) -> BaseException:
     stream, text = pickle.loads(data)
-    if stream in ("skip", "fail"):
-        return (pytest.skip if stream == "skip" else pytest.fail).Exception(text)
+    if stream in _OUTCOMES:
+        outcome: BaseException = _OUTCOMES[stream](text)
+        return outcome
     cause = RuntimeError(f"in the worker that created the fixture:\n{text}")
     try:
         error = pickle.loads(stream)

@@ -13,7 +13,7 @@ from forkshm.pool._pool import Pool, check_options
 from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, Outcome, chunked, delivering
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._taking import take_arguments
-from forkshm.pool._tasks import CANCELLED, Answer, Pace, PickledCallable, ResultSink, Task
+from forkshm.pool._tasks import CANCELLED, Answer, Pace, PickledCallable, ResultSink, Task, Wrapper
 from forkshm.pool._unforkable import installed
 from forkshm.pool._worker_group import descriptors_open
 from forkshm.pool._worker_state import at_worker_end, worker_state
@@ -46,6 +46,7 @@ __all__ += [
     "PickledCallable",
     "ResultSink",
     "Task",
+    "Wrapper",
     "at_worker_end",
     "check_options",
     "chunked",

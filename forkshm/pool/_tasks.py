@@ -21,7 +21,7 @@ from forkshm.pickler import Payload, Repeats, explain, mark, name_of, pack, pack
 from forkshm.pool._status import FIRST_TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from forkshm.pickler import ImportableNames
 
@@ -36,6 +36,7 @@ __all__ = (
     "ResultSink",
     "Task",
     "ThreadedOutstanding",
+    "Wrapper",
 )
 
 _NOBODY: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -98,6 +99,22 @@ class Packer:
         """Return the payload of a function."""
         payload = self.by_name(function)
         return pack(function, for_many=for_many, importable=self.importable) if payload is None else payload
+
+
+class Wrapper:
+    """Base class of a function that calls functions of the user, which messages describe instead."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Call functions of the user."""
+        raise NotImplementedError
+
+    def describe(self, args: Sequence[Any], describe: Callable[[Any], str]) -> str:
+        """Return a description of a call, given its arguments; *describe* describes a value."""
+        raise NotImplementedError
+
+    def names(self, args: Sequence[Any]) -> dict[str, Any]:
+        """Return the objects that the user has passed, by the names that the user knows, given a call's arguments."""
+        raise NotImplementedError
 
 
 class PickledCallable:

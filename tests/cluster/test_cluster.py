@@ -451,18 +451,32 @@ def test_a_result_that_cannot_be_sent_fails_its_call_alone(executor, function, k
     got, outcomes = [], executor.map(function, range(4), chunksize=4)
     with pytest.raises(kind, match=text):
         got.extend(outcomes)
-    # The client unpickles the results of a chunk together.
-    assert got == [] if kind is forkshm.errors.NotUnpicklableError else [0, 1]
+    assert got == [0, 1]
     with pytest.raises(kind, match=text):
         executor.submit(function, 2).result()
     remote = executor.submit_remote(function, 2)
     with pytest.raises(kind, match=text):
         remote.result()
-    dependent = executor.submit(type, remote)
-    if kind is forkshm.errors.NotUnpicklableError:
-        text = "not here"
-    with pytest.raises(Exception, match=text):
-        dependent.result()
+    with pytest.raises(kind, match=text):
+        executor.submit(type, remote).result()
+
+
+def test_an_array_in_several_results_is_sent_once():
+    from forkshm.cluster._values import Results
+
+    table = np.ones(100_000)
+    results = Results([((number, table, table[:10]),) for number in range(8)])
+    assert sys.getsizeof(results) < 1.1 * table.nbytes
+    assert [(number, rows.sum(), first.size) for ((number, rows, first),) in results.open()] == [
+        (number, 100_000, 10) for number in range(8)
+    ]
+
+
+def test_a_cancelled_result_is_no_argument(executor):
+    remote = executor.submit_remote(time.sleep, 30)
+    assert remote.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        executor.submit(type, remote)
 
 
 def test_a_result_is_of_the_clients_class(executor):

@@ -111,6 +111,9 @@ def test_an_unpicklable_call_raises():
     with pytest.raises(pickle.PicklingError, match="cannot pickle the task to send to the workers") as raised:
         parallel()(delayed(id)(lock) for _ in range(3))
     assert isinstance(raised.value.__cause__, TypeError)
+    assert "(args[0]: _thread.lock)" in str(raised.value)
+    with pytest.raises(pickle.PicklingError, match=r"\(call 2 of 2: kwargs\['key'\]: _thread.lock\)"):
+        parallel(batch_size=2)(delayed(max)(1, 2, key=lock if x == 1 else None) for x in range(4))
     # Also from a callback, where joblib itself would wait forever.
     with pytest.raises(pickle.PicklingError, match="cannot pickle"):
         parallel(pre_dispatch=2, batch_size=1)(delayed(id)(lock if x > 5 else x) for x in range(10))
@@ -118,7 +121,7 @@ def test_an_unpicklable_call_raises():
 
 def test_a_killed_worker_fails_its_task_and_the_next_call_works():
     with parallel() as workers:
-        with pytest.raises(WorkerDiedError, match=r"SIGKILL while running run_batch\(_killed_if\("):
+        with pytest.raises(WorkerDiedError, match=r"SIGKILL while running _killed_if\("):
             workers(delayed(_killed_if)(x == 3) for x in range(6))
         assert workers(delayed(abs)(-x) for x in range(5)) == [0, 1, 2, 3, 4]
 
@@ -367,6 +370,21 @@ def test_nested_calls_that_ask_for_processes_get_some():
 
     for mine, inner in parallel()(delayed(outer)(x) for x in range(2)):
         assert mine not in inner
+
+
+@pytest.mark.parametrize("pre_dispatch", ["1", "all"])
+def test_the_input_of_a_call_may_make_calls(pre_dispatch):
+    def batches():
+        for x in range(6):
+            yield delayed(abs)(sum(parallel()(delayed(abs)(-y) for y in range(x))))
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        # The thread that receives results reads the rest of the input, so calls that it makes get no results.
+        assert parallel(pre_dispatch=pre_dispatch, batch_size=1)(batches()) == [0, 0, 1, 3, 6, 10]
+    assert any("is made by the input of another one" in str(warning.message) for warning in seen) == (
+        pre_dispatch == "1"
+    )
 
 
 def test_a_call_in_a_thread_of_another_call_uses_one_job_and_warns():

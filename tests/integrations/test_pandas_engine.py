@@ -116,6 +116,14 @@ def test_series(engine):
     for options in ({}, {"na_action": "ignore"}):
         got = series.map(lambda x: x + 1 if x == x else -1, engine=engine, **options)
         pd.testing.assert_series_equal(got, series.map(lambda x: x + 1 if x == x else -1, **options))
+    categories = pd.Series(["u", None, "v"], dtype="category")
+    pd.testing.assert_series_equal(categories.map(lambda x: x, engine=engine), categories.map(lambda x: x))
+
+
+def test_an_engine_that_is_a_class_is_refused():
+    for call in (FRAME.apply, FRAME["a"].map):
+        with pytest.raises(TypeError, match=r"the engine is a class: pass an object"):
+            call(abs, engine=Engine)
 
 
 def test_the_repr_has_the_public_path(engine):

@@ -45,7 +45,9 @@ def run(tmp_path):
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
         )
         log = tmp_path.joinpath("log")
-        counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+        counts = {
+            kind: int(count) for count, kind in re.findall(r"(\d+) (passed|xfailed|failed|error|skipped)", done.stdout)
+        }
         return counts, log.read_text().split() if log.exists() else [], done.stdout + done.stderr
 
     return run
@@ -302,6 +304,8 @@ def test_scopes_other_than_the_session_are_refused():
         ('raise LookupError("no table")', "error"),
         ('pytest.skip("no table")', "skipped"),
         pytest.param('pytest.fail("no table")', "error", marks=pytest.mark.nightly),
+        pytest.param('raise SystemExit("no table")', "error", marks=pytest.mark.nightly),
+        pytest.param('pytest.xfail("no table")', "xfailed", marks=pytest.mark.nightly),
     ],
 )
 def test_a_maker_that_fails_fails_everywhere(run, what, outcome):
@@ -360,6 +364,42 @@ def table(request):
 """
     counts, log, said = run(fixture, "def test_it(table): pass\ndef test_other(table): pass", "-n", "2")
     assert (counts, sorted(log)) == ({"passed": 6}, ["1", "2", "3"]), said
+
+
+def test_params_of_other_fixtures_and_of_tests_decide_the_value(run):
+    fixtures = """
+@shared_fixture(params=["x", "y"])
+def letter(request):
+    return request.param
+
+@shared_fixture
+def table(letter):
+    note(letter)
+    return letter * 2
+
+@shared_fixture
+def size(request):
+    note(request.param)
+    return request.param
+"""
+    tests = """
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+def test_letter(table, letter, number):
+    assert table == letter * 2
+
+@pytest.mark.parametrize("size", [1, 2], indirect=True)
+def test_small(size):
+    assert size in (1, 2)
+
+@pytest.mark.parametrize("size", [2, 3], indirect=True)
+def test_large(size):
+    assert size in (2, 3)
+"""
+    counts, log, said = run(fixtures, tests, "-n", "2")
+    assert counts == {"passed": 8}, said
+    assert sorted(log) == ["1", "2", "3", "x", "y"]
 
 
 @pytest.mark.nightly

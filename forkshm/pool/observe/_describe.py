@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm.channel import Kind
 from forkshm.pickler import Taken, attribute_of, name_of
+from forkshm.pool._tasks import Wrapper
 
 if TYPE_CHECKING:
     from forkshm.pool._tasks import Task
@@ -21,9 +22,12 @@ _short.maxstring = _short.maxother = 40
 
 def describe_task(task: Task, item: int | None) -> str:
     """Return a description, such as ``"resize(ndarray float64 (8, 8), scale=2)"``, or the items of a chunk."""
-    name = name_of(task.function.function)
+    function = task.function.function
+    name = name_of(function)
     if task.kind is Kind.CALL:
         args, kwargs = task.arguments
+        if isinstance(function, Wrapper):
+            return function.describe(args, describe)
         parts = [describe(value) for value in args]
         parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
         return f"{name}({', '.join(parts)})"
@@ -41,9 +45,11 @@ def brief(task: Task) -> str:
     """Return a description like that of `describe_task`, without running code of the user."""
     if task.kind is not Kind.CALL:
         return describe_task(task, None)
-    args, kwargs = task.arguments
+    function, (args, kwargs) = task.function.function, task.arguments
+    if isinstance(function, Wrapper):
+        return function.describe(args, _brief)
     parts = [_brief(value) for value in args] + [f"{key}={_brief(value)}" for key, value in kwargs.items()]
-    return f"{name_of(task.function.function)}({', '.join(parts)})"
+    return f"{name_of(function)}({', '.join(parts)})"
 
 
 def _brief(value: Any) -> str:
@@ -65,8 +71,8 @@ def index_of(task: Task, item: int | None) -> int | None:
 def names_of_arguments(task: Task) -> dict[str, Any]:
     """Return the arguments, keyed by the names that the caller knows."""
     if task.kind is Kind.CALL:
-        args, kwargs = task.arguments
-        return {"args": args, "kwds": kwargs}
+        function, (args, kwargs) = task.function.function, task.arguments
+        return function.names(args) if isinstance(function, Wrapper) else {"args": args, "kwds": kwargs}
     first = task.position * task.sink.chunksize
     return {f"iterable[{number}]": item for number, item in enumerate(task.arguments, first)}
 
