@@ -1,4 +1,4 @@
-"""Under ``-W error -X dev``, forkshm causes no warning."""
+"""Under ``-W error -X dev -bb``, forkshm causes no warning."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ with forkshm.Pool(2) as pool:
     "modules": """
 import forkshm.connection, forkshm.heap, forkshm.managers, forkshm.queues, forkshm.shared_memory, forkshm.spawn
 import forkshm.synchronize, forkshm.util, forkshm.pool, forkshm.spmd, forkshm.executor, forkshm.testing""",
+    "functions by value": """
+with forkshm.Pool(1) as pool: assert pool.map(lambda x: x + 1, [1]) == [2]""",
     "spawn": """
 if __name__ == "__main__":
     for method in ("spawn", "forkserver"):
@@ -67,7 +69,7 @@ def test_nothing_warns(tmp_path, name):
     path = tmp_path / "program.py"
     path.write_text("import forkshm\n" + PROGRAMS[name])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", IGNORE_EXPERIMENTS, "-X", "dev", str(path)],
+        [sys.executable, "-W", "error", "-W", IGNORE_EXPERIMENTS, "-X", "dev", "-bb", str(path)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -277,15 +277,20 @@ class LinuxBackend(Unix):
             if self._is_mapped_file(fds[0], file):
                 return
         self.close_all(fds)
-        # The file was renamed or removed. The code that mapped it may still have it open.
+        # The file was renamed or removed, or this process may no longer open it. The code that mapped it may still have
+        # it open.
         for entry in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 there = int(entry)
                 status = os.fstat(there)
                 if not stat.S_ISREG(status.st_mode) or not self._is_mapped_file(there, file):
                     continue
-                self._open_into(fds, os.open, f"/proc/self/fd/{there}", flags)
-                return
+                with contextlib.suppress(PermissionError):
+                    self._open_into(fds, os.open, f"/proc/self/fd/{there}", flags)
+                    return
+                if fcntl.fcntl(there, fcntl.F_GETFL) & os.O_ACCMODE in (os.O_RDWR, flags & os.O_ACCMODE):
+                    self._open_into(fds, os.dup, there)
+                    return
 
     def _is_mapped_file(self, fd: int, file: MappedFile) -> bool:
         """Return whether an fd refers to that file. Maps a page: the kernel names the files of all mappings alike."""

@@ -236,7 +236,11 @@ class Writer(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
             if is_of_unimported_module(obj):
                 return NotImplemented
             return reduce_array_type(obj) or with_slots(obj, super().reducer_override(obj))
-        if self._array_type is not None and _is_plain(type(obj), self._array_type) and not obj.flags.writeable:
+        if (
+            self._array_type is not None
+            and _is_plain(type(obj), self._array_type)
+            and obj.__array_interface__["data"][1]
+        ):
             # Copies are writable. Out of a read-only buffer, pickle would make a read-only array.
             return obj.copy("K").__reduce_ex__(5)
         if type(obj) is types.FunctionType and self._share_globals:

@@ -23,6 +23,7 @@ from forkshm.pickler._foreign import Passage, forget_received, register_foreign,
 from forkshm.pickler._handles import Handle, ReceivedFd
 from forkshm.pickler._names import (
     ImportableNames,
+    file_of_main,
     importable_after_import,
     importable_in_children,
     importable_now,
@@ -68,6 +69,7 @@ __all__ = [
     "View",
     "begin",
     "explain",
+    "file_of_main",
     "files_kept",
     "forget_files",
     "forget_received",

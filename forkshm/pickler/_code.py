@@ -74,7 +74,7 @@ def _key_of(code: types.CodeType) -> Any:
 def reduce_code(code: types.CodeType) -> Any:
     """Send code with the name of its file, and with its source if there is no such file."""
     make, args = _reduce_code(code)
-    named = tuple(code.co_filename if part == _NO_FILE else part for part in args)
+    named = tuple(code.co_filename if isinstance(part, str) and part == _NO_FILE else part for part in args)
     by_name = _lines_of_name(code.co_filename)
     source = by_name or _lines_of_code(code)
     if not source or sum(map(len, source)) > _LONGEST_SOURCE:

@@ -204,12 +204,19 @@ def _reduced(found: SendableMapping, handle: Handle, *, as_copy: bool = False) -
         access = mmap.ACCESS_COPY
         own = [
             (start - address, kernel.bytes_at(start, min(size, address + length - start)))
-            for start, size in kernel.own_pages(address, -(-length // kernel.page_size) * kernel.page_size)
+            for start, size in _own_pages(address, -(-length // kernel.page_size) * kernel.page_size)
         ]
     elif extent.writable and not as_copy:
         access = mmap.ACCESS_WRITE
     where = extent.offset + address - extent.address
     return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
+
+
+def _own_pages(address: int, size: int) -> list[tuple[int, int]]:
+    try:
+        return kernel.own_pages(address, size)
+    except OSError:  # unknown, as after setuid(2): any page may have been written
+        return [(address, size)]
 
 
 def reduce_subclass(mapping: mmap.mmap) -> Any:

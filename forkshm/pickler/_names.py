@@ -30,6 +30,7 @@ __all__ = (
     "GlobalsOfMain",
     "ImportableNames",
     "changed_globals",
+    "file_of_main",
     "importable_after_import",
     "importable_in_children",
     "importable_now",
@@ -148,7 +149,7 @@ def importable_after_import() -> ImportableNames:
     session is not imported, so none are known.
     """
     main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
+    path = file_of_main()
     if main is None or path is None or hasattr(sys, "ps1"):
         return NO_NAMES
     # multiprocess does not import the __main__.py of a package, a directory or a zip archive either.
@@ -158,6 +159,22 @@ def importable_after_import() -> ImportableNames:
         return NO_NAMES
     names = _defined_in(path)
     return _AfterImport({name: thing for name, thing in list(vars(main).items()) if name in names})
+
+
+def file_of_main() -> str | None:
+    """Return the file of ``__main__``, or None if another process cannot read the program from it.
+
+    That is so of a program on standard input, on another fd (``python <(generate)``), and of one whose file was
+    deleted. Functions and classes of such a program are sent by value, as those of ``python -c`` are.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(main, "__spec__", None) is not None or getattr(sys, "frozen", False):
+        return path
+    first_directory: str | None = _multiprocess.process.ORIGINAL_DIR  # type: ignore[attr-defined]
+    whole = os.path.join(first_directory or "", path)
+    is_readable = os.path.isfile(whole) and not whole.startswith(("/dev/fd/", "/dev/stdin", "/proc/"))
+    return path if is_readable else None
 
 
 @functools.lru_cache(maxsize=4)

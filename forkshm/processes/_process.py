@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess, _system
@@ -28,7 +29,7 @@ from forkshm.errors import (
     about_main_guard,
     refuse_if_green,
 )
-from forkshm.pickler import explain, importable_after_import, pack
+from forkshm.pickler import explain, file_of_main, importable_after_import, pack
 from forkshm.processes import _breakpoint
 from forkshm.processes._before_main import Name
 from forkshm.processes._helpers import ensure_helpers, note_helpers, spare_fork_server
@@ -273,15 +274,13 @@ def refuse_while_main_is_imported() -> None:
 def _correct_main() -> None:
     """Correct attributes of ``__main__`` that multiprocess cannot handle.
 
-    A program on standard input (``python -``) has the file ``<stdin>``, for which a new process would look. Without it,
-    functions and classes of the program are sent by value, as those of ``python -c`` are. A program that pdb runs has
-    no ``__spec__``.
+    A program that pdb runs has no ``__spec__``. Where a new process could not read the program's file, it must not look
+    for it: it does not with this spec, which the programs of directories and archives have.
     """
-    main = sys.modules.get("__main__")
-    if getattr(main, "__file__", None) == "<stdin>":
-        del main.__file__  # type: ignore[union-attr]
-    if main is not None and not hasattr(main, "__spec__"):
-        main.__spec__ = None
+    main: Any = sys.modules.get("__main__")
+    if main is not None and getattr(main, "__spec__", None) is None:
+        is_unreadable = getattr(main, "__file__", None) is not None and file_of_main() is None
+        main.__spec__ = ModuleSpec("__main__", None) if is_unreadable else None
 
 
 def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:

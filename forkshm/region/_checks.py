@@ -21,6 +21,7 @@ from forkshm.region._table import (
 
 __all__ = (
     "MAX_SIZE",
+    "TOO_LARGE_A_FILE",
     "checked_address",
     "checked_fd",
     "checked_size",
@@ -88,6 +89,13 @@ def checked_address(address: int | None, offset: int) -> int | None:
     return address
 
 
+TOO_LARGE_A_FILE = (
+    "the kernel treats shared memory as a file, and the size exceeds this process's limit on file sizes. Raise the "
+    "limit (ulimit -f, RLIMIT_FSIZE), or divide the memory."
+)
+"""What ``EFBIG`` means, and what to do."""
+
+
 def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
     """Return the forkshm error for the kernel's refusal, with advice; raise an error of a signal handler as it is."""
     if error.errno is None:
@@ -115,10 +123,7 @@ def map_refused(error: OSError, size: int, mode: Mode, address: int | None = Non
             "the file system of shared memory (/dev/shm) is full. Free some of it, or enlarge it (for a container: "
             "--shm-size)."
         ),
-        errno.EFBIG: (
-            "the kernel treats shared memory as a file, and the size exceeds this process's limit on file sizes. Raise "
-            "the limit (ulimit -f, RLIMIT_FSIZE), or divide the memory."
-        ),
+        errno.EFBIG: TOO_LARGE_A_FILE,
     }.get(number, "see errno(3)")
     return RegionCreateError(
         number, f"cannot map {size:,} bytes as {mode} ({os.strerror(number)}): {advice}", size=size

@@ -20,7 +20,7 @@ from forkshm.errors import (
     RegionExistsError,
     RegionNotFoundError,
 )
-from forkshm.region._checks import MAX_SIZE
+from forkshm.region._checks import MAX_SIZE, TOO_LARGE_A_FILE
 from forkshm.region._table import Mode
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ class SharedMemoryObject(Opened):
             number = error.errno or 0
             advice = {
                 errno.ENOSPC: "its file system (/dev/shm) is full. anonymous_shared_memory() does not use it.",
-                errno.EFBIG: "the size exceeds the limit of memory objects",
+                errno.EFBIG: TOO_LARGE_A_FILE,
             }.get(number, "see errno(3)")
             raise RegionCreateError(
                 number, f"cannot resize {self!r} to {size:,} bytes ({os.strerror(number)}): {advice}", size=size

@@ -49,6 +49,20 @@ print("ok")
     assert said.strip() == "ok"
 
 
+def test_the_error_of_memory_with_a_name_names_the_limit(run_script):
+    said = run_script("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+from forkshm.shared_memory import SharedMemory
+try:
+    SharedMemory(create=True, size=2**21)
+except OSError as error:
+    print(error)
+""")
+    assert "to 2,097,152 bytes" in said
+    assert "ulimit -f, RLIMIT_FSIZE" in said
+
+
 def test_locks_and_values_need_less_where_the_limit_is_low(run_script):
     said = run_script("""
 import resource, sys

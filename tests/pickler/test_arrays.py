@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
+import warnings
 
 import pytest
 from room import needs_fds
@@ -29,8 +31,6 @@ def numbers(shape=(200, 300), dtype=float):
 
 
 def of_a_file():
-    import tempfile
-
     with tempfile.TemporaryFile() as file:
         file.write(numbers().tobytes())
         file.flush()
@@ -197,6 +197,23 @@ def test_a_copy_is_writable_whether_or_not_the_array_is(cross, name, together):
         rest = value.reshape(-1)[1:]
         np.testing.assert_array_equal(rest, before.reshape(-1)[1:])  # no other element was changed
     np.testing.assert_array_equal(sent, before)
+
+
+def writable_file(count):
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, "i8", "w+", shape=(count,))
+
+
+@pytest.mark.parametrize("make", [np.arange, writable_file, forkshm.zeros])
+@pytest.mark.parametrize("count", [4, 3000])
+def test_arrays_that_numpy_broadcast_cross_without_a_warning(cross, make, count):
+    sent = np.broadcast_arrays(make(count), np.ones((50, 1)), np.ones((50, count)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy warns if flags.writeable is read
+        value = cross(sent).value
+    for mine, there in zip(sent, value, strict=True):
+        np.testing.assert_array_equal(mine, there)
+        there[1, 1] = 5
 
 
 def test_shared_memory_that_is_for_reading_here_is_for_reading_there(cross):

@@ -93,6 +93,25 @@ def test_files_are_found_by_every_method_of_the_backend(cross, path, way):
     assert (again.copied, sent[8]) == (0, -2)
 
 
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_a_file_that_may_no_longer_be_opened_is_shared(cross, path, in_child, mode):
+    sent = np.memmap(path, float, mode)
+    path.chmod(0)
+    sent[3] = -3
+
+    def check():
+        if os.geteuid() == 0:
+            os.setuid(65534)  # as a service that drops its privileges
+        crossing = cross(sent)
+        assert type(crossing.value) is np.memmap
+        assert crossing.value[3] == -3
+        crossing.value[7] = -1
+        assert (sent[7] == -1) == (mode == "r+")
+        assert crossing.copied == 0 or mode == "c"
+
+    assert in_child(check) == 0
+
+
 def test_a_replaced_file_arrives_as_the_mapped_file(cross, path, way):
     sent = np.memmap(path, float, "r+")
     other = path.with_name("other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipapp
@@ -58,6 +59,44 @@ def test_a_program_on_standard_input_works(tmp_path, method):
         check=False,
     )
     assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
+
+
+# With a name that another process cannot read the program from.
+UNREADABLE = (
+    PROGRAM.replace(
+        "    with",
+        """    import os
+    if not __file__.startswith("/dev"):
+        os.remove(__file__)
+    with""",
+    )
+    + "    print(bool(__file__))"
+)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.parametrize("way", ["deleted", "pipe", "file"])
+def test_a_spawned_worker_needs_no_file_of_the_program(tmp_path, way):
+    path = tmp_path / "program.py"
+    path.write_text(UNREADABLE)
+    fds: tuple[int, ...] = ()
+    if way == "pipe":
+        fds = os.pipe()
+        os.write(fds[1], UNREADABLE.encode())
+        os.close(fds[1])
+    elif way == "file":
+        fds = (os.open(path, os.O_RDONLY),)
+    done = subprocess.run(
+        [sys.executable, f"/dev/fd/{fds[0]}" if fds else str(path), "spawn"],
+        pass_fds=fds[:1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    for fd in fds[:1]:
+        os.close(fd)
+    assert (done.stdout, done.returncode) == ("[2, 3]\nTrue\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("tool", ["pdb", "cProfile"])

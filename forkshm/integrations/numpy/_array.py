@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = (
+    "WRITABLE",
     "PrivateArray",
     "SharedArray",
     "as_plain",
+    "is_writable",
 )
+
+WRITABLE = 0x0400
+"""The bit of ``flags.num`` that is ``flags.writeable`` (``NPY_ARRAY_WRITEABLE``)."""
 
 _item_of = np.ndarray.__getitem__
 
@@ -132,6 +137,14 @@ class SharedArray(np.ndarray[Any, Any]):
 
 def as_plain(value: Any) -> Any:
     return value.view(np.ndarray) if isinstance(value, SharedArray) else value
+
+
+def is_writable(array: np.ndarray[Any, Any]) -> bool:
+    """Return ``array.flags.writeable`` without a warning.
+
+    For a result of `numpy.broadcast_arrays`, NumPy warns when the attribute is read.
+    """
+    return bool(array.flags.num & WRITABLE)
 
 
 def _owned(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forkshm.backend import kernel
+from forkshm.integrations.numpy._array import is_writable
 from forkshm.pickler import NamedMapping, SendableMapping, Snapshot, find_named, sendable
 
 __all__ = (
@@ -72,7 +73,7 @@ def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, 
 
 def over_mmap(array: np.ndarray[Any, Any], found: SendableMapping) -> Any:
     """Reduce a view of a file: shared if it is writable, else as a copy-on-write view."""
-    return _over(array, found.address, found if array.flags.writeable else Snapshot(found))
+    return _over(array, found.address, found if is_writable(array) else Snapshot(found))
 
 
 def over_named(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping) -> Any:
@@ -110,7 +111,7 @@ def reduce_memmap(array: np.memmap[Any, Any]) -> Any:
             return _copied(array)
         start, sent = kernel.address_of(named[0]), named[1]
     where = array.__array_interface__["data"][0] - start
-    layout = _short(array.dtype), array.shape, array.strides, where, array.flags.writeable
+    layout = _short(array.dtype), array.shape, array.strides, where, is_writable(array)
     return rebuild_memmap, (sent, *layout, _state_of(array))
 
 
@@ -161,4 +162,4 @@ def is_over_file(array: np.ndarray[Any, Any]) -> bool:
         return False
     if mapping_of(array) is not None:
         return True
-    return MUST_BE_NAMED and named_of(array, as_copy=not array.flags.writeable) is not None
+    return MUST_BE_NAMED and named_of(array, as_copy=not is_writable(array)) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from forkshm.integrations.numpy._array import SharedArray
+from forkshm.integrations.numpy._array import SharedArray, is_writable
 from forkshm.pickler import Passage, send_region, take_region
 from forkshm.region import Mode
 
@@ -21,7 +21,7 @@ def reduce_foreign_array(array: SharedArray) -> Any:
     if region is None or region.mode is Mode.copy_on_write:
         return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     where = array.__array_interface__["data"][0] - region.address
-    layout = array.dtype, array.shape, array.strides, where, array.flags.writeable
+    layout = array.dtype, array.shape, array.strides, where, is_writable(array)
     return rebuild_foreign_array, (send_region(region), *layout)
 
 

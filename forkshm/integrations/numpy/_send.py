@@ -17,7 +17,7 @@ try:
     from numpy.lib.array_utils import byte_bounds
 except ImportError:  # before NumPy 2
     from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
-from forkshm.integrations.numpy._array import SharedArray, as_plain
+from forkshm.integrations.numpy._array import WRITABLE, SharedArray, as_plain, is_writable
 from forkshm.integrations.numpy._files import MUST_BE_NAMED, mapping_of, named_of, over_mmap, over_named
 
 __all__ = (
@@ -46,7 +46,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         if (mapped := mapping_of(array)) is not None and array.nbytes:
             return _apart(array, over_mmap(array, mapped))
         if MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND:
-            found = named_of(array, as_copy=not array.flags.writeable)
+            found = named_of(array, as_copy=not is_writable(array))
             if found is not None:
                 return _apart(array, over_named(array, *found))
     flags = array.flags
@@ -68,7 +68,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         elif array.nbytes:
             # Same as NumPy's own reduction in a third of the time: NumPy spends most of it on the dtype.
             strides = None if flags.c_contiguous else array.strides
-            buffer = pickle.PickleBuffer(array) if flags.writeable else _exporter(array)  # type: ignore[arg-type]  # as above
+            buffer = pickle.PickleBuffer(array) if flags.num & WRITABLE else _exporter(array)  # type: ignore[arg-type]  # as above
             return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
         if not dtype.isnative and not dtype.hasobject:
@@ -88,7 +88,7 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
 
 def _apart(array: np.ndarray[Any, Any], over_file: Any) -> Any:
     """Return how to reduce a view of a file: if it repeats elements and arrives writable, with memory for each."""
-    if array.flags.writeable or (_span(array)[1] >= array.nbytes and _seen_once(array) is array):
+    if is_writable(array) or (_span(array)[1] >= array.nbytes and _seen_once(array) is array):
         return over_file
     return rebuild_repeated, over_file
 
@@ -181,7 +181,7 @@ def _exporter(array: np.ndarray[Any, Any], address: int = 0, nbytes: int = 0) ->
     process does not write to the buffer.
     """
     address = address or array.__array_interface__["data"][0]
-    writable = array.flags.writeable or not _shares_writes(address)
+    writable = is_writable(array) or not _shares_writes(address)
     made = np.asarray(_Exporter(array, address, nbytes or array.nbytes, writable=writable))
     return pickle.PickleBuffer(made)  # type: ignore[arg-type]  # typed as no buffer before Python 3.12
 
