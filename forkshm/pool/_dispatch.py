@@ -390,7 +390,7 @@ class Dispatcher(Leader):
         """Return whether a signal handler raised *error*, instead of pickling or sending tasks."""
         if threading.current_thread() is not threading.main_thread():
             return False  # no handler runs in other threads
-        if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, ForkshmError) or _interrupts.is_of_kernel(error):
             return False
         for _ in range(2):  # the handler may raise again meanwhile
             try:
@@ -504,7 +504,9 @@ class Dispatcher(Leader):
         for _ in range(_MOST_AT_ONCE):
             try:
                 received = results.first()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not _interrupts.is_of_kernel(error):  # raised by a signal handler
+                    raise
                 break
             except ChannelBrokenError:
                 self._deaths.note_garbage()
@@ -629,7 +631,7 @@ class Dispatcher(Leader):
             else:
                 message = read_message(received, header, keep=True)
         except Exception as error:
-            if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
+            if not isinstance(error, ForkshmError) and not _interrupts.is_of_kernel(error):
                 raise  # raised by a signal handler: the message is read again
             return Outcome(error=error)
         outcome = Outcome(message=message)
