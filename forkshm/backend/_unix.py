@@ -266,10 +266,15 @@ class Unix(Addresses):
                 os.fchmod(fds[0], permissions)  # regardless of the umask
             return fds[0]
         except BaseException:
-            if fds and fds[0] >= 0:
+            is_made = create and fds != [] and fds[0] >= 0
+
+            def undo() -> None:
+                if is_made:
+                    with contextlib.suppress(FileNotFoundError):
+                        self.unlink_named(name)
                 self.close_all(fds)
-                if create:
-                    self.unlink_named(name)
+
+            _interrupts.repeat(undo)
             raise
 
     def unlink_named(self, name: str) -> None:
