@@ -121,6 +121,10 @@ def _number(opened: SharedMemoryObject) -> str:
 
 @_interrupts.promptly
 def _remove_all(pid: int) -> None:
+    _interrupts.repeat(lambda: _remove_names(pid))
+
+
+def _remove_names(pid: int) -> None:
     if os.getpid() != pid or _multiprocess.process.parent_process() is not None:
         return
     with _interrupts.held_back():
