@@ -31,6 +31,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = (
     "held_back",
     "here",
     "hold_back",
+    "is_of_kernel",
     "promptly",
     "refused",
     "repeat",
@@ -172,6 +174,10 @@ def begin(*, ignores: bool) -> None:
         raise KeyboardInterrupt
 
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# As inspect.CO_VARARGS: importing that module takes long.
+_VARARGS = 4
+
 _RESUME = opcode.opmap.get("RESUME")
 # The argument of ``RESUME`` in a function that continues after ``yield from``: there it does not check for signals.
 _AFTER_YIELD_FROM = 2
@@ -204,18 +210,41 @@ def repeat(action: Callable[[], object], tries: int = 3) -> None:
         raise
 
 
-class _Refused:
-    """A block that ends without an exception when the kernel refuses a call.
+@promptly
+def is_of_kernel(error: BaseException) -> bool:
+    """Return whether a call of the kernel failed, and not a signal handler raised *error* meanwhile.
 
-    An OSError of a signal handler, for example a TimeoutError, has no errno, and is raised.
+    An OSError of a handler may have an errno, too. But the handler is in the traceback: a Python function that has the
+    interrupted frame as an argument.
     """
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    entry = error.__traceback__
+    while entry is not None:
+        if not entry.tb_frame.f_code.co_filename.startswith(_PACKAGE) and _has_frame(entry.tb_frame):
+            return False
+        entry = entry.tb_next
+    return True
+
+
+def _has_frame(frame: FrameType) -> bool:
+    """Return whether an argument of a function is a frame."""
+    code = frame.f_code
+    values = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    if code.co_flags & _VARARGS:
+        values += frame.f_locals.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount], ())
+    return any(isinstance(value, FrameType) for value in values)
+
+
+class _Refused:
+    """A block that ends without an exception when the kernel refuses a call."""
 
     def __enter__(self) -> None:
         pass
 
     @promptly
-    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
-        return isinstance(error, OSError) and error.errno is not None
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        return error is not None and is_of_kernel(error)
 
 
 refused = _Refused()

@@ -12,7 +12,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm._help import publish
 from forkshm.backend import kernel
 from forkshm.errors import RegionExistsError
@@ -91,7 +91,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
             self._adopt("/" + opened.name, region)
         except BaseException:
             if create:
-                _discard(opened.name)
+                _interrupts.repeat(lambda: _discard(opened.name))
             raise
 
     @staticmethod
@@ -112,9 +112,7 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
                 if name is not None:
                     raise
             except BaseException:
-                if not opened.closed:
-                    _discard(chosen)
-                    opened.close()
+                _interrupts.repeat(lambda: _undo_create(opened, chosen))  # noqa: B023 - called at once
                 raise
 
     def _adopt(self, name: str, region: MappedRegion) -> None:
@@ -186,6 +184,12 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
 
 # The regions of the objects of this process.
 _used: weakref.WeakSet[MappedRegion] = weakref.WeakSet()
+
+
+def _undo_create(opened: SharedMemoryObject, name: str) -> None:
+    if not opened.closed:
+        _discard(name)
+        opened.close()
 
 
 def _discard(name: str) -> None:

@@ -107,7 +107,7 @@ class LinuxBackend(Unix):
             try:
                 next(map(os.close, map(fds.pop, _LAST)), None)
             except (OSError, IndexError) as error:  # it was closed elsewhere, or a signal handler was faster
-                if isinstance(error, OSError) and error.errno is None:
+                if isinstance(error, OSError) and not _interrupts.is_of_kernel(error):
                     raise  # of a signal handler
                 continue
 
@@ -595,7 +595,7 @@ class _End(MessageEnd):
         try:
             cookie = self.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                 raise
             return False
         if self._cookie:

@@ -67,7 +67,7 @@ class MessageEnd(Socket):
         try:
             return bool(_FILE(os.fstat(self.fileno())) == self._file)
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                 raise
             return False
 
@@ -78,7 +78,7 @@ class MessageEnd(Socket):
         try:
             next(both, None)
         except OSError as error:  # the fd is closed already
-            if error.errno is None:  # raised by a signal handler
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                 raise
 
     @_interrupts.promptly
@@ -230,7 +230,7 @@ class Unix(Addresses):
         try:
             return bool(_FILE(os.fstat(fd)) == file)
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler, which os.fstat may run
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler, which os.fstat may run
                 raise
             return False
 
@@ -266,10 +266,15 @@ class Unix(Addresses):
                 os.fchmod(fds[0], permissions)  # regardless of the umask
             return fds[0]
         except BaseException:
-            if fds and fds[0] >= 0:
+            is_made = create and fds != [] and fds[0] >= 0
+
+            def undo() -> None:
+                if is_made:
+                    with contextlib.suppress(FileNotFoundError):
+                        self.unlink_named(name)
                 self.close_all(fds)
-                if create:
-                    self.unlink_named(name)
+
+            _interrupts.repeat(undo)
             raise
 
     def unlink_named(self, name: str) -> None:

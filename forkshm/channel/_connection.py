@@ -10,6 +10,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend import kernel
 from forkshm.channel._endpoint import MAX_MESSAGE, Receiver, Sender
 from forkshm.channel._item import STREAM, open_item, small_stream, stream_of, wait_message, wait_ready
@@ -310,7 +311,9 @@ class Connection:
             self._check_readable()
         try:
             received = self._receiver.take()
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not is_of_kernel(error):  # raised by a signal handler
+                raise
             received = wait_message(self._receiver, self._spin, None)
         if received is None:
             raise ChannelBrokenError("nothing more to receive: every process at the other end is gone")

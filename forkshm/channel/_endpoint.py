@@ -183,7 +183,7 @@ class Sender:
             if sent is None:
                 self._socket.send(data, flags)
             else:
-                sent.extend(map(self._socket.send, (data,), (flags,)))
+                next(map(sent.append, map(self._socket.send, (data,), (flags,))))
         except OSError as error:
             return self._may_send_again(error, data, wait=wait) and self._send_once(
                 data, (), sent, wait=wait, may_grow=False
@@ -221,7 +221,7 @@ class Sender:
             if sent is None:
                 self._socket.sendmsg([data], ancillary, flags)
             else:
-                sent.extend(map(self._socket.sendmsg, ([data],), (ancillary,), (flags,)))
+                next(map(sent.append, map(self._socket.sendmsg, ([data],), (ancillary,), (flags,))))
         except OSError as error:
             if not self._may_send_again(error, data, wait=wait):
                 return False
@@ -238,6 +238,8 @@ class Sender:
 
     def _may_send_again(self, error: OSError, data: bytes, *, wait: bool) -> bool:
         """Return False if there was no room, and True if the kernel's queue has grown; otherwise raise."""
+        if not _interrupts.is_of_kernel(error):
+            raise error
         if error.errno in _FULL and not wait:
             return False
         if error.errno == errno.EMSGSIZE and len(data) <= MAX_MESSAGE:
@@ -420,11 +422,11 @@ class Receiver:
                     self._check_again()
                 try:
                     # As in `_fill`.
-                    arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
+                    next(map(arrived.append, map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,))))
                 except BlockingIOError:
                     raise
                 except OSError as error:
-                    if error.errno is None:  # raised by a signal handler, such as the TimeoutError of an alarm
+                    if not _interrupts.is_of_kernel(error):  # such as the TimeoutError of an alarm
                         raise
                     self._fill(arrived, how)
             first = arrived[0]
@@ -464,16 +466,18 @@ class Receiver:
         try:
             # CLOEXEC is set by the same call. Otherwise another thread might start a program in between, which would
             # inherit the fd. One C call receives and stores the message, so that no signal handler runs in between.
-            arrived.extend(map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,)))
+            # ``extend`` would lose the StopIteration of a handler.
+            next(map(arrived.append, map(self._socket.recvmsg, _MESSAGE_SIZE, _ANCILLARY_SIZE, (how,))))
         except BlockingIOError:
             raise
-        except ConnectionResetError as error:
-            if error.errno is None:  # raised by a signal handler
-                raise
-            # The other end was closed before it had read all our messages. The kernel reports this once, before the
-            # messages that the other end had sent.
-            self._fill(arrived, how)
         except OSError as error:
+            if not _interrupts.is_of_kernel(error):
+                raise
+            if error.errno == errno.ECONNRESET:
+                # The other end was closed before it had read all our messages. The kernel reports this once, before
+                # the messages that the other end had sent.
+                self._fill(arrived, how)
+                return
             if error.errno == errno.EBADF and self._socket.fileno() < 0:
                 raise ChannelClosedError(errno.EBADF, "cannot receive: this end of the channel was closed") from error
             _raise_if_lost(self._socket, error, "receive")
@@ -595,7 +599,7 @@ def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
             start += len(some)
     except BaseException as error:
         into.close()
-        if not isinstance(error, OSError) or error.errno not in _FULL:
+        if not isinstance(error, OSError) or error.errno not in _FULL or not _interrupts.is_of_kernel(error):
             raise
         if start and len(fds) + DIRECT_FDS > kernel.fd_limit():  # too many even if no others were in flight
             raise _too_many(error, len(fds) + DIRECT_FDS, start + DIRECT_FDS) from error

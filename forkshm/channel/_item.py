@@ -6,6 +6,7 @@ import pickle
 import time
 from typing import TYPE_CHECKING, Any
 
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend import kernel
 from forkshm.channel._endpoint import WAIT
 from forkshm.descriptor import is_plain
@@ -46,7 +47,9 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Recei
         while time.perf_counter() < look_until:
             try:
                 received = receiver.take()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not is_of_kernel(error):  # raised by a signal handler
+                    raise
                 continue
             spin.end(time.perf_counter() - began)
             return received
@@ -59,8 +62,8 @@ def wait_message(receiver: Receiver, spin: Spin, timeout: float | None) -> Recei
                 try:
                     received = receiver.take()
                     break
-                except BlockingIOError:
-                    if not ready:
+                except BlockingIOError as error:
+                    if not ready or not is_of_kernel(error):
                         raise
                     # Another receiver was faster.
         spin.end(time.perf_counter() - began)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from forkshm._multiprocess import context
+    from forkshm.channel._endpoint import Received
     from forkshm.region import MappedRegion
 
 __all__ = ("JoinableQueue", "Queue")
@@ -255,7 +256,7 @@ class Queue(Backlog):
                 ledger.messages += 1
                 return True
             except OSError as error:
-                if len(done) == 2 or error.errno is None:  # a signal handler has raised
+                if len(done) == 2 or not _interrupts.is_of_kernel(error):  # a signal handler has raised
                     raise
             if done:
                 _count(self._counters.items, -1, done)
@@ -289,7 +290,7 @@ class Queue(Backlog):
                 self._give_room(place)
         except BaseException as error:
             # A signal handler has raised. An uncounted item would keep `join` waiting forever.
-            if (place or unfinished) and _is_of_handler(error):
+            if (place or unfinished) and not _interrupts.is_of_kernel(error):
                 self._undo_put(place, unfinished)
             raise
 
@@ -353,7 +354,7 @@ class Queue(Backlog):
             _count(self._counters.items, -1, place)
         except BaseException as error:
             if not isinstance(error, OSError) or error.errno != errno.EINVAL:
-                if place and _is_of_handler(error):
+                if place and not _interrupts.is_of_kernel(error):
                     self._give_room(place)
                 raise
             place.clear()  # another process took this one for dead, and has corrected the count
@@ -381,15 +382,8 @@ class Queue(Backlog):
             if self._counting_got is not None and (item := self._get_at_once(self._counting_got)) is not _NOTHING:
                 return item
             received = self._reader.take()
-        except BlockingIOError:
-            if not block:
-                raise queue.Empty from None
-            try:
-                received = wait_message(self._reader, self._spin, timeout)
-            except BlockingIOError as error:
-                if error.errno is None:  # raised by a signal handler
-                    raise
-                raise queue.Empty from None
+        except BlockingIOError as error:
+            received = self._wait(error, timeout if block else 0)
         if received is None:
             raise ChannelBrokenError("nothing more to get: every process has closed the queue for putting")
         place = [1]
@@ -416,6 +410,17 @@ class Queue(Backlog):
             raise
         return value
 
+    def _wait(self, nothing: BlockingIOError, timeout: float | None) -> Received | None:
+        """Wait for a message after the kernel had *nothing*. If a signal handler has raised that, raise it again."""
+        try:
+            if timeout == 0 or not _interrupts.is_of_kernel(nothing):
+                raise nothing
+            return wait_message(self._reader, self._spin, timeout)
+        except BlockingIOError as error:
+            if not _interrupts.is_of_kernel(error):
+                raise
+            raise queue.Empty from None
+
     def _get_at_once(self, counting: tuple[Any, ...]) -> Any:
         """Take a small object, in two C calls; return `_NOTHING`, with nothing done, if that is not possible.
 
@@ -441,7 +446,7 @@ class Queue(Backlog):
             if isinstance(error, OSError):
                 if len(done) == 2 and error.errno == errno.EINVAL:
                     return done[1]  # another process took this one for dead, and has corrected the count
-                if not done and error.errno is not None and not isinstance(error, BlockingIOError):
+                if not done and _interrupts.is_of_kernel(error) and not isinstance(error, BlockingIOError):
                     return _NOTHING  # the general way tells why
             if len(done) == 1 and is_opening:  # it cannot be unpickled
                 self._give_room([1])
@@ -617,11 +622,6 @@ def _opened(reader: Receiver, what: Queue) -> Receiver:
     if reader.fileno() < 0:
         raise ChannelClosedError(errno.EBADF, f"{what!r} is closed: this process closed the queue")
     return reader
-
-
-def _is_of_handler(error: BaseException) -> bool:
-    """Return whether a signal handler has raised *error*, and not the kernel."""
-    return not isinstance(error, OSError) or error.errno is None
 
 
 def _wake(words: memoryview, address: int, word: int) -> None:

@@ -10,9 +10,10 @@ import contextlib
 import errno
 import pickle
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess
+from forkshm import _interrupts, _multiprocess
 from forkshm.backend import kernel
 from forkshm.channel._connection import Connection
 from forkshm.channel._endpoint import PrivateFd
@@ -49,6 +50,11 @@ SERIALIZER = _Serializer("forkshm")
 # Imported here: Python 3.10 may raise when a child that was forked while a thread imported something imports.
 _challenge = _multiprocess.connection
 _AuthenticationError = _multiprocess.context.AuthenticationError
+
+# Seconds until a server that could not accept a client tries again.
+_ACCEPT_PAUSE = 0.02
+# Seconds to wait for the end of a process whose lifeline was closed.
+_END_SECONDS = 1.0
 
 
 class Listener:
@@ -206,6 +212,7 @@ class Accepting:
             try:
                 connection = self.listener.accept()
             except (OSError, MemoryError):
+                time.sleep(_ACCEPT_PAUSE)  # no fd is free, for example, and the client waits
                 continue
             try:
                 threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
@@ -283,14 +290,24 @@ class BaseManager(_multiprocess.managers.BaseManager):
 
     @staticmethod
     def _finalize_manager(process: Any, *rest: Any) -> None:
-        try:
-            _multiprocess.managers.BaseManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
-        finally:
+        def release() -> None:
             if isinstance(rest[0], str):
                 kernel.forget_address(rest[0])
-            lifeline = _lifelines.pop(process, None)
-            if lifeline is not None:
-                lifeline.close()
+            if process in _lifelines:
+                _lifelines[process].close()
+                del _lifelines[process]
+
+        def end() -> None:
+            release()
+            process.join(_END_SECONDS)
+
+        try:
+            _multiprocess.managers.BaseManager._finalize_manager(process, *rest)  # type: ignore[attr-defined]
+        except BaseException:
+            # A signal handler has raised, and this is not called again. The process ends with its lifeline.
+            _interrupts.repeat(end)
+            raise
+        release()
 
 
 class SyncManager(BaseManager, _multiprocess.managers.SyncManager):

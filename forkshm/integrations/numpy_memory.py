@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forkshm._interrupts import promptly
+from forkshm._interrupts import is_of_kernel, promptly
 from forkshm.backend import kernel
 from forkshm.backend.numpy_hook import Hook, malloc_usable_size
 from forkshm.errors import UnsupportedError
@@ -178,7 +178,7 @@ def _allocate(share: Share, size: int, *, zeroed: bool) -> int:
         block = arena.allocate(size)
         held = arena.hold(block, share)
     except OSError as error:
-        if error.errno is None:
+        if not is_of_kernel(error):
             raise  # a signal handler raised it
         return 0  # memory, address space or fds are used up; NumPy's own allocation may succeed
     address = held.claim.address

@@ -424,7 +424,9 @@ class Dispatcher(Leader):
         for _ in range(_MOST_AT_ONCE):
             try:
                 received = results.first()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not _interrupts.is_of_kernel(error):  # raised by a signal handler
+                    raise
                 break
             except ChannelBrokenError:
                 self._deaths.note_garbage()

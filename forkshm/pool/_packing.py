@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.errors import ForkshmError
 from forkshm.pickler import explain, name_of, pack
@@ -88,7 +89,7 @@ class Packing:
         """Return whether a signal handler raised *error*, instead of pickling or sending tasks."""
         if threading.current_thread() is not threading.main_thread():
             return False  # no handler runs in other threads
-        if isinstance(error, ForkshmError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, ForkshmError) or _interrupts.is_of_kernel(error):
             return False
         for _ in range(2):  # the handler may raise again meanwhile
             try:

@@ -6,6 +6,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
+from forkshm import _interrupts
 from forkshm._ledger import ledger
 from forkshm.channel import HEADER_SIZE, Kind, read_header, read_message
 from forkshm.errors import ChannelBrokenError, ForkshmError
@@ -161,7 +162,7 @@ class Receiver:
             else:
                 message = read_message(received, header, keep=True)
         except Exception as error:
-            if not isinstance(error, ForkshmError) and not (isinstance(error, OSError) and error.errno is not None):
+            if not isinstance(error, ForkshmError) and not _interrupts.is_of_kernel(error):
                 raise  # raised by a signal handler: the message is read again
             return Outcome(error=error)
         outcome = Outcome(message=message)

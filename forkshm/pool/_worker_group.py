@@ -92,7 +92,7 @@ def _still_there(workers: list[WorkerHandle], seconds: float) -> list[WorkerHand
         try:
             ended = poll.poll(math.ceil(left * 1000))
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                 raise
             # ENOMEM: memory may be available in a moment.
             time.sleep(min(left, _LOOK_SECONDS))

@@ -157,7 +157,7 @@ class Child(popen_fork.Popen):
         try:
             poll.poll(in_milliseconds(timeout))
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                 raise
             # ENOMEM: `wait` polls instead.
 

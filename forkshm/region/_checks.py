@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend import kernel
 from forkshm.errors import (
     RegionAddressError,
@@ -98,9 +99,9 @@ TOO_LARGE_A_FILE = (
 
 def map_refused(error: OSError, size: int, mode: Mode, address: int | None = None) -> RegionError:
     """Return the forkshm error for the kernel's refusal, with advice; raise an error of a signal handler as it is."""
-    if error.errno is None:
-        raise error
     number = error.errno
+    if number is None or not is_of_kernel(error):
+        raise error
     if address is not None and number in (errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ENOMEM):
         reason = "the address range is in use" if number == errno.EEXIST else os.strerror(number)
         return RegionAddressError(

@@ -223,9 +223,13 @@ class SharedMemoryObject(Opened):
             self._note()
             self._check(self._fd, any_owner=any_owner)
         except BaseException:
-            self.close()
-            if creation is Creation.create_only:
-                self.remove(self._name)
+
+            def undo() -> None:
+                if creation is Creation.create_only:
+                    self.remove(self._name)
+                self.close()
+
+            _interrupts.repeat(undo)
             raise
 
     def _open(self, creation: Creation, permissions: int) -> int:

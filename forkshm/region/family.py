@@ -13,7 +13,7 @@ import os
 import secrets
 from typing import Any
 
-from forkshm import _multiprocess, _system
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm.backend import kernel
 from forkshm.region._object import SharedMemoryObject, checked_name
 
@@ -119,17 +119,23 @@ def _number(opened: SharedMemoryObject) -> str:
     return f"{device}:{inode}"
 
 
+@_interrupts.promptly
 def _remove_all(pid: int) -> None:
+    _interrupts.repeat(lambda: _remove_names(pid))
+
+
+def _remove_names(pid: int) -> None:
     if os.getpid() != pid or _multiprocess.process.parent_process() is not None:
         return
-    for name, number in _notes.numbers.items():
-        _remove(number, name)
-    with contextlib.suppress(OSError):
-        os.unlink(_file())
-    with contextlib.suppress(OSError):
-        for file in os.listdir(_folder()):
-            if file.startswith(_prefix()):
-                _remove_listed(os.path.join(_folder(), file))
+    with _interrupts.held_back():
+        for name, number in _notes.numbers.items():
+            _remove(number, name)
+        with contextlib.suppress(OSError):
+            os.unlink(_file())
+        with contextlib.suppress(OSError):
+            for file in os.listdir(_folder()):
+                if file.startswith(_prefix()):
+                    _remove_listed(os.path.join(_folder(), file))
 
 
 def _remove_listed(path: str) -> None:

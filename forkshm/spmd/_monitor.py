@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forkshm import _system
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import Kind, Received, pair, read_header, read_message, write_message
 from forkshm.errors import (
@@ -176,7 +177,9 @@ class TeamMonitor:
     def _receive(self) -> bool:
         try:
             received = self._answers.receive_nowait()
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not is_of_kernel(error):  # raised by a signal handler
+                raise
             return False
         if received is None:
             return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import started
 import forkshm
 from forkshm import _multiprocess
 from forkshm.backend import kernel
+from forkshm.channel.manager import Accepting
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +29,44 @@ def _warm_up():
 def manager():
     with forkshm.Manager() as made:
         yield made
+
+
+@pytest.mark.needs("fork")
+def test_an_interrupted_shutdown_leaves_no_process():
+    manager = forkshm.Manager()
+    process = manager._process
+    join, calls = process.join, []
+
+    def interrupted(timeout=None):
+        calls.append(timeout)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        join(timeout)
+
+    process.join = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        manager.shutdown()
+    with pytest.raises(ChildProcessError):  # it was reaped
+        os.waitpid(process.pid, os.WNOHANG)
+    process.close()
+
+
+def test_a_server_without_fds_for_its_clients_takes_no_processor_time():
+    class Listener:
+        calls = 0
+
+        def accept(self):
+            self.calls += 1
+            if time.monotonic() > end:
+                raise SystemExit
+            raise OSError(errno.EMFILE, "too many open files")
+
+    end = time.monotonic() + 0.1
+    accepting = Accepting()
+    accepting.listener = Listener()
+    with pytest.raises(SystemExit):
+        accepting.accepter()
+    assert accepting.listener.calls < 10
 
 
 def test_dicts_lists_and_the_rest(manager):

@@ -110,10 +110,11 @@ class Failing:
     def has_failed(self) -> bool:
         return self._shared[1] != 0
 
-    def called(self, name: str, real: object, frame: types.FrameType) -> None:
-        if not self.armed or (frame.f_code.co_name, name) in TELLS_NOTHING:
+    def called(self, name: str, code: types.CodeType, line: int) -> None:
+        # No argument is a frame, because a function that has one counts as a signal handler.
+        if not self.armed or (code.co_name, name) in TELLS_NOTHING:
             return
-        where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {name}"
+        where = f"{os.path.basename(code.co_filename)}:{line} {name}"
         if self.target is None:
             os.write(self._log.fileno(), f"{where}\n".encode())
         elif where == self.target[0]:
@@ -134,6 +135,11 @@ class Failing:
 failing = Failing()
 
 
+def _caller() -> tuple[types.CodeType, int]:
+    frame = sys._getframe(2)
+    return frame.f_code, frame.f_lineno
+
+
 class Proxy(types.ModuleType):
     """A module with some failing functions."""
 
@@ -148,16 +154,16 @@ class Proxy(types.ModuleType):
             return found
 
         def call(*args: object, **kwargs: object) -> object:
-            failing.called(name, found, sys._getframe(1))
+            failing.called(name, *_caller())
             return found(*args, **kwargs)
 
         if name == "mmapping":  # fails when it is advanced to its item
 
             def call(*args: object) -> object:  # type: ignore[misc]
-                frame = sys._getframe(1)
+                caller = _caller()
 
                 def made() -> object:
-                    failing.called(name, found, frame)
+                    failing.called(name, *caller)
                     yield from found(*args)
 
                 return made()
@@ -177,7 +183,7 @@ class _Poll:
         self.register, self.unregister, self.modify = real.register, real.unregister, real.modify
 
     def poll(self, *args: object) -> object:
-        failing.called("poll", None, sys._getframe(1))
+        failing.called("poll", *_caller())
         return self._real.poll(*args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -91,6 +92,37 @@ def test_an_alarm_ends_the_join_of_a_process(method, timeout):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(BrokenPipeError, errno.EPIPE), (BlockingIOError, errno.EAGAIN), (OSError, errno.EBADF), (StopIteration, 0)],
+)
+def test_an_error_like_one_of_the_kernel_ends_a_wait(kind, number):
+    receiver, sender = forkshm.Pipe(duplex=False)
+    queue, simple = forkshm.Queue(), forkshm.SimpleQueue()
+    process = forkshm.Process(target=time.sleep, args=(60,))
+    process.start()
+
+    def fill():
+        while True:
+            sender.send_bytes(bytes(10_000))
+
+    with receiver, sender:
+        for wait in (receiver.recv, receiver.recv_bytes, simple.get, queue.get, process.join, fill):
+            with alarm_after(0.01, lambda _: kind(number, "the alarm")), pytest.raises(kind) as raised:
+                wait()
+            assert raised.value.args == (number, "the alarm"), wait
+            assert type(raised.value) is kind, wait
+        while receiver.poll():
+            assert receiver.recv_bytes() == bytes(10_000)
+    for channel in (queue, simple):
+        channel.put("item")
+        assert channel.get() == "item"
+        channel.close()
+    process.kill()
+    process.join()
     process.close()
 
 

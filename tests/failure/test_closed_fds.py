@@ -45,6 +45,70 @@ def test_files_with_the_numbers_of_closed_fds_are_left_alone(run_script, method)
     assert run_script(PROGRAM, method) == "done\n"
 
 
+ANEW = """
+import os, sys, tempfile
+import numpy as np
+import forkshm
+
+def pool(array):
+    with context.Pool(2) as pool:
+        return pool.map(np.negative, [array, array])[1]
+
+def executor(array):
+    with forkshm.Executor(1, mp_context=context) as executor:
+        return executor.submit(np.negative, array).result()
+
+def queue(array):
+    queue = context.Queue()
+    kept.append(queue)
+    queue.put(-array)
+    return queue.get(timeout=5)
+
+def pipe(array):
+    here, there = context.Pipe()
+    kept.append((here, there))
+    here.send(-array)
+    return there.recv()
+
+def lock(array):
+    lock = context.Lock()
+    kept.append(lock)
+    with lock:
+        return -array
+
+if __name__ == "__main__":
+    context = forkshm.get_context("fork")
+    kinds = pool, executor, queue, pipe, lock
+    array = np.ones(100_000)
+    kept = []
+    broken = context.Pool(2), context.Queue()
+    for _ in range(2):
+        for kind in kinds:
+            assert (kind(array) == -1).all()
+        os.closerange(3, 1024)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [open(f"{folder}/{number}", "w+b", buffering=0) for number in range(60)]
+            for use in (lambda: broken[0].map(np.negative, [array] * 2), lambda: broken[1].put(array)):
+                try:
+                    use()
+                except forkshm.ForkshmError:
+                    pass
+            for kind in kinds:
+                assert (kind(array) == -1).all(), kind
+                kept.clear()
+            for file in files:
+                assert os.fstat(file.fileno()).st_ino == os.stat(file.name).st_ino, "a file was closed"
+                assert file.tell() == os.stat(file.name).st_size == 0, "a file was used"
+                file.close()
+        broken = context.Pool(2), context.Queue()
+    print("done")
+"""
+
+
+def test_a_program_that_closed_all_its_fds_can_make_everything_anew(run_script):
+    assert run_script(ANEW) == "done\n"
+
+
 RESTARTED = """
 import forkshm
 from multiprocess import forkserver

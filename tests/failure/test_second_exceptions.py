@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import forkshm
 from forkshm import _multiprocess
 from forkshm.backend import kernel
+from forkshm.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.needs("fork")
 
@@ -61,6 +64,40 @@ def test_a_process_whose_start_is_interrupted_twice_is_reaped(monkeypatch):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
+
+
+@pytest.mark.parametrize("step", ["is_regular", "identify", "resize"])
+def test_a_name_whose_creation_is_interrupted_twice_is_removed(step, monkeypatch):
+    name, unlinked = f"forkshm-test-{os.getpid()}", []
+    monkeypatch.setattr(kernel, step, raises_after(getattr(kernel, step)))
+    monkeypatch.setattr(kernel, "unlink_named", raises_once(kernel.unlink_named, unlinked))
+    with pytest.raises(Interrupt):
+        SharedMemory(name, create=True, size=10)
+    monkeypatch.undo()
+    assert not forkshm.SharedMemoryObject.remove(name)
+
+
+AT_EXIT = """
+import atexit, signal
+from forkshm.shared_memory import SharedMemory
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    for number in range(50):
+        SharedMemory(f"{NAME}-{number}", create=True, size=10)
+    signal.signal(signal.SIGALRM, interrupt)
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.0002)
+"""
+
+
+def test_interrupts_at_the_end_of_a_program_leave_no_names(tmp_path):
+    name = f"forkshm-test-{os.getpid()}"
+    program = tmp_path / "program.py"
+    program.write_text(f"NAME = {name!r}\n{AT_EXIT}")
+    subprocess.run([sys.executable, program], check=False, capture_output=True)
+    assert not any(forkshm.SharedMemoryObject.remove(f"{name}-{number}") for number in range(50))
 
 
 @pytest.mark.usefixtures("_fork_server")

@@ -14,7 +14,7 @@ import pytest
 import forkshm
 from forkshm import SharedMemoryObject
 from forkshm.backend import kernel
-from forkshm.channel import OwnedFd
+from forkshm.region import OwnedFd
 
 pytestmark = pytest.mark.skipif(kernel.name == "windows", reason="handles are closed without a look")
 

@@ -31,10 +31,10 @@ from points import Interrupt, Points
 import forkshm
 from forkshm import FileMapping, SharedMemoryObject, _multiprocess
 from forkshm.backend import IS_FREE_THREADED, kernel
-from forkshm.channel import OwnedFd, PrivateFd, manager
+from forkshm.channel import PrivateFd, manager
 from forkshm.descriptor import describe
 from forkshm.pool._worker import Assignment
-from forkshm.region import regions_mapped
+from forkshm.region import OwnedFd, regions_mapped
 from forkshm.region.blocks import arena, forget_abandoned
 from forkshm.shared_memory import ShareableList, SharedMemory
 

@@ -168,7 +168,7 @@ def _kinds(now):
     """Return the number of objects of each kind: recreated objects have other numbers."""
     return collections.Counter(
         {
-            **collections.Counter(re.sub(r"[\d\[\]]+", "", target) for _, target in now.fds),
+            **collections.Counter(re.sub(r"-[0-9a-f]{12}\b|[\d\[\]]+", "", target) for _, target in now.fds),
             **collections.Counter(f"thread {name}" for _, name in now.threads),
             "children": len(now.children),
             "mappings": now.mappings,

@@ -8,7 +8,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
-from forkshm._interrupts import promptly
+from forkshm._interrupts import is_of_kernel, promptly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,13 +122,10 @@ class Memory(abc.ABC):
         """Advance the iterator of `closing`. Once called, it takes effect; a second call does nothing."""
         try:
             next(closing, None)
-        except OSError as error:
-            if error.errno is None:  # raised by a signal handler
-                Memory.close_own(closing)
+        except BaseException as error:
+            Memory.close_own(closing)  # does nothing if the kernel refused the call
+            if not is_of_kernel(error):
                 raise
-        except BaseException:
-            Memory.close_own(closing)
-            raise
 
     @abc.abstractmethod
     def duplicate(self, fd: int) -> int:
@@ -195,7 +192,7 @@ class Memory(abc.ABC):
         try:
             return self.identify(fd)[0] == identity
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not is_of_kernel(error):  # raised by a signal handler
                 raise
             return False
 

@@ -58,11 +58,11 @@ class PosixBackend(Messages):
 
     def _in_child(self) -> None:
         # Leases that the parent has lent are the parent's to wait for.
-        for identity in self._made.values():
+        for identity, _ in self._made.values():
             self._forget(identity)
         self._made.clear()
         self._counting = _interrupts.RLock()
-        self._births.in_child()
+        self._births.in_child(self)
 
     def raise_fd_limit(self) -> bool:
         if super().raise_fd_limit():
@@ -77,7 +77,7 @@ class PosixBackend(Messages):
         return False
 
     def more_fds(self) -> int:
-        companions = sum(len(companions) for companions in list(self._companions.values()))
+        companions = sum(len(companions.all) for companions in list(self._companions.values()))
         return companions + sum(len(readers) for made in list(self._objects.values()) for readers in made.lent.values())
 
     @contextlib.contextmanager
@@ -108,7 +108,7 @@ class PosixBackend(Messages):
     @surely
     def hold_birth(self, fd: int) -> None:
         os.set_inheritable(fd, False)
-        self._births.hold(fd)
+        self._births.hold(fd, self.file_of(fd))
 
     @whole
     def open_process(self, pid: int, sentinel: int = -1) -> int:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
+from forkshm.backend._interface import UNKNOWN, Identity
 from forkshm.backend.posix._whole import surely
 
 assert sys.platform != "win32"  # type checkers leave out the rest on Windows
+
+if TYPE_CHECKING:
+    from forkshm.backend._unix import Unix
 
 
 class Births:
@@ -18,8 +23,8 @@ class Births:
         # Writing ends of the pipes of children that are being forked, by thread.
         self._begun: dict[int, int] = {}
         self._here = threading.local()
-        # In a child, the writing end that it holds for its parent.
-        self._own = -1
+        # In a child, the writing end that it holds for its parent, and what the fd refers to.
+        self._own: tuple[int, Identity] = -1, UNKNOWN
 
     def begin(self, read_end: int, write_end: int, *, forked: bool = True) -> None:
         self._begun[write_end] = read_end
@@ -34,14 +39,15 @@ class Births:
             os.close(read_end)
             os.close(write_end)
 
-    def hold(self, write_end: int) -> None:
-        self._own = write_end
+    def hold(self, write_end: int, file: Identity) -> None:
+        self._own = write_end, file
 
-    def in_child(self) -> None:
+    def in_child(self, backend: Unix) -> None:
         # A child must not hold the writing ends of its siblings or of its parent.
         mine = getattr(self._here, "write_end", -1)
-        for fd in (*self._begun, *self._begun.values(), self._own):
+        own, file = self._own
+        for fd in (*self._begun, *self._begun.values(), own if backend.refers_to(own, file) else -1):
             if fd >= 0 and fd != mine:
                 os.close(fd)
         self._begun.clear()
-        self._own, self._here.write_end = mine, -1
+        self._own, self._here.write_end = (mine, UNKNOWN if mine < 0 else backend.file_of(mine)), -1

@@ -43,7 +43,7 @@ class Leases(Objects):
             return
         if self.companion(fd, position) is not None:
             return
-        if (own := self._made.get(fd)) is not None:
+        if (own := self.made_by(fd)) is not None:
             self._objects[own].held.add(position)
             return
         identity, _ = self.identify(fd)
@@ -54,17 +54,17 @@ class Leases(Objects):
         if made is None:  # a process that did not create the object holds only bytes lent to it
             raise OSError(errno.EACCES, f"no description in this process holds byte {position} of fd {fd}")
         read_end, write_end = self._pipe()
-        made.lent.setdefault(position, []).append(read_end)
+        made.lent.setdefault(position, []).append(self.noted(read_end))
         self.attach(fd, position, write_end)
 
     @surely
     def unlock(self, fd: int, position: int) -> None:
-        if (own := self._made.get(fd)) is not None:
+        if (own := self.made_by(fd)) is not None:
             self._objects[own].held.discard(position)
-        companions = self._companions.get(fd, [])
-        for found in [found for found in companions if found[0] == position]:
+        companions = self.companions_of(fd)
+        for found in [found for found in companions if found.what == position]:
             companions.remove(found)
-            os.close(found[1])
+            self.close_noted(found.noted)
             self._no_holder(fd, position)
         if not companions:
             self._companions.pop(fd, None)
@@ -74,15 +74,16 @@ class Leases(Objects):
         if position == _CREATOR:
             label = self._label(fd, os.fstat(fd))
             return label is not None and label[4] != 0 and self.is_running(label[4])
-        identity = self._made.get(fd) or self.identify(fd)[0]
+        identity = self.made_by(fd) or self.identify(fd)[0]
         made = self._objects.get(identity)
         if made is not None and position in made.lent:
             readers = made.lent[position]
             for reader in list(readers):
-                if not has_hung_up(reader):
+                # If other code has closed the reader, nothing tells whether the byte is still held.
+                if not self.refers_to(*reader) or not has_hung_up(reader.fd):
                     return True
                 readers.remove(reader)
-                os.close(reader)
+                os.close(reader.fd)
             del made.lent[position]
             return made.fd != fd and position in made.held
         if made is not None and made.fd != fd and position in made.held:
@@ -92,7 +93,7 @@ class Leases(Objects):
     def _others(self, fd: int, position: int, identity: Identity) -> Iterator[int]:
         """Return the companions by which other fds of that object hold the byte."""
         for other in list(self._holders.get(position, ())):
-            if other != fd and self.identify(other)[0] == identity:
+            if other != fd and self.is_object(other, identity):
                 companion = self.companion(other, position)
                 if companion is not None:
                     yield companion

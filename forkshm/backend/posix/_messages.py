@@ -14,6 +14,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend._interface import HasFileno
 from forkshm.backend.posix._whole import surely, whole
 
@@ -114,8 +115,12 @@ class Messages(Leases):
                     )
                 caller.connect(address)
                 # Received and stored in one C call.
-                answer.extend(map(caller.recvmsg, (1,), (self.fds_space(2),), (self.TAKE,)))
-            fds += self.received_fds(answer[0][1])
+                try:
+                    answer.extend(map(caller.recvmsg, (1,), (self.fds_space(2),), (self.TAKE,)))
+                except ConnectionResetError as error:
+                    if not is_of_kernel(error):  # raised by a signal handler
+                        raise
+            fds += self.received_fds(answer[0][1]) if answer else ()
             if len(fds) != 2:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "the listener closed the connection")
             for fd in fds:

@@ -22,7 +22,7 @@ assert sys.platform != "win32"  # type checkers leave out the rest on Windows
 
 from forkshm.backend._green import close  # noqa: E402 - after the platform check
 from forkshm.backend._unix import FLAGS, Unix, fallocate  # noqa: E402
-from forkshm.backend.posix._companions import Companions  # noqa: E402
+from forkshm.backend.posix._companions import Companions, Noted  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class _Object:
     # Positions that this fd holds. They need no pipe, because no other process has this fd.
     held: set[int] = dataclasses.field(default_factory=set)
     # For each position that others hold, the reading ends of the pipes that report it.
-    lent: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    lent: dict[int, list[Noted]] = dataclasses.field(default_factory=dict)
 
 
 class Objects(Companions):
@@ -63,23 +63,32 @@ class Objects(Companions):
 
     def __init__(self) -> None:
         super().__init__()
-        # The objects that this process has created, by fd and by identity.
-        self._made: dict[int, Identity] = {}
+        # The objects that this process has created: by fd, with what the fd refers to, and by identity.
+        self._made: dict[int, tuple[Identity, Identity]] = {}
         self._objects: dict[Identity, _Object] = {}
 
     @surely
     def close(self, fd: int, close: Callable[[int], None] = close) -> None:  # at exit the name may be gone
         companions = self.detach_companions(fd)
         if fd in self._made:
-            self._forget(self._made.pop(fd))
+            self._forget(self._made.pop(fd)[0])
         close(fd)
-        for companion in companions:
-            close(companion)
+        if companions:
+            self.close_noted(*companions)
 
     def _forget(self, identity: Identity) -> None:
         for readers in self._objects.pop(identity).lent.values():
-            for reader in readers:
-                os.close(reader)
+            self.close_noted(*readers)
+
+    def made_by(self, fd: int) -> Identity | None:
+        """Return the identity of an object that this process has created with *fd*, or None."""
+        made = self._made.get(fd)
+        if made is None:
+            return None
+        if self.refers_to(fd, made[1]):
+            return made[0]
+        self._forget(self._made.pop(fd)[0])  # other code has closed the fd, and the number is in use again
+        return None
 
     @whole
     def create_memory(self, size: int, label: str, *, sealable: bool = True, sparse: bool = False) -> int:
@@ -94,7 +103,9 @@ class Objects(Companions):
             self._reserve(fd, reserved, start + page - reserved)
             number = secrets.randbits(63), secrets.randbits(63)
             self._write_label(fd, start, _LABEL.pack(_MAGIC, *number, size, 0))
-            self._objects[number], self._made[fd] = _Object(fd), number
+            self.made_by(fd)
+            file = self.file_of(fd)
+            self._objects[number], self._made[fd] = _Object(fd), (number, file)
         except BaseException:
             os.close(fd)
             raise

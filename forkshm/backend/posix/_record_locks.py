@@ -79,8 +79,9 @@ class _Files:
         Raises:
             SyncError: No file can be opened.
         """
-        for identity, fd in self._fds.items():
-            if os.fstat(fd).st_nlink:
+        for identity in list(self._fds):
+            status = self._status(identity)
+            if status is not None and status.st_nlink:
                 return identity
         refused: list[str] = []
         for path in _paths():
@@ -99,7 +100,19 @@ class _Files:
 
     def fds(self) -> list[int]:
         """Return the fds of all files that this process has open."""
-        return list(self._fds.values())
+        return [self._fds[identity] for identity in list(self._fds) if self._status(identity) is not None]
+
+    def _status(self, identity: int) -> os.stat_result | None:
+        """Return what the kernel tells about a file; None, and forget the file, if other code has closed its fd."""
+        fd = self._fds.get(identity, -1)
+        if fd < 0:
+            return None
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            if _identity(status) == identity:
+                return status
+        self._fds.pop(identity, None)
+        return None
 
     def fd(self, identity: int) -> int:
         """Return the fd of the file that a lock is in.
@@ -107,8 +120,7 @@ class _Files:
         Raises:
             SyncError: The file was removed.
         """
-        fd = self._fds.get(identity, -1)
-        if fd < 0:
+        if self._status(identity) is None:
             for path in _paths():
                 with contextlib.suppress(OSError):
                     if self._open(path, 0) == identity:
@@ -118,7 +130,7 @@ class _Files:
                     f"cannot use a lock: the file in {_folder()} by which processes share it was removed while it was "
                     "used. Keep cleaners from removing forkshm-*.locks there, and start the program again"
                 )
-            fd = self._fds[identity]
+        fd = self._fds[identity]
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
             self._touched = time.monotonic()
             with contextlib.suppress(OSError):
@@ -143,6 +155,10 @@ class _Files:
             raise
         identity = _identity(status)
         if self._fds.setdefault(identity, fd) == fd:
+            # If other code has closed an fd of this file, the kernel has released all locks of this process.
+            for number in filter(None, (_held.token, *_held.by_number)):
+                with contextlib.suppress(OSError):  # another process has taken it over
+                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
             with contextlib.suppress(OSError):
                 os.utime(fd)
         # Another thread opened the file first. This fd stays open, because closing it would release that thread's

@@ -531,7 +531,7 @@ class Arena:
             try:
                 carved = self._new_segment(generous)
             except OSError as error:
-                if error.errno is None:  # raised by a signal handler
+                if not _interrupts.is_of_kernel(error):  # raised by a signal handler
                     raise
                 # A limit on address space is reached: free all that can be freed, and request only what is needed.
                 self._cool(0)

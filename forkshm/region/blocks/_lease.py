@@ -99,13 +99,13 @@ class Lease:
         """Release the block in this process. Closing twice is allowed."""
         with guard:
             self.fd = -1
-            _end_lease(self._segment, self._positions, self._key, self._fds)
+            _end_lease(self._segment, self._positions, self._key, self._fds, is_late=self._key in _waited)
             unwatch(self._watch)
 
 
-def _end_lease(segment: Segment, positions: list[int], key: int, fds: list[int]) -> None:
+def _end_lease(segment: Segment, positions: list[int], key: int, fds: list[int], *, is_late: bool = True) -> None:
     if fds:
-        if key in _waited and not BY_HANDLES and not kernel.is_object(fds[0], segment.identity):
+        if is_late and not BY_HANDLES and not kernel.is_object(fds[0], segment.identity):
             fds.clear()  # other code has closed the fd meanwhile, and its number may belong to another file
         kernel.close_all(fds)
     if key in _waited:

@@ -237,7 +237,7 @@ def is_abandoned(segment: Segment) -> bool:
     try:
         return not kernel.is_held(segment.fd, CREATOR)
     except OSError as error:
-        if error.errno is None:  # raised by a signal handler
+        if not _interrupts.is_of_kernel(error):  # raised by a signal handler
             raise
         return True  # other code closed the fd
 

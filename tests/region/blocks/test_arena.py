@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 
 import pytest
@@ -288,6 +289,18 @@ def test_blocks_dropped_under_the_lock_are_freed_afterwards(fresh_arena):
 
 
 @pytest.mark.needs("fork")
+@pytest.mark.needs("fd_numbers")
+def test_a_lease_that_is_collected_closes_no_file_of_other_code(fresh_arena):
+    lease = fresh_arena.lend(fresh_arena.allocate(PAGE))
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), lease.fd)
+        fd = lease.fd
+        del lease
+        fresh_arena.statistics()  # acts on what was collected
+        assert os.path.sameopenfile(fd, file.fileno())
+        os.close(fd)
+
+
 def test_a_forked_child_does_not_hold_its_parents_parked_leases():
     arena = _arena.arena
     lease = arena.lend(arena.allocate(4096))
