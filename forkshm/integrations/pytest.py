@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import cloudpickle
 import pytest
@@ -444,7 +444,7 @@ def _pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     for outcome, kind in _OUTCOMES.items():
         if isinstance(error, kind):
-            return pickle.dumps((outcome, error.msg))
+            return pickle.dumps((outcome, cast("Any", error).msg))
     try:
         stream = cloudpickle.dumps(without_frames(error))
         pickle.loads(stream)
