@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("CAN_FORK", "SIGCONT", "SIGKILL", "SIGSTOP", "greened_by", "path_of", "register_at_fork", "why_refused")
+__all__ = (
+    "CAN_FORK",
+    "SIGCONT",
+    "SIGKILL",
+    "SIGSTOP",
+    "greened_by",
+    "path_of",
+    "reason_of",
+    "register_at_fork",
+    "why_refused",
+)
 
 CAN_FORK = hasattr(os, "fork")
 """Whether this system can fork processes."""
@@ -39,25 +49,29 @@ register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", _never)
 
 def why_refused(error: OSError) -> str:
     """Return why a process could not be started and what to do, after the kernel's message in parentheses."""
+    reason = reason_of(error)
     said = error.strerror or str(error)
+    return f"({said})" if reason is None else f"({said}): {reason}"
+
+
+def reason_of(error: OSError) -> str | None:
+    """Return why a process could not be started and what to do, or None if that is unknown."""
     if error.errno == errno.EAGAIN:
-        why = "the limit on processes is reached. End some, or raise it (ulimit -u; in a container its limit on pids)"
-    elif error.errno == errno.EMFILE:
-        why = "the limit on open files of this process is reached. Close some, or raise it (ulimit -n)"
-    elif error.errno == errno.ENFILE:
-        why = "the system's limit on open files is reached. Close some, or raise it (sysctl fs.file-max)"
-    elif error.errno == errno.ENOMEM:
-        why = "there is too little memory for another process. Start fewer, or raise the limit (ulimit -v)"
-    elif error.errno == errno.ENOENT and _has_no_directory():
-        why = "the current directory of this process was deleted. Call os.chdir() with one that exists"
-    elif "path too long" in str(error):
-        why = (
+        return "the limit on processes is reached. End some, or raise it (ulimit -u; in a container its limit on pids)"
+    if error.errno == errno.EMFILE:
+        return "the limit on open files of this process is reached. Close some, or raise it (ulimit -n)"
+    if error.errno == errno.ENFILE:
+        return "the system's limit on open files is reached. Close some, or raise it (sysctl fs.file-max)"
+    if error.errno == errno.ENOMEM:
+        return "there is too little memory for another process. Start fewer, or raise the limit (ulimit -v)"
+    if error.errno == errno.ENOENT and _has_no_directory():
+        return "the current directory of this process was deleted. Call os.chdir() with one that exists"
+    if "path too long" in str(error):
+        return (
             f"the fork server's address, a file in {tempfile.gettempdir()}, is longer than the address of a socket "
             "may be. Set TMPDIR to a directory with a shorter name"
         )
-    else:
-        return f"({said})"
-    return f"({said}): {why}"
+    return None
 
 
 def _has_no_directory() -> bool:

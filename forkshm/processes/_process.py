@@ -198,9 +198,10 @@ class ForkProcess(_OfContext, _Forked):
                 # Started and recorded in one C call.
                 begun.extend(map(ForkPopen, (process_obj,), (birth,)))
             return begun[0]
-        except BaseException:
+        except BaseException as error:
             for child in begun:  # the caller does not get it
                 child.end_unwatched()
+            _note_reason(error)
             raise
 
 
@@ -297,10 +298,19 @@ def _start_quietly(popen: Callable[..., Any], *arguments: Any) -> Any:
         process_obj._name = Name(name, process_obj._environment)
         with _interrupts.held_back():
             return popen(*arguments)
+    except OSError as error:
+        _note_reason(error)
+        raise
     finally:
         process_obj._name = name
         if _system.CAN_FORK:
             note_helpers()
+
+
+def _note_reason(error: BaseException) -> None:
+    """Add to the kernel's message what is known about it, and what to do."""
+    if isinstance(error, OSError) and (reason := _system.reason_of(error)) is not None:
+        error.add_note(f"Cannot start a process: {reason}.")
 
 
 @contextlib.contextmanager

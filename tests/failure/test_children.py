@@ -328,9 +328,13 @@ if __name__ == "__main__":
         forkshm.get_context(sys.argv[1]).Pool(1)
     except forkshm.errors.WorkerStartError as error:
         print(error)
+    try:
+        forkshm.get_context(sys.argv[1]).Process().start()
+    except FileNotFoundError as error:
+        print(error.__notes__)
 """,
         method,
         cwd=gone,
     )
-    assert "the current directory of this process was deleted" in out
+    assert out.count("the current directory of this process was deleted") == 2
     assert "ulimit" not in out

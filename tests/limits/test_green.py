@@ -57,7 +57,7 @@ print(here.poll(5), here.recv())
 
 @pytest.mark.skipif(kernel.name == "windows", reason="there is no fork")
 @pytest.mark.parametrize("is_late", [False, True])
-@pytest.mark.parametrize("method", methods("fork", "spawn"))
+@pytest.mark.parametrize("method", [*methods("fork"), pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("library", "patch"), PATCHES)
 def test_queues_pipes_and_processes_work(library, patch, method, is_late):
     program = WORKS.format(late=patch if is_late else "", method=method)

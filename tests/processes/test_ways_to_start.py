@@ -22,7 +22,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", methods("fork", "forkserver", "spawn"))
+@pytest.mark.parametrize("method", [*methods("fork", "spawn"), pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["-m package", "-m module", "directory", "archive", "shadowed"])
 def test_a_program_works_in_every_way_to_start_it(tmp_path, way, method):
     package = tmp_path / "package"
