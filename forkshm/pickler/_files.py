@@ -22,6 +22,7 @@ import weakref
 from typing import Any, NamedTuple
 
 from forkshm import _system
+from forkshm._interrupts import is_of_kernel
 from forkshm.backend import kernel
 from forkshm.descriptor import FileExtent, file_at
 from forkshm.errors import RegionGoneError
@@ -73,7 +74,7 @@ class _OpenFile(OwnedFd):
         try:
             return _state_of(self.fd) == self.state
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler
+            if not is_of_kernel(error):  # raised by a signal handler
                 raise
             return False  # other code has closed the fd
 

@@ -34,7 +34,8 @@ def test_an_interrupt_comes_after_the_block():
                 done.append("inner")
             done.append("outer")
             if CAN_FORK:  # otherwise no signal can come from outside
-                os.kill(os.getpid(), signal.SIGINT)
+                # To this thread: another one, which does not block it, would be interrupted at some later moment.
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         done.append("not this")
     assert done == ["inner", "outer"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
