@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = (
+    "WARNS",
     "WRITABLE",
     "PrivateArray",
     "SharedArray",
@@ -22,6 +23,8 @@ __all__ = (
 
 WRITABLE = 0x0400
 """The bit of ``flags.num`` that is ``flags.writeable`` (``NPY_ARRAY_WRITEABLE``)."""
+WARNS = 0x80000000
+"""The bit of results of `numpy.broadcast_arrays` (``NPY_ARRAY_WARN_ON_WRITE``), whose buffers are read-only."""
 
 _item_of = np.ndarray.__getitem__
 

@@ -17,7 +17,7 @@ try:
     from numpy.lib.array_utils import byte_bounds
 except ImportError:  # before NumPy 2
     from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
-from forkshm.integrations.numpy._array import WRITABLE, SharedArray, as_plain, is_writable
+from forkshm.integrations.numpy._array import WARNS, WRITABLE, SharedArray, as_plain, is_writable
 from forkshm.integrations.numpy._files import MUST_BE_NAMED, mapping_of, named_of, over_mmap, over_named
 
 __all__ = (
@@ -68,7 +68,8 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         elif array.nbytes:
             # Same as NumPy's own reduction in a third of the time: NumPy spends most of it on the dtype.
             strides = None if flags.c_contiguous else array.strides
-            buffer = pickle.PickleBuffer(array) if flags.num & WRITABLE else _exporter(array)  # type: ignore[arg-type]  # as above
+            exports_writable = flags.num & (WRITABLE | WARNS) == WRITABLE
+            buffer = pickle.PickleBuffer(array) if exports_writable else _exporter(array)  # type: ignore[arg-type]  # as above
             return rebuild_plain, (buffer, dtype.str, array.shape, strides)
     if dtype.hasobject or not array.nbytes:
         if not dtype.isnative and not dtype.hasobject:
