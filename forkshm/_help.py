@@ -1,19 +1,16 @@
 """Makes ``help()``, signatures, reprs and tracebacks show public names by their public path, and types without quotes.
 
-forkshm's modules have ``from __future__ import annotations``, so annotations are strings, and Python before 3.14 shows
-them with quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. It takes
-some 3 ms of an import.
+forkshm's modules have ``from __future__ import annotations``, so annotations are strings, and Python shows them with
+quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. It takes some 3 ms of
+an import.
 """
 
 from __future__ import annotations
 
-import sys
 from types import FunctionType
 from typing import Any
 
 __all__ = ("publish",)
-
-_SHOWS_QUOTES = sys.version_info < (3, 14)
 
 
 def publish(namespace: dict[str, Any]) -> None:
@@ -27,8 +24,7 @@ def publish(namespace: dict[str, Any]) -> None:
         thing = namespace.get(name)
         if isinstance(thing, type) and thing.__module__.startswith(f"{package}._"):
             thing.__module__ = package
-        if _SHOWS_QUOTES:
-            _unquote(thing)
+        _unquote(thing)
 
 
 class _Unquoted(str):
