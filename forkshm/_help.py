@@ -1,8 +1,8 @@
 """Makes ``help()``, signatures, reprs and tracebacks show public names by their public path, and types without quotes.
 
 forkshm's modules have ``from __future__ import annotations``, so annotations are strings, and Python shows them with
-quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. It takes some 3 ms of
-an import.
+quotes: ``processes: 'int | None' = None``. A string subclass whose repr has no quotes avoids that. It takes some 3 ms
+of an import.
 """
 
 from __future__ import annotations
