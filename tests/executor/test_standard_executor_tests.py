@@ -24,7 +24,9 @@ INTERNALS = "asks for attributes of ProcessPoolExecutor that are not its interfa
 # Tests that fail, and why that is right.
 DIFFERENT = {
     "ProcessPoolExecutorTest.test_killed_child": ONE_FUTURE,
+    "ProcessPoolExecutorTest.test_kill_workers": INTERNALS,
     "ProcessPoolExecutorTest.test_saturation": INTERNALS,
+    "ProcessPoolExecutorTest.test_terminate_workers": INTERNALS,
     "ProcessPoolExecutorTest.test_traceback": "the cause is a forkshm.errors.RemoteTraceback, not a private class",
     "ProcessPoolExecutorTest.test_max_tasks_per_child": "max_tasks_per_child works with fork",
     "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": "max_tasks_per_child works with fork",
