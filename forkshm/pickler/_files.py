@@ -216,7 +216,10 @@ def _reduced(found: SendableMapping, handle: Handle, *, as_copy: bool = False) -
 def _own_pages(address: int, size: int) -> list[tuple[int, int]]:
     try:
         return kernel.own_pages(address, size)
-    except OSError:  # unknown, as after setuid(2): any page may have been written
+    except OSError as error:
+        if not is_of_kernel(error):  # raised by a signal handler
+            raise
+        # Unknown, as after setuid(2): any page may have been written.
         return [(address, size)]
 
 
