@@ -18,7 +18,7 @@ from forkshm._ledger import describe, ledger
 from forkshm.backend import kernel
 from forkshm.descriptor import BLOCK, COPIED_IN, HANDLE, INLINE, LOOSE, MANY_FILES, READ_ONLY, Bare, file_at
 from forkshm.errors import RegionAccessError
-from forkshm.pickler._handles import Handle
+from forkshm.pickler._handles import FdBuffer, Handle
 from forkshm.pickler._policy import ALIGNMENT, INLINE_LIMIT, MAY_HOLD, MAY_HOLD_TIMES, MOST_BLOCKS, OUT_OF_BAND
 from forkshm.region import Mapping, Mode, map_refused, mapping_at, round_up
 from forkshm.region.blocks import Share, arena, claim_at
@@ -269,7 +269,7 @@ class Collector:
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Take the buffer out of band and return False, or return True to leave it in the stream."""
         view = buffer.raw()
-        if type(view.obj) is Handle:
+        if isinstance(view.obj, FdBuffer):
             return self._handle(view.obj)
         nbytes = view.nbytes
         if not nbytes:
@@ -358,7 +358,7 @@ class Collector:
         """The memory object of each fd, or an empty list where a receiver surely has room for all fds."""
         return self.objects if len(self.fds) >= MANY_FILES else []
 
-    def _handle(self, handle: Handle) -> bool:
+    def _handle(self, handle: FdBuffer) -> bool:
         self.spans.append((len(self.refs), 0, 1))
         self._add((0, 1, HANDLE), handle.fd)
         self.keep.append(handle)

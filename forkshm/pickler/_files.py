@@ -26,7 +26,7 @@ from forkshm._interrupts import is_of_kernel
 from forkshm.backend import kernel
 from forkshm.descriptor import FileExtent, file_at
 from forkshm.errors import RegionGoneError
-from forkshm.pickler._handles import Handle, ReceivedFd
+from forkshm.pickler._handles import FdBuffer, Handle, ReceivedFd
 from forkshm.pickler._reducers import register, register_family, register_simple
 from forkshm.region import OwnedFd
 
@@ -46,43 +46,47 @@ __all__ = (
 _MOST_KEPT = 4
 
 
-class SendableMapping:
-    """A mapping whose file was found, and is open to be sent."""
-
-    __slots__ = ("__weakref__", "address", "extent", "handle", "mapping")
-
-    def __init__(self, mapping: mmap.mmap, address: int, file: _OpenFile) -> None:
-        self.mapping = mapping
-        self.address = address
-        self.extent = file.extent
-        self.handle = Handle(file.fd)
-
-
-class _OpenFile(OwnedFd):
-    """The file of a mapping, which stays open, and what must be the same when it is used again."""
+class SendableMapping(OwnedFd, FdBuffer):
+    """A mapping whose file was found and is open to be sent, and what must be the same when it is sent again."""
 
     mapping: weakref.ref[mmap.mmap]
     address: int
     length: int
     extent: FileExtent
-    state: tuple[int, int, int]
+    _state: tuple[int, int, int]
+
+    def __init__(self, mapping: mmap.mmap, address: int, length: int) -> None:
+        FdBuffer.__init__(self, 1)
+        self.mapping = weakref.ref(mapping, functools.partial(_forget, id(mapping)))
+        self.address, self.length = address, length
+
+    def open(self) -> bool:
+        """Open the file, and return whether it was found. Call it once."""
+        extent = file_at(self.address, self.length)
+        if extent is None:
+            return False
+        # No call between the creation of the fd and this store.
+        self.fd = extent.fd
+        self.own()
+        self.extent = extent._replace(fd=-1)
+        self._state = _state_of(self.fd)
+        return True
 
     def is_of(self, mapping: mmap.mmap, address: int, length: int) -> bool:
         """Return whether it is the file of that mapping, and neither was changed."""
         if self.mapping() is not mapping or (self.address, self.length) != (address, length):
             return False
         try:
-            return _state_of(self.fd) == self.state
+            return _state_of(self.fd) == self._state
         except OSError as error:
             if not is_of_kernel(error):  # raised by a signal handler
                 raise
             return False  # other code has closed the fd
 
 
-# Those that a pickle in the making refers to, by the id of the mapping.
+# By the id of the mapping: all that a pickle in the making refers to, and those that stay open, the latest last.
 _sendable: weakref.WeakValueDictionary[int, SendableMapping] = weakref.WeakValueDictionary()
-# By the id of the mapping, the latest last.
-_kept: dict[int, _OpenFile] = {}
+_kept: dict[int, SendableMapping] = {}
 
 
 def forget_files() -> None:
@@ -96,7 +100,8 @@ def files_kept() -> int:
 
 
 def _in_child() -> None:
-    # Another thread may be pickling at a fork. The child closes the handles, and their numbers are reused.
+    for found in list(_sendable.values()):
+        found.close()
     _sendable.clear()
     _kept.clear()
 
@@ -112,34 +117,18 @@ def sendable(mapping: mmap.mmap) -> SendableMapping | None:
     """
     key = id(mapping)
     known = _sendable.get(key)
-    if known is not None:
-        return known
     address, length = kernel.address_of(mapping), len(mapping)
-    file = _kept.get(key)
-    if file is None or not file.is_of(mapping, address, length):
-        file = _open_file_of(mapping, address, length)
-        if file is None:
-            return None
-        _kept.pop(key, None)
-        _kept[key] = file
-        for older in list(_kept)[:-_MOST_KEPT]:
-            _kept.pop(older, None)
-    found = _sendable[key] = SendableMapping(mapping, address, file)
-    return found
-
-
-def _open_file_of(mapping: mmap.mmap, address: int, length: int) -> _OpenFile | None:
-    file = _OpenFile()
-    extent = file_at(address, length)
-    if extent is None:
+    if known is not None and known.is_of(mapping, address, length):
+        return known
+    found = SendableMapping(mapping, address, length)
+    if not found.open():
         return None
-    # No call between the creation of the fd and this store.
-    file.fd = extent.fd
-    file.own()
-    file.mapping = weakref.ref(mapping, functools.partial(_forget, id(mapping)))
-    file.address, file.length, file.extent = address, length, extent._replace(fd=-1)
-    file.state = _state_of(file.fd)
-    return file
+    _sendable[key] = found
+    _kept.pop(key, None)
+    _kept[key] = found
+    for older in list(_kept)[:-_MOST_KEPT]:
+        _kept.pop(older, None)
+    return found
 
 
 def _state_of(fd: int) -> tuple[int, int, int]:
@@ -187,17 +176,14 @@ def _needed(mapping: mmap.mmap) -> SendableMapping:
     return found
 
 
-def _reduce_sendable(found: SendableMapping) -> Any:
-    return _reduced(found, found.handle)
-
-
 def _reduce_snapshot(snapshot: Snapshot) -> Any:
-    found = snapshot.found
-    return _reduced(found, Handle(found.handle.fd), as_copy=True)
+    return _reduce_sendable(snapshot.found, as_copy=True)
 
 
-def _reduced(found: SendableMapping, handle: Handle, *, as_copy: bool = False) -> tuple[Any, tuple[Any, ...]]:
-    mapping, address, extent = found.mapping, found.address, found.extent
+def _reduce_sendable(found: SendableMapping, *, as_copy: bool = False) -> tuple[Any, tuple[Any, ...]]:
+    mapping, address, extent = found.mapping(), found.address, found.extent
+    if mapping is None:
+        raise ReferenceError("cannot send a mapping that was dropped while it was pickled")
     length = len(mapping)
     own: list[tuple[int, bytes]] = []
     access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ
@@ -210,7 +196,7 @@ def _reduced(found: SendableMapping, handle: Handle, *, as_copy: bool = False) -
     elif extent.writable and not as_copy:
         access = mmap.ACCESS_WRITE
     where = extent.offset + address - extent.address
-    return rebuild_mmap, (pickle.PickleBuffer(handle), length, access, where, mapping.tell(), own)
+    return rebuild_mmap, (pickle.PickleBuffer(found), length, access, where, mapping.tell(), own)
 
 
 def _own_pages(address: int, size: int) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from forkshm.region import Opened, reopened
 if TYPE_CHECKING:
     from forkshm.backend import MessageSocket
 
-__all__ = ("Handle", "ReceivedFd")
+__all__ = ("FdBuffer", "Handle", "ReceivedFd")
 
 
 # The duplicates that are open here. A forked child closes its copies; otherwise the other end of a pipe would not
@@ -28,10 +28,15 @@ __all__ = ("Handle", "ReceivedFd")
 _outgoing: dict[int, int] = {}
 
 
-class Handle(bytearray):
-    """A duplicate of an fd to send, so that the sender may close its own; closed when the message was sent."""
+class FdBuffer(bytearray):
+    """A buffer that stands for an fd, so that a pickle can refer to the fd as it refers to memory."""
 
     fd = -1
+
+
+class Handle(FdBuffer):
+    """A duplicate of an fd to send, so that the sender may close its own; closed when the message was sent."""
+
     _key = 0
 
     def __init__(self, fd: int) -> None:

@@ -515,6 +515,7 @@ def test_a_child_looks_up_a_mapping_that_was_being_sent_at_the_fork(path):
     held = sendable(memmap._mmap)
 
     def send():
+        assert held.fd == -1
         assert sendable(memmap._mmap) is not held
         sending.send(memmap)
 
