@@ -109,7 +109,9 @@ class Future(concurrent.futures.Future[T]):
                 raise error
             finally:
                 # No cycle of the exception, its traceback and this frame.
-                del error, self
+                del error
+                # Not deleted: IPython shows the arguments of each frame.
+                self = None  # type: ignore[assignment]  # noqa: PLW0642
         return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -283,7 +283,9 @@ class ApplyResult(ResultSink, Generic[T]):
             raise without_frames(value)
         finally:
             # No cycle of the exception, its traceback and this frame.
-            del value, self
+            del value
+            # Not deleted: IPython shows the arguments of each frame.
+            self = None  # type: ignore[assignment]  # noqa: PLW0642
 
 
 AsyncResult = ApplyResult

@@ -1,6 +1,8 @@
 """Results and exceptions of calls are freed by reference counting, without the garbage collector."""
 
 import gc
+import inspect
+import traceback
 import weakref
 
 import pytest
@@ -43,3 +45,35 @@ def test_no_cycle(call, no_collector):
             except Refused as error:
                 there = weakref.ref(error)
         assert there() is None
+
+
+def imap(pool):
+    return next(pool.imap(refuse, [1]))
+
+
+def submit(pool):
+    with forkshm.Executor(1) as executor:
+        executor.submit(refuse, 1).result()
+
+
+CALLS = {
+    "apply": lambda pool: pool.apply(refuse, (1,)),
+    "map": lambda pool: pool.map(refuse, [1]),
+    "imap": imap,
+    "submit": submit,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_each_frame_of_a_traceback_has_its_arguments(call):
+    """IPython shows them."""
+    with forkshm.Pool(1) as pool, pytest.raises(Refused) as caught:
+        call(pool)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
+    missing = {
+        (frame.f_code.co_name, name)
+        for frame in frames
+        for name in inspect.getargs(frame.f_code).args
+        if name not in frame.f_locals
+    }
+    assert not missing
