@@ -240,5 +240,7 @@ class _Output:
 def _write(fd: int, data: bytes) -> None:
     # The reader of the output may have closed it; the workers must not block.
     with contextlib.suppress(OSError):
-        while data:
+        while True:
+            if not data:
+                break
             data = data[os.write(fd, data) :]

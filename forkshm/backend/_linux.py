@@ -84,6 +84,20 @@ def _one_byte(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
 
 
+def _add_own(runs: list[tuple[int, int]], entries: bytes, start: int, page: int) -> None:
+    """Add the runs of written pages that *entries* describe."""
+    tops = entries[7::8] if sys.byteorder == "little" else entries[::8]
+    if not any(top << 56 & _PAGE_THERE and not top << 56 & _PAGE_OF_FILE for top in set(tops)):
+        return  # the common case; this comparison is a hundred times as fast as the loop
+    for number, entry in enumerate(array.array("Q", entries)):
+        if entry & _PAGE_THERE and not entry & _PAGE_OF_FILE:
+            here = start + number * page
+            if runs and sum(runs[-1]) == here:
+                runs[-1] = runs[-1][0], runs[-1][1] + page
+            else:
+                runs.append((here, page))
+
+
 class LinuxBackend(Unix):
     """Linux 5.3 and newer (pidfd_open(2) is the newest call needed)."""
 
@@ -234,16 +248,7 @@ class LinuxBackend(Unix):
                 entries = os.pread(fd, wanted, start // page * 8)
                 if len(entries) != wanted:
                     raise OSError(errno.EIO, f"/proc/self/pagemap: {len(entries)} bytes of {wanted}")
-                tops = entries[7::8] if sys.byteorder == "little" else entries[::8]
-                if not any(top << 56 & _PAGE_THERE and not top << 56 & _PAGE_OF_FILE for top in set(tops)):
-                    continue  # the common case; this comparison is a hundred times as fast as the loop
-                for number, entry in enumerate(array.array("Q", entries)):
-                    if entry & _PAGE_THERE and not entry & _PAGE_OF_FILE:
-                        here = start + number * page
-                        if runs and sum(runs[-1]) == here:
-                            runs[-1] = runs[-1][0], runs[-1][1] + page
-                        else:
-                            runs.append((here, page))
+                _add_own(runs, entries, start, page)
         finally:
             os.close(fd)
         return runs

@@ -231,8 +231,9 @@ def mutex_init(address: int) -> int:
     try:
         for name, value in (("setpshared", _SHARED), ("setrobust", _ROBUST), ("settype", _ERROR_CHECKING)):
             code = int(_mutexattr[name](where, value))
-            if code != 0:
-                return code
+            if code == 0:
+                continue
+            return code
         return int(_mutex_init(address, where))
     finally:
         _mutexattr_destroy(where)

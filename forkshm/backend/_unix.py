@@ -216,7 +216,9 @@ class Unix(Addresses):
             self._open_into(fds, call, *arguments)
             return fds[0]
         except BaseException:
-            while fds:
+            while True:
+                if not fds:
+                    break
                 next(map(os.close, map(fds.pop, _LAST)))
             raise
 

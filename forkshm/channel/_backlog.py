@@ -91,13 +91,17 @@ class Backlog:
                         return sent
             except ChannelBrokenError:
                 # No process can receive any more, so the items are not needed.
-                while backlog:
+                while True:
+                    if not backlog:
+                        break
                     backlog.popleft()[0].close()
                 return sent
             except ChannelClosedError as error:
                 # Other code in this process has closed the fd.
                 sys.excepthook(type(error), error, error.__traceback__)
-                while backlog:
+                while True:
+                    if not backlog:
+                        break
                     backlog.popleft()[0].close()
                 return sent
             except OSError as error:
@@ -155,7 +159,9 @@ class Backlog:
         if not self._closed:
             raise ValueError(f"close {self!r} before join_thread()")
         with self._lock:
-            while self._feeder is not None:
+            while True:
+                if self._feeder is None:
+                    break
                 self._idle.wait(SLICE)
 
     def cancel_join_thread(self) -> None:

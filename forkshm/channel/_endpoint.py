@@ -587,7 +587,9 @@ def _carry(fds: Sequence[int], *, wait: bool) -> MessageSocket | None:
     out, into = kernel.message_sockets()
     start = 0
     try:
-        while start < len(fds):
+        while True:
+            if start >= len(fds):
+                break
             some = fds[start : start + _CARRIED_FDS]
             try:
                 out.sendmsg([_CARRIER_ITEM], [(_LEVEL, _KIND, array.array("i", some))], _DONTWAIT)

@@ -504,7 +504,9 @@ class ClusterExecutor(_StandardExecutor):
                 entry = _Array(array, functools.partial(_forget, self._arrays, key))
                 self._named[entry.node.name] = entry
             self._arrays[key] = entry  # as the last one
-            while len(self._arrays) > 1 and _total_bytes(self._arrays) > self._most_bytes:
+            while True:
+                if len(self._arrays) <= 1 or _total_bytes(self._arrays) <= self._most_bytes:
+                    break
                 self._arrays.pop(next(iter(self._arrays)), None)
             return entry
 
@@ -734,7 +736,9 @@ def _taken(
     deadline: float | None,
 ) -> Iterator[tuple[BaseException | None, Any]]:
     try:
-        while futures:
+        while True:
+            if not futures:
+                break
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             results = futures[0].result(left)
             futures.popleft()

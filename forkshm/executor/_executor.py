@@ -316,7 +316,9 @@ def _results(
     """Yield the results of a map. The iterator keeps the executor while there may be more tasks to submit."""
     position = 0
     try:
-        while position < len(sink.tasks):
+        while True:
+            if position >= len(sink.tasks):
+                break
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not work.drive(functools.partial(sink.outcomes.__contains__, position), left):
                 raise concurrent.futures.TimeoutError
@@ -328,13 +330,17 @@ def _results(
                 finally:
                     del values  # no cycle of the exception, its traceback and this frame
             values.reverse()
-            while values:
+            while True:
+                if not values:
+                    break
                 bar.update(1)
                 yield values.pop()
             # Read only now: the input may depend on these results.
-            if more is not None and (task := next(more, None)) is not None:
-                sink.tasks.append(task)
-                work.add_or_fail(task)
+            task = None if more is None else next(more, None)
+            if task is None:
+                continue
+            sink.tasks.append(task)
+            work.add_or_fail(task)
     finally:
         # Reached on exhaustion, on an error, and when the consumer stops early: the remaining results are not needed.
         bar.close()

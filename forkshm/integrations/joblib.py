@@ -277,7 +277,9 @@ def _forget_batches(parallel: Any) -> None:
     """
     prepared = getattr(parallel, "_ready_batches", None)
     with contextlib.suppress(queue.Empty):
-        while prepared is not None:
+        while True:
+            if prepared is None:
+                break
             prepared.get(block=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import importlib
 import operator
 import os
@@ -253,7 +254,7 @@ def _may_hold_objects(content: bytes) -> bool:
     except OSError:
         return True
     try:
-        return any(_is_object(memory, word) for word in words)
+        return True in map(functools.partial(_is_object, memory), words)
     finally:
         kernel.close(memory)
 

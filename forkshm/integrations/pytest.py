@@ -567,12 +567,18 @@ class _Keeper:
                 self._dead.append(time.monotonic() + _REPLACEMENT_SECONDS)
             self._changed.notify_all()
 
+    def _are_gone(self) -> bool:
+        now = time.monotonic()
+        return self._is_closed or not (self._running or any(until > now for until in self._dead))
+
     def _await_workers(self, connection: socket.socket, worker: str) -> None:
         """Answer a worker when no other worker runs tests."""
         with self._changed:
             self._running.discard(worker)
             self._changed.notify_all()
-            while not self._is_closed and (self._running or any(until > time.monotonic() for until in self._dead)):
+            while True:
+                if self._are_gone():
+                    break
                 self._changed.wait(0.5 if self._dead else None)
         _send(connection, _END)
 

@@ -102,7 +102,7 @@ class _Outstanding:
     def _sweep(self) -> None:
         if self._receipts is not None:
             with memoryview(self._receipts.buf).cast("Q") as words:
-                signed = [number for number, (signature, _) in self._waiting.items() if words[number] == signature]
+                signed = list(filter(lambda number: words[number] == self._waiting[number][0], self._waiting))
             for number in signed:
                 _, identity = self._waiting.pop(number)
                 self._free.append(number)

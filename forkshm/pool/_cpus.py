@@ -33,11 +33,12 @@ def usable_cpus(cpu_ids: Iterable[int | Iterable[int]]) -> list[frozenset[int]]:
                 refused = cpus - kernel.use_cpus(cpus)
             except (OSError, ValueError, OverflowError):
                 refused = cpus
-            if refused:
-                raise ValueError(
-                    f"cpu_ids names {', '.join(f'core {cpu}' for cpu in sorted(refused))}, which this process cannot "
-                    f"use: it may use {sorted(before)}. Choose from these, or let the system give it more."
-                )
+            if not refused:
+                continue
+            raise ValueError(
+                f"cpu_ids names {', '.join(f'core {cpu}' for cpu in sorted(refused))}, which this process cannot "
+                f"use: it may use {sorted(before)}. Choose from these, or let the system give it more."
+            )
     finally:
         kernel.use_cpus(before)
     return entries

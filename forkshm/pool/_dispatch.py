@@ -7,6 +7,7 @@ handles what workers send, and `_deaths` handles dead workers.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ _LONGEST_SLEEP_SECONDS = 1.0
 # happens if a worker was stopped (SIGSTOP) right after it had been woken.
 _LOOK_AGAIN_SECONDS = 0.1
 _AUDIT_SECONDS = 0.001
+_IS_CANCELLED = operator.attrgetter("is_cancelled")
 
 
 class Dispatcher(Leader):
@@ -284,7 +286,7 @@ class Dispatcher(Leader):
         began = time.perf_counter_ns() if record.trace is not None else 0
         is_unwanted = False
         with self._lock:
-            is_unwanted = first.is_cancelled if len(batch) == 1 else any(task.is_cancelled for task in batch)
+            is_unwanted = first.is_cancelled if len(batch) == 1 else True in map(_IS_CANCELLED, batch)
             if self._failure is None and not self._deaths.audit and not is_unwanted:
                 number = tasks.enter(batch)  # before an answer can arrive
                 data, fds = write_message(kind, number, code, payload, group=function.group)
@@ -379,7 +381,9 @@ class Dispatcher(Leader):
             spin_until = now + self._spin.begin(may_look=self.record.tasks > 0)
             if deadline is not None:
                 spin_until = min(spin_until, deadline)
-            while now < spin_until:
+            while True:
+                if now >= spin_until:
+                    break
                 if (looks(0) or results.inbox or self._tasks.answered) and self.take_answers():
                     self._spin.end(now - began)
                     return True

@@ -368,7 +368,9 @@ class IMapIterator(ResultSink, Generic[T]):
 def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int, gate: _thread.LockType) -> None:
     """Read the input of an iterator while the iterator exists."""
     try:
-        while (wanted := sink()) is not None and not wanted._exhausted:
+        while True:
+            if (wanted := sink()) is None or wanted._exhausted:
+                break
             if wanted.has_room():
                 wanted.take_input()
                 continue

@@ -286,8 +286,11 @@ class Leader:
                 return  # two threads were started at once
             self._helper, self._helper_thread = me, thread
         try:
-            while self._help_once():
-                pass
+            is_needed = True
+            while True:
+                if not is_needed:
+                    break
+                is_needed = self._help_once()
         finally:
             # Also after a failure, so that the next request starts another thread.
             with self._helping:
@@ -336,8 +339,9 @@ class Leader:
         try:
             while True:
                 work.step(None)
-                if not work.may_come() or work.has_unsent() or self._callbacks or self._followers:
-                    break
+                if work.may_come() and not (work.has_unsent() or self._callbacks or self._followers):
+                    continue
+                break
         finally:
             self._lead.release()
             self.notify()

@@ -357,11 +357,13 @@ class MapResult(ApplyResult["list[T]"]):
                         values += loads(outcome.stream)
                     except (Exception, SystemExit) as error:
                         return _failed(error, functools.partial(loads, outcome.stream))
-                elif outcome is not None:
-                    success, value = outcome.open()
-                    if not success:
-                        return False, value
-                    values += value
+                    continue
+                if outcome is None:
+                    continue
+                success, value = outcome.open()
+                if not success:
+                    return False, value
+                values += value
         finally:
             # Counted once, because there may be many tiny chunks.
             self._driver.note_unpacking(time.perf_counter_ns() - began)

@@ -330,7 +330,7 @@ class _Worker:
             arguments = [_opened(message.payloads, 1)]
             # Regions stay mapped until the next task has arrived, which often names the same ones: mapping 1 GB and
             # touching it takes longer than a small task.
-            self._kept = [window for incoming in message.payloads if incoming for window in incoming.exporters]
+            self._kept = [window for incoming in filter(None, message.payloads) for window in incoming.exporters]
             if self._traced:
                 self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
             del message
@@ -347,16 +347,19 @@ class _Worker:
         ledger.tasks += len(chunks) - 1
         self._collecting_since = time.perf_counter_ns()
         try:
-            while chunks:
+            while True:
+                if not chunks:
+                    break
                 self._words[self._state] = number
                 if self._is_cancelled(number):
                     chunks.pop()
                 else:
                     self._do(batch_kind, number, function, chunks)
                 number += 1
-                if self._traced and chunks:
-                    self._recorder.sent()
-                    self._recorder.begin(number)
+                if not (self._traced and chunks):
+                    continue
+                self._recorder.sent()
+                self._recorder.begin(number)
             self._flush()
         finally:
             self._collecting_since = 0

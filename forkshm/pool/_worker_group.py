@@ -521,7 +521,9 @@ class WorkerGroup:
         with contextlib.suppress(OSError):
             self.close_queue()
             self.check()
-            while (received := self._tasks_end.receive_nowait()) is not None:
+            while True:
+                if (received := self._tasks_end.receive_nowait()) is None:
+                    break
                 received.close()
 
     def _is_busy(self, worker: WorkerHandle) -> bool:

@@ -160,7 +160,9 @@ def _make_room(count: int) -> None:
     fds: list[int] = []
     try:
         fds.append(kernel.open_file(os.devnull, writable=False))
-        while len(fds) < count:
+        while True:
+            if len(fds) >= count:
+                break
             fds.append(kernel.duplicate(fds[0]))
     finally:
         kernel.close_all(fds)

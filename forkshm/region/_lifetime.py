@@ -119,7 +119,9 @@ def settle() -> None:
     if not _due or is_changing():
         return
     with guard:
-        while _due:
+        while True:
+            if not _due:
+                break
             due = _due[0]
             try:
                 due.action()

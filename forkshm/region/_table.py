@@ -10,6 +10,7 @@ import bisect
 import contextlib
 import dataclasses
 import enum
+import operator
 import os
 import sys
 import weakref
@@ -234,15 +235,16 @@ def give_back_all(fds: list[int]) -> None:
     """Empty the list of a message's fds, and close those that no mapping uses. Can be repeated."""
     if _more_users:
         with guard:
-            for fd in [fd for fd in fds if fd in _more_users]:
+            for fd in list(filter(_more_users.__contains__, fds)):
                 position = fds.index(fd)
                 # No call until the end of the loop.
-                if fd in _more_users:
-                    del fds[position]
-                    if _more_users[fd] == 1:
-                        del _more_users[fd]
-                    else:
-                        _more_users[fd] -= 1
+                if fd not in _more_users:
+                    continue
+                del fds[position]
+                if _more_users[fd] == 1:
+                    del _more_users[fd]
+                else:
+                    _more_users[fd] -= 1
     kernel.close_all(fds)
 
 
@@ -303,7 +305,7 @@ def _unmap_rest() -> None:
                     kernel.unmap_from(*rest)
                 except OSError:
                     continue
-            if rest in _left_mapped:
+            with contextlib.suppress(ValueError):
                 _left_mapped.remove(rest)
 
 
@@ -354,7 +356,9 @@ def shrink(mapping: Mapping, nbytes: int, *, from_back: bool) -> Any:
         first, size = mapping.address + (0 if from_back else nbytes), mapping.size - nbytes
         left = first - first % kernel.page_size
         left_length = round_up(first + size, kernel.page_size) - left
-        cut = [([low], high - low) for low, high in ((start, left), (left + left_length, start + length)) if high > low]
+        behind = left + left_length
+        ends = (start, left - start), (behind, start + length - behind)
+        cut = [([low], unneeded) for low, unneeded in filter(operator.itemgetter(1), ends)]
         mapped = [left]
         # No call between these stores.
         mapping.offset += first - mapping.address
@@ -388,7 +392,9 @@ def mapping_at(address: int) -> Mapping | None:
         if _new:
             _enter_new()
         position = bisect.bisect_right(_starts, address) - 1
-        while position >= 0:
+        while True:
+            if position < 0:
+                break
             start = _starts[position]
             mapping = _by_start.get(start)
             if mapping is not None:
@@ -407,10 +413,12 @@ def mapping_of(identity: Identity, offset: int, size: int, mode: Mode) -> tuple[
         if _new:
             _enter_new()
         for mapping in list(_by_identity.get(identity, {}).values()):
-            if mapping.offset == offset and mapping.size == size and mapping.mode is mode:
-                exporter = mapping.exporter() if mapping.exporter is not None else None
-                if exporter is not None:
-                    return mapping, exporter
+            if mapping.offset != offset or mapping.size != size or mapping.mode is not mode:
+                continue
+            exporter = mapping.exporter() if mapping.exporter is not None else None
+            if exporter is None:
+                continue
+            return mapping, exporter
     return None
 
 

@@ -134,8 +134,9 @@ def _remove_names(pid: int) -> None:
             os.unlink(_file())
         with contextlib.suppress(OSError):
             for file in os.listdir(_folder()):
-                if file.startswith(_prefix()):
-                    _remove_listed(os.path.join(_folder(), file))
+                if not file.startswith(_prefix()):
+                    continue
+                _remove_listed(os.path.join(_folder(), file))
 
 
 def _remove_listed(path: str) -> None:

@@ -100,13 +100,16 @@ class Supervised:
         try:
             if is_main:
                 before.extend(map(_set_wakeup, (self._write_end.fd,)))
-            while not self._stopping:
+            while True:
+                if self._stopping:
+                    break
                 left = until - time.monotonic()
                 if not poll.poll(None if left == math.inf else math.ceil(max(left, 0.0) * 1000)):
                     return
-                if not self._stopping:  # another signal
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._read_end.fd, 4096)
+                if self.stopping:
+                    break
+                with contextlib.suppress(BlockingIOError):  # another signal
+                    os.read(self._read_end.fd, 4096)
         finally:
             for wakeup in before:
                 _set_wakeup(wakeup)

@@ -148,9 +148,10 @@ class Team(Member):
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
             try:
                 for rank in range(1, self.size):
-                    if not self._fork(rank, monitor):
-                        self._begin(rank, team_state, monitor)
-                        return self
+                    if self._fork(rank, monitor):
+                        continue
+                    self._begin(rank, team_state, monitor)
+                    return self
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except BaseException as error:

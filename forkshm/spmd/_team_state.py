@@ -265,7 +265,9 @@ class TeamState:
         with self.guard:
             used = self._singles[_DIRECTORY]
             entries = io.BytesIO(_read(self.overflow, used, directory))
-            while entries.tell() < used:
+            while True:
+                if entries.tell() >= used:
+                    break
                 name, start, size, made_for = pickle.load(entries)
                 if name == key:
                     if made_for != what:

@@ -264,14 +264,17 @@ class _Counting:
             return int(words[_SEQUENCE])
 
         try:
-            while (seen := permits.guarded(attempt)) >= 0:
+            while True:
+                if (seen := permits.guarded(attempt)) < 0:
+                    break
                 left = deadline - time.perf_counter()
                 if left <= 0:
                     permits.guarded(_waits_no_more)
                     return False
-                if permits.sleep(seen, min(left, SLICE)) and self._after_deaths(me, answer):
-                    permits.guarded(_waits_no_more)
-                    return True
+                if not permits.sleep(seen, min(left, SLICE)) or not self._after_deaths(me, answer):
+                    continue
+                permits.guarded(_waits_no_more)
+                return True
         except BaseException:
             if waiting and not answer:
                 permits.guarded(_waits_no_more)

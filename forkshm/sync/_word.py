@@ -227,8 +227,9 @@ class Word:
                 if there == 0:
                     return False
                 self._exchange(there, 0, trial)
-                if trial[1] == there:
-                    break
+                if trial[1] != there:
+                    continue
+                break
         except BaseException:
             # Repeat unless it was done: a release takes effect whatever is raised.
             if not (len(trial) == 2 and trial[0] == trial[1]):

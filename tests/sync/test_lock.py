@@ -204,11 +204,16 @@ def storm():
         while came < times:
             try:
                 # A signal may also come late, between two rounds.
-                while time.monotonic() < deadline:
+                # No conditions of loops: see interrupts/test_loops.py.
+                while True:
+                    if time.monotonic() >= deadline:
+                        break
                     signal.setitimer(signal.ITIMER_REAL, 0.0003 + came % 7 * 0.00011)
                     # Exceptions in a callback of the collector are lost, so the next signal follows soon.
                     until = time.monotonic() + 0.2
-                    while time.monotonic() < until:
+                    while True:
+                        if time.monotonic() >= until:
+                            break
                         for _ in range(20):
                             action()
                         # A signal that the kernel gave to another thread, as of NumPy, is seen after a switch.

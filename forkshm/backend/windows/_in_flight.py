@@ -106,18 +106,20 @@ class _Outgoing:
             return 0
         with self._lock:
             for receipt, posted in list(self._posted.items()):
-                if _winapi.load_long(self._words + receipt * WORD) == posted.signature:
-                    del self._posted[receipt]
-                    self._forget(receipt, posted)
+                if _winapi.load_long(self._words + receipt * WORD) != posted.signature:
+                    continue
+                del self._posted[receipt]
+                self._forget(receipt, posted)
             return len(self._posted)
 
     def forget(self, to: int) -> None:
         """Close all handles in flight to an end that no process can receive from."""
         with self._lock:
             for receipt, posted in list(self._posted.items()):
-                if posted.to == to:
-                    del self._posted[receipt]
-                    self._forget(receipt, posted)
+                if posted.to != to:
+                    continue
+                del self._posted[receipt]
+                self._forget(receipt, posted)
 
     def sign_own(self, receipt: int, signature: int) -> None:
         """Sign a receipt of this process, as a receiver within it does."""

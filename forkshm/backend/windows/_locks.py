@@ -72,8 +72,9 @@ def _handle_of(address: int) -> tuple[bytes, int]:
             return name, handle
         handle = _handles[name] = _winapi.create_mutex(f"Local\\forkshm-{name.hex()}")
         for old in list(itertools.islice(_handles, max(len(_handles) - _KEPT, 0))):
-            if old not in _held:
-                _winapi.close(_handles.pop(old))
+            if old in _held:
+                continue
+            _winapi.close(_handles.pop(old))
         return name, handle
 
 

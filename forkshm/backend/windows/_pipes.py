@@ -192,8 +192,11 @@ class MessageEnd:
                 if aborted(overlapped):
                     raise BlockingIOError(errno.EAGAIN, "the pipe is full")
                 return
-            while wait_any([overlapped.event], PAUSE) == _win.WAIT_TIMEOUT:
-                pass  # signal handlers run in between
+            code = _win.WAIT_TIMEOUT
+            while True:
+                if code != _win.WAIT_TIMEOUT:
+                    break
+                code = wait_any([overlapped.event], PAUSE)  # signal handlers run in between
             overlapped.GetOverlappedResult(True)
         except BlockingIOError:
             raise

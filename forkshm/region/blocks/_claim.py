@@ -223,7 +223,9 @@ def claim_at(address: int) -> Claim | None:
     settle()
     with guard:
         position = bisect.bisect_right(_claim_starts, address) - 1
-        while position >= 0:
+        while True:
+            if position < 0:
+                break
             start = _claim_starts[position]
             found = claims.get(start)
             if found is not None:

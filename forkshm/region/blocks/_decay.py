@@ -98,7 +98,9 @@ class Decay:
         try:
             arena, seen, idle, pause, at_first = self._arena, -1, 0, PAUSE_SECONDS, 0
             idle_since = time.monotonic()
-            while not gate.acquire(timeout=pause):
+            while True:
+                if gate.acquire(timeout=pause):
+                    break
                 if arena.allocations == seen:
                     idle += 1
                 else:

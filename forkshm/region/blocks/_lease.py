@@ -75,8 +75,9 @@ class Lease:
                 self._is_parked = True
                 for position in self._positions:
                     enter_held(self._segment, position, self._key)
-                    if not BY_HANDLES:
-                        kernel.lock_shared(self._segment.fd, position)
+                    if BY_HANDLES:
+                        continue
+                    kernel.lock_shared(self._segment.fd, position)
                 self.fd = -1
                 kernel.close_all(self._fds)
 

@@ -145,7 +145,9 @@ class Barrier(Placed):
             return place
 
         try:
-            while (place := self._guarded(words, arrive)) < 0:
+            while True:
+                if (place := self._guarded(words, arrive)) >= 0:
+                    break
                 self._sleep(words, ~place, deadline)
             if ticket and place + 1 == words[_PARTIES]:
                 self._act(words, ticket[0], action)
