@@ -244,7 +244,7 @@ class ClusterExecutor(_StandardExecutor):
         MissingDependencyError: Dask is not installed.
         TypeError: There is no such option, or *initializer* is not callable.
         ValueError: An option has an invalid value, such as *max_workers* of 0.
-        UnsupportedError: *mp_context* starts processes by fork; a node has threads.
+        UnsupportedError: *mp_context* starts processes by fork; a node has threads. Or *cluster* is asynchronous.
         OSError: The scheduler does not answer.
 
     Fork and threads:

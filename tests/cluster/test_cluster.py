@@ -380,6 +380,22 @@ def test_shutdown_waits_for_callbacks(cluster):
     assert ended == [None]
 
 
+def test_an_asynchronous_client_is_refused():
+    import asyncio
+
+    async def main():
+        options = {"n_workers": 1, "processes": False, "dashboard_address": None, "silence_logs": 50}
+        async with (
+            distributed.LocalCluster(**options, asynchronous=True) as cluster,
+            distributed.Client(cluster, asynchronous=True) as client,
+        ):
+            for which in (cluster, client):
+                with pytest.raises(forkshm.UnsupportedError, match="it is asynchronous"):
+                    forkshm.Executor(cluster=which)
+
+    asyncio.run(main())
+
+
 def test_waiting_for_a_cancelled_call_ends(executor):
     futures = [executor.submit(time.sleep, 600) for _ in range(2)]
     timer = threading.Timer(0.2, futures[0].cancel)
