@@ -21,6 +21,7 @@ from forkshm import _interrupts
 from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor
 from forkshm.cluster._values import Kept, Raised, Results, known
 from forkshm.context import get_context
+from forkshm.errors import UnsupportedError, safe_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -245,7 +246,17 @@ def key_of(call: str) -> str:
 
 
 def client_of(cluster: Any) -> tuple[Any, bool]:
-    """Return a client of *cluster*, and whether this call created it."""
+    """Return a client of *cluster*, and whether this call created it.
+
+    Raises:
+        UnsupportedError: *cluster* is asynchronous.
+    """
+    if getattr(cluster, "asynchronous", False):
+        raise UnsupportedError(
+            f"cannot use {safe_repr(cluster)} for an executor: it is asynchronous, and the executor would wait for the "
+            "event loop that runs it. Pass the address of its scheduler.",
+            capability="cluster",
+        )
     if isinstance(cluster, distributed.Client):
         return cluster, False
     client: Any = distributed.Client

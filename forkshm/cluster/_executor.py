@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm import _interrupts
 from forkshm.backend import kernel
@@ -51,19 +51,37 @@ _FIND_NODE = 2
 class ClusterFuture(concurrent.futures.Future[T]):
     """The future of a call on a cluster.
 
-    `cancel` also ends a running call: its worker process is killed and replaced.
+    `cancel` also ends a running call: its worker process is killed and replaced. `running` returns False at all times.
+    Callbacks run one after the other in a thread of the executor, and may wait for other calls.
     """
+
+    _done_callbacks: list[Callable[[Any], object]]
 
     def __init__(self, call: _Call) -> None:
         super().__init__()
         self._call = call
+        # Yields True once, so that only one thread notifies waiters.
+        self._telling = iter((True,))
 
     def cancel(self) -> bool:
         """Cancel the call, wherever it is; return False if it has finished."""
-        if super().cancel():
+        if self.mark_cancelled():
             self._call.cancel()
-            return True
-        return False
+        return self.cancelled()
+
+    def mark_cancelled(self) -> bool:
+        """Make this a cancelled future; return False if it has finished or was cancelled before."""
+        if not super().cancel() or not next(self._telling, False):
+            return False
+        # Otherwise `wait` and `as_completed` would never see it: no thread runs the call here.
+        self.set_running_or_notify_cancel()
+        return True
+
+    def _invoke_callbacks(self) -> None:
+        # The standard library's method, which would call them in this thread.
+        self._call.executor.finished(self)
+        if self._done_callbacks:
+            self._call.executor.call_later(super()._invoke_callbacks)  # type: ignore[misc]
 
 
 class RemoteResult(Generic[T]):
@@ -170,6 +188,11 @@ class _Call:
         self.future.add_done_callback(self._finished)
 
     def _finished(self, future: Any) -> None:
+        # Dask has one thread for the callbacks of all clients.
+        with contextlib.suppress(RuntimeError):  # the executor has ended, and no call waits
+            self.executor.take_later(functools.partial(self._take, future))
+
+    def _take(self, future: Any) -> None:
         if self.is_cancelled:
             return
         try:
@@ -221,7 +244,7 @@ class ClusterExecutor(_StandardExecutor):
         MissingDependencyError: Dask is not installed.
         TypeError: There is no such option, or *initializer* is not callable.
         ValueError: An option has an invalid value, such as *max_workers* of 0.
-        UnsupportedError: *mp_context* starts processes by fork; a node has threads.
+        UnsupportedError: *mp_context* starts processes by fork; a node has threads. Or *cluster* is asynchronous.
         OSError: The scheduler does not answer.
 
     Fork and threads:
@@ -284,6 +307,9 @@ class ClusterExecutor(_StandardExecutor):
         self._named: weakref.WeakValueDictionary[str, _Array] = weakref.WeakValueDictionary()
         self._sending: set[asyncio.Future[None]] = set()
         self._pending: set[ClusterFuture[Any]] = set()
+        # One thread fetches results, and another one runs callbacks of futures, which may wait for results.
+        self._results = concurrent.futures.ThreadPoolExecutor(1, f"{self.name}-results")
+        self._callbacks = concurrent.futures.ThreadPoolExecutor(1, f"{self.name}-callbacks", _mark_thread, (self.name,))
         agent = _agent.Agent(self.name, max_workers, functools.partial(_agent.make_local, local, method, options))
         try:
             self.client.subscribe_topic(self.name, functools.partial(_asked, weakref.ref(self)))
@@ -455,12 +481,34 @@ class ClusterExecutor(_StandardExecutor):
         call.sink = take
         try:
             self._pending.add(future)
-            future.add_done_callback(self._pending.discard)
-            future.add_done_callback(_finished)
             call.send()
         except BaseException:
             self._pending.discard(future)
             raise
+
+    def take_later(self, take: Callable[[], None]) -> None:
+        """Call *take* in the thread that fetches results.
+
+        Raises:
+            RuntimeError: The executor has ended.
+        """
+        self._results.submit(take)
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the thread that runs callbacks; in this thread if the executor has ended."""
+        try:
+            self._callbacks.submit(callback)
+        except RuntimeError:
+            callback()
+
+    def finished(self, future: ClusterFuture[Any]) -> None:
+        """Release what a finished call needed. Dask repeats calls whose results stay on a node that dies."""
+        self._pending.discard(future)
+        call = future._call
+        if future.cancelled() or call.is_cancelled:
+            return  # the thread that cancels still needs it
+        if not call.stays or future.exception() is not None:
+            call.forget()
 
     # -- arrays on the nodes ----------------------------------------------------------------------
 
@@ -574,7 +622,7 @@ class ClusterExecutor(_StandardExecutor):
         self._cancel(future for future in futures if isinstance(future, ClusterFuture) and not future.done())
 
     def _cancel(self, futures: Iterable[ClusterFuture[Any]]) -> None:
-        calls = [future._call for future in futures if concurrent.futures.Future.cancel(future)]
+        calls = [future._call for future in futures if future.mark_cancelled()]
         for call in calls:
             call.is_cancelled = True
         if calls:
@@ -601,7 +649,7 @@ class ClusterExecutor(_StandardExecutor):
         """Accept no more calls, and end the pools of the nodes when all calls are done.
 
         Args:
-            wait: Return only after the pools have ended.
+            wait: Return only after the callbacks of the calls have run, and the pools have ended.
             cancel_futures: Cancel all unfinished calls, including running ones.
         """
         self.is_closed = True
@@ -629,6 +677,9 @@ class ClusterExecutor(_StandardExecutor):
         with contextlib.suppress(Exception):  # the cluster is gone, and its pools with it
             self.client.unsubscribe_topic(self.name)
             _agent.unregister(self.client, self.name)
+        # A result that is fetched needs the client. A callback may end the executor.
+        self._results.shutdown()
+        self._callbacks.shutdown(wait=getattr(_local, "runs_callbacks_of", None) != self.name)
         self._close_client()
 
     def _close_client(self) -> None:
@@ -701,13 +752,12 @@ def _ignore(done: Any, error: BaseException | None) -> None:
     """Take the outcome of a call that nobody waits for."""
 
 
-def _finished(future: concurrent.futures.Future[Any]) -> None:
-    """Release what a finished call needed. Dask repeats calls whose results stay on a node that dies."""
-    call = cast("ClusterFuture[Any]", future)._call
-    if future.cancelled() or call.is_cancelled:
-        return  # the thread that cancels still needs it
-    if not call.stays or future.exception() is not None:
-        call.forget()
+_local = threading.local()
+
+
+def _mark_thread(name: str) -> None:
+    """Record of which executor this thread runs callbacks."""
+    _local.runs_callbacks_of = name
 
 
 def _settle(future: concurrent.futures.Future[Any], value: Any, error: BaseException | None) -> None:

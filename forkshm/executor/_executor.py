@@ -245,7 +245,7 @@ class Executor(_StandardExecutor):
         }
         tasks = [future._task for future in pending.values()]
         for task in self._work.cancel([task for task in tasks if task is not None], running=True):
-            pending[id(task)].finish(cancelled=True)
+            pending[id(task)].finish_cancelled()
 
     @property
     def _processes(self) -> dict[int, Any]:
@@ -284,7 +284,7 @@ class Executor(_StandardExecutor):
         """Accept no more calls, and end the workers when all submitted calls are done.
 
         Args:
-            wait: Return only after the workers have ended.
+            wait: Return only after the callbacks of the calls have run, and the workers have ended.
             cancel_futures: Cancel calls that have not been given to a worker.
         """
         self._work.close(cancel=cancel_futures)

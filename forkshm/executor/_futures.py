@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import concurrent.futures
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -39,21 +40,35 @@ _FINISHED = (*_CANCELLED, "FINISHED")
 
 
 class _Waiters(list[Any]):
-    """Waiters registered by ``wait`` and ``as_completed``. Their threads sleep, so the helper thread must drive."""
+    """Waiters registered by ``wait`` and ``as_completed``. Their threads sleep, so the helper thread must drive.
+
+    Both register with finished futures, too, and have counted these already. Such a waiter must not be notified.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
+        self.is_closed = False
+        self._late: list[Any] = []
 
     def append(self, waiter: Any) -> None:
+        if self.is_closed:
+            self._late.append(waiter)
+            return
         super().append(waiter)
         self._work.help()
+
+    def remove(self, waiter: Any) -> None:
+        if waiter in self._late:
+            self._late.remove(waiter)
+        else:
+            super().remove(waiter)
 
 
 class Future(concurrent.futures.Future[T]):
     """The future of one call; waiting for the future drives the pool."""
 
-    _waiters: list[Any]
+    _waiters: _Waiters
     # For `__del__`, if a signal handler has raised before the future was complete.
     _state: str = _FINISHED[0]
     _condition: threading.Condition
@@ -137,7 +152,16 @@ class Future(concurrent.futures.Future[T]):
     def cancel(self) -> bool:
         """Cancel the call unless a worker has begun it; see `concurrent.futures.Future.cancel`."""
         if not self.is_finished() and (self._task is None or self._work.cancel([self._task])):
-            self.finish(cancelled=True)
+            return self.finish_cancelled()
+        return self._state in _CANCELLED
+
+    def finish_cancelled(self) -> bool:
+        """Make this a cancelled future, unless it has a result; return whether it is one."""
+        if self.is_held_here():
+            # A signal handler interrupted `wait`, which has counted this future as pending and is about to register.
+            self._work.call_later(functools.partial(self.finish, cancelled=True))
+            return True
+        self.finish(cancelled=True)
         return self._state in _CANCELLED
 
     def finish(self, *, cancelled: bool = False, value: Any = None, error: BaseException | None = None) -> None:
@@ -151,6 +175,7 @@ class Future(concurrent.futures.Future[T]):
                     self._result = value
                     self._exception = error
                     self._state = "FINISHED"
+                self._waiters.is_closed = True
         if self.has_listeners():
             # Not in this thread: callbacks are the user's code, and a signal handler may raise in the code that
             # notifies waiters.
@@ -167,18 +192,21 @@ class Future(concurrent.futures.Future[T]):
             self._work.help_from_finalizer()
 
     def _tell(self) -> None:
-        if next(self._telling, False):
-            with self._condition:
-                for waiter in self._waiters:
-                    if self._state in _CANCELLED:
-                        waiter.add_cancelled(self)
-                    elif self._exception is not None:
-                        waiter.add_exception(self)
-                    else:
-                        waiter.add_result(self)
-                self._condition.notify_all()
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # no public name
-        self._work.kept.discard(self)
+        try:
+            if next(self._telling, False):
+                with self._condition:
+                    for waiter in self._waiters:
+                        if self._state in _CANCELLED:
+                            waiter.add_cancelled(self)
+                        elif self._exception is not None:
+                            waiter.add_exception(self)
+                        else:
+                            waiter.add_result(self)
+                    self._condition.notify_all()
+                self._invoke_callbacks()  # type: ignore[attr-defined]  # no public name
+        finally:
+            # After a SystemExit of a callback, too: `Work.wait` waits for it.
+            self._work.kept.discard(self)
 
 
 class Call(ResultSink):
@@ -594,13 +622,19 @@ class Work:
         self._has_ended = True
 
     def wait(self) -> None:
-        """Wait until all calls are done and the workers have ended."""
+        """Wait until all calls are done, their callbacks have run, and the workers have ended."""
         pool = self._pool
-        if self._has_ended or pool is None or not self.is_ours():
+        if pool is None or (self._has_ended and not self.kept) or not self.is_ours():
             return
         if pool._dispatcher.is_helper():
             return  # called from a future's callback, in the thread that will end the pool
-        self._end(pool)
+        if not self._has_ended:
+            self._end(pool)
+        self.drive(self._have_called_back, None)
+
+    def _have_called_back(self) -> bool:
+        # A future that is held here was interrupted by a signal handler, whose return its callbacks await.
+        return not self.kept or all(future.is_held_here() for future in list(self.kept))
 
     def end_helper(self) -> None:
         """Wait until the helper thread of the ended pool has ended."""

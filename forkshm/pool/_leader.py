@@ -86,6 +86,8 @@ class Leader:
         self._followers: dict[int, _thread.LockType] = {}
         self._keys = itertools.count(1)
         self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
+        # Identifiers of the threads that run a callback, keyed by an object for each callback.
+        self._in_callback: dict[object, int] = {}
         # The helper thread's identifier, set by the helper thread itself.
         self._helper: int | None = None
         self._helper_thread: threading.Thread | None = None
@@ -264,16 +266,29 @@ class Leader:
         """Return whether this is the helper thread."""
         return self._helper == threading.get_ident()
 
+    def has_callbacks(self) -> bool:
+        """Return whether callbacks are left that another thread runs or may run."""
+        if self.is_helper():
+            return False
+        me = threading.get_ident()
+        return bool(self._callbacks) or any(thread != me for thread in list(self._in_callback.values()))
+
     def _call_back(self) -> bool:
         """Call the next callback; return whether there was one."""
+        key = object()
         try:
-            callback = self._callbacks.popleft()
-        except IndexError:
-            return False
-        try:
-            callback()
-        except Exception as error:
-            sys.excepthook(type(error), error, error.__traceback__)
+            # Before the callback leaves the queue, so that `has_callbacks` sees it at all times.
+            self._in_callback[key] = threading.get_ident()
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
+                return False
+            try:
+                callback()
+            except Exception as error:
+                sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            self._in_callback.pop(key, None)
         self.nudge()  # a thread may wait for the callback
         return True
 

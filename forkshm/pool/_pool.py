@@ -603,6 +603,8 @@ class Pool(_StandardPool):
     def join(self) -> None:
         """Wait for the workers to end. Call `close` or `terminate` first.
 
+        After `close`, it returns when all callbacks have run, too.
+
         Once every task is answered, workers have ten seconds for their finalizers and threads before
         they are ended. A worker that has not started by then, and has no initializer, *worker_init* or
         *worker_exit* to run, is ended at once.
@@ -617,6 +619,7 @@ class Pool(_StandardPool):
         if self._state == "CLOSE":
             self._dispatcher.drive(self._dispatcher.is_idle)
             self._dispatcher.under_lead(self._join_idle)
+            self._dispatcher.drive(lambda: not self._dispatcher.has_callbacks())
             self._state = "TERMINATE"
 
     # Default arguments: see __del__.

@@ -345,6 +345,69 @@ def test_cancelling_a_call_at_once_keeps_no_worker(executor):
     assert list(executor.map(abs, range(20), timeout=60)) == list(range(20))
 
 
+def test_a_callback_may_wait_for_other_calls(executor):
+    got, done = [], threading.Event()
+
+    def call_again(future):
+        got.extend([executor.submit(abs, -future.result()).result(60), *executor.map(abs, [-3])])
+        done.set()
+
+    executor.submit(abs, -2).add_done_callback(call_again)
+    assert done.wait(120)
+    assert got == [2, 3]
+    # The thread in which Dask runs callbacks of all clients is free.
+    reached = threading.Event()
+    executor.client.submit(abs, -1).add_done_callback(lambda _: reached.set())
+    assert reached.wait(60)
+
+
+@pytest.mark.nightly
+def test_shutdown_waits_for_callbacks(cluster):
+    got = []
+
+    def take(future):
+        time.sleep(0.05)
+        got.append(future.result())
+
+    with forkshm.Executor(1, cluster=cluster) as executor:
+        for number in range(6):
+            executor.submit(abs, -number).add_done_callback(take)
+    assert sorted(got) == list(range(6))
+    ended = []
+    executor = forkshm.Executor(1, cluster=cluster)
+    executor.submit(abs, -1).add_done_callback(lambda _: ended.append(executor.shutdown()))
+    executor.shutdown()
+    assert ended == [None]
+
+
+def test_an_asynchronous_client_is_refused():
+    import asyncio
+
+    async def main():
+        options = {"n_workers": 1, "processes": False, "dashboard_address": None, "silence_logs": 50}
+        async with (
+            distributed.LocalCluster(**options, asynchronous=True) as cluster,
+            distributed.Client(cluster, asynchronous=True) as client,
+        ):
+            for which in (cluster, client):
+                with pytest.raises(forkshm.UnsupportedError, match="it is asynchronous"):
+                    forkshm.Executor(cluster=which)
+
+    asyncio.run(main())
+
+
+def test_waiting_for_a_cancelled_call_ends(executor):
+    futures = [executor.submit(time.sleep, 600) for _ in range(2)]
+    timer = threading.Timer(0.2, futures[0].cancel)
+    timer.start()
+    assert concurrent.futures.wait(futures[:1], timeout=60).done == {futures[0]}
+    timer.join()
+    assert futures[1].cancel()
+    assert futures[1].cancel()
+    assert concurrent.futures.wait(futures, timeout=60).done == set(futures)
+    assert set(concurrent.futures.as_completed(futures, timeout=60)) == set(futures)
+
+
 @pytest.mark.nightly
 def test_leaving_a_map_cancels_the_rest(executor, tmp_path):
     def mark(item):

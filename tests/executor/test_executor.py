@@ -490,6 +490,50 @@ def test_several_threads_wait_for_their_own(executor, gate):
     assert results == {x: x for x in range(8)}
 
 
+@pytest.mark.parametrize("way", ["one by one", "together"])
+def test_wait_counts_a_cancelled_future_once(way, gate, wait_until):
+    """The answers of cancelled calls arrive while `wait` waits for the others."""
+    with forkshm.Executor(1) as executor:
+        futures = [executor.submit(wait_for, gate, x) for x in range(4)]
+        wait_until(futures[0].running)
+        if way == "one by one":
+            assert [future.cancel() for future in futures[2:]] == [True, True]
+        else:
+            executor.cancel_running(futures[2:])
+        timer = threading.Timer(0.2, lambda: [gate.release() for _ in range(2)])
+        timer.start()
+        done, left = concurrent.futures.wait(futures, timeout=20)
+        assert (len(done), len(left)) == (4, 0)
+        timer.join()
+        assert {future.cancelled() for future in concurrent.futures.as_completed(futures, 20)} == {True, False}
+
+
+@pytest.mark.parametrize("kind", [forkshm.Executor, concurrent.futures.ProcessPoolExecutor])
+def test_shutdown_waits_for_callbacks(kind):
+    got = []
+
+    def take(future):
+        time.sleep(0.01)  # the workers end before the last callback has run
+        got.append("cancelled" if future.cancelled() else future.exception() or future.result())
+
+    with kind(1) as executor:
+        for number in range(10):
+            executor.submit(abs, -number if number != 5 else "x").add_done_callback(take)
+        late = executor.submit(abs, -10)
+        late.add_done_callback(take)
+        late.cancel()
+    assert [each for each in got if isinstance(each, int)] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert len(got) == 11
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_shutdown_returns_after_a_callback_that_exits():
+    with forkshm.Executor(1) as executor:
+        executor.submit(abs, -1).add_done_callback(lambda future: sys.exit(3))
+        future = executor.submit(abs, -2)
+    assert future.result() == 2
+
+
 def test_wait_as_completed_and_callbacks_work_without_a_waiting_caller(executor, gate):
     futures = [executor.submit(wait_for, gate, x) for x in range(30)]
     seen = []

@@ -402,6 +402,13 @@ def test_large(size):
     assert sorted(log) == ["1", "2", "3", "x", "y"]
 
 
+def test_a_conftest_loads_the_plugin_without_a_warning(run):
+    conftest = TABLE + '\npytest_plugins = ["forkshm.pytest"]\n'
+    counts, log, said = run(conftest, TESTS, "-n", "2", "-W", "error", plugin=False)
+    assert (counts, len(log)) == ({"passed": 8}, 1), said
+    assert "warning" not in said.lower(), said
+
+
 @pytest.mark.nightly
 def test_without_the_plugin_the_error_says_what_to_do(run):
     counts, _, said = run(TABLE, TESTS, "-n", "2", plugin=False)

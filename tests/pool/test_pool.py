@@ -114,6 +114,40 @@ def test_callbacks_are_called_without_a_waiting_caller(pool, wait_until):
         wait_until(lambda x=x: len(got) == x + 1)
 
 
+@pytest.mark.parametrize("joins", [1, 2])
+def test_join_returns_after_all_callbacks(joins):
+    got = []
+
+    def take(value):
+        time.sleep(0.01)  # the workers end before the last callback has run
+        got.append(value)
+
+    with forkshm.Pool(2) as pool:
+        for number in range(10):
+            pool.apply_async(abs, (-number,), callback=take)
+        pool.map_async(abs, [], callback=take)
+        pool.map_async(abs, [-1, -2], callback=take)
+        pool.apply_async(abs, ("x",), error_callback=lambda error: take(type(error)))
+        pool.close()
+        others = [threading.Thread(target=pool.join) for _ in range(joins - 1)]
+        for other in others:
+            other.start()
+        pool.join()
+        assert len(got) == 13
+        for other in others:
+            other.join()
+
+
+def test_a_callback_may_join_the_pool():
+    got = []
+    with forkshm.Pool(1) as pool:
+        pool.apply_async(abs, (-2,), callback=got.append)
+        pool.apply_async(abs, (-1,), callback=lambda _: (pool.close(), pool.join(), got.append("joined")))
+        pool.close()
+        pool.join()
+    assert sorted(map(str, got)) == ["2", "joined"]
+
+
 def test_a_callback_may_use_the_pool(pool):
     # Many times: the waiting thread and the thread that calls back hand the lead to each other.
     for _ in range(200):
