@@ -7,6 +7,7 @@ import collections
 import contextlib
 import itertools
 import operator
+import sys
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from forkshm.channel import Kind
 from forkshm.errors import ForkshmError, TaskTimeoutError, as_text, without_frames
 from forkshm.pool._results import Outcome, PlainOutcome, delivering
+from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import ResultSink, Task
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ _keys = itertools.count(1)
 _NOTHING: Iterator[Any] = iter(())
 # Maximum number of tiny results that are unpickled together.
 _TOGETHER = 64
+# Iterators that run no code of the program, so an item does not change when the next one is read.
+_NO_ITEMS: tuple[Iterable[Any], ...] = (
+    *([], (), range(0), "", b"", bytearray(), set(), collections.deque()),
+    *({}, {}.values(), {}.items()),
+)
+_PLAIN_ITERATORS = frozenset(type(iter(items)) for items in _NO_ITEMS)
 # The reading thread checks this often whether the results are still wanted.
 _LOOK_SECONDS = 1.0
 
@@ -71,6 +79,11 @@ class IMapIterator(ResultSink, Generic[T]):
         self._dispatcher = dispatcher
         self._function = function
         self._items = iter(iterable)
+        # Whether the input may change an item when the next one is read, as a generator does that fills a buffer again.
+        # Such an item is taken when it is read, as in the standard library.
+        self._may_change = type(self._items) not in _PLAIN_ITERATORS and not _is_array(iterable)
+        # Whether the last item that was taken is large or has shared memory, so that it keeps an fd open.
+        self._has_fds = False
         self._window = window
         self._waited_for = waited_for
         # The chunks that were read, and the tasks made of them, until the tasks are submitted.
@@ -124,7 +137,7 @@ class IMapIterator(ResultSink, Generic[T]):
 
     def _room(self) -> int:
         """Return how many chunks may be read. The chunks of a batch are read together."""
-        batch = self.pace.batch
+        batch = 1 if self._has_fds else self.pace.batch
         on_their_way = self._submitted - self._taken
         room = self._window * batch - on_their_way
         return room if room >= batch or not on_their_way else 0
@@ -132,8 +145,9 @@ class IMapIterator(ResultSink, Generic[T]):
     def _wanted(self) -> int:
         """Return how many chunks to read together."""
         batch = self.pace.batch
-        if batch == 1 or self._reader:
-            return 1  # a thread reads one by one, because the next item may depend on the answer to this one
+        # A thread reads one by one, because the next item may depend on the answer to this one.
+        if batch == 1 or self._reader or self._may_change:
+            return 1
         # Divide the last chunks among the workers.
         left = operator.length_hint(self._items, 0) // self.chunksize
         return max(1, min(batch, self._room(), left // self._window))
@@ -178,6 +192,9 @@ class IMapIterator(ResultSink, Generic[T]):
                 )
                 for start in range(0, whole, size)
             ]
+            if self._may_change:
+                take_arguments(self._dispatcher, tasks, always=True, in_batches=self.pace.batch > 1)
+                self._has_fds = (payload := tasks[0].payload) is not None and bool(payload.fds)
             self._open.update(zip(range(first, first + len(tasks)), tasks, strict=True))
             fresh: list[Any] = []
             # No call may come between these assignments.
@@ -362,6 +379,11 @@ class IMapIterator(ResultSink, Generic[T]):
         # Wake the reading thread, which then ends.
         if getattr(self, "_reader", 0) and self._gate.locked():
             self._gate.release()
+
+
+def _is_array(things: object) -> bool:
+    """Return whether things are an array, whose items are views of one memory."""
+    return isinstance(things, getattr(sys.modules.get("numpy"), "ndarray", ()))
 
 
 # Runs in a thread of its own, so no signal handler interrupts it.

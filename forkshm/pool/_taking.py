@@ -11,6 +11,8 @@ So arguments that could change are taken at the call:
 Arguments above `SMALL` bytes are copied when they are sent, so that waiting arguments are not in memory twice. With
 ``copy_at_call`` they are taken at the call, too. Small arguments beside a large one are taken at the call; other
 objects among them are pickled together, because they may refer to each other.
+
+Items that an iterator yields to `imap` are taken before it is asked for the next one, whatever their size.
 """
 
 from __future__ import annotations
@@ -151,13 +153,16 @@ class _Copier:
         return made
 
 
-def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: bool = False) -> None:
+def take_arguments(
+    dispatcher: Dispatcher, tasks: Sequence[Task], *, always: bool = False, in_batches: bool = False
+) -> None:
     """Take the arguments of tasks that are going to be submitted.
 
     Args:
         dispatcher: The dispatcher, which pickles them.
         tasks: The tasks, which no other thread knows yet.
         always: Whether large arguments are taken as well.
+        in_batches: Whether the tasks are going to share messages, as tiny ones do.
     """
     for task in tasks:
         arguments = task.arguments
@@ -175,25 +180,37 @@ def take_arguments(dispatcher: Dispatcher, tasks: Sequence[Task], *, always: boo
         if not (copier.has_others or copier.has_large):
             task.arguments = copied
         elif copier.has_large and not always:
-            task.arguments = _with_others(dispatcher, task, copier, copied)  # large ones are in place
-        else:
+            task.arguments, _ = _with_others(dispatcher, task, copier, copied)  # large ones are in place
+        elif not (in_batches and not copier.has_large and _take_others(dispatcher, task, copier, copied)):
             _pack(dispatcher, task, copier, copied, always=always)
 
 
-def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> Any:
-    """Return copied arguments in which the other objects are pickled, if these are small and not shared."""
+def _take_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> bool:
+    """Take the arguments of a task that stays one of a batch; return False if that is not possible."""
+    taken, is_complete = _with_others(dispatcher, task, copier, copied)
+    if is_complete:
+        task.arguments = taken
+    return is_complete
+
+
+def _with_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> tuple[Any, bool]:
+    """Return copied arguments in which the other objects are pickled, if these are small and not shared.
+
+    Also return whether all of the arguments were taken.
+    """
     if not copier.others:
-        return copied
+        return copied, False
     things = {**copier.others, **copier.arrays}
     limit = SMALL + sum(array.nbytes for array in copier.arrays.values())
     try:
         taken = take_small(list(things.values()), limit, dispatcher.importable)
     except Exception:  # raised again when the task is sent
-        return copied
+        return copied, False
     if taken is None:
-        return copied
-    replaced = dict(zip(things, taken, strict=True))
-    return _Copier(replaced).copy_arguments(task.arguments, task.kind)
+        return copied, False
+    replaced = _Copier(dict(zip(things, taken, strict=True)))
+    copied = replaced.copy_arguments(task.arguments, task.kind)
+    return copied, not (replaced.has_others or replaced.has_large)
 
 
 def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, always: bool) -> None:
@@ -205,6 +222,6 @@ def _pack(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any, *, a
     if (payload := task.payload) is not None and payload.fds and not always:
         # The object contains large or shared memory. Each such task would keep fds open, and many may wait.
         task.close()
-        task.arguments = _with_others(dispatcher, task, copier, copied)
+        task.arguments, _ = _with_others(dispatcher, task, copier, copied)
     else:
         task.batched = False

@@ -522,3 +522,14 @@ def test_memory_that_a_child_made_is_shared_with_its_parent():
     assert made[5, 6] == -1  # the memory outlives its creator
     for end in (there, here, back, answer):
         end.close()
+
+
+@pytest.mark.parametrize("kind", ["i2", "f8", "c16", "M8[s]", "U3"])
+@pytest.mark.parametrize("rows", [5, 200, 5000])
+def test_a_view_with_gaps_keeps_its_byte_order(rows, kind):
+    column = np.arange(rows * 10).astype(kind).astype(np.dtype(kind).newbyteorder()).reshape(rows, 10)[:, 1]
+    with forkshm.Pool(1) as pool:
+        for arrived in (pool.apply(lambda x: x, (column,)), pool.apply(lambda x: x[0], ([column, 1],))):
+            assert arrived.dtype == column.dtype
+            assert np.array_equal(arrived, column)
+            assert arrived.flags.writeable

@@ -103,3 +103,48 @@ if __name__ == "__main__":
 def test_a_memmap_is_shared(run_script, monkeypatch, tmp_path, method):
     monkeypatch.setenv("FORKSHM_BACKEND", "posix")
     assert run_script(PROGRAM, str(tmp_path / "numbers"), method) == "done\n"
+
+
+# Views of any size, and views that came back from a worker.
+SMALL = """
+import sys
+import numpy as np
+import forkshm
+
+def write(array):
+    array[(0,) * array.ndim] = 7
+
+def write_first(arrays):
+    write(arrays[0])
+
+if __name__ == "__main__":
+    path = sys.argv[1]
+    views = [np.asarray, lambda mapped: np.asarray(mapped)[::-2], lambda mapped: mapped.view(np.recarray)]
+    ways = [
+        lambda pool, view: pool.apply(write, (view,)),
+        lambda pool, view: pool.apply(write_first, ([view, 1],)),
+        lambda pool, view: write(pool.apply(lambda x: x, (view,))),
+        lambda pool, view: pool.apply(write, (pool.apply(lambda x: x, (view,)),)),
+    ]
+    with forkshm.Pool(1) as pool:
+        for size in (1, 100, 100_000):
+            for number, view_of in enumerate(views):
+                for way in ways:
+                    np.zeros(size).tofile(path)
+                    view = view_of(np.memmap(path, float, "r+"))
+                    way(pool, view)
+                    assert view.ravel()[0] == 7, (size, number, ways.index(way))
+        # A copied column with gaps, alone and in containers.
+        np.arange(400.0).tofile(path)
+        column = np.memmap(path, float, "c", shape=(20, 20))[:, 3]
+        column[0] = 7
+        for thing in (column, [column], {"column": (column, 1)}):
+            arrived = pool.apply(lambda x: x, (thing,))
+            assert repr(arrived) == repr(thing), arrived
+    print("done")
+"""
+
+
+def test_a_writable_view_of_any_size_is_shared(run_script, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORKSHM_BACKEND", "posix")
+    assert run_script(SMALL, str(tmp_path / "numbers")) == "done\n"

@@ -21,7 +21,13 @@ from forkshm.integrations.numpy._create import (
     zeros,
     zeros_like,
 )
-from forkshm.integrations.numpy._files import is_simple_memmap, rebuild_memmap, rebuild_over_mmap, reduce_memmap
+from forkshm.integrations.numpy._files import (
+    is_simple_memmap,
+    rebuild_memmap,
+    rebuild_over_mmap,
+    rebuild_over_named,
+    reduce_memmap,
+)
 from forkshm.integrations.numpy._foreign import rebuild_foreign_array, reduce_foreign_array
 from forkshm.integrations.numpy._send import (
     is_shared,
@@ -64,6 +70,7 @@ for _function in (
     rebuild_masked,
     rebuild_memmap,
     rebuild_over_mmap,
+    rebuild_over_named,
     rebuild_overlapping,
     rebuild_plain,
     rebuild_repeated,

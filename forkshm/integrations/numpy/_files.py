@@ -23,6 +23,7 @@ __all__ = (
     "rebuild_copied_memmap",
     "rebuild_memmap",
     "rebuild_over_mmap",
+    "rebuild_over_named",
     "reduce_memmap",
 )
 
@@ -78,12 +79,25 @@ def over_mmap(array: np.ndarray[Any, Any], found: SendableMapping) -> Any:
 
 def over_named(array: np.ndarray[Any, Any], mapping: mmap.mmap, named: NamedMapping) -> Any:
     """Reduce a view of a file that is known by its name."""
-    return _over(array, kernel.address_of(mapping), named)
+    rebuild, arguments = _over(array, kernel.address_of(mapping), named)
+    if named.access == mmap.ACCESS_WRITE:
+        # The receiver may send the view on, so it needs the name as well.
+        return rebuild_over_named, (named.path, named.offset, *arguments)
+    return rebuild, arguments
 
 
 def _over(array: np.ndarray[Any, Any], start: int, sent: Any) -> Any:
     where = array.__array_interface__["data"][0] - start
     return rebuild_over_mmap, (sent, _short(array.dtype), array.shape, array.strides, where)
+
+
+def rebuild_over_named(path: str, offset: int, mapping: mmap.mmap, *layout: Any) -> np.ndarray[Any, Any]:
+    """Return the writable view of the file that arrived. It is a view of a memmap that knows the file's name."""
+    dtype, shape, strides, where = layout
+    memmap: Any = np.ndarray.__new__(np.memmap, (len(mapping),), np.uint8, mapping)
+    memmap._mmap = mapping
+    memmap.__dict__.update(filename=path, offset=offset, mode="r+")
+    return np.ndarray(shape, dtype, memmap, where, strides)
 
 
 def _short(dtype: np.dtype[Any]) -> Any:

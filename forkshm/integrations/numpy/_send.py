@@ -45,7 +45,8 @@ def reduce_array(array: np.ndarray[Any, Any]) -> Any:
         # Not the usual view of an array that owns its memory.
         if (mapped := mapping_of(array)) is not None and array.nbytes:
             return _apart(array, over_mmap(array, mapped))
-        if MUST_BE_NAMED and array.nbytes >= OUT_OF_BAND:
+        # A small view that is read-only here arrives as a copy, which costs less.
+        if MUST_BE_NAMED and array.nbytes and (is_writable(array) or array.nbytes >= OUT_OF_BAND):
             found = named_of(array, as_copy=not is_writable(array))
             if found is not None:
                 return _apart(array, over_named(array, *found))
@@ -112,10 +113,7 @@ def _reduce_strided(array: np.ndarray[Any, Any], address: int, named: Any, *, sh
     low = address - before
     high = low + nbytes
     if not shared and high - low > _GAPS * array.nbytes:
-        if array.nbytes < OUT_OF_BAND:
-            return NotImplemented
-        packed = np.ascontiguousarray(array)
-        return rebuild_array, (_exporter(packed), named, packed.shape, packed.strides, 0, False)
+        return reduce_array(np.ascontiguousarray(array))
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
