@@ -130,14 +130,20 @@ def _handle(came: _Came, handlers: dict[int, Any]) -> None:
         number, frame, pid = came.pop(0)
         if pid == os.getpid() and all(number != other for other, _, _ in came):
             try:
-                handlers[number](number, frame)
+                if callable(handlers[number]):
+                    handlers[number](number, frame)
+                else:  # `begin` has removed the handler
+                    signal.raise_signal(number)
             finally:
                 _handle(came, handlers)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Defer signals until after the block. Processes started in it have SIGINT blocked until they call `begin`."""
+    """Defer signals until after the block. Processes started in it have SIGINT blocked until they call `begin`.
+
+    A forked child that has called `begin` may leave the block.
+    """
     global _outside, _holder
     me = threading.get_ident()
     if _holder == me:  # a nested block: the outer one handles the signals
@@ -163,13 +169,14 @@ def held_back() -> Iterator[None]:
             _outside, _holder = (handlers, actions, mask, came), me
         yield
     finally:
+        has_begun = is_outermost and _outside is None
         if is_outermost:
             _outside = _holder = None
         try:
-            if sys.platform != "win32" and mask is not None:
+            if sys.platform != "win32" and mask is not None and not has_begun:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         finally:
-            if are_handled_here:
+            if are_handled_here and not has_begun:
                 # A handler that was restored before the others may raise.
                 repeat(functools.partial(install, handlers, actions))
                 _handle(came, handlers)
@@ -186,14 +193,18 @@ def hold_back() -> None:
 
 
 def begin(*, ignores: bool) -> None:
-    """Undo `held_back` in a process that was started in such a block, or ignore SIGINT."""
+    """Undo `held_back` in a process that was started in such a block.
+
+    A process that *ignores* SIGINT is a worker: it has no handler of its parent for SIGTERM either.
+    """
     global _outside, _holder
     (handlers, actions, mask, came), _outside, _holder = _outside or ({}, {}, None, []), None, None
     if sys.platform == "win32":
         handlers = {int(signal.SIGINT): signal.default_int_handler}
     if ignores:
-        handlers[int(signal.SIGINT)] = _signal.SIG_IGN
-        actions.pop(int(signal.SIGINT), None)
+        for number, handler in ((signal.SIGINT, _signal.SIG_IGN), (signal.SIGTERM, _signal.SIG_DFL)):
+            handlers[int(number)] = handler
+            actions.pop(int(number), None)
     install(handlers, actions)
     if sys.platform != "win32":
         if mask is None:

@@ -268,20 +268,19 @@ class _Supervisor:
     @promptly
     def end(self) -> None:
         """Kill the workers that still run, and restore the signal handlers."""
-        try:
-            self._end()
-        except BaseException:  # a signal handler has raised
-            self._end()
-            raise
+        _interrupts.repeat(self._end)
 
     def _end(self) -> None:
-        # Can be repeated.
-        self._kill()
-        for wakeup in self._wakeup:
-            signal.set_wakeup_fd(wakeup)
-        _interrupts.install(self._handlers, self._actions)
-        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
-            end.close()
+        # Can be repeated. It takes longer than the time between two signals of a timer, whose handler may raise.
+        try:
+            with _interrupts.held_back():
+                self._kill()
+                for wakeup in self._wakeup:
+                    signal.set_wakeup_fd(wakeup)
+                for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+                    end.close()
+        finally:
+            _interrupts.install(self._handlers, self._actions)
 
     def _asked(self, number: int, frame: Any) -> None:
         if sys.platform != "win32" and number == signal.SIGHUP:
@@ -390,6 +389,8 @@ class _Supervisor:
             place.sentinel = kernel.open_process(process.pid, process.sentinel)
             place.file = kernel.file_of(place.sentinel)
         except OSError as error:
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
+                raise
             raise WorkerStartError(
                 error.errno or 0,
                 f"cannot start worker {place.rank + 1} of {len(self._places)} {_system.why_refused(error)}",
