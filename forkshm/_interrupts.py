@@ -195,7 +195,8 @@ def hold_back() -> None:
 def begin(*, ignores: bool) -> None:
     """Undo `held_back` in a process that was started in such a block.
 
-    A process that *ignores* SIGINT is a worker: it has no handler of its parent for SIGTERM either.
+    A process that *ignores* SIGINT is a worker. It has no handler of its parent for SIGTERM, and not the wakeup fd, by
+    which asyncio would run handlers in the parent.
     """
     global _outside, _holder
     (handlers, actions, mask, came), _outside, _holder = _outside or ({}, {}, None, []), None, None
@@ -205,6 +206,7 @@ def begin(*, ignores: bool) -> None:
         for number, handler in ((signal.SIGINT, _signal.SIG_IGN), (signal.SIGTERM, _signal.SIG_DFL)):
             handlers[int(number)] = handler
             actions.pop(int(number), None)
+        _signal.set_wakeup_fd(-1)
     install(handlers, actions)
     if sys.platform != "win32":
         if mask is None:

@@ -7,7 +7,6 @@ import functools
 import itertools
 import operator
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -244,7 +243,6 @@ class Team(Member):
             monitor.forget()
             self._answers_in = monitor.answers_in
             # Ctrl-C reaches the whole process group; only the process that started the team handles it.
-            signal.set_wakeup_fd(-1)
             _interrupts.begin(ignores=True)
             settle_child()
             if "torch" in sys.modules:
