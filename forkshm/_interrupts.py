@@ -3,7 +3,8 @@
 **Starting a process.** Python ignores exceptions of hooks that run around a fork. So an exception of a signal handler
 would be lost there, and would leave the hooks unfinished: that of `logging` would leave its lock held. So the handlers
 are called in the parent once the process has started. A child that is still starting would print a traceback of its
-own at Ctrl-C, so SIGINT is blocked there.
+own at Ctrl-C, so SIGINT is blocked there. `signal.signal` also replaces handlers that other libraries have installed in
+C, and clears the flag that `signal.siginterrupt` sets, so `sigaction` restores both.
 
 **Entering a lock.** ``with lock:`` is safe if ``lock.__enter__`` is a C function, except in CPython 3.14. There,
 ``with`` calls ``__enter__`` by the instruction ``CALL``, which runs signal handlers after a C function has returned,
@@ -35,7 +36,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -45,10 +46,13 @@ __all__ = (
     "Here",
     "Lock",
     "RLock",
+    "actions_of",
     "begin",
+    "handlers_of",
     "held_back",
     "here",
     "hold_back",
+    "install",
     "is_of_kernel",
     "promptly",
     "refused",
@@ -81,18 +85,42 @@ _NUMBERS = tuple(
     if number not in {getattr(signal, f"SIG{name}", 0) for name in ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL")}
 )
 
+# sigaction(2), with room for the new action and for the current one. A backend sets both, because only backends call C.
+sigaction: Any = None
+action_room: Any = None
+
 # The signals that came in a block: the number, the frame, and the process.
 _Came: TypeAlias = list[tuple[int, Any, int]]
 
-# The handlers and the signal mask outside of all blocks, which a forked child gets, and the signals that came.
-_outside: tuple[dict[int, Any], Any, _Came] | None = None
+# The handlers, the actions and the signal mask outside of all blocks, which a forked child gets, and the signals that
+# came.
+_outside: tuple[dict[int, Any], dict[int, Any], Any, _Came] | None = None
 # The thread that entered the outermost block.
 _holder: int | None = None
 
 
-def _install(handlers: dict[int, Any]) -> None:
+def handlers_of(numbers: Iterable[int]) -> dict[int, Any]:
+    """Return Python's handler of each signal, for `install`."""
+    return {int(number): _signal.getsignal(number) for number in numbers}
+
+
+def actions_of(numbers: Iterable[int]) -> dict[int, Any]:
+    """Return what the C library does at each signal: a function of Python or of another library, and flags."""
+    if sigaction is None:
+        return {}
+    actions = {int(number): action_room() for number in numbers}
+    for number, action in actions.items():
+        sigaction(number, None, action)
+    return actions
+
+
+def install(handlers: dict[int, Any], actions: dict[int, Any]) -> None:
+    """Set Python's handlers, and keep what the C library does. Can be repeated."""
     for number, handler in handlers.items():
-        _signal.signal(number, handler)
+        # None is a handler that was installed before Python started.
+        _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+        if number in actions:
+            sigaction(number, actions[number], None)
 
 
 def _handle(came: _Came, handlers: dict[int, Any]) -> None:
@@ -102,14 +130,20 @@ def _handle(came: _Came, handlers: dict[int, Any]) -> None:
         number, frame, pid = came.pop(0)
         if pid == os.getpid() and all(number != other for other, _, _ in came):
             try:
-                handlers[number](number, frame)
+                if callable(handlers[number]):
+                    handlers[number](number, frame)
+                else:  # `begin` has removed the handler
+                    signal.raise_signal(number)
             finally:
                 _handle(came, handlers)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Defer signals until after the block. Processes started in it have SIGINT blocked until they call `begin`."""
+    """Defer signals until after the block. Processes started in it have SIGINT blocked until they call `begin`.
+
+    A forked child that has called `begin` may leave the block.
+    """
     global _outside, _holder
     me = threading.get_ident()
     if _holder == me:  # a nested block: the outer one handles the signals
@@ -117,8 +151,8 @@ def held_back() -> Iterator[None]:
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)  # other code may have unblocked it meanwhile
         yield
         return
-    now = {number: _signal.getsignal(number) for number in _NUMBERS}
-    handlers: dict[int, Any] = {number: handler for number, handler in now.items() if callable(handler)}
+    handlers = {number: handler for number, handler in handlers_of(_NUMBERS).items() if callable(handler)}
+    actions = actions_of(handlers)
     came: _Came = []
     # Handlers run in the main thread, whichever thread the kernel chose.
     are_handled_here = _HAS_HANDLERS and threading.current_thread() is threading.main_thread()
@@ -126,24 +160,25 @@ def held_back() -> Iterator[None]:
     mask = None
     try:
         if are_handled_here:
-            _install(dict.fromkeys(handlers, lambda number, frame: came.append((number, frame, os.getpid()))))
+            install(dict.fromkeys(handlers, lambda number, frame: came.append((number, frame, os.getpid()))), actions)
         if sys.platform != "win32":
             mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
             _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGINT)
         if _outside is None:
             is_outermost = True
-            _outside, _holder = (handlers, mask, came), me
+            _outside, _holder = (handlers, actions, mask, came), me
         yield
     finally:
+        has_begun = is_outermost and _outside is None
         if is_outermost:
             _outside = _holder = None
         try:
-            if sys.platform != "win32" and mask is not None:
+            if sys.platform != "win32" and mask is not None and not has_begun:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         finally:
-            if are_handled_here:
+            if are_handled_here and not has_begun:
                 # A handler that was restored before the others may raise.
-                repeat(functools.partial(_install, handlers))
+                repeat(functools.partial(install, handlers, actions))
                 _handle(came, handlers)
 
 
@@ -158,12 +193,21 @@ def hold_back() -> None:
 
 
 def begin(*, ignores: bool) -> None:
-    """Undo `held_back` in a process that was started in such a block, or ignore SIGINT."""
+    """Undo `held_back` in a process that was started in such a block.
+
+    A process that *ignores* SIGINT is a worker. It has no handler of its parent for SIGTERM, and not the wakeup fd, by
+    which asyncio would run handlers in the parent.
+    """
     global _outside, _holder
-    (handlers, mask, came), _outside, _holder = _outside or ({}, None, []), None, None
+    (handlers, actions, mask, came), _outside, _holder = _outside or ({}, {}, None, []), None, None
     if sys.platform == "win32":
         handlers = {int(signal.SIGINT): signal.default_int_handler}
-    _install({**handlers, int(signal.SIGINT): _signal.SIG_IGN} if ignores else handlers)
+    if ignores:
+        for number, handler in ((signal.SIGINT, _signal.SIG_IGN), (signal.SIGTERM, _signal.SIG_DFL)):
+            handlers[int(number)] = handler
+            actions.pop(int(number), None)
+        _signal.set_wakeup_fd(-1)
+    install(handlers, actions)
     if sys.platform != "win32":
         if mask is None:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _SIGINT)

@@ -39,6 +39,17 @@ _librt.shm_open.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _librt.shm_unlink.argtypes = (ctypes.c_char_p,)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
+sigaction: Callable[..., int] = _quick.sigaction
+"""sigaction(2), with room for the new action and for the current one; either may be None."""
+
+
+def action_room() -> Any:
+    """Return room for a ``struct sigaction``: 152 bytes in glibc and musl, less elsewhere."""
+    return ctypes.create_string_buffer(256)
+
+
+_interrupts.sigaction, _interrupts.action_room = sigaction, action_room
+
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 

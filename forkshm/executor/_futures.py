@@ -660,4 +660,5 @@ def finish_all() -> None:
         work.end_helper()
 
 
-cast("Any", threading)._register_atexit(finish_all)
+with contextlib.suppress(RuntimeError):  # this is first imported while the interpreter exits
+    cast("Any", threading)._register_atexit(finish_all)

@@ -7,7 +7,6 @@ called around forkshm's, for a process object of the standard library that only 
 from __future__ import annotations
 
 import multiprocessing.process
-import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,9 +55,6 @@ def run_with_tools(begin: Callable[[], int], actor: Any) -> int:
     if not is_followed():
         return begin()
     stage = _Stage(begin, actor)
-    if getattr(actor, "ignores_interrupts", False):
-        # A worker must not inherit a handler of its parent. It keeps one that the tool installs here.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     outer = _theirs.BaseProcess._bootstrap(stage, parent_sentinel=None)
     # A failure of the tool shows in its exit code, and in its output.
     return stage.exit_code or int(outer or 0)

@@ -296,8 +296,10 @@ class ForkPopen(Child):
         _interrupts.repeat(self._end_and_close)
 
     def _end_and_close(self) -> None:
-        self._end()
-        finish(self.finalizer)
+        # Waiting for the end may take longer than the time between two signals, whose handlers may raise.
+        with _interrupts.held_back():
+            self._end()
+            finish(self.finalizer)
 
     def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
         code = 1

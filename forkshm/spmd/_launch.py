@@ -231,7 +231,7 @@ class Launch:
                 starting.clear()
         except BaseException as error:
             self._close()
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and _interrupts.is_of_kernel(error):
                 raise WorkerStartError(
                     error.errno or 0,
                     f"cannot start {size} workers {_system.why_refused(error)}",
@@ -309,6 +309,9 @@ def _exit_code(process: Any) -> int | None:
 
 def _close(owner: int, open_things: list[Callable[[], object]]) -> None:
     """Close what is open, unless this is a forked child. Can be repeated."""
-    while open_things and os.getpid() == owner:
-        open_things[-1]()
-        del open_things[-1]
+    if open_things and os.getpid() == owner:
+        # It takes longer than the time between two signals of a timer, whose handler may raise.
+        with _interrupts.held_back():
+            while open_things:
+                open_things[-1]()
+                del open_things[-1]

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from forkshm import _multiprocess, _system
+from forkshm import _interrupts, _multiprocess, _system
 from forkshm._interrupts import promptly
 from forkshm.backend import UNKNOWN, kernel
 from forkshm.channel import PrivateFd
@@ -246,7 +246,8 @@ class _Supervisor:
         # The kernel kills the workers when the write end of the lifeline is closed, so no child may hold it.
         self._lifeline, self._lifeline_end = OwnedFd(), PrivateFd()
         self._read_end, self._write_end = OwnedFd(), OwnedFd()
-        # The signal handlers before this, and the wakeup fd, once these were replaced.
+        # The signal handlers before this, in C and in Python, and the wakeup fd, once these were replaced.
+        self._actions: dict[int, Any] = {}
         self._handlers: dict[int, Any] = {}
         self._wakeup: list[int] = []
 
@@ -259,7 +260,8 @@ class _Supervisor:
         assert sys.platform != "win32"  # there is no fork
         self._poll = select.poll()
         self._poll.register(self._read_end.fd, select.POLLIN)
-        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._actions = _interrupts.actions_of(_SIGNALS)
+        self._handlers = _interrupts.handlers_of(_SIGNALS)
         for number in _SIGNALS:
             signal.signal(number, self._asked)
         # The wakeup fd is written when the signal arrives. Python runs the handler later, perhaps only after a wait.
@@ -269,21 +271,19 @@ class _Supervisor:
     @promptly
     def end(self) -> None:
         """Kill the workers that still run, and restore the signal handlers."""
-        try:
-            self._end()
-        except BaseException:  # a signal handler has raised
-            self._end()
-            raise
+        _interrupts.repeat(self._end)
 
     def _end(self) -> None:
-        # Can be repeated.
-        self._kill()
-        for wakeup in self._wakeup:
-            signal.set_wakeup_fd(wakeup)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
-            end.close()
+        # Can be repeated. It takes longer than the time between two signals of a timer, whose handler may raise.
+        try:
+            with _interrupts.held_back():
+                self._kill()
+                for wakeup in self._wakeup:
+                    signal.set_wakeup_fd(wakeup)
+                for end in (self._read_end, self._write_end, self._lifeline, self._lifeline_end):
+                    end.close()
+        finally:
+            _interrupts.install(self._handlers, self._actions)
 
     def _asked(self, number: int, frame: Any) -> None:
         if sys.platform != "win32" and number == signal.SIGHUP:
@@ -392,6 +392,8 @@ class _Supervisor:
             place.sentinel = kernel.open_process(process.pid, process.sentinel)
             place.file = kernel.file_of(place.sentinel)
         except OSError as error:
+            if not _interrupts.is_of_kernel(error):  # raised by a signal handler
+                raise
             raise WorkerStartError(
                 error.errno or 0,
                 f"cannot start worker {place.rank + 1} of {len(self._places)} {_system.why_refused(error)}",

@@ -7,12 +7,11 @@ import functools
 import itertools
 import operator
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from forkshm import _system
+from forkshm import _interrupts, _system
 from forkshm._interrupts import promptly
 from forkshm.backend import kernel
 from forkshm.channel import PrivateFd
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ("Team", "team")
-
-# Signals that programs commonly handle. Blocking every signal takes as long as a fork.
-_HANDLED = tuple(
-    getattr(signal, name)
-    for name in ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGWINCH"]
-    if hasattr(signal, name)
-)
-
 
 # Arguments of a call without arguments that `itertools.starmap` makes once.
 _ONCE: tuple[tuple[()], ...] = ((),)
@@ -145,18 +136,23 @@ class Team(Member):
             team_state.enter(0)
             _flush()
             # No Python signal handler may raise between the fork and the block.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-            try:
+            with _interrupts.held_back():
                 for rank in range(1, self.size):
+<<<<<<< HEAD
                     if self._fork(rank, monitor):
                         continue
                     self._begin(rank, team_state, monitor)
                     return self
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+=======
+                    if not self._fork(rank, monitor):
+                        self._begin(rank, team_state, monitor)
+                        return self
+>>>>>>> helper-A
         except BaseException as error:
             self._end()
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and _interrupts.is_of_kernel(error):
                 raise WorkerStartError(
                     error.errno or 0,
                     f"cannot start a team of {self.size} {_system.why_refused(error)}",
@@ -197,13 +193,14 @@ class Team(Member):
     @promptly
     def _end(self) -> None:
         """Leave the team, and kill the members that are still running."""
-        try:
-            self._close()
-        except BaseException:  # a signal handler has raised
-            self._close()
-            raise
+        _interrupts.repeat(self._close)
 
     def _close(self) -> None:
+        # It takes longer than the time between two signals of a timer, whose handler may raise.
+        with _interrupts.held_back():
+            self._close_all()
+
+    def _close_all(self) -> None:
         # Can be repeated. Each is tried, whatever the others raise.
         if os.getpid() != self._pid:
             return  # a process that user code forked inside the block
@@ -255,9 +252,7 @@ class Team(Member):
             monitor.forget()
             self._answers_in = monitor.answers_in
             # Ctrl-C reaches the whole process group; only the process that started the team handles it.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.set_wakeup_fd(-1)
+            _interrupts.begin(ignores=True)
             settle_child()
             if "torch" in sys.modules:
                 from forkshm.integrations.torch import settle_worker

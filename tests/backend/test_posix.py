@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
+import collections
 import errno
+import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -428,3 +432,22 @@ def test_permits_are_not_lost_to_a_kill(place):
     os.waitpid(pid, 0)
     assert locks.sem_value(place) == 1
     assert list(locks.sem_wait(place, 5)) == [0]
+
+
+def test_an_end_that_is_collected_closes_its_fds_although_a_signal_handler_raises(monkeypatch):
+    def stop(*_):
+        raise InterruptedError("stop")
+
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: ignored.append(str(found.exc_value)))
+    before = signal.signal(signal.SIGUSR1, stop)
+    fds = set(os.listdir("/proc/self/fd"))
+    try:
+        ends = list(kernel.message_sockets())
+        # The signal is pending when the end is collected, so the handler is called when `__del__` begins.
+        for _ in range(2):
+            collections.deque(itertools.chain(map(_thread.interrupt_main, (signal.SIGUSR1,)), map(ends.pop, (-1,))), 0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert len(ignored) == 2

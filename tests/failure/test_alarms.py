@@ -133,6 +133,14 @@ def test_an_alarm_ends_a_join():
         assert ends_in_time(pool.join)
 
 
+def signals_are_deferred():
+    if kernel.name != "posix":
+        return False
+    from forkshm.backend.posix._whole import _deferral
+
+    return _deferral.is_on
+
+
 @pytest.mark.skipif(kernel.name == "windows", reason="does not call os.fstat")
 @pytest.mark.parametrize("at", range(12))
 def test_an_alarm_while_the_kernel_tells_about_an_fd_is_raised_and_takes_no_memory(at, monkeypatch):
@@ -140,8 +148,10 @@ def test_an_alarm_while_the_kernel_tells_about_an_fd_is_raised_and_takes_no_memo
     fstat, calls = os.fstat, []
 
     def interrupted(fd):
-        calls.append(fd)
+        if not signals_are_deferred():
+            calls.append(fd)
         if len(calls) == at + 1:
+            calls.append(fd)
             raise TimeoutError("the alarm")
         return fstat(fd)
 

@@ -278,3 +278,19 @@ if __name__ == "__main__":
 def test_a_daemon_thread_that_waits_prints_nothing_at_the_end(run_script, wait):
     done = run_script(WAITS, wait, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_executor_is_imported_while_the_program_exits(run_script):
+    program = """
+import atexit
+import forkshm
+
+def use():
+    with forkshm.Executor(1) as executor:
+        print(executor.submit(abs, -3).result())
+
+if __name__ == "__main__":
+    atexit.register(use)
+"""
+    done = run_script(program, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")

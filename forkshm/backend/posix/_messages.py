@@ -14,7 +14,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
-from forkshm._interrupts import is_of_kernel
+from forkshm._interrupts import is_of_kernel, promptly
 from forkshm.backend._interface import HasFileno
 from forkshm.backend.posix._whole import surely, whole
 
@@ -263,12 +263,18 @@ class End(Socket):
             self._backend.close_own(self._backend.closing(fd, self._file))
 
     # With defaults, because the names of this module may be gone when the program ends.
+    @promptly
     def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:
-        if ends():
-            self.detach()  # the kernel closes the fds in a moment
-        elif self.fileno() >= 0:
-            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-            self.close()
+        is_ending = False
+        try:
+            is_ending = ends()
+            if is_ending:
+                self.detach()  # the kernel closes the fds in a moment
+            elif self.fileno() >= 0:
+                warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            if not is_ending:
+                self.close()
 
 
 class _Callee:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ("surely", "whole")
 
+# Type checkers know nothing of it for Windows, and check this module.
+_syscalls: Any = importlib.import_module("forkshm.backend._syscalls")
 # `signal` would make enums of the numbers.
 _signal: Any = importlib.import_module("_signal")
 _NUMBERS = tuple(sorted(number for number in map(int, _signal.valid_signals()) if number < 32))
@@ -63,11 +65,15 @@ class _Deferral(_interrupts.Here):
         self.numbers: list[int] = []
         self.before: list[Any] = []
         self.note: Any = self.came.setdefault
+        # What the C library does at these signals: Python's own handler, with flags, or one of another library.
+        self.actions = [_syscalls.action_room() for _ in _NUMBERS]
         self._handlers_now = functools.partial(map, _signal.getsignal, _NUMBERS)
         self._flags_now = functools.partial(map, callable, self.handlers)
         self._numbers_now = functools.partial(itertools.compress, _NUMBERS, self.flags)
         self._deferring = functools.partial(map, _signal.signal, self.numbers, itertools.repeat(self.note))
         self._restoring = functools.partial(map, _signal.signal, self.numbers, self.before)
+        self._noting = functools.partial(map, _syscalls.sigaction, self.numbers, itertools.repeat(None), self.actions)
+        self._acting = functools.partial(map, _syscalls.sigaction, self.numbers, self.actions, itertools.repeat(None))
         self._sending = functools.partial(map, _thread.interrupt_main, self.came)
         self._forgetting = self.came.clear
         self.wakeup: list[int] = []
@@ -81,6 +87,8 @@ class _Deferral(_interrupts.Here):
     numbers_now: Any = property(operator.methodcaller("_numbers_now"))
     deferring: Any = property(operator.methodcaller("_deferring"))
     restoring: Any = property(operator.methodcaller("_restoring"))
+    noting: Any = property(operator.methodcaller("_noting"))
+    acting: Any = property(operator.methodcaller("_acting"))
     sending: Any = property(operator.methodcaller("_sending"))
     forgetting: Any = property(operator.methodcaller("_forgetting"))
     not_waking: Any = property(operator.methodcaller("_not_waking"))
@@ -123,6 +131,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
         state.numbers[:] = state.numbers_now
         if may_be_left_out:
             _look()
+        done[:] = state.noting
         state.is_on = True
         if _Later in _late:  # raised by a handler a moment ago
             late = _late[_Later]
@@ -140,6 +149,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
                 before += state.deferring
             except BaseException as another:
                 late = another
+        done[:] = state.acting
         try:
             if late is not None and may_be_left_out:
                 due, late = late, None
@@ -152,6 +162,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
             except BaseException as error:  # raised by a handler that was restored before the others
                 late = error
                 done[:] = state.restoring
+            done[:] = state.acting
             if state.came:
                 # A wakeup fd was written to when the signals arrived, so do not write to it again.
                 state.wakeup[:] = (state.not_waking,)
