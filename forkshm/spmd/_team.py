@@ -138,18 +138,10 @@ class Team(Member):
             # No Python signal handler may raise between the fork and the block.
             with _interrupts.held_back():
                 for rank in range(1, self.size):
-<<<<<<< HEAD
                     if self._fork(rank, monitor):
                         continue
                     self._begin(rank, team_state, monitor)
                     return self
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-=======
-                    if not self._fork(rank, monitor):
-                        self._begin(rank, team_state, monitor)
-                        return self
->>>>>>> helper-A
         except BaseException as error:
             self._end()
             if isinstance(error, OSError) and _interrupts.is_of_kernel(error):
