@@ -312,6 +312,8 @@ def _close(owner: int, open_things: list[Callable[[], object]]) -> None:
     if open_things and os.getpid() == owner:
         # It takes longer than the time between two signals of a timer, whose handler may raise.
         with _interrupts.held_back():
-            while open_things:
+            while True:
+                if not open_things:
+                    break
                 open_things[-1]()
                 del open_things[-1]
