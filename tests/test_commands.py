@@ -95,7 +95,7 @@ def test_a_command_for_which_something_is_missing_says_what(words, telling, monk
     assert said.count("\n") == 1
 
 
-@pytest.mark.skipif(kernel.name != "linux", reason="needs memfd")
+@pytest.mark.needs("memfd")
 def test_the_doctor_measures_the_gain_of_huge_pages(monkeypatch):
     from forkshm._commands import _doctor_unix
 

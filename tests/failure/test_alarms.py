@@ -141,7 +141,7 @@ def signals_are_deferred():
     return _deferral.is_on
 
 
-@pytest.mark.skipif(kernel.name == "windows", reason="does not call os.fstat")
+@pytest.mark.needs("fd_numbers")
 @pytest.mark.parametrize("at", range(12))
 def test_an_alarm_while_the_kernel_tells_about_an_fd_is_raised_and_takes_no_memory(at, monkeypatch):
     """CPython runs signal handlers in os.fstat. Memory seemed to have been closed by other code, and was unmapped."""

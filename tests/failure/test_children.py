@@ -149,7 +149,7 @@ def test_a_child_is_joined_while_a_grandchild_lives(method, tmp_path):
     process.close()
 
 
-@pytest.mark.skipif(kernel.name != "linux", reason="there the sentinel is a pipe that the child holds")
+@pytest.mark.needs("pidfds")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_child_that_closes_all_its_fds_is_alive(method):
     process = forkshm.get_context(method).Process(target=f.close_everything)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.backend import kernel
 from forkshm.errors import RegionGoneError
 
-pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="no other kernel can seal memory against it")
+pytestmark = pytest.mark.needs("seals")
 
 
 def send_unsealed(end, make):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkshm.backend import kernel
-
-pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs memfd_create")
+pytestmark = pytest.mark.needs("memfd")
 pytest.importorskip("numpy")
 
 

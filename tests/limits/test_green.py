@@ -9,8 +9,6 @@ import sys
 import pytest
 from started import methods
 
-from forkshm.backend import kernel
-
 PATCHES = [
     ("gevent", "from gevent import monkey; monkey.patch_all()"),
     ("eventlet", "import eventlet; eventlet.monkey_patch()"),
@@ -55,7 +53,7 @@ print(here.poll(5), here.recv())
 """
 
 
-@pytest.mark.skipif(kernel.name == "windows", reason="there is no fork")
+@pytest.mark.needs("fork")
 @pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("method", [*methods("fork"), pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("library", "patch"), PATCHES)

@@ -16,7 +16,7 @@ from forkshm.pickler import files_kept, forget_files, pack, sendable
 
 np = pytest.importorskip("numpy")
 
-pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="the kernel does not say what lies at an address")
+pytestmark = pytest.mark.needs("mapped_files")
 
 NUMBERS = np.arange(100_000.0)
 

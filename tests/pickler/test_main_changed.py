@@ -8,9 +8,7 @@ import textwrap
 
 import pytest
 
-from forkshm.backend import kernel
-
-pytestmark = pytest.mark.skipif(kernel.name == "windows", reason="there is no fork")
+pytestmark = pytest.mark.needs("fork")
 
 
 def run(source):

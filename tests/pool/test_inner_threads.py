@@ -147,7 +147,7 @@ def threads_and_time():
     return len(os.listdir("/proc/self/task")), time.process_time() - began
 
 
-@pytest.mark.skipif(kernel.name == "windows", reason="needs a fork")
+@pytest.mark.needs("fork")
 def test_a_limit_starts_no_threads_that_keep_a_core_busy():
     _inner_threads.prepare()
     if not _inner_threads._numbers:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import forkshm
-from forkshm.backend import kernel
 from forkshm.pool import _worker
 from forkshm.region.blocks import _segment
 from forkshm.region.blocks._arena import KEEP_WARM, MIB, arena
@@ -287,7 +286,7 @@ def test_an_empty_or_object_array_crosses(pool):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(kernel.name != "linux", reason="needs MADV_REMOVE")
+@pytest.mark.needs("punch_holes")
 def test_an_idle_worker_keeps_some_memory_warm_and_later_none(monkeypatch, wait_until):
     monkeypatch.setattr(_worker, "_IDLE_SECONDS", 0.3)
     monkeypatch.setattr(_worker, "_LOOK_SECONDS", 0.3)

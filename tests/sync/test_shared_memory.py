@@ -15,7 +15,6 @@ from started import IGNORE_EXPERIMENTS
 
 import forkshm
 from forkshm import _multiprocess
-from forkshm.backend import kernel
 from forkshm.managers import SharedMemoryManager
 from forkshm.shared_memory import ShareableList, SharedMemory
 
@@ -288,7 +287,7 @@ def test_opening_shared_memory_removes_nothing(memory):
     assert memory.buf[0] == 9
 
 
-@pytest.mark.skipif(kernel.name == "windows", reason="needs limits of processes")
+@pytest.mark.needs("memory_limits")
 def test_each_block_takes_an_fd_and_the_error_says_so():
     """A thousand blocks at 256 fds: each is a kernel object, and needs an fd to be sent."""
     code, said, errors = run(

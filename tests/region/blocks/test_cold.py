@@ -25,7 +25,7 @@ from forkshm.region.blocks._arena import COLD_LEAST, MIB, arena
 from forkshm.region.blocks._segment import with_range, within, without_range
 
 np = pytest.importorskip("numpy")
-pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs pwrite(2) into shared memory")
+pytestmark = pytest.mark.needs("pwrite")
 
 NUMBERS = st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 12)), max_size=12)
 

@@ -9,12 +9,11 @@ import time
 import pytest
 
 import forkshm
-from forkshm.backend import kernel
 from forkshm.region.blocks import _decay
 from forkshm.region.blocks._arena import KEEP_WARM, MIB, arena
 
 np = pytest.importorskip("numpy")
-pytestmark = pytest.mark.skipif(kernel.name != "linux", reason="needs MADV_REMOVE")
+pytestmark = pytest.mark.needs("punch_holes")
 
 
 def resident():
