@@ -303,13 +303,17 @@ class ForkPopen(Child):
 
     def _be_child(self, process_obj: Any, read_end: int, write_end: int) -> None:
         code = 1
+        # From Python 3.13 on, children run the exit functions that they have registered themselves.
+        exit_functions: Any = getattr(popen_fork, "atexit", None)
         try:
+            if exit_functions is not None:
+                exit_functions._clear()
+                util: Any = _multiprocess.util
+                exit_functions.register(util._exit_function)
             leave_changes()
             os.close(write_end)
             code = process_obj._bootstrap(parent_sentinel=read_end)
         finally:
-            # Newer versions of multiprocess run exit functions.
-            exit_functions: Any = getattr(popen_fork, "atexit", None)
             if exit_functions is not None:
                 exit_functions._run_exitfuncs()
             os._exit(code)

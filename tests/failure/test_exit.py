@@ -1,5 +1,7 @@
 """Programs that end with open objects, or close them in a __del__ or an exit function, end silently and at once."""
 
+import sys
+
 import pytest
 import started
 from capability_skips import has
@@ -294,3 +296,36 @@ if __name__ == "__main__":
 """
     done = run_script(program, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+@pytest.mark.needs("fork")
+def test_a_child_runs_its_own_exit_functions_and_not_those_of_its_parent(run_script):
+    program = """
+import atexit
+import os
+import sys
+
+import forkshm
+
+
+def at_exit():
+    print("the parent's", os.getpid() == PID, flush=True)
+
+
+def use():
+    atexit.register(print, "the child's", flush=True)
+
+
+PID = os.getpid()
+if __name__ == "__main__":
+    atexit.register(at_exit)
+    process = forkshm.Process(target=use)
+    process.start()
+    process.join()
+    with forkshm.Pool(1) as pool:
+        pool.apply(use)
+        pool.close()
+        pool.join()
+"""
+    of_children = "the child's\n" * 2 if sys.version_info >= (3, 13) else ""
+    assert run_script(program, check=False).stdout == of_children + "the parent's True\n"

@@ -73,7 +73,9 @@ def storm():
         while came < times:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0001 + came % 7 * 0.00003)
-                while time.monotonic() < deadline:
+                while True:  # without a condition: see test_loops.py
+                    if time.monotonic() >= deadline:
+                        break
                     for _ in range(1000):
                         with lock:
                             pass
