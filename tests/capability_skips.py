@@ -22,6 +22,7 @@ MISSING: dict[str, dict[str, str]] = {
         "locks_as_leases": "a lease is a pipe, so each array on its way takes an fd of its sender",
         "mapped_files": "the kernel does not report which file is mapped at an address",
         "memfd": "memory without a name is made by shm_open(3), so it has the bounds of memory with one",
+        "mutexes_in_c": "a mutex of a region is a record lock, which Python code takes",
         "pagemap": "which pages were written is not told, so copies that are handed on are copied again",
         "parent_death_signal": "a thread of each worker waits for the parent's end; in a stopped one it cannot run",
         "pidfds": "the sentinel of a child is a pipe, which its children hold",
@@ -29,8 +30,10 @@ MISSING: dict[str, dict[str, str]] = {
         "punch_holes": "pages of shared memory cannot be given back one by one: an arena keeps what it once needed",
         "pwrite": "shared memory is written through its mapping",
         "seals": "no kernel but Linux can forbid writing to memory forever: seal() raises UnsupportedError",
+        "signals_inside": "signals are deferred inside functions of several steps",
     },
     "windows": {
+        "actions_in_c": "the test knows only the struct sigaction of Linux",
         "advice": "Windows has only willneed of Boost's kinds of advice",
         "carving": "each block of an arena is a section, and an exclusive one cannot be remapped in one step",
         "children": "waiting for a child does not take its exit code away from other waiters",
@@ -54,6 +57,7 @@ MISSING: dict[str, dict[str, str]] = {
         "memory_maps": "the memory of a process is read from /proc",
         "parts_of_views": "a view is unmapped as a whole: pages that a region gave up are freed with the rest of it",
         "pidfds": "the sentinel of a child is its process handle",
+        "posix_backend": "the POSIX backend needs fcntl(2)",
         "proc": "the test reads /proc in a program of its own",
         "punch_holes": "pages of a section cannot be given back one by one",
         "pwrite": "a section is written through its view",
@@ -120,7 +124,7 @@ FILES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 
 # What the Linux and the POSIX backend have only where the system has it.
-_OF_PROC = ("memory_maps", "proc")
+_OF_PROC = ("actions_in_c", "memory_maps", "proc")
 
 
 def has(capability: str) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import importlib.util
 import multiprocessing.process
 import os
 import signal
 import sys
 import threading
 import time
+
+from capability_skips import has
 
 from forkshm._multiprocess import process as _process
 from forkshm._multiprocess import util
@@ -27,7 +30,7 @@ def nothing(*args, **kwargs):
 @functools.cache
 def keeps_exit_codes():
     """Return whether the kernel keeps the exit code of a process that was reaped for its pidfd."""
-    if kernel.name != "linux":
+    if not has("pidfds"):
         return False
     pid = os.fork()
     if pid == 0:
@@ -92,7 +95,7 @@ def end(how):
     if how == "sys.exit":
         sys.exit(17)
     if how == "bad memory access":
-        faulthandler._read_null() if sys.platform == "win32" else faulthandler._sigsegv()
+        faulthandler._sigsegv() if has("signals") else faulthandler._read_null()
     if how == "MemoryError":
         import resource  # missing on some systems
 
@@ -269,7 +272,7 @@ def touch_file(path, value):
 @contextlib.contextmanager
 def _alone_at(path):
     """Lock a file where appending is not atomic."""
-    if sys.platform != "win32":
+    if importlib.util.find_spec("msvcrt") is None:
         yield
         return
     import msvcrt

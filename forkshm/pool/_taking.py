@@ -172,6 +172,9 @@ def take_arguments(
                 continue
         elif type(arguments) is range or _are_fixed(arguments):
             continue
+        elif task.kind is Kind.MAP and len(arguments) == 1 and (made := _copy_flat(arguments[0])) is not None:
+            task.arguments = type(arguments)((made,))
+            continue
         copier = _Copier()
         try:
             copied = copier.copy_arguments(arguments, task.kind)
@@ -192,6 +195,19 @@ def _are_fixed(things: Iterable[Any]) -> bool:
     return all(
         type(thing) in _FIXED or (type(thing) is tuple and _FIXED.issuperset(map(type, thing))) for thing in things
     )
+
+
+def _copy_flat(thing: Any) -> Any:
+    """Return a copy of a list or dict whose values cannot change: a fast path of `_Copier`. Otherwise return None."""
+    if type(thing) is list:
+        copied: Any = thing[:]
+        values: Any = copied
+    elif type(thing) is dict:
+        copied = thing.copy()
+        values = copied.values()
+    else:
+        return None
+    return copied if len(copied) <= _MOST_PARTS and _FIXED.issuperset(map(type, values)) else None
 
 
 def _take_others(dispatcher: Dispatcher, task: Task, copier: _Copier, copied: Any) -> bool:

@@ -6,16 +6,15 @@ import ctypes  # noqa: TID251 - a handler of a library
 import faulthandler
 import os
 import signal
-import sys
 
 import pytest
+from capability_skips import has
 
 import forkshm
 
-if sys.platform != "linux":
-    pytest.skip("knows only the struct sigaction of Linux", allow_module_level=True)
+pytestmark = pytest.mark.needs("actions_in_c")
 
-_sigaction = ctypes.CDLL(None).sigaction
+_sigaction = ctypes.CDLL(None).sigaction if has("actions_in_c") else None
 
 
 class _Action(ctypes.Structure):

@@ -23,6 +23,7 @@ import weakref
 
 import numpy as np
 import pytest
+from capability_skips import has
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -118,7 +119,7 @@ MADE = {
     "MappedRegion near the fd limit": (near_the_fd_limit, close),
     "MappedRegion at an address": (at_an_address, close),
 }
-if kernel.name == "linux":  # opening the fd of another process needs /proc
+if has("foreign_channels"):
     MADE["region of a descriptor"] = describe(REGION).attach, drop
 
 # Files of the system that the thread that returns memory opens for a moment.
@@ -269,7 +270,7 @@ RECEIVED = {
     "Assignment": (assignment, drop),
     "lifeline": (lifeline, drop),
 }
-if kernel.name == "linux":  # only there can it be sent
+if has("mapped_files"):
     RECEIVED["mmap.mmap"] = lambda: mmap.mmap(FILE.fileno(), 0, access=mmap.ACCESS_READ), close
 
 

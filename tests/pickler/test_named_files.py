@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 pytest.importorskip("numpy")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="the posix backend is for other systems"),
+    pytest.mark.needs("posix_backend"),
 ]
 
 PROGRAM = """

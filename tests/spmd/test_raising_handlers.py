@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 import pytest
 
@@ -13,8 +12,7 @@ from forkshm import WorkerDiedError
 from forkshm.processes._popen_fork import Child
 from forkshm.spmd import _monitor, _supervise
 
-if sys.platform != "linux":
-    pytest.skip("needs /proc", allow_module_level=True)
+pytestmark = [pytest.mark.needs("signals"), pytest.mark.needs("proc")]
 
 
 class Stop(Exception):

@@ -832,7 +832,7 @@ def interrupt():
                 break
     os.kill(parent, signal.SIGINT)
 pid = 0
-if sys.platform == "win32":  # a thread has to do: when the other one waits for a while, it does so in the kernel
+if not hasattr(os, "fork"):  # a thread has to do: when the other one waits for a while, it does so in the kernel
     threading.Timer(0.5, _thread.interrupt_main).start()
 elif not (pid := os.fork()):
     interrupt()
@@ -889,7 +889,7 @@ def handler(*_):
     if armed:
         armed = False
         raise Stop
-if sys.platform == "win32":  # no timers: a thread strikes all the time
+if not hasattr(signal, "setitimer"):  # no timers: a thread strikes all the time
     signal.signal(signal.SIGINT, handler)
     sys.setswitchinterval(1e-6)
     def strike():
