@@ -476,6 +476,9 @@ class LinuxBackend(Unix):
     def step_back(self) -> None:
         os.sched_yield()
 
+    def trim_heap(self) -> None:
+        _syscalls.trim_heap()
+
     def use_cpus(self, cpus: Collection[int] | None) -> frozenset[int]:
         if cpus is not None:
             os.sched_setaffinity(0, cpus)

@@ -232,6 +232,16 @@ _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, _where, ctypes.c_int, ctypes.c_uint32, _moment)
 
 
+# Missing in other C libraries than glibc.
+_malloc_trim = _prototype(_libc, "malloc_trim", ctypes.c_size_t)
+
+
+def trim_heap() -> None:
+    """Return the free memory of the heap to the kernel, where the C library has malloc_trim(3)."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
 def mutex_init(address: int) -> int:
     """Initialize a mutex that is shared between processes, robust, and reports errors where others would deadlock."""
     attributes = ctypes.create_string_buffer(64)

@@ -72,7 +72,7 @@ __all__ = ("Assignment", "run_worker")
 _FUNCTIONS_KEPT = 32
 
 # After this time without a task a worker returns the free memory of its arena, except for some that it keeps warm. It
-# then checks this often whether memory has become short.
+# then checks this often whether memory has become short. The first time it also returns the free memory of its heap.
 _IDLE_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
 # For less memory, waiting with a time limit costs more system calls than it is worth.
@@ -307,6 +307,8 @@ class _Worker:
             if woken is not None:
                 return woken
             idle += pause
+            if idle == _IDLE_SECONDS + _LOOK_SECONDS:  # once, because it walks the whole heap
+                kernel.trim_heap()
             arena.trim(0 if idle >= EMPTY_SECONDS or is_short() else KEEP_WARM)
         return kernel.wait_for_wakeup(self._wakeup) is not False
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 
 import functions as f
 import numpy as np
@@ -303,3 +304,34 @@ def test_an_idle_worker_keeps_some_memory_warm_and_later_none(monkeypatch, wait_
             wait_until(lambda: held() <= KEEP_WARM)
             assert held() > KEEP_WARM // 2
             wait_until(lambda: held() == 0)
+
+
+_kept = []
+
+
+def fill_the_heap(_):
+    """Leave 64 MiB free in the heap, below an object that stays: free(3) returns only what is at its end."""
+    parts = [bytes(100_000) for _ in range(671)]
+    _kept.append(bytes(50_000))
+    del parts
+    return np.ones(MIB)
+
+
+@pytest.mark.needs("punch_holes")
+@pytest.mark.needs("proc")
+def test_an_idle_worker_returns_free_memory_of_its_heap(monkeypatch, wait_until):
+    monkeypatch.setattr(_worker, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(_worker, "_LOOK_SECONDS", 0.5)
+
+    with forkshm.Pool(1) as pool:
+        (worker,) = pool._pool
+        status = pathlib.Path(f"/proc/{worker.pid}/status")
+
+        def held():
+            return int(re.search(r"RssAnon:\s+(\d+) kB", status.read_text())[1]) * 1024
+
+        before = held()
+        pool.apply(fill_the_heap, (0,))
+        assert held() - before > 32 * MIB
+        wait_until(lambda: held() - before < 16 * MIB)
+        assert pool.apply(len, ("abc",)) == 3

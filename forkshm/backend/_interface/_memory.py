@@ -422,6 +422,9 @@ class Memory(abc.ABC):
     def new_text(length: int) -> str:
         """Return a new ASCII ``str``, whose characters the caller writes to its `text_address` at once."""
 
+    def trim_heap(self) -> None:  # noqa: B027 - does nothing where the C library has no such call
+        """Return the free memory of malloc(3) to the kernel. Takes microseconds for each free piece."""
+
     def global_int(self, path: str, name: str) -> Any:
         """Return a C ``int`` of a loaded library, whose ``value`` can be read and set, or None if it lacks it."""
         return None
