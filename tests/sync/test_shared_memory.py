@@ -67,7 +67,7 @@ def _forget_in_tracker(name):
     resource_tracker._resource_tracker._stop()
 
 
-def test_unlinking_twice_names_what_is_missing(memory):
+def test_a_second_unlink_names_the_missing_memory(memory):
     memory.unlink()
     with pytest.raises(FileNotFoundError, match=f"cannot unlink shared memory '{memory.name}'"):
         memory.unlink()
