@@ -59,7 +59,7 @@ from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
-from forkshm.processes import explain_quit, is_followed, let_have_children
+from forkshm.processes import explained_quit, is_followed, let_have_children
 from forkshm.region import OwnedFd
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
@@ -425,7 +425,7 @@ class _Worker:
         except BaseException as error:
             with contextlib.suppress(Exception):  # an error in the user's objects: sending the answer matters more
                 explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
-                explain_quit(error)
+                error = explained_quit(error)
             del arguments
             self._send_error(Kind.ERROR, number, error)
             return
