@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import pickle
 import signal
 import sys
@@ -35,6 +36,7 @@ from forkshm.descriptor import is_plain
 from forkshm.errors import (
     ChannelBrokenError,
     ForkshmError,
+    add_note,
     remote_text,
     without_frames,
 )
@@ -335,6 +337,7 @@ class _Worker:
                 self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
             del message
         except BaseException as error:  # as in `_do`
+            _explain_import(error)
             self._send_error(Kind.ERROR, number, error)
             return
         if kind is not Kind.BATCH:
@@ -385,6 +388,7 @@ class _Worker:
         try:
             arguments = [pickle.loads(memoryview(data)[arguments_start:])]
         except BaseException as error:  # as in `_do`
+            _explain_import(error)
             self._send_error(Kind.ERROR, header.number, error)
             return True
         self._kept.clear()
@@ -598,3 +602,13 @@ def _opened(payloads: list[ReceivedPayload | None], index: int) -> Any:
     if incoming is None:
         raise ForkshmError(f"payload {index} of a task is missing: please report this")
     return incoming.open()
+
+
+def _explain_import(error: BaseException) -> None:
+    """Add a note to the error of a module that only the sender of a call can import."""
+    if isinstance(error, ModuleNotFoundError):
+        add_note(
+            error,
+            f"Worker {os.getpid()} could not import a module that a call refers to. Its sys.path is as it was when the "
+            "worker was started: change sys.path before you start the pool, or set PYTHONPATH.",
+        )
