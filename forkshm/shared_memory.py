@@ -6,6 +6,7 @@ unlinked are recorded in files, and the first process of the family removes them
 
 from __future__ import annotations
 
+import errno
 import multiprocessing.shared_memory
 import struct
 import weakref
@@ -14,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from forkshm import _interrupts, _multiprocess
 from forkshm._help import publish
-from forkshm.backend import kernel
-from forkshm.errors import RegionExistsError
+from forkshm.errors import RegionExistsError, RegionNotFoundError
 from forkshm.pickler import register
-from forkshm.region import MappedRegion, SharedMemoryObject, checked_name
+from forkshm.region import MappedRegion, SharedMemoryObject
 from forkshm.region.family import forget, note, was_removed_at_exit
 
 if TYPE_CHECKING:
@@ -172,14 +172,16 @@ class SharedMemory(_standard.SharedMemory, _theirs.SharedMemory):  # type: ignor
         """Remove the name; processes that have the memory open or mapped keep it.
 
         Raises:
-            FileNotFoundError: The name was removed already.
+            RegionNotFoundError: The name was removed already. It is a `FileNotFoundError`.
+            RegionAccessError: This user may not remove the name. It is an `OSError`.
         """
-        try:
-            kernel.unlink_named(checked_name(self.name))
-        except FileNotFoundError:
-            if not was_removed_at_exit(self.name):
-                raise
-        forget(self.name)
+        name = self.name
+        if not SharedMemoryObject.remove(name) and not was_removed_at_exit(name):
+            raise RegionNotFoundError(
+                errno.ENOENT,
+                f"cannot unlink shared memory {name!r}: no object of that name exists. Unlink it once, in one process.",
+            )
+        forget(name)
 
 
 # The regions of the objects of this process.

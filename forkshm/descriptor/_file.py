@@ -52,7 +52,7 @@ def file_at(address: int, nbytes: int, without: list[tuple[int, int]] | None = N
         if address + nbytes > end:
             raise RegionGoneError(
                 f"cannot send {nbytes:,} bytes that are mapped from {found.path!r} at {found.offset:,}: the file was "
-                f"cut to {whole:,} bytes after it was mapped. Map it again."
+                f"truncated to {whole:,} bytes after it was mapped. Map it again."
             )
         extent = FileExtent(
             fd, found.start, end - found.start, found.offset, found.writable, found.shared, os.fspath(found.path)

@@ -284,6 +284,8 @@ class Collector:
                     self.spans.append((index, address - mapping.address, nbytes))
                     self.shared += nbytes
                     return False
+            elif not mapping.shares_writes:
+                mapping.refuse_truncated(address, nbytes)
         elif (claim := claim_at(address)) is not None:  # received memory, whose file is the arena of another process
             if self._can_hand_on(claim, address, nbytes, asked):
                 self.of_blocks.append((claim, address, nbytes, asked, len(self.spans), view))

@@ -188,12 +188,20 @@ def reduce_region(region: MappedRegion) -> tuple[Any, ...]:
     """Send a region. Its bytes are recognized by their address, so none are copied.
 
     Only the pages of a ``copy_on_write`` region that were written are copied.
+
+    Raises:
+        RegionGoneError: The file of a ``copy_on_write`` region was truncated after it was mapped.
     """
     if region.mode is not Mode.copy_on_write:
         return rebuild_region, (pickle.PickleBuffer(region.buf),)
     view = region.buf
     own = [(start, pickle.PickleBuffer(view[start:end])) for start, end in own_parts(region)]
-    shared = MappedRegion(region, Mode.read_only, region.offset, region.size)
+    try:
+        shared = MappedRegion(region, Mode.read_only, region.offset, region.size)
+    except ValueError as error:
+        raise RegionGoneError(
+            f"cannot send a copy_on_write region: {error}. It was truncated after it was mapped. Map it again."
+        ) from error
     return rebuild_private, (pickle.PickleBuffer(shared.buf), own)
 
 

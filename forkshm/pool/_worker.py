@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import pickle
 import signal
 import sys
@@ -35,6 +36,7 @@ from forkshm.descriptor import is_plain
 from forkshm.errors import (
     ChannelBrokenError,
     ForkshmError,
+    add_note,
     remote_text,
     without_frames,
 )
@@ -59,7 +61,7 @@ from forkshm.pool import _worker_state as worker_state
 from forkshm.pool._read_only import explain_read_only
 from forkshm.pool._status import CLAIMING, IDLE, LAST_LOOK, MARKS, SLOT_WORDS, STARTING, Status
 from forkshm.pool.observe import Recorder, WorkerClock
-from forkshm.processes import explain_quit, is_followed, let_have_children
+from forkshm.processes import explained_quit, is_followed, let_have_children
 from forkshm.region import OwnedFd
 from forkshm.region.blocks import EMPTY_SECONDS, KEEP_WARM, arena, is_short
 
@@ -337,6 +339,7 @@ class _Worker:
                 self._recorder.received(sum(incoming.nbytes for incoming in message.payloads[1:] if incoming))
             del message
         except BaseException as error:  # as in `_do`
+            _explain_import(error)
             self._send_error(Kind.ERROR, number, error)
             return
         if kind is not Kind.BATCH:
@@ -387,6 +390,7 @@ class _Worker:
         try:
             arguments = [pickle.loads(memoryview(data)[arguments_start:])]
         except BaseException as error:  # as in `_do`
+            _explain_import(error)
             self._send_error(Kind.ERROR, header.number, error)
             return True
         self._kept.clear()
@@ -427,7 +431,7 @@ class _Worker:
         except BaseException as error:
             with contextlib.suppress(Exception):  # an error in the user's objects: sending the answer matters more
                 explain_read_only(error, function, kind, arguments, self._words[self._state + 1] - 1)
-                explain_quit(error)
+                error = explained_quit(error)
             del arguments
             self._send_error(Kind.ERROR, number, error)
             return
@@ -600,3 +604,13 @@ def _opened(payloads: list[ReceivedPayload | None], index: int) -> Any:
     if incoming is None:
         raise ForkshmError(f"payload {index} of a task is missing: please report this")
     return incoming.open()
+
+
+def _explain_import(error: BaseException) -> None:
+    """Add a note to the error of a module that only the sender of a call can import."""
+    if isinstance(error, ModuleNotFoundError):
+        add_note(
+            error,
+            f"Worker {os.getpid()} could not import a module that a call refers to. Its sys.path is as it was when the "
+            "worker was started: change sys.path before you start the pool, or set PYTHONPATH.",
+        )

@@ -1,7 +1,7 @@
 """Child processes: how they are started, watched and reaped, by each start method."""
 
 from forkshm._help import publish
-from forkshm.processes._breakpoint import explain_quit
+from forkshm.processes._breakpoint import explained_quit
 from forkshm.processes._exit_code import exit_code
 from forkshm.processes._forked import end_child, let_have_children, settle_child
 from forkshm.processes._identity import register
@@ -26,7 +26,7 @@ __all__ = (
     "SpawnProcess",
     "end_child",
     "exit_code",
-    "explain_quit",
+    "explained_quit",
     "first_calls",
     "is_followed",
     "let_have_children",

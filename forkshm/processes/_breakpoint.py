@@ -12,7 +12,7 @@ from typing import Any
 
 from forkshm.errors import add_note
 
-__all__ = ("explain_quit", "install")
+__all__ = ("explained_quit", "install")
 
 
 def install() -> None:
@@ -21,18 +21,27 @@ def install() -> None:
         sys.breakpointhook = _stop_here
 
 
-def explain_quit(error: BaseException) -> None:
-    """Add a note to the error of a debugger that has read the empty standard input, such as ``pdb.set_trace()``."""
-    if not isinstance(error, getattr(sys.modules.get("bdb"), "BdbQuit", ())):
-        return
+def explained_quit(error: BaseException) -> BaseException:
+    """Return the error of a task, with a note if a debugger has read the empty standard input and quit.
+
+    From Python 3.14 on, `pdb.set_trace` exits there. The exit is replaced by `bdb.BdbQuit`, which older versions raise,
+    so that the caller does not exit without a word.
+    """
+    bdb = sys.modules.get("bdb")
+    if bdb is None or not isinstance(error, (bdb.BdbQuit, SystemExit)):
+        return error
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if getattr(frame.f_locals.get("self"), "stdin", None) is sys.stdin:
+        debugger = frame.f_locals.get("self")
+        if isinstance(debugger, bdb.Bdb) and getattr(debugger, "stdin", None) is sys.stdin:
+            if isinstance(error, SystemExit):
+                error = bdb.BdbQuit().with_traceback(error.__traceback__)
             add_note(
                 error,
                 f"The debugger quit because the standard input of process {os.getpid()} is {os.devnull}. Call "
                 "breakpoint(), which uses the terminal.",
             )
-            return
+            return error
+    return error
 
 
 def _stop_here(*args: Any, **keywords: Any) -> None:

@@ -88,7 +88,7 @@ def attach(fd: int, offset: int, size: int, mode: Mode, *, borrowed: bool = Fals
         if offset < 0 or size < 1 or offset + size > whole:
             raise ValueError(
                 f"cannot map bytes {offset:,} to {offset + size:,} of a descriptor: the object has only {whole:,} "
-                "bytes. It was truncated after it was sent."
+                "bytes. It was truncated after it was mapped. Map it again."
             )
         # An existing copy-on-write mapping may have private writes that the new holder must not see.
         found = mapping_of(identity, offset, size, mode) if mode is not Mode.copy_on_write else None

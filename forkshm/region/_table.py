@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkshm import _interrupts, _leaks
 from forkshm.backend import Access, Identity, kernel
+from forkshm.errors import RegionGoneError
 from forkshm.region._lifetime import at_fork, guard, settle, unwatch, watch
 
 if TYPE_CHECKING:
@@ -152,6 +153,19 @@ class Mapping:
     def sent_as(self) -> Mode:
         """The mode in which other processes receive it."""
         return Mode.read_only if self.sealed else self.mode
+
+    def refuse_truncated(self, address: int, nbytes: int) -> None:
+        """Check that bytes of the mapping can be read.
+
+        Raises:
+            RegionGoneError: The file was truncated below the end of these bytes.
+        """
+        _, whole = kernel.identify(self.fd)
+        if self.offset + address + nbytes - self.address > whole:
+            raise RegionGoneError(
+                f"cannot send {nbytes:,} bytes of a {self.mode} region: its file was truncated to {whole:,} bytes "
+                "after it was mapped. Map it again."
+            )
 
     @property
     def shares_writes(self) -> bool:

@@ -279,6 +279,63 @@ def test_only_the_rows_of_an_arrow_slice_are_sent(cross, name):
         crossing.value.validate(full=True)
 
 
+def views_of_text():
+    """Return Arrow objects whose elements refer to text in buffers that all elements share."""
+    pa = pytest.importorskip("pyarrow")
+    if not hasattr(pa, "string_view"):
+        pytest.skip("needs an Arrow with views of text")
+
+    class Label(pa.ExtensionType):
+        def __init__(self):
+            super().__init__(pa.string_view(), "forkshm.tests.label")
+
+        def __arrow_ext_serialize__(self):
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage, serialized):
+            return cls()
+
+        def __reduce__(self):
+            return Label, ()
+
+    words = [None if n % 7 == 0 else f"a word of more than 12 bytes, {n}" for n in range(20_000)]
+    texts = pa.array(words, pa.string_view())
+    records = [None if word is None else {"word": [word]} for word in words]
+    pairs = [[(f"the key of number {n}", word)] for n, word in enumerate(words)]
+    required = pa.field("required", pa.binary_view(), nullable=False, metadata={"of": "tests"})
+    return {
+        "text": texts,
+        "bytes": texts.cast(pa.binary_view()),
+        "chunks": pa.chunked_array([texts, texts[5:]]),
+        "records of lists": pa.array(records, pa.struct([("word", pa.large_list(pa.string_view()))])),
+        "lists of two": pa.array([[word, word] for word in words], pa.list_(pa.string_view(), 2)),
+        "maps": pa.array(pairs, pa.map_(pa.string_view(), pa.string_view())),
+        "an extension": pa.ExtensionArray.from_storage(Label(), texts),
+        "a table": pa.table({"label": pa.ExtensionArray.from_storage(Label(), texts), "n": range(20_000)}),
+        "a batch": pa.RecordBatch.from_arrays(
+            [pa.array([str(word).encode() for word in words], pa.binary_view()), texts],
+            schema=pa.schema([required, pa.field("required", pa.string_view())], metadata={"of": "tests"}),
+        ),
+    }
+
+
+@pytest.mark.parametrize("rows", [10, 0])
+def test_only_the_text_of_an_arrow_slice_of_views_is_sent(cross, rows):
+    for name, whole in views_of_text().items():
+        sent = whole.slice(10_001, rows)
+        crossing = cross(sent)
+        assert crossing.copied < 10_000, name
+        assert type(crossing.value) is type(sent)
+        assert crossing.value.equals(sent), name
+        assert crossing.value.get_total_buffer_size() < 10_000
+        crossing.value.validate(full=True)
+        if hasattr(sent, "schema"):
+            assert crossing.value.schema.equals(sent.schema, check_metadata=True)
+        else:
+            assert crossing.value.type == sent.type
+
+
 def test_a_slice_with_most_of_an_arrow_table_is_sent_whole(cross):
     sent = table()
     for part in (sent, sent.slice(10), sent.slice(0, 90_000)):

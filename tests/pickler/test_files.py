@@ -127,7 +127,7 @@ def test_a_replaced_file_arrives_as_the_mapped_file(cross, path, way):
 def test_a_file_that_was_cut_is_told(path, way):
     sent = np.memmap(path, float, "r+")
     os.truncate(path, 4096)
-    with pytest.raises(forkshm.errors.RegionGoneError, match=r"mapped from .*numbers.* was cut to 4,096 bytes after"):
+    with pytest.raises(forkshm.errors.RegionGoneError, match=r"mapped from .*numbers.* truncated to 4,096 bytes"):
         pack(sent)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         os.truncate(path, 0)
@@ -200,6 +200,44 @@ def test_a_writable_plain_array_over_a_file_is_shared(cross, path):
     assert sent[0] == -1
 
 
+@pytest.mark.parametrize("rest", [0, 50])
+@pytest.mark.parametrize("mode", list(forkshm.region.Mode))
+def test_a_region_of_a_truncated_file_and_its_arrays_raise(path, mode, rest):
+    region = forkshm.MappedRegion(forkshm.FileMapping(path), mode, size=5000)
+    array = np.frombuffer(region.buf, np.uint8)
+    os.truncate(path, rest)
+    for sent in (region, array, array[::-7], [array[-100:], 1]):
+        queue = forkshm.SimpleQueue()
+        with pytest.raises(forkshm.errors.RegionGoneError, match=r"truncated .*after it was mapped\. Map it again"):
+            (queue.put(sent), queue.get())
+
+
+STRIDED_BY_HAND = {
+    "windows": lambda m: np.lib.stride_tricks.sliding_window_view(m, 10, writeable=True),
+    "every second": lambda m: np.lib.stride_tricks.as_strided(m, (len(m) // 2,), (16,)),
+    "a part of it": lambda m: np.lib.stride_tricks.as_strided(m, (len(m) // 2,), (16,))[:9],
+    "a memmap": lambda m: np.lib.stride_tricks.as_strided(m, (len(m) // 2,), (16,), subok=True),
+}
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+@pytest.mark.parametrize("name", STRIDED_BY_HAND)
+def test_a_view_that_as_strided_made_of_a_memmap_is_shared(cross, path, name, size):
+    sent = STRIDED_BY_HAND[name](np.memmap(path, float, "r+", shape=(size,)))
+    crossing = cross(sent)
+    assert crossing.copied == 0
+    np.testing.assert_array_equal(crossing.value, sent)
+    crossing.value.flat[0] = -1
+    assert sent.flat[0] == -1
+
+
+def test_a_read_only_view_that_as_strided_made_of_a_truncated_file_raises(path):
+    sent = np.lib.stride_tricks.sliding_window_view(np.memmap(path, float, "r", shape=(100,)), 10)
+    os.truncate(path, 0)
+    with pytest.raises(forkshm.errors.RegionGoneError, match="was truncated to 0 bytes after"):
+        pack(sent)
+
+
 def over_ctypes(mapping, count):
     return np.ctypeslib.as_array((ctypes.c_double * count).from_buffer(mapping))
 
@@ -228,6 +266,25 @@ def test_an_array_of_any_size_over_a_mapping_of_another_library_is_shared(pool, 
     assert array.tolist() == [7] * count
     alone = pool.apply(lambda a, b: (b.fill(3), float(b.sum()))[1], (array, make(bytearray(8 * count), count)))
     assert alone == 3 * count
+
+
+def strided_by_hand(mapping, count):
+    return np.lib.stride_tricks.as_strided(np.frombuffer(mapping), (count,), (8,))
+
+
+@pytest.mark.parametrize("make", [over_ctypes, over_an_object_of_another_library, strided_by_hand])
+@pytest.mark.parametrize(
+    "wrap", [list, lambda arrays: dict(enumerate(arrays)), lambda arrays: {0: arrays, "a": "text"}]
+)
+def test_many_small_arrays_over_a_mapping_of_another_library_are_shared(cross, path, make, wrap):
+    with path.open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+    arrays = [make(memoryview(mapping)[start:], 5) for start in range(0, 8000, 80)]
+    value = cross(wrap(arrays)).value
+    received = value if isinstance(value, list) else value[0] if isinstance(value[0], list) else list(value.values())
+    for array in received:
+        array[:] = 7
+    assert all((array == 7).all() for array in arrays)
 
 
 def test_many_small_objects_on_the_heap_are_asked_about_once(monkeypatch):
@@ -474,7 +531,7 @@ def test_a_mapping_is_looked_up_once_while_its_file_keeps_its_size(path, lookups
     pack(memmap).close()
     assert len(lookups) == 2
     os.truncate(path, 4096)
-    with pytest.raises(forkshm.RegionGoneError, match="cut to 4,096 bytes"):
+    with pytest.raises(forkshm.RegionGoneError, match="truncated to 4,096 bytes"):
         pack(memmap)
     assert len(lookups) == 3
     forget_files()

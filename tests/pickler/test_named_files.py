@@ -67,6 +67,9 @@ if __name__ == "__main__":
         with_offset = np.memmap(path, "f8", "r+", offset=8 * 3000, shape=(50, 100))
         assert sent(pool, with_offset)[-2:] == (3005.0, 0) and with_offset[0, 0] == 7
         assert sent(pool, np.memmap(path, float, "r") + 0.0)[-1] > 0
+        strided = np.lib.stride_tricks.as_strided(np.memmap(path, float, "r+"), (50,), (16,))
+        assert sent(pool, strided)[-2:] == (5.0, 0) and strided[0] == 7
+        strided[0] = 5
         records = np.memmap(path, [("a", "f8")], "r+").view(np.recarray)
         before = pool.statistics().bytes_copied
         assert pool.apply(rename, (records,)) == "recarray" and records.a[0] == 9

@@ -49,3 +49,34 @@ def test_an_object_of_numpy_in_a_process_without_numpy(run_script, method):
 @pytest.mark.slow
 def test_an_object_without_a_module(run_script):
     assert run_script(MADE_UP) == "[2, 2, 2, 2]\n"
+
+
+LATER = """
+import sys
+import forkshm
+
+if __name__ == "__main__":
+    with forkshm.get_context(sys.argv[1]).Pool(1) as pool:
+        pool.apply(abs, (1,))
+        sys.path.insert(0, sys.argv[2])
+        import later
+        for call in [lambda: pool.apply(later.double, (2,)), lambda: pool.apply(len, (later.Words(),))]:
+            try:
+                call()
+            except ModuleNotFoundError as error:
+                print(error.name, error.__notes__)
+        print(pool.apply(abs, (-1,)))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_module_that_the_worker_cannot_import_gets_a_note(run_script, tmp_path, method):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "later.py").write_text("def double(x): return 2 * x\nclass Words(list): pass\n")
+    said = run_script(LATER, method, str(folder)).splitlines()
+    assert said[-1] == "1"
+    assert len(said) == 3
+    for line in said[:2]:
+        assert line.startswith("later [")
+        assert "change sys.path before you start the pool" in line

@@ -69,7 +69,6 @@ if __name__ == "__main__":
     assert "PYTHONBREAKPOINT" in said
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="pdb raises SystemExit")
 def test_pdb_on_an_empty_standard_input_gets_a_note(run_script):
     said = run_script("""
 import pdb
@@ -85,8 +84,15 @@ if __name__ == "__main__":
             pool.apply(look)
         except Exception as error:
             print(type(error).__name__, error.__notes__)
+        print("next", pool.apply(abs, (-5,)))
+        try:
+            pool.apply(exit, (3,))
+        except SystemExit as error:
+            print("exit", error.code)
 """)
     assert "BdbQuit" in said
+    assert "next 5" in said
+    assert "exit 3" in said
     assert "Call breakpoint(), which uses the terminal." in said
 
 

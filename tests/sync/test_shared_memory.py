@@ -67,6 +67,12 @@ def _forget_in_tracker(name):
     resource_tracker._resource_tracker._stop()
 
 
+def test_a_second_unlink_names_the_missing_memory(memory):
+    memory.unlink()
+    with pytest.raises(FileNotFoundError, match=f"cannot unlink shared memory '{memory.name}'"):
+        memory.unlink()
+
+
 def write(memory, value):
     memory.buf[0] = value
     return memory

@@ -37,6 +37,8 @@ _in_c_order = operator.attrgetter("flags.c_contiguous")
 # Tells a pickler to write each array by itself, with its elements in the stream, without running Python code.
 in_stream: Callable[[Any], Any] = operator.methodcaller("__reduce_ex__", 4)
 
+# Owners of memory that no other process has, unless it lies in a region.
+_OF_ONE_PROCESS = frozenset({np.ndarray, bytes, bytearray})
 _ATOMS = frozenset({int, float, bool, type(None), complex, str, bytes})
 
 
@@ -125,14 +127,14 @@ def _overlap(arrays: Sequence[Any]) -> bool:
 
 def _may_be_shared(arrays: Sequence[Any]) -> bool:
     """Return whether any array lies in memory that is sent as a descriptor; arrays of one base share its memory."""
-    origins: set[type] = set()
     for array in arrays:
         origin = array
         while isinstance(origin, np.ndarray) and origin.base is not None:
             origin = origin.base
-        origins.add(type(origin.obj) if type(origin) is memoryview else type(origin))
-    if mmap.mmap in origins:
-        return True
+        kind = type(origin.obj) if type(origin) is memoryview else type(origin)
+        # Memory of another library may be that of a file.
+        if kind is mmap.mmap or (array.flags.writeable and kind not in _OF_ONE_PROCESS):
+            return True
     by_base = {id(array.base) if array.base is not None else id(array): array for array in arrays}
     for array in by_base.values():
         address = array.__array_interface__["data"][0]

@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # before NumPy 2
+    from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
+
 from forkshm.backend import kernel
 from forkshm.integrations.numpy._array import is_writable
 from forkshm.pickler import NamedMapping, SendableMapping, Snapshot, find_named, sendable
@@ -32,16 +37,38 @@ __all__ = (
 
 # Whether a mapped file can be found only by its name.
 MUST_BE_NAMED = kernel.name == "posix"
+# Owners of the memory of an array that are looked at. Each is the owner of the one before.
+_MOST_OWNERS = 20
 
 
 def mapping_of(array: np.ndarray[Any, Any]) -> SendableMapping | None:
     """Return the file mapping that an array is a view of, or None if it cannot be sent."""
-    origin: Any = array.base
-    while isinstance(origin, np.ndarray):
-        origin = origin.base
-    if type(origin) is memoryview:
-        origin = origin.obj
-    return sendable(origin) if type(origin) is mmap.mmap else None
+    origin, is_surely_inside = _origin_of(array, mmap.mmap)
+    if type(origin) is not mmap.mmap or not (is_surely_inside or _is_inside(array, origin)):
+        return None
+    return sendable(origin)
+
+
+def _origin_of(array: np.ndarray[Any, Any], kind: type[Any]) -> tuple[Any, bool]:
+    """Return the object of class *kind* that an array is a view of, else None, and whether NumPy checked its bounds."""
+    origin: Any = array
+    is_surely_inside = True
+    for _ in range(_MOST_OWNERS):
+        if origin is None or isinstance(origin, kind):
+            return origin, is_surely_inside
+        if type(origin) is memoryview:
+            origin = origin.obj
+        else:
+            # `as_strided` puts an object of its own between an array and the owner of its memory.
+            is_surely_inside &= isinstance(origin, np.ndarray)
+            origin = getattr(origin, "base", None)
+    return None, False
+
+
+def _is_inside(array: np.ndarray[Any, Any], mapping: mmap.mmap) -> bool:
+    start = kernel.address_of(mapping)
+    first, last = byte_bounds(array)
+    return start <= first and last <= start + len(mapping)
 
 
 def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, NamedMapping] | None:
@@ -53,10 +80,8 @@ def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, 
         array: The array.
         as_copy: Whether the receiver may write to memory that is mapped read-only here. Nobody else sees its writes.
     """
-    memmap: Any = array
-    while isinstance(memmap, np.ndarray) and not isinstance(memmap, np.memmap):
-        memmap = memmap.base
-    if not isinstance(memmap, np.memmap):
+    memmap = _origin_of(array, np.memmap)[0]
+    if memmap is None:
         return None
     # These are None, or missing, for a memmap of a file without a name, and for the result of a computation with one.
     mapping, path, offset, mode = (getattr(memmap, name, None) for name in ("_mmap", "filename", "offset", "mode"))
@@ -64,8 +89,7 @@ def named_of(array: np.ndarray[Any, Any], *, as_copy: bool) -> tuple[mmap.mmap, 
         return None
     if mode not in ("r", "r+", "w+"):
         return None  # the kernel does not report which pages of a private mapping were written
-    start = kernel.address_of(mapping)
-    if not start <= array.__array_interface__["data"][0] < start + len(mapping):
+    if not _is_inside(array, mapping):
         return None
     access = mmap.ACCESS_COPY if as_copy else mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_WRITE
     named = find_named(mapping, os.fspath(path), offset - offset % mmap.ALLOCATIONGRANULARITY, access)

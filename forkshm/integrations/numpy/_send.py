@@ -113,6 +113,8 @@ def _reduce_strided(array: np.ndarray[Any, Any], address: int, named: Any, *, sh
     low = address - before
     high = low + nbytes
     if not shared and high - low > _GAPS * array.nbytes:
+        if (mapping := mapping_at(low)) is not None:
+            mapping.refuse_truncated(low, nbytes)
         return reduce_array(np.ascontiguousarray(array))
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
