@@ -133,7 +133,7 @@ def _may_be_shared(arrays: Sequence[Any]) -> bool:
             origin = origin.base
         kind = type(origin.obj) if type(origin) is memoryview else type(origin)
         # Memory of another library may be that of a file.
-        if kind is mmap.mmap or (array.flags.writeable and kind not in _OF_ONE_PROCESS):
+        if kind is mmap.mmap or (kind not in _OF_ONE_PROCESS and array.flags.writeable):
             return True
     by_base = {id(array.base) if array.base is not None else id(array): array for array in arrays}
     for array in by_base.values():
