@@ -48,8 +48,8 @@ _late: dict[Any, BaseException] = {}
 class _Later(BaseException):
     """Stands for the exception in `_late`: Python can only be told to raise a class, and this class makes it."""
 
-    # CPython 3.11 makes the exception when it is caught, and may pass it to be made again. Finalizers may run before, and
-    # the functions in them tell Python again. No call, at which a handler may raise.
+    # CPython 3.11 makes the exception when it is caught, and may pass it to be made again. Finalizers may run before,
+    # and the functions in them tell Python again. No call is made, because a handler may raise in it.
     @_interrupts.promptly
     def __new__(cls, made: Any = None) -> Any:
         done: list[Any] = []
