@@ -46,8 +46,10 @@ def ensure_helpers() -> None:
         if alive_fd is not None and not _is_helpers(alive_fd, lost):
             server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
             _reap(lost)
-        elif lost is not None and not _is_child(lost):
+        elif lost is not None and not (_is_child(lost) and _has_address(server)):
             _forget_server(server)
+            _reap(lost)
+    _leave_deleted_directory()
     note_helpers()
 
 
@@ -57,6 +59,25 @@ def _forget_server(server: Any) -> None:
     server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
     if alive_fd is not None and _is_helpers(alive_fd, pid):
         os.close(alive_fd)
+
+
+def _has_address(server: Any) -> bool:
+    """Return whether processes can reach a fork server: a program that cleans /tmp may have deleted its socket."""
+    address = server._forkserver_address
+    return address is None or _multiprocess.util.is_abstract_socket_namespace(address) or os.path.exists(address)
+
+
+def _leave_deleted_directory() -> None:
+    """Make ``multiprocess`` create another directory for sockets if the one it has used was deleted."""
+    config: Any = _multiprocess.process.current_process()._config  # type: ignore[attr-defined]  # has no public name
+    made = config.get("tempdir")
+    if made is not None and not os.path.isdir(made):
+        config["tempdir"] = None
+        util: Any = _multiprocess.util
+        for finalizer in list(util._finalizer_registry.values()):
+            # Some versions print a traceback at exit if the directory is gone.
+            if finalizer._callback is util._remove_temp_dir and made in finalizer._args:
+                finalizer.cancel()
 
 
 def _leave_helpers() -> None:
